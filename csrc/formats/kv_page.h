@@ -1,0 +1,53 @@
+// KV pages: 64 consecutive positions of one layer and one KV head, counted from position 0.
+// D is the head dimension rounded up to 16 (padding is zero).
+//
+// format f32 (tests): one slab, always open.
+//     K  [4 token blocks][D][16 tokens] f32        (lane = token: scores need no cross-lane sum)
+//     V  [64 tokens][D] f32
+//
+// format kv8. K (after rope), V and the queries live in a rotated frame: x -> R x with R orthonormal
+// (kernels/rowwise/rowwise.h, rotate), so scores are unchanged and outputs are turned back once.
+//   open page, f16 (clamped to +-65504 on write):
+//     K  [4 token blocks][D][16 tokens] f16,  V  [64 tokens][D] f16
+//   sealed page, made from the 64 open rows alone:
+//     K codes   [4 token blocks][D/4][16 tokens][4 d] int8      (the layout of a q8 row block)
+//     V codes   [16 token quads][D/16][16 d][4 tokens] int8     (lane = d, four tokens deep)
+//     K mean    [D] f16
+//     K scale   [64] f16        V scale  [64] f16
+//   = 64 * 2D + 2D + 256 bytes: 264 bytes a token at D = 128; then padded to 64 bytes.
+//
+// Sealing, all float32 rne, j = token, d ascending or descending makes no difference where stated:
+//     mean_d  = f16( (sum over j = 0..63 ascending of k[j][d], one accumulator) * (1/64) )
+//     c[j][d] = k[j][d] - float(mean_d);          amax_j = max_d |c[j][d]|
+//     s_j     = f16(amax_j / 127);  code = s_j == 0 ? 0 : clamp(rne(c[j][d] / float(s_j)), -127, 127)
+//     V the same without a mean.
+#pragma once
+
+#include <cstdint>
+
+namespace musespark {
+
+enum class KvFormat : std::uint32_t { f32 = 0, kv8 = 1 };  // reserved: kv8v4 = 2, kv4 = 3
+
+inline constexpr int kPageTokens = 64;
+inline constexpr int kMergeChunk = 512;                     // positions merged at once
+inline constexpr int kPagesPerChunk = kMergeChunk / kPageTokens;
+
+// Offsets in bytes of the parts of a sealed kv8 page for padded head dimension d.
+struct SealedKv8Layout {
+  std::int64_t k_codes, v_codes, k_mean, k_scale, v_scale, bytes;
+};
+constexpr SealedKv8Layout sealed_kv8_layout(std::int64_t d) {
+  return {0,
+          64 * d,
+          128 * d,
+          130 * d,
+          130 * d + 128,
+          (130 * d + 256 + 63) / 64 * 64};
+}
+// Bytes of an open page; the V part begins at half of it.
+constexpr std::int64_t open_page_bytes(KvFormat format, std::int64_t d) {
+  return 2 * 64 * d * (format == KvFormat::f32 ? 4 : 2);
+}
+
+}  // namespace musespark

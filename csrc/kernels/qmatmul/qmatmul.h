@@ -1,0 +1,68 @@
+// Contract of the matmul kernels: out[m][n] = sum_k x[m][k] * W[n][k].
+//
+// One arithmetic, the same bits on every instruction set, for every M and every split of rows:
+//
+// Activations are quantized once per input (quantize_rows): per row and group of 64 columns
+//     amax  = max |x| (compared as integers on the bits without sign)
+//     if amax is not finite: scale = NaN (0x7fc00000), q = 0;  if amax < 1e-30f: scale = 0, q = 0
+//     else scale = amax / 127.0f, inv = 127.0f / amax, q = clamp(rne(x * inv), -127, 127)
+//     bias  = -128 * sum(q)          (undoes the +128 that makes weights unsigned for dpbusd)
+//   Columns K..Kp-1 are zero.
+//
+// Quantized weights (formats/weights.h), for each output (m, n), every operation float32, rne:
+//     F = +0
+//     for each block b ascending:                      (B columns; the last block may be shorter)
+//       f = +0
+//       for each activation group a in b ascending:    (64 columns)
+//         f = fma(float(sum_k q[m][k] * w8[n][k]), scale[m][a], f)        (sum: exact int32)
+//       F = fma(f, float(block[n][b]), F)
+//     out = F * row[n]
+//
+// f32 and bf16 weights take the float activations: acc = +0; acc = fma(x[m][k], W[n][k], acc) for
+// k = 0..K-1 ascending, one accumulator per output; out = acc.
+//
+// NaN results are canonical on no instruction set by themselves: ops treats them by value only.
+//
+// Kernels know nothing of threads: the caller gives a range of row blocks. Out rows are `ldo` floats
+// apart; only n < W.rows are written, even in a last row block that is partly padding. No aliasing.
+// Kernels may read nothing outside the packed matrix and the activation views.
+// `scratch` is 64-byte aligned, at least matmul_scratch_bytes(W, M) long, private to the call.
+#pragma once
+
+#include <cstdint>
+
+#include "formats/weights.h"
+
+namespace musespark {
+
+// Quantized activations of M rows. q: [M][Kp] int8, 64-byte aligned; scale and bias: [M][Kp/64].
+struct QuantizedRows {
+  std::int8_t* q;
+  float* scale;
+  std::int32_t* bias;
+  std::int64_t rows;     // M
+  std::int64_t cols;     // Kp, multiple of 64
+};
+
+struct MatmulArgs {
+  PackedMatrix w;
+  const QuantizedRows* xq;    // quantized formats
+  const float* x;             // f32 and bf16 weights: rows `ldx` floats apart
+  std::int64_t ldx;
+  std::int64_t m;             // rows of activations, >= 1
+  std::int64_t block_begin;   // row blocks [begin, end)
+  std::int64_t block_end;
+  float* out;                 // out[m * ldo + n], n counted from row 0 of the matrix
+  std::int64_t ldo;
+  void* scratch;
+};
+
+// x: M rows of K floats, ldx apart -> out (out->cols = K rounded up to 64).
+using QuantizeRowsFn = void (*)(const float* x, std::int64_t ldx, std::int64_t m, std::int64_t k,
+                                const QuantizedRows* out);
+using MatmulFn = void (*)(const MatmulArgs* args);
+
+// Bytes of scratch a call with this K and M may use (the same bound for every instruction set).
+std::int64_t matmul_scratch_bytes(WeightFormat format, std::int64_t cols, std::int64_t m);
+
+}  // namespace musespark

@@ -1,0 +1,43 @@
+"""Every error musespark raises on purpose derives from :class:`Error`."""
+
+from __future__ import annotations
+
+
+class Error(Exception):
+    """Base of all musespark errors."""
+
+
+class UnsupportedModel(Error):  # noqa: N818 - public name
+    """The model is of a kind this version cannot run; the message names the part that lacks."""
+
+
+class CorruptFile(Error, ValueError):  # noqa: N818
+    """A model, packed or session file is truncated, inconsistent or hostile; names file and field."""
+
+
+class InvalidRequest(Error, ValueError):  # noqa: N818
+    """An argument is wrong; the message names it, what was given and what is allowed."""
+
+
+class ContextOverflow(InvalidRequest):
+    """The request does not fit the context; carries the numbers.
+
+    Attributes: ``needed`` and ``limit``, both in tokens.
+    """
+
+    def __init__(self, message: str, *, needed: int | None = None, limit: int | None = None):
+        super().__init__(message)
+        self.needed = needed
+        self.limit = limit
+
+
+class Cancelled(Error):  # noqa: N818
+    """The caller cancelled the request."""
+
+
+class DeadlineExceeded(Error, TimeoutError):  # noqa: N818
+    """A deadline or time budget passed."""
+
+
+class MemoryBudgetExceeded(Error, MemoryError):  # noqa: N818
+    """An allocation would pass the memory budget; names the bytes wanted, used and allowed."""
