@@ -1,0 +1,125 @@
+// The memory of all keys and values: pages of 64 positions, under one byte budget.
+//
+// Layers with the same attention window form a page class; one page of a class holds 64 positions of
+// every layer and KV head of that class. A page has up to two parts, each one allocation:
+//
+//     open     the rows as written (formats/kv_page.h); while the page is filled and until its last
+//              token is accepted; for KvFormat::f32 always
+//     sealed   kv8 only: the packed 64 rows, from the step that fills the page
+//
+//     part:    layers of the class ascending x [KV heads] x slab
+//
+// Pages are shared between sequences by reference counts: one for the page and one for those that
+// still want its open part. Not thread-safe: one driver thread owns the pool and its sequences; the
+// forward path's threads only read addresses. Parts given back are kept for reuse and returned to
+// the system when another class needs the budget.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/aligned.h"
+#include "formats/kv_page.h"
+
+namespace musespark {
+
+// Keys and values of one layer. head_dim is padded to a multiple of 16; window as in AttentionSpec.
+struct KvLayer {
+  std::int64_t kv_heads;
+  std::int64_t head_dim;
+  std::int64_t window;
+};
+
+struct KvLayout {
+  KvFormat format;
+  std::vector<KvLayer> layers;
+};
+
+using PageId = std::int32_t;
+
+class PagePool {
+ public:
+  // Throws InvalidRequest for a layout without layers, sizes below 1, or a negative budget.
+  PagePool(KvLayout layout, std::int64_t byte_budget);
+  PagePool(const PagePool&) = delete;
+  PagePool& operator=(const PagePool&) = delete;
+
+  KvFormat format() const { return layout_.format; }
+  const KvLayout& layout() const { return layout_; }
+
+  // Page classes: full attention (window 0) first if any layer has it, then by window ascending.
+  int classes() const { return static_cast<int>(classes_.size()); }
+  std::int64_t window(int page_class) const { return classes_[page_class].window; }
+  int class_of(std::int64_t layer) const { return places_[layer].page_class; }
+  std::int64_t open_bytes(int page_class) const { return classes_[page_class].open_bytes; }
+  std::int64_t sealed_bytes(int page_class) const { return classes_[page_class].sealed_bytes; }
+
+  struct Usage {
+    std::int64_t budget;       // bytes
+    std::int64_t in_use;       // bytes of parts that sequences hold
+    std::int64_t allocated;    // in_use and parts kept for reuse; never above the budget
+    std::int64_t peak;         // highest in_use so far
+    std::int64_t pages;        // pages that sequences hold
+    std::int64_t open_pages;   // of these, with an open part
+  };
+  Usage usage() const;
+
+  // The most bytes one unshared sequence of `tokens` tokens ever holds when it is written in steps
+  // of at most `step` tokens and each step is accepted before the next: what admission reserves.
+  std::int64_t bytes_for(std::int64_t tokens, std::int64_t step) const;
+
+  // --- for Sequence ---
+
+  // A page with an open part and one reference of each kind. Throws MemoryBudgetExceeded with the
+  // numbers; nothing has changed then.
+  PageId acquire(int page_class);
+  // Gives the page its sealed part (kv8), if it has none yet. Throws as acquire does.
+  void add_sealed(PageId page);
+  void drop_sealed(PageId page) noexcept;
+  void share(PageId page, bool with_open) noexcept;
+  void release(PageId page, bool with_open) noexcept;
+  void release_open(PageId page) noexcept;
+  int references(PageId page) const { return pages_[page].references; }
+  bool has_sealed(PageId page) const { return pages_[page].sealed.size() != 0; }
+
+  // Slab of a layer and KV head in a part, null where the page has no such part.
+  std::uint8_t* open(PageId page, std::int64_t layer, std::int64_t kv_head);
+  std::uint8_t* sealed(PageId page, std::int64_t layer, std::int64_t kv_head);
+  // Copies the open part of `from` into `to` (same class).
+  void copy_open(PageId from, PageId to) noexcept;
+
+ private:
+  struct Class {
+    std::int64_t window;
+    std::int64_t open_bytes;
+    std::int64_t sealed_bytes;               // 0 for f32
+    std::vector<AlignedBuffer> spare_open;   // last in, first out
+    std::vector<AlignedBuffer> spare_sealed;
+  };
+  struct Place {   // where a layer's slabs are in the parts of its class
+    int page_class;
+    std::int64_t open_offset, open_stride;
+    std::int64_t sealed_offset, sealed_stride;
+  };
+  struct Page {
+    int page_class = 0;
+    int references = 0;
+    int open_references = 0;
+    AlignedBuffer open;
+    AlignedBuffer sealed;
+  };
+
+  AlignedBuffer take(std::vector<AlignedBuffer>* spare, std::int64_t bytes);
+  void keep(std::vector<AlignedBuffer>* spare, AlignedBuffer buffer) noexcept;
+  bool make_room(std::int64_t bytes) noexcept;
+
+  KvLayout layout_;
+  std::vector<Class> classes_;
+  std::vector<Place> places_;
+  std::vector<Page> pages_;
+  std::vector<PageId> free_ids_;
+  std::int64_t budget_;
+  std::int64_t in_use_ = 0, allocated_ = 0, peak_ = 0, open_pages_ = 0;
+};
+
+}  // namespace musespark

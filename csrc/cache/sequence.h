@@ -1,0 +1,78 @@
+// One token sequence's keys and values: a table of pages for each page class.
+//
+// Positions 0..length()-1 are written. Those below accepted() are final: the sequence is never cut
+// back below them by drafts, so their pages need no open part once full, and pages that lie outside
+// the window of every query from accepted() on are given back.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cache/page_pool.h"
+
+namespace musespark {
+
+// Moves, never copies; fork() copies. Ends with its pages given back; the pool must outlive it.
+class Sequence {
+ public:
+  explicit Sequence(PagePool& pool);
+  ~Sequence();
+  Sequence(Sequence&& other) noexcept;
+  Sequence& operator=(Sequence&& other) noexcept;
+  Sequence(const Sequence&) = delete;
+  Sequence& operator=(const Sequence&) = delete;
+
+  PagePool& pool() const { return *pool_; }
+  std::int64_t length() const { return length_; }
+  std::int64_t accepted() const { return accepted_; }
+
+  // A second sequence with the same content. All pages are shared; the first write into a shared,
+  // partly filled page copies it (the next step of whichever writes first takes one more page).
+  Sequence fork() const;
+
+  // Cuts the sequence to `length` (0 <= length <= length()) or, where that is not possible, to the
+  // nearest shorter length that is, and returns it: a length inside a page needs its open rows, so
+  // it falls to the page's first position without them; and if the pages that a query at the new
+  // end sees through a window are gone, it falls to 0. accepted() is lowered with it.
+  std::int64_t truncate(std::int64_t length);
+
+  // Declares the first `length` tokens final (accepted() <= length <= length()).
+  void accept(std::int64_t length);
+
+  // --- for the forward path ---
+
+  // Makes the pages of positions length() .. length()+count-1 writable. Throws
+  // MemoryBudgetExceeded; the sequence holds then what it held before.
+  void begin_step(std::int64_t count);
+  // Ends the step: length() grows by its count, or everything it took is given back.
+  void commit_step() noexcept;
+  void discard_step() noexcept;
+
+  // Slabs of position / 64 = `page` for a layer and KV head; null where the page has no such part,
+  // is outside the window and gone, or beyond the table.
+  std::uint8_t* open(std::int64_t page, std::int64_t layer, std::int64_t kv_head) const;
+  std::uint8_t* sealed(std::int64_t page, std::int64_t layer, std::int64_t kv_head) const;
+
+  // Pages held in a class, for tests and statistics.
+  std::int64_t pages(int page_class) const;
+
+ private:
+  struct Entry {
+    PageId page;
+    bool open;   // this sequence holds a reference to the page's open part
+  };
+  struct Table {
+    std::int64_t first = 0;        // page index of entries[0]; earlier pages are given back
+    std::vector<Entry> entries;
+  };
+  void drop_from(Table* table, std::int64_t page) noexcept;
+  void clear() noexcept;
+
+  PagePool* pool_;
+  std::vector<Table> tables_;
+  std::int64_t length_ = 0;
+  std::int64_t accepted_ = 0;
+  std::int64_t step_ = 0;   // tokens of the step under way
+};
+
+}  // namespace musespark

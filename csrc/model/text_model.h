@@ -1,0 +1,76 @@
+// The text tower: one forward path for every family, over rows of any number of sequences.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/thread_pool.h"
+#include "cache/sequence.h"
+#include "formats/weights.h"
+#include "model/spec.h"
+
+namespace musespark {
+
+// A tensor as it lies in the (mapped) file: matrices packed (formats/weights.h, 64-byte aligned),
+// vectors f32 with rows = 1.
+struct TensorView {
+  WeightFormat format;
+  std::int64_t rows, cols;
+  const std::uint8_t* data;
+  std::int64_t bytes;
+};
+
+// Consecutive tokens of one sequence in a step: positions seq->length() .. + count - 1.
+struct StepSpan {
+  enum class Logits : std::uint8_t { none, last, all };
+  Sequence* seq;                 // at most once in a step
+  const std::int32_t* tokens;    // [count], 0 <= token < vocab
+  std::int64_t count;            // >= 1
+  Logits logits;                 // which positions' logits are wanted
+};
+
+// Asked on the calling thread before every layer and before the head; true discards the step.
+struct StepControl {
+  std::function<bool()> interrupted;   // empty: never
+};
+
+enum class StepOutcome : std::uint8_t { done, interrupted };
+
+class TextModel {
+ public:
+  // Checks that the tensors are exactly those of the spec (names in README of this folder).
+  // Matrices are read in place: `tensors`' memory must outlive the model; vectors are copied.
+  // Throws UnsupportedModel, naming the field, for what this version lacks; CorruptFile for a
+  // missing, unknown, misshapen or misplaced tensor.
+  TextModel(ModelSpec spec, const std::map<std::string, TensorView>& tensors, ThreadPool& pool,
+            KvFormat kv);
+  ~TextModel();
+  TextModel(const TextModel&) = delete;
+  TextModel& operator=(const TextModel&) = delete;
+
+  const ModelSpec& spec() const;
+  // What the page pool of this model's sequences is made with.
+  const KvLayout& kv_layout() const;
+
+  // Runs all spans as one batch and writes the logits asked for, one row of `vocab` floats each, in
+  // the order of spans and positions. Row bits depend on the sequence's tokens alone.
+  //
+  // done: every sequence is longer by its span. interrupted, or an exception (InvalidRequest,
+  // ContextOverflow beyond spec().max_context, MemoryBudgetExceeded): every sequence is as it was;
+  // logits_out is unspecified. One call at a time.
+  StepOutcome forward(std::span<const StepSpan> spans, const StepControl& control,
+                      float* logits_out);
+
+  // Rows of logits forward() writes for these spans.
+  static std::int64_t logit_rows(std::span<const StepSpan> spans);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace musespark
