@@ -1,0 +1,125 @@
+// The engine: sequences in, tokens out. One step takes rows from any number of sequences (decode
+// rows and prefill chunks), runs them as one batch through the model and samples.
+//
+// What a request returns depends on its tokens, parameters and seed alone: not on the other
+// requests, on how prefill was cut, on preemption, on reuse of a prefix or on the threads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "decode/sampler.h"
+#include "decode/stop.h"
+#include "model/text_model.h"
+
+namespace musespark {
+
+// What the caller wants of the logits themselves. Anything but `none` means: nothing is sampled.
+enum class LogitsMode : std::uint32_t {
+  none,
+  last,   // one row, after the last prompt token
+  all,    // a row for each prompt token, in pieces of at most kLogitsRows rows, in order
+  score,  // the log-probability of each prompt token but the first, given those before it
+};
+inline constexpr std::int64_t kLogitsRows = 64;
+
+struct RequestParams {
+  SamplingParams sampling;
+  std::optional<std::int64_t> max_new_tokens;  // >= 0; none: what the context leaves
+  std::int64_t min_new_tokens = 0;
+  std::vector<std::int32_t> stop_ids;
+  LogitsMode logits = LogitsMode::none;
+  std::optional<double> deadline_s;  // from now, >= 0
+  bool retain = false;               // keep the pages after the end, until release()
+};
+
+struct EngineOptions {
+  std::int64_t context = 0;        // tokens a sequence may have, prompt and completion
+  std::int64_t prefill_chunk = 512;  // prompt rows of one step, all sequences together
+  std::int64_t max_batch = 64;       // sequences that run at once
+};
+
+using RequestId = std::int64_t;
+
+struct RequestStats {
+  std::int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
+  std::int64_t preemptions = 0;
+  double queue_s = 0;        // submit to admission
+  double prefill_s = 0;      // admission to the first token (or the end of the prompt)
+  double decode_s = 0;       // first token to the end
+  double first_token_s = 0;  // submit to the first token; 0 if there was none
+};
+
+// Tokens of one sequence since the last report.
+struct TokensEvent {
+  RequestId id;
+  std::vector<SampledToken> tokens;
+};
+struct LogitsEvent {
+  RequestId id;
+  std::int64_t first;        // position of the first row
+  std::int64_t rows, cols;   // LogitsMode::score: cols = 1
+  std::vector<float> values;
+};
+// What ended a sequence with FinishReason::error, as a class of base/errors.h.
+enum class ErrorKind : std::uint32_t { none, bad_logits, memory, other };
+struct FinishedEvent {
+  RequestId id;
+  FinishReason reason;
+  ErrorKind kind = ErrorKind::none;
+  std::string error;  // empty but for FinishReason::error
+  RequestStats stats;
+};
+using Event = std::variant<TokensEvent, LogitsEvent, FinishedEvent>;
+
+struct EngineStats {
+  std::int64_t waiting = 0, running = 0, retained = 0;
+  std::int64_t steps = 0, rows = 0, preemptions = 0, redone_steps = 0;
+  std::int64_t kv_bytes_used = 0, kv_bytes_limit = 0;
+};
+
+// Thread-safe but for run_until, which one thread at a time may call.
+class Engine {
+ public:
+  Engine(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Queues a request. `base`: a retained sequence; the pages of the longest common prefix are shared,
+  // and the base stays as it is. Throws InvalidRequest (naming the field), ContextOverflow(needed,
+  // limit), MemoryBudgetExceeded where the request alone could never fit.
+  RequestId submit(std::vector<std::int32_t> tokens, RequestParams params,
+                   std::optional<RequestId> base = std::nullopt);
+
+  // Ends a waiting or running sequence within one layer; no effect on one that has ended.
+  // Throws InvalidRequest for an id never given out.
+  void cancel(RequestId id);
+  // Ends every waiting and running sequence with `cancelled`.
+  void cancel_all();
+
+  // A retained sequence's twin: same tokens, pages shared until written. Both are released separately.
+  RequestId fork(RequestId id);
+  // Gives a retained sequence up. Before its end: it will not be retained. Throws InvalidRequest for
+  // an id that is neither.
+  void release(RequestId id);
+
+  // Steps until `max_seconds` have passed, a sequence ended or logits came, or nothing is left to do.
+  // Appends what happened to `events` in order. Throws only for faults that end the engine; every
+  // later call throws the same.
+  void run_until(double max_seconds, std::vector<Event>& events);
+
+  // Whether run_until has anything to do.
+  bool has_work() const;
+  EngineStats stats() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace musespark

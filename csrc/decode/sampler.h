@@ -1,0 +1,111 @@
+// From a row of logits to a token. The result is a function of the row, the parameters, the tokens
+// so far and (seed, stream, position); the plain twin is python/musespark/reference/sampler.py.
+//
+// Order of the steps, that of transformers (vLLM's differs in min-p only; llama.cpp applies the
+// temperature last, so the same top_p keeps other tokens there):
+//
+//   1. log-probabilities for the caller: log-softmax of the row as the model gave it, before all that
+//      follows (what vLLM and llama.cpp report)
+//   2. allowed ids, and ids blocked until min_new_tokens: the others become -inf
+//   3. logit bias, added
+//   4. repetition penalty r over prompt and completion: l > 0 ? l / r : l * r     (Keskar et al. 2019)
+//   5. presence and frequency penalty over the completion alone: l - (presence + frequency * count)
+//   6. temperature 0: the largest logit, ties to the lower id. Else e = exp((l - max) / temperature)
+//   7. top-k: the k largest, ties to the lower id
+//   8. top-p: the shortest prefix, largest first, whose share of what step 7 left reaches p
+//   9. min-p: those with e >= min_p * largest e. At least one token always stays
+//  10. the draw: u = random_uniform64(seed, stream, position); the first token, largest first, at
+//      which the running sum of e passes u * sum
+//
+// Logits and e are float32, sums are double; 3 to 5 are single float operations in this order.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "base/errors.h"
+
+namespace musespark {
+
+struct SamplingParams {
+  float temperature = 0.0f;  // >= 0; 0 is greedy
+  std::int64_t top_k = 0;    // 0: off
+  double top_p = 1.0;        // (0, 1]; 1: off
+  float min_p = 0.0f;        // [0, 1]; 0: off
+  float repetition_penalty = 1.0f;  // > 0; 1: off
+  float presence_penalty = 0.0f;
+  float frequency_penalty = 0.0f;
+  std::uint64_t seed = 0;
+  std::uint32_t stream = 0;
+  std::int64_t logprobs = 0;  // how many of the most likely to report besides the chosen; 0: nothing
+  std::vector<std::pair<std::int32_t, float>> logit_bias;  // each id once; finite or -inf
+  std::vector<std::int32_t> allowed_ids;                   // empty: all
+};
+
+// Throws InvalidRequest naming field, value and range: any id outside [0, vocab), an id twice in
+// logit_bias, a number out of its range or not finite.
+void check_sampling_params(const SamplingParams& params, std::int64_t vocab);
+
+// A row the model computed holds NaN or an infinity, or no id is left to choose from.
+class BadLogits : public Error {
+ public:
+  using Error::Error;
+};
+
+struct TokenLogprob {
+  std::int32_t token;
+  float logprob;
+};
+
+struct SampledToken {
+  std::int32_t token = -1;
+  float logprob = 0;              // of the model's own distribution; only where logprobs > 0
+  std::vector<TokenLogprob> top;  // most likely first, ties by id
+};
+
+// Memory a worker reuses between rows.
+struct SamplerScratch {
+  std::vector<float> logits;         // [vocab] the row after steps 2 to 5
+  std::vector<float> weights;        // [vocab] e
+  std::vector<std::int32_t> order;   // ids, best first as far as sorted
+};
+
+// The sampler of one sequence: parameters, and what the penalties need to know of its tokens.
+class Sampler {
+ public:
+  // `params` must have passed check_sampling_params.
+  Sampler(SamplingParams params, std::int64_t vocab);
+
+  const SamplingParams& params() const { return params_; }
+
+  // Tokens as they become part of the sequence, each once, in order. Ids in [0, vocab).
+  void add_prompt(std::span<const std::int32_t> tokens);
+  void add_completion(std::int32_t token);
+
+  // The token at absolute position `position` (prompt tokens count). `row` is [vocab]. `blocked` ids
+  // cannot be chosen. Does not change the sampler. Throws BadLogits. Expects FloatEnv's environment.
+  SampledToken sample(const float* row, std::uint64_t position,
+                      std::span<const std::int32_t> blocked, SamplerScratch& scratch) const;
+
+ private:
+  bool has_penalties() const;
+  bool changes_row(std::span<const std::int32_t> blocked) const;
+  void process(const float* row, std::span<const std::int32_t> blocked,
+               std::vector<float>& out) const;
+  std::int32_t choose(const float* logits, std::uint64_t position, SamplerScratch& scratch) const;
+
+  SamplingParams params_;
+  std::int64_t vocab_;
+  std::vector<std::uint64_t> allowed_;        // bitmap [vocab], empty: all
+  std::vector<std::int32_t> completion_count_;  // [vocab], empty without penalties
+  std::vector<std::uint8_t> seen_;              // [vocab]
+  std::vector<std::int32_t> seen_ids_;          // each once
+};
+
+// Log-probability of `token` under softmax(row); throws BadLogits as above.
+float token_logprob(const float* row, std::int64_t vocab, std::int32_t token,
+                    SamplerScratch& scratch);
+
+}  // namespace musespark
