@@ -3,9 +3,12 @@
 // A call takes R query rows that share one KV head (the query heads of a group, times some
 // consecutive positions) through ONE merge chunk: up to 8 pages, positions chunk*512 .. +511.
 // For row r only positions lo[r] <= p <= hi[r] inside the chunk exist; the others contribute
-// nothing, to the bit, whether skipped or masked. A row with none leaves max = -inf, sum = 0, o = 0.
-// A row reads the page that holds its own position pos[r] from `open`, every earlier page from
-// `sealed` (kv8) or `open` (f32 format: sealed is null).
+// nothing, to the bit, whether skipped or masked, and whatever their slots hold (a stale NaN).
+// A row with none leaves max = -inf, sum = 0, o = 0.
+// A row reads the page that holds its own position pos[r] (and later ones) from `open`, every
+// earlier page from `sealed` (kv8) or `open` (f32 format: sealed is null).
+// Fastest when rows that follow each other see nearly the same positions: order rows by position,
+// then by head. Any order gives the same bits.
 //
 // Scores (float32, rne, d ascending from 0, one accumulator from +0):
 //     f32, open:  s = fma(q[d], k[d], s)
@@ -15,21 +18,27 @@
 //                 (amax < 1e-30: qscale = 0, qq = 0; not finite: qscale = NaN, qq = 0)
 //     softcap c > 0:  s = c * tanh(s / c)
 //   The query comes already scaled (1/sqrt(D), query factors) and, for kv8, rotated.
-// Softmax in the chunk: m = max over existing positions (total order as in scalar.cc);
-//     p_j = exp(s_j - m);  sum: 16 lanes, lane = position mod 16, ascending, then the fixed tree.
+// Softmax in the chunk: m = max over existing positions: 16 lanes from -inf, l = s > l ? s : l (a NaN
+//   is never taken), and the tree; p_j = exp(s_j - m);  sum: 16 lanes, lane = position mod 16,
+//   ascending, then the fixed tree. A NaN score makes the sum NaN and so the row.
 // Output, pages ascending, o[d] from +0:
 //     f32, open:  o[d] = fma(p_j, v_j[d], o[d]), j ascending
-//     sealed:     w_j = p_j * float(vscale_j);  wmax = max w_j over the page's existing positions
+//     sealed:     w_j = p_j * float(vscale_j);  wmax = max |w_j| over the page's existing positions,
+//                 compared as integers on the bits (a NaN is the largest)
 //                 page 0 (positions 0..63): steps = 65535, else 255
-//                 wmax < 1e-30: the page adds nothing; else P_j = rne(w_j * (steps / wmax)) (0..steps)
+//                 wmax not finite: o[d] = NaN;  wmax < 1e-30: the page adds nothing
+//                 else P_j = rne(clamp(w_j * (steps / wmax), 0, steps))
 //                 o[d] = fma(float(sum_j P_j * code[j][d]), wmax / steps, o[d])      (exact int32)
 //
-// Merge of two partials (state first, then chunk; chunks ascending; empty chunks are skipped, the
-// first non-empty chunk is taken as it is):
-//     M = max(m1, m2); a = exp(m1 - M); b = exp(m2 - M)
+// Merge of two partials (state first, then chunk; chunks ascending; empty ones (max = -inf, sum = 0)
+// are skipped, the first non-empty one is taken as it is):
+//     M = m1 > m2 ? m1 : m2; a = exp(m1 - M); b = exp(m2 - M)
 //     sum = fma(sum1, a, sum2 * b);   o[d] = fma(o1[d], a, o2[d] * b)
-// Finish: out[d] = o[d] / (sum [+ exp(sink - m) when the layer has sinks, both rescaled to
-// M = max(m, sink) first]); a row with nothing visible gives 0.
+// Finish: out[d] = (o[d] * a) / s with a = 1, s = sum; when the layer has sinks, M = max(m, sink),
+// a = exp(m - M), s = fma(sum, a, exp(sink - M)). A row with nothing visible gives 0.
+//
+// Every NaN written is 0x7fc00000 (f16: 0x7e00). D is a multiple of 16, at most 512. Float arrays
+// need 4-byte alignment, slabs 64.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +46,8 @@
 #include "formats/kv_page.h"
 
 namespace musespark {
+
+inline constexpr std::int64_t kAttendRowBlock = 48;  // rows a kernel keeps in scratch at once
 
 struct AttentionPartial {   // one per query row
   float max;
