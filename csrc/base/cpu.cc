@@ -1,0 +1,222 @@
+#include "base/cpu.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "base/errors.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace musespark {
+namespace {
+
+struct Feature {
+  const char* name;
+  bool present;
+};
+
+// Empty if all are present, else a sentence naming the missing ones.
+std::string missing(const char* owner, std::initializer_list<Feature> features) {
+  std::string names;
+  for (const Feature& feature : features) {
+    if (!feature.present) names += std::string(names.empty() ? "" : ", ") + feature.name;
+  }
+  return names.empty() ? "" : std::string(owner) + " lacks " + names;
+}
+
+#if defined(__x86_64__)
+
+struct CpuidWords {
+  std::uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+CpuidWords cpuid(std::uint32_t leaf, std::uint32_t subleaf) {
+  CpuidWords words;
+  if (leaf <= __get_cpuid_max(leaf & 0x80000000, nullptr)) {
+    __cpuid_count(leaf, subleaf, words.eax, words.ebx, words.ecx, words.edx);
+  }
+  return words;
+}
+
+bool bit(std::uint64_t word, int index) { return (word >> index) & 1; }
+
+// The register states the operating system saves (XCR0); 0 if it saves none beyond SSE.
+std::uint64_t saved_states(const CpuidWords& leaf1) {
+  if (!bit(leaf1.ecx, 27)) return 0;  // OSXSAVE
+  std::uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<std::uint64_t>(high) << 32) | low;
+}
+
+// Tile data is large, so Linux grants it on request only; this asks whether it would, and does not
+// request: a grant enlarges every signal frame of the process.
+bool tile_data_grantable() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kGetSupportedXcomp = 0x1021;
+  constexpr int kTileData = 18;
+  std::uint64_t states = 0;
+  return syscall(SYS_arch_prctl, kGetSupportedXcomp, &states) == 0 && bit(states, kTileData);
+#else
+  return false;
+#endif
+}
+
+std::vector<IsaStatus> read_machine() {
+  const CpuidWords leaf1 = cpuid(1, 0);
+  const CpuidWords leaf7 = cpuid(7, 0);
+  const CpuidWords leaf7_1 = leaf7.eax >= 1 ? cpuid(7, 1) : CpuidWords{};
+  const std::uint64_t states = saved_states(leaf1);
+  const bool ymm_saved = (states & 0x06) == 0x06;
+  const bool zmm_saved = (states & 0xe6) == 0xe6;
+  const bool tiles_saved = (states & 0x60000) == 0x60000 && tile_data_grantable();
+
+  std::string avx2 = missing("the processor", {{"avx2", bit(leaf7.ebx, 5)},
+                                               {"fma", bit(leaf1.ecx, 12)},
+                                               {"f16c", bit(leaf1.ecx, 29)},
+                                               {"bmi2", bit(leaf7.ebx, 8)}});
+  if (avx2.empty() && !ymm_saved) avx2 = "the operating system does not save the YMM registers";
+
+  std::string avxvnni = avx2;
+  if (avxvnni.empty()) {
+    avxvnni = missing("the processor", {{"avx_vnni", bit(leaf7_1.eax, 4)}});
+  }
+
+  std::string avx512 = avx2;
+  if (avx512.empty()) {
+    avx512 = missing("the processor", {{"avx512f", bit(leaf7.ebx, 16)},
+                                       {"avx512dq", bit(leaf7.ebx, 17)},
+                                       {"avx512bw", bit(leaf7.ebx, 30)},
+                                       {"avx512vl", bit(leaf7.ebx, 31)},
+                                       {"avx512_vnni", bit(leaf7.ecx, 11)}});
+  }
+  if (avx512.empty() && !zmm_saved) avx512 = "the operating system does not save the ZMM registers";
+
+  std::string amx = missing("the processor", {{"amx_tile", bit(leaf7.edx, 24)},
+                                              {"amx_int8", bit(leaf7.edx, 25)}});
+  if (amx.empty() && !tiles_saved) amx = "the operating system does not grant the tile registers";
+  if (amx.empty()) amx = "the machine has it, but the name is reserved: no kernel uses tiles yet";
+
+  const std::string other = "belongs to AArch64, this is x86-64";
+  return {{Isa::amx, false, amx},
+          {Isa::avx512vnni, avx512.empty(), avx512},
+          {Isa::avxvnni, avxvnni.empty(), avxvnni},
+          {Isa::avx2, avx2.empty(), avx2},
+          {Isa::i8mm, false, other},
+          {Isa::neon, false, other},
+          {Isa::scalar, true, ""}};
+}
+
+#elif defined(__aarch64__)
+
+std::vector<IsaStatus> read_machine() {
+  std::string neon, i8mm;
+#if defined(__linux__)
+  const unsigned long caps = getauxval(AT_HWCAP);
+  const unsigned long caps2 = getauxval(AT_HWCAP2);
+  neon = missing("the processor", {{"asimdhp", (caps >> 10 & 1) != 0},
+                                   {"asimddp", (caps >> 20 & 1) != 0}});
+  i8mm = neon.empty() ? missing("the processor", {{"i8mm", (caps2 >> 13 & 1) != 0}}) : neon;
+#elif defined(__APPLE__)
+  i8mm = "not detected on this operating system";  // every Apple core has fp16 and dot products
+#else
+  neon = i8mm = "not detected on this operating system";
+#endif
+  const std::string other = "belongs to x86-64, this is AArch64";
+  return {{Isa::amx, false, other},     {Isa::avx512vnni, false, other},
+          {Isa::avxvnni, false, other}, {Isa::avx2, false, other},
+          {Isa::i8mm, i8mm.empty(), i8mm}, {Isa::neon, neon.empty(), neon},
+          {Isa::scalar, true, ""}};
+}
+
+#endif
+
+std::string names_of_present(std::span<const IsaStatus> report) {
+  std::string names;
+  for (const IsaStatus& status : report) {
+    if (status.present) names += std::string(names.empty() ? "" : ", ") + isa_name(status.isa);
+  }
+  return names;
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::amx:
+      return "amx";
+    case Isa::avx512vnni:
+      return "avx512vnni";
+    case Isa::avxvnni:
+      return "avxvnni";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::i8mm:
+      return "i8mm";
+    case Isa::neon:
+      return "neon";
+    case Isa::scalar:
+      return "scalar";
+  }
+  throw Error("isa_name: no such level");
+}
+
+std::span<const IsaStatus> isa_report() {
+  static const std::vector<IsaStatus> report = read_machine();
+  return report;
+}
+
+std::vector<Isa> choose_isa_levels(std::span<const IsaStatus> report, const char* forced) {
+  std::vector<Isa> levels;
+  bool reached = forced == nullptr;
+  for (const IsaStatus& status : report) {
+    if (!reached && std::strcmp(forced, isa_name(status.isa)) == 0) {
+      if (!status.present) {
+        throw Error("MUSESPARK_ISA=" + std::string(forced) + ": " + status.reason +
+                    "; this machine has " + names_of_present(report));
+      }
+      reached = true;
+    }
+    if (reached && status.present) levels.push_back(status.isa);
+  }
+  if (!reached) {
+    throw Error("MUSESPARK_ISA='" + std::string(forced) +
+                "' is no instruction-set level; this machine has " + names_of_present(report));
+  }
+  return levels;
+}
+
+std::span<const Isa> isa_levels() {
+  static const std::vector<Isa> levels =
+      choose_isa_levels(isa_report(), std::getenv("MUSESPARK_ISA"));
+  return levels;
+}
+
+std::string cpu_model() {
+#if defined(__x86_64__)
+  std::string name;
+  for (std::uint32_t leaf = 0x80000002; leaf <= 0x80000004; ++leaf) {
+    const CpuidWords words = cpuid(leaf, 0);
+    for (const std::uint32_t word : {words.eax, words.ebx, words.ecx, words.edx}) {
+      char letters[4];
+      std::memcpy(letters, &word, 4);
+      name.append(letters, 4);
+    }
+  }
+  name.resize(std::strlen(name.c_str()));
+  const auto first = name.find_first_not_of(' ');
+  return first == std::string::npos ? "" : name.substr(first);
+#else
+  return "";
+#endif
+}
+
+}  // namespace musespark

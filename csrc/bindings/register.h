@@ -1,0 +1,18 @@
+// The parts of the _core module. Bindings only translate: check types, release the GIL, call down.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace musespark {
+
+// Each is defined in register_<part>.cc; module.cc calls those that exist, base first. What only
+// tests need goes into the submodule `testing`: m.def_submodule("testing") returns it.
+void register_base(pybind11::module_& m);
+void register_kernels(pybind11::module_& m);
+void register_weights(pybind11::module_& m);
+void register_engine(pybind11::module_& m);
+
+// testing_base.cc: fills the submodule `testing`; register_base calls it.
+void register_base_testing(pybind11::module_& testing);
+
+}  // namespace musespark
