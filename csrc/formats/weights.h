@@ -5,7 +5,7 @@
 //
 // Every quantized format is a compression of one int8 matrix w8 with scales:
 //
-//     W[n][k] ~= row[n] * block[n][k / B] * w8[n][k]          |w8| <= 127 (q8g32h: -128 allowed)
+//     W[n][k] ~= row[n] * block[n][k / B] * w8[n][k]          |w8| <= 127
 //
 // row is one float per row, block one f16 per row and B columns. The int8 value is an exact integer
 // function of the stored code and, for q4 and q6, of an int8 sub-scale per row and 32 columns:
@@ -13,28 +13,31 @@
 //     w8 = (level(code) * sub + 64) >> 7      (arithmetic shift: vpmulhrsw on level << 8)
 //
 // so that a dot product over a block is an exact int32 and no float touches a weight below a block.
+// Packers write codes and sub-scales in -127..127 (so |w8| <= 127), finite scales, and zeros in padding.
 //
 //   format  level(code)               sub   B    bits/weight (K = 2048)
 //   q8      int8                      -     64   8.27
-//   q6      4 * (code - 32), 6 bits   32    256  6.33
+//   q6      4 * code, 6 bits signed   32    256  6.33
 //   q4      kQ4Level[code], 4 bits    32    256  4.33
 //   f32     float                     -     -    32
 //   bf16    float >> 16               -     -    16
 //
-// A row block, Kp = K rounded up to 64, Q = Kp / 4 "quads" of four k:
+// A row block, Kp = K rounded up to 64, in this order (scales first, so that a linear prefetch of the
+// bytes has them in cache before the codes that need them):
 //
-//   q8    codes  Q x [16 rows][4 k] int8                                       (64 bytes a quad)
-//   q4    codes  Kp/64 x 8 vectors v of 64 bytes: byte [row][k%4] holds quad v of these 64 columns
-//                in its low nibble and quad v + 8 in its high nibble. (Columns 0..31 = sub-scale
-//                group 0 = low nibbles, columns 32..63 = group 1 = high nibbles.)
-//   q6    codes  Kp/64 x (8 vectors of low four bits, as q4; then 4 vectors u of the high two bits:
-//                byte [row][k%4] = quad u | quad u+4 << 2 | quad u+8 << 4 | quad u+12 << 6)
-//   then  sub    Kp/32 x [16 rows] int8          (q4, q6)
-//   then  block  ceil(Kp/B) x [16 rows] f16      (quantized formats)
-//   then  row    [16 rows] f32                   (quantized formats)
-//   f32   Kp x [16 rows] f32
-//   bf16  Kp/2 x [16 rows][2 k] bf16
-//   and zero bytes up to a multiple of 64.
+//   row    [16 rows] f32                       (quantized formats)
+//   block  ceil(Kp/B) x [16 rows] f16          (quantized formats)
+//   sub    Kp/32 x [16 rows] int8              (q4, q6)
+//   zero bytes up to a multiple of 64
+//   codes, a multiple of 64 bytes (a "quad" is four columns: k = 4 * quad .. 4 * quad + 3):
+//     q8    Kp/4 x [16 rows][4 k] int8                                       (64 bytes a quad)
+//     q4    Kp/64 x 8 vectors v of 64 bytes: byte [row][k%4] holds quad v of these 64 columns in its
+//           low nibble and quad v + 8 in its high nibble. (Columns 0..31 = sub-scale group 0 = low
+//           nibbles, columns 32..63 = group 1 = high nibbles.)
+//     q6    Kp/64 x (8 vectors of low four bits, as q4; then 4 vectors u of the high two bits:
+//           byte [row][k%4] = quad u | quad u+4 << 2 | quad u+8 << 4 | quad u+12 << 6)
+//     f32   Kp x [16 rows] f32
+//     bf16  Kp/2 x [16 rows][2 k] bf16
 //
 // Reserved for part 2: q4g32h and q8g32h (f16 per 32 columns, row = 1; GGUF's Q4_0/IQ4_NL and Q8_0).
 #pragma once

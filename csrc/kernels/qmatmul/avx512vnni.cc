@@ -1,0 +1,266 @@
+// Quantized matmul with AVX-512 VNNI. Bit-identical to scalar.cc.
+//
+//   M = 1    weights are unpacked to int16 in registers and meet int16 activations in vpdpwssd
+//            (q8: biased bytes in vpdpbusd): the row streams once, nothing is stored.
+//   M >= 2   a panel of 32 rows x kPanelCols columns is unpacked to biased bytes in L1, then a
+//            register tile of 32 rows x up to 6 columns runs over it; sums between panels rest in out.
+#include <immintrin.h>
+
+#include "kernels/entries.h"
+#include "kernels/qmatmul/layout.inl"
+#include "kernels/qmatmul/quantize_avx512.inl"
+#include "kernels/qmatmul/unpack_avx512.inl"
+
+namespace musespark {
+namespace {
+
+constexpr std::int64_t kPanelCols = 512;     // 32 x 512 bytes = 16 KiB of L1
+constexpr int kTileCols = 6;
+
+inline std::int32_t load_i32(const void* p) {
+  std::int32_t v;
+  __builtin_memcpy(&v, p, 4);
+  return v;
+}
+
+inline __m512 block_scales(const std::uint16_t* block) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block)));
+}
+
+// Lanes of row block `index` that are rows of the matrix.
+inline __mmask16 row_mask(const PackedMatrix& w, std::int64_t index) {
+  const std::int64_t left = w.rows - index * kRowBlock;
+  return left >= kRowBlock ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+}
+
+constexpr std::int64_t block_cols(WeightFormat format) {
+  return format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
+}
+
+// ---- M = 1 ------------------------------------------------------------------------------------
+
+// int8 activations as int16 pairs: per 64 columns 16 dwords (k0, k2) of each quad, 16 dwords (k1, k3).
+void widen_activations(const std::int8_t* q, std::int64_t kp, std::int32_t* pairs) {
+  for (std::int64_t k = 0; k < kp; k += 64) {
+    const __m512i bytes = _mm512_load_si512(q + k);
+    _mm512_store_si512(pairs + k / 2, _mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8));
+    _mm512_store_si512(pairs + k / 2 + 16, _mm512_srai_epi16(bytes, 8));
+  }
+}
+
+// Exact sum over 64 columns for 16 rows; pairs as widen_activations writes them.
+template <WeightFormat kFormat>
+inline __m512i dot64_words(const std::uint8_t* codes, const std::int8_t* sub,
+                           const std::int32_t* pairs) {
+  __m512i sub_low = sub_words(sub), sub_high = sub_words(sub + kRowBlock);
+  const __m512i levels = q4_level_words();
+  if constexpr (kFormat == WeightFormat::q6) {
+    sub_low = _mm512_srai_epi16(sub_low, 8);
+    sub_high = _mm512_srai_epi16(sub_high, 8);
+  }
+  __m512i acc[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(),
+                    _mm512_setzero_si512()};
+#pragma GCC unroll 8
+  for (int v = 0; v < 8; ++v) {
+    const __m512i code = load512(codes + 64 * v);
+    Words w;
+    if constexpr (kFormat == WeightFormat::q4) {
+      w = q4_words(code, levels, sub_low, sub_high);
+    } else {
+      const __m512i high = load512(codes + 512 + 64 * (v % 4));
+      w = v < 4 ? q6_words<0>(code, high, sub_low, sub_high)
+                : q6_words<1>(code, high, sub_low, sub_high);
+    }
+    acc[0] = _mm512_dpwssd_epi32(acc[0], w.low_even, _mm512_set1_epi32(pairs[v]));
+    acc[1] = _mm512_dpwssd_epi32(acc[1], w.low_odd, _mm512_set1_epi32(pairs[16 + v]));
+    acc[2] = _mm512_dpwssd_epi32(acc[2], w.high_even, _mm512_set1_epi32(pairs[8 + v]));
+    acc[3] = _mm512_dpwssd_epi32(acc[3], w.high_odd, _mm512_set1_epi32(pairs[24 + v]));
+  }
+  return _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3]));
+}
+
+inline __m512i dot64_q8(const std::uint8_t* codes, const std::int8_t* q, std::int32_t bias) {
+  const __m512i flip = _mm512_set1_epi8(-128);
+  __m512i acc[4] = {_mm512_set1_epi32(bias), _mm512_setzero_si512(), _mm512_setzero_si512(),
+                    _mm512_setzero_si512()};
+#pragma GCC unroll 16
+  for (int v = 0; v < 16; ++v) {
+    acc[v % 4] = _mm512_dpbusd_epi32(acc[v % 4], _mm512_xor_si512(load512(codes + 64 * v), flip),
+                                     _mm512_set1_epi32(load_i32(q + 4 * v)));
+  }
+  return _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3]));
+}
+
+template <WeightFormat kFormat>
+void matvec(const MatmulArgs& a) {
+  constexpr std::int64_t kGroups = block_cols(kFormat) / kActGroup;
+  const std::int64_t groups = a.xq->cols / kActGroup;
+  std::int32_t* pairs = static_cast<std::int32_t*>(a.scratch);
+  if constexpr (kFormat != WeightFormat::q8) widen_activations(a.xq->q, a.xq->cols, pairs);
+  for (std::int64_t b = a.block_begin; b < a.block_end; ++b) {
+    const RowBlock rb = row_block(a.w, b);
+    const std::uint8_t* codes = rb.codes;
+    __m512 total = _mm512_setzero_ps();
+    for (std::int64_t g0 = 0; g0 < groups; g0 += kGroups) {
+      __m512 f = _mm512_setzero_ps();
+      for (std::int64_t g = g0; g < groups && g < g0 + kGroups; ++g) {
+        __m512i sum_i32x16;
+        if constexpr (kFormat == WeightFormat::q8) {
+          sum_i32x16 = dot64_q8(codes, a.xq->q + 64 * g, a.xq->bias[g]);
+        } else {
+          sum_i32x16 = dot64_words<kFormat>(codes, rb.sub + 2 * kRowBlock * g, pairs + 32 * g);
+        }
+        codes += code_stride(kFormat);
+        f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum_i32x16), _mm512_set1_ps(a.xq->scale[g]), f);
+      }
+      total = _mm512_fmadd_ps(f, block_scales(rb.block + g0 / kGroups * kRowBlock), total);
+    }
+    _mm512_mask_storeu_ps(a.out + b * kRowBlock, row_mask(a.w, b),
+                          _mm512_mul_ps(total, _mm512_loadu_ps(rb.row)));
+  }
+}
+
+// ---- M >= 2 -----------------------------------------------------------------------------------
+
+struct Panel {          // kBlocks row blocks, one chunk of columns
+  const std::uint8_t* bytes[2];
+  const std::uint16_t* block[2];   // block scales from the chunk's first block on
+  const float* row[2];
+  __mmask16 mask[2];
+  std::int64_t out_row;            // first output of block 0; block 1 is the next 16
+  std::int64_t k0, cols;           // the chunk
+  bool first, last;
+};
+
+// kRows activation rows from m on, against kBlocks row blocks of the panel.
+template <WeightFormat kFormat, int kBlocks, int kRows>
+inline void tile(const MatmulArgs& a, const Panel& p, std::int64_t m) {
+  constexpr std::int64_t kGroups = block_cols(kFormat) / kActGroup;
+  const std::int64_t kp = a.xq->cols, groups = kp / kActGroup;
+  const std::int8_t* q = a.xq->q + m * kp + p.k0;
+  const float* scale = a.xq->scale + m * groups + p.k0 / kActGroup;
+  const std::int32_t* bias = a.xq->bias + m * groups + p.k0 / kActGroup;
+  float* out = a.out + m * a.ldo + p.out_row;
+  const std::int64_t chunk_groups = p.cols / kActGroup;
+  for (std::int64_t g0 = 0; g0 < chunk_groups; g0 += kGroups) {
+    const std::int64_t g1 = g0 + kGroups < chunk_groups ? g0 + kGroups : chunk_groups;
+    __m512 f[kBlocks][kRows];
+    for (int b = 0; b < kBlocks; ++b) {
+      for (int c = 0; c < kRows; ++c) f[b][c] = _mm512_setzero_ps();
+    }
+    for (std::int64_t g = g0; g < g1; ++g) {
+      __m512i acc[kBlocks][kRows];
+      for (int c = 0; c < kRows; ++c) {
+        for (int b = 0; b < kBlocks; ++b) acc[b][c] = _mm512_set1_epi32(bias[c * groups + g]);
+      }
+#pragma GCC unroll 16
+      for (int v = 0; v < 16; ++v) {
+        __m512i w[kBlocks];
+        for (int b = 0; b < kBlocks; ++b) {
+          w[b] = _mm512_load_si512(p.bytes[b] + g * 1024 + v * 64);
+        }
+#pragma GCC unroll 8
+        for (int c = 0; c < kRows; ++c) {
+          const __m512i x = _mm512_set1_epi32(load_i32(q + c * kp + g * 64 + v * 4));
+          for (int b = 0; b < kBlocks; ++b) acc[b][c] = _mm512_dpbusd_epi32(acc[b][c], w[b], x);
+        }
+      }
+#pragma GCC unroll 8
+      for (int c = 0; c < kRows; ++c) {
+        const __m512 s = _mm512_set1_ps(scale[c * groups + g]);
+        for (int b = 0; b < kBlocks; ++b) {
+          f[b][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[b][c]), s, f[b][c]);
+        }
+      }
+    }
+    const bool first = p.first && g0 == 0, last = p.last && g1 == chunk_groups;
+    for (int b = 0; b < kBlocks; ++b) {
+      const __m512 s = block_scales(p.block[b] + g0 / kGroups * kRowBlock);
+      const __m512 row = _mm512_loadu_ps(p.row[b]);
+#pragma GCC unroll 8
+      for (int c = 0; c < kRows; ++c) {
+        float* o = out + c * a.ldo + b * kRowBlock;
+        __m512 total =
+            first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(p.mask[b], o);
+        total = _mm512_fmadd_ps(f[b][c], s, total);
+        if (last) total = _mm512_mul_ps(total, row);
+        _mm512_mask_storeu_ps(o, p.mask[b], total);
+      }
+    }
+  }
+}
+
+template <WeightFormat kFormat, int kBlocks>
+void all_rows(const MatmulArgs& a, const Panel& p) {
+  std::int64_t m = 0;
+  for (; m + kTileCols <= a.m; m += kTileCols) tile<kFormat, kBlocks, kTileCols>(a, p, m);
+  switch (a.m - m) {
+    case 5: tile<kFormat, kBlocks, 5>(a, p, m); break;
+    case 4: tile<kFormat, kBlocks, 4>(a, p, m); break;
+    case 3: tile<kFormat, kBlocks, 3>(a, p, m); break;
+    case 2: tile<kFormat, kBlocks, 2>(a, p, m); break;
+    case 1: tile<kFormat, kBlocks, 1>(a, p, m); break;
+    default: break;
+  }
+}
+
+template <WeightFormat kFormat, int kBlocks>
+void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
+  std::uint8_t* bytes = static_cast<std::uint8_t*>(a.scratch);
+  const std::int64_t kp = a.xq->cols;
+  RowBlock rb[kBlocks];
+  for (int b = 0; b < kBlocks; ++b) rb[b] = row_block(a.w, first_block + b);
+  for (std::int64_t k0 = 0; k0 < kp; k0 += kPanelCols) {
+    Panel p;
+    p.k0 = k0;
+    p.cols = kp - k0 < kPanelCols ? kp - k0 : kPanelCols;
+    p.first = k0 == 0;
+    p.last = k0 + p.cols == kp;
+    p.out_row = first_block * kRowBlock;
+    for (int b = 0; b < kBlocks; ++b) {
+      std::uint8_t* to = bytes + b * kPanelCols * kRowBlock;
+      for (std::int64_t k = k0; k < k0 + p.cols; k += 64) {
+        unpack64<kFormat, true>(rb[b].codes + k / 64 * code_stride(kFormat),
+                                rb[b].sub + k / kSubGroup * kRowBlock, to + (k - k0) * kRowBlock);
+      }
+      p.bytes[b] = to;
+      p.block[b] = rb[b].block + k0 / block_cols(kFormat) * kRowBlock;
+      p.row[b] = rb[b].row;
+      p.mask[b] = row_mask(a.w, first_block + b);
+    }
+    all_rows<kFormat, kBlocks>(a, p);
+  }
+}
+
+template <WeightFormat kFormat>
+void matmul_quantized(const MatmulArgs& a) {
+  if (a.m == 1) return matvec<kFormat>(a);
+  std::int64_t b = a.block_begin;
+  for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(a, b);
+  if (b < a.block_end) row_blocks<kFormat, 1>(a, b);
+}
+
+}  // namespace
+
+void quantize_rows_avx512vnni(const float* x, std::int64_t ldx, std::int64_t m, std::int64_t k,
+                              const QuantizedRows* out) {
+  const std::int64_t groups = out->cols / kActGroup;
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t g = 0; g < groups; ++g) {
+      quantize_group(x + i * ldx + g * kActGroup, k - g * kActGroup,
+                     out->q + i * out->cols + g * kActGroup, out->scale + i * groups + g,
+                     out->bias + i * groups + g);
+    }
+  }
+}
+
+void matmul_avx512vnni(const MatmulArgs* args) {
+  switch (args->w.format) {
+    case WeightFormat::q8: return matmul_quantized<WeightFormat::q8>(*args);
+    case WeightFormat::q6: return matmul_quantized<WeightFormat::q6>(*args);
+    case WeightFormat::q4: return matmul_quantized<WeightFormat::q4>(*args);
+    default: return matmul_float_avx512vnni(args);
+  }
+}
+
+}  // namespace musespark

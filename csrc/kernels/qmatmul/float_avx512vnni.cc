@@ -1,0 +1,105 @@
+// f32 and bf16 weights with AVX-512: one fma chain per output, columns ascending.
+#include <immintrin.h>
+
+#include "kernels/entries.h"
+#include "kernels/qmatmul/qmatmul.h"
+
+namespace musespark {
+namespace {
+
+constexpr int kTileRows = 8;    // activation rows per register tile, against 32 weight rows
+
+struct Tile {
+  const std::uint8_t* w[2];
+  const float* x;
+  std::int64_t ldx;
+  float* out;
+  std::int64_t ldo;
+  std::int64_t cols;
+  __mmask16 mask[2];
+};
+
+template <int kBlocks, int kRows>
+inline void step(const Tile& t, const __m512 (&w)[kBlocks], std::int64_t k,
+                 __m512 (&acc)[kBlocks][kRows]) {
+#pragma GCC unroll 8
+  for (int c = 0; c < kRows; ++c) {
+    const __m512 x = _mm512_set1_ps(t.x[c * t.ldx + k]);
+    for (int b = 0; b < kBlocks; ++b) acc[b][c] = _mm512_fmadd_ps(x, w[b], acc[b][c]);
+  }
+}
+
+template <WeightFormat kFormat, int kBlocks, int kRows>
+inline void tile(const Tile& t) {
+  __m512 acc[kBlocks][kRows];
+  for (int b = 0; b < kBlocks; ++b) {
+    for (int c = 0; c < kRows; ++c) acc[b][c] = _mm512_setzero_ps();
+  }
+  __m512 w[kBlocks];
+  if constexpr (kFormat == WeightFormat::f32) {
+    for (std::int64_t k = 0; k < t.cols; ++k) {
+      for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_load_ps(t.w[b] + k * 64);
+      step<kBlocks, kRows>(t, w, k, acc);
+    }
+  } else {
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    for (std::int64_t k = 0; k < t.cols; k += 2) {   // a lane holds columns k (low half) and k + 1
+      __m512i pair[kBlocks];
+      for (int b = 0; b < kBlocks; ++b) {
+        pair[b] = _mm512_load_si512(t.w[b] + k * 32);
+        w[b] = _mm512_castsi512_ps(_mm512_slli_epi32(pair[b], 16));
+      }
+      step<kBlocks, kRows>(t, w, k, acc);
+      if (k + 1 == t.cols) break;
+      for (int b = 0; b < kBlocks; ++b) {
+        w[b] = _mm512_castsi512_ps(_mm512_and_si512(pair[b], high));
+      }
+      step<kBlocks, kRows>(t, w, k + 1, acc);
+    }
+  }
+  for (int b = 0; b < kBlocks; ++b) {
+    for (int c = 0; c < kRows; ++c) {
+      _mm512_mask_storeu_ps(t.out + c * t.ldo + b * kRowBlock, t.mask[b], acc[b][c]);
+    }
+  }
+}
+
+template <WeightFormat kFormat, int kBlocks>
+void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
+  Tile t{{}, a.x, a.ldx, a.out + first_block * kRowBlock, a.ldo, a.w.cols, {}};
+  for (int b = 0; b < kBlocks; ++b) {
+    const std::int64_t left = a.w.rows - (first_block + b) * kRowBlock;
+    t.w[b] = a.w.data + (first_block + b) * a.w.row_block_bytes;
+    t.mask[b] = left >= kRowBlock ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+  }
+  std::int64_t m = a.m;
+  for (; m >= kTileRows; m -= kTileRows) {
+    tile<kFormat, kBlocks, kTileRows>(t);
+    t.x += kTileRows * t.ldx;
+    t.out += kTileRows * t.ldo;
+  }
+  const std::int64_t four = m & 4, two = m & 2, one = m & 1;
+  if (four) tile<kFormat, kBlocks, 4>(t);
+  t.x += four * t.ldx;
+  t.out += four * t.ldo;
+  if (two) tile<kFormat, kBlocks, 2>(t);
+  t.x += two * t.ldx;
+  t.out += two * t.ldo;
+  if (one) tile<kFormat, kBlocks, 1>(t);
+}
+
+template <WeightFormat kFormat>
+void matmul_float(const MatmulArgs& a) {
+  std::int64_t b = a.block_begin;
+  for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(a, b);
+  if (b < a.block_end) row_blocks<kFormat, 1>(a, b);
+}
+
+}  // namespace
+
+void matmul_float_avx512vnni(const MatmulArgs* args) {
+  if (args->w.format == WeightFormat::f32) return matmul_float<WeightFormat::f32>(*args);
+  matmul_float<WeightFormat::bf16>(*args);
+}
+
+}  // namespace musespark

@@ -1,0 +1,160 @@
+// The specification of the matmul kernels: one output at a time, in the order of qmatmul.h.
+#include <cmath>
+#include <cstring>
+
+#include "base/half.h"
+#include "kernels/entries.h"
+#include "kernels/qmatmul/layout.inl"
+#include "kernels/qmatmul/qmatmul.h"
+
+namespace musespark {
+namespace {
+
+std::uint32_t bits_of(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+float float_of(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Round to nearest even for |x| < 2^22: adding 1.5 * 2^23 leaves no fraction bits.
+int round_even(float x) {
+  constexpr float kMagic = 12582912.0f;
+  const float shifted = x + kMagic;
+  return static_cast<int>(shifted - kMagic);
+}
+
+// The group's `n` <= 64 values; writes 64 codes.
+void quantize_group(const float* x, std::int64_t n, std::int8_t* q, float* scale,
+                    std::int32_t* bias) {
+  std::uint32_t amax_bits = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
+    if (magnitude > amax_bits) amax_bits = magnitude;
+  }
+  std::memset(q, 0, kActGroup);
+  *bias = 0;
+  if (amax_bits >= 0x7f800000u) {
+    *scale = float_of(0x7fc00000u);
+    return;
+  }
+  const float amax = float_of(amax_bits);
+  *scale = 0.0f;
+  if (amax < 1e-30f) return;
+  *scale = amax / 127.0f;
+  const float inverse = 127.0f / amax;
+  std::int32_t sum = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    int code = round_even(x[i] * inverse);
+    if (code > 127) code = 127;
+    if (code < -127) code = -127;
+    q[i] = static_cast<std::int8_t>(code);
+    sum += code;
+  }
+  *bias = -128 * sum;
+}
+
+// w8 of row r (0..15) and column k.
+int weight_code(WeightFormat format, const RowBlock& rb, std::int64_t r, std::int64_t k) {
+  const std::int64_t chunk = k / 64;               // 64 columns
+  const std::int64_t quad = k % 64 / 4;            // 0..15
+  const std::int64_t in_vector = r * 4 + k % 4;    // byte of a 64-byte vector
+  if (format == WeightFormat::q8) {
+    return static_cast<std::int8_t>(rb.codes[(chunk * 16 + quad) * 64 + in_vector]);
+  }
+  const std::int64_t vectors = format == WeightFormat::q4 ? 8 : 12;
+  const std::uint8_t* codes = rb.codes + chunk * vectors * 64;
+  const int nibble = codes[quad % 8 * 64 + in_vector] >> (quad / 8 * 4) & 15;
+  int level;
+  if (format == WeightFormat::q4) {
+    level = kQ4Level[nibble];
+  } else {
+    const int high = codes[(8 + quad % 4) * 64 + in_vector] >> (quad / 4 * 2) & 3;
+    const int code = nibble | high << 4;
+    level = 4 * (code < 32 ? code : code - 64);
+  }
+  return (level * rb.sub[k / kSubGroup * kRowBlock + r] + 64) >> 7;
+}
+
+// w8: the row's Kp codes.
+float quantized_output(const MatmulArgs& a, const RowBlock& rb, std::int64_t r,
+                       const std::int8_t* w8, std::int64_t m) {
+  const QuantizedRows& x = *a.xq;
+  const std::int64_t groups = x.cols / kActGroup;
+  const std::int64_t per_block =
+      (a.w.format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4) / kActGroup;
+  float total = 0.0f;
+  for (std::int64_t b = 0; b * per_block < groups; ++b) {
+    float f = 0.0f;
+    for (std::int64_t g = b * per_block; g < groups && g < (b + 1) * per_block; ++g) {
+      std::int32_t sum = 0;
+      for (std::int64_t k = g * kActGroup; k < (g + 1) * kActGroup; ++k) {
+        sum += x.q[m * x.cols + k] * w8[k];
+      }
+      f = std::fmaf(static_cast<float>(sum), x.scale[m * groups + g], f);
+    }
+    total = std::fmaf(f, f16_to_f32(rb.block[b * kRowBlock + r]), total);
+  }
+  return total * rb.row[r];
+}
+
+float float_output(const MatmulArgs& a, std::int64_t row, std::int64_t m) {
+  const std::uint8_t* p = a.w.data + row / kRowBlock * a.w.row_block_bytes;
+  const std::int64_t r = row % kRowBlock;
+  const float* x = a.x + m * a.ldx;
+  float acc = 0.0f;
+  for (std::int64_t k = 0; k < a.w.cols; ++k) {
+    float w;
+    if (a.w.format == WeightFormat::f32) {
+      std::memcpy(&w, p + (k * kRowBlock + r) * 4, 4);
+    } else {
+      std::uint16_t bits;
+      std::memcpy(&bits, p + (k / 2 * kRowBlock + r) * 4 + k % 2 * 2, 2);
+      w = bf16_to_f32(bits);
+    }
+    acc = std::fmaf(x[k], w, acc);
+  }
+  return acc;
+}
+
+}  // namespace
+
+void quantize_rows_scalar(const float* x, std::int64_t ldx, std::int64_t m, std::int64_t k,
+                          const QuantizedRows* out) {
+  const std::int64_t groups = out->cols / kActGroup;
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const std::int64_t left = k - g * kActGroup;
+      quantize_group(x + i * ldx + g * kActGroup, left < kActGroup ? left : kActGroup,
+                     out->q + i * out->cols + g * kActGroup, out->scale + i * groups + g,
+                     out->bias + i * groups + g);
+    }
+  }
+}
+
+void matmul_scalar(const MatmulArgs* args) {
+  const MatmulArgs& a = *args;
+  const bool quantized = a.w.format != WeightFormat::f32 && a.w.format != WeightFormat::bf16;
+  std::int8_t* w8 = static_cast<std::int8_t*>(a.scratch);
+  for (std::int64_t n = a.block_begin * kRowBlock; n < a.block_end * kRowBlock; ++n) {
+    if (n >= a.w.rows) break;
+    RowBlock rb{};
+    if (quantized) {
+      rb = row_block(a.w, n / kRowBlock);
+      for (std::int64_t k = 0; k < a.xq->cols; ++k) {
+        w8[k] = static_cast<std::int8_t>(weight_code(a.w.format, rb, n % kRowBlock, k));
+      }
+    }
+    for (std::int64_t m = 0; m < a.m; ++m) {
+      a.out[m * a.ldo + n] = quantized ? quantized_output(a, rb, n % kRowBlock, w8, m)
+                                       : float_output(a, n, m);
+    }
+  }
+}
+
+}  // namespace musespark

@@ -1,0 +1,130 @@
+// Codes of q8, q6 and q4 to int8 or int16 weights w8, 64 columns x 16 rows at a time, 512-bit.
+//
+// A 16-bit word of a code vector holds columns k%4 = {0,1} (or {2,3}) of a row, so its four nibbles
+// are, low to high: column 0 of quad v, column 0 of quad v + 8, column 1 of v, column 1 of v + 8.
+// The w8 of one nibble position come out as int16 words "even" (columns 0, 2) or "odd" (1, 3).
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "formats/weights.h"
+
+namespace musespark {
+namespace {
+
+// Sub-scales of one 32-column group << 8 in both words of each row's lane: then
+// mulhrs(level, sub << 8) = (level * sub + 64) >> 7.
+inline __m512i sub_words(const std::int8_t* sub) {
+  const __m512i rows = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sub)));
+  // 128-bit lane i holds rows 4i .. 4i+3: byte pairs (zero, sub[row]) twice per row.
+  const __m512i pick = _mm512_set_epi32(
+      static_cast<int>(0x0f800f80), static_cast<int>(0x0e800e80), static_cast<int>(0x0d800d80),
+      static_cast<int>(0x0c800c80), static_cast<int>(0x0b800b80), static_cast<int>(0x0a800a80),
+      static_cast<int>(0x09800980), static_cast<int>(0x08800880), static_cast<int>(0x07800780),
+      static_cast<int>(0x06800680), static_cast<int>(0x05800580), static_cast<int>(0x04800480),
+      static_cast<int>(0x03800380), static_cast<int>(0x02800280), static_cast<int>(0x01800180),
+      static_cast<int>(0x00800080));
+  return _mm512_shuffle_epi8(rows, pick);
+}
+
+// kQ4Level as 32 words, twice over: vpermw reads five index bits, the fifth is the next nibble's.
+inline __m512i q4_level_words() {
+  const __m256i levels = _mm256_cvtepi8_epi16(
+      _mm_setr_epi8(kQ4Level[0], kQ4Level[1], kQ4Level[2], kQ4Level[3], kQ4Level[4], kQ4Level[5],
+                    kQ4Level[6], kQ4Level[7], kQ4Level[8], kQ4Level[9], kQ4Level[10], kQ4Level[11],
+                    kQ4Level[12], kQ4Level[13], kQ4Level[14], kQ4Level[15]));
+  return _mm512_broadcast_i64x4(levels);
+}
+
+struct Words {  // quad v (low) and quad v + 8 (high) of one code vector, as int16
+  __m512i low_even, low_odd, high_even, high_odd;
+};
+
+inline Words q4_words(__m512i code, __m512i levels, __m512i sub_low, __m512i sub_high) {
+  Words w;
+  w.low_even = _mm512_mulhrs_epi16(_mm512_permutexvar_epi16(code, levels), sub_low);
+  w.high_even = _mm512_mulhrs_epi16(
+      _mm512_permutexvar_epi16(_mm512_srli_epi16(code, 4), levels), sub_high);
+  w.low_odd = _mm512_mulhrs_epi16(
+      _mm512_permutexvar_epi16(_mm512_srli_epi16(code, 8), levels), sub_low);
+  w.high_odd = _mm512_mulhrs_epi16(
+      _mm512_permutexvar_epi16(_mm512_srli_epi16(code, 12), levels), sub_high);
+  return w;
+}
+
+// One q6 position: `low` has the nibble at bits 10..13, `high` the two high bits at 14..15. The word
+// they make is code << 10 = (4 * code) << 8, so the sub-scale comes unshifted.
+inline __m512i q6_position(__m512i low, __m512i high, __m512i sub) {
+  const __m512i top = _mm512_and_si512(high, _mm512_set1_epi16(static_cast<short>(0xc000)));
+  const __m512i word = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x3c00), low, top, 0xea);
+  return _mm512_mulhrs_epi16(word, sub);
+}
+
+// Code vector v (0..7) and its high-bit vector u = v % 4: quad v has the bits at 2 * (v / 4), quad
+// v + 8 those at 2 * (v / 4) + 4.
+template <int kHalf>  // v / 4
+inline Words q6_words(__m512i code, __m512i high, __m512i sub_low, __m512i sub_high) {
+  Words w;
+  w.low_even = q6_position(_mm512_slli_epi16(code, 10), _mm512_slli_epi16(high, 14 - 2 * kHalf),
+                           sub_low);
+  w.high_even = q6_position(_mm512_slli_epi16(code, 6), _mm512_slli_epi16(high, 10 - 2 * kHalf),
+                            sub_high);
+  w.low_odd = q6_position(_mm512_slli_epi16(code, 2), _mm512_slli_epi16(high, 6 - 2 * kHalf),
+                          sub_low);
+  w.high_odd = q6_position(_mm512_srli_epi16(code, 2),
+                           kHalf == 0 ? _mm512_slli_epi16(high, 2) : high, sub_high);
+  return w;
+}
+
+// (even & 0xff) | odd << 8, plus 128 in every byte if kBias.
+template <bool kBias>
+inline __m512i pack_words(__m512i even, __m512i odd) {
+  const __m512i bytes = _mm512_ternarylogic_epi32(
+      _mm512_set1_epi16(0x00ff), even, _mm512_slli_epi16(odd, 8), 0xca);
+  return kBias ? _mm512_xor_si512(bytes, _mm512_set1_epi8(-128)) : bytes;
+}
+
+inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
+
+// 64 columns of one row block to [16 quads][16 rows][4 k]: w8 (kBias: w8 + 128, unsigned).
+template <WeightFormat kFormat, bool kBias>
+inline void unpack64(const std::uint8_t* codes, const std::int8_t* sub, std::uint8_t* to) {
+  if constexpr (kFormat == WeightFormat::q8) {
+    const __m512i flip = _mm512_set1_epi8(kBias ? -128 : 0);
+#pragma GCC unroll 16
+    for (int v = 0; v < 16; ++v) {
+      _mm512_store_si512(to + 64 * v, _mm512_xor_si512(load512(codes + 64 * v), flip));
+    }
+  } else {
+    __m512i sub_low = sub_words(sub), sub_high = sub_words(sub + kRowBlock);
+    const __m512i levels = q4_level_words();
+    if constexpr (kFormat == WeightFormat::q6) {
+      sub_low = _mm512_srai_epi16(sub_low, 8);
+      sub_high = _mm512_srai_epi16(sub_high, 8);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; ++v) {
+      const __m512i code = load512(codes + 64 * v);
+      Words w;
+      if constexpr (kFormat == WeightFormat::q4) {
+        w = q4_words(code, levels, sub_low, sub_high);
+      } else {
+        const __m512i high = load512(codes + 512 + 64 * (v % 4));
+        w = v < 4 ? q6_words<0>(code, high, sub_low, sub_high)
+                  : q6_words<1>(code, high, sub_low, sub_high);
+      }
+      _mm512_store_si512(to + 64 * v, pack_words<kBias>(w.low_even, w.low_odd));
+      _mm512_store_si512(to + 64 * (v + 8), pack_words<kBias>(w.high_even, w.high_odd));
+    }
+  }
+}
+
+// Bytes of codes per 64 columns.
+constexpr std::int64_t code_stride(WeightFormat format) {
+  return format == WeightFormat::q8 ? 1024 : format == WeightFormat::q6 ? 768 : 512;
+}
+
+}  // namespace
+}  // namespace musespark
