@@ -37,6 +37,13 @@ struct KvLayout {
 
 using PageId = std::int32_t;
 
+// Where a layer's slabs lie in the parts of its class: offset + KV head * stride, in bytes.
+struct KvPlace {
+  int page_class;
+  std::int64_t open_offset, open_stride;
+  std::int64_t sealed_offset, sealed_stride;
+};
+
 class PagePool {
  public:
   // Throws InvalidRequest for a layout without layers, sizes below 1, or a negative budget.
@@ -50,7 +57,7 @@ class PagePool {
   // Page classes: full attention (window 0) first if any layer has it, then by window ascending.
   int classes() const { return static_cast<int>(classes_.size()); }
   std::int64_t window(int page_class) const { return classes_[page_class].window; }
-  int class_of(std::int64_t layer) const { return places_[layer].page_class; }
+  const KvPlace& place(std::int64_t layer) const { return places_[layer]; }
   std::int64_t open_bytes(int page_class) const { return classes_[page_class].open_bytes; }
   std::int64_t sealed_bytes(int page_class) const { return classes_[page_class].sealed_bytes; }
 
@@ -80,11 +87,11 @@ class PagePool {
   void release(PageId page, bool with_open) noexcept;
   void release_open(PageId page) noexcept;
   int references(PageId page) const { return pages_[page].references; }
-  bool has_sealed(PageId page) const { return pages_[page].sealed.size() != 0; }
+  bool has_sealed(PageId page) const { return pages_[page].sealed.data() != nullptr; }
 
-  // Slab of a layer and KV head in a part, null where the page has no such part.
-  std::uint8_t* open(PageId page, std::int64_t layer, std::int64_t kv_head);
-  std::uint8_t* sealed(PageId page, std::int64_t layer, std::int64_t kv_head);
+  // The parts of a page, null where it has no such part.
+  std::uint8_t* open(PageId page) { return pages_[page].open.as<std::uint8_t>(); }
+  std::uint8_t* sealed(PageId page) { return pages_[page].sealed.as<std::uint8_t>(); }
   // Copies the open part of `from` into `to` (same class).
   void copy_open(PageId from, PageId to) noexcept;
 
@@ -95,11 +102,6 @@ class PagePool {
     std::int64_t sealed_bytes;               // 0 for f32
     std::vector<AlignedBuffer> spare_open;   // last in, first out
     std::vector<AlignedBuffer> spare_sealed;
-  };
-  struct Place {   // where a layer's slabs are in the parts of its class
-    int page_class;
-    std::int64_t open_offset, open_stride;
-    std::int64_t sealed_offset, sealed_stride;
   };
   struct Page {
     int page_class = 0;
@@ -115,7 +117,7 @@ class PagePool {
 
   KvLayout layout_;
   std::vector<Class> classes_;
-  std::vector<Place> places_;
+  std::vector<KvPlace> places_;
   std::vector<Page> pages_;
   std::vector<PageId> free_ids_;
   std::int64_t budget_;

@@ -48,10 +48,13 @@ class Sequence {
   void commit_step() noexcept;
   void discard_step() noexcept;
 
-  // Slabs of position / 64 = `page` for a layer and KV head; null where the page has no such part,
-  // is outside the window and gone, or beyond the table.
-  std::uint8_t* open(std::int64_t page, std::int64_t layer, std::int64_t kv_head) const;
-  std::uint8_t* sealed(std::int64_t page, std::int64_t layer, std::int64_t kv_head) const;
+  // The parts of page `page` (of positions page * 64 ..) in a page class; null where the page has no
+  // such part, is outside the window and gone, or beyond the table.
+  struct Parts {
+    std::uint8_t* open;
+    std::uint8_t* sealed;
+  };
+  Parts parts(int page_class, std::int64_t page) const;
 
   // Pages held in a class, for tests and statistics.
   std::int64_t pages(int page_class) const;

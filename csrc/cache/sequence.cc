@@ -1,0 +1,186 @@
+#include "cache/sequence.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "base/errors.h"
+
+namespace musespark {
+namespace {
+
+// First position that a query at `position` sees through `window` (0: everything).
+std::int64_t first_visible(std::int64_t position, std::int64_t window) {
+  return window == 0 ? 0 : std::max<std::int64_t>(0, position - window + 1);
+}
+
+}  // namespace
+
+Sequence::Sequence(PagePool& pool)
+    : pool_(&pool), tables_(static_cast<std::size_t>(pool.classes())) {}
+
+Sequence::~Sequence() { clear(); }
+
+Sequence::Sequence(Sequence&& other) noexcept
+    : pool_(other.pool_),
+      tables_(std::exchange(other.tables_, {})),
+      length_(std::exchange(other.length_, 0)),
+      accepted_(std::exchange(other.accepted_, 0)),
+      step_(std::exchange(other.step_, 0)) {}
+
+Sequence& Sequence::operator=(Sequence&& other) noexcept {
+  if (this == &other) return *this;
+  clear();
+  pool_ = other.pool_;
+  tables_ = std::exchange(other.tables_, {});
+  length_ = std::exchange(other.length_, 0);
+  accepted_ = std::exchange(other.accepted_, 0);
+  step_ = std::exchange(other.step_, 0);
+  return *this;
+}
+
+void Sequence::clear() noexcept {
+  for (Table& table : tables_) drop_from(&table, 0);
+}
+
+// Gives back the pages from index `page` on.
+void Sequence::drop_from(Table* table, std::int64_t page) noexcept {
+  while (!table->entries.empty() &&
+         table->first + static_cast<std::int64_t>(table->entries.size()) > page) {
+    const Entry entry = table->entries.back();
+    table->entries.pop_back();
+    pool_->release(entry.page, entry.open);
+  }
+}
+
+Sequence Sequence::fork() const {
+  if (step_ != 0) throw Error("[sequence] fork during a step");
+  Sequence copy(*pool_);
+  copy.tables_ = tables_;   // may fail: nothing is shared yet
+  copy.length_ = length_;
+  copy.accepted_ = accepted_;
+  for (const Table& table : tables_) {
+    for (const Entry& entry : table.entries) pool_->share(entry.page, entry.open);
+  }
+  return copy;
+}
+
+std::int64_t Sequence::truncate(std::int64_t length) {
+  if (step_ != 0) throw Error("[sequence] truncate during a step");
+  if (length < 0 || length > length_) {
+    throw InvalidRequest("[sequence] truncate to " + std::to_string(length) +
+                         " tokens; the sequence has " + std::to_string(length_));
+  }
+  if (length == length_) return length;
+  const std::int64_t page = length / kPageTokens;
+  for (const Table& table : tables_) {
+    const std::int64_t at = page - table.first;
+    const bool open = at >= 0 && at < static_cast<std::int64_t>(table.entries.size()) &&
+                      table.entries[static_cast<std::size_t>(at)].open;
+    if (!open) length = page * kPageTokens;
+  }
+  for (std::size_t c = 0; c < tables_.size(); ++c) {
+    const std::int64_t seen = first_visible(length, pool_->window(static_cast<int>(c)));
+    if (seen / kPageTokens < tables_[c].first) length = 0;
+  }
+  for (Table& table : tables_) {
+    drop_from(&table, (length + kPageTokens - 1) / kPageTokens);
+    if (length == 0) table.first = 0;
+  }
+  length_ = length;
+  accepted_ = std::min(accepted_, length);
+  return length;
+}
+
+void Sequence::accept(std::int64_t length) {
+  if (length < accepted_ || length > length_) {
+    throw InvalidRequest("[sequence] accept " + std::to_string(length) + " tokens; " +
+                         std::to_string(accepted_) + " are accepted already and " +
+                         std::to_string(length_) + " are there");
+  }
+  const std::int64_t begin = accepted_ / kPageTokens;
+  accepted_ = length;
+  for (std::size_t c = 0; c < tables_.size(); ++c) {
+    Table& table = tables_[c];
+    if (pool_->format() != KvFormat::f32) {
+      for (std::int64_t page = std::max(begin, table.first); (page + 1) * kPageTokens <= length;
+           ++page) {
+        Entry& entry = table.entries[static_cast<std::size_t>(page - table.first)];
+        if (std::exchange(entry.open, false)) pool_->release_open(entry.page);
+      }
+    }
+    const std::int64_t seen = first_visible(length, pool_->window(static_cast<int>(c)));
+    std::int64_t gone = 0;
+    const auto held = static_cast<std::int64_t>(table.entries.size());
+    while (gone < held && (table.first + gone + 1) * kPageTokens <= seen) {
+      const Entry& entry = table.entries[static_cast<std::size_t>(gone)];
+      pool_->release(entry.page, entry.open);
+      ++gone;
+    }
+    table.entries.erase(table.entries.begin(), table.entries.begin() + gone);
+    table.first += gone;
+  }
+}
+
+void Sequence::begin_step(std::int64_t count) {
+  if (step_ != 0) throw Error("[sequence] a step is under way");
+  if (count < 1) throw InvalidRequest("[sequence] a step of " + std::to_string(count) + " tokens");
+  const std::int64_t end = length_ + count;
+  const std::int64_t pages = (end + kPageTokens - 1) / kPageTokens;
+  step_ = count;
+  try {
+    for (std::size_t c = 0; c < tables_.size(); ++c) {
+      Table& table = tables_[c];
+      table.entries.reserve(static_cast<std::size_t>(pages - table.first));
+      if (length_ % kPageTokens != 0) {   // the page under way must be ours alone
+        Entry& last = table.entries.back();
+        if (pool_->references(last.page) > 1) {
+          const PageId own = pool_->acquire(static_cast<int>(c));
+          pool_->copy_open(last.page, own);
+          pool_->release(last.page, last.open);
+          last = {own, true};
+        }
+      }
+      while (table.first + static_cast<std::int64_t>(table.entries.size()) < pages) {
+        table.entries.push_back({pool_->acquire(static_cast<int>(c)), true});
+      }
+      for (std::int64_t page = length_ / kPageTokens; (page + 1) * kPageTokens <= end; ++page) {
+        pool_->add_sealed(table.entries[static_cast<std::size_t>(page - table.first)].page);
+      }
+    }
+  } catch (...) {
+    discard_step();
+    throw;
+  }
+}
+
+void Sequence::commit_step() noexcept {
+  length_ += step_;
+  step_ = 0;
+}
+
+void Sequence::discard_step() noexcept {
+  for (Table& table : tables_) {
+    drop_from(&table, (length_ + kPageTokens - 1) / kPageTokens);
+    // Rows from length_ on are garbage now, and so is what was sealed from them.
+    if (length_ % kPageTokens != 0) {
+      const Entry& last = table.entries.back();
+      if (pool_->references(last.page) == 1) pool_->drop_sealed(last.page);
+    }
+  }
+  step_ = 0;
+}
+
+Sequence::Parts Sequence::parts(int page_class, std::int64_t page) const {
+  const Table& table = tables_[static_cast<std::size_t>(page_class)];
+  const std::int64_t at = page - table.first;
+  if (at < 0 || at >= static_cast<std::int64_t>(table.entries.size())) return {nullptr, nullptr};
+  const Entry& entry = table.entries[static_cast<std::size_t>(at)];
+  return {entry.open ? pool_->open(entry.page) : nullptr, pool_->sealed(entry.page)};
+}
+
+std::int64_t Sequence::pages(int page_class) const {
+  return static_cast<std::int64_t>(tables_[static_cast<std::size_t>(page_class)].entries.size());
+}
+
+}  // namespace musespark
