@@ -1,0 +1,96 @@
+// Attention of one layer over paged keys and values: heads made ready and written, then attended.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "ops/linear.h"
+#include "ops/norm.h"
+#include "ops/rope.h"
+
+namespace musespark {
+
+// The parts of a page, null where there is none, and where a layer's slabs lie in them.
+struct KvPageView {
+  std::uint8_t* open;
+  std::uint8_t* sealed;
+};
+struct KvSlabs {
+  std::int64_t open_offset, open_stride;       // bytes: offset + KV head * stride
+  std::int64_t sealed_offset, sealed_stride;
+};
+
+// Consecutive rows of one sequence: positions `position` .. position + rows - 1.
+struct AttentionSpan {
+  std::int64_t row;            // first row in the batch
+  std::int64_t rows;
+  std::int64_t position;
+  const KvPageView* pages;     // by position / 64, from position 0
+};
+
+struct AttentionShape {
+  KvFormat format;
+  std::int64_t heads, kv_heads;
+  std::int64_t head_dim;       // D as in the matrices
+  std::int64_t padded_dim;     // Dp, D rounded up to 16
+  std::int64_t window;         // 0: full
+  float softcap;               // 0: none
+  KvSlabs slabs;
+  std::int64_t group() const { return heads / kv_heads; }
+};
+
+struct HeadsArgs {
+  Norm q_norm, k_norm;
+  const RopeTable* rope;       // null: none
+  bool interleaved;
+  float query_scale;
+  const float* qkv;            // [rows][ld]: q heads, k heads, v heads, head_dim floats each
+  std::int64_t ld;
+  float* queries;              // out [kv_heads][rows][group][Dp]
+};
+
+// Norms and rotates q and k heads, scales q, and (kv8) turns q, k and v into the pages' frame;
+// writes k and v into the open pages and seals the pages that are full. One job.
+void prepare_heads(Jobs& jobs, const KernelTable& kernels, const AttentionShape& shape,
+                   std::span<const AttentionSpan> spans, std::int64_t rows, const HeadsArgs& args);
+
+// What attend() works with between calls: lists and partial results, grown as needed and kept.
+class AttentionPlan {
+ public:
+  // The pieces of work of a step for layers of this shape on `threads` threads.
+  void make(const AttentionShape& shape, std::span<const AttentionSpan> spans, int threads);
+
+ private:
+  friend void attend(Jobs&, const KernelTable&, const AttentionShape&,
+                     std::span<const AttentionSpan>, std::int64_t, AttentionPlan&, const float*,
+                     const float*, float*);
+  struct Tile {            // query rows of one span that share a page, for one KV head
+    std::int64_t span, kv_head, first, count;   // rows of the span
+    std::int64_t chunk_begin, chunk_end;        // merge chunks with anything visible
+  };
+  struct Piece {           // one tile, all its chunks or one of them
+    std::int64_t tile, chunk_begin, chunk_end;
+    std::int64_t slot;     // of `partials_`, -1: finish at once
+  };
+  std::vector<Tile> tiles_;
+  std::vector<Piece> pieces_;
+  std::int64_t slots_ = 0;
+  double cost_ = 0;
+  AlignedBuffer partials_;
+};
+
+std::int64_t attend_scratch_bytes(const AttentionShape& shape);
+
+// out[kv_head][row][group][Dp] = attention of queries (same layout), in the model's frame.
+// sinks: [heads] or null. One job, two where chunks are spread over threads.
+void attend(Jobs& jobs, const KernelTable& kernels, const AttentionShape& shape,
+            std::span<const AttentionSpan> spans, std::int64_t rows, AttentionPlan& plan,
+            const float* queries, const float* sinks, float* out);
+
+// Lays the heads side by side, out.cols = heads * D, multiplies with sigmoid(gate) where gate
+// [rows][ld_gate] is not null, and quantizes where out.q is there. One job.
+void join_heads(Jobs& jobs, const KernelTable& kernels, const AttentionShape& shape,
+                const float* heads, const float* gate, std::int64_t ld_gate, const Rows& out);
+
+}  // namespace musespark

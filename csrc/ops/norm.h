@@ -1,0 +1,51 @@
+// Row operations of the residual stream: embedding, norms, residual sums, logits.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "ops/linear.h"
+
+namespace musespark {
+
+// How a row is normed, weights ready for use (1 already added to zero-centred ones).
+struct Norm {
+  enum class Kind : std::uint8_t { none, rms, rms_input_scaled, layer };
+  Kind kind = Kind::none;
+  float eps = 0;
+  const float* weight = nullptr;   // rms: null for scaleless
+  const float* bias = nullptr;     // layer only, may be null
+};
+
+// One row; out may be x.
+void norm_row(const KernelTable& kernels, const Norm& norm, const float* x, std::int64_t n,
+              float* out);
+
+// Rows of the residual stream: x [rows][ldx].
+struct Residual {
+  float* x;
+  std::int64_t ldx;
+  std::int64_t rows;
+  std::int64_t cols;
+};
+
+// Copies (and decodes) row tokens[r] of the packed matrix to x[r], scales and norms it, then writes
+// norm(x[r]) to out as add_norm does.
+void embed(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,
+           std::span<const std::int32_t> tokens, float scale, const Norm& embed_norm,
+           const Residual& residual, const Norm& next, const Rows& out);
+
+// x[r] += post(delta[r]), delta [rows][ldx]; then out[r] = next(x[r]), floats (always: out.x is the
+// buffer it is made in) and quantized where out.q is there.
+void add_norm(Jobs& jobs, const KernelTable& kernels, const Residual& residual, float* delta,
+              const Norm& post, const Norm& next, const Rows& out);
+
+// out[i] = next(x[rows[i]]): the rows whose logits are wanted.
+void gather_norm(Jobs& jobs, const KernelTable& kernels, const Residual& residual,
+                 std::span<const std::int64_t> rows, const Norm& next, const Rows& out);
+
+// logits <- cap * tanh(logits * scale / cap), cap = 0: logits * scale; in place, [rows][cols] dense.
+void cap_logits(Jobs& jobs, const KernelTable& kernels, float scale, float cap, std::int64_t rows,
+                std::int64_t cols, float* logits);
+
+}  // namespace musespark
