@@ -1,0 +1,161 @@
+"""Muse Glimmer, the text tower (transformers: MuseGlimmerForConditionalGeneration).
+
+What is particular to it: the looked-up embedding row is normed; queries and keys are normed without
+weights and queries multiplied by ``qk_scale_factor``; layers whose ``layer_rope_theta`` is 0 have no
+positions; attention output is gated by sigmoid(gate_proj x); norms stand before and after both
+halves of a layer and are zero-centred, the final norm is not; logits are scaled, then soft-capped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from musespark.families import llama
+from musespark.families.fields import MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
+from musespark.families.rope import rope_from_config
+from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.tensors import TensorMap, match_tensors
+
+name = "muse_glimmer"
+model_types = ("muse_glimmer",)
+
+LAYER_NAMES = llama.LAYER_NAMES | {
+    "attn_gate": "self_attn.gate_proj.weight",
+    "post_attn_norm": "post_attention_layernorm.weight",
+    "mlp_norm": "pre_feedforward_layernorm.weight",
+    "post_mlp_norm": "post_feedforward_layernorm.weight",
+}
+_IGNORABLE = {
+    "vision tower: not yet run": re.compile(
+        r"model\.(vision_tower|vision_adapter|vision_projection)\..+"
+    )
+}
+
+
+def _rotated(c: Fields, layers: int) -> list[bool]:
+    """Which layers have positions.
+
+    transformers 5.23 reads ``layer_rope_theta`` as a switch only: a value that is not 0 rotates
+    with the one theta of ``rope_parameters``, whatever the value. So do we; :func:`notes` tells.
+    """
+    thetas = c.values.get("layer_rope_theta")
+    if thetas is None:
+        return [(layers - 1 - i) % 4 != 0 for i in range(layers)]
+    if not isinstance(thetas, list) or len(thetas) != layers:
+        raise c.refuse("layer_rope_theta", f"a list of {layers} (num_hidden_layers) is needed")
+    for theta in thetas:
+        if type(theta) not in (int, float) or not 0 <= theta < 1e30:
+            raise c.refuse("layer_rope_theta", f"{theta!r:.80} is not a number of at least 0")
+    return [theta != 0 for theta in thetas]
+
+
+def _windows(c: Fields, layers: int) -> list[int]:
+    default = [
+        "full_attention" if (layers - 1 - i) % 4 == 0 else "sliding_attention"
+        for i in range(layers)
+    ]
+    kinds = c.layer_types(layers, default)
+    window = c.optional_integer("sliding_window", 2048, MAX_CONTEXT) or 0
+    if not window and "sliding_attention" in kinds:
+        raise c.refuse("sliding_window", "layer_types has sliding layers, so a window is needed")
+    return [window if kind == "sliding_attention" else 0 for kind in kinds]
+
+
+def _tied(c: Fields, text: Fields) -> bool:
+    # transformers ties by the outer field alone. A text_config that says tied beside a stored head
+    # is resolved by the loader, which unties where the two matrices differ.
+    inner = text.flag("tie_word_embeddings", False)
+    return inner if c.values.get("tie_word_embeddings") is None else c.flag(
+        "tie_word_embeddings", False
+    )
+
+
+def spec(config: Mapping[str, Any]) -> ModelSpec:
+    """ModelSpec of a ``config.json``; missing keys take MuseGlimmerTextConfig's defaults."""
+    outer = Fields(config)
+    outer.architecture("MuseGlimmerForConditionalGeneration")
+    outer.must_be_absent("quantization_config")
+    c = outer.section("text_config")
+    c.must_be_absent("quantization_config", "per_layer_config")
+    c.must_be("model_type", "muse_glimmer_text", "muse_glimmer_text")
+    layers = c.integer("num_hidden_layers", 52, MAX_LAYERS)
+    hidden = c.integer("hidden_size", 6656, MAX_WIDTH)
+    heads = c.integer("num_attention_heads", 32, MAX_WIDTH)
+    kv_heads = c.integer("num_key_value_heads", 2, heads)
+    head_dim = c.integer("head_dim", 128, MAX_WIDTH)
+    if heads % kv_heads:
+        raise c.refuse("num_key_value_heads", f"must divide num_attention_heads, {heads}")
+    if heads * head_dim > MAX_WIDTH:
+        raise c.refuse("head_dim", f"{heads} heads must be at most {MAX_WIDTH} wide together")
+    context = c.integer("max_position_embeddings", 131072, MAX_CONTEXT)
+    eps = c.number("rms_norm_eps", 1e-5)
+    bias = c.flag("attention_bias", False)
+    query_scale = c.number("qk_scale_factor", 3.87) * head_dim**-0.5
+    before = NormSpec("rms_centered", eps)
+    after = NormSpec("rms_centered", c.number("post_norm_eps", 1e-8))
+    bare = NormSpec("rms_scaleless", eps)
+    mlp = MlpSpec(
+        activation=c.activation("hidden_activation", "silu"),
+        intermediate=c.integer("intermediate_size", 19968, MAX_WIDTH),
+    )
+    rotated = _rotated(c, layers)
+
+    def layer(window: int, rope: bool) -> LayerSpec:
+        attention = AttentionSpec(
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            window=window,
+            rope=0 if rope else -1,
+            q_norm=bare,
+            k_norm=bare,
+            query_scale=query_scale,
+            qkv_bias=bias,
+            o_bias=bias,
+            output_gate=True,
+        )
+        return LayerSpec(
+            attention=attention,
+            mlp=mlp,
+            attn_norm=before,
+            post_attn_norm=after,
+            mlp_norm=before,
+            post_mlp_norm=after,
+        )
+
+    return ModelSpec(
+        vocab=c.integer("vocab_size", 202048, MAX_VOCAB),
+        hidden=hidden,
+        max_context=context,
+        embed_norm=bare,
+        final_norm=NormSpec("rms", eps),
+        tied_head=_tied(outer, c),
+        logit_scale=c.number("output_multiplier", 0.19611613513818404),
+        logit_softcap=c.number("final_logit_softcapping", 20.0),
+        ropes=[rope_from_config(c, head_dim, context)] if any(rotated) else [],
+        layers=[layer(w, r) for w, r in zip(_windows(c, layers), rotated, strict=True)],
+    )
+
+
+def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
+    """Maps the checkpoint's tensor names; the vision tower's are left out and listed."""
+    source_name = llama.namer("model.language_model", LAYER_NAMES)
+    return match_tensors(model, names, source_name, _IGNORABLE)
+
+
+def notes(config: Mapping[str, Any]) -> list[str]:
+    """A note where ``layer_rope_theta`` names a theta that (as in transformers) is not used."""
+    c = Fields(config).section("text_config")
+    thetas = c.values.get("layer_rope_theta")
+    if not isinstance(thetas, list):
+        return []
+    theta = rope_from_config(c, 2, 1).theta
+    others = sorted({t for t in thetas if t not in (0, theta)})
+    if not others:
+        return []
+    return [
+        f"layer_rope_theta has {others}, which only switch positions on; the theta used is "
+        f"rope_parameters.rope_theta, {theta:g}, as in transformers 5.23"
+    ]
