@@ -1,0 +1,78 @@
+# Needs Python (3.10 or newer) with pip, make and a C++20 compiler. cmake, ninja and everything else
+# come from the package index into .venv; `make clean` removes all of it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS := $(shell nproc 2>/dev/null || echo 2)
+
+export PYTHON
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+
+SOURCES := pyproject.toml CMakeLists.txt LICENSE README.md \
+  $(shell find cmake csrc python -type f -not -name '*.pyc')
+
+.PHONY: demo test bench lint format wheel sanitize fuzz system clean
+
+demo: $(VENV)/.installed
+	$(BIN)/musespark demo
+
+test: $(VENV)/.installed $(VENV)/.tools
+	.ci/test $(BIN)/python
+
+# One script for each claim; common.py is theirs.
+bench: $(VENV)/.installed
+	set -e; for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do \
+	  echo "== $$script"; $(BIN)/python $$script; done
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+
+format: $(VENV)/.tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+CPP_FILES = $(shell find csrc tests/cpp -name '*.cc' -o -name '*.h' -o -name '*.inl')
+
+wheel: $(VENV)/.tools
+	.ci/wheel $(BIN)/python
+
+# The extension under AddressSanitizer and UndefinedBehaviorSanitizer, the whole suite on it.
+sanitize: build/sanitize/.installed $(VENV)/.tools
+	.ci/sanitize $(BIN)/python build/sanitize/site tests
+
+# The mutation tests of every reader, as many cases as `make test` runs times fifty.
+fuzz: build/sanitize/.installed $(VENV)/.tools
+	MUSESPARK_FUZZ_CASES=100000 .ci/sanitize $(BIN)/python build/sanitize/site \
+	  tests -m fuzz --timeout=0
+
+system:
+	.ci/system-packages
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/.base: pyproject.toml .ci/venv .ci/requirements.py
+	.ci/system-packages
+	.ci/venv $(VENV) build project
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.base
+	.ci/venv $(VENV) test lint wheel
+	touch $@
+
+# A plain install, not an editable one: what is tested is what is shipped. The build folder stays, so
+# only changed C++ files are compiled again.
+$(VENV)/.installed: $(VENV)/.base $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps .
+	touch $@
+
+build/sanitize/.installed: $(VENV)/.base $(SOURCES)
+	rm -rf build/sanitize/site
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --target build/sanitize/site \
+	  --config-settings=build-dir=build/sanitize/cmake \
+	  --config-settings=cmake.define.MUSESPARK_SANITIZE=address .
+	touch $@
