@@ -10,7 +10,8 @@
 //   3. logit bias, added
 //   4. repetition penalty r over prompt and completion: l > 0 ? l / r : l * r     (Keskar et al. 2019)
 //   5. presence and frequency penalty over the completion alone: l - (presence + frequency * count)
-//   6. temperature 0: the largest logit, ties to the lower id. Else e = exp((l - max) / temperature)
+//   6. temperature 0: the largest logit, ties to the lower id. Else z = (l - max) / temperature and
+//      e = exp(z), but 0 where z <= -80 (1.8e-35 of the largest)
 //   7. top-k: the k largest, ties to the lower id
 //   8. top-p: the shortest prefix, largest first, whose share of what step 7 left reaches p
 //   9. min-p: those with e >= min_p * largest e. At least one token always stays
@@ -68,7 +69,8 @@ struct SampledToken {
 // Memory a worker reuses between rows.
 struct SamplerScratch {
   std::vector<float> logits;         // [vocab] the row after steps 2 to 5
-  std::vector<float> weights;        // [vocab] e
+  std::vector<float> scaled;         // z
+  std::vector<float> weights;        // e
   std::vector<std::int32_t> order;   // ids, best first as far as sorted
 };
 
@@ -91,20 +93,22 @@ class Sampler {
 
  private:
   bool has_penalties() const;
-  bool changes_row(std::span<const std::int32_t> blocked) const;
+  void mark_seen(std::int32_t token);
+  // Steps 2 to 5 into `out`.
   void process(const float* row, std::span<const std::int32_t> blocked,
                std::vector<float>& out) const;
-  std::int32_t choose(const float* logits, std::uint64_t position, SamplerScratch& scratch) const;
+  std::int32_t draw(const float* logits, float max, std::uint64_t position,
+                    SamplerScratch& scratch) const;
 
   SamplingParams params_;
   std::int64_t vocab_;
-  std::vector<std::uint64_t> allowed_;        // bitmap [vocab], empty: all
-  std::vector<std::int32_t> completion_count_;  // [vocab], empty without penalties
+  std::vector<std::uint64_t> allowed_;          // bitmap [vocab], empty: all
+  std::vector<std::int32_t> completion_count_;  // [vocab]; this and the next two only with penalties
   std::vector<std::uint8_t> seen_;              // [vocab]
   std::vector<std::int32_t> seen_ids_;          // each once
 };
 
-// Log-probability of `token` under softmax(row); throws BadLogits as above.
+// The log-probability of `token` under softmax(row), row [vocab]; throws BadLogits as above.
 float token_logprob(const float* row, std::int64_t vocab, std::int32_t token,
                     SamplerScratch& scratch);
 

@@ -1,0 +1,292 @@
+#include "decode/engine.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "base/checked.h"
+#include "base/float_env.h"
+#include "decode/engine_impl.h"
+
+namespace musespark {
+namespace {
+
+double seconds(Clock::duration duration) {
+  return std::chrono::duration<double>(duration).count();
+}
+
+void check_positive(const char* field, std::int64_t value) {
+  if (value < 1) {
+    throw InvalidRequest(std::string(field) + ": got " + std::to_string(value) +
+                         ", allowed is an integer >= 1");
+  }
+}
+
+void check_request(const RequestParams& params, std::int64_t vocab) {
+  check_sampling_params(params.sampling, vocab);
+  for (const std::int32_t id : params.stop_ids) {
+    if (id < 0 || id >= vocab) {
+      throw InvalidRequest("stop_ids: got " + std::to_string(id) + ", allowed is a token id from 0 to " +
+                           std::to_string(vocab - 1));
+    }
+  }
+  if (params.min_new_tokens < 0) {
+    throw InvalidRequest("min_new_tokens: got " + std::to_string(params.min_new_tokens) +
+                         ", allowed is an integer >= 0");
+  }
+  if (params.max_new_tokens) {
+    if (*params.max_new_tokens < 0) {
+      throw InvalidRequest("max_new_tokens: got " + std::to_string(*params.max_new_tokens) +
+                           ", allowed is an integer >= 0");
+    }
+    if (params.min_new_tokens > *params.max_new_tokens) {
+      throw InvalidRequest("min_new_tokens: got " + std::to_string(params.min_new_tokens) +
+                           ", more than max_new_tokens = " + std::to_string(*params.max_new_tokens));
+    }
+    if (params.logits != LogitsMode::none) {
+      throw InvalidRequest("max_new_tokens: got " + std::to_string(*params.max_new_tokens) +
+                           " with logits, which sample nothing; leave it out");
+    }
+  }
+  if (params.deadline_s && !(*params.deadline_s >= 0 && *params.deadline_s < 1e9)) {
+    throw InvalidRequest("deadline_s: got " + std::to_string(*params.deadline_s) +
+                         ", allowed is 0 to 1e9 seconds from now");
+  }
+}
+
+void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t vocab) {
+  if (tokens.empty()) throw InvalidRequest("tokens: got none, allowed is at least one token id");
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0 || tokens[i] >= vocab) {
+      throw InvalidRequest("tokens[" + std::to_string(i) + "]: got " + std::to_string(tokens[i]) +
+                           ", allowed is a token id from 0 to " + std::to_string(vocab - 1));
+    }
+  }
+}
+
+}  // namespace
+
+Engine::Impl::Impl(TextModel& model_in, PagePool& pool_in, ThreadPool& threads_in,
+                   EngineOptions options_in)
+    : model(model_in),
+      pool(pool_in),
+      threads(threads_in),
+      options(options_in),
+      vocab(model_in.spec().vocab),
+      budget(pool_in.usage().budget),
+      scratch(static_cast<std::size_t>(threads_in.threads())) {
+  check_positive("context", options.context);
+  check_positive("prefill_chunk", options.prefill_chunk);
+  check_positive("max_batch", options.max_batch);
+  if (options.context > model.spec().max_context) {
+    throw InvalidRequest("context: got " + std::to_string(options.context) +
+                         ", allowed is at most the model's " +
+                         std::to_string(model.spec().max_context));
+  }
+  control.interrupted = [this] { return interrupted(); };
+}
+
+// Completion tokens the request may have; throws where prompt and completion do not fit.
+std::int64_t Engine::Impl::completion_limit(std::int64_t prompt, const RequestParams& params) const {
+  const bool samples = params.logits == LogitsMode::none;
+  // Without a given length there must be room for one token at least.
+  const std::int64_t wanted = params.max_new_tokens.value_or(samples ? 1 : 0);
+  const std::int64_t limit = options.context;
+  if (prompt > limit || wanted > limit - prompt) {
+    std::int64_t needed = 0;
+    if (!try_add(prompt, wanted, &needed)) needed = std::numeric_limits<std::int64_t>::max();
+    throw ContextOverflow("the request needs " + std::to_string(needed) + " tokens (prompt " +
+                              std::to_string(prompt) + ", completion " + std::to_string(wanted) +
+                              "), the context has " + std::to_string(limit),
+                          needed, limit);
+  }
+  const std::int64_t completion =
+      samples ? params.max_new_tokens.value_or(limit - prompt) : std::int64_t{0};
+  if (params.min_new_tokens > completion) {
+    throw ContextOverflow("min_new_tokens: got " + std::to_string(params.min_new_tokens) +
+                              ", the context leaves " + std::to_string(completion),
+                          prompt + params.min_new_tokens, limit);
+  }
+  return completion;
+}
+
+RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams params,
+                               std::optional<RequestId> base) {
+  check_tokens(tokens, vocab);
+  check_request(params, vocab);
+  const auto prompt = static_cast<std::int64_t>(tokens.size());
+  const std::int64_t limit = completion_limit(prompt, params);
+  const std::int64_t total = prompt + params.max_new_tokens.value_or(0);
+  const std::int64_t bytes = pool.bytes_for(total, std::min(options.prefill_chunk, total));
+  if (bytes > budget) {
+    throw MemoryBudgetExceeded("the request needs " + std::to_string(bytes) +
+                               " bytes of keys and values for " + std::to_string(total) +
+                               " tokens, the memory budget is " + std::to_string(budget));
+  }
+  if (base && (params.logits == LogitsMode::all || params.logits == LogitsMode::score)) {
+    throw InvalidRequest("base: got " + std::to_string(*base) +
+                         " with logits for every prompt token, which a shared prefix does not have");
+  }
+  const auto now = Clock::now();
+  auto entry = std::make_unique<Entry>(std::move(tokens), std::move(params), vocab, limit);
+  entry->submitted = now;
+  if (entry->params.deadline_s) {
+    entry->deadline = now + std::chrono::duration_cast<Clock::duration>(
+                                std::chrono::duration<double>(*entry->params.deadline_s));
+  }
+  const std::lock_guard lock(mutex);
+  if (base) {
+    entry->source = &retained(*base, "base");
+    ++entry->source->pins;
+  }
+  const RequestId id = next_id++;
+  entry->id = id;
+  waiting.emplace(id, entry.get());
+  entries.emplace(id, std::move(entry));
+  return id;
+}
+
+void Engine::Impl::check_given_out(RequestId id) const {
+  if (id < 0 || id >= next_id) {
+    throw InvalidRequest("id: got " + std::to_string(id) + ", allowed is an id that submit or fork gave");
+  }
+}
+
+Entry& Engine::Impl::retained(RequestId id, const char* field) {
+  const auto found = kept.find(id);
+  if (found == kept.end() || found->second->released) {
+    throw InvalidRequest(std::string(field) + ": got " + std::to_string(id) +
+                         ", allowed is a sequence that was retained, has ended and is not released");
+  }
+  return *found->second;
+}
+
+RequestId Engine::Impl::fork(RequestId id) {
+  const std::lock_guard lock(mutex);
+  Entry& from = retained(id, "id");
+  auto entry = std::make_unique<Entry>(from.tokens, from.params, vocab, from.stop.limit());
+  Entry* twin = entry.get();
+  twin->id = next_id++;
+  twin->phase = Phase::retained;
+  twin->stats = from.stats;
+  twin->source = &from;
+  ++from.pins;
+  entries.emplace(twin->id, std::move(entry));
+  kept.emplace(twin->id, twin);
+  unsettled.push_back(twin);
+  return twin->id;
+}
+
+void Engine::Impl::release(RequestId id) {
+  const std::lock_guard lock(mutex);
+  const auto found = entries.find(id);
+  if (found == entries.end() || found->second->released || !found->second->params.retain) {
+    throw InvalidRequest("id: got " + std::to_string(id) +
+                         ", allowed is a sequence submitted with retain and not yet released");
+  }
+  Entry& entry = *found->second;
+  entry.released = true;
+  if (entry.phase == Phase::retained) unsettled.push_back(&entry);
+}
+
+void Engine::Impl::cancel(RequestId id) {
+  const std::lock_guard lock(mutex);
+  check_given_out(id);
+  const auto found = entries.find(id);
+  if (found != entries.end()) found->second->cancelled.store(true, std::memory_order_relaxed);
+}
+
+void Engine::Impl::report_tokens(Entry& entry) {
+  if (entry.unreported.empty()) return;
+  events->push_back(TokensEvent{entry.id, std::move(entry.unreported)});
+  entry.unreported.clear();
+}
+
+// Ends a waiting or running sequence, with `mutex` held. The entry is gone afterwards unless it is
+// to be retained.
+void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std::string error) {
+  report_tokens(entry);
+  const auto now = Clock::now();
+  RequestStats& stats = entry.stats;
+  const bool started = entry.admitted != Clock::time_point{};
+  const bool produced = entry.first_token != Clock::time_point{};
+  if (!started) stats.queue_s = seconds(now - entry.submitted);
+  if (produced) {
+    stats.decode_s = seconds(now - entry.first_token);
+  } else if (started) {
+    stats.prefill_s = seconds(now - entry.admitted);
+  }
+  events->push_back(FinishedEvent{entry.id, reason, kind, std::move(error), stats});
+  return_early = true;
+
+  unpin_source(entry);
+  if (entry.phase == Phase::waiting) waiting.erase(entry.id);
+  if (entry.phase == Phase::running) std::erase(running, &entry);
+  if (entry.params.retain && !entry.released) {
+    entry.phase = Phase::retained;
+    entry.last_used = counters.steps;
+    set_reserved(entry, 0, entry.length() == 0 ? 0 : pool.bytes_for(entry.length(), 1));
+    kept.emplace(entry.id, &entry);
+    retained_bytes += entry.reserved_bytes;
+    return;
+  }
+  set_reserved(entry, 0, 0);
+  entries.erase(entry.id);
+}
+
+void Engine::Impl::run_until(double max_seconds, std::vector<Event>& out) {
+  if (!(max_seconds >= 0 && max_seconds < 1e9)) {
+    throw InvalidRequest("max_seconds: got " + std::to_string(max_seconds) + ", allowed is 0 to 1e9");
+  }
+  const std::unique_lock running_here(run_mutex, std::try_to_lock);
+  if (!running_here.owns_lock()) throw Error("run_until is already running in another thread");
+  if (fault) std::rethrow_exception(fault);
+  const FloatEnv environment;
+  const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                      std::chrono::duration<double>(max_seconds));
+  events = &out;
+  return_early = false;
+  try {
+    while (step() && !return_early && Clock::now() < end) {
+    }
+    const std::lock_guard lock(mutex);
+    for (Entry* entry : running) report_tokens(*entry);
+    for (const auto& [id, entry] : waiting) report_tokens(*entry);  // preempted
+  } catch (...) {
+    fault = std::current_exception();
+    throw;
+  }
+}
+
+Engine::Engine(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options)
+    : impl_(std::make_unique<Impl>(model, pool, threads, options)) {}
+Engine::~Engine() = default;
+
+RequestId Engine::submit(std::vector<std::int32_t> tokens, RequestParams params,
+                         std::optional<RequestId> base) {
+  return impl_->submit(std::move(tokens), std::move(params), base);
+}
+void Engine::cancel(RequestId id) { impl_->cancel(id); }
+void Engine::cancel_all() {
+  const std::lock_guard lock(impl_->mutex);
+  for (auto& [id, entry] : impl_->entries) entry->cancelled.store(true, std::memory_order_relaxed);
+}
+RequestId Engine::fork(RequestId id) { return impl_->fork(id); }
+void Engine::release(RequestId id) { impl_->release(id); }
+void Engine::run_until(double max_seconds, std::vector<Event>& events) {
+  impl_->run_until(max_seconds, events);
+}
+bool Engine::has_work() const {
+  const std::lock_guard lock(impl_->mutex);
+  return !impl_->waiting.empty() || !impl_->running.empty() || !impl_->unsettled.empty();
+}
+EngineStats Engine::stats() const {
+  const std::lock_guard lock(impl_->mutex);
+  EngineStats stats = impl_->counters;
+  stats.waiting = static_cast<std::int64_t>(impl_->waiting.size());
+  stats.running = static_cast<std::int64_t>(impl_->running.size());
+  stats.retained = static_cast<std::int64_t>(impl_->kept.size());
+  stats.kv_bytes_limit = impl_->budget;
+  return stats;
+}
+
+}  // namespace musespark

@@ -1,0 +1,108 @@
+// The engine's inside. engine.cc: requests and their ends; schedule.cc: who may run, with which rows
+// and whose memory; step.cc: one forward pass and what follows from it.
+//
+// Locking: `mutex` guards everything that submit, cancel, release, fork and stats see. The step
+// holds it while it plans and while it books results, not while the model runs. Pages are touched
+// by the step's thread only: what other threads ask for (forks, releases) waits for its next plan.
+#pragma once
+
+#include <exception>
+#include <map>
+#include <mutex>
+#include <unordered_map>
+
+#include "decode/engine.h"
+#include "decode/entry.h"
+#include "decode/pace.h"
+
+namespace musespark {
+
+struct Engine::Impl {
+  Impl(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options);
+
+  // engine.cc
+  RequestId submit(std::vector<std::int32_t> tokens, RequestParams params,
+                   std::optional<RequestId> base);
+  RequestId fork(RequestId id);
+  void release(RequestId id);
+  void cancel(RequestId id);
+  void run_until(double max_seconds, std::vector<Event>& events);
+  Entry& retained(RequestId id, const char* field);
+  void check_given_out(RequestId id) const;
+  std::int64_t completion_limit(std::int64_t prompt, const RequestParams& params) const;
+  void finish(Entry& entry, FinishReason reason, ErrorKind kind = ErrorKind::none,
+              std::string error = {});
+  void report_tokens(Entry& entry);
+
+  // schedule.cc
+  void plan(Clock::time_point now);
+  void settle_requests();
+  void end_cancelled(Clock::time_point now);
+  void grow_reservations();
+  bool reserve(Entry& entry, std::int64_t tokens);
+  bool make_room(std::int64_t bytes);
+  void preempt(Entry& entry);
+  void admit(Clock::time_point now);
+  bool start(Entry& entry, Clock::time_point now);
+  void attach_base(Entry& entry);
+  void unpin_source(Entry& entry);
+  void set_reserved(Entry& entry, std::int64_t tokens, std::int64_t bytes);
+  void choose_rows();
+  void choose_prefill(std::int64_t rows, std::int64_t logit_rows);
+  void add_span(Entry& entry, std::int64_t count);
+
+  // step.cc
+  bool step();
+  void execute(std::size_t first, std::size_t count);
+  void fail_or_split(std::size_t first, std::size_t count, ErrorKind kind, const char* what);
+  bool interrupted() const;
+  void book(std::size_t first, std::size_t count);
+  void collect_jobs(std::size_t first, std::size_t count);
+  void run_jobs();
+  void book_sampled(Entry& entry, SampledToken token, Clock::time_point now);
+  void book_logits(Entry& entry, const float* rows, std::int64_t count);
+  void book_scores(Entry& entry, std::int64_t rows, std::size_t first_job);
+
+  TextModel& model;
+  PagePool& pool;
+  ThreadPool& threads;
+  const EngineOptions options;
+  const std::int64_t vocab;
+  const std::int64_t budget;  // bytes of keys and values
+
+  mutable std::mutex mutex;
+  std::unordered_map<RequestId, std::unique_ptr<Entry>> entries;
+  RequestId next_id = 0;
+  std::map<RequestId, Entry*> waiting;         // oldest first
+  std::vector<Entry*> running;                 // oldest first
+  std::map<RequestId, Entry*> kept;            // retained
+  std::vector<Entry*> unsettled;               // forks to make, releases to carry out
+  std::int64_t reserved_bytes = 0;             // of running and retained
+  std::int64_t retained_bytes = 0;             // of these, of retained
+  EngineStats counters;
+
+  std::mutex run_mutex;                        // held by run_until
+  std::exception_ptr fault;
+  std::vector<Event>* events = nullptr;        // of the run_until under way
+  bool return_early = false;
+
+  // The step under way.
+  std::vector<StepSpan> spans;
+  std::vector<Entry*> span_entries;
+  std::int64_t prefill_rows = 0;
+  std::vector<float> logits;
+  StepControl control;
+  PrefillPace pace;
+  std::size_t batch_first = 0, batch_count = 0;  // the spans in the model now
+  struct Job {            // one row to sample from, or to score a known token with
+    Entry* entry;
+    const float* row;
+    std::int32_t known;   // -1: sample
+    SampledToken token;
+    std::string error;
+  };
+  std::vector<Job> jobs;
+  std::vector<SamplerScratch> scratch;         // one for each thread
+};
+
+}  // namespace musespark

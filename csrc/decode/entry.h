@@ -1,0 +1,57 @@
+// One sequence inside the engine.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <optional>
+#include <vector>
+
+#include "decode/engine.h"
+
+namespace musespark {
+
+using Clock = std::chrono::steady_clock;
+
+enum class Phase : std::uint8_t { waiting, running, retained };
+
+struct Entry {
+  Entry(std::vector<std::int32_t> prompt, RequestParams request, std::int64_t vocab,
+        std::int64_t completion_limit)
+      : tokens(std::move(prompt)),
+        params(std::move(request)),
+        sampler(params.sampling, vocab),
+        stop(params.stop_ids, params.min_new_tokens, completion_limit) {
+    stats.prompt_tokens = static_cast<std::int64_t>(tokens.size());
+    sampler.add_prompt(tokens);
+  }
+
+  std::int64_t length() const { return kv ? kv->length() : 0; }
+  std::int64_t size() const { return static_cast<std::int64_t>(tokens.size()); }
+  // Tokens whose keys and values are still to be computed. One: a decode row. More: prefill, or
+  // what a preemption threw away.
+  std::int64_t pending() const { return size() - length(); }
+  bool samples() const { return params.logits == LogitsMode::none; }
+
+  RequestId id = -1;
+  Phase phase = Phase::waiting;
+  std::vector<std::int32_t> tokens;  // prompt, then completion
+  RequestParams params;
+  Sampler sampler;
+  StopRules stop;
+  std::optional<Sequence> kv;
+
+  Entry* source = nullptr;          // base of a waiting request, or what a fork is made from
+  int pins = 0;                     // entries that have this one as their source
+  bool released = false;
+  std::atomic<bool> cancelled{false};
+
+  std::int64_t reserved_tokens = 0, reserved_bytes = 0;
+  std::int64_t last_used = 0;       // step in which it last got prefill rows; or was kept or reused
+  std::vector<SampledToken> unreported;
+
+  RequestStats stats;
+  std::optional<Clock::time_point> deadline;
+  Clock::time_point submitted, admitted, first_token;
+};
+
+}  // namespace musespark

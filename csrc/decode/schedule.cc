@@ -1,0 +1,247 @@
+// Who may run, with which rows, in whose memory. Everything here is called with the mutex held.
+#include <algorithm>
+
+#include "decode/engine_impl.h"
+
+namespace musespark {
+namespace {
+
+// Tokens a sequence of unknown length reserves ahead.
+constexpr std::int64_t kGrowth = 256;
+// Rows a prefilling sequence gets at least when several share a step.
+constexpr std::int64_t kLeastShare = 16;
+
+}  // namespace
+
+void Engine::Impl::plan(Clock::time_point now) {
+  settle_requests();
+  end_cancelled(now);
+  grow_reservations();
+  admit(now);
+  choose_rows();
+}
+
+void Engine::Impl::set_reserved(Entry& entry, std::int64_t tokens, std::int64_t bytes) {
+  reserved_bytes += bytes - entry.reserved_bytes;
+  entry.reserved_tokens = tokens;
+  entry.reserved_bytes = bytes;
+}
+
+void Engine::Impl::unpin_source(Entry& entry) {
+  if (entry.source == nullptr) return;
+  Entry& source = *entry.source;
+  entry.source = nullptr;
+  if (--source.pins == 0 && source.released) unsettled.push_back(&source);
+}
+
+// Makes the forks and carries out the releases that were asked for since the last step. A fork may
+// be another's source, and was asked for after it; unpinning may append releases while this runs.
+void Engine::Impl::settle_requests() {
+  for (std::size_t i = 0; i < unsettled.size(); ++i) {
+    if (unsettled[i] == nullptr) continue;
+    Entry& entry = *unsettled[i];
+    if (entry.source != nullptr) {
+      if (entry.source->kv) {
+        entry.kv = entry.source->kv->fork();
+        set_reserved(entry, 0, entry.source->reserved_bytes);
+        retained_bytes += entry.reserved_bytes;
+      }
+      entry.last_used = counters.steps;
+      unpin_source(entry);
+    }
+    if (entry.released && entry.pins == 0) {
+      retained_bytes -= entry.reserved_bytes;
+      set_reserved(entry, 0, 0);
+      kept.erase(entry.id);
+      std::replace(unsettled.begin(), unsettled.end(), &entry, static_cast<Entry*>(nullptr));
+      entries.erase(entry.id);
+    }
+  }
+  unsettled.clear();
+}
+
+void Engine::Impl::end_cancelled(Clock::time_point now) {
+  const auto due = [now](const Entry& entry) {
+    return entry.cancelled.load(std::memory_order_relaxed) || (entry.deadline && now >= *entry.deadline);
+  };
+  std::vector<Entry*> ending;
+  for (Entry* entry : running) {
+    if (due(*entry)) ending.push_back(entry);
+  }
+  for (const auto& [id, entry] : waiting) {
+    if (due(*entry)) ending.push_back(entry);
+  }
+  for (Entry* entry : ending) {
+    finish(*entry, entry->cancelled.load(std::memory_order_relaxed) ? FinishReason::cancelled
+                                                                    : FinishReason::deadline);
+  }
+}
+
+// Room for `bytes` more, taken from retained sequences, least recently used first, where needed.
+// They keep their tokens and lose their pages: a later request on them computes its prefix again.
+bool Engine::Impl::make_room(std::int64_t bytes) {
+  if (reserved_bytes - retained_bytes + bytes > budget) return false;
+  while (reserved_bytes + bytes > budget) {
+    Entry* oldest = nullptr;
+    for (const auto& [id, entry] : kept) {
+      if (entry->kv && (oldest == nullptr || entry->last_used < oldest->last_used)) oldest = entry;
+    }
+    if (oldest == nullptr) return false;
+    retained_bytes -= oldest->reserved_bytes;
+    set_reserved(*oldest, 0, 0);
+    oldest->kv.reset();
+  }
+  return true;
+}
+
+// Reserves memory for `tokens` tokens of the entry in place of what it has.
+bool Engine::Impl::reserve(Entry& entry, std::int64_t tokens) {
+  const std::int64_t bytes = pool.bytes_for(tokens, std::min(options.prefill_chunk, tokens));
+  if (!make_room(bytes - entry.reserved_bytes)) return false;
+  set_reserved(entry, tokens, bytes);
+  return true;
+}
+
+// Sequences of unknown length that have used up what they reserved get more; when there is none the
+// youngest sequence gives up its pages and is computed again later.
+void Engine::Impl::grow_reservations() {
+  for (std::size_t i = 0; i < running.size(); ++i) {
+    Entry& entry = *running[i];
+    if (entry.size() <= entry.reserved_tokens) continue;
+    while (true) {
+      if (reserve(entry, std::min(options.context, entry.size() + kGrowth)) ||
+          reserve(entry, entry.size())) {
+        break;
+      }
+      Entry& youngest = *running.back();
+      if (&youngest == &entry && running.size() == 1) {
+        finish(entry, FinishReason::error, ErrorKind::memory,
+               "the memory budget of " + std::to_string(budget) + " bytes of keys and values is full after " +
+                   std::to_string(entry.size()) + " tokens");
+        break;
+      }
+      preempt(youngest);
+      if (&youngest == &entry) break;
+    }
+  }
+}
+
+void Engine::Impl::preempt(Entry& entry) {
+  entry.kv.reset();
+  set_reserved(entry, 0, 0);
+  std::erase(running, &entry);
+  entry.phase = Phase::waiting;
+  waiting.emplace(entry.id, &entry);
+  entry.stats.cached_tokens = 0;
+  ++entry.stats.preemptions;
+  ++counters.preemptions;
+}
+
+void Engine::Impl::admit(Clock::time_point now) {
+  while (!waiting.empty() && static_cast<std::int64_t>(running.size()) < options.max_batch) {
+    Entry& entry = *waiting.begin()->second;
+    if (start(entry, now)) continue;
+    if (!running.empty()) return;  // its turn comes when one of these ends
+    finish(entry, FinishReason::error, ErrorKind::memory,
+           "the memory budget of " + std::to_string(budget) + " bytes of keys and values cannot hold " +
+               std::to_string(entry.size()) + " tokens");
+  }
+}
+
+bool Engine::Impl::start(Entry& entry, Clock::time_point now) {
+  const std::int64_t known = entry.stats.prompt_tokens + entry.params.max_new_tokens.value_or(0);
+  const bool growing = entry.samples() && !entry.params.max_new_tokens;
+  const std::int64_t wanted =
+      growing ? std::min(options.context, entry.size() + kGrowth) : known;
+  const std::int64_t least = growing ? entry.size() : known;
+  const auto fits = [&](std::int64_t tokens) {
+    return reserved_bytes - retained_bytes +
+               pool.bytes_for(tokens, std::min(options.prefill_chunk, tokens)) <= budget;
+  };
+  if (!fits(least)) return false;
+  // Before room is made: the base's own pages may have to go for it.
+  attach_base(entry);
+  if (!reserve(entry, fits(wanted) ? wanted : least)) return false;
+  waiting.erase(entry.id);
+  entry.phase = Phase::running;
+  entry.last_used = counters.steps;
+  if (entry.admitted == Clock::time_point{}) {
+    entry.admitted = now;
+    entry.stats.queue_s = std::chrono::duration<double>(now - entry.submitted).count();
+  }
+  const auto place = std::upper_bound(running.begin(), running.end(), &entry,
+                                      [](const Entry* a, const Entry* b) { return a->id < b->id; });
+  running.insert(place, &entry);
+  return true;
+}
+
+// Gives the entry its sequence: empty, or the longest prefix it shares with its base. The last
+// prompt token is always computed, for its logits.
+void Engine::Impl::attach_base(Entry& entry) {
+  if (entry.source == nullptr || !entry.source->kv) {
+    unpin_source(entry);
+    entry.kv.emplace(pool);
+    return;
+  }
+  Entry& base = *entry.source;
+  const std::int64_t most = std::min(base.length(), entry.size() - 1);
+  std::int64_t common = 0;
+  while (common < most && base.tokens[common] == entry.tokens[common]) ++common;
+  entry.kv = base.kv->fork();
+  entry.stats.cached_tokens =
+      common < entry.kv->length() ? entry.kv->truncate(common) : entry.kv->length();
+  base.last_used = counters.steps;
+  unpin_source(entry);
+}
+
+void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
+  auto wanted = StepSpan::Logits::none;
+  const LogitsMode mode = entry.params.logits;
+  if (mode == LogitsMode::all || mode == LogitsMode::score) {
+    wanted = StepSpan::Logits::all;
+  } else if (count == entry.pending() && (mode == LogitsMode::last || entry.stop.limit() > 0)) {
+    wanted = StepSpan::Logits::last;
+  }
+  spans.push_back({&*entry.kv, entry.tokens.data() + entry.length(), count, wanted});
+  span_entries.push_back(&entry);
+}
+
+// Every decode row, and as much prefill as the step may take.
+void Engine::Impl::choose_rows() {
+  spans.clear();
+  span_entries.clear();
+  prefill_rows = 0;
+  for (Entry* entry : running) {
+    if (entry->pending() == 1) add_span(*entry, 1);
+  }
+  if (spans.size() == running.size()) return;
+  choose_prefill(spans.empty() ? options.prefill_chunk : pace.rows(options.prefill_chunk), kLogitsRows);
+}
+
+// Shares `rows` among the prefilling sequences, those first that have waited longest for rows;
+// `logit_rows` bounds the rows of those that want logits for each.
+void Engine::Impl::choose_prefill(std::int64_t rows, std::int64_t logit_rows) {
+  std::vector<Entry*> order;
+  for (Entry* entry : running) {
+    if (entry->pending() > 1) order.push_back(entry);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [](const Entry* a, const Entry* b) { return a->last_used < b->last_used; });
+  const auto sharers = static_cast<std::int64_t>(order.size());
+  const std::int64_t share = std::max((rows + sharers - 1) / sharers, kLeastShare);
+  for (std::size_t i = 0; i < order.size() && rows > 0; ++i) {
+    Entry& entry = *order[i];
+    const bool all = entry.params.logits == LogitsMode::all || entry.params.logits == LogitsMode::score;
+    // The last of those that get any takes what is left.
+    std::int64_t count = std::min({entry.pending(), i + 1 == order.size() ? rows : share, rows});
+    if (all) count = std::min(count, logit_rows);
+    if (count == 0) continue;
+    if (all) logit_rows -= count;
+    rows -= count;
+    prefill_rows += count;
+    entry.last_used = counters.steps + 1;
+    add_span(entry, count);
+  }
+}
+
+}  // namespace musespark

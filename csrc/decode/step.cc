@@ -1,0 +1,207 @@
+// One forward pass and what follows from it.
+#include <algorithm>
+#include <new>
+
+#include "decode/engine_impl.h"
+
+namespace musespark {
+namespace {
+
+// Values to look through from which rows are sampled on several threads.
+constexpr std::int64_t kParallelValues = 1 << 15;
+
+}  // namespace
+
+// False when there was nothing to run.
+bool Engine::Impl::step() {
+  const auto begin = Clock::now();
+  {
+    const std::lock_guard lock(mutex);
+    plan(begin);
+    if (spans.empty()) {
+      counters.kv_bytes_used = pool.usage().in_use;
+      return false;
+    }
+  }
+  const std::int64_t redone = counters.redone_steps;
+  execute(0, spans.size());
+  if (redone == counters.redone_steps) {
+    pace.observe(prefill_rows, std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+  return true;
+}
+
+// Asked before every layer: whether a sequence of this step was cancelled or is past its deadline.
+bool Engine::Impl::interrupted() const {
+  std::optional<Clock::time_point> now;
+  for (std::size_t i = batch_first; i < batch_first + batch_count; ++i) {
+    const Entry* entry = span_entries[i];
+    if (entry->cancelled.load(std::memory_order_relaxed)) return true;
+    if (entry->deadline) {
+      if (!now) now = Clock::now();
+      if (*now >= *entry->deadline) return true;
+    }
+  }
+  return false;
+}
+
+// Runs spans [first, first + count) as one batch. Interrupted: nothing happened, and the next plan
+// ends who is to be ended and runs the others' rows again.
+void Engine::Impl::execute(std::size_t first, std::size_t count) {
+  const std::span<const StepSpan> batch(spans.data() + first, count);
+  batch_first = first;
+  batch_count = count;
+  try {
+    const std::int64_t rows = TextModel::logit_rows(batch);
+    if (static_cast<std::int64_t>(logits.size()) < rows * vocab) {
+      logits.resize(static_cast<std::size_t>(rows * vocab));
+    }
+    if (model.forward(batch, control, logits.data()) == StepOutcome::interrupted) {
+      const std::lock_guard lock(mutex);
+      ++counters.redone_steps;
+      return;
+    }
+  } catch (const MemoryBudgetExceeded& error) {
+    return fail_or_split(first, count, ErrorKind::memory, error.what());
+  } catch (const std::bad_alloc& error) {
+    return fail_or_split(first, count, ErrorKind::memory, error.what());
+  } catch (const Error& error) {
+    return fail_or_split(first, count, ErrorKind::other, error.what());
+  }
+  book(first, count);
+}
+
+// A failed batch changed nothing: run its sequences one by one, and end the one that fails alone.
+void Engine::Impl::fail_or_split(std::size_t first, std::size_t count, ErrorKind kind,
+                                 const char* what) {
+  if (count == 1) {
+    const std::lock_guard lock(mutex);
+    finish(*span_entries[first], FinishReason::error, kind, what);
+    return;
+  }
+  for (std::size_t i = first; i < first + count; ++i) execute(i, 1);
+}
+
+void Engine::Impl::book(std::size_t first, std::size_t count) {
+  collect_jobs(first, count);
+  run_jobs();
+  const auto now = Clock::now();
+  const std::lock_guard lock(mutex);
+  ++counters.steps;
+  const float* row = logits.data();
+  std::size_t job = 0;
+  for (std::size_t i = first; i < first + count; ++i) {
+    Entry& entry = *span_entries[i];
+    const StepSpan& span = spans[i];
+    counters.rows += span.count;
+    entry.kv->accept(entry.kv->length());
+    const std::int64_t rows = TextModel::logit_rows({&span, 1});
+    const float* values = row;
+    row += rows * vocab;
+    const std::size_t first_job = job;
+    while (job < jobs.size() && jobs[job].entry == &entry) ++job;
+    if (entry.params.logits == LogitsMode::score) {
+      book_scores(entry, rows, first_job);
+    } else if (!entry.samples()) {
+      book_logits(entry, values, rows);
+    } else if (rows == 1) {
+      Job& done = jobs[first_job];
+      if (done.error.empty()) {
+        book_sampled(entry, std::move(done.token), now);
+      } else {
+        finish(entry, FinishReason::error, ErrorKind::bad_logits, std::move(done.error));
+      }
+    } else if (entry.pending() == 0) {
+      finish(entry, FinishReason::length);  // max_new_tokens = 0: the prompt alone
+    }
+  }
+  counters.kv_bytes_used = pool.usage().in_use;
+}
+
+// The rows that are looked at here: one for each sequence that gets a token, and those to score.
+void Engine::Impl::collect_jobs(std::size_t first, std::size_t count) {
+  jobs.clear();
+  const float* row = logits.data();
+  for (std::size_t i = first; i < first + count; ++i) {
+    Entry& entry = *span_entries[i];
+    const std::int64_t rows = TextModel::logit_rows({&spans[i], 1});
+    if (entry.params.logits == LogitsMode::score) {
+      const std::int64_t start = entry.length() - rows;
+      for (std::int64_t j = 0; j < rows && start + j + 1 < entry.size(); ++j) {
+        jobs.push_back({&entry, row + j * vocab, entry.tokens[start + j + 1], {}, {}});
+      }
+    } else if (entry.samples() && rows == 1) {
+      jobs.push_back({&entry, row, -1, {}, {}});
+    }
+    row += rows * vocab;
+  }
+}
+
+void Engine::Impl::run_jobs() {
+  const auto run_job = [this](std::int64_t item, int worker) {
+    Job& job = jobs[item];
+    const Entry& entry = *job.entry;
+    try {
+      if (job.known >= 0) {
+        job.token.logprob = token_logprob(job.row, vocab, job.known, scratch[worker]);
+      } else {
+        job.token = entry.sampler.sample(job.row, static_cast<std::uint64_t>(entry.size()),
+                                         entry.stop.blocked(entry.stats.completion_tokens),
+                                         scratch[worker]);
+      }
+    } catch (const BadLogits& error) {
+      job.error = error.what();
+    }
+  };
+  const auto items = static_cast<std::int64_t>(jobs.size());
+  if (items > 1 && items * vocab >= kParallelValues) {
+    threads.run(items, run_job);
+  } else {
+    for (std::int64_t i = 0; i < items; ++i) run_job(i, 0);
+  }
+}
+
+void Engine::Impl::book_sampled(Entry& entry, SampledToken sampled, Clock::time_point now) {
+  const std::int32_t token = sampled.token;
+  if (entry.stats.completion_tokens == 0) {
+    entry.first_token = now;
+    entry.stats.first_token_s = std::chrono::duration<double>(now - entry.submitted).count();
+    entry.stats.prefill_s = std::chrono::duration<double>(now - entry.admitted).count();
+  }
+  entry.tokens.push_back(token);
+  entry.sampler.add_completion(token);
+  entry.unreported.push_back(std::move(sampled));
+  ++entry.stats.completion_tokens;
+  FinishReason reason;
+  if (entry.stop.ends(token, entry.stats.completion_tokens, &reason)) finish(entry, reason);
+}
+
+// `count` rows of logits, up to the sequence's new end.
+void Engine::Impl::book_logits(Entry& entry, const float* rows, std::int64_t count) {
+  if (count > 0) {
+    events->push_back(LogitsEvent{entry.id, entry.length() - count, count, vocab,
+                                  std::vector<float>(rows, rows + count * vocab)});
+    return_early = true;
+  }
+  if (entry.pending() == 0) finish(entry, FinishReason::length);
+}
+
+// Scores from `rows` rows; what follows the last prompt token is not known, so that row has none.
+void Engine::Impl::book_scores(Entry& entry, std::int64_t rows, std::size_t first_job) {
+  LogitsEvent event{entry.id, entry.length() - rows, 0, 1, {}};
+  for (std::size_t i = first_job; i < jobs.size() && jobs[i].entry == &entry; ++i) {
+    if (!jobs[i].error.empty()) {
+      finish(entry, FinishReason::error, ErrorKind::bad_logits, jobs[i].error);
+      return;
+    }
+    event.values.push_back(jobs[i].token.logprob);
+  }
+  event.rows = static_cast<std::int64_t>(event.values.size());
+  if (event.rows > 0) {
+    events->push_back(std::move(event));
+    return_early = true;
+  }
+  if (entry.pending() == 0) finish(entry, FinishReason::length);
+}
+
+}  // namespace musespark
