@@ -1,6 +1,6 @@
 #include "base/cpu.h"
 
-#include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 
@@ -57,16 +57,16 @@ std::uint64_t saved_states(const CpuidWords& leaf1) {
   return (static_cast<std::uint64_t>(high) << 32) | low;
 }
 
-// Tile data is large, so Linux grants it on request only; this asks whether it would, and does not
-// request: a grant enlarges every signal frame of the process.
-bool tile_data_grantable() {
+// Tile data is large, so Linux grants it per process and on request only. Asked for once, here: a
+// level that is reported as present can be used. Empty if granted, else the reason.
+std::string request_tiles() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
-  constexpr int kGetSupportedXcomp = 0x1021;
+  constexpr int kRequestXcompPermission = 0x1023;
   constexpr int kTileData = 18;
-  std::uint64_t states = 0;
-  return syscall(SYS_arch_prctl, kGetSupportedXcomp, &states) == 0 && bit(states, kTileData);
+  if (syscall(SYS_arch_prctl, kRequestXcompPermission, kTileData) == 0) return "";
+  return std::string("the kernel does not grant the tile registers: ") + std::strerror(errno);
 #else
-  return false;
+  return "this operating system is not asked for the tile registers";
 #endif
 }
 
@@ -77,7 +77,7 @@ std::vector<IsaStatus> read_machine() {
   const std::uint64_t states = saved_states(leaf1);
   const bool ymm_saved = (states & 0x06) == 0x06;
   const bool zmm_saved = (states & 0xe6) == 0xe6;
-  const bool tiles_saved = (states & 0x60000) == 0x60000 && tile_data_grantable();
+  const bool tiles_saved = (states & 0x60000) == 0x60000;
 
   std::string avx2 = missing("the processor", {{"avx2", bit(leaf7.ebx, 5)},
                                                {"fma", bit(leaf1.ecx, 12)},
@@ -100,13 +100,16 @@ std::vector<IsaStatus> read_machine() {
   }
   if (avx512.empty() && !zmm_saved) avx512 = "the operating system does not save the ZMM registers";
 
-  std::string amx = missing("the processor", {{"amx_tile", bit(leaf7.edx, 24)},
-                                              {"amx_int8", bit(leaf7.edx, 25)}});
-  if (amx.empty() && !tiles_saved) amx = "the operating system does not grant the tile registers";
-  if (amx.empty()) amx = "the machine has it, but the name is reserved: no kernel uses tiles yet";
+  std::string amx = avx512;
+  if (amx.empty()) {
+    amx = missing("the processor", {{"amx_tile", bit(leaf7.edx, 24)},
+                                    {"amx_int8", bit(leaf7.edx, 25)}});
+  }
+  if (amx.empty() && !tiles_saved) amx = "the operating system does not save the tile registers";
+  if (amx.empty()) amx = request_tiles();
 
   const std::string other = "belongs to AArch64, this is x86-64";
-  return {{Isa::amx, false, amx},
+  return {{Isa::amx, amx.empty(), amx},
           {Isa::avx512vnni, avx512.empty(), avx512},
           {Isa::avxvnni, avxvnni.empty(), avxvnni},
           {Isa::avx2, avx2.empty(), avx2},

@@ -24,7 +24,8 @@ struct IsaStatus {
   std::string reason;  // why it is absent; empty if present
 };
 
-// Every level, best first, as cpuid and the operating system tell. Read once per process.
+// Every level, best first, as cpuid and the operating system tell; AMX's tiles are requested from
+// the system for this process. Read once per process.
 std::span<const IsaStatus> isa_report();
 
 // The levels dispatch may take, best first and scalar last: those present, from MUSESPARK_ISA down
