@@ -16,10 +16,12 @@
 //     K scale   [64] f16        V scale  [64] f16
 //   = 64 * 2D + 2D + 256 bytes: 264 bytes a token at D = 128; then padded to 64 bytes.
 //
-// Sealing, all float32 rne, j = token, d ascending or descending makes no difference where stated:
-//     mean_d  = f16( (sum over j = 0..63 ascending of k[j][d], one accumulator) * (1/64) )
-//     c[j][d] = k[j][d] - float(mean_d);          amax_j = max_d |c[j][d]|
-//     s_j     = f16(amax_j / 127);  code = s_j == 0 ? 0 : clamp(rne(c[j][d] / float(s_j)), -127, 127)
+// Sealing, all float32 rne:
+//     mean_d  = f16( (sum over j of k[j][d]: 16 lanes from +0, lane = j mod 16, then the tree of
+//               kernels/rowwise/rowwise.h) * (1/64) )
+//     c[j][d] = k[j][d] - float(mean_d);          amax_j = max_d |c[j][d]|, compared on the bits
+//     s_j     = f16(amax_j / 127);  code = clamp(rne(c[j][d] / float(s_j)), -127, 127)
+//     s_j = 0 (amax_j below 2^-25 * 127): codes 0.  amax_j not finite: s_j = NaN 0x7e00, codes 0.
 //     V the same without a mean.
 #pragma once
 

@@ -32,6 +32,14 @@ float load_f32(const std::uint8_t* at) {
   return x;
 }
 
+// The tree over 16 lanes; uses them up.
+float tree_sum(float* lane) {
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  }
+  return lane[0];
+}
+
 // Element d of the key (value) at `slot` of an open page; K: [4][D][16], V: [64][D].
 float open_key(KvFormat format, const std::uint8_t* page, std::int64_t dim, std::int64_t slot,
                std::int64_t d) {
@@ -179,10 +187,7 @@ void attend_row(const AttendChunkArgs& a, std::int64_t r) {
     p[j] = exp_of(p[j] - m);
     lane[j % 16] += p[j];
   }
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  a.partial[r] = {m, canonical(lane[0])};
+  a.partial[r] = {m, canonical(tree_sum(lane))};
 
   for (std::int64_t page = first / kPageTokens; page <= last / kPageTokens; ++page) {
     const std::int64_t begin = page * kPageTokens;
@@ -278,11 +283,12 @@ void seal_page_scalar(std::int64_t d, const std::uint8_t* open, std::uint8_t* se
   const SealedKv8Layout at = sealed_kv8_layout(d);
   for (std::int64_t i = at.v_scale + 2 * kPageTokens; i < at.bytes; ++i) sealed[i] = 0;
   for (std::int64_t i = 0; i < d; ++i) {
-    float sum = 0.0f;
+    float lane[16] = {};
     for (std::int64_t j = 0; j < kPageTokens; ++j) {
-      sum += open_key(KvFormat::kv8, open, d, j, i);
+      lane[j % 16] += open_key(KvFormat::kv8, open, d, j, i);
     }
-    store_f16(sealed + at.k_mean + 2 * i, f32_to_f16(sum * (1.0f / kPageTokens)));
+    const float mean = tree_sum(lane) * (1.0f / kPageTokens);
+    store_f16(sealed + at.k_mean + 2 * i, f32_to_f16(mean));
   }
   for (std::int64_t j = 0; j < kPageTokens; ++j) {
     float key[512];

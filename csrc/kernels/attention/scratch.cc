@@ -2,16 +2,17 @@
 
 namespace musespark {
 
-// What attend_row_block.inl lays out for at most kAttendRowBlock rows; the scalar kernel needs none.
+// What lay_out in attend.inl takes for one block of rows; the scalar kernel needs none.
 std::int64_t attention_scratch_bytes(std::int64_t rows, std::int64_t head_dim) {
   const std::int64_t block = rows < kAttendRowBlock ? rows : kAttendRowBlock;
-  const std::int64_t per_row = kMergeChunk * 4   // scores, then exp(s - m)
-                               + 2 * kPageTokens * 2  // one page of P, two planes, up to 16 bits each
-                               + head_dim * 2    // the quantized query, up to 16 bits each
-                               + kPagesPerChunk * 4   // q . mean of each page
-                               + 64;             // scales
-  const std::int64_t page = kPageTokens * head_dim * 4;  // one open page as f32
-  return block * per_row + page + 8 * 64;
+  const std::int64_t per_row = kMergeChunk * 4         // scores, then exp(s - m)
+                               + head_dim * 2          // the quantized query, up to int16
+                               + 2 * kPageTokens * 2;  // one page of P, two planes
+  const std::int64_t shared = kPagesPerChunk * kAttendRowBlock * 4  // q . mean
+                              + kPageTokens * head_dim * 4          // one open page as f32
+                              + kAttendRowBlock * head_dim * 4      // transposed queries
+                              + kPagesPerChunk * head_dim * 4;      // means
+  return block * per_row + shared + 7 * 64;  // each of the seven parts begins on 64 bytes
 }
 
 }  // namespace musespark

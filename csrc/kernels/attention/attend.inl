@@ -1,0 +1,424 @@
+// attend_chunk over the vector vocabulary and the tiles; attention/scalar.cc says what it computes.
+//
+// kAttendRowBlock rows at a time: the scores of all pages (pages outer, so that a page's keys stay
+// in L1 for every row tile), softmax row by row, then the values of all pages.
+#include <cstdint>
+
+#include "kernels/attention/attention.h"
+
+namespace musespark {
+namespace {
+
+constexpr std::int64_t kPlaneStride = 2 * kPageTokens;  // P of one row: low bytes, then high bytes
+constexpr float kTiny = 1e-30f;
+
+enum class Source { none, open, sealed };
+
+// One block of query rows and where its parts lie in scratch. Positions count from the chunk's first.
+struct RowBlock {
+  const AttendChunkArgs* args;
+  std::int64_t row;   // of the call
+  std::int64_t rows;  // 1..kAttendRowBlock
+  std::int64_t dim;
+  const float* q;
+  float* o;
+  std::int64_t first[kAttendRowBlock];  // visible positions; first > last: none
+  std::int64_t last[kAttendRowBlock];
+  std::int64_t sealed_end[kAttendRowBlock];  // pages below are read sealed
+  SealedRow sealed[kAttendRowBlock];
+  float* score;          // [rows][512]: scores, then exp(s - m)
+  float* mean_product;   // [8 pages][kAttendRowBlock]
+  dot_weight* query;     // [rows][dim]
+  dot_weight* weight;    // [rows][2][64]
+  float* page;           // [64 * dim] keys or values of an open page as f32
+  float* transposed;     // [dim][kAttendRowBlock] queries
+  float* mean;           // [8 pages][dim]
+
+  Source source(std::int64_t r, std::int64_t p) const {
+    const std::int64_t begin = p * kPageTokens;
+    if (first[r] > last[r] || last[r] < begin || first[r] >= begin + kPageTokens) {
+      return Source::none;
+    }
+    return p < sealed_end[r] ? Source::sealed : Source::open;
+  }
+};
+
+// f(begin, end) for each run of consecutive rows that read page p from `wanted`.
+template <class F>
+MS_INLINE void each_run(const RowBlock& block, std::int64_t p, Source wanted, F f) {
+  for (std::int64_t r = 0; r < block.rows;) {
+    if (block.source(r, p) != wanted) {
+      ++r;
+      continue;
+    }
+    const std::int64_t begin = r;
+    while (r < block.rows && block.source(r, p) == wanted) ++r;
+    f(begin, r);
+  }
+}
+
+// The slots of page p that some row of [begin, end) that reads it from `open` sees.
+struct Slots {
+  std::int64_t first = kPageTokens;
+  std::int64_t last = -1;
+};
+
+MS_INLINE std::int64_t first_slot(const RowBlock& block, std::int64_t r, std::int64_t p) {
+  const std::int64_t slot = block.first[r] - p * kPageTokens;
+  return slot < 0 ? 0 : slot;
+}
+MS_INLINE std::int64_t last_slot(const RowBlock& block, std::int64_t r, std::int64_t p) {
+  const std::int64_t slot = block.last[r] - p * kPageTokens;
+  return slot < kPageTokens - 1 ? slot : kPageTokens - 1;
+}
+
+Slots open_slots(const RowBlock& block, std::int64_t p, std::int64_t begin, std::int64_t end) {
+  Slots slots;
+  for (std::int64_t r = begin; r < end; ++r) {
+    if (block.source(r, p) != Source::open) continue;
+    const std::int64_t low = first_slot(block, r, p);
+    const std::int64_t high = last_slot(block, r, p);
+    if (low < slots.first) slots.first = low;
+    if (high > slots.last) slots.last = high;
+  }
+  return slots;
+}
+
+// Queries as int8 codes with one scale a row (and, transposed, as they are, for q . mean).
+void prepare_queries(RowBlock* block) {
+  for (std::int64_t r = 0; r < block->rows; ++r) {
+    const float* q = block->q + r * block->args->ldq;
+    vi largest = iset(0);
+    for (std::int64_t d = 0; d < block->dim; d += 16) {
+      largest = imax(largest, iand(vbits(vload(q + d)), iset(0x7fffffff)));
+    }
+    const std::int32_t bits = itree_max(largest);
+    const float amax = __builtin_bit_cast(float, bits);
+    const bool finite = bits < 0x7f800000;
+    const bool zero = !finite || amax < kTiny;
+    block->sealed[r].scale = !finite ? __builtin_nanf("") : zero ? 0.0f : amax / 127.0f;
+    const vf inverse = vset(127.0f / amax);
+    vi sum = iset(0);
+    for (std::int64_t d = 0; d < block->dim; d += 16) {
+      const vf x = vmul(vload(q + d), inverse);
+      const vi code =
+          zero ? iset(0) : vround(vmax(vset(-127.0f), vmin(vset(127.0f), x)));
+      sum = iadd(sum, code);
+      store_weights(block->query + r * block->dim + d, code);
+    }
+    std::int32_t lanes[16];
+    istore(lanes, sum);
+    std::int32_t total = 0;
+    for (std::int32_t lane : lanes) total += lane;
+    block->sealed[r].bias = kDotBias * total;
+    for (std::int64_t d = 0; d < block->dim; ++d) {
+      block->transposed[d * kAttendRowBlock + r] = q[d];
+    }
+  }
+}
+
+// mean_product[page][row] = q . mean for sealed pages [begin, end): one chain per lane, lane = row.
+void multiply_means(const RowBlock& block, std::int64_t begin, std::int64_t end) {
+  const SealedKv8Layout at = sealed_kv8_layout(block.dim);
+  for (std::int64_t p = begin; p < end; ++p) {
+    const std::uint8_t* page = block.args->sealed[p];  // null where no row reads it
+    for (std::int64_t d = 0; d < block.dim; d += 16) {
+      vstore(block.mean + p * block.dim + d,
+             page ? vload_f16(page + at.k_mean + 2 * d) : vset(0.0f));
+    }
+  }
+  for (std::int64_t p = begin; p < end; p += kMeanPages) {
+    const std::int64_t pages = end - p < kMeanPages ? end - p : kMeanPages;
+    const float* mean = block.mean + p * block.dim;
+    for (std::int64_t r = 0; r < block.rows; r += 16) {
+      with_count<kMeanPages>(pages, [&](auto n) {
+        vf acc[n.value];
+#pragma GCC unroll 8
+        for (int i = 0; i < n.value; ++i) acc[i] = vset(0.0f);
+        for (std::int64_t d = 0; d < block.dim; ++d) {
+          const vf q = vload(block.transposed + d * kAttendRowBlock + r);
+#pragma GCC unroll 8
+          for (int i = 0; i < n.value; ++i) acc[i] = vfma(q, vset(mean[i * block.dim + d]), acc[i]);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < n.value; ++i) {
+          vstore(block.mean_product + (p + i) * kAttendRowBlock + r, acc[i]);
+        }
+      });
+    }
+  }
+}
+
+void score_sealed(const RowBlock& block, std::int64_t p, std::int64_t begin, std::int64_t end) {
+  const std::uint8_t* page = block.args->sealed[p];
+  const SealedKv8Layout at = sealed_kv8_layout(block.dim);
+  float key_scale[kPageTokens];
+  for (int b = 0; b < 4; ++b) vstore(key_scale + 16 * b, vload_f16(page + at.k_scale + 32 * b));
+  each_tile(end - begin, 4, [&](std::int64_t i, std::int64_t height, std::int64_t b,
+                                std::int64_t width) {
+    const std::int64_t r = begin + i;
+    const Panel<std::uint8_t> panel = {page + at.k_codes + b * 16 * block.dim, 64, 16 * block.dim,
+                                       block.dim / 4};
+    with_count<kTileRows>(height, [&](auto h) {
+      with_count<kTileBlocks>(width, [&](auto n) {
+        key_tile<h.value, n.value>(panel, block.query + r * block.dim, block.dim, block.sealed + r,
+                                   key_scale + 16 * b,
+                                   block.mean_product + p * kAttendRowBlock + r,
+                                   block.score + r * kMergeChunk + p * kPageTokens + 16 * b);
+      });
+    });
+  });
+}
+
+// The keys of an open page, at least `slots` of them, as f32 in the page's own layout.
+const float* open_keys(const RowBlock& block, std::int64_t p, Slots slots) {
+  const std::uint8_t* page = block.args->open[p];
+  if (block.args->format == KvFormat::f32) return reinterpret_cast<const float*>(page);
+  const std::int64_t end = (slots.last / 16 + 1) * 16 * block.dim;
+  for (std::int64_t i = slots.first / 16 * 16 * block.dim; i < end; i += 16) {
+    vstore(block.page + i, vload_f16(page + 2 * i));
+  }
+  return block.page;
+}
+
+const float* open_values(const RowBlock& block, std::int64_t p, Slots slots) {
+  const std::uint8_t* page = block.args->open[p] + open_page_bytes(block.args->format, block.dim) / 2;
+  if (block.args->format == KvFormat::f32) return reinterpret_cast<const float*>(page);
+  for (std::int64_t i = slots.first * block.dim; i < (slots.last + 1) * block.dim; i += 16) {
+    vstore(block.page + i, vload_f16(page + 2 * i));
+  }
+  return block.page;
+}
+
+void score_open(const RowBlock& block, std::int64_t p) {
+  const Slots all = open_slots(block, p, 0, block.rows);
+  if (all.last < 0) return;
+  const float* keys = open_keys(block, p, all);
+  each_run(block, p, Source::open, [&](std::int64_t begin, std::int64_t end) {
+    const Slots slots = open_slots(block, p, begin, end);
+    const std::int64_t b = slots.first / 16;
+    const Panel<float> panel = {keys + b * 16 * block.dim, 16, 16 * block.dim, block.dim};
+    float_tiles(panel, slots.last / 16 + 1 - b, end - begin, block.q + begin * block.args->ldq,
+                block.args->ldq, block.score + begin * kMergeChunk + p * kPageTokens + 16 * b,
+                kMergeChunk, false);
+  });
+}
+
+// Scores [first, last] of one row -> exp(s - m), zero around them up to the vectors' ends.
+AttentionPartial softmax(float* score, std::int64_t first, std::int64_t last, float softcap) {
+  const vf lowest = vset(-__builtin_inff());
+  const std::int64_t begin = first / 16 * 16;
+  vf lanes = lowest;
+  for (std::int64_t j = begin; j <= last; j += 16) {
+    vf s = vload(score + j);
+    if (softcap > 0.0f) s = vmul(vset(softcap), vtanh(vdiv(s, vset(softcap))));
+    if (j < first || j + 15 > last) s = vselect(vrange(first - j, last + 1 - j), s, lowest);
+    vstore(score + j, s);
+    lanes = vmax(s, lanes);
+  }
+  const float m = vtree_max(lanes);
+  const vf top = vset(m);
+  vf total = vset(0.0f);
+  for (std::int64_t j = begin; j <= last; j += 16) {
+    vf e = vexp(vsub(vload(score + j), top));
+    if (j < first || j + 15 > last) {
+      e = vselect(vrange(first - j, last + 1 - j), e, vset(0.0f));
+    }
+    vstore(score + j, e);
+    total = vadd(total, e);
+  }
+  return {m, canonical(vtree_sum(total))};
+}
+
+// One row's P of one sealed page: 8-bit steps, low plane and (page 0) high plane. Gives the step.
+float quantize_weights(const float* p, const float* value_scale, std::int64_t first,
+                       std::int64_t last, bool two_planes, dot_weight* weight) {
+  vf w[4];
+  vi largest = iset(0);
+  for (int b = 0; b < 4; ++b) {
+    w[b] = vmul(vload(p + 16 * b), vload(value_scale + 16 * b));
+    if (first > 16 * b || last < 16 * b + 15) {
+      w[b] = vselect(vrange(first - 16 * b, last + 1 - 16 * b), w[b], vset(0.0f));
+    }
+    largest = imax(largest, iand(vbits(w[b]), iset(0x7fffffff)));
+  }
+  const std::int32_t bits = itree_max(largest);
+  const float wmax = __builtin_bit_cast(float, bits);
+  const float steps = two_planes ? 65535.0f : 255.0f;
+  const bool finite = bits < 0x7f800000;
+  const bool zero = !finite || wmax < kTiny;
+  const vf inverse = vset(zero ? 0.0f : steps / wmax);
+  for (int b = 0; b < 4; ++b) {
+    const vf x = vmin(vset(steps), vmax(vmul(w[b], inverse), vset(0.0f)));
+    const vi code = vround(x);
+    if (two_planes) {
+      store_weights(weight + 16 * b, iand(code, iset(255)));
+      store_weights(weight + kPageTokens + 16 * b, ishr<8>(code));
+    } else {
+      store_weights(weight + 16 * b, code);
+    }
+  }
+  return !finite ? __builtin_nanf("") : zero ? 0.0f : wmax / steps;
+}
+
+void add_sealed(RowBlock* block, std::int64_t p, std::int64_t begin, std::int64_t end) {
+  const std::uint8_t* page = block->args->sealed[p];
+  const SealedKv8Layout at = sealed_kv8_layout(block->dim);
+  const bool two_planes = block->args->chunk == 0 && p == 0;
+  float value_scale[kPageTokens];
+  for (int b = 0; b < 4; ++b) vstore(value_scale + 16 * b, vload_f16(page + at.v_scale + 32 * b));
+  for (std::int64_t r = begin; r < end; ++r) {
+    block->sealed[r].step = quantize_weights(
+        block->score + r * kMergeChunk + p * kPageTokens, value_scale, first_slot(*block, r, p),
+        last_slot(*block, r, p), two_planes, block->weight + r * kPlaneStride);
+  }
+  each_tile(end - begin, block->dim / 16, [&](std::int64_t i, std::int64_t height, std::int64_t b,
+                                              std::int64_t width) {
+    const std::int64_t r = begin + i;
+    const Panel<std::uint8_t> panel = {page + at.v_codes + 64 * b, 4 * block->dim, 64,
+                                       kPageTokens / 4};
+    const dot_weight* w = block->weight + r * kPlaneStride;
+    float* o = block->o + r * block->dim + 16 * b;
+    with_count<kTileRows>(height, [&](auto h) {
+      with_count<kTileBlocks>(width, [&](auto n) {
+        if (two_planes) {
+          value_tile<h.value, n.value, 2>(panel, w, kPlaneStride, block->sealed + r, o, block->dim);
+        } else {
+          value_tile<h.value, n.value, 1>(panel, w, kPlaneStride, block->sealed + r, o, block->dim);
+        }
+      });
+    });
+  });
+}
+
+void add_open_rows(const RowBlock& block, std::int64_t p, const float* values, std::int64_t r,
+                   std::int64_t rows, std::int64_t first, std::int64_t last) {
+  if (first > last) return;
+  const Panel<float> panel = {values + first * block.dim, block.dim, 16, last + 1 - first};
+  float_tiles(panel, block.dim / 16, rows, block.score + r * kMergeChunk + p * kPageTokens + first,
+              kMergeChunk, block.o + r * block.dim, block.dim, true);
+}
+
+// A tile takes the positions that all its rows see; what single rows see besides comes before and
+// after, so that each row's sum ascends and a slot it does not see (a stale NaN) is never touched.
+void add_open(const RowBlock& block, std::int64_t p) {
+  const Slots all = open_slots(block, p, 0, block.rows);
+  if (all.last < 0) return;
+  const float* values = open_values(block, p, all);
+  each_run(block, p, Source::open, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; r += kTileRows) {
+      const std::int64_t stop = r + kTileRows < end ? r + kTileRows : end;
+      std::int64_t low = 0;
+      std::int64_t high = kPageTokens - 1;
+      for (std::int64_t i = r; i < stop; ++i) {
+        if (first_slot(block, i, p) > low) low = first_slot(block, i, p);
+        if (last_slot(block, i, p) < high) high = last_slot(block, i, p);
+      }
+      if (low > high) {  // nothing in common: each row by itself
+        for (std::int64_t i = r; i < stop; ++i) {
+          add_open_rows(block, p, values, i, 1, first_slot(block, i, p), last_slot(block, i, p));
+        }
+        continue;
+      }
+      for (std::int64_t i = r; i < stop; ++i) {
+        add_open_rows(block, p, values, i, 1, first_slot(block, i, p), low - 1);
+      }
+      add_open_rows(block, p, values, r, stop - r, low, high);
+      for (std::int64_t i = r; i < stop; ++i) {
+        add_open_rows(block, p, values, i, 1, high + 1, last_slot(block, i, p));
+      }
+    }
+  });
+}
+
+// Takes `bytes` from scratch, keeping 64-byte alignment.
+template <class T>
+T* take(std::uint8_t** scratch, std::int64_t count) {
+  T* at = reinterpret_cast<T*>(*scratch);
+  *scratch += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
+  return at;
+}
+
+void lay_out(RowBlock* block, void* scratch) {
+  auto* at = static_cast<std::uint8_t*>(scratch);
+  block->score = take<float>(&at, block->rows * kMergeChunk);
+  block->mean_product = take<float>(&at, kPagesPerChunk * kAttendRowBlock);
+  block->query = take<dot_weight>(&at, block->rows * block->dim);
+  block->weight = take<dot_weight>(&at, block->rows * kPlaneStride);
+  block->page = take<float>(&at, kPageTokens * block->dim);
+  block->transposed = take<float>(&at, block->dim * kAttendRowBlock);
+  block->mean = take<float>(&at, kPagesPerChunk * block->dim);
+}
+
+// Ranges of the rows and of the pages they touch; false if no row sees anything.
+bool find_ranges(RowBlock* block, Slots* pages, std::int64_t* sealed_end) {
+  const AttendChunkArgs& a = *block->args;
+  const std::int64_t base = a.chunk * kMergeChunk;
+  *pages = {kPagesPerChunk, -1};
+  *sealed_end = 0;
+  for (std::int64_t r = 0; r < block->rows; ++r) {
+    const std::int64_t i = block->row + r;
+    block->first[r] = (a.lo[i] > base ? a.lo[i] : base) - base;
+    block->last[r] = (a.hi[i] < base + kMergeChunk - 1 ? a.hi[i] : base + kMergeChunk - 1) - base;
+    const std::int64_t own = a.pos[i] / kPageTokens - a.chunk * kPagesPerChunk;
+    block->sealed_end[r] = a.format == KvFormat::f32 ? 0 : own;
+    a.partial[i] = {-__builtin_inff(), 0.0f};
+    if (block->first[r] > block->last[r]) continue;
+    const std::int64_t low = block->first[r] / kPageTokens;
+    const std::int64_t high = block->last[r] / kPageTokens;
+    if (low < pages->first) pages->first = low;
+    if (high > pages->last) pages->last = high;
+    const std::int64_t end = block->sealed_end[r] < high + 1 ? block->sealed_end[r] : high + 1;
+    if (low < end && end > *sealed_end) *sealed_end = end;
+  }
+  return pages->last >= 0;
+}
+
+void attend_block(RowBlock* block) {
+  const AttendChunkArgs& a = *block->args;
+  for (std::int64_t i = 0; i < block->rows * block->dim; i += 16) vstore(block->o + i, vset(0.0f));
+  Slots pages;
+  std::int64_t sealed_end;
+  if (!find_ranges(block, &pages, &sealed_end)) return;
+  if (sealed_end > pages.first) {
+    prepare_queries(block);
+    multiply_means(*block, pages.first, sealed_end);
+  }
+  for (std::int64_t p = pages.first; p <= pages.last; ++p) {
+    each_run(*block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
+      score_sealed(*block, p, begin, end);
+    });
+    score_open(*block, p);
+  }
+  for (std::int64_t r = 0; r < block->rows; ++r) {
+    if (block->first[r] > block->last[r]) continue;
+    a.partial[block->row + r] =
+        softmax(block->score + r * kMergeChunk, block->first[r], block->last[r], a.softcap);
+  }
+  for (std::int64_t p = pages.first; p <= pages.last; ++p) {
+    each_run(*block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
+      add_sealed(block, p, begin, end);
+    });
+    add_open(*block, p);
+  }
+  for (std::int64_t i = 0; i < block->rows * block->dim; i += 16) {
+    vstore(block->o + i, vcanonical(vload(block->o + i)));
+  }
+}
+
+void attend_rows(const AttendChunkArgs* args) {
+  for (std::int64_t row = 0; row < args->rows; row += kAttendRowBlock) {
+    RowBlock block;
+    block.args = args;
+    block.row = row;
+    block.rows = args->rows - row < kAttendRowBlock ? args->rows - row : kAttendRowBlock;
+    block.dim = args->head_dim;
+    block.q = args->q + row * args->ldq;
+    block.o = args->o + row * args->head_dim;
+    lay_out(&block, args->scratch);
+    attend_block(&block);
+  }
+}
+
+}  // namespace
+}  // namespace musespark

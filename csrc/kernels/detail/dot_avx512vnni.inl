@@ -1,0 +1,43 @@
+// Integer dot products on AVX512-VNNI, after vector_avx512.inl: sixteen lanes, four codes deep.
+// dot_avx2.inl defines the same names.
+#include <cstdint>
+
+namespace musespark {
+namespace {
+
+// What a weight (a query or a probability step) is kept as, four to a 32-bit broadcast.
+using dot_weight = std::int8_t;
+// VPDPBUSD wants its first operand unsigned: signed codes get +128, undone by starting the sum at
+// kDotBias * (sum of the weights). Unsigned weights (0..255) meet the codes as they are.
+constexpr std::int32_t kDotBias = -128;
+// Accumulators of one register tile: rows x blocks of 16 lanes, with the operands in 32 registers.
+constexpr int kTileRows = 6;
+constexpr int kTileBlocks = 4;
+constexpr int kMeanPages = 8;
+
+struct vcodes {
+  __m512i v;
+};
+
+template <bool kUnsignedWeights>
+MS_INLINE vcodes load_codes(const std::uint8_t* p) {
+  const __m512i v = _mm512_loadu_si512(p);
+  return {kUnsignedWeights ? v : _mm512_xor_si512(v, _mm512_set1_epi8(-128))};
+}
+
+// acc + sum of four codes * weights in each lane.
+template <bool kUnsignedWeights>
+MS_INLINE vi vdot(vi acc, vcodes codes, const dot_weight* w) {
+  std::int32_t four;
+  __builtin_memcpy(&four, w, 4);
+  const __m512i weights = _mm512_set1_epi32(four);
+  return kUnsignedWeights ? _mm512_dpbusd_epi32(acc, weights, codes.v)
+                          : _mm512_dpbusd_epi32(acc, codes.v, weights);
+}
+
+MS_INLINE void store_weights(dot_weight* to, vi x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(x));
+}
+
+}  // namespace
+}  // namespace musespark
