@@ -1,0 +1,331 @@
+"""Chat templates: a conversation to the model's prompt.
+
+``ChatTemplate(source).render(messages, ...)`` gives the string that transformers'
+``apply_chat_template(..., tokenize=False)`` gives (``utils/chat_template_utils.py``, 5.23; compared
+in the tests for every template at hand), from a template that runs in a metered sandbox.
+:func:`encode_chat` gives ids, and keeps the rule that what people typed never becomes a marker.
+
+One deliberate difference: tool-call arguments may be given as JSON text, the OpenAI form, or as a
+dict; each template gets the form it is written for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+
+from musespark.errors import CorruptFile, Error, InvalidRequest
+from musespark.text.conversation import hide, hide_message, plain_inputs, size_of
+from musespark.text.guard import Disguise, Guard
+from musespark.text.sandbox import MeteredEnvironment, Meter
+from musespark.text.tokenizer import MAX_CONFIG_BYTES, Tokenizer, token_text, read_json
+
+MAX_SOURCE_CHARS = 256 * 1024
+MAX_OUTPUT_CHARS = 64 * 2**20
+_environment: MeteredEnvironment | None = None
+_environment_lock = threading.Lock()
+
+
+def _shared_environment() -> MeteredEnvironment:
+    global _environment
+    with _environment_lock:
+        if _environment is None:
+            _environment = MeteredEnvironment()
+        return _environment
+
+
+class ChatTemplate:
+    """A chat template.
+
+    ``source``: a model folder (``chat_template.jinja``, else the ``chat_template`` of
+    ``tokenizer_config.json`` or ``chat_template.json``), a ``.jinja`` file, or the template text.
+    Where a model has several, ``name`` chooses (``default`` if there is one; the one called
+    ``tool_use`` is taken by itself for a rendering with tools).
+
+    ``time_budget``: seconds of CPU time for one rendering (DeadlineExceeded). ``max_output``:
+    characters that a rendering may produce, intermediate values included, beyond 64 for each
+    character of the conversation (InvalidRequest).
+
+    Raises CorruptFile for files, InvalidRequest for text, that is not a template.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        time_budget: float = 2.0,
+        max_output: int = MAX_OUTPUT_CHARS,
+    ):
+        self.time_budget, self.max_output = time_budget, max_output
+        self.special_tokens: dict[str, str] = {}
+        is_text = isinstance(source, str) and ("{" in source or "\n" in source)
+        if is_text:
+            named = {"default": str(source)}
+        else:
+            named = self._read(Path(source))
+        self.origin = "the template text" if is_text else str(source)
+        failure = InvalidRequest if is_text else CorruptFile
+        if name is not None and name not in named:
+            raise InvalidRequest(f"{self.origin}: no template {name!r}; there are {sorted(named)}")
+        chosen = name or ("default" if "default" in named else sorted(named)[0])
+        self.source: str = named[chosen]
+        self._tool_use: ChatTemplate | None = None
+        if name is None and chosen != "tool_use" and "tool_use" in named:
+            self._tool_use = ChatTemplate(
+                named["tool_use"], time_budget=time_budget, max_output=max_output
+            )
+        self._compile(failure)
+        self._guards: dict[frozenset[str], Guard] = {}
+        self._wants_text: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"ChatTemplate({self.origin!r}, {len(self.source)} characters)"
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]] | str,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> str:
+        """The prompt text. ``messages``: OpenAI-shaped dicts, or a str for one user turn;
+        ``variables`` are further template variables (``bos_token``, ``enable_thinking``, …).
+
+        Raises InvalidRequest where the template refuses the conversation or fails on it, and
+        DeadlineExceeded past the time budget.
+        """
+        pieces = self._render(messages, tools, add_generation_prompt, variables, None)
+        return "".join(text for text, _ in pieces)
+
+    def render_segments(
+        self,
+        messages: Sequence[Mapping[str, Any]] | str,
+        *,
+        markers: Collection[str],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        special_tokens: Mapping[str, str] | None = None,
+        **variables: Any,
+    ) -> list[tuple[str, bool]]:
+        """The prompt as pieces ``(text, is_marker)``: exactly the occurrences of ``markers`` that the
+        template wrote are True, whatever messages, tools and variables spell. ``special_tokens``
+        (``bos_token``, …) are the trusted variables. Concatenated, the pieces are :meth:`render`'s
+        text, but where the template looks for marker characters inside the messages."""
+        key = frozenset(markers)
+        guard = self._guards.get(key)
+        if guard is None:
+            guard = Guard.build(key, self._literals, self._names)
+            self._guards = {key: guard}
+        return self._render(
+            messages, tools, add_generation_prompt, variables, guard, special_tokens or {}
+        )
+
+    # ---- loading ------------------------------------------------------------------------------
+
+    def _read(self, path: Path) -> dict[str, str]:
+        if not path.exists():
+            raise CorruptFile(f"{path}: no such template file or folder")
+        if path.is_file() and path.suffix != ".json":
+            return {"default": _read_text(path)}
+        folder = path if path.is_dir() else path.parent
+        config = folder / "tokenizer_config.json"
+        data = read_json(config, MAX_CONFIG_BYTES) if config.is_file() else {}
+        data = data if isinstance(data, dict) else {}
+        for key, value in data.items():
+            if key.endswith("_token") and token_text(value):
+                self.special_tokens[key] = token_text(value)
+        if (folder / "chat_template.jinja").is_file():
+            return {"default": _read_text(folder / "chat_template.jinja")}
+        found = data.get("chat_template")
+        if found is None and (folder / "chat_template.json").is_file():
+            other = read_json(folder / "chat_template.json", MAX_CONFIG_BYTES)
+            found = other.get("chat_template") if isinstance(other, dict) else None
+        if isinstance(found, list):
+            try:
+                found = {entry["name"]: entry["template"] for entry in found}
+            except (TypeError, KeyError) as error:
+                raise CorruptFile(f"{config}: field chat_template: {error!r}") from error
+        elif isinstance(found, str):
+            found = {"default": found}
+        if (
+            not isinstance(found, dict)
+            or not found
+            or not all(isinstance(t, str) for t in found.values())
+        ):
+            raise CorruptFile(
+                f"{folder}: no chat_template.jinja and no chat_template in its configuration"
+            )
+        return found
+
+    def _compile(self, failure: type[Error]) -> None:
+        if len(self.source) > MAX_SOURCE_CHARS:
+            raise failure(
+                f"{self.origin}: a template of {len(self.source)} characters, "
+                f"more than the {MAX_SOURCE_CHARS} allowed"
+            )
+        environment = _shared_environment()
+        try:
+            tree = environment.parse(self.source)
+            self._template = environment.from_string(self.source)
+        except Exception as error:  # a syntax error of jinja2 or Python, too deep, a bad number
+            raise failure(f"{self.origin}: not a valid chat template: {error}") from error
+        constants = {
+            node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
+        }
+        self._literals = constants | {node.data for node in tree.find_all(nodes.TemplateData)}
+        self._names = constants | {node.attr for node in tree.find_all(nodes.Getattr)}
+
+    # ---- rendering ----------------------------------------------------------------------------
+
+    def _render(
+        self,
+        messages: Any,
+        tools: Any,
+        add_generation_prompt: bool,
+        variables: dict[str, Any],
+        guard: Guard | None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> list[tuple[str, bool]]:
+        if tools and self._tool_use is not None:
+            if guard is not None:
+                guard = Guard.build(
+                    guard.finder.markers, self._tool_use._literals, self._tool_use._names
+                )
+            return self._tool_use._render(
+                messages, tools, add_generation_prompt, variables, guard, special_tokens
+            )
+        try:
+            messages, tools, variables = plain_inputs(messages, tools, variables)
+            messages = self._with_arguments(messages)
+            disguise = None
+            if guard is not None:
+                disguise = Disguise(guard, [messages, tools, variables])
+                messages = [hide_message(disguise, message) for message in messages]
+                tools, variables = (
+                    hide(disguise, tools),
+                    {k: hide(disguise, v) for k, v in variables.items()},
+                )
+        except RecursionError as error:
+            raise InvalidRequest("messages or tools are nested too deeply") from error
+        # As in transformers, variables of the caller come before the tokenizer's special tokens.
+        given = {**self.special_tokens, **(special_tokens or {}), **variables}
+        given.update(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        given.setdefault("documents", None)
+        reveal = disguise.reveal if disguise else str
+        text = self._run(given, size_of([messages, tools, variables]), reveal)
+        return disguise.pieces(text) if disguise else [(text, False)]
+
+    def _run(self, given: dict[str, Any], size: int, reveal: Any) -> str:
+        environment = _shared_environment()
+        before = environment.start(Meter(self.time_budget, self.max_output + 64 * size))
+        try:
+            return "".join(self._template.generate(given))
+        except jinja2.TemplateError as error:
+            message = reveal(error.message or type(error).__name__)
+            raise InvalidRequest(
+                f"the chat template refused the conversation: {message}"
+            ) from error
+        except Error:
+            raise
+        except RecursionError as error:
+            raise InvalidRequest(f"{self.origin}: endless recursion in the template") from error
+        except Exception as error:  # what a template's own mistakes raise: TypeError, KeyError, …
+            message = reveal(f"{type(error).__name__}: {error}")
+            raise InvalidRequest(
+                f"{self.origin}: the template fails on this conversation: {message}"
+            ) from error
+        finally:
+            environment.stop(before)
+
+    def _with_arguments(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Tool-call arguments in the form (dict or JSON text) this template is written for."""
+        calls = [
+            call["function"]
+            for message in messages
+            for call in message.get("tool_calls") or []
+            if isinstance(call, dict) and isinstance(call.get("function"), dict)
+        ]
+        if not calls:
+            return messages
+        if self._wants_text is None:
+            self._wants_text = self._probe_arguments()
+        for function in calls:  # the messages are our own copy
+            arguments = function.get("arguments")
+            if self._wants_text and isinstance(arguments, dict):
+                function["arguments"] = json.dumps(arguments, ensure_ascii=False)
+            elif not self._wants_text and isinstance(arguments, str):
+                try:
+                    parsed = json.loads(arguments)
+                except (ValueError, RecursionError):
+                    continue  # not JSON: the template gets what the model wrote
+                if isinstance(parsed, dict):
+                    function["arguments"] = parsed
+        return messages
+
+    def _probe_arguments(self) -> bool:
+        """Whether the template wants arguments as text: it fails on a dict, and not on text."""
+
+        def works(arguments: Any) -> bool:
+            call = {
+                "id": "call000001",
+                "type": "function",
+                "function": {"name": "probe", "arguments": arguments},
+            }
+            given = {"tools": None, "documents": None, "bos_token": "", "eos_token": ""}
+            given |= {**self.special_tokens, "add_generation_prompt": False}
+            for content in ({"content": ""}, {}):  # some templates read calls only without content
+                message = {"role": "assistant", **content, "tool_calls": [call]}
+                chat = [{"role": "user", "content": "probe"}, message]
+                try:
+                    if "argument_value" in self._run({**given, "messages": chat}, 0, str):
+                        return True
+                except Error:  # this is the question: the template cannot take this form
+                    continue
+            return False
+
+        value = {"argument_name": "argument_value"}
+        return not works(value) and works(json.dumps(value))
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]] | str,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    **variables: Any,
+) -> list[int]:
+    """The prompt ids of a conversation.
+
+    Marker ids come from the template alone. Equal to encoding the whole rendering with markers
+    parsed wherever messages, tools and variables spell none.
+    """
+    pieces = template.render_segments(
+        messages,
+        markers=tokenizer.markers,
+        tools=tools,
+        add_generation_prompt=add_generation_prompt,
+        special_tokens=tokenizer.special_tokens,
+        **variables,
+    )
+    return tokenizer.encode_pieces(pieces)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > 4 * MAX_SOURCE_CHARS:
+            raise CorruptFile(f"{path}: {size} bytes, more than the {4 * MAX_SOURCE_CHARS} allowed")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"{path}: not UTF-8: {error}") from error

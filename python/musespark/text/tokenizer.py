@@ -1,0 +1,425 @@
+"""The tokenizer of a model: text to ids, ids to text, and what counts as a marker.
+
+A *marker* is an added token that means something to the model beside its letters: every token
+flagged special (``<|eot|>``), and the unflagged ones that look like one (``<think>``,
+``<tool_call>``, DeepSeek's ``<｜User｜>``). ``encode(text)`` never yields a marker's id, whatever
+the text says. This is a security property, so it does not rest on options of the tokenizers
+library (``encode_special_tokens`` leaves unflagged tokens like ``<think>`` active, and a unigram
+or word-level model finds ``</s>`` in its own vocabulary). Instead a second instance of the
+tokenizer is built in which every marker carries a random name, in the added tokens, in the model's
+vocabulary and its merges: plain text cannot spell it, and the ids stay the same. Text that should
+contain some markers is encoded by writing their random names, so that everything else (merges
+across borders, prefix spaces, stripping) happens exactly as in the original tokenizer.
+
+The unknown-token id is the exception: text that the vocabulary lacks yields it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from musespark.errors import CorruptFile, InvalidRequest
+from musespark.text.decoding import StreamDecoder, compile_decoder, push_all
+from musespark.text.markers import MarkerFinder
+
+MAX_FILE_BYTES = 256 * 2**20
+MAX_CONFIG_BYTES = 32 * 2**20
+_ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+# Used only where no configuration file names the token.
+_USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")
+_USUAL_EOS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
+
+
+def is_marker(content: str, special: bool) -> bool:
+    """Whether an added token is a marker: flagged special, or letters with punctuation around them.
+
+    Unflagged runs of white space or punctuation, single characters and plain words are ordinary
+    text (GPT-NeoX adds runs of spaces, DeepSeek single letters), and stay active when encoding.
+    """
+    if special:
+        return True
+    bare = content.replace("▁", " ").strip()
+    letters = any(c.isalnum() for c in bare)
+    signs = any(not (c.isalnum() or c.isspace() or unicodedata.category(c)[0] == "M") for c in bare)
+    return len(bare) > 1 and letters and signs
+
+
+def read_json(path: Path, limit: int) -> Any:
+    try:
+        size = os.stat(path).st_size
+        if size > limit:
+            raise CorruptFile(f"{path}: {size} bytes, more than the {limit} allowed")
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CorruptFile):
+            raise
+        raise CorruptFile(f"{path}: not valid JSON: {error}") from error
+
+
+def _build(data: dict[str, Any], source: str) -> tokenizers.Tokenizer:
+    """A tokenizers instance from parsed tokenizer.json; CorruptFile where the library refuses."""
+    try:
+        built = tokenizers.Tokenizer.from_str(json.dumps(data))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in the Rust library derives from BaseException
+        raise CorruptFile(f"{source}: tokenizers cannot load it: {error}") from error
+    # A file may ask for truncation or padding; a model's prompt is never silently cut or filled.
+    built.no_truncation()
+    built.no_padding()
+    return built
+
+
+def _rename_in_model(model: dict[str, Any], names: dict[int, str]) -> None:
+    """Give the vocabulary entries with these ids other names, and drop merges that touch them."""
+    vocab = model.get("vocab")
+    if isinstance(vocab, list):  # Unigram: (piece, score), the id is the index
+        for token_id, name in names.items():
+            if token_id < len(vocab):
+                vocab[token_id] = [name, vocab[token_id][1]]
+        return
+    if not isinstance(vocab, dict):
+        return
+    gone = {token: names[i] for token, i in vocab.items() if i in names}
+    if not gone:
+        return
+    model["vocab"] = {gone.get(token, token): i for token, i in vocab.items()}
+    if model.get("unk_token") in gone:
+        model["unk_token"] = gone[model["unk_token"]]
+    prefix = model.get("continuing_subword_prefix") or ""
+
+    def survives(merge: Any) -> bool:
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        joined = left + (right.removeprefix(prefix) if prefix else right)
+        return left not in gone and right not in gone and joined not in gone
+
+    if model.get("merges"):
+        model["merges"] = [merge for merge in model["merges"] if survives(merge)]
+
+
+class Tokenizer:
+    """Text to ids and back; see the module's docstring for what ``encode`` guarantees.
+
+    Attributes: ``vocab_size`` (one more than the largest id), ``bos_id`` and ``bos_token``
+    (None where the model has none), ``eos_ids`` (every id that ends a text or turn according to
+    the configuration) and ``eos_token``, ``special_tokens`` (role -> text, for chat templates),
+    ``markers`` (text -> id).
+    """
+
+    def __init__(
+        self,
+        data: dict[str, Any],
+        *,
+        config: dict[str, Any] | None = None,
+        generation_config: dict[str, Any] | None = None,
+        source: str = "tokenizer.json",
+    ):
+        if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
+            raise CorruptFile(f"{source}: field 'model' is missing")
+        config, generation_config = config or {}, generation_config or {}
+        if data["model"].get("dropout"):  # a training aid; encoding must have one result
+            data["model"]["dropout"] = None
+        self.source = source
+        self._full = _build(data, source)
+        self._rule = compile_decoder(data.get("decoder"))
+        try:
+            self._collect_markers(data, config)
+            self._plain = self._build_plain(data)
+        except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+            if isinstance(error, CorruptFile):
+                raise
+            raise CorruptFile(
+                f"{source}: inconsistent added tokens or vocabulary: {error!r}"
+            ) from error
+        self._pieces: dict[int, bytes] = {}
+        self._name_ends(data, config, generation_config)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """From a model folder or a tokenizer.json; its tokenizer_config.json, special_tokens_map.json
+        and generation_config.json beside it are read where present.
+
+        Raises CorruptFile for a missing, broken or oversized file.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise CorruptFile(f"{file}: no such file; a tokenizer.json is needed")
+        beside = {}
+        for name in ("special_tokens_map", "tokenizer_config", "generation_config"):
+            other = file.parent / f"{name}.json"
+            beside[name] = read_json(other, MAX_CONFIG_BYTES) if other.is_file() else {}
+            if not isinstance(beside[name], dict):
+                raise CorruptFile(f"{other}: expected an object")
+        return cls(
+            read_json(file, MAX_FILE_BYTES),
+            config={**beside["special_tokens_map"], **beside["tokenizer_config"]},
+            generation_config=beside["generation_config"],
+            source=str(file),
+        )
+
+    @classmethod
+    def from_json(
+        cls,
+        text: str | bytes,
+        *,
+        config: dict[str, Any] | None = None,
+        generation_config: dict[str, Any] | None = None,
+        source: str = "tokenizer.json",
+    ) -> Tokenizer:
+        """From the contents of a tokenizer.json (as a packed model file carries it)."""
+        if len(text) > MAX_FILE_BYTES:
+            raise CorruptFile(
+                f"{source}: {len(text)} bytes, more than the {MAX_FILE_BYTES} allowed"
+            )
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise CorruptFile(f"{source}: not valid JSON: {error}") from error
+        return cls(data, config=config, generation_config=generation_config, source=source)
+
+    # ---- construction -------------------------------------------------------------------------
+
+    def _collect_markers(self, data: dict[str, Any], config: dict[str, Any]) -> None:
+        flagged: set[str] = set()
+        for role in _ROLES:
+            flagged.add(token_text(config.get(f"{role}_token")))
+        extra = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+        flagged.update(
+            token_text(t) for t in (extra.values() if isinstance(extra, dict) else extra)
+        )
+        for entry in (config.get("added_tokens_decoder") or {}).values():
+            if entry.get("special"):
+                flagged.add(token_text(entry))
+        self.markers: dict[str, int] = {}
+        added, special, ids = set(), set(), set(self._full.get_vocab().values())
+        for entry in data.get("added_tokens") or []:
+            content, token_id = str(entry["content"]), int(entry["id"])
+            if self._full.token_to_id(content) != token_id:
+                raise CorruptFile(
+                    f"{self.source}: added token {content!r} has id {token_id}, "
+                    f"the tokenizer gives it {self._full.token_to_id(content)}"
+                )
+            added.add(token_id)
+            is_special = bool(entry.get("special")) or content in flagged
+            if is_special:
+                special.add(token_id)
+            if is_marker(content, is_special):
+                self.markers[content] = token_id
+        if not ids:
+            raise CorruptFile(f"{self.source}: the vocabulary is empty")
+        self._added, self._special = frozenset(added), frozenset(special)
+        self.vocab_size = max(ids) + 1
+
+    def _build_plain(self, data: dict[str, Any]) -> tokenizers.Tokenizer:
+        """The instance in which no text spells a marker; ``data`` is consumed."""
+        # The random part cannot be guessed, and a private-use first character that no other added
+        # token contains keeps a neighbouring added token from swallowing the start of a name.
+        used = {c for entry in data.get("added_tokens") or [] for c in entry["content"]}
+        first = next(c for c in map(chr, range(0xF0000, 0xFFFFD)) if c not in used)
+        self._names = {
+            content: first + "".join(chr(97 + b % 26) for b in secrets.token_bytes(32))
+            for content in self.markers
+        }
+        names_by_id = {self.markers[content]: name for content, name in self._names.items()}
+        for entry in data.get("added_tokens") or []:
+            entry["content"] = self._names.get(entry["content"], entry["content"])
+        unknown = data["model"].get("unk_token")
+        if unknown is None and isinstance(data["model"].get("unk_id"), int):
+            unknown = data["model"]["vocab"][data["model"]["unk_id"]][0]
+        _rename_in_model(data["model"], names_by_id)
+        # Markers whose id plain text must not yield: all but the unknown token.
+        self._forbidden = frozenset(i for c, i in self.markers.items() if c != unknown)
+        self._finder = MarkerFinder(self.markers)
+        return _build(data, self.source)
+
+    def _name_ends(self, data: dict, config: dict, generation: dict) -> None:
+        self.special_tokens = {
+            f"{role}_token": token_text(config[f"{role}_token"])
+            for role in _ROLES
+            if config.get(f"{role}_token") is not None
+        }
+        known = self.markers
+        if "bos_token" not in self.special_tokens and "bos_token" not in config:
+            first = _template_start(data.get("post_processor"))
+            candidates = [first] if first else [t for t in _USUAL_BOS if t in known]
+            if candidates:
+                self.special_tokens["bos_token"] = candidates[0]
+        if "eos_token" not in self.special_tokens and "eos_token" not in config:
+            usual = [t for t in _USUAL_EOS if t in known]
+            if usual:
+                self.special_tokens["eos_token"] = usual[0]
+        self.bos_token = self.special_tokens.get("bos_token")
+        self.eos_token = self.special_tokens.get("eos_token")
+        self.bos_id = self.find(self.bos_token) if self.bos_token else None
+        ends = generation.get("eos_token_id")
+        ends = list(ends) if isinstance(ends, list) else ([] if ends is None else [ends])
+        own = self.find(self.eos_token) if self.eos_token else None
+        if own is not None and own not in ends:
+            ends.append(own)
+        for end in ends:
+            if not isinstance(end, int) or isinstance(end, bool) or end < 0:
+                raise CorruptFile(f"{self.source}: generation_config eos_token_id {end!r}")
+        self.eos_ids: tuple[int, ...] = tuple(ends)
+
+    # ---- ids ----------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.source!r}, vocab_size={self.vocab_size})"
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids flagged special, left out by ``decode(..., skip_special=True)``."""
+        return self._special
+
+    def find(self, token: str) -> int | None:
+        """The id of a token given in the vocabulary's own spelling, or None."""
+        return self._full.token_to_id(token)
+
+    def id(self, token: str) -> int:
+        """As :meth:`find`; raises InvalidRequest for a token that is not in the vocabulary."""
+        found = self.find(token)
+        if found is None:
+            raise InvalidRequest(f"token {token!r} is not in the vocabulary of {self.source}")
+        return found
+
+    def token(self, token_id: int) -> str:
+        """The vocabulary's spelling of an id; raises InvalidRequest for an id it does not have."""
+        try:
+            found = self._full.id_to_token(token_id) if token_id >= 0 else None
+        except (OverflowError, TypeError):
+            found = None
+        if found is None:
+            raise InvalidRequest(
+                f"token id {token_id!r} is not in the vocabulary (vocabulary size {self.vocab_size})"
+            )
+        return found
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes an id adds in the middle of a text; None where the tokenizer decodes only whole
+        texts. For tokens inside a character these are not valid UTF-8 by themselves."""
+        if self._rule is None:
+            self.token(token_id)
+            return None
+        return self.stream(continuing=True)._piece(token_id, last=False)
+
+    # ---- text to ids --------------------------------------------------------------------------
+
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
+        """Text -> ids. ``parse_special``: markers spelled in the text become their ids; without it
+        they are ordinary text. ``add_special``: what the model's file adds around a text (BOS)."""
+        if not isinstance(text, str):
+            raise InvalidRequest(f"text must be a str, not {type(text).__name__}")
+        if not parse_special:
+            return self.encode_pieces([(text, False)], add_special=add_special)
+        return list(_encode(self._full, text, add_special).ids)
+
+    def encode_pieces(
+        self, pieces: Iterable[tuple[str, bool]], *, add_special: bool = False
+    ) -> list[int]:
+        """One text in pieces ``(text, is_marker)`` -> ids, encoded as a whole.
+
+        A marker piece must be exactly the text of a marker (InvalidRequest otherwise); all other
+        pieces are ordinary text, whatever they spell. Equal to ``encode(joined,
+        parse_special=True)`` where the other pieces spell no marker.
+        """
+        parts: list[str] = []
+        expected = 0
+        for text, marker in pieces:
+            if not marker:
+                parts.append(text)
+                continue
+            if text not in self._names:
+                raise InvalidRequest(f"piece {text!r} is not a marker of {self.source}")
+            expected += self.markers[text] in self._forbidden
+            parts.append(self._names[text])
+        encoding = _encode(self._plain, "".join(parts), False)
+        found = sum(map(self._forbidden.__contains__, encoding.ids))
+        if found != expected:  # unreachable unless a tokenizer rewrites names; never let it pass
+            raise InvalidRequest(
+                f"{self.source}: {expected} markers were written but {found} encoded; "
+                "this tokenizer cannot keep markers and text apart"
+            )
+        if add_special:
+            encoding = self._plain.post_process(encoding, None, True)
+        return list(encoding.ids)
+
+    def split_markers(self, text: str) -> list[tuple[str, bool]]:
+        """A trusted text as the pieces of :meth:`encode_pieces`: leftmost, longest markers."""
+        return self._finder.split(text)
+
+    # ---- ids to text --------------------------------------------------------------------------
+
+    def decode(
+        self, ids: Sequence[int], *, skip_special: bool = False, continuing: bool = False
+    ) -> str:
+        """Ids -> text; what :meth:`stream` gives for the same ids, concatenated.
+
+        Equals ``tokenizers.Tokenizer.decode`` with three intended differences: a broken run of
+        byte-fallback tokens loses only its broken bytes (U+FFFD for each maximal ill-formed part,
+        as everywhere in Unicode), added tokens of byte-level tokenizers decode to their own text,
+        and ids outside the vocabulary raise InvalidRequest instead of vanishing.
+        """
+        return push_all(self.stream(skip_special=skip_special, continuing=continuing), ids)
+
+    def stream(self, *, skip_special: bool = False, continuing: bool = False) -> StreamDecoder:
+        """A decoder for ids that come one at a time. ``continuing``: the ids continue a text, so
+        that the space with which a SentencePiece text begins is a real one and kept."""
+
+        def whole(ids: list[int]) -> str:
+            return self._full.decode(ids, skip_special_tokens=False)
+
+        return StreamDecoder(
+            self.token,
+            self._rule,
+            whole,
+            cache=self._pieces,
+            added=self._added,
+            skip=self._special if skip_special else frozenset(),
+            continuing=continuing,
+        )
+
+
+def _encode(tokenizer: tokenizers.Tokenizer, text: str, add_special: bool) -> tokenizers.Encoding:
+    try:
+        return tokenizer.encode(text, add_special_tokens=add_special)
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"text has a lone surrogate at index {error.start}") from error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception, and Rust panics
+        raise InvalidRequest(f"the tokenizer cannot encode the text: {error}") from error
+
+
+def token_text(token: Any) -> str:
+    """The text of a token given as a string or as a serialized AddedToken."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""
+
+
+def _template_start(processor: Any) -> str | None:
+    """The special token that the post-processor puts before a single text, if any."""
+    if not isinstance(processor, dict):
+        return None
+    if processor.get("type") == "Sequence":
+        found = [_template_start(p) for p in processor.get("processors") or []]
+        return next((token for token in found if token), None)
+    single = processor.get("single") if processor.get("type") == "TemplateProcessing" else None
+    first = single[0] if isinstance(single, list) and single else None
+    if isinstance(first, dict) and isinstance(first.get("SpecialToken"), dict):
+        return str(first["SpecialToken"].get("id"))
+    return None
