@@ -20,6 +20,8 @@ struct KernelTable {
   RowwiseKernels rowwise;
 };
 
+// Whether the level has a table (on any machine).
+bool has_kernel_table(Isa isa);
 // The table of a level this machine can run; throws Error for one it cannot.
 const KernelTable& kernel_table(Isa isa);
 // The table in use: the best level, or the one MUSESPARK_ISA names. Chosen once.

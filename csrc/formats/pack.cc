@@ -1,0 +1,218 @@
+#include "formats/pack.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "base/aligned.h"
+#include "base/cpu.h"
+#include "base/errors.h"
+#include "base/float_env.h"
+#include "base/half.h"
+#include "formats/pack_steps.h"
+#include "formats/weights_codec.h"
+
+namespace musespark {
+namespace {
+
+constexpr float kSmallestRow = 1e-30f;   // largest magnitude of a row that is not packed to zeros
+
+const PackSteps& steps_of_machine() {
+  for (const Isa isa : isa_levels()) {
+#if defined(__x86_64__)
+    if (isa == Isa::avx512vnni) return pack_steps_avx512vnni;
+    if (isa == Isa::avx2) return pack_steps_avx2;
+#endif
+    if (isa == Isa::scalar) break;
+  }
+  return pack_steps_scalar;
+}
+
+// Work space of one row block, reused for the next.
+class RowBlockPacker {
+ public:
+  RowBlockPacker(WeightFormat format, const FloatMatrix& from, const PackSteps& steps)
+      : format_(format), from_(from), steps_(steps),
+        layout_(weight_layout(format, from.rows, from.cols)),
+        row_(static_cast<std::size_t>(from.cols)),
+        columns_(static_cast<std::size_t>(layout_.padded_cols) * kRowBlock * sizeof(float)) {
+    if (!is_quantized(format)) return;
+    const auto padded = static_cast<std::size_t>(layout_.padded_cols);
+    codes_ = AlignedBuffer(padded * kRowBlock);
+    scales_ = AlignedBuffer(padded / kSubGroup * kRowBlock * sizeof(float));
+    inverse_ = AlignedBuffer(static_cast<std::size_t>(layout_.blocks) * kRowBlock * sizeof(float));
+  }
+
+  void pack(std::int64_t index, std::uint8_t* to) {
+    std::memset(to, 0, static_cast<std::size_t>(layout_.row_block_bytes));
+    load(index * kRowBlock);
+    if (format_ == WeightFormat::f32) {
+      std::memcpy(to, columns_.data(), static_cast<std::size_t>(layout_.row_block_bytes));
+    } else if (format_ == WeightFormat::bf16) {
+      write_bf16(reinterpret_cast<std::uint16_t*>(to));
+    } else {
+      quantize(to);
+    }
+  }
+
+ private:
+  // Rows first .. first + 15 into columns_[k][r], zeros where the matrix has ended.
+  void load(std::int64_t first) {
+    float* columns = columns_.as<float>();
+    for (std::int64_t r = 0; r < kRowBlock; ++r) {
+      if (first + r >= from_.rows) {
+        for (std::int64_t k = 0; k < from_.cols; ++k) columns[k * kRowBlock + r] = 0.0f;
+        amax_[r] = 0.0f;
+        continue;
+      }
+      read_row(first + r);
+      std::uint32_t largest = 0;
+      for (std::int64_t k = 0; k < from_.cols; ++k) {
+        std::uint32_t bits;
+        std::memcpy(&bits, &row_[static_cast<std::size_t>(k)], 4);
+        largest = std::max(largest, bits & 0x7fffffffu);
+        columns[k * kRowBlock + r] = row_[static_cast<std::size_t>(k)];
+      }
+      if (largest >= 0x7f800000u) refuse(first + r);
+      std::memcpy(&amax_[r], &largest, 4);
+    }
+  }
+
+  void read_row(std::int64_t row) {
+    const std::int64_t at = row * from_.row_stride;
+    if (from_.type == FloatType::f32) {
+      const auto* p = static_cast<const std::uint8_t*>(from_.data) + at * 4;
+      std::memcpy(row_.data(), p, row_.size() * 4);
+      return;
+    }
+    // Mapped tensors may start at any even address.
+    const auto* p = static_cast<const std::uint16_t*>(from_.data) + at;
+    if (from_.type == FloatType::bf16) {
+      bf16_to_f32(p, row_.data(), from_.cols);
+    } else {
+      f16_to_f32(p, row_.data(), from_.cols);
+    }
+  }
+
+  [[noreturn]] void refuse(std::int64_t row) const {
+    for (std::size_t k = 0; k < row_.size(); ++k) {
+      std::uint32_t bits;
+      std::memcpy(&bits, &row_[k], 4);
+      if ((bits & 0x7fffffffu) >= 0x7f800000u) {
+        throw InvalidRequest("weights: " + std::to_string(row_[k]) + " at row " +
+                             std::to_string(row) + ", column " + std::to_string(k) +
+                             " is not finite");
+      }
+    }
+    throw InvalidRequest("weights: row " + std::to_string(row) + " is not finite");
+  }
+
+  void write_bf16(std::uint16_t* to) const {
+    const float* columns = columns_.as<float>();
+    for (std::int64_t k = 0; k < from_.cols; ++k) {
+      for (std::int64_t r = 0; r < kRowBlock; ++r) {
+        const std::uint16_t bits = f32_to_bf16(columns[k * kRowBlock + r]);
+        std::memcpy(to + (k / 2 * kRowBlock + r) * 2 + k % 2, &bits, 2);
+      }
+    }
+  }
+
+  void quantize(std::uint8_t* to) {
+    float* columns = columns_.as<float>();
+    float to_unit[kRowBlock];
+    for (int r = 0; r < kRowBlock; ++r) {
+      to_unit[r] = amax_[r] < kSmallestRow ? 0.0f : 1.0f / amax_[r];
+    }
+    for (std::int64_t k = 0; k < from_.cols; ++k) {
+      for (int r = 0; r < kRowBlock; ++r) columns[k * kRowBlock + r] *= to_unit[r];
+    }
+    const PackRows rows{format_, from_.cols, columns, scales_.as<float>(), inverse_.as<float>(),
+                        reinterpret_cast<std::int8_t*>(to + layout_.sub_offset),
+                        codes_.as<std::uint8_t>()};
+    std::memset(codes_.data(), 0, codes_.size());
+    steps_.fit(rows);
+    choose_scales(to);
+    steps_.encode(rows);
+    write_codes(to + layout_.codes_offset);
+  }
+
+  // Row and block scales from the groups' scales; inverse_ for the second step.
+  void choose_scales(std::uint8_t* to) {
+    const std::int64_t per_block = format_ == WeightFormat::q8 ? 1 : kBlockQ4 / kSubGroup;
+    const std::int64_t width = format_ == WeightFormat::q8 ? kBlockQ8 : kSubGroup;
+    const std::int64_t groups = (from_.cols + width - 1) / width;
+    const float* scales = scales_.as<float>();
+    float* inverse = inverse_.as<float>();
+    for (int r = 0; r < kRowBlock; ++r) {
+      float largest = 0.0f;
+      for (std::int64_t b = 0; b < layout_.blocks; ++b) {
+        // One w8 step: the largest group of the block gets sub-scale 127 of 128.
+        float step = 0.0f;
+        for (std::int64_t g = b * per_block; g < std::min(groups, (b + 1) * per_block); ++g) {
+          const float scale = scales[g * kRowBlock + r];
+          step = std::max(step, scale < 0.0f ? -scale : scale);
+        }
+        if (format_ == WeightFormat::q4) step *= 128.0f / 127.0f;
+        if (format_ == WeightFormat::q6) step *= 32.0f / 127.0f;
+        inverse[b * kRowBlock + r] = step;
+        largest = std::max(largest, step);
+      }
+      const float row = amax_[r] < kSmallestRow ? 0.0f : amax_[r] * largest;
+      std::memcpy(to + r * 4, &row, 4);
+      for (std::int64_t b = 0; b < layout_.blocks; ++b) {
+        const float ratio = largest == 0.0f ? 0.0f : inverse[b * kRowBlock + r] / largest;
+        const std::uint16_t block = f32_to_f16(ratio);
+        std::memcpy(to + layout_.block_offset + (b * kRowBlock + r) * 2, &block, 2);
+        const float step = f16_to_f32(block) * largest;
+        inverse[b * kRowBlock + r] = step == 0.0f ? 0.0f : 1.0f / step;
+      }
+    }
+  }
+
+  void write_codes(std::uint8_t* to) const {
+    const std::uint8_t* codes = codes_.as<std::uint8_t>();
+    const auto code = [&](std::int64_t chunk, int quad, int k, int r) {
+      return codes[(chunk * 64 + quad * 4 + k) * kRowBlock + r];
+    };
+    for (std::int64_t chunk = 0; chunk < layout_.padded_cols / 64; ++chunk) {
+      for (int byte = 0; byte < 64; ++byte) {
+        const int r = byte / 4, k = byte % 4;
+        if (format_ == WeightFormat::q8) {
+          for (int v = 0; v < 16; ++v) to[v * 64 + byte] = code(chunk, v, k, r);
+          continue;
+        }
+        for (int v = 0; v < 8; ++v) {
+          to[v * 64 + byte] = static_cast<std::uint8_t>(
+              (code(chunk, v, k, r) & 15) | (code(chunk, v + 8, k, r) & 15) << 4);
+        }
+        for (int u = 0; u < 4 && format_ == WeightFormat::q6; ++u) {
+          int high = 0;
+          for (int j = 0; j < 4; ++j) high |= (code(chunk, u + 4 * j, k, r) >> 4 & 3) << (2 * j);
+          to[512 + u * 64 + byte] = static_cast<std::uint8_t>(high);
+        }
+      }
+      to += format_ == WeightFormat::q8 ? 1024 : format_ == WeightFormat::q6 ? 768 : 512;
+    }
+  }
+
+  WeightFormat format_;
+  FloatMatrix from_;
+  const PackSteps& steps_;
+  WeightLayout layout_;
+  std::vector<float> row_;
+  AlignedBuffer columns_, codes_, scales_, inverse_;
+  float amax_[kRowBlock] = {};
+};
+
+}  // namespace
+
+void pack_row_blocks(WeightFormat format, const FloatMatrix& from, std::int64_t begin,
+                     std::int64_t end, std::uint8_t* to) {
+  const std::int64_t bytes = weight_layout(format, from.rows, from.cols).row_block_bytes;
+  const FloatEnv environment;
+  RowBlockPacker packer(format, from, steps_of_machine());
+  for (std::int64_t b = begin; b < end; ++b) packer.pack(b, to + b * bytes);
+}
+
+}  // namespace musespark

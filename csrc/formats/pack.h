@@ -1,0 +1,38 @@
+// Packing of float matrices into the formats of weights.h.
+//
+// The bytes are a function of the numbers alone: the same on every machine, instruction set and
+// number of threads (float operations run per row in one order, without fma or libm; the vector
+// versions of pack.inl are the same operations on 16 rows at once).
+//
+//   q8   block scale = largest magnitude of 64 columns / 127
+//   q6   per 32 columns a search of the scale for the least squared error, then int8 sub-scales
+//        over blocks of 256 columns
+//   q4   the same with the 16 levels and both signs, codes chosen among the final int8 levels
+//
+// A row whose largest magnitude is below 1e-30 packs to zeros.
+#pragma once
+
+#include <cstdint>
+
+#include "formats/weights.h"
+
+namespace musespark {
+
+enum class FloatType : std::uint32_t { f32 = 0, bf16 = 1, f16 = 2 };
+
+struct FloatMatrix {
+  const void* data;
+  FloatType type;
+  std::int64_t rows;
+  std::int64_t cols;
+  std::int64_t row_stride;   // elements from one row to the next
+};
+
+// Packs row blocks [begin, end) of `from` to their places in `to`, the start of the whole packed
+// matrix (weight_layout(...).bytes long). Calls on disjoint ranges may run at the same time. Takes
+// about 100 bytes per column of memory. Throws InvalidRequest for a number that is not finite,
+// naming its row and column.
+void pack_row_blocks(WeightFormat format, const FloatMatrix& from, std::int64_t begin,
+                     std::int64_t end, std::uint8_t* to);
+
+}  // namespace musespark

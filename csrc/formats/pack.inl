@@ -1,0 +1,267 @@
+// The arithmetic of packing on several rows at once: a lane is a row, nothing crosses lanes, so that
+// the same operations in the same order give the same bits with any vector width. Included once per
+// instruction set (pack_scalar.cc and so on). No fma (contraction is off), no libm.
+//
+// Numbers come as u[column][row], every row divided by its largest magnitude, so |u| <= 1.
+#pragma once
+
+#include <cstdint>
+
+#include "formats/pack_steps.h"
+#include "formats/weights.h"
+
+namespace musespark {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float F32 __attribute__((vector_size(4 * kLanes)));
+typedef std::int32_t I32 __attribute__((vector_size(4 * kLanes)));
+
+#define MUSESPARK_INLINE [[gnu::always_inline]] inline
+
+MUSESPARK_INLINE F32 load(const float* p) {
+  F32 v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+MUSESPARK_INLINE void store(float* p, F32 v) { __builtin_memcpy(p, &v, sizeof v); }
+
+MUSESPARK_INLINE F32 splat(float x) { return F32{} + x; }
+
+MUSESPARK_INLINE F32 magnitude(F32 v) { return (F32)((I32)v & 0x7fffffff); }
+
+MUSESPARK_INLINE F32 larger(F32 a, F32 b) { return a > b ? a : b; }
+
+// Nearest integer, ties to even, for |v| < 2^22.
+MUSESPARK_INLINE F32 rounded(F32 v) { return (v + 12582912.0f) - 12582912.0f; }
+
+MUSESPARK_INLINE F32 clamped(F32 v, float low, float high) {
+  v = v < low ? splat(low) : v;
+  return v > high ? splat(high) : v;
+}
+
+MUSESPARK_INLINE void store_bytes(std::uint8_t* to, F32 integers) {
+  const I32 v = __builtin_convertvector(integers, I32);
+  for (int r = 0; r < kLanes; ++r) to[r] = static_cast<std::uint8_t>(v[r]);
+}
+
+// ---- q4 ---------------------------------------------------------------------------------------
+
+// Scales tried, as multiples of (largest magnitude / 127): the table's long end meets the largest
+// number, overshoots it, or clips it.
+constexpr float kQ4Scales[] = {0.76f, 0.82f, 0.88f, 0.93f, 0.97f, 1.0f, 1.03f, 1.07f, 1.12f};
+
+// The level nearest to t, t in units of levels.
+MUSESPARK_INLINE F32 nearest_level(F32 t) {
+  F32 level = splat(kQ4Level[0]);
+#pragma GCC unroll 15
+  for (int i = 1; i < 16; ++i) {
+    level = t > 0.5f * (kQ4Level[i - 1] + kQ4Level[i]) ? splat(kQ4Level[i]) : level;
+  }
+  return level;
+}
+
+// The scale d of n <= 32 columns with the least sum of (u - d * level)^2, where d is the
+// least-squares scale of the levels that a trial scale gives: that error is
+// sum u^2 - (sum u*level)^2 / sum level^2.
+MUSESPARK_INLINE F32 fit_group_q4(const float* u, int n) {
+  F32 amax = {};
+  for (int k = 0; k < n; ++k) amax = larger(magnitude(load(u + k * kRowBlock)), amax);
+  F32 best_gain = {}, best_scale = {};
+  for (const float factor : kQ4Scales) {
+    const F32 inverse = 127.0f / (amax * factor);   // inf for an all-zero group: no gain below
+    F32 dot[2] = {}, square[2] = {};
+    for (int k = 0; k < n; ++k) {
+      const F32 x = load(u + k * kRowBlock), t = x * inverse;
+      const F32 plus = nearest_level(t), minus = nearest_level(-t);
+      dot[0] += x * plus;
+      square[0] += plus * plus;
+      dot[1] -= x * minus;
+      square[1] += minus * minus;
+    }
+    for (int sign = 0; sign < 2; ++sign) {
+      const F32 scale = dot[sign] / square[sign];
+      const F32 gain = dot[sign] * scale;
+      best_scale = gain > best_gain ? (sign ? -scale : scale) : best_scale;
+      best_gain = gain > best_gain ? gain : best_gain;
+    }
+  }
+  return best_scale;
+}
+
+// The 16 int8 values of sub-scale `sub`, times its sign so that they ascend, and the 15 borders.
+struct Q4Table {
+  F32 sign, value[16], border[15];
+};
+
+MUSESPARK_INLINE void make_table(F32 sub, Q4Table* table) {
+  const I32 s = __builtin_convertvector(sub, I32);
+  table->sign = sub < 0.0f ? splat(-1.0f) : splat(1.0f);
+  for (int i = 0; i < 16; ++i) {
+    const I32 w8 = (s * kQ4Level[i] + 64) >> 7;
+    table->value[i] = __builtin_convertvector(w8, F32) * table->sign;
+    if (i > 0) table->border[i - 1] = (table->value[i - 1] + table->value[i]) * 0.5f;
+  }
+}
+
+// Squared error of n columns t (units of w8) under the table.
+MUSESPARK_INLINE F32 table_error(const Q4Table& table, const F32* t, int n) {
+  F32 error = {};
+  for (int k = 0; k < n; ++k) {
+    const F32 x = t[k] * table.sign;
+    F32 value = table.value[0];
+#pragma GCC unroll 15
+    for (int i = 0; i < 15; ++i) value = x > table.border[i] ? table.value[i + 1] : value;
+    const F32 miss = x - value;
+    error += miss * miss;
+  }
+  return error;
+}
+
+MUSESPARK_INLINE void encode_group_q4(const float* u, int n, F32 scale, F32 inverse,
+                                      std::int8_t* sub, std::uint8_t* codes) {
+  F32 t[kSubGroup];
+  for (int k = 0; k < n; ++k) t[k] = load(u + k * kRowBlock) * inverse;
+  const F32 middle = rounded(scale * inverse * 128.0f);
+  constexpr int kSteps[] = {0, 1, -1, 2, -2};
+  F32 best_error = splat(3.0e38f), best_sub = {};
+  Q4Table table;
+  for (const int step : kSteps) {
+    const F32 candidate = clamped(middle + static_cast<float>(step), -127.0f, 127.0f);
+    make_table(candidate, &table);
+    const F32 error = table_error(table, t, n);
+    best_sub = error < best_error ? candidate : best_sub;
+    best_error = error < best_error ? error : best_error;
+  }
+  store_bytes(reinterpret_cast<std::uint8_t*>(sub), best_sub);
+  make_table(best_sub, &table);
+  for (int k = 0; k < n; ++k) {
+    const F32 x = t[k] * table.sign;
+    F32 code = {};
+#pragma GCC unroll 15
+    for (int i = 0; i < 15; ++i) code += x > table.border[i] ? splat(1.0f) : F32{};
+    store_bytes(codes + k * kRowBlock, code);
+  }
+}
+
+// ---- q6 ---------------------------------------------------------------------------------------
+
+// Scales tried, as multiples of (largest magnitude / 32).
+constexpr float kQ6Scales[] = {0.90f, 0.94f, 0.97f, 1.0f, 1.02f, 1.05f};
+
+MUSESPARK_INLINE F32 fit_group_q6(const float* u, int n) {
+  F32 amax = {};
+  for (int k = 0; k < n; ++k) amax = larger(magnitude(load(u + k * kRowBlock)), amax);
+  F32 best_gain = {}, best_scale = {};
+  for (const float factor : kQ6Scales) {
+    const F32 inverse = 32.0f / (amax * factor);
+    for (int sign = 0; sign < 2; ++sign) {
+      F32 dot = {}, square = {};
+      for (int k = 0; k < n; ++k) {
+        const F32 x = load(u + k * kRowBlock), t = x * inverse;
+        const F32 code = clamped(rounded(sign ? -t : t), -32.0f, 31.0f);
+        dot += x * code;
+        square += code * code;
+      }
+      const F32 scale = dot / square;
+      const F32 gain = dot * scale;
+      best_scale = gain > best_gain ? scale : best_scale;
+      best_gain = gain > best_gain ? gain : best_gain;
+    }
+  }
+  return best_scale;
+}
+
+MUSESPARK_INLINE void encode_group_q6(const float* u, int n, F32 scale, F32 inverse,
+                                      std::int8_t* sub, std::uint8_t* codes) {
+  const F32 middle = clamped(rounded(scale * inverse * 32.0f), -127.0f, 127.0f);
+  constexpr int kSteps[] = {0, 1, -1};
+  F32 best_error = splat(3.0e38f), best_sub = {};
+  for (int pass = 0; pass < 4; ++pass) {
+    const bool last = pass == 3;
+    const F32 candidate =
+        last ? best_sub : clamped(middle + static_cast<float>(kSteps[pass]), -127.0f, 127.0f);
+    const I32 s = __builtin_convertvector(candidate, I32);
+    const F32 per_code = candidate == 0.0f ? F32{} : 32.0f / candidate;
+    F32 error = {};
+    for (int k = 0; k < n; ++k) {
+      const F32 t = load(u + k * kRowBlock) * inverse;
+      const F32 code = clamped(rounded(t * per_code), -32.0f, 31.0f);
+      if (last) {
+        store_bytes(codes + k * kRowBlock, code);
+        continue;
+      }
+      const I32 w8 = (__builtin_convertvector(code, I32) * s * 4 + 64) >> 7;
+      const F32 miss = t - __builtin_convertvector(w8, F32);
+      error += miss * miss;
+    }
+    if (last) break;
+    best_sub = error < best_error ? candidate : best_sub;
+    best_error = error < best_error ? error : best_error;
+  }
+  store_bytes(reinterpret_cast<std::uint8_t*>(sub), best_sub);
+}
+
+// ---- a row block ------------------------------------------------------------------------------
+
+MUSESPARK_INLINE std::int64_t group_width(WeightFormat format) {
+  return format == WeightFormat::q8 ? kBlockQ8 : kSubGroup;
+}
+
+// Scales of the group of `n` columns at k, rows lane .. lane + kLanes - 1.
+MUSESPARK_INLINE void fit_group(const PackRows& rows, std::int64_t k, int n, int lane) {
+  const float* u = rows.u + k * kRowBlock + lane;
+  F32 scale;
+  if (rows.format == WeightFormat::q4) {
+    scale = fit_group_q4(u, n);
+  } else if (rows.format == WeightFormat::q6) {
+    scale = fit_group_q6(u, n);
+  } else {
+    F32 amax = {};
+    for (int i = 0; i < n; ++i) amax = larger(magnitude(load(u + i * kRowBlock)), amax);
+    scale = amax / 127.0f;
+  }
+  store(rows.scales + k / group_width(rows.format) * kRowBlock + lane, scale);
+}
+
+MUSESPARK_INLINE void encode_group(const PackRows& rows, std::int64_t k, int n, int lane) {
+  const std::int64_t block = rows.format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
+  const float* u = rows.u + k * kRowBlock + lane;
+  const F32 inverse = load(rows.inverse + k / block * kRowBlock + lane);
+  std::uint8_t* codes = rows.codes + k * kRowBlock + lane;
+  if (rows.format == WeightFormat::q8) {
+    for (int i = 0; i < n; ++i) {
+      store_bytes(codes + i * kRowBlock,
+                  clamped(rounded(load(u + i * kRowBlock) * inverse), -127.0f, 127.0f));
+    }
+    return;
+  }
+  const F32 scale = load(rows.scales + k / kSubGroup * kRowBlock + lane);
+  std::int8_t* sub = rows.sub + k / kSubGroup * kRowBlock + lane;
+  if (rows.format == WeightFormat::q4) {
+    encode_group_q4(u, n, scale, inverse, sub, codes);
+  } else {
+    encode_group_q6(u, n, scale, inverse, sub, codes);
+  }
+}
+
+template <void (*kStep)(const PackRows&, std::int64_t, int, int)>
+MUSESPARK_INLINE void all_groups(const PackRows& rows) {
+  const std::int64_t width = group_width(rows.format);
+  for (std::int64_t k = 0; k < rows.cols; k += width) {
+    const std::int64_t left = rows.cols - k;
+    for (int lane = 0; lane < kRowBlock; lane += kLanes) {
+      kStep(rows, k, static_cast<int>(left < width ? left : width), lane);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace musespark

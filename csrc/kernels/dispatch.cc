@@ -1,0 +1,63 @@
+#include "kernels/dispatch.h"
+
+#include <string>
+
+#include "base/errors.h"
+#include "kernels/entries.h"
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace musespark {
+namespace {
+
+// Best first, scalar last. A level without an own kernel for an operation names that of the level
+// below it.
+const KernelTable kTables[] = {
+#if defined(__x86_64__)
+    {Isa::amx, quantize_rows_avx512vnni, matmul_avx512vnni, attend_chunk_scalar,
+     attention_merge_scalar, attention_finish_scalar, write_token_scalar, seal_page_scalar,
+     rowwise_scalar},
+    {Isa::avx512vnni, quantize_rows_avx512vnni, matmul_avx512vnni, attend_chunk_scalar,
+     attention_merge_scalar, attention_finish_scalar, write_token_scalar, seal_page_scalar,
+     rowwise_scalar},
+#endif
+    {Isa::scalar, quantize_rows_scalar, matmul_scalar, attend_chunk_scalar, attention_merge_scalar,
+     attention_finish_scalar, write_token_scalar, seal_page_scalar, rowwise_scalar},
+};
+
+const KernelTable* find(Isa isa) {
+  for (const KernelTable& table : kTables) {
+    if (table.isa == isa) return &table;
+  }
+  return nullptr;
+}
+
+const KernelTable& choose() {
+  for (const Isa isa : isa_levels()) {
+    if (const KernelTable* table = find(isa)) return *table;
+  }
+  throw Error("no kernel table for this machine");
+}
+
+}  // namespace
+
+bool has_kernel_table(Isa isa) { return find(isa) != nullptr; }
+
+const KernelTable& kernel_table(Isa isa) {
+  for (const IsaStatus& status : isa_report()) {
+    if (status.isa != isa) continue;
+    if (!status.present) throw Error(std::string(isa_name(isa)) + ": " + status.reason);
+    if (const KernelTable* table = find(isa)) return *table;
+  }
+  throw Error(std::string("no kernels for level ") + isa_name(isa));
+}
+
+const KernelTable& kernels() {
+  static const KernelTable& table = choose();
+  return table;
+}
+
+}  // namespace musespark
