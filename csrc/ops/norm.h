@@ -35,17 +35,16 @@ void embed(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,
            std::span<const std::int32_t> tokens, float scale, const Norm& embed_norm,
            const Residual& residual, const Norm& next, const Rows& out);
 
-// x[r] += post(delta[r]), delta [rows][ldx]; then out[r] = next(x[r]), floats (always: out.x is the
+// x[r] += post(delta[r]), delta [rows][ldx of the residual], overwritten; then out[r] = next(x[r]), floats (always: out.x is the
 // buffer it is made in) and quantized where out.q is there.
 void add_norm(Jobs& jobs, const KernelTable& kernels, const Residual& residual, float* delta,
               const Norm& post, const Norm& next, const Rows& out);
 
-// out[i] = next(x[rows[i]]): the rows whose logits are wanted.
-void gather_norm(Jobs& jobs, const KernelTable& kernels, const Residual& residual,
-                 std::span<const std::int64_t> rows, const Norm& next, const Rows& out);
+// Moves the chosen rows (ascending) to the front: x[i] = x[rows[i]].
+void gather_rows(const Residual& residual, std::span<const std::int64_t> rows);
 
-// logits <- cap * tanh(logits * scale / cap), cap = 0: logits * scale; in place, [rows][cols] dense.
-void cap_logits(Jobs& jobs, const KernelTable& kernels, float scale, float cap, std::int64_t rows,
-                std::int64_t cols, float* logits);
+// logits <- cap * tanh(logits * scale / cap), cap = 0: logits * scale; in place.
+void cap_logits(Jobs& jobs, const KernelTable& kernels, float scale, float cap, std::int64_t count,
+                float* logits);
 
 }  // namespace musespark

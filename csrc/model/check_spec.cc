@@ -1,0 +1,126 @@
+// What a ModelSpec may say in this version.
+#include <cmath>
+#include <string>
+
+#include "base/errors.h"
+#include "model/prepared.h"
+
+namespace musespark {
+namespace {
+
+constexpr std::int64_t kMaxSize = std::int64_t{1} << 24;   // of any one dimension
+constexpr std::int64_t kMaxHeadDim = 512;                  // kernels/rowwise: rotate
+
+template <class T>
+[[noreturn]] void refuse(const std::string& field, T value, const std::string& allowed) {
+  throw UnsupportedModel("model spec: " + field + " is " + std::to_string(value) + "; " + allowed);
+}
+
+void check_size(const std::string& field, std::int64_t value) {
+  if (value < 1 || value > kMaxSize) refuse(field, value, "1 to " + std::to_string(kMaxSize));
+}
+
+void check_number(const std::string& field, double value, double least, const char* allowed) {
+  if (!std::isfinite(value) || value < least) refuse(field, value, allowed);
+}
+
+void check_norm(const std::string& field, const NormSpec& norm) {
+  if (norm.kind > NormKind::layer) {
+    refuse(field + ".kind", static_cast<int>(norm.kind), "no such norm");
+  }
+  check_number(field + ".eps", norm.eps, 0, "a finite number, at least 0, is needed");
+}
+
+void check_rope(const std::string& field, const RopeSpec& rope) {
+  if (rope.dim < 2 || rope.dim % 2 != 0 || rope.dim > kMaxHeadDim) {
+    refuse(field + ".dim", rope.dim, "an even number, 2 to " + std::to_string(kMaxHeadDim));
+  }
+  check_number(field + ".theta", rope.theta, 1.0, "a finite number, at least 1, is needed");
+  check_number(field + ".factor", rope.factor, 1e-6, "a finite number above 0 is needed");
+  check_number(field + ".attention_factor", rope.attention_factor, 0, "a finite number is needed");
+  const bool stretched = rope.scaling == RopeScaling::llama3 || rope.scaling == RopeScaling::yarn;
+  if (stretched && rope.original_context < 1) {
+    refuse(field + ".original_context", rope.original_context, "at least 1 with this scaling");
+  }
+  if (rope.scaling == RopeScaling::llama3) {
+    check_number(field + ".low_freq_factor", rope.low_freq_factor, 1e-6, "above 0 is needed");
+    if (!(rope.high_freq_factor > rope.low_freq_factor)) {
+      refuse(field + ".high_freq_factor", rope.high_freq_factor, "above low_freq_factor is needed");
+    }
+  }
+  if (rope.scaling == RopeScaling::yarn) {
+    check_number(field + ".beta_fast", rope.beta_fast, 1e-6, "above 0 is needed");
+    check_number(field + ".beta_slow", rope.beta_slow, 1e-6, "above 0 is needed");
+    if (!(rope.theta > 1.0)) refuse(field + ".theta", rope.theta, "above 1 with yarn");
+  }
+}
+
+void check_attention(const std::string& field, const AttentionSpec& a, const ModelSpec& spec) {
+  check_size(field + ".heads", a.heads);
+  check_size(field + ".kv_heads", a.kv_heads);
+  if (a.heads % a.kv_heads != 0) {
+    refuse(field + ".kv_heads", a.kv_heads, "a divisor of heads, " + std::to_string(a.heads));
+  }
+  if (a.head_dim < 1 || a.head_dim > kMaxHeadDim) {
+    refuse(field + ".head_dim", a.head_dim, "1 to " + std::to_string(kMaxHeadDim));
+  }
+  if (a.window < 0) refuse(field + ".window", a.window, "0 (full) or at least 1");
+  if (a.rope < -1 || a.rope >= static_cast<std::int64_t>(spec.ropes.size())) {
+    refuse(field + ".rope", a.rope, "-1 or an index into the " +
+                                        std::to_string(spec.ropes.size()) + " ropes");
+  }
+  if (a.rope >= 0 && spec.ropes[static_cast<std::size_t>(a.rope)].dim > a.head_dim) {
+    refuse(field + ".rope", a.rope, "its dim is above head_dim, " + std::to_string(a.head_dim));
+  }
+  check_norm(field + ".q_norm", a.q_norm);
+  check_norm(field + ".k_norm", a.k_norm);
+  if (!std::isfinite(a.query_scale)) refuse(field + ".query_scale", a.query_scale, "finite");
+  check_number(field + ".softcap", a.softcap, 0, "0 (none) or above");
+}
+
+void check_mlp(const std::string& field, const MlpSpec& mlp) {
+  if (mlp.kind != MlpKind::dense) {
+    throw UnsupportedModel("model spec: " + field + ".kind is experts; only dense is supported");
+  }
+  if (mlp.activation > Activation::relu2) {
+    refuse(field + ".activation", static_cast<int>(mlp.activation), "no such activation");
+  }
+  check_size(field + ".intermediate", mlp.intermediate);
+}
+
+}  // namespace
+
+void check_spec(const ModelSpec& spec) {
+  check_size("vocab", spec.vocab);
+  check_size("hidden", spec.hidden);
+  if (spec.max_context < 1 || spec.max_context > RopeTable::kMaxPositions) {
+    refuse("max_context", spec.max_context, "1 to " + std::to_string(RopeTable::kMaxPositions));
+  }
+  if (!std::isfinite(spec.embed_scale)) refuse("embed_scale", spec.embed_scale, "finite");
+  if (!std::isfinite(spec.logit_scale)) refuse("logit_scale", spec.logit_scale, "finite");
+  check_number("logit_softcap", spec.logit_softcap, 0, "0 (none) or above");
+  check_norm("embed_norm", spec.embed_norm);
+  if (spec.embed_norm.kind != NormKind::none && spec.embed_norm.kind != NormKind::rms_scaleless) {
+    refuse("embed_norm.kind", static_cast<int>(spec.embed_norm.kind), "none or rms_scaleless");
+  }
+  check_norm("final_norm", spec.final_norm);
+  if (spec.layers.empty()) throw UnsupportedModel("model spec: layers is empty");
+  for (std::size_t i = 0; i < spec.ropes.size(); ++i) {
+    check_rope("ropes[" + std::to_string(i) + "]", spec.ropes[i]);
+  }
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    const std::string field = "layers[" + std::to_string(i) + "]";
+    const LayerSpec& layer = spec.layers[i];
+    if (layer.residual_gates) {
+      throw UnsupportedModel("model spec: " + field + ".residual_gates is not supported");
+    }
+    check_attention(field + ".attention", layer.attention, spec);
+    check_mlp(field + ".mlp", layer.mlp);
+    check_norm(field + ".attn_norm", layer.attn_norm);
+    check_norm(field + ".post_attn_norm", layer.post_attn_norm);
+    check_norm(field + ".mlp_norm", layer.mlp_norm);
+    check_norm(field + ".post_mlp_norm", layer.post_mlp_norm);
+  }
+}
+
+}  // namespace musespark

@@ -1,0 +1,352 @@
+#include "model/text_model.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/errors.h"
+#include "base/float_env.h"
+#include "kernels/dispatch.h"
+#include "model/prepared.h"
+#include "model/workspace.h"
+
+namespace musespark {
+namespace {
+
+ModelSpec checked(ModelSpec spec) {
+  check_spec(spec);
+  return spec;
+}
+
+KvLayout layout_of(const PreparedModel& model, KvFormat kv) {
+  KvLayout layout{kv, {}};
+  for (const PreparedLayer& layer : model.layers) {
+    layout.layers.push_back({layer.shape.kv_heads, layer.shape.padded_dim, layer.shape.window});
+  }
+  return layout;
+}
+
+bool same(const KvLayout& a, const KvLayout& b) {
+  return a.format == b.format &&
+         std::equal(a.layers.begin(), a.layers.end(), b.layers.begin(), b.layers.end(),
+                    [](const KvLayer& x, const KvLayer& y) {
+                      return x.kv_heads == y.kv_heads && x.head_dim == y.head_dim &&
+                             x.window == y.window;
+                    });
+}
+
+// Opens a step on every sequence and takes it back unless it is committed.
+class OpenStep {
+ public:
+  explicit OpenStep(std::span<const StepSpan> spans) : spans_(spans) {
+    try {
+      for (; begun_ < spans_.size(); ++begun_) spans_[begun_].seq->begin_step(spans_[begun_].count);
+    } catch (...) {
+      discard();
+      throw;
+    }
+  }
+  ~OpenStep() { discard(); }
+  OpenStep(const OpenStep&) = delete;
+  OpenStep& operator=(const OpenStep&) = delete;
+
+  void commit() {
+    for (std::size_t i = 0; i < begun_; ++i) spans_[i].seq->commit_step();
+    begun_ = 0;
+  }
+
+ private:
+  void discard() noexcept {
+    for (std::size_t i = 0; i < begun_; ++i) spans_[i].seq->discard_step();
+    begun_ = 0;
+  }
+  std::span<const StepSpan> spans_;
+  std::size_t begun_ = 0;
+};
+
+}  // namespace
+
+struct TextModel::Impl {
+  Impl(ModelSpec given, const std::map<std::string, TensorView>& tensors, ThreadPool& pool,
+       KvFormat kv)
+      : spec(checked(std::move(given))),
+        kernels(musespark::kernels()),
+        model(prepare_model(spec, tensors, kv)),
+        layout(layout_of(model, kv)),
+        jobs(pool) {
+    for (const PreparedLayer& layer : model.layers) widen(layer);
+    widths.hidden = spec.hidden;
+  }
+
+  void widen(const PreparedLayer& layer);
+  std::int64_t scratch_bytes(std::int64_t rows) const;
+  void check(std::span<const StepSpan> spans) const;
+  void collect_rows(std::span<const StepSpan> spans);
+  void map_pages(std::span<const StepSpan> spans);
+  StepOutcome run(std::span<const StepSpan> spans, const StepControl& control, float* logits_out);
+  void attention(std::size_t index, bool last);
+  void mlp(const PreparedLayer& layer, const Norm& next, const Needs& next_needs);
+
+  Residual residual() const {
+    return {work.residual, RowsBuffer::padded(spec.hidden), rows, spec.hidden};
+  }
+  Rows normed(const Needs& needs) const {
+    return work.normed.view(rows, spec.hidden, needs, true);
+  }
+
+  const ModelSpec spec;
+  const KernelTable& kernels;
+  PreparedModel model;
+  const KvLayout layout;
+  Jobs jobs;
+  StepWidths widths;
+
+  // The step under way.
+  Workspace work;
+  AttentionPlan plan;
+  std::int64_t rows = 0;                  // of the batch; from the last layer's end: rows wanted
+  std::vector<std::int32_t> tokens;       // [rows]
+  std::vector<std::int64_t> all_rows;     // 0, 1, ...
+  std::vector<std::int64_t> wanted;       // batch rows whose logits are wanted
+  std::vector<std::vector<KvPageView>> pages;        // by page class: the tables of all spans
+  std::vector<std::vector<AttentionSpan>> spans_of;  // by page class
+  std::vector<AttentionSpan> wanted_spans;
+  std::vector<KvPlace> places;            // by layer
+};
+
+void TextModel::Impl::widen(const PreparedLayer& layer) {
+  const std::int64_t q = layer.q_cols();
+  widths.qkv = std::max(widths.qkv, layer.qkv_cols());
+  if (layer.output_gate()) widths.gate = std::max(widths.gate, q);
+  widths.heads = std::max(widths.heads, layer.shape.heads * layer.shape.padded_dim);
+  widths.joined = std::max(widths.joined, q);
+  widths.hidden_mlp = std::max(widths.hidden_mlp, layer.intermediate);
+  widths.mlp_floats = widths.mlp_floats || layer.down_needs.floats;
+}
+
+std::int64_t TextModel::Impl::scratch_bytes(std::int64_t n) const {
+  std::int64_t bytes = linear_scratch_bytes(model.head, n);
+  for (const PreparedLayer& layer : model.layers) {
+    for (const Matrix* m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.down}) {
+      bytes = std::max(bytes, linear_scratch_bytes(*m, n));
+    }
+    if (layer.output_gate()) bytes = std::max(bytes, linear_scratch_bytes(layer.attn_gate, n));
+    bytes = std::max(bytes, gated_scratch_bytes(layer.gated() ? layer.gate : layer.up, layer.up, n));
+    bytes = std::max(bytes, attend_scratch_bytes(layer.shape));
+  }
+  return bytes;
+}
+
+void TextModel::Impl::check(std::span<const StepSpan> spans) const {
+  if (spans.empty()) throw InvalidRequest("[forward] a step without spans");
+  for (std::size_t i = 0; i < spans.size(); ++i) {
+    const StepSpan& span = spans[i];
+    const std::string where = "[forward] span " + std::to_string(i);
+    if (span.count < 1) {
+      throw InvalidRequest(where + " has " + std::to_string(span.count) + " tokens");
+    }
+    const std::int64_t end = span.seq->length() + span.count;
+    if (end > spec.max_context) {
+      throw ContextOverflow(where + " ends at " + std::to_string(end) + " tokens; the model's " +
+                                "context is " + std::to_string(spec.max_context),
+                            end, spec.max_context);
+    }
+    for (std::int64_t t = 0; t < span.count; ++t) {
+      if (span.tokens[t] < 0 || span.tokens[t] >= spec.vocab) {
+        throw InvalidRequest(where + ", token " + std::to_string(t) + ": id " +
+                             std::to_string(span.tokens[t]) + " is not in 0 .. " +
+                             std::to_string(spec.vocab - 1));
+      }
+    }
+    for (std::size_t j = 0; j < i; ++j) {
+      if (spans[j].seq == span.seq) throw InvalidRequest(where + " repeats a sequence");
+    }
+    if (&span.seq->pool() != &spans[0].seq->pool()) {
+      throw InvalidRequest(where + " is of another page pool than span 0");
+    }
+  }
+  if (!same(spans[0].seq->pool().layout(), layout)) {
+    throw InvalidRequest("[forward] the sequences' page pool was made for another model");
+  }
+}
+
+// The batch: tokens in order, and the rows whose logits are wanted.
+void TextModel::Impl::collect_rows(std::span<const StepSpan> spans) {
+  tokens.clear();
+  wanted.clear();
+  for (const StepSpan& span : spans) {
+    const auto first = static_cast<std::int64_t>(tokens.size());
+    tokens.insert(tokens.end(), span.tokens, span.tokens + span.count);
+    const std::int64_t end = first + span.count;
+    if (span.logits == StepSpan::Logits::last) wanted.push_back(end - 1);
+    if (span.logits == StepSpan::Logits::all) {
+      for (std::int64_t row = first; row < end; ++row) wanted.push_back(row);
+    }
+  }
+  rows = static_cast<std::int64_t>(tokens.size());
+  while (static_cast<std::int64_t>(all_rows.size()) < rows) {
+    all_rows.push_back(static_cast<std::int64_t>(all_rows.size()));
+  }
+}
+
+// The page tables of the step, as addresses. The sequences' steps are open.
+void TextModel::Impl::map_pages(std::span<const StepSpan> spans) {
+  const PagePool& pool = spans[0].seq->pool();
+  places.clear();
+  for (std::size_t i = 0; i < model.layers.size(); ++i) {
+    places.push_back(pool.place(static_cast<std::int64_t>(i)));
+    const KvPlace& p = places.back();
+    model.layers[i].shape.slabs = {p.open_offset, p.open_stride, p.sealed_offset, p.sealed_stride};
+  }
+  const auto classes = static_cast<std::size_t>(pool.classes());
+  pages.resize(classes);
+  spans_of.resize(classes);
+  for (std::size_t c = 0; c < classes; ++c) {
+    pages[c].clear();
+    for (const StepSpan& span : spans) {
+      const std::int64_t end = span.seq->length() + span.count;
+      for (std::int64_t page = 0; page * kPageTokens < end; ++page) {
+        const Sequence::Parts parts = span.seq->parts(static_cast<int>(c), page);
+        pages[c].push_back({parts.open, parts.sealed});
+      }
+    }
+    spans_of[c].clear();
+    std::int64_t row = 0;
+    std::size_t table = 0;
+    for (const StepSpan& span : spans) {
+      const std::int64_t position = span.seq->length();
+      spans_of[c].push_back({row, span.count, position, pages[c].data() + table});
+      row += span.count;
+      table += static_cast<std::size_t>((position + span.count + kPageTokens - 1) / kPageTokens);
+    }
+  }
+}
+
+// Norm'ed rows in, the attention's share of the residual in work.delta. In the last layer only the
+// wanted rows go on from here, and become the batch.
+void TextModel::Impl::attention(std::size_t index, bool last) {
+  const PreparedLayer& layer = model.layers[index];
+  const AttentionShape& shape = layer.shape;
+  const Rows in = normed(layer.attn_needs);
+  const std::int64_t ld = RowsBuffer::padded(layer.qkv_cols());
+  const std::int64_t ld_gate = RowsBuffer::padded(layer.q_cols());
+  const std::array<LinearOutput, 4> outputs = {
+      LinearOutput{&layer.q, work.qkv, ld},
+      LinearOutput{&layer.k, work.qkv + layer.q_cols(), ld},
+      LinearOutput{&layer.v, work.qkv + layer.q_cols() + shape.kv_heads * shape.head_dim, ld},
+      LinearOutput{&layer.attn_gate, work.gate, ld_gate}};
+  linear(jobs, kernels, in, std::span(outputs).first(layer.output_gate() ? 4 : 3));
+
+  const auto& spans = spans_of[static_cast<std::size_t>(places[index].page_class)];
+  const HeadsArgs heads{layer.q_norm,
+                        layer.k_norm,
+                        layer.rope < 0 ? nullptr : &model.ropes[static_cast<std::size_t>(layer.rope)],
+                        layer.interleaved,
+                        layer.query_scale,
+                        work.qkv,
+                        ld,
+                        work.queries};
+  prepare_heads(jobs, kernels, shape, spans, rows, heads);
+
+  const std::int64_t batch = rows;
+  std::span<const AttentionSpan> attended = spans;
+  std::span<const std::int64_t> chosen(all_rows.data(), static_cast<std::size_t>(rows));
+  if (last && static_cast<std::int64_t>(wanted.size()) < rows) {
+    wanted_spans.clear();
+    std::size_t next = 0;   // wanted rows are ascending and, in a span, the last ones of it
+    for (const AttentionSpan& span : spans) {
+      const std::size_t first = next;
+      while (next < wanted.size() && wanted[next] < span.row + span.rows) ++next;
+      const auto count = static_cast<std::int64_t>(next - first);
+      const std::int64_t skipped = span.rows - count;
+      if (count == 0) continue;
+      wanted_spans.push_back({span.row + skipped, count, span.position + skipped, span.pages});
+    }
+    attended = wanted_spans;
+    chosen = wanted;
+    gather_rows(residual(), wanted);
+    rows = static_cast<std::int64_t>(wanted.size());
+    if (rows == 0) return;
+  }
+  plan.make(shape, attended, jobs.threads());
+  attend(jobs, kernels, shape, attended, batch, plan, work.queries, layer.sinks, work.heads);
+  const Rows joined = work.joined.view(rows, layer.q_cols(), layer.o_needs, true);
+  join_heads(jobs, kernels, shape, work.heads, batch, chosen,
+             layer.output_gate() ? work.gate : nullptr, ld_gate, joined);
+  const LinearOutput out{&layer.o, work.delta, RowsBuffer::padded(spec.hidden)};
+  linear(jobs, kernels, joined, std::span(&out, 1));
+  add_norm(jobs, kernels, residual(), work.delta, layer.post_attn_norm, layer.mlp_norm,
+           normed(layer.mlp_needs));
+}
+
+// Normed rows in, the residual's sum and the next norm's rows out.
+void TextModel::Impl::mlp(const PreparedLayer& layer, const Norm& next, const Needs& next_needs) {
+  const Rows hidden = work.mlp.view(rows, layer.intermediate, layer.down_needs, false);
+  gated_linear(jobs, kernels, normed(layer.mlp_needs), layer.gated() ? &layer.gate : nullptr,
+               layer.up, layer.activation, hidden);
+  const LinearOutput out{&layer.down, work.delta, RowsBuffer::padded(spec.hidden)};
+  linear(jobs, kernels, hidden, std::span(&out, 1));
+  add_norm(jobs, kernels, residual(), work.delta, layer.post_mlp_norm, next, normed(next_needs));
+}
+
+StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepControl& control,
+                                 float* logits_out) {
+  const FloatEnv environment;
+  const auto interrupted = [&] { return control.interrupted && control.interrupted(); };
+  check(spans);
+  collect_rows(spans);
+  work.reserve(widths, rows);
+  jobs.reserve_scratch(scratch_bytes(rows));
+  for (const StepSpan& span : spans) {
+    for (RopeTable& rope : model.ropes) rope.extend(span.seq->length() + span.count);
+  }
+  OpenStep step(spans);
+  map_pages(spans);
+
+  embed(jobs, kernels, model.embed.packed, tokens, spec.embed_scale, model.embed_norm, residual(),
+        model.layers[0].attn_norm, normed(model.layers[0].attn_needs));
+  for (std::size_t i = 0; i < model.layers.size(); ++i) {
+    if (interrupted()) return StepOutcome::interrupted;
+    const bool last = i + 1 == model.layers.size();
+    attention(i, last);
+    if (rows == 0) break;   // nobody asked for logits: keys and values are all there is to make
+    mlp(model.layers[i], last ? model.final_norm : model.layers[i + 1].attn_norm,
+        last ? model.head_needs : model.layers[i + 1].attn_needs);
+  }
+  if (interrupted()) return StepOutcome::interrupted;
+  if (rows > 0) {
+    const LinearOutput out{&model.head, logits_out, spec.vocab};
+    linear(jobs, kernels, normed(model.head_needs), std::span(&out, 1));
+    cap_logits(jobs, kernels, spec.logit_scale, spec.logit_softcap, rows * spec.vocab, logits_out);
+  }
+  step.commit();
+  return StepOutcome::done;
+}
+
+TextModel::TextModel(ModelSpec spec, const std::map<std::string, TensorView>& tensors,
+                     ThreadPool& pool, KvFormat kv)
+    : impl_(std::make_unique<Impl>(std::move(spec), tensors, pool, kv)) {}
+
+TextModel::~TextModel() = default;
+
+const ModelSpec& TextModel::spec() const { return impl_->spec; }
+
+const KvLayout& TextModel::kv_layout() const { return impl_->layout; }
+
+StepOutcome TextModel::forward(std::span<const StepSpan> spans, const StepControl& control,
+                               float* logits_out) {
+  return impl_->run(spans, control, logits_out);
+}
+
+std::int64_t TextModel::logit_rows(std::span<const StepSpan> spans) {
+  std::int64_t rows = 0;
+  for (const StepSpan& span : spans) {
+    if (span.logits == StepSpan::Logits::last) ++rows;
+    if (span.logits == StepSpan::Logits::all) rows += span.count;
+  }
+  return rows;
+}
+
+}  // namespace musespark
