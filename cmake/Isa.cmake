@@ -13,6 +13,9 @@ set(MUSESPARK_ISA_FLAGS_aarch64
     "i8mm=-march=armv8.2-a+dotprod+fp16+i8mm"
     "neon=-march=armv8.2-a+dotprod+fp16")
 
+# Files of a level are C-style code: no exceptions, so no reference to the C++ runtime either.
+set(MUSESPARK_SEALED_FLAGS -fno-exceptions -fno-rtti)
+
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(MUSESPARK_ARCH x86_64)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
