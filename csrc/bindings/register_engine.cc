@@ -1,0 +1,347 @@
+// _core.Engine, and in `testing` the sampler alone.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/cpu.h"
+#include "base/float_env.h"
+#include "base/thread_pool.h"
+#include "cache/page_pool.h"
+#include "decode/engine.h"
+#include "dict_reader.h"
+#include "kernels/dispatch.h"
+#include "model/text_model.h"
+#include "register.h"
+#include "spec_from_python.h"
+
+namespace py = pybind11;
+
+namespace musespark {
+namespace {
+
+// A contiguous buffer of a Python object, held open so that the object cannot move or close it.
+class HeldBuffer {
+ public:
+  HeldBuffer(py::handle object, const std::string& path) {
+    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_SIMPLE) != 0) {
+      PyErr_Clear();  // TypeError or BufferError; ours says which tensor
+      DictReader::fail(path, shown(py::type::of(object)), "a contiguous buffer");
+    }
+  }
+  ~HeldBuffer() { PyBuffer_Release(&view_); }
+  HeldBuffer(const HeldBuffer&) = delete;
+  HeldBuffer& operator=(const HeldBuffer&) = delete;
+
+  const std::uint8_t* data() const { return static_cast<const std::uint8_t*>(view_.buf); }
+  std::int64_t bytes() const { return view_.len; }
+
+ private:
+  Py_buffer view_;
+};
+using HeldBuffers = std::vector<std::unique_ptr<HeldBuffer>>;
+
+WeightFormat weight_format(py::handle value, const std::string& path) {
+  constexpr std::pair<const char*, WeightFormat> kFormats[] = {{"f32", WeightFormat::f32},
+                                                               {"bf16", WeightFormat::bf16},
+                                                               {"q8", WeightFormat::q8},
+                                                               {"q6", WeightFormat::q6},
+                                                               {"q4", WeightFormat::q4}};
+  if (py::isinstance<py::str>(value)) {
+    const auto name = value.cast<std::string>();
+    for (const auto& [known, format] : kFormats) {
+      if (name == known) return format;
+    }
+  }
+  DictReader::fail(path, shown(value), "f32, bf16, q8, q6 or q4");
+}
+
+std::map<std::string, TensorView> tensors_from_python(const py::dict& tensors, HeldBuffers& held) {
+  std::map<std::string, TensorView> out;
+  for (const auto& item : tensors) {
+    if (!py::isinstance<py::str>(item.first)) {
+      DictReader::fail("tensors", shown(item.first), "names as strings");
+    }
+    const auto name = item.first.cast<std::string>();
+    const std::string path = "tensors['" + name + "']";
+    if (!py::isinstance<py::tuple>(item.second) || py::len(item.second) != 4) {
+      DictReader::fail(path, shown(item.second), "a tuple (format, rows, cols, buffer)");
+    }
+    const auto tuple = py::reinterpret_borrow<py::tuple>(item.second);
+    held.push_back(std::make_unique<HeldBuffer>(tuple[3], path));
+    out[name] = {weight_format(tuple[0], path), to_integer(tuple[1], path), to_integer(tuple[2], path),
+                 held.back()->data(), held.back()->bytes()};
+  }
+  return out;
+}
+
+KvFormat kv_format(const std::string& name) {
+  if (name == "f32") return KvFormat::f32;
+  if (name == "kv8") return KvFormat::kv8;
+  DictReader::fail("kv", "'" + name + "'", "f32 or kv8");
+}
+
+std::vector<std::int32_t> ids_from_python(py::handle value, const std::string& path) {
+  std::vector<std::int32_t> out;
+  if (!py::isinstance<py::sequence>(value) || py::isinstance<py::str>(value)) {
+    DictReader::fail(path, shown(value), "a sequence of token ids");
+  }
+  for (const auto& item : py::reinterpret_borrow<py::sequence>(value)) {
+    const std::int64_t id = to_integer(item, path);
+    if (id != static_cast<std::int32_t>(id)) DictReader::fail(path, shown(item), "a 32-bit token id");
+    out.push_back(static_cast<std::int32_t>(id));
+  }
+  return out;
+}
+
+std::vector<std::int32_t> tokens_from_python(py::handle value) {
+  const bool fits = py::isinstance<py::array>(value) &&
+                    py::reinterpret_borrow<py::array>(value).dtype().is(py::dtype::of<std::int32_t>()) &&
+                    py::reinterpret_borrow<py::array>(value).ndim() == 1;
+  if (!fits) DictReader::fail("tokens", shown(value), "a 1-D int32 array");
+  const auto array = py::array_t<std::int32_t, py::array::c_style>::ensure(value);
+  return {array.data(), array.data() + array.size()};
+}
+
+// Absent keys keep their defaults.
+SamplingParams read_sampling(DictReader& d) {
+  SamplingParams out;
+  const auto real = [&d](const char* key, float* to) {
+    if (d.has(key)) *to = static_cast<float>(d.real(key));
+  };
+  real("temperature", &out.temperature);
+  if (d.has("top_k")) out.top_k = d.integer("top_k");
+  if (d.has("top_p")) out.top_p = d.real("top_p");
+  real("min_p", &out.min_p);
+  real("repetition_penalty", &out.repetition_penalty);
+  real("presence_penalty", &out.presence_penalty);
+  real("frequency_penalty", &out.frequency_penalty);
+  if (d.has("seed")) out.seed = d.unsigned_integer("seed");
+  if (d.has("stream")) {
+    out.stream = static_cast<std::uint32_t>(
+        d.integer("stream", 0, std::numeric_limits<std::uint32_t>::max()));
+  }
+  if (d.has("logprobs")) out.logprobs = d.integer("logprobs");
+  if (d.has("allowed_ids")) {
+    out.allowed_ids = ids_from_python(d.value("allowed_ids"), "allowed_ids");
+    if (out.allowed_ids.empty()) DictReader::fail("allowed_ids", "no id", "at least one, or None for all");
+  }
+  if (d.has("logit_bias")) {
+    const py::object bias = d.value("logit_bias");
+    if (!py::isinstance<py::dict>(bias)) DictReader::fail("logit_bias", shown(bias), "a dict of id to number");
+    for (const auto& item : py::reinterpret_borrow<py::dict>(bias)) {
+      const std::int64_t id = to_integer(item.first, "logit_bias");
+      if (id != static_cast<std::int32_t>(id)) {
+        DictReader::fail("logit_bias", shown(item.first), "a 32-bit token id");
+      }
+      const double value = to_real(item.second, "logit_bias[" + std::to_string(id) + "]");
+      out.logit_bias.emplace_back(static_cast<std::int32_t>(id), static_cast<float>(value));
+    }
+  }
+  return out;
+}
+
+RequestParams params_from_python(const py::dict& params) {
+  DictReader d(params, "");
+  RequestParams out;
+  out.sampling = read_sampling(d);
+  if (d.has("max_new_tokens")) out.max_new_tokens = d.integer("max_new_tokens");
+  if (d.has("min_new_tokens")) out.min_new_tokens = d.integer("min_new_tokens");
+  if (d.has("stop_ids")) out.stop_ids = ids_from_python(d.value("stop_ids"), "stop_ids");
+  if (d.has("logits")) {
+    out.logits = d.choice<LogitsMode>("logits", {{"none", LogitsMode::none},
+                                                 {"last", LogitsMode::last},
+                                                 {"all", LogitsMode::all},
+                                                 {"score", LogitsMode::score}});
+  }
+  if (d.has("deadline_s")) out.deadline_s = d.real("deadline_s");
+  if (d.has("retain")) out.retain = d.boolean("retain");
+  d.finish();
+  return out;
+}
+
+py::list top_list(const std::vector<TokenLogprob>& top) {
+  py::list out;
+  for (const TokenLogprob& entry : top) out.append(py::make_tuple(entry.token, entry.logprob));
+  return out;
+}
+
+py::tuple event_tuple(const TokensEvent& event) {
+  py::list ids, logprobs, tops;
+  const bool with_logprobs = !event.tokens.empty() && !event.tokens.front().top.empty();
+  for (const SampledToken& token : event.tokens) {
+    ids.append(token.token);
+    if (!with_logprobs) continue;
+    logprobs.append(token.logprob);
+    tops.append(top_list(token.top));
+  }
+  if (!with_logprobs) return py::make_tuple("tokens", event.id, ids, py::none(), py::none());
+  return py::make_tuple("tokens", event.id, ids, logprobs, tops);
+}
+
+py::tuple event_tuple(const LogitsEvent& event) {
+  py::array_t<float> values;
+  if (event.cols == 1) {
+    values = py::array_t<float>(event.rows);
+  } else {
+    values = py::array_t<float>({event.rows, event.cols});
+  }
+  std::copy(event.values.begin(), event.values.end(), values.mutable_data());
+  return py::make_tuple("logits", event.id, event.first, values);
+}
+
+const char* kind_name(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::none: return "none";
+    case ErrorKind::bad_logits: return "bad_logits";
+    case ErrorKind::memory: return "memory";
+    case ErrorKind::other: return "other";
+  }
+  return "other";
+}
+
+py::tuple event_tuple(const FinishedEvent& event) {
+  const RequestStats& s = event.stats;
+  py::dict stats(py::arg("prompt_tokens") = s.prompt_tokens, py::arg("cached_tokens") = s.cached_tokens,
+                 py::arg("completion_tokens") = s.completion_tokens,
+                 py::arg("preemptions") = s.preemptions, py::arg("queue_s") = s.queue_s,
+                 py::arg("prefill_s") = s.prefill_s, py::arg("decode_s") = s.decode_s,
+                 py::arg("first_token_s") = s.first_token_s);
+  py::object error = py::none();
+  if (event.reason == FinishReason::error) error = py::make_tuple(kind_name(event.kind), event.error);
+  return py::make_tuple("finished", event.id, py::str(std::string(to_string(event.reason))), error, stats);
+}
+
+// The engine with everything it stands on, in the order it is torn down.
+class PyEngine {
+ public:
+  PyEngine(const py::object& spec, const py::dict& tensors, int threads, std::int64_t context,
+           const std::string& kv, std::int64_t memory_budget, std::int64_t prefill_chunk,
+           std::int64_t max_batch)
+      : pool_(threads) {
+    ModelSpec model_spec = spec_from_python(spec);
+    const auto views = tensors_from_python(tensors, buffers_);
+    const KvFormat format = kv_format(kv);
+    const py::gil_scoped_release unlocked;
+    model_ = std::make_unique<TextModel>(std::move(model_spec), views, pool_, format);
+    pages_ = std::make_unique<PagePool>(model_->kv_layout(), memory_budget);
+    engine_ = std::make_unique<Engine>(*model_, *pages_, pool_,
+                                       EngineOptions{context, prefill_chunk, max_batch});
+    context_ = context;
+  }
+
+  std::int64_t submit(const py::object& tokens, const py::dict& params,
+                      std::optional<std::int64_t> base) {
+    auto ids = tokens_from_python(tokens);
+    auto request = params_from_python(params);
+    const py::gil_scoped_release unlocked;
+    return engine_->submit(std::move(ids), std::move(request), base);
+  }
+
+  py::list run_until(double max_seconds) {
+    std::vector<Event> events;
+    {
+      const py::gil_scoped_release unlocked;
+      engine_->run_until(max_seconds, events);
+    }
+    py::list out;
+    for (const Event& event : events) {
+      out.append(std::visit([](const auto& e) { return event_tuple(e); }, event));
+    }
+    return out;
+  }
+
+  py::dict stats() const {
+    const EngineStats s = engine_->stats();
+    return py::dict(py::arg("waiting") = s.waiting, py::arg("running") = s.running,
+                    py::arg("retained") = s.retained, py::arg("steps") = s.steps,
+                    py::arg("rows") = s.rows, py::arg("preemptions") = s.preemptions,
+                    py::arg("redone_steps") = s.redone_steps,
+                    py::arg("kv_bytes_used") = s.kv_bytes_used,
+                    py::arg("kv_bytes_limit") = s.kv_bytes_limit, py::arg("threads") = pool_.threads(),
+                    py::arg("context") = context_, py::arg("isa") = isa_name(kernels().isa));
+  }
+
+  Engine& engine() { return *engine_; }
+
+ private:
+  HeldBuffers buffers_;
+  ThreadPool pool_;
+  std::unique_ptr<TextModel> model_;
+  std::unique_ptr<PagePool> pages_;
+  std::unique_ptr<Engine> engine_;
+  std::int64_t context_ = 0;
+};
+
+py::tuple sample_row(const py::array_t<float, py::array::c_style>& row, std::uint64_t position,
+                     const py::dict& params, const py::object& prompt, const py::object& completion,
+                     const py::object& blocked) {
+  if (row.ndim() != 1) DictReader::fail("row", std::to_string(row.ndim()) + " dimensions", "1");
+  DictReader d(params, "");
+  SamplingParams sampling = read_sampling(d);
+  d.finish();
+  check_sampling_params(sampling, row.size());
+  const auto checked = [&row](const py::object& ids, const char* name) {
+    const auto out = ids_from_python(ids, name);
+    for (const std::int32_t id : out) {
+      if (id < 0 || id >= row.size()) DictReader::fail(name, std::to_string(id), "an id of the row");
+    }
+    return out;
+  };
+  Sampler sampler(std::move(sampling), row.size());
+  sampler.add_prompt(checked(prompt, "prompt"));
+  for (const std::int32_t token : checked(completion, "completion")) sampler.add_completion(token);
+  SamplerScratch scratch;
+  const FloatEnv environment;
+  const SampledToken out =
+      sampler.sample(row.data(), position, checked(blocked, "blocked"), scratch);
+  return py::make_tuple(out.token, out.logprob, top_list(out.top));
+}
+
+}  // namespace
+
+void register_engine(py::module_& m) {
+  const auto with_engine = [](auto method) {
+    return [method](PyEngine& self, std::int64_t id) { return (self.engine().*method)(id); };
+  };
+  using unlocked = py::call_guard<py::gil_scoped_release>;
+  py::class_<PyEngine>(m, "Engine",
+                       "The engine of one model. Thread-safe, but run_until is for one thread at a time.\n"
+                       "`spec` is dataclasses.asdict of a families.spec.ModelSpec; `tensors` maps names to\n"
+                       "(format, rows, cols, buffer), whose buffers stay held. Errors: InvalidRequest,\n"
+                       "UnsupportedModel, CorruptFile.")
+      .def(py::init<const py::object&, const py::dict&, int, std::int64_t, const std::string&,
+                    std::int64_t, std::int64_t, std::int64_t>(),
+           py::arg("spec"), py::arg("tensors"), py::kw_only(), py::arg("threads"), py::arg("context"),
+           py::arg("kv"), py::arg("memory_budget"), py::arg("prefill_chunk") = 512,
+           py::arg("max_batch") = 64)
+      .def("submit", &PyEngine::submit, py::arg("tokens"), py::kw_only(), py::arg("params"),
+           py::arg("base") = py::none(),
+           "Queues a request, returns its id. `tokens`: int32 array [n]. `base`: a retained id whose\n"
+           "common prefix is reused. InvalidRequest, ContextOverflow, MemoryBudgetExceeded.")
+      .def("cancel", with_engine(&Engine::cancel), py::arg("id"), unlocked(),
+           "Ends a sequence within one layer.")
+      .def("cancel_all", [](PyEngine& self) { self.engine().cancel_all(); }, unlocked(),
+           "Ends every waiting and running sequence.")
+      .def("fork", with_engine(&Engine::fork), py::arg("id"), unlocked(),
+           "A retained sequence's twin; returns its id.")
+      .def("release", with_engine(&Engine::release), py::arg("id"), unlocked(),
+           "Gives a retained sequence up.")
+      .def("run_until", &PyEngine::run_until, py::arg("max_seconds") = 0.02,
+           "Steps until the time is over, a sequence ended, logits came or nothing is left. Returns\n"
+           "events: ('tokens', id, ids, logprobs|None, tops|None), ('logits', id, first, array),\n"
+           "('finished', id, reason, (kind, message)|None, stats).")
+      .def("has_work", [](PyEngine& self) { return self.engine().has_work(); }, unlocked(),
+           "Whether run_until has anything to do.")
+      .def("stats", &PyEngine::stats, "Counters, bytes, threads and the instruction set in use.");
+
+  auto testing = m.def_submodule("testing");
+  testing.def("sample", &sample_row, py::arg("row"), py::kw_only(), py::arg("position"),
+              py::arg("params"), py::arg("prompt") = py::tuple(), py::arg("completion") = py::tuple(),
+              py::arg("blocked") = py::tuple(),
+              "(token, logprob, top) of one row of logits; see csrc/decode/sampler.h.");
+}
+
+}  // namespace musespark

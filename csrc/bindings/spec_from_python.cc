@@ -1,0 +1,121 @@
+#include "spec_from_python.h"
+
+#include "dict_reader.h"
+
+namespace py = pybind11;
+
+namespace musespark {
+namespace {
+
+NormSpec read_norm(DictReader d) {
+  NormSpec out;
+  out.kind = d.choice<NormKind>("kind", {{"none", NormKind::none},
+                                         {"rms", NormKind::rms},
+                                         {"rms_centered", NormKind::rms_centered},
+                                         {"rms_scaleless", NormKind::rms_scaleless},
+                                         {"rms_input_scaled", NormKind::rms_input_scaled},
+                                         {"layer", NormKind::layer}});
+  out.eps = static_cast<float>(d.real("eps"));
+  d.finish();
+  return out;
+}
+
+RopeSpec read_rope(DictReader d) {
+  RopeSpec out;
+  out.dim = d.integer("dim");
+  out.interleaved = d.boolean("interleaved");
+  out.theta = d.real("theta");
+  out.scaling = d.choice<RopeScaling>("scaling", {{"none", RopeScaling::none},
+                                                  {"linear", RopeScaling::linear},
+                                                  {"llama3", RopeScaling::llama3},
+                                                  {"yarn", RopeScaling::yarn}});
+  out.factor = d.real("factor");
+  out.low_freq_factor = d.real("low_freq_factor");
+  out.high_freq_factor = d.real("high_freq_factor");
+  out.beta_fast = d.real("beta_fast");
+  out.beta_slow = d.real("beta_slow");
+  out.original_context = d.integer("original_context");
+  out.attention_factor = d.real("attention_factor");
+  d.finish();
+  return out;
+}
+
+AttentionSpec read_attention(DictReader d) {
+  AttentionSpec out;
+  out.heads = d.integer("heads");
+  out.kv_heads = d.integer("kv_heads");
+  out.head_dim = d.integer("head_dim");
+  out.window = d.integer("window");
+  out.rope = d.integer("rope");
+  out.q_norm = read_norm(d.dict("q_norm"));
+  out.k_norm = read_norm(d.dict("k_norm"));
+  out.query_scale = static_cast<float>(d.real("query_scale"));
+  out.softcap = static_cast<float>(d.real("softcap"));
+  out.sinks = d.boolean("sinks");
+  out.qkv_bias = d.boolean("qkv_bias");
+  out.o_bias = d.boolean("o_bias");
+  out.output_gate = d.boolean("output_gate");
+  d.finish();
+  return out;
+}
+
+MlpSpec read_mlp(DictReader d) {
+  MlpSpec out;
+  out.kind = d.choice<MlpKind>("kind", {{"dense", MlpKind::dense}, {"experts", MlpKind::experts}});
+  out.activation = d.choice<Activation>("activation", {{"silu", Activation::silu},
+                                                       {"gelu_tanh", Activation::gelu_tanh},
+                                                       {"gelu", Activation::gelu},
+                                                       {"relu", Activation::relu},
+                                                       {"relu2", Activation::relu2}});
+  out.gated = d.boolean("gated");
+  out.bias = d.boolean("bias");
+  out.intermediate = d.integer("intermediate");
+  out.experts = d.integer("experts");
+  out.experts_per_token = d.integer("experts_per_token");
+  d.finish();
+  return out;
+}
+
+LayerSpec read_layer(DictReader d) {
+  LayerSpec out;
+  out.attention = read_attention(d.dict("attention"));
+  out.mlp = read_mlp(d.dict("mlp"));
+  out.attn_norm = read_norm(d.dict("attn_norm"));
+  out.post_attn_norm = read_norm(d.dict("post_attn_norm"));
+  out.mlp_norm = read_norm(d.dict("mlp_norm"));
+  out.post_mlp_norm = read_norm(d.dict("post_mlp_norm"));
+  out.residual_gates = d.boolean("residual_gates");
+  d.finish();
+  return out;
+}
+
+}  // namespace
+
+ModelSpec spec_from_python(py::handle spec) {
+  DictReader d(spec, "");
+  ModelSpec out;
+  out.vocab = d.integer("vocab");
+  out.hidden = d.integer("hidden");
+  out.max_context = d.integer("max_context");
+  out.embed_scale = static_cast<float>(d.real("embed_scale"));
+  out.embed_norm = read_norm(d.dict("embed_norm"));
+  out.final_norm = read_norm(d.dict("final_norm"));
+  out.tied_head = d.boolean("tied_head");
+  out.logit_scale = static_cast<float>(d.real("logit_scale"));
+  out.logit_softcap = static_cast<float>(d.real("logit_softcap"));
+  const auto element = [&d](const char* key, std::size_t i) {
+    return d.path(key) + "[" + std::to_string(i) + "]";
+  };
+  const py::sequence ropes = d.list("ropes");
+  for (std::size_t i = 0; i < ropes.size(); ++i) {
+    out.ropes.push_back(read_rope(DictReader(ropes[i], element("ropes", i))));
+  }
+  const py::sequence layers = d.list("layers");
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    out.layers.push_back(read_layer(DictReader(layers[i], element("layers", i))));
+  }
+  d.finish();
+  return out;
+}
+
+}  // namespace musespark
