@@ -13,6 +13,7 @@ and an iteration that is left early cancels its request.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import dataclasses
 import os
 import queue
@@ -173,6 +174,7 @@ class _Driver:
         self._streams: dict[int, _Stream] = {}
         # SimpleQueue.put may be called from a finalizer at any time, in any thread.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        _running.add(self)
         self.thread = threading.Thread(target=self._drive, name="musespark-engine", daemon=True)
         self.thread.start()
 
@@ -252,6 +254,7 @@ class _Driver:
                 stream.put(Finished(reason, stats) if error is None else _error_of(*error))
 
     def _end(self) -> None:
+        _running.discard(self)
         with self._lock:
             self.closed = True
             self.core = None
@@ -276,6 +279,16 @@ class _Driver:
         self._wake.put(None)
         if threading.current_thread() is not self.thread:  # a finalizer may run there
             self.thread.join()
+
+
+_running: set[_Driver] = set()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """A thread that comes back from the core into a dying interpreter would crash the process."""
+    for driver in list(_running):
+        driver.stop()
 
 
 class Retained:
@@ -422,7 +435,8 @@ class Engine:
         )
         self.context = context
         self._driver = _Driver(core)
-        self._finalizer = weakref.finalize(self, self._driver.stop)  # also at interpreter exit
+        self._finalizer = weakref.finalize(self, self._driver.stop)
+        self._finalizer.atexit = False  # _stop_all does that, for engines already collected too
 
     def submit(self, request: Request, *, base: Retained | None = None) -> Handle:
         """Queues a request.
