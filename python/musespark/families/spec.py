@@ -133,7 +133,44 @@ def spec_from_dict(values: Any, where: str) -> ModelSpec:
     Every field must be there with its type, and nothing else: ``CorruptFile`` names the field,
     prefixed with `where` (the file).
     """
-    return _build(ModelSpec, values, f"{where}: spec")
+    spec = _build(ModelSpec, values, f"{where}: spec")
+    check_spec(spec, f"{where}: spec")
+    return spec
+
+
+def check_spec(spec: ModelSpec, where: str) -> None:
+    """Refuses (``CorruptFile``) a spec whose numbers contradict each other."""
+
+    def need(ok: bool, what: str) -> None:
+        if not ok:
+            raise CorruptFile(f"{where}: {what}")
+
+    need(1 <= spec.vocab <= 2**24, f"vocab is {spec.vocab}, 1 … 2^24 is needed")
+    need(1 <= spec.hidden <= 2**20, f"hidden is {spec.hidden}, 1 … 2^20 is needed")
+    need(spec.max_context >= 1, f"max_context is {spec.max_context}, at least 1 is needed")
+    need(spec.logit_softcap >= 0, f"logit_softcap is {spec.logit_softcap}, not below 0")
+    need(len(spec.layers) >= 1, "there are no layers")
+    for i, rope in enumerate(spec.ropes):
+        need(rope.dim >= 2 and rope.dim % 2 == 0, f"ropes[{i}].dim is {rope.dim}, must be even")
+        need(rope.theta > 0 and rope.factor > 0, f"ropes[{i}]: theta and factor must be above 0")
+    for i, layer in enumerate(spec.layers):
+        a, at = layer.attention, f"layers[{i}].attention"
+        need(1 <= a.head_dim <= 2**16, f"{at}.head_dim is {a.head_dim}, 1 … 2^16 is needed")
+        need(1 <= a.heads <= 2**16, f"{at}.heads is {a.heads}, 1 … 2^16 is needed")
+        need(
+            a.kv_heads >= 1 and a.heads % a.kv_heads == 0,
+            f"{at}.kv_heads is {a.kv_heads}, must divide heads, {a.heads}",
+        )
+        need(a.window >= 0, f"{at}.window is {a.window}, not below 0")
+        need(
+            -1 <= a.rope < len(spec.ropes),
+            f"{at}.rope is {a.rope}, there are {len(spec.ropes)} ropes",
+        )
+        need(a.rope < 0 or spec.ropes[a.rope].dim <= a.head_dim, f"{at}: rope wider than a head")
+        need(
+            1 <= layer.mlp.intermediate <= 2**24,
+            f"layers[{i}].mlp.intermediate is {layer.mlp.intermediate}, 1 … 2^24 is needed",
+        )
 
 
 def _build(cls: type, values: Any, where: str) -> Any:

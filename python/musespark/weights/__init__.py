@@ -1,0 +1,11 @@
+"""Weights in: safetensors, the packed container, packing and its cache.
+
+:func:`open_model` gives what the core runs; :func:`convert` writes a packed file.
+"""
+
+from __future__ import annotations
+
+from musespark.weights.files import WriteFailed
+from musespark.weights.loading import LoadedWeights, convert, open_model
+
+__all__ = ["LoadedWeights", "WriteFailed", "convert", "open_model"]

@@ -1,0 +1,307 @@
+"""From a source (folder, packed file, the embedded model) to weights that the core can run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from musespark.families import family_for
+from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_dict
+from musespark.families.tensors import TensorMap, canonical_shapes
+from musespark.weights import cache, pack
+from musespark.weights.files import WriteFailed, read_small_file
+from musespark.weights.jsonfile import parse_json
+from musespark.weights.packed import PackedFile, is_packed
+from musespark.weights.progress import ProgressFn, progress_function
+from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
+
+Source = str | os.PathLike[str] | None
+_ASSETS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_MAX_ASSET = 64 << 20
+_NANO = Path(__file__).resolve().parent.parent / "nano"
+
+
+@dataclass
+class LoadedWeights:
+    """An opened model.
+
+    ``tensors`` is canonical name -> (format, rows, cols, view of the mapped file); ``assets`` the
+    model folder's other files; ``info`` what was opened: family, quantize, parameters, bytes,
+    formats {format: bytes}, path (of the packed file), source, cached, ignored {reason: tensors},
+    notes.
+    """
+
+    spec: ModelSpec
+    tensors: dict[str, tuple[str, int, int, np.ndarray]]
+    assets: dict[str, bytes]
+    info: dict[str, Any]
+    packed: PackedFile
+
+    def verify(self, progress: bool | ProgressFn | None = None) -> None:
+        """Checks every checksum of the packed file; ``CorruptFile`` names the first that fails."""
+        report = progress_function(progress)
+        self.packed.verify(lambda done, total: report(done, total, "verifying"))
+
+    def close(self) -> None:
+        """Lets the file go; tensors handed out before keep it mapped until they are gone."""
+        self.tensors = {}
+        self.packed.close()
+
+
+@dataclass
+class _Folder:
+    """A model folder, understood but not packed."""
+
+    path: Path
+    checkpoint: Checkpoint
+    assets: dict[str, bytes]
+    family: str
+    spec: ModelSpec
+    mapping: TensorMap
+    notes: list[str]
+
+
+def open_model(
+    source: Source = None, *, quantize: str = "auto", progress: bool | ProgressFn | None = None
+) -> LoadedWeights:
+    """Opens a model for running. Nothing of a packed file is read before it is used.
+
+    `source`: None (Spark Nano, inside the package), a folder with config.json and safetensors, or
+    a packed file. A folder is packed once, into the cache (musespark.weights.cache), with a
+    progress bar on a terminal; ``info["path"]`` says where. `quantize`: see weights/pack.py; for a
+    packed file it must be ``auto`` or what it was packed with.
+    """
+    pack.check_quantize(quantize)
+    path = _existing(source)
+    packed = _packed_at(path)
+    if packed is not None:
+        try:
+            return _loaded(packed, path, quantize, cached=False)
+        except BaseException:
+            packed.close()
+            raise
+    folder = _understand(path)
+    try:
+        target = _pack_into_cache(folder, quantize, progress)
+        loaded = _loaded(_open_packed(SafetensorsFile(target)), path, quantize, cached=True)
+    finally:
+        folder.checkpoint.close()
+    loaded.info["ignored"] = {k: len(v) for k, v in folder.mapping.ignored.items()}
+    return loaded
+
+
+def convert(
+    source: Source,
+    destination: str | os.PathLike[str],
+    *,
+    quantize: str = "q4",
+    progress: bool | ProgressFn | None = None,
+) -> dict[str, Any]:
+    """Packs the model folder `source` into the file `destination`, and returns its ``info``.
+
+    The file appears whole or not at all, in place of one that is there; a full disk raises
+    :class:`musespark.weights.WriteFailed`. Peak memory stays below 500 MB besides the mapped file.
+    """
+    pack.check_quantize(quantize)
+    path, target = _existing(source), Path(destination)
+    if target.is_dir():
+        raise InvalidRequest(f"destination {target} is a folder; a file name is needed")
+    if not target.parent.is_dir():
+        raise InvalidRequest(f"destination {target}: the folder {target.parent} does not exist")
+    already = _packed_at(path)
+    if already is not None:
+        already.close()
+        raise InvalidRequest(f"source {path} is packed already; give the original model folder")
+    folder = _understand(path)
+    try:
+        recipe = pack.resolve_quantize(quantize, canonical_shapes(folder.spec))
+        _pack(folder, target, recipe, progress)
+    finally:
+        folder.checkpoint.close()
+    loaded = _loaded(_open_packed(SafetensorsFile(target)), path, recipe, cached=False)
+    info = loaded.info | {"ignored": {k: len(v) for k, v in folder.mapping.ignored.items()}}
+    loaded.close()
+    return info
+
+
+def _existing(source: Source) -> Path:
+    if source is None:
+        if not (_NANO / "config.json").exists() and not any(_NANO.glob("*.safetensors")):
+            raise InvalidRequest("source is None: this installation has no embedded model")
+        return _NANO
+    path = Path(os.fspath(source))
+    if not path.exists():
+        raise InvalidRequest(
+            f"source {os.fspath(source)!r} is neither a folder nor a file; hub ids are not "
+            "supported in this version"
+        )
+    if path.suffix.lower() == ".gguf":
+        raise UnsupportedModel(f"{path}: GGUF files are not supported in this version")
+    return path
+
+
+def _shapes_of(where: Path) -> Callable[[Any], dict[str, tuple[int, ...]]]:
+    return lambda spec: canonical_shapes(spec_from_dict(spec, str(where)))
+
+
+def _open_packed(file: SafetensorsFile) -> PackedFile:
+    return PackedFile(file, _shapes_of(file.path))
+
+
+def _packed_at(path: Path) -> PackedFile | None:
+    """The packed file that `path` is, or that is the one safetensors file of the folder `path`."""
+    if path.is_dir():
+        found = sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            return None
+        path = found[0]
+        file = SafetensorsFile(path)
+        if not is_packed(file):
+            file.close()
+            return None
+        return _open_packed(file)
+    file = SafetensorsFile(path)
+    if not is_packed(file):
+        file.close()
+        raise InvalidRequest(
+            f"{path} is a safetensors file without a packed header; give its folder, "
+            "with config.json beside it"
+        )
+    return _open_packed(file)
+
+
+def _loaded(packed: PackedFile, source: Path, quantize: str, *, cached: bool) -> LoadedWeights:
+    if quantize not in ("auto", packed.quantize):
+        raise InvalidRequest(
+            f"quantize is {quantize!r}, but {packed.path} is packed as {packed.quantize!r}; "
+            "convert the original model instead"
+        )
+    spec = spec_from_dict(packed.spec, str(packed.path))
+    formats: dict[str, int] = {}
+    for p in packed.planned.values():
+        formats[p.format] = formats.get(p.format, 0) + p.nbytes
+    info = {
+        "family": packed.family,
+        "quantize": packed.quantize,
+        "parameters": pack.count_parameters(canonical_shapes(spec)),
+        "bytes": sum(formats.values()),
+        "formats": formats,
+        "path": str(packed.path),
+        "source": str(source),
+        "cached": cached,
+        "ignored": {},
+        "notes": list(packed.notes),
+    }
+    return LoadedWeights(spec, packed.tensors(), packed.assets, info, packed)
+
+
+def _understand(folder: Path) -> _Folder:
+    """Reads the folder's small files, maps its weights and matches names; reads no tensor."""
+    if not (folder / "config.json").exists():
+        raise InvalidRequest(f"{folder} has no config.json; a model folder has one")
+    assets = {
+        name: read_small_file(folder / name, _MAX_ASSET)
+        for name in _ASSETS
+        if (folder / name).exists()
+    }
+    config = parse_json(assets["config.json"], str(folder / "config.json"))
+    try:
+        family = family_for(config)
+        spec = family.spec(config)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{folder / 'config.json'}: {error}") from None
+    checkpoint = _open_checkpoint(folder)
+    try:
+        try:
+            mapping = family.tensors(spec, checkpoint.file_of)
+        except CorruptFile as error:
+            raise CorruptFile(f"{folder}: {error}") from None
+        if mapping.spare_head is not None and _heads_differ(checkpoint, mapping):
+            # As transformers: two different matrices in the file are stronger than the config.
+            spec = dataclasses.replace(spec, tied_head=False)
+            mapping = family.tensors(spec, checkpoint.file_of)
+    except BaseException:
+        checkpoint.close()
+        raise
+    notes = family.notes(config) + [f"{reason}" for reason in mapping.ignored]
+    return _Folder(folder, checkpoint, assets, family.name, spec, mapping, notes)
+
+
+def _open_checkpoint(folder: Path) -> Checkpoint:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return Checkpoint([SafetensorsFile(single)])
+    if index.exists():
+        return open_sharded(index)
+    others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
+    hint = f"; {others[0]} is pickled, which is never read" if others else ""
+    raise InvalidRequest(f"{folder} has no model.safetensors and no index of shards{hint}")
+
+
+def _heads_differ(checkpoint: Checkpoint, mapping: TensorMap) -> bool:
+    embed, head = mapping.sources["embed"], mapping.spare_head or ""
+    ours, theirs = checkpoint.entry(embed), checkpoint.entry(head)
+    if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+        return True
+    a, b = checkpoint.array(embed), checkpoint.array(head)
+    step = max(1, (16 << 20) // max(1, a[0].nbytes))
+    bits = np.dtype(f"u{a.itemsize}")
+    return any(
+        not np.array_equal(a[i : i + step].view(bits), b[i : i + step].view(bits))
+        for i in range(0, len(a), step)
+    )
+
+
+def _pack(
+    folder: _Folder, target: Path, recipe: str, progress: bool | ProgressFn | None
+) -> None:
+    pack.pack_checkpoint(
+        folder.checkpoint,
+        target,
+        shapes=canonical_shapes(folder.spec),
+        sources=folder.mapping.sources,
+        quantize=recipe,
+        spec=spec_to_dict(folder.spec),
+        family=folder.family,
+        notes=folder.notes,
+        assets=folder.assets,
+        progress=progress_function(progress),
+    )
+
+
+def _pack_into_cache(folder: _Folder, quantize: str, progress: bool | ProgressFn | None) -> Path:
+    recipe = pack.resolve_quantize(quantize, canonical_shapes(folder.spec))
+    key = cache.source_key(folder.path, folder.checkpoint, folder.assets, recipe)
+    target = cache.cached_path(key)
+    if target.exists():
+        return target
+    try:
+        with cache.packing_lock(target):
+            if not target.exists():
+                _pack(folder, target, recipe, progress)
+    except OSError as error:
+        if isinstance(error, WriteFailed):
+            raise
+        raise WriteFailed(
+            error.errno or 0,
+            f"the packing cache cannot be used ({error.strerror}); "
+            "set MUSESPARK_CACHE to a folder that can be written",
+            str(target.parent),
+        ) from error
+    return target
