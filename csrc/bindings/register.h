@@ -9,7 +9,10 @@ namespace musespark {
 // tests need goes into the submodule `testing`: m.def_submodule("testing") returns it.
 void register_base(pybind11::module_& m);
 void register_kernels(pybind11::module_& m);
+void register_kernels_attention(pybind11::module_& m);
+void register_kernels_rowwise(pybind11::module_& m);
 void register_weights(pybind11::module_& m);
+void register_model_testing(pybind11::module_& m);
 void register_engine(pybind11::module_& m);
 
 // testing_base.cc: fills the submodule `testing`; register_base calls it.

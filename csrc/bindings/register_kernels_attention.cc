@@ -1,0 +1,242 @@
+// _core.testing: the attention kernels of every level.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/aligned.h"
+#include "base/errors.h"
+#include "base/float_env.h"
+#include "kernels/dispatch.h"
+#include "register.h"
+
+namespace py = pybind11;
+
+namespace musespark {
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+using Slab = std::optional<Array<std::uint8_t>>;
+
+const KernelTable& level(const std::string& isa) {
+  for (int i = 0; i < kIsaCount; ++i) {
+    if (isa == isa_name(static_cast<Isa>(i))) return kernel_table(static_cast<Isa>(i));
+  }
+  throw InvalidRequest("no instruction set is called " + isa);
+}
+
+KvFormat format_of(const std::string& name) {
+  if (name == "f32") return KvFormat::f32;
+  if (name == "kv8") return KvFormat::kv8;
+  throw InvalidRequest("no KV format is called " + name);
+}
+
+void need(bool condition, const char* what) {
+  if (!condition) throw InvalidRequest(what);
+}
+
+std::vector<const std::uint8_t*> slabs_of(const std::vector<Slab>& slabs, std::int64_t bytes) {
+  need(slabs.size() == kPagesPerChunk, "a chunk has 8 slabs (None where there is none)");
+  std::vector<const std::uint8_t*> pointers;
+  for (const Slab& slab : slabs) {
+    if (slab) need(slab->size() == bytes, "a slab of another size");
+    pointers.push_back(slab ? slab->data() : nullptr);
+  }
+  return pointers;
+}
+
+struct Partials {
+  std::vector<AttentionPartial> rows;
+  Array<float> o;
+
+  py::tuple to_tuple() const {
+    Array<float> max(static_cast<py::ssize_t>(rows.size()));
+    Array<float> sum(static_cast<py::ssize_t>(rows.size()));
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      max.mutable_data()[r] = rows[r].max;
+      sum.mutable_data()[r] = rows[r].sum;
+    }
+    return py::make_tuple(max, sum, o);
+  }
+};
+
+Partials partials_of(const Array<float>& max, const Array<float>& sum, const Array<float>& o) {
+  need(max.ndim() == 1 && sum.ndim() == 1 && o.ndim() == 2 && max.size() == sum.size() &&
+           o.shape(0) == max.size(),
+       "partials: max [R], sum [R], o [R][D]");
+  Partials partials{{}, Array<float>({o.shape(0), o.shape(1)})};
+  for (py::ssize_t r = 0; r < max.size(); ++r) {
+    partials.rows.push_back({max.data()[r], sum.data()[r]});
+  }
+  std::memcpy(partials.o.mutable_data(), o.data(), static_cast<std::size_t>(o.nbytes()));
+  return partials;
+}
+
+// Scratch and results start as NaN patterns, so that a kernel that trusts either is found.
+py::tuple attend_chunk(const std::string& isa, const std::string& format, const Array<float>& q,
+                       const Array<std::int64_t>& pos, const Array<std::int64_t>& lo,
+                       const Array<std::int64_t>& hi, std::int64_t chunk,
+                       const std::vector<Slab>& open, const std::vector<Slab>& sealed,
+                       float softcap, std::int64_t head_dim) {
+  const FloatEnv env;
+  need(q.ndim() == 2 && pos.size() == q.shape(0) && lo.size() == q.shape(0) &&
+           hi.size() == q.shape(0) && head_dim <= q.shape(1),
+       "attend_chunk: q [R][>= head_dim], pos, lo, hi [R]");
+  const KvFormat kv = format_of(format);
+  const auto open_slabs = slabs_of(open, open_page_bytes(kv, head_dim));
+  const auto sealed_slabs = slabs_of(sealed, sealed_kv8_layout(head_dim).bytes);
+  const std::int64_t rows = q.shape(0);
+  Partials out{std::vector<AttentionPartial>(static_cast<std::size_t>(rows), {NAN, NAN}),
+               Array<float>({rows, head_dim})};
+  std::memset(out.o.mutable_data(), 0xff, static_cast<std::size_t>(out.o.nbytes()));
+  const auto bytes = static_cast<std::size_t>(attention_scratch_bytes(rows, head_dim));
+  AlignedBuffer scratch(bytes + 64);
+  std::memset(scratch.data(), 0xff, bytes + 64);
+  const AttendChunkArgs args = {kv,        head_dim,  rows,      q.data(),
+                                q.shape(1), pos.data(), lo.data(), hi.data(),
+                                chunk,     open_slabs.data(), sealed_slabs.data(), softcap,
+                                out.rows.data(), out.o.mutable_data(), scratch.data()};
+  level(isa).attend_chunk(&args);
+  for (std::size_t i = bytes; i < bytes + 64; ++i) {
+    need(scratch.data()[i] == std::byte{0xff}, "attend_chunk wrote past its scratch");
+  }
+  return out.to_tuple();
+}
+
+py::tuple merge(const std::string& isa, const Array<float>& max, const Array<float>& sum,
+                const Array<float>& o, const Array<float>& other_max,
+                const Array<float>& other_sum, const Array<float>& other_o) {
+  const FloatEnv env;
+  Partials state = partials_of(max, sum, o);
+  const Partials other = partials_of(other_max, other_sum, other_o);
+  need(state.o.shape(0) == other.o.shape(0) && state.o.shape(1) == other.o.shape(1),
+       "merge: partials of different shapes");
+  level(isa).attention_merge(state.o.shape(0), state.o.shape(1), state.rows.data(),
+                             state.o.mutable_data(), other.rows.data(), other.o.data());
+  return state.to_tuple();
+}
+
+void finish(const std::string& isa, const Array<float>& max, const Array<float>& sum,
+            const Array<float>& o, const std::optional<Array<float>>& sink, std::int64_t head_dim,
+            Array<float> out) {
+  const FloatEnv env;
+  const Partials state = partials_of(max, sum, o);
+  need(out.ndim() == 2 && out.shape(0) == o.shape(0) && head_dim <= out.shape(1) &&
+           head_dim <= o.shape(1) && (!sink || sink->size() == o.shape(0)),
+       "finish: out [R][>= head_dim], sink [R] or None");
+  level(isa).attention_finish(o.shape(0), o.shape(1), state.rows.data(), state.o.data(),
+                              sink ? sink->data() : nullptr, out.mutable_data(), out.shape(1),
+                              head_dim);
+}
+
+void write_token(const std::string& isa, const std::string& format, std::int64_t slot,
+                 const Array<float>& k, const Array<float>& v, Array<std::uint8_t> open) {
+  const FloatEnv env;
+  need(k.size() == v.size() && slot >= 0 && slot < kPageTokens, "write_token: k, v [D], slot 0..63");
+  need(open.size() == open_page_bytes(format_of(format), k.size()), "a slab of another size");
+  level(isa).write_token(format_of(format), k.size(), slot, k.data(), v.data(),
+                         open.mutable_data());
+}
+
+Array<std::uint8_t> seal_page(const std::string& isa, std::int64_t head_dim,
+                              const Array<std::uint8_t>& open) {
+  const FloatEnv env;
+  need(open.size() == open_page_bytes(KvFormat::kv8, head_dim), "a slab of another size");
+  Array<std::uint8_t> sealed(sealed_kv8_layout(head_dim).bytes);
+  std::memset(sealed.mutable_data(), 0xff, static_cast<std::size_t>(sealed.size()));
+  level(isa).seal_page(head_dim, open.data(), sealed.mutable_data());
+  return sealed;
+}
+
+// Seconds of one thread for `rows` queries (all at the last position, or spread over the last
+// rows / group positions) over whole chunks of pages, each head with pages of its own. For benchmarks.
+double attend_seconds(const std::string& isa, const std::string& format, std::int64_t head_dim,
+                      std::int64_t group, std::int64_t rows, std::int64_t chunks,
+                      std::int64_t heads, int repeats) {
+  const FloatEnv env;
+  const KvFormat kv = format_of(format);
+  const KernelTable& kernels = level(isa);
+  const std::int64_t page_bytes = kv == KvFormat::f32 ? open_page_bytes(kv, head_dim)
+                                                      : sealed_kv8_layout(head_dim).bytes;
+  const std::int64_t pages = heads * chunks * kPagesPerChunk;
+  AlignedBuffer slabs(static_cast<std::size_t>(pages * page_bytes));
+  auto* bytes = reinterpret_cast<std::uint8_t*>(slabs.data());
+  // Any bytes are valid codes; small f16 scales and f32 values come from filling with 0x2c.
+  std::memset(bytes, 0x2c, slabs.size());
+  std::vector<float> q(static_cast<std::size_t>(rows * head_dim), 0.01f);
+  std::vector<float> o(q.size());
+  std::vector<AttentionPartial> partial(static_cast<std::size_t>(rows));
+  std::vector<std::int64_t> pos, lo(static_cast<std::size_t>(rows), 0), hi;
+  const std::int64_t end = chunks * kMergeChunk;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    pos.push_back(end + kPageTokens);  // every page of the measured range is sealed
+    hi.push_back(end - 1 - (rows - 1 - r) / group);
+  }
+  AlignedBuffer scratch(static_cast<std::size_t>(attention_scratch_bytes(rows, head_dim)));
+  const auto run = [&](std::int64_t head, std::int64_t chunk) {
+    const std::uint8_t* slab[kPagesPerChunk];
+    for (std::int64_t p = 0; p < kPagesPerChunk; ++p) {
+      slab[p] = bytes + ((head * chunks + chunk) * kPagesPerChunk + p) * page_bytes;
+    }
+    const AttendChunkArgs args = {kv,         head_dim,       rows,     q.data(),
+                                  head_dim,   pos.data(),     lo.data(), hi.data(),
+                                  chunk,      slab,           slab,     0.0f,
+                                  partial.data(), o.data(),   scratch.data()};
+    kernels.attend_chunk(&args);
+  };
+  run(0, 0);
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < repeats; ++i) {
+    for (std::int64_t head = 0; head < heads; ++head) {
+      for (std::int64_t chunk = 0; chunk < chunks; ++chunk) run(head, chunk);
+    }
+  }
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  return elapsed.count() / repeats;
+}
+
+// Seconds a page takes to seal.
+double seal_seconds(const std::string& isa, std::int64_t head_dim, int repeats) {
+  const FloatEnv env;
+  const KernelTable& kernels = level(isa);
+  AlignedBuffer open(static_cast<std::size_t>(open_page_bytes(KvFormat::kv8, head_dim)));
+  AlignedBuffer sealed(static_cast<std::size_t>(sealed_kv8_layout(head_dim).bytes));
+  std::memset(open.data(), 0x2c, open.size());
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < repeats; ++i) {
+    kernels.seal_page(head_dim, reinterpret_cast<const std::uint8_t*>(open.data()),
+                      reinterpret_cast<std::uint8_t*>(sealed.data()));
+  }
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+  return elapsed.count() / repeats;
+}
+
+}  // namespace
+
+void register_kernels_attention(py::module_& m) {
+  py::module_ testing = m.def_submodule("testing");
+  testing.def("attend_chunk", &attend_chunk, py::arg("isa"), py::arg("format"), py::arg("q"),
+              py::arg("pos"), py::arg("lo"), py::arg("hi"), py::arg("chunk"), py::arg("open"),
+              py::arg("sealed"), py::arg("softcap"), py::arg("head_dim"));
+  testing.def("attention_merge", &merge);
+  testing.def("attention_finish", &finish);
+  testing.def("write_token", &write_token);
+  testing.def("seal_page", &seal_page);
+  testing.def("open_page_bytes", [](const std::string& format, std::int64_t head_dim) {
+    return open_page_bytes(format_of(format), head_dim);
+  });
+  testing.def("sealed_page_bytes",
+              [](std::int64_t head_dim) { return sealed_kv8_layout(head_dim).bytes; });
+  testing.def("attend_seconds", &attend_seconds, py::arg("isa"), py::arg("format"),
+              py::arg("head_dim"), py::arg("group"), py::arg("rows"), py::arg("chunks"),
+              py::arg("heads"), py::arg("repeats"));
+  testing.def("seal_seconds", &seal_seconds);
+}
+
+}  // namespace musespark
