@@ -17,12 +17,14 @@ namespace {
 // below it.
 const KernelTable kTables[] = {
 #if defined(__x86_64__)
-    {Isa::amx, quantize_rows_avx512vnni, matmul_avx512vnni, attend_chunk_scalar,
-     attention_merge_scalar, attention_finish_scalar, write_token_scalar, seal_page_scalar,
-     rowwise_scalar},
-    {Isa::avx512vnni, quantize_rows_avx512vnni, matmul_avx512vnni, attend_chunk_scalar,
-     attention_merge_scalar, attention_finish_scalar, write_token_scalar, seal_page_scalar,
-     rowwise_scalar},
+    {Isa::amx, quantize_rows_avx512vnni, matmul_avx512vnni, attend_chunk_avx512vnni,
+     attention_merge_avx512vnni, attention_finish_avx512vnni, write_token_avx512vnni,
+     seal_page_avx512vnni, rowwise_avx512vnni},
+    {Isa::avx512vnni, quantize_rows_avx512vnni, matmul_avx512vnni, attend_chunk_avx512vnni,
+     attention_merge_avx512vnni, attention_finish_avx512vnni, write_token_avx512vnni,
+     seal_page_avx512vnni, rowwise_avx512vnni},
+    {Isa::avx2, quantize_rows_scalar, matmul_scalar, attend_chunk_avx2, attention_merge_avx2,
+     attention_finish_avx2, write_token_avx2, seal_page_avx2, rowwise_avx2},
 #endif
     {Isa::scalar, quantize_rows_scalar, matmul_scalar, attend_chunk_scalar, attention_merge_scalar,
      attention_finish_scalar, write_token_scalar, seal_page_scalar, rowwise_scalar},
