@@ -1,0 +1,244 @@
+"""Configs of llama, qwen3 and muse_glimmer become the right ModelSpec, or are refused by name.
+
+The golden fixtures come from transformers (tests/golden/make.py); a plain float64 forward over the
+spec must reproduce their logits, so every field of the spec is exercised without the core.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+from support.model_folder import CASES, GOLDEN, canonical_weights, source_namer
+from support.plain_forward import forward
+
+from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.families import family_for
+from musespark.families.spec import NormSpec, spec_from_dict, spec_to_dict
+from musespark.families.tensors import canonical_shapes
+
+# float32 against float64 through up to five layers: measured at most 4e-6 of the range.
+CLOSE = 2e-5
+RUNS = [(name, seed) for name, case in CASES.items() for seed in case.seeds]
+
+
+def fixture(name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(GOLDEN / f"{name}.npz") as stored:
+        return stored[f"tokens_{seed}"], stored[f"logits_{seed}"]
+
+
+def distance(logits: np.ndarray, reference: np.ndarray) -> float:
+    """Largest difference, as a share of the reference's range."""
+    return float(np.abs(logits - reference).max() / np.ptp(reference))
+
+
+@pytest.mark.parametrize(("name", "seed"), RUNS)
+def test_spec_reproduces_transformers(name: str, seed: int) -> None:
+    spec, weights = canonical_weights(CASES[name], seed)
+    tokens, reference = fixture(name, seed)
+    assert distance(forward(spec, weights, tokens), reference) < CLOSE
+
+
+def _change_attention(spec, **changes):
+    layers = [
+        dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, **changes))
+        for layer in spec.layers
+    ]
+    return dataclasses.replace(spec, layers=layers)
+
+
+def _planted(spec, error: str):
+    if error == "window off by one":
+        return _change_attention(spec, window=spec.layers[-2].attention.window + 1)
+    if error == "positions everywhere":
+        return _change_attention(spec, rope=0)
+    if error == "no output gate":
+        return _change_attention(spec, output_gate=False)
+    if error == "query scale":
+        return _change_attention(spec, query_scale=spec.layers[0].attention.query_scale * 1.01)
+    if error == "embedding not normed":
+        return dataclasses.replace(spec, embed_norm=NormSpec())
+    if error == "final norm centred":
+        return dataclasses.replace(spec, final_norm=NormSpec("rms_centered", 1e-5))
+    assert error == "no soft cap"
+    return dataclasses.replace(spec, logit_softcap=0.0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["window off by one", "positions everywhere", "no output gate", "query scale",
+     "embedding not normed", "final norm centred", "no soft cap"],
+)  # fmt: skip
+def test_the_comparison_sees_planted_errors(error: str) -> None:
+    spec, weights = canonical_weights(CASES["muse_defaults"], 11)
+    tokens, reference = fixture("muse_defaults", 11)
+    assert distance(forward(_planted(spec, error), weights, tokens), reference) > 1e-4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_spec_survives_a_round_trip(name: str) -> None:
+    case = CASES[name]
+    spec = family_for(case.config).spec(case.config)
+    assert spec_from_dict(spec_to_dict(spec), "here") == spec
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("vocab",), 0), (("vocab",), "97"), (("vocab",), True), (("hidden",), 2**30),
+        (("layers",), []), (("layers", 0, "attention", "kv_heads"), 2),
+        (("layers", 0, "attention", "rope"), 5), (("layers", 0, "attention", "window"), -1),
+        (("layers", 0, "mlp", "activation"), "tanh"), (("ropes", 0, "dim"), 7),
+        (("ropes", 0, "theta"), float("inf")), (("final_norm", "kind"), "rmsnorm"),
+        (("embed_scale",), None), (("surplus",), 1),
+    ],
+)  # fmt: skip
+def test_a_spec_that_makes_no_sense_is_corrupt(path: tuple, value: object) -> None:
+    case = CASES["muse_defaults"]
+    values = spec_to_dict(family_for(case.config).spec(case.config))
+    at = values
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = value
+    with pytest.raises(CorruptFile, match=str(path[-1])):
+        spec_from_dict(values, "here")
+
+
+def _with(name: str, field: str, value: object) -> dict:
+    config = copy.deepcopy(CASES[name].config)
+    at = config
+    *parents, last = field.split(".")
+    for parent in parents:
+        at = at.setdefault(parent, {})
+    at[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("llama_plain", "model_type", "mamba"),
+        ("llama_plain", "model_type", None),
+        ("llama_plain", "architectures", ["LlamaForSequenceClassification"]),
+        ("llama_plain", "hidden_act", "mish"),
+        ("llama_plain", "hidden_act", ["silu"]),
+        ("llama_plain", "pretraining_tp", 2),
+        ("llama_plain", "quantization_config", {"quant_method": "awq"}),
+        ("llama_plain", "num_key_value_heads", 2),
+        ("llama_plain", "num_key_value_heads", 6),
+        ("llama_plain", "hidden_size", 60.0),
+        ("llama_plain", "hidden_size", True),
+        ("llama_plain", "hidden_size", 2**40),
+        ("llama_plain", "num_hidden_layers", 10**9),
+        ("llama_plain", "head_dim", 13),
+        ("llama_plain", "rms_norm_eps", 0),
+        ("llama_plain", "rms_norm_eps", float("nan")),
+        ("llama_plain", "partial_rotary_factor", 0.5),
+        ("llama_plain", "rope_scaling", {"type": "dynamic", "factor": 2.0}),
+        ("llama_plain", "rope_scaling", {"rope_type": "longrope", "factor": 2.0}),
+        ("llama_plain", "rope_scaling", {"rope_type": "linear"}),
+        ("llama_plain", "rope_scaling", {"rope_type": "linear", "factor": "2"}),
+        ("llama_plain", "rope_scaling", {"rope_type": "default", "mrope_section": [4, 4, 4]}),
+        ("llama_plain", "rope_scaling", [2.0]),
+        ("llama_plain", "rope_theta", -1.0),
+        ("llama_llama3_biases", "rope_scaling.high_freq_factor", 1.0),
+        ("qwen3_layer_types", "sliding_window", None),
+        ("qwen3_layer_types", "layer_types", ["full_attention"]),
+        ("qwen3_layer_types", "layer_types", ["full_attention", "chunked_attention", "x"]),
+        ("qwen3_layer_types", "use_sliding_window", False),
+        ("muse_defaults", "text_config.model_type", "muse_spark_text"),
+        ("muse_defaults", "text_config.layer_rope_theta", [1.0]),
+        ("muse_defaults", "text_config.layer_rope_theta", [1.0, 0, 0, 0, "x"]),
+        ("muse_defaults", "text_config.sliding_window", None),
+        ("muse_defaults", "text_config.final_logit_softcapping", None),
+        ("muse_defaults", "text_config", [1]),
+    ],
+)
+def test_what_is_not_supported_is_named(name: str, field: str, value: object) -> None:
+    config = _with(name, field, value)
+    named = {"use_sliding_window": "sliding_window"}
+    last = field.split(".")[-1]
+    with pytest.raises(UnsupportedModel) as raised:
+        family_for(config).spec(config)
+    message = str(raised.value)
+    expected = named.get(last, last)
+    if expected == "rope_scaling" and isinstance(value, dict):
+        expected = "rope_scaling."  # names the key inside
+    assert expected in message
+    if not isinstance(value, dict | list) and expected == last:
+        assert repr(value) in message
+
+
+def test_missing_keys_take_the_class_defaults() -> None:
+    """Numbers of LlamaConfig(), Qwen3Config() and MuseGlimmerTextConfig() in transformers 5.23."""
+    llama = family_for({"model_type": "llama"}).spec({"model_type": "llama"})
+    assert (llama.vocab, llama.hidden, len(llama.layers)) == (32000, 4096, 32)
+    assert llama.layers[0].attention.head_dim == 128 and llama.layers[0].mlp.intermediate == 11008
+    assert (llama.max_context, llama.final_norm.eps) == (2048, 1e-6) and not llama.tied_head
+    qwen = family_for({"model_type": "qwen3"}).spec({"model_type": "qwen3"})
+    assert (qwen.vocab, qwen.layers[0].attention.kv_heads, qwen.max_context) == (151936, 32, 32768)
+    assert qwen.layers[31].attention.window == 0 and qwen.layers[0].mlp.intermediate == 22016
+    muse = family_for({"model_type": "muse_glimmer"}).spec({"model_type": "muse_glimmer"})
+    assert (muse.vocab, muse.hidden, len(muse.layers)) == (202048, 6656, 52)
+    windows = [layer.attention.window for layer in muse.layers]
+    ropes = [layer.attention.rope for layer in muse.layers]
+    assert windows[48:] == [2048, 2048, 2048, 0] and ropes[48:] == [0, 0, 0, -1]
+    assert muse.layers[0].attention.query_scale == pytest.approx(3.87 / 128**0.5)
+    assert (muse.logit_softcap, muse.max_context) == (20.0, 131072)
+
+
+def test_rope_theta_of_a_layer_is_a_switch_and_a_note() -> None:
+    """transformers 5.23 rotates with rope_parameters.rope_theta whatever layer_rope_theta says."""
+    config = _with("muse_defaults", "text_config.layer_rope_theta", [5.0, 5.0, 0, 5.0, 0])
+    family = family_for(config)
+    spec = family.spec(config)
+    assert [layer.attention.rope for layer in spec.layers] == [0, 0, -1, 0, -1]
+    assert spec.ropes[0].theta == 10000.0
+    (note,) = family.notes(config)
+    assert "layer_rope_theta" in note and "10000" in note
+
+
+class TestTensorNames:
+    def names(self, name: str) -> tuple:
+        case = CASES[name]
+        family = family_for(case.config)
+        spec = family.spec(case.config)
+        return family, spec, [source_namer(case.family)(n) for n in canonical_shapes(spec)]
+
+    def test_every_tensor_finds_its_source(self) -> None:
+        for name in CASES:
+            family, spec, names = self.names(name)
+            mapping = family.tensors(spec, names)
+            assert sorted(mapping.sources.values()) == sorted(names)
+            assert mapping.ignored == {} and mapping.spare_head is None
+
+    def test_missing_and_left_over_are_named(self) -> None:
+        family, spec, names = self.names("llama_llama3_biases")
+        with pytest.raises(CorruptFile, match="q_proj.bias"):
+            family.tensors(spec, [n for n in names if n != "model.layers.1.self_attn.q_proj.bias"])
+        with pytest.raises(CorruptFile, match="model.layers.2.mlp.up_proj.weight"):
+            family.tensors(spec, [*names, "model.layers.2.mlp.up_proj.weight"])
+
+    def test_vision_tensors_are_ignored_knowingly(self) -> None:
+        family, spec, names = self.names("muse_defaults")
+        vision = ["model.vision_tower.ln_pre.bias", "model.vision_projection.weight"]
+        assert family.tensors(spec, names + vision).ignored == {
+            "vision tower: not yet run": sorted(vision)
+        }
+        with pytest.raises(CorruptFile, match="audio"):
+            family.tensors(spec, [*names, "model.audio_tower.weight"])
+
+    def test_old_rotary_tables_are_ignored(self) -> None:
+        family, spec, names = self.names("llama_plain")
+        table = "model.layers.0.self_attn.rotary_emb.inv_freq"
+        assert [table] in family.tensors(spec, [*names, table]).ignored.values()
+
+    def test_a_tied_matrix_may_stand_under_either_name(self) -> None:
+        family, spec, names = self.names("llama_plain")
+        both = family.tensors(spec, [*names, "lm_head.weight"])
+        assert both.sources["embed"] == "model.embed_tokens.weight"
+        assert both.spare_head == "lm_head.weight"
+        swapped = ["lm_head.weight" if n == "model.embed_tokens.weight" else n for n in names]
+        assert family.tensors(spec, swapped).sources["embed"] == "lm_head.weight"
