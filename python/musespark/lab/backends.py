@@ -1,0 +1,155 @@
+"""Two ways to get replies for evaluation: transformers (the reference), and musespark's own engine."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from . import protocol
+from . import tokenizer as tok
+from .item import Item
+
+_CALL = re.compile(r'<atem:invoke name="([^"]*)">\n(.*?)</atem:invoke>', re.S)
+_PARAMETER = re.compile(r'<atem:parameter name="([^"]*)">(.*?)</atem:parameter>', re.S)
+
+
+@dataclass
+class Reply:
+    """A model's turn: what it told the user, what it called, what it thought and in how many tokens."""
+
+    answer: str
+    calls: list[dict] = field(default_factory=list)
+    thought: str = ""
+    thinking_tokens: int = 0
+    finished: bool = True
+    raw: str = ""
+
+
+class Backend(Protocol):
+    """Answers items greedily."""
+
+    name: str
+
+    def reply(self, items: list[Item], max_new_tokens: int) -> list[Reply]:
+        """One reply per item, in order."""
+
+
+def parse_reply(ids: list[int], decode: Any) -> Reply:
+    """Split generated ids (after the generation prompt) into channels by the markers.
+
+    ``decode`` turns ids into text, markers left out.
+    """
+    reply = Reply("", raw=decode(ids))
+    finished = tok.EOT in ids
+    if finished:
+        ids = ids[: ids.index(tok.EOT)]
+    for channel in _split(ids, tok.EOM):
+        if tok.START in channel:
+            channel = channel[channel.index(tok.START) + 1 :]
+        if tok.MESSAGE not in channel:
+            continue
+        at = channel.index(tok.MESSAGE)
+        header, body = decode(channel[:at]), channel[at + 1 :]
+        recipient = header.rsplit("to=", 1)[-1].strip()
+        if recipient == "self":
+            reply.thought += decode(body)
+            reply.thinking_tokens += len(body)
+        elif recipient == "user":
+            reply.answer += decode(body)
+        else:
+            reply.calls += [
+                {"name": name, "arguments": dict(_PARAMETER.findall(inner))} for name, inner in _CALL.findall(decode(body))
+            ]
+    reply.finished = finished
+    return reply
+
+
+def _split(ids: list[int], marker: int) -> list[list[int]]:
+    out: list[list[int]] = [[]]
+    for i in ids:
+        if i == marker:
+            out.append([])
+        else:
+            out[-1].append(i)
+    return out
+
+
+class TransformersBackend:
+    """``MuseGlimmerForConditionalGeneration`` in float32, batched with left padding, greedy."""
+
+    name = "transformers"
+
+    def __init__(self, folder: str | Path, batch: int = 64):
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        self._torch, self._batch = torch, batch
+        self._tokenizer = tok.load(folder)
+        self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def reply(self, items: list[Item], max_new_tokens: int) -> list[Reply]:
+        """Prompts of like length share a batch."""
+        prompts = [
+            protocol.encode(protocol.prompt_pieces(i.messages, i.effort, i.tools), self._tokenizer)[0] for i in items
+        ]
+        order = sorted(range(len(items)), key=lambda i: (items[i].effort, items[i].task, len(prompts[i])))
+        replies: list[Reply | None] = [None] * len(items)
+        for at in range(0, len(order), self._batch):
+            chosen = order[at : at + self._batch]
+            for i, ids in zip(chosen, self._generate([prompts[i] for i in chosen], max_new_tokens), strict=True):
+                replies[i] = parse_reply(ids, self._decode)
+        return [r for r in replies if r is not None]
+
+    def _generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+        torch, longest = self._torch, max(map(len, prompts))
+        ids = torch.tensor([[tok.PAD] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        with torch.inference_mode():
+            out = self._model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
+                eos_token_id=[tok.EOT, tok.EOS], pad_token_id=tok.PAD,
+            )  # fmt: skip
+        return out[:, longest:].tolist()
+
+
+class MusesparkBackend:
+    """The package's own engine, as a user gets it: packed weights, default cache."""
+
+    name = "musespark"
+
+    def __init__(self, folder: str | Path | None, **load: Any):
+        import musespark
+
+        self._model = musespark.load(folder, **load)
+
+    def reply(self, items: list[Item], max_new_tokens: int) -> list[Reply]:
+        """Items of one effort and one set of tools go through ``chat_batch`` together."""
+        groups: dict[tuple[str, str], list[int]] = {}
+        for i, item in enumerate(items):
+            groups.setdefault((item.effort, json.dumps(item.tools)), []).append(i)
+        replies: dict[int, Reply] = {}
+        for (effort, _), members in groups.items():
+            results = self._model.chat_batch(
+                [items[i].messages for i in members], tools=items[members[0]].tools, reasoning_effort=effort,
+                temperature=0.0, max_new_tokens=max_new_tokens,
+            )  # fmt: skip
+            replies.update((i, _from_result(r)) for i, r in zip(members, results, strict=True))
+        return [replies[i] for i in range(len(items))]
+
+
+def _from_result(result: Any) -> Reply:
+    calls = []
+    for call in result.tool_calls or []:
+        function = call["function"]
+        arguments = function["arguments"]
+        calls.append({"name": function["name"], "arguments": json.loads(arguments) if isinstance(arguments, str) else arguments})
+    return Reply(
+        result.content or "", calls, result.reasoning or "", result.usage.reasoning_tokens,
+        result.finish_reason in ("stop", "tool_calls"), str(result),
+    )  # fmt: skip

@@ -1,0 +1,84 @@
+"""What training draws, how often: tasks, levels, efforts, prose."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from .item import Item
+from .tasks import draw_item, talk
+
+#: Relative weight of each task by phase. "first" teaches copying, spelling, looking up and single digits.
+WEIGHTS = {
+    "first": {
+        "copying": 3, "spelling": 3, "lookup": 3, "recall": 1, "addition": 3, "subtraction": 2, "multiplication": 1,
+        "comparison": 3, "extreme": 1, "sorting": 1, "letters": 1, "ordering": 1, "word_problem": 1, "table": 1, "dates": 1,
+        "units": 1, "facts": 0.3, "tool_call": 1, "about": 0.7, "story": 0.2,
+    },
+    "main": {
+        "copying": 1, "spelling": 1.2, "lookup": 1, "recall": 0.7, "addition": 4, "subtraction": 2.5, "multiplication": 1.5,
+        "comparison": 3, "extreme": 0.7, "sorting": 1.2, "letters": 1.5, "ordering": 1, "word_problem": 2, "table": 1,
+        "dates": 0.8, "units": 0.8, "facts": 0.3, "tool_call": 1.5, "about": 0.7, "story": 0.3,
+    },
+}  # fmt: skip
+LEVEL_WEIGHTS = {"first": (0.7, 0.2, 0.1), "main": (0.65, 0.25, 0.1)}
+EFFORT_WEIGHTS = {"low": 0.22, "medium": 0.43, "high": 0.22, "xhigh": 0.13}
+PROSE = 0.06
+ERROR_RATE = 0.2
+
+
+def draw_training_item(rng: Random, phase: str) -> Item:
+    """A training item of the mix of ``phase``."""
+    task = rng.choices(list(WEIGHTS[phase]), list(WEIGHTS[phase].values()))[0]
+    level = rng.choices(("easy", "middle", "hard"), LEVEL_WEIGHTS[phase])[0]
+    effort = rng.choices(list(EFFORT_WEIGHTS), list(EFFORT_WEIGHTS.values()))[0]
+    return draw_item(rng, task, level, effort, evaluation=False, error_rate=ERROR_RATE)
+
+
+def read_books(folder: str | Path | None, limit: int = 12_000_000) -> list[str]:
+    """Public-domain books (.md or .txt below ``folder``) as texts; at most ``limit`` characters, children's first."""
+    if folder is None:
+        return []
+    paths = sorted(
+        (p for p in Path(folder).rglob("*") if p.suffix in (".md", ".txt")),
+        key=lambda p: (not _for_children(p), hashlib.blake2b(p.name.encode()).digest()),
+    )
+    texts, total = [], 0
+    for path in paths:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        text = text.translate(str.maketrans("“”‘’—–", "\"\"''--"))
+        texts.append(text)
+        total += len(text)
+        if total >= limit:
+            break
+    return texts
+
+
+_CHILDREN = "Baum Potter Aesop Grimm Andersen Carroll Grahame Nesbit Collodi Spyri Sewell Burnett Kipling MacDonald".split()
+
+
+def _for_children(path: Path) -> bool:
+    return any(author in str(path) for author in _CHILDREN)
+
+
+def prose(rng: Random, books: list[str], characters: int = 900) -> str:
+    """A bare text: half little stories, half a passage that starts at a paragraph of a book."""
+    if not books or rng.random() < 0.5:
+        return talk.plain_story(rng)
+    text = books[rng.randrange(len(books))]
+    start = text.find("\n\n", rng.randrange(max(1, len(text) - characters)))
+    return text[max(start, 0) :][:characters].strip()
+
+
+def corpus(rng: Random, books: list[str], items: int) -> Iterator[str]:
+    """Texts to train the tokenizer on: items as they are rendered, and some prose."""
+    from .protocol import prompt_pieces, reply_pieces
+
+    for i in range(items):
+        item = draw_training_item(rng, "main")
+        pieces = prompt_pieces(item.messages, item.effort, item.tools) + reply_pieces(item)
+        yield from (p for p, _ in pieces if isinstance(p, str))
+        if i % 8 == 0:
+            yield prose(rng, books, 2000)

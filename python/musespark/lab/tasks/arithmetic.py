@@ -1,0 +1,196 @@
+"""Addition, subtraction and multiplication, digit by digit, with checks by the inverse or another split."""
+
+from __future__ import annotations
+
+from random import Random
+
+from ..item import Problem
+
+_ADD = (
+    "What is {a} + {b}?", "{a}+{b}", "{a} + {b}", "{a}+{b}=", "{a} + {b} = ?", "Calculate {a} plus {b}.",
+    "Add {a} and {b}.", "What is {a} plus {b}?", "{a}+{b}=?", "Compute {a} + {b}.", "What's {a}+{b}?",
+    "How much is {a} plus {b}?", "Calculate {a} + {b}", "what is {a}+{b}", "Find the sum of {a} and {b}.",
+    "Please add {a} and {b}.", "What is the sum of {a} and {b}?", "{a} plus {b}", "Solve: {a} + {b}", "{a} + {b} =",
+)  # fmt: skip
+_SUB = (
+    "What is {a} - {b}?", "{a}-{b}", "{a} - {b}", "{a}-{b}=", "{a} - {b} = ?", "Calculate {a} minus {b}.",
+    "Subtract {b} from {a}.", "What is {a} minus {b}?", "{a}-{b}=?", "Compute {a} - {b}.", "What's {a}-{b}?",
+    "How much is {a} minus {b}?", "Calculate {a} - {b}", "what is {a}-{b}", "Take {b} away from {a}.",
+    "Find the difference of {a} and {b}.", "{a} minus {b}", "Solve: {a} - {b}",
+)  # fmt: skip
+_MUL = (
+    "What is {a} * {b}?", "{a}*{b}", "{a} * {b}", "{a}*{b}=", "{a} x {b}", "Calculate {a} times {b}.",
+    "Multiply {a} by {b}.", "What is {a} times {b}?", "{a}*{b}=?", "Compute {a} * {b}.", "What's {a}*{b}?",
+    "How much is {a} times {b}?", "What is {a} x {b}?", "what is {a}*{b}", "What is the product of {a} and {b}?",
+    "{a} times {b}", "{a} × {b}", "Solve: {a} * {b}",
+)  # fmt: skip
+
+
+def add_steps(a: int, b: int, error: Random | None = None) -> tuple[str, str]:
+    """Column addition from the ones up; with ``error`` one column's sum is off by one."""
+    x, y = str(a)[::-1], str(b)[::-1]
+    n = max(len(x), len(y))
+    bad = error.randrange(n) if error else -1
+    carry, parts, digits = 0, [], ""
+    for i in range(n):
+        p, q = int(x[i]) if i < len(x) else 0, int(y[i]) if i < len(y) else 0
+        total = p + q + carry
+        shown = f"{p}+{q}+{carry}" if carry else f"{p}+{q}"
+        if i == bad:
+            total = total - 1 if total and error.random() < 0.5 else total + 1
+        carry = total // 10
+        digits = (str(total) if i == n - 1 else str(total % 10)) + digits
+        parts.append(f"{shown}={total}" + (f" carry {carry}" if carry and i < n - 1 else ""))
+    return f"{', '.join(parts)}. So {digits}.", digits
+
+
+def sub_steps(a: int, b: int, error: Random | None = None) -> tuple[str, str]:
+    """Column subtraction (a >= b) with borrowing; with ``error`` one column is off by one."""
+    x, y = str(a)[::-1], str(b)[::-1]
+    n = len(x)
+    bad = error.randrange(n) if error else -1
+    borrow, parts, digits = 0, [], ""
+    for i in range(n):
+        p, q = int(x[i]), int(y[i]) if i < len(y) else 0
+        top = p - borrow
+        lend = int(top < q)
+        value = top + 10 * lend - q
+        if i == bad:
+            value = value + 1 if value < 9 else value - 1
+        left = f"{p}-1" if borrow else f"{p}"
+        parts.append(f"1{left}-{q}={value} borrow" if lend else f"{left}-{q}={value}")
+        borrow, digits = lend, str(value) + digits
+    digits = digits.lstrip("0") or "0"
+    return f"{', '.join(parts)}. So {digits}.", digits
+
+
+def mul_steps(a: int, b: int, error: Random | None = None) -> tuple[str, str]:
+    """Split a into places and b into places, multiply each, add up one by one."""
+    products = []
+    for q, y in enumerate(str(b)[::-1]):
+        for p, x in enumerate(str(a)[::-1]):
+            if x != "0" and y != "0":
+                products.append((int(x) * 10**p, int(y) * 10**q))
+    if not products:
+        return f"{a}*{b}=0. So 0.", "0"
+    bad = error.randrange(len(products)) if error else -1
+    parts, total = [], 0
+    for i, (x, y) in enumerate(products):
+        value = x * y
+        if i == bad:
+            value += error.choice((-1, 1)) * 10 ** (len(str(value)) - len(str(value).rstrip("0")))
+        parts.append(f"{x}*{y}={value}")
+        parts += [f"{total}+{value}={total + value}"] if i else []
+        total += value
+    return f"{', '.join(parts)}. So {total}.", str(total)
+
+
+def _number(r: Random, digits: int) -> int:
+    return r.randint(10 ** (digits - 1), 10**digits - 1)
+
+
+def addition(r: Random, level: str) -> Problem:
+    """Two terms of 2 digits, of 3 to 4 digits, or a chain of 3 to 4 terms."""
+    if level == "hard":
+        return _chain(r)
+    if level == "easy":
+        a, b = (r.randint(0, 99), r.randint(0, 99)) if r.random() < 0.3 else (_number(r, 2), _number(r, 2))
+    else:
+        a, b = _number(r, r.choice((3, 4))), _number(r, r.choice((2, 3, 4)))
+        if r.random() < 0.5:
+            a, b = b, a
+
+    def check(result: str) -> tuple[str, bool]:
+        c = int(result)
+        if c < b:
+            return f"{c}<{b}.", False
+        text, back = sub_steps(c, b)
+        return f"{c}-{b}: {text[:-1]}, want {a}.", back == str(a)
+
+    tens = b - b % 10
+    second = f"{a}+{tens}={a + tens}, {a + tens}+{b % 10}={a + b}."
+    return Problem(
+        "addition", level, f"{min(a, b)}+{max(a, b)}", r.choice(_ADD).format(a=a, b=b), str(a + b), "number",
+        steps=lambda e: add_steps(a, b, e), check=check, second=second,
+    )  # fmt: skip
+
+
+def _chain(r: Random) -> Problem:
+    terms = [_number(r, 2) for _ in range(r.randint(3, 4))]
+    signs = [1] + [r.choice((1, -1)) for _ in terms[1:]]
+    total = terms[0]
+    for i in range(1, len(terms)):
+        if signs[i] < 0 and terms[i] > total:
+            signs[i] = 1
+        total += signs[i] * terms[i]
+
+    def steps(e: Random | None) -> tuple[str, str]:
+        value, parts, bad = terms[0], [], e.randrange(1, len(terms)) if e else -1
+        for i in range(1, len(terms)):
+            op = "+" if signs[i] > 0 else "-"
+            new = value + signs[i] * terms[i] + (10 if i == bad else 0)
+            parts.append(f"{value}{op}{terms[i]}={new}")
+            value = new
+        return f"{', '.join(parts)}. So {value}.", str(value)
+
+    plus = [t for t, s in zip(terms, signs, strict=True) if s > 0]
+    minus = [t for t, s in zip(terms, signs, strict=True) if s < 0]
+    route = f"plus {'+'.join(map(str, plus))}={sum(plus)}"
+    if minus:
+        route += f", minus {'+'.join(map(str, minus))}={sum(minus)}, {sum(plus)}-{sum(minus)}={total}"
+    text = str(terms[0]) + "".join(f" {'+' if s > 0 else '-'} {t}" for t, s in zip(terms[1:], signs[1:], strict=True))
+    ask = r.choice(("What is {}?", "{}", "Calculate {}.", "{} = ?", "Compute {}."))
+    if r.random() < 0.3:
+        text = text.replace(" ", "")
+    return Problem(
+        "addition", "hard", text.replace(" ", ""), ask.format(text), str(total), "number", results=_running(terms, signs),
+        steps=steps, check=lambda got: (f"{route}.", got == str(total)), second=f"{route}.",
+    )  # fmt: skip
+
+
+def _running(terms: list[int], signs: list[int]) -> str:
+    value, out = terms[0], []
+    for t, s in zip(terms[1:], signs[1:], strict=True):
+        value += s * t
+        out.append(str(value))
+    return " ".join(out)
+
+
+def subtraction(r: Random, level: str) -> Problem:
+    """Minuend not below the subtrahend: 2 digits, 3 digits, 4 digits."""
+    n = {"easy": 2, "middle": 3, "hard": 4}[level]
+    b, a = sorted((_number(r, n), _number(r, r.randint(max(1, n - 1), n))))
+
+    def check(result: str) -> tuple[str, bool]:
+        text, back = add_steps(int(result), b)
+        return f"{result}+{b}: {text[:-1]}, want {a}.", back == str(a)
+
+    tens = b - b % 10
+    return Problem(
+        "subtraction", level, f"{a}-{b}", r.choice(_SUB).format(a=a, b=b), str(a - b), "number",
+        steps=lambda e: sub_steps(a, b, e), check=check,
+        second=f"{a}-{tens}={a - tens}, {a - tens}-{b % 10}={a - b}.",
+    )  # fmt: skip
+
+
+def multiplication(r: Random, level: str) -> Problem:
+    """2×1 digits (and the small table), 3×1 digits, 2×2 digits."""
+    if level == "easy":
+        a, b = (r.randint(1, 12), r.randint(1, 12)) if r.random() < 0.4 else (_number(r, 2), r.randint(2, 9))
+    elif level == "middle":
+        a, b = _number(r, 3), r.randint(2, 9)
+    else:
+        a, b = _number(r, 2), _number(r, 2)
+    shown = (b, a) if r.random() < 0.3 else (a, b)
+    up = -(-a // 10) * 10
+    second = f"{up}*{b}={up * b}, {up - a}*{b}={(up - a) * b}, {up * b}-{(up - a) * b}={a * b}."
+    if level == "hard":
+        tens = b - b % 10
+        second = f"{a}*{tens}={a * tens}, {a}*{b % 10}={a * (b % 10)}, {a * tens}+{a * (b % 10)}={a * b}."
+    return Problem(
+        "multiplication", level, f"{min(a, b)}*{max(a, b)}", r.choice(_MUL).format(a=shown[0], b=shown[1]), str(a * b),
+        "number", steps=lambda e: mul_steps(a, b, e), check=lambda got: (second, got == str(a * b)), second=second,
+    )  # fmt: skip
+
+
+TASKS = {"addition": addition, "subtraction": subtraction, "multiplication": multiplication}

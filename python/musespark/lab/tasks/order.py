@@ -1,0 +1,169 @@
+"""Comparing, sorting, orderings: every comparison is spelled out."""
+
+from __future__ import annotations
+
+from random import Random
+
+from ..item import Problem
+from .words import NAMES
+
+_LARGER = (
+    "Which is larger, {a} or {b}?", "Which number is bigger: {a} or {b}?", "Which is greater, {a} or {b}?",
+    "Is {a} or {b} larger?", "What is the larger of {a} and {b}?", "Which is more, {a} or {b}?", "max of {a} and {b}",
+    "Compare {a} and {b}. Which is larger?", "which is bigger, {a} or {b}?", "{a} or {b}: which is larger?",
+    "Tell me the bigger number: {a}, {b}", "Which is higher, {a} or {b}?",
+)  # fmt: skip
+_SMALLER = (
+    "Which is smaller, {a} or {b}?", "Which number is less: {a} or {b}?", "Which is less, {a} or {b}?",
+    "Is {a} or {b} smaller?", "What is the smaller of {a} and {b}?", "min of {a} and {b}",
+    "Compare {a} and {b}. Which is smaller?", "{a} or {b}: which is smaller?", "Which is lower, {a} or {b}?",
+)  # fmt: skip
+
+
+def compare_steps(a: int, b: int) -> str:
+    """Lengths first, then the first differing digit; states the relation at the end."""
+    x, y = str(a), str(b)
+    if len(x) != len(y):
+        return f"{a} has {len(x)} digits, {b} has {len(y)}, so {a}{'<' if a < b else '>'}{b}."
+    parts = []
+    for p, q in zip(x, y, strict=True):
+        if p != q:
+            parts.append(f"{p}{'<' if p < q else '>'}{q}")
+            break
+        parts.append(f"{p}={q}")
+    return f"{', '.join(parts)}, so {a}{'<' if a < b else '>' if a > b else '='}{b}."
+
+
+def comparison(r: Random, level: str) -> Problem:
+    """Two numbers: 2 digits, up to 4 digits, near neighbours of 4 to 6 digits."""
+    top = {"easy": 99, "middle": 9999, "hard": 999999}[level]
+    a, b = r.randint(0 if level == "easy" else 100, top), r.randint(0 if level == "easy" else 100, top)
+    if level == "hard" or r.random() < 0.3:
+        digits = list(str(a))
+        digits[r.randrange(1, len(digits)) if len(digits) > 1 else 0] = str(r.randint(0, 9))
+        b = int("".join(digits))
+        if r.random() < 0.3 and len(digits) > 2:
+            b = int(r.choice((str(a)[:-1], str(a) + str(r.randint(0, 9)))))
+    large = r.random() < 0.6
+    answer = str(max(a, b) if large else min(a, b)) if a != b else "They are equal."
+    gap = f"{max(a, b)}-{min(a, b)}={abs(a - b)}, so {max(a, b)} is larger." if a != b else f"{a}-{b}=0, equal."
+
+    def steps(e: Random | None) -> tuple[str, str]:
+        text = compare_steps(a, b)
+        if e and a != b:
+            flip = str.maketrans("<>", "><")
+            return text.translate(flip), str(min(a, b) if large else max(a, b))
+        return text, answer
+
+    return Problem(
+        "comparison", level, f"{min(a, b)} {max(a, b)}", r.choice(_LARGER if large else _SMALLER).format(a=a, b=b),
+        answer, "string", steps=steps, check=lambda got: (gap, got == answer), second=gap,
+    )  # fmt: skip
+
+
+def sorting(r: Random, level: str) -> Problem:
+    """3 to 5, 6 to 8 or 9 to 12 numbers by selection: take the least, restate the rest."""
+    n = {"easy": r.randint(3, 5), "middle": r.randint(6, 8), "hard": r.randint(9, 12)}[level]
+    values = [r.randint(0, 99) for _ in range(n)]
+    down = r.random() < 0.25
+    out = sorted(values, reverse=down)
+    listed = r.choice((", ", " ")).join(map(str, values))
+    ask = r.choice(
+        ("Sort in descending order: {}", "Sort from largest to smallest: {}")
+        if down
+        else ("Sort: {}", "Sort these numbers: {}", "Sort in ascending order: {}", "Put in order, smallest first: {}",
+              "Sort from smallest to largest: {}", "sort {}")
+    )  # fmt: skip
+
+    def steps(e: Random | None) -> tuple[str, str]:
+        rest, parts, taken = list(values), [], []
+        bad = e.randrange(n - 1) if e else -1
+        while rest:
+            pick = (max if down else min)(rest)
+            if len(taken) == bad:
+                pick = e.choice(rest)
+            rest.remove(pick)
+            taken.append(pick)
+            parts.append(f"{pick} rest {' '.join(map(str, rest))}" if rest else f"{pick}")
+        return "; ".join(parts) + ".", ", ".join(map(str, taken))
+
+    def check(got: str) -> tuple[str, bool]:
+        listed_out = [int(v) for v in got.split(", ")]
+        sign = ">=" if down else "<="
+        for p, q in zip(listed_out, listed_out[1:], strict=False):
+            if (p < q) if down else (p > q):
+                return f"{p} before {q}.", False
+        return f"{sign.join(map(str, listed_out))}, {n} numbers.", True
+
+    return Problem(
+        "sorting", level, " ".join(map(str, sorted(values))), ask.format(listed), ", ".join(map(str, out)), "string",
+        steps=steps, check=check,
+    )  # fmt: skip
+
+
+def extreme(r: Random, level: str) -> Problem:
+    """The largest or smallest of a list, by a running best."""
+    n = {"easy": r.randint(3, 5), "middle": r.randint(6, 8), "hard": r.randint(9, 12)}[level]
+    values = r.sample(range(0, 100 if level == "easy" else 1000), n)
+    large = r.random() < 0.6
+    best = (max if large else min)(values)
+    ask = r.choice(
+        ("What is the largest number in {}?", "Find the maximum: {}", "Which is the biggest: {}?", "max({})")
+        if large
+        else ("What is the smallest number in {}?", "Find the minimum: {}", "Which is the smallest: {}?", "min({})")
+    )
+
+    def steps(e: Random | None) -> tuple[str, str]:
+        value, parts = values[0], [str(values[0])]
+        for v in values[1:]:
+            new = (max if large else min)(value, v)
+            if e and e.random() < 0.3:
+                new = v
+            parts.append(f"{v}{'>' if v > value else '<'}{value} best {new}")
+            value = new
+        return ", ".join(parts) + ".", str(value)
+
+    def check(got: str) -> tuple[str, bool]:
+        worse = [v for v in values if (v > int(got) if large else v < int(got))]
+        word = "above" if large else "below"
+        return (f"{worse[0]} is {word} {got}.", False) if worse else (f"none {word} {got}.", True)
+
+    return Problem(
+        "extreme", level, " ".join(map(str, sorted(values))), ask.format(", ".join(map(str, values))), str(best),
+        "number", steps=steps, check=check,
+    )  # fmt: skip
+
+
+_RELATIONS = (
+    ("taller than", "tallest", "shortest"), ("older than", "oldest", "youngest"), ("faster than", "fastest", "slowest"),
+    ("heavier than", "heaviest", "lightest"), ("richer than", "richest", "poorest"),
+)  # fmt: skip
+
+
+def ordering(r: Random, level: str) -> Problem:
+    """A chain of comparative statements in any order; who is first or last."""
+    n = {"easy": 3, "middle": 4, "hard": 5}[level]
+    people = r.sample(NAMES, n)
+    relation, most, least = r.choice(_RELATIONS)
+    facts = [f"{people[i]} is {relation} {people[i + 1]}." for i in range(n - 1)]
+    shuffled = r.sample(facts, len(facts))
+    top = r.random() < 0.5
+    answer = people[0] if top else people[-1]
+    short = ">".join(people)
+    chain = [f"{people[i]}>{people[i + 1]}" for i in range(n - 1)]
+
+    def steps(e: Random | None) -> tuple[str, str]:
+        listed = [f.split(f" is {relation} ") for f in shuffled]
+        noted = ", ".join(f"{a}>{b[:-1]}" for a, b in listed)
+        return f"{noted}. Chain {short}. {most if top else least}: {answer}.", answer
+
+    return Problem(
+        "ordering", level, f"{relation} {' '.join(people)}", f"{' '.join(shuffled)} Who is the {most if top else least}?",
+        answer, "string", results=short, steps=steps,
+        check=lambda got: (f"{', '.join(chain)}; {answer} has none {'above' if top else 'below'}.", got == answer),
+    )  # fmt: skip
+
+
+TASKS = {
+    "comparison": comparison, "sorting": sorting, "extreme": extreme, "ordering": ordering,
+}  # fmt: skip

@@ -1,0 +1,154 @@
+"""Copying, spelling, looking up and counting letters: what everything else stands on."""
+
+from __future__ import annotations
+
+from random import Random
+
+from ..item import Problem
+from .words import NAMES, THINGS, WORDS
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_EXTRA: list[str] = []
+
+
+def use_words(words: list[str]) -> None:
+    """Add words (say, the tokenizer's own entries) to those the spelling drills draw from."""
+    _EXTRA[:] = sorted(set(words))
+
+
+def _word(r: Random, longest: int = 12) -> str:
+    for _ in range(50):
+        k = r.random()
+        if k < 0.5 or not _EXTRA:
+            word = r.choice(WORDS)
+        elif k < 0.8:
+            word = r.choice(_EXTRA)
+        else:
+            word = "".join(r.choice(_LETTERS) for _ in range(r.randint(3, 7)))
+        if len(word) <= longest:
+            return word
+    return "cat"
+
+
+def copying(r: Random, level: str) -> Problem:
+    """Repeat words or digits exactly."""
+    n = {"easy": r.randint(1, 4), "middle": r.randint(4, 8), "hard": r.randint(8, 14)}[level]
+    if r.random() < 0.5:
+        text = " ".join(_word(r) for _ in range(n))
+    elif r.random() < 0.5:
+        text = "".join(r.choice("0123456789") for _ in range(n + 2))
+    else:
+        text = " ".join(str(r.randint(0, 99)) for _ in range(n))
+    ask = r.choice(("Repeat: {}", "Say exactly: {}", "Repeat after me: {}", 'Write "{}"', "Copy this: {}", "Echo: {}"))
+    return Problem("copying", level, text, ask.format(text), text, "string", steps=lambda e: ("", text))
+
+
+def spelling(r: Random, level: str) -> Problem:
+    """Spell, reverse, first, last, nth letter, number of letters."""
+    word = _word(r, {"easy": 6, "middle": 9, "hard": 14}[level])
+    spelled = "-".join(word)
+    numbered = " ".join(f"{i}{c}" for i, c in enumerate(word, 1))
+    quoted = r.choice((word, f'"{word}"', f"the word {word}", f'the word "{word}"'))
+    kind = r.choice(("spell", "spell", "reverse", "first", "last", "nth", "length", "join"))
+    if kind == "spell":
+        ask, answer, thought = r.choice(("Spell {}.", "How do you spell {}?", "Spell out {}.")), spelled, ""
+    elif kind == "join":
+        return Problem(
+            "spelling", level, f"join {word}", f"Which word is spelled {spelled}?", word, "string",
+            steps=lambda e: ("", word),
+        )  # fmt: skip
+    elif kind == "reverse":
+        ask, answer, thought = r.choice(("Reverse {}.", "Write {} backwards.")), word[::-1], numbered
+        thought += ". Back: " + "-".join(word[::-1]) + "."
+    elif kind in ("first", "last"):
+        ask, answer = f"What is the {kind} letter of {{}}?", word[0 if kind == "first" else -1]
+        thought = f"{spelled}: {answer}."
+    elif kind == "nth":
+        i = r.randint(1, len(word))
+        ask, answer, thought = f"What is letter {i} of {{}}?", word[i - 1], f"{numbered}. {i} is {word[i - 1]}."
+    else:
+        ask, answer = r.choice(("How many letters are in {}?", "How long is {}?")), str(len(word))
+        thought = f"{numbered}. So {len(word)}."
+    return Problem(
+        "spelling", level, f"{kind} {word}", ask.format(quoted), answer, "string", steps=lambda e: (thought, answer)
+    )
+
+
+def letters(r: Random, level: str) -> Problem:
+    """How often a letter stands in a word; each step names the letter it compares with."""
+    word = _word(r, {"easy": 6, "middle": 12, "hard": 12}[level])
+    if level == "hard":
+        word = word + " " + _word(r, 8) + " " + _word(r, 6)
+    plain = word.replace(" ", "")
+    letter = r.choice(plain) if r.random() < 0.85 else r.choice(_LETTERS)
+    total = plain.count(letter)
+    ask = r.choice(
+        ('How many times does the letter {c} appear in "{w}"?', "How many {c} in {w}?", "How many {c}'s are in {w}?",
+         'How many "{c}" are in "{w}"?', "Count the letter {c} in {w}.", "How many letters {c} are in the word {w}?",
+         "How many times does {c} occur in {w}?", "how many {c}s in {w}?")
+    )  # fmt: skip
+
+    def steps(e: Random | None) -> tuple[str, str]:
+        count, parts, bad = 0, [], e.randrange(len(plain)) if e else -1
+        for i, c in enumerate(plain):
+            same = (c == letter) != (i == bad)
+            count += same
+            parts.append(f"{c}={letter} {count}" if same else f"{c}/{letter} {count}")
+        return ", ".join(parts) + f". So {count}.", str(count)
+
+    places = [str(i) for i, c in enumerate(plain, 1) if c == letter]
+    spelled = " ".join(f"{i}{c}" for i, c in enumerate(plain, 1))
+    route = f"{spelled}. {letter} at {' '.join(places) if places else 'none'}: {total}."
+    return Problem(
+        "letters", level, f"{letter} {word}", ask.format(c=letter, w=word), str(total), "number", steps=steps,
+        check=lambda got: (route, got == str(total)), second=route,
+    )  # fmt: skip
+
+
+def lookup(r: Random, level: str) -> Problem:
+    """Find the value that belongs to a key among short facts."""
+    n = {"easy": r.randint(2, 4), "middle": r.randint(5, 7), "hard": r.randint(8, 11)}[level]
+    style = r.randrange(3)
+    keys = r.sample(NAMES if style else list(_LETTERS), n)
+    values = [str(r.randint(1, 99)) for _ in keys] if r.random() < 0.7 else r.sample(WORDS, n)
+    i = r.randrange(n)
+    if style == 0:
+        facts, ask = ", ".join(f"{k}={v}" for k, v in zip(keys, values, strict=True)), f"What is {keys[i]}?"
+        fact = f"{keys[i]}={values[i]}"
+    elif style == 1:
+        facts = " ".join(f"{k} has {v}." for k, v in zip(keys, values, strict=True))
+        ask, fact = r.choice((f"What does {keys[i]} have?", f"{keys[i]} has what?")), f"{keys[i]} has {values[i]}"
+    else:
+        facts = "\n".join(f"{k}: {v}" for k, v in zip(keys, values, strict=True))
+        ask, fact = f"What is the value of {keys[i]}?", f"{keys[i]}: {values[i]}"
+    sep = "\n" if style == 2 else " "
+    return Problem(
+        "lookup", level, facts + keys[i], f"{facts}{'.' if style == 0 else ''}{sep}{ask}", values[i], "string",
+        steps=lambda e: (f"{fact}.", values[i]),
+    )  # fmt: skip
+
+
+def recall(r: Random, level: str) -> Problem:
+    """A fact told earlier in the conversation is asked for later."""
+    name, thing, n = r.choice(NAMES), r.choice(THINGS), r.randint(2, 99)
+    told, ask, answer = r.choice(
+        (
+            (f"My name is {name}.", "What is my name?", name),
+            (f"I have {n} {thing}.", f"How many {thing} do I have?", str(n)),
+            (f"The code is {n}{n % 7}.", "What is the code?", f"{n}{n % 7}"),
+            (f"My favorite word is {thing}.", "What is my favorite word?", thing),
+        )
+    )
+    reply = r.choice(("Noted.", "Good to know.", "Understood.", "I will keep that in mind.")) if "name" not in told else f"Hello, {name}."
+    messages = [{"role": "user", "content": told}, {"role": "assistant", "content": reply}]
+    for _ in range({"easy": 0, "middle": 1, "hard": 2}[level]):
+        word = r.choice(WORDS)
+        messages += [{"role": "user", "content": f"Repeat: {word}"}, {"role": "assistant", "content": word}]
+    messages.append({"role": "user", "content": ask})
+    return Problem(
+        "recall", level, f"{told}{len(messages)}", ask, answer, "string", messages=messages,
+        steps=lambda e: (f'You said: "{told}"', answer),
+    )  # fmt: skip
+
+
+TASKS = {"copying": copying, "spelling": spelling, "letters": letters, "lookup": lookup, "recall": recall}

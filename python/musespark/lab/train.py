@@ -1,0 +1,176 @@
+"""``python -m musespark.lab.train OUT``: train Spark Nano, or go on from OUT's checkpoint.
+
+The learning rate is constant after a warm-up and falls to zero over ``--decay-steps`` once the file
+OUT/decay exists or ``--tokens`` are reached; nothing depends on the clock, so a run may be stopped
+(SIGSTOP) or killed and continued. Several processes train data-parallel (gloo), one thread each: on a
+busy machine that beats threads, which wait for each other in every operation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from . import checkpoint, network
+from .optim import Optimizer
+from .pack import Batch, Source
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options of the command."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("out", help="folder of checkpoints and log")
+    p.add_argument("--tokenizer", help="folder with tokenizer.json (default: the embedded model's)")
+    p.add_argument("--books", help="folder of public-domain books (.md, .txt); without it prose is little stories only")
+    p.add_argument("--size", default="nano", choices=list(network.SIZES))
+    p.add_argument("--rows", type=int, default=20, help="rows per step and process")
+    p.add_argument("--length", type=int, default=256, help="tokens per row")
+    p.add_argument("--lr", type=float, default=3e-3)
+    p.add_argument("--warmup", type=int, default=100, help="steps")
+    p.add_argument("--first-tokens", type=float, default=2e6, help="tokens of the phase of first skills")
+    p.add_argument("--tokens", type=float, default=1e12, help="begin the decay at this many tokens")
+    p.add_argument("--decay-steps", type=int, default=400)
+    p.add_argument("--save-every", type=int, default=200, help="steps")
+    p.add_argument("--processes", type=int, default=1, help="data-parallel processes (CPU)")
+    p.add_argument("--workers", type=int, default=1, help="generator processes per training process")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--no-compile", action="store_true")
+    p.add_argument("--max-steps", type=int, default=10**9, help="stop (with a checkpoint) after this many steps in this run")
+    return p.parse_args(argv)
+
+
+class Trainer:
+    """One process of a run."""
+
+    def __init__(self, args: argparse.Namespace, rank: int):
+        self.args, self.rank, self.world = args, rank, args.processes
+        self.out = Path(args.out)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            torch.set_num_threads(1 if self.world > 1 else network.threads_of_this_machine())
+        self.model = network.create(args.size, args.seed).to(self.device)
+        self.model.model.vision_tower.requires_grad_(False)
+        self.model.model.vision_adapter.requires_grad_(False)
+        self.model.model.vision_projection.requires_grad_(False)
+        if self.device.type == "cpu":
+            network.use_plain_attention(self.model)
+        self.optimizer = Optimizer(self.model)
+        self.step, self.tokens, self.decay_from = 0, 0, None
+        if (self.out / "last.pt").exists():
+            self._resume()
+        loss = network.PackedLoss(self.model)
+        self.loss = loss if args.no_compile else torch.compile(loss, dynamic=False)
+        seed = args.seed + 7919 * self.step + rank
+        folder = args.tokenizer or str(Path(__file__).parent.parent / "nano")
+        self.source = Source(folder, args.books, args.rows, args.length, seed, self._phase(), args.workers)
+
+    def _resume(self) -> None:
+        state = torch.load(self.out / "last.pt", map_location=self.device, weights_only=True)
+        checkpoint.load_weights(self.model, state["model"])
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.tokens, self.decay_from = state["step"], state["tokens"], state.get("decay_from")
+
+    def _phase(self) -> str:
+        return "first" if self.tokens < self.args.first_tokens else "main"
+
+    def _rate(self) -> float:
+        """Learning rate of this step: warm-up, constant, linear to zero from the step the decay began at."""
+        rate = self.args.lr * min(1.0, (self.step + 1) / self.args.warmup)
+        if self.decay_from is not None:
+            rate *= max(0.0, 1 - (self.step - self.decay_from) / self.args.decay_steps)
+        return rate
+
+    def _reduce(self, loss: torch.Tensor) -> tuple[float, bool]:
+        """Average gradients and loss over the processes; and whether any has seen the sign to begin the decay."""
+        flag = float((self.out / "decay").exists() or self.tokens >= self.args.tokens)
+        if self.world == 1:
+            return float(loss), bool(flag)
+        grads = [p.grad for p in self.optimizer.parameters]
+        flat = torch.cat([g.flatten() for g in grads] + [loss.detach().reshape(1), torch.tensor([flag])])
+        dist.all_reduce(flat)
+        at = 0
+        for g in grads:
+            g.copy_(flat[at : at + g.numel()].view_as(g)).div_(self.world)
+            at += g.numel()
+        return float(flat[-2]) / self.world, bool(flat[-1])
+
+    def one_step(self, batch: Batch) -> tuple[float, float]:
+        """Forward, backward, update; returns (loss, gradient norm)."""
+        tensors = [torch.from_numpy(a).to(self.device) for a in (batch.ids, batch.document, batch.index, batch.labels)]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            loss = self.loss(*tensors)
+        loss.backward()
+        mean, decay = self._reduce(loss)
+        if decay and self.decay_from is None:
+            self.decay_from = self.step
+        norm = self.optimizer.step(self._rate())
+        self.step += 1
+        self.tokens += batch.ids.size * self.world
+        return mean, norm
+
+    def save(self) -> None:
+        """Write last.pt by renaming, so that a reader or a crash never meets half a file."""
+        if self.rank == 0:
+            checkpoint.save(self.out / "last.pt", self.model, self.optimizer, self.step, self.tokens, self.decay_from, self.args.size)
+
+    def run(self) -> None:
+        """Train until the decay is through, the step limit, or SIGTERM; always leaves a checkpoint."""
+        stop: list[int] = []
+        signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+        begin, first, average, mark = time.time(), self.step, None, (time.time(), self.tokens)
+        while not stop and self.step - first < self.args.max_steps:
+            if self.decay_from is not None and self.step >= self.decay_from + self.args.decay_steps:
+                break
+            loss, norm = self.one_step(self.source.get(self._phase()))
+            average = loss if average is None else 0.98 * average + 0.02 * loss
+            if self.step % 20 == 0 and self.rank == 0:
+                now = time.time()
+                speed, mark = (self.tokens - mark[1]) / (now - mark[0]), (now, self.tokens)
+                self._log(loss=average, norm=norm, rate=self._rate(), tokens_per_s=speed, minutes=(now - begin) / 60)
+            if self.step % self.args.save_every == 0:
+                self.save()
+        self.save()
+        self.source.close()
+
+    def _log(self, **values: float) -> None:
+        line = {"step": self.step, "tokens": self.tokens, "phase": self.source.phase}
+        line |= {k: float(f"{v:.5g}") for k, v in values.items()}
+        with (self.out / "log.jsonl").open("a") as f:
+            f.write(json.dumps(line) + "\n")
+
+
+def _process(rank: int, args: argparse.Namespace) -> None:
+    if args.processes > 1:
+        store = dist.FileStore(str(Path(args.out) / f"store-{os.getppid()}"), args.processes)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=args.processes)
+    Trainer(args, rank).run()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one process, or start several."""
+    args = parse(argv)
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    if args.processes == 1:
+        _process(0, args)
+        return
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_process, args=(rank, args)) for rank in range(args.processes)]
+    for process in processes:
+        process.start()
+    (Path(args.out) / "pids").write_text(" ".join(str(p.pid) for p in processes))
+    for process in processes:
+        process.join()
+    if any(p.exitcode for p in processes):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
