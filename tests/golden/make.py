@@ -77,8 +77,10 @@ def main() -> None:
             two = np.sort(logits, axis=1)[:, -2:]
             near = int(((two[:, 1] - two[:, 0]) < 2e-4 * spread).sum())
             kinds = len(set(tokens[case.prompt :].tolist()))
-            print(f"{name} seed {seed}: range {spread:.2f}, {kinds} different greedy tokens, "
-                  f"{near} near ties")
+            print(
+                f"{name} seed {seed}: range {spread:.2f}, {kinds} different greedy tokens, "
+                f"{near} near ties"
+            )
         np.savez_compressed(HERE / f"{name}.npz", **arrays)
 
 

@@ -106,7 +106,8 @@ def tokenizer_json(pieces: list[tuple[str, float]]) -> dict[str, Any]:
     merges.sort()
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
                "special": True}  # fmt: skip
-    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    single = [begin, {"Sequence": {"id": "A", "type_id": 0}}]
     pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
     return {
         "version": "1.0",

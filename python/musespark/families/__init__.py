@@ -34,7 +34,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_for(config: Mapping[str, Any]) -> Family:
-    """The family of a ``config.json``; UnsupportedModel names its model_type where none is known."""
+    """The family of a ``config.json``; UnsupportedModel names a model_type that is not known."""
     if not isinstance(config, Mapping):
         raise UnsupportedModel(f"config: an object is needed, not {config!r:.80}")
     model_type = config.get("model_type")

@@ -101,6 +101,15 @@ class Fields:
         if value is not None and value != allowed:
             raise self.refuse(name, f"only {allowed!r} is supported")
 
+    def check_heads(self, heads: int, kv_heads: int, head_dim: int) -> None:
+        """Query heads must share the key heads evenly, and lie within the widest row."""
+        if heads % kv_heads:
+            raise self.refuse("num_key_value_heads", f"must divide num_attention_heads, {heads}")
+        if head_dim < 1 or heads * head_dim > MAX_WIDTH:
+            raise self.refuse(
+                "head_dim", f"{heads} heads must be at most {MAX_WIDTH} wide together"
+            )
+
     def architecture(self, *known: str) -> None:
         """``architectures``, where given, must name a class that generates text."""
         value = self.values.get("architectures")

@@ -67,10 +67,7 @@ def spec(config: Mapping[str, Any]) -> ModelSpec:
     heads = c.integer("num_attention_heads", 32, MAX_WIDTH)
     kv_heads = c.optional_integer("num_key_value_heads", None, heads) or heads
     head_dim = c.optional_integer("head_dim", None, MAX_WIDTH) or hidden // heads
-    if heads % kv_heads:
-        raise c.refuse("num_key_value_heads", f"must divide num_attention_heads, {heads}")
-    if head_dim < 1 or heads * head_dim > MAX_WIDTH:
-        raise c.refuse("head_dim", f"{heads} heads must be at most {MAX_WIDTH} wide together")
+    c.check_heads(heads, kv_heads, head_dim)
     context = c.integer("max_position_embeddings", 2048, MAX_CONTEXT)
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-6))

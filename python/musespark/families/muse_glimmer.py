@@ -1,9 +1,10 @@
 """Muse Glimmer, the text tower (transformers: MuseGlimmerForConditionalGeneration).
 
-What is particular to it: the looked-up embedding row is normed; queries and keys are normed without
-weights and queries multiplied by ``qk_scale_factor``; layers whose ``layer_rope_theta`` is 0 have no
-positions; attention output is gated by sigmoid(gate_proj x); norms stand before and after both
-halves of a layer and are zero-centred, the final norm is not; logits are scaled, then soft-capped.
+What is particular to it: the looked-up embedding row is normed; queries and keys are normed
+without weights and queries multiplied by ``qk_scale_factor``; layers whose ``layer_rope_theta`` is
+0 have no positions; attention output is gated by sigmoid(gate_proj x); norms stand before and
+after both halves of a layer and are zero-centred, the final norm is not; logits are scaled, then
+soft-capped.
 """
 
 from __future__ import annotations
@@ -66,29 +67,29 @@ def _windows(c: Fields, layers: int) -> list[int]:
 def _tied(c: Fields, text: Fields) -> bool:
     # transformers ties by the outer field alone. A text_config that says tied beside a stored head
     # is resolved by the loader, which unties where the two matrices differ.
-    inner = text.flag("tie_word_embeddings", False)
-    return inner if c.values.get("tie_word_embeddings") is None else c.flag(
-        "tie_word_embeddings", False
-    )
+    said = text if c.values.get("tie_word_embeddings") is None else c
+    return said.flag("tie_word_embeddings", False)
 
 
-def spec(config: Mapping[str, Any]) -> ModelSpec:
-    """ModelSpec of a ``config.json``; missing keys take MuseGlimmerTextConfig's defaults."""
-    outer = Fields(config)
+def _text_config(outer: Fields) -> Fields:
     outer.architecture("MuseGlimmerForConditionalGeneration")
     outer.must_be_absent("quantization_config")
     c = outer.section("text_config")
     c.must_be_absent("quantization_config", "per_layer_config")
     c.must_be("model_type", "muse_glimmer_text", "muse_glimmer_text")
+    return c
+
+
+def spec(config: Mapping[str, Any]) -> ModelSpec:
+    """ModelSpec of a ``config.json``; missing keys take MuseGlimmerTextConfig's defaults."""
+    outer = Fields(config)
+    c = _text_config(outer)
     layers = c.integer("num_hidden_layers", 52, MAX_LAYERS)
     hidden = c.integer("hidden_size", 6656, MAX_WIDTH)
     heads = c.integer("num_attention_heads", 32, MAX_WIDTH)
     kv_heads = c.integer("num_key_value_heads", 2, heads)
     head_dim = c.integer("head_dim", 128, MAX_WIDTH)
-    if heads % kv_heads:
-        raise c.refuse("num_key_value_heads", f"must divide num_attention_heads, {heads}")
-    if heads * head_dim > MAX_WIDTH:
-        raise c.refuse("head_dim", f"{heads} heads must be at most {MAX_WIDTH} wide together")
+    c.check_heads(heads, kv_heads, head_dim)
     context = c.integer("max_position_embeddings", 131072, MAX_CONTEXT)
     eps = c.number("rms_norm_eps", 1e-5)
     bias = c.flag("attention_bias", False)

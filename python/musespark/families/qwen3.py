@@ -48,10 +48,7 @@ def spec(config: Mapping[str, Any]) -> ModelSpec:
     heads = c.integer("num_attention_heads", 32, MAX_WIDTH)
     kv_heads = c.optional_integer("num_key_value_heads", 32, heads) or heads
     head_dim = c.integer("head_dim", 128, MAX_WIDTH)
-    if heads % kv_heads:
-        raise c.refuse("num_key_value_heads", f"must divide num_attention_heads, {heads}")
-    if heads * head_dim > MAX_WIDTH:
-        raise c.refuse("head_dim", f"{heads} heads must be at most {MAX_WIDTH} wide together")
+    c.check_heads(heads, kv_heads, head_dim)
     context = c.integer("max_position_embeddings", 32768, MAX_CONTEXT)
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-6))

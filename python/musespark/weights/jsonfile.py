@@ -14,7 +14,7 @@ _MAX_DIGITS = 20
 _MAX_DEPTH = 32
 
 
-class _Refused(ValueError):
+class _RefusedError(ValueError):
     """Raised inside the parser's hooks; the message says what was found."""
 
 
@@ -24,19 +24,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Refused(f"key {key!r:.80} stands twice")
+                raise _RefusedError(f"key {key!r:.80} stands twice")
             seen.add(key)
     return built
 
 
 def _integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
-        raise _Refused(f"a number of {len(digits)} digits")
+        raise _RefusedError(f"a number of {len(digits)} digits")
     return int(digits)
 
 
 def _no_constant(name: str) -> float:
-    raise _Refused(f"{name} is not JSON")
+    raise _RefusedError(f"{name} is not JSON")
 
 
 def _check_depth(value: Any, where: str) -> None:
@@ -71,7 +71,7 @@ def parse_json(data: bytes, where: str) -> Any:
         raise CorruptFile(f"{where}: not UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
         raise CorruptFile(f"{where}: not JSON at character {error.pos}: {error.msg}") from None
-    except _Refused as error:
+    except _RefusedError as error:
         raise CorruptFile(f"{where}: {error}") from None
     except RecursionError:
         raise CorruptFile(f"{where}: JSON is nested more than {_MAX_DEPTH} deep") from None

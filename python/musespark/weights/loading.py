@@ -98,12 +98,9 @@ def open_model(
             raise
     folder = _understand(path)
     try:
-        target = _pack_into_cache(folder, quantize, progress)
-        loaded = _loaded(_open_packed(SafetensorsFile(target)), path, quantize, cached=True)
+        return _through_cache(folder, quantize, progress)
     finally:
         folder.checkpoint.close()
-    loaded.info["ignored"] = {k: len(v) for k, v in folder.mapping.ignored.items()}
-    return loaded
 
 
 def convert(
@@ -135,9 +132,8 @@ def convert(
     finally:
         folder.checkpoint.close()
     loaded = _loaded(_open_packed(SafetensorsFile(target)), path, recipe, cached=False)
-    info = loaded.info | {"ignored": {k: len(v) for k, v in folder.mapping.ignored.items()}}
     loaded.close()
-    return info
+    return loaded.info | {"ignored": _ignored(folder)}
 
 
 def _existing(source: Source) -> Path:
@@ -179,10 +175,9 @@ def _packed_at(path: Path) -> PackedFile | None:
     file = SafetensorsFile(path)
     if not is_packed(file):
         file.close()
-        raise InvalidRequest(
-            f"{path} is a safetensors file without a packed header; give its folder, "
-            "with config.json beside it"
-        )
+        if (path.parent / "config.json").exists():
+            raise InvalidRequest(f"{path} is not packed; give its folder, {path.parent}")
+        raise CorruptFile(f"{path}: the packed header (__metadata__.musespark) is missing")
     return _open_packed(file)
 
 
@@ -239,7 +234,7 @@ def _understand(folder: Path) -> _Folder:
     except BaseException:
         checkpoint.close()
         raise
-    notes = family.notes(config) + [f"{reason}" for reason in mapping.ignored]
+    notes = family.notes(config) + list(mapping.ignored)
     return _Folder(folder, checkpoint, assets, family.name, spec, mapping, notes)
 
 
@@ -268,9 +263,7 @@ def _heads_differ(checkpoint: Checkpoint, mapping: TensorMap) -> bool:
     )
 
 
-def _pack(
-    folder: _Folder, target: Path, recipe: str, progress: bool | ProgressFn | None
-) -> None:
+def _pack(folder: _Folder, target: Path, recipe: str, progress: bool | ProgressFn | None) -> None:
     pack.pack_checkpoint(
         folder.checkpoint,
         target,
@@ -285,15 +278,21 @@ def _pack(
     )
 
 
-def _pack_into_cache(folder: _Folder, quantize: str, progress: bool | ProgressFn | None) -> Path:
+def _through_cache(
+    folder: _Folder, quantize: str, progress: bool | ProgressFn | None
+) -> LoadedWeights:
+    """Opens the folder's packed file in the cache; writes it first where it is not there."""
     recipe = pack.resolve_quantize(quantize, canonical_shapes(folder.spec))
     key = cache.source_key(folder.path, folder.checkpoint, folder.assets, recipe)
     target = cache.cached_path(key)
-    if target.exists():
-        return target
     try:
+        loaded = _open_cached(folder, target) if target.exists() else None
+        if loaded is not None:
+            return loaded
         with cache.packing_lock(target):
-            if not target.exists():
+            # Another process may have written it while this one waited.
+            loaded = _open_cached(folder, target) if target.exists() else None
+            if loaded is None:
                 _pack(folder, target, recipe, progress)
     except OSError as error:
         if isinstance(error, WriteFailed):
@@ -304,4 +303,22 @@ def _pack_into_cache(folder: _Folder, quantize: str, progress: bool | ProgressFn
             "set MUSESPARK_CACHE to a folder that can be written",
             str(target.parent),
         ) from error
-    return target
+    if loaded is None:
+        loaded = _loaded(_open_packed(SafetensorsFile(target)), folder.path, recipe, cached=False)
+        loaded.info["ignored"] = _ignored(folder)
+    return loaded
+
+
+def _open_cached(folder: _Folder, target: Path) -> LoadedWeights | None:
+    """The cached file; None where it is damaged: it can be made again from the source."""
+    try:
+        packed = _open_packed(SafetensorsFile(target))
+    except CorruptFile:
+        return None
+    loaded = _loaded(packed, folder.path, "auto", cached=True)
+    loaded.info["ignored"] = _ignored(folder)
+    return loaded
+
+
+def _ignored(folder: _Folder) -> dict[str, int]:
+    return {reason: len(names) for reason, names in folder.mapping.ignored.items()}

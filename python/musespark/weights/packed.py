@@ -8,7 +8,8 @@ Its tensors, in this order, each beginning at a multiple of 64 bytes in the file
   filled up with zero bytes to a multiple of 64.
 
 ``__metadata__["musespark"]`` is a JSON object: version, arithmetic, family, quantize, notes, spec
-(the fields of csrc/model/spec.h), tensors {name: {format, rows, cols, checksum}}, assets {name: {bytes, checksum}}.
+(the fields of csrc/model/spec.h), tensors {name: {format, rows, cols, checksum}},
+assets {name: {bytes, checksum}}.
 Vectors have format f32 and rows 1. ``__metadata__["musespark_checksum"]`` covers this JSON and the
 safetensors table. A checksum is XXH64 in 16 hexadecimal digits, of the XXH64 of each MiB: it finds
 damage, not forgery. Opening checks the header, vectors and assets; :meth:`PackedFile.verify` all.
@@ -19,7 +20,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
