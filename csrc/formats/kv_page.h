@@ -10,7 +10,7 @@
 //   open page, f16 (clamped to +-65504 on write):
 //     K  [4 token blocks][D][16 tokens] f16,  V  [64 tokens][D] f16
 //   sealed page, made from the 64 open rows alone:
-//     K codes   [4 token blocks][D/4][16 tokens][4 d] int8      (the layout of a q8 row block)
+//     K codes   [4 token blocks][D/4][16 tokens][4 d] uint8     (code + 128, what VPDPBUSD wants)
 //     V codes   [16 token quads][D/16][16 d][4 tokens] int8     (lane = d, four tokens deep)
 //     K mean    [D] f16
 //     K scale   [64] f16        V scale  [64] f16

@@ -110,7 +110,7 @@ void prepare_queries(RowBlock* block) {
     istore(lanes, sum);
     std::int32_t total = 0;
     for (std::int32_t lane : lanes) total += lane;
-    block->sealed[r].bias = kDotBias * total;
+    block->sealed[r].bias = -128 * total;
     for (std::int64_t d = 0; d < block->dim; ++d) {
       block->transposed[d * kAttendRowBlock + r] = q[d];
     }
@@ -133,17 +133,16 @@ void multiply_means(const RowBlock& block, std::int64_t begin, std::int64_t end)
     for (std::int64_t r = 0; r < block.rows; r += 16) {
       with_count<kMeanPages>(pages, [&](auto n) {
         vf acc[n.value];
-#pragma GCC unroll 8
-        for (int i = 0; i < n.value; ++i) acc[i] = vset(0.0f);
+        unroll<n.value>([&](auto i) MS_LAMBDA { acc[i] = vset(0.0f); });
         for (std::int64_t d = 0; d < block.dim; ++d) {
           const vf q = vload(block.transposed + d * kAttendRowBlock + r);
-#pragma GCC unroll 8
-          for (int i = 0; i < n.value; ++i) acc[i] = vfma(q, vset(mean[i * block.dim + d]), acc[i]);
+          unroll<n.value>([&](auto i) MS_LAMBDA {
+            acc[i] = vfma(q, vset(mean[i * block.dim + d]), acc[i]);
+          });
         }
-#pragma GCC unroll 8
-        for (int i = 0; i < n.value; ++i) {
+        unroll<n.value>([&](auto i) MS_LAMBDA {
           vstore(block.mean_product + (p + i) * kAttendRowBlock + r, acc[i]);
-        }
+        });
       });
     }
   }
@@ -211,9 +210,11 @@ AttentionPartial softmax(float* score, std::int64_t first, std::int64_t last, fl
   vf lanes = lowest;
   for (std::int64_t j = begin; j <= last; j += 16) {
     vf s = vload(score + j);
+    const bool edge = j < first || j + 15 > last;
+    const bool changed = edge || softcap > 0.0f;
     if (softcap > 0.0f) s = vmul(vset(softcap), vtanh(vdiv(s, vset(softcap))));
-    if (j < first || j + 15 > last) s = vselect(vrange(first - j, last + 1 - j), s, lowest);
-    vstore(score + j, s);
+    if (edge) s = vselect(vrange(first - j, last + 1 - j), s, lowest);
+    if (changed) vstore(score + j, s);
     lanes = vmax(s, lanes);
   }
   const float m = vtree_max(lanes);
@@ -247,10 +248,9 @@ float quantize_weights(const float* p, const float* value_scale, std::int64_t fi
   const float steps = two_planes ? 65535.0f : 255.0f;
   const bool finite = bits < 0x7f800000;
   const bool zero = !finite || wmax < kTiny;
-  const vf inverse = vset(zero ? 0.0f : steps / wmax);
+  const float inverse = zero ? 0.0f : steps / wmax;
   for (int b = 0; b < 4; ++b) {
-    const vf x = vmin(vset(steps), vmax(vmul(w[b], inverse), vset(0.0f)));
-    const vi code = vround(x);
+    const vi code = zero ? iset(0) : vround(vmul(w[b], vset(inverse)));
     if (two_planes) {
       store_weights(weight + 16 * b, iand(code, iset(255)));
       store_weights(weight + kPageTokens + 16 * b, ishr<8>(code));
@@ -266,7 +266,9 @@ void add_sealed(RowBlock* block, std::int64_t p, std::int64_t begin, std::int64_
   const SealedKv8Layout at = sealed_kv8_layout(block->dim);
   const bool two_planes = block->args->chunk == 0 && p == 0;
   float value_scale[kPageTokens];
-  for (int b = 0; b < 4; ++b) vstore(value_scale + 16 * b, vload_f16(page + at.v_scale + 32 * b));
+  for (int b = 0; b < 4; ++b) {
+    vstore(value_scale + 16 * b, vabs(vload_f16(page + at.v_scale + 32 * b)));
+  }
   for (std::int64_t r = begin; r < end; ++r) {
     block->sealed[r].step = quantize_weights(
         block->score + r * kMergeChunk + p * kPageTokens, value_scale, first_slot(*block, r, p),

@@ -23,11 +23,11 @@
 //   ascending, then the fixed tree. A NaN score makes the sum NaN and so the row.
 // Output, pages ascending, o[d] from +0:
 //     f32, open:  o[d] = fma(p_j, v_j[d], o[d]), j ascending
-//     sealed:     w_j = p_j * float(vscale_j);  wmax = max |w_j| over the page's existing positions,
+//     sealed:     w_j = p_j * |float(vscale_j)|;  wmax = max w_j over the page's existing positions,
 //                 compared as integers on the bits (a NaN is the largest)
 //                 page 0 (positions 0..63): steps = 65535, else 255
 //                 wmax not finite: o[d] = NaN;  wmax < 1e-30: the page adds nothing
-//                 else P_j = rne(clamp(w_j * (steps / wmax), 0, steps))
+//                 else P_j = rne(w_j * (steps / wmax))   (0..steps)
 //                 o[d] = fma(float(sum_j P_j * code[j][d]), wmax / steps, o[d])      (exact int32)
 //
 // Merge of two partials (state first, then chunk; chunks ascending; empty ones (max = -inf, sum = 0)

@@ -131,8 +131,9 @@ void seal_keys(std::int64_t d, const std::uint8_t* open, std::uint8_t* sealed) {
       for (int j = 0; j < 4; ++j) {
         code[j] = codes_of(vsub(key(b, i + j), vset(means[i + j])), scale);
       }
+      const vi bytes = interleave(code[0], code[1], code[2], code[3]);
       istore(sealed + at.k_codes + 16 * (b * d + i),
-             interleave(code[0], code[1], code[2], code[3]));
+             ixor(bytes, iset(static_cast<std::int32_t>(0x80808080u))));
     }
   }
 }

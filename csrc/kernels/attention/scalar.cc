@@ -101,9 +101,7 @@ float sealed_score(const AttendChunkArgs& a, const float* q, const QuantizedQuer
   std::int32_t dot = 0;
   for (std::int64_t d = 0; d < a.head_dim; ++d) {
     u = fma(q[d], load_f16(page + at.k_mean + 2 * d), u);
-    const auto code =
-        static_cast<std::int8_t>(page[at.k_codes + key_code_at(a.head_dim, slot, d)]);
-    dot += qq.code[d] * code;
+    dot += qq.code[d] * (page[at.k_codes + key_code_at(a.head_dim, slot, d)] - 128);
   }
   const float scale = load_f16(page + at.k_scale + 2 * slot);
   return fma(static_cast<float>(dot), qq.scale * scale, u);
@@ -125,7 +123,7 @@ void add_sealed_values(const AttendChunkArgs& a, const std::uint8_t* page, bool 
   float w[kPageTokens];
   std::uint32_t largest = 0;
   for (std::int64_t slot = first; slot <= last; ++slot) {
-    w[slot] = p[slot] * load_f16(page + at.v_scale + 2 * slot);
+    w[slot] = p[slot] * abs_of(load_f16(page + at.v_scale + 2 * slot));
     if (magnitude_bits(w[slot]) > largest) largest = magnitude_bits(w[slot]);
   }
   const float wmax = float_of(largest);
@@ -139,7 +137,7 @@ void add_sealed_values(const AttendChunkArgs& a, const std::uint8_t* page, bool 
   const float step = wmax / steps;
   std::int32_t weight[kPageTokens];
   for (std::int64_t slot = first; slot <= last; ++slot) {
-    weight[slot] = round_to_int(min_of(steps, max_of(w[slot] * inverse, 0.0f)));
+    weight[slot] = round_to_int(w[slot] * inverse);
   }
   for (std::int64_t d = 0; d < a.head_dim; ++d) {
     std::int32_t sum = 0;
@@ -215,9 +213,9 @@ float row_scale(const float* x, std::int64_t dim, std::uint16_t* scale_bits) {
   return f16_to_f32(*scale_bits);
 }
 
-std::uint8_t code_of(float x, float scale) {
+std::int32_t code_of(float x, float scale) {
   if (!(scale > 0.0f)) return 0;  // an all-zero row, or one that is not finite
-  return static_cast<std::uint8_t>(round_to_int(max_of(-127.0f, min_of(127.0f, x / scale))));
+  return round_to_int(max_of(-127.0f, min_of(127.0f, x / scale)));
 }
 
 }  // namespace
@@ -304,8 +302,10 @@ void seal_page_scalar(std::int64_t d, const std::uint8_t* open, std::uint8_t* se
     store_f16(sealed + at.k_scale + 2 * j, key_bits);
     store_f16(sealed + at.v_scale + 2 * j, value_bits);
     for (std::int64_t i = 0; i < d; ++i) {
-      sealed[at.k_codes + key_code_at(d, j, i)] = code_of(key[i], key_scale);
-      sealed[at.v_codes + value_code_at(d, j, i)] = code_of(value[i], value_scale);
+      sealed[at.k_codes + key_code_at(d, j, i)] =
+          static_cast<std::uint8_t>(code_of(key[i], key_scale) + 128);
+      sealed[at.v_codes + value_code_at(d, j, i)] =
+          static_cast<std::uint8_t>(code_of(value[i], value_scale));
     }
   }
 }

@@ -7,10 +7,23 @@
 namespace musespark {
 namespace {
 
+#define MS_LAMBDA __attribute__((always_inline))
+
 template <int kValue>
 struct Count {
   static constexpr int value = kValue;
+  constexpr operator int() const { return kValue; }
 };
+
+// f(Count<0>), f(Count<1>), ... Constant from the start, so that arrays of vectors become registers;
+// GCC unrolls a loop too late for that.
+template <int kCount, class F>
+MS_INLINE void unroll(F f) {
+  if constexpr (kCount > 0) {
+    unroll<kCount - 1>(f);
+    f(Count<kCount - 1>{});
+  }
+}
 
 // f(Count<n>) for 1 <= n <= kMost.
 template <int kMost, class F>
@@ -50,30 +63,23 @@ template <int kRows, int kBlocks>
 void float_tile(const Panel<float>& panel, const float* w, std::int64_t ldw, float* out,
                 std::int64_t ldo, bool accumulate) {
   vf acc[kRows][kBlocks];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) {
+  unroll<kRows>([&](auto r) MS_LAMBDA {
+    unroll<kBlocks>([&](auto b) MS_LAMBDA {
       acc[r][b] = accumulate ? vload(out + r * ldo + b * 16) : vset(0.0f);
-    }
-  }
+    });
+  });
   const float* data = panel.data;
   for (std::int64_t step = 0; step < panel.steps; ++step, data += panel.step_stride) {
     vf column[kBlocks];
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) column[b] = vload(data + b * panel.block_stride);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
+    unroll<kBlocks>([&](auto b) MS_LAMBDA { column[b] = vload(data + b * panel.block_stride); });
+    unroll<kRows>([&](auto r) MS_LAMBDA {
       const vf weight = vset(w[r * ldw + step]);
-#pragma GCC unroll 8
-      for (int b = 0; b < kBlocks; ++b) acc[r][b] = vfma(weight, column[b], acc[r][b]);
-    }
+      unroll<kBlocks>([&](auto b) MS_LAMBDA { acc[r][b] = vfma(weight, column[b], acc[r][b]); });
+    });
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) vstore(out + r * ldo + b * 16, acc[r][b]);
-  }
+  unroll<kRows>([&](auto r) MS_LAMBDA {
+    unroll<kBlocks>([&](auto b) MS_LAMBDA { vstore(out + r * ldo + b * 16, acc[r][b]); });
+  });
 }
 
 void float_tiles(const Panel<float>& panel, std::int64_t blocks, std::int64_t rows, const float* w,
@@ -98,24 +104,21 @@ MS_INLINE void dot_steps(const Panel<std::uint8_t>& panel, const dot_weight* w, 
   const std::uint8_t* data = panel.data;
   for (std::int64_t step = 0; step < panel.steps; ++step, data += panel.step_stride) {
     vcodes column[kBlocks];
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) {
+    unroll<kBlocks>([&](auto b) MS_LAMBDA {
       column[b] = load_codes<kUnsignedWeights>(data + b * panel.block_stride);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-      for (int b = 0; b < kBlocks; ++b) {
+    });
+    unroll<kRows>([&](auto r) MS_LAMBDA {
+      unroll<kBlocks>([&](auto b) MS_LAMBDA {
         acc[r][b] = vdot<kUnsignedWeights>(acc[r][b], column[b], w + r * ldw + 4 * step);
-      }
-    }
+      });
+    });
   }
 }
 
 // What the sealed tiles know of each query row.
 struct SealedRow {
   float scale;        // of the quantized query
-  std::int32_t bias;  // kDotBias * sum of the quantized query
+  std::int32_t bias;  // -128 * sum of the quantized query
   float step;         // of the page's P: wmax / steps
 };
 
@@ -124,21 +127,17 @@ template <int kRows, int kBlocks>
 void key_tile(const Panel<std::uint8_t>& panel, const dot_weight* w, std::int64_t ldw,
               const SealedRow* row, const float* key_scale, const float* mean_product, float* score) {
   vi acc[kRows][kBlocks];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) acc[r][b] = iset(row[r].bias);
-  }
+  unroll<kRows>([&](auto r) MS_LAMBDA {
+    unroll<kBlocks>([&](auto b) MS_LAMBDA { acc[r][b] = iset(row[r].bias); });
+  });
   dot_steps<false>(panel, w, ldw, acc);
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) {
+  unroll<kRows>([&](auto r) MS_LAMBDA {
+    unroll<kBlocks>([&](auto b) MS_LAMBDA {
       const vf scale = vmul(vset(row[r].scale), vload(key_scale + b * 16));
       vstore(score + r * kMergeChunk + b * 16,
              vfma(vconvert(acc[r][b]), scale, vset(mean_product[r])));
-    }
-  }
+    });
+  });
 }
 
 // o += (sum of P * codes) * step. Two planes: the high bytes of P first, then the low ones.
@@ -146,28 +145,22 @@ template <int kRows, int kBlocks, int kPlanes>
 void value_tile(const Panel<std::uint8_t>& panel, const dot_weight* w, std::int64_t ldw,
                 const SealedRow* row, float* o, std::int64_t ldo) {
   vi acc[kRows][kBlocks];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) acc[r][b] = iset(0);
-  }
+  unroll<kRows>([&](auto r) MS_LAMBDA {
+    unroll<kBlocks>([&](auto b) MS_LAMBDA { acc[r][b] = iset(0); });
+  });
   if constexpr (kPlanes == 2) {
     dot_steps<true>(panel, w + kPageTokens, ldw, acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-      for (int b = 0; b < kBlocks; ++b) acc[r][b] = ishl<8>(acc[r][b]);
-    }
+    unroll<kRows>([&](auto r) MS_LAMBDA {
+      unroll<kBlocks>([&](auto b) MS_LAMBDA { acc[r][b] = ishl<8>(acc[r][b]); });
+    });
   }
   dot_steps<true>(panel, w, ldw, acc);
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) {
+  unroll<kRows>([&](auto r) MS_LAMBDA {
+    unroll<kBlocks>([&](auto b) MS_LAMBDA {
       float* to = o + r * ldo + b * 16;
       vstore(to, vfma(vconvert(acc[r][b]), vset(row[r].step), vload(to)));
-    }
-  }
+    });
+  });
 }
 
 }  // namespace

@@ -6,7 +6,6 @@ namespace musespark {
 namespace {
 
 using dot_weight = std::int16_t;
-constexpr std::int32_t kDotBias = 0;
 constexpr int kTileRows = 4;
 constexpr int kTileBlocks = 1;
 constexpr int kMeanPages = 4;
@@ -16,20 +15,36 @@ struct vcodes {
   __m256i a01, a23, b01, b23;
 };
 
-MS_INLINE __m256i widen_pair(__m256i codes, int second) {
-  const __m256i spread =
-      second ? _mm256_setr_epi8(2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15, 2, 2, 3, 3,
-                                6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15)
-             : _mm256_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13, 0, 0, 1, 1, 4,
-                                4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13);
-  return _mm256_srai_epi16(_mm256_shuffle_epi8(codes, spread), 8);
+// Bytes kFirst and kFirst + 1 of each dword as int16.
+template <bool kSigned, int kFirst>
+MS_INLINE __m256i widen_pair(__m256i codes) {
+  constexpr int kHole = 0x80 - 0x100;  // gives a zero byte
+  const auto spread = [](auto byte) {
+    return _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(byte(0), byte(1), byte(2), byte(3), byte(4), byte(5), byte(6), byte(7),
+                      byte(8), byte(9), byte(10), byte(11), byte(12), byte(13), byte(14), byte(15)));
+  };
+  // Output byte i comes from dword i / 4: its low half from the first code, its high half from the next.
+  const auto source = [](int i) { return i / 4 * 4 + kFirst + i % 4 / 2; };
+  if constexpr (kSigned) {
+    const __m256i high = spread([&](int i) {
+      return static_cast<char>(i % 2 == 0 ? kHole : source(i));
+    });
+    return _mm256_srai_epi16(_mm256_shuffle_epi8(codes, high), 8);
+  } else {
+    const __m256i low = spread([&](int i) {
+      return static_cast<char>(i % 2 == 0 ? source(i) : kHole);
+    });
+    return _mm256_shuffle_epi8(codes, low);
+  }
 }
 
 template <bool kUnsignedWeights>
 MS_INLINE vcodes load_codes(const std::uint8_t* p) {
   const __m256i a = load256(p);
   const __m256i b = load256(p + 32);
-  return {widen_pair(a, 0), widen_pair(a, 1), widen_pair(b, 0), widen_pair(b, 1)};
+  return {widen_pair<kUnsignedWeights, 0>(a), widen_pair<kUnsignedWeights, 2>(a),
+          widen_pair<kUnsignedWeights, 0>(b), widen_pair<kUnsignedWeights, 2>(b)};
 }
 
 template <bool kUnsignedWeights>

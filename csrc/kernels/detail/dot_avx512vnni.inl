@@ -7,9 +7,9 @@ namespace {
 
 // What a weight (a query or a probability step) is kept as, four to a 32-bit broadcast.
 using dot_weight = std::int8_t;
-// VPDPBUSD wants its first operand unsigned: signed codes get +128, undone by starting the sum at
-// kDotBias * (sum of the weights). Unsigned weights (0..255) meet the codes as they are.
-constexpr std::int32_t kDotBias = -128;
+// VPDPBUSD wants one unsigned operand. Codes of keys are unsigned (+128, undone by starting the sum at
+// -128 * the sum of the weights) and meet signed weights; codes of values are signed and meet
+// unsigned weights (0..255).
 // Accumulators of one register tile: rows x blocks of 16 lanes, with the operands in 32 registers.
 constexpr int kTileRows = 6;
 constexpr int kTileBlocks = 4;
@@ -21,8 +21,7 @@ struct vcodes {
 
 template <bool kUnsignedWeights>
 MS_INLINE vcodes load_codes(const std::uint8_t* p) {
-  const __m512i v = _mm512_loadu_si512(p);
-  return {kUnsignedWeights ? v : _mm512_xor_si512(v, _mm512_set1_epi8(-128))};
+  return {_mm512_loadu_si512(p)};
 }
 
 // acc + sum of four codes * weights in each lane.
@@ -31,8 +30,11 @@ MS_INLINE vi vdot(vi acc, vcodes codes, const dot_weight* w) {
   std::int32_t four;
   __builtin_memcpy(&four, w, 4);
   const __m512i weights = _mm512_set1_epi32(four);
-  return kUnsignedWeights ? _mm512_dpbusd_epi32(acc, weights, codes.v)
-                          : _mm512_dpbusd_epi32(acc, codes.v, weights);
+  // As assembly: GCC 12 copies and spills the accumulators around the intrinsic.
+  const __m512i u = kUnsignedWeights ? weights : codes.v;
+  const __m512i s = kUnsignedWeights ? codes.v : weights;
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
+  return acc;
 }
 
 MS_INLINE void store_weights(dot_weight* to, vi x) {
