@@ -1,0 +1,187 @@
+"""Feeds mutated files to the safetensors and packed readers.
+
+    python tests/fuzz/fuzz_readers.py 100000        # N mutations; needs the package on the path
+
+Each must end in CorruptFile or UnsupportedModel, or in a load: then every byte that the load
+offers is read, through NumPy and through the core's decoder, which the sanitizer build watches.
+Anything else (another exception, a crash, more than 100 ms to open) is a finding: the file is kept
+and its path printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+from mutate import flip, join, mutate_bytes, mutate_header, mutate_json, split  # noqa: E402
+
+from musespark import _core  # noqa: E402
+from musespark.errors import CorruptFile, UnsupportedModel  # noqa: E402
+from musespark.weights import convert, open_model, packed  # noqa: E402
+from musespark.weights.safetensors import (  # noqa: E402
+    SafetensorsFile,
+    open_sharded,
+)
+from support.model_folder import CASES, checkpoint_weights, to_bf16, write_folder  # noqa: E402
+
+LIMIT_S = 0.1  # of processor time to open a file: a busy machine must not count as a finding
+_HANG_S = 20.0  # of real time, for what waits instead of working
+_ALLOWED = (CorruptFile, UnsupportedModel)
+_CASE = CASES["muse_defaults"]
+
+
+def read_safetensors(path: Path) -> Callable[[], None]:
+    """Opens a file; the result reads all it offers."""
+    file = SafetensorsFile(path)
+
+    def read() -> None:
+        for name in file.entries:
+            with contextlib.suppress(UnsupportedModel):
+                file.array(name).astype(np.float32).sum()
+
+    return read
+
+
+def read_index(path: Path) -> Callable[[], None]:
+    """Opens shards through their index."""
+    checkpoint = open_sharded(path)
+
+    def read() -> None:
+        for name in checkpoint.file_of:
+            with contextlib.suppress(UnsupportedModel):
+                checkpoint.array(name).astype(np.float32).sum()
+
+    return read
+
+
+def read_folder(path: Path) -> Callable[[], None]:
+    """Opens the folder of a mutated file and packs it: a source that is wrong may not be packed."""
+    target = path.parent / "packed.out"
+
+    def read() -> None:
+        convert(path.parent, target, quantize="q4", progress=False)
+        read_packed(target)()
+
+    return read
+
+
+def read_packed(path: Path) -> Callable[[], None]:
+    """Opens a packed file."""
+    model = open_model(path, progress=False)
+
+    def read() -> None:
+        with np.errstate(all="ignore"):
+            for fmt, rows, cols, data in model.tensors.values():
+                if rows == 1:
+                    np.asarray(data).sum()
+                else:
+                    _core.unpack(fmt, data, rows, cols).sum()
+        model.verify(progress=False)
+
+    return read
+
+
+def mutate_packed(rng: random.Random, data: bytes) -> bytes:
+    """The packed header changed and signed again, as somebody with intent would."""
+    header, body = split(data)
+    metadata = header.pop("__metadata__")
+    head = json.loads(metadata["musespark"])
+    mutate_json(rng, head if rng.random() < 0.8 else header)
+    try:
+        return packed._encode(head, header) + body
+    except (ValueError, TypeError, KeyError):  # the mutation is no header at all
+        return join({"__metadata__": metadata} | header, body)
+
+
+def mutate_index(rng: random.Random, data: bytes) -> bytes:
+    """An index with other names or shards, or damaged."""
+    if rng.random() < 0.3:
+        return flip(rng, data, 0, len(data))
+    values = json.loads(data)
+    mutate_json(rng, values)
+    return json.dumps(values).encode()
+
+
+class Fuzzer:
+    """Seeds (valid files) in a folder of its own, and the loop over their mutations."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.seed = folder, seed
+        weights = checkpoint_weights(_CASE, 11)
+        half = {name: to_bf16(value) for name, value in weights.items()}
+        one = write_folder(folder / "one", _CASE.config, half) / "model.safetensors"
+        index = write_folder(folder / "many", _CASE.config, weights, shards=3)
+        index /= "model.safetensors.index.json"
+        packs = {q: folder / f"{q}.packed" for q in ("q4", "none")}
+        for quantize, path in packs.items():
+            convert(one.parent, path, quantize=quantize, progress=False)
+        either = [mutate_bytes, mutate_header]
+        self.targets = [
+            (one, read_safetensors, either),
+            (one, read_folder, either),
+            (index, read_index, [mutate_index]),
+            (packs["q4"], read_packed, [*either, mutate_packed, mutate_packed]),
+            (packs["none"], read_packed, [*either, mutate_packed]),
+        ]
+        self.valid = {path: path.read_bytes() for path, _, _ in self.targets}
+
+    def case(self, number: int) -> str:
+        """Runs mutation `number`; the name of how it ended. AssertionError for a finding."""
+        rng = random.Random(f"{self.seed}/{number}")
+        path, reader, mutations = rng.choice(self.targets)
+        data = rng.choice(mutations)(rng, self.valid[path])
+        path.write_bytes(data)
+        try:
+            begin, start = time.monotonic(), time.thread_time()
+            try:
+                read = reader(path)
+            finally:
+                seconds = time.thread_time() - start
+                waited = time.monotonic() - begin
+            read()
+            ended = "loaded"
+        except _ALLOWED as error:
+            ended = type(error).__name__
+            assert str(error), f"mutation {number}: an error without a message"
+        finally:
+            path.write_bytes(self.valid[path])
+        assert seconds <= LIMIT_S, f"mutation {number}: {1000 * seconds:.0f} ms to open {path}"
+        assert waited <= _HANG_S, f"mutation {number}: {waited:.0f} s to open {path}"
+        return f"{reader.__name__} {ended}"
+
+
+def fuzz(count: int, seed: int, folder: Path, first: int = 0) -> Counter[str]:
+    """Runs `count` mutations and counts how they ended."""
+    fuzzer = Fuzzer(folder, seed)
+    ends: Counter[str] = Counter()
+    for number in range(first, first + count):
+        ends[fuzzer.case(number)] += 1
+    return ends
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    folder = Path(tempfile.mkdtemp(prefix="musespark-fuzz-"))
+    begin = time.monotonic()
+    ends = fuzz(count, seed, folder)
+    for name, times in sorted(ends.items()):
+        print(f"{times:8d}  {name}")
+    print(f"{count} mutations, seed {seed}, {time.monotonic() - begin:.0f} s: no finding")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

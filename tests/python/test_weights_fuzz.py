@@ -1,0 +1,43 @@
+"""2,000 mutated files in the suite; ``make fuzz`` runs 100,000 under the sanitizers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from musespark.weights.safetensors import SafetensorsFile
+
+FUZZ = Path(__file__).resolve().parent.parent / "fuzz"
+sys.path.insert(0, str(FUZZ))
+import fuzz_readers  # noqa: E402
+
+COUNT = int(os.environ.get("MUSESPARK_FUZZ_CASES", "2000"))
+
+
+@pytest.mark.fuzz
+@pytest.mark.slow
+def test_mutated_files(tmp_path: Path) -> None:
+    ends = fuzz_readers.fuzz(COUNT, seed=20261120, folder=tmp_path)
+    assert ends.total() == COUNT
+    kinds = {name.split()[0] for name in ends}
+    assert kinds == {"read_safetensors", "read_index", "read_folder", "read_packed"}
+    for kind in kinds:  # both ways out were taken, or the mutations are too tame or too wild
+        assert ends[f"{kind} CorruptFile"] and ends[f"{kind} loaded"], ends
+
+
+def test_the_fuzzer_finds_a_planted_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the check that tensors cover the file, some mutation must show."""
+
+    def lax(self: SafetensorsFile, name: str, entry: dict):
+        begin, end = entry["data_offsets"]
+        start = 8 + len(self.header)
+        return fuzz_readers.TensorEntry(
+            name, entry["dtype"], tuple(entry["shape"]), start + begin, start + end
+        )
+
+    monkeypatch.setattr(SafetensorsFile, "_entry", lax)
+    with pytest.raises((AssertionError, KeyError, TypeError, ValueError, AttributeError)):
+        fuzz_readers.fuzz(300, seed=1, folder=tmp_path)
