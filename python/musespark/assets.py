@@ -1,0 +1,54 @@
+"""Tokenizer, chat template and generation defaults from the files a model carries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.text import ChatTemplate, Tokenizer
+
+_TEMPLATE = "chat_template.jinja"
+
+
+def json_asset(assets: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """A JSON object among the assets, {} where there is none; CorruptFile for anything else."""
+    if name not in assets:
+        return {}
+    try:
+        value = json.loads(assets[name])
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{name}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CorruptFile(f"{name}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def tokenizer_of(assets: Mapping[str, bytes]) -> Tokenizer:
+    if "tokenizer.json" not in assets:
+        raise UnsupportedModel(
+            "tokenizer.json is missing; other tokenizer files are not part of this version"
+        )
+    return Tokenizer.from_json(
+        assets["tokenizer.json"],
+        config={
+            **json_asset(assets, "special_tokens_map.json"),
+            **json_asset(assets, "tokenizer_config.json"),
+        },
+        generation_config=json_asset(assets, "generation_config.json"),
+    )
+
+
+def template_of(assets: Mapping[str, bytes]) -> ChatTemplate | None:
+    """The chat template, None where the model has none."""
+    if _TEMPLATE in assets:
+        try:
+            return ChatTemplate.from_named({"default": assets[_TEMPLATE].decode()}, origin=_TEMPLATE)
+        except UnicodeDecodeError as error:
+            raise CorruptFile(f"{_TEMPLATE}: not UTF-8: {error}") from error
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        found = json_asset(assets, name).get("chat_template")
+        if found is not None:
+            return ChatTemplate.from_named(found, origin=f"{name}: field chat_template")
+    return None

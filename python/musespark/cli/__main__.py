@@ -1,0 +1,5 @@
+import sys
+
+from musespark.cli import main
+
+sys.exit(main())

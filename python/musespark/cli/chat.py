@@ -1,0 +1,144 @@
+"""``musespark chat``: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from musespark.cli import common
+from musespark.errors import Error
+
+HELP = """\
+/help            this text
+/effort LEVEL    low, medium, high or xhigh: how long to think
+/thoughts        show or hide the model's thoughts
+/system TEXT     start again with this system message
+/reset           forget the conversation
+/stats           tokens and speed of the last answer
+/quit            leave (also Ctrl-D)
+End a line with \\ to go on in the next one; \"\"\" opens and closes a block of lines.
+Ctrl-C stops the answer being written."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_model_arguments(parser)
+    common.add_sampling_arguments(parser)
+    parser.add_argument("--system", default=None, help="system message")
+    parser.add_argument("--effort", default=None, help="low, medium, high or xhigh")
+    parser.add_argument("--no-thoughts", action="store_true", help="hide thoughts")
+
+
+def _history() -> None:
+    """Line editing and a history file, where Python has readline and the folder is writable."""
+    try:
+        import readline
+    except ImportError:
+        return
+    import atexit
+
+    path = Path.home() / ".cache" / "musespark" / "chat_history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            readline.read_history_file(path)
+    except OSError as error:
+        print(f"no history: {error}", file=sys.stderr)
+        return
+    readline.set_history_length(1000)
+    atexit.register(readline.write_history_file, path)
+
+
+def read_message(prompt: str) -> str:
+    """One message: a line, lines joined by a trailing backslash, or a triple-quoted block."""
+    line = input(prompt)
+    if line.startswith('"""'):
+        lines = [line[3:]]
+        while not lines[-1].endswith('"""'):
+            lines.append(input("… "))
+        lines[-1] = lines[-1][:-3]
+        return "\n".join(lines).strip()
+    while line.endswith("\\"):
+        line = line[:-1] + "\n" + input("… ")
+    return line.strip()
+
+
+class Repl:
+    """The state of one terminal conversation and its commands."""
+
+    def __init__(self, model: Any, args: argparse.Namespace):
+        self.model = model
+        self.effort = args.effort
+        self.options = common.sampling_options(args)
+        self.thoughts = not args.no_thoughts
+        self.session = model.session(system=args.system)
+        self.last: Any = None
+
+    def command(self, line: str) -> bool:
+        """Run a slash command; False to leave."""
+        name, _, rest = line[1:].partition(" ")
+        rest = rest.strip()
+        if name in ("quit", "exit", "q"):
+            return False
+        if name == "effort" and rest:
+            self.effort = rest
+        elif name == "thoughts":
+            self.thoughts = not self.thoughts
+            print("thoughts shown" if self.thoughts else "thoughts hidden")
+        elif name == "system":
+            self.session = self.model.session(system=rest or None)
+        elif name == "reset":
+            self.session = self.model.session(system=self.session.system)
+        elif name == "stats" and self.last is not None:
+            print(self.last.usage, self.last.timings, f"seed={self.last.seed}", sep="\n")
+        else:
+            print(HELP)
+        return True
+
+    def say(self, text: str) -> None:
+        """One turn, streamed; an interrupted turn is taken out of the conversation again."""
+        printer = common.ChannelPrinter(common.Style(), thoughts=self.thoughts)
+        stream = self.session.chat(
+            text, reasoning_effort=self.effort, stream=True, **self.options
+        )
+        try:
+            for delta in stream:
+                printer(delta)
+        except KeyboardInterrupt:
+            stream.close()
+            printer.finish()
+            print("(stopped; this turn is forgotten)")
+            return
+        printer.finish()
+        self.last = stream.result
+        if self.last.finish_reason != "stop":
+            print(f"({self.last.finish_reason})")
+
+
+def run(args: argparse.Namespace) -> int:
+    interactive = sys.stdin.isatty()
+    if interactive:
+        _history()
+    with common.load_model(args) as model:
+        repl = Repl(model, args)
+        if interactive:
+            print(f"{model.info.source}: /help for commands, Ctrl-D to leave")
+        while True:
+            try:
+                line = read_message("> " if interactive else "")
+            except EOFError:
+                return 0
+            except KeyboardInterrupt:
+                print()
+                continue
+            if not line:
+                continue
+            try:
+                if line.startswith("/"):
+                    if not repl.command(line):
+                        return 0
+                else:
+                    repl.say(line)
+            except Error as error:
+                print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,99 @@
+"""What several commands share: model arguments, sampling arguments, terminal style."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import IO, Any
+
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-m", "--model", default=None, help="model folder or packed file (default: Spark Nano)"
+    )
+    parser.add_argument("--quantize", default="auto", choices=["auto", "none", "q8", "q4"])
+    parser.add_argument("--kv", default="auto", choices=["auto", "f32", "kv8"])
+    parser.add_argument("--context", type=int, default=None, help="context limit in tokens")
+    parser.add_argument("--threads", type=int, default=None)
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--max-new-tokens", type=int, default=None)
+    parser.add_argument("-t", "--temperature", type=float, default=None)
+    parser.add_argument("--top-k", type=int, default=None)
+    parser.add_argument("--top-p", type=float, default=None)
+    parser.add_argument("--min-p", type=float, default=None)
+    parser.add_argument("--seed", type=int, default=None)
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    import musespark
+
+    return musespark.load(
+        args.model,
+        quantize=args.quantize,
+        kv=args.kv,
+        context=args.context,
+        threads=args.threads,
+    )
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+
+
+class Style:
+    """ANSI styles for a terminal; empty strings where the stream is none or NO_COLOR is set."""
+
+    def __init__(self, stream: IO[str] = sys.stdout):
+        on = stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self.dim = "\x1b[2m" if on else ""
+        self.bold = "\x1b[1m" if on else ""
+        self.reset = "\x1b[0m" if on else ""
+
+
+class ChannelPrinter:
+    """Prints streamed deltas: thoughts dimmed, answers plain, tool calls in bold."""
+
+    def __init__(self, style: Style, stream: IO[str] = sys.stdout, *, thoughts: bool = True):
+        self._style, self._stream, self._thoughts = style, stream, thoughts
+        self._channel = ""
+
+    def __call__(self, delta: Any) -> None:
+        if delta.channel == "reasoning" and not self._thoughts:
+            return
+        if delta.channel != self._channel:
+            if self._channel:
+                self._write(self._style.reset + "\n")
+            opening = {"reasoning": self._style.dim, "tool": self._style.bold}
+            self._write(opening.get(delta.channel, ""))
+            self._channel = delta.channel
+        self._write(delta.text)
+
+    def finish(self) -> None:
+        self._write(self._style.reset + "\n")
+        self._channel = ""
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process (ru_maxrss: KiB on Linux, bytes on macOS)."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def human_bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"

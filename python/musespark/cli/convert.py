@@ -1,0 +1,21 @@
+"""``musespark convert``: pack a model folder into one file."""
+
+from __future__ import annotations
+
+import argparse
+
+import musespark
+from musespark.cli import common
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="model folder (config.json, *.safetensors, tokenizer.json)")
+    parser.add_argument("destination", help="packed file to write")
+    parser.add_argument("--quantize", default="q4", choices=["auto", "none", "q8", "q4"])
+
+
+def run(args: argparse.Namespace) -> int:
+    info = musespark.convert(args.source, args.destination, quantize=args.quantize)
+    formats = ", ".join(f"{name} {common.human_bytes(size)}" for name, size in info["formats"].items())
+    print(f"{args.destination}: {info['family']}, {info['parameters'] / 1e6:.1f} M parameters, {formats}")
+    return 0

@@ -1,0 +1,263 @@
+"""From engine events to results: text, channels, stop strings, usage. No model, no threads here.
+
+A *collector* takes the events of one request in order and gives deltas; at the end it gives the
+result. :class:`Stream` and :class:`AsyncStream` drive one from a handle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from musespark.engine import Event, Finished, Handle, StopStrings, Tokens
+from musespark.errors import Error
+from musespark.options import GenerationOptions
+from musespark.results import ChatResult, Completion, Delta, Timings, TokenLogprob, Usage
+from musespark.text.channels import ANSWER, THOUGHT, TOOL, ChannelParser, Text
+from musespark.text.decoding import StreamDecoder
+from musespark.text.toolcalls import ToolCall
+
+_CHANNEL = {ANSWER: "content", THOUGHT: "reasoning", TOOL: "tool"}
+
+
+class Collector(Protocol):
+    """What :class:`Stream` drives."""
+
+    stopped: bool  # a stop string was met: nothing after it counts
+
+    def push(self, event: Tokens) -> list[Delta]: ...
+
+    def finish(self, event: Finished) -> tuple[list[Delta], Completion]: ...
+
+
+class _Tokens:
+    """Ids and log-probabilities so far, and the parts of a result that come from them."""
+
+    def __init__(self, options: GenerationOptions):
+        self.options = options
+        self.ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+
+    def add(self, event: Tokens, index: int) -> int:
+        token = event.ids[index]
+        self.ids.append(token)
+        if self.options.logprobs and event.logprobs is not None and event.top is not None:
+            top = tuple((int(t), float(p)) for t, p in event.top[index])
+            self._logprobs.append(TokenLogprob(token, float(event.logprobs[index]), top))
+        return token
+
+    def fields(self, stats: Mapping[str, Any], reasoning_tokens: int = 0) -> dict[str, Any]:
+        return {
+            "tokens": tuple(self.ids),
+            "seed": self.options.seed,
+            "logprobs": tuple(self._logprobs) if self.options.logprobs else None,
+            "usage": Usage(
+                prompt_tokens=stats["prompt_tokens"],
+                cached_tokens=stats["cached_tokens"],
+                completion_tokens=len(self.ids),
+                reasoning_tokens=reasoning_tokens,
+            ),
+            "timings": Timings(
+                prefill_s=stats["prefill_s"],
+                first_token_s=stats["first_token_s"],
+                decode_s=stats["decode_s"],
+            ),
+        }
+
+
+class CompletionCollector:
+    """Plain text: all tokens but the final stop id; markers have no text."""
+
+    def __init__(
+        self, decoder: StreamDecoder, stop_ids: frozenset[int], options: GenerationOptions
+    ):
+        self._decoder, self._stop_ids = decoder, stop_ids
+        self._tokens = _Tokens(options)
+        self._stops = StopStrings(options.stop)
+        self._text: list[str] = []
+        self.stopped = False
+
+    def push(self, event: Tokens) -> list[Delta]:
+        pieces = []
+        for index in range(len(event.ids)):
+            if self.stopped:
+                break
+            token = self._tokens.add(event, index)
+            if token not in self._stop_ids:
+                pieces.append(self._stops.feed(self._decoder.push(token)))
+                self.stopped = self._stops.stopped is not None
+        return self._deltas("".join(pieces))
+
+    def finish(self, event: Finished) -> tuple[list[Delta], Completion]:
+        last = ""
+        if not self.stopped:
+            last = self._stops.feed(self._decoder.flush())
+            self.stopped = self._stops.stopped is not None
+            last += self._stops.flush()
+        deltas = self._deltas(last)
+        reason = "stop" if self.stopped else event.reason
+        fields = self._tokens.fields(event.stats)
+        return deltas, Completion(text="".join(self._text), finish_reason=reason, **fields)
+
+    def _deltas(self, text: str) -> list[Delta]:
+        if not text:
+            return []
+        self._text.append(text)
+        return [Delta(text)]
+
+
+class ChatCollector:
+    """Channels of a turn. Stop strings look at the answer only."""
+
+    def __init__(self, parser: ChannelParser, options: GenerationOptions):
+        self._parser = parser
+        self._tokens = _Tokens(options)
+        self._stops = StopStrings(options.stop)
+        self._content: list[str] = []
+        self.stopped = False
+
+    def push(self, event: Tokens) -> list[Delta]:
+        deltas = []
+        for index in range(len(event.ids)):
+            if self.stopped:
+                break
+            deltas += self._take(self._parser.push(self._tokens.add(event, index)))
+        return deltas
+
+    def finish(self, event: Finished) -> tuple[list[Delta], ChatResult]:
+        deltas = []
+        if not self.stopped:
+            deltas += self._take(self._parser.finish())
+        if not self.stopped:
+            deltas += self._answer(self._stops.flush())
+        turn = self._parser.turn
+        reason = "stop" if self.stopped else event.reason
+        if reason == "stop" and turn.tool_calls:
+            reason = "tool_calls"
+        content = "".join(self._content)
+        return deltas, ChatResult(
+            text=content,
+            content=content,
+            finish_reason=reason,
+            reasoning=turn.reasoning,
+            tool_calls=tuple(call.to_openai() for call in turn.tool_calls),
+            malformed_tool_calls=tuple(turn.malformed_tool_calls),
+            thinking_stop_reason=self._thinking(reason),
+            **self._tokens.fields(event.stats, turn.reasoning_tokens),
+        )
+
+    def _thinking(self, reason: str) -> str:
+        turn = self._parser.turn
+        if turn.open_kind == THOUGHT and not self.stopped:
+            return reason if reason in ("length", "cancelled", "deadline") else "end"
+        return "end" if turn.reasoning_tokens else "none"
+
+    def _take(self, events: Sequence[Any]) -> list[Delta]:
+        deltas: list[Delta] = []
+        for event in events:
+            if isinstance(event, ToolCall):
+                deltas.append(Delta("", "tool", event.to_openai()))
+            elif not isinstance(event, Text):
+                continue
+            elif event.kind == ANSWER:
+                deltas += self._answer(self._stops.feed(event.text))
+                if self._stops.stopped is not None:
+                    self.stopped = True
+                    break
+            else:
+                deltas.append(Delta(event.text, _CHANNEL[event.kind]))
+        return deltas
+
+    def _answer(self, text: str) -> list[Delta]:
+        if not text:
+            return []
+        self._content.append(text)
+        return [Delta(text)]
+
+
+class _Driven:
+    """What both streams share: the collector's state and the result."""
+
+    def __init__(self, handle: Handle, collector: Collector):
+        self.handle, self._collector = handle, collector
+        self._result: Any = None
+
+    @property
+    def result(self) -> Any:
+        """The final object; there once the iteration has ended."""
+        if self._result is None:
+            raise Error("the stream has not ended yet; its result is not there")
+        return self._result
+
+    def cancel(self) -> None:
+        """Ends the request within one layer; the iteration then ends with what there is."""
+        self.handle.cancel()
+
+    def _step(self, event: Event) -> list[Delta]:
+        if isinstance(event, Finished):
+            deltas, self._result = self._collector.finish(event)
+            return deltas
+        if not isinstance(event, Tokens) or self._collector.stopped:
+            return []
+        deltas = self._collector.push(event)
+        if self._collector.stopped:
+            self.handle.cancel()
+        return deltas
+
+
+class Stream(_Driven):
+    """An iterator of :class:`Delta`; ``.result`` after the end. Closing it early cancels."""
+
+    def __init__(self, handle: Handle, collector: Collector):
+        super().__init__(handle, collector)
+        self._deltas = self._run()
+
+    def _run(self) -> Iterator[Delta]:
+        for event in self.handle:
+            yield from self._step(event)
+
+    def __iter__(self) -> Iterator[Delta]:
+        return self
+
+    def __next__(self) -> Delta:
+        return next(self._deltas)
+
+    def close(self) -> None:
+        """Cancels the request if it still runs."""
+        self._deltas.close()
+        self.handle.cancel()
+
+    def drain(self) -> Any:
+        """Runs to the end and returns the result."""
+        for _ in self:
+            pass
+        return self.result
+
+
+class AsyncStream(_Driven):
+    """The same for an event loop."""
+
+    def __init__(self, handle: Handle, collector: Collector):
+        super().__init__(handle, collector)
+        self._deltas = self._run()
+
+    async def _run(self) -> AsyncIterator[Delta]:
+        async for event in self.handle:
+            for delta in self._step(event):
+                yield delta
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self
+
+    async def __anext__(self) -> Delta:
+        return await self._deltas.__anext__()
+
+    async def aclose(self) -> None:
+        """Cancels the request if it still runs."""
+        await self._deltas.aclose()
+        self.handle.cancel()
+
+    async def drain(self) -> Any:
+        async for _ in self:
+            pass
+        return self.result

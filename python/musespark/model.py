@@ -1,0 +1,329 @@
+"""The public face: :func:`load` and :class:`Model`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from musespark import prompts
+from musespark.assets import json_asset, template_of, tokenizer_of
+from musespark.engine import Engine, Request, Retained, default_threads
+from musespark.errors import InvalidRequest
+from musespark.generation import AsyncStream, ChatCollector, CompletionCollector, Stream
+from musespark.machine import available_memory
+from musespark.options import (
+    OPTION_NAMES,
+    GenerationOptions,
+    model_defaults,
+    resolve,
+    split_seeds,
+    unknown_argument,
+)
+from musespark.results import ChatResult, Completion, ModelInfo
+from musespark.session import Session
+from musespark.text.channels import ChannelParser
+from musespark.text.protocols import detect_protocol
+from musespark.weights import LoadedWeights, open_model
+
+_KV = {"auto": "kv8", "f32": "f32", "kv8": "kv8"}
+_LATER_KV = ("kv8v4", "kv4")
+# Keys and values may take this part of the memory that is free at load.
+_KV_SHARE = 0.5
+
+
+def load(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    quantize: str = "auto",
+    kv: str = "auto",
+    context: int | None = None,
+    threads: int | None = None,
+    progress: Any = None,
+) -> Model:
+    """Loads a model.
+
+    ``source``: None is Spark Nano, the model inside the package; else a folder (config.json,
+    safetensors, tokenizer.json) or a packed file. A folder is packed once into the cache folder,
+    with a progress bar on a terminal (``progress``: False for none, or a function of done, total
+    and what). ``quantize``: auto, none (as stored), q8 or q4. ``kv``: auto, f32 or kv8, the format
+    of keys and values. ``context``: the most tokens of one sequence; None is the model's own limit
+    or what fits in half of the free memory. ``threads``: None is every core this process may use.
+
+    Raises UnsupportedModel, CorruptFile, InvalidRequest or MemoryBudgetExceeded.
+    """
+    if kv not in _KV:
+        if kv in _LATER_KV:
+            raise InvalidRequest(f"kv: {kv!r} is not part of this version; there are {list(_KV)}")
+        raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {list(_KV)}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
+        raise InvalidRequest(f"threads: got {threads!r}, allowed is an integer >= 1 or None")
+    weights = open_model(source, quantize=quantize, progress=progress)
+    try:
+        return Model(weights, kv=kv, context=context, threads=threads)
+    except BaseException:
+        weights.close()
+        raise
+
+
+class Model:
+    """A loaded model. Made by :func:`load`; close it, or use it as a context manager.
+
+    Safe to use from any number of threads and event loops: what they ask runs as one batch, and
+    every result is the one it would be alone. After ``os.fork`` load again in the child.
+
+    Attributes: ``tokenizer``, ``template`` (None where the model has none) and ``info``.
+    """
+
+    def __init__(
+        self, weights: LoadedWeights, *, kv: str, context: int | None, threads: int | None
+    ):
+        self._weights = weights
+        spec, assets = weights.spec, weights.assets
+        config = json_asset(assets, "generation_config.json")
+        self.tokenizer = tokenizer_of(assets)
+        self.template = template_of(assets)
+        self._protocol = detect_protocol(self.tokenizer, self.template)
+        self._defaults = model_defaults(config, spec.vocab)
+        self._stop_ids = prompts.stop_ids(self.tokenizer, self._protocol, spec.vocab)
+        per_token = kv_bytes_per_token(spec, _KV[kv])
+        budget = int(available_memory() * _KV_SHARE)
+        limit, notes = _context_limit(context, spec.max_context, per_token, budget)
+        count = default_threads() if threads is None else threads
+        self._engine = Engine(
+            spec,
+            weights.tensors,
+            threads=count,
+            context=limit,
+            kv=_KV[kv],
+            memory_budget=budget,
+        )
+        info = weights.info
+        if kv == "auto":
+            notes.append("kv auto: kv8 for every layer")
+        if info.get("quantize_auto"):
+            notes.append(f"quantize auto: {info['quantize']}")
+        self.info = ModelInfo(
+            source=str(info["source"]),
+            family=info["family"],
+            parameters=info["parameters"],
+            weight_formats=dict(info["formats"]),
+            weight_bytes=info["bytes"],
+            vocab=spec.vocab,
+            layers=len(spec.layers),
+            hidden=spec.hidden,
+            context=limit,
+            max_context=spec.max_context,
+            kv=_KV[kv],
+            kv_bytes_per_token=per_token,
+            threads=count,
+            isa=self._engine.stats()["isa"],
+            notes=(*info.get("notes", ()), *notes),
+        )
+
+    # ---- text ---------------------------------------------------------------------------------
+
+    def generate(
+        self, prompt: str | Sequence[int], *, stream: bool = False, **options: Any
+    ) -> Completion | Stream:
+        """Continues a prompt: a str (the tokenizer adds what it adds around a text, such as BOS;
+        markers in it are plain text) or token ids, taken as they are. No chat template.
+
+        Options, None meaning the model's default (its generation_config.json, else greedy):
+        ``max_new_tokens`` (alias ``max_tokens``; else up to the context), ``min_new_tokens``,
+        ``temperature`` (0: greedy), ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``,
+        ``presence_penalty``, ``frequency_penalty``, ``seed``, ``stop`` (a string or several),
+        ``logprobs`` (how many alternatives a token), ``logit_bias`` {token id: addend}, ``deadline``
+        (seconds from now; what is there then is returned). ``stream=True``: an iterator of
+        :class:`Delta` whose ``.result`` is the completion.
+
+        Raises InvalidRequest (unknown or wrong option, with the nearest name) and ContextOverflow.
+        """
+        out = Stream(*self._submit_text(prompt, options))
+        return out if stream else out.drain()
+
+    async def agenerate(
+        self, prompt: str | Sequence[int], *, stream: bool = False, **options: Any
+    ) -> Completion | AsyncStream:
+        """:meth:`generate` for an event loop; ``stream=True`` gives an async iterator."""
+        out = AsyncStream(*self._submit_text(prompt, options))
+        return out if stream else await out.drain()
+
+    def generate_batch(
+        self, prompts: Sequence[str | Sequence[int]], **options: Any
+    ) -> list[Completion]:
+        """:meth:`generate` for several prompts in one engine run; the same results as one by one.
+        ``seed`` may be a list, one for each prompt."""
+        return self._batch(self._submit_text, prompts, options)
+
+    # ---- chat ---------------------------------------------------------------------------------
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        reasoning_effort: str | None = None,
+        mode: str = "auto",
+        stream: bool = False,
+        **options: Any,
+    ) -> ChatResult | Stream:
+        """Answers a conversation: OpenAI-shaped messages, or a str for one user turn.
+
+        ``tools``: OpenAI-shaped function descriptions the model may call. ``reasoning_effort``: low,
+        medium, high or xhigh, where the model's template knows it. ``mode``: auto (the model
+        decides), instant (no thought) or thinking (a thought first); a contradiction raises. The
+        other options are those of :meth:`generate`; ``stop`` looks at the answer only.
+        ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
+        ``tool``; its ``.result`` is the ChatResult.
+        """
+        given = {"tools": tools, "reasoning_effort": reasoning_effort, "mode": mode, **options}
+        out = Stream(*self._submit_chat(messages, given))
+        return out if stream else out.drain()
+
+    async def achat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        **options: Any,
+    ) -> ChatResult | AsyncStream:
+        """:meth:`chat` for an event loop; ``stream=True`` gives an async iterator."""
+        out = AsyncStream(*self._submit_chat(messages, options))
+        return out if stream else await out.drain()
+
+    def chat_batch(
+        self, conversations: Sequence[str | Sequence[Mapping[str, Any]]], **options: Any
+    ) -> list[ChatResult]:
+        """:meth:`chat` for several conversations in one engine run."""
+        return self._batch(self._submit_chat, conversations, options)
+
+    def session(self, system: str | None = None) -> Session:
+        """A conversation that remembers, and computes only what is new in each turn."""
+        return Session(self, system=system)
+
+    # ---- scores -------------------------------------------------------------------------------
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """float32 [n, vocab]: the logits after each of n token ids."""
+        with_all = Request(tokens=self._ids(ids, "ids"), logits="all")
+        return self._engine.submit(with_all).result().logits
+
+    def score(self, text: str | Sequence[int]) -> np.ndarray:
+        """float32 [n]: the natural-log probability of each token of ``text`` (encoded as
+        :meth:`generate` does, or given as ids) after those before it. The first has none: NaN."""
+        ids = self._ids(text, "text")
+        out = np.full(len(ids), np.nan, np.float32)
+        if len(ids) > 1:
+            out[1:] = self._engine.submit(Request(tokens=ids, logits="score")).result().logits.ravel()
+        return out
+
+    # ---- life ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Ends every request and gives memory and files back. Idempotent."""
+        self._engine.close()
+        self._weights.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        i = self.info
+        return f"<musespark.Model {i.family} {i.parameters / 1e6:.1f}M {i.source!r} kv={i.kv}>"
+
+    def _repr_html_(self) -> str:
+        return self.info._repr_html_()
+
+    # ---- requests -----------------------------------------------------------------------------
+
+    def _ids(self, prompt: str | Sequence[int], name: str) -> np.ndarray:
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, add_special=True)
+        else:
+            ids = prompts.token_ids(prompt, name)
+        if len(ids) == 0:
+            raise InvalidRequest(f"{name}: no tokens; the model needs at least one")
+        return np.asarray(ids, np.int32)
+
+    def _submit_text(self, prompt: str | Sequence[int], given: Mapping[str, Any]) -> tuple:
+        options = resolve(given, self._defaults, self.info.vocab, also_known=("stream",))
+        request = self._request(self._ids(prompt, "prompt"), options)
+        decoder = self.tokenizer.stream(skip_special=True, continuing=True)
+        collector = CompletionCollector(decoder, self._stop_ids, options)
+        return self._engine.submit(request), collector
+
+    def _submit_chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        given: Mapping[str, Any],
+        *,
+        base: Retained | None = None,
+        retain: bool = False,
+    ) -> tuple:
+        chat = {name: given[name] for name in prompts.CHAT_OPTIONS if name in given}
+        rest = {name: value for name, value in given.items() if name not in chat}
+        known = (*prompts.CHAT_OPTIONS, "stream")
+        options = resolve(rest, self._defaults, self.info.vocab, also_known=known)
+        ids = prompts.chat_ids(self.tokenizer, self.template, self._protocol, messages, **chat)
+        parser = ChannelParser.for_prompt(
+            self._protocol,
+            self.tokenizer,
+            ids,
+            tools=chat.get("tools"),
+            first_call=prompts.calls_so_far(messages) + 1,
+        )
+        request = self._request(np.asarray(ids, np.int32), options, retain=retain)
+        return self._engine.submit(request, base=base), ChatCollector(parser, options)
+
+    def _request(
+        self, ids: np.ndarray, options: GenerationOptions, *, retain: bool = False
+    ) -> Request:
+        given = {name: getattr(options, name) for name in OPTION_NAMES if name != "stop"}
+        return Request(tokens=ids, stop_ids=sorted(self._stop_ids), retain=retain, **given)
+
+    def _batch(self, submit: Any, items: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
+        if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
+            raise InvalidRequest(f"a batch is a list, not {type(items).__name__}")
+        if "stream" in options:
+            raise unknown_argument("stream", OPTION_NAMES)
+        seeds = split_seeds(options.get("seed"), len(items))
+        streams: list[Stream] = []
+        try:
+            for item, seed in zip(items, seeds, strict=True):
+                streams.append(Stream(*submit(item, {**options, "seed": seed})))
+            return [stream.drain() for stream in streams]
+        finally:
+            for stream in streams:
+                stream.close()
+
+
+def kv_bytes_per_token(spec: Any, kv: str) -> int:
+    """Bytes of keys and values a full-attention token takes (formats/kv_page.h), rounded up.
+
+    Layers with a window count in full: they hold this much up to their window.
+    """
+    total = 0.0
+    for layer in spec.layers:
+        heads, dim = layer.attention.kv_heads, (layer.attention.head_dim + 15) // 16 * 16
+        page = 512 * dim if kv == "f32" else (130 * dim + 256 + 63) // 64 * 64
+        total += heads * page / 64
+    return int(np.ceil(total))
+
+
+def _context_limit(
+    asked: int | None, most: int, per_token: int, budget: int
+) -> tuple[int, list[str]]:
+    if asked is not None:
+        if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= most:
+            raise InvalidRequest(f"context: got {asked!r}, allowed is 1 to {most}, the model's own")
+        return asked, []
+    fits = max(1, budget // per_token)
+    if fits >= most:
+        return most, [f"context auto: {most}, the model's own limit"]
+    return fits, [f"context auto: {fits} of {most} tokens fit in {budget / 2**30:.1f} GiB"]

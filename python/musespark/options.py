@@ -1,0 +1,189 @@
+"""Generation options: one place that knows names, ranges, defaults and aliases."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from musespark.errors import InvalidRequest
+
+_ALIASES = {"max_tokens": "max_new_tokens"}
+# Public names that later versions fill; refused by name until they work.
+_LATER = {
+    "json_schema": "constrained output",
+    "grammar": "constrained output",
+    "thinking_token_budget": "thought budgets",
+}
+MAX_LOGPROBS = 64
+MAX_STOP_STRINGS = 64
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """Checked options of one request; every field final except ``seed`` (None: not sampled)."""
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    logprobs: int = 0
+    logit_bias: Mapping[int, float] | None = None
+    deadline: float | None = None
+
+
+OPTION_NAMES = tuple(f.name for f in fields(GenerationOptions))
+
+
+def _fail(name: str, value: object, allowed: str) -> InvalidRequest:
+    return InvalidRequest(f"{name}: got {value!r}, allowed is {allowed}")
+
+
+def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    allowed = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise _fail(name, value, allowed)
+    number = value.__index__()
+    if number < low or (high is not None and number > high):
+        raise _fail(name, value, allowed)
+    return number
+
+
+def _real(name: str, value: Any, low: float, high: float, allowed: str) -> float:
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise _fail(name, value, allowed)
+    number = float(value)
+    if not math.isfinite(number) or not low <= number <= high:
+        raise _fail(name, value, allowed)
+    return number
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    items = (value,) if isinstance(value, str) else value
+    if not isinstance(items, Sequence) or not all(isinstance(s, str) and s for s in items):
+        raise _fail("stop", value, "a non-empty string or a sequence of them")
+    if len(items) > MAX_STOP_STRINGS:
+        raise _fail("stop", f"{len(items)} strings", f"at most {MAX_STOP_STRINGS}")
+    return tuple(items)
+
+
+def _logit_bias(value: Any, vocab: int) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise _fail("logit_bias", value, "a mapping of token id to a number")
+    out = {}
+    for key, bias in value.items():
+        token = _integer("logit_bias token id", key, 0, vocab - 1)
+        out[token] = _real(f"logit_bias[{token}]", bias, -1e9, 1e9, "a finite number")
+    return out
+
+
+def _check(name: str, value: Any, vocab: int) -> Any:
+    if name == "max_new_tokens":
+        return _integer(name, value, 1)
+    if name == "min_new_tokens":
+        return _integer(name, value, 0)
+    if name == "top_k":
+        return _integer(name, value, 0)
+    if name == "logprobs":
+        return _integer(name, value, 0, min(MAX_LOGPROBS, vocab))
+    if name == "seed":
+        return _integer(name, value, 0, 2**64 - 1)
+    if name == "temperature":
+        return _real(name, value, 0.0, 1e4, "a number from 0 (greedy) to 10000")
+    if name == "top_p":
+        number = _real(name, value, 0.0, 1.0, "a number in (0, 1]")
+        if number == 0.0:
+            raise _fail(name, value, "a number in (0, 1]")
+        return number
+    if name == "min_p":
+        return _real(name, value, 0.0, 1.0, "a number from 0 to 1")
+    if name == "repetition_penalty":
+        return _real(name, value, 1e-2, 1e2, "a number from 0.01 to 100")
+    if name in ("presence_penalty", "frequency_penalty"):
+        return _real(name, value, -100.0, 100.0, "a number from -100 to 100")
+    if name == "deadline":
+        return _real(name, value, 0.0, 1e9, "seconds from now, >= 0")
+    if name == "stop":
+        return _stop(value)
+    return _logit_bias(value, vocab)
+
+
+def unknown_argument(name: str, known: Sequence[str]) -> InvalidRequest:
+    """The error for a keyword nobody knows, with the nearest name."""
+    if name in _LATER:
+        return InvalidRequest(f"{name}: {_LATER[name]} are not part of this version")
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InvalidRequest(f"unknown argument {name!r}{hint}")
+
+
+def model_defaults(generation_config: Mapping[str, Any], vocab: int) -> GenerationOptions:
+    """Defaults from a ``generation_config.json``; greedy unless it says ``do_sample``.
+
+    Values there that no sampler could use are refused by name, as a caller's would be.
+    """
+    options = GenerationOptions()
+    if generation_config.get("do_sample"):
+        options = replace(options, temperature=1.0)
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            value = generation_config.get(name)
+            if value is not None:
+                options = replace(options, **{name: _check(name, value, vocab)})
+    for name in ("repetition_penalty", "max_new_tokens"):
+        value = generation_config.get(name)
+        if value is not None:
+            options = replace(options, **{name: _check(name, value, vocab)})
+    return options
+
+
+def resolve(
+    given: Mapping[str, Any],
+    defaults: GenerationOptions,
+    vocab: int,
+    *,
+    also_known: Sequence[str] = (),
+) -> GenerationOptions:
+    """Checked options from keyword arguments; None means the model's default.
+
+    A missing seed is drawn from the operating system when the request samples, so that the
+    result can name it. Raises :class:`InvalidRequest` naming field, value and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        name = _ALIASES.get(key, key)
+        if name not in OPTION_NAMES:
+            raise unknown_argument(key, [*OPTION_NAMES, *_ALIASES, *also_known])
+        if value is None:
+            continue
+        if name in values:
+            raise InvalidRequest(f"{key} and {name} are the same option; give one of them")
+        values[name] = _check(name, value, vocab)
+    options = replace(defaults, **values)
+    if options.max_new_tokens is not None and options.min_new_tokens > options.max_new_tokens:
+        raise InvalidRequest(
+            f"min_new_tokens: got {options.min_new_tokens}, "
+            f"more than max_new_tokens = {options.max_new_tokens}"
+        )
+    if "seed" not in values and options.temperature > 0:
+        options = replace(options, seed=int.from_bytes(os.urandom(4), "little"))
+    return options
+
+
+def split_seeds(seed: Any, rows: int) -> list[Any]:
+    """One seed for each row of a batch: an int (or None) serves all rows, a list names each."""
+    if seed is None or hasattr(seed, "__index__"):
+        return [seed] * rows
+    if not isinstance(seed, Sequence) or isinstance(seed, str) or len(seed) != rows:
+        size = len(seed) if isinstance(seed, Sequence) else repr(seed)
+        raise InvalidRequest(f"seed: got {size}, allowed is one int or a list of {rows}")
+    return list(seed)

@@ -1,0 +1,207 @@
+"""What generation returns: plain frozen data that prints, pickles and renders in a notebook."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FINISH_REASONS = ("stop", "length", "tool_calls", "cancelled", "deadline")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one request.
+
+    ``cached_tokens`` of the prompt were not computed again; ``reasoning_tokens`` are the part of
+    ``completion_tokens`` spent in thought channels, markers included; ``probe_tokens`` are tokens
+    the engine generated beside the visible ones (none in plain decoding).
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    probe_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock seconds: prompt, first token after submission, and all tokens after the first."""
+
+    prefill_s: float = 0.0
+    first_token_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One generated token: natural-log probability before temperature and filters, and the best
+    ``logprobs`` alternatives as (token id, log-probability), best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of streamed output. ``channel`` is ``content``, ``reasoning`` or ``tool``."""
+
+    text: str
+    channel: str = "content"
+    tool_call: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The result of :meth:`Model.generate`; ``str(result)`` is the text.
+
+    ``tokens`` are the generated ids (a matched stop token or stop string is not part of ``text``).
+    ``seed`` is always filled: the same prompt, options and seed give the same tokens again.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    seed: int
+    finish_reason: str
+    usage: Usage = field(default_factory=Usage)
+    timings: Timings = field(default_factory=Timings)
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding speed over the tokens after the first; 0.0 where fewer than two were made."""
+        n = self.usage.completion_tokens - 1
+        return n / self.timings.decode_s if n > 0 and self.timings.decode_s > 0 else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def _footer_html(self) -> str:
+        u = self.usage
+        return (
+            f"<div style='color:gray;font-size:smaller'>{html.escape(self.finish_reason)} · "
+            f"{u.prompt_tokens} + {u.completion_tokens} tokens · "
+            f"{self.tokens_per_second:.1f} tokens/s · seed {self.seed}</div>"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<div style='white-space:pre-wrap'>{html.escape(self.text)}</div>{self._footer_html()}"
+
+
+@dataclass(frozen=True)
+class ChatResult(Completion):
+    """The result of :meth:`Model.chat`. ``text`` and ``content`` are the answer to the user.
+
+    ``reasoning`` is the thought text (channels joined by a blank line), ``tool_calls`` are
+    OpenAI-shaped dicts, ``malformed_tool_calls`` raw texts of calls that could not be parsed.
+    ``thinking_stop_reason``: ``end`` (the model closed its thought), ``length``, ``cancelled``,
+    ``deadline`` (cut inside the thought) or ``none`` (it did not think).
+    """
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    malformed_tool_calls: tuple[str, ...] = ()
+    thinking_stop_reason: str = "none"
+
+    @property
+    def reasoning_content(self) -> str:
+        """The field name other servers use for :attr:`reasoning`."""
+        return self.reasoning
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The assistant message, ready to append to the conversation."""
+        out: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning:
+            out["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            out["tool_calls"] = [dict(call) for call in self.tool_calls]
+        return out
+
+    def to_openai(self, *, model: str = "musespark") -> dict[str, Any]:
+        """This result as an OpenAI chat-completion object (arguments as JSON text)."""
+        message = dict(self.message)
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {
+                    **call,
+                    "function": {
+                        **call["function"],
+                        "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+                    },
+                }
+                for call in self.tool_calls
+            ]
+        reason = {"cancelled": "stop", "deadline": "length"}.get(self.finish_reason)
+        usage = self.usage
+        return {
+            "object": "chat.completion",
+            "model": model,
+            "choices": [
+                {"index": 0, "message": message, "finish_reason": reason or self.finish_reason}
+            ],
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.total_tokens,
+                "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+                "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+            },
+        }
+
+    def _repr_html_(self) -> str:
+        thought = ""
+        if self.reasoning:
+            thought = (
+                f"<details><summary style='color:gray'>thought "
+                f"({self.usage.reasoning_tokens} tokens)</summary>"
+                f"<div style='white-space:pre-wrap;color:gray'>{html.escape(self.reasoning)}</div>"
+                "</details>"
+            )
+        calls = "".join(
+            f"<pre>{html.escape(json.dumps(call['function'], ensure_ascii=False))}</pre>"
+            for call in self.tool_calls
+        )
+        return thought + super()._repr_html_() + calls
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What was loaded and what was chosen; ``notes`` says every automatic choice in words."""
+
+    source: str
+    family: str
+    parameters: int
+    weight_formats: dict[str, int]
+    weight_bytes: int
+    vocab: int
+    layers: int
+    hidden: int
+    context: int
+    max_context: int
+    kv: str
+    kv_bytes_per_token: int
+    threads: int
+    isa: str
+    notes: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>"
+            for k, v in asdict(self).items()
+        )
+        return f"<table>{rows}</table>"

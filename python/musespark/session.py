@@ -1,0 +1,100 @@
+"""A conversation in memory that computes only what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from musespark.errors import InvalidRequest
+from musespark.generation import Stream
+from musespark.results import ChatResult, Delta
+
+if TYPE_CHECKING:
+    from musespark.engine import Retained
+    from musespark.model import Model
+
+
+class SessionStream(Stream):
+    """A streamed turn; the session takes it in when it has ended, and forgets it when closed early."""
+
+    def __init__(self, session: Session, sent: list[dict[str, Any]], *args: Any):
+        self._session, self._sent = session, sent
+        super().__init__(*args)
+
+    def _run(self) -> Iterator[Delta]:
+        yield from super()._run()
+        self._session._take(self._sent, self.result, self.handle.retained)
+
+
+class Session:
+    """Made by :meth:`Model.session`. ``messages`` is the conversation so far, as plain data.
+
+    A turn's prompt is the whole conversation through the template, as :meth:`Model.chat` makes it,
+    with the same result; keys and values of the part that has not changed since the last turn are
+    taken from memory (``usage.cached_tokens``). One turn at a time.
+    """
+
+    def __init__(self, model: Model, *, system: str | None = None):
+        self._model = model
+        self.system = system
+        self.messages: list[dict[str, Any]] = []
+        if system is not None:
+            self.messages.append({"role": "system", "content": system})
+        self._kept: Retained | None = None
+
+    def chat(
+        self,
+        message: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        **options: Any,
+    ) -> ChatResult | SessionStream:
+        """The next turn: a str (the user's), a message, or several (tool results).
+
+        Options as :meth:`Model.chat`. If the turn fails or is stopped by closing the stream, the
+        conversation is as it was before.
+        """
+        if isinstance(message, str):
+            sent = [{"role": "user", "content": message}]
+        elif isinstance(message, Mapping):
+            sent = [dict(message)]
+        elif isinstance(message, Sequence) and all(isinstance(m, Mapping) for m in message):
+            sent = [dict(m) for m in message]
+        else:
+            raise InvalidRequest(
+                f"message: got {type(message).__name__}, allowed is a str, a message or a list of them"
+            )
+        handle, collector = self._model._submit_chat(
+            [*self.messages, *sent], options, base=self._kept, retain=True
+        )
+        out = SessionStream(self, sent, handle, collector)
+        return out if stream else out.drain()
+
+    def fork(self) -> Session:
+        """A second conversation that goes on from here; memory is shared until they differ."""
+        twin = Session(self._model, system=self.system)
+        twin.messages = [dict(m) for m in self.messages]
+        twin._kept = None if self._kept is None else self._kept.fork()
+        return twin
+
+    def _take(self, sent: list[dict[str, Any]], result: ChatResult, kept: Retained | None) -> None:
+        self.messages += [*sent, result.message]
+        if self._kept is not None:
+            self._kept.release()
+        self._kept = kept
+
+    def close(self) -> None:
+        """Gives the session's memory back; the messages stay."""
+        if self._kept is not None:
+            self._kept.release()
+            self._kept = None
+
+    def _repr_html_(self) -> str:
+        import html
+
+        rows = "".join(
+            f"<tr><td style='vertical-align:top;color:gray'>{html.escape(m['role'])}</td>"
+            f"<td style='white-space:pre-wrap'>{html.escape(str(m.get('content') or ''))}</td></tr>"
+            for m in self.messages
+        )
+        return f"<table>{rows}</table>"
