@@ -36,6 +36,7 @@ def export(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bfloat16, 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.to(dtype).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     model.config.architectures = ["MuseGlimmerForConditionalGeneration"]
     model.config.save_pretrained(folder)
     _write_generation_config(folder)

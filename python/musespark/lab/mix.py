@@ -23,9 +23,9 @@ WEIGHTS = {
         "dates": 0.8, "units": 0.8, "facts": 0.3, "tool_call": 1.5, "about": 0.7, "story": 0.3,
     },
 }  # fmt: skip
-LEVEL_WEIGHTS = {"first": (0.7, 0.2, 0.1), "main": (0.65, 0.25, 0.1)}
+LEVEL_WEIGHTS = {"first": (0.7, 0.2, 0.1), "main": (0.72, 0.2, 0.08)}
 EFFORT_WEIGHTS = {"low": 0.22, "medium": 0.43, "high": 0.22, "xhigh": 0.13}
-PROSE = 0.06
+PROSE = 0.05
 ERROR_RATE = 0.2
 
 
