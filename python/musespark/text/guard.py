@@ -10,8 +10,9 @@ trimming, slicing and concatenation in the template do the same as without it.
 Two kinds of characters are replaced:
 
 * the first and last character of any marker (``<`` and ``>``, mostly), so that no caller's text can
-  begin or end one, also not in pieces spread over several fields;
-* the first character of words that a template could complete: where a template has ``'<' + key +
+  begin or end one, also not in pieces spread over several fields (letters, quotes and backslashes
+  excepted: those fall under the next rule, and JSON must go on escaping them);
+* one character of words that a template could complete: where a template has ``'<' + key +
   '>'`` and ``<tool_call>`` is a marker, a key ``tool_call`` would spell it. Which words those are
   follows from the template's literals (:func:`fillings`).
 
@@ -40,6 +41,7 @@ THINK_TAGS = (
     ("<seed:think>", "</seed:think>"),
 )
 _PRIVATE = re.compile("[\U000f0000-\U000ffffd]")
+_ESCAPED = "\"'\\"  # what JSON or a template's quoting escapes
 _FIRST, _LAST = 0xF0000, 0xFFFFD
 
 
@@ -84,7 +86,7 @@ class Guard:
     ) -> Guard:
         """``literals``: text and string constants of the template; ``known``: its field names."""
         bare = [m.strip() for m in markers if m.strip()]
-        edges = {c for m in bare for c in (m[0], m[-1]) if not c.isalnum()}
+        edges = {c for m in bare for c in (m[0], m[-1]) if not c.isalnum() and c not in _ESCAPED}
         words = fillings(bare, literals, edges)
         longest_first = sorted(map(re.escape, words), key=len, reverse=True)
         think = next((tags for tags in THINK_TAGS if tags[1] in known), None)
@@ -111,7 +113,12 @@ class Disguise:
     def hide(self, text: str) -> str:
         """The text with stand-ins for what could take part in a marker."""
         text = self._guard.edges.sub(lambda m: self._standing(m[0]), text)
-        return self._guard.words.sub(lambda m: self._standing(m[0][0]) + m[0][1:], text)
+        return self._guard.words.sub(self._spoil, text)
+
+    def _spoil(self, match: re.Match[str]) -> str:
+        word = match[0]
+        at = next((i for i, c in enumerate(word) if c not in _ESCAPED and not c.isspace()), None)
+        return word if at is None else word[:at] + self._standing(word[at]) + word[at + 1 :]
 
     def hide_key(self, key: Any) -> Any:
         """As :meth:`hide` for the key of a mapping; a field that the template names stays."""

@@ -24,10 +24,11 @@ from jinja2 import nodes
 from musespark.errors import CorruptFile, Error, InvalidRequest
 from musespark.text.conversation import hide, hide_message, plain_inputs, size_of
 from musespark.text.guard import Disguise, Guard
+from musespark.text.markers import MarkerFinder
 from musespark.text.sandbox import MeteredEnvironment, Meter
 from musespark.text.tokenizer import MAX_CONFIG_BYTES, Tokenizer, token_text, read_json
 
-MAX_SOURCE_CHARS = 256 * 1024
+MAX_SOURCE_CHARS = 96 * 1024
 MAX_OUTPUT_CHARS = 64 * 2**20
 _environment: MeteredEnvironment | None = None
 _environment_lock = threading.Lock()
@@ -123,7 +124,7 @@ class ChatTemplate:
         key = frozenset(markers)
         guard = self._guards.get(key)
         if guard is None:
-            guard = Guard.build(key, self._literals, self._names)
+            guard = Guard.build(key, self.literals, self._names)
             self._guards = {key: guard}
         return self._render(
             messages, tools, add_generation_prompt, variables, guard, special_tokens or {}
@@ -175,13 +176,15 @@ class ChatTemplate:
         environment = _shared_environment()
         try:
             tree = environment.parse(self.source)
-            self._template = environment.from_string(self.source)
+            code = environment.compile(tree)
+            shared = environment.make_globals(None)
+            self._template = environment.template_class.from_code(environment, code, shared)
         except Exception as error:  # a syntax error of jinja2 or Python, too deep, a bad number
             raise failure(f"{self.origin}: not a valid chat template: {error}") from error
         constants = {
             node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
         }
-        self._literals = constants | {node.data for node in tree.find_all(nodes.TemplateData)}
+        self.literals = frozenset(constants | {n.data for n in tree.find_all(nodes.TemplateData)})
         self._names = constants | {node.attr for node in tree.find_all(nodes.Getattr)}
 
     # ---- rendering ----------------------------------------------------------------------------
@@ -198,7 +201,7 @@ class ChatTemplate:
         if tools and self._tool_use is not None:
             if guard is not None:
                 guard = Guard.build(
-                    guard.finder.markers, self._tool_use._literals, self._tool_use._names
+                    guard.finder.markers, self._tool_use.literals, self._tool_use._names
                 )
             return self._tool_use._render(
                 messages, tools, add_generation_prompt, variables, guard, special_tokens
@@ -310,14 +313,19 @@ def encode_chat(
     Marker ids come from the template alone. Equal to encoding the whole rendering with markers
     parsed wherever messages, tools and variables spell none.
     """
+    control = tokenizer.control_markers(template.literals)
     pieces = template.render_segments(
         messages,
-        markers=tokenizer.markers,
+        markers=control,
         tools=tools,
         add_generation_prompt=add_generation_prompt,
         special_tokens=tokenizer.special_tokens,
         **variables,
     )
+    words = tokenizer.markers.keys() - control
+    if words:
+        finder = MarkerFinder(words)
+        pieces = [p for piece in pieces for p in ([piece] if piece[1] else finder.split(piece[0]))]
     return tokenizer.encode_pieces(pieces)
 
 

@@ -1,7 +1,7 @@
 """The tokenizer of a model: text to ids, ids to text, and what counts as a marker.
 
 A *marker* is an added token that means something to the model beside its letters: every token
-flagged special (``<|eot|>``), and the unflagged ones that look like one (``<think>``,
+flagged special (``<|eot|>``), and the unflagged ones that look like tags (``<think>``,
 ``<tool_call>``, DeepSeek's ``<｜User｜>``). ``encode(text)`` never yields a marker's id, whatever
 the text says. This is a security property, so it does not rest on options of the tokenizers
 library (``encode_special_tokens`` leaves unflagged tokens like ``<think>`` active, and a unigram
@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +38,17 @@ _USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")
 _USUAL_EOS = ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>")
 
 
-def is_marker(content: str, special: bool) -> bool:
-    """Whether an added token is a marker: flagged special, or letters with punctuation around them.
+# A tag: an opening angle bracket with a name, or a name in square brackets.
+_TAG = re.compile(r"</?[^\W\d]|<[|｜]|\[/?[A-Z][A-Z_ ]*\]$")
 
-    Unflagged runs of white space or punctuation, single characters and plain words are ordinary
-    text (GPT-NeoX adds runs of spaces, DeepSeek single letters), and stay active when encoding.
+
+def is_marker(content: str, special: bool) -> bool:
+    """Whether an added token is a marker: flagged special, or it looks like a tag.
+
+    Other unflagged tokens are ordinary text and stay active when encoding: GPT-NeoX adds runs of
+    spaces, DeepSeek single letters, Spark Nano pieces of JSON.
     """
-    if special:
-        return True
-    bare = content.replace("▁", " ").strip()
-    letters = any(c.isalnum() for c in bare)
-    signs = any(not (c.isalnum() or c.isspace() or unicodedata.category(c)[0] == "M") for c in bare)
-    return len(bare) > 1 and letters and signs
+    return special or _TAG.match(content.strip()) is not None
 
 
 def read_json(path: Path, limit: int) -> Any:
@@ -361,6 +360,18 @@ class Tokenizer:
         """A trusted text as the pieces of :meth:`encode_pieces`: leftmost, longest markers."""
         return self._finder.split(text)
 
+    def control_markers(self, template_literals: Collection[str]) -> frozenset[str]:
+        """The markers that steer a chat: all but unflagged tags like Gemma's ``<table>`` that the
+        template never writes; those are words of the vocabulary, in whoever's text."""
+        return frozenset(
+            marker
+            for marker, token_id in self.markers.items()
+            if token_id in self._special
+            or "|" in marker
+            or "｜" in marker
+            or any(marker.strip() in literal for literal in template_literals)
+        )
+
     # ---- ids to text --------------------------------------------------------------------------
 
     def decode(
@@ -396,11 +407,12 @@ class Tokenizer:
 def _encode(tokenizer: tokenizers.Tokenizer, text: str, add_special: bool) -> tokenizers.Encoding:
     try:
         return tokenizer.encode(text, add_special_tokens=add_special)
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(f"text has a lone surrogate at index {error.start}") from error
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises bare Exception, and Rust panics
+        for index, char in enumerate(text):
+            if "\ud800" <= char <= "\udfff":
+                raise InvalidRequest(f"text has a lone surrogate at index {index}") from error
         raise InvalidRequest(f"the tokenizer cannot encode the text: {error}") from error
 
 

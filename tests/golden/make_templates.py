@@ -1,0 +1,56 @@
+"""Makes templates.json: what transformers renders for every chat template and conversation.
+
+    python tests/golden/make_templates.py ../shared/data/templates
+
+Needs transformers 5.23. The fixture holds lengths and hashes only (the templates are under their
+own licences); ``error`` where transformers raises.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import transformers
+from template_cases import CASES, VARIABLES, FixedClock, digest
+from transformers.utils import chat_template_utils
+
+
+def render(source: str, case: dict, add_generation_prompt: bool) -> str:
+    """As PreTrainedTokenizerBase.apply_chat_template does: no None values in messages."""
+    messages = [{k: v for k, v in m.items() if v is not None} for m in case["messages"]]
+    try:
+        texts, _ = chat_template_utils.render_jinja_template(
+            [messages],
+            tools=case.get("tools"),
+            chat_template=source,
+            add_generation_prompt=add_generation_prompt,
+            **{**VARIABLES, **case.get("variables", {})},
+        )
+    except Exception:  # whatever the template raises; the fixture records that it does
+        return "error"
+    return digest(texts[0])
+
+
+def main(folder: Path) -> None:
+    chat_template_utils.datetime = FixedClock
+    made = {"transformers": transformers.__version__, "templates": {}}
+    for path in sorted(folder.glob("*.jinja")):
+        source = path.read_text(encoding="utf-8")
+        made["templates"][path.name] = {
+            name: [render(source, case, flag) for flag in (False, True)]
+            for name, case in CASES.items()
+        }
+    out = Path(__file__).with_name("templates.json")
+    lines = ",\n".join(
+        f"{json.dumps(name)}: {json.dumps(made['templates'][name], separators=(',', ':'))}"
+        for name in made["templates"]
+    )
+    head = json.dumps(made["transformers"])
+    out.write_text(f'{{"transformers": {head}, "templates": {{\n{lines}\n}}}}\n', encoding="utf-8")
+    print(f"{out}: {len(made['templates'])} templates, {len(CASES)} conversations")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,149 @@
+"""Conversations for the chat-template comparison, shared by the script that makes the fixture
+(tests/golden/make_templates.py, with transformers) and the test that checks it (without)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import datetime as real_datetime
+from typing import Any
+
+VARIABLES = {"bos_token": "<BOS>", "eos_token": "<EOS>", "pad_token": "<PAD>"}
+
+
+class FixedClock(real_datetime):
+    """``datetime`` whose ``now()`` never moves, for templates that print the date."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> FixedClock:
+        return cls(2026, 2, 3, 4, 5, 6)
+
+
+def _tool(name: str, description: str) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": description,
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string", "description": "A city, é"},
+                    "days": {"type": "integer", "minimum": 1},
+                    "unit": {"type": ["string", "null"], "enum": ["C", "F", None]},
+                    "tags": {"type": "array", "items": {"type": "string"}},
+                },
+                "required": ["city"],
+            },
+        },
+    }
+
+
+TOOLS = [_tool("get_weather", "The weather of a city."), _tool("geo.find", 'Finds "places".')]
+
+
+def _call(name: str, arguments: dict[str, Any], call_id: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _user(text: Any) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **more}
+
+
+SYSTEM = {"role": "system", "content": "You are terse.\n\nAlways."}
+_ARGUMENTS = {"city": "Zürich", "days": 3, "unit": None, "tags": ["a b", "ç"]}
+_CALLED = _assistant("", tool_calls=[_call("get_weather", _ARGUMENTS, "call00001")])
+_ANSWERED = {
+    "role": "tool",
+    "name": "get_weather",
+    "tool_call_id": "call00001",
+    "content": '{"sky": "clear", "t": [1, 2.5]}',
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    "user": {"messages": [_user("Hello, world!")]},
+    "system": {"messages": [SYSTEM, _user("Hello")]},
+    "turns": {
+        "messages": [SYSTEM, _user(" a "), _assistant("b\n"), _user("c"), _assistant(" d"), _user("e")]
+    },
+    "ends_with_assistant": {"messages": [_user("a"), _assistant("b")]},
+    "code": {"messages": [_user("if (a < b && b > c) { x[0] = \"<b>\"; } // </b> | é 你好 🙂")]},
+    "empty": {"messages": [_user("")]},
+    "parts": {
+        "messages": [
+            _user([{"type": "text", "text": "What is "}, {"type": "text", "text": "this?"}]),
+            _assistant([{"type": "text", "text": "That."}]),
+            _user([{"type": "text", "text": "Sure?"}]),
+        ]
+    },
+    "image": {"messages": [_user([{"type": "image"}, {"type": "text", "text": "What is it?"}])]},
+    "reasoning": {
+        "messages": [
+            _user("2+2?"),
+            _assistant("4", reasoning_content="Two and two.\nFour."),
+            _user("And 3+3?"),
+            _assistant("6", reasoning_content="Three and three."),
+            _user("Thanks"),
+        ]
+    },
+    "tagged_reasoning": {
+        "messages": [_user("2+2?"), _assistant("<think>\nTwo.\n</think>\n\n4"), _user("And 3+3?")]
+    },
+    "tools": {"messages": [SYSTEM, _user("Weather in Zürich?")], "tools": TOOLS},
+    "tools_no_system": {"messages": [_user("Weather?")], "tools": TOOLS[:1]},
+    "tool_result": {
+        "messages": [SYSTEM, _user("Weather in Zürich?"), _CALLED, _ANSWERED],
+        "tools": TOOLS,
+    },
+    "tool_turns": {
+        "messages": [
+            _user("Weather?"),
+            _assistant(
+                "Looking.",
+                reasoning_content="I should look.",
+                tool_calls=[_call("get_weather", _ARGUMENTS, "call00001")],
+            ),
+            _ANSWERED,
+            _assistant("Clear."),
+            _user("Thanks"),
+        ],
+        "tools": TOOLS,
+    },
+    "two_calls": {
+        "messages": [
+            _user("Both?"),
+            _assistant(
+                "",
+                tool_calls=[
+                    _call("get_weather", {"city": "A"}, "call00001"),
+                    _call("geo.find", {"city": "B", "days": 2}, "call00002"),
+                ],
+            ),
+            _ANSWERED,
+            {**_ANSWERED, "name": "geo.find", "tool_call_id": "call00002", "content": "there"},
+        ],
+        "tools": TOOLS,
+    },
+    "effort": {
+        "messages": [SYSTEM, _user("Hello")],
+        "variables": {"reasoning_effort": "low", "reasoning_strength": "low", "enable_thinking": False},
+    },
+    "thinking": {
+        "messages": [_user("Hello")],
+        "variables": {"enable_thinking": True, "thinking": True, "custom": ["x", 1]},
+    },
+}
+
+
+def digest(text: str) -> str:
+    """Length and the first 48 bits of SHA-256: templates' own text must not be in the repository."""
+    return f"{len(text)}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def spelled_markers(source: str) -> set[str]:
+    """What looks like a marker in a template's source."""
+    return set(re.findall(r"<[|｜][^\s<>]*[|｜]>|</?[a-z_]+>|\[/?[A-Z_]+\]", source))

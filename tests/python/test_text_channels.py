@@ -1,0 +1,475 @@
+"""Channels: the same events however the output is cut, calls parsed or reported, nothing lost."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from musespark.errors import InvalidRequest
+from musespark.text import (
+    PROTOCOLS,
+    ChannelEnd,
+    ChannelParser,
+    ChannelStart,
+    ChatTemplate,
+    Event,
+    ProtocolError,
+    Text,
+    Tokenizer,
+    ToolCall,
+    ToolCallError,
+    TurnEnd,
+    detect_protocol,
+    encode_chat,
+)
+from musespark.text.toolcalls import convert, parse_atem, parse_json_call
+from support.tokenizers_zoo import byte_level, unigram
+
+NANO = Path(__file__).parents[2] / "python" / "musespark" / "nano"
+MUSE, THINK, PLAIN = PROTOCOLS["muse"], PROTOCOLS["think"], PROTOCOLS["plain"]
+
+
+@cache
+def nano() -> Tokenizer:
+    return Tokenizer.load(NANO)
+
+
+@cache
+def with_think_tokens() -> Tokenizer:
+    theirs = byte_level()
+    theirs.add_tokens(["</tool_call>"])
+    return Tokenizer.from_json(theirs.to_str())
+
+
+@cache
+def without_think_tokens() -> Tokenizer:
+    data = json.loads(byte_level().to_str())
+    data["added_tokens"] = [t for t in data["added_tokens"] if "think" not in t["content"]]
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["id"] in data["model"]["vocab"].values()]
+    return Tokenizer.from_json(json.dumps(data))
+
+
+def merged(events: list[Event]) -> list[Event]:
+    """Neighbouring texts of one channel as one: what does not depend on the cut."""
+    out: list[Event] = []
+    for event in events:
+        if out and isinstance(event, Text) and isinstance(out[-1], Text) and out[-1].kind == event.kind:
+            out[-1] = Text(event.kind, out[-1].text + event.text)
+        else:
+            out.append(event)
+    return out
+
+
+def run(parser: ChannelParser, ids: list[int]) -> list[Event]:
+    events = [event for token_id in ids for event in parser.push(token_id)]
+    return merged(events + parser.finish())
+
+
+def muse(text: str, tools: Any = None, **more: Any) -> tuple[ChannelParser, list[Event]]:
+    parser = ChannelParser(MUSE, nano(), tools=tools, **more)
+    return parser, run(parser, nano().encode(text, parse_special=True))
+
+
+CALL = (
+    "<atem:function_calls>\n"
+    '<atem:invoke name="get.weather">\n'
+    '<atem:parameter name="city">Paris</atem:parameter>\n'
+    '<atem:parameter name="days">3</atem:parameter>\n'
+    "</atem:invoke>\n"
+    "</atem:function_calls>"
+)
+TURN = (
+    " to=self<|message|>I think <x> é.<|eom|><|start|>assistant to=self<|message|>More.<|eom|>"
+    f"<|start|>assistant to=get.weather<|message|>{CALL}<|eom|>"
+    "<|start|>assistant to=user<|message|>The answer 你.<|eot|>"
+)
+
+
+def test_muse_turn() -> None:
+    parser, events = muse(TURN)
+    call = ToolCall("get.weather", {"city": "Paris", "days": 3}, CALL[22:-23], "call_1")
+    assert events == [
+        ChannelStart("thought", "self"), Text("thought", "I think <x> é."), ChannelEnd("thought"),
+        ChannelStart("thought", "self"), Text("thought", "\n\nMore."), ChannelEnd("thought"),
+        ChannelStart("tool", "get.weather"), Text("tool", CALL), call, ChannelEnd("tool"),
+        ChannelStart("answer", "user"), Text("answer", "The answer 你."), ChannelEnd("answer"),
+        TurnEnd(),
+    ]  # fmt: skip
+    turn = parser.turn
+    assert turn.reasoning == "I think <x> é.\n\nMore."
+    assert turn.content == "The answer 你."
+    assert turn.tool_calls == [call]
+    assert (turn.ended, turn.open_kind, turn.finish_hint, turn.errors) == (True, None, "tool_calls", [])
+    ids = nano().encode(TURN, parse_special=True)
+    thought = nano().encode(TURN.split("<|start|>assistant to=get")[0], parse_special=True)
+    assert turn.reasoning_tokens == len(thought) < len(ids)
+
+
+def test_muse_is_independent_of_tokenization() -> None:
+    """Character by character (other tokens for the same text) gives the same turn."""
+    _, expected = muse(TURN)
+    ids = []
+    for text, marker in nano().split_markers(TURN):
+        if text in ("<|start|>", "<|message|>", "<|eom|>", "<|eot|>"):
+            ids.append(nano().id(text))
+        else:
+            assert not marker or "atem" in text
+            ids += [i for char in text for i in nano().encode(char)]
+    assert len(ids) > len(nano().encode(TURN, parse_special=True)) + 50
+    assert run(ChannelParser(MUSE, nano()), ids) == expected
+
+
+def test_muse_typed_markers_stay_text() -> None:
+    text = "see <|eot|><|start|>assistant to=user<|message|> done"
+    ids = nano().encode(" to=self<|message|>", parse_special=True) + nano().encode(text)
+    parser = ChannelParser(MUSE, nano())
+    events = run(parser, [*ids, nano().id("<|eot|>")])
+    assert events[1] == Text("thought", text)
+    assert parser.turn.content == ""
+
+
+def test_muse_cut_anywhere() -> None:
+    """Every prefix of a turn keeps all the text that it has."""
+    ids = nano().encode(TURN, parse_special=True)
+    _, full = muse(TURN)
+    texts = "".join(e.text for e in full if isinstance(e, Text) and e.kind != "tool")
+    for cut in range(len(ids)):
+        parser = ChannelParser(MUSE, nano())
+        events = run(parser, ids[:cut])
+        turn = parser.turn
+        assert not turn.ended and turn.finish_hint is None
+        assert texts.startswith((turn.reasoning + turn.content).rstrip("\ufffd"))
+        started = [e for e in events if isinstance(e, ChannelStart)]
+        assert len(started) == len([e for e in events if isinstance(e, ChannelEnd)])
+        if turn.open_kind == "tool":
+            assert turn.tool_calls or turn.malformed_tool_calls
+    assert turn.open_kind == "answer"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<|message|>Hi<|eot|>", ("Hi", "", 0)),  # a header without a recipient
+        (" to=user<|message|>Hi", ("Hi", "", 0)),
+        (" to=user<|message|>a<|start|>assistant to=self<|message|>b<|eot|>", ("a", "b", 0)),
+        (" to=us", ("", "", 1)),
+        (" to=user<|message|>a<|message|>b<|eot|>", ("ab", "", 1)),
+        (" to=user<|message|>a<|eom|>stray<|eot|>", ("a", "", 1)),
+        (" to=user<|message|>a<|eom|> \n<|start|>assistant<|message|>b<|eot|>", ("a\n\nb", "", 0)),
+        (" to=user<|message|>a<|pad|>b<|eot|>", ("ab", "", 1)),
+        ("<|eom|>", ("", "", 0)),
+        (" to=user<|message|>a<|eom|><|eom|><|eot|>", ("a", "", 1)),
+        (" to=self<|message|>x<|eom|><|start|>user<|message|>I say<|eot|>", ("", "x", 1)),
+        ("x" * 2000, ("x" * 2000, "", 1)),
+        ("", ("", "", 0)),
+    ],
+)
+def test_muse_odd_turns(text: str, expected: tuple[str, str, int]) -> None:
+    parser, _ = muse(text)
+    assert (parser.turn.content, parser.turn.reasoning, len(parser.turn.errors)) == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            ["<|start|>", "<|message|>", "<|eom|>", "<|eot|>", "<|pad|>", "assistant", " to=self", " to=user",
+             " to=x", "user", CALL, "<atem:", "text ", "é", "\n", "</atem:invoke>"]
+        ),
+        max_size=14,
+    )
+)  # fmt: skip
+def test_muse_never_raises_and_loses_nothing(parts: list[str]) -> None:
+    parser, events = muse("".join(parts))
+    kept = "".join(
+        e.text if isinstance(e, Text) else e.raw for e in events if isinstance(e, (Text, ProtocolError))
+    )
+    for word in ("é", "text"):
+        missing = "".join(parts).count(word) - kept.count(word)
+        headers = sum(part == word for part in ("é", "text "))
+        assert missing <= headers * len(parts)  # only well-formed headers are not repeated
+    opened = [e.kind for e in events if isinstance(e, ChannelStart)]
+    assert opened == [e.kind for e in events if isinstance(e, ChannelEnd)]
+    assert parser.finish() == [] or parser.turn.errors
+
+
+# ---- think tags -----------------------------------------------------------------------------------
+
+THOUGHTS = [
+    ("<think>\nTwo and\n\ntwo.\n</think>\n\nFour.\n", None, "Two and\n\ntwo.", "Four.\n"),
+    ("\nTwo.\n</think>\n\nFour", "thought", "Two.", "Four"),
+    ("Four </ think> <b>", None, "", "Four </ think> <b>"),
+    ("<think>\n\n</think>\n\nFour", None, "", "Four"),
+    ("<think>cut\n", None, "cut\n", ""),
+    ("<think></think>", None, "", ""),
+    ("\n\n <thin", None, "", "\n\n <thin"),
+    ("", None, "", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "opened", "reasoning", "content"), THOUGHTS)
+def test_think_tokens(text: str, opened: str | None, reasoning: str, content: str) -> None:
+    tokenizer = with_think_tokens()
+    parser = ChannelParser(THINK, tokenizer, opened=opened)
+    run(parser, tokenizer.encode(text, parse_special=True))
+    assert (parser.turn.reasoning, parser.turn.content) == (reasoning, content)
+
+
+@pytest.mark.parametrize(("text", "opened", "reasoning", "content"), THOUGHTS)
+def test_think_text_at_every_cut(text: str, opened: str | None, reasoning: str, content: str) -> None:
+    tokenizer = without_think_tokens()
+
+    def parse(pieces: list[str]) -> tuple[list[Event], str, str]:
+        parser = ChannelParser(THINK, tokenizer, opened=opened)
+        events = [event for piece in pieces for event in parser.push_text(piece)]
+        events += parser.finish()
+        return merged(events), parser.turn.reasoning, parser.turn.content
+
+    whole = parse([text])
+    assert whole[1:] == (reasoning, content)
+    assert parse(list(text)) == whole
+    for i in range(len(text)):
+        for j in range(i, len(text)):
+            assert parse([text[:i], text[i:j], text[j:]]) == whole, (i, j)
+    parser = ChannelParser(THINK, tokenizer, opened=opened)
+    assert run(parser, tokenizer.encode(text)) == whole[0]
+
+
+def test_think_tokens_ignore_spelled_tags() -> None:
+    """Where the tags are tokens, the same letters as ordinary text are text."""
+    tokenizer = with_think_tokens()
+    parser = ChannelParser(THINK, tokenizer, opened="thought")
+    ids = tokenizer.encode("a </think> b") + tokenizer.encode("</think>c", parse_special=True)
+    run(parser, [*ids, *tokenizer.encode("<think>d</think>")])
+    assert parser.turn.reasoning == "a </think> b"
+    assert parser.turn.content == "c<think>d</think>"
+
+
+def test_second_pair_in_text_is_text() -> None:
+    parser = ChannelParser(THINK, without_think_tokens())
+    parser.push_text("<think>a</think>b<think>c</think>")
+    parser.finish()
+    assert (parser.turn.reasoning, parser.turn.content) == ("a", "b<think>c</think>")
+
+
+def test_interleaved_thoughts_and_calls() -> None:
+    tokenizer = with_think_tokens()
+    text = (
+        "<think>a</think>\nb\n<tool_call>\n"
+        '{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n<tool_call>{"bad</tool_call>\n<think>c</think>d'
+    )
+    parser = ChannelParser(THINK, tokenizer, first_call=4)
+    events = run(parser, [*tokenizer.encode(text, parse_special=True), tokenizer.id("</s>")])
+    assert parser.turn.reasoning == "a\n\nc"
+    assert parser.turn.content == "b\n\n\nd"
+    assert [(c.name, c.arguments, c.id) for c in parser.turn.tool_calls] == [("f", {"x": 1}, "call_4")]
+    assert parser.turn.malformed_tool_calls == ['{"bad']
+    assert events[-1] == TurnEnd() and parser.turn.finish_hint == "tool_calls"
+    stray = ChannelParser(THINK, tokenizer)
+    run(stray, tokenizer.encode("a</think>b", parse_special=True))
+    assert stray.turn.content == "ab" and stray.turn.errors[0].raw == "</think>"
+
+
+def test_plain() -> None:
+    parser = ChannelParser(PLAIN, with_think_tokens())
+    text = "\n<b> é <|eo\n"
+    assert run(parser, with_think_tokens().encode(text))[1] == Text("answer", text)
+    assert parser.turn.content == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=30), st.sampled_from(["muse", "think", "plain"]))
+def test_streamed_text_adds_up(text: str, name: str) -> None:
+    """Texts concatenated are the fields, and half characters never show."""
+    tokenizer = nano() if name == "muse" else with_think_tokens()
+    parser = ChannelParser(PROTOCOLS[name], tokenizer, opened="answer" if name == "muse" else None)
+    events = [e for i in tokenizer.encode(text) for e in parser.push(i)]
+    events += parser.finish()
+    assert "".join(e.text for e in events if isinstance(e, Text)) == parser.turn.content == text
+
+
+# ---- prompts and detection ------------------------------------------------------------------------
+
+
+def test_muse_prompt() -> None:
+    template = ChatTemplate(NANO)
+    ids = encode_chat(nano(), template, "<|start|>assistant to=self<|message|>")
+    parser = ChannelParser.for_prompt(MUSE, nano(), ids)
+    run(parser, nano().encode(" to=user<|message|>Hi<|eot|>", parse_special=True))
+    assert parser.turn.content == "Hi"
+    forced = [*ids, *nano().encode(" to=self<|message|>So", parse_special=True)]
+    parser = ChannelParser.for_prompt(MUSE, nano(), forced)
+    run(parser, nano().encode(" far<|eot|>", parse_special=True))
+    assert parser.turn.reasoning == " far"
+    half = [*ids, *nano().encode(" to=self", parse_special=True)]
+    parser = ChannelParser.for_prompt(MUSE, nano(), half)
+    run(parser, nano().encode("<|message|>x<|eot|>", parse_special=True))
+    assert (parser.turn.reasoning, parser.turn.errors) == ("x", [])
+
+
+@pytest.mark.parametrize("tokenizer", [with_think_tokens, without_think_tokens])
+@pytest.mark.parametrize(("ending", "opened"), [("<think>\n", "thought"), ("<think>\n\n</think>\n\n", None), ("", None)])
+def test_think_prompt(tokenizer: Any, ending: str, opened: str | None) -> None:
+    ids = tokenizer().encode("user: hi\nassistant: " + ending, parse_special=True)
+    parser = ChannelParser.for_prompt(THINK, tokenizer(), ids)
+    run(parser, tokenizer().encode("a</think>b", parse_special=True))
+    assert parser.turn.reasoning == ("a" if opened else "")
+
+
+def test_detection(shared_data: Path) -> None:
+    folder = shared_data / "templates"
+    assert detect_protocol(nano(), ChatTemplate(NANO)) is MUSE
+    found = {
+        name: detect_protocol(with_think_tokens(), ChatTemplate(folder / f"{name}.jinja")).name
+        for name in ("Qwen-Qwen3-0.6B", "ByteDance-Seed-OSS", "Qwen-Qwen2.5-7B-Instruct", "google-gemma-2-2b-it",
+                     "llama-cpp-deepseek-r1", "mistralai-Ministral-3-14B-Reasoning-2512")
+    }  # fmt: skip
+    assert found == {
+        "Qwen-Qwen3-0.6B": "think",
+        "ByteDance-Seed-OSS": "seed-think",
+        "Qwen-Qwen2.5-7B-Instruct": "tool-tags",
+        "google-gemma-2-2b-it": "plain",
+        "llama-cpp-deepseek-r1": "think",
+        "mistralai-Ministral-3-14B-Reasoning-2512": "bracket-think",
+    }
+    assert detect_protocol(Tokenizer.from_json(unigram().to_str()), None) is PLAIN
+
+
+def test_unknown_id_raises() -> None:
+    with pytest.raises(InvalidRequest, match="vocabulary size"):
+        ChannelParser(MUSE, nano()).push(10**6)
+
+
+# ---- tool calls -----------------------------------------------------------------------------------
+
+_SCHEMA = {
+    "properties": {
+        "s": {"type": "string"}, "i": {"type": "integer"}, "n": {"type": "number"},
+        "b": {"type": "boolean"}, "l": {"type": "array"}, "o": {"type": "object"},
+        "u": {"type": ["string", "null"]}, "a": {"anyOf": [{"type": "integer"}, {"type": "boolean"}]},
+        "e": {"enum": ["1", "2"]},
+    }
+}  # fmt: skip
+_TOOL = {"type": "function", "function": {"name": "t", "description": "", "parameters": _SCHEMA}}
+
+
+@pytest.mark.parametrize(
+    ("text", "schema", "expected"),
+    [
+        ("5", {"type": "string"}, "5"), (" 5 ", {"type": "integer"}, 5), ("5.0", {"type": "integer"}, 5),
+        ("-2.5e3", {"type": "number"}, -2500.0), ("7", {"type": "number"}, 7), ("true", {"type": "boolean"}, True),
+        ("true", {"type": "string"}, "true"), ("null", {"type": ["string", "null"]}, None),
+        ("nil", {"type": ["string", "null"]}, "nil"), (" a ", {"type": "string"}, " a "),
+        ("[1, 2]", {"type": "array"}, [1, 2]), ('{"a": 1}', {"type": "object"}, {"a": 1}),
+        ("1", {"enum": ["1", "2"]}, "1"), ("1", {"const": 1}, 1), ("3", {}, 3), ("x", {}, "x"),
+        ('"x"', {}, '"x"'), ("[1]", None, [1]), ("NaN", None, "NaN"), ("9" * 5000, {"type": "string"}, "9" * 5000),
+        ("2", {"anyOf": [{"type": "integer"}, {"type": "null"}]}, 2), ("2", {"anyOf": [{}, {"type": "null"}]}, 2),
+    ],
+)  # fmt: skip
+def test_convert(text: str, schema: Any, expected: Any) -> None:
+    given = convert(text, schema)
+    assert given == expected and type(given) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("abc", "integer"), ("5.5", "integer"), ("NaN", "number"), ("1", "boolean"), ("yes", "boolean"),
+     ("[1", "array"), ("[1]", "object"), ("9" * 5000, "integer"), ("[" * 99999, "array"), ("1e999", "integer")],
+)  # fmt: skip
+def test_convert_refuses(text: str, kind: str) -> None:
+    with pytest.raises(ValueError, match="is not of type"):
+        convert(text, {"type": kind})
+
+
+_values = st.fixed_dictionaries(
+    {},
+    optional={
+        "s": st.text(st.characters(exclude_categories=["Cs"]), max_size=12), "i": st.integers(),
+        "n": st.floats(allow_nan=False, allow_infinity=False), "b": st.booleans(),
+        "l": st.lists(st.one_of(st.integers(), st.text(st.characters(exclude_categories=["Cs"]))), max_size=3),
+        "o": st.dictionaries(st.sampled_from(["a", "b"]), st.booleans()),
+        "u": st.one_of(st.none(), st.sampled_from(["x", "</atem:parameter>", "</atem:parameter>\n<b>"])),
+    },
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(arguments=_values)
+def test_rendered_calls_parse_back(arguments: dict[str, Any]) -> None:
+    """What Nano's template writes for a call, the parser reads as the same call."""
+    message = {
+        "role": "assistant",
+        "tool_calls": [{"id": "x", "type": "function", "function": {"name": "t", "arguments": arguments}}],
+    }
+    text = ChatTemplate(NANO).render([{"role": "user", "content": "q"}, message])
+    turn = text[text.rindex("<|start|>assistant") + len("<|start|>assistant") :]
+    body = turn[turn.index("<|message|>") + len("<|message|>") : -len("<|eot|>")]
+    schemas = {"t": _SCHEMA}
+    (call,) = parse_atem(body, schemas, "t")
+    assert isinstance(call, ToolCall), call
+    assert call.arguments == arguments
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "expected"), ("hello", "expected"), ("<atem:function_calls>", "cut short"),
+        ("<atem:function_calls></atem:function_calls>", "no call"),
+        ("<atem:function_calls>x</atem:function_calls>", "expected a call"),
+        ('<atem:function_calls><atem:invoke name="t', "name does not end"),
+        ('<atem:function_calls><atem:invoke name="t">', "cut short"),
+        ('<atem:function_calls><atem:invoke name="t"><atem:para', "cut short"),
+        ('<atem:function_calls><atem:invoke name="t">x</atem:invoke>', "expected a parameter"),
+        ('<atem:function_calls><atem:invoke name="t"><atem:parameter name="s">v', "does not end"),
+        ('<atem:function_calls><atem:invoke name="t"><atem:parameter name="s">v</atem:parameter>', "does not end"),
+        ('<atem:function_calls><atem:invoke name="t"><atem:parameter name="i">v</atem:parameter></atem:invoke>',
+         "'i'.*not of type integer"),
+        ('<atem:function_calls><atem:invoke name="t"><atem:parameter name="s">1</atem:parameter>'
+         '<atem:parameter name="s">2</atem:parameter></atem:invoke>', "twice"),
+        ('<atem:function_calls><atem:invoke name="w"></atem:invoke></atem:function_calls>', "'t'.*'w'"),
+        ('<atem:function_calls><atem:invoke name="t"></atem:invoke></atem:function_calls> x', "text after"),
+    ],
+)  # fmt: skip
+def test_malformed_calls(text: str, reason: str) -> None:
+    parser, events = muse(f" to=t<|message|>{text}<|eot|>", tools=[_TOOL])
+    errors = [e for e in events if isinstance(e, ToolCallError)]
+    assert len(errors) == 1
+    assert __import__("re").search(reason, errors[0].reason), errors[0].reason
+    assert errors[0].raw in text or errors[0].raw == text
+    assert parser.turn.malformed_tool_calls == [errors[0].raw]
+
+
+def test_good_calls_before_a_bad_one_count() -> None:
+    good = '<atem:invoke name="t">\n<atem:parameter name="i">1</atem:parameter>\n</atem:invoke>\n'
+    parser, _ = muse(f" to=t<|message|><atem:function_calls>\n{good}{good}<atem:inv", tools=[_TOOL])
+    assert [c.id for c in parser.turn.tool_calls] == ["call_1", "call_2"]
+    assert parser.turn.malformed_tool_calls == ["<atem:inv"]
+    assert parser.turn.open_kind == "tool"
+    assert parser.turn.tool_calls[0].to_openai() == {
+        "id": "call_1", "type": "function", "function": {"name": "t", "arguments": {"i": 1}},
+    }  # fmt: skip
+
+
+def test_long_calls_are_linear() -> None:
+    """Many closing tags inside a value and long white space: no quadratic search."""
+    value = "</atem:parameter> x" * 20_000 + " " * 100_000
+    text = f'<atem:function_calls><atem:invoke name="t"><atem:parameter name="s">{value}</atem:parameter></atem:invoke>'
+    (call,) = parse_atem(text, {})
+    assert call.arguments["s"] == value
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": 5}', '{"name": "f", "arguments": "x"}',
+                                  '{"name": "f", "arguments": [1]}', "[" * 99999])  # fmt: skip
+def test_malformed_json_calls(text: str) -> None:
+    (call,) = parse_json_call(text, {})
+    assert isinstance(call, ToolCallError) and call.raw == text
+
+
+def test_json_calls() -> None:
+    (call,) = parse_json_call(' {"name": "f", "arguments": "{\\"a\\": 1}"}\n', {})
+    assert (call.name, call.arguments) == ("f", {"a": 1})
