@@ -27,12 +27,11 @@ struct RowBlock {
   std::int64_t sealed_end[kAttendRowBlock];  // pages below are read sealed
   SealedRow sealed[kAttendRowBlock];
   float* score;          // [rows][512]: scores, then exp(s - m)
-  float* mean_product;   // [8 pages][kAttendRowBlock]
+  float* mean_product;   // [rows][16], page p of the chunk in lane p
   dot_weight* query;     // [rows][dim]
   dot_weight* weight;    // [rows][2][64]
   float* page;           // [64 * dim] keys or values of an open page as f32
-  float* transposed;     // [dim][kAttendRowBlock] queries
-  float* mean;           // [8 pages][dim]
+  float* mean;           // [dim][16], page p of the chunk in lane p
 
   Source source(std::int64_t r, std::int64_t p) const {
     const std::int64_t begin = p * kPageTokens;
@@ -84,7 +83,7 @@ Slots open_slots(const RowBlock& block, std::int64_t p, std::int64_t begin, std:
   return slots;
 }
 
-// Queries as int8 codes with one scale a row (and, transposed, as they are, for q . mean).
+// Queries as int8 codes with one scale a row.
 void prepare_queries(RowBlock* block) {
   for (std::int64_t r = 0; r < block->rows; ++r) {
     const float* q = block->q + r * block->args->ldq;
@@ -111,41 +110,24 @@ void prepare_queries(RowBlock* block) {
     std::int32_t total = 0;
     for (std::int32_t lane : lanes) total += lane;
     block->sealed[r].bias = -128 * total;
-    for (std::int64_t d = 0; d < block->dim; ++d) {
-      block->transposed[d * kAttendRowBlock + r] = q[d];
-    }
   }
 }
 
-// mean_product[page][row] = q . mean for sealed pages [begin, end): one chain per lane, lane = row.
+// mean_product[row][page] = q . mean for sealed pages [begin, end): lane = page.
 void multiply_means(const RowBlock& block, std::int64_t begin, std::int64_t end) {
   const SealedKv8Layout at = sealed_kv8_layout(block.dim);
+  for (std::int64_t i = 0; i < block.dim; ++i) vstore(block.mean + 16 * i, vset(0.0f));
   for (std::int64_t p = begin; p < end; ++p) {
-    const std::uint8_t* page = block.args->sealed[p];  // null where no row reads it
+    const std::uint8_t* page = block.args->sealed[p];
+    if (!page) continue;  // no row reads it
     for (std::int64_t d = 0; d < block.dim; d += 16) {
-      vstore(block.mean + p * block.dim + d,
-             page ? vload_f16(page + at.k_mean + 2 * d) : vset(0.0f));
+      float mean[16];
+      vstore(mean, vload_f16(page + at.k_mean + 2 * d));
+      for (std::int64_t i = 0; i < 16; ++i) block.mean[(d + i) * 16 + p] = mean[i];
     }
   }
-  for (std::int64_t p = begin; p < end; p += kMeanPages) {
-    const std::int64_t pages = end - p < kMeanPages ? end - p : kMeanPages;
-    const float* mean = block.mean + p * block.dim;
-    for (std::int64_t r = 0; r < block.rows; r += 16) {
-      with_count<kMeanPages>(pages, [&](auto n) {
-        vf acc[n.value];
-        unroll<n.value>([&](auto i) MS_LAMBDA { acc[i] = vset(0.0f); });
-        for (std::int64_t d = 0; d < block.dim; ++d) {
-          const vf q = vload(block.transposed + d * kAttendRowBlock + r);
-          unroll<n.value>([&](auto i) MS_LAMBDA {
-            acc[i] = vfma(q, vset(mean[i * block.dim + d]), acc[i]);
-          });
-        }
-        unroll<n.value>([&](auto i) MS_LAMBDA {
-          vstore(block.mean_product + (p + i) * kAttendRowBlock + r, acc[i]);
-        });
-      });
-    }
-  }
+  const Panel<float> panel = {block.mean, 16, 16, block.dim};
+  float_tiles(panel, 1, block.rows, block.q, block.args->ldq, block.mean_product, 16, false);
 }
 
 void score_sealed(const RowBlock& block, std::int64_t p, std::int64_t begin, std::int64_t end) {
@@ -162,7 +144,7 @@ void score_sealed(const RowBlock& block, std::int64_t p, std::int64_t begin, std
       with_count<kTileBlocks>(width, [&](auto n) {
         key_tile<h.value, n.value>(panel, block.query + r * block.dim, block.dim, block.sealed + r,
                                    key_scale + 16 * b,
-                                   block.mean_product + p * kAttendRowBlock + r,
+                                   block.mean_product + 16 * r + p,
                                    block.score + r * kMergeChunk + p * kPageTokens + 16 * b);
       });
     });
@@ -221,7 +203,7 @@ AttentionPartial softmax(float* score, std::int64_t first, std::int64_t last, fl
   const vf top = vset(m);
   vf total = vset(0.0f);
   for (std::int64_t j = begin; j <= last; j += 16) {
-    vf e = vexp(vsub(vload(score + j), top));
+    vf e = vexp_below_89(vsub(vload(score + j), top));
     if (j < first || j + 15 > last) {
       e = vselect(vrange(first - j, last + 1 - j), e, vset(0.0f));
     }
@@ -344,12 +326,11 @@ T* take(std::uint8_t** scratch, std::int64_t count) {
 void lay_out(RowBlock* block, void* scratch) {
   auto* at = static_cast<std::uint8_t*>(scratch);
   block->score = take<float>(&at, block->rows * kMergeChunk);
-  block->mean_product = take<float>(&at, kPagesPerChunk * kAttendRowBlock);
+  block->mean_product = take<float>(&at, block->rows * 16);
   block->query = take<dot_weight>(&at, block->rows * block->dim);
   block->weight = take<dot_weight>(&at, block->rows * kPlaneStride);
   block->page = take<float>(&at, kPageTokens * block->dim);
-  block->transposed = take<float>(&at, block->dim * kAttendRowBlock);
-  block->mean = take<float>(&at, kPagesPerChunk * block->dim);
+  block->mean = take<float>(&at, 16 * block->dim);
 }
 
 // Ranges of the rows and of the pages they touch; false if no row sees anything.

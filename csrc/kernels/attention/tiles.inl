@@ -122,7 +122,8 @@ struct SealedRow {
   float step;         // of the page's P: wmax / steps
 };
 
-// Scores of one sealed page: fma(dot, qscale * kscale, q . mean). key_scale: one float per lane.
+// Scores of one sealed page: fma(dot, qscale * kscale, q . mean). key_scale: one float per lane;
+// mean_product: one in sixteen floats.
 template <int kRows, int kBlocks>
 void key_tile(const Panel<std::uint8_t>& panel, const dot_weight* w, std::int64_t ldw,
               const SealedRow* row, const float* key_scale, const float* mean_product, float* score) {
@@ -135,7 +136,7 @@ void key_tile(const Panel<std::uint8_t>& panel, const dot_weight* w, std::int64_
     unroll<kBlocks>([&](auto b) MS_LAMBDA {
       const vf scale = vmul(vset(row[r].scale), vload(key_scale + b * 16));
       vstore(score + r * kMergeChunk + b * 16,
-             vfma(vconvert(acc[r][b]), scale, vset(mean_product[r])));
+             vfma(vconvert(acc[r][b]), scale, vset(mean_product[16 * r])));
     });
   });
 }

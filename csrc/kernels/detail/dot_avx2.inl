@@ -8,7 +8,6 @@ namespace {
 using dot_weight = std::int16_t;
 constexpr int kTileRows = 4;
 constexpr int kTileBlocks = 1;
-constexpr int kMeanPages = 4;
 
 // Codes 0, 1 and codes 2, 3 of each lane as int16 pairs; lanes 0-7 and 8-15.
 struct vcodes {

@@ -13,7 +13,6 @@ using dot_weight = std::int8_t;
 // Accumulators of one register tile: rows x blocks of 16 lanes, with the operands in 32 registers.
 constexpr int kTileRows = 6;
 constexpr int kTileBlocks = 4;
-constexpr int kMeanPages = 8;
 
 struct vcodes {
   __m512i v;

@@ -17,8 +17,9 @@ MS_INLINE float canonical(float x) {
   return x != x ? __builtin_bit_cast(float, std::uint32_t{0x7fc00000u}) : x;
 }
 
-MS_INLINE vf vexp(vf x) {
-  x = vmax(vset(-104.0f), vmin(vset(89.0f), x));
+// exp of x <= 89 or NaN: vexp, less the clamp from above.
+MS_INLINE vf vexp_below_89(vf x) {
+  x = vmax(vset(-104.0f), x);
   const vf shift = vset(0x1.8p23f);
   const vf n = vsub(vfma(x, vset(kLog2E), shift), shift);
   vf r = vfma(n, vset(-kLn2High), x);
@@ -32,6 +33,8 @@ MS_INLINE vf vexp(vf x) {
   p = vfma(p, r, vset(1.0f));
   return vscale2(p, n);
 }
+
+MS_INLINE vf vexp(vf x) { return vexp_below_89(vmin(vset(89.0f), x)); }
 
 MS_INLINE vf vtanh(vf x) {
   const vf a = vmin(vset(10.0f), vabs(x));
