@@ -15,32 +15,38 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Public name -> the module that defines it. A name of None in the second place is the module itself.
-_LAZY: dict[str, tuple[str, str | None]] = {
-    "Error": ("musespark.errors", "Error"),
-    "UnsupportedModel": ("musespark.errors", "UnsupportedModel"),
-    "CorruptFile": ("musespark.errors", "CorruptFile"),
-    "InvalidRequest": ("musespark.errors", "InvalidRequest"),
-    "ContextOverflow": ("musespark.errors", "ContextOverflow"),
-    "Cancelled": ("musespark.errors", "Cancelled"),
-    "DeadlineExceeded": ("musespark.errors", "DeadlineExceeded"),
-    "MemoryBudgetExceeded": ("musespark.errors", "MemoryBudgetExceeded"),
-    "errors": ("musespark.errors", None),
+# Module -> the public names it defines.
+_DEFINED_IN = {
+    "model": ("load", "Model"),
+    "session": ("Session",),
+    "machine": ("doctor",),
+    "weights": ("convert",),
+    "text": ("Tokenizer", "ChatTemplate"),
+    "results": ("Completion", "ChatResult", "Delta", "Usage", "Timings", "ModelInfo"),
+    "errors": (
+        "Error",
+        "UnsupportedModel",
+        "CorruptFile",
+        "InvalidRequest",
+        "ContextOverflow",
+        "Cancelled",
+        "DeadlineExceeded",
+        "MemoryBudgetExceeded",
+    ),
 }
+_MODULE_OF = {name: module for module, names in _DEFINED_IN.items() for name in names}
 
-__all__ = ["__version__", *_LAZY]
+__all__ = ["__version__", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
-    try:
-        module_name, attribute = _LAZY[name]
-    except KeyError:
-        raise AttributeError(f"module 'musespark' has no attribute {name!r}") from None
-    module = importlib.import_module(module_name)
-    value = module if attribute is None else getattr(module, attribute)
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'musespark' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"musespark.{module}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_LAZY))
+    return sorted(set(globals()) | set(_MODULE_OF))

@@ -111,11 +111,10 @@ def cmake_layers() -> dict[str, set[str]]:
 
 @dataclass(frozen=True)
 class Import:
-    """One imported module, absolute. ``top``: executed when the module is, not inside a function."""
+    """One imported module, absolute."""
 
     line: int
     module: str
-    top: bool
 
 
 def module_name(path: Path) -> str:
@@ -133,24 +132,25 @@ def _absolute(path: Path, node: ast.ImportFrom) -> str:
     return ".".join([*package, *([node.module] if node.module else [])])
 
 
+def _type_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
 def imports(path: Path) -> list[Import]:
-    """Every import of a module; ``from package import name`` counts as package.name too."""
+    """Every import of a module that can happen; ``from package import name`` counts as package.name
+    too, imports for the type checker alone do not."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    nested = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        for inner in ast.walk(node)
-    }
+    unreal = {id(inner) for node in ast.walk(tree) if _type_only(node) for inner in ast.walk(node)}
     found = []
     for node in ast.walk(tree):
-        top = id(node) not in nested
+        if id(node) in unreal:
+            continue
         if isinstance(node, ast.Import):
-            found += [Import(node.lineno, alias.name, top) for alias in node.names]
+            found += [Import(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(path, node)
-            found.append(Import(node.lineno, base, top))
-            found += [Import(node.lineno, f"{base}.{alias.name}", top) for alias in node.names]
+            found.append(Import(node.lineno, base))
+            found += [Import(node.lineno, f"{base}.{alias.name}") for alias in node.names]
     return found
 
 
