@@ -68,10 +68,17 @@ CASES: dict[str, dict[str, Any]] = {
     "user": {"messages": [_user("Hello, world!")]},
     "system": {"messages": [SYSTEM, _user("Hello")]},
     "turns": {
-        "messages": [SYSTEM, _user(" a "), _assistant("b\n"), _user("c"), _assistant(" d"), _user("e")]
+        "messages": [
+            SYSTEM,
+            _user(" a "),
+            _assistant("b\n"),
+            _user("c"),
+            _assistant(" d"),
+            _user("e"),
+        ]
     },
     "ends_with_assistant": {"messages": [_user("a"), _assistant("b")]},
-    "code": {"messages": [_user("if (a < b && b > c) { x[0] = \"<b>\"; } // </b> | é 你好 🙂")]},
+    "code": {"messages": [_user('if (a < b && b > c) { x[0] = "<b>"; } // </b> | é 你好 🙂')]},
     "empty": {"messages": [_user("")]},
     "parts": {
         "messages": [
@@ -130,7 +137,11 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "effort": {
         "messages": [SYSTEM, _user("Hello")],
-        "variables": {"reasoning_effort": "low", "reasoning_strength": "low", "enable_thinking": False},
+        "variables": {
+            "reasoning_effort": "low",
+            "reasoning_strength": "low",
+            "enable_thinking": False,
+        },
     },
     "thinking": {
         "messages": [_user("Hello")],
@@ -140,7 +151,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def digest(text: str) -> str:
-    """Length and the first 48 bits of SHA-256: templates' own text must not be in the repository."""
+    """Length and the first 48 bits of SHA-256: the templates' text is not for the repository."""
     return f"{len(text)}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 

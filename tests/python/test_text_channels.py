@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from musespark.errors import InvalidRequest
 from musespark.text import (
     PROTOCOLS,
@@ -22,12 +23,10 @@ from musespark.text import (
     Text,
     Tokenizer,
     ToolCall,
-    ToolCallError,
     TurnEnd,
     detect_protocol,
     encode_chat,
 )
-from musespark.text.toolcalls import convert, parse_atem, parse_json_call
 from support.tokenizers_zoo import byte_level, unigram
 
 NANO = Path(__file__).parents[2] / "python" / "musespark" / "nano"
@@ -37,6 +36,11 @@ MUSE, THINK, PLAIN = PROTOCOLS["muse"], PROTOCOLS["think"], PROTOCOLS["plain"]
 @cache
 def nano() -> Tokenizer:
     return Tokenizer.load(NANO)
+
+
+@cache
+def nano_template() -> ChatTemplate:
+    return ChatTemplate(NANO)
 
 
 @cache
@@ -50,7 +54,9 @@ def with_think_tokens() -> Tokenizer:
 def without_think_tokens() -> Tokenizer:
     data = json.loads(byte_level().to_str())
     data["added_tokens"] = [t for t in data["added_tokens"] if "think" not in t["content"]]
-    data["added_tokens"] = [t for t in data["added_tokens"] if t["id"] in data["model"]["vocab"].values()]
+    data["added_tokens"] = [
+        t for t in data["added_tokens"] if t["id"] in data["model"]["vocab"].values()
+    ]
     return Tokenizer.from_json(json.dumps(data))
 
 
@@ -58,7 +64,12 @@ def merged(events: list[Event]) -> list[Event]:
     """Neighbouring texts of one channel as one: what does not depend on the cut."""
     out: list[Event] = []
     for event in events:
-        if out and isinstance(event, Text) and isinstance(out[-1], Text) and out[-1].kind == event.kind:
+        if (
+            out
+            and isinstance(event, Text)
+            and isinstance(out[-1], Text)
+            and out[-1].kind == event.kind
+        ):
             out[-1] = Text(event.kind, out[-1].text + event.text)
         else:
             out.append(event)
@@ -94,17 +105,31 @@ def test_muse_turn() -> None:
     parser, events = muse(TURN)
     call = ToolCall("get.weather", {"city": "Paris", "days": 3}, CALL[22:-23], "call_1")
     assert events == [
-        ChannelStart("thought", "self"), Text("thought", "I think <x> é."), ChannelEnd("thought"),
-        ChannelStart("thought", "self"), Text("thought", "\n\nMore."), ChannelEnd("thought"),
-        ChannelStart("tool", "get.weather"), Text("tool", CALL), call, ChannelEnd("tool"),
-        ChannelStart("answer", "user"), Text("answer", "The answer 你."), ChannelEnd("answer"),
+        ChannelStart("thought", "self"),
+        Text("thought", "I think <x> é."),
+        ChannelEnd("thought"),
+        ChannelStart("thought", "self"),
+        Text("thought", "\n\nMore."),
+        ChannelEnd("thought"),
+        ChannelStart("tool", "get.weather"),
+        Text("tool", CALL),
+        call,
+        ChannelEnd("tool"),
+        ChannelStart("answer", "user"),
+        Text("answer", "The answer 你."),
+        ChannelEnd("answer"),
         TurnEnd(),
-    ]  # fmt: skip
+    ]
     turn = parser.turn
     assert turn.reasoning == "I think <x> é.\n\nMore."
     assert turn.content == "The answer 你."
     assert turn.tool_calls == [call]
-    assert (turn.ended, turn.open_kind, turn.finish_hint, turn.errors) == (True, None, "tool_calls", [])
+    assert (turn.ended, turn.open_kind, turn.finish_hint, turn.errors) == (
+        True,
+        None,
+        "tool_calls",
+        [],
+    )
     ids = nano().encode(TURN, parse_special=True)
     thought = nano().encode(TURN.split("<|start|>assistant to=get")[0], parse_special=True)
     assert turn.reasoning_tokens == len(thought) < len(ids)
@@ -164,9 +189,10 @@ def test_muse_cut_anywhere() -> None:
         (" to=user<|message|>a<|pad|>b<|eot|>", ("ab", "", 1)),
         ("<|eom|>", ("", "", 0)),
         (" to=user<|message|>a<|eom|><|eom|><|eot|>", ("a", "", 1)),
-        (" to=self<|message|>x<|eom|><|start|>user<|message|>I say<|eot|>", ("", "x", 1)),
+        (" to=self<|message|>x<|eom|><|start|>user<|message|>I say<|eot|>", ("", "x", 2)),
         ("x" * 2000, ("x" * 2000, "", 1)),
         ("", ("", "", 0)),
+        (" to=user extra<|message|>a<|eot|>", ("a", "", 1)),
     ],
 )
 def test_muse_odd_turns(text: str, expected: tuple[str, str, int]) -> None:
@@ -178,27 +204,43 @@ def test_muse_odd_turns(text: str, expected: tuple[str, str, int]) -> None:
 @given(
     st.lists(
         st.sampled_from(
-            ["<|start|>", "<|message|>", "<|eom|>", "<|eot|>", "<|pad|>", "assistant", " to=self", " to=user",
-             " to=x", "user", CALL, "<atem:", "text ", "é", "\n", "</atem:invoke>"]
+            [
+                "<|start|>",
+                "<|message|>",
+                "<|eom|>",
+                "<|eot|>",
+                "<|pad|>",
+                "assistant",
+                " to=self",
+                " to=user",
+                " to=x",
+                "user",
+                CALL,
+                "<atem:",
+                "text ",
+                "é",
+                "\n",
+                "</atem:invoke>",
+            ]
         ),
         max_size=14,
     )
-)  # fmt: skip
+)
 def test_muse_never_raises_and_loses_nothing(parts: list[str]) -> None:
     parser, events = muse("".join(parts))
     kept = "".join(
-        e.text if isinstance(e, Text) else e.raw for e in events if isinstance(e, (Text, ProtocolError))
+        e.text if isinstance(e, Text) else e.raw
+        for e in events
+        if isinstance(e, (Text, ProtocolError))
     )
     for word in ("é", "text"):
-        missing = "".join(parts).count(word) - kept.count(word)
-        headers = sum(part == word for part in ("é", "text "))
-        assert missing <= headers * len(parts)  # only well-formed headers are not repeated
+        assert kept.count(word) == "".join(parts).count(word)
     opened = [e.kind for e in events if isinstance(e, ChannelStart)]
     assert opened == [e.kind for e in events if isinstance(e, ChannelEnd)]
     assert parser.finish() == [] or parser.turn.errors
 
 
-# ---- think tags -----------------------------------------------------------------------------------
+# ---- think tags --------------------------------------------------------------------------------
 
 THOUGHTS = [
     ("<think>\nTwo and\n\ntwo.\n</think>\n\nFour.\n", None, "Two and\n\ntwo.", "Four.\n"),
@@ -221,7 +263,9 @@ def test_think_tokens(text: str, opened: str | None, reasoning: str, content: st
 
 
 @pytest.mark.parametrize(("text", "opened", "reasoning", "content"), THOUGHTS)
-def test_think_text_at_every_cut(text: str, opened: str | None, reasoning: str, content: str) -> None:
+def test_think_text_at_every_cut(
+    text: str, opened: str | None, reasoning: str, content: str
+) -> None:
     tokenizer = without_think_tokens()
 
     def parse(pieces: list[str]) -> tuple[list[Event], str, str]:
@@ -261,13 +305,16 @@ def test_interleaved_thoughts_and_calls() -> None:
     tokenizer = with_think_tokens()
     text = (
         "<think>a</think>\nb\n<tool_call>\n"
-        '{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n<tool_call>{"bad</tool_call>\n<think>c</think>d'
+        '{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
+        '<tool_call>{"bad</tool_call>\n<think>c</think>d'
     )
     parser = ChannelParser(THINK, tokenizer, first_call=4)
     events = run(parser, [*tokenizer.encode(text, parse_special=True), tokenizer.id("</s>")])
     assert parser.turn.reasoning == "a\n\nc"
     assert parser.turn.content == "b\n\n\nd"
-    assert [(c.name, c.arguments, c.id) for c in parser.turn.tool_calls] == [("f", {"x": 1}, "call_4")]
+    assert [(c.name, c.arguments, c.id) for c in parser.turn.tool_calls] == [
+        ("f", {"x": 1}, "call_4")
+    ]
     assert parser.turn.malformed_tool_calls == ['{"bad']
     assert events[-1] == TurnEnd() and parser.turn.finish_hint == "tool_calls"
     stray = ChannelParser(THINK, tokenizer)
@@ -293,7 +340,7 @@ def test_streamed_text_adds_up(text: str, name: str) -> None:
     assert "".join(e.text for e in events if isinstance(e, Text)) == parser.turn.content == text
 
 
-# ---- prompts and detection ------------------------------------------------------------------------
+# ---- prompts and detection ---------------------------------------------------------------------
 
 
 def test_muse_prompt() -> None:
@@ -313,7 +360,9 @@ def test_muse_prompt() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", [with_think_tokens, without_think_tokens])
-@pytest.mark.parametrize(("ending", "opened"), [("<think>\n", "thought"), ("<think>\n\n</think>\n\n", None), ("", None)])
+@pytest.mark.parametrize(
+    ("ending", "opened"), [("<think>\n", "thought"), ("<think>\n\n</think>\n\n", None), ("", None)]
+)
 def test_think_prompt(tokenizer: Any, ending: str, opened: str | None) -> None:
     ids = tokenizer().encode("user: hi\nassistant: " + ending, parse_special=True)
     parser = ChannelParser.for_prompt(THINK, tokenizer(), ids)
@@ -326,9 +375,15 @@ def test_detection(shared_data: Path) -> None:
     assert detect_protocol(nano(), ChatTemplate(NANO)) is MUSE
     found = {
         name: detect_protocol(with_think_tokens(), ChatTemplate(folder / f"{name}.jinja")).name
-        for name in ("Qwen-Qwen3-0.6B", "ByteDance-Seed-OSS", "Qwen-Qwen2.5-7B-Instruct", "google-gemma-2-2b-it",
-                     "llama-cpp-deepseek-r1", "mistralai-Ministral-3-14B-Reasoning-2512")
-    }  # fmt: skip
+        for name in (
+            "Qwen-Qwen3-0.6B",
+            "ByteDance-Seed-OSS",
+            "Qwen-Qwen2.5-7B-Instruct",
+            "google-gemma-2-2b-it",
+            "llama-cpp-deepseek-r1",
+            "mistralai-Ministral-3-14B-Reasoning-2512",
+        )
+    }
     assert found == {
         "Qwen-Qwen3-0.6B": "think",
         "ByteDance-Seed-OSS": "seed-think",
@@ -343,133 +398,3 @@ def test_detection(shared_data: Path) -> None:
 def test_unknown_id_raises() -> None:
     with pytest.raises(InvalidRequest, match="vocabulary size"):
         ChannelParser(MUSE, nano()).push(10**6)
-
-
-# ---- tool calls -----------------------------------------------------------------------------------
-
-_SCHEMA = {
-    "properties": {
-        "s": {"type": "string"}, "i": {"type": "integer"}, "n": {"type": "number"},
-        "b": {"type": "boolean"}, "l": {"type": "array"}, "o": {"type": "object"},
-        "u": {"type": ["string", "null"]}, "a": {"anyOf": [{"type": "integer"}, {"type": "boolean"}]},
-        "e": {"enum": ["1", "2"]},
-    }
-}  # fmt: skip
-_TOOL = {"type": "function", "function": {"name": "t", "description": "", "parameters": _SCHEMA}}
-
-
-@pytest.mark.parametrize(
-    ("text", "schema", "expected"),
-    [
-        ("5", {"type": "string"}, "5"), (" 5 ", {"type": "integer"}, 5), ("5.0", {"type": "integer"}, 5),
-        ("-2.5e3", {"type": "number"}, -2500.0), ("7", {"type": "number"}, 7), ("true", {"type": "boolean"}, True),
-        ("true", {"type": "string"}, "true"), ("null", {"type": ["string", "null"]}, None),
-        ("nil", {"type": ["string", "null"]}, "nil"), (" a ", {"type": "string"}, " a "),
-        ("[1, 2]", {"type": "array"}, [1, 2]), ('{"a": 1}', {"type": "object"}, {"a": 1}),
-        ("1", {"enum": ["1", "2"]}, "1"), ("1", {"const": 1}, 1), ("3", {}, 3), ("x", {}, "x"),
-        ('"x"', {}, '"x"'), ("[1]", None, [1]), ("NaN", None, "NaN"), ("9" * 5000, {"type": "string"}, "9" * 5000),
-        ("2", {"anyOf": [{"type": "integer"}, {"type": "null"}]}, 2), ("2", {"anyOf": [{}, {"type": "null"}]}, 2),
-    ],
-)  # fmt: skip
-def test_convert(text: str, schema: Any, expected: Any) -> None:
-    given = convert(text, schema)
-    assert given == expected and type(given) is type(expected)
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [("abc", "integer"), ("5.5", "integer"), ("NaN", "number"), ("1", "boolean"), ("yes", "boolean"),
-     ("[1", "array"), ("[1]", "object"), ("9" * 5000, "integer"), ("[" * 99999, "array"), ("1e999", "integer")],
-)  # fmt: skip
-def test_convert_refuses(text: str, kind: str) -> None:
-    with pytest.raises(ValueError, match="is not of type"):
-        convert(text, {"type": kind})
-
-
-_values = st.fixed_dictionaries(
-    {},
-    optional={
-        "s": st.text(st.characters(exclude_categories=["Cs"]), max_size=12), "i": st.integers(),
-        "n": st.floats(allow_nan=False, allow_infinity=False), "b": st.booleans(),
-        "l": st.lists(st.one_of(st.integers(), st.text(st.characters(exclude_categories=["Cs"]))), max_size=3),
-        "o": st.dictionaries(st.sampled_from(["a", "b"]), st.booleans()),
-        "u": st.one_of(st.none(), st.sampled_from(["x", "</atem:parameter>", "</atem:parameter>\n<b>"])),
-    },
-)  # fmt: skip
-
-
-@settings(max_examples=150, deadline=None)
-@given(arguments=_values)
-def test_rendered_calls_parse_back(arguments: dict[str, Any]) -> None:
-    """What Nano's template writes for a call, the parser reads as the same call."""
-    message = {
-        "role": "assistant",
-        "tool_calls": [{"id": "x", "type": "function", "function": {"name": "t", "arguments": arguments}}],
-    }
-    text = ChatTemplate(NANO).render([{"role": "user", "content": "q"}, message])
-    turn = text[text.rindex("<|start|>assistant") + len("<|start|>assistant") :]
-    body = turn[turn.index("<|message|>") + len("<|message|>") : -len("<|eot|>")]
-    schemas = {"t": _SCHEMA}
-    (call,) = parse_atem(body, schemas, "t")
-    assert isinstance(call, ToolCall), call
-    assert call.arguments == arguments
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", "expected"), ("hello", "expected"), ("<atem:function_calls>", "cut short"),
-        ("<atem:function_calls></atem:function_calls>", "no call"),
-        ("<atem:function_calls>x</atem:function_calls>", "expected a call"),
-        ('<atem:function_calls><atem:invoke name="t', "name does not end"),
-        ('<atem:function_calls><atem:invoke name="t">', "cut short"),
-        ('<atem:function_calls><atem:invoke name="t"><atem:para', "cut short"),
-        ('<atem:function_calls><atem:invoke name="t">x</atem:invoke>', "expected a parameter"),
-        ('<atem:function_calls><atem:invoke name="t"><atem:parameter name="s">v', "does not end"),
-        ('<atem:function_calls><atem:invoke name="t"><atem:parameter name="s">v</atem:parameter>', "does not end"),
-        ('<atem:function_calls><atem:invoke name="t"><atem:parameter name="i">v</atem:parameter></atem:invoke>',
-         "'i'.*not of type integer"),
-        ('<atem:function_calls><atem:invoke name="t"><atem:parameter name="s">1</atem:parameter>'
-         '<atem:parameter name="s">2</atem:parameter></atem:invoke>', "twice"),
-        ('<atem:function_calls><atem:invoke name="w"></atem:invoke></atem:function_calls>', "'t'.*'w'"),
-        ('<atem:function_calls><atem:invoke name="t"></atem:invoke></atem:function_calls> x', "text after"),
-    ],
-)  # fmt: skip
-def test_malformed_calls(text: str, reason: str) -> None:
-    parser, events = muse(f" to=t<|message|>{text}<|eot|>", tools=[_TOOL])
-    errors = [e for e in events if isinstance(e, ToolCallError)]
-    assert len(errors) == 1
-    assert __import__("re").search(reason, errors[0].reason), errors[0].reason
-    assert errors[0].raw in text or errors[0].raw == text
-    assert parser.turn.malformed_tool_calls == [errors[0].raw]
-
-
-def test_good_calls_before_a_bad_one_count() -> None:
-    good = '<atem:invoke name="t">\n<atem:parameter name="i">1</atem:parameter>\n</atem:invoke>\n'
-    parser, _ = muse(f" to=t<|message|><atem:function_calls>\n{good}{good}<atem:inv", tools=[_TOOL])
-    assert [c.id for c in parser.turn.tool_calls] == ["call_1", "call_2"]
-    assert parser.turn.malformed_tool_calls == ["<atem:inv"]
-    assert parser.turn.open_kind == "tool"
-    assert parser.turn.tool_calls[0].to_openai() == {
-        "id": "call_1", "type": "function", "function": {"name": "t", "arguments": {"i": 1}},
-    }  # fmt: skip
-
-
-def test_long_calls_are_linear() -> None:
-    """Many closing tags inside a value and long white space: no quadratic search."""
-    value = "</atem:parameter> x" * 20_000 + " " * 100_000
-    text = f'<atem:function_calls><atem:invoke name="t"><atem:parameter name="s">{value}</atem:parameter></atem:invoke>'
-    (call,) = parse_atem(text, {})
-    assert call.arguments["s"] == value
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"name": 5}', '{"name": "f", "arguments": "x"}',
-                                  '{"name": "f", "arguments": [1]}', "[" * 99999])  # fmt: skip
-def test_malformed_json_calls(text: str) -> None:
-    (call,) = parse_json_call(text, {})
-    assert isinstance(call, ToolCallError) and call.raw == text
-
-
-def test_json_calls() -> None:
-    (call,) = parse_json_call(' {"name": "f", "arguments": "{\\"a\\": 1}"}\n', {})
-    assert (call.name, call.arguments) == ("f", {"a": 1})

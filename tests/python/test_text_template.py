@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from golden import template_cases as cases
 from musespark.errors import CorruptFile, DeadlineExceeded, Error, InvalidRequest
 from musespark.text import ChatTemplate, template_globals
@@ -77,7 +78,7 @@ def test_disguise_changes_no_text(name: str, shared_data: Path, fixed_clock: Non
     assert not checked or found or not markers - {"<BOS>", "<EOS>"}
 
 
-# ---- what people type stays text ------------------------------------------------------------------
+# ---- what people type stays text ---------------------------------------------------------------
 
 
 def _poison(value: object, attack: str, key: str = "") -> object:
@@ -86,7 +87,13 @@ def _poison(value: object, attack: str, key: str = "") -> object:
         return {k: _poison(v, attack, k) for k, v in value.items()}
     if isinstance(value, list):
         return [_poison(item, attack, key) for item in value]
-    if isinstance(value, str) and key in ("content", "text", "reasoning_content", "description", "city"):
+    if isinstance(value, str) and key in (
+        "content",
+        "text",
+        "reasoning_content",
+        "description",
+        "city",
+    ):
         return attack + value + attack
     return value
 
@@ -100,7 +107,15 @@ def test_typed_markers_stay_text(name: str, shared_data: Path, fixed_clock: None
     attack = "".join(sorted(markers))
     # Think tags in an assistant's own content are for the template to take apart, by design.
     own = "".join(sorted(markers - {tag for tags in THINK_TAGS for tag in tags}))
-    for case_name in ("system", "turns", "reasoning", "parts", "tool_result", "two_calls", "tool_turns"):
+    for case_name in (
+        "system",
+        "turns",
+        "reasoning",
+        "parts",
+        "tool_result",
+        "two_calls",
+        "tool_turns",
+    ):
         case = cases.CASES[case_name]
 
         def written(given: dict) -> list[str]:
@@ -176,9 +191,14 @@ def test_marker_completed_by_the_template(source: str) -> None:
 
 def test_roles_may_complete_markers() -> None:
     """Phi's way: the role stands between the brackets; only known roles do that."""
-    template = ChatTemplate("{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}")
+    template = ChatTemplate(
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+    )
     markers = ["<|user|>", "<|end|>"]
-    messages = [{"role": "user", "content": "the user <|user|> end"}, {"role": "end", "content": ""}]
+    messages = [
+        {"role": "user", "content": "the user <|user|> end"},
+        {"role": "end", "content": ""},
+    ]
     pieces = template.render_segments(messages, markers=markers)
     assert pieces == [("<|user|>", True), ("the user <|user|> end<|end|>", False)]
 
@@ -224,11 +244,12 @@ def test_json_escapes_hold_under_the_disguise() -> None:
     assert "".join(text for text, _ in pieces) == template.render(message)
 
 
-# ---- hostile templates ----------------------------------------------------------------------------
+# ---- hostile templates -------------------------------------------------------------------------
 
 _DOUBLING = "{% set ns = namespace(s='x', l=[1], t=(1,)) %}{% for i in range(99) %}%s{% endfor %}%s"
 HOSTILE = {
-    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+    "{% endfor %}",
     "recursive loop": "{% for x in range(999) recursive %}{{ loop(range(999)) }}{% endfor %}",
     "deep recursive loop": (
         "{% for x in range(99999) recursive %}{% if loop.depth < 5 %}{{ loop(range(99999)) }}"
@@ -256,7 +277,9 @@ HOSTILE = {
     "doubling ~": _DOUBLING.replace("%s", "{% set ns.s = ns.s ~ ns.s %}", 1).replace("%s", ""),
     "doubling +": _DOUBLING.replace("%s", "{% set ns.s = ns.s + ns.s %}", 1).replace("%s", ""),
     "doubling list": _DOUBLING.replace("%s", "{% set ns.l = ns.l + ns.l %}", 1).replace("%s", ""),
-    "nested list": _DOUBLING.replace("%s", "{% set ns.l = [ns.l, ns.l] %}", 1).replace("%s", "{{ ns.l }}"),
+    "nested list": _DOUBLING.replace("%s", "{% set ns.l = [ns.l, ns.l] %}", 1).replace(
+        "%s", "{{ ns.l }}"
+    ),
     "nested json": _DOUBLING.replace("%s", "{% set ns.l = [ns.l, ns.l] %}", 1).replace(
         "%s", "{{ ns.l|tojson }}"
     ),
@@ -368,7 +391,7 @@ def test_bad_template_text(source: str) -> None:
         ChatTemplate(source)
 
 
-# ---- sources and arguments ------------------------------------------------------------------------
+# ---- sources and arguments ---------------------------------------------------------------------
 
 
 def test_sources(tmp_path: Path) -> None:
@@ -378,7 +401,10 @@ def test_sources(tmp_path: Path) -> None:
     config = {"chat_template": text, "bos_token": {"content": "<s>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert ChatTemplate(str(tmp_path)).render("a") == "<s>a"
-    named = [{"name": "default", "template": text}, {"name": "tool_use", "template": "T{{ tools|length }}"}]
+    named = [
+        {"name": "default", "template": text},
+        {"name": "tool_use", "template": "T{{ tools|length }}"},
+    ]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     assert ChatTemplate(tmp_path).render("a") == "a"
     assert ChatTemplate(tmp_path).render("a", tools=[{"name": "x"}]) == "T1"
@@ -389,7 +415,9 @@ def test_sources(tmp_path: Path) -> None:
     assert ChatTemplate(tmp_path).render("a") == "Ja"
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"chat_template": 5}', '{"chat_template": [1]}'])
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "{", '{"chat_template": 5}', '{"chat_template": [1]}']
+)
 def test_bad_folder(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(CorruptFile):
@@ -407,7 +435,9 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         ChatTemplate(tmp_path / "c.jinja")
 
 
-@pytest.mark.parametrize("messages", [None, 5, {"role": "user"}, [1], ["x"], [{"content": "x"}], [{"role": 1}], b"x"])
+@pytest.mark.parametrize(
+    "messages", [None, 5, {"role": "user"}, [1], ["x"], [{"content": "x"}], [{"role": 1}], b"x"]
+)
 def test_bad_messages(messages: object) -> None:
     with pytest.raises(InvalidRequest, match="messages"):
         ChatTemplate("{{ messages }}").render(messages)
@@ -423,7 +453,10 @@ def test_deep_messages() -> None:
 
 def test_arguments_in_the_form_the_template_wants() -> None:
     """OpenAI gives arguments as JSON text, our results as a dict; templates want one of the two."""
-    as_dict = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments|tojson }}{% endfor %}{% endfor %}"
+    as_dict = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.arguments|tojson }}{% endfor %}{% endfor %}"
+    )
     as_text = as_dict.replace("|tojson", " + ''")
     for source in (as_dict, as_text):
         for arguments in ({"a": "é"}, '{"a": "é"}'):
@@ -438,7 +471,9 @@ def test_objects_become_placeholders() -> None:
         def save(self) -> str:
             raise AssertionError("a template called a method of the caller's object")
 
-    template = ChatTemplate("{{ messages[0].content[0].image }}{{ messages[0].content[0].image.save() }}")
+    template = ChatTemplate(
+        "{{ messages[0].content[0].image }}{{ messages[0].content[0].image.save() }}"
+    )
     with pytest.raises(InvalidRequest):
         template.render([{"role": "user", "content": [{"image": Image()}]}])
 

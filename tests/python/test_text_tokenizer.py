@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from musespark.errors import CorruptFile, InvalidRequest
 from musespark.text import ChatTemplate, Tokenizer, encode_chat
 from musespark.text import tokenizer as tokenizer_module
@@ -32,10 +33,39 @@ def pair(kind: str) -> tuple[tokenizers.Tokenizer, Tokenizer]:
 
 
 _FRAGMENTS = [*MARKERS, *TAGS, "<|l|>", "<|r|>", "<|n|>", "<|w|>", "<unk>", "[CLS]", "[UNK]"]
-_FRAGMENTS += ["<", "|", ">", "</", "s>", "<|e", "ot|>", "＜s＞", "<S>", "▁", " ", "  ", "\n\n", "é", "你"]
-_FRAGMENTS += ["hello", "the", "🙂", "\u0301", "\x00", "<0x41>", "</w>", "##", "<|reserved_1|>", "\U000f0000"]
+_FRAGMENTS += [
+    "<",
+    "|",
+    ">",
+    "</",
+    "s>",
+    "<|e",
+    "ot|>",
+    "＜s＞",
+    "<S>",
+    "▁",
+    " ",
+    "  ",
+    "\n\n",
+    "é",
+    "你",
+]
+_FRAGMENTS += [
+    "hello",
+    "the",
+    "🙂",
+    "\u0301",
+    "\x00",
+    "<0x41>",
+    "</w>",
+    "##",
+    "<|reserved_1|>",
+    "\U000f0000",
+]
 _FRAGMENTS += ['{"name": "', " to=self", "<atem:function_calls>\n", "<|message|>"]
-texts = st.lists(st.one_of(st.sampled_from(_FRAGMENTS), st.text(max_size=6)), max_size=10).map("".join)
+texts = st.lists(st.one_of(st.sampled_from(_FRAGMENTS), st.text(max_size=6)), max_size=10).map(
+    "".join
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -43,7 +73,9 @@ texts = st.lists(st.one_of(st.sampled_from(_FRAGMENTS), st.text(max_size=6)), ma
 @given(text=texts)
 def test_typed_text_never_becomes_a_marker(kind: str, text: str) -> None:
     _, ours = pair(kind)
-    unknown = {ours.find(t) for t in ("<unk>", "[UNK]")} | ({ours.find("<s>")} if kind == "clip" else set())
+    unknown = {ours.find(t) for t in ("<unk>", "[UNK]")} | (
+        {ours.find("<s>")} if kind == "clip" else set()
+    )
     forbidden = set(ours.markers.values()) - unknown
     assert forbidden.isdisjoint(ours.encode(text))
 
@@ -78,10 +110,15 @@ def test_pieces_equal_the_library(kind: str, text: str, add_special: bool) -> No
     assert ours.encode_pieces(ours.split_markers(text), add_special=add_special) == expected
 
 
-@pytest.mark.parametrize("text", ["a <|l|> b", "a <|r|>  b", "a<|n|>b", "x <|w|> y", "  <|l|>", "<|r|>\n c"])
+@pytest.mark.parametrize(
+    "text", ["a <|l|> b", "a <|r|>  b", "a<|n|>b", "x <|w|> y", "  <|l|>", "<|r|>\n c"]
+)
 def test_stripping_markers_in_pieces(text: str) -> None:
     theirs, ours = pair("stripping")
-    assert ours.encode_pieces(ours.split_markers(text)) == theirs.encode(text, add_special_tokens=False).ids
+    assert (
+        ours.encode_pieces(ours.split_markers(text))
+        == theirs.encode(text, add_special_tokens=False).ids
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,7 +152,9 @@ def test_decode_equals_the_library(kind: str, data: st.DataObject, skip: bool) -
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=50, deadline=None)
-@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=40))
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=40)
+)
 def test_no_half_characters(kind: str, text: str) -> None:
     theirs, ours = pair(kind)
     ids = ours.encode(text)
@@ -130,7 +169,7 @@ def test_split_characters_appear_whole() -> None:
     _, ours = pair("byte_level")
     stream, seen = ours.stream(), []
     ids = ours.encode("a🙃ж")
-    assert len(ids) == 7  # a, four bytes, two bytes
+    assert len(ids) == 6  # the first two bytes of the emoji are one token
     for token_id in ids:
         seen.append(stream.push(token_id))
     assert [part for part in seen if part] == ["a", "🙃", "ж"]
@@ -179,7 +218,12 @@ def test_token_bytes() -> None:
 @pytest.mark.parametrize("token_id", [-1, 10**6, 2**40])
 def test_unknown_ids(token_id: int) -> None:
     _, ours = pair("byte_level")
-    for use in (ours.token, ours.token_bytes, lambda i: ours.decode([i]), lambda i: ours.stream().push(i)):
+    for use in (
+        ours.token,
+        ours.token_bytes,
+        lambda i: ours.decode([i]),
+        lambda i: ours.stream().push(i),
+    ):
         with pytest.raises(InvalidRequest, match=rf"{token_id}.*vocabulary size {ours.vocab_size}"):
             use(token_id)
 
@@ -200,14 +244,27 @@ def test_unknown_tokens_and_pieces() -> None:
 @pytest.mark.parametrize(
     ("content", "special", "expected"),
     [
-        ("<|eot|>", True, True), ("User", True, True), ("<think>", False, True),
-        ("</tool_call>", False, True), ("<｜User｜>", False, True), ("[INST]", False, True),
-        ("<atem:invoke name=\"", False, True), ("\n</tool_output>", False, True),
-        ("    ", False, False), ("\n\n", False, False), ("õ", False, False), ("÷", False, False),
-        ('{"name": "', False, False), ("<=", False, False), ("<3", False, False), ("▁▁", False, False),
-        ("[1]", False, False), ("hello", False, False), (' to=self', False, False),
+        ("<|eot|>", True, True),
+        ("User", True, True),
+        ("<think>", False, True),
+        ("</tool_call>", False, True),
+        ("<｜User｜>", False, True),
+        ("[INST]", False, True),
+        ('<atem:invoke name="', False, True),
+        ("\n</tool_output>", False, True),
+        ("    ", False, False),
+        ("\n\n", False, False),
+        ("õ", False, False),
+        ("÷", False, False),
+        ('{"name": "', False, False),
+        ("<=", False, False),
+        ("<3", False, False),
+        ("▁▁", False, False),
+        ("[1]", False, False),
+        ("hello", False, False),
+        (" to=self", False, False),
     ],
-)  # fmt: skip
+)
 def test_what_is_a_marker(content: str, special: bool, expected: bool) -> None:
     assert is_marker(content, special) is expected
 
@@ -253,9 +310,18 @@ def test_files_cannot_cut_pad_or_randomize() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"{}", b'{"model": 5}', b'{"model": {"type": "BPE"}}', b"\xff\xfe", b"[" * 100_000,
-     b'{"version": "1.0", "model": {"type": "WordLevel", "vocab": {}, "unk_token": "x"}}'],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"model": 5}',
+        b'{"model": {"type": "BPE"}}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"version": "1.0", "model": {"type": "WordLevel", "vocab": {}, "unk_token": "x"}}',
+    ],
+)
 def test_broken_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(CorruptFile):
@@ -291,11 +357,11 @@ def test_inconsistent_ids() -> None:
         Tokenizer.from_json(json.dumps(data))
 
 
-# ---- whole conversations --------------------------------------------------------------------------
+# ---- whole conversations -----------------------------------------------------------------------
 
 _TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|eot|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    "{{ bos_token }}{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|eot|>"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
 
 
@@ -309,7 +375,9 @@ def test_chat_ids(kind: str, content: str, again: str) -> None:
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": again}]
     ids = encode_chat(ours, template, messages)
     text = template.render(messages, add_generation_prompt=True, **ours.special_tokens)
-    markers = {m for m in ours.markers if m in content or m in again or m in (content + again).casefold()}
+    markers = {
+        m for m in ours.markers if m in content or m in again or m in (content + again).casefold()
+    }
     start, eot = theirs.token_to_id("<|start|>"), theirs.token_to_id("<|eot|>")
     if start in ours.markers.values():
         assert (ids.count(start), ids.count(eot)) == (3, 2)
@@ -320,9 +388,21 @@ def test_chat_ids(kind: str, content: str, again: str) -> None:
 def test_nano_conversation_ids(shared_data: Path) -> None:
     """With the shipped tokenizer and template, and with the flagship's template."""
     theirs, ours = pair("nano")
-    tools = [{"type": "function", "function": {"name": "a.b", "description": 'd "q" <x>',
-              "parameters": {"type": "object", "properties": {"k": {"type": "string"}}}}}]  # fmt: skip
-    call = {"id": "call_1", "type": "function", "function": {"name": "a.b", "arguments": {"k": "1 < 2"}}}
+    tools = [
+        {
+            "type": "function",
+            "function": {
+                "name": "a.b",
+                "description": 'd "q" <x>',
+                "parameters": {"type": "object", "properties": {"k": {"type": "string"}}},
+            },
+        }
+    ]
+    call = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "a.b", "arguments": {"k": "1 < 2"}},
+    }
     messages = [
         {"role": "user", "content": 'say {"a": ["b"]} > c to=self'},
         {"role": "assistant", "content": "", "reasoning_content": "x < y", "tool_calls": [call]},
@@ -331,7 +411,9 @@ def test_nano_conversation_ids(shared_data: Path) -> None:
     for source in (NANO, shared_data / "templates" / "Muse-Glimmer-30B.jinja"):
         template = ChatTemplate(source)
         ids = encode_chat(ours, template, messages, tools=tools)
-        text = template.render(messages, tools=tools, add_generation_prompt=True, **ours.special_tokens)
+        text = template.render(
+            messages, tools=tools, add_generation_prompt=True, **ours.special_tokens
+        )
         assert ids == theirs.encode(text, add_special_tokens=False).ids
         assert ours.decode(ids) == text
 

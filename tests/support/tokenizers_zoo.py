@@ -6,7 +6,15 @@ import json
 from collections.abc import Callable
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 MARKERS = ["<s>", "</s>", "<|eot|>", "<|start|>"]
 TAGS = ["<think>", "</think>", "<tool_call>"]
@@ -91,7 +99,12 @@ def unigram() -> tokenizers.Tokenizer:
     """T5's kind: the marker is the best piece of its own vocabulary (score 0)."""
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("<|eot|>", 0.0)]
     letters = sorted({c for text in CORPUS for c in text if c != " "} | {"▁"})
-    pieces += [(c, -6.0) for c in letters] + [("▁the", -3.0), ("▁a", -3.0), ("lo", -4.0), ("<s", -3.0)]
+    pieces += [(c, -6.0) for c in letters] + [
+        ("▁the", -3.0),
+        ("▁a", -3.0),
+        ("lo", -4.0),
+        ("<s", -3.0),
+    ]
     tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -101,7 +114,16 @@ def unigram() -> tokenizers.Tokenizer:
 
 def word_piece() -> tokenizers.Tokenizer:
     letters = sorted({c for text in CORPUS for c in text.lower() if c != " "})
-    vocab = ["[UNK]", "[CLS]", "[SEP]", *letters, *("##" + c for c in letters), "hello", "##llo", "</s>"]
+    vocab = [
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *letters,
+        *("##" + c for c in letters),
+        "hello",
+        "##llo",
+        "</s>",
+    ]
     model = models.WordPiece({t: i for i, t in enumerate(dict.fromkeys(vocab))}, unk_token="[UNK]")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.normalizer = normalizers.BertNormalizer()

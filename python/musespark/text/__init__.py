@@ -22,8 +22,21 @@ from musespark.text.tokenizer import Tokenizer
 from musespark.text.toolcalls import ToolCall, ToolCallError
 
 __all__ = [
-    "ChatTemplate", "StreamDecoder", "Tokenizer", "encode_chat",
-    "PROTOCOLS", "Protocol", "detect_protocol",
-    "ChannelParser", "Event", "ChannelStart", "Text", "ToolCall", "ToolCallError", "ChannelEnd",
-    "TurnEnd", "ProtocolError", "Turn",
+    "ChatTemplate",
+    "StreamDecoder",
+    "Tokenizer",
+    "encode_chat",
+    "PROTOCOLS",
+    "Protocol",
+    "detect_protocol",
+    "ChannelParser",
+    "Event",
+    "ChannelStart",
+    "Text",
+    "ToolCall",
+    "ToolCallError",
+    "ChannelEnd",
+    "TurnEnd",
+    "ProtocolError",
+    "Turn",
 ]

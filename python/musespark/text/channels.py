@@ -7,9 +7,9 @@
     parser.turn.content, parser.turn.reasoning, parser.turn.tool_calls
 
 Markers are recognised by token id; text that merely spells one stays text. Only where a family's
-think tags are no tokens of the vocabulary are they looked for in the text, and then only one pair at
-the beginning of the turn. The events depend on the sequence of ids (or of characters) alone, not on
-how it was cut into calls. Truncation anywhere keeps what was there; what does not follow the
+think tags are no tokens of the vocabulary are they looked for in the text, and then only one pair
+at the beginning of the turn. The events depend on the sequence of ids (or of characters) alone, not
+on how it was cut into calls. Truncation anywhere keeps what was there; what does not follow the
 protocol becomes a :class:`ProtocolError` or :class:`ToolCallError` event with the raw text.
 """
 
@@ -31,7 +31,7 @@ SEPARATOR = "\n\n"  # between two channels of one kind
 
 @dataclass(frozen=True)
 class ChannelStart:
-    """A channel begins: ``kind`` is thought, answer or tool; ``recipient`` as the header names it."""
+    """A channel begins: ``kind`` is thought, answer or tool; ``recipient`` as the header has it."""
 
     kind: str
     recipient: str | None = None
@@ -156,7 +156,7 @@ class _Machine:
         if kind == TOOL:
             self._calls(raw)
         elif kind == _FOREIGN:
-            self.error(raw, "a channel of another role")
+            self.error(raw, "text of another role")
         elif cut and self._held:
             self.out.append(Text(kind, self._held))
         self._held, self._raw, self.kind = "", [], None
@@ -249,6 +249,10 @@ class _HeaderMachine(_Machine):
 
     def _enter(self, header: str) -> None:
         kind, recipient = read_header(self._headers, header)
+        if kind == _FOREIGN:
+            self.error(header, "a channel of another role")
+        elif len(header.split()) > 1 + (recipient is not None):
+            self.error(header, "more in a header than role and recipient")
         self.open(kind, recipient)
 
 

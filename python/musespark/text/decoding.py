@@ -132,7 +132,7 @@ def _token_step(spec: dict[str, Any]) -> Callable[[str, bool, bool], str] | None
 
 
 def compile_decoder(spec: dict[str, Any] | None) -> PieceRule | None:
-    """The piece rule of a ``decoder`` entry of tokenizer.json; None where only the whole text decodes.
+    """The piece rule of tokenizer.json's ``decoder``; None where only a whole text decodes.
 
     None is returned for connectionist (CTC) decoders, regular-expression replacements and chains
     that edit the text after fusing it; a stream over those gives its text at the end.

@@ -33,7 +33,17 @@ from musespark.errors import InvalidRequest
 from musespark.text.markers import MarkerFinder
 
 ROLES = frozenset(
-    "system developer user assistant tool function ipython observation environment".split()
+    [
+        "system",
+        "developer",
+        "user",
+        "assistant",
+        "tool",
+        "function",
+        "ipython",
+        "observation",
+        "environment",
+    ]
 )
 THINK_TAGS = (
     ("<think>", "</think>"),

@@ -57,7 +57,9 @@ MUSE = Protocol(
 )
 _CALL = Tag("tool", "<tool_call>", "</tool_call>")
 THINK = Protocol("think", tags=(Tag("thought", "<think>", "</think>"), _CALL), trim="\n")
-SEED_THINK = Protocol("seed-think", tags=(Tag("thought", "<seed:think>", "</seed:think>"),), trim="\n")
+SEED_THINK = Protocol(
+    "seed-think", tags=(Tag("thought", "<seed:think>", "</seed:think>"),), trim="\n"
+)
 BRACKET_THINK = Protocol("bracket-think", tags=(Tag("thought", "[THINK]", "[/THINK]"),), trim="\n")
 TOOL_TAGS = Protocol("tool-tags", tags=(_CALL,), trim="\n")
 PLAIN = Protocol("plain")
@@ -69,7 +71,9 @@ def detect_protocol(tokenizer: Tokenizer, template: ChatTemplate | str | None) -
     """The protocol of a model, from its markers and its template (PLAIN where nothing fits)."""
     source = template.source if isinstance(template, ChatTemplate) else template or ""
     muse = MUSE.headers
-    if all(m in tokenizer.markers for m in (muse.start, muse.message, muse.end_channel, muse.end_turn)):
+    if all(
+        m in tokenizer.markers for m in (muse.start, muse.message, muse.end_channel, muse.end_turn)
+    ):
         return MUSE
     for protocol in (THINK, SEED_THINK, BRACKET_THINK):
         # The closing tag: some templates write the opening one themselves, others leave it away.

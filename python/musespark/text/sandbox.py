@@ -52,8 +52,8 @@ _SIZED = (str, bytes, list, tuple)
 
 
 class Meter:
-    """The budget of one rendering: ``seconds`` of this thread's CPU time and ``chars`` characters of
-    values produced (intermediate ones too; a list element counts as 16)."""
+    """The budget of one rendering: ``seconds`` of this thread's CPU time and ``chars`` characters
+    of values produced (intermediate ones too; a list element counts as 16)."""
 
     __slots__ = ("_chars", "_deadline", "_ticks", "chars", "seconds")
 
@@ -123,8 +123,26 @@ class _Formatter(jinja2.sandbox.SandboxedFormatter):
 _DENIED = frozenset({"translate", "maketrans", "encode", "decode", "to_bytes", "from_bytes"})
 # Filters that look at no more than the outermost level of a container.
 _SHALLOW = frozenset(
-    "length count first last list map select reject selectattr rejectattr items default d batch "
-    "slice reverse random attr".split()
+    [
+        "length",
+        "count",
+        "first",
+        "last",
+        "list",
+        "map",
+        "select",
+        "reject",
+        "selectattr",
+        "rejectattr",
+        "items",
+        "default",
+        "d",
+        "batch",
+        "slice",
+        "reverse",
+        "random",
+        "attr",
+    ]
 )
 
 
@@ -249,7 +267,7 @@ class MeteredEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         meter.tick()
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         self = __self
         self.meter.tick()
         if isinstance(__obj, jinja2.runtime.LoopContext) and args:
@@ -340,7 +358,7 @@ def _finalize(context: Any, value: Any) -> Any:
     return value
 
 
-# ---- checks of filters before they run: (environment, value, args, kwargs) -> value ---------------
+# ---- checks of filters before they run: (environment, value, args, kwargs) -> value ------------
 
 
 def _option(args: tuple, kwargs: dict, index: int, name: str, default: Any) -> Any:

@@ -25,8 +25,8 @@ from musespark.errors import CorruptFile, Error, InvalidRequest
 from musespark.text.conversation import hide, hide_message, plain_inputs, size_of
 from musespark.text.guard import Disguise, Guard
 from musespark.text.markers import MarkerFinder
-from musespark.text.sandbox import MeteredEnvironment, Meter
-from musespark.text.tokenizer import MAX_CONFIG_BYTES, Tokenizer, token_text, read_json
+from musespark.text.sandbox import Meter, MeteredEnvironment
+from musespark.text.tokenizer import MAX_CONFIG_BYTES, Tokenizer, read_json, token_text
 
 MAX_SOURCE_CHARS = 96 * 1024
 MAX_OUTPUT_CHARS = 64 * 2**20
@@ -83,6 +83,7 @@ class ChatTemplate:
             self._tool_use = ChatTemplate(
                 named["tool_use"], time_budget=time_budget, max_output=max_output
             )
+            self._tool_use.special_tokens = self.special_tokens
         self._compile(failure)
         self._guards: dict[frozenset[str], Guard] = {}
         self._wants_text: bool | None = None
@@ -104,7 +105,8 @@ class ChatTemplate:
         Raises InvalidRequest where the template refuses the conversation or fails on it, and
         DeadlineExceeded past the time budget.
         """
-        pieces = self._render(messages, tools, add_generation_prompt, variables, None)
+        chosen = self._chosen(tools)
+        pieces = chosen._render(messages, tools, add_generation_prompt, variables, None)
         return "".join(text for text, _ in pieces)
 
     def render_segments(
@@ -117,18 +119,26 @@ class ChatTemplate:
         special_tokens: Mapping[str, str] | None = None,
         **variables: Any,
     ) -> list[tuple[str, bool]]:
-        """The prompt as pieces ``(text, is_marker)``: exactly the occurrences of ``markers`` that the
-        template wrote are True, whatever messages, tools and variables spell. ``special_tokens``
-        (``bos_token``, …) are the trusted variables. Concatenated, the pieces are :meth:`render`'s
-        text, but where the template looks for marker characters inside the messages."""
-        key = frozenset(markers)
-        guard = self._guards.get(key)
-        if guard is None:
-            guard = Guard.build(key, self.literals, self._names)
-            self._guards = {key: guard}
-        return self._render(
+        """The prompt as pieces ``(text, is_marker)``: exactly the occurrences of ``markers`` that
+        the template wrote are True, whatever messages, tools and variables spell.
+        ``special_tokens`` (``bos_token``, …) are the trusted variables. Concatenated, the pieces
+        are :meth:`render`'s text, but where the template looks for marker characters inside the
+        messages."""
+        chosen = self._chosen(tools)
+        guard = chosen._guard_of(frozenset(markers))
+        return chosen._render(
             messages, tools, add_generation_prompt, variables, guard, special_tokens or {}
         )
+
+    def _chosen(self, tools: Any) -> ChatTemplate:
+        return self._tool_use if tools and self._tool_use is not None else self
+
+    def _guard_of(self, markers: frozenset[str]) -> Guard:
+        guard = self._guards.get(markers)
+        if guard is None:
+            guard = Guard.build(markers, self.literals, self._names)
+            self._guards = {markers: guard}  # one tokenizer at a time
+        return guard
 
     # ---- loading ------------------------------------------------------------------------------
 
@@ -198,14 +208,6 @@ class ChatTemplate:
         guard: Guard | None,
         special_tokens: Mapping[str, str] | None = None,
     ) -> list[tuple[str, bool]]:
-        if tools and self._tool_use is not None:
-            if guard is not None:
-                guard = Guard.build(
-                    guard.finder.markers, self._tool_use.literals, self._tool_use._names
-                )
-            return self._tool_use._render(
-                messages, tools, add_generation_prompt, variables, guard, special_tokens
-            )
         try:
             messages, tools, variables = plain_inputs(messages, tools, variables)
             messages = self._with_arguments(messages)

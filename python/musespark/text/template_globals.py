@@ -61,7 +61,7 @@ class TemplateDict:
 class TemplateNamespace(jinja2.utils.Namespace):
     """A namespace that refuses attributes beginning with an underscore."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805 - `namespace(self=...)` must work
+    def __init__(*args: Any, **kwargs: Any) -> None:
         self, args = args[0], args[1:]
         attributes = dict(*args, **kwargs)
         for name in attributes:

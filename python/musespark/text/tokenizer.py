@@ -143,7 +143,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """From a model folder or a tokenizer.json; its tokenizer_config.json, special_tokens_map.json
+        """From a model folder or a tokenizer.json; tokenizer_config.json, special_tokens_map.json
         and generation_config.json beside it are read where present.
 
         Raises CorruptFile for a missing, broken or oversized file.
@@ -301,7 +301,8 @@ class Tokenizer:
             found = None
         if found is None:
             raise InvalidRequest(
-                f"token id {token_id!r} is not in the vocabulary (vocabulary size {self.vocab_size})"
+                f"token id {token_id!r} is not in the vocabulary "
+                f"(vocabulary size {self.vocab_size})"
             )
         return found
 

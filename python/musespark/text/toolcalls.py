@@ -63,7 +63,7 @@ def schemas_of(tools: Iterable[Mapping[str, Any]] | None) -> dict[str, dict[str,
     return found
 
 
-# ---- values ---------------------------------------------------------------------------------------
+# ---- values ------------------------------------------------------------------------------------
 
 
 def _refuse_constant(name: str) -> Any:
@@ -133,7 +133,7 @@ def convert(text: str, schema: Any) -> Any:
     raise ValueError(f"{bare[:80]!r} is not of type {' or '.join(sorted(kinds))}")
 
 
-# ---- ATEM -----------------------------------------------------------------------------------------
+# ---- ATEM --------------------------------------------------------------------------------------
 
 _CALLS, _CALLS_END = "<atem:function_calls>", "</atem:function_calls>"
 _INVOKE, _INVOKE_END = '<atem:invoke name="', "</atem:invoke>"
@@ -163,7 +163,9 @@ def _parameters(text: str, at: int) -> tuple[dict[str, str], int]:
             return found, at + len(_INVOKE_END)
         if not text.startswith(_PARAMETER, at):
             cut = at >= len(text) or _PARAMETER.startswith(text[at:])
-            raise _Malformed("cut short" if cut else f"expected a parameter at {text[at : at + 40]!r}")
+            raise _Malformed(
+                "cut short" if cut else f"expected a parameter at {text[at : at + 40]!r}"
+            )
         key, at = _quoted(text, at + len(_PARAMETER))
         end = _VALUE_END.search(text, at)
         if end is None:
@@ -173,7 +175,9 @@ def _parameters(text: str, at: int) -> tuple[dict[str, str], int]:
         found[key], at = text[at : end.start()], end.end()
 
 
-def _invoke(text: str, at: int, schemas: Mapping[str, Any], recipient: str | None) -> tuple[Any, int]:
+def _invoke(
+    text: str, at: int, schemas: Mapping[str, Any], recipient: str | None
+) -> tuple[Any, int]:
     start = at
     name, at = _quoted(text, at + len(_INVOKE))
     values, at = _parameters(text, at)
@@ -222,7 +226,7 @@ def parse_atem(
         calls.append(call)
 
 
-# ---- JSON -----------------------------------------------------------------------------------------
+# ---- JSON --------------------------------------------------------------------------------------
 
 
 def parse_json_call(
