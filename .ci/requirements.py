@@ -1,6 +1,6 @@
 """Prints requirements of pyproject.toml, one a line: `build`, `project`, or the name of an extra.
 
-    python .ci/requirements.py build project test
+python .ci/requirements.py build project test
 """
 
 from __future__ import annotations

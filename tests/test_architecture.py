@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from support import tree
 
 LAYERS = {
@@ -185,7 +186,9 @@ def test_support_table_and_files_agree() -> None:
             files = [p for p in kernel_files() if p.parent.name == row["folder"]]
             files = [p for p in files if (tree.isa_of(p) or "scalar") == level]
             texts = [p.read_text(encoding="utf-8") for p in files]
-            assert any(re.search(rf"\b{name}\b\s*[(=]", t) for t in texts), f"no file defines {name}"
+            assert any(re.search(rf"\b{name}\b\s*[(=]", t) for t in texts), (
+                f"no file defines {name}"
+            )
             assert re.search(rf"\b{name}\b", entries_h), f"entries.h does not declare {name}"
     for path in kernel_files():
         level = tree.isa_of(path) or "scalar"

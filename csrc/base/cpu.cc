@@ -102,8 +102,8 @@ std::vector<IsaStatus> read_machine() {
 
   std::string amx = avx512;
   if (amx.empty()) {
-    amx = missing("the processor", {{"amx_tile", bit(leaf7.edx, 24)},
-                                    {"amx_int8", bit(leaf7.edx, 25)}});
+    amx = missing("the processor",
+                  {{"amx_tile", bit(leaf7.edx, 24)}, {"amx_int8", bit(leaf7.edx, 25)}});
   }
   if (amx.empty() && !tiles_saved) amx = "the operating system does not save the tile registers";
   if (amx.empty()) amx = request_tiles();
@@ -125,8 +125,8 @@ std::vector<IsaStatus> read_machine() {
 #if defined(__linux__)
   const unsigned long caps = getauxval(AT_HWCAP);
   const unsigned long caps2 = getauxval(AT_HWCAP2);
-  neon = missing("the processor", {{"asimdhp", (caps >> 10 & 1) != 0},
-                                   {"asimddp", (caps >> 20 & 1) != 0}});
+  neon = missing("the processor",
+                 {{"asimdhp", (caps >> 10 & 1) != 0}, {"asimddp", (caps >> 20 & 1) != 0}});
   i8mm = neon.empty() ? missing("the processor", {{"i8mm", (caps2 >> 13 & 1) != 0}}) : neon;
 #elif defined(__APPLE__)
   i8mm = "not detected on this operating system";  // every Apple core has fp16 and dot products
@@ -134,8 +134,8 @@ std::vector<IsaStatus> read_machine() {
   neon = i8mm = "not detected on this operating system";
 #endif
   const std::string other = "belongs to x86-64, this is AArch64";
-  return {{Isa::amx, false, other},     {Isa::avx512vnni, false, other},
-          {Isa::avxvnni, false, other}, {Isa::avx2, false, other},
+  return {{Isa::amx, false, other},        {Isa::avx512vnni, false, other},
+          {Isa::avxvnni, false, other},    {Isa::avx2, false, other},
           {Isa::i8mm, i8mm.empty(), i8mm}, {Isa::neon, neon.empty(), neon},
           {Isa::scalar, true, ""}};
 }

@@ -11,8 +11,8 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-// ln 2 = kLn2High + kLn2Low; the high part ends in 32 zero bits... see split in the constants: its
-// product with any exponent is exact.
+// ln 2 = kLn2High + kLn2Low. The high part has 42 significant bits: its product with an exponent of
+// a double (11 bits) is exact.
 constexpr double kLn2High = 0x1.62e42fefa38p-1;
 constexpr double kLn2Low = 0x1.ef35793c7673p-45;
 constexpr double kLog2E = 0x1.71547652b82fep+0;
@@ -64,7 +64,7 @@ double scale_by_power(double x, int exponent) {
 double exp_sum(double x, double x_low) {
   if (x > 709.79) return kInfinity;
   if (x < -745.14) return 0.0;
-  const double k = (std::fma(x, kLog2E, kRounder)) - kRounder;
+  const double k = std::fma(x, kLog2E, kRounder) - kRounder;
   const double r_high = std::fma(-k, kLn2High, x);
   const double r_low = std::fma(-k, kLn2Low, x_low);
   const auto [r, rest] = two_sum(r_high, r_low);
@@ -96,8 +96,8 @@ double split(double x, int* exponent) {
 
 // log(x) with about 64 good bits, for finite x > 0.
 //
-// log m = 2 atanh(s), s = (m - 1) / (m + 1), |s| <= 0.1716, as the series s + s^3/3 + s^5/5 ...: the
-// terms up to s^3 in two doubles, the rest (below 2^-11 of the sum) in one.
+// log m = 2 atanh(s), s = (m - 1) / (m + 1), |s| <= 0.1716, as the series s + s^3/3 + s^5/5 ...:
+// the terms up to s^3 in two doubles, the rest (below 2^-11 of the sum) in one.
 Double2 log_sum(double x) {
   int exponent;
   const double m = split(x, &exponent);
@@ -119,8 +119,7 @@ Double2 log_sum(double x) {
   constexpr double kThirdHigh = 0x1.5555555555555p-2;
   constexpr double kThirdLow = 0x1.5555555555555p-56;
   const Double2 third = two_product(square.high, kThirdHigh);
-  const double third_low =
-      third.low + std::fma(square.high, kThirdLow, square_low * kThirdHigh);
+  const double third_low = third.low + std::fma(square.high, kThirdLow, square_low * kThirdHigh);
   const Double2 higher = two_product(square.high * square.high, p);
   Double2 q = fast_two_sum(third.high, higher.high);
   q.low += third_low + higher.low;
@@ -148,14 +147,9 @@ Double2 reduce(double x, int* quadrant) {
 // Taylor series on |r| <= 0.786, left out below 2^-60 of the result; the low part enters by the
 // first derivative.
 double sin_kernel(Double2 r) {
-  static constexpr double kTerms[] = {-1.0 / 6.0,
-                                      1.0 / 120.0,
-                                      -1.0 / 5040.0,
-                                      1.0 / 362880.0,
-                                      -1.0 / 39916800.0,
-                                      1.0 / 6227020800.0,
-                                      -1.0 / 1307674368000.0,
-                                      1.0 / 355687428096000.0};
+  static constexpr double kTerms[] = {
+      -1.0 / 6.0,        1.0 / 120.0,        -1.0 / 5040.0,          1.0 / 362880.0,
+      -1.0 / 39916800.0, 1.0 / 6227020800.0, -1.0 / 1307674368000.0, 1.0 / 355687428096000.0};
   const double z = r.high * r.high;
   double p = kTerms[7];
   for (int i = 6; i >= 0; --i) p = std::fma(p, z, kTerms[i]);
@@ -164,13 +158,9 @@ double sin_kernel(Double2 r) {
 }
 
 double cos_kernel(Double2 r) {
-  static constexpr double kTerms[] = {1.0 / 24.0,
-                                      -1.0 / 720.0,
-                                      1.0 / 40320.0,
-                                      -1.0 / 3628800.0,
-                                      1.0 / 479001600.0,
-                                      -1.0 / 87178291200.0,
-                                      1.0 / 20922789888000.0};
+  static constexpr double kTerms[] = {
+      1.0 / 24.0,        -1.0 / 720.0,         1.0 / 40320.0,         -1.0 / 3628800.0,
+      1.0 / 479001600.0, -1.0 / 87178291200.0, 1.0 / 20922789888000.0};
   const double z = r.high * r.high;
   double p = kTerms[6];
   for (int i = 5; i >= 0; --i) p = std::fma(p, z, kTerms[i]);

@@ -54,9 +54,8 @@ std::atomic<std::uint64_t> fork_generation{0};
 
 void watch_forks() {
   static std::once_flag once;
-  std::call_once(once, [] {
-    pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1); });
-  });
+  std::call_once(once,
+                 [] { pthread_atfork(nullptr, nullptr, [] { fork_generation.fetch_add(1); }); });
 }
 
 // The pool whose task this thread is running, to refuse a nested run.

@@ -55,7 +55,8 @@ void throw_by_name(const std::string& name) {
 }
 
 void register_codecs(py::module_& m) {
-  m.def("f16_to_f32", map_array<float, std::uint16_t>([](std::uint16_t v) { return f16_to_f32(v); }));
+  m.def("f16_to_f32",
+        map_array<float, std::uint16_t>([](std::uint16_t v) { return f16_to_f32(v); }));
   m.def("f32_to_f16", map_array<std::uint16_t, float>([](float v) { return f32_to_f16(v); }));
   m.def("bf16_to_f32",
         map_array<float, std::uint16_t>([](std::uint16_t v) { return bf16_to_f32(v); }));

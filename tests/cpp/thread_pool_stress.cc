@@ -24,7 +24,8 @@ void check_sums(ThreadPool& pool, int jobs, std::int64_t items, std::int64_t chu
     });
   }
   const std::int64_t factor = std::int64_t{jobs} * (jobs + 1) / 2;
-  for (std::int64_t i = 0; i < items; ++i) mistakes += values[static_cast<std::size_t>(i)] != i * factor;
+  for (std::int64_t i = 0; i < items; ++i)
+    mistakes += values[static_cast<std::size_t>(i)] != i * factor;
 }
 
 void check_failures(ThreadPool& pool) {

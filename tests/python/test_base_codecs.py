@@ -1,6 +1,7 @@
 """f16 and bf16: every code, every rounding border."""
 
 import numpy as np
+
 from musespark._core import testing
 from support.compare import assert_same_bits
 

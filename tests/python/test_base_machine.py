@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import musespark
 import pytest
+
+import musespark
 from musespark import _core
 from musespark._core import testing
 
@@ -26,7 +27,9 @@ def test_levels_agree_with_the_kernels_own_list() -> None:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         pytest.skip("no /proc/cpuinfo on this system")
-    flags = next((set(line.split()) for line in text.splitlines() if line.startswith("flags")), None)
+    flags = next(
+        (set(line.split()) for line in text.splitlines() if line.startswith("flags")), None
+    )
     if flags is None:
         pytest.skip("/proc/cpuinfo has no x86 flags")
     base = {"avx2", "fma", "f16c", "bmi2"}
@@ -175,7 +178,9 @@ def test_mapped_files(tmp_path: Path) -> None:
     assert testing.read_mapped(str(path)) == b""
 
 
-@pytest.mark.parametrize(("offset", "length"), [(0, 11), (11, 0), (5, 6), (1, 2**64 - 1), (2**63, 1)])
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 11), (11, 0), (5, 6), (1, 2**64 - 1), (2**63, 1)]
+)
 def test_a_slice_outside_the_file_is_corrupt(tmp_path: Path, offset: int, length: int) -> None:
     path = tmp_path / "ten"
     path.write_bytes(b"0123456789")
@@ -204,7 +209,7 @@ def test_checked_arithmetic() -> None:
     assert [testing.checked_round_up(v, 16) for v in (0, 1, 16, 17)] == [0, 16, 16, 32]
     with pytest.raises(musespark.Error, match=rf"sum: {top} \+ 1 does not fit"):
         testing.checked_add(top, 1)
-    with pytest.raises(musespark.CorruptFile, match="product: .* does not fit"):
+    with pytest.raises(musespark.CorruptFile, match=r"product: .* does not fit"):
         testing.checked_mul(2**32, 2**31)
     for value in (256, -1):
         with pytest.raises(musespark.Error, match=f"byte: {value} does not fit"):

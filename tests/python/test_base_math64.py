@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+
 from musespark._core import testing
 from support.compare import ulp_errors
 
@@ -112,7 +113,7 @@ def test_special_values() -> None:
 
 
 def test_bits_are_frozen() -> None:
-    """The bits are part of the arithmetic version: a change of a constant or an order shows here."""
+    """The bits are part of the arithmetic version: a changed constant or order shows here."""
     x = np.arange(-4000, 4000) * 0.0625
     digest = hashlib.sha256()
     for values in (

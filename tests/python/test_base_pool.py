@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+
 from musespark import CorruptFile, Error, InvalidRequest
 from musespark._core import testing
 
@@ -95,7 +96,7 @@ def test_an_exception_reaches_the_caller_and_the_pool_lives_on(threads: int) -> 
             pool.failing(100, 30)
         pool.failing(100, 100)
         assert pool.visits(50)[0].tolist() == [1] * 50
-    with pytest.raises(CorruptFile, match="^item 0$"):
+    with pytest.raises(CorruptFile, match=r"^item 0$"):
         pool.failing(1, 0)
 
 

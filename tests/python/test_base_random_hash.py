@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from musespark._core import testing
 
 MASK = (1 << 64) - 1
@@ -115,7 +116,7 @@ def test_uniform_numbers_are_uniform_and_uncorrelated() -> None:
     n = 20_000
     first = np.array([testing.random_uniform(9, 0, i) for i in range(n)])
     second = np.array([testing.random_uniform(9, 1, i) for i in range(n)])
-    assert 0.0 <= first.min() and first.max() < 1.0
+    assert first.min() >= 0.0 and first.max() < 1.0
     assert abs(first.mean() - 0.5) < 5 / np.sqrt(12 * n)
     bins = np.bincount((first * 16).astype(int), minlength=16)
     assert np.all(np.abs(bins - n / 16) < 5 * np.sqrt(n * (1 / 16) * (15 / 16)))

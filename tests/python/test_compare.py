@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from support.compare import assert_same_bits, assert_within
 
 GOOD = np.linspace(-3, 5, 48, dtype=np.float32).reshape(3, 16)

@@ -7,8 +7,9 @@ import inspect
 import subprocess
 import sys
 
-import musespark
 import pytest
+
+import musespark
 from musespark import _core
 
 

@@ -19,8 +19,12 @@ def bits_of(array: ArrayLike) -> np.ndarray:
 def assert_same_bits(actual: ArrayLike, expected: ArrayLike, what: str = "values") -> None:
     """Equal shape, type and every bit: NaN equals only the same NaN, -0 is not 0."""
     actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.dtype == expected.dtype, f"{what}: dtype {actual.dtype}, expected {expected.dtype}"
-    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    assert actual.dtype == expected.dtype, (
+        f"{what}: dtype {actual.dtype}, expected {expected.dtype}"
+    )
+    assert actual.shape == expected.shape, (
+        f"{what}: shape {actual.shape}, expected {expected.shape}"
+    )
     different = np.argwhere(bits_of(actual) != bits_of(expected))
     if len(different):
         at = tuple(int(i) for i in different[0])
@@ -39,7 +43,9 @@ def assert_within(actual: ArrayLike, expected: ArrayLike, bound: ArrayLike, what
     actual = np.asarray(actual, np.float64)
     expected = np.asarray(expected, np.float64)
     bound = np.broadcast_to(np.asarray(bound, np.float64), expected.shape)
-    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    assert actual.shape == expected.shape, (
+        f"{what}: shape {actual.shape}, expected {expected.shape}"
+    )
     assert actual.size > 0, f"{what}: nothing to compare"
     signal = float(np.max(np.abs(expected)))
     assert float(np.max(bound)) < signal or signal == 0.0, (

@@ -1,4 +1,4 @@
-"""Reads the source tree for tests/test_architecture.py: files, includes, imports, tables, symbols."""
+"""Reads the source tree for the architecture test: files, includes, imports, tables, symbols."""
 
 from __future__ import annotations
 
@@ -166,7 +166,9 @@ def python_function_lengths(path: Path) -> Iterator[tuple[str, int]]:
             yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1 - docstring
 
 
-_NOT_A_FUNCTION = re.compile(r"^(namespace|struct|class|enum|union|extern|template|using|#|//|}|static_assert)\b")
+_NOT_A_FUNCTION = re.compile(
+    r"^(namespace|struct|class|enum|union|extern|template|using|#|//|}|static_assert)\b"
+)
 
 
 def cpp_function_lengths(path: Path) -> Iterator[tuple[str, int]]:
