@@ -53,6 +53,12 @@ void Sequence::drop_from(Table* table, std::int64_t page) noexcept {
   }
 }
 
+// A page that is no longer full has rows it was sealed from cut off; the seal may go unless another
+// sequence still has the whole page.
+void Sequence::drop_stale_seal(const Entry& last) noexcept {
+  if (pool_->references(last.page) == 1) pool_->drop_sealed(last.page);
+}
+
 Sequence Sequence::fork() const {
   if (step_ != 0) throw Error("[sequence] fork during a step");
   Sequence copy(*pool_);
@@ -86,6 +92,7 @@ std::int64_t Sequence::truncate(std::int64_t length) {
   for (Table& table : tables_) {
     drop_from(&table, (length + kPageTokens - 1) / kPageTokens);
     if (length == 0) table.first = 0;
+    if (length % kPageTokens != 0) drop_stale_seal(table.entries.back());
   }
   length_ = length;
   accepted_ = std::min(accepted_, length);
@@ -162,11 +169,7 @@ void Sequence::commit_step() noexcept {
 void Sequence::discard_step() noexcept {
   for (Table& table : tables_) {
     drop_from(&table, (length_ + kPageTokens - 1) / kPageTokens);
-    // Rows from length_ on are garbage now, and so is what was sealed from them.
-    if (length_ % kPageTokens != 0) {
-      const Entry& last = table.entries.back();
-      if (pool_->references(last.page) == 1) pool_->drop_sealed(last.page);
-    }
+    if (length_ % kPageTokens != 0) drop_stale_seal(table.entries.back());
   }
   step_ = 0;
 }

@@ -69,6 +69,7 @@ class Sequence {
     std::vector<Entry> entries;
   };
   void drop_from(Table* table, std::int64_t page) noexcept;
+  void drop_stale_seal(const Entry& last) noexcept;
   void clear() noexcept;
 
   PagePool* pool_;

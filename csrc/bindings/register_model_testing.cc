@@ -1,0 +1,184 @@
+// _core.testing: the forward path without the engine, and the KV cache, as pytest needs them.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "base/aligned.h"
+#include "base/errors.h"
+#include "base/thread_pool.h"
+#include "cache/page_pool.h"
+#include "cache/sequence.h"
+#include "formats/weights_codec.h"
+#include "model/text_model.h"
+#include "ops/rope.h"
+#include "register.h"
+#include "spec_from_python.h"
+
+namespace py = pybind11;
+
+namespace musespark {
+namespace {
+
+KvFormat kv_format(const std::string& name) {
+  if (name == "f32") return KvFormat::f32;
+  if (name == "kv8") return KvFormat::kv8;
+  throw InvalidRequest("kv: '" + name + "' is not one of f32, kv8");
+}
+
+StepSpan::Logits logits_mode(const std::string& name) {
+  if (name == "none") return StepSpan::Logits::none;
+  if (name == "last") return StepSpan::Logits::last;
+  if (name == "all") return StepSpan::Logits::all;
+  throw InvalidRequest("logits: '" + name + "' is not one of none, last, all");
+}
+
+// A sequence that keeps its pool.
+struct TestSequence {
+  std::shared_ptr<PagePool> pool;
+  Sequence seq;
+};
+
+// A model with the pool of threads and the copies of tensors it needs (those not 64-byte aligned).
+class TestModel {
+ public:
+  TestModel(const py::object& spec, const py::dict& tensors, int threads, const std::string& kv)
+      : pool_(threads) {
+    std::map<std::string, TensorView> views;
+    for (const auto& [key, value] : tensors) {
+      const auto [format, rows, cols, array] =
+          value.cast<std::tuple<std::string, std::int64_t, std::int64_t, py::array>>();
+      views[key.cast<std::string>()] = {weight_format_from_name(format), rows, cols, bytes_of(array),
+                                        static_cast<std::int64_t>(array.nbytes())};
+    }
+    model_ = std::make_unique<TextModel>(spec_from_python(spec), views, pool_, kv_format(kv));
+  }
+
+  using Steps = std::vector<std::tuple<TestSequence*, std::vector<std::int32_t>, std::string>>;
+
+  // spans: (sequence, tokens, "none" | "last" | "all"). None if it was interrupted, which happens
+  // at check number `interrupt_at` (0 is the one before the first layer).
+  py::object forward(const Steps& from, std::optional<int> interrupt_at) {
+    std::vector<StepSpan> spans;
+    for (const auto& [sequence, tokens, logits] : from) {
+      spans.push_back({&sequence->seq, tokens.data(), static_cast<std::int64_t>(tokens.size()),
+                       logits_mode(logits)});
+    }
+    py::array_t<float> out({TextModel::logit_rows(spans), model_->spec().vocab});
+    float* values = out.mutable_data();
+    int checks = 0;
+    const StepControl control{[&] { return interrupt_at && checks++ == *interrupt_at; }};
+    StepOutcome outcome;
+    {
+      const py::gil_scoped_release unlocked;
+      outcome = model_->forward(spans, control, values);
+    }
+    return outcome == StepOutcome::done ? py::object(out) : py::none();
+  }
+
+  TextModel& model() { return *model_; }
+
+ private:
+  const std::uint8_t* bytes_of(const py::array& array) {
+    if (!(array.flags() & py::array::c_style)) throw InvalidRequest("tensors: not contiguous");
+    const auto* data = static_cast<const std::uint8_t*>(array.data());
+    if (reinterpret_cast<std::uintptr_t>(data) % kCacheLine == 0) {
+      held_.push_back(array);
+      return data;
+    }
+    copies_.emplace_back(static_cast<std::size_t>(array.nbytes()));
+    std::memcpy(copies_.back().data(), data, copies_.back().size());
+    return copies_.back().as<std::uint8_t>();
+  }
+
+  std::vector<py::object> held_;
+  std::vector<AlignedBuffer> copies_;
+  ThreadPool pool_;
+  std::unique_ptr<TextModel> model_;
+};
+
+void register_cache(py::module_& m) {
+  py::class_<PagePool, std::shared_ptr<PagePool>>(m, "PagePool")
+      .def(py::init([](const std::string& kv,
+                       const std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>>& layers,
+                       std::int64_t budget) {
+             KvLayout layout{kv_format(kv), {}};
+             for (const auto& [heads, dim, window] : layers) {
+               layout.layers.push_back({heads, dim, window});
+             }
+             return std::make_shared<PagePool>(layout, budget);
+           }),
+           py::arg("kv"), py::arg("layers"), py::arg("budget"),
+           "layers: (kv_heads, padded head_dim, window) of each.")
+      .def(py::init([](TestModel& model, std::int64_t budget) {
+             return std::make_shared<PagePool>(model.model().kv_layout(), budget);
+           }),
+           py::arg("model"), py::arg("budget") = std::int64_t{1} << 40)
+      .def("bytes_for", &PagePool::bytes_for, py::arg("tokens"), py::arg("step"))
+      .def_property_readonly("classes", &PagePool::classes)
+      .def("window", &PagePool::window)
+      .def("open_bytes", &PagePool::open_bytes)
+      .def("sealed_bytes", &PagePool::sealed_bytes)
+      .def("usage", [](const PagePool& pool) {
+        const PagePool::Usage u = pool.usage();
+        return py::dict(py::arg("budget") = u.budget, py::arg("in_use") = u.in_use,
+                        py::arg("allocated") = u.allocated, py::arg("peak") = u.peak,
+                        py::arg("pages") = u.pages, py::arg("open_pages") = u.open_pages);
+      });
+  py::class_<TestSequence>(m, "Sequence")
+      .def(py::init([](std::shared_ptr<PagePool> pool) {
+             Sequence sequence(*pool);
+             return TestSequence{std::move(pool), std::move(sequence)};
+           }),
+           py::arg("pool"))
+      .def_property_readonly("length", [](const TestSequence& s) { return s.seq.length(); })
+      .def_property_readonly("accepted", [](const TestSequence& s) { return s.seq.accepted(); })
+      .def("pages", [](const TestSequence& s, int c) { return s.seq.pages(c); },
+           py::arg("page_class") = 0)
+      .def("fork", [](const TestSequence& s) { return TestSequence{s.pool, s.seq.fork()}; })
+      .def("truncate", [](TestSequence& s, std::int64_t n) { return s.seq.truncate(n); },
+           py::arg("length"))
+      .def("accept", [](TestSequence& s, std::int64_t n) { s.seq.accept(n); }, py::arg("length"))
+      .def("begin_step", [](TestSequence& s, std::int64_t n) { s.seq.begin_step(n); },
+           py::arg("count"))
+      .def("commit_step", [](TestSequence& s) { s.seq.commit_step(); })
+      .def("discard_step", [](TestSequence& s) { s.seq.discard_step(); });
+}
+
+}  // namespace
+
+void register_model_testing(py::module_& core) {
+  py::module_ m = core.def_submodule("testing");
+  py::class_<TestModel>(m, "TextModel")
+      .def(py::init<const py::object&, const py::dict&, int, const std::string&>(), py::arg("spec"),
+           py::arg("tensors"), py::kw_only(), py::arg("threads") = 1, py::arg("kv") = "f32")
+      .def("forward", &TestModel::forward, py::arg("spans"), py::kw_only(),
+           py::arg("interrupt_at") = py::none());
+  register_cache(m);
+  m.def(
+      "rope_table",
+      [](const py::object& spec, std::int64_t positions) {
+        const ModelSpec model = spec_from_python(spec);
+        const RopeSpec& r = model.ropes.at(0);
+        RopeTable table(rope_inverse_frequencies({r.dim, r.theta,
+                                                  static_cast<RopeFrequencies::Scaling>(r.scaling),
+                                                  r.factor, r.low_freq_factor, r.high_freq_factor,
+                                                  r.beta_fast, r.beta_slow, r.original_context}),
+                        static_cast<float>(r.attention_factor));
+        table.extend(positions);
+        py::array_t<float> out({std::int64_t{2}, positions, table.half()});
+        for (std::int64_t p = 0; p < positions; ++p) {
+          std::copy_n(table.cos(p), table.half(), out.mutable_data(0, p, 0));
+          std::copy_n(table.sin(p), table.half(), out.mutable_data(1, p, 0));
+        }
+        return out;
+      },
+      py::arg("spec"), py::arg("positions"), "cos and sin of ropes[0]: [2, positions, dim / 2].");
+}
+
+}  // namespace musespark

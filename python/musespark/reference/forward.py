@@ -1,0 +1,186 @@
+"""The forward pass of a ModelSpec in plain NumPy: whole sequences, no cache, no chunks, no packing.
+
+``logits(spec, weights, tokens)`` is what ``csrc/model`` computes, in the order it is written in
+papers. ``spec`` is a ``families.spec.ModelSpec`` (anything with its attributes); ``weights`` maps the
+canonical tensor names (``csrc/model/README.md``) to arrays. Matrices are [outputs, inputs].
+
+Only the rope tables follow the core's rounding: frequencies and angles are float32 numbers by
+definition (transformers computes them so), and at position 1000 that rounding is already 3e-5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Weights = Mapping[str, np.ndarray]
+_erf = np.vectorize(math.erf, otypes=[float])
+
+
+def norm(x: np.ndarray, spec: Any, weight: np.ndarray | None, bias: Any = 0.0) -> np.ndarray:
+    """Norms the last axis; ``weight`` as the checkpoint stores it (zero-centred kinds add 1)."""
+    if spec.kind == "none":
+        return x
+    if spec.kind == "layer":
+        y = x - x.mean(-1, keepdims=True)
+        return y / np.sqrt((y * y).mean(-1, keepdims=True) + spec.eps) * weight + bias
+    if spec.kind == "rms_input_scaled":
+        x = x * (1 + weight)
+    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + spec.eps)
+    if spec.kind == "rms":
+        return y * weight
+    return y * (1 + weight) if spec.kind == "rms_centered" else y
+
+
+def activate(kind: str, x: np.ndarray) -> np.ndarray:
+    """The activation functions of MlpSpec."""
+    if kind == "silu":
+        return x / (1 + np.exp(-x))
+    if kind == "gelu":
+        return 0.5 * x * (1 + _erf(x / math.sqrt(2)).astype(x.dtype))
+    if kind == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    if kind == "relu":
+        return np.maximum(x, 0)
+    if kind == "relu2":
+        return np.maximum(x, 0) ** 2
+    raise ValueError(f"activation {kind!r}")
+
+
+def inverse_frequencies(rope: Any) -> np.ndarray:
+    """float32 [dim / 2], radians per position, as transformers' modeling_rope_utils makes them."""
+    f32 = np.float32
+    half = rope.dim // 2
+    exponent = (np.arange(half) * 2).astype(f32) / f32(rope.dim)
+    frequency = (np.float64(rope.theta) ** exponent.astype(np.float64)).astype(f32)
+    inverse = f32(1) / frequency
+    if rope.scaling == "linear":
+        return inverse / f32(rope.factor)
+    if rope.scaling == "llama3":
+        context = rope.original_context
+        wavelength = f32(1) / inverse * f32(2 * math.pi)
+        smooth = (f32(1) / wavelength * f32(context) - f32(rope.low_freq_factor)) / f32(
+            rope.high_freq_factor - rope.low_freq_factor
+        )
+        blended = (1 - smooth) * inverse / f32(rope.factor) + smooth * inverse
+        long = wavelength > f32(context / rope.low_freq_factor)
+        short = wavelength < f32(context / rope.high_freq_factor)
+        return np.where(long, inverse / f32(rope.factor), np.where(short, inverse, blended))
+    if rope.scaling == "yarn":
+
+        def dimension(rotations: float) -> float:
+            turns = math.log(rope.original_context / (rotations * 2 * math.pi))
+            return rope.dim * turns / (2 * math.log(rope.theta))
+
+        low = max(math.floor(dimension(rope.beta_fast)), 0)
+        high = float(min(math.ceil(dimension(rope.beta_slow)), rope.dim - 1))
+        high += 0.001 if low == high else 0
+        ramp = np.clip((np.arange(half, dtype=f32) - f32(low)) / f32(high - low), 0, 1)
+        keep = 1 - ramp
+        return f32(1) / (f32(rope.factor) * frequency) * (1 - keep) + inverse * keep
+    return inverse
+
+
+def rope_tables(rope: Any, positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin, float64 [positions, dim / 2]; the angle is a float32 product."""
+    angle = np.arange(positions, dtype=np.float32)[:, None] * inverse_frequencies(rope)
+    angle = angle.astype(np.float64)
+    return np.cos(angle) * rope.attention_factor, np.sin(angle) * rope.attention_factor
+
+
+def rotate(x: np.ndarray, rope: Any) -> np.ndarray:
+    """Rotary positions 0, 1, ... on x [positions, heads, head_dim]; floats past dim stay."""
+    cos, sin = (table[:, None].astype(x.dtype) for table in rope_tables(rope, len(x)))
+    half = rope.dim // 2
+    out = x.copy()
+    if rope.interleaved:
+        a, b = slice(0, rope.dim, 2), slice(1, rope.dim, 2)
+    else:
+        a, b = slice(0, half), slice(half, rope.dim)
+    out[..., a] = x[..., a] * cos - x[..., b] * sin
+    out[..., b] = x[..., b] * cos + x[..., a] * sin
+    return out
+
+
+def visible(positions: int, window: int) -> np.ndarray:
+    """bool [query, key]: a query sees itself and what is before it, with a window the last ones."""
+    distance = np.arange(positions)[:, None] - np.arange(positions)[None]
+    return (distance >= 0) & (distance < window) if window else distance >= 0
+
+
+def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, a: Any, sinks: Any) -> np.ndarray:
+    """Attention of scaled queries q [n, heads, D] over k, v [n, kv_heads, D] -> [n, heads, D]."""
+    seen = visible(len(q), a.window)
+    out = np.empty_like(q)
+    for head in range(a.heads):
+        kv_head = head // (a.heads // a.kv_heads)
+        scores = q[:, head] @ k[:, kv_head].T
+        if a.softcap:
+            scores = a.softcap * np.tanh(scores / a.softcap)
+        scores = np.where(seen, scores, -np.inf)
+        top = scores.max(-1, keepdims=True)
+        if sinks is not None:
+            top = np.maximum(top, sinks[head])
+        p = np.exp(scores - top)
+        total = p.sum(-1, keepdims=True)
+        if sinks is not None:
+            total = total + np.exp(sinks[head] - top)
+        out[:, head] = p @ v[:, kv_head] / total
+    return out
+
+
+def attention(x: np.ndarray, a: Any, w: Weights, ropes: Any) -> np.ndarray:
+    """The attention half of a layer, from normed rows to what post_attn_norm takes."""
+
+    def heads(name: str, count: int) -> np.ndarray:
+        y = x @ w[name].T + (w[f"{name}_bias"] if a.qkv_bias else 0)
+        return y.reshape(len(x), count, a.head_dim)
+
+    q, k, v = heads("q", a.heads), heads("k", a.kv_heads), heads("v", a.kv_heads)
+    q = norm(q, a.q_norm, w.get("q_norm"), w.get("q_norm_bias", 0))
+    k = norm(k, a.k_norm, w.get("k_norm"), w.get("k_norm_bias", 0))
+    if a.rope >= 0:
+        q, k = rotate(q, ropes[a.rope]), rotate(k, ropes[a.rope])
+    out = attend(q * a.query_scale, k, v, a, w["sinks"] if a.sinks else None).reshape(len(x), -1)
+    if a.output_gate:
+        out = out / (1 + np.exp(-(x @ w["attn_gate"].T)))
+    return out @ w["o"].T + (w["o_bias"] if a.o_bias else 0)
+
+
+def mlp(x: np.ndarray, m: Any, w: Weights) -> np.ndarray:
+    """The dense feed-forward half, from normed rows to what post_mlp_norm takes."""
+
+    def linear(name: str, rows: np.ndarray) -> np.ndarray:
+        return rows @ w[name].T + (w[f"{name}_bias"] if m.bias else 0)
+
+    up = linear("up", x)
+    if m.gated:
+        hidden = activate(m.activation, linear("gate", x)) * up
+    else:
+        hidden = activate(m.activation, up)
+    return linear("down", hidden)
+
+
+def logits(spec: Any, weights: Weights, tokens: Any, dtype: Any = np.float64) -> np.ndarray:
+    """Logits [len(tokens), vocab] after every token, computed in `dtype`."""
+    every = {name: np.asarray(value, dtype) for name, value in weights.items()}
+
+    def normed(rows: np.ndarray, kind: Any, name: str) -> np.ndarray:
+        return norm(rows, kind, every.get(name), every.get(f"{name}_bias", 0))
+
+    x = every["embed"][np.asarray(tokens)] * dtype(spec.embed_scale)
+    x = norm(x, spec.embed_norm, None)
+    for i, layer in enumerate(spec.layers):
+        at = f"layers.{i}."
+        w = {name[len(at) :]: value for name, value in every.items() if name.startswith(at)}
+        y = attention(normed(x, layer.attn_norm, f"{at}attn_norm"), layer.attention, w, spec.ropes)
+        x = x + normed(y, layer.post_attn_norm, f"{at}post_attn_norm")
+        y = mlp(normed(x, layer.mlp_norm, f"{at}mlp_norm"), layer.mlp, w)
+        x = x + normed(y, layer.post_mlp_norm, f"{at}post_mlp_norm")
+    head = every["embed" if spec.tied_head else "head"]
+    out = normed(x, spec.final_norm, "final_norm") @ head.T * dtype(spec.logit_scale)
+    cap = spec.logit_softcap
+    return cap * np.tanh(out / cap) if cap else out
