@@ -1,6 +1,7 @@
 // _core.Engine, and in `testing` the sampler alone.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
 #include <optional>

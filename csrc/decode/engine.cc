@@ -197,7 +197,7 @@ void Engine::Impl::cancel(RequestId id) {
 
 void Engine::Impl::report_tokens(Entry& entry) {
   if (entry.unreported.empty()) return;
-  events->push_back(TokensEvent{entry.id, std::move(entry.unreported)});
+  events->emplace_back(TokensEvent{entry.id, std::move(entry.unreported)});
   entry.unreported.clear();
 }
 
@@ -215,7 +215,7 @@ void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std
   } else if (started) {
     stats.prefill_s = seconds(now - entry.admitted);
   }
-  events->push_back(FinishedEvent{entry.id, reason, kind, std::move(error), stats});
+  events->emplace_back(FinishedEvent{entry.id, reason, kind, std::move(error), stats});
   return_early = true;
 
   unpin_source(entry);

@@ -179,7 +179,7 @@ void Engine::Impl::book_sampled(Entry& entry, SampledToken sampled, Clock::time_
 // `count` rows of logits, up to the sequence's new end.
 void Engine::Impl::book_logits(Entry& entry, const float* rows, std::int64_t count) {
   if (count > 0) {
-    events->push_back(LogitsEvent{entry.id, entry.length() - count, count, vocab,
+    events->emplace_back(LogitsEvent{entry.id, entry.length() - count, count, vocab,
                                   std::vector<float>(rows, rows + count * vocab)});
     return_early = true;
   }
@@ -198,7 +198,7 @@ void Engine::Impl::book_scores(Entry& entry, std::int64_t rows, std::size_t firs
   }
   event.rows = static_cast<std::int64_t>(event.values.size());
   if (event.rows > 0) {
-    events->push_back(std::move(event));
+    events->emplace_back(std::move(event));
     return_early = true;
   }
   if (entry.pending() == 0) finish(entry, FinishReason::length);
