@@ -1,7 +1,7 @@
 """Text in and out: tokenizer, chat template, and the channels of a model's turn.
 
 tokenizer.py (ids and markers), decoding.py (ids to text as they come), template.py (conversation to
-prompt) with sandbox.py, template_globals.py, conversation.py and guard.py, channels.py (a model's
+prompt) with sandbox.py, meter.py, template_globals.py, conversation.py and guard.py, channels.py (a model's
 output to events) with protocols.py (families' tables) and toolcalls.py.
 """
 

@@ -25,7 +25,7 @@ tags is left as it is, because the template is meant to take it apart.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -173,7 +173,7 @@ class Disguise:
         if isinstance(value, str):
             if not value.isascii():
                 self._used.update(_PRIVATE.findall(value))
-        elif isinstance(value, Mapping):
+        elif isinstance(value, dict):
             for key, item in value.items():
                 self._collect(key)
                 self._collect(item)

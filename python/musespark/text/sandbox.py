@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import re
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from string import Formatter
 from types import BuiltinMethodType, GeneratorType
@@ -34,7 +33,8 @@ import jinja2.utils
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
-from musespark.errors import DeadlineExceeded, InvalidRequest
+from musespark.errors import InvalidRequest
+from musespark.text.meter import ELEMENT, Meter
 from musespark.text.template_globals import (
     GenerationTag,
     TemplateDict,
@@ -44,69 +44,8 @@ from musespark.text.template_globals import (
     tojson,
 )
 
-_TICKS_PER_CHECK = 200
-_NODES_LIMIT = 200_000  # parts of one nested value that is printed, compared or serialized
-_ELEMENT = 16  # what one element of a list is charged, in characters
 _CONTAINERS = (list, tuple, dict)
 _SIZED = (str, bytes, list, tuple)
-
-
-class Meter:
-    """The budget of one rendering: ``seconds`` of this thread's CPU time and ``chars`` characters
-    of values produced (intermediate ones too; a list element counts as 16)."""
-
-    __slots__ = ("_chars", "_deadline", "_ticks", "chars", "seconds")
-
-    def __init__(self, seconds: float, chars: int):
-        self.seconds, self.chars = seconds, chars
-        self._deadline = time.thread_time() + seconds
-        self._ticks, self._chars = 0, chars
-
-    def tick(self, count: int = 1) -> None:
-        self._ticks += count
-        if self._ticks >= _TICKS_PER_CHECK:
-            self._ticks = 0
-            if time.thread_time() > self._deadline:
-                raise DeadlineExceeded(
-                    f"chat template: rendering took more than its {self.seconds:g} s of CPU time"
-                )
-
-    def charge(self, size: int) -> None:
-        """Announce a value of ``size`` characters; large ones also count as time."""
-        self._chars -= size
-        if self._chars < 0:
-            raise InvalidRequest(
-                f"chat template: rendering produces more than its {self.chars} characters"
-            )
-        self.tick(1 + size // 4096)
-
-    def loop(self, items: Any, body: int = 0) -> Iterator[Any]:
-        """The items, one tick each; ``body`` is the literal text a round can write."""
-        for item in items:
-            self.charge(body)
-            yield item
-
-    def measure(self, value: Any) -> int:
-        """Characters and elements of a nested value; refuses what would explode when printed."""
-        count, size, stack = 0, 0, [value]
-        while stack:
-            item = stack.pop()
-            if isinstance(item, (str, bytes)):
-                size += len(item)
-                continue
-            if isinstance(item, dict):
-                stack.extend(item)
-                stack.extend(item.values())
-                count += len(item)
-            elif isinstance(item, (list, tuple)):
-                stack.extend(item)
-                count += len(item)
-            if count > _NODES_LIMIT:
-                raise InvalidRequest(
-                    f"chat template: a nested value has more than {_NODES_LIMIT} parts"
-                )
-        self.tick(count)
-        return size + _ELEMENT * count
 
 
 class _Formatter(jinja2.sandbox.SandboxedFormatter):
@@ -205,7 +144,7 @@ class MeteredEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if isinstance(value, (str, bytes)):
             self.meter.charge(len(value))
         elif isinstance(value, _CONTAINERS):
-            self.meter.charge(_ELEMENT * len(value))
+            self.meter.charge(ELEMENT * len(value))
         elif isinstance(value, GeneratorType):
             return self.meter.loop(value)
         else:
@@ -249,7 +188,7 @@ class MeteredEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         meter = self.meter
         if operator == "+":
             if isinstance(left, _SIZED) and isinstance(right, _SIZED):
-                unit = 1 if isinstance(left, (str, bytes)) else _ELEMENT
+                unit = 1 if isinstance(left, (str, bytes)) else ELEMENT
                 meter.charge((len(left) + len(right)) * unit)
         elif operator == "%" and isinstance(left, (str, bytes)):
             for spec in re.findall(r"%(?:\([^)]*\))?([^a-zA-Z%]*)", str(left)):
@@ -258,7 +197,7 @@ class MeteredEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         elif operator == "*":
             for sized, times in ((left, right), (right, left)):
                 if isinstance(sized, _SIZED) and isinstance(times, int):
-                    unit = 1 if isinstance(sized, (str, bytes)) else _ELEMENT
+                    unit = 1 if isinstance(sized, (str, bytes)) else ELEMENT
                     meter.charge(len(sized) * max(times, 0) * unit)
         if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
             bits = left.bit_length()
@@ -426,8 +365,8 @@ def _check_short(env: MeteredEnvironment, value: Any, args: tuple, kwargs: dict)
 _FILTER_CHECKS: dict[str, Callable[..., Any]] = {
     "join": _check_join,
     "center": _check_size(0, "width", 1),
-    "batch": _check_size(0, "linecount", _ELEMENT),
-    "slice": _check_size(0, "slices", _ELEMENT),
+    "batch": _check_size(0, "linecount", ELEMENT),
+    "slice": _check_size(0, "slices", ELEMENT),
     "indent": _check_indent,
     "replace": _check_replace,
     "format": _check_format,

@@ -25,7 +25,8 @@ from musespark.errors import CorruptFile, Error, InvalidRequest
 from musespark.text.conversation import hide, hide_message, plain_inputs, size_of
 from musespark.text.guard import Disguise, Guard
 from musespark.text.markers import MarkerFinder
-from musespark.text.sandbox import Meter, MeteredEnvironment
+from musespark.text.meter import Meter
+from musespark.text.sandbox import MeteredEnvironment
 from musespark.text.tokenizer import MAX_CONFIG_BYTES, Tokenizer, read_json, token_text
 
 MAX_SOURCE_CHARS = 96 * 1024

@@ -20,7 +20,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,7 @@ class Tokenizer:
                 f"{source}: inconsistent added tokens or vocabulary: {error!r}"
             ) from error
         self._pieces: dict[int, bytes] = {}
+        self._control: dict[frozenset[str], frozenset[str]] = {}
         self._name_ends(data, config, generation_config)
 
     @classmethod
@@ -361,17 +362,21 @@ class Tokenizer:
         """A trusted text as the pieces of :meth:`encode_pieces`: leftmost, longest markers."""
         return self._finder.split(text)
 
-    def control_markers(self, template_literals: Collection[str]) -> frozenset[str]:
+    def control_markers(self, template_literals: frozenset[str]) -> frozenset[str]:
         """The markers that steer a chat: all but unflagged tags like Gemma's ``<table>`` that the
         template never writes; those are words of the vocabulary, in whoever's text."""
-        return frozenset(
-            marker
-            for marker, token_id in self.markers.items()
-            if token_id in self._special
-            or "|" in marker
-            or "｜" in marker
-            or any(marker.strip() in literal for literal in template_literals)
-        )
+        found = self._control.get(template_literals)
+        if found is None:
+            found = frozenset(
+                marker
+                for marker, token_id in self.markers.items()
+                if token_id in self._special
+                or "|" in marker
+                or "｜" in marker
+                or any(marker.strip() in literal for literal in template_literals)
+            )
+            self._control = {template_literals: found}  # one template at a time
+        return found
 
     # ---- ids to text --------------------------------------------------------------------------
 
