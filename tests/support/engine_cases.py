@@ -1,0 +1,117 @@
+"""Tiny models behind the engine, and one fixed set of requests that every way of running must answer
+with the same bits. Run as a script it prints those answers' fingerprint, for fresh processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+from typing import Any
+
+import numpy as np
+
+from musespark.errors import MemoryBudgetExceeded
+from musespark.engine import Engine, Request, Result
+from support import run_engine, tiny_models
+
+MODELS = {
+    # name: spec, format of each matrix in turn, kv
+    "muse_kv8": (tiny_models.muse, ("q4", "q8", "q6"), "kv8"),
+    "llama_f32": (tiny_models.llama, ("f32", "bf16"), "f32"),
+}
+_PACKED: dict[str, tuple] = {}
+
+
+def packed(name: str) -> tuple[Any, dict[str, tuple], str]:
+    """spec, tensors and kv format of one of MODELS; made once."""
+    if name not in _PACKED:
+        make, formats, kv = MODELS[name]
+        spec = make()
+        tensors = {}
+        for i, (key, value) in enumerate(sorted(tiny_models.random_weights(spec).items())):
+            fmt = formats[i % len(formats)]
+            if value.ndim == 2 and fmt == "bf16":
+                data = run_engine._aligned(run_engine._core.packed_nbytes(fmt, *value.shape))
+                bits = (value.view(np.uint32) >> 16).astype(np.uint16)
+                run_engine._core.pack(fmt, bits, dtype="bf16", out=data)
+                tensors[key] = (fmt, *value.shape, data)
+            else:
+                tensors |= run_engine.pack_weights({key: value}, fmt)
+        _PACKED[name] = (spec, tensors, kv)
+    return _PACKED[name]
+
+
+def make_engine(name: str = "muse_kv8", **settings: Any) -> Engine:
+    spec, tensors, kv = packed(name)
+    defaults = {"threads": 2, "context": 1024, "memory_budget": 1 << 28, "kv": kv}
+    return Engine(spec, tensors, **(defaults | settings))
+
+
+def bytes_needed(name: str, count: int, **settings: Any) -> int:
+    """What admission reserves for `count` tokens, from the message of a budget of nothing."""
+    with make_engine(name, memory_budget=1, **settings) as engine:
+        try:
+            engine.submit(Request(tokens=[0], max_new_tokens=count - 1))
+        except MemoryBudgetExceeded as error:
+            return int(re.search(r"needs (\d+) bytes", str(error)).group(1))
+    raise AssertionError("a budget of one byte was enough")
+
+
+def tokens(count: int, seed: int = 1, vocab: int = 101) -> list[int]:
+    return np.random.default_rng(seed).integers(0, vocab, count).tolist()
+
+
+def requests() -> list[Request]:
+    """Nine: greedy and sampled, every filter, prompts within and far beyond page and window."""
+    sampled = Request(tokens=[], max_new_tokens=40, temperature=0.9)
+
+    def vary(count: int, **changes: Any) -> Request:
+        return dataclasses.replace(sampled, tokens=tokens(count, seed=count), **changes)
+
+    return [
+        vary(1, temperature=0.0),
+        vary(65, temperature=0.0, logprobs=3),
+        vary(700, temperature=0.0),
+        vary(3, seed=11),
+        vary(130, seed=11, stream=2, top_k=20, logprobs=2),
+        vary(64, seed=12, top_p=0.8, temperature=1.5),
+        vary(527, seed=2**64 - 1, min_p=0.05, repetition_penalty=1.3),
+        vary(31, seed=5, presence_penalty=0.5, frequency_penalty=0.3, logit_bias={7: 2.5}),
+        Request(tokens=tokens(600, seed=9), logits="all"),
+    ]
+
+
+def fingerprint(result: Result) -> str:
+    """Tokens and the bits of every number a result holds."""
+    parts = {
+        "tokens": result.tokens,
+        "logprobs": np.asarray(result.logprobs or [], np.float32).tobytes().hex(),
+        "top": [[(i, float(x).hex()) for i, x in row] for row in result.top or []],
+        "logits": None
+        if result.logits is None
+        else [list(result.logits.shape), hashlib.sha256(result.logits.tobytes()).hexdigest()],
+        "reason": result.reason,
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+def alone(engine: Engine) -> list[str]:
+    return [fingerprint(engine.submit(request).result()) for request in requests()]
+
+
+def together(engine: Engine) -> list[str]:
+    handles = [engine.submit(request) for request in requests()]
+    return [fingerprint(handle.result()) for handle in handles]
+
+
+def main() -> None:
+    name, way, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    with make_engine(name, **settings) as engine:
+        answers = {"alone": alone, "together": together}[way](engine)
+        print(json.dumps({"isa": engine.stats()["isa"], "answers": answers}))
+
+
+if __name__ == "__main__":
+    main()
