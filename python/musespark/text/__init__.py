@@ -1,8 +1,9 @@
 """Text in and out: tokenizer, chat template, and the channels of a model's turn.
 
-tokenizer.py (ids and markers), decoding.py (ids to text as they come), template.py (conversation to
-prompt) with sandbox.py, meter.py, template_globals.py, conversation.py and guard.py, channels.py (a model's
-output to events) with protocols.py (families' tables) and toolcalls.py.
+tokenizer.py: ids and markers (markers.py finds them in text); decoding.py: ids to text as they
+come; template.py: conversation to prompt, run in sandbox.py within the budget of meter.py, with
+conversation.py and guard.py for what callers give and template_globals.py for what templates get;
+channels.py: a model's output to events, by the tables of protocols.py and with toolcalls.py.
 """
 
 from musespark.text.channels import (

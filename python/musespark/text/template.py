@@ -106,7 +106,7 @@ class ChatTemplate:
         Raises InvalidRequest where the template refuses the conversation or fails on it, and
         DeadlineExceeded past the time budget.
         """
-        chosen = self._chosen(tools)
+        chosen = self.chosen(tools)
         pieces = chosen._render(messages, tools, add_generation_prompt, variables, None)
         return "".join(text for text, _ in pieces)
 
@@ -125,13 +125,14 @@ class ChatTemplate:
         ``special_tokens`` (``bos_token``, …) are the trusted variables. Concatenated, the pieces
         are :meth:`render`'s text, but where the template looks for marker characters inside the
         messages."""
-        chosen = self._chosen(tools)
+        chosen = self.chosen(tools)
         guard = chosen._guard_of(frozenset(markers))
         return chosen._render(
             messages, tools, add_generation_prompt, variables, guard, special_tokens or {}
         )
 
-    def _chosen(self, tools: Any) -> ChatTemplate:
+    def chosen(self, tools: Any) -> ChatTemplate:
+        """The template for a rendering with these tools: this one, or the model's ``tool_use``."""
         return self._tool_use if tools and self._tool_use is not None else self
 
     def _guard_of(self, markers: frozenset[str]) -> Guard:
@@ -316,7 +317,7 @@ def encode_chat(
     Marker ids come from the template alone. Equal to encoding the whole rendering with markers
     parsed wherever messages, tools and variables spell none.
     """
-    control = tokenizer.control_markers(template.literals)
+    control = tokenizer.control_markers(template.chosen(tools).literals)
     pieces = template.render_segments(
         messages,
         markers=control,
