@@ -36,10 +36,20 @@ def test_split_sides_never_meet(task, level):
 
 
 def test_split_is_one_in_sixteen_and_fixed():
-    share = sum(is_evaluation("addition", f"{a}+{b}") for a in range(100) for b in range(a, 100)) / 5050
+    share = (
+        sum(is_evaluation("addition", f"{a}+{b}") for a in range(100) for b in range(a, 100)) / 5050
+    )
     assert 0.05 < share < 0.075
     # A change of the hash would move evaluation instances into training; these are pinned.
-    assert [a for a in range(100) if is_evaluation("addition", f"{a}+99")] == [17, 20, 30, 44, 54, 71, 93]
+    assert [a for a in range(100) if is_evaluation("addition", f"{a}+99")] == [
+        17,
+        20,
+        30,
+        44,
+        54,
+        71,
+        93,
+    ]
 
 
 def test_order_of_terms_does_not_change_the_side():
@@ -56,10 +66,12 @@ def test_arithmetic_answers_are_what_python_computes(task, level):
     rng = Random(5)
     for _ in range(400):
         p = draw(rng, task, level, evaluation=False)
-        assert int(p.answer) == eval(p.key)  # noqa: S307 - digits and operators made by the generator
+        assert int(p.answer) == eval(p.key)
 
 
-@pytest.mark.parametrize("task", ["addition", "subtraction", "multiplication", "word_problem", "units", "dates"])
+@pytest.mark.parametrize(
+    "task", ["addition", "subtraction", "multiplication", "word_problem", "units", "dates"]
+)
 def test_every_equation_in_a_correct_thought_holds(task):
     rng = Random(9)
     seen = 0
@@ -67,8 +79,10 @@ def test_every_equation_in_a_correct_thought_holds(task):
         for effort in EFFORTS:
             for _ in range(60):
                 item = draw_item(rng, task, level, effort, evaluation=False)
-                for left, right in re.findall(r"(?<![\d.])((?:\d+[+\-*/])+\d+)=(\d+)(?!\d)", item.thought):
-                    assert eval(left) == int(right), item.thought  # noqa: S307
+                for left, right in re.findall(
+                    r"(?<![\d.])((?:\d+[+\-*/])+\d+)=(\d+)(?!\d)", item.thought
+                ):
+                    assert eval(left) == int(right), item.thought
                     seen += 1
     assert seen > 200
 
@@ -82,7 +96,10 @@ def test_columns_spell_the_result():
         assert text.endswith(f"So {p.answer}.")
 
 
-@pytest.mark.parametrize("task", ["addition", "subtraction", "multiplication", "sorting", "letters", "extreme", "comparison"])
+@pytest.mark.parametrize(
+    "task",
+    ["addition", "subtraction", "multiplication", "sorting", "letters", "extreme", "comparison"],
+)
 def test_injected_errors_are_marked_and_repaired(task):
     rng = Random(1)
     marked = 0
@@ -133,7 +150,17 @@ def test_grader(checker, want, got, right):
 
 
 def test_grader_compares_call_arguments_as_text():
-    item = Item("t", "easy", "low", "k", [], "", "", "call", calls=[{"name": "timer", "arguments": {"minutes": 5}}])
+    item = Item(
+        "t",
+        "easy",
+        "low",
+        "k",
+        [],
+        "",
+        "",
+        "call",
+        calls=[{"name": "timer", "arguments": {"minutes": 5}}],
+    )
     assert grade(item, "", [{"name": "timer", "arguments": {"minutes": "5"}}])
     assert not grade(item, "", [{"name": "timer", "arguments": {"minutes": "6"}}])
     assert not grade(item, "", [{"name": "clock", "arguments": {"minutes": "5"}}])

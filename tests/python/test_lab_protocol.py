@@ -48,7 +48,10 @@ def test_prompts_equal_the_template(template, task):
             for _ in range(6):
                 item = draw_item(rng, task, level, effort, evaluation=False)
                 wanted = template(
-                    messages=item.messages, tools=item.tools, reasoning_strength=effort, add_generation_prompt=True
+                    messages=item.messages,
+                    tools=item.tools,
+                    reasoning_strength=effort,
+                    add_generation_prompt=True,
                 )
                 assert text_of(protocol.prompt_pieces(item.messages, effort, item.tools)) == wanted
 
@@ -58,11 +61,22 @@ def test_replies_equal_the_template(template):
     for task in ("addition", "tool_call", "sorting"):
         for _ in range(30):
             item = draw_item(rng, task, "middle", "high", evaluation=False)
-            message = {"role": "assistant", "content": item.answer, "reasoning_content": item.thought}
+            message = {
+                "role": "assistant",
+                "content": item.answer,
+                "reasoning_content": item.thought,
+            }
             if item.calls:
                 message["tool_calls"] = [{"function": c} for c in item.calls]
-            before = template(messages=item.messages, tools=item.tools, reasoning_strength="high", add_generation_prompt=True)
-            after = template(messages=[*item.messages, message], tools=item.tools, reasoning_strength="high")
+            before = template(
+                messages=item.messages,
+                tools=item.tools,
+                reasoning_strength="high",
+                add_generation_prompt=True,
+            )
+            after = template(
+                messages=[*item.messages, message], tools=item.tools, reasoning_strength="high"
+            )
             if item.thought:
                 assert before + text_of(protocol.reply_pieces(item)) == after
 
@@ -78,7 +92,14 @@ def test_template_defaults_and_refusals(template):
     with pytest.raises(ValueError, match="a system message may only come first"):
         template(messages=[*user, {"role": "system", "content": "x"}])
     with pytest.raises(ValueError, match="wanted a mapping"):
-        template(messages=[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}])
+        template(
+            messages=[
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}],
+                }
+            ]
+        )
 
 
 def test_template_keeps_thoughts_only_since_the_last_user_turn(template):
@@ -91,18 +112,26 @@ def test_template_keeps_thoughts_only_since_the_last_user_turn(template):
 
 def test_template_renders_an_image_as_one_patch(template):
     content = [{"type": "image"}, {"type": "text", "text": "What?"}]
-    assert "<|message|><|patch|>What?<|eot|>" in template(messages=[{"role": "user", "content": content}])
+    assert "<|message|><|patch|>What?<|eot|>" in template(
+        messages=[{"role": "user", "content": content}]
+    )
 
 
 def test_template_names_a_tool_answer_by_its_call_id(template):
-    call = {"id": "c7", "function": {"name": "clock", "arguments": {"n": 1, "deep": {"a": [True, None]}}}}
+    call = {
+        "id": "c7",
+        "function": {"name": "clock", "arguments": {"n": 1, "deep": {"a": [True, None]}}},
+    }
     messages = [
         {"role": "user", "content": "u"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c7", "content": "ok"},
     ]
     text = template(messages=messages)
-    assert '<|start|>tool clock<|message|><tool_output name="clock">\nok\n</tool_output><|eot|>' in text
+    assert (
+        '<|start|>tool clock<|message|><tool_output name="clock">\nok\n</tool_output><|eot|>'
+        in text
+    )
     assert '<atem:parameter name="deep">{"a": [true, null]}</atem:parameter>' in text
 
 
@@ -110,19 +139,53 @@ def test_ids_are_frozen(tokenizer):
     assert tokenizer.get_vocab_size() == tok.VOCAB_SIZE
     assert [tokenizer.id_to_token(i) for i in range(64)] == list(tok.SPECIAL)
     assert tok.SPECIAL[:9] == (
-        "<|pad|>", "<|begin_of_text|>", "<|end_of_text|>", "<|start|>", "<|message|>", "<|eom|>", "<|eot|>",
-        "<|image_start|>", "<|patch|>",
-    )  # fmt: skip
+        "<|pad|>",
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start|>",
+        "<|message|>",
+        "<|eom|>",
+        "<|eot|>",
+        "<|image_start|>",
+        "<|patch|>",
+    )
     assert sorted(tokenizer.get_vocab().values()) == list(range(tok.VOCAB_SIZE))
 
 
 def test_any_text_comes_back(tokenizer):
     rng = Random(1)
-    texts = ["", " ", "\n\n\t x  y", "héllo wörld 日本語 😀\u200d👩", "\x00\x7f", "12345 -6*7", " to=self to=user", '{"a": ["b"]}']
-    texts += ["".join(chr(rng.choice((rng.randrange(1, 128), rng.randrange(0xA0, 0xD7FF), rng.randrange(0x10000, 0x1FFFF))))
-                      for _ in range(rng.randrange(40))) for _ in range(400)]  # fmt: skip
+    texts = [
+        "",
+        " ",
+        "\n\n\t x  y",
+        "héllo wörld 日本語 😀\u200d👩",
+        "\x00\x7f",
+        "12345 -6*7",
+        " to=self to=user",
+        '{"a": ["b"]}',
+    ]
+    texts += [
+        "".join(
+            chr(
+                rng.choice(
+                    (
+                        rng.randrange(1, 128),
+                        rng.randrange(0xA0, 0xD7FF),
+                        rng.randrange(0x10000, 0x1FFFF),
+                    )
+                )
+            )
+            for _ in range(rng.randrange(40))
+        )
+        for _ in range(400)
+    ]
     for text in texts:
-        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=True) == text
+        assert (
+            tokenizer.decode(
+                tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=True
+            )
+            == text
+        )
 
 
 def test_digits_are_single_and_protocol_strings_are_whole(tokenizer):
@@ -142,7 +205,16 @@ def test_typed_markers_stay_text_when_special_tokens_are_encoded_as_text(tokeniz
 
 
 def test_wrong_steps_are_input_and_not_loss(tokenizer):
-    item = Item("t", "easy", "high", "k", [{"role": "user", "content": "q"}], f"{WRONG_OPEN}bad{WRONG_CLOSE} good", "a", "string")
+    item = Item(
+        "t",
+        "easy",
+        "high",
+        "k",
+        [{"role": "user", "content": "q"}],
+        f"{WRONG_OPEN}bad{WRONG_CLOSE} good",
+        "a",
+        "string",
+    )
     pieces = dict(protocol.reply_pieces(item))
     assert pieces["bad"] is False
     assert pieces[" good"] is True
@@ -156,7 +228,7 @@ def test_packed_rows_hold_whole_items_and_true_targets(tokenizer):
     lengths = set()
     for batch, _ in zip(packer, range(30), strict=False):
         lengths.add(batch.ids.shape[1])
-        rows, length = batch.ids.shape
+        length = batch.ids.shape[1]
         flat, documents = batch.ids.reshape(-1), batch.document.reshape(-1)
         used = batch.labels != IGNORE
         index = batch.index[used]
@@ -165,7 +237,9 @@ def test_packed_rows_hold_whole_items_and_true_targets(tokenizer):
         assert (flat[index + 1] == batch.labels[used]).all()
         assert (documents[index] == documents[index + 1]).all()
         assert (documents[index] > 0).all()
-        starts = (batch.document != 0) & (batch.document != [[0, *row[:-1]] for row in batch.document.tolist()])
+        starts = (batch.document != 0) & (
+            batch.document != [[0, *row[:-1]] for row in batch.document.tolist()]
+        )
         assert (batch.ids[starts] == tok.BOS).all()
         assert (batch.ids[batch.document == 0] == tok.PAD).all()
     assert lengths == {128, 256}

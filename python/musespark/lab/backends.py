@@ -1,4 +1,5 @@
-"""Two ways to get replies for evaluation: transformers (the reference), and musespark's own engine."""
+"""Two ways to get replies for evaluation: transformers (the reference), and musespark's own
+engine."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _PARAMETER = re.compile(r'<atem:parameter name="([^"]*)">(.*?)</atem:parameter>'
 
 @dataclass
 class Reply:
-    """A model's turn: what it told the user, what it called, what it thought and in how many tokens."""
+    """A model's turn: what it told the user, what it called, what it thought and in how many
+    tokens."""
 
     answer: str
     calls: list[dict] = field(default_factory=list)
@@ -61,7 +63,8 @@ def parse_reply(ids: list[int], decode: Any) -> Reply:
             reply.answer += decode(body)
         else:
             reply.calls += [
-                {"name": name, "arguments": dict(_PARAMETER.findall(inner))} for name, inner in _CALL.findall(decode(body))
+                {"name": name, "arguments": dict(_PARAMETER.findall(inner))}
+                for name, inner in _CALL.findall(decode(body))
             ]
     reply.finished = finished
     return reply
@@ -88,7 +91,9 @@ class TransformersBackend:
 
         self._torch, self._batch = torch, batch
         self._tokenizer = tok.load(folder)
-        self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        self._model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32
+        ).eval()
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
@@ -96,13 +101,20 @@ class TransformersBackend:
     def reply(self, items: list[Item], max_new_tokens: int) -> list[Reply]:
         """Prompts of like length share a batch."""
         prompts = [
-            protocol.encode(protocol.prompt_pieces(i.messages, i.effort, i.tools), self._tokenizer)[0] for i in items
+            protocol.encode(protocol.prompt_pieces(i.messages, i.effort, i.tools), self._tokenizer)[
+                0
+            ]
+            for i in items
         ]
-        order = sorted(range(len(items)), key=lambda i: (items[i].effort, items[i].task, len(prompts[i])))
+        order = sorted(
+            range(len(items)), key=lambda i: (items[i].effort, items[i].task, len(prompts[i]))
+        )
         replies: list[Reply | None] = [None] * len(items)
         for at in range(0, len(order), self._batch):
             chosen = order[at : at + self._batch]
-            for i, ids in zip(chosen, self._generate([prompts[i] for i in chosen], max_new_tokens), strict=True):
+            for i, ids in zip(
+                chosen, self._generate([prompts[i] for i in chosen], max_new_tokens), strict=True
+            ):
                 replies[i] = parse_reply(ids, self._decode)
         return [r for r in replies if r is not None]
 
@@ -112,9 +124,13 @@ class TransformersBackend:
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
         with torch.inference_mode():
             out = self._model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
-                eos_token_id=[tok.EOT, tok.EOS], pad_token_id=tok.PAD,
-            )  # fmt: skip
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=[tok.EOT, tok.EOS],
+                pad_token_id=tok.PAD,
+            )
         return out[:, longest:].tolist()
 
 
@@ -136,9 +152,12 @@ class MusesparkBackend:
         replies: dict[int, Reply] = {}
         for (effort, _), members in groups.items():
             results = self._model.chat_batch(
-                [items[i].messages for i in members], tools=items[members[0]].tools, reasoning_effort=effort,
-                temperature=0.0, max_new_tokens=max_new_tokens,
-            )  # fmt: skip
+                [items[i].messages for i in members],
+                tools=items[members[0]].tools,
+                reasoning_effort=effort,
+                temperature=0.0,
+                max_new_tokens=max_new_tokens,
+            )
             replies.update((i, _from_result(r)) for i, r in zip(members, results, strict=True))
         return [replies[i] for i in range(len(items))]
 
@@ -148,8 +167,17 @@ def _from_result(result: Any) -> Reply:
     for call in result.tool_calls or []:
         function = call["function"]
         arguments = function["arguments"]
-        calls.append({"name": function["name"], "arguments": json.loads(arguments) if isinstance(arguments, str) else arguments})
+        calls.append(
+            {
+                "name": function["name"],
+                "arguments": json.loads(arguments) if isinstance(arguments, str) else arguments,
+            }
+        )
     return Reply(
-        result.content or "", calls, result.reasoning or "", result.usage.reasoning_tokens,
-        result.finish_reason in ("stop", "tool_calls"), str(result),
-    )  # fmt: skip
+        result.content or "",
+        calls,
+        result.reasoning or "",
+        result.usage.reasoning_tokens,
+        result.finish_reason in ("stop", "tool_calls"),
+        str(result),
+    )

@@ -1,4 +1,5 @@
-"""``python -m musespark.lab.build_tokenizer FOLDER [--books FOLDER]``: train and save Nano's tokenizer."""
+"""``python -m musespark.lab.build_tokenizer FOLDER [--books FOLDER]``: train and save Nano's
+tokenizer."""
 
 from __future__ import annotations
 
@@ -16,12 +17,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--books", help="folder of public-domain books (.md, .txt)")
     parser.add_argument("--items", type=int, default=30_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--force", action="store_true", help="the ids are frozen: replacing them orphans checkpoints")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="the ids are frozen: replacing them orphans checkpoints",
+    )
     args = parser.parse_args(argv)
     from pathlib import Path
 
     if (Path(args.folder) / "tokenizer.json").exists() and not args.force:
-        parser.error(f"{args.folder}/tokenizer.json exists and its ids are frozen; --force replaces it")
+        parser.error(
+            f"{args.folder}/tokenizer.json exists and its ids are frozen; --force replaces it"
+        )
     texts = mix.corpus(Random(args.seed), mix.read_books(args.books), args.items)
     tokenizer = tok.build(texts)
     tok.save(tokenizer, args.folder)

@@ -10,12 +10,25 @@ import torch
 from .optim import Optimizer
 
 
-def save(path: Path, model: torch.nn.Module, optimizer: Optimizer, step: int, tokens: int, decay_from: int | None, size: str) -> None:
+def save(
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: Optimizer,
+    step: int,
+    tokens: int,
+    decay_from: int | None,
+    size: str,
+) -> None:
     """Write atomically."""
     state = {
-        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": averaged(model, optimizer),
-        "step": step, "tokens": tokens, "decay_from": decay_from, "size": size,
-    }  # fmt: skip
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": averaged(model, optimizer),
+        "step": step,
+        "tokens": tokens,
+        "decay_from": decay_from,
+        "size": size,
+    }
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
     os.replace(temporary, path)

@@ -1,6 +1,8 @@
-"""``python -m musespark.lab.evaluate [FOLDER]``: exact accuracy per task, level and effort on held-out instances.
+"""``python -m musespark.lab.evaluate [FOLDER]``: exact accuracy per task, level and effort on
+held-out instances.
 
-Items come from the evaluation side of the split only (see ``lab.item``); the overlap with a sample of
+Items come from the evaluation side of the split only (see ``lab.item``); the overlap with a
+sample of
 training draws is counted and printed. Decoding is greedy.
 """
 
@@ -29,8 +31,11 @@ def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
-def items_for(tasks: list[str], levels: list[str], efforts: list[str], n: int, seed: int) -> list[Item]:
-    """``n`` items per task, level and effort; the efforts of a task and level see the same instances.
+def items_for(
+    tasks: list[str], levels: list[str], efforts: list[str], n: int, seed: int
+) -> list[Item]:
+    """``n`` items per task, level and effort; the efforts of a task and level see the same
+    instances.
 
     Instances are distinct as long as the held-out side has enough of them.
     """
@@ -52,7 +57,9 @@ def overlap(items: list[Item], draws: int, seed: int) -> int:
     """How many of ``draws`` fresh training items are instances of ``items``: must be 0."""
     held = {(i.task, i.key) for i in items}
     rng = Random(seed)
-    return sum((i.task, i.key) in held for i in (mix.draw_training_item(rng, "main") for _ in range(draws)))
+    return sum(
+        (i.task, i.key) in held for i in (mix.draw_training_item(rng, "main") for _ in range(draws))
+    )
 
 
 def score(items: list[Item], replies: list[Reply]) -> list[dict]:
@@ -61,9 +68,17 @@ def score(items: list[Item], replies: list[Reply]) -> list[dict]:
     for item, reply in zip(items, replies, strict=True):
         row = rows.setdefault(
             (item.task, item.level, item.effort),
-            {"task": item.task, "level": item.level, "modality": "tools" if item.tools else "text", "effort": item.effort,
-             "n": 0, "correct": 0, "thinking_tokens": 0.0, "unfinished": 0},
-        )  # fmt: skip
+            {
+                "task": item.task,
+                "level": item.level,
+                "modality": "tools" if item.tools else "text",
+                "effort": item.effort,
+                "n": 0,
+                "correct": 0,
+                "thinking_tokens": 0.0,
+                "unfinished": 0,
+            },
+        )
         row["n"] += 1
         row["correct"] += reply.finished and grade(item, reply.answer, reply.calls)
         row["thinking_tokens"] += reply.thinking_tokens
@@ -76,7 +91,8 @@ def score(items: list[Item], replies: list[Reply]) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown: one line per task and level; per effort accuracy with interval and mean thinking tokens."""
+    """Markdown: one line per task and level; per effort accuracy with interval and mean thinking
+    tokens."""
     efforts = [e for e in EFFORTS if any(r["effort"] == e for r in rows)]
     lines = ["| task | level | n | " + " | ".join(f"{e} | tokens" for e in efforts) + " |"]
     lines.append("|---|---|---|" + "---|---|" * len(efforts))
@@ -85,19 +101,35 @@ def table(rows: list[dict]) -> str:
         cells = []
         for effort in efforts:
             r = mine.get(effort)
-            cells += [f"{r['accuracy']:.1%} [{r['interval'][0]:.0%}, {r['interval'][1]:.0%}]", f"{r['thinking_tokens']:.0f}"] if r else ["", ""]
-        lines.append(f"| {task} | {level} | {next(iter(mine.values()))['n']} | " + " | ".join(cells) + " |")
+            cells += (
+                [
+                    f"{r['accuracy']:.1%} [{r['interval'][0]:.0%}, {r['interval'][1]:.0%}]",
+                    f"{r['thinking_tokens']:.0f}",
+                ]
+                if r
+                else ["", ""]
+            )
+        lines.append(
+            f"| {task} | {level} | {next(iter(mine.values()))['n']} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(lines)
 
 
-def evaluate(backend: Backend, items: list[Item], max_new_tokens: int = 400, dump: Path | None = None) -> list[dict]:
+def evaluate(
+    backend: Backend, items: list[Item], max_new_tokens: int = 400, dump: Path | None = None
+) -> list[dict]:
     """Reply, grade, and write the raw outputs to ``dump`` (JSON lines) for others to grade."""
     replies = backend.reply(items, max_new_tokens)
     if dump:
         with dump.open("w") as f:
             for item, reply in zip(items, replies, strict=True):
                 right = reply.finished and grade(item, reply.answer, reply.calls)
-                f.write(json.dumps({"item": asdict(item), "reply": asdict(reply), "correct": bool(right)}) + "\n")
+                f.write(
+                    json.dumps(
+                        {"item": asdict(item), "reply": asdict(reply), "correct": bool(right)}
+                    )
+                    + "\n"
+                )
     return score(items, replies)
 
 
@@ -111,7 +143,9 @@ def _listed(text: str, allowed: tuple[str, ...], name: str) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Evaluate and print the table."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("folder", nargs="?", help="model folder (default: the embedded model)")
     p.add_argument("--backend", choices=("musespark", "transformers"), default="musespark")
     p.add_argument("--tasks", default="all")
@@ -124,15 +158,22 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--dump", help="write each item with its raw reply here (JSON lines)")
     args = p.parse_args(argv)
     items = items_for(
-        _listed(args.tasks, EVALUATED, "tasks"), _listed(args.levels, LEVELS, "levels"),
-        _listed(args.efforts, EFFORTS, "efforts"), args.n, args.seed,
-    )  # fmt: skip
+        _listed(args.tasks, EVALUATED, "tasks"),
+        _listed(args.levels, LEVELS, "levels"),
+        _listed(args.efforts, EFFORTS, "efforts"),
+        args.n,
+        args.seed,
+    )
     shared = overlap(items, 20_000, args.seed)
     print(f"{len(items)} items, overlap with 20000 training draws = {shared}")
     if shared:
         raise SystemExit("evaluation items occur in training")
     folder = args.folder or str(Path(__file__).parent.parent / "nano")
-    backend = TransformersBackend(folder) if args.backend == "transformers" else MusesparkBackend(args.folder)
+    backend = (
+        TransformersBackend(folder)
+        if args.backend == "transformers"
+        else MusesparkBackend(args.folder)
+    )
     begin = time.time()
     rows = evaluate(backend, items, args.max_new_tokens, Path(args.dump) if args.dump else None)
     seconds = time.time() - begin
@@ -140,7 +181,13 @@ def main(argv: list[str] | None = None) -> None:
     correct, n = sum(r["correct"] for r in rows), sum(r["n"] for r in rows)
     print(f"all: {correct}/{n} = {correct / n:.1%}, {seconds:.0f} s, backend {backend.name}")
     if args.json:
-        Path(args.json).write_text(json.dumps({"backend": backend.name, "seed": args.seed, "overlap": shared, "rows": rows}, indent=1) + "\n")
+        Path(args.json).write_text(
+            json.dumps(
+                {"backend": backend.name, "seed": args.seed, "overlap": shared, "rows": rows},
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

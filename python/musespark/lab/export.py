@@ -1,8 +1,12 @@
-"""``python -m musespark.lab.export CHECKPOINT FOLDER``: a folder that transformers and musespark load.
+"""``python -m musespark.lab.export CHECKPOINT FOLDER``: a folder that transformers and musespark
+load.
 
-Writes config.json, model.safetensors (text tower from the checkpoint's averaged weights; the vision tower
-as initialised, for it is not trained yet), tokenizer.json, tokenizer_config.json, chat_template.jinja and
-generation_config.json, then loads the folder with transformers and fails unless every weight was found.
+Writes config.json, model.safetensors (text tower from the checkpoint's averaged weights; the
+vision tower
+as initialised, for it is not trained yet), tokenizer.json, tokenizer_config.json,
+chat_template.jinja and
+generation_config.json, then loads the folder with transformers and fails unless every weight was
+found.
 """
 
 from __future__ import annotations
@@ -22,7 +26,9 @@ from . import tokenizer as tok
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def export(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bfloat16, *, average: bool = True) -> dict:
+def export(
+    checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bfloat16, *, average: bool = True
+) -> dict:
     """Write ``folder``; returns {"step", "tokens", "parameters", "bytes"}."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model = network.create(state["size"], seed=1)
@@ -34,7 +40,9 @@ def export(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bfloat16, 
     model.tie_weights()
     model.config.dtype = dtype
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.to(dtype).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    tensors = {
+        k: v.to(dtype).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     model.config.architectures = ["MuseGlimmerForConditionalGeneration"]
@@ -47,15 +55,21 @@ def export(checkpoint: Path, folder: Path, dtype: torch.dtype = torch.bfloat16, 
     verify(folder)
     size = (folder / "model.safetensors").stat().st_size
     return {
-        "step": state["step"], "tokens": state["tokens"], "parameters": sum(t.numel() for t in tensors.values()), "bytes": size,
-    }  # fmt: skip
+        "step": state["step"],
+        "tokens": state["tokens"],
+        "parameters": sum(t.numel() for t in tensors.values()),
+        "bytes": size,
+    }
 
 
 def _write_generation_config(folder: Path) -> None:
     config = {
-        "bos_token_id": tok.BOS, "eos_token_id": [tok.EOT, tok.EOS], "pad_token_id": tok.PAD, "do_sample": False,
+        "bos_token_id": tok.BOS,
+        "eos_token_id": [tok.EOT, tok.EOS],
+        "pad_token_id": tok.PAD,
+        "do_sample": False,
         "max_new_tokens": 512,
-    }  # fmt: skip
+    }
     (folder / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -69,13 +83,26 @@ def verify(folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Export and print what was written."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint")
     parser.add_argument("folder")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--last", action="store_true", help="the last weights, not their running average")
+    parser.add_argument(
+        "--last", action="store_true", help="the last weights, not their running average"
+    )
     args = parser.parse_args(argv)
-    print(json.dumps(export(Path(args.checkpoint), Path(args.folder), getattr(torch, args.dtype), average=not args.last)))
+    print(
+        json.dumps(
+            export(
+                Path(args.checkpoint),
+                Path(args.folder),
+                getattr(torch, args.dtype),
+                average=not args.last,
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

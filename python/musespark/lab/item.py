@@ -1,6 +1,7 @@
 """What a generated example is, how it is checked, and how examples are split.
 
-A *problem* is one instance of a task with several ways to think about it; an *item* is a problem told
+A *problem* is one instance of a task with several ways to think about it; an *item* is a problem
+told
 at one effort: messages, a thought, an answer. The split is by instance and not by seed: an instance
 whose canonical text hashes to 0 mod 16 is for evaluation only, so that no rewording, effort or seed
 can carry it into training.
@@ -18,7 +19,8 @@ EFFORTS = ("low", "medium", "high", "xhigh")
 LEVELS = ("easy", "middle", "hard")
 CHECKERS = ("string", "number", "set", "json", "call", "none")
 
-#: Text between these two control characters is a deliberately wrong step: part of the input, not of the loss.
+#: Text between these two control characters is a deliberately wrong step: part of the input, not
+#: of the loss.
 WRONG_OPEN, WRONG_CLOSE = "\x01", "\x02"
 
 
@@ -26,9 +28,12 @@ WRONG_OPEN, WRONG_CLOSE = "\x01", "\x02"
 class Problem:
     """One instance of a task.
 
-    ``steps(error)`` gives (thought text, result it ends with); with a ``Random`` as ``error`` it makes one
-    plausible mistake and carries it through. ``check(result)`` tests a result by another route and gives
-    (text, whether it agrees). ``second`` is a further route that does not look at the first one's result.
+    ``steps(error)`` gives (thought text, result it ends with); with a ``Random`` as ``error`` it
+    makes one
+    plausible mistake and carries it through. ``check(result)`` tests a result by another route
+    and gives
+    (text, whether it agrees). ``second`` is a further route that does not look at the first
+    one's result.
     """
 
     task: str
@@ -72,7 +77,8 @@ def is_evaluation(task: str, key: str) -> bool:
 
 
 def compose(problem: Problem, effort: str, rng: Random, error_rate: float = 0.0) -> Item:
-    """Tell ``problem`` at ``effort``; with probability ``error_rate`` a first try is wrong and repaired.
+    """Tell ``problem`` at ``effort``; with probability ``error_rate`` a first try is wrong and
+    repaired.
 
     low: intermediate results only, or an empty thought. medium: steps. high: steps and one check by
     another route. xhigh: two routes, compared, and a third where they differ.
@@ -82,9 +88,17 @@ def compose(problem: Problem, effort: str, rng: Random, error_rate: float = 0.0)
     if problem.system:
         messages = [{"role": "system", "content": problem.system}, *messages]
     return Item(
-        problem.task, problem.level, effort, problem.key, messages, thought, problem.answer,
-        problem.checker, problem.tools, problem.calls,
-    )  # fmt: skip
+        problem.task,
+        problem.level,
+        effort,
+        problem.key,
+        messages,
+        thought,
+        problem.answer,
+        problem.checker,
+        problem.tools,
+        problem.calls,
+    )
 
 
 def _thought(p: Problem, effort: str, rng: Random, error_rate: float) -> str:
@@ -131,7 +145,9 @@ def grade(item: Item, answer: str, calls: list[dict] | None = None) -> bool:
     if item.checker == "number":
         return _number(got) is not None and _number(got) == _number(want)
     if item.checker == "set":
-        return sorted(x.strip() for x in got.split(",")) == sorted(x.strip() for x in want.split(","))
+        return sorted(x.strip() for x in got.split(",")) == sorted(
+            x.strip() for x in want.split(",")
+        )
     if item.checker == "json":
         try:
             return json.loads(got) == json.loads(want)
@@ -143,7 +159,10 @@ def grade(item: Item, answer: str, calls: list[dict] | None = None) -> bool:
 def _plain_calls(calls: list[dict] | None) -> list[tuple[str, dict]]:
     """Calls with every argument as the text a model writes, so 5 and "5" are the same argument."""
     return [
-        (c["name"], {k: v if isinstance(v, str) else json.dumps(v) for k, v in c["arguments"].items()})
+        (
+            c["name"],
+            {k: v if isinstance(v, str) else json.dumps(v) for k, v in c["arguments"].items()},
+        )
         for c in calls or []
     ]
 

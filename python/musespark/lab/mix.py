@@ -9,20 +9,56 @@ from random import Random
 
 from .item import Item
 from .tasks import draw_item, talk
+from .tasks.words import split_words
 
-#: Relative weight of each task by phase. "first" teaches copying, spelling, looking up and single digits.
+#: Relative weight of each task by phase. "first" teaches copying, spelling, looking up and
+#: single digits.
 WEIGHTS = {
     "first": {
-        "copying": 3, "spelling": 3, "lookup": 3, "recall": 1, "addition": 3, "subtraction": 2, "multiplication": 1,
-        "comparison": 3, "extreme": 1, "sorting": 1, "letters": 1, "ordering": 1, "word_problem": 1, "table": 1, "dates": 1,
-        "units": 1, "facts": 0.3, "tool_call": 1, "about": 0.7, "story": 0.2,
+        "copying": 3,
+        "spelling": 3,
+        "lookup": 3,
+        "recall": 1,
+        "addition": 3,
+        "subtraction": 2,
+        "multiplication": 1,
+        "comparison": 3,
+        "extreme": 1,
+        "sorting": 1,
+        "letters": 1,
+        "ordering": 1,
+        "word_problem": 1,
+        "table": 1,
+        "dates": 1,
+        "units": 1,
+        "facts": 0.3,
+        "tool_call": 1,
+        "about": 0.7,
+        "story": 0.2,
     },
     "main": {
-        "copying": 1, "spelling": 1.2, "lookup": 1, "recall": 0.7, "addition": 4, "subtraction": 2.5, "multiplication": 1.5,
-        "comparison": 3, "extreme": 0.7, "sorting": 1.2, "letters": 1.5, "ordering": 1, "word_problem": 2, "table": 1,
-        "dates": 0.8, "units": 0.8, "facts": 0.3, "tool_call": 1.5, "about": 0.7, "story": 0.3,
+        "copying": 1,
+        "spelling": 1.2,
+        "lookup": 1,
+        "recall": 0.7,
+        "addition": 4,
+        "subtraction": 2.5,
+        "multiplication": 1.5,
+        "comparison": 3,
+        "extreme": 0.7,
+        "sorting": 1.2,
+        "letters": 1.5,
+        "ordering": 1,
+        "word_problem": 2,
+        "table": 1,
+        "dates": 0.8,
+        "units": 0.8,
+        "facts": 0.3,
+        "tool_call": 1.5,
+        "about": 0.7,
+        "story": 0.3,
     },
-}  # fmt: skip
+}
 LEVEL_WEIGHTS = {"first": (0.7, 0.2, 0.1), "main": (0.72, 0.2, 0.08)}
 EFFORT_WEIGHTS = {"low": 0.22, "medium": 0.43, "high": 0.22, "xhigh": 0.13}
 PROSE = 0.05
@@ -38,7 +74,8 @@ def draw_training_item(rng: Random, phase: str) -> Item:
 
 
 def read_books(folder: str | Path | None, limit: int = 12_000_000) -> list[str]:
-    """Public-domain books (.md or .txt below ``folder``) as texts; at most ``limit`` characters, children's first."""
+    """Public-domain books (.md or .txt below ``folder``) as texts; at most ``limit`` characters,
+    children's first."""
     if folder is None:
         return []
     paths = sorted(
@@ -56,7 +93,10 @@ def read_books(folder: str | Path | None, limit: int = 12_000_000) -> list[str]:
     return texts
 
 
-_CHILDREN = "Baum Potter Aesop Grimm Andersen Carroll Grahame Nesbit Collodi Spyri Sewell Burnett Kipling MacDonald".split()
+_CHILDREN = split_words(
+    "Baum Potter Aesop Grimm Andersen Carroll Grahame Nesbit Collodi Spyri Sewell Burnett Kipling "
+    "MacDonald"
+)
 
 
 def _for_children(path: Path) -> bool:

@@ -1,7 +1,9 @@
 """Muon for the hidden matrices (batched by shape), AdamW for the rest, an average of the weights.
 
-Muon: Keller Jordan et al. 2024 (orthogonalised momentum by a quintic Newton-Schulz iteration), with the
-0.2 * sqrt(larger side) scale of Liu et al. 2025 (arXiv 2502.16982), so one learning rate serves both.
+Muon: Keller Jordan et al. 2024 (orthogonalised momentum by a quintic Newton-Schulz iteration),
+with the
+0.2 * sqrt(larger side) scale of Liu et al. 2025 (arXiv 2502.16982), so one learning rate serves
+both.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import torch
 
 
 def orthogonalize(gradients: torch.Tensor, rounds: int = 5) -> torch.Tensor:
-    """Near-orthogonal matrices [n, rows, columns] with the singular vectors of ``gradients``; in bfloat16."""
+    """Near-orthogonal matrices [n, rows, columns] with the singular vectors of ``gradients``; in
+    bfloat16."""
     x = gradients.bfloat16()
     if wide := x.shape[-2] > x.shape[-1]:
         x = x.mT
@@ -23,9 +26,16 @@ def orthogonalize(gradients: torch.Tensor, rounds: int = 5) -> torch.Tensor:
 
 
 class Optimizer:
-    """Steps all parameters; ``lr`` is given per step, so that a schedule can follow steps or flags."""
+    """Steps all parameters; ``lr`` is given per step, so that a schedule can follow steps or
+    flags."""
 
-    def __init__(self, model: torch.nn.Module, weight_decay: float = 0.05, momentum: float = 0.95, average: float = 0.998):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        weight_decay: float = 0.05,
+        momentum: float = 0.95,
+        average: float = 0.998,
+    ):
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.matrices: dict[tuple[int, ...], list[torch.nn.Parameter]] = {}
         rest = []
@@ -36,9 +46,13 @@ class Optimizer:
                 rest.append(p)
         self.parameters = [p for _, p in named]
         self.momentum, self.weight_decay, self.decay = momentum, weight_decay, average
-        self.buffers = {s: torch.zeros(len(ps), *s, device=ps[0].device) for s, ps in self.matrices.items()}
+        self.buffers = {
+            s: torch.zeros(len(ps), *s, device=ps[0].device) for s, ps in self.matrices.items()
+        }
         fused = rest[0].device.type in ("cuda", "cpu")
-        self.adam = torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=fused)
+        self.adam = torch.optim.AdamW(
+            rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=fused
+        )
         self.average = [p.detach().clone() for p in self.parameters]
         self.steps = 0
 
@@ -67,8 +81,11 @@ class Optimizer:
     def state_dict(self) -> dict:
         """Everything a resumed run needs beside the weights."""
         return {
-            "buffers": self.buffers, "adam": self.adam.state_dict(), "average": self.average, "steps": self.steps,
-        }  # fmt: skip
+            "buffers": self.buffers,
+            "adam": self.adam.state_dict(),
+            "average": self.average,
+            "steps": self.steps,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from ``state``."""

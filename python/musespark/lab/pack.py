@@ -1,7 +1,9 @@
 """Items packed into rows of fixed length, made ahead of time by worker processes.
 
-An item is never cut and never sees its neighbours: each row carries a document number per token, and
-attention stays within a document. Short items share rows of ``length`` tokens; items that do not fit
+An item is never cut and never sees its neighbours: each row carries a document number per token,
+and
+attention stays within a document. Short items share rows of ``length`` tokens; items that do not
+fit
 collect for batches of rows twice as long. Prose is cut to fit.
 """
 
@@ -25,7 +27,8 @@ _DROPOUT_RATE, _DROPOUT_SHARE = 0.1, 0.1
 
 @dataclass
 class Batch:
-    """``ids``, ``document`` [rows, length] (document 0 is padding); ``index`` into the flattened rows of the
+    """``ids``, ``document`` [rows, length] (document 0 is padding); ``index`` into the flattened
+    rows of the
     ``labels`` [targets] that are trained, padded with label IGNORE."""
 
     ids: np.ndarray
@@ -37,7 +40,15 @@ class Batch:
 class Packer:
     """Draws items and prose and yields full batches; everything follows from the seed."""
 
-    def __init__(self, tokenizer: Tokenizer, books: list[str], rows: int, length: int, seed: int, phase: str = "main"):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        books: list[str],
+        rows: int,
+        length: int,
+        seed: int,
+        phase: str = "main",
+    ):
         text.use_words(tok.words_of(tokenizer))
         self.tokenizer, self.dropped = tokenizer, tok.with_dropout(tokenizer, _DROPOUT_RATE)
         self.books, self.rows, self.length, self.phase = books, rows, length, phase
@@ -47,11 +58,20 @@ class Packer:
     def sample(self) -> tuple[list[int], list[bool]]:
         """One item or one passage of prose: ids, and whether each is trained."""
         if self.rng.random() < mix.PROSE and self.phase == "main":
-            ids = [tok.BOS, *self.tokenizer.encode(mix.prose(self.rng, self.books), add_special_tokens=False).ids]
-            ids = [*ids[: self.length - 1], tok.EOS] if len(ids) < self.length else ids[: self.length]
+            ids = [
+                tok.BOS,
+                *self.tokenizer.encode(
+                    mix.prose(self.rng, self.books), add_special_tokens=False
+                ).ids,
+            ]
+            ids = (
+                [*ids[: self.length - 1], tok.EOS] if len(ids) < self.length else ids[: self.length]
+            )
             return ids, [False] + [True] * (len(ids) - 1)
         item = mix.draw_training_item(self.rng, self.phase)
-        pieces = protocol.prompt_pieces(item.messages, item.effort, item.tools) + protocol.reply_pieces(item)
+        pieces = protocol.prompt_pieces(
+            item.messages, item.effort, item.tools
+        ) + protocol.reply_pieces(item)
         split = self.dropped if self.rng.random() < _DROPOUT_SHARE else None
         return protocol.encode(pieces, self.tokenizer, split)
 
@@ -97,7 +117,11 @@ class Packer:
                 ids[i, at : at + len(sample)] = sample
                 document[i, at : at + len(sample)] = number
                 # Position p predicts token p + 1 of the same document.
-                targets += [(i * length + at + p, sample[p + 1]) for p in range(len(sample) - 1) if mask[p + 1]]
+                targets += [
+                    (i * length + at + p, sample[p + 1])
+                    for p in range(len(sample) - 1)
+                    if mask[p + 1]
+                ]
                 at += len(sample)
         size = rows * length * 11 // 16
         if len(targets) > size:
@@ -108,15 +132,33 @@ class Packer:
         return Batch(ids, document, index, labels)
 
 
-def _work(queue: multiprocessing.Queue, folder: str, books: str | None, rows: int, length: int, seed: int, phase: str) -> None:
+def _work(
+    queue: multiprocessing.Queue,
+    folder: str,
+    books: str | None,
+    rows: int,
+    length: int,
+    seed: int,
+    phase: str,
+) -> None:
     for batch in Packer(tok.load(folder), mix.read_books(books), rows, length, seed, phase):
         queue.put(batch)
 
 
 class Source:
-    """Batches made ahead by ``workers`` processes; ``get()`` hands them out, ``phase`` restarts the workers."""
+    """Batches made ahead by ``workers`` processes; ``get()`` hands them out, ``phase`` restarts
+    the workers."""
 
-    def __init__(self, folder: str, books: str | None, rows: int, length: int, seed: int, phase: str, workers: int = 1):
+    def __init__(
+        self,
+        folder: str,
+        books: str | None,
+        rows: int,
+        length: int,
+        seed: int,
+        phase: str,
+        workers: int = 1,
+    ):
         self._context = multiprocessing.get_context("spawn")
         self._arguments = (folder, books, rows, length)
         self._seed, self._workers = seed, workers
@@ -126,7 +168,11 @@ class Source:
         self.phase = phase
         self._queue = self._context.Queue(maxsize=8)
         self._processes = [
-            self._context.Process(target=_work, args=(self._queue, *self._arguments, self._seed * 1009 + i, phase), daemon=True)
+            self._context.Process(
+                target=_work,
+                args=(self._queue, *self._arguments, self._seed * 1009 + i, phase),
+                daemon=True,
+            )
             for i in range(self._workers)
         ]
         for process in self._processes:

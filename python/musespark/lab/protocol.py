@@ -1,6 +1,7 @@
 """Items as token ids with a loss mask: the twin, in Python, of nano/chat_template.jinja.
 
-Written out here because training renders thousands of items a second; a test holds it to the template.
+Written out here because training renders thousands of items a second; a test holds it to the
+template.
 Only what the model itself writes is trained: thoughts (but for wrong steps), answers and calls.
 """
 
@@ -24,7 +25,10 @@ def system_text(system: str, effort: str, tools: list[dict] | None) -> str:
     functions = [t.get("function", t) for t in tools or []]
     if functions:
         lines.append("# Tools")
-        lines += [json.dumps({k: f[k] for k in ("name", "description", "parameters")}, ensure_ascii=False) for f in functions]
+        lines += [
+            json.dumps({k: f[k] for k in ("name", "description", "parameters")}, ensure_ascii=False)
+            for f in functions
+        ]
     spaces = list(dict.fromkeys(f["name"].split(".")[0] for f in functions))
     recipients = ", ".join(['"self"', *(f'"{s}.*"' for s in spaces), '"user"'])
     return "\n".join([*lines, f"# Valid recipients: {recipients}."])
@@ -46,10 +50,14 @@ def prompt_pieces(messages: list[dict], effort: str, tools: list[dict] | None) -
     for message in messages[1:] if system else messages:
         if message["role"] == "tool":
             name = message["name"]
-            pieces += _turn(f"tool {name}", f'<tool_output name="{name}">\n{message["content"]}\n</tool_output>')
+            pieces += _turn(
+                f"tool {name}", f'<tool_output name="{name}">\n{message["content"]}\n</tool_output>'
+            )
         elif message.get("tool_calls"):
             for call in message["tool_calls"]:
-                pieces += _turn(f"assistant to={call['function']['name']}", call_text(call["function"]))
+                pieces += _turn(
+                    f"assistant to={call['function']['name']}", call_text(call["function"])
+                )
         elif message["role"] == "assistant":
             pieces += _turn("assistant to=user", message["content"])
         else:
@@ -58,7 +66,13 @@ def prompt_pieces(messages: list[dict], effort: str, tools: list[dict] | None) -
 
 
 def _turn(header: str, content: str) -> list[Piece]:
-    return [(tok.START, False), (header, False), (tok.MESSAGE, False), (content, False), (tok.EOT, False)]
+    return [
+        (tok.START, False),
+        (header, False),
+        (tok.MESSAGE, False),
+        (content, False),
+        (tok.EOT, False),
+    ]
 
 
 def reply_pieces(item: Item) -> list[Piece]:
@@ -84,7 +98,9 @@ def _masked(thought: str) -> list[Piece]:
     return out
 
 
-def encode(pieces: list[Piece], tokenizer: Tokenizer, prompt_tokenizer: Tokenizer | None = None) -> tuple[list[int], list[bool]]:
+def encode(
+    pieces: list[Piece], tokenizer: Tokenizer, prompt_tokenizer: Tokenizer | None = None
+) -> tuple[list[int], list[bool]]:
     """Ids and loss mask; untrained text may go through another tokenizer (BPE dropout)."""
     ids: list[int] = []
     mask: list[bool] = []

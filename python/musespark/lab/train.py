@@ -2,7 +2,8 @@
 
 The learning rate is constant after a warm-up and falls to zero over ``--decay-steps`` once the file
 OUT/decay exists or ``--tokens`` are reached; nothing depends on the clock, so a run may be stopped
-(SIGSTOP) or killed and continued. Several processes train data-parallel (gloo), one thread each: on a
+(SIGSTOP) or killed and continued. Several processes train data-parallel (gloo), one thread each:
+on a
 busy machine that beats threads, which wait for each other in every operation.
 """
 
@@ -25,24 +26,38 @@ from .pack import Batch, Source
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options of the command."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("out", help="folder of checkpoints and log")
     p.add_argument("--tokenizer", help="folder with tokenizer.json (default: the embedded model's)")
-    p.add_argument("--books", help="folder of public-domain books (.md, .txt); without it prose is little stories only")
+    p.add_argument(
+        "--books",
+        help="folder of public-domain books (.md, .txt); without it prose is little stories only",
+    )
     p.add_argument("--size", default="nano", choices=list(network.SIZES))
     p.add_argument("--rows", type=int, default=20, help="rows per step and process")
     p.add_argument("--length", type=int, default=256, help="tokens per row")
     p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument("--warmup", type=int, default=100, help="steps")
-    p.add_argument("--first-tokens", type=float, default=2e6, help="tokens of the phase of first skills")
+    p.add_argument(
+        "--first-tokens", type=float, default=2e6, help="tokens of the phase of first skills"
+    )
     p.add_argument("--tokens", type=float, default=1e12, help="begin the decay at this many tokens")
     p.add_argument("--decay-steps", type=int, default=400)
     p.add_argument("--save-every", type=int, default=200, help="steps")
     p.add_argument("--processes", type=int, default=1, help="data-parallel processes (CPU)")
-    p.add_argument("--workers", type=int, default=1, help="generator processes per training process")
+    p.add_argument(
+        "--workers", type=int, default=1, help="generator processes per training process"
+    )
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--no-compile", action="store_true")
-    p.add_argument("--max-steps", type=int, default=10**9, help="stop (with a checkpoint) after this many steps in this run")
+    p.add_argument(
+        "--max-steps",
+        type=int,
+        default=10**9,
+        help="stop (with a checkpoint) after this many steps in this run",
+    )
     return p.parse_args(argv)
 
 
@@ -56,9 +71,7 @@ class Trainer:
         if self.device.type == "cpu":
             torch.set_num_threads(1 if self.world > 1 else network.threads_of_this_machine())
         self.model = network.create(args.size, args.seed).to(self.device)
-        self.model.model.vision_tower.requires_grad_(False)
-        self.model.model.vision_adapter.requires_grad_(False)
-        self.model.model.vision_projection.requires_grad_(False)
+        network.freeze_vision(self.model)
         if self.device.type == "cpu":
             network.use_plain_attention(self.model)
         self.optimizer = Optimizer(self.model)
@@ -69,32 +82,42 @@ class Trainer:
         self.loss = loss if args.no_compile else torch.compile(loss, dynamic=False)
         seed = args.seed + 7919 * self.step + rank
         folder = args.tokenizer or str(Path(__file__).parent.parent / "nano")
-        self.source = Source(folder, args.books, args.rows, args.length, seed, self._phase(), args.workers)
+        self.source = Source(
+            folder, args.books, args.rows, args.length, seed, self._phase(), args.workers
+        )
 
     def _resume(self) -> None:
         state = torch.load(self.out / "last.pt", map_location=self.device, weights_only=True)
         checkpoint.load_weights(self.model, state["model"])
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.tokens, self.decay_from = state["step"], state["tokens"], state.get("decay_from")
+        self.step, self.tokens, self.decay_from = (
+            state["step"],
+            state["tokens"],
+            state.get("decay_from"),
+        )
 
     def _phase(self) -> str:
         return "first" if self.tokens < self.args.first_tokens else "main"
 
     def _rate(self) -> float:
-        """Learning rate of this step: warm-up, constant, linear to zero from the step the decay began at."""
+        """Learning rate of this step: warm-up, constant, linear to zero from the step the decay
+        began at."""
         rate = self.args.lr * min(1.0, (self.step + 1) / self.args.warmup)
         if self.decay_from is not None:
             rate *= max(0.0, 1 - (self.step - self.decay_from) / self.args.decay_steps)
         return rate
 
     def _reduce(self, loss: torch.Tensor) -> tuple[float, bool]:
-        """Average gradients and loss over the processes; and whether any has seen the sign to begin the decay."""
+        """Average gradients and loss over the processes; and whether any has seen the sign to
+        begin the decay."""
         flag = float((self.out / "decay").exists() or self.tokens >= self.args.tokens)
         if self.world == 1:
-            return float(loss), bool(flag)
+            return float(loss.detach()), bool(flag)
         grads = [p.grad for p in self.optimizer.parameters]
-        flat = torch.cat([g.flatten() for g in grads] + [loss.detach().reshape(1), torch.tensor([flag])])
+        flat = torch.cat(
+            [g.flatten() for g in grads] + [loss.detach().reshape(1), torch.tensor([flag])]
+        )
         dist.all_reduce(flat)
         at = 0
         for g in grads:
@@ -104,7 +127,10 @@ class Trainer:
 
     def one_step(self, batch: Batch) -> tuple[float, float]:
         """Forward, backward, update; returns (loss, gradient norm)."""
-        tensors = [torch.from_numpy(a).to(self.device) for a in (batch.ids, batch.document, batch.index, batch.labels)]
+        tensors = [
+            torch.from_numpy(a).to(self.device)
+            for a in (batch.ids, batch.document, batch.index, batch.labels)
+        ]
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             loss = self.loss(*tensors)
         loss.backward()
@@ -119,10 +145,19 @@ class Trainer:
     def save(self) -> None:
         """Write last.pt by renaming, so that a reader or a crash never meets half a file."""
         if self.rank == 0:
-            checkpoint.save(self.out / "last.pt", self.model, self.optimizer, self.step, self.tokens, self.decay_from, self.args.size)
+            checkpoint.save(
+                self.out / "last.pt",
+                self.model,
+                self.optimizer,
+                self.step,
+                self.tokens,
+                self.decay_from,
+                self.args.size,
+            )
 
     def run(self) -> None:
-        """Train until the decay is through, the step limit, or SIGTERM; always leaves a checkpoint."""
+        """Train until the decay is through, the step limit, or SIGTERM; always leaves a
+        checkpoint."""
         stop: list[int] = []
         signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
         begin, first, average, mark = time.time(), self.step, None, (time.time(), self.tokens)
@@ -134,7 +169,13 @@ class Trainer:
             if self.step % 20 == 0 and self.rank == 0:
                 now = time.time()
                 speed, mark = (self.tokens - mark[1]) / (now - mark[0]), (now, self.tokens)
-                self._log(loss=average, norm=norm, rate=self._rate(), tokens_per_s=speed, minutes=(now - begin) / 60)
+                self._log(
+                    loss=average,
+                    norm=norm,
+                    rate=self._rate(),
+                    tokens_per_s=speed,
+                    minutes=(now - begin) / 60,
+                )
             if self.step % self.args.save_every == 0:
                 self.save()
         self.save()
@@ -162,7 +203,9 @@ def main(argv: list[str] | None = None) -> None:
         _process(0, args)
         return
     context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_process, args=(rank, args)) for rank in range(args.processes)]
+    processes = [
+        context.Process(target=_process, args=(rank, args)) for rank in range(args.processes)
+    ]
     for process in processes:
         process.start()
     (Path(args.out) / "pids").write_text(" ".join(str(p.pid) for p in processes))

@@ -7,7 +7,14 @@ from random import Random
 from ..item import EFFORTS, LEVELS, Item, Problem, compose, is_evaluation
 from . import arithmetic, order, talk, text, tools, world
 
-TASKS = {**arithmetic.TASKS, **order.TASKS, **text.TASKS, **world.TASKS, **tools.TASKS, **talk.TASKS}
+TASKS = {
+    **arithmetic.TASKS,
+    **order.TASKS,
+    **text.TASKS,
+    **world.TASKS,
+    **tools.TASKS,
+    **talk.TASKS,
+}
 
 #: Tasks with nothing to hold out: talk, and closed lists of facts. Trained whole, never evaluated.
 TRAINED_WHOLE = frozenset({"about", "story", "facts"})
@@ -22,7 +29,9 @@ def draw(rng: Random, task: str, level: str, *, evaluation: bool) -> Problem:
             return problem
 
 
-def draw_item(rng: Random, task: str, level: str, effort: str, *, evaluation: bool, error_rate: float = 0.0) -> Item:
+def draw_item(
+    rng: Random, task: str, level: str, effort: str, *, evaluation: bool, error_rate: float = 0.0
+) -> Item:
     """A problem of ``task`` told at ``effort``."""
     return compose(draw(rng, task, level, evaluation=evaluation), effort, rng, error_rate)
 

@@ -1,4 +1,5 @@
-"""Addition, subtraction and multiplication, digit by digit, with checks by the inverse or another split."""
+"""Addition, subtraction and multiplication, digit by digit, with checks by the inverse or
+another split."""
 
 from __future__ import annotations
 
@@ -7,23 +8,67 @@ from random import Random
 from ..item import Problem
 
 _ADD = (
-    "What is {a} + {b}?", "{a}+{b}", "{a} + {b}", "{a}+{b}=", "{a} + {b} = ?", "Calculate {a} plus {b}.",
-    "Add {a} and {b}.", "What is {a} plus {b}?", "{a}+{b}=?", "Compute {a} + {b}.", "What's {a}+{b}?",
-    "How much is {a} plus {b}?", "Calculate {a} + {b}", "what is {a}+{b}", "Find the sum of {a} and {b}.",
-    "Please add {a} and {b}.", "What is the sum of {a} and {b}?", "{a} plus {b}", "Solve: {a} + {b}", "{a} + {b} =",
-)  # fmt: skip
+    "What is {a} + {b}?",
+    "{a}+{b}",
+    "{a} + {b}",
+    "{a}+{b}=",
+    "{a} + {b} = ?",
+    "Calculate {a} plus {b}.",
+    "Add {a} and {b}.",
+    "What is {a} plus {b}?",
+    "{a}+{b}=?",
+    "Compute {a} + {b}.",
+    "What's {a}+{b}?",
+    "How much is {a} plus {b}?",
+    "Calculate {a} + {b}",
+    "what is {a}+{b}",
+    "Find the sum of {a} and {b}.",
+    "Please add {a} and {b}.",
+    "What is the sum of {a} and {b}?",
+    "{a} plus {b}",
+    "Solve: {a} + {b}",
+    "{a} + {b} =",
+)
 _SUB = (
-    "What is {a} - {b}?", "{a}-{b}", "{a} - {b}", "{a}-{b}=", "{a} - {b} = ?", "Calculate {a} minus {b}.",
-    "Subtract {b} from {a}.", "What is {a} minus {b}?", "{a}-{b}=?", "Compute {a} - {b}.", "What's {a}-{b}?",
-    "How much is {a} minus {b}?", "Calculate {a} - {b}", "what is {a}-{b}", "Take {b} away from {a}.",
-    "Find the difference of {a} and {b}.", "{a} minus {b}", "Solve: {a} - {b}",
-)  # fmt: skip
+    "What is {a} - {b}?",
+    "{a}-{b}",
+    "{a} - {b}",
+    "{a}-{b}=",
+    "{a} - {b} = ?",
+    "Calculate {a} minus {b}.",
+    "Subtract {b} from {a}.",
+    "What is {a} minus {b}?",
+    "{a}-{b}=?",
+    "Compute {a} - {b}.",
+    "What's {a}-{b}?",
+    "How much is {a} minus {b}?",
+    "Calculate {a} - {b}",
+    "what is {a}-{b}",
+    "Take {b} away from {a}.",
+    "Find the difference of {a} and {b}.",
+    "{a} minus {b}",
+    "Solve: {a} - {b}",
+)
 _MUL = (
-    "What is {a} * {b}?", "{a}*{b}", "{a} * {b}", "{a}*{b}=", "{a} x {b}", "Calculate {a} times {b}.",
-    "Multiply {a} by {b}.", "What is {a} times {b}?", "{a}*{b}=?", "Compute {a} * {b}.", "What's {a}*{b}?",
-    "How much is {a} times {b}?", "What is {a} x {b}?", "what is {a}*{b}", "What is the product of {a} and {b}?",
-    "{a} times {b}", "{a} × {b}", "Solve: {a} * {b}",
-)  # fmt: skip
+    "What is {a} * {b}?",
+    "{a}*{b}",
+    "{a} * {b}",
+    "{a}*{b}=",
+    "{a} x {b}",
+    "Calculate {a} times {b}.",
+    "Multiply {a} by {b}.",
+    "What is {a} times {b}?",
+    "{a}*{b}=?",
+    "Compute {a} * {b}.",
+    "What's {a}*{b}?",
+    "How much is {a} times {b}?",
+    "What is {a} x {b}?",
+    "what is {a}*{b}",
+    "What is the product of {a} and {b}?",
+    "{a} times {b}",
+    "{a} × {b}",
+    "Solve: {a} * {b}",
+)
 
 
 def add_steps(a: int, b: int, error: Random | None = None) -> tuple[str, str]:
@@ -94,7 +139,11 @@ def addition(r: Random, level: str) -> Problem:
     if level == "hard":
         return _chain(r)
     if level == "easy":
-        a, b = (r.randint(0, 99), r.randint(0, 99)) if r.random() < 0.3 else (_number(r, 2), _number(r, 2))
+        a, b = (
+            (r.randint(0, 99), r.randint(0, 99))
+            if r.random() < 0.3
+            else (_number(r, 2), _number(r, 2))
+        )
     else:
         a, b = _number(r, r.choice((3, 4))), _number(r, r.choice((2, 3, 4)))
         if r.random() < 0.5:
@@ -110,9 +159,16 @@ def addition(r: Random, level: str) -> Problem:
     tens = b - b % 10
     second = f"{a}+{tens}={a + tens}, {a + tens}+{b % 10}={a + b}."
     return Problem(
-        "addition", level, f"{min(a, b)}+{max(a, b)}", r.choice(_ADD).format(a=a, b=b), str(a + b), "number",
-        steps=lambda e: add_steps(a, b, e), check=check, second=second,
-    )  # fmt: skip
+        "addition",
+        level,
+        f"{min(a, b)}+{max(a, b)}",
+        r.choice(_ADD).format(a=a, b=b),
+        str(a + b),
+        "number",
+        steps=lambda e: add_steps(a, b, e),
+        check=check,
+        second=second,
+    )
 
 
 def _chain(r: Random) -> Problem:
@@ -137,15 +193,27 @@ def _chain(r: Random) -> Problem:
     minus = [t for t, s in zip(terms, signs, strict=True) if s < 0]
     route = f"plus {'+'.join(map(str, plus))}={sum(plus)}"
     if minus:
-        route += f", minus {'+'.join(map(str, minus))}={sum(minus)}, {sum(plus)}-{sum(minus)}={total}"
-    text = str(terms[0]) + "".join(f" {'+' if s > 0 else '-'} {t}" for t, s in zip(terms[1:], signs[1:], strict=True))
+        route += (
+            f", minus {'+'.join(map(str, minus))}={sum(minus)}, {sum(plus)}-{sum(minus)}={total}"
+        )
+    text = str(terms[0]) + "".join(
+        f" {'+' if s > 0 else '-'} {t}" for t, s in zip(terms[1:], signs[1:], strict=True)
+    )
     ask = r.choice(("What is {}?", "{}", "Calculate {}.", "{} = ?", "Compute {}."))
     if r.random() < 0.3:
         text = text.replace(" ", "")
     return Problem(
-        "addition", "hard", text.replace(" ", ""), ask.format(text), str(total), "number", results=_running(terms, signs),
-        steps=steps, check=lambda got: (f"{route}.", got == str(total)), second=f"{route}.",
-    )  # fmt: skip
+        "addition",
+        "hard",
+        text.replace(" ", ""),
+        ask.format(text),
+        str(total),
+        "number",
+        results=_running(terms, signs),
+        steps=steps,
+        check=lambda got: (f"{route}.", got == str(total)),
+        second=f"{route}.",
+    )
 
 
 def _running(terms: list[int], signs: list[int]) -> str:
@@ -167,16 +235,26 @@ def subtraction(r: Random, level: str) -> Problem:
 
     tens = b - b % 10
     return Problem(
-        "subtraction", level, f"{a}-{b}", r.choice(_SUB).format(a=a, b=b), str(a - b), "number",
-        steps=lambda e: sub_steps(a, b, e), check=check,
+        "subtraction",
+        level,
+        f"{a}-{b}",
+        r.choice(_SUB).format(a=a, b=b),
+        str(a - b),
+        "number",
+        steps=lambda e: sub_steps(a, b, e),
+        check=check,
         second=f"{a}-{tens}={a - tens}, {a - tens}-{b % 10}={a - b}.",
-    )  # fmt: skip
+    )
 
 
 def multiplication(r: Random, level: str) -> Problem:
     """2×1 digits (and the small table), 3×1 digits, 2×2 digits."""
     if level == "easy":
-        a, b = (r.randint(1, 12), r.randint(1, 12)) if r.random() < 0.4 else (_number(r, 2), r.randint(2, 9))
+        a, b = (
+            (r.randint(1, 12), r.randint(1, 12))
+            if r.random() < 0.4
+            else (_number(r, 2), r.randint(2, 9))
+        )
     elif level == "middle":
         a, b = _number(r, 3), r.randint(2, 9)
     else:
@@ -185,12 +263,20 @@ def multiplication(r: Random, level: str) -> Problem:
     up = -(-a // 10) * 10
     second = f"{up}*{b}={up * b}, {up - a}*{b}={(up - a) * b}, {up * b}-{(up - a) * b}={a * b}."
     if level == "hard":
-        tens = b - b % 10
-        second = f"{a}*{tens}={a * tens}, {a}*{b % 10}={a * (b % 10)}, {a * tens}+{a * (b % 10)}={a * b}."
+        ones, tens = b % 10, b - b % 10
+        first = f"{a}*{tens}={a * tens}, {a}*{ones}={a * ones}"
+        second = f"{first}, {a * tens}+{a * ones}={a * b}."
     return Problem(
-        "multiplication", level, f"{min(a, b)}*{max(a, b)}", r.choice(_MUL).format(a=shown[0], b=shown[1]), str(a * b),
-        "number", steps=lambda e: mul_steps(a, b, e), check=lambda got: (second, got == str(a * b)), second=second,
-    )  # fmt: skip
+        "multiplication",
+        level,
+        f"{min(a, b)}*{max(a, b)}",
+        r.choice(_MUL).format(a=shown[0], b=shown[1]),
+        str(a * b),
+        "number",
+        steps=lambda e: mul_steps(a, b, e),
+        check=lambda got: (second, got == str(a * b)),
+        second=second,
+    )
 
 
 TASKS = {"addition": addition, "subtraction": subtraction, "multiplication": multiplication}

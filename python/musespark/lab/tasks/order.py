@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 from ..item import Problem
 from .words import NAMES
 
 _LARGER = (
-    "Which is larger, {a} or {b}?", "Which number is bigger: {a} or {b}?", "Which is greater, {a} or {b}?",
-    "Is {a} or {b} larger?", "What is the larger of {a} and {b}?", "Which is more, {a} or {b}?", "max of {a} and {b}",
-    "Compare {a} and {b}. Which is larger?", "which is bigger, {a} or {b}?", "{a} or {b}: which is larger?",
-    "Tell me the bigger number: {a}, {b}", "Which is higher, {a} or {b}?",
-)  # fmt: skip
+    "Which is larger, {a} or {b}?",
+    "Which number is bigger: {a} or {b}?",
+    "Which is greater, {a} or {b}?",
+    "Is {a} or {b} larger?",
+    "What is the larger of {a} and {b}?",
+    "Which is more, {a} or {b}?",
+    "max of {a} and {b}",
+    "Compare {a} and {b}. Which is larger?",
+    "which is bigger, {a} or {b}?",
+    "{a} or {b}: which is larger?",
+    "Tell me the bigger number: {a}, {b}",
+    "Which is higher, {a} or {b}?",
+)
 _SMALLER = (
-    "Which is smaller, {a} or {b}?", "Which number is less: {a} or {b}?", "Which is less, {a} or {b}?",
-    "Is {a} or {b} smaller?", "What is the smaller of {a} and {b}?", "min of {a} and {b}",
-    "Compare {a} and {b}. Which is smaller?", "{a} or {b}: which is smaller?", "Which is lower, {a} or {b}?",
-)  # fmt: skip
+    "Which is smaller, {a} or {b}?",
+    "Which number is less: {a} or {b}?",
+    "Which is less, {a} or {b}?",
+    "Is {a} or {b} smaller?",
+    "What is the smaller of {a} and {b}?",
+    "min of {a} and {b}",
+    "Compare {a} and {b}. Which is smaller?",
+    "{a} or {b}: which is smaller?",
+    "Which is lower, {a} or {b}?",
+)
 
 
 def compare_steps(a: int, b: int) -> str:
@@ -37,7 +52,10 @@ def compare_steps(a: int, b: int) -> str:
 def comparison(r: Random, level: str) -> Problem:
     """Two numbers: 2 digits, up to 4 digits, near neighbours of 4 to 6 digits."""
     top = {"easy": 99, "middle": 9999, "hard": 999999}[level]
-    a, b = r.randint(0 if level == "easy" else 100, top), r.randint(0 if level == "easy" else 100, top)
+    a, b = (
+        r.randint(0 if level == "easy" else 100, top),
+        r.randint(0 if level == "easy" else 100, top),
+    )
     if level == "hard" or r.random() < 0.3:
         digits = list(str(a))
         digits[r.randrange(1, len(digits)) if len(digits) > 1 else 0] = str(r.randint(0, 9))
@@ -46,7 +64,11 @@ def comparison(r: Random, level: str) -> Problem:
             b = int(r.choice((str(a)[:-1], str(a) + str(r.randint(0, 9)))))
     large = r.random() < 0.6
     answer = str(max(a, b) if large else min(a, b)) if a != b else "They are equal."
-    gap = f"{max(a, b)}-{min(a, b)}={abs(a - b)}, so {max(a, b)} is larger." if a != b else f"{a}-{b}=0, equal."
+    gap = (
+        f"{max(a, b)}-{min(a, b)}={abs(a - b)}, so {max(a, b)} is larger."
+        if a != b
+        else f"{a}-{b}=0, equal."
+    )
 
     def steps(e: Random | None) -> tuple[str, str]:
         text = compare_steps(a, b)
@@ -56,9 +78,16 @@ def comparison(r: Random, level: str) -> Problem:
         return text, answer
 
     return Problem(
-        "comparison", level, f"{min(a, b)} {max(a, b)}", r.choice(_LARGER if large else _SMALLER).format(a=a, b=b),
-        answer, "string", steps=steps, check=lambda got: (gap, got == answer), second=gap,
-    )  # fmt: skip
+        "comparison",
+        level,
+        f"{min(a, b)} {max(a, b)}",
+        r.choice(_LARGER if large else _SMALLER).format(a=a, b=b),
+        answer,
+        "string",
+        steps=steps,
+        check=lambda got: (gap, got == answer),
+        second=gap,
+    )
 
 
 def sorting(r: Random, level: str) -> Problem:
@@ -71,9 +100,15 @@ def sorting(r: Random, level: str) -> Problem:
     ask = r.choice(
         ("Sort in descending order: {}", "Sort from largest to smallest: {}")
         if down
-        else ("Sort: {}", "Sort these numbers: {}", "Sort in ascending order: {}", "Put in order, smallest first: {}",
-              "Sort from smallest to largest: {}", "sort {}")
-    )  # fmt: skip
+        else (
+            "Sort: {}",
+            "Sort these numbers: {}",
+            "Sort in ascending order: {}",
+            "Put in order, smallest first: {}",
+            "Sort from smallest to largest: {}",
+            "sort {}",
+        )
+    )
 
     def steps(e: Random | None) -> tuple[str, str]:
         rest, parts, taken = list(values), [], []
@@ -90,27 +125,43 @@ def sorting(r: Random, level: str) -> Problem:
     def check(got: str) -> tuple[str, bool]:
         listed_out = [int(v) for v in got.split(", ")]
         sign = ">=" if down else "<="
-        for p, q in zip(listed_out, listed_out[1:], strict=False):
+        for p, q in pairwise(listed_out):
             if (p < q) if down else (p > q):
                 return f"{p} before {q}.", False
         return f"{sign.join(map(str, listed_out))}, {n} numbers.", True
 
     return Problem(
-        "sorting", level, " ".join(map(str, sorted(values))), ask.format(listed), ", ".join(map(str, out)), "string",
-        steps=steps, check=check,
-    )  # fmt: skip
+        "sorting",
+        level,
+        " ".join(map(str, sorted(values))),
+        ask.format(listed),
+        ", ".join(map(str, out)),
+        "string",
+        steps=steps,
+        check=check,
+    )
 
 
 def extreme(r: Random, level: str) -> Problem:
     """The largest or smallest of a list, by a running best."""
     n = {"easy": r.randint(3, 5), "middle": r.randint(6, 8), "hard": r.randint(9, 12)}[level]
-    values = r.sample(range(0, 100 if level == "easy" else 1000), n)
+    values = r.sample(range(100 if level == "easy" else 1000), n)
     large = r.random() < 0.6
     best = (max if large else min)(values)
     ask = r.choice(
-        ("What is the largest number in {}?", "Find the maximum: {}", "Which is the biggest: {}?", "max({})")
+        (
+            "What is the largest number in {}?",
+            "Find the maximum: {}",
+            "Which is the biggest: {}?",
+            "max({})",
+        )
         if large
-        else ("What is the smallest number in {}?", "Find the minimum: {}", "Which is the smallest: {}?", "min({})")
+        else (
+            "What is the smallest number in {}?",
+            "Find the minimum: {}",
+            "Which is the smallest: {}?",
+            "min({})",
+        )
     )
 
     def steps(e: Random | None) -> tuple[str, str]:
@@ -129,15 +180,24 @@ def extreme(r: Random, level: str) -> Problem:
         return (f"{worse[0]} is {word} {got}.", False) if worse else (f"none {word} {got}.", True)
 
     return Problem(
-        "extreme", level, " ".join(map(str, sorted(values))), ask.format(", ".join(map(str, values))), str(best),
-        "number", steps=steps, check=check,
-    )  # fmt: skip
+        "extreme",
+        level,
+        " ".join(map(str, sorted(values))),
+        ask.format(", ".join(map(str, values))),
+        str(best),
+        "number",
+        steps=steps,
+        check=check,
+    )
 
 
 _RELATIONS = (
-    ("taller than", "tallest", "shortest"), ("older than", "oldest", "youngest"), ("faster than", "fastest", "slowest"),
-    ("heavier than", "heaviest", "lightest"), ("richer than", "richest", "poorest"),
-)  # fmt: skip
+    ("taller than", "tallest", "shortest"),
+    ("older than", "oldest", "youngest"),
+    ("faster than", "fastest", "slowest"),
+    ("heavier than", "heaviest", "lightest"),
+    ("richer than", "richest", "poorest"),
+)
 
 
 def ordering(r: Random, level: str) -> Problem:
@@ -158,12 +218,24 @@ def ordering(r: Random, level: str) -> Problem:
         return f"{noted}. Chain {short}. {most if top else least}: {answer}.", answer
 
     return Problem(
-        "ordering", level, f"{relation} {' '.join(people)}", f"{' '.join(shuffled)} Who is the {most if top else least}?",
-        answer, "string", results=short, steps=steps,
-        check=lambda got: (f"{', '.join(chain)}; {answer} has none {'above' if top else 'below'}.", got == answer),
-    )  # fmt: skip
+        "ordering",
+        level,
+        f"{relation} {' '.join(people)}",
+        f"{' '.join(shuffled)} Who is the {most if top else least}?",
+        answer,
+        "string",
+        results=short,
+        steps=steps,
+        check=lambda got: (
+            f"{', '.join(chain)}; {answer} has none {'above' if top else 'below'}.",
+            got == answer,
+        ),
+    )
 
 
 TASKS = {
-    "comparison": comparison, "sorting": sorting, "extreme": extreme, "ordering": ordering,
-}  # fmt: skip
+    "comparison": comparison,
+    "sorting": sorting,
+    "extreme": extreme,
+    "ordering": ordering,
+}

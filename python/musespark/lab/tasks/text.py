@@ -39,8 +39,19 @@ def copying(r: Random, level: str) -> Problem:
         text = "".join(r.choice("0123456789") for _ in range(n + 2))
     else:
         text = " ".join(str(r.randint(0, 99)) for _ in range(n))
-    ask = r.choice(("Repeat: {}", "Say exactly: {}", "Repeat after me: {}", 'Write "{}"', "Copy this: {}", "Echo: {}"))
-    return Problem("copying", level, text, ask.format(text), text, "string", steps=lambda e: ("", text))
+    ask = r.choice(
+        (
+            "Repeat: {}",
+            "Say exactly: {}",
+            "Repeat after me: {}",
+            'Write "{}"',
+            "Copy this: {}",
+            "Echo: {}",
+        )
+    )
+    return Problem(
+        "copying", level, text, ask.format(text), text, "string", steps=lambda e: ("", text)
+    )
 
 
 def spelling(r: Random, level: str) -> Problem:
@@ -51,26 +62,49 @@ def spelling(r: Random, level: str) -> Problem:
     quoted = r.choice((word, f'"{word}"', f"the word {word}", f'the word "{word}"'))
     kind = r.choice(("spell", "spell", "reverse", "first", "last", "nth", "length", "join"))
     if kind == "spell":
-        ask, answer, thought = r.choice(("Spell {}.", "How do you spell {}?", "Spell out {}.")), spelled, ""
+        ask, answer, thought = (
+            r.choice(("Spell {}.", "How do you spell {}?", "Spell out {}.")),
+            spelled,
+            "",
+        )
     elif kind == "join":
         return Problem(
-            "spelling", level, f"join {word}", f"Which word is spelled {spelled}?", word, "string",
+            "spelling",
+            level,
+            f"join {word}",
+            f"Which word is spelled {spelled}?",
+            word,
+            "string",
             steps=lambda e: ("", word),
-        )  # fmt: skip
+        )
     elif kind == "reverse":
-        ask, answer, thought = r.choice(("Reverse {}.", "Write {} backwards.")), word[::-1], numbered
+        ask, answer, thought = (
+            r.choice(("Reverse {}.", "Write {} backwards.")),
+            word[::-1],
+            numbered,
+        )
         thought += ". Back: " + "-".join(word[::-1]) + "."
     elif kind in ("first", "last"):
         ask, answer = f"What is the {kind} letter of {{}}?", word[0 if kind == "first" else -1]
         thought = f"{spelled}: {answer}."
     elif kind == "nth":
         i = r.randint(1, len(word))
-        ask, answer, thought = f"What is letter {i} of {{}}?", word[i - 1], f"{numbered}. {i} is {word[i - 1]}."
+        ask, answer, thought = (
+            f"What is letter {i} of {{}}?",
+            word[i - 1],
+            f"{numbered}. {i} is {word[i - 1]}.",
+        )
     else:
         ask, answer = r.choice(("How many letters are in {}?", "How long is {}?")), str(len(word))
         thought = f"{numbered}. So {len(word)}."
     return Problem(
-        "spelling", level, f"{kind} {word}", ask.format(quoted), answer, "string", steps=lambda e: (thought, answer)
+        "spelling",
+        level,
+        f"{kind} {word}",
+        ask.format(quoted),
+        answer,
+        "string",
+        steps=lambda e: (thought, answer),
     )
 
 
@@ -83,10 +117,17 @@ def letters(r: Random, level: str) -> Problem:
     letter = r.choice(plain) if r.random() < 0.85 else r.choice(_LETTERS)
     total = plain.count(letter)
     ask = r.choice(
-        ('How many times does the letter {c} appear in "{w}"?', "How many {c} in {w}?", "How many {c}'s are in {w}?",
-         'How many "{c}" are in "{w}"?', "Count the letter {c} in {w}.", "How many letters {c} are in the word {w}?",
-         "How many times does {c} occur in {w}?", "how many {c}s in {w}?")
-    )  # fmt: skip
+        (
+            'How many times does the letter {c} appear in "{w}"?',
+            "How many {c} in {w}?",
+            "How many {c}'s are in {w}?",
+            'How many "{c}" are in "{w}"?',
+            "Count the letter {c} in {w}.",
+            "How many letters {c} are in the word {w}?",
+            "How many times does {c} occur in {w}?",
+            "how many {c}s in {w}?",
+        )
+    )
 
     def steps(e: Random | None) -> tuple[str, str]:
         count, parts, bad = 0, [], e.randrange(len(plain)) if e else -1
@@ -100,9 +141,16 @@ def letters(r: Random, level: str) -> Problem:
     spelled = " ".join(f"{i}{c}" for i, c in enumerate(plain, 1))
     route = f"{spelled}. {letter} at {' '.join(places) if places else 'none'}: {total}."
     return Problem(
-        "letters", level, f"{letter} {word}", ask.format(c=letter, w=word), str(total), "number", steps=steps,
-        check=lambda got: (route, got == str(total)), second=route,
-    )  # fmt: skip
+        "letters",
+        level,
+        f"{letter} {word}",
+        ask.format(c=letter, w=word),
+        str(total),
+        "number",
+        steps=steps,
+        check=lambda got: (route, got == str(total)),
+        second=route,
+    )
 
 
 def lookup(r: Random, level: str) -> Problem:
@@ -113,19 +161,30 @@ def lookup(r: Random, level: str) -> Problem:
     values = [str(r.randint(1, 99)) for _ in keys] if r.random() < 0.7 else r.sample(WORDS, n)
     i = r.randrange(n)
     if style == 0:
-        facts, ask = ", ".join(f"{k}={v}" for k, v in zip(keys, values, strict=True)), f"What is {keys[i]}?"
+        facts, ask = (
+            ", ".join(f"{k}={v}" for k, v in zip(keys, values, strict=True)),
+            f"What is {keys[i]}?",
+        )
         fact = f"{keys[i]}={values[i]}"
     elif style == 1:
         facts = " ".join(f"{k} has {v}." for k, v in zip(keys, values, strict=True))
-        ask, fact = r.choice((f"What does {keys[i]} have?", f"{keys[i]} has what?")), f"{keys[i]} has {values[i]}"
+        ask, fact = (
+            r.choice((f"What does {keys[i]} have?", f"{keys[i]} has what?")),
+            f"{keys[i]} has {values[i]}",
+        )
     else:
         facts = "\n".join(f"{k}: {v}" for k, v in zip(keys, values, strict=True))
         ask, fact = f"What is the value of {keys[i]}?", f"{keys[i]}: {values[i]}"
     sep = "\n" if style == 2 else " "
     return Problem(
-        "lookup", level, facts + keys[i], f"{facts}{'.' if style == 0 else ''}{sep}{ask}", values[i], "string",
+        "lookup",
+        level,
+        facts + keys[i],
+        f"{facts}{'.' if style == 0 else ''}{sep}{ask}",
+        values[i],
+        "string",
         steps=lambda e: (f"{fact}.", values[i]),
-    )  # fmt: skip
+    )
 
 
 def recall(r: Random, level: str) -> Problem:
@@ -139,16 +198,35 @@ def recall(r: Random, level: str) -> Problem:
             (f"My favorite word is {thing}.", "What is my favorite word?", thing),
         )
     )
-    reply = r.choice(("Noted.", "Good to know.", "Understood.", "I will keep that in mind.")) if "name" not in told else f"Hello, {name}."
+    reply = (
+        r.choice(("Noted.", "Good to know.", "Understood.", "I will keep that in mind."))
+        if "name" not in told
+        else f"Hello, {name}."
+    )
     messages = [{"role": "user", "content": told}, {"role": "assistant", "content": reply}]
     for _ in range({"easy": 0, "middle": 1, "hard": 2}[level]):
         word = r.choice(WORDS)
-        messages += [{"role": "user", "content": f"Repeat: {word}"}, {"role": "assistant", "content": word}]
+        messages += [
+            {"role": "user", "content": f"Repeat: {word}"},
+            {"role": "assistant", "content": word},
+        ]
     messages.append({"role": "user", "content": ask})
     return Problem(
-        "recall", level, f"{told}{len(messages)}", ask, answer, "string", messages=messages,
+        "recall",
+        level,
+        f"{told}{len(messages)}",
+        ask,
+        answer,
+        "string",
+        messages=messages,
         steps=lambda e: (f'You said: "{told}"', answer),
-    )  # fmt: skip
+    )
 
 
-TASKS = {"copying": copying, "spelling": spelling, "letters": letters, "lookup": lookup, "recall": recall}
+TASKS = {
+    "copying": copying,
+    "spelling": spelling,
+    "letters": letters,
+    "lookup": lookup,
+    "recall": recall,
+}

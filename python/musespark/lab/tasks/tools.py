@@ -1,4 +1,5 @@
-"""Tool use: choose a function, fill its arguments, report its result, recover, or say that none fits."""
+"""Tool use: choose a function, fill its arguments, report its result, recover, or say that none
+fits."""
 
 from __future__ import annotations
 
@@ -9,45 +10,105 @@ from .words import CITIES, FOODS, NAMES, WORDS
 
 # kind: (names it may go by, description, {parameter names: type}, requests, words for the reply)
 _POOL = {
-    "weather": (("get_weather", "weather", "forecast"), "Current weather of a city.", (("city", "location"),),
-                ("What is the weather in {0}?", "How is the weather in {0} today?", "Weather in {0}?")),
-    "timer": (("set_timer", "timer", "start_timer"), "Start a timer.", (("minutes", "duration"),),
-              ("Set a timer for {0} minutes.", "Start a {0} minute timer.", "Timer for {0} minutes, please.")),
-    "note": (("make_note", "add_note", "note"), "Save a note.", (("text", "note"),),
-             ("Make a note that says {0}.", "Note down: {0}", "Write a note: {0}")),
-    "mail": (("send_mail", "send_email", "email"), "Send a mail.", (("to", "recipient"), ("text", "body")),
-             ("Send {0} a mail that says {1}.", "Write to {0}: {1}", "Email {0}: {1}")),
-    "convert": (("convert", "convert_money", "exchange"), "Convert money.", (("amount", "value"), ("to", "currency")),
-                ("Convert {0} dollars to {1}.", "How much is {0} dollars in {1}?")),
-    "search": (("search", "web_search", "find"), "Search the web.", (("query", "q"),),
-               ("Search for {0}.", "Look up {0}.", "Find pages about {0}.")),
-    "calc": (("calculate", "calculator", "evaluate"), "Evaluate an expression.", (("expression", "expr"),),
-             ("Use the calculator for {0}.", "Compute {0} with the tool.", "Calculate {0} with a tool.")),
-    "light": (("set_light", "light", "lamp"), "Switch the light of a room.", (("room", "place"), ("state", "mode")),
-              ("Turn {1} the light in the {0}.", "Switch the {0} light {1}.")),
-    "order": (("order_food", "order", "buy"), "Order food.", (("item", "food"), ("count", "quantity")),
-              ("Order {1} {0}.", "Buy {1} {0}, please.")),
-    "book": (("book_train", "buy_ticket", "train"), "Book a train.", (("from", "origin"), ("to", "destination")),
-             ("Book a train from {0} to {1}.", "I need a ticket from {0} to {1}.")),
-    "time": (("get_time", "clock", "time_in"), "Local time of a city.", (("city", "location"),),
-             ("What time is it in {0}?", "Tell me the time in {0}.")),
-    "remind": (("remind", "add_reminder", "reminder"), "Set a reminder.", (("text", "about"), ("day", "date")),
-               ("Remind me of {0} on {1}.", "Set a reminder for {1}: {0}")),
-}  # fmt: skip
+    "weather": (
+        ("get_weather", "weather", "forecast"),
+        "Current weather of a city.",
+        (("city", "location"),),
+        ("What is the weather in {0}?", "How is the weather in {0} today?", "Weather in {0}?"),
+    ),
+    "timer": (
+        ("set_timer", "timer", "start_timer"),
+        "Start a timer.",
+        (("minutes", "duration"),),
+        (
+            "Set a timer for {0} minutes.",
+            "Start a {0} minute timer.",
+            "Timer for {0} minutes, please.",
+        ),
+    ),
+    "note": (
+        ("make_note", "add_note", "note"),
+        "Save a note.",
+        (("text", "note"),),
+        ("Make a note that says {0}.", "Note down: {0}", "Write a note: {0}"),
+    ),
+    "mail": (
+        ("send_mail", "send_email", "email"),
+        "Send a mail.",
+        (("to", "recipient"), ("text", "body")),
+        ("Send {0} a mail that says {1}.", "Write to {0}: {1}", "Email {0}: {1}"),
+    ),
+    "convert": (
+        ("convert", "convert_money", "exchange"),
+        "Convert money.",
+        (("amount", "value"), ("to", "currency")),
+        ("Convert {0} dollars to {1}.", "How much is {0} dollars in {1}?"),
+    ),
+    "search": (
+        ("search", "web_search", "find"),
+        "Search the web.",
+        (("query", "q"),),
+        ("Search for {0}.", "Look up {0}.", "Find pages about {0}."),
+    ),
+    "calc": (
+        ("calculate", "calculator", "evaluate"),
+        "Evaluate an expression.",
+        (("expression", "expr"),),
+        ("Use the calculator for {0}.", "Compute {0} with the tool.", "Calculate {0} with a tool."),
+    ),
+    "light": (
+        ("set_light", "light", "lamp"),
+        "Switch the light of a room.",
+        (("room", "place"), ("state", "mode")),
+        ("Turn {1} the light in the {0}.", "Switch the {0} light {1}."),
+    ),
+    "order": (
+        ("order_food", "order", "buy"),
+        "Order food.",
+        (("item", "food"), ("count", "quantity")),
+        ("Order {1} {0}.", "Buy {1} {0}, please."),
+    ),
+    "book": (
+        ("book_train", "buy_ticket", "train"),
+        "Book a train.",
+        (("from", "origin"), ("to", "destination")),
+        ("Book a train from {0} to {1}.", "I need a ticket from {0} to {1}."),
+    ),
+    "time": (
+        ("get_time", "clock", "time_in"),
+        "Local time of a city.",
+        (("city", "location"),),
+        ("What time is it in {0}?", "Tell me the time in {0}."),
+    ),
+    "remind": (
+        ("remind", "add_reminder", "reminder"),
+        "Set a reminder.",
+        (("text", "about"), ("day", "date")),
+        ("Remind me of {0} on {1}.", "Set a reminder for {1}: {0}"),
+    ),
+}
 _NUMERIC = {"minutes", "duration", "amount", "value", "count", "quantity"}
 
 
 def _values(kind: str, r: Random) -> list[str]:
     word = " ".join(r.choice(WORDS) for _ in range(r.randint(1, 2)))
     return {
-        "weather": lambda: [r.choice(CITIES)], "time": lambda: [r.choice(CITIES)], "timer": lambda: [str(r.randint(1, 90))],
-        "note": lambda: [word], "search": lambda: [word], "mail": lambda: [r.choice(NAMES), word],
+        "weather": lambda: [r.choice(CITIES)],
+        "time": lambda: [r.choice(CITIES)],
+        "timer": lambda: [str(r.randint(1, 90))],
+        "note": lambda: [word],
+        "search": lambda: [word],
+        "mail": lambda: [r.choice(NAMES), word],
         "convert": lambda: [str(r.randint(1, 500)), r.choice(("euros", "pounds", "yen", "francs"))],
         "calc": lambda: [f"{r.randint(10, 9999)}{r.choice('+-*')}{r.randint(10, 999)}"],
-        "light": lambda: [r.choice(("kitchen", "bedroom", "hall", "bathroom", "cellar")), r.choice(("on", "off"))],
-        "order": lambda: [r.choice(FOODS), str(r.randint(2, 12))], "book": lambda: r.sample(CITIES, 2),
+        "light": lambda: [
+            r.choice(("kitchen", "bedroom", "hall", "bathroom", "cellar")),
+            r.choice(("on", "off")),
+        ],
+        "order": lambda: [r.choice(FOODS), str(r.randint(2, 12))],
+        "book": lambda: r.sample(CITIES, 2),
         "remind": lambda: [word, r.choice(("Monday", "Tuesday", "Friday", "Sunday"))],
-    }[kind]()  # fmt: skip
+    }[kind]()
 
 
 def _define(kind: str, r: Random) -> tuple[dict, str, list[str]]:
@@ -55,11 +116,19 @@ def _define(kind: str, r: Random) -> tuple[dict, str, list[str]]:
     name, keys = r.choice(names), [r.choice(p) for p in parameters]
     properties = {k: {"type": "integer" if k in _NUMERIC else "string"} for k in keys}
     schema = {"type": "object", "properties": properties, "required": keys}
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}, name, keys
+    return (
+        {
+            "type": "function",
+            "function": {"name": name, "description": description, "parameters": schema},
+        },
+        name,
+        keys,
+    )
 
 
 def tool_call(r: Random, level: str) -> Problem:
-    """One of 1–2 functions; one of 3–5; a result to report, an error to recover from, or none that fits."""
+    """One of 1–2 functions; one of 3–5; a result to report, an error to recover from, or none
+    that fits."""
     n = {"easy": r.randint(1, 2), "middle": r.randint(3, 4), "hard": r.randint(2, 3)}[level]
     kinds = r.sample(list(_POOL), n + 1)
     spare, kinds = kinds[0], kinds[1:]
@@ -73,14 +142,24 @@ def tool_call(r: Random, level: str) -> Problem:
     question = r.choice(_POOL[kinds[i]][3]).format(*values)
     call = _call(defined[i], values)
     return Problem(
-        "tool_call", level, question + " " + " ".join(d[1] for d in defined), question, "", "call",
-        steps=lambda e: (f"{defined[i][1]}: {_pairs(call)}.", ""), tools=tools, calls=[call],
-    )  # fmt: skip
+        "tool_call",
+        level,
+        question + " " + " ".join(d[1] for d in defined),
+        question,
+        "",
+        "call",
+        steps=lambda e: (f"{defined[i][1]}: {_pairs(call)}.", ""),
+        tools=tools,
+        calls=[call],
+    )
 
 
 def _call(defined: tuple[dict, str, list[str]], values: list[str]) -> dict:
     _, name, keys = defined
-    return {"name": name, "arguments": {k: int(v) if k in _NUMERIC else v for k, v in zip(keys, values, strict=True)}}
+    return {
+        "name": name,
+        "arguments": {k: int(v) if k in _NUMERIC else v for k, v in zip(keys, values, strict=True)},
+    }
 
 
 def _pairs(call: dict) -> str:
@@ -92,16 +171,26 @@ def _none_fits(r: Random, tools: list, spare: str, kind: str, defined: tuple) ->
     answer = "I have no tool for that."
     names = ", ".join(t["function"]["name"] for t in tools)
     return Problem(
-        "tool_call", "hard", f"none {question} {names}", question, answer, "string", tools=tools,
+        "tool_call",
+        "hard",
+        f"none {question} {names}",
+        question,
+        answer,
+        "string",
+        tools=tools,
         steps=lambda e: (f"Tools: {names}. None fits.", answer),
-    )  # fmt: skip
+    )
 
 
 def _history(question: str, call: dict, result: str) -> list[dict]:
     function = {"name": call["name"], "arguments": call["arguments"]}
     return [
         {"role": "user", "content": question},
-        {"role": "assistant", "content": "", "tool_calls": [{"id": "call_1", "type": "function", "function": function}]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+        },
         {"role": "tool", "name": call["name"], "tool_call_id": "call_1", "content": result},
     ]
 
@@ -111,7 +200,10 @@ def _report(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> Pr
     question, call = r.choice(_POOL[kind][3]).format(*values), _call(defined, values)
     n = r.randint(2, 99)
     result, answer = {
-        "weather": (f'{{"sky": "{r.choice(("rain", "sun", "snow", "clouds"))}", "degrees": {n}}}', ""),
+        "weather": (
+            f'{{"sky": "{r.choice(("rain", "sun", "snow", "clouds"))}", "degrees": {n}}}',
+            "",
+        ),
         "time": (f"{n % 24}:{n % 50 + 10}", f"It is {n % 24}:{n % 50 + 10} in {values[0]}."),
         "calc": (str(n * 37), f"The result is {n * 37}."),
         "convert": (str(n * 3), f"That is {n * 3} {values[-1]}."),
@@ -121,9 +213,16 @@ def _report(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> Pr
         sky = result.split('"')[3]
         answer = f"{sky.capitalize()}, {n} degrees in {values[0]}."
     return Problem(
-        "tool_call", "hard", f"report {question} {result}", question, answer, "string", tools=tools,
-        messages=_history(question, call, result), steps=lambda e: (f"It says {result}.", answer),
-    )  # fmt: skip
+        "tool_call",
+        "hard",
+        f"report {question} {result}",
+        question,
+        answer,
+        "string",
+        tools=tools,
+        messages=_history(question, call, result),
+        steps=lambda e: (f"It says {result}.", answer),
+    )
 
 
 def _recover(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> Problem:
@@ -131,10 +230,17 @@ def _recover(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> P
     question, call = r.choice(_POOL[kind][3]).format(*values), _call(defined, values)
     error = r.choice(("error: try again", "error: busy, try again", "error: timeout, try again"))
     return Problem(
-        "tool_call", "hard", f"recover {question} {call['name']}", question, "", "call", tools=tools,
-        messages=_history(question, call, error), calls=[call],
+        "tool_call",
+        "hard",
+        f"recover {question} {call['name']}",
+        question,
+        "",
+        "call",
+        tools=tools,
+        messages=_history(question, call, error),
+        calls=[call],
         steps=lambda e: (f"It failed. Again {call['name']}: {_pairs(call)}.", ""),
-    )  # fmt: skip
+    )
 
 
 TASKS = {"tool_call": tool_call}

@@ -26,26 +26,44 @@ def word_problem(r: Random, level: str) -> Problem:
         b = r.randint(2, 9)
         a = r.randint(3, 30)
         question = r.choice(
-            (f"{name} packs {b} boxes with {a} {thing} each. How many {thing} is that?",
-             f"There are {b} bags with {a} {thing} in each. How many {thing} are there?",
-             f"{name} buys {b} packs of {a} {thing}. How many {thing} does {name} have?")
-        )  # fmt: skip
+            (
+                f"{name} packs {b} boxes with {a} {thing} each. How many {thing} is that?",
+                f"There are {b} bags with {a} {thing} in each. How many {thing} are there?",
+                f"{name} buys {b} packs of {a} {thing}. How many {thing} does {name} have?",
+            )
+        )
         ops, value = [("*", a, b)], a * b
         return _word(level, question, ops, value)
     for _ in range(steps_wanted):
         b = r.randint(2, 60)
         if r.random() < 0.5 or b > value:
-            phrase = r.choice(("buys {b} more.", "gets {b} more from {o}.", "finds {b} {t}.", "is given {b} more {t}."))
+            phrase = r.choice(
+                (
+                    "buys {b} more.",
+                    "gets {b} more from {o}.",
+                    "finds {b} {t}.",
+                    "is given {b} more {t}.",
+                )
+            )
             ops.append(("+", value, b))
             value += b
         else:
-            phrase = r.choice(("gives {b} to {o}.", "loses {b}.", "sells {b} {t}.", "gives away {b} {t}."))
+            phrase = r.choice(
+                ("gives {b} to {o}.", "loses {b}.", "sells {b} {t}.", "gives away {b} {t}.")
+            )
             ops.append(("-", value, b))
             value -= b
         story += f" {name} {phrase.format(b=b, o=other, t=thing)}"
     if level == "hard":
-        story += r.choice((f" {other} is {r.randint(5, 60)} years old.", f" {other} has {r.randint(2, 60)} {thing}."))
-    ask = r.choice((f"How many {thing} does {name} have {pronoun}?", f"How many {thing} does {name} have?"))
+        story += r.choice(
+            (
+                f" {other} is {r.randint(5, 60)} years old.",
+                f" {other} has {r.randint(2, 60)} {thing}.",
+            )
+        )
+    ask = r.choice(
+        (f"How many {thing} does {name} have {pronoun}?", f"How many {thing} does {name} have?")
+    )
     return _word(level, f"{story} {ask}", ops, value)
 
 
@@ -70,7 +88,15 @@ def _word(level: str, question: str, ops: list[tuple[str, int, int]], value: int
     results = " ".join(str({"+": a + b, "-": a - b, "*": a * b}[op]) for op, a, b in ops[:-1])
     key = " ".join(f"{a}{op}{b}" for op, a, b in ops)
     return Problem(
-        "word_problem", level, key, question, str(value), "number", results=results, steps=steps, check=check
+        "word_problem",
+        level,
+        key,
+        question,
+        str(value),
+        "number",
+        results=results,
+        steps=steps,
+        check=check,
     )
 
 
@@ -84,18 +110,27 @@ def table(r: Random, level: str) -> Problem:
     values = [r.sample(range(1, 100), rows_n) for _ in columns]
     bar = r.random() < 0.3
     head = " | ".join(["name", *columns]) if bar else ",".join(["name", *columns])
-    lines = [(" | " if bar else ",").join([rows[i], *(str(c[i]) for c in values)]) for i in range(rows_n)]
+    lines = [
+        (" | " if bar else ",").join([rows[i], *(str(c[i]) for c in values)]) for i in range(rows_n)
+    ]
     text = "\n".join([head, *lines])
     j, i = r.randrange(columns_n), r.randrange(rows_n)
     column, kind = columns[j], r.choice(("cell", "cell", "most", "least", "above"))
     listed = ", ".join(f"{rows[q]} {values[j][q]}" for q in range(rows_n))
     if kind == "cell":
         ask = r.choice((f"What is the {column} of {rows[i]}?", f"{rows[i]}'s {column}?"))
-        answer, thought = str(values[j][i]), f"{column} is column {j + 1}. Row: {lines[i]}. So {values[j][i]}."
+        answer, thought = (
+            str(values[j][i]),
+            f"{column} is column {j + 1}. Row: {lines[i]}. So {values[j][i]}.",
+        )
     elif kind in ("most", "least"):
         best = (max if kind == "most" else min)(range(rows_n), key=lambda q: values[j][q])
-        ask = f"Who has the {'highest' if kind == 'most' else 'lowest'} {column}?"
-        answer, thought = rows[best], f"{listed}. {'Highest' if kind == 'most' else 'Lowest'} {values[j][best]}: {rows[best]}."
+        word = "highest" if kind == "most" else "lowest"
+        ask = f"Who has the {word} {column}?"
+        answer, thought = (
+            rows[best],
+            f"{listed}. {word.capitalize()} {values[j][best]}: {rows[best]}.",
+        )
     else:
         limit = r.randint(20, 80)
         hits = [v > limit for v in values[j]]
@@ -103,10 +138,17 @@ def table(r: Random, level: str) -> Problem:
         seen, parts = 0, []
         for q in range(rows_n):
             seen += hits[q]
-            parts.append(f"{values[j][q]}{'>' if hits[q] else '<' if values[j][q] < limit else '='}{limit} {seen}")
+            sign = ">" if hits[q] else "<" if values[j][q] < limit else "="
+            parts.append(f"{values[j][q]}{sign}{limit} {seen}")
         thought = f"{', '.join(parts)}. So {seen}."
     return Problem(
-        "table", level, f"{kind} {column} {lines}", f"{text}\n{ask}", answer, "string", steps=lambda e: (thought, answer)
+        "table",
+        level,
+        f"{kind} {column} {lines}",
+        f"{text}\n{ask}",
+        answer,
+        "string",
+        steps=lambda e: (thought, answer),
     )
 
 
@@ -115,12 +157,17 @@ def facts(r: Random, level: str) -> Problem:
     i, pick = r.randrange(7), r.randrange(5)
     if pick < 2:
         answer = DAYS[(i + (1, -1)[pick]) % 7]
-        return _plain("facts", level, "", f"What day comes {('after', 'before')[pick]} {DAYS[i]}?", answer, "")
+        return _plain(
+            "facts", level, "", f"What day comes {('after', 'before')[pick]} {DAYS[i]}?", answer, ""
+        )
     i = r.randrange(12)
     question, answer = (
         (f"Which month comes after {MONTHS[i]}?", MONTHS[(i + 1) % 12]),
         (f"Which month comes before {MONTHS[i]}?", MONTHS[i - 1]),
-        (f"How many days are in {MONTHS[i]}?", str(MONTH_DAYS[i]) if i != 1 else "28, or 29 in a leap size"),
+        (
+            f"How many days are in {MONTHS[i]}?",
+            str(MONTH_DAYS[i]) if i != 1 else "28, or 29 in a leap size",
+        ),
     )[pick - 2]
     return _plain("facts", level, "", question, answer, "")
 
@@ -132,7 +179,10 @@ def dates(r: Random, level: str) -> Problem:
         answer, left = DAYS[(i + n) % 7], n % 7
         weeks = f"{n}-{n - left}={left}. " if n >= 7 else ""
         path = ", ".join(f"{q} {DAYS[(i + q) % 7]}" for q in range(left + 1))
-        ask = (f"Today is {DAYS[i]}. What day is it in {n} days?", f"What day is {n} days after {DAYS[i]}?")
+        ask = (
+            f"Today is {DAYS[i]}. What day is it in {n} days?",
+            f"What day is {n} days after {DAYS[i]}?",
+        )
         return _plain("dates", level, f"ahead {i} {n}", r.choice(ask), answer, f"{weeks}{path}.")
     m, n = r.randrange(12), r.randint(2, 30)
     d = r.randint(1, MONTH_DAYS[m])
@@ -144,15 +194,26 @@ def dates(r: Random, level: str) -> Problem:
     else:
         month, day = MONTHS[m], total
         thought += f"{total}{'=' if total == length else '<'}{length}. {month} {day}."
-    question = f"What date is {n} days after {MONTHS[m]} {d}?" + (" It is not a leap year." if m == 1 else "")
+    question = f"What date is {n} days after {MONTHS[m]} {d}?" + (
+        " It is not a leap year." if m == 1 else ""
+    )
     return _plain("dates", level, f"date {m} {d} {n}", question, f"{month} {day}", thought)
 
 
 _UNITS = (
-    ("hours", "minutes", 60), ("minutes", "seconds", 60), ("days", "hours", 24), ("weeks", "days", 7),
-    ("meters", "centimeters", 100), ("kilometers", "meters", 1000), ("kilograms", "grams", 1000), ("feet", "inches", 12),
-    ("dollars", "cents", 100), ("years", "months", 12), ("dozens", "pieces", 12), ("liters", "milliliters", 1000),
-)  # fmt: skip
+    ("hours", "minutes", 60),
+    ("minutes", "seconds", 60),
+    ("days", "hours", 24),
+    ("weeks", "days", 7),
+    ("meters", "centimeters", 100),
+    ("kilometers", "meters", 1000),
+    ("kilograms", "grams", 1000),
+    ("feet", "inches", 12),
+    ("dollars", "cents", 100),
+    ("years", "months", 12),
+    ("dozens", "pieces", 12),
+    ("liters", "milliliters", 1000),
+)
 
 
 def units(r: Random, level: str) -> Problem:
@@ -168,16 +229,38 @@ def units(r: Random, level: str) -> Problem:
     elif level == "middle" and r.random() < 0.5:
         answer = str(n)
         thought = f"1 {big[:-1]} is {factor} {small}. {n * factor}/{factor}={n}."
-        question = r.choice((f"How many {big} are {n * factor} {small}?", f"Convert {n * factor} {small} to {big}."))
+        question = r.choice(
+            (f"How many {big} are {n * factor} {small}?", f"Convert {n * factor} {small} to {big}.")
+        )
     else:
         text, answer = _op("*", factor, n)
         thought = f"1 {big[:-1]} is {factor} {small}. {text}"
-        question = r.choice((f"How many {small} are in {n} {big}?", f"Convert {n} {big} to {small}.", f"How many {small} are {n} {big}?"))
+        question = r.choice(
+            (
+                f"How many {small} are in {n} {big}?",
+                f"Convert {n} {big} to {small}.",
+                f"How many {small} are {n} {big}?",
+            )
+        )
     return _plain("units", level, question, question, answer, thought, "number")
 
 
-def _plain(task: str, level: str, key: str, question: str, answer: str, thought: str, checker: str = "string") -> Problem:
+def _plain(
+    task: str,
+    level: str,
+    key: str,
+    question: str,
+    answer: str,
+    thought: str,
+    checker: str = "string",
+) -> Problem:
     return Problem(task, level, key, question, answer, checker, steps=lambda e: (thought, answer))
 
 
-TASKS = {"word_problem": word_problem, "table": table, "dates": dates, "units": units, "facts": facts}
+TASKS = {
+    "word_problem": word_problem,
+    "table": table,
+    "dates": dates,
+    "units": units,
+    "facts": facts,
+}
