@@ -468,6 +468,27 @@ class Engine:
         self.close()
 
 
+def default_threads() -> int:
+    """The cores this process may use: affinity and control-group quota."""
+    return _core.count_cores()["usable"]
+
+
+def build_report() -> dict[str, Any]:
+    """Processor, instruction sets (which is used, why the others are not), threads and build."""
+    in_use = _core.isa_levels()
+    levels = []
+    for name, present, reason in _core.isa_report():
+        state = "in use" if name == in_use[0] else "available" if present else reason
+        levels.append(f"{name}: {state}")
+    return {
+        "processor": _core.cpu_model(),
+        "instruction sets": levels,
+        "threads": default_threads(),
+        "cores": dict(_core.count_cores()),
+        "build": {key: str(value) for key, value in _core.build_info().items()},
+    }
+
+
 class StopStrings:
     """Cuts streamed text at the first stop string, wherever the pieces' borders are.
 

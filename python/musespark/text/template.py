@@ -65,11 +65,14 @@ class ChatTemplate:
         name: str | None = None,
         time_budget: float = 2.0,
         max_output: int = MAX_OUTPUT_CHARS,
+        _named: dict[str, str] | None = None,
     ):
         self.time_budget, self.max_output = time_budget, max_output
         self.special_tokens: dict[str, str] = {}
-        is_text = isinstance(source, str) and ("{" in source or "\n" in source)
-        if is_text:
+        is_text = _named is None and isinstance(source, str) and ("{" in source or "\n" in source)
+        if _named is not None:
+            named = _named
+        elif is_text:
             named = {"default": str(source)}
         else:
             named = self._read(Path(source))
@@ -82,7 +85,10 @@ class ChatTemplate:
         self._tool_use: ChatTemplate | None = None
         if name is None and chosen != "tool_use" and "tool_use" in named:
             self._tool_use = ChatTemplate(
-                named["tool_use"], time_budget=time_budget, max_output=max_output
+                self.origin,
+                time_budget=time_budget,
+                max_output=max_output,
+                _named={"default": named["tool_use"]},
             )
             self._tool_use.special_tokens = self.special_tokens
         self._compile(failure)
@@ -144,6 +150,11 @@ class ChatTemplate:
 
     # ---- loading ------------------------------------------------------------------------------
 
+    @classmethod
+    def from_named(cls, found: Any, *, origin: str) -> ChatTemplate:
+        """From a ``chat_template`` field: a text, {name: text}, or a list of {name, template}."""
+        return cls(origin, _named=_named(found, origin))
+
     def _read(self, path: Path) -> dict[str, str]:
         if not path.exists():
             raise CorruptFile(f"{path}: no such template file or folder")
@@ -162,22 +173,11 @@ class ChatTemplate:
         if found is None and (folder / "chat_template.json").is_file():
             other = read_json(folder / "chat_template.json", MAX_CONFIG_BYTES)
             found = other.get("chat_template") if isinstance(other, dict) else None
-        if isinstance(found, list):
-            try:
-                found = {entry["name"]: entry["template"] for entry in found}
-            except (TypeError, KeyError) as error:
-                raise CorruptFile(f"{config}: field chat_template: {error!r}") from error
-        elif isinstance(found, str):
-            found = {"default": found}
-        if (
-            not isinstance(found, dict)
-            or not found
-            or not all(isinstance(t, str) for t in found.values())
-        ):
+        if found is None:
             raise CorruptFile(
                 f"{folder}: no chat_template.jinja and no chat_template in its configuration"
             )
-        return found
+        return _named(found, f"{config}: field chat_template")
 
     def _compile(self, failure: type[Error]) -> None:
         if len(self.source) > MAX_SOURCE_CHARS:
@@ -301,6 +301,23 @@ class ChatTemplate:
 
         value = {"argument_name": "argument_value"}
         return not works(value) and works(json.dumps(value))
+
+
+def _named(found: Any, origin: str) -> dict[str, str]:
+    """{name: template text} of a ``chat_template`` field in any of its forms."""
+    if isinstance(found, str):
+        found = {"default": found}
+    elif isinstance(found, list):
+        try:
+            found = {entry["name"]: entry["template"] for entry in found}
+        except (TypeError, KeyError) as error:
+            raise CorruptFile(f"{origin}: {error!r}") from error
+    if not isinstance(found, dict) or not found:
+        raise CorruptFile(f"{origin}: expected a text or named texts, got {type(found).__name__}")
+    wrong = [name for name, text in found.items() if not isinstance(text, str)]
+    if wrong:
+        raise CorruptFile(f"{origin}: the template {wrong[0]!r} is not a text")
+    return found
 
 
 def encode_chat(
