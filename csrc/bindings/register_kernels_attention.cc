@@ -98,10 +98,21 @@ py::tuple attend_chunk(const std::string& isa, const std::string& format, const 
   const auto bytes = static_cast<std::size_t>(attention_scratch_bytes(rows, head_dim));
   AlignedBuffer scratch(bytes + 64);
   std::memset(scratch.data(), 0xff, bytes + 64);
-  const AttendChunkArgs args = {kv,        head_dim,  rows,      q.data(),
-                                q.shape(1), pos.data(), lo.data(), hi.data(),
-                                chunk,     open_slabs.data(), sealed_slabs.data(), softcap,
-                                out.rows.data(), out.o.mutable_data(), scratch.data()};
+  const AttendChunkArgs args = {kv,
+                                head_dim,
+                                rows,
+                                q.data(),
+                                q.shape(1),
+                                pos.data(),
+                                lo.data(),
+                                hi.data(),
+                                chunk,
+                                open_slabs.data(),
+                                sealed_slabs.data(),
+                                softcap,
+                                out.rows.data(),
+                                out.o.mutable_data(),
+                                scratch.data()};
   level(isa).attend_chunk(&args);
   for (std::size_t i = bytes; i < bytes + 64; ++i) {
     need(scratch.data()[i] == std::byte{0xff}, "attend_chunk wrote past its scratch");
@@ -110,8 +121,8 @@ py::tuple attend_chunk(const std::string& isa, const std::string& format, const 
 }
 
 py::tuple merge(const std::string& isa, const Array<float>& max, const Array<float>& sum,
-                const Array<float>& o, const Array<float>& other_max,
-                const Array<float>& other_sum, const Array<float>& other_o) {
+                const Array<float>& o, const Array<float>& other_max, const Array<float>& other_sum,
+                const Array<float>& other_o) {
   const FloatEnv env;
   Partials state = partials_of(max, sum, o);
   const Partials other = partials_of(other_max, other_sum, other_o);
@@ -138,7 +149,8 @@ void finish(const std::string& isa, const Array<float>& max, const Array<float>&
 void write_token(const std::string& isa, const std::string& format, std::int64_t slot,
                  const Array<float>& k, const Array<float>& v, Array<std::uint8_t> open) {
   const FloatEnv env;
-  need(k.size() == v.size() && slot >= 0 && slot < kPageTokens, "write_token: k, v [D], slot 0..63");
+  need(k.size() == v.size() && slot >= 0 && slot < kPageTokens,
+       "write_token: k, v [D], slot 0..63");
   need(open.size() == open_page_bytes(format_of(format), k.size()), "a slab of another size");
   level(isa).write_token(format_of(format), k.size(), slot, k.data(), v.data(),
                          open.mutable_data());
@@ -155,15 +167,16 @@ Array<std::uint8_t> seal_page(const std::string& isa, std::int64_t head_dim,
 }
 
 // Seconds of one thread for `rows` queries (all at the last position, or spread over the last
-// rows / group positions) over whole chunks of pages, each head with pages of its own. For benchmarks.
+// rows / group positions) over whole chunks of pages, each head with pages of its own. For
+// benchmarks.
 double attend_seconds(const std::string& isa, const std::string& format, std::int64_t head_dim,
                       std::int64_t group, std::int64_t rows, std::int64_t chunks,
                       std::int64_t heads, int repeats) {
   const FloatEnv env;
   const KvFormat kv = format_of(format);
   const KernelTable& kernels = level(isa);
-  const std::int64_t page_bytes = kv == KvFormat::f32 ? open_page_bytes(kv, head_dim)
-                                                      : sealed_kv8_layout(head_dim).bytes;
+  const std::int64_t page_bytes =
+      kv == KvFormat::f32 ? open_page_bytes(kv, head_dim) : sealed_kv8_layout(head_dim).bytes;
   const std::int64_t pages = heads * chunks * kPagesPerChunk;
   AlignedBuffer slabs(static_cast<std::size_t>(pages * page_bytes));
   auto* bytes = reinterpret_cast<std::uint8_t*>(slabs.data());
@@ -184,10 +197,9 @@ double attend_seconds(const std::string& isa, const std::string& format, std::in
     for (std::int64_t p = 0; p < kPagesPerChunk; ++p) {
       slab[p] = bytes + ((head * chunks + chunk) * kPagesPerChunk + p) * page_bytes;
     }
-    const AttendChunkArgs args = {kv,         head_dim,       rows,     q.data(),
-                                  head_dim,   pos.data(),     lo.data(), hi.data(),
-                                  chunk,      slab,           slab,     0.0f,
-                                  partial.data(), o.data(),   scratch.data()};
+    const AttendChunkArgs args = {kv,         head_dim,  rows,           q.data(), head_dim,
+                                  pos.data(), lo.data(), hi.data(),      chunk,    slab,
+                                  slab,       0.0f,      partial.data(), o.data(), scratch.data()};
     kernels.attend_chunk(&args);
   };
   run(0, 0);

@@ -63,12 +63,12 @@ Activation activation_of(const std::string& name) {
 }
 
 void register_norms(py::module_& m) {
-  m.def("rms_norm", [](const std::string& isa, const Row& x, const std::optional<Row>& w, float eps,
-                       Row out) {
-    const FloatEnv env;
-    const std::int64_t n = same_size(x, out);
-    level(isa).rms_norm(x.data(), data_or_null(w, n), eps, n, out.mutable_data());
-  });
+  m.def("rms_norm",
+        [](const std::string& isa, const Row& x, const std::optional<Row>& w, float eps, Row out) {
+          const FloatEnv env;
+          const std::int64_t n = same_size(x, out);
+          level(isa).rms_norm(x.data(), data_or_null(w, n), eps, n, out.mutable_data());
+        });
   m.def("layer_norm", [](const std::string& isa, const Row& x, const std::optional<Row>& w,
                          const std::optional<Row>& b, float eps, Row out) {
     const FloatEnv env;
@@ -116,18 +116,19 @@ void register_elements(py::module_& m) {
     const FloatEnv env;
     float* to = out ? out->mutable_data() : nullptr;
     if (out) same_size(x, *out);
-    return py::array_t<float>(1, std::array{level(isa).exp_sum(x.data(), max, x.size(), to)}.data());
+    return py::array_t<float>(1,
+                              std::array{level(isa).exp_sum(x.data(), max, x.size(), to)}.data());
   });
 }
 
 void register_rotations(py::module_& m) {
-  m.def("rope", [](const std::string& isa, Row x, const Row& cos, const Row& sin,
-                   bool interleaved) {
-    const FloatEnv env;
-    const std::int64_t half = same_size(cos, sin);
-    if (x.size() < 2 * half) throw InvalidRequest("rope: the row is shorter than its pairs");
-    level(isa).rope(x.mutable_data(), cos.data(), sin.data(), half, interleaved ? 1 : 0);
-  });
+  m.def("rope",
+        [](const std::string& isa, Row x, const Row& cos, const Row& sin, bool interleaved) {
+          const FloatEnv env;
+          const std::int64_t half = same_size(cos, sin);
+          if (x.size() < 2 * half) throw InvalidRequest("rope: the row is shorter than its pairs");
+          level(isa).rope(x.mutable_data(), cos.data(), sin.data(), half, interleaved ? 1 : 0);
+        });
   m.def("rotate", [](const std::string& isa, Row x, bool inverse) {
     const FloatEnv env;
     if (x.size() % 16 != 0 || x.size() == 0 || x.size() > 512) {

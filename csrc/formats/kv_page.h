@@ -5,8 +5,9 @@
 //     K  [4 token blocks][D][16 tokens] f32        (lane = token: scores need no cross-lane sum)
 //     V  [64 tokens][D] f32
 //
-// format kv8. K (after rope), V and the queries live in a rotated frame: x -> R x with R orthonormal
-// (kernels/rowwise/rowwise.h, rotate), so scores are unchanged and outputs are turned back once.
+// format kv8. K (after rope), V and the queries live in a rotated frame: x -> R x with R
+// orthonormal (kernels/rowwise/rowwise.h, rotate), so scores are unchanged and outputs are turned
+// back once.
 //   open page, f16 (clamped to +-65504 on write):
 //     K  [4 token blocks][D][16 tokens] f16,  V  [64 tokens][D] f16
 //   sealed page, made from the 64 open rows alone:
@@ -31,24 +32,20 @@ namespace musespark {
 
 enum class KvFormat : std::uint32_t { f32 = 0, kv8 = 1 };  // reserved: kv8v4 = 2, kv4 = 3
 
-inline constexpr int kPageTokens = 64;
-inline constexpr int kMergeChunk = 512;                     // positions merged at once
-inline constexpr int kPagesPerChunk = kMergeChunk / kPageTokens;
+// Everything here has internal linkage: files compiled for an instruction set include it.
+static constexpr int kPageTokens = 64;
+static constexpr int kMergeChunk = 512;  // positions merged at once
+static constexpr int kPagesPerChunk = kMergeChunk / kPageTokens;
 
 // Offsets in bytes of the parts of a sealed kv8 page for padded head dimension d.
 struct SealedKv8Layout {
   std::int64_t k_codes, v_codes, k_mean, k_scale, v_scale, bytes;
 };
-constexpr SealedKv8Layout sealed_kv8_layout(std::int64_t d) {
-  return {0,
-          64 * d,
-          128 * d,
-          130 * d,
-          130 * d + 128,
-          (130 * d + 256 + 63) / 64 * 64};
+static constexpr SealedKv8Layout sealed_kv8_layout(std::int64_t d) {
+  return {0, 64 * d, 128 * d, 130 * d, 130 * d + 128, (130 * d + 256 + 63) / 64 * 64};
 }
 // Bytes of an open page; the V part begins at half of it.
-constexpr std::int64_t open_page_bytes(KvFormat format, std::int64_t d) {
+static constexpr std::int64_t open_page_bytes(KvFormat format, std::int64_t d) {
   return 2 * 64 * d * (format == KvFormat::f32 ? 4 : 2);
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from musespark._core import testing
 from support.attention_cases import (
     CHUNK,
@@ -147,6 +148,7 @@ def test_merge_and_finish(isa: str) -> None:
     rng = np.random.default_rng(17)
     rows = 64
     for dim in (16, 48, 128):
+
         def partials():
             m = (rng.standard_normal(rows) * 40).astype(np.float32)
             s = rng.uniform(0.5, 300, rows).astype(np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from musespark._core import testing
 from musespark.reference import attention
 from support.attention_cases import Cache, attend, attend_chunk, blank_page, random_cache
@@ -46,7 +47,9 @@ def test_scalar_equals_the_twin(form: str, dim: int, length: int) -> None:
         pos, lo, hi = last_rows(length, rows, window)
         for chunk in range(-(-length // 512)):
             actual = attend_chunk("scalar", cache, q, pos, lo, hi, chunk, softcap)
-            expected = attention.attend_chunk(q, pos, lo, hi, chunk, *twin_pages(cache, chunk), softcap)
+            expected = attention.attend_chunk(
+                q, pos, lo, hi, chunk, *twin_pages(cache, chunk), softcap
+            )
             for part, a, e in zip(("max", "sum", "o"), actual, expected, strict=True):
                 assert_same_bits(a, e, f"{form} D={dim} length={length} {chunk=} {part}")
 
@@ -106,7 +109,9 @@ def test_sealed_page_equals_the_twin(dim: int) -> None:
     """Codes, scales and mean; rows of zeros, tiny rows, rows with NaN and infinity."""
     rng = np.random.default_rng(dim)
     for trial in range(8):
-        keys, values = (rng.standard_normal((2, 64, dim)) * rng.choice([1e-4, 1, 300])).astype(np.float32)
+        keys, values = (rng.standard_normal((2, 64, dim)) * rng.choice([1e-4, 1, 300])).astype(
+            np.float32
+        )
         values[5] = 0
         values[6] = 1e-7
         if trial % 2:

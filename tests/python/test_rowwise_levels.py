@@ -10,16 +10,42 @@ from support.compare import assert_same_bits
 
 testing = _core.testing
 ACTIVATIONS = ["silu", "gelu_tanh", "gelu", "relu", "relu2"]
-SIZES = [*range(0, 71), 128, 255, 1000, 4096, 4099]
+SIZES = [*range(71), 128, 255, 1000, 4096, 4099]
 LEVELS = [isa for isa in testing.kernel_levels() if isa != "scalar"]
 SPECIAL = np.array(
-    [0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1e-45, -1e-45, 1e-38, 3.4e38, -3.4e38, 88.7,
-     -88.7, -87.3, -103.9, -104.1, 89.5, 1e-20, 0.625, -0.625, 0.62499994, 9.01, 10.0, 11.0],
+    [
+        0.0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        -np.nan,
+        1e-45,
+        -1e-45,
+        1e-38,
+        3.4e38,
+        -3.4e38,
+        88.7,
+        -88.7,
+        -87.3,
+        -103.9,
+        -104.1,
+        89.5,
+        1e-20,
+        0.625,
+        -0.625,
+        0.62499994,
+        9.01,
+        10.0,
+        11.0,
+    ],
     np.float32,
 )
 
 
-def rows(n: int, seed: int, offset: int, special: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rows(
+    n: int, seed: int, offset: int, special: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Three rows of n floats, `offset` floats off their allocation; special values in some places."""
     rng = np.random.default_rng([n, seed])
     result = []
@@ -81,7 +107,9 @@ def test_levels_equal_scalar(isa: str, special: bool) -> None:
         for seed, offset in ((0, 0), (1, 3)):
             x, y, z = rows(n, seed, offset, special)
             expected = outcomes("scalar", n, x, y, z)
-            for (name, actual), (_, wanted) in zip(outcomes(isa, n, x, y, z), expected, strict=True):
+            for (name, actual), (_, wanted) in zip(
+                outcomes(isa, n, x, y, z), expected, strict=True
+            ):
                 assert_same_bits(actual, wanted, f"{isa} {name}, n = {n}, seed {seed}")
                 compared += 1
     assert compared == len(SIZES) * 2 * 27
@@ -123,10 +151,12 @@ def test_random_bit_patterns(isa: str) -> None:
     n = 200_000
     x, y = (rng.integers(0, 2**32, n, dtype=np.uint32).view(np.float32) for _ in range(2))
     calls = [lambda i, o, k=k: testing.activate(i, k, x, o) for k in ACTIVATIONS]
-    calls += [lambda i, o: testing.softcap(i, x, 1.0, 1.0, o),
-              lambda i, o: testing.exp_sum(i, x, 0.0, o),
-              lambda i, o: testing.sigmoid_mul(i, x, y, o),
-              lambda i, o: testing.add(i, x, y, o)]
+    calls += [
+        lambda i, o: testing.softcap(i, x, 1.0, 1.0, o),
+        lambda i, o: testing.exp_sum(i, x, 0.0, o),
+        lambda i, o: testing.sigmoid_mul(i, x, y, o),
+        lambda i, o: testing.add(i, x, y, o),
+    ]
     for number, call in enumerate(calls):
         expected, actual = np.empty(n, np.float32), np.empty(n, np.float32)
         call("scalar", expected)

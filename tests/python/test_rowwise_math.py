@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from musespark._core import testing
 from musespark.reference import rowwise
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+
 from musespark._core import testing
 from musespark.reference import float32, rowwise
 from support.compare import assert_same_bits, assert_within
@@ -14,7 +15,9 @@ from support.compare import assert_same_bits, assert_within
 KINDS = ["silu", "gelu_tanh", "gelu", "relu", "relu2"]
 SIZES = [1, 2, 15, 16, 17, 31, 33, 64, 100, 257, 1024]
 UNIT = 2.0**-24  # half an ulp of 1 in float32
-SPECIAL = np.array([0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-40, 3e38, -104.5, 88.8], np.float32)
+SPECIAL = np.array(
+    [0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-40, 3e38, -104.5, 88.8], np.float32
+)
 
 
 def row(n: int, seed: int, special: bool = False) -> np.ndarray:
@@ -39,13 +42,20 @@ def test_fma_of_the_twin_rounds_once() -> None:
     a, b = (rng.integers(2**23, 2**24, n).astype(np.float32) for _ in range(2))
     product = [int(x) * int(y) for x, y in zip(a, b, strict=True)]
     # c brings a * b to one bit off the middle of two neighbours, 2^-20 of the last place away.
-    c = np.array([float(rng.choice([-1, 1])) * 2.0 ** rng.integers(-10, 60) for _ in range(n)], np.float32)
+    c = np.array(
+        [float(rng.choice([-1, 1])) * 2.0 ** rng.integers(-10, 60) for _ in range(n)], np.float32
+    )
     got = float32.fma(a, b, c)
     for i in range(n):
         true = Fraction(product[i]) + Fraction(float(c[i]))
-        low, high = np.nextafter(got[i], np.float32(-np.inf)), np.nextafter(got[i], np.float32(np.inf))
+        low, high = (
+            np.nextafter(got[i], np.float32(-np.inf)),
+            np.nextafter(got[i], np.float32(np.inf)),
+        )
         error = abs(true - Fraction(float(got[i])))
-        assert error <= abs(true - Fraction(float(low))) and error <= abs(true - Fraction(float(high)))
+        assert error <= abs(true - Fraction(float(low))) and error <= abs(
+            true - Fraction(float(high))
+        )
         if error in (abs(true - Fraction(float(low))), abs(true - Fraction(float(high)))):
             assert int(got[i].view(np.uint32)) % 2 == 0, "a tie goes to even"
 

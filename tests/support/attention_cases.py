@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from musespark import _core
 
 testing = _core.testing
@@ -38,7 +39,12 @@ class Cache:
             page = blank_page(self.form, dim)
             for slot in range(min(PAGE, length - begin)):
                 testing.write_token(
-                    self.isa, self.form, slot, self.keys[begin + slot], self.values[begin + slot], page
+                    self.isa,
+                    self.form,
+                    slot,
+                    self.keys[begin + slot],
+                    self.values[begin + slot],
+                    page,
                 )
             full = self.form == "kv8" and begin + PAGE <= length
             self.open.append(page)
@@ -60,7 +66,9 @@ def random_cache(form: str, dim: int, length: int, seed: int, isa: str = "scalar
     return Cache(form, keys.astype(np.float32), values.astype(np.float32), isa)
 
 
-def attend_chunk(isa: str, cache: Cache, q: np.ndarray, pos, lo, hi, chunk: int, softcap: float = 0.0):
+def attend_chunk(
+    isa: str, cache: Cache, q: np.ndarray, pos, lo, hi, chunk: int, softcap: float = 0.0
+):
     """(max [R], sum [R], o [R, dim]) of one chunk."""
     as_int = lambda values: np.ascontiguousarray(values, np.int64)  # noqa: E731
     opened, sealed = cache.slabs(chunk)

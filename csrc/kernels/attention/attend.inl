@@ -2,86 +2,19 @@
 //
 // kAttendRowBlock rows at a time: the scores of all pages (pages outer, so that a page's keys stay
 // in L1 for every row tile), softmax row by row, then the values of all pages.
+#pragma once
+
 #include <cstdint>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/rows.inl"
+#include "kernels/attention/tiles.inl"
+#include "kernels/detail/math.inl"
 
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kPlaneStride = 2 * kPageTokens;  // P of one row: low bytes, then high bytes
 constexpr float kTiny = 1e-30f;
-
-enum class Source { none, open, sealed };
-
-// One block of query rows and where its parts lie in scratch. Positions count from the chunk's first.
-struct RowBlock {
-  const AttendChunkArgs* args;
-  std::int64_t row;   // of the call
-  std::int64_t rows;  // 1..kAttendRowBlock
-  std::int64_t dim;
-  const float* q;
-  float* o;
-  std::int64_t first[kAttendRowBlock];  // visible positions; first > last: none
-  std::int64_t last[kAttendRowBlock];
-  std::int64_t sealed_end[kAttendRowBlock];  // pages below are read sealed
-  SealedRow sealed[kAttendRowBlock];
-  float* score;          // [rows][512]: scores, then exp(s - m)
-  float* mean_product;   // [rows][16], page p of the chunk in lane p
-  dot_weight* query;     // [rows][dim]
-  dot_weight* weight;    // [rows][2][64]
-  float* page;           // [64 * dim] keys or values of an open page as f32
-  float* mean;           // [dim][16], page p of the chunk in lane p
-
-  Source source(std::int64_t r, std::int64_t p) const {
-    const std::int64_t begin = p * kPageTokens;
-    if (first[r] > last[r] || last[r] < begin || first[r] >= begin + kPageTokens) {
-      return Source::none;
-    }
-    return p < sealed_end[r] ? Source::sealed : Source::open;
-  }
-};
-
-// f(begin, end) for each run of consecutive rows that read page p from `wanted`.
-template <class F>
-MS_INLINE void each_run(const RowBlock& block, std::int64_t p, Source wanted, F f) {
-  for (std::int64_t r = 0; r < block.rows;) {
-    if (block.source(r, p) != wanted) {
-      ++r;
-      continue;
-    }
-    const std::int64_t begin = r;
-    while (r < block.rows && block.source(r, p) == wanted) ++r;
-    f(begin, r);
-  }
-}
-
-// The slots of page p that some row of [begin, end) that reads it from `open` sees.
-struct Slots {
-  std::int64_t first = kPageTokens;
-  std::int64_t last = -1;
-};
-
-MS_INLINE std::int64_t first_slot(const RowBlock& block, std::int64_t r, std::int64_t p) {
-  const std::int64_t slot = block.first[r] - p * kPageTokens;
-  return slot < 0 ? 0 : slot;
-}
-MS_INLINE std::int64_t last_slot(const RowBlock& block, std::int64_t r, std::int64_t p) {
-  const std::int64_t slot = block.last[r] - p * kPageTokens;
-  return slot < kPageTokens - 1 ? slot : kPageTokens - 1;
-}
-
-Slots open_slots(const RowBlock& block, std::int64_t p, std::int64_t begin, std::int64_t end) {
-  Slots slots;
-  for (std::int64_t r = begin; r < end; ++r) {
-    if (block.source(r, p) != Source::open) continue;
-    const std::int64_t low = first_slot(block, r, p);
-    const std::int64_t high = last_slot(block, r, p);
-    if (low < slots.first) slots.first = low;
-    if (high > slots.last) slots.last = high;
-  }
-  return slots;
-}
 
 // Queries as int8 codes with one scale a row.
 void prepare_queries(RowBlock* block) {
@@ -100,8 +33,7 @@ void prepare_queries(RowBlock* block) {
     vi sum = iset(0);
     for (std::int64_t d = 0; d < block->dim; d += 16) {
       const vf x = vmul(vload(q + d), inverse);
-      const vi code =
-          zero ? iset(0) : vround(vmax(vset(-127.0f), vmin(vset(127.0f), x)));
+      const vi code = zero ? iset(0) : vround(vmax(vset(-127.0f), vmin(vset(127.0f), x)));
       sum = iadd(sum, code);
       store_weights(block->query + r * block->dim + d, code);
     }
@@ -135,20 +67,20 @@ void score_sealed(const RowBlock& block, std::int64_t p, std::int64_t begin, std
   const SealedKv8Layout at = sealed_kv8_layout(block.dim);
   float key_scale[kPageTokens];
   for (int b = 0; b < 4; ++b) vstore(key_scale + 16 * b, vload_f16(page + at.k_scale + 32 * b));
-  each_tile(end - begin, 4, [&](std::int64_t i, std::int64_t height, std::int64_t b,
-                                std::int64_t width) {
-    const std::int64_t r = begin + i;
-    const Panel<std::uint8_t> panel = {page + at.k_codes + b * 16 * block.dim, 64, 16 * block.dim,
-                                       block.dim / 4};
-    with_count<kTileRows>(height, [&](auto h) {
-      with_count<kTileBlocks>(width, [&](auto n) {
-        key_tile<h.value, n.value>(panel, block.query + r * block.dim, block.dim, block.sealed + r,
-                                   key_scale + 16 * b,
-                                   block.mean_product + 16 * r + p,
-                                   block.score + r * kMergeChunk + p * kPageTokens + 16 * b);
+  each_tile(
+      end - begin, 4, [&](std::int64_t i, std::int64_t height, std::int64_t b, std::int64_t width) {
+        const std::int64_t r = begin + i;
+        const Panel<std::uint8_t> panel = {page + at.k_codes + b * 16 * block.dim, 64,
+                                           16 * block.dim, block.dim / 4};
+        with_count<kTileRows>(height, [&](auto h) {
+          with_count<kTileBlocks>(width, [&](auto n) {
+            key_tile<h.value, n.value>(panel, block.query + r * block.dim, block.dim,
+                                       block.sealed + r, key_scale + 16 * b,
+                                       block.mean_product + 16 * r + p,
+                                       block.score + r * kMergeChunk + p * kPageTokens + 16 * b);
+          });
+        });
       });
-    });
-  });
 }
 
 // The keys of an open page, at least `slots` of them, as f32 in the page's own layout.
@@ -163,7 +95,8 @@ const float* open_keys(const RowBlock& block, std::int64_t p, Slots slots) {
 }
 
 const float* open_values(const RowBlock& block, std::int64_t p, Slots slots) {
-  const std::uint8_t* page = block.args->open[p] + open_page_bytes(block.args->format, block.dim) / 2;
+  const std::uint8_t* page =
+      block.args->open[p] + open_page_bytes(block.args->format, block.dim) / 2;
   if (block.args->format == KvFormat::f32) return reinterpret_cast<const float*>(page);
   for (std::int64_t i = slots.first * block.dim; i < (slots.last + 1) * block.dim; i += 16) {
     vstore(block.page + i, vload_f16(page + 2 * i));
@@ -256,23 +189,25 @@ void add_sealed(RowBlock* block, std::int64_t p, std::int64_t begin, std::int64_
         block->score + r * kMergeChunk + p * kPageTokens, value_scale, first_slot(*block, r, p),
         last_slot(*block, r, p), two_planes, block->weight + r * kPlaneStride);
   }
-  each_tile(end - begin, block->dim / 16, [&](std::int64_t i, std::int64_t height, std::int64_t b,
-                                              std::int64_t width) {
-    const std::int64_t r = begin + i;
-    const Panel<std::uint8_t> panel = {page + at.v_codes + 64 * b, 4 * block->dim, 64,
-                                       kPageTokens / 4};
-    const dot_weight* w = block->weight + r * kPlaneStride;
-    float* o = block->o + r * block->dim + 16 * b;
-    with_count<kTileRows>(height, [&](auto h) {
-      with_count<kTileBlocks>(width, [&](auto n) {
-        if (two_planes) {
-          value_tile<h.value, n.value, 2>(panel, w, kPlaneStride, block->sealed + r, o, block->dim);
-        } else {
-          value_tile<h.value, n.value, 1>(panel, w, kPlaneStride, block->sealed + r, o, block->dim);
-        }
-      });
-    });
-  });
+  each_tile(end - begin, block->dim / 16,
+            [&](std::int64_t i, std::int64_t height, std::int64_t b, std::int64_t width) {
+              const std::int64_t r = begin + i;
+              const Panel<std::uint8_t> panel = {page + at.v_codes + 64 * b, 4 * block->dim, 64,
+                                                 kPageTokens / 4};
+              const dot_weight* w = block->weight + r * kPlaneStride;
+              float* o = block->o + r * block->dim + 16 * b;
+              with_count<kTileRows>(height, [&](auto h) {
+                with_count<kTileBlocks>(width, [&](auto n) {
+                  if (two_planes) {
+                    value_tile<h.value, n.value, 2>(panel, w, kPlaneStride, block->sealed + r, o,
+                                                    block->dim);
+                  } else {
+                    value_tile<h.value, n.value, 1>(panel, w, kPlaneStride, block->sealed + r, o,
+                                                    block->dim);
+                  }
+                });
+              });
+            });
 }
 
 void add_open_rows(const RowBlock& block, std::int64_t p, const float* values, std::int64_t r,
@@ -315,48 +250,6 @@ void add_open(const RowBlock& block, std::int64_t p) {
   });
 }
 
-// Takes `bytes` from scratch, keeping 64-byte alignment.
-template <class T>
-T* take(std::uint8_t** scratch, std::int64_t count) {
-  T* at = reinterpret_cast<T*>(*scratch);
-  *scratch += (count * static_cast<std::int64_t>(sizeof(T)) + 63) / 64 * 64;
-  return at;
-}
-
-void lay_out(RowBlock* block, void* scratch) {
-  auto* at = static_cast<std::uint8_t*>(scratch);
-  block->score = take<float>(&at, block->rows * kMergeChunk);
-  block->mean_product = take<float>(&at, block->rows * 16);
-  block->query = take<dot_weight>(&at, block->rows * block->dim);
-  block->weight = take<dot_weight>(&at, block->rows * kPlaneStride);
-  block->page = take<float>(&at, kPageTokens * block->dim);
-  block->mean = take<float>(&at, 16 * block->dim);
-}
-
-// Ranges of the rows and of the pages they touch; false if no row sees anything.
-bool find_ranges(RowBlock* block, Slots* pages, std::int64_t* sealed_end) {
-  const AttendChunkArgs& a = *block->args;
-  const std::int64_t base = a.chunk * kMergeChunk;
-  *pages = {kPagesPerChunk, -1};
-  *sealed_end = 0;
-  for (std::int64_t r = 0; r < block->rows; ++r) {
-    const std::int64_t i = block->row + r;
-    block->first[r] = (a.lo[i] > base ? a.lo[i] : base) - base;
-    block->last[r] = (a.hi[i] < base + kMergeChunk - 1 ? a.hi[i] : base + kMergeChunk - 1) - base;
-    const std::int64_t own = a.pos[i] / kPageTokens - a.chunk * kPagesPerChunk;
-    block->sealed_end[r] = a.format == KvFormat::f32 ? 0 : own;
-    a.partial[i] = {-__builtin_inff(), 0.0f};
-    if (block->first[r] > block->last[r]) continue;
-    const std::int64_t low = block->first[r] / kPageTokens;
-    const std::int64_t high = block->last[r] / kPageTokens;
-    if (low < pages->first) pages->first = low;
-    if (high > pages->last) pages->last = high;
-    const std::int64_t end = block->sealed_end[r] < high + 1 ? block->sealed_end[r] : high + 1;
-    if (low < end && end > *sealed_end) *sealed_end = end;
-  }
-  return pages->last >= 0;
-}
-
 void attend_block(RowBlock* block) {
   const AttendChunkArgs& a = *block->args;
   for (std::int64_t i = 0; i < block->rows * block->dim; i += 16) vstore(block->o + i, vset(0.0f));
@@ -368,9 +261,8 @@ void attend_block(RowBlock* block) {
     multiply_means(*block, pages.first, sealed_end);
   }
   for (std::int64_t p = pages.first; p <= pages.last; ++p) {
-    each_run(*block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
-      score_sealed(*block, p, begin, end);
-    });
+    each_run(*block, p, Source::sealed,
+             [&](std::int64_t begin, std::int64_t end) { score_sealed(*block, p, begin, end); });
     score_open(*block, p);
   }
   for (std::int64_t r = 0; r < block->rows; ++r) {
@@ -379,9 +271,8 @@ void attend_block(RowBlock* block) {
         softmax(block->score + r * kMergeChunk, block->first[r], block->last[r], a.softcap);
   }
   for (std::int64_t p = pages.first; p <= pages.last; ++p) {
-    each_run(*block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
-      add_sealed(block, p, begin, end);
-    });
+    each_run(*block, p, Source::sealed,
+             [&](std::int64_t begin, std::int64_t end) { add_sealed(block, p, begin, end); });
     add_open(*block, p);
   }
   for (std::int64_t i = 0; i < block->rows * block->dim; i += 16) {

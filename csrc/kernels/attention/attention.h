@@ -18,20 +18,22 @@
 //                 (amax < 1e-30: qscale = 0, qq = 0; not finite: qscale = NaN, qq = 0)
 //     softcap c > 0:  s = c * tanh(s / c)
 //   The query comes already scaled (1/sqrt(D), query factors) and, for kv8, rotated.
-// Softmax in the chunk: m = max over existing positions: 16 lanes from -inf, l = s > l ? s : l (a NaN
+// Softmax in the chunk: m = max over existing positions: 16 lanes from -inf, l = s > l ? s : l (a
+// NaN
 //   is never taken), and the tree; p_j = exp(s_j - m);  sum: 16 lanes, lane = position mod 16,
 //   ascending, then the fixed tree. A NaN score makes the sum NaN and so the row.
 // Output, pages ascending, o[d] from +0:
 //     f32, open:  o[d] = fma(p_j, v_j[d], o[d]), j ascending
-//     sealed:     w_j = p_j * |float(vscale_j)|;  wmax = max w_j over the page's existing positions,
+//     sealed:     w_j = p_j * |float(vscale_j)|;  wmax = max w_j over the page's existing
+//     positions,
 //                 compared as integers on the bits (a NaN is the largest)
 //                 page 0 (positions 0..63): steps = 65535, else 255
 //                 wmax not finite: o[d] = NaN;  wmax < 1e-30: the page adds nothing
 //                 else P_j = rne(w_j * (steps / wmax))   (0..steps)
 //                 o[d] = fma(float(sum_j P_j * code[j][d]), wmax / steps, o[d])      (exact int32)
 //
-// Merge of two partials (state first, then chunk; chunks ascending; empty ones (max = -inf, sum = 0)
-// are skipped, the first non-empty one is taken as it is):
+// Merge of two partials (state first, then chunk; chunks ascending; empty ones (max = -inf, sum =
+// 0) are skipped, the first non-empty one is taken as it is):
 //     M = m1 > m2 ? m1 : m2; a = exp(m1 - M); b = exp(m2 - M)
 //     sum = fma(sum1, a, sum2 * b);   o[d] = fma(o1[d], a, o2[d] * b)
 // Finish: out[d] = (o[d] * a) / s with a = 1, s = sum; when the layer has sinks, M = max(m, sink),
@@ -47,29 +49,29 @@
 
 namespace musespark {
 
-inline constexpr std::int64_t kAttendRowBlock = 48;  // rows a kernel keeps in scratch at once
+static constexpr std::int64_t kAttendRowBlock = 64;  // rows a kernel keeps in scratch at once
 
-struct AttentionPartial {   // one per query row
+struct AttentionPartial {  // one per query row
   float max;
   float sum;
 };
 
 struct AttendChunkArgs {
   KvFormat format;
-  std::int64_t head_dim;            // D, padded to 16
-  std::int64_t rows;                // R
-  const float* q;                   // [R][ldq], first D floats of each row
+  std::int64_t head_dim;  // D, padded to 16
+  std::int64_t rows;      // R
+  const float* q;         // [R][ldq], first D floats of each row
   std::int64_t ldq;
-  const std::int64_t* pos;          // [R] the row's own position
-  const std::int64_t* lo;           // [R] first and last visible position (whole sequence)
+  const std::int64_t* pos;  // [R] the row's own position
+  const std::int64_t* lo;   // [R] first and last visible position (whole sequence)
   const std::int64_t* hi;
-  std::int64_t chunk;               // positions chunk*512 ...
+  std::int64_t chunk;                 // positions chunk*512 ...
   const std::uint8_t* const* open;    // [8] open slabs of the chunk's pages, null where none
   const std::uint8_t* const* sealed;  // [8] sealed slabs, null where none
-  float softcap;                    // 0 = none
-  AttentionPartial* partial;        // [R] out
-  float* o;                         // [R][D] out
-  void* scratch;                    // attention_scratch_bytes(R, D), 64-byte aligned
+  float softcap;                      // 0 = none
+  AttentionPartial* partial;          // [R] out
+  float* o;                           // [R][D] out
+  void* scratch;                      // attention_scratch_bytes(R, D), 64-byte aligned
 };
 
 using AttendChunkFn = void (*)(const AttendChunkArgs* args);

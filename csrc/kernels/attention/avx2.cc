@@ -1,12 +1,10 @@
-// Attention kernels for the avx2 level: the text of attend.inl and pages.inl.
+// Attention kernels for the avx2 level. The vocabulary comes first: the rest is written in it.
 #include "kernels/detail/vector_avx2.inl"
-// The vocabulary comes first: what follows is written in it, each file in the ones before.
+
 #include "kernels/detail/dot_avx2.inl"
-#include "kernels/detail/math.inl"
-#include "kernels/attention/tiles.inl"
+
 #include "kernels/attention/attend.inl"
 #include "kernels/attention/pages.inl"
-// Last: declares what this file defines.
 #include "kernels/entries.h"
 
 namespace musespark {
@@ -14,18 +12,18 @@ namespace musespark {
 void attend_chunk_avx2(const AttendChunkArgs* args) { attend_rows(args); }
 
 void attention_merge_avx2(std::int64_t rows, std::int64_t d, AttentionPartial* state, float* o,
-                            const AttentionPartial* other, const float* other_o) {
+                          const AttentionPartial* other, const float* other_o) {
   merge_rows(rows, d, state, o, other, other_o);
 }
 
 void attention_finish_avx2(std::int64_t rows, std::int64_t d, const AttentionPartial* state,
-                             const float* o, const float* sink, float* out, std::int64_t ldo,
-                             std::int64_t head_dim_out) {
+                           const float* o, const float* sink, float* out, std::int64_t ldo,
+                           std::int64_t head_dim_out) {
   finish_rows(rows, d, state, o, sink, out, ldo, head_dim_out);
 }
 
 void write_token_avx2(KvFormat format, std::int64_t d, std::int64_t slot, const float* k,
-                        const float* v, std::uint8_t* open) {
+                      const float* v, std::uint8_t* open) {
   write_slot(format, d, slot, k, v, open);
 }
 

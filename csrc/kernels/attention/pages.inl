@@ -1,8 +1,11 @@
 // Merge, finish, and the writing and sealing of pages, over the vector vocabulary;
 // attention/scalar.cc says what they compute.
+#pragma once
+
 #include <cstdint>
 
 #include "kernels/attention/attention.h"
+#include "kernels/detail/math.inl"
 
 namespace musespark {
 namespace {
@@ -53,11 +56,10 @@ void finish_rows(std::int64_t rows, std::int64_t d, const AttentionPartial* stat
   }
 }
 
-MS_INLINE vf clamp_f16(vf x) {
-  return vcanonical(vmax(vset(-65504.0f), vmin(vset(65504.0f), x)));
-}
+MS_INLINE vf clamp_f16(vf x) { return vcanonical(vmax(vset(-65504.0f), vmin(vset(65504.0f), x))); }
 
-// Sixteen elements of `size` bytes each to every sixteenth place: one token's keys in a token block.
+// Sixteen elements of `size` bytes each to every sixteenth place: one token's keys in a token
+// block.
 MS_INLINE void scatter(const void* from, int size, std::uint8_t* to) {
   const auto* bytes = static_cast<const std::uint8_t*>(from);
   for (int i = 0; i < 16; ++i) __builtin_memcpy(to + i * 16 * size, bytes + i * size, size);

@@ -209,7 +209,8 @@ float row_scale(const float* x, std::int64_t dim, std::uint16_t* scale_bits) {
   for (std::int64_t d = 0; d < dim; ++d) {
     if (magnitude_bits(x[d]) > largest) largest = magnitude_bits(x[d]);
   }
-  *scale_bits = largest >= kInfinityBits ? kF16CanonicalNan : f32_to_f16(float_of(largest) / 127.0f);
+  *scale_bits =
+      largest >= kInfinityBits ? kF16CanonicalNan : f32_to_f16(float_of(largest) / 127.0f);
   return f16_to_f32(*scale_bits);
 }
 
@@ -225,7 +226,7 @@ void attend_chunk_scalar(const AttendChunkArgs* args) {
 }
 
 void attention_merge_scalar(std::int64_t rows, std::int64_t d, AttentionPartial* state, float* o,
-                     const AttentionPartial* other, const float* other_o) {
+                            const AttentionPartial* other, const float* other_o) {
   for (std::int64_t r = 0; r < rows; ++r) {
     if (is_empty(other[r])) continue;
     float* mine = o + r * d;
@@ -244,8 +245,8 @@ void attention_merge_scalar(std::int64_t rows, std::int64_t d, AttentionPartial*
 }
 
 void attention_finish_scalar(std::int64_t rows, std::int64_t d, const AttentionPartial* state,
-                      const float* o, const float* sink, float* out, std::int64_t ldo,
-                      std::int64_t head_dim_out) {
+                             const float* o, const float* sink, float* out, std::int64_t ldo,
+                             std::int64_t head_dim_out) {
   for (std::int64_t r = 0; r < rows; ++r) {
     float* to = out + r * ldo;
     const bool empty = is_empty(state[r]);
@@ -262,8 +263,8 @@ void attention_finish_scalar(std::int64_t rows, std::int64_t d, const AttentionP
   }
 }
 
-void write_token_scalar(KvFormat format, std::int64_t d, std::int64_t slot, const float* k, const float* v,
-                 std::uint8_t* open) {
+void write_token_scalar(KvFormat format, std::int64_t d, std::int64_t slot, const float* k,
+                        const float* v, std::uint8_t* open) {
   for (std::int64_t i = 0; i < d; ++i) {
     const std::int64_t key_at = (slot / 16 * d + i) * 16 + slot % 16;
     const std::int64_t value_at = kPageTokens * d + slot * d + i;

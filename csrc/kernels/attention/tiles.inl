@@ -1,5 +1,8 @@
 // Register tiles of attention over the vector vocabulary: kRows query rows times kBlocks vectors.
-// Each loaded vector of keys (lane = token) or values (lane = channel) serves every row of the tile.
+// Each loaded vector of keys (lane = token) or values (lane = channel) serves every row of the
+// tile.
+#pragma once
+
 #include <cstdint>
 
 #include "kernels/attention/attention.h"
@@ -15,8 +18,8 @@ struct Count {
   constexpr operator int() const { return kValue; }
 };
 
-// f(Count<0>), f(Count<1>), ... Constant from the start, so that arrays of vectors become registers;
-// GCC unrolls a loop too late for that.
+// f(Count<0>), f(Count<1>), ... Constant from the start, so that arrays of vectors become
+// registers; GCC unrolls a loop too late for that.
 template <int kCount, class F>
 MS_INLINE void unroll(F f) {
   if constexpr (kCount > 0) {
@@ -49,7 +52,8 @@ MS_INLINE void each_tile(std::int64_t rows, std::int64_t blocks, F f) {
   }
 }
 
-// A matrix of vectors: vector (step, block) begins at data + step * step_stride + block * block_stride.
+// A matrix of vectors: vector (step, block) begins at data + step * step_stride + block *
+// block_stride.
 template <class T>
 struct Panel {
   const T* data;
@@ -84,17 +88,17 @@ void float_tile(const Panel<float>& panel, const float* w, std::int64_t ldw, flo
 
 void float_tiles(const Panel<float>& panel, std::int64_t blocks, std::int64_t rows, const float* w,
                  std::int64_t ldw, float* out, std::int64_t ldo, bool accumulate) {
-  each_tile(rows, blocks, [&](std::int64_t r, std::int64_t height, std::int64_t b,
-                              std::int64_t width) {
-    const Panel<float> part = {panel.data + b * panel.block_stride, panel.step_stride,
-                               panel.block_stride, panel.steps};
-    with_count<kTileRows>(height, [&](auto h) {
-      with_count<kTileBlocks>(width, [&](auto n) {
-        float_tile<h.value, n.value>(part, w + r * ldw, ldw, out + r * ldo + b * 16, ldo,
-                                     accumulate);
-      });
-    });
-  });
+  each_tile(rows, blocks,
+            [&](std::int64_t r, std::int64_t height, std::int64_t b, std::int64_t width) {
+              const Panel<float> part = {panel.data + b * panel.block_stride, panel.step_stride,
+                                         panel.block_stride, panel.steps};
+              with_count<kTileRows>(height, [&](auto h) {
+                with_count<kTileBlocks>(width, [&](auto n) {
+                  float_tile<h.value, n.value>(part, w + r * ldw, ldw, out + r * ldo + b * 16, ldo,
+                                               accumulate);
+                });
+              });
+            });
 }
 
 // acc[r][b] += sum over steps of four codes times w[r * ldw + 4 * step ..], exact.
@@ -126,7 +130,8 @@ struct SealedRow {
 // mean_product: one in sixteen floats.
 template <int kRows, int kBlocks>
 void key_tile(const Panel<std::uint8_t>& panel, const dot_weight* w, std::int64_t ldw,
-              const SealedRow* row, const float* key_scale, const float* mean_product, float* score) {
+              const SealedRow* row, const float* key_scale, const float* mean_product,
+              float* score) {
   vi acc[kRows][kBlocks];
   unroll<kRows>([&](auto r) MS_LAMBDA {
     unroll<kBlocks>([&](auto b) MS_LAMBDA { acc[r][b] = iset(row[r].bias); });
@@ -146,9 +151,8 @@ template <int kRows, int kBlocks, int kPlanes>
 void value_tile(const Panel<std::uint8_t>& panel, const dot_weight* w, std::int64_t ldw,
                 const SealedRow* row, float* o, std::int64_t ldo) {
   vi acc[kRows][kBlocks];
-  unroll<kRows>([&](auto r) MS_LAMBDA {
-    unroll<kBlocks>([&](auto b) MS_LAMBDA { acc[r][b] = iset(0); });
-  });
+  unroll<kRows>([&](auto r)
+                    MS_LAMBDA { unroll<kBlocks>([&](auto b) MS_LAMBDA { acc[r][b] = iset(0); }); });
   if constexpr (kPlanes == 2) {
     dot_steps<true>(panel, w + kPageTokens, ldw, acc);
     unroll<kRows>([&](auto r) MS_LAMBDA {

@@ -1,5 +1,6 @@
-// Integer dot products on AVX2, after vector_avx2.inl. VPMADDUBSW would saturate (255 * 127 twice), so
-// codes are widened to pairs of int16 and VPMADDWD is exact. dot_avx512vnni.inl has the comments.
+// Integer dot products on AVX2, after vector_avx2.inl. VPMADDUBSW would saturate (255 * 127 twice),
+// so codes are widened to pairs of int16 and VPMADDWD is exact. dot_avx512vnni.inl has the
+// comments.
 #include <cstdint>
 
 namespace musespark {
@@ -19,21 +20,20 @@ template <bool kSigned, int kFirst>
 MS_INLINE __m256i widen_pair(__m256i codes) {
   constexpr int kHole = 0x80 - 0x100;  // gives a zero byte
   const auto spread = [](auto byte) {
-    return _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(byte(0), byte(1), byte(2), byte(3), byte(4), byte(5), byte(6), byte(7),
-                      byte(8), byte(9), byte(10), byte(11), byte(12), byte(13), byte(14), byte(15)));
+    return _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        byte(0), byte(1), byte(2), byte(3), byte(4), byte(5), byte(6), byte(7), byte(8), byte(9),
+        byte(10), byte(11), byte(12), byte(13), byte(14), byte(15)));
   };
-  // Output byte i comes from dword i / 4: its low half from the first code, its high half from the next.
+  // Output byte i comes from dword i / 4: its low half from the first code, its high half from the
+  // next.
   const auto source = [](int i) { return i / 4 * 4 + kFirst + i % 4 / 2; };
   if constexpr (kSigned) {
-    const __m256i high = spread([&](int i) {
-      return static_cast<char>(i % 2 == 0 ? kHole : source(i));
-    });
+    const __m256i high =
+        spread([&](int i) { return static_cast<char>(i % 2 == 0 ? kHole : source(i)); });
     return _mm256_srai_epi16(_mm256_shuffle_epi8(codes, high), 8);
   } else {
-    const __m256i low = spread([&](int i) {
-      return static_cast<char>(i % 2 == 0 ? source(i) : kHole);
-    });
+    const __m256i low =
+        spread([&](int i) { return static_cast<char>(i % 2 == 0 ? source(i) : kHole); });
     return _mm256_shuffle_epi8(codes, low);
   }
 }

@@ -7,8 +7,8 @@ namespace {
 
 // What a weight (a query or a probability step) is kept as, four to a 32-bit broadcast.
 using dot_weight = std::int8_t;
-// VPDPBUSD wants one unsigned operand. Codes of keys are unsigned (+128, undone by starting the sum at
-// -128 * the sum of the weights) and meet signed weights; codes of values are signed and meet
+// VPDPBUSD wants one unsigned operand. Codes of keys are unsigned (+128, undone by starting the sum
+// at -128 * the sum of the weights) and meet signed weights; codes of values are signed and meet
 // unsigned weights (0..255).
 // Accumulators of one register tile: rows x blocks of 16 lanes, with the operands in 32 registers.
 constexpr int kTileRows = 6;

@@ -50,7 +50,11 @@ def array(name, comment, values):
             line = "   "
         line += f" {item},"
     lines.append(line.rstrip(","))
-    return f"// {comment}\nstatic constexpr float {name}[{len(values)}] = {{\n" + "\n".join(lines) + "};\n"
+    return (
+        f"// {comment}\nstatic constexpr float {name}[{len(values)}] = {{\n"
+        + "\n".join(lines)
+        + "};\n"
+    )
 
 
 def scalar(name, value, comment):
@@ -61,17 +65,34 @@ def elementary():
     half = mp.log(2) / 2 * mp.mpf("1.0005")
     error, c = minimax(
         lambda r: (mp.exp(r) - 1 - r) / r**2 if abs(r) > 1e-9 else mp.mpf("0.5"),
-        lambda r: r * r / mp.exp(r), -half, half, 4)
-    yield array("kExp", "e^r = 1 + r + r^2 (kExp[0] + kExp[1] r + ...), |r| <= ln 2 / 2; "
-                f"relative error {error:.1e}", c)
+        lambda r: r * r / mp.exp(r),
+        -half,
+        half,
+        4,
+    )
+    yield array(
+        "kExp",
+        "e^r = 1 + r + r^2 (kExp[0] + kExp[1] r + ...), |r| <= ln 2 / 2; "
+        f"relative error {error:.1e}",
+        c,
+    )
     ln2_high = mp.mpf(float.fromhex("0x1.62e4p-1"))
     yield scalar("kLog2E", 1 / mp.log(2), "1 / ln 2")
     yield scalar("kLn2High", ln2_high, "15 bits: its product with |n| < 2^8 is exact")
     yield scalar("kLn2Low", mp.log(2) - ln2_high, "ln 2 - kLn2High")
-    error, c = minimax(lambda u: (mp.tanh(mp.sqrt(u)) / mp.sqrt(u) - 1) / u, lambda u: u,
-                       mp.mpf("1e-6"), mp.mpf("0.625") ** 2, 4)
-    yield array("kTanh", "tanh a = a + a u (kTanh[0] + kTanh[1] u + ...), u = a^2, |a| <= 0.625; "
-                f"relative error {error:.1e}", c)
+    error, c = minimax(
+        lambda u: (mp.tanh(mp.sqrt(u)) / mp.sqrt(u) - 1) / u,
+        lambda u: u,
+        mp.mpf("1e-6"),
+        mp.mpf("0.625") ** 2,
+        4,
+    )
+    yield array(
+        "kTanh",
+        "tanh a = a + a u (kTanh[0] + kTanh[1] u + ...), u = a^2, |a| <= 0.625; "
+        f"relative error {error:.1e}",
+        c,
+    )
     slope = mp.mpf(float(np.float32(0.3)))
 
     def tail(t):
@@ -79,11 +100,19 @@ def elementary():
         return mp.erfc(z) * mp.exp(z * z) / 2 / t
 
     error, c = minimax(tail, lambda t: 1 / tail(t), 1 / (1 + slope * 10), mp.mpf(1), 8, 400, 200)
-    yield array("kErfc", "erfc(z) / 2 = exp(-z^2) t (kErfc[0] + kErfc[1] t + ...), "
-                f"t = 1 / (1 + kErfcSlope z), z <= 10; relative error {error:.1e}", c)
+    yield array(
+        "kErfc",
+        "erfc(z) / 2 = exp(-z^2) t (kErfc[0] + kErfc[1] t + ...), "
+        f"t = 1 / (1 + kErfcSlope z), z <= 10; relative error {error:.1e}",
+        c,
+    )
     yield scalar("kErfcSlope", slope, "")
     yield scalar("kSqrtHalf", mp.sqrt(mp.mpf(1) / 2), "")
-    yield scalar("kGeluInner", 2 * mp.sqrt(2 / mp.pi), "gelu_tanh = x sigmoid(kGeluInner (x + kGeluCube x^3))")
+    yield scalar(
+        "kGeluInner",
+        2 * mp.sqrt(2 / mp.pi),
+        "gelu_tanh = x sigmoid(kGeluInner (x + kGeluCube x^3))",
+    )
     yield scalar("kGeluCube", mp.mpf("0.044715"), "")
 
 
@@ -93,13 +122,19 @@ def rotation():
     for m in range(1, 32, 2):
         cosines = [mp.sqrt(mp.mpf(2) / m) * mp.cos(mp.pi * k / (2 * m)) for k in range(m)]
         rows.append(cosines + [mp.mpf(0)] * (32 - m) + [mp.sqrt(mp.mpf(1) / m)])
-    yield array("kDct", "Orthonormal DCT-II of odd m: row (m - 1) / 2 holds sqrt(2/m) cos(pi k / 2m) "
-                "for k <= m\n// and, in its last place, sqrt(1/m)", [v for row in rows for v in row])
+    yield array(
+        "kDct",
+        "Orthonormal DCT-II of odd m: row (m - 1) / 2 holds sqrt(2/m) cos(pi k / 2m) "
+        "for k <= m\n// and, in its last place, sqrt(1/m)",
+        [v for row in rows for v in row],
+    )
 
 
 def main():
-    print("// Written by make_constants.py; the specification of these numbers. Internal linkage.\n"
-          "#pragma once\n\nnamespace musespark {\n")
+    print(
+        "// Written by make_constants.py; the specification of these numbers. Internal linkage.\n"
+        "#pragma once\n\nnamespace musespark {\n"
+    )
     print("\n".join([*elementary(), *rotation()]))
     print("}  // namespace musespark")
 

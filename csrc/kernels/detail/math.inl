@@ -1,5 +1,7 @@
 // Elementary functions of sixteen lanes over the vector vocabulary: the operations of
 // scalar_math.inl (and of the activations in rowwise/scalar.cc) in the same order.
+#pragma once
+
 #include <cstdint>
 
 #include "kernels/detail/constants.h"

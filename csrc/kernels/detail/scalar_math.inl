@@ -41,8 +41,9 @@ float exp_of(float x) {
   const auto power = [](std::int32_t e) {
     return float_of((static_cast<std::uint32_t>(e) + 127u) << 23);
   };
-  return p * power(half) * power(static_cast<std::int32_t>(static_cast<std::uint32_t>(k) -
-                                                           static_cast<std::uint32_t>(half)));
+  return p * power(half) *
+         power(static_cast<std::int32_t>(static_cast<std::uint32_t>(k) -
+                                         static_cast<std::uint32_t>(half)));
 }
 
 float tanh_of(float x) {

@@ -91,9 +91,7 @@ MS_INLINE vm vunordered(vf x) {
 MS_INLINE vf vselect(vm m, vf yes, vf no) {
   return {_mm256_blendv_ps(no.a, yes.a, m.a), _mm256_blendv_ps(no.b, yes.b, m.b)};
 }
-MS_INLINE vi iselect(vm m, vi yes, vi no) {
-  return vbits(vselect(m, vfloat(yes), vfloat(no)));
-}
+MS_INLINE vi iselect(vm m, vi yes, vi no) { return vbits(vselect(m, vfloat(yes), vfloat(no))); }
 MS_INLINE vm vrange(std::int64_t first, std::int64_t end) {
   const std::int64_t low = first < 0 ? 0 : first > 16 ? 16 : first;
   const std::int64_t high = end < 0 ? 0 : end > 16 ? 16 : end;
@@ -107,10 +105,9 @@ MS_INLINE __m256 scale2_half(__m256 p, __m256 n) {
   const __m256i first = _mm256_srai_epi32(k, 1);
   const __m256i second = _mm256_sub_epi32(k, first);
   const __m256i bias = _mm256_set1_epi32(127);
-  p = _mm256_mul_ps(
-      p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(first, bias), 23)));
-  return _mm256_mul_ps(
-      p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(second, bias), 23)));
+  p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(first, bias), 23)));
+  return _mm256_mul_ps(p,
+                       _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(second, bias), 23)));
 }
 MS_INLINE vf vscale2(vf p, vf n) { return {scale2_half(p.a, n.a), scale2_half(p.b, n.b)}; }
 

@@ -1,5 +1,6 @@
-// The vector vocabulary on AVX-512: sixteen float lanes in one register. vector_avx2.inl defines the
-// same names with the same bits. Included once per kernel file; everything has internal linkage.
+// The vector vocabulary on AVX-512: sixteen float lanes in one register. vector_avx2.inl defines
+// the same names with the same bits. Included once per kernel file; everything has internal
+// linkage.
 //
 //   vf  16 float lanes      vi  16 int32 lanes      vm  16 truth values
 //   vmax(a, b) = a > b ? a : b   and   vmin(a, b) = a < b ? a : b   (a NaN gives b)
@@ -107,8 +108,8 @@ MS_INLINE vf vswap4(vf x) { return _mm512_shuffle_f32x4(x, x, 0xb1); }
 MS_INLINE vf vswap8(vf x) { return _mm512_shuffle_f32x4(x, x, 0x4e); }
 // Lanes 0, 0, 1, 1, ... 7, 7.
 MS_INLINE vf vtwice(vf x) {
-  return _mm512_permutexvar_ps(
-      _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), x);
+  return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
+                               x);
 }
 
 // Sixteen halves, by VCVTPH2PS and VCVTPS2PH (to nearest even).

@@ -1,10 +1,8 @@
-// Rowwise kernels for the avx2 level (the text is rowwise.inl).
+// Rowwise kernels for the avx2 level. The vocabulary comes first: the rest is written in it.
 #include "kernels/detail/vector_avx2.inl"
-// The vocabulary comes first: the next two are written in it.
-#include "kernels/detail/math.inl"
-#include "kernels/rowwise/rowwise.inl"
-// Last: declares what this file defines.
+
 #include "kernels/entries.h"
+#include "kernels/rowwise/rowwise.inl"
 
 namespace musespark {
 

@@ -1,6 +1,9 @@
 // The rowwise kernels over the vector vocabulary; rowwise/scalar.cc says what they compute.
+#pragma once
+
 #include <cstdint>
 
+#include "kernels/detail/math.inl"
 #include "kernels/rowwise/rowwise.h"
 
 namespace musespark {
@@ -40,9 +43,8 @@ void rms_norm(const float* x, const float* w, float eps, std::int64_t n, float* 
 void layer_norm(const float* x, const float* w, const float* b, float eps, std::int64_t n,
                 float* out) {
   vf total = vset(0.0f);
-  each_block(n, [&](std::int64_t i, std::int64_t count) {
-    total = vadd(total, vload_n(x + i, count));
-  });
+  each_block(
+      n, [&](std::int64_t i, std::int64_t count) { total = vadd(total, vload_n(x + i, count)); });
   const vf mean = vset(vtree_sum(total) / static_cast<float>(n));
   vf squares = vset(0.0f);
   each_block(n, [&](std::int64_t i, std::int64_t count) {
@@ -139,9 +141,9 @@ void rope(float* x, const float* cos, const float* sin, std::int64_t half, int i
     return;
   }
   // Eight pairs a vector: the partner of each lane is its neighbour, negated in even lanes.
-  static constexpr std::uint32_t kEvenSign[16] = {
-      0x80000000u, 0, 0x80000000u, 0, 0x80000000u, 0, 0x80000000u, 0,
-      0x80000000u, 0, 0x80000000u, 0, 0x80000000u, 0, 0x80000000u, 0};
+  static constexpr std::uint32_t kEvenSign[16] = {0x80000000u, 0, 0x80000000u, 0, 0x80000000u, 0,
+                                                  0x80000000u, 0, 0x80000000u, 0, 0x80000000u, 0,
+                                                  0x80000000u, 0, 0x80000000u, 0};
   const vi sign = iload(reinterpret_cast<const std::int32_t*>(kEvenSign));
   for (std::int64_t i = 0; i < half; i += 8) {
     const std::int64_t pairs = half - i < 8 ? half - i : 8;
@@ -240,9 +242,8 @@ float exp_sum(const float* x, float max, std::int64_t n, float* out) {
   return canonical(vtree_sum(total));
 }
 
-constexpr RowwiseKernels kRowwise = {rms_norm,     layer_norm,  add,     scale, activate,
-                                     activate_mul, sigmoid_mul, softcap, rope,  rotate,
-                                     row_max,      exp_sum};
+constexpr RowwiseKernels kRowwise = {rms_norm,    layer_norm, add,  scale,  activate, activate_mul,
+                                     sigmoid_mul, softcap,    rope, rotate, row_max,  exp_sum};
 
 }  // namespace
 }  // namespace musespark

@@ -184,8 +184,8 @@ float exp_sum(const float* x, float max, std::int64_t n, float* out) {
 
 }  // namespace
 
-const RowwiseKernels rowwise_scalar = {rms_norm,     layer_norm,  add,     scale, activate,
-                                       activate_mul, sigmoid_mul, softcap, rope,  rotate,
-                                       row_max,      exp_sum};
+const RowwiseKernels rowwise_scalar = {rms_norm, layer_norm,   add,         scale,
+                                       activate, activate_mul, sigmoid_mul, softcap,
+                                       rope,     rotate,       row_max,     exp_sum};
 
 }  // namespace musespark

@@ -159,7 +159,11 @@ def attend_row(q, own, first, last, chunk, open_pages, sealed_pages, softcap):
     score = np.full(CHUNK, -np.inf, f32)
     for page in range(first // PAGE, last // PAGE + 1):
         read_sealed = sealed_pages[page] is not None and page < own
-        s = sealed_scores(q, sealed_pages[page]) if read_sealed else open_scores(q, open_pages[page])
+        s = (
+            sealed_scores(q, sealed_pages[page])
+            if read_sealed
+            else open_scores(q, open_pages[page])
+        )
         if softcap > 0:
             s = f32(softcap) * tanh(s / f32(softcap))
         score[PAGE * page : PAGE * page + PAGE] = s
