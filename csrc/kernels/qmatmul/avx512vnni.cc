@@ -14,7 +14,8 @@
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kPanelCols = 512;     // 32 x 512 bytes = 16 KiB of L1
+constexpr std::int64_t kPanelCols = 1024;   // 32 x 1024 bytes = 32 KiB of L1
+constexpr std::int64_t kPassRows = 504;     // activation rows per unpacked panel
 constexpr int kTileCols = 6;
 
 inline std::int32_t load_i32(const void* p) {
@@ -153,25 +154,67 @@ void matvec(const MatmulArgs& a) {
 
 // ---- M >= 2 -----------------------------------------------------------------------------------
 
-struct Panel {          // kBlocks row blocks, one chunk of columns
-  const std::uint8_t* bytes[2];
+// One chunk of columns of kBlocks row blocks, and the sums that rest between chunks. Those are kept
+// apart from `out`: its rows are often a power of two apart and would share a few cache sets.
+struct Panel {
+  const std::uint8_t* bytes[2];    // w8 + 128, [quads][16 rows][4 k]
   const std::uint16_t* block[2];   // block scales from the chunk's first block on
   const float* row[2];
   __mmask16 mask[2];
+  float* sums;                     // [tiles][kBlocks][kTileCols][16]
+  std::int64_t m0;                 // first activation row of this pass
+  std::int64_t rows;
   std::int64_t out_row;            // first output of block 0; block 1 is the next 16
   std::int64_t k0, cols;           // the chunk
   bool first, last;
 };
 
-// kRows activation rows from m on, against kBlocks row blocks of the panel.
-template <WeightFormat kFormat, int kBlocks, int kRows>
-inline void tile(const MatmulArgs& a, const Panel& p, std::int64_t m) {
-  constexpr std::int64_t kGroups = block_cols(kFormat) / kActGroup;
-  const std::int64_t kp = a.xq->cols, groups = kp / kActGroup;
-  const std::int8_t* q = a.xq->q + m * kp + p.k0;
-  const float* scale = a.xq->scale + m * groups + p.k0 / kActGroup;
-  const std::int32_t* bias = a.xq->bias + m * groups + p.k0 / kActGroup;
-  float* out = a.out + m * a.ldo + p.out_row;
+// Where a register tile reads: weights of its row blocks, activations, their scales and biases.
+template <int kBlocks>
+struct TileAt {
+  const std::uint8_t* w8[kBlocks];
+  const std::int8_t* q;
+  const float* scale;
+  const std::int32_t* bias;
+  std::int64_t kp, groups;
+};
+
+// Exact sums over the 64 columns of group g.
+template <int kBlocks, int kRows>
+inline void tile_dot(const TileAt<kBlocks>& t, std::int64_t g, __m512i (&acc)[kBlocks][kRows]) {
+  for (int c = 0; c < kRows; ++c) {
+    for (int b = 0; b < kBlocks; ++b) acc[b][c] = _mm512_set1_epi32(t.bias[c * t.groups + g]);
+  }
+#pragma GCC unroll 16
+  for (int v = 0; v < 16; ++v) {
+    __m512i w[kBlocks];
+    for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_load_si512(t.w8[b] + g * 1024 + v * 64);
+#pragma GCC unroll 8
+    for (int c = 0; c < kRows; ++c) {
+      const __m512i x = _mm512_set1_epi32(load_i32(t.q + c * t.kp + g * 64 + v * 4));
+      for (int b = 0; b < kBlocks; ++b) acc[b][c] = _mm512_dpbusd_epi32(acc[b][c], w[b], x);
+    }
+  }
+}
+
+// f += float(sum of 64 columns) * activation scale.
+template <int kBlocks, int kRows>
+inline void tile_group(const TileAt<kBlocks>& t, std::int64_t g, __m512 (&f)[kBlocks][kRows]) {
+  __m512i acc[kBlocks][kRows];
+  tile_dot<kBlocks, kRows>(t, g, acc);
+#pragma GCC unroll 8
+  for (int c = 0; c < kRows; ++c) {
+    const __m512 s = _mm512_set1_ps(t.scale[c * t.groups + g]);
+    for (int b = 0; b < kBlocks; ++b) {
+      f[b][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[b][c]), s, f[b][c]);
+    }
+  }
+}
+
+// Blocks of 256 columns: sums += (f over the block) * block scale.
+template <int kBlocks, int kRows>
+inline void tile_blocks_of_256(const TileAt<kBlocks>& t, const Panel& p, float* sums) {
+  constexpr std::int64_t kGroups = kBlockQ4 / kActGroup;
   const std::int64_t chunk_groups = p.cols / kActGroup;
   for (std::int64_t g0 = 0; g0 < chunk_groups; g0 += kGroups) {
     const std::int64_t g1 = g0 + kGroups < chunk_groups ? g0 + kGroups : chunk_groups;
@@ -179,53 +222,89 @@ inline void tile(const MatmulArgs& a, const Panel& p, std::int64_t m) {
     for (int b = 0; b < kBlocks; ++b) {
       for (int c = 0; c < kRows; ++c) f[b][c] = _mm512_setzero_ps();
     }
-    for (std::int64_t g = g0; g < g1; ++g) {
-      __m512i acc[kBlocks][kRows];
-      for (int c = 0; c < kRows; ++c) {
-        for (int b = 0; b < kBlocks; ++b) acc[b][c] = _mm512_set1_epi32(bias[c * groups + g]);
-      }
-#pragma GCC unroll 16
-      for (int v = 0; v < 16; ++v) {
-        __m512i w[kBlocks];
-        for (int b = 0; b < kBlocks; ++b) {
-          w[b] = _mm512_load_si512(p.bytes[b] + g * 1024 + v * 64);
-        }
-#pragma GCC unroll 8
-        for (int c = 0; c < kRows; ++c) {
-          const __m512i x = _mm512_set1_epi32(load_i32(q + c * kp + g * 64 + v * 4));
-          for (int b = 0; b < kBlocks; ++b) acc[b][c] = _mm512_dpbusd_epi32(acc[b][c], w[b], x);
-        }
-      }
-#pragma GCC unroll 8
-      for (int c = 0; c < kRows; ++c) {
-        const __m512 s = _mm512_set1_ps(scale[c * groups + g]);
-        for (int b = 0; b < kBlocks; ++b) {
-          f[b][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[b][c]), s, f[b][c]);
-        }
-      }
-    }
-    const bool first = p.first && g0 == 0, last = p.last && g1 == chunk_groups;
+#pragma GCC unroll 1
+    for (std::int64_t g = g0; g < g1; ++g) tile_group<kBlocks, kRows>(t, g, f);
+    __asm__ volatile("" ::: "memory");   // or the loads of sums move up and spill f
     for (int b = 0; b < kBlocks; ++b) {
       const __m512 s = block_scales(p.block[b] + g0 / kGroups * kRowBlock);
-      const __m512 row = _mm512_loadu_ps(p.row[b]);
 #pragma GCC unroll 8
       for (int c = 0; c < kRows; ++c) {
-        float* o = out + c * a.ldo + b * kRowBlock;
-        __m512 total =
-            first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(p.mask[b], o);
-        total = _mm512_fmadd_ps(f[b][c], s, total);
-        if (last) total = _mm512_mul_ps(total, row);
-        _mm512_mask_storeu_ps(o, p.mask[b], total);
+        float* sum = sums + (b * kRows + c) * 16;
+        _mm512_store_ps(sum, _mm512_fmadd_ps(f[b][c], s, _mm512_load_ps(sum)));
       }
+    }
+  }
+}
+
+// The same where a block is one group: the sums stay in registers instead of f.
+template <int kBlocks, int kRows>
+inline void tile_blocks_of_64(const TileAt<kBlocks>& t, const Panel& p, float* sums) {
+  __m512 total[kBlocks][kRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kBlocks * kRows; ++i) {
+    total[i / kRows][i % kRows] = _mm512_load_ps(sums + 16 * i);
+  }
+  for (std::int64_t g = 0; g < p.cols / kActGroup; ++g) {
+    __m512i acc[kBlocks][kRows];
+    tile_dot<kBlocks, kRows>(t, g, acc);
+    __m512 s[kBlocks];
+    for (int b = 0; b < kBlocks; ++b) s[b] = block_scales(p.block[b] + g * kRowBlock);
+#pragma GCC unroll 8
+    for (int c = 0; c < kRows; ++c) {
+      const __m512 x = _mm512_set1_ps(t.scale[c * t.groups + g]);
+      for (int b = 0; b < kBlocks; ++b) {
+        const __m512 f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[b][c]), x, _mm512_setzero_ps());
+        total[b][c] = _mm512_fmadd_ps(f, s[b], total[b][c]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kBlocks * kRows; ++i) {
+    _mm512_store_ps(sums + 16 * i, total[i / kRows][i % kRows]);
+  }
+}
+
+// kRows activation rows from m on, against kBlocks row blocks of the panel.
+template <WeightFormat kFormat, int kBlocks, int kRows>
+inline void tile(const MatmulArgs& a, const Panel& p, std::int64_t m) {
+  TileAt<kBlocks> t;
+  t.kp = a.xq->cols;
+  t.groups = t.kp / kActGroup;
+  t.q = a.xq->q + m * t.kp + p.k0;
+  t.scale = a.xq->scale + m * t.groups + p.k0 / kActGroup;
+  t.bias = a.xq->bias + m * t.groups + p.k0 / kActGroup;
+  for (int b = 0; b < kBlocks; ++b) t.w8[b] = p.bytes[b];
+  float* sums = p.sums + (m - p.m0) * kBlocks * kRowBlock;
+  float* out = a.out + m * a.ldo + p.out_row;
+  if (p.last) {   // rows of `out` lie pages apart
+    for (int c = 0; c < kRows; ++c) {
+      for (int b = 0; b < kBlocks; ++b) prefetch(out + c * a.ldo + b * kRowBlock);
+    }
+  }
+  if (p.first) {
+    for (int i = 0; i < kBlocks * kRows; ++i) _mm512_store_ps(sums + 16 * i, _mm512_setzero_ps());
+  }
+  if constexpr (kFormat == WeightFormat::q8) {
+    tile_blocks_of_64<kBlocks, kRows>(t, p, sums);
+  } else {
+    tile_blocks_of_256<kBlocks, kRows>(t, p, sums);
+  }
+  if (!p.last) return;
+  for (int b = 0; b < kBlocks; ++b) {
+    const __m512 row = _mm512_loadu_ps(p.row[b]);
+    for (int c = 0; c < kRows; ++c) {
+      _mm512_mask_storeu_ps(out + c * a.ldo + b * kRowBlock, p.mask[b],
+                            _mm512_mul_ps(_mm512_load_ps(sums + (b * kRows + c) * 16), row));
     }
   }
 }
 
 template <WeightFormat kFormat, int kBlocks>
 void all_rows(const MatmulArgs& a, const Panel& p) {
-  std::int64_t m = 0;
-  for (; m + kTileCols <= a.m; m += kTileCols) tile<kFormat, kBlocks, kTileCols>(a, p, m);
-  switch (a.m - m) {
+  std::int64_t m = p.m0;
+  const std::int64_t end = p.m0 + p.rows;
+  for (; m + kTileCols <= end; m += kTileCols) tile<kFormat, kBlocks, kTileCols>(a, p, m);
+  switch (end - m) {
     case 5: tile<kFormat, kBlocks, 5>(a, p, m); break;
     case 4: tile<kFormat, kBlocks, 4>(a, p, m); break;
     case 3: tile<kFormat, kBlocks, 3>(a, p, m); break;
@@ -235,31 +314,46 @@ void all_rows(const MatmulArgs& a, const Panel& p) {
   }
 }
 
+// Unpacks the panel's chunk, and fetches the codes that the next chunk will want from memory.
+template <WeightFormat kFormat, int kBlocks>
+void unpack_panel(const RowBlock (&rb)[kBlocks], std::uint8_t* to, Panel* p) {
+  for (int b = 0; b < kBlocks; ++b) {
+    std::uint8_t* bytes = to + b * kPanelCols * kRowBlock;
+    p->bytes[b] = bytes;
+    p->block[b] = rb[b].block + p->k0 / block_cols(kFormat) * kRowBlock;
+    for (std::int64_t k = p->k0; k < p->k0 + p->cols; k += 64) {
+      const std::uint8_t* codes = rb[b].codes + k / 64 * code_stride(kFormat);
+      for (int line = 0; line < code_stride(kFormat); line += 64) {
+        prefetch(codes + kPanelCols / 64 * code_stride(kFormat) + line);
+      }
+      unpack64<kFormat, true>(codes, rb[b].sub + k / kSubGroup * kRowBlock,
+                              bytes + (k - p->k0) * kRowBlock);
+    }
+  }
+}
+
 template <WeightFormat kFormat, int kBlocks>
 void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
-  std::uint8_t* bytes = static_cast<std::uint8_t*>(a.scratch);
+  std::uint8_t* scratch = static_cast<std::uint8_t*>(a.scratch);
   const std::int64_t kp = a.xq->cols;
   RowBlock rb[kBlocks];
-  for (int b = 0; b < kBlocks; ++b) rb[b] = row_block(a.w, first_block + b);
-  for (std::int64_t k0 = 0; k0 < kp; k0 += kPanelCols) {
-    Panel p;
-    p.k0 = k0;
-    p.cols = kp - k0 < kPanelCols ? kp - k0 : kPanelCols;
-    p.first = k0 == 0;
-    p.last = k0 + p.cols == kp;
-    p.out_row = first_block * kRowBlock;
-    for (int b = 0; b < kBlocks; ++b) {
-      std::uint8_t* to = bytes + b * kPanelCols * kRowBlock;
-      for (std::int64_t k = k0; k < k0 + p.cols; k += 64) {
-        unpack64<kFormat, true>(rb[b].codes + k / 64 * code_stride(kFormat),
-                                rb[b].sub + k / kSubGroup * kRowBlock, to + (k - k0) * kRowBlock);
-      }
-      p.bytes[b] = to;
-      p.block[b] = rb[b].block + k0 / block_cols(kFormat) * kRowBlock;
-      p.row[b] = rb[b].row;
-      p.mask[b] = row_mask(a.w, first_block + b);
+  Panel p;
+  for (int b = 0; b < kBlocks; ++b) {
+    rb[b] = row_block(a.w, first_block + b);
+    p.row[b] = rb[b].row;
+    p.mask[b] = row_mask(a.w, first_block + b);
+  }
+  p.out_row = first_block * kRowBlock;
+  p.sums = reinterpret_cast<float*>(scratch + 2 * kPanelCols * kRowBlock);
+  for (p.m0 = 0; p.m0 < a.m; p.m0 += kPassRows) {
+    p.rows = a.m - p.m0 < kPassRows ? a.m - p.m0 : kPassRows;
+    for (p.k0 = 0; p.k0 < kp; p.k0 += kPanelCols) {
+      p.cols = kp - p.k0 < kPanelCols ? kp - p.k0 : kPanelCols;
+      p.first = p.k0 == 0;
+      p.last = p.k0 + p.cols == kp;
+      unpack_panel<kFormat, kBlocks>(rb, scratch, &p);
+      all_rows<kFormat, kBlocks>(a, p);
     }
-    all_rows<kFormat, kBlocks>(a, p);
   }
 }
 
