@@ -3,7 +3,8 @@
     python tests/fuzz/fuzz_readers.py 100000        # N mutations; needs the package on the path
 
 Each must end in CorruptFile or UnsupportedModel, or in a load: then every byte that the load
-offers is read, through NumPy and through the core's decoder, which the sanitizer build watches.
+offers is read, through NumPy and through the core's decoder, and the engine continues a prompt with
+it, which the sanitizer build watches.
 Anything else (another exception, a crash, more than 100 ms to open) is a finding: the file is kept
 and its path printed.
 """
@@ -25,11 +26,22 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-from mutate import flip, join, mutate_bytes, mutate_header, mutate_json, split  # noqa: E402
+from mutate import (  # noqa: E402
+    HOSTILE_NUMBERS,
+    at_place,
+    flip,
+    join,
+    mutate_bytes,
+    mutate_header,
+    mutate_json,
+    places,
+    split,
+)
 
 from musespark import _core  # noqa: E402
-from musespark.errors import CorruptFile, UnsupportedModel  # noqa: E402
-from musespark.weights import convert, open_model, packed  # noqa: E402
+from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel  # noqa: E402
+from musespark.families.spec import spec_to_dict  # noqa: E402
+from musespark.weights import LoadedWeights, convert, open_model, packed  # noqa: E402
 from musespark.weights.safetensors import (  # noqa: E402
     SafetensorsFile,
     open_sharded,
@@ -89,8 +101,28 @@ def read_packed(path: Path) -> Callable[[], None]:
                 else:
                     _core.unpack(fmt, data, rows, cols).sum()
         model.verify(progress=False)
+        with contextlib.suppress(InvalidRequest):  # a spec with a context shorter than the request
+            run(model)
 
     return read
+
+
+def run(model: LoadedWeights) -> None:
+    """Continues three tokens by three. Weights that are damaged may end it as bad logits."""
+    core = _core.Engine(
+        spec_to_dict(model.spec),
+        model.tensors,
+        threads=1,
+        context=min(16, model.spec.max_context),
+        kv="kv8"
+        if all(layer.attention.head_dim % 16 == 0 for layer in model.spec.layers)
+        else "f32",
+        memory_budget=64 << 20,
+    )
+    tokens = np.zeros(3, np.int32)
+    core.submit(tokens, params={"max_new_tokens": 3})
+    while core.has_work():
+        core.run_until(0.1)
 
 
 def mutate_packed(rng: random.Random, data: bytes) -> bytes:
@@ -103,6 +135,19 @@ def mutate_packed(rng: random.Random, data: bytes) -> bytes:
         return packed._encode(head, header) + body
     except (ValueError, TypeError, KeyError):  # the mutation is no header at all
         return join({"__metadata__": metadata} | header, body)
+
+
+def mutate_spec(rng: random.Random, data: bytes) -> bytes:
+    """One number of the spec changed, signed again; or payload bytes flipped."""
+    if rng.random() < 0.3:
+        return flip(rng, data, 8 + int.from_bytes(data[:8], "little"), len(data))
+    header, body = split(data)
+    head = json.loads(header.pop("__metadata__")["musespark"])
+    *parents, last = rng.choice(
+        [p for p in places(head["spec"], 64) if type(at_place(head["spec"], p)) in (int, float)]
+    )
+    at_place(head["spec"], tuple(parents))[last] = rng.choice([*HOSTILE_NUMBERS, 1e-30, 3.5, 5])
+    return packed._encode(head, header) + body
 
 
 def mutate_index(rng: random.Random, data: bytes) -> bytes:
@@ -132,8 +177,8 @@ class Fuzzer:
             (one, read_safetensors, either),
             (one, read_folder, either),
             (index, read_index, [mutate_index]),
-            (packs["q4"], read_packed, [*either, mutate_packed, mutate_packed]),
-            (packs["none"], read_packed, [*either, mutate_packed]),
+            (packs["q4"], read_packed, [*either, mutate_packed, mutate_spec, mutate_spec]),
+            (packs["none"], read_packed, [*either, mutate_packed, mutate_spec]),
         ]
         self.valid = {path: path.read_bytes() for path, _, _ in self.targets}
 

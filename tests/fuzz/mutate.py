@@ -24,28 +24,34 @@ def flip(rng: random.Random, data: bytes, low: int, high: int) -> bytes:
     return bytes(out)
 
 
-def _places(value: Any, path: tuple = ()) -> list[tuple]:
+def places(value: Any, most: int, path: tuple = ()) -> list[tuple]:
+    """Paths to everything inside a JSON value; of a list only its first `most` items."""
     found = [path] if path else []
     items: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
         items = list(value.items())
     elif isinstance(value, list):
-        items = list(enumerate(value[:8]))
+        items = list(enumerate(value[:most]))
     for key, inner in items:
-        found += _places(inner, (*path, key))
+        found += places(inner, most, (*path, key))
     return found
+
+
+def at_place(value: Any, path: tuple) -> Any:
+    """What stands at a path."""
+    for step in path:
+        value = value[step]
+    return value
 
 
 def mutate_json(rng: random.Random, value: Any) -> None:
     """Changes 1 … 3 places of a JSON value in place: replaced, removed, renamed or exchanged."""
     for _ in range(rng.randint(1, 3)):
-        places = _places(value)
-        if not places:
+        found = places(value, 8)
+        if not found:
             return
-        *parents, last = rng.choice(places)
-        at = value
-        for step in parents:
-            at = at[step]
+        *parents, last = rng.choice(found)
+        at = at_place(value, tuple(parents))
         how = rng.randrange(6)
         if how < 3:
             at[last] = rng.choice(HOSTILE_VALUES)
