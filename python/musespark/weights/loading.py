@@ -42,9 +42,9 @@ class LoadedWeights:
     """An opened model.
 
     ``tensors`` is canonical name -> (format, rows, cols, view of the mapped file); ``assets`` the
-    model folder's other files; ``info`` what was opened: family, quantize, parameters, bytes,
-    formats {format: bytes}, path (of the packed file), source, cached, ignored {reason: tensors},
-    notes.
+    model folder's other files; ``info`` what was opened: family, quantize, quantize_auto (whether
+    ``auto`` chose it now), parameters, bytes, formats {format: bytes}, path (of the packed file),
+    source, cached, ignored {reason: tensors}, notes.
     """
 
     spec: ModelSpec
@@ -65,7 +65,7 @@ class LoadedWeights:
 
 
 @dataclass
-class _Folder:
+class ModelFolder:
     """A model folder, understood but not packed."""
 
     path: Path
@@ -88,19 +88,21 @@ def open_model(
     packed file it must be ``auto`` or what it was packed with.
     """
     pack.check_quantize(quantize)
-    path = _existing(source)
-    packed = _packed_at(path)
+    path = existing_path(source)
+    packed = packed_at(path)
     if packed is not None:
         try:
-            return _loaded(packed, path, quantize, cached=False)
+            return loaded_from(packed, path, quantize, cached=False)
         except BaseException:
             packed.close()
             raise
-    folder = _understand(path)
+    folder = understand(path)
     try:
-        return _through_cache(folder, quantize, progress)
+        loaded = _through_cache(folder, quantize, progress)
     finally:
         folder.checkpoint.close()
+    loaded.info["quantize_auto"] = quantize == "auto"
+    return loaded
 
 
 def convert(
@@ -116,27 +118,28 @@ def convert(
     :class:`musespark.weights.WriteFailed`. Peak memory stays below 500 MB besides the mapped file.
     """
     pack.check_quantize(quantize)
-    path, target = _existing(source), Path(destination)
+    path, target = existing_path(source), Path(destination)
     if target.is_dir():
         raise InvalidRequest(f"destination {target} is a folder; a file name is needed")
     if not target.parent.is_dir():
         raise InvalidRequest(f"destination {target}: the folder {target.parent} does not exist")
-    already = _packed_at(path)
+    already = packed_at(path)
     if already is not None:
         already.close()
         raise InvalidRequest(f"source {path} is packed already; give the original model folder")
-    folder = _understand(path)
+    folder = understand(path)
     try:
         recipe = pack.resolve_quantize(quantize, canonical_shapes(folder.spec))
         _pack(folder, target, recipe, progress)
     finally:
         folder.checkpoint.close()
-    loaded = _loaded(_open_packed(SafetensorsFile(target)), path, recipe, cached=False)
+    loaded = loaded_from(_open_packed(SafetensorsFile(target)), path, recipe, cached=False)
     loaded.close()
     return loaded.info | {"ignored": _ignored(folder)}
 
 
-def _existing(source: Source) -> Path:
+def existing_path(source: Source) -> Path:
+    """The path that a source names; InvalidRequest where there is none."""
     if source is None:
         if not (_NANO / "config.json").exists() and not any(_NANO.glob("*.safetensors")):
             raise InvalidRequest("source is None: this installation has no embedded model")
@@ -160,7 +163,7 @@ def _open_packed(file: SafetensorsFile) -> PackedFile:
     return PackedFile(file, _shapes_of(file.path))
 
 
-def _packed_at(path: Path) -> PackedFile | None:
+def packed_at(path: Path) -> PackedFile | None:
     """The packed file that `path` is, or that is the one safetensors file of the folder `path`."""
     if path.is_dir():
         found = sorted(path.glob("*.safetensors"))
@@ -181,7 +184,8 @@ def _packed_at(path: Path) -> PackedFile | None:
     return _open_packed(file)
 
 
-def _loaded(packed: PackedFile, source: Path, quantize: str, *, cached: bool) -> LoadedWeights:
+def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool) -> LoadedWeights:
+    """An opened packed file as the core takes it; `quantize` must be auto or the file's own."""
     if quantize not in ("auto", packed.quantize):
         raise InvalidRequest(
             f"quantize is {quantize!r}, but {packed.path} is packed as {packed.quantize!r}; "
@@ -194,6 +198,7 @@ def _loaded(packed: PackedFile, source: Path, quantize: str, *, cached: bool) ->
     info = {
         "family": packed.family,
         "quantize": packed.quantize,
+        "quantize_auto": False,
         "parameters": pack.count_parameters(canonical_shapes(spec)),
         "bytes": sum(formats.values()),
         "formats": formats,
@@ -206,7 +211,7 @@ def _loaded(packed: PackedFile, source: Path, quantize: str, *, cached: bool) ->
     return LoadedWeights(spec, packed.tensors(), packed.assets, info, packed)
 
 
-def _understand(folder: Path) -> _Folder:
+def understand(folder: Path) -> ModelFolder:
     """Reads the folder's small files, maps its weights and matches names; reads no tensor."""
     if not (folder / "config.json").exists():
         raise InvalidRequest(f"{folder} has no config.json; a model folder has one")
@@ -235,7 +240,7 @@ def _understand(folder: Path) -> _Folder:
         checkpoint.close()
         raise
     notes = family.notes(config) + list(mapping.ignored)
-    return _Folder(folder, checkpoint, assets, family.name, spec, mapping, notes)
+    return ModelFolder(folder, checkpoint, assets, family.name, spec, mapping, notes)
 
 
 def _open_checkpoint(folder: Path) -> Checkpoint:
@@ -263,7 +268,9 @@ def _heads_differ(checkpoint: Checkpoint, mapping: TensorMap) -> bool:
     )
 
 
-def _pack(folder: _Folder, target: Path, recipe: str, progress: bool | ProgressFn | None) -> None:
+def _pack(
+    folder: ModelFolder, target: Path, recipe: str, progress: bool | ProgressFn | None
+) -> None:
     pack.pack_checkpoint(
         folder.checkpoint,
         target,
@@ -279,7 +286,7 @@ def _pack(folder: _Folder, target: Path, recipe: str, progress: bool | ProgressF
 
 
 def _through_cache(
-    folder: _Folder, quantize: str, progress: bool | ProgressFn | None
+    folder: ModelFolder, quantize: str, progress: bool | ProgressFn | None
 ) -> LoadedWeights:
     """Opens the folder's packed file in the cache; writes it first where it is not there."""
     recipe = pack.resolve_quantize(quantize, canonical_shapes(folder.spec))
@@ -304,21 +311,23 @@ def _through_cache(
             str(target.parent),
         ) from error
     if loaded is None:
-        loaded = _loaded(_open_packed(SafetensorsFile(target)), folder.path, recipe, cached=False)
+        loaded = loaded_from(
+            _open_packed(SafetensorsFile(target)), folder.path, recipe, cached=False
+        )
         loaded.info["ignored"] = _ignored(folder)
     return loaded
 
 
-def _open_cached(folder: _Folder, target: Path) -> LoadedWeights | None:
+def _open_cached(folder: ModelFolder, target: Path) -> LoadedWeights | None:
     """The cached file; None where it is damaged: it can be made again from the source."""
     try:
         packed = _open_packed(SafetensorsFile(target))
     except CorruptFile:
         return None
-    loaded = _loaded(packed, folder.path, "auto", cached=True)
+    loaded = loaded_from(packed, folder.path, "auto", cached=True)
     loaded.info["ignored"] = _ignored(folder)
     return loaded
 
 
-def _ignored(folder: _Folder) -> dict[str, int]:
+def _ignored(folder: ModelFolder) -> dict[str, int]:
     return {reason: len(names) for reason, names in folder.mapping.ignored.items()}
