@@ -1,10 +1,10 @@
-"""Attention kernels of every level, one thread: decode in bytes of pages read, prefill in operations.
+"""Attention kernels of every level, one thread: decode in bytes read, prefill in operations.
 
     python benchmarks/attention.py [--rounds 9] [--save]
 
 Decode: one position of four query heads over 4096 positions for each of many KV heads, 256 MB of
-pages, so that they come from memory. Prefill: 64 positions of four heads over 2048 earlier positions
-of one KV head, 4 operations (two multiply-adds) for each query row, position and channel. Shares: of the
+pages, so that they come from memory. Prefill: 64 positions of four heads over 2048 positions of one
+KV head, 4 operations (two multiply-adds) for each query row, position and channel. Shares: of the
 read bandwidth of one thread, of the dot peak (kv8) and of a quarter of it (f32: a multiply-add
 instruction does a quarter of the products of a dot instruction on the same ports).
 Before anything is timed each level is checked against scalar, bit for bit.

@@ -1,7 +1,7 @@
 """Every attention kernel of every instruction set gives the bits of scalar.cc.
 
-Slots that were never written hold NaN, scratch and results start as NaN (the binding sees to it), so
-a kernel that reads what a row does not see is found out.
+Slots that were never written hold NaN, scratch and results start as NaN (the binding sees to it),
+so a kernel that reads what a row does not see is found out.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def test_rows_and_lengths(isa: str, form: str, dim: int) -> None:
 @pytest.mark.parametrize("form", ["f32", "kv8"])
 @pytest.mark.parametrize("seed", range(4))
 def test_any_rows(isa: str, form: str, seed: int) -> None:
-    """Rows in no order with windows of any place and size, some empty, more than one block of 48."""
+    """Rows in no order with windows of any place and size, some empty, two blocks of rows."""
     rng = np.random.default_rng([99, seed])
     dim = int(rng.choice(DIMS))
     length = 512 + 90
     cache = random_cache(form, dim, length, seed)
-    rows = 70
+    rows = 100
     q = queries(rng, rows, dim)
     pos = rng.integers(0, length, rows)
     lo = np.maximum(0, pos - rng.integers(0, 600, rows))
@@ -142,25 +142,26 @@ def test_pages(isa: str, dim: int) -> None:
     assert testing.sealed_page_bytes(128) / 64 <= 266
 
 
+def random_partials(rng: np.random.Generator, rows: int, dim: int) -> tuple:
+    """(max, sum, o) with empty, infinite and NaN rows among them."""
+    m = (rng.standard_normal(rows) * 40).astype(np.float32)
+    s = rng.uniform(0.5, 300, rows).astype(np.float32)
+    o = rng.standard_normal((rows, dim)).astype(np.float32)
+    m[:4], s[:4], o[:4] = -np.inf, 0, 0
+    m[4:8] = rng.choice([np.inf, -np.inf, np.nan], 4)
+    s[8] = o[9, 3] = np.nan
+    order = rng.permutation(rows)
+    return m[order], s[order], o[order]
+
+
 @pytest.mark.parametrize("isa", LEVELS)
 def test_merge_and_finish(isa: str) -> None:
     """Random partials, with empty, infinite and NaN ones among them, with and without sinks."""
     rng = np.random.default_rng(17)
     rows = 64
     for dim in (16, 48, 128):
-
-        def partials():
-            m = (rng.standard_normal(rows) * 40).astype(np.float32)
-            s = rng.uniform(0.5, 300, rows).astype(np.float32)
-            o = rng.standard_normal((rows, dim)).astype(np.float32)
-            m[:4], s[:4], o[:4] = -np.inf, 0, 0
-            m[4:8] = rng.choice([np.inf, -np.inf, np.nan], 4)
-            s[8] = o[9, 3] = np.nan
-            order = rng.permutation(rows)
-            return m[order], s[order], o[order]
-
         for _ in range(20):
-            state, other = partials(), partials()
+            state, other = random_partials(rng, rows, dim), random_partials(rng, rows, dim)
             merged = [testing.attention_merge(i, *state, *other) for i in ("scalar", isa)]
             assert_same_parts(merged[1], merged[0], f"{isa} merge D={dim}")
             sink = (rng.standard_normal(rows) * 20).astype(np.float32)

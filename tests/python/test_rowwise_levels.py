@@ -46,7 +46,7 @@ SPECIAL = np.array(
 def rows(
     n: int, seed: int, offset: int, special: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Three rows of n floats, `offset` floats off their allocation; special values in some places."""
+    """Three rows of n floats, `offset` floats off alignment; special values here and there."""
     rng = np.random.default_rng([n, seed])
     result = []
     for _ in range(3):
@@ -132,7 +132,7 @@ def test_rotate_equals_scalar(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ["scalar", *LEVELS])
 def test_every_nan_is_canonical(isa: str) -> None:
-    """A NaN that is written has the bits 0x7fc00000, whatever NaN or invalid operation caused it."""
+    """A NaN that is written has the bits 0x7fc00000, whatever NaN or operation caused it."""
     x = np.array([np.nan, -np.nan, np.inf, -np.inf, 1.0] * 7, np.float32)
     x.view(np.uint32)[0] = 0xFFC12345
     y = np.roll(x, 2)

@@ -1,6 +1,6 @@
 """exp, tanh and the activations against float64 over the whole range of float32, in steps.
 
-The stated bounds (csrc/kernels/detail/scalar_math.inl) are in units in the last place of the result.
+The stated bounds (csrc/kernels/detail/scalar_math.inl) are in units in the result's last place.
 """
 
 from __future__ import annotations
@@ -74,6 +74,6 @@ def test_activations(isa: str, kind: str, steps: int) -> None:
     x = floats(1e-30, 80.0)[::3]
     actual = np.empty_like(x)
     testing.activate(isa, kind, x, actual)
-    expected = rowwise.exact.activation(kind, x.astype(np.float64))
+    expected = rowwise.Exact.activation(kind, x.astype(np.float64))
     size = np.maximum(np.abs(x), np.abs(expected))
     assert (np.abs(actual - expected) <= steps * 2.0**-24 * size).all()

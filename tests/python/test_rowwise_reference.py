@@ -29,9 +29,11 @@ def row(n: int, seed: int, special: bool = False) -> np.ndarray:
     return x
 
 
-def kernel(call, *rows) -> np.ndarray:
-    out = np.empty_like(rows[0])
-    call(*rows, out)
+def scalar(name: str, *arguments) -> np.ndarray:
+    """What the kernel of that name writes for these arguments, of the first row's size."""
+    size = next(a.size for a in arguments if isinstance(a, np.ndarray))
+    out = np.empty(size, np.float32)
+    getattr(testing, name)("scalar", *arguments, out)
     return out
 
 
@@ -65,32 +67,30 @@ def test_fma_of_the_twin_rounds_once() -> None:
 def test_scalar_equals_the_twin(n: int, special: bool) -> None:
     for seed in range(3):
         x, y, z = (row(n, 10 * seed + i, special) for i in range(3))
-        call = lambda f, *a: lambda *r: f("scalar", *a, *r)  # noqa: E731
-        t = testing
         pairs = [
-            ("rms_norm", kernel(lambda a, o: t.rms_norm("scalar", a, y, 1e-6, o), x),
-             rowwise.rms_norm(x, y, 1e-6)),
-            ("layer_norm", kernel(lambda a, o: t.layer_norm("scalar", a, y, z, 1e-5, o), x),
-             rowwise.layer_norm(x, y, z, 1e-5)),
-            ("layer_norm plain", kernel(lambda a, o: t.layer_norm("scalar", a, None, None, 1e-5, o), x),
-             rowwise.layer_norm(x, None, None, 1e-5)),
-            ("sigmoid_mul", kernel(call(t.sigmoid_mul), x, y), rowwise.sigmoid_mul(x, y)),
-            ("softcap", kernel(lambda a, o: t.softcap("scalar", a, 0.7, 20.0, o), x),
-             rowwise.softcap(x, 0.7, 20.0)),
-            ("row_max", t.row_max("scalar", x), np.atleast_1d(rowwise.row_max(x))),
-        ]  # fmt: skip
+            ("rms_norm", scalar("rms_norm", x, y, 1e-6), rowwise.rms_norm(x, y, 1e-6)),
+            ("layer_norm", scalar("layer_norm", x, y, z, 1e-5), rowwise.layer_norm(x, y, z, 1e-5)),
+            (
+                "layer_norm plain",
+                scalar("layer_norm", x, None, None, 1e-5),
+                rowwise.layer_norm(x, None, None, 1e-5),
+            ),
+            ("sigmoid_mul", scalar("sigmoid_mul", x, y), rowwise.sigmoid_mul(x, y)),
+            ("softcap", scalar("softcap", x, 0.7, 20.0), rowwise.softcap(x, 0.7, 20.0)),
+            ("row_max", testing.row_max("scalar", x), np.atleast_1d(rowwise.row_max(x))),
+        ]
         for kind in KINDS:
-            pairs.append((kind, kernel(call(t.activate, kind), x), rowwise.activate(kind, x)))
-            pairs.append((kind, kernel(call(t.activate_mul, kind), x, y),
-                          rowwise.activate_mul(kind, x, y)))  # fmt: skip
+            pairs.append((kind, scalar("activate", kind, x), rowwise.activate(kind, x)))
+            product = scalar("activate_mul", kind, x, y)
+            pairs.append((f"{kind} * up", product, rowwise.activate_mul(kind, x, y)))
         total, each = rowwise.exp_sum(x, 1.5)
         out = np.empty_like(x)
-        pairs.append(("exp_sum", t.exp_sum("scalar", x, 1.5, out), np.atleast_1d(total)))
+        pairs.append(("exp_sum", testing.exp_sum("scalar", x, 1.5, out), np.atleast_1d(total)))
         pairs.append(("exponentials", out, each))
         half = n // 2
         for interleaved in (False, True):
             turned = np.array(x)
-            t.rope("scalar", turned, y[:half], z[:half], interleaved)
+            testing.rope("scalar", turned, y[:half], z[:half], interleaved)
             pairs.append(("rope", turned, rowwise.rope(x, y[:half], z[:half], interleaved)))
         for name, actual, expected in pairs:
             assert_same_bits(actual, expected, f"{name}, n = {n}, seed {seed}")
@@ -99,14 +99,14 @@ def test_scalar_equals_the_twin(n: int, special: bool) -> None:
 @pytest.mark.parametrize("d", range(16, 513, 16))
 def test_rotate(d: int) -> None:
     """The twin's bits; orthonormal; float64's values within the rounding of its additions."""
-    matrix = rowwise.exact.rotation(d)
+    matrix = rowwise.Exact.rotation(d)
     assert np.abs(matrix @ matrix.T - np.eye(d)).max() < 1e-13
     x = row(d, 3)
     for inverse in (False, True):
         y = np.array(x)
         testing.rotate("scalar", y, inverse)
         assert_same_bits(y, rowwise.rotate(x, inverse), f"rotate {d} {inverse=}")
-        # k additions, m multiply-adds with rounded entries, one product: each element of size |x|_1.
+        # k additions, m multiply-adds with rounded entries, one product, each of at most |x|_1.
         m, width = rowwise.split(d)
         steps = math.log2(width) + 2 * m + 2
         bound = steps * UNIT * np.abs(matrix).max() * np.abs(x).sum()
@@ -121,14 +121,14 @@ def test_norms_within_rounding(n: int) -> None:
     x, w, b = row(n, 1), row(n, 2), row(n, 3)
     wide = [v.astype(np.float64) for v in (x, w, b)]
     steps = n / 16 + 12
-    expected = rowwise.exact.rms_norm(wide[0], wide[1], 1e-6)
-    actual = kernel(lambda a, o: testing.rms_norm("scalar", a, w, 1e-6, o), x)
+    expected = rowwise.Exact.rms_norm(wide[0], wide[1], 1e-6)
+    actual = scalar("rms_norm", x, w, 1e-6)
     assert_within(actual, expected, steps * UNIT * np.abs(expected), "rms_norm")
     if n > 1:
-        expected = rowwise.exact.layer_norm(*wide, 1e-5)
-        actual = kernel(lambda a, o: testing.layer_norm("scalar", a, w, b, 1e-5, o), x)
+        expected = rowwise.Exact.layer_norm(*wide, 1e-5)
+        actual = scalar("layer_norm", x, w, b, 1e-5)
         # The mean's error, relative to the deviation, comes on top.
         spread = np.abs(wide[0]).max() / np.sqrt(wide[0].var() + 1e-5)
-        bound = steps * UNIT * ((2 + spread) * np.abs(wide[1]) * (1 + np.abs(wide[0]) / wide[0].std())
-                                + np.abs(expected))  # fmt: skip
+        slope = np.abs(wide[1]) * (1 + np.abs(wide[0]) / wide[0].std())
+        bound = steps * UNIT * ((2 + spread) * slope + np.abs(expected))
         assert_within(actual, expected, bound, "layer_norm")

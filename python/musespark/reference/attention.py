@@ -58,7 +58,7 @@ def open_page(form: str, dim: int, data: np.ndarray) -> OpenPage:
 
 
 def sealed_page(dim: int, data: np.ndarray) -> SealedPage:
-    """From bytes: K [4 blocks][D/4][16 tokens][4] + 128, V [16 quads][D/16][16 d][4 tokens], f16s."""
+    """From bytes: K [4 blocks][D/4][16 tokens][4] + 128, V [16 quads][D/16][16 d][4], f16s."""
     key_bytes, value_bytes = data[: PAGE * dim], data[PAGE * dim : 2 * PAGE * dim]
     halves = data[2 * PAGE * dim : 2 * PAGE * dim + 2 * dim + 256].view(np.float16).astype(f32)
     keys = key_bytes.reshape(4, dim // 4, 16, 4).transpose(0, 2, 1, 3).reshape(PAGE, dim)
@@ -139,7 +139,7 @@ def add_open_values(o: np.ndarray, p: np.ndarray, page: OpenPage, slots: range) 
 def add_sealed_values(
     o: np.ndarray, p: np.ndarray, page: SealedPage, slots: range, steps: int
 ) -> np.ndarray:
-    """o += (sum of P_j codes) * step, P_j = p_j * scale_j in `steps` steps of the page's largest."""
+    """o += (sum of P_j codes) * step, P_j = p_j scale_j in `steps` steps of the page's largest."""
     weights = p[slots.start : slots.stop] * np.abs(page.value_scale[slots.start : slots.stop])
     largest = weights.max()
     if not np.isfinite(largest):
@@ -152,7 +152,7 @@ def add_sealed_values(
 
 
 def attend_row(q, own, first, last, chunk, open_pages, sealed_pages, softcap):
-    """(max, sum, o) of one row over positions first..last of a chunk; pages below `own` are sealed."""
+    """(max, sum, o) of one row over first..last of a chunk; pages before `own`: sealed."""
     o = np.zeros(len(q), f32)
     if first > last:
         return f32(-np.inf), f32(0), o
@@ -237,7 +237,7 @@ def finish(state, sink=None):
 
 
 def attend_exact(q, keys, values, lo, hi, softcap=0.0, sink=None) -> np.ndarray:
-    """Attention of queries [R, D] over keys, values [N, D], all float64; row r sees lo[r]..hi[r]."""
+    """Attention of queries [R, D] over keys, values [N, D], float64; row r sees lo[r]..hi[r]."""
     out = np.zeros((len(q), values.shape[1]))
     for r in range(len(q)):
         if lo[r] > hi[r]:

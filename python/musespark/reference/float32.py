@@ -15,7 +15,8 @@ LN2_HIGH = f32(float.fromhex("0x1.62e4p-1"))  # 15 bits: its product with |n| < 
 LN2_LOW = f32(float.fromhex("0x1.7f7d1cp-20"))
 SHIFT = f32(1.5 * 2**23)  # adding it rounds to an integer in the last bits
 EXP = [f32(float.fromhex(c)) for c in (
-    "0x1.fffffcp-2", "0x1.555492p-3", "0x1.5558f2p-5", "0x1.123a2p-7", "0x1.6a23dp-10")]  # fmt: skip
+    "0x1.fffffcp-2", "0x1.555492p-3", "0x1.5558f2p-5", "0x1.123a2p-7", "0x1.6a23dp-10",
+)]  # fmt: skip
 TANH = [f32(float.fromhex(c)) for c in (
     "-0x1.555534p-2", "0x1.110768p-3", "-0x1.b84448p-5", "0x1.5256d8p-6", "-0x1.76ac1ap-8",
 )]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Twins of the rowwise kernels (``csrc/kernels/rowwise/rowwise.h``) over one row, float32 in and out.
+"""Twins of the rowwise kernels (``csrc/kernels/rowwise/rowwise.h``) over one row of float32.
 
-Bit for bit what the kernels give. ``exact`` holds the same functions in float64, as the textbook has
-them: what the float32 ones are measured against.
+Bit for bit what the kernels give. ``Exact`` holds the same functions in float64, as the textbook
+has them: what the float32 ones are measured against.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def exp_sum(x: np.ndarray, maximum: float) -> tuple[np.ndarray, np.ndarray]:
         return canonical(lane_sum(e)), canonical(e)
 
 
-class exact:
+class Exact:
     """The same in float64, by the textbook; ``np.float64`` rows in and out."""
 
     @staticmethod
