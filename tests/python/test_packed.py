@@ -459,6 +459,10 @@ class TestFailures:
             convert(folder, tmp_path)
         with pytest.raises(InvalidRequest, match="does not exist"):
             convert(folder, tmp_path / "absent" / "m")
+        before = (folder / "model.safetensors").read_bytes()
+        with pytest.raises(InvalidRequest, match="file of the source"):
+            convert(folder, folder / "model.safetensors")
+        assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_checksums_do_not_depend_on_how_bytes_arrive() -> None:

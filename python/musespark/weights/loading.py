@@ -129,8 +129,10 @@ def convert(
         raise InvalidRequest(f"source {path} is packed already; give the original model folder")
     folder = understand(path)
     try:
+        if any(target.exists() and target.samefile(f.path) for f in folder.checkpoint.files):
+            raise InvalidRequest(f"destination {target} is a file of the source")
         recipe = pack.resolve_quantize(quantize, canonical_shapes(folder.spec))
-        _pack(folder, target, recipe, progress)
+        _pack(folder, target, recipe, progress, f"packing {target.name}")
     finally:
         folder.checkpoint.close()
     loaded = loaded_from(_open_packed(SafetensorsFile(target)), path, recipe, cached=False)
@@ -269,7 +271,7 @@ def _heads_differ(checkpoint: Checkpoint, mapping: TensorMap) -> bool:
 
 
 def _pack(
-    folder: ModelFolder, target: Path, recipe: str, progress: bool | ProgressFn | None
+    folder: ModelFolder, target: Path, recipe: str, progress: bool | ProgressFn | None, label: str
 ) -> None:
     pack.pack_checkpoint(
         folder.checkpoint,
@@ -282,6 +284,7 @@ def _pack(
         notes=folder.notes,
         assets=folder.assets,
         progress=progress_function(progress),
+        label=label,
     )
 
 
@@ -300,7 +303,8 @@ def _through_cache(
             # Another process may have written it while this one waited.
             loaded = _open_cached(folder, target) if target.exists() else None
             if loaded is None:
-                _pack(folder, target, recipe, progress)
+                label = f"packing into {cache.cache_folder()}"
+                _pack(folder, target, recipe, progress, label)
     except OSError as error:
         if isinstance(error, WriteFailed):
             raise

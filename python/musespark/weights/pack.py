@@ -131,13 +131,14 @@ def pack_checkpoint(
     notes: list[str],
     assets: dict[str, bytes],
     progress: Callable[[int, int, str], None],
+    label: str,
     threads: int | None = None,
 ) -> None:
     """Packs every tensor of `checkpoint` into the packed file `destination`.
 
     `shapes` are the canonical tensors, `sources` their names in the checkpoint; `quantize` is a
     resolved recipe. Streams: one piece of a tensor is in memory at a time, besides the map.
-    Progress counts source bytes. `threads` None uses every core.
+    Progress counts source bytes, under `label`. `threads` None uses every core.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
@@ -159,11 +160,11 @@ def pack_checkpoint(
             for piece in _matrix_pieces(p, bits, _DTYPE[entry.dtype], workers, where):
                 yield piece
                 yielded += piece.nbytes
-                progress(before + size * yielded // p.nbytes, total, "packing")
+                progress(before + size * yielded // p.nbytes, total, label)
         del array
         checkpoint.forget(source)
         done = before + size
-        progress(done, total, "packing")
+        progress(done, total, label)
 
     with write_aside(destination) as file:
         write_packed(
