@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -156,3 +161,22 @@ def test_the_shipped_template_is_what_transformers_applies():
         '# Valid recipients: "self", "user".<|eot|><|start|>user<|message|>What is 23 + 45?<|eot|>'
         "<|start|>assistant"
     )
+
+
+def test_two_processes_agree_on_the_step_to_stop_at(tmp_path):
+    """SIGTERM once reached them a step apart: one left, the other failed in its reduction."""
+    command = [sys.executable, "-m", "musespark.lab.train", str(tmp_path), "--processes", "2"]
+    command += ["--size", "tiny", "--rows", "4", "--length", "128", "--no-compile"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "log.jsonl").exists():
+            assert run.poll() is None, run.stderr.read()
+            assert time.monotonic() < deadline, "no step in 240 s"
+            time.sleep(0.2)
+        os.kill(int((tmp_path / "pids").read_text().split()[1]), signal.SIGTERM)
+        _, errors = run.communicate(timeout=120)
+    finally:
+        run.kill()
+    assert run.returncode == 0, errors
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] >= 20

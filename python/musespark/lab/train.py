@@ -76,6 +76,7 @@ class Trainer:
             network.use_plain_attention(self.model)
         self.optimizer = Optimizer(self.model)
         self.step, self.tokens, self.decay_from = 0, 0, None
+        self.stopping = self.stop = False  # asked to stop; agreed to stop
         if (self.out / "last.pt").exists():
             self._resume()
         loss = network.PackedLoss(self.model)
@@ -108,22 +109,28 @@ class Trainer:
             rate *= max(0.0, 1 - (self.step - self.decay_from) / self.args.decay_steps)
         return rate
 
-    def _reduce(self, loss: torch.Tensor) -> tuple[float, bool]:
-        """Average gradients and loss over the processes; and whether any has seen the sign to
-        begin the decay."""
-        flag = float((self.out / "decay").exists() or self.tokens >= self.args.tokens)
+    def _reduce(self, loss: torch.Tensor) -> float:
+        """Average gradients and loss over the processes, and agree on the signs to begin the decay
+        and to stop: all processes must act on them after the same step."""
+        decay = float((self.out / "decay").exists() or self.tokens >= self.args.tokens)
         if self.world == 1:
-            return float(loss.detach()), bool(flag)
+            self._agree(decay, self.stopping)
+            return float(loss.detach())
         grads = [p.grad for p in self.optimizer.parameters]
-        flat = torch.cat(
-            [g.flatten() for g in grads] + [loss.detach().reshape(1), torch.tensor([flag])]
-        )
+        signs = torch.tensor([float(loss.detach()), decay, float(self.stopping)])
+        flat = torch.cat([g.flatten() for g in grads] + [signs])
         dist.all_reduce(flat)
         at = 0
         for g in grads:
             g.copy_(flat[at : at + g.numel()].view_as(g)).div_(self.world)
             at += g.numel()
-        return float(flat[-2]) / self.world, bool(flat[-1])
+        self._agree(flat[-2], flat[-1])
+        return float(flat[-3]) / self.world
+
+    def _agree(self, decay: float, stop: float) -> None:
+        self.stop = bool(stop)
+        if decay and self.decay_from is None:
+            self.decay_from = self.step
 
     def one_step(self, batch: Batch) -> tuple[float, float]:
         """Forward, backward, update; returns (loss, gradient norm)."""
@@ -134,9 +141,7 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             loss = self.loss(*tensors)
         loss.backward()
-        mean, decay = self._reduce(loss)
-        if decay and self.decay_from is None:
-            self.decay_from = self.step
+        mean = self._reduce(loss)
         norm = self.optimizer.step(self._rate())
         self.step += 1
         self.tokens += batch.ids.size * self.world
@@ -158,10 +163,9 @@ class Trainer:
     def run(self) -> None:
         """Train until the decay is through, the step limit, or SIGTERM; always leaves a
         checkpoint."""
-        stop: list[int] = []
-        signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
         begin, first, average, mark = time.time(), self.step, None, (time.time(), self.tokens)
-        while not stop and self.step - first < self.args.max_steps:
+        while not self.stop and self.step - first < self.args.max_steps:
             if self.decay_from is not None and self.step >= self.decay_from + self.args.decay_steps:
                 break
             loss, norm = self.one_step(self.source.get(self._phase()))

@@ -35,18 +35,26 @@ _SMALLER = (
 )
 
 
-def compare_steps(a: int, b: int) -> str:
-    """Lengths first, then the first differing digit; states the relation at the end."""
+def compare_steps(a: int, b: int, *, flip: bool = False) -> str:
+    """Lengths first, then the first differing digit; then which is larger and which smaller.
+
+    Naming both keeps the last step to one decision: the question's word picks a number. ``flip``
+    turns the relation round (a deliberate mistake).
+    """
     x, y = str(a), str(b)
-    if len(x) != len(y):
-        return f"{a} has {len(x)} digits, {b} has {len(y)}, so {a}{'<' if a < b else '>'}{b}."
+    sign = "=" if a == b else "<" if (a < b) != flip else ">"
     parts = []
-    for p, q in zip(x, y, strict=True):
-        if p != q:
-            parts.append(f"{p}{'<' if p < q else '>'}{q}")
-            break
-        parts.append(f"{p}={q}")
-    return f"{', '.join(parts)}, so {a}{'<' if a < b else '>' if a > b else '='}{b}."
+    if len(x) != len(y):
+        parts.append(f"{a} has {len(x)} digits, {b} has {len(y)}")
+    else:
+        for p, q in zip(x, y, strict=True):
+            if p != q:
+                parts.append(f"{p}{sign}{q}")
+                break
+            parts.append(f"{p}={q}")
+    small, large = (a, b) if sign == "<" else (b, a)
+    end = "Equal." if a == b else f"Larger {large}, smaller {small}."
+    return f"{', '.join(parts)}, so {a}{sign}{b}. {end}"
 
 
 def comparison(r: Random, level: str) -> Problem:
@@ -71,11 +79,9 @@ def comparison(r: Random, level: str) -> Problem:
     )
 
     def steps(e: Random | None) -> tuple[str, str]:
-        text = compare_steps(a, b)
         if e and a != b:
-            flip = str.maketrans("<>", "><")
-            return text.translate(flip), str(min(a, b) if large else max(a, b))
-        return text, answer
+            return compare_steps(a, b, flip=True), str(min(a, b) if large else max(a, b))
+        return compare_steps(a, b), answer
 
     return Problem(
         "comparison",

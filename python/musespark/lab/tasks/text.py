@@ -19,9 +19,9 @@ def use_words(words: list[str]) -> None:
 def _word(r: Random, longest: int = 12) -> str:
     for _ in range(50):
         k = r.random()
-        if k < 0.5 or not _EXTRA:
+        if k < 0.75 or not _EXTRA:
             word = r.choice(WORDS)
-        elif k < 0.8:
+        elif k < 0.9:
             word = r.choice(_EXTRA)
         else:
             word = "".join(r.choice(_LETTERS) for _ in range(r.randint(3, 7)))
