@@ -1,5 +1,6 @@
 #include "kernels/dispatch.h"
 
+#include <cstdlib>
 #include <string>
 
 #include "base/errors.h"
@@ -17,13 +18,13 @@ namespace {
 // below it.
 const KernelTable kTables[] = {
 #if defined(__x86_64__)
-    {Isa::amx, quantize_rows_avx512vnni, matmul_avx512vnni, attend_chunk_avx512vnni,
+    {Isa::amx, quantize_rows_avx512vnni, matmul_amx, attend_chunk_avx512vnni,
      attention_merge_avx512vnni, attention_finish_avx512vnni, write_token_avx512vnni,
      seal_page_avx512vnni, rowwise_avx512vnni},
     {Isa::avx512vnni, quantize_rows_avx512vnni, matmul_avx512vnni, attend_chunk_avx512vnni,
      attention_merge_avx512vnni, attention_finish_avx512vnni, write_token_avx512vnni,
      seal_page_avx512vnni, rowwise_avx512vnni},
-    {Isa::avx2, quantize_rows_scalar, matmul_scalar, attend_chunk_avx2, attention_merge_avx2,
+    {Isa::avx2, quantize_rows_avx2, matmul_avx2, attend_chunk_avx2, attention_merge_avx2,
      attention_finish_avx2, write_token_avx2, seal_page_avx2, rowwise_avx2},
 #endif
     {Isa::scalar, quantize_rows_scalar, matmul_scalar, attend_chunk_scalar, attention_merge_scalar,
@@ -37,9 +38,28 @@ const KernelTable* find(Isa isa) {
   return nullptr;
 }
 
+// Linux grants the large tile state to a process that asks; threads started later share the grant.
+// False if it refuses, as it does when an alternate signal stack is too small for the state.
+bool request_tile_data() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;   // ARCH_REQ_XCOMP_PERM
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+
+// Whether the level's kernels may run: beyond the instructions, tiles need the system's permission.
+bool permitted(Isa isa) { return isa != Isa::amx || request_tile_data(); }
+
 const KernelTable& choose() {
+  const bool forced = std::getenv("MUSESPARK_ISA") != nullptr;
   for (const Isa isa : isa_levels()) {
-    if (const KernelTable* table = find(isa)) return *table;
+    const KernelTable* table = find(isa);
+    if (!table) continue;
+    if (permitted(isa)) return *table;
+    if (forced) throw Error("MUSESPARK_ISA: the system refuses the tile state that amx needs");
   }
   throw Error("no kernel table for this machine");
 }
@@ -52,7 +72,9 @@ const KernelTable& kernel_table(Isa isa) {
   for (const IsaStatus& status : isa_report()) {
     if (status.isa != isa) continue;
     if (!status.present) throw Error(std::string(isa_name(isa)) + ": " + status.reason);
-    if (const KernelTable* table = find(isa)) return *table;
+    const KernelTable* table = find(isa);
+    if (table && permitted(isa)) return *table;
+    if (table) throw Error(std::string(isa_name(isa)) + ": the system refuses the tile state");
   }
   throw Error(std::string("no kernels for level ") + isa_name(isa));
 }
