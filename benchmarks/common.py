@@ -13,24 +13,54 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+BUILD = Path(__file__).resolve().parent.parent / "build" / "bench"
+# llama.cpp for the processor at hand. AMX is off: built with it by GCC 12, llama-cpp-python 0.3.36
+# crashes in its first matmul (tile configuration stores are dropped before ldtilecfg).
+LLAMA_CMAKE_ARGS = (
+    "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON "
+    "-DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON"
+)
+
+
+def bench_model() -> Path:
+    """The random Llama-3.2-1B-shaped model (make_model.py), made once: 5 GB under build/bench."""
+    folder = BUILD / "llama-1b"
+    if not (folder / "f16.gguf").exists():
+        script = Path(__file__).parent / "make_model.py"
+        subprocess.run([sys.executable, str(script), str(folder)], check=True)
+    return folder
+
+
+def peer_python() -> str:
+    """An interpreter with llama-cpp-python built for this processor, made once (about 8 minutes)."""
+    folder = BUILD / "llama-cpp"
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        flags = set()
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                flags = set(line.split(":", 1)[1].split())
+                break
+        native = "-DGGML_NATIVE=ON"
+        environment = {
+            **os.environ,
+            "CMAKE_ARGS": LLAMA_CMAKE_ARGS if "amx_int8" in flags else native,
+        }
+        command = [str(python), "-m", "pip", "install", "--no-binary", "llama-cpp-python"]
+        subprocess.run([*command, "llama-cpp-python"], check=True, env=environment)
+    return str(python)
 
 
 def machine() -> dict[str, Any]:
     """The processor, cores, kernel table and software of this run."""
     import musespark
-    from musespark import _core
 
-    model = "unknown"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        text = cpuinfo.read_text()
-        names = [line.split(":", 1)[1].strip() for line in text.split("\n") if "model name" in line]
-        family = [line.split(":", 1)[1].strip() for line in text.split("\n") if line.startswith("model\t")]
-        model = f"{names[0]} (model {family[0]})" if names and family else model
+    report = musespark.doctor()
     return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "isa": _core.testing.active_isa() if hasattr(_core.testing, "active_isa") else "",
+        "processor": report["processor"],
+        "instruction_sets": report["instruction sets"],
+        "cores": report["cores"],
         "python": platform.python_version(),
         "musespark": musespark.__version__,
     }

@@ -1,6 +1,6 @@
 """Writes a random model of the Llama-3.2-1B shape: a Hugging Face folder and the same weights as GGUF.
 
-    python benchmarks/make_model.py OUT_DIR          (needs numpy, safetensors, tokenizers, gguf)
+    python benchmarks/make_model.py OUT_DIR      (needs numpy, safetensors, tokenizers, gguf)
 
 OUT_DIR/hf is what musespark loads; OUT_DIR/f16.gguf is what llama.cpp quantizes. Weights are normal
 with standard deviation 0.02 and seed 0, tied embeddings, 128,256 rows; speed does not depend on them.

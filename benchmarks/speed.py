@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import LlamaCpp, dot_peak, machine, read_bandwidth, save, spread
+from common import (
+    LlamaCpp,
+    bench_model,
+    dot_peak,
+    machine,
+    peer_python,
+    read_bandwidth,
+    save,
+    spread,
+)
 
 PAIRS = {"q4": "q4_0", "q8": "q8_0"}
 MAX_DRIFT = 0.05
@@ -113,8 +122,8 @@ def show(test: str, row: dict[str, Any], peak: float) -> None:
 
 def main(test: str, default_tokens: int) -> None:
     parser = argparse.ArgumentParser(description=f"{test} speed beside llama.cpp in the same run")
-    parser.add_argument("folder", type=Path, help="what make_model.py wrote")
-    parser.add_argument("--peer", required=True, help="a Python with llama-cpp-python")
+    parser.add_argument("--model", type=Path, default=None, help="what make_model.py wrote")
+    parser.add_argument("--peer", default=None, help="a Python with llama-cpp-python")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=default_tokens)
     parser.add_argument("--threads", type=int, default=2)
@@ -124,6 +133,8 @@ def main(test: str, default_tokens: int) -> None:
     args = parser.parse_args()
     if args.rounds < 1 or args.tokens < 1:
         sys.exit("--rounds and --tokens must be at least 1")
+    args.folder = args.model or bench_model()
+    args.peer = args.peer or peer_python()
     peaks = [dot_peak(args.threads)]
     rows = [compare(args, test, quantize) for quantize in args.formats]
     peaks.append(dot_peak(args.threads))
