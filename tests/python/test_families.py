@@ -200,6 +200,19 @@ def test_rope_theta_of_a_layer_is_a_switch_and_a_note() -> None:
     assert "layer_rope_theta" in note and "10000" in note
 
 
+@pytest.mark.lab
+def test_fixtures_are_what_make_py_writes() -> None:
+    """One case again from transformers, so that the script and the fixtures stay together."""
+    pytest.importorskip("torch", reason="torch and transformers make the golden fixtures")
+    pytest.importorskip("transformers")
+    import make
+
+    tokens, logits = make.run_case(CASES["muse_tied_biases"], 12)
+    stored_tokens, stored_logits = fixture("muse_tied_biases", 12)
+    assert tokens.tolist() == stored_tokens.tolist()
+    assert distance(logits, stored_logits) < 1e-6
+
+
 class TestTensorNames:
     def names(self, name: str) -> tuple:
         case = CASES[name]

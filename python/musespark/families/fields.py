@@ -63,8 +63,8 @@ class Fields:
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """A boolean."""
-        value = self.values.get(name, default)
+        """A boolean; null counts as absent."""
+        value = default if self.values.get(name) is None else self.values[name]
         if type(value) is not bool:
             raise self.refuse(name, "true or false is needed")
         return value
