@@ -82,6 +82,7 @@ Engine::Impl::Impl(TextModel& model_in, PagePool& pool_in, ThreadPool& threads_i
                          ", allowed is at most the model's " +
                          std::to_string(model.spec().max_context));
   }
+  for (int i = 0; i < pool.classes(); ++i) widest_window = std::max(widest_window, pool.window(i));
   control.interrupted = [this] { return interrupted(); };
 }
 
@@ -116,7 +117,8 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
   const auto prompt = static_cast<std::int64_t>(tokens.size());
   const std::int64_t limit = completion_limit(prompt, params);
   const std::int64_t total = prompt + params.max_new_tokens.value_or(0);
-  const std::int64_t bytes = pool.bytes_for(total, std::min(options.prefill_chunk, total));
+  const std::int64_t bytes = pool.bytes_for(total, std::min(options.prefill_chunk, total)) +
+                             prompt_kv_bytes(prompt, params);
   if (bytes > budget) {
     throw MemoryBudgetExceeded("the request needs " + std::to_string(bytes) +
                                " bytes of keys and values for " + std::to_string(total) +
@@ -224,7 +226,9 @@ void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std
   if (entry.params.retain && !entry.released) {
     entry.phase = Phase::retained;
     entry.last_used = counters.steps;
-    set_reserved(entry, 0, entry.length() == 0 ? 0 : pool.bytes_for(entry.length(), 1));
+    std::int64_t bytes = entry.length() == 0 ? 0 : pool.bytes_for(entry.length(), 1);
+    if (entry.prompt_kv) bytes += prompt_kv_bytes(entry.prompt_kv->length(), entry.params);
+    set_reserved(entry, 0, bytes);
     kept.emplace(entry.id, &entry);
     retained_bytes += entry.reserved_bytes;
     return;

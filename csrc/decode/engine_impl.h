@@ -39,6 +39,8 @@ struct Engine::Impl {
   void settle_requests();
   void end_cancelled(Clock::time_point now);
   void grow_reservations();
+  std::int64_t prompt_kv_bytes(std::int64_t prompt, const RequestParams& params) const;
+  std::int64_t bytes_for(const Entry& entry, std::int64_t tokens) const;
   bool reserve(Entry& entry, std::int64_t tokens);
   bool make_room(std::int64_t bytes);
   void preempt(Entry& entry);
@@ -69,6 +71,7 @@ struct Engine::Impl {
   const EngineOptions options;
   const std::int64_t vocab;
   const std::int64_t budget;  // bytes of keys and values
+  std::int64_t widest_window = 0;
 
   mutable std::mutex mutex;
   std::unordered_map<RequestId, std::unique_ptr<Entry>> entries;

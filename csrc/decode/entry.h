@@ -39,6 +39,9 @@ struct Entry {
   Sampler sampler;
   StopRules stop;
   std::optional<Sequence> kv;
+  // At the prompt's end, of a sequence to be retained by a model with windows: the pages that a
+  // continuation from there sees are gone from `kv` once the completion is longer than a window.
+  std::optional<Sequence> prompt_kv;
 
   Entry* source = nullptr;          // base of a waiting request, or what a fork is made from
   int pins = 0;                     // entries that have this one as their source

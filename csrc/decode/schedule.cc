@@ -43,6 +43,7 @@ void Engine::Impl::settle_requests() {
     if (entry.source != nullptr) {
       if (entry.source->kv) {
         entry.kv = entry.source->kv->fork();
+        if (entry.source->prompt_kv) entry.prompt_kv = entry.source->prompt_kv->fork();
         set_reserved(entry, 0, entry.source->reserved_bytes);
         retained_bytes += entry.reserved_bytes;
       }
@@ -90,13 +91,26 @@ bool Engine::Impl::make_room(std::int64_t bytes) {
     retained_bytes -= oldest->reserved_bytes;
     set_reserved(*oldest, 0, 0);
     oldest->kv.reset();
+    oldest->prompt_kv.reset();
   }
   return true;
 }
 
+// What the sequence at the prompt's end holds beyond what it shares: a window's pages and, in each
+// class, the page it ends in.
+std::int64_t Engine::Impl::prompt_kv_bytes(std::int64_t prompt, const RequestParams& params) const {
+  if (!params.retain || widest_window == 0 || params.logits != LogitsMode::none) return 0;
+  return pool.bytes_for(std::min(prompt, widest_window + 2 * kPageTokens), 1);
+}
+
+std::int64_t Engine::Impl::bytes_for(const Entry& entry, std::int64_t tokens) const {
+  return pool.bytes_for(tokens, std::min(options.prefill_chunk, tokens)) +
+         prompt_kv_bytes(entry.stats.prompt_tokens, entry.params);
+}
+
 // Reserves memory for `tokens` tokens of the entry in place of what it has.
 bool Engine::Impl::reserve(Entry& entry, std::int64_t tokens) {
-  const std::int64_t bytes = pool.bytes_for(tokens, std::min(options.prefill_chunk, tokens));
+  const std::int64_t bytes = bytes_for(entry, tokens);
   if (!make_room(bytes - entry.reserved_bytes)) return false;
   set_reserved(entry, tokens, bytes);
   return true;
@@ -128,6 +142,7 @@ void Engine::Impl::grow_reservations() {
 
 void Engine::Impl::preempt(Entry& entry) {
   entry.kv.reset();
+  entry.prompt_kv.reset();
   set_reserved(entry, 0, 0);
   std::erase(running, &entry);
   entry.phase = Phase::waiting;
@@ -155,8 +170,7 @@ bool Engine::Impl::start(Entry& entry, Clock::time_point now) {
       growing ? std::min(options.context, entry.size() + kGrowth) : known;
   const std::int64_t least = growing ? entry.size() : known;
   const auto fits = [&](std::int64_t tokens) {
-    return reserved_bytes - retained_bytes +
-               pool.bytes_for(tokens, std::min(options.prefill_chunk, tokens)) <= budget;
+    return reserved_bytes - retained_bytes + bytes_for(entry, tokens) <= budget;
   };
   if (!fits(least)) return false;
   // Before room is made: the base's own pages may have to go for it.
@@ -187,9 +201,17 @@ void Engine::Impl::attach_base(Entry& entry) {
   const std::int64_t most = std::min(base.length(), entry.size() - 1);
   std::int64_t common = 0;
   while (common < most && base.tokens[common] == entry.tokens[common]) ++common;
-  entry.kv = base.kv->fork();
-  entry.stats.cached_tokens =
-      common < entry.kv->length() ? entry.kv->truncate(common) : entry.kv->length();
+  const auto share = [common](const Sequence& from) {
+    Sequence sequence = from.fork();
+    if (common < sequence.length()) sequence.truncate(common);
+    return sequence;
+  };
+  entry.kv = share(*base.kv);
+  if (base.prompt_kv && entry.kv->length() < common) {
+    Sequence other = share(*base.prompt_kv);
+    if (other.length() > entry.kv->length()) entry.kv = std::move(other);
+  }
+  entry.stats.cached_tokens = entry.kv->length();
   base.last_used = counters.steps;
   unpin_source(entry);
 }

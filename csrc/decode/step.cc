@@ -95,6 +95,10 @@ void Engine::Impl::book(std::size_t first, std::size_t count) {
     const StepSpan& span = spans[i];
     counters.rows += span.count;
     entry.kv->accept(entry.kv->length());
+    if (entry.params.retain && widest_window > 0 && entry.samples() &&
+        entry.length() == entry.stats.prompt_tokens) {
+      entry.prompt_kv = entry.kv->fork();
+    }
     const std::int64_t rows = TextModel::logit_rows({&span, 1});
     const float* values = row;
     row += rows * vocab;

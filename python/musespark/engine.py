@@ -132,13 +132,13 @@ class _Stream:
 
     def __init__(self) -> None:
         self.events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
-        self.ended = False  # set by the driver before the last event is put
+        self.ended = False  # set by the driver after it has put the last event
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     def put(self, event: Event | Exception) -> None:
+        self.events.put(event)
         if isinstance(event, (Finished, Exception)):
             self.ended = True
-        self.events.put(event)
         waiter = self._waiter
         if waiter is not None:
             loop, ready = waiter
@@ -146,6 +146,12 @@ class _Stream:
                 loop.call_soon_threadsafe(ready.set)
             except RuntimeError:  # that loop is closed: nobody waits there any more
                 self._waiter = None
+
+    def exhausted(self) -> Error | None:
+        """What a second iteration gets instead of waiting for ever."""
+        if self.ended and self.events.empty():
+            return Error("the events of this request have been taken; a handle is iterated once")
+        return None
 
     async def aget(self) -> Event | Exception:
         ready = asyncio.Event()
@@ -157,6 +163,8 @@ class _Stream:
                 try:
                     return self.events.get_nowait()
                 except queue.Empty:
+                    if error := self.exhausted():
+                        return error
                     await ready.wait()
         finally:
             self._waiter = None
@@ -363,6 +371,8 @@ class Handle:
 
     def _next(self) -> Event | Exception:
         while True:
+            if error := self._stream.exhausted():
+                return error
             try:
                 return self._stream.events.get(timeout=_ALIVE_S)
             except queue.Empty:

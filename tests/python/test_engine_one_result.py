@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import engine_cases as cases
 
 from musespark import _core
 from musespark.engine import Request
+from support import engine_cases as cases
 
 MODELS = sorted(cases.MODELS)
 LEVELS = [level for level, present, _ in _core.isa_report() if present]
@@ -69,7 +69,14 @@ def test_fresh_processes_on_every_instruction_set(model: str, level: str) -> Non
         "MUSESPARK_ISA": level,
         "PYTHONPATH": os.pathsep.join([str(support), *sys.path]),
     }
-    command = [sys.executable, "-m", "support.engine_cases", model, "together", json.dumps(settings)]
+    command = [
+        sys.executable,
+        "-m",
+        "support.engine_cases",
+        model,
+        "together",
+        json.dumps(settings),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

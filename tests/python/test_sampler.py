@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -11,10 +12,7 @@ from musespark import _core
 from musespark.errors import Error, InvalidRequest
 from musespark.reference import sampler as twin
 
-SAMPLING = (
-    "temperature top_k top_p min_p repetition_penalty presence_penalty frequency_penalty "
-    "seed stream logit_bias allowed_ids"
-).split()
+SAMPLING = [field.name for field in dataclasses.fields(twin.Sampling)]
 
 
 def core(row, params: twin.Sampling, position, prompt=(), completion=(), blocked=(), logprobs=0):
@@ -39,7 +37,9 @@ def random_case(rng: np.random.Generator):
     def maybe(value, off):
         return value if rng.random() < 0.5 else off
 
-    ids = lambda most: rng.integers(0, n, rng.integers(0, most)).tolist()  # noqa: E731
+    def ids(most):
+        return rng.integers(0, n, rng.integers(0, most)).tolist()
+
     params = twin.Sampling(
         temperature=float(rng.choice([0.0, 0.01, 0.7, 1.0, 3.0], p=[0.1, 0.1, 0.3, 0.3, 0.2])),
         top_k=int(maybe(rng.choice([1, 5, 40, 300, 4000]), 0)),
@@ -106,7 +106,11 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_a_draw_depends_on_each_of_seed_stream_and_position() -> None:
     row = np.zeros(5000, np.float32)
-    draw = lambda **k: core(row, twin.Sampling(temperature=1.0, seed=k.get("seed", 1), stream=k.get("stream", 1)), k.get("position", 1))[0]  # noqa: E501, E731
+
+    def draw(position: int = 1, **place: int) -> int:
+        params = twin.Sampling(**({"temperature": 1.0, "seed": 1, "stream": 1} | place))
+        return core(row, params, position)[0]
+
     assert draw() == draw()
     others = [draw(seed=2), draw(stream=2), draw(position=2), draw(seed=1 + 2**40)]
     assert len({draw(), *others}) == 5

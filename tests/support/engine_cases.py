@@ -1,5 +1,7 @@
-"""Tiny models behind the engine, and one fixed set of requests that every way of running must answer
-with the same bits. Run as a script it prints those answers' fingerprint, for fresh processes."""
+"""Tiny models behind the engine, and fixed requests that any run answers with the same bits.
+
+Run as a script it prints those answers' fingerprints, for fresh processes.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from musespark.errors import MemoryBudgetExceeded
 from musespark.engine import Engine, Request, Result
+from musespark.errors import MemoryBudgetExceeded
 from support import run_engine, tiny_models
 
 MODELS = {

@@ -70,13 +70,19 @@ def process(
     out[list(blocked)] = -np.inf
     for token, bias in (params.logit_bias or {}).items():
         out[token] += f32(bias)
-    off = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1, 0, 0)
+    off = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (
+        1,
+        0,
+        0,
+    )
     for token in () if off else sorted({*prompt, *completion}):
         value, r = out[token], f32(params.repetition_penalty)
         value = value / r if value > 0 else value * r
         count = list(completion).count(token)
         if count:
-            value = value - (f32(params.presence_penalty) + f32(params.frequency_penalty) * f32(count))
+            value = value - (
+                f32(params.presence_penalty) + f32(params.frequency_penalty) * f32(count)
+            )
         out[token] = value
     return out
 
