@@ -2,13 +2,13 @@
 //
 // A quad-major panel of int8 weights is already what a B tile wants: 16 quads x (16 rows x 4 k) for 64
 // columns. A is 16 activation rows as they lie. Each tdpbssd gives the exact sums of one group of 64
-// columns, so every result tile is stored after one product and the scaling is done in vectors:
+// columns, so every result tile is stored after one product and the scaling is done in vectors. A job
+// is 16 activation rows x 4 row blocks x 256 columns:
 //
-//   for every 256 columns and 2 x 2 tiles (32 activation rows x 32 weight rows):
-//     4 groups x (load A0 A1 B0 B1, 4 products, store 4 result tiles)       256 cycles of the tile unit
-//     4 tiles x 16 rows x (4 conversions, 4 fma, 1 fma)                     288 cycles of two ports
+//   4 groups x (load A; 4 x: store the last result, load B, product)       16 products
+//   4 tiles x 16 rows x (4 conversions, 4 fma, 1 fma)                      576 vector operations
 //
-// The scaling of one such job is interleaved with the products of the next, so that both units work.
+// The scaling of one job is interleaved with the products of the next, so that both units work.
 // M = 1 and float weights go to the AVX-512 kernels.
 #include <immintrin.h>
 
@@ -19,12 +19,13 @@
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kPanelCols = 1024;   // 32 x 1024 bytes
+constexpr std::int64_t kPanelCols = 512;    // 64 rows x 512 bytes = 32 KiB of L1
+constexpr int kMaxBlocks = 4;
 constexpr std::int64_t kPassRows = 512;     // activation rows per unpacked panel
 constexpr std::int64_t kTileRows = 16;
 constexpr int kJobGroups = 4;               // groups of 64 columns per job
 constexpr std::int64_t kTileInts = 256;
-constexpr std::int64_t kJobInts = kJobGroups * 4 * kTileInts;   // 16 KiB of result tiles
+constexpr std::int64_t kJobInts = kJobGroups * kMaxBlocks * kTileInts;   // 16 KiB of result tiles
 
 inline void compiler_barrier() { __asm__ volatile("" ::: "memory"); }
 
@@ -34,7 +35,7 @@ constexpr std::int64_t block_cols(WeightFormat format) {
   return format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
 }
 
-// Tile registers 0..3: results, 4 and 5: `rows` activation rows, 6 and 7: weights.
+// Tile registers 0..3: results, 4: `rows` activation rows, 5 and 6: weights.
 void configure_tiles(std::int64_t rows) {
   struct alignas(64) {
     std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -43,28 +44,28 @@ void configure_tiles(std::int64_t rows) {
   } config;
   for (int i = 0; i < 8; ++i) {
     config.row_bytes[i] = 64;
-    config.rows[i] = static_cast<std::uint8_t>(i < 6 ? rows : kTileRows);
+    config.rows[i] = static_cast<std::uint8_t>(i < 5 ? rows : kTileRows);
   }
   _tile_loadconfig(&config);
 }
 
 // A chunk of columns of kBlocks row blocks against one pass of activation rows.
 struct Panel {
-  const std::int8_t* w8[2];        // [groups][16 quads][16 rows][4 k]
-  const std::uint16_t* block[2];   // block scales from the chunk's first block on
-  const float* row[2];
-  __mmask16 mask[2];
+  const std::int8_t* w8;           // [blocks][kPanelCols / 64][16 quads][16 rows][4 k]
+  const std::uint16_t* block[kMaxBlocks];   // block scales from the chunk's first block on
+  const float* row[kMaxBlocks];
+  __mmask16 mask[kMaxBlocks];
   std::int64_t out_row;
   std::int64_t k0, cols;
+  std::int64_t block_cols;
   bool first, last;
 };
 
-// 256 columns of up to 2 x 2 tiles: what the scaling needs after the products are stored.
+// 256 columns of one tile of activation rows: what the scaling needs after the products are stored.
 struct Job {
-  const std::int32_t* tiles;       // [group][m tile][block][16][16]
-  std::int64_t m[2];               // first activation row of each tile
-  float* sums[2];                  // [block][16][16] of each tile
-  int m_tiles;
+  std::int32_t* tiles;             // [group][block][16][16]
+  std::int64_t m;                  // first activation row
+  float* sums;                     // [block][16][16]
   std::int64_t group;              // first group, counted from column 0
   int groups;                      // 1 .. 4
   std::int64_t block;              // first block, counted from the panel's first
@@ -78,7 +79,7 @@ class Call {   // what is the same for a whole call
     rows = a.m < kTileRows ? a.m : kTileRows;
     std::uint8_t* p = static_cast<std::uint8_t*>(a.scratch);
     panel = reinterpret_cast<std::int8_t*>(p);
-    tiles = reinterpret_cast<std::int32_t*>(p + 2 * kPanelCols * kRowBlock);
+    tiles = reinterpret_cast<std::int32_t*>(p + kMaxBlocks * kPanelCols * kRowBlock);
     sums = reinterpret_cast<float*>(tiles + 2 * kJobInts);
   }
 
@@ -92,56 +93,64 @@ class Call {   // what is the same for a whole call
   std::int64_t rows;       // of a tile of activations
   std::int8_t* panel;
   std::int32_t* tiles;     // two jobs' result tiles
-  float* sums;             // [m tiles][kBlocks][16][16]
+  float* sums;             // [m tiles][blocks][16][16]
 };
 
-// Products of one group into result tiles t0 (m tile 0: block 0, block 1) and t1 (m tile 1).
-template <int kBlocks, int kMTiles>
-inline void products(const std::int8_t* const* x, std::int64_t kp, const std::int8_t* const* w,
-                     std::int32_t* to) {
-  constexpr int kRowBytes = 64;
-  _tile_zero(0);
-  _tile_loadd(6, w[0], kRowBytes);
-  _tile_loadd(4, x[0], kp);
-  _tile_dpbssd(0, 4, 6);
-  if constexpr (kBlocks == 2) {
-    _tile_zero(1);
-    _tile_loadd(7, w[1], kRowBytes);
-    _tile_dpbssd(1, 4, 7);
-  }
-  if constexpr (kMTiles == 2) {
-    _tile_zero(2);
-    _tile_loadd(5, x[1], kp);
-    _tile_dpbssd(2, 5, 6);
-    if constexpr (kBlocks == 2) {
-      _tile_zero(3);
-      _tile_dpbssd(3, 5, 7);
-    }
-  }
-  _tile_stored(0, to, kRowBytes);
-  if constexpr (kBlocks == 2) _tile_stored(1, to + kTileInts, kRowBytes);
-  if constexpr (kMTiles == 2) {
-    _tile_stored(2, to + kBlocks * kTileInts, kRowBytes);
-    if constexpr (kBlocks == 2) _tile_stored(3, to + 3 * kTileInts, kRowBytes);
+// Stores result tile b.
+inline void store_tile(int b, std::int32_t* to) {
+  switch (b) {   // tile registers are immediates
+    case 0: _tile_stored(0, to, 64); break;
+    case 1: _tile_stored(1, to + kTileInts, 64); break;
+    case 2: _tile_stored(2, to + 2 * kTileInts, 64); break;
+    default: _tile_stored(3, to + 3 * kTileInts, 64);
   }
 }
 
-// The scaling of result tile (t, b) of a job.
-template <WeightFormat kFormat, int kBlocks, int kGroups>
-inline void scale_tile_groups(const Call& call, const Panel& p, const Job& job, int t, int b) {
+// Products of one group. What the result tiles held goes to `before` first: those products are long
+// done then, and the stores do not wait for them.
+template <int kBlocks>
+inline void products(const std::int8_t* x, std::int64_t kp, const std::int8_t* w,
+                     std::int32_t* before) {
+  constexpr std::int64_t kNext = kPanelCols * kRowBlock;   // the next row block's tile
+  _tile_loadd(4, x, kp);
+  if (before) store_tile(0, before);
+  _tile_zero(0);
+  _tile_loadd(5, w, 64);
+  _tile_dpbssd(0, 4, 5);
+  if constexpr (kBlocks > 1) {
+    if (before) store_tile(1, before);
+    _tile_zero(1);
+    _tile_loadd(6, w + kNext, 64);
+    _tile_dpbssd(1, 4, 6);
+  }
+  if constexpr (kBlocks > 2) {
+    if (before) store_tile(2, before);
+    _tile_zero(2);
+    _tile_loadd(5, w + 2 * kNext, 64);
+    _tile_dpbssd(2, 4, 5);
+    if (before) store_tile(3, before);
+    _tile_zero(3);
+    _tile_loadd(6, w + 3 * kNext, 64);
+    _tile_dpbssd(3, 4, 6);
+  }
+}
+
+// The scaling of result tile b of a job.
+template <WeightFormat kFormat, int kGroups>
+inline void scale_tile_groups(const Call& call, const Panel& p, const Job& job, int b) {
   constexpr bool kBlockIsGroup = kFormat == WeightFormat::q8;
-  const float* scale = call.a.xq->scale + job.m[t] * call.groups + job.group;
-  const std::int32_t* tile = job.tiles + (t * kBlocks + b) * kTileInts;
-  constexpr std::int64_t kStep = 4 * kTileInts;   // one group's tiles
-  float* sums = job.sums[t] + b * kTileInts;
-  float* out = call.a.out + job.m[t] * call.a.ldo + p.out_row + b * kRowBlock;
+  constexpr int kScales = kBlockIsGroup ? kGroups : 1;
+  constexpr std::int64_t kStep = kMaxBlocks * kTileInts;   // one group's tiles
+  const float* scale = call.a.xq->scale + job.m * call.groups + job.group;
+  const std::int32_t* tile = job.tiles + b * kTileInts;
+  float* sums = job.sums + b * kTileInts;
+  float* out = call.a.out + job.m * call.a.ldo + p.out_row + b * kRowBlock;
   const __m512 row = _mm512_loadu_ps(p.row[b]);
-  __m512 block[kBlockIsGroup ? kGroups : 1];
-  for (int g = 0; g < (kBlockIsGroup ? kGroups : 1); ++g) {
+  __m512 block[kScales];
+  for (int g = 0; g < kScales; ++g) {
     block[g] = _mm512_cvtph_ps(_mm256_loadu_si256(
         reinterpret_cast<const __m256i*>(p.block[b] + (job.block + g) * kRowBlock)));
   }
-#pragma GCC unroll 4
   for (std::int64_t r = 0; r < call.rows; ++r) {
     __m512 total = job.first ? _mm512_setzero_ps() : _mm512_load_ps(sums + r * 16);
     __m512 f = _mm512_setzero_ps();
@@ -161,75 +170,90 @@ inline void scale_tile_groups(const Call& call, const Panel& p, const Job& job, 
   }
 }
 
-template <WeightFormat kFormat, int kBlocks>
-inline void scale_tile(const Call& call, const Panel& p, const Job& job, int index) {
-  const int t = index / kBlocks, b = index % kBlocks;
-  if (t >= job.m_tiles) return;
+template <WeightFormat kFormat>
+inline void scale_tile(const Call& call, const Panel& p, const Job& job, int b) {
   switch (job.groups) {
-    case 4: return scale_tile_groups<kFormat, kBlocks, 4>(call, p, job, t, b);
-    case 3: return scale_tile_groups<kFormat, kBlocks, 3>(call, p, job, t, b);
-    case 2: return scale_tile_groups<kFormat, kBlocks, 2>(call, p, job, t, b);
-    default: return scale_tile_groups<kFormat, kBlocks, 1>(call, p, job, t, b);
+    case 4: return scale_tile_groups<kFormat, 4>(call, p, job, b);
+    case 3: return scale_tile_groups<kFormat, 3>(call, p, job, b);
+    case 2: return scale_tile_groups<kFormat, 2>(call, p, job, b);
+    default: return scale_tile_groups<kFormat, 1>(call, p, job, b);
   }
 }
 
-// The products of a job; after each group, one tile of the job before is scaled.
+// The jobs of one panel against activation rows [m0, m0 + rows): for each tile of rows, 256 columns
+// at a time.
+class Jobs {
+ public:
+  Jobs(const Call& call, const Panel& p, int blocks, std::int64_t m0, std::int64_t rows)
+      : call_(call), p_(p), blocks_(blocks), m0_(m0),
+        per_tile_((p.cols + kJobCols - 1) / kJobCols),
+        count_((rows + kTileRows - 1) / kTileRows * per_tile_) {}
+
+  std::int64_t count() const { return count_; }
+
+  Job at(std::int64_t index) const {
+    const std::int64_t tile = index / per_tile_, k = index % per_tile_ * kJobCols;
+    const std::int64_t left = p_.cols - k;
+    Job job;
+    job.tiles = call_.tiles + index % 2 * kJobInts;
+    job.m = call_.tile_start(m0_ + tile * kTileRows);
+    job.sums = call_.sums + tile * blocks_ * kTileInts;
+    job.group = (p_.k0 + k) / kActGroup;
+    job.groups = static_cast<int>((left < kJobCols ? left : kJobCols) / kActGroup);
+    job.first = p_.first && k == 0;
+    job.block = k / p_.block_cols;
+    job.last = p_.last && left <= kJobCols;
+    return job;
+  }
+
+ private:
+  static constexpr std::int64_t kJobCols = kJobGroups * kActGroup;
+  const Call& call_;
+  const Panel& p_;
+  int blocks_;
+  std::int64_t m0_, per_tile_, count_;
+};
+
+// The products of a job; after each group, one tile of the job before is scaled, and activations of
+// the job after are fetched.
 template <WeightFormat kFormat, int kBlocks>
-inline void run_job(const Call& call, const Panel& p, const Job& job, const Job* before) {
+inline void run_job(const Call& call, const Panel& p, const Job& job, const Job* before,
+                    const Job& after, std::int32_t** pending) {
   const std::int64_t kp = call.a.xq->cols;
-  std::int32_t* to = const_cast<std::int32_t*>(job.tiles);
+  const std::int8_t* ahead = call.a.xq->q + after.m * kp + after.group * kActGroup;
   for (int g = 0; g < kJobGroups; ++g) {
     if (g < job.groups) {
       const std::int64_t k = (job.group + g) * kActGroup;
-      const std::int8_t* x[2] = {call.a.xq->q + job.m[0] * kp + k, call.a.xq->q + job.m[1] * kp + k};
-      const std::int8_t* w[2] = {p.w8[0] + (k - p.k0) * kRowBlock, p.w8[1] + (k - p.k0) * kRowBlock};
-      if (job.m_tiles == 2) {
-        products<kBlocks, 2>(x, kp, w, to + g * 4 * kTileInts);
-      } else {
-        products<kBlocks, 1>(x, kp, w, to + g * 4 * kTileInts);
-      }
+      for (std::int64_t r = 0; r < call.rows; ++r) prefetch(ahead + r * kp + g * kActGroup);
+      products<kBlocks>(call.a.xq->q + job.m * kp + k, kp, p.w8 + (k - p.k0) * kRowBlock, *pending);
+      *pending = job.tiles + g * kMaxBlocks * kTileInts;
     }
     compiler_barrier();
-    if (before && g < 2 * kBlocks) scale_tile<kFormat, kBlocks>(call, p, *before, g);
+    if (before && g < kBlocks) scale_tile<kFormat>(call, p, *before, g);
   }
 }
 
-// One panel against the activation rows [m0, m0 + rows).
 template <WeightFormat kFormat, int kBlocks>
 void all_rows(const Call& call, const Panel& p, std::int64_t m0, std::int64_t rows) {
-  constexpr std::int64_t kJobCols = kJobGroups * kActGroup;
-  const std::int64_t m_tiles = (rows + kTileRows - 1) / kTileRows;
-  Job jobs[2];
-  int count = 0;
-  for (std::int64_t tile = 0; tile < m_tiles; tile += 2) {
-    for (std::int64_t k = 0; k < p.cols; k += kJobCols) {
-      Job& job = jobs[count % 2];
-      job.tiles = call.tiles + count % 2 * kJobInts;
-      job.m_tiles = tile + 1 < m_tiles ? 2 : 1;
-      for (int t = 0; t < 2; ++t) {
-        const std::int64_t at = t < job.m_tiles ? tile + t : tile;
-        job.m[t] = call.tile_start(m0 + at * kTileRows);
-        job.sums[t] = call.sums + at * kBlocks * kTileInts;
-      }
-      job.group = (p.k0 + k) / kActGroup;
-      job.groups = static_cast<int>((p.cols - k < kJobCols ? p.cols - k : kJobCols) / kActGroup);
-      job.block = k / block_cols(kFormat);
-      job.first = p.first && k == 0;
-      job.last = p.last && k + kJobCols >= p.cols;
-      run_job<kFormat, kBlocks>(call, p, job, count > 0 ? &jobs[(count + 1) % 2] : nullptr);
-      ++count;
-    }
+  const Jobs jobs(call, p, kBlocks, m0, rows);
+  std::int32_t* pending = nullptr;
+  Job before{}, job = jobs.at(0);
+  for (std::int64_t i = 0; i < jobs.count(); ++i) {
+    const Job after = i + 1 < jobs.count() ? jobs.at(i + 1) : job;
+    run_job<kFormat, kBlocks>(call, p, job, i > 0 ? &before : nullptr, after, &pending);
+    before = job;
+    job = after;
   }
-  for (int i = 0; i < 2 * kBlocks; ++i) {
-    scale_tile<kFormat, kBlocks>(call, p, jobs[(count + 1) % 2], i);
-  }
+  for (int b = 0; b < kBlocks; ++b) store_tile(b, pending);
+  compiler_barrier();
+  for (int b = 0; b < kBlocks; ++b) scale_tile<kFormat>(call, p, before, b);
 }
 
 template <WeightFormat kFormat, int kBlocks>
 void unpack_panel(const RowBlock (&rb)[kBlocks], std::int8_t* to, Panel* p) {
+  p->w8 = to;
   for (int b = 0; b < kBlocks; ++b) {
     std::uint8_t* bytes = reinterpret_cast<std::uint8_t*>(to) + b * kPanelCols * kRowBlock;
-    p->w8[b] = reinterpret_cast<std::int8_t*>(bytes);
     p->block[b] = rb[b].block + p->k0 / block_cols(kFormat) * kRowBlock;
     for (std::int64_t k = p->k0; k < p->k0 + p->cols; k += 64) {
       const std::uint8_t* codes = rb[b].codes + k / 64 * code_stride(kFormat);
@@ -240,7 +264,6 @@ void unpack_panel(const RowBlock (&rb)[kBlocks], std::int8_t* to, Panel* p) {
                                bytes + (k - p->k0) * kRowBlock);
     }
   }
-  if constexpr (kBlocks == 1) p->w8[1] = p->w8[0];
   compiler_barrier();
 }
 
@@ -257,6 +280,7 @@ void row_blocks(const Call& call, std::int64_t first_block) {
     p.mask[b] = left >= kRowBlock ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
   }
   p.out_row = first_block * kRowBlock;
+  p.block_cols = block_cols(kFormat);
   for (std::int64_t m0 = 0; m0 < a.m; m0 += kPassRows) {
     const std::int64_t rows = a.m - m0 < kPassRows ? a.m - m0 : kPassRows;
     for (p.k0 = 0; p.k0 < kp; p.k0 += kPanelCols) {
@@ -274,6 +298,7 @@ void matmul_quantized(const MatmulArgs& a) {
   const Call call(a);
   configure_tiles(call.rows);
   std::int64_t b = a.block_begin;
+  for (; b + 4 <= a.block_end; b += 4) row_blocks<kFormat, 4>(call, b);
   for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(call, b);
   if (b < a.block_end) row_blocks<kFormat, 1>(call, b);
   _tile_release();
