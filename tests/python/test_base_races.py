@@ -42,12 +42,12 @@ def test_the_pool_has_no_races(compiler: str, repository: Path, tmp_path: Path) 
 
 
 def test_a_planted_race_is_found(compiler: str, repository: Path, tmp_path: Path) -> None:
-    """A worker that may read the job before it has joined."""
+    """A worker that writes one of the job's fields after it has left the job."""
     source = (repository / "csrc/base/thread_pool.cc").read_text()
-    good = "    if (!gate.compare_exchange_strong(seen, seen + 1)) continue;\n"
+    good = "    work(worker);\n    leave();\n"
     assert source.count(good) == 1
     pool = tmp_path / "planted.cc"
-    pool.write_text(source.replace(good, "    if (items < 0) return;\n" + good))
+    pool.write_text(source.replace(good, good + "    failure = nullptr;\n"))
     code, report = build_and_run(compiler, repository, pool, tmp_path / "stress")
     assert code != 0
     assert "data race" in report
