@@ -11,7 +11,7 @@ import pytest
 from musespark.lab import mix, protocol
 from musespark.lab import tokenizer as tok
 from musespark.lab.backends import Reply, parse_reply
-from musespark.lab.evaluate import evaluate, items_for, overlap, table, wilson
+from musespark.lab.evaluate import evaluate, fill_card, items_for, overlap, table, wilson
 from musespark.lab.item import is_evaluation
 from musespark.lab.tasks import EFFORTS
 
@@ -114,3 +114,14 @@ def test_table_and_dump(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "dump.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     assert all(line["correct"] for line in lines)
+
+
+def test_the_card_is_filled_between_its_marks(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("a\n<!-- accuracy -->\nold\n<!-- /accuracy -->\nb\n")
+    fill_card(card, "new")
+    fill_card(card, "newer")
+    assert card.read_text() == "a\n<!-- accuracy -->\n\nnewer\n\n<!-- /accuracy -->\nb\n"
+    card.write_text("a\n<!-- accuracy -->\n")
+    with pytest.raises(ValueError, match="no line"):
+        fill_card(card, "new")

@@ -133,6 +133,19 @@ def evaluate(
     return score(items, replies)
 
 
+_BEGIN, _END = "<!-- accuracy -->", "<!-- /accuracy -->"
+
+
+def fill_card(card: Path, text: str) -> None:
+    """Put ``text`` between the accuracy marks of a model card; without the marks it raises."""
+    content = card.read_text()
+    before, begin, rest = content.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        raise ValueError(f"{card}: no line {_BEGIN} followed by {_END}")
+    card.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
+
+
 def _listed(text: str, allowed: tuple[str, ...], name: str) -> list[str]:
     chosen = list(allowed) if text == "all" else text.split(",")
     for c in chosen:
@@ -155,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--seed", type=int, default=2026)
     p.add_argument("--max-new-tokens", type=int, default=400)
     p.add_argument("--json", help="write the rows here")
+    p.add_argument("--card", help="put the table between the accuracy marks of this model card")
     p.add_argument("--dump", help="write each item with its raw reply here (JSON lines)")
     args = p.parse_args(argv)
     items = items_for(
@@ -179,7 +193,10 @@ def main(argv: list[str] | None = None) -> None:
     seconds = time.time() - begin
     print(table(rows))
     correct, n = sum(r["correct"] for r in rows), sum(r["n"] for r in rows)
-    print(f"all: {correct}/{n} = {correct / n:.1%}, {seconds:.0f} s, backend {backend.name}")
+    summary = f"all: {correct}/{n} = {correct / n:.1%}, backend {backend.name}, seed {args.seed}"
+    print(f"{summary}, {seconds:.0f} s")
+    if args.card:
+        fill_card(Path(args.card), f"{table(rows)}\n\n{summary}.")
     if args.json:
         Path(args.json).write_text(
             json.dumps(

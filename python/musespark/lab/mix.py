@@ -38,16 +38,16 @@ WEIGHTS = {
     },
     "main": {
         "copying": 1.5,
-        "spelling": 2.5,
-        "lookup": 1.5,
+        "spelling": 1.5,
+        "lookup": 2,
         "recall": 0.7,
-        "addition": 3,
+        "addition": 2.2,
         "subtraction": 2.5,
-        "multiplication": 1.5,
+        "multiplication": 1.8,
         "comparison": 3.5,
         "extreme": 0.7,
         "sorting": 1.2,
-        "letters": 1.2,
+        "letters": 1,
         "ordering": 1,
         "word_problem": 2,
         "table": 1,
@@ -62,6 +62,8 @@ WEIGHTS = {
 LEVEL_WEIGHTS = {"first": (0.7, 0.2, 0.1), "main": (0.72, 0.2, 0.08)}
 EFFORT_WEIGHTS = {"low": 0.22, "medium": 0.43, "high": 0.22, "xhigh": 0.13}
 PROSE = 0.05
+#: Share of drills that repeat random tokens: the densest signal there is for copying.
+REPEATS = 0.06
 ERROR_RATE = 0.2
 
 

@@ -68,12 +68,22 @@ class Packer:
                 [*ids[: self.length - 1], tok.EOS] if len(ids) < self.length else ids[: self.length]
             )
             return ids, [False] + [True] * (len(ids) - 1)
+        if self.rng.random() < mix.REPEATS:
+            return self._repeat()
         item = mix.draw_training_item(self.rng, self.phase)
         pieces = protocol.prompt_pieces(
             item.messages, item.effort, item.tools
         ) + protocol.reply_pieces(item)
         split = self.dropped if self.rng.random() < _DROPOUT_SHARE else None
         return protocol.encode(pieces, self.tokenizer, split)
+
+    def _repeat(self) -> tuple[list[int], list[bool]]:
+        """Random ordinary tokens, two or three times over; the repetitions are trained."""
+        first = len(tok.SPECIAL)
+        count = self.rng.randint(4, 30)
+        part = [self.rng.randrange(first, tok.VOCAB_SIZE) for _ in range(count)]
+        times = self.rng.randint(2, 3)
+        return [tok.BOS, *part * times], [False] * (1 + count) + [True] * count * (times - 1)
 
     def __iter__(self) -> Iterator[Batch]:
         waiting: list[tuple[list[int], list[bool]]] = []

@@ -35,11 +35,12 @@ _SMALLER = (
 )
 
 
-def compare_steps(a: int, b: int, *, flip: bool = False) -> str:
+def compare_steps(a: int, b: int, *, large: bool, flip: bool = False) -> str:
     """Lengths first, then the first differing digit; then which is larger and which smaller.
 
-    Naming both keeps the last step to one decision: the question's word picks a number. ``flip``
-    turns the relation round (a deliberate mistake).
+    Naming both, then the one asked for, leaves one decision to each step; a model that had to
+    join the sign with the question's word in one step guessed. ``flip`` turns the relation round
+    (a deliberate mistake).
     """
     x, y = str(a), str(b)
     sign = "=" if a == b else "<" if (a < b) != flip else ">"
@@ -52,9 +53,10 @@ def compare_steps(a: int, b: int, *, flip: bool = False) -> str:
                 parts.append(f"{p}{sign}{q}")
                 break
             parts.append(f"{p}={q}")
-    small, large = (a, b) if sign == "<" else (b, a)
-    end = "Equal." if a == b else f"Larger {large}, smaller {small}."
-    return f"{', '.join(parts)}, so {a}{sign}{b}. {end}"
+    small, big = (a, b) if sign == "<" else (b, a)
+    asked = f"asked larger {big}" if large else f"asked smaller {small}"
+    end = "Equal." if a == b else f"larger {big}, smaller {small}, {asked}."
+    return f"{', '.join(parts)}, so {a}{sign}{b}: {end}"
 
 
 def comparison(r: Random, level: str) -> Problem:
@@ -80,8 +82,10 @@ def comparison(r: Random, level: str) -> Problem:
 
     def steps(e: Random | None) -> tuple[str, str]:
         if e and a != b:
-            return compare_steps(a, b, flip=True), str(min(a, b) if large else max(a, b))
-        return compare_steps(a, b), answer
+            return compare_steps(a, b, large=large, flip=True), str(
+                min(a, b) if large else max(a, b)
+            )
+        return compare_steps(a, b, large=large), answer
 
     return Problem(
         "comparison",
