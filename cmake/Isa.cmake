@@ -7,7 +7,7 @@ set(MUSESPARK_ISA_FLAGS_x86_64
     "amx=-mamx-tile -mamx-int8 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c -mbmi2")
 # GCC 12 warns about its own AVX-512 intrinsics ("'__Y' may be used uninitialized", GCC bug 105593).
 foreach(level avx512vnni amx)
-  list(TRANSFORM MUSESPARK_ISA_FLAGS_x86_64 APPEND " -Wno-maybe-uninitialized" REGEX "^${level}=")
+  list(TRANSFORM MUSESPARK_ISA_FLAGS_x86_64 APPEND " -Wno-uninitialized -Wno-maybe-uninitialized" REGEX "^${level}=")
 endforeach()
 set(MUSESPARK_ISA_FLAGS_aarch64
     "i8mm=-march=armv8.2-a+dotprod+fp16+i8mm"
