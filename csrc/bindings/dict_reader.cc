@@ -25,8 +25,8 @@ std::int64_t to_integer(py::handle value, const std::string& path) {
 }
 
 double to_real(py::handle value, const std::string& path) {
-  const bool number = PyFloat_Check(value.ptr()) || PyIndex_Check(value.ptr()) ||
-                      py::hasattr(value, "__float__");
+  const bool number =
+      PyFloat_Check(value.ptr()) || PyIndex_Check(value.ptr()) || py::hasattr(value, "__float__");
   if (PyBool_Check(value.ptr()) || !number) DictReader::fail(path, shown(value), "a number");
   const double out = PyFloat_AsDouble(value.ptr());
   if (out == -1.0 && PyErr_Occurred()) throw py::error_already_set();
@@ -34,7 +34,8 @@ double to_real(py::handle value, const std::string& path) {
 }
 
 DictReader::DictReader(py::handle value, std::string path) : path_(std::move(path)) {
-  if (!py::isinstance<py::dict>(value)) fail(path_.empty() ? "spec" : path_, shown(value), "a dict");
+  if (!py::isinstance<py::dict>(value))
+    fail(path_.empty() ? "spec" : path_, shown(value), "a dict");
   dict_ = py::reinterpret_borrow<py::dict>(value);
 }
 
@@ -74,7 +75,8 @@ std::int64_t DictReader::integer(const char* key, std::int64_t low, std::int64_t
   const py::object given = value(key);
   const std::int64_t out = to_integer(given, path(key));
   if (out < low || out > high) {
-    fail(path(key), shown(given), "an integer from " + std::to_string(low) + " to " + std::to_string(high));
+    fail(path(key), shown(given),
+         "an integer from " + std::to_string(low) + " to " + std::to_string(high));
   }
   return out;
 }
@@ -82,7 +84,8 @@ std::int64_t DictReader::integer(const char* key, std::int64_t low, std::int64_t
 std::uint64_t DictReader::unsigned_integer(const char* key) {
   const py::object given = value(key);
   const char* allowed = "an integer from 0 to 2**64 - 1";
-  if (PyBool_Check(given.ptr()) || !PyIndex_Check(given.ptr())) fail(path(key), shown(given), allowed);
+  if (PyBool_Check(given.ptr()) || !PyIndex_Check(given.ptr()))
+    fail(path(key), shown(given), allowed);
   const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(given.ptr()));
   if (!number) throw py::error_already_set();
   const unsigned long long out = PyLong_AsUnsignedLongLong(number.ptr());

@@ -72,8 +72,8 @@ std::map<std::string, TensorView> tensors_from_python(const py::dict& tensors, H
     }
     const auto tuple = py::reinterpret_borrow<py::tuple>(item.second);
     held.push_back(std::make_unique<HeldBuffer>(tuple[3], path));
-    out[name] = {weight_format(tuple[0], path), to_integer(tuple[1], path), to_integer(tuple[2], path),
-                 held.back()->data(), held.back()->bytes()};
+    out[name] = {weight_format(tuple[0], path), to_integer(tuple[1], path),
+                 to_integer(tuple[2], path), held.back()->data(), held.back()->bytes()};
   }
   return out;
 }
@@ -91,16 +91,18 @@ std::vector<std::int32_t> ids_from_python(py::handle value, const std::string& p
   }
   for (const auto& item : py::reinterpret_borrow<py::sequence>(value)) {
     const std::int64_t id = to_integer(item, path);
-    if (id != static_cast<std::int32_t>(id)) DictReader::fail(path, shown(item), "a 32-bit token id");
+    if (id != static_cast<std::int32_t>(id))
+      DictReader::fail(path, shown(item), "a 32-bit token id");
     out.push_back(static_cast<std::int32_t>(id));
   }
   return out;
 }
 
 std::vector<std::int32_t> tokens_from_python(py::handle value) {
-  const bool fits = py::isinstance<py::array>(value) &&
-                    py::reinterpret_borrow<py::array>(value).dtype().is(py::dtype::of<std::int32_t>()) &&
-                    py::reinterpret_borrow<py::array>(value).ndim() == 1;
+  const bool fits =
+      py::isinstance<py::array>(value) &&
+      py::reinterpret_borrow<py::array>(value).dtype().is(py::dtype::of<std::int32_t>()) &&
+      py::reinterpret_borrow<py::array>(value).ndim() == 1;
   if (!fits) DictReader::fail("tokens", shown(value), "a 1-D int32 array");
   const auto array = py::array_t<std::int32_t, py::array::c_style>::ensure(value);
   return {array.data(), array.data() + array.size()};
@@ -127,11 +129,13 @@ SamplingParams read_sampling(DictReader& d) {
   if (d.has("logprobs")) out.logprobs = d.integer("logprobs");
   if (d.has("allowed_ids")) {
     out.allowed_ids = ids_from_python(d.value("allowed_ids"), "allowed_ids");
-    if (out.allowed_ids.empty()) DictReader::fail("allowed_ids", "no id", "at least one, or None for all");
+    if (out.allowed_ids.empty())
+      DictReader::fail("allowed_ids", "no id", "at least one, or None for all");
   }
   if (d.has("logit_bias")) {
     const py::object bias = d.value("logit_bias");
-    if (!py::isinstance<py::dict>(bias)) DictReader::fail("logit_bias", shown(bias), "a dict of id to number");
+    if (!py::isinstance<py::dict>(bias))
+      DictReader::fail("logit_bias", shown(bias), "a dict of id to number");
     for (const auto& item : py::reinterpret_borrow<py::dict>(bias)) {
       const std::int64_t id = to_integer(item.first, "logit_bias");
       if (id != static_cast<std::int32_t>(id)) {
@@ -195,24 +199,30 @@ py::tuple event_tuple(const LogitsEvent& event) {
 
 const char* kind_name(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::none: return "none";
-    case ErrorKind::bad_logits: return "bad_logits";
-    case ErrorKind::memory: return "memory";
-    case ErrorKind::other: return "other";
+    case ErrorKind::none:
+      return "none";
+    case ErrorKind::bad_logits:
+      return "bad_logits";
+    case ErrorKind::memory:
+      return "memory";
+    case ErrorKind::other:
+      return "other";
   }
   return "other";
 }
 
 py::tuple event_tuple(const FinishedEvent& event) {
   const RequestStats& s = event.stats;
-  py::dict stats(py::arg("prompt_tokens") = s.prompt_tokens, py::arg("cached_tokens") = s.cached_tokens,
-                 py::arg("completion_tokens") = s.completion_tokens,
-                 py::arg("preemptions") = s.preemptions, py::arg("queue_s") = s.queue_s,
-                 py::arg("prefill_s") = s.prefill_s, py::arg("decode_s") = s.decode_s,
-                 py::arg("first_token_s") = s.first_token_s);
+  py::dict stats(
+      py::arg("prompt_tokens") = s.prompt_tokens, py::arg("cached_tokens") = s.cached_tokens,
+      py::arg("completion_tokens") = s.completion_tokens, py::arg("preemptions") = s.preemptions,
+      py::arg("queue_s") = s.queue_s, py::arg("prefill_s") = s.prefill_s,
+      py::arg("decode_s") = s.decode_s, py::arg("first_token_s") = s.first_token_s);
   py::object error = py::none();
-  if (event.reason == FinishReason::error) error = py::make_tuple(kind_name(event.kind), event.error);
-  return py::make_tuple("finished", event.id, py::str(std::string(to_string(event.reason))), error, stats);
+  if (event.reason == FinishReason::error)
+    error = py::make_tuple(kind_name(event.kind), event.error);
+  return py::make_tuple("finished", event.id, py::str(std::string(to_string(event.reason))), error,
+                        stats);
 }
 
 // The engine with everything it stands on, in the order it is torn down.
@@ -256,13 +266,13 @@ class PyEngine {
 
   py::dict stats() const {
     const EngineStats s = engine_->stats();
-    return py::dict(py::arg("waiting") = s.waiting, py::arg("running") = s.running,
-                    py::arg("retained") = s.retained, py::arg("steps") = s.steps,
-                    py::arg("rows") = s.rows, py::arg("preemptions") = s.preemptions,
-                    py::arg("redone_steps") = s.redone_steps,
-                    py::arg("kv_bytes_used") = s.kv_bytes_used,
-                    py::arg("kv_bytes_limit") = s.kv_bytes_limit, py::arg("threads") = pool_.threads(),
-                    py::arg("context") = context_, py::arg("isa") = isa_name(kernels().isa));
+    return py::dict(
+        py::arg("waiting") = s.waiting, py::arg("running") = s.running,
+        py::arg("retained") = s.retained, py::arg("steps") = s.steps, py::arg("rows") = s.rows,
+        py::arg("preemptions") = s.preemptions, py::arg("redone_steps") = s.redone_steps,
+        py::arg("kv_bytes_used") = s.kv_bytes_used, py::arg("kv_bytes_limit") = s.kv_bytes_limit,
+        py::arg("threads") = pool_.threads(), py::arg("context") = context_,
+        py::arg("isa") = isa_name(kernels().isa));
   }
 
   Engine& engine() { return *engine_; }
@@ -287,7 +297,8 @@ py::tuple sample_row(const py::array_t<float, py::array::c_style>& row, std::uin
   const auto checked = [&row](const py::object& ids, const char* name) {
     const auto out = ids_from_python(ids, name);
     for (const std::int32_t id : out) {
-      if (id < 0 || id >= row.size()) DictReader::fail(name, std::to_string(id), "an id of the row");
+      if (id < 0 || id >= row.size())
+        DictReader::fail(name, std::to_string(id), "an id of the row");
     }
     return out;
   };
@@ -308,40 +319,45 @@ void register_engine(py::module_& m) {
     return [method](PyEngine& self, std::int64_t id) { return (self.engine().*method)(id); };
   };
   using unlocked = py::call_guard<py::gil_scoped_release>;
-  py::class_<PyEngine>(m, "Engine",
-                       "The engine of one model. Thread-safe, but run_until is for one thread at a time.\n"
-                       "`spec` is dataclasses.asdict of a families.spec.ModelSpec; `tensors` maps names to\n"
-                       "(format, rows, cols, buffer), whose buffers stay held. Errors: InvalidRequest,\n"
-                       "UnsupportedModel, CorruptFile.")
+  py::class_<PyEngine>(
+      m, "Engine",
+      "The engine of one model. Thread-safe, but run_until is for one thread at a time.\n"
+      "`spec` is dataclasses.asdict of a families.spec.ModelSpec; `tensors` maps names to\n"
+      "(format, rows, cols, buffer), whose buffers stay held. Errors: InvalidRequest,\n"
+      "UnsupportedModel, CorruptFile.")
       .def(py::init<const py::object&, const py::dict&, int, std::int64_t, const std::string&,
                     std::int64_t, std::int64_t, std::int64_t>(),
-           py::arg("spec"), py::arg("tensors"), py::kw_only(), py::arg("threads"), py::arg("context"),
-           py::arg("kv"), py::arg("memory_budget"), py::arg("prefill_chunk") = 512,
-           py::arg("max_batch") = 64)
+           py::arg("spec"), py::arg("tensors"), py::kw_only(), py::arg("threads"),
+           py::arg("context"), py::arg("kv"), py::arg("memory_budget"),
+           py::arg("prefill_chunk") = 512, py::arg("max_batch") = 64)
       .def("submit", &PyEngine::submit, py::arg("tokens"), py::kw_only(), py::arg("params"),
            py::arg("base") = py::none(),
-           "Queues a request, returns its id. `tokens`: int32 array [n]. `base`: a retained id whose\n"
+           "Queues a request, returns its id. `tokens`: int32 array [n]. `base`: a retained id "
+           "whose\n"
            "common prefix is reused. InvalidRequest, ContextOverflow, MemoryBudgetExceeded.")
       .def("cancel", with_engine(&Engine::cancel), py::arg("id"), unlocked(),
            "Ends a sequence within one layer.")
-      .def("cancel_all", [](PyEngine& self) { self.engine().cancel_all(); }, unlocked(),
-           "Ends every waiting and running sequence.")
+      .def(
+          "cancel_all", [](PyEngine& self) { self.engine().cancel_all(); }, unlocked(),
+          "Ends every waiting and running sequence.")
       .def("fork", with_engine(&Engine::fork), py::arg("id"), unlocked(),
            "A retained sequence's twin; returns its id.")
       .def("release", with_engine(&Engine::release), py::arg("id"), unlocked(),
            "Gives a retained sequence up.")
       .def("run_until", &PyEngine::run_until, py::arg("max_seconds") = 0.02,
-           "Steps until the time is over, a sequence ended, logits came or nothing is left. Returns\n"
+           "Steps until the time is over, a sequence ended, logits came or nothing is left. "
+           "Returns\n"
            "events: ('tokens', id, ids, logprobs|None, tops|None), ('logits', id, first, array),\n"
            "('finished', id, reason, (kind, message)|None, stats).")
-      .def("has_work", [](PyEngine& self) { return self.engine().has_work(); }, unlocked(),
-           "Whether run_until has anything to do.")
+      .def(
+          "has_work", [](PyEngine& self) { return self.engine().has_work(); }, unlocked(),
+          "Whether run_until has anything to do.")
       .def("stats", &PyEngine::stats, "Counters, bytes, threads and the instruction set in use.");
 
   auto testing = m.def_submodule("testing");
   testing.def("sample", &sample_row, py::arg("row"), py::kw_only(), py::arg("position"),
-              py::arg("params"), py::arg("prompt") = py::tuple(), py::arg("completion") = py::tuple(),
-              py::arg("blocked") = py::tuple(),
+              py::arg("params"), py::arg("prompt") = py::tuple(),
+              py::arg("completion") = py::tuple(), py::arg("blocked") = py::tuple(),
               "(token, logprob, top) of one row of logits; see csrc/decode/sampler.h.");
 }
 

@@ -30,7 +30,8 @@ void Candidates::select_by_heap(std::int64_t count) {
   std::make_heap(order_.begin(), order_.end(), less);  // front: the last of those kept
   float worst = values_[order_.front()];
   for (std::int64_t id = count; id < n_; ++id) {
-    if (!(values_[id] > worst)) continue;  // an equal value with a higher id comes later in the order
+    if (!(values_[id] > worst))
+      continue;  // an equal value with a higher id comes later in the order
     std::pop_heap(order_.begin(), order_.end(), less);
     order_.back() = static_cast<std::int32_t>(id);
     std::push_heap(order_.begin(), order_.end(), less);

@@ -10,9 +10,7 @@
 namespace musespark {
 namespace {
 
-double seconds(Clock::duration duration) {
-  return std::chrono::duration<double>(duration).count();
-}
+double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
 
 void check_positive(const char* field, std::int64_t value) {
   if (value < 1) {
@@ -25,8 +23,8 @@ void check_request(const RequestParams& params, std::int64_t vocab) {
   check_sampling_params(params.sampling, vocab);
   for (const std::int32_t id : params.stop_ids) {
     if (id < 0 || id >= vocab) {
-      throw InvalidRequest("stop_ids: got " + std::to_string(id) + ", allowed is a token id from 0 to " +
-                           std::to_string(vocab - 1));
+      throw InvalidRequest("stop_ids: got " + std::to_string(id) +
+                           ", allowed is a token id from 0 to " + std::to_string(vocab - 1));
     }
   }
   if (params.min_new_tokens < 0) {
@@ -39,8 +37,9 @@ void check_request(const RequestParams& params, std::int64_t vocab) {
                            ", allowed is an integer >= 0");
     }
     if (params.min_new_tokens > *params.max_new_tokens) {
-      throw InvalidRequest("min_new_tokens: got " + std::to_string(params.min_new_tokens) +
-                           ", more than max_new_tokens = " + std::to_string(*params.max_new_tokens));
+      throw InvalidRequest(
+          "min_new_tokens: got " + std::to_string(params.min_new_tokens) +
+          ", more than max_new_tokens = " + std::to_string(*params.max_new_tokens));
     }
     if (params.logits != LogitsMode::none) {
       throw InvalidRequest("max_new_tokens: got " + std::to_string(*params.max_new_tokens) +
@@ -87,7 +86,8 @@ Engine::Impl::Impl(TextModel& model_in, PagePool& pool_in, ThreadPool& threads_i
 }
 
 // Completion tokens the request may have; throws where prompt and completion do not fit.
-std::int64_t Engine::Impl::completion_limit(std::int64_t prompt, const RequestParams& params) const {
+std::int64_t Engine::Impl::completion_limit(std::int64_t prompt,
+                                            const RequestParams& params) const {
   const bool samples = params.logits == LogitsMode::none;
   // Without a given length there must be room for one token at least.
   const std::int64_t wanted = params.max_new_tokens.value_or(samples ? 1 : 0);
@@ -125,8 +125,9 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
                                " tokens, the memory budget is " + std::to_string(budget));
   }
   if (base && (params.logits == LogitsMode::all || params.logits == LogitsMode::score)) {
-    throw InvalidRequest("base: got " + std::to_string(*base) +
-                         " with logits for every prompt token, which a shared prefix does not have");
+    throw InvalidRequest(
+        "base: got " + std::to_string(*base) +
+        " with logits for every prompt token, which a shared prefix does not have");
   }
   const auto now = Clock::now();
   auto entry = std::make_unique<Entry>(std::move(tokens), std::move(params), vocab, limit);
@@ -149,15 +150,17 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
 
 void Engine::Impl::check_given_out(RequestId id) const {
   if (id < 0 || id >= next_id) {
-    throw InvalidRequest("id: got " + std::to_string(id) + ", allowed is an id that submit or fork gave");
+    throw InvalidRequest("id: got " + std::to_string(id) +
+                         ", allowed is an id that submit or fork gave");
   }
 }
 
 Entry& Engine::Impl::retained(RequestId id, const char* field) {
   const auto found = kept.find(id);
   if (found == kept.end() || found->second->released) {
-    throw InvalidRequest(std::string(field) + ": got " + std::to_string(id) +
-                         ", allowed is a sequence that was retained, has ended and is not released");
+    throw InvalidRequest(
+        std::string(field) + ": got " + std::to_string(id) +
+        ", allowed is a sequence that was retained, has ended and is not released");
   }
   return *found->second;
 }
@@ -239,7 +242,8 @@ void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std
 
 void Engine::Impl::run_until(double max_seconds, std::vector<Event>& out) {
   if (!(max_seconds >= 0 && max_seconds < 1e9)) {
-    throw InvalidRequest("max_seconds: got " + std::to_string(max_seconds) + ", allowed is 0 to 1e9");
+    throw InvalidRequest("max_seconds: got " + std::to_string(max_seconds) +
+                         ", allowed is 0 to 1e9");
   }
   const std::unique_lock running_here(run_mutex, std::try_to_lock);
   if (!running_here.owns_lock()) throw Error("run_until is already running in another thread");

@@ -38,7 +38,7 @@ struct RequestParams {
 };
 
 struct EngineOptions {
-  std::int64_t context = 0;        // tokens a sequence may have, prompt and completion
+  std::int64_t context = 0;          // tokens a sequence may have, prompt and completion
   std::int64_t prefill_chunk = 512;  // prompt rows of one step, all sequences together
   std::int64_t max_batch = 64;       // sequences that run at once
 };
@@ -61,8 +61,8 @@ struct TokensEvent {
 };
 struct LogitsEvent {
   RequestId id;
-  std::int64_t first;        // position of the first row
-  std::int64_t rows, cols;   // LogitsMode::score: cols = 1
+  std::int64_t first;       // position of the first row
+  std::int64_t rows, cols;  // LogitsMode::score: cols = 1
   std::vector<float> values;
 };
 // What ended a sequence with FinishReason::error, as a class of base/errors.h.
@@ -90,9 +90,9 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Queues a request. `base`: a retained sequence; the pages of the longest common prefix are shared,
-  // and the base stays as it is. Throws InvalidRequest (naming the field), ContextOverflow(needed,
-  // limit), MemoryBudgetExceeded where the request alone could never fit.
+  // Queues a request. `base`: a retained sequence; the pages of the longest common prefix are
+  // shared, and the base stays as it is. Throws InvalidRequest (naming the field),
+  // ContextOverflow(needed, limit), MemoryBudgetExceeded where the request alone could never fit.
   RequestId submit(std::vector<std::int32_t> tokens, RequestParams params,
                    std::optional<RequestId> base = std::nullopt);
 
@@ -102,15 +102,16 @@ class Engine {
   // Ends every waiting and running sequence with `cancelled`.
   void cancel_all();
 
-  // A retained sequence's twin: same tokens, pages shared until written. Both are released separately.
+  // A retained sequence's twin: same tokens, pages shared until written. Both are released
+  // separately.
   RequestId fork(RequestId id);
-  // Gives a retained sequence up. Before its end: it will not be retained. Throws InvalidRequest for
-  // an id that is neither.
+  // Gives a retained sequence up. Before its end: it will not be retained. Throws InvalidRequest
+  // for an id that is neither.
   void release(RequestId id);
 
-  // Steps until `max_seconds` have passed, a sequence ended or logits came, or nothing is left to do.
-  // Appends what happened to `events` in order. Throws only for faults that end the engine; every
-  // later call throws the same.
+  // Steps until `max_seconds` have passed, a sequence ended or logits came, or nothing is left to
+  // do. Appends what happened to `events` in order. Throws only for faults that end the engine;
+  // every later call throws the same.
   void run_until(double max_seconds, std::vector<Event>& events);
 
   // Whether run_until has anything to do.

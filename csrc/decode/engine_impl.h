@@ -1,5 +1,5 @@
-// The engine's inside. engine.cc: requests and their ends; schedule.cc: who may run, with which rows
-// and whose memory; step.cc: one forward pass and what follows from it.
+// The engine's inside. engine.cc: requests and their ends; schedule.cc: who may run, with which
+// rows and whose memory; step.cc: one forward pass and what follows from it.
 //
 // Locking: `mutex` guards everything that submit, cancel, release, fork and stats see. The step
 // holds it while it plans and while it books results, not while the model runs. Pages are touched
@@ -76,17 +76,17 @@ struct Engine::Impl {
   mutable std::mutex mutex;
   std::unordered_map<RequestId, std::unique_ptr<Entry>> entries;
   RequestId next_id = 0;
-  std::map<RequestId, Entry*> waiting;         // oldest first
-  std::vector<Entry*> running;                 // oldest first
-  std::map<RequestId, Entry*> kept;            // retained
-  std::vector<Entry*> unsettled;               // forks to make, releases to carry out
-  std::int64_t reserved_bytes = 0;             // of running and retained
-  std::int64_t retained_bytes = 0;             // of these, of retained
+  std::map<RequestId, Entry*> waiting;  // oldest first
+  std::vector<Entry*> running;          // oldest first
+  std::map<RequestId, Entry*> kept;     // retained
+  std::vector<Entry*> unsettled;        // forks to make, releases to carry out
+  std::int64_t reserved_bytes = 0;      // of running and retained
+  std::int64_t retained_bytes = 0;      // of these, of retained
   EngineStats counters;
 
-  std::mutex run_mutex;                        // held by run_until
+  std::mutex run_mutex;  // held by run_until
   std::exception_ptr fault;
-  std::vector<Event>* events = nullptr;        // of the run_until under way
+  std::vector<Event>* events = nullptr;  // of the run_until under way
   bool return_early = false;
 
   // The step under way.
@@ -97,15 +97,15 @@ struct Engine::Impl {
   StepControl control;
   PrefillPace pace;
   std::size_t batch_first = 0, batch_count = 0;  // the spans in the model now
-  struct Job {            // one row to sample from, or to score a known token with
+  struct Job {  // one row to sample from, or to score a known token with
     Entry* entry;
     const float* row;
-    std::int32_t known;   // -1: sample
+    std::int32_t known;  // -1: sample
     SampledToken token;
     std::string error;
   };
   std::vector<Job> jobs;
-  std::vector<SamplerScratch> scratch;         // one for each thread
+  std::vector<SamplerScratch> scratch;  // one for each thread
 };
 
 }  // namespace musespark

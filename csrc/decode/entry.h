@@ -43,13 +43,13 @@ struct Entry {
   // continuation from there sees are gone from `kv` once the completion is longer than a window.
   std::optional<Sequence> prompt_kv;
 
-  Entry* source = nullptr;          // base of a waiting request, or what a fork is made from
-  int pins = 0;                     // entries that have this one as their source
+  Entry* source = nullptr;  // base of a waiting request, or what a fork is made from
+  int pins = 0;             // entries that have this one as their source
   bool released = false;
   std::atomic<bool> cancelled{false};
 
   std::int64_t reserved_tokens = 0, reserved_bytes = 0;
-  std::int64_t last_used = 0;       // step in which it last got prefill rows; or was kept or reused
+  std::int64_t last_used = 0;  // step in which it last got prefill rows; or was kept or reused
   std::vector<SampledToken> unreported;
 
   RequestStats stats;

@@ -17,7 +17,8 @@ class PrefillPace {
     if (prefill_rows == 0) {
       decode_seconds_ = decode_seconds_ == 0 ? seconds : 0.9 * decode_seconds_ + 0.1 * seconds;
     } else if (prefill_rows >= kLeastMeasured) {
-      const double row = std::max(seconds - decode_seconds_, 0.0) / static_cast<double>(prefill_rows);
+      const double row =
+          std::max(seconds - decode_seconds_, 0.0) / static_cast<double>(prefill_rows);
       row_seconds_ = row_seconds_ == 0 ? row : 0.5 * row_seconds_ + 0.5 * row;
     }
   }

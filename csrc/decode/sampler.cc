@@ -19,7 +19,8 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // A prefix that holds nearly all of the mass of most rows; the rest is sorted only when asked for.
 constexpr std::int64_t kFirstCandidates = 128;
 
-[[noreturn]] void fail(const std::string& field, const std::string& got, const std::string& allowed) {
+[[noreturn]] void fail(const std::string& field, const std::string& got,
+                       const std::string& allowed) {
   throw InvalidRequest(field + ": got " + got + ", allowed is " + allowed);
 }
 
@@ -40,7 +41,8 @@ void check_finite(const float* row, std::int64_t n) {
   for (; i + 16 <= n; i += 16) {
     for (int j = 0; j < 16; ++j) {
       const auto bits = std::bit_cast<std::uint32_t>(row[i + j]);
-      bad |= (bits & 0x7f800000u) + 0x00800000u;  // the sum's top bit is set by 0xff exponents alone
+      bad |=
+          (bits & 0x7f800000u) + 0x00800000u;  // the sum's top bit is set by 0xff exponents alone
     }
   }
   for (; i < n; ++i) bad |= (std::bit_cast<std::uint32_t>(row[i]) & 0x7f800000u) + 0x00800000u;
@@ -225,8 +227,8 @@ std::int32_t Sampler::draw(const float* logits, float max, std::uint64_t positio
 SampledToken Sampler::sample(const float* row, std::uint64_t position,
                              std::span<const std::int32_t> blocked, SamplerScratch& scratch) const {
   check_finite(row, vocab_);
-  const bool unchanged = allowed_.empty() && blocked.empty() && params_.logit_bias.empty() &&
-                         seen_ids_.empty();
+  const bool unchanged =
+      allowed_.empty() && blocked.empty() && params_.logit_bias.empty() && seen_ids_.empty();
   const float* logits = row;
   if (!unchanged) {
     process(row, blocked, scratch.logits);
@@ -234,8 +236,9 @@ SampledToken Sampler::sample(const float* row, std::uint64_t position,
   }
   const float max = kernels().rowwise.row_max(logits, vocab_);
   if (!std::isfinite(max)) {
-    throw BadLogits("no token is left to choose from: the largest logit after bias and penalties is " +
-                    std::to_string(max));
+    throw BadLogits(
+        "no token is left to choose from: the largest logit after bias and penalties is " +
+        std::to_string(max));
   }
   SampledToken out;
   out.token = params_.temperature == 0 ? first_equal(logits, vocab_, max)
@@ -247,7 +250,8 @@ SampledToken Sampler::sample(const float* row, std::uint64_t position,
     out.logprob = logprob(out.token);
     Candidates best(row, vocab_, scratch.order);
     const auto ids = best.largest(params_.logprobs);
-    for (std::int64_t i = 0; i < params_.logprobs; ++i) out.top.push_back({ids[i], logprob(ids[i])});
+    for (std::int64_t i = 0; i < params_.logprobs; ++i)
+      out.top.push_back({ids[i], logprob(ids[i])});
   }
   return out;
 }

@@ -4,11 +4,13 @@
 // Order of the steps, that of transformers (vLLM's differs in min-p only; llama.cpp applies the
 // temperature last, so the same top_p keeps other tokens there):
 //
-//   1. log-probabilities for the caller: log-softmax of the row as the model gave it, before all that
+//   1. log-probabilities for the caller: log-softmax of the row as the model gave it, before all
+//   that
 //      follows (what vLLM and llama.cpp report)
 //   2. allowed ids, and ids blocked until min_new_tokens: the others become -inf
 //   3. logit bias, added
-//   4. repetition penalty r over prompt and completion: l > 0 ? l / r : l * r     (Keskar et al. 2019)
+//   4. repetition penalty r over prompt and completion: l > 0 ? l / r : l * r     (Keskar et al.
+//   2019)
 //   5. presence and frequency penalty over the completion alone: l - (presence + frequency * count)
 //   6. temperature 0: the largest logit, ties to the lower id. Else z = (l - max) / temperature and
 //      e = exp(z), but 0 where z <= -80 (1.8e-35 of the largest)
@@ -31,16 +33,17 @@
 namespace musespark {
 
 struct SamplingParams {
-  float temperature = 0.0f;  // >= 0; 0 is greedy
-  std::int64_t top_k = 0;    // 0: off
-  double top_p = 1.0;        // (0, 1]; 1: off
-  float min_p = 0.0f;        // [0, 1]; 0: off
+  float temperature = 0.0f;         // >= 0; 0 is greedy
+  std::int64_t top_k = 0;           // 0: off
+  double top_p = 1.0;               // (0, 1]; 1: off
+  float min_p = 0.0f;               // [0, 1]; 0: off
   float repetition_penalty = 1.0f;  // > 0; 1: off
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
   std::uint64_t seed = 0;
   std::uint32_t stream = 0;
-  std::int64_t logprobs = 0;  // how many of the most likely to report besides the chosen; 0: nothing
+  std::int64_t logprobs =
+      0;  // how many of the most likely to report besides the chosen; 0: nothing
   std::vector<std::pair<std::int32_t, float>> logit_bias;  // each id once; finite or -inf
   std::vector<std::int32_t> allowed_ids;                   // empty: all
 };
@@ -68,10 +71,10 @@ struct SampledToken {
 
 // Memory a worker reuses between rows.
 struct SamplerScratch {
-  std::vector<float> logits;         // [vocab] the row after steps 2 to 5
-  std::vector<float> scaled;         // z
-  std::vector<float> weights;        // e
-  std::vector<std::int32_t> order;   // ids, best first as far as sorted
+  std::vector<float> logits;        // [vocab] the row after steps 2 to 5
+  std::vector<float> scaled;        // z
+  std::vector<float> weights;       // e
+  std::vector<std::int32_t> order;  // ids, best first as far as sorted
 };
 
 // The sampler of one sequence: parameters, and what the penalties need to know of its tokens.
@@ -86,8 +89,9 @@ class Sampler {
   void add_prompt(std::span<const std::int32_t> tokens);
   void add_completion(std::int32_t token);
 
-  // The token at absolute position `position` (prompt tokens count). `row` is [vocab]. `blocked` ids
-  // cannot be chosen. Does not change the sampler. Throws BadLogits. Expects FloatEnv's environment.
+  // The token at absolute position `position` (prompt tokens count). `row` is [vocab]. `blocked`
+  // ids cannot be chosen. Does not change the sampler. Throws BadLogits. Expects FloatEnv's
+  // environment.
   SampledToken sample(const float* row, std::uint64_t position,
                       std::span<const std::int32_t> blocked, SamplerScratch& scratch) const;
 
@@ -102,10 +106,11 @@ class Sampler {
 
   SamplingParams params_;
   std::int64_t vocab_;
-  std::vector<std::uint64_t> allowed_;          // bitmap [vocab], empty: all
-  std::vector<std::int32_t> completion_count_;  // [vocab]; this and the next two only with penalties
-  std::vector<std::uint8_t> seen_;              // [vocab]
-  std::vector<std::int32_t> seen_ids_;          // each once
+  std::vector<std::uint64_t> allowed_;  // bitmap [vocab], empty: all
+  std::vector<std::int32_t>
+      completion_count_;                // [vocab]; this and the next two only with penalties
+  std::vector<std::uint8_t> seen_;      // [vocab]
+  std::vector<std::int32_t> seen_ids_;  // each once
 };
 
 // The log-probability of `token` under softmax(row), row [vocab]; throws BadLogits as above.

@@ -63,7 +63,8 @@ void Engine::Impl::settle_requests() {
 
 void Engine::Impl::end_cancelled(Clock::time_point now) {
   const auto due = [now](const Entry& entry) {
-    return entry.cancelled.load(std::memory_order_relaxed) || (entry.deadline && now >= *entry.deadline);
+    return entry.cancelled.load(std::memory_order_relaxed) ||
+           (entry.deadline && now >= *entry.deadline);
   };
   std::vector<Entry*> ending;
   for (Entry* entry : running) {
@@ -130,8 +131,9 @@ void Engine::Impl::grow_reservations() {
       Entry& youngest = *running.back();
       if (&youngest == &entry && running.size() == 1) {
         finish(entry, FinishReason::error, ErrorKind::memory,
-               "the memory budget of " + std::to_string(budget) + " bytes of keys and values is full after " +
-                   std::to_string(entry.size()) + " tokens");
+               "the memory budget of " + std::to_string(budget) +
+                   " bytes of keys and values is full after " + std::to_string(entry.size()) +
+                   " tokens");
         break;
       }
       preempt(youngest);
@@ -158,16 +160,15 @@ void Engine::Impl::admit(Clock::time_point now) {
     if (start(entry, now)) continue;
     if (!running.empty()) return;  // its turn comes when one of these ends
     finish(entry, FinishReason::error, ErrorKind::memory,
-           "the memory budget of " + std::to_string(budget) + " bytes of keys and values cannot hold " +
-               std::to_string(entry.size()) + " tokens");
+           "the memory budget of " + std::to_string(budget) +
+               " bytes of keys and values cannot hold " + std::to_string(entry.size()) + " tokens");
   }
 }
 
 bool Engine::Impl::start(Entry& entry, Clock::time_point now) {
   const std::int64_t known = entry.stats.prompt_tokens + entry.params.max_new_tokens.value_or(0);
   const bool growing = entry.samples() && !entry.params.max_new_tokens;
-  const std::int64_t wanted =
-      growing ? std::min(options.context, entry.size() + kGrowth) : known;
+  const std::int64_t wanted = growing ? std::min(options.context, entry.size() + kGrowth) : known;
   const std::int64_t least = growing ? entry.size() : known;
   const auto fits = [&](std::int64_t tokens) {
     return reserved_bytes - retained_bytes + bytes_for(entry, tokens) <= budget;
@@ -237,7 +238,8 @@ void Engine::Impl::choose_rows() {
     if (entry->pending() == 1) add_span(*entry, 1);
   }
   if (spans.size() == running.size()) return;
-  choose_prefill(spans.empty() ? options.prefill_chunk : pace.rows(options.prefill_chunk), kLogitsRows);
+  choose_prefill(spans.empty() ? options.prefill_chunk : pace.rows(options.prefill_chunk),
+                 kLogitsRows);
 }
 
 // Shares `rows` among the prefilling sequences, those first that have waited longest for rows;
@@ -253,7 +255,8 @@ void Engine::Impl::choose_prefill(std::int64_t rows, std::int64_t logit_rows) {
   const std::int64_t share = std::max((rows + sharers - 1) / sharers, kLeastShare);
   for (std::size_t i = 0; i < order.size() && rows > 0; ++i) {
     Entry& entry = *order[i];
-    const bool all = entry.params.logits == LogitsMode::all || entry.params.logits == LogitsMode::score;
+    const bool all =
+        entry.params.logits == LogitsMode::all || entry.params.logits == LogitsMode::score;
     // The last of those that get any takes what is left.
     std::int64_t count = std::min({entry.pending(), i + 1 == order.size() ? rows : share, rows});
     if (all) count = std::min(count, logit_rows);

@@ -184,7 +184,7 @@ void Engine::Impl::book_sampled(Entry& entry, SampledToken sampled, Clock::time_
 void Engine::Impl::book_logits(Entry& entry, const float* rows, std::int64_t count) {
   if (count > 0) {
     events->emplace_back(LogitsEvent{entry.id, entry.length() - count, count, vocab,
-                                  std::vector<float>(rows, rows + count * vocab)});
+                                     std::vector<float>(rows, rows + count * vocab)});
     return_early = true;
   }
   if (entry.pending() == 0) finish(entry, FinishReason::length);

@@ -9,8 +9,8 @@
 namespace musespark {
 
 enum class FinishReason : std::uint32_t {
-  stop,       // a stop id; it is the last token reported
-  length,     // max_new_tokens, or the context is full
+  stop,    // a stop id; it is the last token reported
+  length,  // max_new_tokens, or the context is full
   cancelled,
   deadline,
   error,

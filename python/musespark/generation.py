@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from musespark.engine import Event, Finished, Handle, StopStrings, Tokens
+from musespark.engine import Event, Finished, Handle, Tokens
 from musespark.errors import Error
 from musespark.options import GenerationOptions
 from musespark.results import ChatResult, Completion, Delta, Timings, TokenLogprob, Usage
 from musespark.text.channels import ANSWER, THOUGHT, TOOL, ChannelParser, Text
 from musespark.text.decoding import StreamDecoder
+from musespark.text.stops import StopStrings
 from musespark.text.toolcalls import ToolCall
 
 _CHANNEL = {ANSWER: "content", THOUGHT: "reasoning", TOOL: "tool"}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musespark.engine import StopStrings
 from musespark.errors import InvalidRequest
+from musespark.text.stops import StopStrings
 
 ALPHABET = st.text("ab\N{GRINNING FACE}", max_size=30)
 STRINGS = st.lists(st.text("ab\N{GRINNING FACE}", min_size=1, max_size=5), max_size=4)
