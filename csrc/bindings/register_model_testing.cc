@@ -53,8 +53,8 @@ class TestModel {
     for (const auto& [key, value] : tensors) {
       const auto [format, rows, cols, array] =
           value.cast<std::tuple<std::string, std::int64_t, std::int64_t, py::array>>();
-      views[key.cast<std::string>()] = {weight_format_from_name(format), rows, cols, bytes_of(array),
-                                        static_cast<std::int64_t>(array.nbytes())};
+      views[key.cast<std::string>()] = {weight_format_from_name(format), rows, cols,
+                                        bytes_of(array), static_cast<std::int64_t>(array.nbytes())};
     }
     model_ = std::make_unique<TextModel>(spec_from_python(spec), views, pool_, kv_format(kv));
   }
@@ -104,15 +104,16 @@ class TestModel {
 
 void register_cache(py::module_& m) {
   py::class_<PagePool, std::shared_ptr<PagePool>>(m, "PagePool")
-      .def(py::init([](const std::string& kv,
-                       const std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>>& layers,
-                       std::int64_t budget) {
-             KvLayout layout{kv_format(kv), {}};
-             for (const auto& [heads, dim, window] : layers) {
-               layout.layers.push_back({heads, dim, window});
-             }
-             return std::make_shared<PagePool>(layout, budget);
-           }),
+      .def(py::init(
+               [](const std::string& kv,
+                  const std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>>& layers,
+                  std::int64_t budget) {
+                 KvLayout layout{kv_format(kv), {}};
+                 for (const auto& [heads, dim, window] : layers) {
+                   layout.layers.push_back({heads, dim, window});
+                 }
+                 return std::make_shared<PagePool>(layout, budget);
+               }),
            py::arg("kv"), py::arg("layers"), py::arg("budget"),
            "layers: (kv_heads, padded head_dim, window) of each.")
       .def(py::init([](TestModel& model, std::int64_t budget) {
@@ -138,14 +139,18 @@ void register_cache(py::module_& m) {
            py::arg("pool"))
       .def_property_readonly("length", [](const TestSequence& s) { return s.seq.length(); })
       .def_property_readonly("accepted", [](const TestSequence& s) { return s.seq.accepted(); })
-      .def("pages", [](const TestSequence& s, int c) { return s.seq.pages(c); },
-           py::arg("page_class") = 0)
+      .def(
+          "pages", [](const TestSequence& s, int c) { return s.seq.pages(c); },
+          py::arg("page_class") = 0)
       .def("fork", [](const TestSequence& s) { return TestSequence{s.pool, s.seq.fork()}; })
-      .def("truncate", [](TestSequence& s, std::int64_t n) { return s.seq.truncate(n); },
-           py::arg("length"))
-      .def("accept", [](TestSequence& s, std::int64_t n) { s.seq.accept(n); }, py::arg("length"))
-      .def("begin_step", [](TestSequence& s, std::int64_t n) { s.seq.begin_step(n); },
-           py::arg("count"))
+      .def(
+          "truncate", [](TestSequence& s, std::int64_t n) { return s.seq.truncate(n); },
+          py::arg("length"))
+      .def(
+          "accept", [](TestSequence& s, std::int64_t n) { s.seq.accept(n); }, py::arg("length"))
+      .def(
+          "begin_step", [](TestSequence& s, std::int64_t n) { s.seq.begin_step(n); },
+          py::arg("count"))
       .def("commit_step", [](TestSequence& s) { s.seq.commit_step(); })
       .def("discard_step", [](TestSequence& s) { s.seq.discard_step(); });
 }

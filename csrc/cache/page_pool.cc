@@ -13,8 +13,8 @@ namespace musespark {
 namespace {
 
 void check_layer(const KvLayer& layer, std::size_t index) {
-  const bool good = layer.kv_heads >= 1 && layer.head_dim >= 1 && layer.head_dim % 16 == 0 &&
-                    layer.window >= 0;
+  const bool good =
+      layer.kv_heads >= 1 && layer.head_dim >= 1 && layer.head_dim % 16 == 0 && layer.window >= 0;
   if (good) return;
   throw InvalidRequest("[page_pool] layer " + std::to_string(index) + ": kv_heads " +
                        std::to_string(layer.kv_heads) + " (at least 1), head_dim " +
@@ -48,8 +48,8 @@ PagePool::PagePool(KvLayout layout, std::int64_t byte_budget)
     const std::int64_t open = open_page_bytes(layout_.format, layer.head_dim);
     const std::int64_t sealed =
         layout_.format == KvFormat::f32 ? 0 : sealed_kv8_layout(layer.head_dim).bytes;
-    places_.push_back({static_cast<int>(at - windows.begin()), cls.open_bytes, open,
-                       cls.sealed_bytes, sealed});
+    places_.push_back(
+        {static_cast<int>(at - windows.begin()), cls.open_bytes, open, cls.sealed_bytes, sealed});
     cls.open_bytes = checked_add<InvalidRequest>(
         cls.open_bytes, checked_mul<InvalidRequest>(open, layer.kv_heads, what), what);
     cls.sealed_bytes = checked_add<InvalidRequest>(
@@ -120,14 +120,14 @@ void PagePool::keep(std::vector<AlignedBuffer>* spare, AlignedBuffer buffer) noe
   try {
     spare->push_back(std::move(buffer));
   } catch (const std::bad_alloc&) {
-    allocated_ -= bytes;   // no room to remember it: it goes back to the system
+    allocated_ -= bytes;  // no room to remember it: it goes back to the system
   }
 }
 
 PageId PagePool::acquire(int page_class) {
   Class& cls = classes_[static_cast<std::size_t>(page_class)];
   if (free_ids_.empty()) {
-    free_ids_.reserve(pages_.size() + 1);   // release() must not fail
+    free_ids_.reserve(pages_.size() + 1);  // release() must not fail
     pages_.emplace_back();
     free_ids_.push_back(static_cast<PageId>(pages_.size() - 1));
   }
@@ -168,7 +168,7 @@ void PagePool::release(PageId id, bool with_open) noexcept {
   Page& page = pages_[static_cast<std::size_t>(id)];
   if (--page.references > 0) return;
   drop_sealed(id);
-  free_ids_.push_back(id);   // capacity was reserved when the page was made
+  free_ids_.push_back(id);  // capacity was reserved when the page was made
 }
 
 void PagePool::release_open(PageId id) noexcept {

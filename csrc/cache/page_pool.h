@@ -1,7 +1,7 @@
 // The memory of all keys and values: pages of 64 positions, under one byte budget.
 //
-// Layers with the same attention window form a page class; one page of a class holds 64 positions of
-// every layer and KV head of that class. A page has up to two parts, each one allocation:
+// Layers with the same attention window form a page class; one page of a class holds 64 positions
+// of every layer and KV head of that class. A page has up to two parts, each one allocation:
 //
 //     open     the rows as written (formats/kv_page.h); while the page is filled and until its last
 //              token is accepted; for KvFormat::f32 always
@@ -62,12 +62,12 @@ class PagePool {
   std::int64_t sealed_bytes(int page_class) const { return classes_[page_class].sealed_bytes; }
 
   struct Usage {
-    std::int64_t budget;       // bytes
-    std::int64_t in_use;       // bytes of parts that sequences hold
-    std::int64_t allocated;    // in_use and parts kept for reuse; never above the budget
-    std::int64_t peak;         // highest in_use so far
-    std::int64_t pages;        // pages that sequences hold
-    std::int64_t open_pages;   // of these, with an open part
+    std::int64_t budget;      // bytes
+    std::int64_t in_use;      // bytes of parts that sequences hold
+    std::int64_t allocated;   // in_use and parts kept for reuse; never above the budget
+    std::int64_t peak;        // highest in_use so far
+    std::int64_t pages;       // pages that sequences hold
+    std::int64_t open_pages;  // of these, with an open part
   };
   Usage usage() const;
 
@@ -99,8 +99,8 @@ class PagePool {
   struct Class {
     std::int64_t window;
     std::int64_t open_bytes;
-    std::int64_t sealed_bytes;               // 0 for f32
-    std::vector<AlignedBuffer> spare_open;   // last in, first out
+    std::int64_t sealed_bytes;              // 0 for f32
+    std::vector<AlignedBuffer> spare_open;  // last in, first out
     std::vector<AlignedBuffer> spare_sealed;
   };
   struct Page {

@@ -62,7 +62,7 @@ void Sequence::drop_stale_seal(const Entry& last) noexcept {
 Sequence Sequence::fork() const {
   if (step_ != 0) throw Error("[sequence] fork during a step");
   Sequence copy(*pool_);
-  copy.tables_ = tables_;   // may fail: nothing is shared yet
+  copy.tables_ = tables_;  // may fail: nothing is shared yet
   copy.length_ = length_;
   copy.accepted_ = accepted_;
   for (const Table& table : tables_) {
@@ -139,7 +139,7 @@ void Sequence::begin_step(std::int64_t count) {
     for (std::size_t c = 0; c < tables_.size(); ++c) {
       Table& table = tables_[c];
       table.entries.reserve(static_cast<std::size_t>(pages - table.first));
-      if (length_ % kPageTokens != 0) {   // the page under way must be ours alone
+      if (length_ % kPageTokens != 0) {  // the page under way must be ours alone
         Entry& last = table.entries.back();
         if (pool_->references(last.page) > 1) {
           const PageId own = pool_->acquire(static_cast<int>(c));

@@ -48,8 +48,8 @@ class Sequence {
   void commit_step() noexcept;
   void discard_step() noexcept;
 
-  // The parts of page `page` (of positions page * 64 ..) in a page class; null where the page has no
-  // such part, is outside the window and gone, or beyond the table.
+  // The parts of page `page` (of positions page * 64 ..) in a page class; null where the page has
+  // no such part, is outside the window and gone, or beyond the table.
   struct Parts {
     std::uint8_t* open;
     std::uint8_t* sealed;
@@ -62,10 +62,10 @@ class Sequence {
  private:
   struct Entry {
     PageId page;
-    bool open;   // this sequence holds a reference to the page's open part
+    bool open;  // this sequence holds a reference to the page's open part
   };
   struct Table {
-    std::int64_t first = 0;        // page index of entries[0]; earlier pages are given back
+    std::int64_t first = 0;  // page index of entries[0]; earlier pages are given back
     std::vector<Entry> entries;
   };
   void drop_from(Table* table, std::int64_t page) noexcept;
@@ -76,7 +76,7 @@ class Sequence {
   std::vector<Table> tables_;
   std::int64_t length_ = 0;
   std::int64_t accepted_ = 0;
-  std::int64_t step_ = 0;   // tokens of the step under way
+  std::int64_t step_ = 0;  // tokens of the step under way
 };
 
 }  // namespace musespark

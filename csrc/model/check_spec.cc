@@ -8,8 +8,8 @@
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kMaxSize = std::int64_t{1} << 24;   // of any one dimension
-constexpr std::int64_t kMaxHeadDim = 512;                  // kernels/rowwise: rotate
+constexpr std::int64_t kMaxSize = std::int64_t{1} << 24;  // of any one dimension
+constexpr std::int64_t kMaxHeadDim = 512;                 // kernels/rowwise: rotate
 
 template <class T>
 [[noreturn]] void refuse(const std::string& field, T value, const std::string& allowed) {
@@ -66,8 +66,8 @@ void check_attention(const std::string& field, const AttentionSpec& a, const Mod
   }
   if (a.window < 0) refuse(field + ".window", a.window, "0 (full) or at least 1");
   if (a.rope < -1 || a.rope >= static_cast<std::int64_t>(spec.ropes.size())) {
-    refuse(field + ".rope", a.rope, "-1 or an index into the " +
-                                        std::to_string(spec.ropes.size()) + " ropes");
+    refuse(field + ".rope", a.rope,
+           "-1 or an index into the " + std::to_string(spec.ropes.size()) + " ropes");
   }
   if (a.rope >= 0 && spec.ropes[static_cast<std::size_t>(a.rope)].dim > a.head_dim) {
     refuse(field + ".rope", a.rope, "its dim is above head_dim, " + std::to_string(a.head_dim));

@@ -109,8 +109,8 @@ class Loader {
 void load_attention(Loader& load, const std::string& prefix, const AttentionSpec& spec,
                     std::int64_t hidden, KvFormat kv, PreparedLayer* layer) {
   const std::int64_t d = spec.head_dim;
-  layer->shape = {kv,          spec.heads,   spec.kv_heads, d, (d + 15) / 16 * 16,
-                  spec.window, spec.softcap, {}};
+  layer->shape = {kv,           spec.heads, spec.kv_heads, d, (d + 15) / 16 * 16, spec.window,
+                  spec.softcap, {}};
   layer->q = load.matrix(prefix + "q", spec.heads * d, hidden);
   layer->k = load.matrix(prefix + "k", spec.kv_heads * d, hidden);
   layer->v = load.matrix(prefix + "v", spec.kv_heads * d, hidden);
@@ -156,15 +156,10 @@ void load_mlp(Loader& load, const std::string& prefix, const MlpSpec& spec, std:
 }
 
 RopeTable make_rope(const RopeSpec& spec) {
-  const RopeFrequencies frequencies{spec.dim,
-                                    spec.theta,
-                                    static_cast<RopeFrequencies::Scaling>(spec.scaling),
-                                    spec.factor,
-                                    spec.low_freq_factor,
-                                    spec.high_freq_factor,
-                                    spec.beta_fast,
-                                    spec.beta_slow,
-                                    spec.original_context};
+  const RopeFrequencies frequencies{
+      spec.dim,       spec.theta,           static_cast<RopeFrequencies::Scaling>(spec.scaling),
+      spec.factor,    spec.low_freq_factor, spec.high_freq_factor,
+      spec.beta_fast, spec.beta_slow,       spec.original_context};
   return RopeTable(rope_inverse_frequencies(frequencies),
                    static_cast<float>(spec.attention_factor));
 }

@@ -17,16 +17,16 @@
 namespace musespark {
 
 struct PreparedLayer {
-  AttentionShape shape;             // slabs are set by the model, from the page pool's places
+  AttentionShape shape;  // slabs are set by the model, from the page pool's places
   Norm attn_norm, post_attn_norm, mlp_norm, post_mlp_norm, q_norm, k_norm;
-  Matrix q, k, v, attn_gate, o;     // attn_gate.packed.data null: no gate
-  Matrix gate, up, down;            // gate.packed.data null: not gated
-  const float* sinks;               // [heads] or null
-  std::int64_t rope;                // index into PreparedModel::ropes, -1: none
+  Matrix q, k, v, attn_gate, o;  // attn_gate.packed.data null: no gate
+  Matrix gate, up, down;         // gate.packed.data null: not gated
+  const float* sinks;            // [heads] or null
+  std::int64_t rope;             // index into PreparedModel::ropes, -1: none
   bool interleaved;
   float query_scale;
   Activation activation;
-  Needs attn_needs, o_needs, mlp_needs, down_needs;   // forms of the inputs of the matrices
+  Needs attn_needs, o_needs, mlp_needs, down_needs;  // forms of the inputs of the matrices
   std::int64_t intermediate;
 
   bool output_gate() const { return attn_gate.packed.data != nullptr; }
@@ -41,7 +41,7 @@ struct PreparedModel {
   Needs head_needs;
   std::vector<PreparedLayer> layers;
   std::vector<RopeTable> ropes;
-  std::map<std::string, AlignedBuffer> vectors;   // what the Norms, biases and sinks point into
+  std::map<std::string, AlignedBuffer> vectors;  // what the Norms, biases and sinks point into
 };
 
 // Throws UnsupportedModel naming the field that this version lacks or that makes no sense.

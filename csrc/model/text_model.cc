@@ -29,12 +29,12 @@ KvLayout layout_of(const PreparedModel& model, KvFormat kv) {
 }
 
 bool same(const KvLayout& a, const KvLayout& b) {
-  return a.format == b.format &&
-         std::equal(a.layers.begin(), a.layers.end(), b.layers.begin(), b.layers.end(),
-                    [](const KvLayer& x, const KvLayer& y) {
-                      return x.kv_heads == y.kv_heads && x.head_dim == y.head_dim &&
-                             x.window == y.window;
-                    });
+  return a.format == b.format && std::equal(a.layers.begin(), a.layers.end(), b.layers.begin(),
+                                            b.layers.end(), [](const KvLayer& x, const KvLayer& y) {
+                                              return x.kv_heads == y.kv_heads &&
+                                                     x.head_dim == y.head_dim &&
+                                                     x.window == y.window;
+                                            });
 }
 
 // Opens a step on every sequence and takes it back unless it is committed.
@@ -92,9 +92,7 @@ struct TextModel::Impl {
   Residual residual() const {
     return {work.residual, RowsBuffer::padded(spec.hidden), rows, spec.hidden};
   }
-  Rows normed(const Needs& needs) const {
-    return work.normed.view(rows, spec.hidden, needs, true);
-  }
+  Rows normed(const Needs& needs) const { return work.normed.view(rows, spec.hidden, needs, true); }
 
   const ModelSpec spec;
   const KernelTable& kernels;
@@ -106,14 +104,14 @@ struct TextModel::Impl {
   // The step under way.
   Workspace work;
   AttentionPlan plan;
-  std::int64_t rows = 0;                  // of the batch; from the last layer's end: rows wanted
-  std::vector<std::int32_t> tokens;       // [rows]
-  std::vector<std::int64_t> all_rows;     // 0, 1, ...
-  std::vector<std::int64_t> wanted;       // batch rows whose logits are wanted
+  std::int64_t rows = 0;               // of the batch; from the last layer's end: rows wanted
+  std::vector<std::int32_t> tokens;    // [rows]
+  std::vector<std::int64_t> all_rows;  // 0, 1, ...
+  std::vector<std::int64_t> wanted;    // batch rows whose logits are wanted
   std::vector<std::vector<KvPageView>> pages;        // by page class: the tables of all spans
   std::vector<std::vector<AttentionSpan>> spans_of;  // by page class
   std::vector<AttentionSpan> wanted_spans;
-  std::vector<KvPlace> places;            // by layer
+  std::vector<KvPlace> places;  // by layer
 };
 
 void TextModel::Impl::widen(const PreparedLayer& layer) {
@@ -133,7 +131,8 @@ std::int64_t TextModel::Impl::scratch_bytes(std::int64_t n) const {
       bytes = std::max(bytes, linear_scratch_bytes(*m, n));
     }
     if (layer.output_gate()) bytes = std::max(bytes, linear_scratch_bytes(layer.attn_gate, n));
-    bytes = std::max(bytes, gated_scratch_bytes(layer.gated() ? layer.gate : layer.up, layer.up, n));
+    bytes =
+        std::max(bytes, gated_scratch_bytes(layer.gated() ? layer.gate : layer.up, layer.up, n));
     bytes = std::max(bytes, attend_scratch_bytes(layer.shape));
   }
   return bytes;
@@ -233,21 +232,21 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
   const std::int64_t ld = RowsBuffer::padded(layer.qkv_cols());
   const std::int64_t ld_gate = RowsBuffer::padded(layer.q_cols());
   const std::array<LinearOutput, 4> outputs = {
-      LinearOutput{&layer.q, work.qkv, ld},
-      LinearOutput{&layer.k, work.qkv + layer.q_cols(), ld},
+      LinearOutput{&layer.q, work.qkv, ld}, LinearOutput{&layer.k, work.qkv + layer.q_cols(), ld},
       LinearOutput{&layer.v, work.qkv + layer.q_cols() + shape.kv_heads * shape.head_dim, ld},
       LinearOutput{&layer.attn_gate, work.gate, ld_gate}};
   linear(jobs, kernels, in, std::span(outputs).first(layer.output_gate() ? 4 : 3));
 
   const auto& spans = spans_of[static_cast<std::size_t>(places[index].page_class)];
-  const HeadsArgs heads{layer.q_norm,
-                        layer.k_norm,
-                        layer.rope < 0 ? nullptr : &model.ropes[static_cast<std::size_t>(layer.rope)],
-                        layer.interleaved,
-                        layer.query_scale,
-                        work.qkv,
-                        ld,
-                        work.queries};
+  const HeadsArgs heads{
+      layer.q_norm,
+      layer.k_norm,
+      layer.rope < 0 ? nullptr : &model.ropes[static_cast<std::size_t>(layer.rope)],
+      layer.interleaved,
+      layer.query_scale,
+      work.qkv,
+      ld,
+      work.queries};
   prepare_heads(jobs, kernels, shape, spans, rows, heads);
 
   const std::int64_t batch = rows;
@@ -255,7 +254,7 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
   std::span<const std::int64_t> chosen(all_rows.data(), static_cast<std::size_t>(rows));
   if (last && static_cast<std::int64_t>(wanted.size()) < rows) {
     wanted_spans.clear();
-    std::size_t next = 0;   // wanted rows are ascending and, in a span, the last ones of it
+    std::size_t next = 0;  // wanted rows are ascending and, in a span, the last ones of it
     for (const AttentionSpan& span : spans) {
       const std::size_t first = next;
       while (next < wanted.size() && wanted[next] < span.row + span.rows) ++next;
@@ -311,7 +310,7 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
     if (interrupted()) return StepOutcome::interrupted;
     const bool last = i + 1 == model.layers.size();
     attention(i, last);
-    if (rows == 0) break;   // nobody asked for logits: keys and values are all there is to make
+    if (rows == 0) break;  // nobody asked for logits: keys and values are all there is to make
     mlp(model.layers[i], last ? model.final_norm : model.layers[i + 1].attn_norm,
         last ? model.head_needs : model.layers[i + 1].attn_needs);
   }

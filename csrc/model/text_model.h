@@ -27,15 +27,15 @@ struct TensorView {
 // Consecutive tokens of one sequence in a step: positions seq->length() .. + count - 1.
 struct StepSpan {
   enum class Logits : std::uint8_t { none, last, all };
-  Sequence* seq;                 // at most once in a step
-  const std::int32_t* tokens;    // [count], 0 <= token < vocab
-  std::int64_t count;            // >= 1
-  Logits logits;                 // which positions' logits are wanted
+  Sequence* seq;               // at most once in a step
+  const std::int32_t* tokens;  // [count], 0 <= token < vocab
+  std::int64_t count;          // >= 1
+  Logits logits;               // which positions' logits are wanted
 };
 
 // Asked on the calling thread before every layer and before the head; true discards the step.
 struct StepControl {
-  std::function<bool()> interrupted;   // empty: never
+  std::function<bool()> interrupted;  // empty: never
 };
 
 enum class StepOutcome : std::uint8_t { done, interrupted };

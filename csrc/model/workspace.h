@@ -57,12 +57,12 @@ class Workspace {
   }
   std::int64_t bytes() const { return static_cast<std::int64_t>(buffer_.size()); }
 
-  float* residual = nullptr;   // [rows][padded hidden]
-  float* delta = nullptr;      // [rows][padded hidden]
-  float* qkv = nullptr;        // [rows][padded qkv]
-  float* gate = nullptr;       // [rows][padded gate]
-  float* queries = nullptr;    // [kv heads][rows][group][Dp]
-  float* heads = nullptr;      // [kv heads][rows][group][Dp]
+  float* residual = nullptr;  // [rows][padded hidden]
+  float* delta = nullptr;     // [rows][padded hidden]
+  float* qkv = nullptr;       // [rows][padded qkv]
+  float* gate = nullptr;      // [rows][padded gate]
+  float* queries = nullptr;   // [kv heads][rows][group][Dp]
+  float* heads = nullptr;     // [kv heads][rows][group][Dp]
   RowsBuffer normed, joined, mlp;
 
  private:
@@ -72,8 +72,8 @@ class Workspace {
     template <class T>
     T* take(std::int64_t count) {
       auto* at = base ? reinterpret_cast<T*>(base + used) : nullptr;
-      used += (static_cast<std::size_t>(count) * sizeof(T) + kCacheLine - 1) / kCacheLine *
-              kCacheLine;
+      used +=
+          (static_cast<std::size_t>(count) * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
       return at;
     }
     RowsBuffer rows(std::int64_t rows, std::int64_t cols, bool floats) {

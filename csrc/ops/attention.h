@@ -17,37 +17,41 @@ struct KvPageView {
   std::uint8_t* sealed;
 };
 struct KvSlabs {
-  std::int64_t open_offset, open_stride;       // bytes: offset + KV head * stride
+  std::int64_t open_offset, open_stride;  // bytes: offset + KV head * stride
   std::int64_t sealed_offset, sealed_stride;
 };
 
 // Consecutive rows of one sequence: positions `position` .. position + rows - 1.
 struct AttentionSpan {
-  std::int64_t row;            // first row in the batch
+  std::int64_t row;  // first row in the batch
   std::int64_t rows;
   std::int64_t position;
-  const KvPageView* pages;     // by position / 64, from position 0
+  const KvPageView* pages;  // by position / 64, from position 0
 };
 
 struct AttentionShape {
   KvFormat format;
   std::int64_t heads, kv_heads;
-  std::int64_t head_dim;       // D as in the matrices
-  std::int64_t padded_dim;     // Dp, D rounded up to 16
-  std::int64_t window;         // 0: full
-  float softcap;               // 0: none
+  std::int64_t head_dim;    // D as in the matrices
+  std::int64_t padded_dim;  // Dp, D rounded up to 16
+  std::int64_t window;      // 0: full
+  float softcap;            // 0: none
   KvSlabs slabs;
   std::int64_t group() const { return heads / kv_heads; }
+  static constexpr std::int64_t kMaxHeadDim = 512;  // kernels/rowwise: rotate
 };
+
+// Throws InvalidRequest, prefixed [op], unless the numbers make a shape.
+void check_attention_shape(const char* op, const AttentionShape& shape);
 
 struct HeadsArgs {
   Norm q_norm, k_norm;
-  const RopeTable* rope;       // null: none
+  const RopeTable* rope;  // null: none
   bool interleaved;
   float query_scale;
-  const float* qkv;            // [rows][ld]: q heads, k heads, v heads, head_dim floats each
+  const float* qkv;  // [rows][ld]: q heads, k heads, v heads, head_dim floats each
   std::int64_t ld;
-  float* queries;              // out [kv_heads][rows][group][Dp]
+  float* queries;  // out [kv_heads][rows][group][Dp]
 };
 
 // Norms and rotates q and k heads, scales q, and (kv8) turns q, k and v into the pages' frame;
@@ -62,16 +66,17 @@ class AttentionPlan {
   void make(const AttentionShape& shape, std::span<const AttentionSpan> spans, int threads);
 
  private:
+  friend struct AttentionRun;
   friend void attend(Jobs&, const KernelTable&, const AttentionShape&,
                      std::span<const AttentionSpan>, std::int64_t, AttentionPlan&, const float*,
                      const float*, float*);
-  struct Tile {            // query rows of one span that share a page, for one KV head
-    std::int64_t span, kv_head, first, count;   // rows of the span
-    std::int64_t chunk_begin, chunk_end;        // merge chunks with anything visible
+  struct Tile {  // query rows of one span that share a page, for one KV head
+    std::int64_t span, kv_head, first, count;  // rows of the span
+    std::int64_t chunk_begin, chunk_end;       // merge chunks with anything visible
   };
-  struct Piece {           // one tile, all its chunks or one of them
+  struct Piece {  // one tile, all its chunks or one of them
     std::int64_t tile, chunk_begin, chunk_end;
-    std::int64_t slot;     // of `partials_`, -1: finish at once
+    std::int64_t slot;  // of `partials_`, -1: finish at once
   };
   std::vector<Tile> tiles_;
   std::vector<Piece> pieces_;
@@ -88,8 +93,8 @@ void attend(Jobs& jobs, const KernelTable& kernels, const AttentionShape& shape,
             std::span<const AttentionSpan> spans, std::int64_t rows, AttentionPlan& plan,
             const float* queries, const float* sinks, float* out);
 
-// Lays the heads of the chosen batch rows side by side: out row i is batch row chosen[i], out.cols =
-// heads * D; multiplies with sigmoid(gate) where gate [rows][ld_gate] is not null, and quantizes
+// Lays the heads of the chosen batch rows side by side: out row i is batch row chosen[i], out.cols
+// = heads * D; multiplies with sigmoid(gate) where gate [rows][ld_gate] is not null, and quantizes
 // where out.q is there. One job.
 void join_heads(Jobs& jobs, const KernelTable& kernels, const AttentionShape& shape,
                 const float* heads, std::int64_t rows, std::span<const std::int64_t> chosen,

@@ -15,7 +15,8 @@ namespace musespark {
 
 class Jobs {
  public:
-  explicit Jobs(ThreadPool& pool) : pool_(&pool), scratch_(static_cast<std::size_t>(pool.threads())) {}
+  explicit Jobs(ThreadPool& pool)
+      : pool_(&pool), scratch_(static_cast<std::size_t>(pool.threads())) {}
 
   int threads() const { return pool_->threads(); }
 
@@ -50,9 +51,10 @@ class Jobs {
   }
 
  private:
-  static constexpr double kInlineCost = 6000;   // about three times what a job costs to start and end
-  static constexpr double kCutCost = 2000;      // far above what claiming a cut costs
-  static constexpr double kCutsPerThread = 8;   // so that a thread that lost its core delays little
+  static constexpr double kInlineCost =
+      6000;                                 // about three times what a job costs to start and end
+  static constexpr double kCutCost = 2000;  // far above what claiming a cut costs
+  static constexpr double kCutsPerThread = 8;  // so that a thread that lost its core delays little
 
   ThreadPool* pool_;
   std::vector<AlignedBuffer> scratch_;

@@ -12,6 +12,10 @@ namespace {
 // first-level cache (M = 1) or second-level cache (large M) for gate and up together.
 constexpr std::int64_t kGatedFloats = 1 << 14;
 
+// Row blocks that stay together when a product is cut for threads: matrix-vector kernels stream
+// eight row blocks at once, the others take panels of up to four.
+std::int64_t row_block_grain(std::int64_t rows) { return rows == 1 ? 8 : 4; }
+
 std::string shape_of(const Matrix& m) {
   return std::to_string(m.packed.rows) + " x " + std::to_string(m.packed.cols);
 }
@@ -33,7 +37,7 @@ double row_block_cost(const Matrix& matrix, std::int64_t rows) {
   const double bytes = static_cast<double>(matrix.packed.row_block_bytes);
   const double products =
       static_cast<double>(kRowBlock * matrix.packed.cols) * static_cast<double>(rows);
-  return std::max(bytes / 8.0, products / (matrix.quantized() ? 80.0 : 8.0));
+  return std::max(bytes / 14.0, products / (matrix.quantized() ? 80.0 : 8.0));
 }
 
 // Rows [0, in.rows) times row blocks [begin, end) of the matrix, bias added; out is where column
@@ -86,14 +90,14 @@ void linear(Jobs& jobs, const KernelTable& kernels, const Rows& in,
   for (const LinearOutput& output : outputs) {
     check_input("linear", in, *output.matrix);
     blocks += output.matrix->row_blocks();
-    cost += row_block_cost(*output.matrix, in.rows) *
-            static_cast<double>(output.matrix->row_blocks());
+    cost +=
+        row_block_cost(*output.matrix, in.rows) * static_cast<double>(output.matrix->row_blocks());
   }
   if (blocks == 0 || in.rows == 0) return;
   jobs.run(
       blocks, cost / static_cast<double>(blocks),
       [&](std::int64_t begin, std::int64_t end, int worker) {
-        std::int64_t base = 0;   // row blocks of the matrices before this one
+        std::int64_t base = 0;  // row blocks of the matrices before this one
         for (const LinearOutput& output : outputs) {
           const std::int64_t own = output.matrix->row_blocks();
           const std::int64_t from = std::max(begin - base, std::int64_t{0});
@@ -105,7 +109,7 @@ void linear(Jobs& jobs, const KernelTable& kernels, const Rows& in,
           base += own;
         }
       },
-      2);   // kernels take panels of two row blocks where there are many rows
+      row_block_grain(in.rows));
 }
 
 void gated_linear(Jobs& jobs, const KernelTable& kernels, const Rows& in, const Matrix* gate,
@@ -122,10 +126,10 @@ void gated_linear(Jobs& jobs, const KernelTable& kernels, const Rows& in, const 
   const std::int64_t rows = in.rows;
   const std::int64_t groups = (out.cols + kActGroup - 1) / kActGroup;
   const std::int64_t at_once = gated_groups(rows);
-  const std::int64_t matmul_bytes = std::max(gate ? linear_scratch_bytes(*gate, rows) : 0,
-                                             linear_scratch_bytes(up, rows));
-  const double cost = (kActGroup / kRowBlock) * (row_block_cost(up, rows) +
-                                                 (gate ? row_block_cost(*gate, rows) : 0.0)) +
+  const std::int64_t matmul_bytes =
+      std::max(gate ? linear_scratch_bytes(*gate, rows) : 0, linear_scratch_bytes(up, rows));
+  const double cost = (kActGroup / kRowBlock) *
+                          (row_block_cost(up, rows) + (gate ? row_block_cost(*gate, rows) : 0.0)) +
                       static_cast<double>(rows * kActGroup);
 
   const auto columns = [&](std::int64_t first_group, std::int64_t end_group, int worker) {
@@ -152,11 +156,14 @@ void gated_linear(Jobs& jobs, const KernelTable& kernels, const Rows& in, const 
       kernels.quantize_rows(hidden, count, 1, count, &part);
     }
   };
-  jobs.run(groups, cost, [&](std::int64_t begin, std::int64_t end, int worker) {
-    for (std::int64_t at = begin; at < end; at += at_once) {
-      columns(at, std::min(at + at_once, end), worker);
-    }
-  });
+  jobs.run(
+      groups, cost,
+      [&](std::int64_t begin, std::int64_t end, int worker) {
+        for (std::int64_t at = begin; at < end; at += at_once) {
+          columns(at, std::min(at + at_once, end), worker);
+        }
+      },
+      std::max<std::int64_t>(1, row_block_grain(rows) * kRowBlock / kActGroup));
 }
 
 }  // namespace musespark

@@ -24,9 +24,9 @@ struct Matrix {
 struct Rows {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
-  float* x = nullptr;             // [rows][ldx], cols of each; null: no floats
+  float* x = nullptr;  // [rows][ldx], cols of each; null: no floats
   std::int64_t ldx = 0;
-  QuantizedRows q{};              // q.q null: not quantized
+  QuantizedRows q{};  // q.q null: not quantized
 
   // The one row `index`, as a view.
   QuantizedRows quantized_row(std::int64_t index) const {
@@ -44,7 +44,7 @@ struct Needs {
 
 struct LinearOutput {
   const Matrix* matrix;
-  float* out;          // [in.rows][ldo], matrix.rows of each
+  float* out;  // [in.rows][ldo], matrix.rows of each
   std::int64_t ldo;
 };
 

@@ -13,8 +13,8 @@ struct Norm {
   enum class Kind : std::uint8_t { none, rms, rms_input_scaled, layer };
   Kind kind = Kind::none;
   float eps = 0;
-  const float* weight = nullptr;   // rms: null for scaleless
-  const float* bias = nullptr;     // layer only, may be null
+  const float* weight = nullptr;  // rms: null for scaleless
+  const float* bias = nullptr;    // layer only, may be null
 };
 
 // One row; out may be x.
@@ -35,8 +35,8 @@ void embed(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,
            std::span<const std::int32_t> tokens, float scale, const Norm& embed_norm,
            const Residual& residual, const Norm& next, const Rows& out);
 
-// x[r] += post(delta[r]), delta [rows][ldx of the residual], overwritten; then out[r] = next(x[r]), floats (always: out.x is the
-// buffer it is made in) and quantized where out.q is there.
+// x[r] += post(delta[r]), delta [rows][ldx of the residual], overwritten; then out[r] = next(x[r]),
+// floats (always: out.x is the buffer it is made in) and quantized where out.q is there.
 void add_norm(Jobs& jobs, const KernelTable& kernels, const Residual& residual, float* delta,
               const Norm& post, const Norm& next, const Rows& out);
 

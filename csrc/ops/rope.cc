@@ -49,8 +49,8 @@ double floor_of(double x) {
 
 std::vector<float> yarn(const RopeFrequencies& s) {
   const double low = std::max(floor_of(yarn_dimension(s, s.beta_fast)), 0.0);
-  double high = std::min(-floor_of(-yarn_dimension(s, s.beta_slow)),
-                         static_cast<double>(s.dim - 1));
+  double high =
+      std::min(-floor_of(-yarn_dimension(s, s.beta_slow)), static_cast<double>(s.dim - 1));
   if (low == high) high += 0.001;
   std::vector<float> inverse;
   for (std::int64_t i = 0; i < s.dim / 2; ++i) {

@@ -16,15 +16,15 @@ struct RopeFrequencies {
   double theta;
   Scaling scaling;
   double factor;
-  double low_freq_factor, high_freq_factor;   // llama3
-  double beta_fast, beta_slow;                // yarn
-  std::int64_t original_context;              // llama3, yarn
+  double low_freq_factor, high_freq_factor;  // llama3
+  double beta_fast, beta_slow;               // yarn
+  std::int64_t original_context;             // llama3, yarn
 };
 // [dim / 2], radians per position.
 std::vector<float> rope_inverse_frequencies(const RopeFrequencies& spec);
 
-// cos and sin of float(position) * inverse_frequency (a float32 product; cos and sin in double, each
-// rounded to float32, then times the attention factor) for positions from 0, grown on demand.
+// cos and sin of float(position) * inverse_frequency (a float32 product; cos and sin in double,
+// each rounded to float32, then times the attention factor) for positions from 0, grown on demand.
 class RopeTable {
  public:
   RopeTable(std::vector<float> inverse_frequencies, float attention_factor);
@@ -42,7 +42,8 @@ class RopeTable {
   static constexpr std::int64_t kMaxPositions = std::int64_t{1} << 20;
 
  private:
-  static constexpr std::int64_t kBlock = 128;   // positions computed at once: [kBlock][cos, sin][half]
+  static constexpr std::int64_t kBlock =
+      128;  // positions computed at once: [kBlock][cos, sin][half]
   std::vector<float> frequencies_;
   float attention_factor_;
   std::vector<AlignedBuffer> blocks_;

@@ -25,8 +25,8 @@ class Twin:
     def __init__(self, kv: str):
         self.kv = kv
         self.length = self.accepted = 0
-        self.first = dict.fromkeys(CLASSES, 0)   # first page held
-        self.open_from = 0                       # first page with open rows (kv8)
+        self.first = dict.fromkeys(CLASSES, 0)  # first page held
+        self.open_from = 0  # first page with open rows (kv8)
 
     def copy(self) -> Twin:
         other = Twin(self.kv)
@@ -77,7 +77,9 @@ def test_random_histories(kv: str, seed: int) -> None:
     live = [(_core.testing.Sequence(pool), Twin(kv))]
     for _ in range(300):
         sequence, twin = rng.choice(live)
-        action = rng.choice(["step", "step", "step", "discard", "accept", "accept", "cut", "fork", "end"])
+        action = rng.choice(
+            ["step", "step", "step", "discard", "accept", "accept", "cut", "fork", "end"]
+        )
         if action in ("step", "discard"):
             count = rng.choice([1, 1, 2, 30, 63, 64, 65, 150])
             before = pool.usage()["in_use"]
@@ -87,7 +89,7 @@ def test_random_histories(kv: str, seed: int) -> None:
                 twin.length += count
             else:
                 sequence.discard_step()
-                if len(live) == 1:   # less: a seal that a sequence now gone had left
+                if len(live) == 1:  # less: a seal that a sequence now gone had left
                     assert pool.usage()["in_use"] <= before
         elif action == "accept":
             length = rng.randint(twin.accepted, twin.length)
@@ -100,7 +102,7 @@ def test_random_histories(kv: str, seed: int) -> None:
             live.append((sequence.fork(), twin.copy()))
         elif action == "end" and len(live) > 1:
             live.remove((sequence, twin))
-        del sequence, twin   # nothing but `live` keeps a sequence alive
+        del sequence, twin  # nothing but `live` keeps a sequence alive
         for i in range(len(live)):
             check(*live[i])
         usage = pool.usage()

@@ -9,10 +9,10 @@ import sys
 
 import numpy as np
 import pytest
-
-from musespark import _core
 from tests.support.compare import assert_same_bits
 from tests.support.tiny_models import SPECS, Runner, pack, random_tokens, random_weights
+
+from musespark import _core
 
 pytestmark = pytest.mark.isa
 
@@ -104,7 +104,7 @@ def digests() -> str:
 
 
 def test_every_instruction_set_level_in_fresh_processes() -> None:
-    levels = [name for name in _core.testing.kernel_levels()]
+    levels = list(_core.testing.kernel_levels())
     assert "scalar" in levels
     paths = [p for p in sys.path if p] + [os.getcwd()]
     results = {}

@@ -6,10 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-
-from musespark import _core
-from musespark.families.spec import ModelSpec, RopeSpec
-from musespark.reference import forward as reference
 from tests.support.compare import assert_same_bits, assert_within
 from tests.support.tiny_models import (
     SPECS,
@@ -20,6 +16,10 @@ from tests.support.tiny_models import (
     random_weights,
     unpack,
 )
+
+from musespark import _core
+from musespark.families.spec import ModelSpec, RopeSpec
+from musespark.reference import forward as reference
 
 pytestmark = pytest.mark.isa
 
@@ -63,8 +63,8 @@ def test_packed_formats_stay_near_the_twin(name: str, recipe: str, kv: str) -> N
 
     Eight bits over groups of 64 leave about 0.7% of noise in each input (largest of 64 normals near
     2.6 sigma, over 127 * sqrt(12)); four matrix inputs a layer and keys, values and probabilities
-    add up to under 0.7% * sqrt(7 layers + 1), and a factor of three is left for what non-linearities
-    and norms make of it. A dropped bias, scale or norm is an error of tens of percent.
+    add up to under 0.7% * sqrt(7 layers + 1), and a factor of three is left for what
+    non-linearities and norms make of it. A dropped bias, scale or norm is an error of tens of percent.
     """
     spec = SPECS[name]()
     tensors = pack(random_weights(spec, seed=3), recipe)
@@ -111,7 +111,9 @@ def test_last_and_none_agree_with_all() -> None:
 ROPES = {
     "plain": RopeSpec(dim=64, theta=500000.0),
     "linear": RopeSpec(dim=64, theta=10000.0, scaling="linear", factor=4.0),
-    "llama3": RopeSpec(dim=64, theta=500000.0, scaling="llama3", factor=32.0, original_context=8192),
+    "llama3": RopeSpec(
+        dim=64, theta=500000.0, scaling="llama3", factor=32.0, original_context=8192
+    ),
     "yarn": RopeSpec(
         dim=128,
         theta=1000000.0,

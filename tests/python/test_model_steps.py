@@ -6,14 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-
-from musespark.errors import (
-    ContextOverflow,
-    CorruptFile,
-    InvalidRequest,
-    MemoryBudgetExceeded,
-    UnsupportedModel,
-)
 from tests.support.compare import assert_same_bits
 from tests.support.tiny_models import (
     SPECS,
@@ -23,6 +15,14 @@ from tests.support.tiny_models import (
     pack,
     random_tokens,
     random_weights,
+)
+
+from musespark.errors import (
+    ContextOverflow,
+    CorruptFile,
+    InvalidRequest,
+    MemoryBudgetExceeded,
+    UnsupportedModel,
 )
 
 CACHES = ("f32", "kv8")
@@ -130,7 +130,7 @@ def test_window_pages_are_given_back(kv: str) -> None:
 @pytest.mark.parametrize("kv", CACHES)
 @pytest.mark.parametrize("name", ["llama", "muse", "everything"])
 def test_bytes_for_is_an_upper_bound(name: str, kv: str) -> None:
-    """What admission reserves is never passed, and is not more than two pages of a class too much."""
+    """What admission reserves is never passed and at most two pages of a class too much."""
     for step in (1, 50, 64, 200):
         for tokens in (1, 64, 65, 300, 700):
             runner = runner_of(name, kv)
@@ -171,14 +171,14 @@ def test_spare_parts_move_between_classes() -> None:
     """What one class gave back is returned to the system when another class needs the budget."""
     runner = runner_of("muse", "kv8", budget=runner_of("muse", "kv8").pool.bytes_for(640, 640))
     sequence = runner.sequence()
-    runner.feed(sequence, random_tokens(runner.spec, 640))      # many open parts at once
+    runner.feed(sequence, random_tokens(runner.spec, 640))  # many open parts at once
     runner.feed(sequence, random_tokens(runner.spec, 600), 20)  # then sealed ones of the full class
     assert runner.pool.usage()["allocated"] <= runner.pool.usage()["budget"]
 
 
 @pytest.mark.parametrize("kv", CACHES)
 def test_interrupted_steps_change_nothing(kv: str) -> None:
-    """Interrupted before every layer and before the head, then done: the same bits as undisturbed."""
+    """Interrupted before every layer and the head, then done: the same bits as undisturbed."""
     runner = runner_of("muse", kv, threads=2)
     prompt = random_tokens(runner.spec, 150)
     pieces = [prompt[:50], prompt[50:130], prompt[130:]]
@@ -224,7 +224,7 @@ def test_context_overflow_has_the_numbers() -> None:
     runner = Runner(spec, pack(random_weights(spec), "f32"))
     sequence = runner.sequence()
     runner.feed(sequence, random_tokens(spec, 70))
-    with pytest.raises(ContextOverflow, match="71 tokens.*70"):
+    with pytest.raises(ContextOverflow, match=r"71 tokens.*70"):
         runner.feed(sequence, [1])
     assert sequence.length == 70
 

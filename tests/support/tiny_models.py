@@ -59,7 +59,9 @@ def muse(window: int = 70) -> ModelSpec:
             query_scale=3.87 * 32**-0.5,
             output_gate=True,
         )
-        return LayerSpec(attention, MlpSpec(intermediate=96), CENTERED, CENTERED, CENTERED, CENTERED)
+        return LayerSpec(
+            attention, MlpSpec(intermediate=96), CENTERED, CENTERED, CENTERED, CENTERED
+        )
 
     return ModelSpec(
         vocab=130,
@@ -243,7 +245,7 @@ class Runner:
         return _core.testing.Sequence(self.pool)
 
     def feed(self, sequence, tokens, cut=None, *, accept=True):
-        """All logits of `tokens`, fed in pieces of `cut` (a number, a list that is cycled, or whole)."""
+        """All logits of `tokens`, fed in pieces of `cut`: a number, or a list that is cycled."""
         tokens = [int(t) for t in tokens]
         cuts = [cut] if isinstance(cut, int) else (cut or [max(1, len(tokens))])
         rows, at, i = [], 0, 0

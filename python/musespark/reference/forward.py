@@ -1,8 +1,8 @@
 """The forward pass of a ModelSpec in plain NumPy: whole sequences, no cache, no chunks, no packing.
 
 ``logits(spec, weights, tokens)`` is what ``csrc/model`` computes, in the order it is written in
-papers. ``spec`` is a ``families.spec.ModelSpec`` (anything with its attributes); ``weights`` maps the
-canonical tensor names (``csrc/model/README.md``) to arrays. Matrices are [outputs, inputs].
+papers. ``spec`` is a ``families.spec.ModelSpec`` (anything with its attributes); ``weights`` maps
+the canonical tensor names (``csrc/model/README.md``) to arrays. Matrices are [outputs, inputs].
 
 Only the rope tables follow the core's rounding: frequencies and angles are float32 numbers by
 definition (transformers computes them so), and at position 1000 that rounding is already 3e-5.
