@@ -64,7 +64,7 @@ def test_packed_formats_stay_near_the_twin(name: str, recipe: str, kv: str) -> N
     Eight bits over groups of 64 leave about 0.7% of noise in each input (largest of 64 normals near
     2.6 sigma, over 127 * sqrt(12)); four matrix inputs a layer and keys, values and probabilities
     add up to under 0.7% * sqrt(7 layers + 1), and a factor of three is left for what
-    non-linearities and norms make of it. A dropped bias, scale or norm is an error of tens of percent.
+    non-linearities and norms make of it. A dropped bias, scale or norm is tens of percent.
     """
     spec = SPECS[name]()
     tensors = pack(random_weights(spec, seed=3), recipe)
