@@ -1,14 +1,16 @@
 // Quantized matmul with AMX int8 tiles (16 rows x 64 bytes). Bit-identical to scalar.cc.
 //
 // A quad-major panel of int8 weights is already what a B tile wants: 16 quads x (16 rows x 4 k) for 64
-// columns. A is 16 activation rows as they lie. Each tdpbssd gives the exact sums of one group of 64
-// columns, so every result tile is stored after one product and the scaling is done in vectors. A job
-// is 16 activation rows x 4 row blocks x 256 columns:
+// columns. Each tdpbssd gives the exact sums of one group of 64 columns, so every result tile is
+// stored after one product and the scaling is done in vectors. A step is 16 activation rows x one row
+// block x 256 columns:
 //
-//   4 groups x (load A; 4 x: store the last result, load B, product)       16 products
-//   4 tiles x 16 rows x (4 conversions, 4 fma, 1 fma)                      576 vector operations
+//   4 groups x (store the last step's result, load A and B, product)
+//   16 rows x (4 conversions, 4 fma, 1 fma)   of the step before
 //
-// The scaling of one job is interleaved with the products of the next, so that both units work.
+// so that neither unit waits for the other. Everything a step touches must stay in L1 (a store that
+// misses it costs four times a product): the panel, two steps' result tiles, and the activations of
+// one 256-column block, copied together because their rows lie a power of two apart.
 // M = 1 and float weights go to the AVX-512 kernels.
 #include <immintrin.h>
 
@@ -19,13 +21,14 @@
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kPanelCols = 512;    // 64 rows x 512 bytes = 32 KiB of L1
+constexpr std::int64_t kPanelCols = 256;    // 64 rows x 256 bytes = 16 KiB of L1
 constexpr int kMaxBlocks = 4;
 constexpr std::int64_t kPassRows = 512;     // activation rows per unpacked panel
 constexpr std::int64_t kTileRows = 16;
-constexpr int kJobGroups = 4;               // groups of 64 columns per job
+constexpr std::int64_t kTileBytes = 1024;
+constexpr int kStepGroups = 4;              // groups of 64 columns per step
 constexpr std::int64_t kTileInts = 256;
-constexpr std::int64_t kJobInts = kJobGroups * kMaxBlocks * kTileInts;   // 16 KiB of result tiles
+constexpr int kLag = 1;                     // steps between products and scaling
 
 inline void compiler_barrier() { __asm__ volatile("" ::: "memory"); }
 
@@ -35,7 +38,7 @@ constexpr std::int64_t block_cols(WeightFormat format) {
   return format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
 }
 
-// Tile registers 0..3: results, 4: `rows` activation rows, 5 and 6: weights.
+// Tile registers 0..3: results, 4 and 5: `rows` activation rows, 6 and 7: weights.
 void configure_tiles(std::int64_t rows) {
   struct alignas(64) {
     std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -44,7 +47,7 @@ void configure_tiles(std::int64_t rows) {
   } config;
   for (int i = 0; i < 8; ++i) {
     config.row_bytes[i] = 64;
-    config.rows[i] = static_cast<std::uint8_t>(i < 5 ? rows : kTileRows);
+    config.rows[i] = static_cast<std::uint8_t>(i < 6 ? rows : kTileRows);
   }
   _tile_loadconfig(&config);
 }
@@ -57,19 +60,7 @@ struct Panel {
   __mmask16 mask[kMaxBlocks];
   std::int64_t out_row;
   std::int64_t k0, cols;
-  std::int64_t block_cols;
   bool first, last;
-};
-
-// 256 columns of one tile of activation rows: what the scaling needs after the products are stored.
-struct Job {
-  std::int32_t* tiles;             // [group][block][16][16]
-  std::int64_t m;                  // first activation row
-  float* sums;                     // [block][16][16]
-  std::int64_t group;              // first group, counted from column 0
-  int groups;                      // 1 .. 4
-  std::int64_t block;              // first block, counted from the panel's first
-  bool first, last;                // of the whole row
 };
 
 class Call {   // what is the same for a whole call
@@ -77,10 +68,10 @@ class Call {   // what is the same for a whole call
   Call(const MatmulArgs& args) : a(args) {
     groups = a.xq->cols / kActGroup;
     rows = a.m < kTileRows ? a.m : kTileRows;
-    std::uint8_t* p = static_cast<std::uint8_t*>(a.scratch);
-    panel = reinterpret_cast<std::int8_t*>(p);
-    tiles = reinterpret_cast<std::int32_t*>(p + kMaxBlocks * kPanelCols * kRowBlock);
-    sums = reinterpret_cast<float*>(tiles + 2 * kJobInts);
+    panel = static_cast<std::int8_t*>(a.scratch);
+    x = panel + kMaxBlocks * kPanelCols * kRowBlock;
+    tiles = reinterpret_cast<std::int32_t*>(x + 2 * kStepGroups * kTileBytes);
+    sums = reinterpret_cast<float*>(tiles + (kLag + 1) * kStepGroups * kTileInts);
   }
 
   // First activation row of a tile; the last one overlaps its neighbour rather than end early.
@@ -92,161 +83,141 @@ class Call {   // what is the same for a whole call
   std::int64_t groups;     // of a whole row
   std::int64_t rows;       // of a tile of activations
   std::int8_t* panel;
-  std::int32_t* tiles;     // two jobs' result tiles
+  std::int8_t* x;          // [2][kStepGroups][16][64]: activations of this and the next 256 columns
+  std::int32_t* tiles;     // [kLag + 1][kStepGroups][16][16]
   float* sums;             // [m tiles][blocks][16][16]
 };
 
-// Stores result tile b.
-inline void store_tile(int b, std::int32_t* to) {
-  switch (b) {   // tile registers are immediates
+// What the scaling of a step needs.
+struct Step {
+  std::int32_t* tiles;
+  std::int64_t m;          // first activation row
+  float* sums;             // [16][16]
+  int b;                   // row block of the panel
+};
+
+inline void store_tile(int g, std::int32_t* to) {
+  switch (g) {   // tile registers are immediates
     case 0: _tile_stored(0, to, 64); break;
     case 1: _tile_stored(1, to + kTileInts, 64); break;
     case 2: _tile_stored(2, to + 2 * kTileInts, 64); break;
-    default: _tile_stored(3, to + 3 * kTileInts, 64);
+    default: _tile_stored(3, to + 3 * kTileInts, 64); break;
   }
 }
 
-// Products of one group. What the result tiles held goes to `before` first: those products are long
-// done then, and the stores do not wait for them.
-template <int kBlocks>
-inline void products(const std::int8_t* x, std::int64_t kp, const std::int8_t* w,
-                     std::int32_t* before) {
-  constexpr std::int64_t kNext = kPanelCols * kRowBlock;   // the next row block's tile
-  _tile_loadd(4, x, kp);
+// Products of kGroups groups, one result register each; what they held goes to `before`.
+template <int kGroups>
+inline void products(const std::int8_t* x, const std::int8_t* w, std::int32_t* before) {
   if (before) store_tile(0, before);
   _tile_zero(0);
-  _tile_loadd(5, w, 64);
-  _tile_dpbssd(0, 4, 5);
-  if constexpr (kBlocks > 1) {
+  _tile_loadd(4, x, 64);
+  _tile_loadd(6, w, 64);
+  _tile_dpbssd(0, 4, 6);
+  if constexpr (kGroups > 1) {
     if (before) store_tile(1, before);
     _tile_zero(1);
-    _tile_loadd(6, w + kNext, 64);
-    _tile_dpbssd(1, 4, 6);
+    _tile_loadd(5, x + kTileBytes, 64);
+    _tile_loadd(7, w + kTileBytes, 64);
+    _tile_dpbssd(1, 5, 7);
   }
-  if constexpr (kBlocks > 2) {
+  if constexpr (kGroups > 2) {
     if (before) store_tile(2, before);
     _tile_zero(2);
-    _tile_loadd(5, w + 2 * kNext, 64);
-    _tile_dpbssd(2, 4, 5);
+    _tile_loadd(4, x + 2 * kTileBytes, 64);
+    _tile_loadd(6, w + 2 * kTileBytes, 64);
+    _tile_dpbssd(2, 4, 6);
+  }
+  if constexpr (kGroups > 3) {
     if (before) store_tile(3, before);
     _tile_zero(3);
-    _tile_loadd(6, w + 3 * kNext, 64);
-    _tile_dpbssd(3, 4, 6);
+    _tile_loadd(5, x + 3 * kTileBytes, 64);
+    _tile_loadd(7, w + 3 * kTileBytes, 64);
+    _tile_dpbssd(3, 5, 7);
   }
 }
 
-// The scaling of result tile b of a job.
+// Sums of a step, scaled and added.
 template <WeightFormat kFormat, int kGroups>
-inline void scale_tile_groups(const Call& call, const Panel& p, const Job& job, int b) {
+inline void scale_step(const Call& call, const Panel& p, const Step& step) {
   constexpr bool kBlockIsGroup = kFormat == WeightFormat::q8;
   constexpr int kScales = kBlockIsGroup ? kGroups : 1;
-  constexpr std::int64_t kStep = kMaxBlocks * kTileInts;   // one group's tiles
-  const float* scale = call.a.xq->scale + job.m * call.groups + job.group;
-  const std::int32_t* tile = job.tiles + b * kTileInts;
-  float* sums = job.sums + b * kTileInts;
-  float* out = call.a.out + job.m * call.a.ldo + p.out_row + b * kRowBlock;
-  const __m512 row = _mm512_loadu_ps(p.row[b]);
+  const float* scale = call.a.xq->scale + step.m * call.groups + p.k0 / kActGroup;
+  float* out = call.a.out + step.m * call.a.ldo + p.out_row + step.b * kRowBlock;
+  const __m512 row = _mm512_loadu_ps(p.row[step.b]);
   __m512 block[kScales];
   for (int g = 0; g < kScales; ++g) {
     block[g] = _mm512_cvtph_ps(_mm256_loadu_si256(
-        reinterpret_cast<const __m256i*>(p.block[b] + (job.block + g) * kRowBlock)));
+        reinterpret_cast<const __m256i*>(p.block[step.b] + g * kRowBlock)));
   }
+#pragma GCC unroll 4
   for (std::int64_t r = 0; r < call.rows; ++r) {
-    __m512 total = job.first ? _mm512_setzero_ps() : _mm512_load_ps(sums + r * 16);
+    __m512 total = p.first ? _mm512_setzero_ps() : _mm512_load_ps(step.sums + r * 16);
     __m512 f = _mm512_setzero_ps();
 #pragma GCC unroll 4
     for (int g = 0; g < kGroups; ++g) {
-      const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(tile + g * kStep + r * 16));
+      const __m512 sum =
+          _mm512_cvtepi32_ps(_mm512_load_si512(step.tiles + g * kTileInts + r * 16));
       const __m512 s = _mm512_set1_ps(scale[r * call.groups + g]);
       f = _mm512_fmadd_ps(sum, s, kBlockIsGroup ? _mm512_setzero_ps() : f);
       if constexpr (kBlockIsGroup) total = _mm512_fmadd_ps(f, block[g], total);
     }
     if constexpr (!kBlockIsGroup) total = _mm512_fmadd_ps(f, block[0], total);
-    if (job.last) {
-      _mm512_mask_storeu_ps(out + r * call.a.ldo, p.mask[b], _mm512_mul_ps(total, row));
+    if (p.last) {
+      _mm512_mask_storeu_ps(out + r * call.a.ldo, p.mask[step.b], _mm512_mul_ps(total, row));
     } else {
-      _mm512_store_ps(sums + r * 16, total);
+      _mm512_store_ps(step.sums + r * 16, total);
     }
   }
 }
 
-template <WeightFormat kFormat>
-inline void scale_tile(const Call& call, const Panel& p, const Job& job, int b) {
-  switch (job.groups) {
-    case 4: return scale_tile_groups<kFormat, 4>(call, p, job, b);
-    case 3: return scale_tile_groups<kFormat, 3>(call, p, job, b);
-    case 2: return scale_tile_groups<kFormat, 2>(call, p, job, b);
-    default: return scale_tile_groups<kFormat, 1>(call, p, job, b);
+// The panel's columns of the activation rows from m on, tile by tile.
+template <int kGroups>
+inline void gather_activations(const Call& call, const Panel& p, std::int64_t m, std::int8_t* to) {
+  const std::int64_t kp = call.a.xq->cols;
+  const std::int8_t* from = call.a.xq->q + m * kp + p.k0;
+  for (std::int64_t r = 0; r < call.rows; ++r) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) {
+      _mm512_store_si512(to + g * kTileBytes + r * 64, _mm512_load_si512(from + r * kp + g * 64));
+    }
   }
 }
 
-// The jobs of one panel against activation rows [m0, m0 + rows): for each tile of rows, 256 columns
-// at a time.
-class Jobs {
- public:
-  Jobs(const Call& call, const Panel& p, int blocks, std::int64_t m0, std::int64_t rows)
-      : call_(call), p_(p), blocks_(blocks), m0_(m0),
-        per_tile_((p.cols + kJobCols - 1) / kJobCols),
-        count_((rows + kTileRows - 1) / kTileRows * per_tile_) {}
-
-  std::int64_t count() const { return count_; }
-
-  Job at(std::int64_t index) const {
-    const std::int64_t tile = index / per_tile_, k = index % per_tile_ * kJobCols;
-    const std::int64_t left = p_.cols - k;
-    Job job;
-    job.tiles = call_.tiles + index % 2 * kJobInts;
-    job.m = call_.tile_start(m0_ + tile * kTileRows);
-    job.sums = call_.sums + tile * blocks_ * kTileInts;
-    job.group = (p_.k0 + k) / kActGroup;
-    job.groups = static_cast<int>((left < kJobCols ? left : kJobCols) / kActGroup);
-    job.first = p_.first && k == 0;
-    job.block = k / p_.block_cols;
-    job.last = p_.last && left <= kJobCols;
-    return job;
-  }
-
- private:
-  static constexpr std::int64_t kJobCols = kJobGroups * kActGroup;
-  const Call& call_;
-  const Panel& p_;
-  int blocks_;
-  std::int64_t m0_, per_tile_, count_;
-};
-
-// The products of a job; after each group, one tile of the job before is scaled, and activations of
-// the job after are fetched.
-template <WeightFormat kFormat, int kBlocks>
-inline void run_job(const Call& call, const Panel& p, const Job& job, const Job* before,
-                    const Job& after, std::int32_t** pending) {
-  const std::int64_t kp = call.a.xq->cols;
-  const std::int8_t* ahead = call.a.xq->q + after.m * kp + after.group * kActGroup;
-  for (int g = 0; g < kJobGroups; ++g) {
-    if (g < job.groups) {
-      const std::int64_t k = (job.group + g) * kActGroup;
-      for (std::int64_t r = 0; r < call.rows; ++r) prefetch(ahead + r * kp + g * kActGroup);
-      products<kBlocks>(call.a.xq->q + job.m * kp + k, kp, p.w8 + (k - p.k0) * kRowBlock, *pending);
-      *pending = job.tiles + g * kMaxBlocks * kTileInts;
+// One panel against the activation rows [m0, m0 + rows).
+template <WeightFormat kFormat, int kBlocks, int kGroups>
+void all_rows(const Call& call, const Panel& p, std::int64_t m0, std::int64_t rows) {
+  const std::int64_t m_tiles = (rows + kTileRows - 1) / kTileRows;
+  constexpr std::int64_t kXBytes = kStepGroups * kTileBytes;
+  Step steps[kLag + 1] = {};
+  std::int64_t count = 0;
+  gather_activations<kGroups>(call, p, call.tile_start(m0), call.x);
+  for (std::int64_t tile = 0; tile < m_tiles; ++tile) {
+    if (tile + 1 < m_tiles) {
+      gather_activations<kGroups>(call, p, call.tile_start(m0 + (tile + 1) * kTileRows),
+                                  call.x + (tile + 1) % 2 * kXBytes);
     }
     compiler_barrier();
-    if (before && g < kBlocks) scale_tile<kFormat>(call, p, *before, g);
+    for (int b = 0; b < kBlocks; ++b, ++count) {
+      Step& step = steps[count % (kLag + 1)];
+      step.tiles = call.tiles + count % (kLag + 1) * kStepGroups * kTileInts;
+      step.m = call.tile_start(m0 + tile * kTileRows);
+      step.sums = call.sums + (tile * kBlocks + b) * kTileInts;
+      step.b = b;
+      if (p.last) {   // rows of `out` lie pages apart
+        float* out = call.a.out + step.m * call.a.ldo + p.out_row + b * kRowBlock;
+        for (std::int64_t r = 0; r < call.rows; ++r) prefetch(out + r * call.a.ldo);
+      }
+      products<kGroups>(call.x + tile % 2 * kXBytes, p.w8 + b * kPanelCols * kRowBlock,
+                        count > 0 ? steps[(count - 1) % (kLag + 1)].tiles : nullptr);
+      compiler_barrier();
+      if (count >= kLag) scale_step<kFormat, kGroups>(call, p, steps[(count - kLag) % (kLag + 1)]);
+    }
   }
-}
-
-template <WeightFormat kFormat, int kBlocks>
-void all_rows(const Call& call, const Panel& p, std::int64_t m0, std::int64_t rows) {
-  const Jobs jobs(call, p, kBlocks, m0, rows);
-  std::int32_t* pending = nullptr;
-  Job before{}, job = jobs.at(0);
-  for (std::int64_t i = 0; i < jobs.count(); ++i) {
-    const Job after = i + 1 < jobs.count() ? jobs.at(i + 1) : job;
-    run_job<kFormat, kBlocks>(call, p, job, i > 0 ? &before : nullptr, after, &pending);
-    before = job;
-    job = after;
-  }
-  for (int b = 0; b < kBlocks; ++b) store_tile(b, pending);
+  for (int g = 0; g < kGroups; ++g) store_tile(g, steps[(count - 1) % (kLag + 1)].tiles);
   compiler_barrier();
-  for (int b = 0; b < kBlocks; ++b) scale_tile<kFormat>(call, p, before, b);
+  for (std::int64_t i = count < kLag ? 0 : count - kLag; i < count; ++i) {
+    scale_step<kFormat, kGroups>(call, p, steps[i % (kLag + 1)]);
+  }
 }
 
 template <WeightFormat kFormat, int kBlocks>
@@ -280,7 +251,6 @@ void row_blocks(const Call& call, std::int64_t first_block) {
     p.mask[b] = left >= kRowBlock ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
   }
   p.out_row = first_block * kRowBlock;
-  p.block_cols = block_cols(kFormat);
   for (std::int64_t m0 = 0; m0 < a.m; m0 += kPassRows) {
     const std::int64_t rows = a.m - m0 < kPassRows ? a.m - m0 : kPassRows;
     for (p.k0 = 0; p.k0 < kp; p.k0 += kPanelCols) {
@@ -288,7 +258,12 @@ void row_blocks(const Call& call, std::int64_t first_block) {
       p.first = p.k0 == 0;
       p.last = p.k0 + p.cols == kp;
       unpack_panel<kFormat, kBlocks>(rb, call.panel, &p);
-      all_rows<kFormat, kBlocks>(call, p, m0, rows);
+      switch (p.cols / kActGroup) {
+        case 4: all_rows<kFormat, kBlocks, 4>(call, p, m0, rows); break;
+        case 3: all_rows<kFormat, kBlocks, 3>(call, p, m0, rows); break;
+        case 2: all_rows<kFormat, kBlocks, 2>(call, p, m0, rows); break;
+        default: all_rows<kFormat, kBlocks, 1>(call, p, m0, rows); break;
+      }
     }
   }
 }
