@@ -1,0 +1,193 @@
+"""Tests of the tests: plants one error at a time, builds, and sees the suite fail.
+
+    python tests/mutants.py [NAME ...]        (`make mutants`: all of them, about 20 minutes)
+
+Each mutant is one edit of a copy of the tree; the tests named beside it must fail on it and pass
+without it. Exit status 1 if one survives. The working tree is never touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "build" / "mutants"
+FOLDERS = ("cmake", "csrc", "python", "tests")
+FILES = ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str  # files under tests/python, space separated
+    options: str = ""
+
+
+MUTANTS = (
+    Mutant(
+        "wrong lane",
+        "csrc/kernels/qmatmul/unpack_avx512.inl",
+        "0x0f800f80, 0x0e800e80,",
+        "0x0e800e80, 0x0f800f80,",
+        "test_qmatmul_levels.py",
+    ),
+    Mutant(
+        "swapped group",
+        "csrc/kernels/qmatmul/unpack_avx512.inl",
+        "sub_low = sub_words(sub), sub_high = sub_words(sub + kRowBlock)",
+        "sub_high = sub_words(sub), sub_low = sub_words(sub + kRowBlock)",
+        "test_qmatmul_levels.py",
+    ),
+    Mutant(
+        "dropped bias",
+        "csrc/kernels/qmatmul/avx512vnni.cc",
+        "acc[b][c] = _mm512_set1_epi32(t.bias[c * t.groups + g]);",
+        "acc[b][c] = _mm512_setzero_si512();",
+        "test_qmatmul_levels.py",
+    ),
+    Mutant(
+        "specification: bias of the weights' rounding",
+        "csrc/kernels/qmatmul/scalar.cc",
+        "+ r] + 64) >> 7;",
+        "+ r] + 63) >> 7;",
+        "test_qmatmul_levels.py test_formats_codecs.py",
+    ),
+    Mutant(
+        "off-by-one window",
+        "csrc/ops/attention.cc",
+        "shape.window + 1)",
+        "shape.window)",
+        "test_model_reference.py test_families_engine.py",
+    ),
+    Mutant(
+        "window pages given back too early",
+        "csrc/cache/sequence.cc",
+        "(table.first + gone + 1) * kPageTokens <= seen",
+        "(table.first + gone) * kPageTokens <= seen",
+        "test_cache.py test_model_bits.py test_model_reference.py",
+    ),
+    Mutant(
+        "stale cache page",
+        "csrc/cache/sequence.cc",
+        "if (length % kPageTokens != 0) drop_stale_seal(table.entries.back());",
+        "",
+        "test_cache.py test_model_steps.py test_engine_one_result.py",
+    ),
+    Mutant(
+        "wrong seed",
+        "csrc/decode/sampler.cc",
+        "random_uniform64(params_.seed, params_.stream, position)",
+        "random_uniform64(params_.seed ^ 1, params_.stream, position)",
+        "test_sampler.py",
+    ),
+    Mutant(
+        "streams ignored",
+        "csrc/decode/sampler.cc",
+        "random_uniform64(params_.seed, params_.stream, position)",
+        "random_uniform64(params_.seed, 0, position)",
+        "test_sampler.py test_engine_one_result.py",
+    ),
+    Mutant(
+        "stop string kept",
+        "python/musespark/text/stop_strings.py",
+        "return text[:start]",
+        "return text",
+        "test_model.py test_engine_stop_strings.py",
+    ),
+    Mutant(
+        "seeds of a batch swapped",
+        "python/musespark/options.py",
+        "return list(seed)",
+        "return list(seed)[::-1]",
+        "test_model.py",
+    ),
+    Mutant(
+        "a zero-centred norm without its one",
+        "python/musespark/families/muse_glimmer.py",
+        "rms_centered",
+        "rms",
+        "test_families_engine.py test_families.py",
+    ),
+)
+
+
+def copy_tree() -> Path:
+    """A fresh copy of the sources, keeping times so that only edits are compiled again."""
+    tree = WORK / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    tree.mkdir(parents=True)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy2(ROOT / name, tree / name)
+    shared = ROOT.parent / "shared"
+    if shared.is_dir() and not (WORK / "shared").exists():
+        (WORK / "shared").symlink_to(shared)
+    return tree
+
+
+def install(tree: Path) -> None:
+    shutil.rmtree(WORK / "site", ignore_errors=True)
+    command = [
+        sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps",
+        "--target", str(WORK / "site"), f"--config-settings=build-dir={WORK / 'cmake'}", str(tree),
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+
+
+def run_tests(tree: Path, mutant: Mutant) -> bool:
+    """Whether the mutant's tests pass."""
+    files = [f"tests/python/{name}" for name in mutant.tests.split()]
+    missing = [name for name in files if not (tree / name).exists()]
+    if missing:
+        raise SystemExit(f"{mutant.name}: no such test {', '.join(missing)}")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    environment = {**os.environ, "PYTHONPATH": str(WORK / "site")}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{mutant.name}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
+    return done.returncode == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help="part of a mutant's name; default: all")
+    names = parser.parse_args().names
+    chosen = [m for m in MUTANTS if not names or any(n in m.name for n in names)]
+    tree = copy_tree()
+    install(tree)
+    suites = sorted({m.tests for m in chosen})
+    for tests in suites:
+        if not run_tests(tree, Mutant("unchanged", "", "", "", tests)):
+            raise SystemExit(f"the unchanged tree fails {tests}")
+    print(f"unchanged: {len(suites)} selections of tests pass", flush=True)
+    survivors = []
+    for mutant in chosen:
+        start = time.perf_counter()
+        path = tree / mutant.file
+        source = path.read_text()
+        if mutant.old not in source:
+            raise SystemExit(f"{mutant.name}: {mutant.file} no longer holds {mutant.old!r}")
+        path.write_text(source.replace(mutant.old, mutant.new))
+        install(tree)
+        survived = run_tests(tree, mutant)
+        path.write_text(source)
+        survivors += [mutant.name] * survived
+        verdict = "SURVIVED" if survived else "killed"
+        print(f"{verdict:<9}{mutant.name:<48}{time.perf_counter() - start:6.0f} s", flush=True)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
