@@ -280,6 +280,10 @@ HOSTILE = {
     "batched list": _DOUBLING.replace(
         "%s", "{% set ns.l = ([ns.l] + [ns.l])|batch(2)|list %}", 1
     ).replace("%s", "{{ ns.l == [ns.l] }}{{ ns.l }}"),
+    "nested message": _DOUBLING.replace("%s", "{% set ns.l = [ns.l, ns.l] %}", 1).replace(
+        "%s", "{{ raise_exception(ns.l) }}"
+    ),
+    "long pipeline": "{{ ([1] * 3000000)" + "|select" * 60 + "|list|length }}",
     "macro output": "{% set x = 'y' * 1000000 %}{% macro m() %}{% for i in range(99999) %}{{ x }}"
     "{% endfor %}{% endmacro %}{{ m()|length }}",
     "macro text": "{% macro m() %}{% for i in range(99999) %}"

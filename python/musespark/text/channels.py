@@ -251,7 +251,9 @@ class _HeaderMachine(_Machine):
         kind, recipient = read_header(self._headers, header)
         if kind == _FOREIGN:
             self.error(header, "a channel of another role")
-        elif len(header.split()) > 1 + (recipient is not None):
+        elif len(header.split()) > header.lstrip().startswith(self._headers.role) + (
+            recipient is not None
+        ):
             self.error(header, "more in a header than role and recipient")
         self.open(kind, recipient)
 
