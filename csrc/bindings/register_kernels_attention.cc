@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -166,9 +167,9 @@ Array<std::uint8_t> seal_page(const std::string& isa, std::int64_t head_dim,
   return sealed;
 }
 
-// Seconds of one thread for `rows` queries (all at the last position, or spread over the last
-// rows / group positions) over whole chunks of pages, each head with pages of its own. For
-// benchmarks.
+// Seconds of one thread (heads times the median head) for `rows` queries (all at the last position,
+// or spread over the last rows / group positions) over whole chunks of pages, each head with pages
+// of its own. For benchmarks.
 double attend_seconds(const std::string& isa, const std::string& format, std::int64_t head_dim,
                       std::int64_t group, std::int64_t rows, std::int64_t chunks,
                       std::int64_t heads, int repeats) {
@@ -203,14 +204,18 @@ double attend_seconds(const std::string& isa, const std::string& format, std::in
     kernels.attend_chunk(&args);
   };
   run(0, 0);
-  const auto start = std::chrono::steady_clock::now();
+  std::vector<double> seconds;  // of one head; the median is little moved by other processes
   for (int i = 0; i < repeats; ++i) {
     for (std::int64_t head = 0; head < heads; ++head) {
+      const auto start = std::chrono::steady_clock::now();
       for (std::int64_t chunk = 0; chunk < chunks; ++chunk) run(head, chunk);
+      const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+      seconds.push_back(elapsed.count());
     }
   }
-  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-  return elapsed.count() / repeats;
+  const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
+  std::nth_element(seconds.begin(), middle, seconds.end());
+  return *middle * static_cast<double>(heads);
 }
 
 // Seconds a page takes to seal.

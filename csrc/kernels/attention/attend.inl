@@ -62,6 +62,13 @@ void multiply_means(const RowBlock& block, std::int64_t begin, std::int64_t end)
   float_tiles(panel, 1, block.rows, block.q, block.args->ldq, block.mean_product, 16, false);
 }
 
+// The sealed page after p if there is one (for the first tile of a page, which fetches it: the
+// hardware does not prefetch from page to page), else p.
+const std::uint8_t* next_page(const RowBlock& block, std::int64_t p, std::int64_t tile) {
+  const bool fetch = tile == 0 && p + 1 < kPagesPerChunk && block.args->sealed[p + 1];
+  return block.args->sealed[fetch ? p + 1 : p];
+}
+
 void score_sealed(const RowBlock& block, std::int64_t p, std::int64_t begin, std::int64_t end) {
   const std::uint8_t* page = block.args->sealed[p];
   const SealedKv8Layout at = sealed_kv8_layout(block.dim);
@@ -70,8 +77,9 @@ void score_sealed(const RowBlock& block, std::int64_t p, std::int64_t begin, std
   each_tile(
       end - begin, 4, [&](std::int64_t i, std::int64_t height, std::int64_t b, std::int64_t width) {
         const std::int64_t r = begin + i;
-        const Panel<std::uint8_t> panel = {page + at.k_codes + b * 16 * block.dim, 64,
-                                           16 * block.dim, block.dim / 4};
+        const std::int64_t offset = at.k_codes + b * 16 * block.dim;
+        const Panel<std::uint8_t> panel = {page + offset, 64, 16 * block.dim, block.dim / 4,
+                                           next_page(block, p, i) + offset};
         with_count<kTileRows>(height, [&](auto h) {
           with_count<kTileBlocks>(width, [&](auto n) {
             key_tile<h.value, n.value>(panel, block.query + r * block.dim, block.dim,
@@ -192,8 +200,9 @@ void add_sealed(RowBlock* block, std::int64_t p, std::int64_t begin, std::int64_
   each_tile(end - begin, block->dim / 16,
             [&](std::int64_t i, std::int64_t height, std::int64_t b, std::int64_t width) {
               const std::int64_t r = begin + i;
-              const Panel<std::uint8_t> panel = {page + at.v_codes + 64 * b, 4 * block->dim, 64,
-                                                 kPageTokens / 4};
+              const std::int64_t offset = at.v_codes + 64 * b;
+              const Panel<std::uint8_t> panel = {page + offset, 4 * block->dim, 64, kPageTokens / 4,
+                                                 next_page(*block, p, i) + offset};
               const dot_weight* w = block->weight + r * kPlaneStride;
               float* o = block->o + r * block->dim + 16 * b;
               with_count<kTileRows>(height, [&](auto h) {

@@ -60,6 +60,8 @@ struct Panel {
   std::int64_t step_stride;
   std::int64_t block_stride;
   std::int64_t steps;
+  const T* next =
+      nullptr;  // what is read after it in the same order, fetched meanwhile (codes only)
 };
 
 // out[r][block * 16 + lane] (+)= sum over steps, ascending, of w[r * ldw + step] * panel.
@@ -106,10 +108,13 @@ template <bool kUnsignedWeights, int kRows, int kBlocks>
 MS_INLINE void dot_steps(const Panel<std::uint8_t>& panel, const dot_weight* w, std::int64_t ldw,
                          vi (&acc)[kRows][kBlocks]) {
   const std::uint8_t* data = panel.data;
-  for (std::int64_t step = 0; step < panel.steps; ++step, data += panel.step_stride) {
+  const std::uint8_t* next = panel.next;
+  for (std::int64_t step = 0; step < panel.steps;
+       ++step, data += panel.step_stride, next += panel.step_stride) {
     vcodes column[kBlocks];
     unroll<kBlocks>([&](auto b) MS_LAMBDA {
       column[b] = load_codes<kUnsignedWeights>(data + b * panel.block_stride);
+      __builtin_prefetch(next + b * panel.block_stride);
     });
     unroll<kRows>([&](auto r) MS_LAMBDA {
       unroll<kBlocks>([&](auto b) MS_LAMBDA {
