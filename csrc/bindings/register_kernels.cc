@@ -1,13 +1,17 @@
 // _core.testing: the matmul kernels of every level, and the level in use.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <string>
 #include <vector>
 
 #include "base/aligned.h"
 #include "base/errors.h"
+#include "base/thread_pool.h"
 #include "formats/weights_codec.h"
 #include "kernels/dispatch.h"
 #include "register.h"
@@ -36,19 +40,50 @@ std::vector<std::string> kernel_levels() {
   return names;
 }
 
+// Memory that ends where an inaccessible page begins, so that a kernel that reads or writes past
+// what the contract gives it faults. Sizes that are no multiple of 64 start unaligned to 64.
+class GuardedBuffer {
+ public:
+  explicit GuardedBuffer(std::size_t size) : size_(size) {
+    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    const std::size_t pages = (size + page - 1) / page;
+    mapped_ = (pages + 1) * page;
+    base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base_ == MAP_FAILED) throw MemoryBudgetExceeded("guarded buffer");
+    std::byte* guard = static_cast<std::byte*>(base_) + pages * page;
+    mprotect(guard, page, PROT_NONE);
+    data_ = guard - size;
+  }
+  ~GuardedBuffer() { munmap(base_, mapped_); }
+  GuardedBuffer(const GuardedBuffer&) = delete;
+  GuardedBuffer& operator=(const GuardedBuffer&) = delete;
+
+  std::byte* data() { return data_; }
+  std::size_t size() const { return size_; }
+  template <class T>
+  T* as() {
+    return reinterpret_cast<T*>(data_);
+  }
+
+ private:
+  std::size_t size_, mapped_ = 0;
+  void* base_ = nullptr;
+  std::byte* data_ = nullptr;
+};
+
 // Activations as quantize_rows leaves them, in memory of exactly the size the contract promises.
 struct Activations {
-  AlignedBuffer q, scale, bias;
+  GuardedBuffer q, scale, bias;
   QuantizedRows rows;
 
-  Activations(std::int64_t m, std::int64_t k) {
-    const std::int64_t kp = (k + kActGroup - 1) / kActGroup * kActGroup;
-    const auto groups = static_cast<std::size_t>(m * kp / kActGroup);
-    q = AlignedBuffer(static_cast<std::size_t>(m * kp));
-    scale = AlignedBuffer(groups * sizeof(float));
-    bias = AlignedBuffer(groups * sizeof(std::int32_t));
-    rows = {q.as<std::int8_t>(), scale.as<float>(), bias.as<std::int32_t>(), m, kp};
-  }
+  Activations(std::int64_t m, std::int64_t k) : Activations(m, (k + 63) / 64 * 64, 0) {}
+
+ private:
+  Activations(std::int64_t m, std::int64_t kp, int)
+      : q(static_cast<std::size_t>(m * kp)),
+        scale(static_cast<std::size_t>(m * kp / kActGroup) * sizeof(float)),
+        bias(static_cast<std::size_t>(m * kp / kActGroup) * sizeof(std::int32_t)),
+        rows{q.as<std::int8_t>(), scale.as<float>(), bias.as<std::int32_t>(), m, kp} {}
 };
 
 void check_2d(const py::array& a, const char* what) {
@@ -59,66 +94,114 @@ py::tuple quantize_rows(const Array<float>& x, const std::string& isa) {
   check_2d(x, "quantize_rows: x");
   const std::int64_t m = x.shape(0), k = x.shape(1);
   Activations a(m, k);
-  table_of(isa).quantize_rows(x.data(), k, m, k, &a.rows);
+  GuardedBuffer from(static_cast<std::size_t>(x.size()) * sizeof(float));
+  std::copy_n(x.data(), x.size(), from.as<float>());
+  table_of(isa).quantize_rows(from.as<float>(), k, m, k, &a.rows);
   const std::int64_t kp = a.rows.cols, groups = kp / kActGroup;
   return py::make_tuple(Array<std::int8_t>({m, kp}, a.rows.q),
                         Array<float>({m, groups}, a.rows.scale),
                         Array<std::int32_t>({m, groups}, a.rows.bias));
 }
 
-// A matrix and an input, ready to be multiplied again and again.
-class MatmulCase {
- public:
-  MatmulCase(const std::string& format, const py::buffer& packed, std::int64_t rows,
-             const Array<float>& x)
-      : format_(weight_format_from_name(format)), rows_(rows), m_(x.shape(0)), k_(x.shape(1)),
-        x_(static_cast<std::size_t>(x.size()) * sizeof(float)),
-        activations_(x.shape(0), x.shape(1)) {
-    check_2d(x, "matmul: x");
-    const py::buffer_info info = packed.request();
-    const auto size = static_cast<std::size_t>(info.size * info.itemsize);
-    weights_ = AlignedBuffer(size);
-    std::copy_n(static_cast<const std::byte*>(info.ptr), size, weights_.data());
-    w_ = packed_matrix(format_, rows, k_, weights_.data(), size, "matmul");
-    std::copy_n(x.data(), x.size(), x_.as<float>());
+// x . W^T f32 [M, ldo] over row blocks [begin, end); the rest of the result holds `fill`.
+Array<float> matmul(const std::string& format_name, const py::buffer& packed, std::int64_t rows,
+                    const Array<float>& x, const std::string& isa, std::int64_t begin,
+                    std::int64_t end, std::int64_t ldo, float fill) {
+  check_2d(x, "matmul: x");
+  const WeightFormat format = weight_format_from_name(format_name);
+  const std::int64_t m = x.shape(0), k = x.shape(1), blocks = (rows + kRowBlock - 1) / kRowBlock;
+  end = end < 0 ? blocks : end;
+  ldo = ldo < 0 ? rows : ldo;
+  if (m < 1 || begin < 0 || begin > end || end > blocks || ldo < rows) {
+    throw InvalidRequest("matmul: row blocks, ldo or rows of x out of range");
   }
+  const py::buffer_info info = packed.request();
+  const auto size = static_cast<std::size_t>(info.size * info.itemsize);
+  GuardedBuffer weights(size);
+  std::copy_n(static_cast<const std::byte*>(info.ptr), size, weights.data());
+  GuardedBuffer input(static_cast<std::size_t>(x.size()) * sizeof(float));
+  std::copy_n(x.data(), x.size(), input.as<float>());
+  const KernelTable& table = table_of(isa);
+  Activations activations(m, k);
+  table.quantize_rows(input.as<float>(), k, m, k, &activations.rows);
+  // The last row of the result ends with its last output: rows of `ldo`, the last one of `rows`.
+  GuardedBuffer out(static_cast<std::size_t>((m - 1) * ldo + rows) * sizeof(float));
+  std::fill_n(out.as<float>(), (m - 1) * ldo + rows, fill);
+  const auto scratch_bytes = static_cast<std::size_t>(matmul_scratch_bytes(format, k, m));
+  GuardedBuffer scratch((scratch_bytes + 63) / 64 * 64);
+  std::fill_n(scratch.data(), scratch.size(), std::byte{0xff});
+  const MatmulArgs args{packed_matrix(format, rows, k, weights.data(), size, "matmul"),
+                        &activations.rows, input.as<float>(), k, m, begin, end,
+                        out.as<float>(), ldo, scratch.data()};
+  if (begin < end) table.matmul(&args);
+  Array<float> result({m, ldo});
+  std::fill_n(result.mutable_data(), m * ldo, fill);
+  std::copy_n(out.as<float>(), (m - 1) * ldo + rows, result.mutable_data());
+  return result;
+}
 
-  std::int64_t row_blocks() const { return (rows_ + kRowBlock - 1) / kRowBlock; }
-
-  // out[m][ldo]; row blocks [begin, end) are computed, everything else keeps `fill`.
-  Array<float> run(const std::string& isa, std::int64_t begin, std::int64_t end, std::int64_t ldo,
-                   float fill) {
-    end = end < 0 ? row_blocks() : end;
-    ldo = ldo < 0 ? rows_ : ldo;
-    if (begin < 0 || begin > end || end > row_blocks()) throw InvalidRequest("matmul: row blocks");
-    if (ldo < rows_) throw InvalidRequest("matmul: ldo");
-    const KernelTable& table = table_of(isa);
-    table.quantize_rows(x_.as<float>(), k_, m_, k_, &activations_.rows);
-    AlignedBuffer out(static_cast<std::size_t>(m_ * ldo) * sizeof(float));
-    std::fill_n(out.as<float>(), m_ * ldo, fill);
-    AlignedBuffer scratch = make_scratch();
-    multiply(table, begin, end, out.as<float>(), ldo, scratch);
-    return Array<float>({m_, ldo}, out.as<float>());
+// Seconds of each of `repeats` products of M rows with `copies` matrices of N x K random codes, cut
+// into pieces of `grain` row blocks for `threads` threads.
+std::vector<double> time_matmul(const std::string& format_name, std::int64_t rows,
+                                std::int64_t cols, std::int64_t m, const std::string& isa,
+                                int threads, int repeats, std::int64_t copies, std::int64_t grain) {
+  const WeightFormat format = weight_format_from_name(format_name);
+  const WeightLayout layout = weight_layout(format, rows, cols);
+  const KernelTable& table = table_of(isa);
+  AlignedBuffer weights(static_cast<std::size_t>(layout.bytes * copies));
+  std::uint32_t state = 1;
+  const auto random = [&state] { return (state = state * 1664525u + 1013904223u) >> 8; };
+  for (std::int64_t b = 0; b < layout.row_blocks * copies; ++b) {
+    std::uint8_t* block = weights.as<std::uint8_t>() + b * layout.row_block_bytes;
+    if (!is_quantized(format)) {   // 0x3f3f and 0x3f3f3f3f are ordinary numbers
+      std::fill_n(block, layout.row_block_bytes, std::uint8_t{0x3f});
+      continue;
+    }
+    for (std::int64_t i = layout.codes_offset; i < layout.row_block_bytes; ++i) {
+      block[i] = static_cast<std::uint8_t>(random());
+    }
+    std::fill_n(reinterpret_cast<float*>(block), kRowBlock, 1.0f);
+    std::fill_n(reinterpret_cast<std::uint16_t*>(block + layout.block_offset),
+                layout.blocks * kRowBlock, std::uint16_t{0x2c00});
+    std::fill(block + layout.sub_offset, block + layout.codes_offset, std::uint8_t{100});
   }
-
- private:
-  AlignedBuffer make_scratch() const {
-    return AlignedBuffer(static_cast<std::size_t>(matmul_scratch_bytes(format_, k_, m_)));
+  Array<float> x({m, cols});
+  for (py::ssize_t i = 0; i < x.size(); ++i) {
+    x.mutable_data()[i] = static_cast<float>(random() % 2001) * 0.001f - 1.0f;
   }
-
-  void multiply(const KernelTable& table, std::int64_t begin, std::int64_t end, float* out,
-                std::int64_t ldo, AlignedBuffer& scratch) const {
-    MatmulArgs args{w_, &activations_.rows, x_.as<float>(), k_,  m_,
-                    begin, end, out, ldo, scratch.data()};
-    if (begin < end) table.matmul(&args);
+  const std::int64_t kp = layout.padded_cols;
+  AlignedBuffer q(static_cast<std::size_t>(m * kp)), scale(static_cast<std::size_t>(m * kp / 16)),
+      bias(static_cast<std::size_t>(m * kp / 16)), out(static_cast<std::size_t>(m * rows * 4));
+  const QuantizedRows activations{q.as<std::int8_t>(), scale.as<float>(), bias.as<std::int32_t>(),
+                                  m, kp};
+  table.quantize_rows(x.data(), cols, m, cols, &activations);
+  std::vector<AlignedBuffer> scratch;
+  for (int i = 0; i < threads; ++i) {
+    scratch.emplace_back(static_cast<std::size_t>(matmul_scratch_bytes(format, cols, m)));
   }
-
-  WeightFormat format_;
-  std::int64_t rows_, m_, k_;
-  AlignedBuffer weights_, x_;
-  PackedMatrix w_{};
-  Activations activations_;
-};
+  std::vector<double> seconds;
+  const float* input = x.data();
+  const py::gil_scoped_release release;
+  ThreadPool pool(threads);
+  const std::int64_t pieces = (layout.row_blocks + grain - 1) / grain;
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    for (std::int64_t copy = 0; copy < copies; ++copy) {
+      const PackedMatrix w{weights.as<std::uint8_t>() + copy * layout.bytes,
+                           layout.row_block_bytes, rows, cols, format};
+      pool.run(pieces, [&](std::int64_t piece, int worker) {
+        const std::int64_t begin = piece * grain;
+        const MatmulArgs args{w, &activations, input, cols, m, begin,
+                              std::min(begin + grain, layout.row_blocks), out.as<float>(), rows,
+                              scratch[static_cast<std::size_t>(worker)].data()};
+        table.matmul(&args);
+      });
+    }
+    seconds.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return seconds;
+}
 
 }  // namespace
 
@@ -130,13 +213,16 @@ void register_kernels(py::module_& m) {
               "The levels of this machine that have a kernel table, best first.");
   testing.def("quantize_rows", &quantize_rows, py::arg("x"), py::kw_only(), py::arg("isa"),
               "(q int8 [M, Kp], scale f32 [M, Kp/64], bias int32 [M, Kp/64]) of x f32 [M, K].");
-  py::class_<MatmulCase>(testing, "MatmulCase")
-      .def(py::init<const std::string&, const py::buffer&, std::int64_t, const Array<float>&>(),
-           py::arg("format"), py::arg("packed"), py::arg("rows"), py::arg("x"),
-           "A packed rows x K matrix and an input f32 [M, K].")
-      .def("run", &MatmulCase::run, py::kw_only(), py::arg("isa"), py::arg("begin") = 0,
-           py::arg("end") = -1, py::arg("ldo") = -1, py::arg("fill") = 0.0f,
-           "x . W^T f32 [M, ldo] over row blocks [begin, end); the rest holds `fill`.");
+  testing.def("matmul", &matmul, py::arg("format"), py::arg("packed"), py::arg("rows"),
+              py::arg("x"), py::kw_only(), py::arg("isa"), py::arg("begin") = 0,
+              py::arg("end") = -1, py::arg("ldo") = -1, py::arg("fill") = 0.0f,
+              "x . W^T f32 [M, ldo] of packed rows x K weights and x f32 [M, K], over row blocks\n"
+              "[begin, end); the rest holds `fill`. Every buffer ends at an inaccessible page.");
+  testing.def("time_matmul", &time_matmul, py::arg("format"), py::arg("rows"), py::arg("cols"),
+              py::arg("m"), py::kw_only(), py::arg("isa"), py::arg("threads"),
+              py::arg("repeats"), py::arg("copies"), py::arg("grain"),
+              "Seconds of each of `repeats` products of m rows with `copies` matrices after one\n"
+              "another, cut into pieces of `grain` row blocks.");
 }
 
 }  // namespace musespark

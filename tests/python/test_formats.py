@@ -1,0 +1,238 @@
+"""Packed weight formats: sizes, codecs over every code and sub-scale, and the packers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from musespark import _core
+from musespark.errors import InvalidRequest
+from musespark.reference import formats
+from support.compare import assert_within
+from support.matmul_cases import FORMATS, random_parts
+
+SHAPES = [(1, 1), (3, 31), (16, 64), (17, 65), (33, 256), (20, 257), (50, 700)]
+
+
+def pack(form: str, weights: np.ndarray, **options) -> np.ndarray:
+    out = np.full(_core.packed_nbytes(form, *weights.shape), 0xAA, np.uint8)
+    _core.pack(form, weights, out=out, **options)
+    return out
+
+
+def relative_error(weights: np.ndarray, form: str) -> float:
+    """Root mean square error over root mean square, in percent."""
+    got = _core.unpack(form, pack(form, weights), *weights.shape).astype(np.float64)
+    exact = weights.astype(np.float64)
+    return float(100 * np.sqrt(((got - exact) ** 2).sum() / (exact**2).sum()))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_sizes(form: str) -> None:
+    for rows, cols in SHAPES:
+        assert _core.packed_nbytes(form, rows, cols) == formats.sizes(form, rows, cols)["all"]
+        assert _core.packed_nbytes(form, rows, cols) % 64 == 0
+
+
+def test_bad_sizes() -> None:
+    for rows, cols in ((0, 1), (1, 0), (-1, 5), (1 << 40, 1 << 40), (2**62, 1)):
+        with pytest.raises(InvalidRequest):
+            _core.packed_nbytes("q4", rows, cols)
+    with pytest.raises(InvalidRequest, match="q5.*f32, bf16, q8, q6, q4"):
+        _core.packed_nbytes("q5", 1, 1)
+
+
+@pytest.mark.parametrize("form", ["q4", "q6"])
+def test_every_code_and_sub_scale(form: str) -> None:
+    """(level * sub + 64) >> 7 for all codes times all sub-scales, through the packed bytes."""
+    codes = np.arange(16) if form == "q4" else np.arange(-32, 32)
+    cols = -(-len(codes) // 32) * 32
+    subs = np.arange(-127, 128)
+    n, kp = -(-len(subs) // 16) * 16, max(64, cols)
+    parts = random_parts(np.random.default_rng(0), form, n, kp, extreme=False)
+    parts.codes[:] = np.resize(codes, kp)[None, :]
+    parts.sub[:] = np.resize(subs, n)[:, None]
+    parts.block[:] = 1
+    parts.row[:] = 1
+    got = _core.unpack(form, formats.put_together(parts), n, kp)
+    level = formats.LEVELS_Q4[parts.codes] if form == "q4" else 4 * parts.codes
+    exact = np.floor_divide(level * np.resize(subs, n)[:, None] + 64, 128)
+    assert np.abs(exact).max() <= 127
+    assert len(np.unique(np.resize(subs, n))) == 255
+    np.testing.assert_array_equal(got, exact.astype(np.float32))
+
+
+def test_every_q8_code() -> None:
+    codes = np.arange(-127, 128)
+    parts = random_parts(np.random.default_rng(0), "q8", 16, 256, extreme=False)
+    parts.codes[:] = np.resize(codes, 256)[None, :]
+    parts.block[:] = 1
+    parts.row[:] = 1
+    got = _core.unpack("q8", formats.put_together(parts), 16, 256)
+    np.testing.assert_array_equal(got, parts.codes.astype(np.float32))
+
+
+@pytest.mark.parametrize("form", formats.QUANTIZED)
+def test_unpack_is_the_twins(form: str) -> None:
+    rng = np.random.default_rng(1)
+    for n, k in SHAPES:
+        parts = random_parts(rng, form, n, k, extreme=False)
+        packed = formats.put_together(parts)
+        again = formats.take_apart(form, packed, n, k)
+        np.testing.assert_array_equal(again.codes, parts.codes)
+        got = _core.unpack(form, packed, n, k)
+        np.testing.assert_array_equal(got, parts.values()[:n, :k])
+
+
+@pytest.mark.parametrize("form", ["f32", "bf16"])
+def test_float_formats(form: str) -> None:
+    """f32 exactly, bf16 rounded to nearest even."""
+    rng = np.random.default_rng(2)
+    for n, k in SHAPES:
+        w = rng.standard_normal((n, k)).astype(np.float32)
+        packed = pack(form, w)
+        expected = w
+        if form == "bf16":
+            bits = w.view(np.uint32).astype(np.uint64)
+            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
+            expected = rounded.astype(np.uint32).view(np.float32)
+        np.testing.assert_array_equal(_core.unpack(form, packed, n, k), expected)
+        np.testing.assert_array_equal(formats.float_weights(form, packed, n, k), expected)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_sources(form: str) -> None:
+    """bf16 and f16 bits pack as the floats they stand for; rows may be strided."""
+    rng = np.random.default_rng(3)
+    w = rng.standard_normal((37, 200)).astype(np.float16)
+    expected = pack(form, w.astype(np.float32))
+    np.testing.assert_array_equal(pack(form, w.view(np.uint16), dtype="f16"), expected)
+    bits = (rng.standard_normal((37, 200)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    floats = (bits.astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(pack(form, bits, dtype="bf16"), pack(form, floats))
+    wide = np.zeros((37, 300), np.float32)
+    wide[:, 50:250] = w
+    np.testing.assert_array_equal(pack(form, wide[:, 50:250]), expected)
+    every_other = np.zeros((74, 200), np.float32)
+    every_other[::2] = w
+    np.testing.assert_array_equal(pack(form, every_other[::2]), expected)
+
+
+# What each error means: q8 rounds to a 254th of the largest of 64 columns; the q4 and q6 figures are
+# the table of design notes for this format, plus 1 percent of themselves.
+LIMITS = {
+    ("q4", "gaussian"): 7.35 * 1.01, ("q4", "laplace"): 8.49 * 1.01, ("q4", "t5"): 8.56 * 1.01,
+    ("q6", "gaussian"): 2.2, ("q6", "laplace"): 2.8, ("q6", "t5"): 2.9,
+    ("q8", "gaussian"): 0.62, ("q8", "laplace"): 0.82, ("q8", "t5"): 0.86,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "kind"), list(LIMITS))
+def test_packing_error(form: str, kind: str) -> None:
+    rng = np.random.default_rng(4)
+    draw = {
+        "gaussian": lambda shape: rng.standard_normal(shape),
+        "laplace": lambda shape: rng.laplace(size=shape),
+        "t5": lambda shape: rng.standard_t(5, size=shape),
+    }[kind]
+    assert relative_error(draw((256, 2048)).astype(np.float32), form) <= LIMITS[form, kind]
+
+
+@pytest.mark.parametrize("form", formats.QUANTIZED)
+def test_every_weight_is_near(form: str) -> None:
+    """No weight is off by more than half the widest gap between levels, at the group's scale.
+
+    A scale search may clip the largest magnitude by up to a quarter, hence that share of it.
+    """
+    rng = np.random.default_rng(5)
+    w = rng.standard_normal((33, 512)).astype(np.float32)
+    got = _core.unpack(form, pack(form, w), *w.shape)
+    width = 64 if form == "q8" else 32
+    amax = np.repeat(np.abs(w).reshape(33, -1, width).max(axis=2), width, axis=1)
+    share = {"q8": 0.51 / 127, "q6": 0.11, "q4": 0.25}[form]
+    assert_within(got, w, share * amax, form)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_special_matrices(form: str) -> None:
+    """Zeros stay zeros; rows of any magnitude keep their relative error; tiny rows become zeros."""
+    zeros = np.zeros((18, 100), np.float32)
+    np.testing.assert_array_equal(_core.unpack(form, pack(form, zeros), 18, 100), zeros)
+    rng = np.random.default_rng(6)
+    w = rng.standard_normal((16, 256)).astype(np.float32)
+    one_row_zero = w.copy()
+    one_row_zero[3] = 0
+    got = _core.unpack(form, pack(form, one_row_zero), 16, 256)
+    np.testing.assert_array_equal(got[3], 0)
+    for scale in (1e-25, 1e-6, 1.0, 1e6, 1e30):
+        # Times a power of two: the same codes, so the same relative error, whatever the magnitude.
+        factor = np.float32(2.0 ** round(np.log2(scale)))
+        error = relative_error(w * factor, form)
+        assert error == pytest.approx(relative_error(w, form), rel=1e-3, abs=1e-9), scale
+    if form in formats.QUANTIZED:
+        tiny = _core.unpack(form, pack(form, w * np.float32(1e-36)), 16, 256)
+        np.testing.assert_array_equal(tiny, 0)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_finite(form: str, value: float) -> None:
+    w = np.ones((20, 70), np.float32)
+    w[17, 66] = value
+    with pytest.raises(InvalidRequest, match="row 17, column 66"):
+        pack(form, w, threads=2)
+
+
+def test_bad_arguments() -> None:
+    w = np.ones((4, 8), np.float32)
+    out = np.zeros(_core.packed_nbytes("q4", 4, 8), np.uint8)
+    for arguments in (
+        {"array": w.astype(np.float64)},
+        {"array": w, "dtype": "bf16"},
+        {"array": w.reshape(-1)},
+        {"array": np.asfortranarray(np.ones((4, 8), np.float32))},
+        {"array": w, "out": out[:-1]},
+        {"array": w, "out": np.zeros(2 * len(out), np.uint8)[::2]},
+        {"array": w, "threads": 0},
+    ):
+        with pytest.raises(InvalidRequest):
+            _core.pack("q4", **{"out": out, **arguments})
+    with pytest.raises(InvalidRequest):
+        _core.unpack("q4", out[:-64], 4, 8)
+    out.flags.writeable = False
+    with pytest.raises((BufferError, ValueError)):
+        _core.pack("q4", w, out=out)
+
+
+DIGEST = """
+import sys
+import numpy as np
+from musespark import _core
+rng = np.random.default_rng(8)
+for rows, cols in ((50, 700), (16, 64), (5, 33)):
+    w = rng.standard_t(5, size=(rows, cols)).astype(np.float32)
+    for form in ("f32", "bf16", "q8", "q6", "q4"):
+        for threads in (1, 2, 5):
+            out = np.zeros(_core.packed_nbytes(form, rows, cols), np.uint8)
+            _core.pack(form, w, out=out, threads=threads)
+            print(form, rows, cols, format(_core.checksum(out), "016x"))
+"""
+
+
+def test_same_bytes_on_every_level_and_thread_count() -> None:
+    """A fresh process for each instruction set; and the bytes of today, so that they stay."""
+    outputs = {}
+    for level in _core.testing.kernel_levels():
+        environment = {**os.environ, "MUSESPARK_ISA": level, "PYTHONPATH": os.pathsep.join(sys.path)}
+        run = subprocess.run([sys.executable, "-c", DIGEST], capture_output=True, text=True,
+                             env=environment, check=True)
+        outputs[level] = run.stdout
+    assert len(set(outputs.values())) == 1, outputs
+    lines = outputs["scalar"].split("\n")[:-1]
+    assert len(lines) == 45
+    by_threads = {tuple(lines[i : i + 3]) for i in range(0, 45, 3)}
+    assert all(len(set(group)) == 1 for group in by_threads)

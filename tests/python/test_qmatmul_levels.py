@@ -1,0 +1,150 @@
+"""Every matmul kernel of every instruction set gives the bits of scalar.cc.
+
+The binding puts every buffer before an inaccessible page, so a read or write past what the contract
+gives a kernel ends the process, and fills scratch memory with NaN.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from musespark._core import testing
+from support.matmul_cases import FORMATS, INPUTS, assert_same, random_case, random_input
+
+LEVELS = [isa for isa in testing.kernel_levels() if isa != "scalar"]
+COLS = [1, 3, 4, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 320, 511, 512, 513, 600]
+ROWS = [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 50, 63, 64, 65, 80, 129]
+COUNTS = [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 15, 16, 17, 18, 31, 32, 33, 40]
+
+
+def check(case, what: str) -> None:
+    expected = case.run("scalar")
+    for isa in LEVELS:
+        assert_same(case.run(isa), expected, f"{isa} {case} {what}")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("cols", COLS)
+def test_columns(form: str, cols: int) -> None:
+    """Columns around the edges of groups, blocks and panels, with few and many rows."""
+    rng = np.random.default_rng(cols)
+    cases = 0
+    for m in (1, 2, 5, 17):
+        check(random_case(rng, form, int(rng.choice(ROWS)), cols, m, "plain"), "columns")
+        cases += 1
+    assert cases == 4
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("rows", ROWS)
+def test_rows(form: str, rows: int) -> None:
+    """Outputs around the edges of row blocks."""
+    rng = np.random.default_rng(rows)
+    cases = 0
+    for m in (1, 3, 16, 19):
+        check(random_case(rng, form, rows, int(rng.choice(COLS)), m, "plain"), "rows")
+        cases += 1
+    assert cases == 4
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("count", COUNTS)
+def test_counts(form: str, count: int) -> None:
+    """Numbers of activation rows around the edges of register and matrix tiles."""
+    rng = np.random.default_rng(count)
+    cases = 0
+    for rows, cols in ((16, 64), (49, 320), (70, 130)):
+        check(random_case(rng, form, rows, cols, count, "plain"), "counts")
+        cases += 1
+    assert cases == 3
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_many_rows_and_columns(form: str) -> None:
+    """Beyond one pass of activation rows, and beyond one panel of columns."""
+    rng = np.random.default_rng(5)
+    for rows, cols, m in ((33, 2112, 7), (17, 1100, 19), (40, 70, 505), (16, 64, 520), (64, 64, 1029)):
+        check(random_case(rng, form, rows, cols, m, "plain"), "large")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("kind", INPUTS)
+def test_extremes(form: str, kind: str) -> None:
+    """Inputs that overflow, underflow, saturate or are not numbers; extreme codes with `ones`."""
+    rng = np.random.default_rng(7)
+    for rows, cols, m in ((33, 256, 1), (33, 300, 2), (64, 256, 6), (33, 192, 16), (20, 700, 23)):
+        check(random_case(rng, form, rows, cols, m, kind), kind)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("isa", ["scalar", *LEVELS])
+def test_only_the_rows_asked_for_are_written(form: str, isa: str) -> None:
+    """Any split into ranges of row blocks gives the whole; nothing else of `out` is touched."""
+    rng = np.random.default_rng(11)
+    fill = -123.25
+    for rows, m in ((50, 1), (50, 3), (150, 1), (81, 17)):
+        case = random_case(rng, form, rows, 200, m, "plain")
+        whole = case.run("scalar")
+        blocks = -(-rows // 16)
+        for begin in range(blocks):
+            for end in (begin, begin + 1, min(begin + 3, blocks), blocks):
+                got = case.run(isa, begin=begin, end=end, ldo=rows + 5, fill=fill)
+                expected = np.full((m, rows + 5), fill, np.float32)
+                part = slice(begin * 16, min(end * 16, rows))
+                expected[:, part] = whole[:, part]
+                assert_same(got, expected, f"{isa} {case} blocks {begin}..{end}")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("isa", ["scalar", *LEVELS])
+def test_rows_do_not_depend_on_their_company(form: str, isa: str) -> None:
+    """A row's result is the same alone and among others."""
+    rng = np.random.default_rng(13)
+    case = random_case(rng, form, 37, 290, 21, "plain")
+    together = case.run(isa)
+    x = case.x
+    for m in (0, 5, 20):
+        case.x = x[m : m + 1]
+        assert_same(case.run(isa), together[m : m + 1], f"{isa} {case} row {m}")
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("isa", LEVELS)
+def test_quantize_rows(isa: str, kind: str) -> None:
+    rng = np.random.default_rng(17)
+    for cols in COLS:
+        x = random_input(rng, kind, 3, cols)
+        expected = testing.quantize_rows(x, isa="scalar")
+        for part, a, e in zip(("q", "scale", "bias"), testing.quantize_rows(x, isa=isa), expected,
+                              strict=True):
+            assert a.dtype == e.dtype
+            assert a.tobytes() == e.tobytes(), f"{isa} {kind} K={cols}: {part}"
+
+
+@pytest.mark.parametrize("isa", ["scalar", *LEVELS])
+def test_quantize_ties(isa: str) -> None:
+    """Exactly between two integers goes to the even one: 127 in a group makes its scale 1."""
+    halves = np.arange(-126, 126, dtype=np.float32) + np.float32(0.5)
+    x = np.full((1, 4 * 64), 127, np.float32)
+    for g in range(4):
+        x[0, 64 * g + 1 : 64 * g + 64] = halves[63 * g : 63 * (g + 1)]
+    np.testing.assert_array_equal(testing.quantize_rows(x, isa=isa)[0], np.rint(x).astype(np.int8))
+
+
+@pytest.mark.fuzz
+def test_fuzz() -> None:
+    """Seeded random shapes, formats and inputs; MUSESPARK_FUZZ_CASES sets how many."""
+    cases = int(os.environ.get("MUSESPARK_FUZZ_CASES", "300"))
+    run = 0
+    for seed in range(cases):
+        rng = np.random.default_rng([19, seed])
+        form = str(rng.choice(FORMATS))
+        k = int(rng.integers(1, 1500 if rng.random() < 0.2 else 300))
+        m = int(rng.integers(1, 60 if rng.random() < 0.4 else 9))
+        case = random_case(rng, form, int(rng.integers(1, 90)), k, m, str(rng.choice(INPUTS)))
+        check(case, f"seed {seed}")
+        run += 1
+    assert run == cases > 0
