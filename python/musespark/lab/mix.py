@@ -38,30 +38,30 @@ WEIGHTS = {
     },
     "main": {
         "copying": 1.5,
-        "spelling": 1.5,
-        "lookup": 2,
+        "spelling": 1,
+        "lookup": 3,
         "recall": 0.7,
-        "addition": 2.2,
-        "subtraction": 2.5,
-        "multiplication": 1.8,
-        "comparison": 3.5,
-        "extreme": 0.7,
-        "sorting": 1.2,
-        "letters": 1,
-        "ordering": 1,
+        "addition": 2,
+        "subtraction": 2,
+        "multiplication": 1.5,
+        "comparison": 6,
+        "extreme": 0.5,
+        "sorting": 0.8,
+        "letters": 0.5,
+        "ordering": 0.7,
         "word_problem": 2,
-        "table": 1,
-        "dates": 0.8,
-        "units": 0.8,
+        "table": 0.7,
+        "dates": 0.6,
+        "units": 0.6,
         "facts": 0.3,
-        "tool_call": 1.5,
+        "tool_call": 2,
         "about": 0.7,
         "story": 0.3,
     },
 }
 LEVEL_WEIGHTS = {"first": (0.7, 0.2, 0.1), "main": (0.72, 0.2, 0.08)}
 EFFORT_WEIGHTS = {"low": 0.22, "medium": 0.43, "high": 0.22, "xhigh": 0.13}
-PROSE = 0.05
+PROSE = 0.04
 #: Share of drills that repeat random tokens: the densest signal there is for copying.
 REPEATS = 0.06
 ERROR_RATE = 0.2

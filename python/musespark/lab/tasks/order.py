@@ -38,9 +38,9 @@ _SMALLER = (
 def compare_steps(a: int, b: int, *, large: bool, flip: bool = False) -> str:
     """Lengths first, then the first differing digit; then which is larger and which smaller.
 
-    Naming both, then the one asked for, leaves one decision to each step; a model that had to
-    join the sign with the question's word in one step guessed. ``flip`` turns the relation round
-    (a deliberate mistake).
+    The thought opens with what is asked and closes with it, so that each step is one decision; a
+    model that had to join the sign with the question's word in one step guessed. ``flip`` turns
+    the relation round (a deliberate mistake).
     """
     x, y = str(a), str(b)
     sign = "=" if a == b else "<" if (a < b) != flip else ">"
@@ -56,7 +56,8 @@ def compare_steps(a: int, b: int, *, large: bool, flip: bool = False) -> str:
     small, big = (a, b) if sign == "<" else (b, a)
     asked = f"asked larger {big}" if large else f"asked smaller {small}"
     end = "Equal." if a == b else f"larger {big}, smaller {small}, {asked}."
-    return f"{', '.join(parts)}, so {a}{sign}{b}: {end}"
+    word = "larger" if large else "smaller"
+    return f"{word}? {', '.join(parts)}, so {a}{sign}{b}: {end}"
 
 
 def comparison(r: Random, level: str) -> Problem:
