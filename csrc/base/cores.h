@@ -6,10 +6,10 @@
 namespace musespark {
 
 struct CoreCount {
-  int online;         // cores of the machine
-  int affinity;       // cores the scheduler may place this process on
-  double quota;       // cores' worth of time its control group grants per period; 0: no limit
-  int usable;         // min(affinity, whole cores of the quota), at least 1: the default for threads
+  int online;    // cores of the machine
+  int affinity;  // cores the scheduler may place this process on
+  double quota;  // cores' worth of time its control group grants per period; 0: no limit
+  int usable;    // min(affinity, whole cores of the quota), at least 1: the default for threads
 };
 
 // `root` stands in front of /proc and /sys; tests pass a made-up tree.

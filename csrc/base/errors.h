@@ -1,5 +1,6 @@
-// The exceptions the core throws. One class per class of musespark.errors; bindings/register_base.cc
-// maps them one to one, so a message written here is what the Python user reads.
+// The exceptions the core throws. One class per class of musespark.errors;
+// bindings/register_base.cc maps them one to one, so a message written here is what the Python user
+// reads.
 //
 // A message names the argument or field, the value received and the values allowed.
 #pragma once

@@ -20,17 +20,17 @@ class FloatEnv {
   FloatEnv& operator=(const FloatEnv&) = delete;
 
 #if defined(__x86_64__)
-  using Word = std::uint32_t;                    // MXCSR
-  static constexpr Word kDefault = 0x1f80;       // all exceptions masked, nearest, FTZ = DAZ = 0
-  static constexpr Word kFlushToZero = 0x8040;   // FTZ | DAZ
+  using Word = std::uint32_t;                   // MXCSR
+  static constexpr Word kDefault = 0x1f80;      // all exceptions masked, nearest, FTZ = DAZ = 0
+  static constexpr Word kFlushToZero = 0x8040;  // FTZ | DAZ
   static constexpr Word kStickyFlags = 0x003f;
   static Word read() { return _mm_getcsr(); }
   static void write(Word word) { _mm_setcsr(word); }
 #elif defined(__aarch64__)
-  using Word = std::uint64_t;                    // FPCR
+  using Word = std::uint64_t;  // FPCR
   static constexpr Word kDefault = 0;
   static constexpr Word kFlushToZero = 1u << 24;
-  static constexpr Word kStickyFlags = 0;        // they live in FPSR
+  static constexpr Word kStickyFlags = 0;  // they live in FPSR
   static Word read() {
     Word word;
     __asm__ volatile("mrs %0, fpcr" : "=r"(word));

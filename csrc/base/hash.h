@@ -2,8 +2,8 @@
 // packed payloads. It finds damage; it is no defence against forgery.
 #pragma once
 
-#include <cstdint>
 #include <cstddef>
+#include <cstdint>
 
 namespace musespark {
 

@@ -14,8 +14,8 @@ namespace musespark {
 
 class ThreadPool {
  public:
-  // One call covers items [begin, end). `worker` is in [0, threads()), the caller's is 0, and no two
-  // running calls share one: index scratch memory with it.
+  // One call covers items [begin, end). `worker` is in [0, threads()), the caller's is 0, and no
+  // two running calls share one: index scratch memory with it.
   using ChunkTask = FunctionRef<void(std::int64_t begin, std::int64_t end, int worker)>;
   using ItemTask = FunctionRef<void(std::int64_t item, int worker)>;
 
