@@ -87,9 +87,10 @@ def test_the_comparison_sees_an_off_by_one_window() -> None:
     assert np.abs(wrong - exact).max() > 20 * float32_bound(spec, weights, tokens, exact)
 
 
-def test_last_and_none_agree_with_all() -> None:
+@pytest.mark.parametrize("name", SPECS)
+def test_last_and_none_agree_with_all(name: str) -> None:
     """Rows that nobody asks for are left out of the last layer; the others keep their bits."""
-    spec = SPECS["qwen3"]()
+    spec = SPECS[name]()
     runner = Runner(spec, pack(random_weights(spec), "q4"), kv="kv8")
     tokens = [int(t) for t in random_tokens(spec, 90)]
     every = runner.logits(tokens)
