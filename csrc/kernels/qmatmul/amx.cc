@@ -222,17 +222,20 @@ void all_rows(const Call& call, const Panel& p, std::int64_t m0, std::int64_t ro
   }
 }
 
+// Unpacks the panel; fetches the codes of the next one, and a line of the next row blocks' scales.
 template <WeightFormat kFormat, int kBlocks>
-void unpack_panel(const RowBlock (&rb)[kBlocks], std::int8_t* to, Panel* p) {
+void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::int8_t* to, Panel* p) {
+  const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
+  const std::int64_t ahead = p->last ? to_next - p->k0 / 64 * code_stride(kFormat)
+                                     : kPanelCols / 64 * code_stride(kFormat);
   p->w8 = to;
   for (int b = 0; b < kBlocks; ++b) {
     std::uint8_t* bytes = reinterpret_cast<std::uint8_t*>(to) + b * kPanelCols * kRowBlock;
     p->block[b] = rb[b].block + p->k0 / block_cols(kFormat) * kRowBlock;
     for (std::int64_t k = p->k0; k < p->k0 + p->cols; k += 64) {
       const std::uint8_t* codes = rb[b].codes + k / 64 * code_stride(kFormat);
-      for (int line = 0; line < code_stride(kFormat); line += 64) {
-        prefetch(codes + kPanelCols / 64 * code_stride(kFormat) + line);
-      }
+      for (int line = 0; line < code_stride(kFormat); line += 64) prefetch(codes + ahead + line);
+      prefetch(reinterpret_cast<const std::uint8_t*>(rb[b].row) + to_next + k);
       unpack64<kFormat, false>(codes, rb[b].sub + k / kSubGroup * kRowBlock,
                                bytes + (k - p->k0) * kRowBlock);
     }
@@ -259,7 +262,7 @@ void row_blocks(const Call& call, std::int64_t first_block) {
       p.cols = kp - p.k0 < kPanelCols ? kp - p.k0 : kPanelCols;
       p.first = p.k0 == 0;
       p.last = p.k0 + p.cols == kp;
-      unpack_panel<kFormat, kBlocks>(rb, call.panel, &p);
+      unpack_panel<kFormat, kBlocks>(a, rb, call.panel, &p);
       switch (p.cols / kActGroup) {
         case 4: all_rows<kFormat, kBlocks, 4>(call, p, m0, rows); break;
         case 3: all_rows<kFormat, kBlocks, 3>(call, p, m0, rows); break;

@@ -314,18 +314,20 @@ void all_rows(const MatmulArgs& a, const Panel& p) {
   }
 }
 
-// Unpacks the panel's chunk, and fetches the codes that the next chunk will want from memory.
+// Unpacks the panel; fetches the codes of the next one, and a line of the next row blocks' scales.
 template <WeightFormat kFormat, int kBlocks>
-void unpack_panel(const RowBlock (&rb)[kBlocks], std::uint8_t* to, Panel* p) {
+void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::uint8_t* to, Panel* p) {
+  const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
+  const std::int64_t ahead = p->last ? to_next - p->k0 / 64 * code_stride(kFormat)
+                                     : kPanelCols / 64 * code_stride(kFormat);
   for (int b = 0; b < kBlocks; ++b) {
     std::uint8_t* bytes = to + b * kPanelCols * kRowBlock;
     p->bytes[b] = bytes;
     p->block[b] = rb[b].block + p->k0 / block_cols(kFormat) * kRowBlock;
     for (std::int64_t k = p->k0; k < p->k0 + p->cols; k += 64) {
       const std::uint8_t* codes = rb[b].codes + k / 64 * code_stride(kFormat);
-      for (int line = 0; line < code_stride(kFormat); line += 64) {
-        prefetch(codes + kPanelCols / 64 * code_stride(kFormat) + line);
-      }
+      for (int line = 0; line < code_stride(kFormat); line += 64) prefetch(codes + ahead + line);
+      prefetch(reinterpret_cast<const std::uint8_t*>(rb[b].row) + to_next + k);
       unpack64<kFormat, true>(codes, rb[b].sub + k / kSubGroup * kRowBlock,
                               bytes + (k - p->k0) * kRowBlock);
     }
@@ -351,7 +353,7 @@ void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
       p.cols = kp - p.k0 < kPanelCols ? kp - p.k0 : kPanelCols;
       p.first = p.k0 == 0;
       p.last = p.k0 + p.cols == kp;
-      unpack_panel<kFormat, kBlocks>(rb, scratch, &p);
+      unpack_panel<kFormat, kBlocks>(a, rb, scratch, &p);
       all_rows<kFormat, kBlocks>(a, p);
     }
   }

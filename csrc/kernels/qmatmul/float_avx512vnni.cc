@@ -7,16 +7,17 @@
 namespace musespark {
 namespace {
 
+constexpr int kMaxBlocks = 4;
 constexpr int kTileRows = 8;    // activation rows per register tile, against 32 weight rows
 
 struct Tile {
-  const std::uint8_t* w[2];
+  const std::uint8_t* w[kMaxBlocks];
   const float* x;
   std::int64_t ldx;
   float* out;
   std::int64_t ldo;
   std::int64_t cols;
-  __mmask16 mask[2];
+  __mmask16 mask[kMaxBlocks];
 };
 
 template <int kBlocks, int kRows>
@@ -91,6 +92,8 @@ void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
 template <WeightFormat kFormat>
 void matmul_float(const MatmulArgs& a) {
   std::int64_t b = a.block_begin;
+  // One row is bound by memory: more pages at once (see avx512vnni.cc).
+  for (; a.m == 1 && b + 4 <= a.block_end; b += 4) row_blocks<kFormat, 4>(a, b);
   for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(a, b);
   if (b < a.block_end) row_blocks<kFormat, 1>(a, b);
 }
