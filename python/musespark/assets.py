@@ -44,9 +44,10 @@ def template_of(assets: Mapping[str, bytes]) -> ChatTemplate | None:
     """The chat template, None where the model has none."""
     if _TEMPLATE in assets:
         try:
-            return ChatTemplate.from_named({"default": assets[_TEMPLATE].decode()}, origin=_TEMPLATE)
+            text = assets[_TEMPLATE].decode()
         except UnicodeDecodeError as error:
             raise CorruptFile(f"{_TEMPLATE}: not UTF-8: {error}") from error
+        return ChatTemplate.from_named(text, origin=_TEMPLATE)
     for name in ("tokenizer_config.json", "chat_template.json"):
         found = json_asset(assets, name).get("chat_template")
         if found is not None:

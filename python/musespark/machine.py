@@ -8,27 +8,57 @@ from pathlib import Path
 from typing import Any
 
 
-def _number(path: str) -> int | None:
+def _number(path: Path) -> int | None:
     try:
-        text = Path(path).read_text().split()[0]
+        text = path.read_text().split()[0]
     except (OSError, IndexError):
         return None
     return int(text) if text.isdigit() else None  # "max": no limit
 
 
+def _cgroup_folders() -> list[tuple[Path, str, str]]:
+    """(folder, limit file, usage file) of this process's control group and those above it."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    folders = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # v2
+            root, files = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
+        elif controllers == "memory":  # v1
+            root = Path("/sys/fs/cgroup/memory")
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        own = root / path.strip("/")
+        folders += [(f, *files) for f in (own, *own.parents) if f == root or root in f.parents]
+    return folders
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of cached files, which the kernel gives back when memory is asked for."""
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    stat = dict(line.split()[:2] for line in lines if " " in line)
+    prefix = "total_" if "total_inactive_file" in stat else ""  # v1: with the groups below
+    return sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
+
+
 def cgroup_memory() -> tuple[int, int] | None:
-    """(limit, used) bytes of the control group (v2, then v1), None where there is no limit."""
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        limit, used = _number(limit_file), _number(used_file)
+    """(limit, used) bytes of the control group that leaves least, None where none has a limit.
+
+    What caches files is not counted as used: a mapped model would else use up its own container.
+    """
+    found = []
+    for folder, limit_file, used_file in _cgroup_folders():
+        limit, used = _number(folder / limit_file), _number(folder / used_file)
         if limit is not None and used is not None and limit < 1 << 60:
-            return limit, used
-    return None
+            found.append((limit, max(0, used - _reclaimable(folder))))
+    return min(found, key=lambda group: group[0] - group[1], default=None)
 
 
 def available_memory() -> int:

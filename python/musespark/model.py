@@ -21,6 +21,7 @@ from musespark.options import (
     resolve,
     split_seeds,
     unknown_argument,
+    unused_defaults,
 )
 from musespark.results import ChatResult, Completion, ModelInfo
 from musespark.session import Session
@@ -103,6 +104,7 @@ class Model:
         info = weights.info
         if kv == "auto":
             notes.append("kv auto: kv8 for every layer")
+        notes += [f"generation_config.json: {f} is not applied" for f in unused_defaults(config)]
         if info.get("quantize_auto"):
             notes.append(f"quantize auto: {info['quantize']}")
         self.info = ModelInfo(
@@ -135,9 +137,9 @@ class Model:
         ``max_new_tokens`` (alias ``max_tokens``; else up to the context), ``min_new_tokens``,
         ``temperature`` (0: greedy), ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``,
         ``presence_penalty``, ``frequency_penalty``, ``seed``, ``stop`` (a string or several),
-        ``logprobs`` (how many alternatives a token), ``logit_bias`` {token id: addend}, ``deadline``
-        (seconds from now; what is there then is returned). ``stream=True``: an iterator of
-        :class:`Delta` whose ``.result`` is the completion.
+        ``logprobs`` (how many alternatives a token), ``logit_bias`` {token id: addend},
+        ``deadline`` (seconds from now; what is there then is returned). ``stream=True``: an
+        iterator of :class:`Delta` whose ``.result`` is the completion.
 
         Raises InvalidRequest (unknown or wrong option, with the nearest name) and ContextOverflow.
         """
@@ -172,8 +174,8 @@ class Model:
     ) -> ChatResult | Stream:
         """Answers a conversation: OpenAI-shaped messages, or a str for one user turn.
 
-        ``tools``: OpenAI-shaped function descriptions the model may call. ``reasoning_effort``: low,
-        medium, high or xhigh, where the model's template knows it. ``mode``: auto (the model
+        ``tools``: OpenAI-shaped function descriptions the model may call. ``reasoning_effort``:
+        low, medium, high or xhigh, where the model's template knows it. ``mode``: auto (the model
         decides), instant (no thought) or thinking (a thought first); a contradiction raises. The
         other options are those of :meth:`generate`; ``stop`` looks at the answer only.
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
@@ -217,7 +219,9 @@ class Model:
         ids = self._ids(text, "text")
         out = np.full(len(ids), np.nan, np.float32)
         if len(ids) > 1:
-            out[1:] = self._engine.submit(Request(tokens=ids, logits="score")).result().logits.ravel()
+            out[1:] = (
+                self._engine.submit(Request(tokens=ids, logits="score")).result().logits.ravel()
+            )
         return out
 
     # ---- life ---------------------------------------------------------------------------------

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from musespark.errors import InvalidRequest
+from musespark.errors import CorruptFile, InvalidRequest
 
 _ALIASES = {"max_tokens": "max_new_tokens"}
 # Public names that later versions fill; refused by name until they work.
@@ -18,13 +19,27 @@ _LATER = {
     "grammar": "constrained output",
     "thinking_token_budget": "thought budgets",
 }
+# Fields of transformers' generation_config.json that have no part here, with what turns them off.
+_NOT_APPLIED: dict[str, Any] = {
+    "num_beams": 1,
+    "typical_p": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "bad_words_ids": [],
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "sequence_bias": {},
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "guidance_scale": 1.0,
+}
 MAX_LOGPROBS = 64
 MAX_STOP_STRINGS = 64
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Checked options of one request; every field final except ``seed`` (None: not sampled)."""
+    """Checked options of one request; with every field final."""
 
     max_new_tokens: int | None = None
     min_new_tokens: int = 0
@@ -51,18 +66,24 @@ def _fail(name: str, value: object, allowed: str) -> InvalidRequest:
 
 def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     allowed = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool):
         raise _fail(name, value, allowed)
-    number = value.__index__()
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise _fail(name, value, allowed) from None
     if number < low or (high is not None and number > high):
         raise _fail(name, value, allowed)
     return number
 
 
 def _real(name: str, value: Any, low: float, high: float, allowed: str) -> float:
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+    if isinstance(value, (bool, str, bytes)):
         raise _fail(name, value, allowed)
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise _fail(name, value, allowed) from None
     if not math.isfinite(number) or not low <= number <= high:
         raise _fail(name, value, allowed)
     return number
@@ -130,20 +151,31 @@ def unknown_argument(name: str, known: Sequence[str]) -> InvalidRequest:
 def model_defaults(generation_config: Mapping[str, Any], vocab: int) -> GenerationOptions:
     """Defaults from a ``generation_config.json``; greedy unless it says ``do_sample``.
 
-    Values there that no sampler could use are refused by name, as a caller's would be.
+    Values there that no sampler could use raise CorruptFile, naming the field.
     """
-    options = GenerationOptions()
+    names = ["repetition_penalty", "max_new_tokens", "min_new_tokens"]
+    values: dict[str, Any] = {}
     if generation_config.get("do_sample"):
-        options = replace(options, temperature=1.0)
-        for name in ("temperature", "top_k", "top_p", "min_p"):
-            value = generation_config.get(name)
-            if value is not None:
-                options = replace(options, **{name: _check(name, value, vocab)})
-    for name in ("repetition_penalty", "max_new_tokens"):
+        names += ["temperature", "top_k", "top_p", "min_p"]
+        values["temperature"] = 1.0
+    for name in names:
         value = generation_config.get(name)
-        if value is not None:
-            options = replace(options, **{name: _check(name, value, vocab)})
-    return options
+        if value is None:
+            continue
+        try:
+            values[name] = _check(name, value, vocab)
+        except InvalidRequest as error:
+            raise CorruptFile(f"generation_config.json: {error}") from None
+    return GenerationOptions(**values)
+
+
+def unused_defaults(generation_config: Mapping[str, Any]) -> list[str]:
+    """Fields of a ``generation_config.json`` that would change the output and are not applied."""
+    return [
+        name
+        for name, neutral in _NOT_APPLIED.items()
+        if generation_config.get(name) not in (None, neutral)
+    ]
 
 
 def resolve(
@@ -166,7 +198,8 @@ def resolve(
         if value is None:
             continue
         if name in values:
-            raise InvalidRequest(f"{key} and {name} are the same option; give one of them")
+            alias = next(a for a, of in _ALIASES.items() if of == name)
+            raise InvalidRequest(f"{alias} and {name} are the same option; give one of them")
         values[name] = _check(name, value, vocab)
     options = replace(defaults, **values)
     if options.max_new_tokens is not None and options.min_new_tokens > options.max_new_tokens:
@@ -181,9 +214,13 @@ def resolve(
 
 def split_seeds(seed: Any, rows: int) -> list[Any]:
     """One seed for each row of a batch: an int (or None) serves all rows, a list names each."""
-    if seed is None or hasattr(seed, "__index__"):
+    if seed is None or isinstance(seed, int):
         return [seed] * rows
-    if not isinstance(seed, Sequence) or isinstance(seed, str) or len(seed) != rows:
-        size = len(seed) if isinstance(seed, Sequence) else repr(seed)
-        raise InvalidRequest(f"seed: got {size}, allowed is one int or a list of {rows}")
+    try:
+        return [operator.index(seed)] * rows
+    except TypeError:
+        pass  # not one integer
+    if isinstance(seed, (str, bytes)) or not hasattr(seed, "__len__") or len(seed) != rows:
+        got = repr(seed) if not hasattr(seed, "__len__") else f"{len(seed)} of them"
+        raise InvalidRequest(f"seed: got {got}, allowed is one int or a list of {rows}")
     return list(seed)

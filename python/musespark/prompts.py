@@ -22,11 +22,15 @@ _IMAGE_PARTS = ("image", "image_url", "input_image", "video", "audio", "input_au
 
 def token_ids(value: Any, name: str) -> np.ndarray:
     """Token ids given by the caller as an int32 array [n]; InvalidRequest for anything else."""
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError):  # rows of unequal length, odd objects
+        array = np.empty((0, 0))
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is a str or a list of token ids")
     if array.size and (array.min() < 0 or array.max() >= 2**31):
-        raise InvalidRequest(f"{name}: got token id {array.max()}, allowed is 0 to vocabulary - 1")
+        worst = array.min() if array.min() < 0 else array.max()
+        raise InvalidRequest(f"{name}: got token id {worst}, allowed is 0 to vocabulary - 1")
     return array.astype(np.int32)
 
 
@@ -81,7 +85,7 @@ def chat_ids(
     if protocol.headers and mode != "auto":
         headers = protocol.headers
         recipient = headers.answer if mode == "instant" else headers.thought
-        ids += tokenizer.encode(f" to={recipient}") + [tokenizer.markers[headers.message]]
+        ids += [*tokenizer.encode(f" to={recipient}"), tokenizer.markers[headers.message]]
     return ids
 
 

@@ -98,7 +98,8 @@ class Completion:
         )
 
     def _repr_html_(self) -> str:
-        return f"<div style='white-space:pre-wrap'>{html.escape(self.text)}</div>{self._footer_html()}"
+        text = html.escape(self.text)
+        return f"<div style='white-space:pre-wrap'>{text}</div>{self._footer_html()}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SessionStream(Stream):
-    """A streamed turn; the session takes it in when it has ended, and forgets it when closed early."""
+    """A streamed turn: the session takes it in at its end, and forgets it when closed early."""
 
     def __init__(self, session: Session, sent: list[dict[str, Any]], *args: Any):
         self._session, self._sent = session, sent
@@ -62,7 +62,8 @@ class Session:
             sent = [dict(m) for m in message]
         else:
             raise InvalidRequest(
-                f"message: got {type(message).__name__}, allowed is a str, a message or a list of them"
+                f"message: got {type(message).__name__}, "
+                "allowed is a str, a message or a list of them"
             )
         handle, collector = self._model._submit_chat(
             [*self.messages, *sent], options, base=self._kept, retain=True

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 
-import musespark
 import numpy as np
 import pytest
-from musespark import results
+
+import musespark
+from musespark import machine, options, results
 
 pytestmark = pytest.mark.isa
 
@@ -65,7 +66,9 @@ def test_seed_is_always_filled_and_repeats(model):
     first = model.generate("The fox", temperature=1.0, max_new_tokens=24)
     again = model.generate("The fox", temperature=1.0, max_new_tokens=24, seed=first.seed)
     assert first.tokens == again.tokens
-    others = {model.generate("The fox", temperature=1.0, max_new_tokens=24).tokens for _ in range(4)}
+    others = {
+        model.generate("The fox", temperature=1.0, max_new_tokens=24).tokens for _ in range(4)
+    }
     assert len(others) > 1
 
 
@@ -144,7 +147,9 @@ def test_logit_bias_forces_and_forbids(model):
     free = model.generate("Once", max_new_tokens=1).tokens[0]
     banned = model.generate("Once", max_new_tokens=1, logit_bias={free: -1e6}).tokens[0]
     assert banned != free
-    assert model.generate("Once", max_new_tokens=2, logit_bias={banned: 1e6}).tokens == (banned,) * 2
+    assert (
+        model.generate("Once", max_new_tokens=2, logit_bias={banned: 1e6}).tokens == (banned,) * 2
+    )
 
 
 def test_what_the_user_types_is_no_marker(model):
@@ -206,6 +211,9 @@ BAD = [
     ({"temprature": 1.0}, "did you mean 'temperature'"),
     ({"temperature": -1}, "temperature: got -1"),
     ({"temperature": float("nan")}, "temperature: got nan"),
+    ({"temperature": 10**400}, "temperature: got 1000"),
+    ({"seed": np.arange(2)}, "seed: got array"),
+    ({"max_tokens": 3, "max_new_tokens": 4}, "max_tokens and max_new_tokens are the same option"),
     ({"top_p": 0}, "top_p: got 0"),
     ({"top_k": 2.5}, "top_k: got 2.5"),
     ({"min_p": 2}, "min_p: got 2"),
@@ -236,6 +244,12 @@ def test_bad_requests(model):
         model.generate([])
     with pytest.raises(musespark.InvalidRequest, match="prompt"):
         model.generate([1.5])
+    with pytest.raises(musespark.InvalidRequest, match="prompt"):
+        model.generate([[1], [2, 3]])
+    with pytest.raises(musespark.InvalidRequest, match="got token id -7"):
+        model.generate([5, -7])
+    with pytest.raises(musespark.InvalidRequest, match="seed: got 3 of them"):
+        model.generate_batch(["a", "b"], seed=[1, 2, 3])
     with pytest.raises(musespark.InvalidRequest):
         model.generate([model.info.vocab])
     with pytest.raises(musespark.InvalidRequest, match="contradicts"):
@@ -248,6 +262,27 @@ def test_bad_requests(model):
         model.chat([])
     with pytest.raises(musespark.InvalidRequest, match="a batch is a list"):
         model.generate_batch("Once")
+
+
+def test_generation_config_is_checked_and_what_is_not_applied_is_said():
+    config = {"do_sample": True, "top_k": 40, "num_beams": 4, "typical_p": 1.0, "eos_token_id": 2}
+    defaults = options.model_defaults(config, 100)
+    assert (defaults.temperature, defaults.top_k) == (1.0, 40)
+    assert options.unused_defaults(config) == ["num_beams"]
+    with pytest.raises(musespark.CorruptFile, match=r"generation_config.json: top_p: got 0"):
+        options.model_defaults({"do_sample": True, "top_p": 0}, 100)
+
+
+def test_memory_of_cached_files_is_not_used_memory(tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("990\n")
+    (tmp_path / "memory.stat").write_text("anon 90\ninactive_file 600\nactive_file 300\n")
+    group = [(tmp_path, "memory.max", "memory.current")]
+    monkeypatch.setattr(machine, "_cgroup_folders", lambda: group)
+    assert machine.cgroup_memory() == (1000, 90)
+    assert machine.available_memory() == 910
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.cgroup_memory() is None
 
 
 def test_load_refuses_by_name(tmp_path):

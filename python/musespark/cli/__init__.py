@@ -1,4 +1,4 @@
-"""The ``musespark`` command: one file per subcommand, imported when it is used."""
+"""The ``musespark`` command: one file per subcommand. What runs a model is imported when needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMANDS = {
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="musespark",
-        description="Reasoning models on an ordinary CPU. Without --model, the embedded Spark Nano.",
+        description="Reasoning models on an ordinary CPU; without --model, Spark Nano.",
     )
     parser.add_argument("--version", action="version", version=f"musespark {musespark.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -41,14 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0 done, 1 error, 2 usage, 130 interrupted)."""
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args) or 0
-    except Error as error:
+        status = args.run(args)
+        sys.stdout.flush()  # here, where a closed pipe is still ours to handle
+        return status
+    except BrokenPipeError:
+        # The reader of our output went away; silence the flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Error, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output went away; silence the flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0

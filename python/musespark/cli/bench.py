@@ -26,7 +26,7 @@ def measure(model: Any, prefill: list[int], decode: int, rounds: int) -> list[di
     Token ids are an arithmetic sequence over the vocabulary: speed does not depend on the text.
     Decoding is greedy and never stops early; sampling is inside the figures.
     """
-    longest = max([*prefill, decode + 1])
+    longest = max([*(count + 1 for count in prefill), decode + 2])
     if longest > model.info.context:
         raise InvalidRequest(f"bench: {longest} tokens asked, the context is {model.info.context}")
     vocab = model.info.vocab

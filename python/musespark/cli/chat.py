@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from musespark.cli import common
-from musespark.errors import Error
+from musespark.errors import Error, InvalidRequest
+from musespark.prompts import EFFORTS
+from musespark.weights.cache import cache_folder
 
 HELP = """\
 /help            this text
@@ -38,7 +39,7 @@ def _history() -> None:
         return
     import atexit
 
-    path = Path.home() / ".cache" / "musespark" / "chat_history"
+    path = cache_folder() / "chat_history"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -51,17 +52,22 @@ def _history() -> None:
 
 
 def read_message(prompt: str) -> str:
-    """One message: a line, lines joined by a trailing backslash, or a triple-quoted block."""
+    """One message: a line, lines joined by a trailing backslash, or a triple-quoted block.
+
+    The end of the input ends a message that is under way too.
+    """
+    more = "… " if prompt else ""
     line = input(prompt)
-    if line.startswith('"""'):
-        lines = [line[3:]]
-        while not lines[-1].endswith('"""'):
-            lines.append(input("… "))
-        lines[-1] = lines[-1][:-3]
-        return "\n".join(lines).strip()
-    while line.endswith("\\"):
-        line = line[:-1] + "\n" + input("… ")
-    return line.strip()
+    block = line.startswith('"""')
+    lines = [line[3:] if block else line]
+    try:
+        while not lines[-1].endswith('"""') if block else lines[-1].endswith("\\"):
+            if not block:
+                lines[-1] = lines[-1][:-1]
+            lines.append(input(more))
+    except EOFError:
+        pass
+    return "\n".join(lines).removesuffix('"""' if block else "").strip()
 
 
 class Repl:
@@ -81,7 +87,9 @@ class Repl:
         rest = rest.strip()
         if name in ("quit", "exit", "q"):
             return False
-        if name == "effort" and rest:
+        if name == "effort":
+            if rest not in EFFORTS:
+                raise InvalidRequest(f"effort: got {rest!r}, allowed is one of {list(EFFORTS)}")
             self.effort = rest
         elif name == "thoughts":
             self.thoughts = not self.thoughts
@@ -90,18 +98,23 @@ class Repl:
             self.session = self.model.session(system=rest or None)
         elif name == "reset":
             self.session = self.model.session(system=self.session.system)
-        elif name == "stats" and self.last is not None:
-            print(self.last.usage, self.last.timings, f"seed={self.last.seed}", sep="\n")
-        else:
+        elif name == "stats":
+            last = self.last
+            print(
+                "no answer yet"
+                if last is None
+                else f"{last.usage}\n{last.timings}\nseed={last.seed}"
+            )
+        elif name in ("help", "?"):
             print(HELP)
+        else:
+            raise InvalidRequest(f"no command /{name}; /help lists them")
         return True
 
     def say(self, text: str) -> None:
         """One turn, streamed; an interrupted turn is taken out of the conversation again."""
         printer = common.ChannelPrinter(common.Style(), thoughts=self.thoughts)
-        stream = self.session.chat(
-            text, reasoning_effort=self.effort, stream=True, **self.options
-        )
+        stream = self.session.chat(text, reasoning_effort=self.effort, stream=True, **self.options)
         try:
             for delta in stream:
                 printer(delta)
@@ -110,6 +123,9 @@ class Repl:
             printer.finish()
             print("(stopped; this turn is forgotten)")
             return
+        except Error:
+            printer.finish()  # no dimmed terminal behind an error
+            raise
         printer.finish()
         self.last = stream.result
         if self.last.finish_reason != "stop":
@@ -120,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
     interactive = sys.stdin.isatty()
     if interactive:
         _history()
+    status = 0
     with common.load_model(args) as model:
         repl = Repl(model, args)
         if interactive:
@@ -128,8 +145,10 @@ def run(args: argparse.Namespace) -> int:
             try:
                 line = read_message("> " if interactive else "")
             except EOFError:
-                return 0
+                return status
             except KeyboardInterrupt:
+                if not interactive:
+                    raise
                 print()
                 continue
             if not line:
@@ -137,8 +156,9 @@ def run(args: argparse.Namespace) -> int:
             try:
                 if line.startswith("/"):
                     if not repl.command(line):
-                        return 0
+                        return status
                 else:
                     repl.say(line)
             except Error as error:
                 print(f"error: {error}", file=sys.stderr)
+                status = 0 if interactive else 1

@@ -48,7 +48,8 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
 class Style:
     """ANSI styles for a terminal; empty strings where the stream is none or NO_COLOR is set."""
 
-    def __init__(self, stream: IO[str] = sys.stdout):
+    def __init__(self, stream: IO[str] | None = None):
+        stream = sys.stdout if stream is None else stream
         on = stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         self.dim = "\x1b[2m" if on else ""
         self.bold = "\x1b[1m" if on else ""
@@ -58,8 +59,9 @@ class Style:
 class ChannelPrinter:
     """Prints streamed deltas: thoughts dimmed, answers plain, tool calls in bold."""
 
-    def __init__(self, style: Style, stream: IO[str] = sys.stdout, *, thoughts: bool = True):
-        self._style, self._stream, self._thoughts = style, stream, thoughts
+    def __init__(self, style: Style, stream: IO[str] | None = None, *, thoughts: bool = True):
+        self._style, self._thoughts = style, thoughts
+        self._stream = sys.stdout if stream is None else stream
         self._channel = ""
 
     def __call__(self, delta: Any) -> None:

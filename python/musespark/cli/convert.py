@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     info = musespark.convert(args.source, args.destination, quantize=args.quantize)
-    formats = ", ".join(f"{name} {common.human_bytes(size)}" for name, size in info["formats"].items())
-    print(f"{args.destination}: {info['family']}, {info['parameters'] / 1e6:.1f} M parameters, {formats}")
+    formats = ", ".join(
+        f"{name} {common.human_bytes(size)}" for name, size in info["formats"].items()
+    )
+    size = f"{info['parameters'] / 1e6:.1f} M parameters"
+    print(f"{args.destination}: {info['family']}, {size}, {formats}")
     return 0

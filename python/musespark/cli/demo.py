@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
         info = model.info
         print(
             f"Spark Nano: {info.parameters / 1e6:.1f} M parameters, "
-            f"{common.human_bytes(info.weight_bytes)}, loaded in {time.perf_counter() - start:.2f} s "
-            f"({info.isa}, {info.threads} threads)\n"
+            f"{common.human_bytes(info.weight_bytes)}, "
+            f"loaded in {time.perf_counter() - start:.2f} s ({info.isa}, {info.threads} threads)\n"
         )
         tokens, seconds = 0, 0.0
         for question, effort in QUESTIONS:

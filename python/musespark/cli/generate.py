@@ -23,15 +23,19 @@ def run(args: argparse.Namespace) -> int:
     if prompt == "-":
         if sys.stdin.isatty():
             raise InvalidRequest("prompt: got -, but standard input is a terminal")
-        prompt = sys.stdin.read()
+        try:
+            prompt = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"prompt: standard input is no text: {error}") from error
     options = common.sampling_options(args)
     with common.load_model(args) as model:
         if args.json:
             result = model.generate(prompt, stop=args.stop, **options)
             print(json.dumps(result.to_dict(), ensure_ascii=False))
             return 0
+        stream = model.generate(prompt, stop=args.stop, stream=True, **options)
         print(prompt, end="", flush=True)
-        for delta in model.generate(prompt, stop=args.stop, stream=True, **options):
+        for delta in stream:
             print(delta, end="", flush=True)
         print()
     return 0

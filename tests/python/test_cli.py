@@ -1,0 +1,273 @@
+"""The command line, as a user and as a script meet it: output, exit codes, closed pipes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import musespark
+from musespark.cli import COMMANDS, chat, common, main
+from musespark.results import Delta
+from support.model_folder import CASES, checkpoint_weights, write_folder
+
+FAST = ["--context", "256", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MUSESPARK_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A tiny random llama as a Hugging Face folder, without a tokenizer."""
+    case = next(c for c in CASES.values() if c.family == "llama")
+    return write_folder(tmp_path / "model", case.config, checkpoint_weights(case, 1))
+
+
+def run(*arguments: object, given: str = "", monkeypatch=None) -> int:
+    """``main`` in this process, with ``given`` as its standard input."""
+    if monkeypatch is not None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+    return main([str(a) for a in arguments])
+
+
+def command(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "musespark.cli", *arguments],
+        capture_output=True, text=True, timeout=120, **options,
+    )  # fmt: skip
+
+
+# ---- generate --------------------------------------------------------------------------------
+
+
+def test_generate_prints_prompt_and_continuation(capsys):
+    with musespark.load(context=256, threads=1) as model:
+        want = model.generate("Once upon a time", max_new_tokens=12).text
+    assert run("generate", "Once upon a time", "-n", 12, *FAST) == 0
+    out = capsys.readouterr()
+    assert out.out == f"Once upon a time{want}\n"
+    assert out.err == ""
+
+
+def test_generate_json_is_one_object_with_what_was_asked(capsys, monkeypatch):
+    arguments = ("generate", "-", "--json", "-n", 6, "-t", 0.9, "--top-k", 20, "--seed", 5)
+    assert run(*arguments, *FAST, given="The fox", monkeypatch=monkeypatch) == 0
+    result = json.loads(capsys.readouterr().out)
+    with musespark.load(context=256, threads=1) as model:
+        want = model.generate("The fox", max_new_tokens=6, temperature=0.9, top_k=20, seed=5)
+    assert tuple(result["tokens"]) == want.tokens
+    assert (result["seed"], result["finish_reason"]) == (5, "length")
+    assert result["usage"]["completion_tokens"] == 6
+
+
+def test_generate_stops_at_a_stop_string(capsys):
+    assert run("generate", "Once upon a time", "-n", 40, "--stop", "e", "--json", *FAST) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert "e" not in result["text"]
+    assert result["finish_reason"] == "stop"
+
+
+# ---- chat --------------------------------------------------------------------------------------
+
+
+def test_piped_chat_answers_every_line(capsys, monkeypatch):
+    lines = "What is 2 + 3?\n\n/stats\n/reset\nWhat is 2 + 3?\n/quit\nnever read\n"
+    assert run("chat", "-n", 60, *FAST, given=lines, monkeypatch=monkeypatch) == 0
+    out = capsys.readouterr().out
+    first, after = out.split("Usage(", 1)
+    with musespark.load(context=256, threads=1) as model:
+        want = model.chat("What is 2 + 3?", max_new_tokens=60)
+    assert want.content in first
+    assert want.content in after
+    assert f"completion_tokens={len(want.tokens)}" in after
+    assert "\x1b" not in out, "escape sequences outside a terminal"
+
+
+def test_piped_chat_reports_errors_and_fails_at_the_end(capsys, monkeypatch):
+    given = "/effort huge\n/nothing\n/thoughts\n/help\n"
+    assert run("chat", *FAST, given=given, monkeypatch=monkeypatch) == 1
+    out = capsys.readouterr()
+    assert "effort: got 'huge'" in out.err
+    assert "no command /nothing" in out.err
+    assert "thoughts hidden" in out.out
+    assert chat.HELP in out.out
+
+
+@pytest.mark.parametrize(
+    "typed, message",
+    [
+        ("one\n", "one"),
+        ("one\\\ntwo\n", "one\ntwo"),
+        ('"""one\n\ntwo"""\n', "one\n\ntwo"),
+        ('"""one"""\n', "one"),
+        ('"""one\ntwo', "one\ntwo"),
+        ("one\\\n", "one"),
+    ],
+)
+def test_messages_over_several_lines(monkeypatch, typed, message):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+    assert chat.read_message("") == message
+
+
+def test_an_error_in_an_answer_leaves_no_dimmed_terminal(monkeypatch):
+    class Failing:
+        def __iter__(self):
+            yield Delta("hm", "reasoning")
+            raise musespark.Error("gone")
+
+    class Conversation:
+        def chat(self, *args, **kwargs):
+            return Failing()
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    repl = chat.Repl.__new__(chat.Repl)
+    repl.thoughts, repl.effort, repl.options, repl.session = True, None, {}, Conversation()
+    with pytest.raises(musespark.Error, match="gone"):
+        repl.say("x")
+    style = common.Style(terminal)
+    assert style.dim
+    assert terminal.getvalue().rstrip().endswith(style.reset)
+
+
+# ---- inspect, convert, doctor, bench -----------------------------------------------------------
+
+
+def test_convert_then_inspect(folder, tmp_path, capsys):
+    packed = tmp_path / "packed.safetensors"
+    assert run("convert", folder, packed, "--quantize", "q8") == 0
+    assert str(packed) in capsys.readouterr().out
+    assert run("inspect", packed, "--verify", "--json", "--tensors") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["family"] == "llama"
+    assert "q8" in {row["format"] for row in report["tensors"]}
+    data = bytearray(packed.read_bytes())
+    data[len(data) // 2] ^= 1
+    packed.write_bytes(bytes(data))
+    assert run("inspect", packed, "--verify") == 1
+    assert "checksum" in capsys.readouterr().err
+
+
+def test_convert_that_cannot_be_written_fails_and_leaves_nothing(folder, tmp_path, capsys):
+    assert run("convert", folder, tmp_path / "nowhere" / "x.safetensors") == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert run("convert", tmp_path / "missing", tmp_path / "x.safetensors") == 1
+    assert "missing" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*x.safetensors*"))
+
+
+def test_a_model_without_tokenizer_is_refused_by_name(folder, capsys):
+    assert run("generate", "x", "-m", folder, *FAST[2:]) == 1
+    assert "tokenizer.json is missing" in capsys.readouterr().err
+
+
+def test_inspect_shows_the_embedded_model(capsys):
+    assert run("inspect") == 0
+    out = capsys.readouterr().out
+    assert "family: muse_glimmer" in out
+    assert "layers.0" not in out
+
+
+def test_doctor_says_what_was_chosen(capsys):
+    assert run("doctor") == 0
+    text = capsys.readouterr().out
+    assert run("doctor", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    chosen = [level for level in report["instruction sets"] if level.endswith(": in use")]
+    assert len(chosen) == 1
+    assert chosen[0] in text
+    for key in ("threads", "memory available", "memory limit (cgroup)", "cache folder"):
+        assert f"{key}: {report[key]}" in text
+    assert "blas" in report["build"]
+
+
+def test_bench_measures_what_it_was_asked(capsys):
+    assert run("bench", "-p", 8, 16, "-d", 4, "-r", 2, "--json", *FAST) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["test"] for row in report["rows"]] == ["prefill 8", "prefill 16", "decode 4"]
+    assert all(0 < row["low"] <= row["median"] <= row["high"] for row in report["rows"])
+    assert run("bench", "-p", 256, *FAST) == 1
+    assert "257 tokens asked, the context is 256" in capsys.readouterr().err
+
+
+# ---- bad arguments -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["generate", "x", "--temperature", "-1"], "temperature: got -1.0"),
+        (["generate", "x", "-n", "0"], "max_new_tokens: got 0"),
+        (["generate", "x", "--threads", "0"], "threads"),
+        (["generate", "x", "--context", "0"], "context: got 0"),
+        (["generate", "x", "-m", "/nowhere/model"], "/nowhere/model"),
+        (["chat", "--effort", "huge"], "reasoning_effort: got 'huge'"),
+        (["bench", "-r", "0"], "at least 1"),
+        (["inspect", "/dev/null"], "/dev/null"),
+    ],
+)
+def test_wrong_values_exit_with_1_and_name_the_field(capsys, monkeypatch, arguments, message):
+    assert run(*arguments, given="hello\n", monkeypatch=monkeypatch) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["generate"], ["generate", "x", "--kv", "kv9"], ["chat", "--bogus"]]
+)
+def test_wrong_usage_exits_with_2(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: musespark" in capsys.readouterr().err
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+# ---- as a process ------------------------------------------------------------------------------
+
+
+def test_a_process_gives_output_error_and_status():
+    done = command("generate", "-", "-n", "3", *FAST, input="Once")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Once")
+    failed = command("generate", "x", "--seed", "-1", *FAST)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.startswith("error: seed: got -1")
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "--json"], ["generate", "Once", "-n", "20"]])
+def test_a_closed_pipe_is_no_error(arguments):
+    """Written at once (generate), or only when everything is flushed at the end (inspect)."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "musespark.cli", *arguments],
+            stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120,
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
