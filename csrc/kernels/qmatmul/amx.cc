@@ -11,11 +11,12 @@
 // so that neither unit waits for the other. Everything a step touches must stay in L1 (a store that
 // misses it costs four times a product): the panel, two steps' result tiles, and the activations of
 // one 256-column block, copied together because their rows lie a power of two apart.
-// M = 1 and float weights go to the AVX-512 kernels.
+// Up to four rows and float weights go to the AVX-512 kernels.
 #include <immintrin.h>
 
 #include "kernels/entries.h"
 #include "kernels/qmatmul/layout.inl"
+#include "kernels/qmatmul/shared_avx512.inl"
 #include "kernels/qmatmul/unpack_avx512.inl"
 
 namespace musespark {
@@ -31,12 +32,6 @@ constexpr std::int64_t kTileInts = 256;
 constexpr int kLag = 1;                     // steps between products and scaling
 
 inline void compiler_barrier() { __asm__ volatile("" ::: "memory"); }
-
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-
-constexpr std::int64_t block_cols(WeightFormat format) {
-  return format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
-}
 
 // Tile registers 0..3: results, 4 and 5: `rows` activation rows, 6 and 7: weights.
 void configure_tiles(std::int64_t rows) {
@@ -148,8 +143,7 @@ inline void scale_step(const Call& call, const Panel& p, const Step& step) {
   const __m512 row = _mm512_loadu_ps(p.row[step.b]);
   __m512 block[kScales];
   for (int g = 0; g < kScales; ++g) {
-    block[g] = _mm512_cvtph_ps(_mm256_loadu_si256(
-        reinterpret_cast<const __m256i*>(p.block[step.b] + g * kRowBlock)));
+    block[g] = block_scales(p.block[step.b] + g * kRowBlock);
   }
 #pragma GCC unroll 4
   for (std::int64_t r = 0; r < call.rows; ++r) {
@@ -252,8 +246,7 @@ void row_blocks(const Call& call, std::int64_t first_block) {
   for (int b = 0; b < kBlocks; ++b) {
     rb[b] = row_block(a.w, first_block + b);
     p.row[b] = rb[b].row;
-    const std::int64_t left = a.w.rows - (first_block + b) * kRowBlock;
-    p.mask[b] = left >= kRowBlock ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    p.mask[b] = row_mask(a.w, first_block + b);
   }
   p.out_row = first_block * kRowBlock;
   for (std::int64_t m0 = 0; m0 < a.m; m0 += kPassRows) {
@@ -287,7 +280,7 @@ void matmul_quantized(const MatmulArgs& a) {
 }  // namespace
 
 void matmul_amx(const MatmulArgs* args) {
-  if (args->m == 1) return matmul_avx512vnni(args);
+  if (args->m <= 4) return matmul_avx512vnni(args);
   switch (args->w.format) {
     case WeightFormat::q8: return matmul_quantized<WeightFormat::q8>(*args);
     case WeightFormat::q6: return matmul_quantized<WeightFormat::q6>(*args);

@@ -1,14 +1,17 @@
 // Quantized matmul with AVX-512 VNNI. Bit-identical to scalar.cc.
 //
-//   M = 1    weights are unpacked to int16 in registers and meet int16 activations in vpdpwssd
-//            (q8: biased bytes in vpdpbusd): the row streams once, nothing is stored.
-//   M >= 2   a panel of 32 rows x kPanelCols columns is unpacked to biased bytes in L1, then a
-//            register tile of 32 rows x up to 6 columns runs over it; sums between panels rest in out.
+//   M = 1..4  weights are unpacked to int16 in registers and meet int16 activations in vpdpwssd
+//             (q8: biased bytes in vpdpbusd): the row streams once, nothing is stored.
+//   M >= 5    a panel of 32 rows x kPanelCols columns is unpacked to biased bytes in L1, then a
+//             register tile of 32 rows x up to 6 columns runs over it; sums between panels rest in
+//             scratch memory.
 #include <immintrin.h>
 
 #include "kernels/entries.h"
 #include "kernels/qmatmul/layout.inl"
 #include "kernels/qmatmul/quantize_avx512.inl"
+#include "kernels/qmatmul/shared_avx512.inl"
+#include "kernels/qmatmul/stream_avx512.inl"
 #include "kernels/qmatmul/unpack_avx512.inl"
 
 namespace musespark {
@@ -17,142 +20,6 @@ namespace {
 constexpr std::int64_t kPanelCols = 1024;   // 32 x 1024 bytes = 32 KiB of L1
 constexpr std::int64_t kPassRows = 504;     // activation rows per unpacked panel
 constexpr int kTileCols = 6;
-
-inline std::int32_t load_i32(const void* p) {
-  std::int32_t v;
-  __builtin_memcpy(&v, p, 4);
-  return v;
-}
-
-inline __m512 block_scales(const std::uint16_t* block) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block)));
-}
-
-// Lanes of row block `index` that are rows of the matrix.
-inline __mmask16 row_mask(const PackedMatrix& w, std::int64_t index) {
-  const std::int64_t left = w.rows - index * kRowBlock;
-  return left >= kRowBlock ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-}
-
-constexpr std::int64_t block_cols(WeightFormat format) {
-  return format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
-}
-
-// ---- M = 1 ------------------------------------------------------------------------------------
-
-// int8 activations as int16 pairs: per 64 columns 16 dwords (k0, k2) of each quad, 16 dwords (k1, k3).
-void widen_activations(const std::int8_t* q, std::int64_t kp, std::int32_t* pairs) {
-  for (std::int64_t k = 0; k < kp; k += 64) {
-    const __m512i bytes = _mm512_load_si512(q + k);
-    _mm512_store_si512(pairs + k / 2, _mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8));
-    _mm512_store_si512(pairs + k / 2 + 16, _mm512_srai_epi16(bytes, 8));
-  }
-}
-
-// Exact sum over 64 columns for 16 rows; pairs as widen_activations writes them.
-template <WeightFormat kFormat>
-inline __m512i dot64_words(const std::uint8_t* codes, const std::int8_t* sub,
-                           const std::int32_t* pairs) {
-  const __m512i sub_low = sub_words(sub), sub_high = sub_words(sub + kRowBlock);
-  const __m512i levels = q4_level_bytes();
-  __m512i acc[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(),
-                    _mm512_setzero_si512()};
-#pragma GCC unroll 8
-  for (int v = 0; v < 8; ++v) {
-    const __m512i code = load512(codes + 64 * v);
-    Words w;
-    if constexpr (kFormat == WeightFormat::q4) {
-      w = q4_words(code, levels, sub_low, sub_high);
-    } else {
-      const __m512i high = load512(codes + 512 + 64 * (v % 4));
-      w = v < 4 ? q6_words<0>(code, high, sub_low, sub_high)
-                : q6_words<1>(code, high, sub_low, sub_high);
-    }
-    acc[0] = _mm512_dpwssd_epi32(acc[0], w.low_even, _mm512_set1_epi32(pairs[v]));
-    acc[1] = _mm512_dpwssd_epi32(acc[1], w.low_odd, _mm512_set1_epi32(pairs[16 + v]));
-    acc[2] = _mm512_dpwssd_epi32(acc[2], w.high_even, _mm512_set1_epi32(pairs[8 + v]));
-    acc[3] = _mm512_dpwssd_epi32(acc[3], w.high_odd, _mm512_set1_epi32(pairs[24 + v]));
-  }
-  return _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3]));
-}
-
-inline __m512i dot64_q8(const std::uint8_t* codes, const std::int8_t* q, std::int32_t bias) {
-  const __m512i flip = _mm512_set1_epi8(-128);
-  __m512i acc[4] = {_mm512_set1_epi32(bias), _mm512_setzero_si512(), _mm512_setzero_si512(),
-                    _mm512_setzero_si512()};
-#pragma GCC unroll 16
-  for (int v = 0; v < 16; ++v) {
-    acc[v % 4] = _mm512_dpbusd_epi32(acc[v % 4], _mm512_xor_si512(load512(codes + 64 * v), flip),
-                                     _mm512_set1_epi32(load_i32(q + 4 * v)));
-  }
-  return _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3]));
-}
-
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-
-// kStreams row blocks side by side, 64 columns of each in turn. Several pages are then being read
-// at once: a single stream stalls at every 4 KiB page, where the hardware prefetcher stops and the
-// page walk begins. Codes are prefetched about 1 KiB ahead, the scales of the next kStreams row
-// blocks a line a step. (q4 on Sapphire Rapids, 4 KiB pages: 17 GB/s plain, 28 so.)
-template <WeightFormat kFormat, int kStreams>
-void matvec_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int32_t* pairs) {
-  constexpr std::int64_t kGroups = block_cols(kFormat) / kActGroup;
-  constexpr std::int64_t kStride = code_stride(kFormat);
-  constexpr std::int64_t kAhead = kFormat == WeightFormat::q4 ? 2 : 1;   // about 1 KiB
-  const std::int64_t groups = a.xq->cols / kActGroup;
-  RowBlock rb[kStreams];
-  __m512 f[kStreams], total[kStreams];
-  for (int i = 0; i < kStreams; ++i) {
-    rb[i] = row_block(a.w, first_block + i);
-    f[i] = total[i] = _mm512_setzero_ps();
-  }
-  const std::int64_t to_next = kStreams * a.w.row_block_bytes;
-  for (std::int64_t g = 0; g < groups; ++g) {
-    const bool block_ends = (g + 1) % kGroups == 0 || g + 1 == groups;
-    const __m512 scale = _mm512_set1_ps(a.xq->scale[g]);
-    const std::int64_t g_ahead = g + kAhead;
-    const std::int64_t ahead =
-        g_ahead < groups ? g_ahead * kStride : (g_ahead - groups) * kStride + to_next;
-#pragma GCC unroll 1
-    for (int i = 0; i < kStreams; ++i) {
-      const std::uint8_t* codes = rb[i].codes + g * kStride;
-      for (std::int64_t line = 0; line < kStride; line += 64) prefetch(rb[i].codes + ahead + line);
-      prefetch(reinterpret_cast<const std::uint8_t*>(rb[i].row) + to_next + 64 * g);
-      __m512i sum_i32x16;
-      if constexpr (kFormat == WeightFormat::q8) {
-        sum_i32x16 = dot64_q8(codes, a.xq->q + 64 * g, a.xq->bias[g]);
-      } else {
-        sum_i32x16 = dot64_words<kFormat>(codes, rb[i].sub + 2 * kRowBlock * g, pairs + 32 * g);
-      }
-      f[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum_i32x16), scale, f[i]);
-      if (block_ends) {
-        total[i] = _mm512_fmadd_ps(f[i], block_scales(rb[i].block + g / kGroups * kRowBlock),
-                                   total[i]);
-        f[i] = _mm512_setzero_ps();
-      }
-    }
-  }
-  for (int i = 0; i < kStreams; ++i) {
-    const std::int64_t b = first_block + i;
-    _mm512_mask_storeu_ps(a.out + b * kRowBlock, row_mask(a.w, b),
-                          _mm512_mul_ps(total[i], _mm512_loadu_ps(rb[i].row)));
-  }
-}
-
-template <WeightFormat kFormat>
-void matvec(const MatmulArgs& a) {
-  std::int32_t* pairs = static_cast<std::int32_t*>(a.scratch);
-  if constexpr (kFormat != WeightFormat::q8) widen_activations(a.xq->q, a.xq->cols, pairs);
-  std::int64_t b = a.block_begin;
-  for (; b + 8 <= a.block_end; b += 8) matvec_blocks<kFormat, 8>(a, b, pairs);
-  if (b + 4 <= a.block_end) {
-    matvec_blocks<kFormat, 4>(a, b, pairs);
-    b += 4;
-  }
-  for (; b < a.block_end; ++b) matvec_blocks<kFormat, 1>(a, b, pairs);
-}
-
-// ---- M >= 2 -----------------------------------------------------------------------------------
 
 // One chunk of columns of kBlocks row blocks, and the sums that rest between chunks. Those are kept
 // apart from `out`: its rows are often a power of two apart and would share a few cache sets.
@@ -361,7 +228,13 @@ void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
 
 template <WeightFormat kFormat>
 void matmul_quantized(const MatmulArgs& a) {
-  if (a.m == 1) return matvec<kFormat>(a);
+  switch (a.m) {
+    case 1: return stream<kFormat, 1>(a);
+    case 2: return stream<kFormat, 2>(a);
+    case 3: return stream<kFormat, 3>(a);
+    case 4: return stream<kFormat, 4>(a);
+    default: break;
+  }
   std::int64_t b = a.block_begin;
   for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(a, b);
   if (b < a.block_end) row_blocks<kFormat, 1>(a, b);

@@ -3,6 +3,7 @@
 
 #include "kernels/entries.h"
 #include "kernels/qmatmul/qmatmul.h"
+#include "kernels/qmatmul/shared_avx512.inl"
 
 namespace musespark {
 namespace {
@@ -69,9 +70,8 @@ template <WeightFormat kFormat, int kBlocks>
 void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
   Tile t{{}, a.x, a.ldx, a.out + first_block * kRowBlock, a.ldo, a.w.cols, {}};
   for (int b = 0; b < kBlocks; ++b) {
-    const std::int64_t left = a.w.rows - (first_block + b) * kRowBlock;
     t.w[b] = a.w.data + (first_block + b) * a.w.row_block_bytes;
-    t.mask[b] = left >= kRowBlock ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+    t.mask[b] = row_mask(a.w, first_block + b);
   }
   std::int64_t m = a.m;
   for (; m >= kTileRows; m -= kTileRows) {
