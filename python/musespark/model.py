@@ -55,7 +55,11 @@ def load(
 
     Raises UnsupportedModel, CorruptFile, InvalidRequest or MemoryBudgetExceeded.
     """
-    if kv not in _KV:
+    if source is not None and not isinstance(source, (str, os.PathLike)):
+        raise InvalidRequest(f"source: got {source!r:.60}, allowed is a path or None")
+    if progress is not None and not isinstance(progress, bool) and not callable(progress):
+        raise InvalidRequest(f"progress: got {progress!r:.60}, allowed is a bool or a function")
+    if not isinstance(kv, str) or kv not in _KV:
         if kv in _LATER_KV:
             raise InvalidRequest(f"kv: {kv!r} is not part of this version; there are {list(_KV)}")
         raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {list(_KV)}")

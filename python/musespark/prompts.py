@@ -77,7 +77,7 @@ def chat_ids(
         raise InvalidRequest(
             f"mode 'instant' (no thought) contradicts reasoning_effort {reasoning_effort!r}"
         )
-    _refuse_media(messages)
+    _check_contents(messages, template)
     if isinstance(messages, Sequence) and not isinstance(messages, str) and not messages:
         raise InvalidRequest("messages: got an empty list, allowed is at least one message")
     variables = {**_effort(template, reasoning_effort), **_thinking(template, protocol, mode)}
@@ -110,14 +110,21 @@ def _thinking(template: ChatTemplate, protocol: Protocol, mode: str) -> dict[str
     raise InvalidRequest(f"mode: got {mode!r}, but this model's chat template cannot choose it")
 
 
-def _refuse_media(messages: Any) -> None:
+def _check_contents(messages: Any, template: ChatTemplate) -> None:
+    """Refuses what a template would drop without a word: media, and parts it does not name."""
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         return
     for index, message in enumerate(messages):
         content = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(content, (str, list, tuple, Mapping, int, float, type(None))):
+            raise InvalidRequest(
+                f"messages[{index}]: content is of type {type(content).__name__}, "
+                "allowed is a str or a list of parts"
+            )
         for part in content if isinstance(content, (list, tuple)) else ():
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            if kind in _IMAGE_PARTS or not isinstance(part, Mapping):
+            known = kind == "text" or (isinstance(kind, str) and kind in template.source)
+            if kind in _IMAGE_PARTS or not isinstance(part, Mapping) or not known:
                 raise UnsupportedModel(
                     f"messages[{index}]: a part of type {kind!r}; this version runs text only"
                 )

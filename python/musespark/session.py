@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,19 @@ class SessionStream(Stream):
 
     def __init__(self, session: Session, sent: list[dict[str, Any]], *args: Any):
         self._session, self._sent = session, sent
+        self.ended = False
         super().__init__(*args)
 
     def _run(self) -> Iterator[Delta]:
-        yield from super()._run()
-        self._session._take(self._sent, self.result, self.handle.retained)
+        try:
+            yield from super()._run()
+            self._session._take(self._sent, self.result, self.handle.retained)
+        finally:
+            self.ended = True
+
+    def close(self) -> None:
+        super().close()
+        self.ended = True
 
 
 class Session:
@@ -41,6 +50,7 @@ class Session:
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         self._kept: Retained | None = None
+        self._turn: weakref.ref[SessionStream] | None = None  # the one under way
 
     def chat(
         self,
@@ -54,6 +64,11 @@ class Session:
         Options as :meth:`Model.chat`. If the turn fails or is stopped by closing the stream, the
         conversation is as it was before.
         """
+        turn = None if self._turn is None else self._turn()
+        if turn is not None and not turn.ended:
+            raise InvalidRequest(
+                "the session's last turn has not ended; read its stream to the end or close it"
+            )
         if isinstance(message, str):
             sent = [{"role": "user", "content": message}]
         elif isinstance(message, Mapping):
@@ -69,6 +84,7 @@ class Session:
             [*self.messages, *sent], options, base=self._kept, retain=True
         )
         out = SessionStream(self, sent, handle, collector)
+        self._turn = weakref.ref(out)
         return out if stream else out.drain()
 
     def fork(self) -> Session:

@@ -197,6 +197,17 @@ def test_a_turn_closed_early_is_forgotten(model):
     )
 
 
+def test_a_session_has_one_turn_at_a_time(model):
+    session = model.session()
+    stream = session.chat(QUESTION, stream=True, max_new_tokens=8)
+    with pytest.raises(musespark.InvalidRequest, match="last turn has not ended"):
+        session.chat("And 1 + 1?", max_new_tokens=1)
+    for _ in stream:
+        pass
+    assert session.chat("And 1 + 1?", max_new_tokens=1).usage.cached_tokens > 0
+    assert len(session.messages) == 4
+
+
 def test_modes(model):
     instant = model.chat(QUESTION, mode="instant", max_new_tokens=60)
     assert instant.reasoning == ""
@@ -258,6 +269,10 @@ def test_bad_requests(model):
         model.chat(QUESTION, reasoning_effort="huge")
     with pytest.raises(musespark.UnsupportedModel, match="image"):
         model.chat([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}])
+    with pytest.raises(musespark.UnsupportedModel, match="'input_file'"):
+        model.chat([{"role": "user", "content": [{"type": "input_file", "file_id": "a"}]}])
+    with pytest.raises(musespark.InvalidRequest, match="content is of type ndarray"):
+        model.chat([{"role": "user", "content": np.zeros((2, 2, 3))}])
     with pytest.raises(musespark.InvalidRequest):
         model.chat([])
     with pytest.raises(musespark.InvalidRequest, match="a batch is a list"):
@@ -288,6 +303,10 @@ def test_memory_of_cached_files_is_not_used_memory(tmp_path, monkeypatch):
 def test_load_refuses_by_name(tmp_path):
     with pytest.raises(musespark.InvalidRequest, match="kv: got 'kv9'"):
         musespark.load(kv="kv9")
+    with pytest.raises(musespark.InvalidRequest, match="source: got 5"):
+        musespark.load(5)
+    with pytest.raises(musespark.InvalidRequest, match="progress: got 'x'"):
+        musespark.load(progress="x")
     with pytest.raises(musespark.InvalidRequest, match="context: got 99999"):
         musespark.load(context=99999)
     with pytest.raises(musespark.InvalidRequest, match="threads: got 'two'"):
