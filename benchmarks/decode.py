@@ -5,7 +5,8 @@
 MODEL_DIR is what make_model.py wrote; PEER_PYTHON is an interpreter with llama-cpp-python; both are
 made under build/bench where they are not given. Rounds
 alternate ours and theirs; the machine's read bandwidth is measured before and after each round, and
-a round in which it moved by more than 5% is discarded. Sampling is excluded on both sides.
+a round in which it moved by more than 5% is discarded. Sampling is excluded on their side; ours
+holds the greedy choice.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ MAX_DRIFT = 0.05
 
 
 class Ours:
-    """Our engine on one packed model, timed without sampling: the core's step, ids given."""
+    """Our engine on one packed model. Its time holds the greedy choice of each token, which the
+    peer's does not."""
 
     def __init__(self, folder: Path, quantize: str, threads: int, kv: str):
         import musespark

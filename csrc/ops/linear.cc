@@ -79,7 +79,8 @@ std::int64_t linear_scratch_bytes(const Matrix& matrix, std::int64_t rows) {
 std::int64_t gated_scratch_bytes(const Matrix& gate, const Matrix& up, std::int64_t rows) {
   const std::int64_t matmul =
       std::max(linear_scratch_bytes(gate, rows), linear_scratch_bytes(up, rows));
-  const std::int64_t floats = 2 * rows * kActGroup * gated_groups(rows);
+  // Also enough for any smaller number of rows: the last layer may run with fewer.
+  const std::int64_t floats = 2 * kActGroup * std::max(rows, kGatedFloats / kActGroup);
   return (matmul + 63) / 64 * 64 + floats * static_cast<std::int64_t>(sizeof(float));
 }
 

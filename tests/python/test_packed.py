@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -535,3 +536,14 @@ class TestInspect:
         )
         with pytest.raises(CorruptFile, match=r"model\.norm"):
             inspect(folder)
+
+
+def test_convert_refuses_to_write_over_any_file_of_its_source(tmp_path):
+    """It once took config.json for a destination."""
+    nano = Path(__file__).parents[2] / "python" / "musespark" / "nano"
+    shutil.copytree(nano, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "config.json").read_bytes()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        with pytest.raises(InvalidRequest, match="file of the source"):
+            convert(tmp_path, tmp_path / name)
+    assert (tmp_path / "config.json").read_bytes() == before

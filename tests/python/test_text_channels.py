@@ -399,3 +399,14 @@ def test_detection(shared_data: Path) -> None:
 def test_unknown_id_raises() -> None:
     with pytest.raises(InvalidRequest, match="vocabulary size"):
         ChannelParser(MUSE, nano()).push(10**6)
+
+
+def test_calls_of_earlier_turns_do_not_change_how_an_answer_is_cut():
+    """`first_call` only numbers calls; it once also trimmed the first text of the answer."""
+    contents = []
+    for first_call in (1, 5):
+        parser = ChannelParser(THINK, with_think_tokens(), first_call=first_call)
+        parser.push_text("\n\nhello")
+        parser.finish()
+        contents.append(parser.turn.content)
+    assert contents[0] == contents[1] == "\n\nhello"

@@ -233,3 +233,7 @@ def test_malformed_json_calls(text: str) -> None:
 def test_json_calls() -> None:
     (call,) = parse_json_call(' {"name": "f", "arguments": "{\\"a\\": 1}"}\n', {})
     assert (call.name, call.arguments) == ("f", {"a": 1})
+
+
+def test_numbers_beyond_float64_stay_text():
+    assert convert("1e999", None) == "1e999"

@@ -116,6 +116,7 @@ class _Machine:
         self.out: list[Event] = []
         self.kind: str | None = None
         self._recipient: str | None = None
+        self._after_tool = False  # a tool channel of this turn was closed
         self._raw: list[str] = []  # of a tool or foreign channel
         self._written = {THOUGHT: False, ANSWER: False}  # has a channel of this kind had text?
         self._fresh = self._trim_start = False
@@ -154,6 +155,7 @@ class _Machine:
         if kind is None:
             return
         if kind == TOOL:
+            self._after_tool = True
             self._calls(raw)
         elif kind == _FOREIGN:
             self.error(raw, "text of another role")
@@ -333,7 +335,7 @@ class _TagMachine(_Machine):
     @property
     def out_of_tool(self) -> bool:
         """Whether a tool call came before: separators after it belong to nothing."""
-        return self._next_call > 1 and self.kind is None
+        return self._after_tool and self.kind is None
 
 
 def read_header(headers: Headers, header: str) -> tuple[str, str | None]:

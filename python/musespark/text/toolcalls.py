@@ -70,10 +70,17 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text:.40} is beyond the numbers of JSON readers")
+    return value
+
+
 def _json(text: str) -> Any:
-    """Strict JSON (no NaN or Infinity); ValueError otherwise, too deep nesting included."""
+    """Strict JSON (no NaN, Infinity or 1e999); ValueError otherwise, too deep nesting included."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

@@ -129,7 +129,9 @@ def convert(
         raise InvalidRequest(f"source {path} is packed already; give the original model folder")
     folder = understand(path)
     try:
-        if any(target.exists() and target.samefile(f.path) for f in folder.checkpoint.files):
+        own = [f.path for f in folder.checkpoint.files]
+        own += [folder.path / n for n in (*_ASSETS, "model.safetensors.index.json")]
+        if target.exists() and any(f.exists() and target.samefile(f) for f in own):
             raise InvalidRequest(f"destination {target} is a file of the source")
         recipe = pack.resolve_quantize(quantize, canonical_shapes(folder.spec))
         _pack(folder, target, recipe, progress, f"packing {target.name}")
