@@ -125,3 +125,8 @@ def test_the_card_is_filled_between_its_marks(tmp_path):
     card.write_text("a\n<!-- accuracy -->\n")
     with pytest.raises(ValueError, match="no line"):
         fill_card(card, "new")
+
+
+def test_counts_per_task_and_level():
+    items = items_for(["addition"], ["easy", "hard"], ["low"], 3, seed=1, more={"addition/easy": 9})
+    assert [sum(i.level == level for i in items) for level in ("easy", "hard")] == [9, 3]

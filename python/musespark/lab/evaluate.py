@@ -32,19 +32,25 @@ def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def items_for(
-    tasks: list[str], levels: list[str], efforts: list[str], n: int, seed: int
+    tasks: list[str],
+    levels: list[str],
+    efforts: list[str],
+    n: int,
+    seed: int,
+    more: dict[str, int] | None = None,
 ) -> list[Item]:
-    """``n`` items per task, level and effort; the efforts of a task and level see the same
-    instances.
+    """``n`` items per task, level and effort, or ``more["task/level"]`` of them; the efforts of a
+    task and level see the same instances.
 
-    Instances are distinct as long as the held-out side has enough of them.
+    Instances are distinct, so there are fewer where the held-out side is smaller.
     """
     items = []
     for task in tasks:
         for level in levels:
+            wanted = (more or {}).get(f"{task}/{level}", n)
             for effort in efforts:
                 rng, seen, tries = Random(f"{seed} {task} {level}"), set(), 0
-                while len(seen) < n and tries < 50 * n:
+                while len(seen) < wanted and tries < 50 * wanted:
                     tries += 1
                     problem = draw(rng, task, level, evaluation=True)
                     if problem.key not in seen:
@@ -154,6 +160,17 @@ def _listed(text: str, allowed: tuple[str, ...], name: str) -> list[str]:
     return chosen
 
 
+def _counts(texts: list[str]) -> dict[str, int]:
+    counts = {}
+    for text in texts:
+        where, _, n = text.partition("=")
+        task, _, level = where.partition("/")
+        if task not in EVALUATED or level not in LEVELS or not n.isdigit():
+            raise SystemExit(f"--more: got {text}, wanted TASK/LEVEL=N")
+        counts[where] = int(n)
+    return counts
+
+
 def main(argv: list[str] | None = None) -> None:
     """Evaluate and print the table."""
     p = argparse.ArgumentParser(
@@ -165,6 +182,9 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--levels", default="all")
     p.add_argument("--efforts", default="all")
     p.add_argument("--n", type=int, default=100, help="items per task, level and effort")
+    p.add_argument(
+        "--more", action="append", default=[], metavar="TASK/LEVEL=N", help="N items of these"
+    )
     p.add_argument("--seed", type=int, default=2026)
     p.add_argument("--max-new-tokens", type=int, default=400)
     p.add_argument("--json", help="write the rows here")
@@ -177,6 +197,7 @@ def main(argv: list[str] | None = None) -> None:
         _listed(args.efforts, EFFORTS, "efforts"),
         args.n,
         args.seed,
+        _counts(args.more),
     )
     shared = overlap(items, 20_000, args.seed)
     print(f"{len(items)} items, overlap with 20000 training draws = {shared}")
