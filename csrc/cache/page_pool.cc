@@ -127,7 +127,8 @@ void PagePool::keep(std::vector<AlignedBuffer>* spare, AlignedBuffer buffer) noe
 PageId PagePool::acquire(int page_class) {
   Class& cls = classes_[static_cast<std::size_t>(page_class)];
   if (free_ids_.empty()) {
-    free_ids_.reserve(pages_.size() + 1);  // release() must not fail
+    // release() must not fail
+    if (free_ids_.capacity() <= pages_.size()) free_ids_.reserve(2 * pages_.size() + 16);
     pages_.emplace_back();
     free_ids_.push_back(static_cast<PageId>(pages_.size() - 1));
   }

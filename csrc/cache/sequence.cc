@@ -62,7 +62,8 @@ void Sequence::drop_stale_seal(const Entry& last) noexcept {
 Sequence Sequence::fork() const {
   if (step_ != 0) throw Error("[sequence] fork during a step");
   Sequence copy(*pool_);
-  copy.tables_ = tables_;  // may fail: nothing is shared yet
+  std::vector<Table> tables = tables_;  // may fail: nothing is shared yet
+  copy.tables_.swap(tables);
   copy.length_ = length_;
   copy.accepted_ = accepted_;
   for (const Table& table : tables_) {
@@ -138,7 +139,8 @@ void Sequence::begin_step(std::int64_t count) {
   try {
     for (std::size_t c = 0; c < tables_.size(); ++c) {
       Table& table = tables_[c];
-      table.entries.reserve(static_cast<std::size_t>(pages - table.first));
+      const auto held = static_cast<std::size_t>(pages - table.first);
+      if (table.entries.capacity() < held) table.entries.reserve(2 * held);
       if (length_ % kPageTokens != 0) {  // the page under way must be ours alone
         Entry& last = table.entries.back();
         if (pool_->references(last.page) > 1) {

@@ -12,6 +12,7 @@ namespace {
 // merge chunk of keys and values, read from the second-level cache, serves many. (256 against 64
 // rows, four query heads to a KV head: 10% less time for a prefill of 512.)
 constexpr std::int64_t kTileRows = 256;
+constexpr std::int64_t kLeastTilePositions = 8;  // where smaller tiles keep all threads busy
 
 std::int64_t tile_positions(const AttentionShape& shape) {
   return std::clamp<std::int64_t>(kTileRows / shape.group(), 1, kPageTokens);
@@ -39,7 +40,10 @@ void AttentionPlan::make(const AttentionShape& shape, std::span<const AttentionS
   tiles_.clear();
   pieces_.clear();
   slots_ = 0;
-  const std::int64_t step = tile_positions(shape);
+  std::int64_t rows = 0;
+  for (const AttentionSpan& span : spans) rows += span.rows;
+  std::int64_t step = tile_positions(shape);
+  while (step > kLeastTilePositions && rows / step * shape.kv_heads < 4 * threads) step /= 2;
   std::int64_t chunks = 0;
   for (std::size_t s = 0; s < spans.size(); ++s) {
     const AttentionSpan& span = spans[s];
@@ -70,10 +74,11 @@ void AttentionPlan::make(const AttentionShape& shape, std::span<const AttentionS
       pieces_.push_back({t, c, c + 1, slots_++});
     }
   }
-  const double rows = static_cast<double>(std::min(step, spans.empty() ? 1 : spans[0].rows));
+  const double tile_rows =
+      tiles_.empty() ? 1 : static_cast<double>(rows * shape.kv_heads) / static_cast<double>(tiles);
   // A chunk of keys and values: its bytes once, its products for every row.
   const double chunk_cost = kMergeChunk * static_cast<double>(shape.padded_dim) *
-                            (0.15 + rows * static_cast<double>(shape.group()) * 0.05);
+                            (0.15 + tile_rows * static_cast<double>(shape.group()) * 0.05);
   cost_ = pieces_.empty()
               ? 0
               : chunk_cost * static_cast<double>(chunks) / static_cast<double>(pieces_.size());
