@@ -2,11 +2,11 @@
 
     python benchmarks/formats.py [--rows 256] [--weights FILE.safetensors] [--save]
 
-Relative root mean square error in percent of the packer's own search (written again in NumPy with the
-group as a parameter; at 32 it must agree with the packer) on Gaussian, Laplace and Student t5 rows of
-2048 columns, and on the matrices of a safetensors file. The speed of one row of activations follows the
-size, since it is bound by memory; unpacking takes the same operations but for one or two vector
-operations per 64 columns that widen sub-scales, of about 150.
+Relative root mean square error in percent of the packer's own search (written again in NumPy with
+the group as a parameter; at 32 it must agree with the packer) on Gaussian, Laplace and Student t5
+rows of 2048 columns, and on the matrices of a safetensors file. The speed of one row of activations
+follows the size, since it is bound by memory; unpacking takes the same operations but for one or two
+vector operations per 64 columns that widen sub-scales, of about 150.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIDDLES = (LEVELS_Q4[1:] + LEVELS_Q4[:-1]) / 2
 
 
 def fit(x: np.ndarray) -> np.ndarray:
-    """The scale of each group [n, group] with the least squared error over trial scales and signs."""
+    """The scale of each group [n, group] with the least squared error of trial scales and signs."""
     amax = np.abs(x).max(1, keepdims=True)
     best, gain = np.zeros(len(x)), np.zeros(len(x))
     for factor in FACTORS:
@@ -122,8 +122,11 @@ def main() -> None:
         row.update({f"group {g}": error(w, q4_values(w, g)) for g in bits})
         row["packer"] = packer_error(w)
         rows[name] = row
-        print(f"{name[-12:]:<12} {row['q4_0']:7.2f} "
-              + " ".join(f"{row[f'group {g}']:9.2f}" for g in bits) + f" {row['packer']:9.2f}")
+        print(
+            f"{name[-12:]:<12} {row['q4_0']:7.2f} "
+            + " ".join(f"{row[f'group {g}']:9.2f}" for g in bits)
+            + f" {row['packer']:9.2f}"
+        )
         if abs(row["packer"] - row["group 32"]) > 0.02 * row["group 32"]:
             raise SystemExit(f"{name}: the packer and this script disagree")
     if args.save:

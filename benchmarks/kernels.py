@@ -2,11 +2,11 @@
 
     python benchmarks/kernels.py [--rounds 7] [--threads 2] [--levels amx,avx2] [--save]
 
-M = 1: a 8192 x 2048 matrix, as many copies as make 400 MB, one after another; GB/s and the share of the
-read bandwidth measured before and after (benchmarks/limits.c). M = 512: operations (2 per multiply-add)
-a second and the share of the dot peak, the widest dot instruction but AMX. Between: milliseconds for one
-matrix. Medians of the rounds with their lowest and highest; before anything is timed each level is
-checked against scalar, bit for bit.
+M = 1: a 8192 x 2048 matrix, as many copies as make 400 MB, one after another; GB/s and the share of
+the read bandwidth measured before and after (benchmarks/limits.c). M = 512: operations (2 per
+multiply-add) a second and the share of the dot peak, the widest dot instruction but AMX. Between:
+milliseconds for one matrix. Medians of the rounds with their lowest and highest; before anything is
+timed each level is checked against scalar, bit for bit.
 """
 
 from __future__ import annotations

@@ -131,13 +131,39 @@ Array<float> matmul(const std::string& format_name, const py::buffer& packed, st
   GuardedBuffer scratch((scratch_bytes + 63) / 64 * 64);
   std::fill_n(scratch.data(), scratch.size(), std::byte{0xff});
   const MatmulArgs args{packed_matrix(format, rows, k, weights.data(), size, "matmul"),
-                        &activations.rows, input.as<float>(), k, m, begin, end,
-                        out.as<float>(), ldo, scratch.data()};
+                        &activations.rows,
+                        input.as<float>(),
+                        k,
+                        m,
+                        begin,
+                        end,
+                        out.as<float>(),
+                        ldo,
+                        scratch.data()};
   if (begin < end) table.matmul(&args);
   Array<float> result({m, ldo});
   std::fill_n(result.mutable_data(), m * ldo, fill);
   std::copy_n(out.as<float>(), (m - 1) * ldo + rows, result.mutable_data());
   return result;
+}
+
+// `copies` matrices of random codes after one another; scales and float weights are ordinary
+// numbers.
+AlignedBuffer random_weights(WeightFormat format, const WeightLayout& layout, std::int64_t copies) {
+  AlignedBuffer weights(static_cast<std::size_t>(layout.bytes * copies));
+  std::uint32_t state = 1;
+  for (std::int64_t b = 0; b < layout.row_blocks * copies; ++b) {
+    std::uint8_t* block = weights.as<std::uint8_t>() + b * layout.row_block_bytes;
+    std::fill_n(block, layout.row_block_bytes, std::uint8_t{0x3f});
+    if (!is_quantized(format)) continue;
+    for (std::int64_t i = layout.codes_offset; i < layout.row_block_bytes; ++i) {
+      state = state * 1664525u + 1013904223u;
+      block[i] = static_cast<std::uint8_t>(state >> 24);
+    }
+    std::fill_n(reinterpret_cast<std::uint16_t*>(block + layout.block_offset),
+                layout.blocks * kRowBlock, std::uint16_t{0x2c00});
+  }
+  return weights;
 }
 
 // Seconds of each of `repeats` products of M rows with `copies` matrices of N x K random codes, cut
@@ -148,57 +174,42 @@ std::vector<double> time_matmul(const std::string& format_name, std::int64_t row
   const WeightFormat format = weight_format_from_name(format_name);
   const WeightLayout layout = weight_layout(format, rows, cols);
   const KernelTable& table = table_of(isa);
-  AlignedBuffer weights(static_cast<std::size_t>(layout.bytes * copies));
-  std::uint32_t state = 1;
-  const auto random = [&state] { return (state = state * 1664525u + 1013904223u) >> 8; };
-  for (std::int64_t b = 0; b < layout.row_blocks * copies; ++b) {
-    std::uint8_t* block = weights.as<std::uint8_t>() + b * layout.row_block_bytes;
-    if (!is_quantized(format)) {   // 0x3f3f and 0x3f3f3f3f are ordinary numbers
-      std::fill_n(block, layout.row_block_bytes, std::uint8_t{0x3f});
-      continue;
-    }
-    for (std::int64_t i = layout.codes_offset; i < layout.row_block_bytes; ++i) {
-      block[i] = static_cast<std::uint8_t>(random());
-    }
-    std::fill_n(reinterpret_cast<float*>(block), kRowBlock, 1.0f);
-    std::fill_n(reinterpret_cast<std::uint16_t*>(block + layout.block_offset),
-                layout.blocks * kRowBlock, std::uint16_t{0x2c00});
-    std::fill(block + layout.sub_offset, block + layout.codes_offset, std::uint8_t{100});
-  }
-  Array<float> x({m, cols});
-  for (py::ssize_t i = 0; i < x.size(); ++i) {
-    x.mutable_data()[i] = static_cast<float>(random() % 2001) * 0.001f - 1.0f;
-  }
-  const std::int64_t kp = layout.padded_cols;
-  AlignedBuffer q(static_cast<std::size_t>(m * kp)), scale(static_cast<std::size_t>(m * kp / 16)),
-      bias(static_cast<std::size_t>(m * kp / 16)), out(static_cast<std::size_t>(m * rows * 4));
-  const QuantizedRows activations{q.as<std::int8_t>(), scale.as<float>(), bias.as<std::int32_t>(),
-                                  m, kp};
-  table.quantize_rows(x.data(), cols, m, cols, &activations);
+  AlignedBuffer weights = random_weights(format, layout, copies);
+  std::vector<float> x(static_cast<std::size_t>(m * cols));
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 7919 % 2001) - 1000.0f;
+  Activations activations(m, cols);
+  table.quantize_rows(x.data(), cols, m, cols, &activations.rows);
+  AlignedBuffer out(static_cast<std::size_t>(m * rows) * sizeof(float));
   std::vector<AlignedBuffer> scratch;
   for (int i = 0; i < threads; ++i) {
     scratch.emplace_back(static_cast<std::size_t>(matmul_scratch_bytes(format, cols, m)));
   }
   std::vector<double> seconds;
-  const float* input = x.data();
   const py::gil_scoped_release release;
   ThreadPool pool(threads);
   const std::int64_t pieces = (layout.row_blocks + grain - 1) / grain;
   for (int i = 0; i < repeats; ++i) {
     const auto start = std::chrono::steady_clock::now();
     for (std::int64_t copy = 0; copy < copies; ++copy) {
-      const PackedMatrix w{weights.as<std::uint8_t>() + copy * layout.bytes,
-                           layout.row_block_bytes, rows, cols, format};
+      const PackedMatrix w{weights.as<std::uint8_t>() + copy * layout.bytes, layout.row_block_bytes,
+                           rows, cols, format};
       pool.run(pieces, [&](std::int64_t piece, int worker) {
         const std::int64_t begin = piece * grain;
-        const MatmulArgs args{w, &activations, input, cols, m, begin,
-                              std::min(begin + grain, layout.row_blocks), out.as<float>(), rows,
+        const MatmulArgs args{w,
+                              &activations.rows,
+                              x.data(),
+                              cols,
+                              m,
+                              begin,
+                              std::min(begin + grain, layout.row_blocks),
+                              out.as<float>(),
+                              rows,
                               scratch[static_cast<std::size_t>(worker)].data()};
         table.matmul(&args);
       });
     }
-    seconds.push_back(
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+    seconds.push_back(passed.count());
   }
   return seconds;
 }
@@ -206,8 +217,9 @@ std::vector<double> time_matmul(const std::string& format_name, std::int64_t row
 }  // namespace
 
 void register_kernels(py::module_& m) {
-  m.def("kernel_level", [] { return isa_name(kernels().isa); },
-        "The level whose kernels are in use.");
+  m.def(
+      "kernel_level", [] { return isa_name(kernels().isa); },
+      "The level whose kernels are in use.");
   auto testing = m.def_submodule("testing");
   testing.def("kernel_levels", &kernel_levels,
               "The levels of this machine that have a kernel table, best first.");
@@ -219,8 +231,8 @@ void register_kernels(py::module_& m) {
               "x . W^T f32 [M, ldo] of packed rows x K weights and x f32 [M, K], over row blocks\n"
               "[begin, end); the rest holds `fill`. Every buffer ends at an inaccessible page.");
   testing.def("time_matmul", &time_matmul, py::arg("format"), py::arg("rows"), py::arg("cols"),
-              py::arg("m"), py::kw_only(), py::arg("isa"), py::arg("threads"),
-              py::arg("repeats"), py::arg("copies"), py::arg("grain"),
+              py::arg("m"), py::kw_only(), py::arg("isa"), py::arg("threads"), py::arg("repeats"),
+              py::arg("copies"), py::arg("grain"),
               "Seconds of each of `repeats` products of m rows with `copies` matrices after one\n"
               "another, cut into pieces of `grain` row blocks.");
 }

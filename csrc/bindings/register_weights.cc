@@ -27,13 +27,15 @@ FloatType float_type(const py::buffer_info& info, const std::string& dtype) {
   if (info.item_type_is_equivalent_to<float>() && dtype == "f32") return FloatType::f32;
   if (info.item_type_is_equivalent_to<std::uint16_t>() && dtype == "bf16") return FloatType::bf16;
   if (info.item_type_is_equivalent_to<std::uint16_t>() && dtype == "f16") return FloatType::f16;
-  throw InvalidRequest("pack: array is " + shape_text(info) + " with dtype='" + dtype +
-                       "'; expected float32 with dtype='f32', or uint16 with dtype='bf16' or 'f16'");
+  throw InvalidRequest(
+      "pack: array is " + shape_text(info) + " with dtype='" + dtype +
+      "'; expected float32 with dtype='f32', or uint16 with dtype='bf16' or 'f16'");
 }
 
 FloatMatrix float_matrix(const py::buffer_info& info, const std::string& dtype) {
   const FloatType type = float_type(info, dtype);
-  if (info.ndim != 2) throw InvalidRequest("pack: array has shape " + shape_text(info) + ", not 2-D");
+  if (info.ndim != 2)
+    throw InvalidRequest("pack: array has shape " + shape_text(info) + ", not 2-D");
   if (info.shape[1] > 1 && info.strides[1] != info.itemsize) {
     throw InvalidRequest("pack: the columns of a row must lie side by side");
   }
@@ -102,12 +104,13 @@ void register_weights(py::module_& m) {
       [](const std::string& format, std::int64_t rows, std::int64_t cols) {
         return weight_layout(weight_format_from_name(format), rows, cols).bytes;
       },
-      py::arg("format"), py::arg("rows"), py::arg("cols"),
-      "Bytes of a packed rows x cols matrix.");
+      py::arg("format"), py::arg("rows"), py::arg("cols"), "Bytes of a packed rows x cols matrix.");
   m.def("pack", &pack, py::arg("format"), py::arg("array"), py::kw_only(), py::arg("out"),
         py::arg("dtype") = "f32", py::arg("threads") = 1,
-        "Packs a 2-D array (float32, or uint16 bits with dtype='bf16' or 'f16'; rows may be strided)\n"
-        "into `out`, a writable buffer of packed_nbytes(format, *array.shape) bytes. The bytes do not\n"
+        "Packs a 2-D array (float32, or uint16 bits with dtype='bf16' or 'f16'; rows may be "
+        "strided)\n"
+        "into `out`, a writable buffer of packed_nbytes(format, *array.shape) bytes. The bytes do "
+        "not\n"
         "depend on threads or machine. Raises InvalidRequest for a number that is not finite.");
   m.def("unpack", &unpack, py::arg("format"), py::arg("buffer"), py::arg("rows"), py::arg("cols"),
         "The matrix as float32 [rows, cols].");

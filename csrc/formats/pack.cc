@@ -16,7 +16,7 @@
 namespace musespark {
 namespace {
 
-constexpr float kSmallestRow = 1e-30f;   // largest magnitude of a row that is not packed to zeros
+constexpr float kSmallestRow = 1e-30f;  // largest magnitude of a row that is not packed to zeros
 
 const PackSteps& steps_of_machine() {
   for (const Isa isa : isa_levels()) {
@@ -33,7 +33,9 @@ const PackSteps& steps_of_machine() {
 class RowBlockPacker {
  public:
   RowBlockPacker(WeightFormat format, const FloatMatrix& from, const PackSteps& steps)
-      : format_(format), from_(from), steps_(steps),
+      : format_(format),
+        from_(from),
+        steps_(steps),
         layout_(weight_layout(format, from.rows, from.cols)),
         row_(static_cast<std::size_t>(from.cols)),
         columns_(static_cast<std::size_t>(layout_.padded_cols) * kRowBlock * sizeof(float)) {
@@ -127,7 +129,11 @@ class RowBlockPacker {
     for (std::int64_t k = 0; k < from_.cols; ++k) {
       for (int r = 0; r < kRowBlock; ++r) columns[k * kRowBlock + r] *= to_unit[r];
     }
-    const PackRows rows{format_, from_.cols, columns, scales_.as<float>(), inverse_.as<float>(),
+    const PackRows rows{format_,
+                        from_.cols,
+                        columns,
+                        scales_.as<float>(),
+                        inverse_.as<float>(),
                         reinterpret_cast<std::int8_t*>(to + layout_.sub_offset),
                         codes_.as<std::uint8_t>()};
     std::memset(codes_.data(), 0, codes_.size());
@@ -183,8 +189,8 @@ class RowBlockPacker {
           continue;
         }
         for (int v = 0; v < 8; ++v) {
-          to[v * 64 + byte] = static_cast<std::uint8_t>(
-              (code(chunk, v, k, r) & 15) | (code(chunk, v + 8, k, r) & 15) << 4);
+          to[v * 64 + byte] = static_cast<std::uint8_t>((code(chunk, v, k, r) & 15) |
+                                                        (code(chunk, v + 8, k, r) & 15) << 4);
         }
         for (int u = 0; u < 4 && format_ == WeightFormat::q6; ++u) {
           int high = 0;

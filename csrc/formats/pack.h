@@ -25,7 +25,7 @@ struct FloatMatrix {
   FloatType type;
   std::int64_t rows;
   std::int64_t cols;
-  std::int64_t row_stride;   // elements from one row to the next
+  std::int64_t row_stride;  // elements from one row to the next
 };
 
 // Packs row blocks [begin, end) of `from` to their places in `to`, the start of the whole packed

@@ -1,6 +1,6 @@
-// The arithmetic of packing on several rows at once: a lane is a row, nothing crosses lanes, so that
-// the same operations in the same order give the same bits with any vector width. Included once per
-// instruction set (pack_scalar.cc and so on). No fma (contraction is off), no libm.
+// The arithmetic of packing on several rows at once: a lane is a row, nothing crosses lanes, so
+// that the same operations in the same order give the same bits with any vector width. Included
+// once per instruction set (pack_scalar.cc and so on). No fma (contraction is off), no libm.
 //
 // Numbers come as u[column][row], every row divided by its largest magnitude, so |u| <= 1.
 #pragma once
@@ -76,7 +76,7 @@ MUSESPARK_INLINE F32 fit_group_q4(const float* u, int n) {
   for (int k = 0; k < n; ++k) amax = larger(magnitude(load(u + k * kRowBlock)), amax);
   F32 best_gain = {}, best_scale = {};
   for (const float factor : kQ4Scales) {
-    const F32 inverse = 127.0f / (amax * factor);   // inf for an all-zero group: no gain below
+    const F32 inverse = 127.0f / (amax * factor);  // inf for an all-zero group: no gain below
     F32 dot[2] = {}, square[2] = {};
     for (int k = 0; k < n; ++k) {
       const F32 x = load(u + k * kRowBlock), t = x * inverse;

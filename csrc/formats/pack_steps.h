@@ -11,12 +11,12 @@ namespace musespark {
 // 16 rows of a quantized format, column by column.
 struct PackRows {
   WeightFormat format;
-  std::int64_t cols;         // K, unpadded
-  const float* u;            // [K][16]
-  float* scales;             // [groups][16], written by fit, read by encode
-  const float* inverse;      // [blocks][16], read by encode: w8 = u * inverse
-  std::int8_t* sub;          // [Kp/32][16], written by encode (q4, q6)
-  std::uint8_t* codes;       // [Kp][16], one code a byte, written by encode
+  std::int64_t cols;     // K, unpadded
+  const float* u;        // [K][16]
+  float* scales;         // [groups][16], written by fit, read by encode
+  const float* inverse;  // [blocks][16], read by encode: w8 = u * inverse
+  std::int8_t* sub;      // [Kp/32][16], written by encode (q4, q6)
+  std::uint8_t* codes;   // [Kp][16], one code a byte, written by encode
 };
 
 struct PackSteps {

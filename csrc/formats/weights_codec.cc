@@ -19,13 +19,18 @@ constexpr FormatName kNames[] = {{WeightFormat::f32, "f32"},
                                  {WeightFormat::q6, "q6"},
                                  {WeightFormat::q4, "q4"}};
 
-std::int64_t code_bytes_per_64(WeightFormat format) {   // of 16 rows x 64 columns
+std::int64_t code_bytes_per_64(WeightFormat format) {  // of 16 rows x 64 columns
   switch (format) {
-    case WeightFormat::f32: return 4096;
-    case WeightFormat::bf16: return 2048;
-    case WeightFormat::q8: return 1024;
-    case WeightFormat::q6: return 768;
-    case WeightFormat::q4: return 512;
+    case WeightFormat::f32:
+      return 4096;
+    case WeightFormat::bf16:
+      return 2048;
+    case WeightFormat::q8:
+      return 1024;
+    case WeightFormat::q6:
+      return 768;
+    case WeightFormat::q4:
+      return 512;
   }
   throw InvalidRequest("format: " + std::to_string(static_cast<std::uint32_t>(format)) +
                        " is no weight format");
@@ -35,7 +40,7 @@ std::int64_t round_up(std::int64_t value, std::int64_t step) {
   return checked_round_up<InvalidRequest>(value, step, "packed size");
 }
 
-struct BlockView {   // the row block of one row
+struct BlockView {  // the row block of one row
   const std::uint8_t* base;
   WeightLayout layout;
 };
@@ -88,8 +93,7 @@ WeightLayout weight_layout(WeightFormat format, std::int64_t rows, std::int64_t 
         format == WeightFormat::q8 ? 0 : mul(at.padded_cols / kSubGroup, kRowBlock);
     at.codes_offset = round_up(add(at.sub_offset, subs), 64);
   }
-  at.row_block_bytes =
-      add(at.codes_offset, mul(at.padded_cols / 64, code_bytes_per_64(format)));
+  at.row_block_bytes = add(at.codes_offset, mul(at.padded_cols / 64, code_bytes_per_64(format)));
   at.bytes = mul(at.row_block_bytes, at.row_blocks);
   return at;
 }

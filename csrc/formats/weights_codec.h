@@ -11,14 +11,14 @@ namespace musespark {
 
 // Where the parts of a packed rows x cols matrix lie; offsets are bytes within a row block.
 struct WeightLayout {
-  std::int64_t padded_cols;      // Kp
+  std::int64_t padded_cols;  // Kp
   std::int64_t row_blocks;
-  std::int64_t blocks;           // f16 block scales per row
-  std::int64_t block_offset;     // row scales are at 0
+  std::int64_t blocks;        // f16 block scales per row
+  std::int64_t block_offset;  // row scales are at 0
   std::int64_t sub_offset;
   std::int64_t codes_offset;
   std::int64_t row_block_bytes;
-  std::int64_t bytes;            // of the whole matrix
+  std::int64_t bytes;  // of the whole matrix
 };
 
 // Throws InvalidRequest unless rows and cols are at least 1 and the size fits 63 bits.
@@ -40,8 +40,8 @@ PackedMatrix packed_matrix(WeightFormat format, std::int64_t rows, std::int64_t 
 // w8 of one element of a quantized matrix.
 int decode_code(const PackedMatrix& w, std::int64_t row, std::int64_t col);
 
-// Row `row` as floats, out[0 .. cols): (float(w8) * float(block)) * row scale for quantized formats,
-// the stored number for f32 and bf16. Throws InvalidRequest for a row outside the matrix.
+// Row `row` as floats, out[0 .. cols): (float(w8) * float(block)) * row scale for quantized
+// formats, the stored number for f32 and bf16. Throws InvalidRequest for a row outside the matrix.
 void decode_row(const PackedMatrix& w, std::int64_t row, float* out);
 
 }  // namespace musespark

@@ -42,7 +42,7 @@ const KernelTable* find(Isa isa) {
 // False if it refuses, as it does when an alternate signal stack is too small for the state.
 bool request_tile_data() {
 #if defined(__x86_64__) && defined(__linux__)
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;   // ARCH_REQ_XCOMP_PERM
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
   static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return granted;
 #else

@@ -16,7 +16,7 @@ from support.matmul_cases import FORMATS, INPUTS, assert_same, random_case, rand
 
 LEVELS = [isa for isa in testing.kernel_levels() if isa != "scalar"]
 COLS = [1, 3, 4, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 320, 511, 512, 513, 600]
-ROWS = [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 50, 63, 64, 65, 80, 129]
+ROWS = [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 50, 63, 64, 65, 80, 129, 170]
 COUNTS = [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 15, 16, 17, 18, 31, 32, 33, 40]
 
 
@@ -44,10 +44,10 @@ def test_rows(form: str, rows: int) -> None:
     """Outputs around the edges of row blocks."""
     rng = np.random.default_rng(rows)
     cases = 0
-    for m in (1, 3, 16, 19):
+    for m in (1, 2, 3, 4, 16, 19):
         check(random_case(rng, form, rows, int(rng.choice(COLS)), m, "plain"), "rows")
         cases += 1
-    assert cases == 4
+    assert cases == 6
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -66,7 +66,8 @@ def test_counts(form: str, count: int) -> None:
 def test_many_rows_and_columns(form: str) -> None:
     """Beyond one pass of activation rows, and beyond one panel of columns."""
     rng = np.random.default_rng(5)
-    for rows, cols, m in ((33, 2112, 7), (17, 1100, 19), (40, 70, 505), (16, 64, 520), (64, 64, 1029)):
+    shapes = ((33, 2112, 7), (17, 1100, 19), (40, 70, 505), (16, 64, 520), (64, 64, 1029))
+    for rows, cols, m in shapes:
         check(random_case(rng, form, rows, cols, m, "plain"), "large")
 
 
@@ -118,8 +119,9 @@ def test_quantize_rows(isa: str, kind: str) -> None:
     for cols in COLS:
         x = random_input(rng, kind, 3, cols)
         expected = testing.quantize_rows(x, isa="scalar")
-        for part, a, e in zip(("q", "scale", "bias"), testing.quantize_rows(x, isa=isa), expected,
-                              strict=True):
+        for part, a, e in zip(
+            ("q", "scale", "bias"), testing.quantize_rows(x, isa=isa), expected, strict=True
+        ):
             assert a.dtype == e.dtype
             assert a.tobytes() == e.tobytes(), f"{isa} {kind} K={cols}: {part}"
 

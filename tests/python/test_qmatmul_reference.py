@@ -60,8 +60,8 @@ def test_close_to_float64(form: str) -> None:
     """Against x . W^T of the unpacked weights in float64.
 
     Rounding an activation to its grid costs at most half a step, amax / 254, each; the float steps
-    (one fma a group, one a block, one product) each at most 2^-24 of a partial sum, which is at most
-    sum |x| |W|. Half a step is widened by 2^-20 for the rounding of scale and of x * (127 / amax).
+    (one fma a group, one a block, one product) each at most 2^-24 of a partial sum, which is at
+    most sum |x| |W|. Half a step is widened by 2^-20 for the rounding of scale and x * (127 / amax).
     """
     rng = np.random.default_rng(4)
     for n, k, m in ((33, 256, 3), (20, 700, 2), (16, 2048, 5)):

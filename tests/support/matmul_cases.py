@@ -31,7 +31,9 @@ class Case:
         return f"{self.form} N={self.rows} K={k} M={m}"
 
 
-def random_parts(rng: np.random.Generator, form: str, n: int, k: int, extreme: bool) -> formats.Parts:
+def random_parts(
+    rng: np.random.Generator, form: str, n: int, k: int, extreme: bool
+) -> formats.Parts:
     """Any codes and scales a file may hold; `extreme`: every w8 as large as it gets."""
     np_, kp = -(-n // 16) * 16, -(-k // 64) * 64
     low, high = {"q8": (-127, 128), "q6": (-32, 32), "q4": (0, 16)}[form]
@@ -68,7 +70,9 @@ def random_input(rng: np.random.Generator, kind: str, m: int, k: int) -> np.ndar
     elif kind == "zeros":
         x[:] = 0
     elif kind == "ones":
-        x = np.repeat(rng.choice(np.array([-1, 1], np.float32), (m, -(-k // 32))), 32, axis=1)[:, :k]
+        x = np.repeat(rng.choice(np.array([-1, 1], np.float32), (m, -(-k // 32))), 32, axis=1)[
+            :, :k
+        ]
     elif kind == "outlier":
         x[:, rng.integers(k)] *= 1000
     elif kind == "group_of_zeros":

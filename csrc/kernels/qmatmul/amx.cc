@@ -1,9 +1,9 @@
 // Quantized matmul with AMX int8 tiles (16 rows x 64 bytes). Bit-identical to scalar.cc.
 //
-// A quad-major panel of int8 weights is already what a B tile wants: 16 quads x (16 rows x 4 k) for 64
-// columns. Each tdpbssd gives the exact sums of one group of 64 columns, so every result tile is
-// stored after one product and the scaling is done in vectors. A step is 16 activation rows x one row
-// block x 256 columns:
+// A quad-major panel of int8 weights is already what a B tile wants: 16 quads x (16 rows x 4 k) for
+// 64 columns. Each tdpbssd gives the exact sums of one group of 64 columns, so every result tile is
+// stored after one product and the scaling is done in vectors. A step is 16 activation rows x one
+// row block x 256 columns:
 //
 //   4 groups x (store the last step's result, load A and B, product)
 //   16 rows x (4 conversions, 4 fma, 1 fma)   of the step before
@@ -22,14 +22,14 @@
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kPanelCols = 256;    // 64 rows x 256 bytes = 16 KiB of L1
+constexpr std::int64_t kPanelCols = 256;  // 64 rows x 256 bytes = 16 KiB of L1
 constexpr int kMaxBlocks = 4;
-constexpr std::int64_t kPassRows = 512;     // activation rows per unpacked panel
+constexpr std::int64_t kPassRows = 512;  // activation rows per unpacked panel
 constexpr std::int64_t kTileRows = 16;
 constexpr std::int64_t kTileBytes = 1024;
-constexpr int kStepGroups = 4;              // groups of 64 columns per step
+constexpr int kStepGroups = 4;  // groups of 64 columns per step
 constexpr std::int64_t kTileInts = 256;
-constexpr int kLag = 1;                     // steps between products and scaling
+constexpr int kLag = 1;  // steps between products and scaling
 
 inline void compiler_barrier() { __asm__ volatile("" ::: "memory"); }
 
@@ -51,8 +51,8 @@ void configure_tiles(std::int64_t rows) {
 
 // A chunk of columns of kBlocks row blocks against one pass of activation rows.
 struct Panel {
-  const std::int8_t* w8;           // [blocks][kPanelCols / 64][16 quads][16 rows][4 k]
-  const std::uint16_t* block[kMaxBlocks];   // block scales from the chunk's first block on
+  const std::int8_t* w8;                   // [blocks][kPanelCols / 64][16 quads][16 rows][4 k]
+  const std::uint16_t* block[kMaxBlocks];  // block scales from the chunk's first block on
   const float* row[kMaxBlocks];
   __mmask16 mask[kMaxBlocks];
   std::int64_t out_row;
@@ -60,7 +60,7 @@ struct Panel {
   bool first, last;
 };
 
-class Call {   // what is the same for a whole call
+class Call {  // what is the same for a whole call
  public:
   Call(const MatmulArgs& args) : a(args) {
     groups = a.xq->cols / kActGroup;
@@ -77,28 +77,36 @@ class Call {   // what is the same for a whole call
   }
 
   const MatmulArgs& a;
-  std::int64_t groups;     // of a whole row
-  std::int64_t rows;       // of a tile of activations
+  std::int64_t groups;  // of a whole row
+  std::int64_t rows;    // of a tile of activations
   std::int8_t* panel;
-  std::int8_t* x;          // [2][kStepGroups][16][64]: activations of this and the next 256 columns
-  std::int32_t* tiles;     // [kLag + 1][kStepGroups][16][16]
-  float* sums;             // [m tiles][blocks][16][16]
+  std::int8_t* x;       // [2][kStepGroups][16][64]: activations of this and the next 256 columns
+  std::int32_t* tiles;  // [kLag + 1][kStepGroups][16][16]
+  float* sums;          // [m tiles][blocks][16][16]
 };
 
 // What the scaling of a step needs.
 struct Step {
   std::int32_t* tiles;
-  std::int64_t m;          // first activation row
-  float* sums;             // [16][16]
-  int b;                   // row block of the panel
+  std::int64_t m;  // first activation row
+  float* sums;     // [16][16]
+  int b;           // row block of the panel
 };
 
 inline void store_tile(int g, std::int32_t* to) {
-  switch (g) {   // tile registers are immediates
-    case 0: _tile_stored(0, to, 64); break;
-    case 1: _tile_stored(1, to + kTileInts, 64); break;
-    case 2: _tile_stored(2, to + 2 * kTileInts, 64); break;
-    default: _tile_stored(3, to + 3 * kTileInts, 64); break;
+  switch (g) {  // tile registers are immediates
+    case 0:
+      _tile_stored(0, to, 64);
+      break;
+    case 1:
+      _tile_stored(1, to + kTileInts, 64);
+      break;
+    case 2:
+      _tile_stored(2, to + 2 * kTileInts, 64);
+      break;
+    default:
+      _tile_stored(3, to + 3 * kTileInts, 64);
+      break;
   }
 }
 
@@ -151,8 +159,7 @@ inline void scale_step(const Call& call, const Panel& p, const Step& step) {
     __m512 f = _mm512_setzero_ps();
 #pragma GCC unroll 4
     for (int g = 0; g < kGroups; ++g) {
-      const __m512 sum =
-          _mm512_cvtepi32_ps(_mm512_load_si512(step.tiles + g * kTileInts + r * 16));
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(step.tiles + g * kTileInts + r * 16));
       const __m512 s = _mm512_set1_ps(scale[r * call.groups + g]);
       f = _mm512_fmadd_ps(sum, s, kBlockIsGroup ? _mm512_setzero_ps() : f);
       if constexpr (kBlockIsGroup) total = _mm512_fmadd_ps(f, block[g], total);
@@ -199,7 +206,7 @@ void all_rows(const Call& call, const Panel& p, std::int64_t m0, std::int64_t ro
       step.m = call.tile_start(m0 + tile * kTileRows);
       step.sums = call.sums + (tile * kBlocks + b) * kTileInts;
       step.b = b;
-      if (p.last) {   // rows of `out` lie pages apart
+      if (p.last) {  // rows of `out` lie pages apart
         float* out = call.a.out + step.m * call.a.ldo + p.out_row + b * kRowBlock;
         for (std::int64_t r = 0; r < call.rows; ++r) prefetch(out + r * call.a.ldo);
       }
@@ -257,10 +264,18 @@ void row_blocks(const Call& call, std::int64_t first_block) {
       p.last = p.k0 + p.cols == kp;
       unpack_panel<kFormat, kBlocks>(a, rb, call.panel, &p);
       switch (p.cols / kActGroup) {
-        case 4: all_rows<kFormat, kBlocks, 4>(call, p, m0, rows); break;
-        case 3: all_rows<kFormat, kBlocks, 3>(call, p, m0, rows); break;
-        case 2: all_rows<kFormat, kBlocks, 2>(call, p, m0, rows); break;
-        default: all_rows<kFormat, kBlocks, 1>(call, p, m0, rows); break;
+        case 4:
+          all_rows<kFormat, kBlocks, 4>(call, p, m0, rows);
+          break;
+        case 3:
+          all_rows<kFormat, kBlocks, 3>(call, p, m0, rows);
+          break;
+        case 2:
+          all_rows<kFormat, kBlocks, 2>(call, p, m0, rows);
+          break;
+        default:
+          all_rows<kFormat, kBlocks, 1>(call, p, m0, rows);
+          break;
       }
     }
   }
@@ -282,10 +297,14 @@ void matmul_quantized(const MatmulArgs& a) {
 void matmul_amx(const MatmulArgs* args) {
   if (args->m <= 4) return matmul_avx512vnni(args);
   switch (args->w.format) {
-    case WeightFormat::q8: return matmul_quantized<WeightFormat::q8>(*args);
-    case WeightFormat::q6: return matmul_quantized<WeightFormat::q6>(*args);
-    case WeightFormat::q4: return matmul_quantized<WeightFormat::q4>(*args);
-    default: return matmul_avx512vnni(args);
+    case WeightFormat::q8:
+      return matmul_quantized<WeightFormat::q8>(*args);
+    case WeightFormat::q6:
+      return matmul_quantized<WeightFormat::q6>(*args);
+    case WeightFormat::q4:
+      return matmul_quantized<WeightFormat::q4>(*args);
+    default:
+      return matmul_avx512vnni(args);
   }
 }
 

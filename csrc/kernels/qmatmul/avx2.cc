@@ -1,9 +1,9 @@
 // Quantized matmul with AVX2. Bit-identical to scalar.cc.
 //
-// Weights become int16 words and meet int16 activations in vpmaddwd: exact, and unlike vpmaddubsw it
-// cannot saturate. M = 1 uses the words as they are unpacked; for more rows a panel of 16 rows x
-// kPanelCols columns rests in L1 and a register tile of 16 weight rows x up to 4 activation rows runs
-// over it. Activations are widened 16 rows at a time.
+// Weights become int16 words and meet int16 activations in vpmaddwd: exact, and unlike vpmaddubsw
+// it cannot saturate. M = 1 uses the words as they are unpacked; for more rows a panel of 16 rows x
+// kPanelCols columns rests in L1 and a register tile of 16 weight rows x up to 4 activation rows
+// runs over it. Activations are widened 16 rows at a time.
 #include <immintrin.h>
 
 #include "kernels/entries.h"
@@ -14,8 +14,8 @@
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kPanelCols = 512;    // 16 rows x 512 words = 16 KiB of L1
-constexpr std::int64_t kPassRows = 16;      // activation rows widened at a time
+constexpr std::int64_t kPanelCols = 512;  // 16 rows x 512 words = 16 KiB of L1
+constexpr std::int64_t kPassRows = 16;    // activation rows widened at a time
 constexpr int kTileRows = 4;
 
 constexpr std::int64_t block_cols(WeightFormat format) {
@@ -38,7 +38,8 @@ inline void store_rows(const PackedMatrix& w, std::int64_t index, int half, floa
   if (left > 0) _mm256_maskstore_ps(out + 8 * half, _mm256_cmpgt_epi32(count, lane), v);
 }
 
-// int8 activations as int16 pairs: per 64 columns 16 dwords (k0, k2) of each quad, 16 dwords (k1, k3).
+// int8 activations as int16 pairs: per 64 columns 16 dwords (k0, k2) of each quad, 16 dwords (k1,
+// k3).
 void widen_row(const std::int8_t* q, std::int64_t kp, std::int32_t* pairs) {
   for (std::int64_t k = 0; k < kp; k += 64) {
     for (int i = 0; i < 2; ++i) {
@@ -90,12 +91,13 @@ void matvec_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int
 #pragma GCC unroll 1
     for (int i = 0; i < kStreams; ++i) {
       const char* fetch = reinterpret_cast<const char*>(rb[i].codes) + ahead;
-      for (std::int64_t line = 0; line < kStride; line += 64) _mm_prefetch(fetch + line, _MM_HINT_T0);
+      for (std::int64_t line = 0; line < kStride; line += 64)
+        _mm_prefetch(fetch + line, _MM_HINT_T0);
       _mm_prefetch(reinterpret_cast<const char*>(rb[i].row) + to_next + 64 * g, _MM_HINT_T0);
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
-        const __m256i sum_i32x8 = dot64<kFormat>(
-            rb[i].codes + g * kStride, rb[i].sub + 2 * kRowBlock * g, h, pairs + 32 * g);
+        const __m256i sum_i32x8 = dot64<kFormat>(rb[i].codes + g * kStride,
+                                                 rb[i].sub + 2 * kRowBlock * g, h, pairs + 32 * g);
         f[i][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum_i32x8), scale, f[i][h]);
         if (block_ends) {
           total[i][h] = _mm256_fmadd_ps(
@@ -126,11 +128,11 @@ void matvec(const MatmulArgs& a) {
 
 struct Pass {
   const MatmulArgs* args;
-  const std::int32_t* pairs;     // [rows][Kp / 2]
-  std::int64_t m0, rows;         // activation rows m0 .. m0 + rows - 1
-  const __m256i* words;          // panel: per quad (even, odd) x (rows 0..7, 8..15)
-  float* sums;                   // [rows][16]
-  std::int64_t k0, cols;         // columns of the panel
+  const std::int32_t* pairs;  // [rows][Kp / 2]
+  std::int64_t m0, rows;      // activation rows m0 .. m0 + rows - 1
+  const __m256i* words;       // panel: per quad (even, odd) x (rows 0..7, 8..15)
+  float* sums;                // [rows][16]
+  std::int64_t k0, cols;      // columns of the panel
 };
 
 // kRows activation rows (m of the pass on) over the panel of row block rb.
@@ -149,7 +151,7 @@ inline void tile(const Pass& p, const RowBlock& rb, std::int64_t m) {
     __m256i acc[kRows][2];
     for (int c = 0; c < kRows; ++c) acc[c][0] = acc[c][1] = _mm256_setzero_si256();
 #pragma GCC unroll 4
-    for (int i = 0; i < 32; ++i) {   // quads' even pairs, then their odd ones
+    for (int i = 0; i < 32; ++i) {  // quads' even pairs, then their odd ones
       const __m256i w0 = words[2 * i], w1 = words[2 * i + 1];
 #pragma GCC unroll 4
       for (int c = 0; c < kRows; ++c) {
@@ -165,8 +167,9 @@ inline void tile(const Pass& p, const RowBlock& rb, std::int64_t m) {
         if (!block_ends) continue;
         const std::int64_t block = p.k0 / block_cols(kFormat) + g / kGroups;
         float* sum = sums + c * kRowBlock + 8 * h;
-        _mm256_store_ps(sum, _mm256_fmadd_ps(f[c][h], block_scales(rb.block + block * kRowBlock + 8 * h),
-                                             _mm256_load_ps(sum)));
+        _mm256_store_ps(sum,
+                        _mm256_fmadd_ps(f[c][h], block_scales(rb.block + block * kRowBlock + 8 * h),
+                                        _mm256_load_ps(sum)));
         f[c][h] = _mm256_setzero_ps();
       }
     }
@@ -176,7 +179,7 @@ inline void tile(const Pass& p, const RowBlock& rb, std::int64_t m) {
 template <WeightFormat kFormat>
 void unpack_panel(const RowBlock& rb, const Pass& p, __m256i* words) {
   for (std::int64_t k = p.k0; k < p.k0 + p.cols; k += 64) {
-    __m256i* to = words + (k - p.k0);   // 64 vectors per 64 columns
+    __m256i* to = words + (k - p.k0);  // 64 vectors per 64 columns
     for (int half = 0; half < 2; ++half) {
       each_words<kFormat>(rb.codes + k / 64 * code_stride(kFormat),
                           rb.sub + k / kSubGroup * kRowBlock, half, [&](int v, const Words& w) {
@@ -201,10 +204,17 @@ void pass_block(Pass p, std::int64_t block, __m256i* words) {
     std::int64_t m = 0;
     for (; m + kTileRows <= p.rows; m += kTileRows) tile<kFormat, kTileRows>(p, rb, m);
     switch (p.rows - m) {
-      case 3: tile<kFormat, 3>(p, rb, m); break;
-      case 2: tile<kFormat, 2>(p, rb, m); break;
-      case 1: tile<kFormat, 1>(p, rb, m); break;
-      default: break;
+      case 3:
+        tile<kFormat, 3>(p, rb, m);
+        break;
+      case 2:
+        tile<kFormat, 2>(p, rb, m);
+        break;
+      case 1:
+        tile<kFormat, 1>(p, rb, m);
+        break;
+      default:
+        break;
     }
   }
   for (std::int64_t m = 0; m < p.rows; ++m) {
@@ -257,10 +267,14 @@ void quantize_rows_avx2(const float* x, std::int64_t ldx, std::int64_t m, std::i
 
 void matmul_avx2(const MatmulArgs* args) {
   switch (args->w.format) {
-    case WeightFormat::q8: return matmul_quantized<WeightFormat::q8>(*args);
-    case WeightFormat::q6: return matmul_quantized<WeightFormat::q6>(*args);
-    case WeightFormat::q4: return matmul_quantized<WeightFormat::q4>(*args);
-    default: return matmul_float_avx2(args);
+    case WeightFormat::q8:
+      return matmul_quantized<WeightFormat::q8>(*args);
+    case WeightFormat::q6:
+      return matmul_quantized<WeightFormat::q6>(*args);
+    case WeightFormat::q4:
+      return matmul_quantized<WeightFormat::q4>(*args);
+    default:
+      return matmul_float_avx2(args);
   }
 }
 

@@ -17,22 +17,22 @@
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kPanelCols = 1024;   // 32 x 1024 bytes = 32 KiB of L1
-constexpr std::int64_t kPassRows = 504;     // activation rows per unpacked panel
+constexpr std::int64_t kPanelCols = 1024;  // 32 x 1024 bytes = 32 KiB of L1
+constexpr std::int64_t kPassRows = 504;    // activation rows per unpacked panel
 constexpr int kTileCols = 6;
 
 // One chunk of columns of kBlocks row blocks, and the sums that rest between chunks. Those are kept
 // apart from `out`: its rows are often a power of two apart and would share a few cache sets.
 struct Panel {
-  const std::uint8_t* bytes[2];    // w8 + 128, [quads][16 rows][4 k]
-  const std::uint16_t* block[2];   // block scales from the chunk's first block on
+  const std::uint8_t* bytes[2];   // w8 + 128, [quads][16 rows][4 k]
+  const std::uint16_t* block[2];  // block scales from the chunk's first block on
   const float* row[2];
   __mmask16 mask[2];
-  float* sums;                     // [tiles][kBlocks][kTileCols][16]
-  std::int64_t m0;                 // first activation row of this pass
+  float* sums;      // [tiles][kBlocks][kTileCols][16]
+  std::int64_t m0;  // first activation row of this pass
   std::int64_t rows;
-  std::int64_t out_row;            // first output of block 0; block 1 is the next 16
-  std::int64_t k0, cols;           // the chunk
+  std::int64_t out_row;   // first output of block 0; block 1 is the next 16
+  std::int64_t k0, cols;  // the chunk
   bool first, last;
 };
 
@@ -91,7 +91,7 @@ inline void tile_blocks_of_256(const TileAt<kBlocks>& t, const Panel& p, float* 
     }
 #pragma GCC unroll 1
     for (std::int64_t g = g0; g < g1; ++g) tile_group<kBlocks, kRows>(t, g, f);
-    __asm__ volatile("" ::: "memory");   // or the loads of sums move up and spill f
+    __asm__ volatile("" ::: "memory");  // or the loads of sums move up and spill f
     for (int b = 0; b < kBlocks; ++b) {
       const __m512 s = block_scales(p.block[b] + g0 / kGroups * kRowBlock);
 #pragma GCC unroll 8
@@ -143,7 +143,7 @@ inline void tile(const MatmulArgs& a, const Panel& p, std::int64_t m) {
   for (int b = 0; b < kBlocks; ++b) t.w8[b] = p.bytes[b];
   float* sums = p.sums + (m - p.m0) * kBlocks * kRowBlock;
   float* out = a.out + m * a.ldo + p.out_row;
-  if (p.last) {   // rows of `out` lie pages apart
+  if (p.last) {  // rows of `out` lie pages apart
     for (int c = 0; c < kRows; ++c) {
       for (int b = 0; b < kBlocks; ++b) prefetch(out + c * a.ldo + b * kRowBlock);
     }
@@ -172,12 +172,23 @@ void all_rows(const MatmulArgs& a, const Panel& p) {
   const std::int64_t end = p.m0 + p.rows;
   for (; m + kTileCols <= end; m += kTileCols) tile<kFormat, kBlocks, kTileCols>(a, p, m);
   switch (end - m) {
-    case 5: tile<kFormat, kBlocks, 5>(a, p, m); break;
-    case 4: tile<kFormat, kBlocks, 4>(a, p, m); break;
-    case 3: tile<kFormat, kBlocks, 3>(a, p, m); break;
-    case 2: tile<kFormat, kBlocks, 2>(a, p, m); break;
-    case 1: tile<kFormat, kBlocks, 1>(a, p, m); break;
-    default: break;
+    case 5:
+      tile<kFormat, kBlocks, 5>(a, p, m);
+      break;
+    case 4:
+      tile<kFormat, kBlocks, 4>(a, p, m);
+      break;
+    case 3:
+      tile<kFormat, kBlocks, 3>(a, p, m);
+      break;
+    case 2:
+      tile<kFormat, kBlocks, 2>(a, p, m);
+      break;
+    case 1:
+      tile<kFormat, kBlocks, 1>(a, p, m);
+      break;
+    default:
+      break;
   }
 }
 
@@ -229,11 +240,16 @@ void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
 template <WeightFormat kFormat>
 void matmul_quantized(const MatmulArgs& a) {
   switch (a.m) {
-    case 1: return stream<kFormat, 1>(a);
-    case 2: return stream<kFormat, 2>(a);
-    case 3: return stream<kFormat, 3>(a);
-    case 4: return stream<kFormat, 4>(a);
-    default: break;
+    case 1:
+      return stream<kFormat, 1>(a);
+    case 2:
+      return stream<kFormat, 2>(a);
+    case 3:
+      return stream<kFormat, 3>(a);
+    case 4:
+      return stream<kFormat, 4>(a);
+    default:
+      break;
   }
   std::int64_t b = a.block_begin;
   for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(a, b);
@@ -256,10 +272,14 @@ void quantize_rows_avx512vnni(const float* x, std::int64_t ldx, std::int64_t m, 
 
 void matmul_avx512vnni(const MatmulArgs* args) {
   switch (args->w.format) {
-    case WeightFormat::q8: return matmul_quantized<WeightFormat::q8>(*args);
-    case WeightFormat::q6: return matmul_quantized<WeightFormat::q6>(*args);
-    case WeightFormat::q4: return matmul_quantized<WeightFormat::q4>(*args);
-    default: return matmul_float_avx512vnni(args);
+    case WeightFormat::q8:
+      return matmul_quantized<WeightFormat::q8>(*args);
+    case WeightFormat::q6:
+      return matmul_quantized<WeightFormat::q6>(*args);
+    case WeightFormat::q4:
+      return matmul_quantized<WeightFormat::q4>(*args);
+    default:
+      return matmul_float_avx512vnni(args);
   }
 }
 

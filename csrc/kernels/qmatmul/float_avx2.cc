@@ -7,7 +7,7 @@
 namespace musespark {
 namespace {
 
-constexpr int kTileRows = 4;    // activation rows per register tile, against 16 weight rows
+constexpr int kTileRows = 4;  // activation rows per register tile, against 16 weight rows
 
 struct Tile {
   const std::uint8_t* w;
@@ -16,7 +16,7 @@ struct Tile {
   float* out;
   std::int64_t ldo;
   std::int64_t cols;
-  std::int64_t rows;    // weight rows that exist, at most 16
+  std::int64_t rows;  // weight rows that exist, at most 16
 };
 
 template <int kRows>
@@ -51,7 +51,7 @@ inline void tile(const Tile& t) {
     }
   } else {
     const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000));
-    for (std::int64_t k = 0; k < t.cols; k += 2) {   // a lane holds columns k (low half) and k + 1
+    for (std::int64_t k = 0; k < t.cols; k += 2) {  // a lane holds columns k (low half) and k + 1
       const __m256i* pair = reinterpret_cast<const __m256i*>(t.w + k * 32);
       const __m256i p0 = _mm256_load_si256(pair), p1 = _mm256_load_si256(pair + 1);
       step<kRows>(t, _mm256_castsi256_ps(_mm256_slli_epi32(p0, 16)),
@@ -71,8 +71,8 @@ template <WeightFormat kFormat>
 void matmul_float(const MatmulArgs& a) {
   for (std::int64_t b = a.block_begin; b < a.block_end; ++b) {
     const std::int64_t left = a.w.rows - b * kRowBlock;
-    Tile t{a.w.data + b * a.w.row_block_bytes, a.x, a.ldx, a.out + b * kRowBlock, a.ldo,
-           a.w.cols, left < kRowBlock ? left : kRowBlock};
+    Tile t{a.w.data + b * a.w.row_block_bytes, a.x, a.ldx, a.out + b * kRowBlock, a.ldo, a.w.cols,
+           left < kRowBlock ? left : kRowBlock};
     std::int64_t m = a.m;
     for (; m >= kTileRows; m -= kTileRows) {
       tile<kFormat, kTileRows>(t);

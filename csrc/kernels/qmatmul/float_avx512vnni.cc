@@ -9,7 +9,7 @@ namespace musespark {
 namespace {
 
 constexpr int kMaxBlocks = 4;
-constexpr int kTileRows = 8;    // activation rows per register tile, against 32 weight rows
+constexpr int kTileRows = 8;  // activation rows per register tile, against 32 weight rows
 
 struct Tile {
   const std::uint8_t* w[kMaxBlocks];
@@ -45,7 +45,7 @@ inline void tile(const Tile& t) {
     }
   } else {
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-    for (std::int64_t k = 0; k < t.cols; k += 2) {   // a lane holds columns k (low half) and k + 1
+    for (std::int64_t k = 0; k < t.cols; k += 2) {  // a lane holds columns k (low half) and k + 1
       __m512i pair[kBlocks];
       for (int b = 0; b < kBlocks; ++b) {
         pair[b] = _mm512_load_si512(t.w[b] + k * 32);

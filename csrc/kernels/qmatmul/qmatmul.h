@@ -23,10 +23,10 @@
 //
 // NaN results are canonical on no instruction set by themselves: ops treats them by value only.
 //
-// Kernels know nothing of threads: the caller gives a range of row blocks. Out rows are `ldo` floats
-// apart; only n < W.rows are written, even in a last row block that is partly padding. No aliasing.
-// Kernels may read nothing outside the packed matrix and the activation views.
-// `scratch` is 64-byte aligned, at least matmul_scratch_bytes(W, M) long, private to the call.
+// Kernels know nothing of threads: the caller gives a range of row blocks. Out rows are `ldo`
+// floats apart; only n < W.rows are written, even in a last row block that is partly padding. No
+// aliasing. Kernels may read nothing outside the packed matrix and the activation views. `scratch`
+// is 64-byte aligned, at least matmul_scratch_bytes(W, M) long, private to the call.
 #pragma once
 
 #include <cstdint>
@@ -40,19 +40,19 @@ struct QuantizedRows {
   std::int8_t* q;
   float* scale;
   std::int32_t* bias;
-  std::int64_t rows;     // M
-  std::int64_t cols;     // Kp, multiple of 64
+  std::int64_t rows;  // M
+  std::int64_t cols;  // Kp, multiple of 64
 };
 
 struct MatmulArgs {
   PackedMatrix w;
-  const QuantizedRows* xq;    // quantized formats
-  const float* x;             // f32 and bf16 weights: rows `ldx` floats apart
+  const QuantizedRows* xq;  // quantized formats
+  const float* x;           // f32 and bf16 weights: rows `ldx` floats apart
   std::int64_t ldx;
-  std::int64_t m;             // rows of activations, >= 1
-  std::int64_t block_begin;   // row blocks [begin, end)
+  std::int64_t m;            // rows of activations, >= 1
+  std::int64_t block_begin;  // row blocks [begin, end)
   std::int64_t block_end;
-  float* out;                 // out[m * ldo + n], n counted from row 0 of the matrix
+  float* out;  // out[m * ldo + n], n counted from row 0 of the matrix
   std::int64_t ldo;
   void* scratch;
 };

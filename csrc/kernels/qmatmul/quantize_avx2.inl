@@ -45,7 +45,7 @@ inline void quantize_64(const float* x, std::int8_t* q, float* scale, std::int32
   *scale = amax / 127.0f;
   const __m256 inverse = _mm256_set1_ps(127.0f / amax);
   const __m256i high = _mm256_set1_epi32(127), low = _mm256_set1_epi32(-127);
-  const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);   // undoes the packs
+  const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // undoes the packs
   __m256i sum_i32x8 = _mm256_setzero_si256();
   for (int i = 0; i < 2; ++i) {
     __m256i code[4];

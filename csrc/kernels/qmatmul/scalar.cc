@@ -61,9 +61,9 @@ void quantize_group(const float* x, std::int64_t n, std::int8_t* q, float* scale
 
 // w8 of row r (0..15) and column k.
 int weight_code(WeightFormat format, const RowBlock& rb, std::int64_t r, std::int64_t k) {
-  const std::int64_t chunk = k / 64;               // 64 columns
-  const std::int64_t quad = k % 64 / 4;            // 0..15
-  const std::int64_t in_vector = r * 4 + k % 4;    // byte of a 64-byte vector
+  const std::int64_t chunk = k / 64;             // 64 columns
+  const std::int64_t quad = k % 64 / 4;          // 0..15
+  const std::int64_t in_vector = r * 4 + k % 4;  // byte of a 64-byte vector
   if (format == WeightFormat::q8) {
     return static_cast<std::int8_t>(rb.codes[(chunk * 16 + quad) * 64 + in_vector]);
   }
@@ -86,8 +86,7 @@ float quantized_output(const MatmulArgs& a, const RowBlock& rb, std::int64_t r,
                        const std::int8_t* w8, std::int64_t m) {
   const QuantizedRows& x = *a.xq;
   const std::int64_t groups = x.cols / kActGroup;
-  const std::int64_t per_block =
-      (a.w.format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4) / kActGroup;
+  const std::int64_t per_block = (a.w.format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4) / kActGroup;
   float total = 0.0f;
   for (std::int64_t b = 0; b * per_block < groups; ++b) {
     float f = 0.0f;
@@ -151,8 +150,8 @@ void matmul_scalar(const MatmulArgs* args) {
       }
     }
     for (std::int64_t m = 0; m < a.m; ++m) {
-      a.out[m * a.ldo + n] = quantized ? quantized_output(a, rb, n % kRowBlock, w8, m)
-                                       : float_output(a, n, m);
+      a.out[m * a.ldo + n] =
+          quantized ? quantized_output(a, rb, n % kRowBlock, w8, m) : float_output(a, n, m);
     }
   }
 }

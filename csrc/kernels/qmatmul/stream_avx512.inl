@@ -13,7 +13,8 @@
 namespace musespark {
 namespace {
 
-// int8 activations as int16 pairs: per 64 columns 16 dwords (k0, k2) of each quad, 16 dwords (k1, k3).
+// int8 activations as int16 pairs: per 64 columns 16 dwords (k0, k2) of each quad, 16 dwords (k1,
+// k3).
 void widen_activations(const std::int8_t* q, std::int64_t kp, std::int32_t* pairs) {
   for (std::int64_t k = 0; k < kp; k += 64) {
     const __m512i bytes = _mm512_load_si512(q + k);
@@ -22,12 +23,12 @@ void widen_activations(const std::int8_t* q, std::int64_t kp, std::int32_t* pair
   }
 }
 
-// Exact sums over 64 columns for 16 rows of weights and kRows activation rows `stride` dwords apart,
-// pairs as widen_activations writes them.
+// Exact sums over 64 columns for 16 rows of weights and kRows activation rows `stride` dwords
+// apart, pairs as widen_activations writes them.
 template <WeightFormat kFormat, int kRows>
 inline void dot64_words(const std::uint8_t* codes, const std::int8_t* sub,
                         const std::int32_t* pairs, std::int64_t stride, __m512i (&sum)[kRows]) {
-  constexpr int kChains = kRows == 1 ? 4 : 2;   // independent sums per row hide the latency
+  constexpr int kChains = kRows == 1 ? 4 : 2;  // independent sums per row hide the latency
   const __m512i sub_low = sub_words(sub), sub_high = sub_words(sub + kRowBlock);
   const __m512i levels = q4_level_bytes();
   __m512i acc[kRows][kChains];
@@ -98,7 +99,7 @@ template <WeightFormat kFormat, int kStreams, int kRows>
 void stream_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int32_t* pairs) {
   constexpr std::int64_t kGroups = block_cols(kFormat) / kActGroup;
   constexpr std::int64_t kStride = code_stride(kFormat);
-  constexpr std::int64_t kAhead = kFormat == WeightFormat::q4 ? 2 : 1;   // about 1 KiB
+  constexpr std::int64_t kAhead = kFormat == WeightFormat::q4 ? 2 : 1;  // about 1 KiB
   const std::int64_t kp = a.xq->cols, groups = kp / kActGroup;
   RowBlock rb[kStreams];
   __m512 f[kStreams][kRows], total[kStreams][kRows];
@@ -128,8 +129,8 @@ void stream_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int
         const __m512 scale = _mm512_set1_ps(a.xq->scale[m * groups + g]);
         f[i][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum_i32x16[m]), scale, f[i][m]);
         if (!block_ends) continue;
-        total[i][m] = _mm512_fmadd_ps(
-            f[i][m], block_scales(rb[i].block + g / kGroups * kRowBlock), total[i][m]);
+        total[i][m] = _mm512_fmadd_ps(f[i][m], block_scales(rb[i].block + g / kGroups * kRowBlock),
+                                      total[i][m]);
         f[i][m] = _mm512_setzero_ps();
       }
     }

@@ -13,14 +13,11 @@
 namespace musespark {
 namespace {
 
-inline __m256i load256(const void* p) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-}
+inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
 // Sub-scales of 8 rows, sign-extended, in both words of each row's lane.
 inline __m256i sub_words(const std::int8_t* sub) {
-  const __m256i s =
-      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(sub)));
+  const __m256i s = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(sub)));
   return _mm256_blend_epi16(s, _mm256_slli_epi32(s, 16), 0xaa);
 }
 
@@ -50,8 +47,8 @@ inline Words q4_words(__m256i code, __m256i levels, __m256i sub_low, __m256i sub
   return w;
 }
 
-// One q6 position: `low` has the nibble at bits 10..13, `high` the two high bits at 14..15. The word
-// they make is code << 10 = level << 8.
+// One q6 position: `low` has the nibble at bits 10..13, `high` the two high bits at 14..15. The
+// word they make is code << 10 = level << 8.
 inline __m256i q6_position(__m256i low, __m256i high, __m256i sub) {
   const __m256i word =
       _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi16(0x3c00)),
@@ -64,12 +61,12 @@ inline __m256i q6_position(__m256i low, __m256i high, __m256i sub) {
 template <int kHalf>  // v / 4
 inline Words q6_words(__m256i code, __m256i high, __m256i sub_low, __m256i sub_high) {
   Words w;
-  w.low_even = q6_position(_mm256_slli_epi16(code, 10), _mm256_slli_epi16(high, 14 - 2 * kHalf),
-                           sub_low);
-  w.high_even = q6_position(_mm256_slli_epi16(code, 6), _mm256_slli_epi16(high, 10 - 2 * kHalf),
-                            sub_high);
-  w.low_odd = q6_position(_mm256_slli_epi16(code, 2), _mm256_slli_epi16(high, 6 - 2 * kHalf),
-                          sub_low);
+  w.low_even =
+      q6_position(_mm256_slli_epi16(code, 10), _mm256_slli_epi16(high, 14 - 2 * kHalf), sub_low);
+  w.high_even =
+      q6_position(_mm256_slli_epi16(code, 6), _mm256_slli_epi16(high, 10 - 2 * kHalf), sub_high);
+  w.low_odd =
+      q6_position(_mm256_slli_epi16(code, 2), _mm256_slli_epi16(high, 6 - 2 * kHalf), sub_low);
   w.high_odd = q6_position(_mm256_srli_epi16(code, 2),
                            kHalf == 0 ? _mm256_slli_epi16(high, 2) : high, sub_high);
   return w;

@@ -1,8 +1,8 @@
 // Codes of q8, q6 and q4 to int8 or int16 weights w8, 64 columns x 16 rows at a time, 512-bit.
 //
 // A dword lane is a row; the w8 of its columns k%4 = 0, 2 come out as int16 words "even", those of
-// 1, 3 as "odd". (A table of words in vpermw would save two operations a vector, but loads port 5 so
-// that it measures 6% slower on Sapphire Rapids than vpshufb.)
+// 1, 3 as "odd". (A table of words in vpermw would save two operations a vector, but loads port 5
+// so that it measures 6% slower on Sapphire Rapids than vpshufb.)
 #pragma once
 
 #include <immintrin.h>
@@ -16,12 +16,13 @@ namespace {
 
 // Sub-scales of one 32-column group, sign-extended, in both words of each row's lane.
 inline __m512i sub_words(const std::int8_t* sub) {
-  const __m512i rows = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sub)));
+  const __m512i rows =
+      _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sub)));
   // 128-bit lane i holds rows 4i .. 4i+3: the words (sub << 8, sub << 8) of each.
-  const __m512i pick = _mm512_set_epi32(0x0f800f80, 0x0e800e80, 0x0d800d80, 0x0c800c80, 0x0b800b80,
-                                        0x0a800a80, 0x09800980, 0x08800880, 0x07800780, 0x06800680,
-                                        0x05800580, 0x04800480, 0x03800380, 0x02800280, 0x01800180,
-                                        0x00800080);
+  const __m512i pick =
+      _mm512_set_epi32(0x0f800f80, 0x0e800e80, 0x0d800d80, 0x0c800c80, 0x0b800b80, 0x0a800a80,
+                       0x09800980, 0x08800880, 0x07800780, 0x06800680, 0x05800580, 0x04800480,
+                       0x03800380, 0x02800280, 0x01800180, 0x00800080);
   return _mm512_srai_epi16(_mm512_shuffle_epi8(rows, pick), 8);
 }
 
@@ -52,8 +53,8 @@ inline Words q4_words(__m512i code, __m512i levels, __m512i sub_low, __m512i sub
   return w;
 }
 
-// One q6 position: `low` has the nibble at bits 10..13, `high` the two high bits at 14..15. The word
-// they make is code << 10 = level << 8.
+// One q6 position: `low` has the nibble at bits 10..13, `high` the two high bits at 14..15. The
+// word they make is code << 10 = level << 8.
 inline __m512i q6_position(__m512i low, __m512i high, __m512i sub) {
   const __m512i top = _mm512_and_si512(high, _mm512_set1_epi16(static_cast<short>(0xc000)));
   const __m512i word = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x3c00), low, top, 0xea);
@@ -65,12 +66,12 @@ inline __m512i q6_position(__m512i low, __m512i high, __m512i sub) {
 template <int kHalf>  // v / 4
 inline Words q6_words(__m512i code, __m512i high, __m512i sub_low, __m512i sub_high) {
   Words w;
-  w.low_even = q6_position(_mm512_slli_epi16(code, 10), _mm512_slli_epi16(high, 14 - 2 * kHalf),
-                           sub_low);
-  w.high_even = q6_position(_mm512_slli_epi16(code, 6), _mm512_slli_epi16(high, 10 - 2 * kHalf),
-                            sub_high);
-  w.low_odd = q6_position(_mm512_slli_epi16(code, 2), _mm512_slli_epi16(high, 6 - 2 * kHalf),
-                          sub_low);
+  w.low_even =
+      q6_position(_mm512_slli_epi16(code, 10), _mm512_slli_epi16(high, 14 - 2 * kHalf), sub_low);
+  w.high_even =
+      q6_position(_mm512_slli_epi16(code, 6), _mm512_slli_epi16(high, 10 - 2 * kHalf), sub_high);
+  w.low_odd =
+      q6_position(_mm512_slli_epi16(code, 2), _mm512_slli_epi16(high, 6 - 2 * kHalf), sub_low);
   w.high_odd = q6_position(_mm512_srli_epi16(code, 2),
                            kHalf == 0 ? _mm512_slli_epi16(high, 2) : high, sub_high);
   return w;
@@ -79,8 +80,8 @@ inline Words q6_words(__m512i code, __m512i high, __m512i sub_low, __m512i sub_h
 // (even & 0xff) | odd << 8, plus 128 in every byte if kBias.
 template <bool kBias>
 inline __m512i pack_words(__m512i even, __m512i odd) {
-  const __m512i bytes = _mm512_ternarylogic_epi32(
-      _mm512_set1_epi16(0x00ff), even, _mm512_slli_epi16(odd, 8), 0xca);
+  const __m512i bytes =
+      _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x00ff), even, _mm512_slli_epi16(odd, 8), 0xca);
   return kBias ? _mm512_xor_si512(bytes, _mm512_set1_epi8(-128)) : bytes;
 }
 

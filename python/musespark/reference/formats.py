@@ -1,7 +1,7 @@
 """Packed weight formats, written to be read: ``csrc/formats/weights.h`` in NumPy.
 
-A quantized matrix is ``W[n, k] ~= row[n] * block[n, k // B] * w8[n, k]`` with |w8| <= 127. Here it is
-taken to pieces (:class:`Parts`) and put together again; the search for good codes is the packer's.
+A quantized matrix is ``W[n, k] ~= row[n] * block[n, k // B] * w8[n, k]`` with |w8| <= 127. Here it
+is taken to pieces (:class:`Parts`) and put together again; the search for good codes is the packer's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Parts:
     """A quantized matrix of N x K, Kp = K rounded up to 64, rows padded to Np = 16 n.
 
     ``codes`` int [Np, Kp]: the int8 of q8, the signed 6 bits of q6, the 4 bits of q4.
-    ``sub`` int8 [Np, Kp / 32] (None for q8), ``block`` float16 [Np, ceil(Kp / B)], ``row`` float32 [Np].
+    ``sub`` int8 [Np, Kp / 32] (None for q8), ``block`` float16 [Np, ceil(Kp / B)], ``row`` float32
+    [Np].
     """
 
     format: str
@@ -108,7 +109,9 @@ def put_together(parts: Parts) -> np.ndarray:
         return values.reshape(blocks, -1).view(np.uint8)
 
     # [row blocks, chunk, quad, row, k % 4]
-    quads = parts.codes.astype(np.int32).reshape(blocks, 16, kp // 64, 16, 4).transpose(0, 2, 3, 1, 4)
+    quads = (
+        parts.codes.astype(np.int32).reshape(blocks, 16, kp // 64, 16, 4).transpose(0, 2, 3, 1, 4)
+    )
     if form == "q8":
         vectors = quads
     else:

@@ -1,6 +1,6 @@
 """The quantized matmul, written to be read: the arithmetic of ``csrc/kernels/qmatmul/qmatmul.h``.
 
-Float32 steps in the order of the contract, integers exact, so that the bits are those of the kernels.
+Float32 steps in the order of the contract, integers exact: the bits are those of the kernels.
 """
 
 from __future__ import annotations
