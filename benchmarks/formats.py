@@ -5,8 +5,8 @@
 Relative root mean square error in percent of the packer's own search (written again in NumPy with
 the group as a parameter; at 32 it must agree with the packer) on Gaussian, Laplace and Student t5
 rows of 2048 columns, and on the matrices of a safetensors file. The speed of one row of activations
-follows the size, since it is bound by memory; unpacking takes the same operations but for one or two
-vector operations per 64 columns that widen sub-scales, of about 150.
+follows the size, since it is bound by memory; unpacking takes the same operations but for one or
+two vector operations per 64 columns that widen sub-scales, of about 150.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def test_close_to_float64(form: str) -> None:
 
     Rounding an activation to its grid costs at most half a step, amax / 254, each; the float steps
     (one fma a group, one a block, one product) each at most 2^-24 of a partial sum, which is at
-    most sum |x| |W|. Half a step is widened by 2^-20 for the rounding of scale and x * (127 / amax).
+    most sum |x| |W|. Half a step is widened by 2^-20: scale and x * (127 / amax) are rounded too.
     """
     rng = np.random.default_rng(4)
     for n, k, m in ((33, 256, 3), (20, 700, 2), (16, 2048, 5)):

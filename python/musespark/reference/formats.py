@@ -1,7 +1,8 @@
 """Packed weight formats, written to be read: ``csrc/formats/weights.h`` in NumPy.
 
 A quantized matrix is ``W[n, k] ~= row[n] * block[n, k // B] * w8[n, k]`` with |w8| <= 127. Here it
-is taken to pieces (:class:`Parts`) and put together again; the search for good codes is the packer's.
+is taken to pieces (:class:`Parts`) and put together again; the search for good codes is left to
+the packer.
 """
 
 from __future__ import annotations
