@@ -12,7 +12,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 SOURCES := pyproject.toml CMakeLists.txt LICENSE README.md \
   $(shell find cmake csrc python -type f -not -name '*.pyc')
 
-.PHONY: demo test bench lint format wheel sanitize fuzz system clean
+.PHONY: demo test bench lint format wheel sanitize fuzz mutants system clean
 
 demo: $(VENV)/.installed
 	$(BIN)/musespark demo
@@ -48,6 +48,10 @@ sanitize: build/sanitize/.installed $(VENV)/.tools
 fuzz: build/sanitize/.installed $(VENV)/.tools
 	MUSESPARK_FUZZ_CASES=100000 .ci/sanitize $(BIN)/python build/sanitize/site \
 	  tests -m fuzz --timeout=0
+
+# Plants errors one at a time and sees the suite fail (about 20 minutes).
+mutants: $(VENV)/.installed $(VENV)/.tools
+	$(BIN)/python tests/mutants.py
 
 system:
 	.ci/system-packages
