@@ -38,7 +38,7 @@ const KernelTable* find(Isa isa) {
   return nullptr;
 }
 
-// Linux grants the large tile state to a process that asks; threads started later share the grant.
+// Linux grants the large tile state to a process that asks, for all of its threads.
 // False if it refuses, as it does when an alternate signal stack is too small for the state.
 bool request_tile_data() {
 #if defined(__x86_64__) && defined(__linux__)
