@@ -12,6 +12,7 @@ two vector operations per 64 columns that widen sub-scales, of about 150.
 from __future__ import annotations
 
 import argparse
+import json
 
 import common
 import numpy as np
@@ -88,6 +89,26 @@ def packer_error(w: np.ndarray) -> float:
     return error(w, _core.unpack("q4", packed, *w.shape).astype(np.float64))
 
 
+def real_matrices(path: str, rows: int) -> dict[str, np.ndarray]:
+    """Up to `rows` rows of the F32, F16 and BF16 matrices of a safetensors file, whole blocks."""
+    data = np.fromfile(path, np.uint8)
+    size = int(data[:8].view("<u8")[0])
+    header = json.loads(data[8 : 8 + size].tobytes())
+    found = {}
+    for name, tensor in header.items():
+        shape = tensor.get("shape", ())
+        if len(shape) != 2 or shape[1] < BLOCK or tensor["dtype"] not in ("F32", "F16", "BF16"):
+            continue
+        begin, end = (8 + size + at for at in tensor["data_offsets"])
+        raw = data[begin:end].copy()
+        if tensor["dtype"] == "BF16":
+            values = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        else:
+            values = raw.view("<f4" if tensor["dtype"] == "F32" else "<f2")
+        found[name] = values.reshape(shape)[:rows, : shape[1] // BLOCK * BLOCK]
+    return found
+
+
 def matrices(args: argparse.Namespace) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     shape = (args.rows, 2048)
@@ -97,25 +118,20 @@ def matrices(args: argparse.Namespace) -> dict[str, np.ndarray]:
         "t5": rng.standard_t(5, size=shape),
     }
     if args.weights:
-        from safetensors.numpy import load_file
-
-        for name, w in load_file(args.weights).items():
-            if w.ndim == 2 and w.shape[1] >= BLOCK:
-                whole = w[: args.rows, : w.shape[1] // BLOCK * BLOCK]
-                found[name] = whole.astype(np.float32).astype(np.float64)
+        found.update(real_matrices(args.weights, args.rows))
     return {name: w.astype(np.float32).astype(np.float64) for name, w in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--weights", help="a safetensors file of f32 or f16 matrices")
+    parser.add_argument("--weights", help="a safetensors file of F32, F16 or BF16 matrices")
     parser.add_argument("--save", action="store_true", help="write results/formats.json")
     args = parser.parse_args()
     bits = {g: 4 + 8 / g + 16 / BLOCK + 32 / 2048 for g in (16, 32, 64)}
     print("error in percent; bits per weight at 2048 columns")
-    print(f"{'':<12} {'Q4_0':>7} " + " ".join(f"{f'group {g}':>9}" for g in bits) + "    packer")
-    print(f"{'bits':<12} {4.5:7.2f} " + " ".join(f"{b:9.3f}" for b in bits.values()))
+    print(f"{'':<24} {'Q4_0':>7} " + " ".join(f"{f'group {g}':>9}" for g in bits) + "    packer")
+    print(f"{'bits':<24} {4.5:7.2f} " + " ".join(f"{b:9.3f}" for b in bits.values()))
     rows = {}
     for name, w in matrices(args).items():
         row = {"q4_0": error(w, q4_0_values(w))}
@@ -123,7 +139,7 @@ def main() -> None:
         row["packer"] = packer_error(w)
         rows[name] = row
         print(
-            f"{name[-12:]:<12} {row['q4_0']:7.2f} "
+            f"{name[-24:]:<24} {row['q4_0']:7.2f} "
             + " ".join(f"{row[f'group {g}']:9.2f}" for g in bits)
             + f" {row['packer']:9.2f}"
         )
