@@ -33,9 +33,10 @@ class Jobs {
 
   // task(begin, end, worker) over cuts of [0, items). `cost` is the estimated time of an item in
   // nanoseconds of one thread; it decides the cuts, never a result. Cuts are multiples of `grain`
-  // items but for the last.
+  // items but for the last; there are about `cuts_per_thread` for each thread.
   template <class Task>
-  void run(std::int64_t items, double cost, Task&& task, std::int64_t grain = 1) {
+  void run(std::int64_t items, double cost, Task&& task, std::int64_t grain = 1,
+           int cuts_per_thread = kCutsPerThread) {
     if (items <= 0) return;
     const double total = static_cast<double>(items) * cost;
     if (threads() == 1 || items <= grain || total < kInlineCost) {
@@ -43,7 +44,7 @@ class Jobs {
       task(std::int64_t{0}, items, 0);
       return;
     }
-    const double shares = static_cast<double>(threads()) * kCutsPerThread;
+    const double shares = static_cast<double>(threads()) * cuts_per_thread;
     const double least = std::max(kCutCost / std::max(cost, 1e-3), 1.0);
     const double cut = std::max(static_cast<double>(items) / shares, least);
     const auto grains = static_cast<std::int64_t>(cut / static_cast<double>(grain));
@@ -54,7 +55,7 @@ class Jobs {
   static constexpr double kInlineCost =
       6000;                                 // about three times what a job costs to start and end
   static constexpr double kCutCost = 2000;  // far above what claiming a cut costs
-  static constexpr double kCutsPerThread = 8;  // so that a thread that lost its core delays little
+  static constexpr int kCutsPerThread = 8;  // so that a thread that lost its core delays little
 
   ThreadPool* pool_;
   std::vector<AlignedBuffer> scratch_;

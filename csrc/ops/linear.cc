@@ -16,6 +16,10 @@ constexpr std::int64_t kGatedFloats = 1 << 14;
 // eight row blocks at once, the others take panels of up to four.
 std::int64_t row_block_grain(std::int64_t rows) { return rows == 1 ? 8 : 4; }
 
+// One row streams the weights from memory, best in long runs; many rows compute, and short cuts
+// keep threads level.
+int row_block_cuts(std::int64_t rows) { return rows == 1 ? 4 : 8; }
+
 std::string shape_of(const Matrix& m) {
   return std::to_string(m.packed.rows) + " x " + std::to_string(m.packed.cols);
 }
@@ -110,7 +114,7 @@ void linear(Jobs& jobs, const KernelTable& kernels, const Rows& in,
           base += own;
         }
       },
-      row_block_grain(in.rows));
+      row_block_grain(in.rows), row_block_cuts(in.rows));
 }
 
 void gated_linear(Jobs& jobs, const KernelTable& kernels, const Rows& in, const Matrix* gate,
@@ -164,7 +168,8 @@ void gated_linear(Jobs& jobs, const KernelTable& kernels, const Rows& in, const 
           columns(at, std::min(at + at_once, end), worker);
         }
       },
-      std::max<std::int64_t>(1, row_block_grain(rows) * kRowBlock / kActGroup));
+      std::max<std::int64_t>(1, row_block_grain(rows) * kRowBlock / kActGroup),
+      row_block_cuts(rows));
 }
 
 }  // namespace musespark
