@@ -35,6 +35,8 @@ _ASSETS = (
 )
 _MAX_ASSET = 64 << 20
 _NANO = Path(__file__).resolve().parent.parent / "nano"
+# Made from _NANO by `musespark convert`; a test packs it again and compares.
+_NANO_PACKED = _NANO / "packed" / "nano-q8.safetensors"
 
 
 @dataclass
@@ -89,6 +91,8 @@ def open_model(
     """
     pack.check_quantize(quantize)
     path = existing_path(source)
+    if source is None and quantize in ("auto", "q8") and _NANO_PACKED.exists():
+        path = _NANO_PACKED
     packed = packed_at(path)
     if packed is not None:
         try:
