@@ -1,4 +1,4 @@
-"""Executes each notebook given, in its own kernel and from its own folder; prints which one fails."""
+"""Executes each notebook given, in its own kernel and from its own folder; prints which fails."""
 
 from __future__ import annotations
 

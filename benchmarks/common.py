@@ -32,7 +32,7 @@ def bench_model() -> Path:
 
 
 def peer_python() -> str:
-    """An interpreter with llama-cpp-python built for this processor, made once (about 8 minutes)."""
+    """An interpreter with llama-cpp-python built for this processor, made once (some 8 minutes)."""
     folder = BUILD / "llama-cpp"
     python = folder / "bin" / "python"
     if not python.exists():
@@ -101,7 +101,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 class LlamaCpp:
-    """llama.cpp in its own environment (``llama_cpp_worker.py``), one model loaded, driven by lines."""
+    """llama.cpp in its own environment (``llama_cpp_worker.py``), one model, driven by lines."""
 
     def __init__(self, python: str, model: str, threads: int):
         worker = Path(__file__).parent / "llama_cpp_worker.py"

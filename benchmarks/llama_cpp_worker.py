@@ -4,8 +4,8 @@
     PEER_PYTHON benchmarks/llama_cpp_worker.py serve MODEL_GGUF THREADS
 
 Needs only llama-cpp-python, in an environment of its own. ``serve`` answers each line
-``prefill N`` or ``decode N`` on standard input with one JSON line of seconds; sampling is not part of
-the time; flash attention is on and ubatch is 512.
+``prefill N`` or ``decode N`` on standard input with one JSON line of seconds. Sampling is no part
+of the time; flash attention is on and ubatch is 512.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import llama_cpp as lib
 
 
 @lib.llama_log_callback
-def quiet(level, text, data):  # noqa: ANN001, ANN201 - a C callback
+def quiet(level, text, data):
     pass
 
 

@@ -1,9 +1,9 @@
-"""Writes a random model of the Llama-3.2-1B shape: a Hugging Face folder and the same weights as GGUF.
+"""Writes a random model of Llama-3.2-1B shape: a Hugging Face folder and the same weights as GGUF.
 
     python benchmarks/make_model.py OUT_DIR      (needs numpy, safetensors, tokenizers, gguf)
 
 OUT_DIR/hf is what musespark loads; OUT_DIR/f16.gguf is what llama.cpp quantizes. Weights are normal
-with standard deviation 0.02 and seed 0, tied embeddings, 128,256 rows; speed does not depend on them.
+with standard deviation 0.02 and seed 0, tied embeddings, 128,256 rows; speed depends on none.
 """
 
 from __future__ import annotations
@@ -143,7 +143,10 @@ def main() -> None:
             if count:
                 matrix = interleave_heads(matrix, count)
             writer.add_tensor(f"blk.{layer}.{short}.weight", matrix)
-        for name, short in (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm")):
+        for name, short in (
+            ("input_layernorm", "attn_norm"),
+            ("post_attention_layernorm", "ffn_norm"),
+        ):
             tensors[f"{prefix}{name}.weight"] = ones
             writer.add_tensor(f"blk.{layer}.{short}.weight", ones)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,6 +1,6 @@
 """Prefill speed beside llama.cpp in the same run, as tokens/s and as a share of the dot peak.
 
-    python benchmarks/prefill.py [--model MODEL_DIR] [--peer PEER_PYTHON] [--rounds 7] [--tokens 512]
+    python benchmarks/prefill.py [--model MODEL_DIR] [--peer PYTHON] [--rounds 7] [--tokens 512]
 
 As decode.py; the share is of the int8 dot-product peak (AMX not counted) measured in the same run,
 over the operations of the linear layers (2 per weight and token, the head for the last token only).

@@ -32,9 +32,7 @@ class Ours:
     def __init__(self, folder: Path, quantize: str, threads: int, kv: str):
         import musespark
 
-        self.model = musespark.load(
-            folder, quantize=quantize, threads=threads, context=4096, kv=kv
-        )
+        self.model = musespark.load(folder, quantize=quantize, threads=threads, context=4096, kv=kv)
         self.vocab = self.model.info.vocab
 
     def seconds(self, test: str, count: int) -> float:
@@ -112,11 +110,13 @@ def show(test: str, row: dict[str, Any], peak: float) -> None:
         share = ours["median"] * 2 * row["parameters"] / peak
         what = f"{share:.0%} of the {peak / 1e9:.0f} Gop/s dot peak (AMX not counted)"
     row["share"] = share
+    ratio = row["ratio"]
     print(
-        f"{test} {row['format']:<3} ours {ours['median']:7.1f} [{ours['low']:.1f}..{ours['high']:.1f}]"
+        f"{test} {row['format']:<3} ours {ours['median']:7.1f}"
+        f" [{ours['low']:.1f}..{ours['high']:.1f}]"
         f"   llama.cpp {row['peer']['format']} {peer['median']:7.1f}"
         f" [{peer['low']:.1f}..{peer['high']:.1f}] tokens/s"
-        f"   ratio {row['ratio']['median']:.2f} [{row['ratio']['low']:.2f}..{row['ratio']['high']:.2f}]"
+        f"   ratio {ratio['median']:.2f} [{ratio['low']:.2f}..{ratio['high']:.2f}]"
         f"   {what}; {row['rounds_kept']} rounds, {row['rounds_discarded']} discarded"
     )
 

@@ -19,7 +19,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real files beside the repository; without it the test skips, but fails in CI."""
+    """The folder of real files beside the repository; without it a test skips, but fails in CI."""
     data = SHARED / "data"
     if not data.is_dir():
         message = "the real test files (../shared/data beside the repository) are not here"

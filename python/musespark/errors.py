@@ -12,7 +12,7 @@ class UnsupportedModel(Error):  # noqa: N818 - public name
 
 
 class CorruptFile(Error, ValueError):  # noqa: N818
-    """A model, packed or session file is truncated, inconsistent or hostile; names file and field."""
+    """A model, packed or session file is truncated, inconsistent or hostile; names the field."""
 
 
 class InvalidRequest(Error, ValueError):  # noqa: N818

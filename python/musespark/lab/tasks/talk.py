@@ -123,12 +123,8 @@ def about(r: Random, level: str) -> Problem:
 def _story(r: Random, hero: str | None = None) -> str:
     name, friend = r.sample(NAMES, 2)
     animal, other = hero or r.choice(ANIMALS), r.choice(ANIMALS)
-    trait, color, place, food = (
-        r.choice(ADJECTIVES),
-        r.choice(COLORS),
-        r.choice(PLACES),
-        r.choice(FOODS),
-    )
+    trait, color = r.choice(ADJECTIVES), r.choice(COLORS)
+    place, food = r.choice(PLACES), r.choice(FOODS)
     found = r.choice(("ball", "key", "box", "hat", "stone", "map", "bell", "boat", "kite", "coin"))
     start = r.choice(
         (
