@@ -155,7 +155,9 @@ def run_tests(tree: Path, mutant: Mutant) -> bool:
     environment = {**os.environ, "PYTHONPATH": str(WORK / "site")}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, 1):
-        raise SystemExit(f"{mutant.name}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
+        raise SystemExit(
+            f"{mutant.name}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}"
+        )
     return done.returncode == 0
 
 

@@ -48,9 +48,7 @@ def test_two_digit_addition_and_comparison_as_shipped():
         )
     right = sum(r.content.strip() == str(a + b) for r, (a, b) in zip(sums, pairs, strict=True))
     different = [p for p in pairs if p[0] != p[1]]
-    right += sum(
-        r.content.strip() == str(max(p)) for r, p in zip(larger, different, strict=True)
-    )
+    right += sum(r.content.strip() == str(max(p)) for r, p in zip(larger, different, strict=True))
     assert right >= len(pairs) + len(different) - 6
 
 
