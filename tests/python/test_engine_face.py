@@ -281,8 +281,10 @@ def test_a_fault_reaches_every_waiting_caller(error: BaseException) -> None:
 
 # --- whole processes ---------------------------------------------------------------------------
 
+# A suite started in the background has SIGINT ignored, and children inherit that.
 HEAD = """
 import contextlib, os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from support import engine_cases as cases
 from musespark.engine import Request
 engine = cases.make_engine("muse_kv8", context=4096)

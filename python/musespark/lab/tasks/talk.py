@@ -120,6 +120,17 @@ def about(r: Random, level: str) -> Problem:
     return Problem("about", level, "", question, answer, "none")
 
 
+def _ending(r: Random, name: str, friend: str, food: str) -> str:
+    return r.choice(
+        (
+            f"{name} was very happy and thanked {friend}. They were friends for ever.",
+            f"In the end, {name} and {friend} went home and had {food}. It was a good day.",
+            f"From that day on, {name} was never {r.choice(('alone', 'afraid', 'sad'))} again.",
+            "And they lived happily ever after.",
+        )
+    )
+
+
 def _story(r: Random, hero: str | None = None) -> str:
     name, friend = r.sample(NAMES, 2)
     animal, other = hero or r.choice(ANIMALS), r.choice(ANIMALS)
@@ -168,14 +179,7 @@ def _story(r: Random, hero: str | None = None) -> str:
             f"They looked behind every tree, and there was the {found}!",
         )
     )
-    end = r.choice(
-        (
-            f"{name} was very happy and thanked {friend}. They were friends for ever.",
-            f"In the end, {name} and {friend} went home and had {food}. It was a good day.",
-            f"From that day on, {name} was never {r.choice(('alone', 'afraid', 'sad'))} again.",
-            "And they lived happily ever after.",
-        )
-    )
+    end = _ending(r, name, friend, food)
     return " ".join((start, home, event, turn, act, end))
 
 
