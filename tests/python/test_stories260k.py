@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
+import gguf.quants
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
@@ -97,13 +99,12 @@ def loaded_perplexity(folder: Path, quantize: str, ids: np.ndarray) -> float:
 
 def q4_0(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every matrix through llama.cpp's Q4_0 (gguf-py), rows filled up with zeros to 32 columns."""
-    quants = pytest.importorskip("gguf.quants", reason="gguf (PyPI) has llama.cpp's quantizer")
-    kind = pytest.importorskip("gguf").GGMLQuantizationType.Q4_0
+    kind = gguf.GGMLQuantizationType.Q4_0
     out = dict(weights)
     for name, matrix in weights.items():
         if matrix.ndim == 2:
             filled = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % 32)))
-            restored = quants.dequantize(quants.quantize(filled, kind), kind)
+            restored = gguf.quants.dequantize(gguf.quants.quantize(filled, kind), kind)
             out[name] = restored[:, : matrix.shape[1]]
     return out
 
