@@ -9,6 +9,7 @@
 #include <exception>
 #include <map>
 #include <mutex>
+#include <span>
 #include <unordered_map>
 
 #include "decode/engine.h"
@@ -18,6 +19,15 @@
 namespace musespark {
 
 struct Engine::Impl {
+  struct Job {  // one row to sample from, or to score a known token with
+    Entry* entry;
+    const float* row;
+    std::int32_t known;  // -1: sample
+    SampledToken token;
+    ErrorKind kind;
+    std::string error;  // empty: none
+  };
+
   Impl(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options);
 
   // engine.cc
@@ -59,11 +69,13 @@ struct Engine::Impl {
   void fail_or_split(std::size_t first, std::size_t count, ErrorKind kind, const char* what);
   bool interrupted() const;
   void book(std::size_t first, std::size_t count);
+  void book_entry(Entry& entry, const float* values, std::int64_t rows, std::span<Job> done,
+                  Clock::time_point now);
   void collect_jobs(std::size_t first, std::size_t count);
   void run_jobs();
   void book_sampled(Entry& entry, SampledToken token, Clock::time_point now);
   void book_logits(Entry& entry, const float* rows, std::int64_t count);
-  void book_scores(Entry& entry, std::int64_t rows, std::size_t first_job);
+  void book_scores(Entry& entry, std::int64_t rows, std::span<const Job> scored);
 
   TextModel& model;
   PagePool& pool;
@@ -97,13 +109,6 @@ struct Engine::Impl {
   StepControl control;
   PrefillPace pace;
   std::size_t batch_first = 0, batch_count = 0;  // the spans in the model now
-  struct Job {  // one row to sample from, or to score a known token with
-    Entry* entry;
-    const float* row;
-    std::int32_t known;  // -1: sample
-    SampledToken token;
-    std::string error;
-  };
   std::vector<Job> jobs;
   std::vector<SamplerScratch> scratch;  // one for each thread
 };

@@ -91,35 +91,46 @@ void Engine::Impl::book(std::size_t first, std::size_t count) {
   const float* row = logits.data();
   std::size_t job = 0;
   for (std::size_t i = first; i < first + count; ++i) {
-    Entry& entry = *span_entries[i];
     const StepSpan& span = spans[i];
-    counters.rows += span.count;
-    entry.kv->accept(entry.kv->length());
-    if (entry.params.retain && widest_window > 0 && entry.samples() &&
-        entry.length() == entry.stats.prompt_tokens) {
-      entry.prompt_kv = entry.kv->fork();
-    }
     const std::int64_t rows = TextModel::logit_rows({&span, 1});
-    const float* values = row;
-    row += rows * vocab;
     const std::size_t first_job = job;
-    while (job < jobs.size() && jobs[job].entry == &entry) ++job;
-    if (entry.params.logits == LogitsMode::score) {
-      book_scores(entry, rows, first_job);
-    } else if (!entry.samples()) {
-      book_logits(entry, values, rows);
-    } else if (rows == 1) {
-      Job& done = jobs[first_job];
-      if (done.error.empty()) {
-        book_sampled(entry, std::move(done.token), now);
-      } else {
-        finish(entry, FinishReason::error, ErrorKind::bad_logits, std::move(done.error));
-      }
-    } else if (entry.pending() == 0) {
-      finish(entry, FinishReason::length);  // max_new_tokens = 0: the prompt alone
+    while (job < jobs.size() && jobs[job].entry == span_entries[i]) ++job;
+    counters.rows += span.count;
+    // What booking one sequence needs (memory for its logits) is not the others' affair.
+    try {
+      book_entry(*span_entries[i], row, rows, {jobs.data() + first_job, job - first_job}, now);
+    } catch (const std::bad_alloc& error) {
+      finish(*span_entries[i], FinishReason::error, ErrorKind::memory, error.what());
+    } catch (const Error& error) {
+      finish(*span_entries[i], FinishReason::error, ErrorKind::other, error.what());
     }
+    row += rows * vocab;
   }
   counters.kv_bytes_used = pool.usage().in_use;
+}
+
+// What one sequence got from the step: `rows` rows of logits and what was made of them.
+void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t rows,
+                              std::span<Job> done, Clock::time_point now) {
+  entry.kv->accept(entry.kv->length());
+  if (entry.params.retain && widest_window > 0 && entry.samples() &&
+      entry.length() == entry.stats.prompt_tokens) {
+    entry.prompt_kv = entry.kv->fork();
+  }
+  for (Job& job : done) {
+    if (job.error.empty()) continue;
+    finish(entry, FinishReason::error, job.kind, std::move(job.error));
+    return;
+  }
+  if (entry.params.logits == LogitsMode::score) {
+    book_scores(entry, rows, done);
+  } else if (!entry.samples()) {
+    book_logits(entry, values, rows);
+  } else if (rows == 1) {
+    book_sampled(entry, std::move(done.front().token), now);
+  } else if (entry.pending() == 0) {
+    finish(entry, FinishReason::length);  // max_new_tokens = 0: the prompt alone
+  }
 }
 
 // The rows that are looked at here: one for each sequence that gets a token, and those to score.
@@ -132,10 +143,10 @@ void Engine::Impl::collect_jobs(std::size_t first, std::size_t count) {
     if (entry.params.logits == LogitsMode::score) {
       const std::int64_t start = entry.length() - rows;
       for (std::int64_t j = 0; j < rows && start + j + 1 < entry.size(); ++j) {
-        jobs.push_back({&entry, row + j * vocab, entry.tokens[start + j + 1], {}, {}});
+        jobs.push_back({&entry, row + j * vocab, entry.tokens[start + j + 1], {}, {}, {}});
       }
     } else if (entry.samples() && rows == 1) {
-      jobs.push_back({&entry, row, -1, {}, {}});
+      jobs.push_back({&entry, row, -1, {}, {}, {}});
     }
     row += rows * vocab;
   }
@@ -154,6 +165,10 @@ void Engine::Impl::run_jobs() {
                                          scratch[worker]);
       }
     } catch (const BadLogits& error) {
+      job.kind = ErrorKind::bad_logits;
+      job.error = error.what();
+    } catch (const std::bad_alloc& error) {
+      job.kind = ErrorKind::memory;
       job.error = error.what();
     }
   };
@@ -191,15 +206,9 @@ void Engine::Impl::book_logits(Entry& entry, const float* rows, std::int64_t cou
 }
 
 // Scores from `rows` rows; what follows the last prompt token is not known, so that row has none.
-void Engine::Impl::book_scores(Entry& entry, std::int64_t rows, std::size_t first_job) {
+void Engine::Impl::book_scores(Entry& entry, std::int64_t rows, std::span<const Job> scored) {
   LogitsEvent event{entry.id, entry.length() - rows, 0, 1, {}};
-  for (std::size_t i = first_job; i < jobs.size() && jobs[i].entry == &entry; ++i) {
-    if (!jobs[i].error.empty()) {
-      finish(entry, FinishReason::error, ErrorKind::bad_logits, jobs[i].error);
-      return;
-    }
-    event.values.push_back(jobs[i].token.logprob);
-  }
+  for (const Job& job : scored) event.values.push_back(job.token.logprob);
   event.rows = static_cast<std::int64_t>(event.values.size());
   if (event.rows > 0) {
     events->emplace_back(std::move(event));
