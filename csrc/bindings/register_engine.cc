@@ -1,4 +1,4 @@
-// _core.Engine, and in `testing` the sampler alone.
+// _core.Engine, and in `testing` the sampler and the pace of prefill alone.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,6 +12,7 @@
 #include "base/thread_pool.h"
 #include "cache/page_pool.h"
 #include "decode/engine.h"
+#include "decode/pace.h"
 #include "dict_reader.h"
 #include "kernels/dispatch.h"
 #include "model/text_model.h"
@@ -355,6 +356,10 @@ void register_engine(py::module_& m) {
       .def("stats", &PyEngine::stats, "Counters, bytes, threads and the instruction set in use.");
 
   auto testing = m.def_submodule("testing");
+  py::class_<PrefillPace>(testing, "PrefillPace")
+      .def(py::init<>())
+      .def("observe", &PrefillPace::observe, py::arg("prefill_rows"), py::arg("seconds"))
+      .def("rows", &PrefillPace::rows, py::arg("most"));
   testing.def("sample", &sample_row, py::arg("row"), py::kw_only(), py::arg("position"),
               py::arg("params"), py::arg("prompt") = py::tuple(),
               py::arg("completion") = py::tuple(), py::arg("blocked") = py::tuple(),
