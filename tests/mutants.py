@@ -80,7 +80,7 @@ MUTANTS = (
         "stale cache page",
         "csrc/cache/sequence.cc",
         "if (!open) length = page * kPageTokens;",
-        "",
+        "static_cast<void>(open);",
         "test_cache.py test_model_steps.py test_engine_one_result.py",
     ),
     Mutant(
