@@ -39,7 +39,7 @@ def test_greedy_answers_in_f32_are_those_of_transformers(golden):
 
 
 def test_two_digit_addition_and_comparison_as_shipped():
-    """A floor far below what the card reports: 24 sums and 24 comparisons, at most 6 wrong in all."""
+    """A floor far below what the card reports: 48 questions, at most 6 wrong in all."""
     with musespark.load() as model:
         pairs = [(10 + 37 * i % 90, 10 + 53 * i % 90) for i in range(1, 25)]
         sums = model.chat_batch([f"What is {a} + {b}?" for a, b in pairs], max_new_tokens=200)
