@@ -37,6 +37,9 @@ void check_rope(const std::string& field, const RopeSpec& rope) {
   }
   check_number(field + ".theta", rope.theta, 1.0, "a finite number, at least 1, is needed");
   check_number(field + ".factor", rope.factor, 1e-6, "a finite number above 0 is needed");
+  if (rope.scaling == RopeScaling::factors) {
+    throw UnsupportedModel("model spec: " + field + ".scaling is not supported");
+  }
   check_number(field + ".attention_factor", rope.attention_factor, 0, "a finite number is needed");
   const bool stretched = rope.scaling == RopeScaling::llama3 || rope.scaling == RopeScaling::yarn;
   if (stretched && rope.original_context < 1) {
@@ -103,6 +106,7 @@ void check_spec(const ModelSpec& spec) {
   if (spec.embed_norm.kind != NormKind::none && spec.embed_norm.kind != NormKind::rms_scaleless) {
     refuse("embed_norm.kind", static_cast<int>(spec.embed_norm.kind), "none or rms_scaleless");
   }
+  if (spec.bidirectional) throw UnsupportedModel("model spec: bidirectional is not supported");
   check_norm("final_norm", spec.final_norm);
   if (spec.layers.empty()) throw UnsupportedModel("model spec: layers is empty");
   for (std::size_t i = 0; i < spec.ropes.size(); ++i) {
@@ -111,8 +115,14 @@ void check_spec(const ModelSpec& spec) {
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const std::string field = "layers[" + std::to_string(i) + "]";
     const LayerSpec& layer = spec.layers[i];
-    if (layer.residual_gates) {
+    if (layer.residual_gates || layer.residual_scale != 1.0f) {
       throw UnsupportedModel("model spec: " + field + ".residual_gates is not supported");
+    }
+    if (layer.attention.joint_qk_norm || layer.attention.out_norm.kind != NormKind::none) {
+      throw UnsupportedModel("model spec: " + field + ".attention: such norms are not supported");
+    }
+    if (layer.mlp.swiglu_limit != 0) {
+      throw UnsupportedModel("model spec: " + field + ".mlp.swiglu_limit is not supported");
     }
     check_attention(field + ".attention", layer.attention, spec);
     check_mlp(field + ".mlp", layer.mlp);

@@ -45,7 +45,7 @@ class Loader {
     return own.as<float>();
   }
 
-  // `weight` names the norm's weight; a layer norm may have a bias beside it, <weight>_bias.
+  // `weight` names the norm's weight; its bias is <weight>_bias.
   Norm norm(const std::string& weight, const NormSpec& spec, std::int64_t length) {
     Norm norm;
     norm.eps = spec.eps;
@@ -70,7 +70,7 @@ class Loader {
       case NormKind::layer:
         norm.kind = Norm::Kind::layer;
         norm.weight = vector(weight, length);
-        if (tensors_.contains(weight + "_bias")) norm.bias = vector(weight + "_bias", length);
+        if (spec.bias) norm.bias = vector(weight + "_bias", length);
         return norm;
     }
     return norm;

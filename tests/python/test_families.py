@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.families import family_for
-from musespark.families.spec import NormSpec, spec_from_dict, spec_to_dict
+from musespark.families.spec import (
+    AttentionSpec,
+    LayerSpec,
+    MlpSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+    spec_from_dict,
+    spec_to_dict,
+    spec_to_file,
+)
 from musespark.families.tensors import canonical_shapes
 from support.model_folder import CASES, GOLDEN, canonical_weights, source_namer
 from support.plain_forward import forward
@@ -82,6 +93,43 @@ def test_spec_survives_a_round_trip(name: str) -> None:
     case = CASES[name]
     spec = family_for(case.config).spec(case.config)
     assert spec_from_dict(spec_to_dict(spec), "here") == spec
+    assert spec_from_dict(json.loads(json.dumps(spec_to_file(spec))), "here") == spec
+
+
+def test_later_fields_stand_in_files_only_where_they_say_something() -> None:
+    rope = RopeSpec(dim=4, scaling="factors", factors=(1.0, 2.5))
+    norm = NormSpec("layer", 1e-5, bias=True)
+    mlp = MlpSpec(kind="experts", intermediate=8, experts=4, experts_per_token=2, router="sigmoid")
+    layer = LayerSpec(AttentionSpec(heads=1, kv_heads=1, head_dim=4, rope=0), mlp, norm)
+    spec = ModelSpec(vocab=5, hidden=4, max_context=8, ropes=[rope], layers=[layer])
+    values = json.loads(json.dumps(spec_to_file(spec)))
+    assert spec_from_dict(values, "here") == spec
+    assert values["ropes"][0]["factors"] == [1.0, 2.5]
+    assert values["layers"][0]["attn_norm"] == {"kind": "layer", "eps": 1e-5, "bias": True}
+    assert values["layers"][0]["mlp_norm"] == {"kind": "none", "eps": 0.0}
+    assert "pooling" not in values
+    assert "router_scale" not in values["layers"][0]["mlp"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"experts_per_token": 5}, "experts_per_token"),
+        ({"experts": 2**17}, "experts"),
+        ({"kind": "dense"}, "experts"),
+        ({"router": "argmax"}, "router"),
+        ({"expert_width": -1}, "expert_width"),
+    ],
+)
+def test_experts_that_make_no_sense_are_corrupt(change: dict, field: str) -> None:
+    values = spec_to_dict(
+        family_for(CASES["muse_defaults"].config).spec(CASES["muse_defaults"].config)
+    )
+    values["layers"][0]["mlp"] |= {"kind": "experts", "experts": 4, "experts_per_token": 2}
+    spec_from_dict(values, "here")
+    values["layers"][0]["mlp"] |= change
+    with pytest.raises(CorruptFile, match=field):
+        spec_from_dict(values, "here")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from musespark.families.spec import (
     NormSpec,
     RopeSpec,
 )
+from musespark.families.tensors import canonical_shapes
 
 RMS = NormSpec("rms", 1e-5)
 CENTERED = NormSpec("rms_centered", 1e-6)
@@ -91,7 +92,7 @@ def everything() -> ModelSpec:
         qkv_bias=True,
         o_bias=True,
     )
-    ln = NormSpec("layer", 1e-5)
+    ln = NormSpec("layer", 1e-5, bias=True)
     first = LayerSpec(
         attention,
         MlpSpec(activation="gelu", gated=False, bias=True, intermediate=70),
@@ -138,43 +139,9 @@ SPECS = {"llama": llama, "qwen3": qwen3, "muse": muse, "everything": everything}
 
 def shapes(spec: ModelSpec) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
     """Canonical names: matrices (rows, cols) and vectors (length)."""
-    h = spec.hidden
-    matrices = {"embed": (spec.vocab, h)}
-    if not spec.tied_head:
-        matrices["head"] = (spec.vocab, h)
-    vectors = {}
-
-    def norm(name: str, kind: NormSpec, length: int) -> None:
-        if kind.weighted:
-            vectors[name] = length
-        if kind.kind == "layer":
-            vectors[f"{name}_bias"] = length
-
-    norm("final_norm", spec.final_norm, h)
-    for i, layer in enumerate(spec.layers):
-        a, m, at = layer.attention, layer.mlp, f"layers.{i}."
-        q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
-        matrices |= {at + "q": (q, h), at + "k": (kv, h), at + "v": (kv, h), at + "o": (h, q)}
-        matrices |= {at + "up": (m.intermediate, h), at + "down": (h, m.intermediate)}
-        if a.output_gate:
-            matrices[at + "attn_gate"] = (q, h)
-        if m.gated:
-            matrices[at + "gate"] = (m.intermediate, h)
-        if a.qkv_bias:
-            vectors |= {at + "q_bias": q, at + "k_bias": kv, at + "v_bias": kv}
-        if a.o_bias:
-            vectors[at + "o_bias"] = h
-        if a.sinks:
-            vectors[at + "sinks"] = a.heads
-        if m.bias:
-            vectors |= {at + "up_bias": m.intermediate, at + "down_bias": h}
-            if m.gated:
-                vectors[at + "gate_bias"] = m.intermediate
-        norm(at + "q_norm", a.q_norm, a.head_dim)
-        norm(at + "k_norm", a.k_norm, a.head_dim)
-        for name in ("attn_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm"):
-            norm(at + name, getattr(layer, name), h)
-    return matrices, vectors
+    every = canonical_shapes(spec)
+    matrices = {name: shape for name, shape in every.items() if len(shape) == 2}
+    return matrices, {name: shape[0] for name, shape in every.items() if len(shape) == 1}
 
 
 def random_weights(spec: ModelSpec, seed: int = 1) -> dict[str, np.ndarray]:

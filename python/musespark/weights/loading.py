@@ -13,7 +13,7 @@ import numpy as np
 
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families import family_for
-from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_dict
+from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
 from musespark.families.tensors import TensorMap, canonical_shapes
 from musespark.weights import cache, pack
 from musespark.weights.files import WriteFailed, read_small_file
@@ -285,7 +285,7 @@ def _pack(
         shapes=canonical_shapes(folder.spec),
         sources=folder.mapping.sources,
         quantize=recipe,
-        spec=spec_to_dict(folder.spec),
+        spec=spec_to_file(folder.spec),
         family=folder.family,
         notes=folder.notes,
         assets=folder.assets,

@@ -8,7 +8,8 @@ Recipes (``quantize``):
 - ``none``: as stored: f32 stays f32, bf16 stays bf16; f16 becomes f32, which holds it exactly.
 - ``auto``: q8 up to 50 million parameters, else q4. It looks at the model alone, never the machine.
 
-Vectors (norms, biases) are always f32.
+Vectors (norms, biases) are always f32. Routers of experts and learned positions stay as stored with
+every recipe: they are small, and a router decides.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def count_parameters(shapes: dict[str, Shape]) -> int:
 
 def matrix_format(quantize: str, name: str, stored: str) -> str:
     """The packed format of matrix `name` (canonical), stored as safetensors dtype `stored`."""
-    if quantize == "none":
+    if quantize == "none" or name.endswith(".router") or name in ("positions", "token_types"):
         return _STORED[stored]
     if quantize == "q4" and name in ("embed", "head"):
         return "q6"
