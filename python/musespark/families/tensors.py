@@ -16,17 +16,44 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from musespark.errors import CorruptFile
 from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 
 Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Where a canonical tensor lies in a checkpoint: a whole stored tensor, or a part of one.
+
+    Taken in this order: stored tensor `name`, which must have shape `stored`; of a stack of experts
+    [experts, ...] number `expert`; turned where `transposed` (stored as [inputs, outputs]); of its
+    rows `count` from `start` on, every `step`-th (all of them where `count` is 0).
+    """
+
+    name: str
+    stored: Shape
+    expert: int | None = None
+    transposed: bool = False
+    start: int = 0
+    count: int = 0
+    step: int = 1
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """The part, as a view of the stored tensor."""
+        one = array if self.expert is None else array[self.expert]
+        one = one.T if self.transposed else one
+        end = self.start + self.step * self.count
+        return one[self.start : end : self.step] if self.count else one
+
+
 @dataclass
 class TensorMap:
-    """Which checkpoint tensor becomes which canonical one, and which are knowingly left out."""
+    """Which parts of the checkpoint become the canonical tensors, and what is left out."""
 
-    sources: dict[str, str]
+    sources: dict[str, Part]
     ignored: dict[str, list[str]] = field(default_factory=dict)  # reason -> names
     spare_head: str | None = None  # a head beside a config that says tied: compared by the loader
 
@@ -126,32 +153,35 @@ def canonical_shapes(spec: ModelSpec) -> dict[str, Shape]:
 def match_tensors(
     spec: ModelSpec,
     names: Iterable[str],
-    source_name: Callable[[str], str],
+    source_of: Callable[[str], str | Part],
     ignorable: dict[str, re.Pattern[str]],
 ) -> TensorMap:
     """Finds every canonical tensor of `spec` among the checkpoint's `names`.
 
-    `source_name` gives the checkpoint's name of a canonical one; `ignorable` is reason -> pattern
-    of names that are left out knowingly. A tensor that is missing, and one left over, is
-    ``CorruptFile`` naming it. With a tied head the matrix may be stored under either name.
+    `source_of` gives the checkpoint's name of a canonical one, or the :class:`Part` that it is;
+    `ignorable` is reason -> pattern of names that are left out knowingly. A tensor that is missing,
+    and one left over, is ``CorruptFile`` naming it. With a tied head the matrix may be stored under
+    either name.
     """
     left = set(names)
-    sources: dict[str, str] = {}
+    used: set[str] = set()
+    sources: dict[str, Part] = {}
     missing: list[str] = []
-    head = "" if spec.bidirectional else source_name("head")
-    for canonical in canonical_shapes(spec):
-        name = source_name(canonical)
-        if canonical == "embed" and spec.tied_head and name not in left and head in left:
-            name = head
-        if name in left:
-            left.discard(name)
-            sources[canonical] = name
+    head = "" if spec.bidirectional else _part(source_of("head"), ()).name
+    for canonical, shape in canonical_shapes(spec).items():
+        part = _part(source_of(canonical), shape)
+        if canonical == "embed" and spec.tied_head and part.name not in left and head in left:
+            part = Part(head, shape)
+        if part.name in left:
+            used.add(part.name)
+            sources[canonical] = part
         else:
-            missing.append(name)
+            missing.append(part.name)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise CorruptFile(f"tensor {missing[0]!r} is missing{more}")
 
+    left -= used
     spare = head if spec.tied_head and head in left else None
     left.discard(head)
     ignored: dict[str, list[str]] = {}
@@ -164,3 +194,13 @@ def match_tensors(
         more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         raise CorruptFile(f"tensor {min(left)!r} is not a part of this model{more}")
     return TensorMap(sources, ignored, spare)
+
+
+def pick_root(names: Iterable[str], *roots: str) -> str:
+    """Which of `roots` the text tower is stored under: the first with an ``embed_tokens``."""
+    known = set(names)
+    return next((r for r in roots if f"{r}.embed_tokens.weight" in known), roots[0])
+
+
+def _part(source: str | Part, shape: Shape) -> Part:
+    return Part(source, shape) if isinstance(source, str) else source
