@@ -15,6 +15,7 @@
 #include "cache/page_pool.h"
 #include "cache/sequence.h"
 #include "formats/weights_codec.h"
+#include "model/prepared.h"
 #include "model/text_model.h"
 #include "ops/rope.h"
 #include "register.h"
@@ -169,12 +170,7 @@ void register_model_testing(py::module_& core) {
       "rope_table",
       [](const py::object& spec, std::int64_t positions) {
         const ModelSpec model = spec_from_python(spec);
-        const RopeSpec& r = model.ropes.at(0);
-        RopeTable table(rope_inverse_frequencies({r.dim, r.theta,
-                                                  static_cast<RopeFrequencies::Scaling>(r.scaling),
-                                                  r.factor, r.low_freq_factor, r.high_freq_factor,
-                                                  r.beta_fast, r.beta_slow, r.original_context}),
-                        static_cast<float>(r.attention_factor));
+        RopeTable table = make_rope(model.ropes.at(0), false);
         table.extend(positions);
         py::array_t<float> out({std::int64_t{2}, positions, table.half()});
         for (std::int64_t p = 0; p < positions; ++p) {

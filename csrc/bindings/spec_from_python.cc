@@ -16,7 +16,17 @@ NormSpec read_norm(DictReader d) {
                                          {"rms_input_scaled", NormKind::rms_input_scaled},
                                          {"layer", NormKind::layer}});
   out.eps = static_cast<float>(d.real("eps"));
+  out.bias = d.boolean("bias");
   d.finish();
+  return out;
+}
+
+std::vector<float> read_floats(DictReader& d, const char* key) {
+  std::vector<float> out;
+  for (const py::handle one : d.list(key)) {
+    const std::string path = d.path(key) + "[" + std::to_string(out.size()) + "]";
+    out.push_back(static_cast<float>(to_real(one, path)));
+  }
   return out;
 }
 
@@ -28,7 +38,8 @@ RopeSpec read_rope(DictReader d) {
   out.scaling = d.choice<RopeScaling>("scaling", {{"none", RopeScaling::none},
                                                   {"linear", RopeScaling::linear},
                                                   {"llama3", RopeScaling::llama3},
-                                                  {"yarn", RopeScaling::yarn}});
+                                                  {"yarn", RopeScaling::yarn},
+                                                  {"factors", RopeScaling::factors}});
   out.factor = d.real("factor");
   out.low_freq_factor = d.real("low_freq_factor");
   out.high_freq_factor = d.real("high_freq_factor");
@@ -36,6 +47,8 @@ RopeSpec read_rope(DictReader d) {
   out.beta_slow = d.real("beta_slow");
   out.original_context = d.integer("original_context");
   out.attention_factor = d.real("attention_factor");
+  out.factors = read_floats(d, "factors");
+  out.short_factors = read_floats(d, "short_factors");
   d.finish();
   return out;
 }
@@ -55,6 +68,8 @@ AttentionSpec read_attention(DictReader d) {
   out.qkv_bias = d.boolean("qkv_bias");
   out.o_bias = d.boolean("o_bias");
   out.output_gate = d.boolean("output_gate");
+  out.joint_qk_norm = d.boolean("joint_qk_norm");
+  out.out_norm = read_norm(d.dict("out_norm"));
   d.finish();
   return out;
 }
@@ -72,6 +87,21 @@ MlpSpec read_mlp(DictReader d) {
   out.intermediate = d.integer("intermediate");
   out.experts = d.integer("experts");
   out.experts_per_token = d.integer("experts_per_token");
+  out.swiglu_limit = static_cast<float>(d.real("swiglu_limit"));
+  out.swiglu_alpha = static_cast<float>(d.real("swiglu_alpha"));
+  out.router = d.choice<RouterKind>("router", {{"softmax", RouterKind::softmax},
+                                               {"softmax_chosen", RouterKind::softmax_chosen},
+                                               {"sigmoid", RouterKind::sigmoid}});
+  out.router_renormalize = d.boolean("router_renormalize");
+  out.router_bias = d.boolean("router_bias");
+  out.router_correction = d.boolean("router_correction");
+  out.router_scale = static_cast<float>(d.real("router_scale"));
+  out.routed_scale = static_cast<float>(d.real("routed_scale"));
+  out.expert_width = d.integer("expert_width");
+  out.expert_in_norm = read_norm(d.dict("expert_in_norm"));
+  out.expert_out_norm = read_norm(d.dict("expert_out_norm"));
+  out.shared_intermediate = d.integer("shared_intermediate");
+  out.shared_router = d.boolean("shared_router");
   d.finish();
   return out;
 }
@@ -85,6 +115,8 @@ LayerSpec read_layer(DictReader d) {
   out.mlp_norm = read_norm(d.dict("mlp_norm"));
   out.post_mlp_norm = read_norm(d.dict("post_mlp_norm"));
   out.residual_gates = d.boolean("residual_gates");
+  out.residual_temperature = static_cast<float>(d.real("residual_temperature"));
+  out.residual_scale = static_cast<float>(d.real("residual_scale"));
   d.finish();
   return out;
 }
@@ -114,6 +146,13 @@ ModelSpec spec_from_python(py::handle spec) {
   for (std::size_t i = 0; i < layers.size(); ++i) {
     out.layers.push_back(read_layer(DictReader(layers[i], element("layers", i))));
   }
+  out.bidirectional = d.boolean("bidirectional");
+  out.positions = d.integer("positions");
+  out.token_types = d.integer("token_types");
+  out.normed_residual = d.boolean("normed_residual");
+  out.pooling = d.choice<Pooling>(
+      "pooling", {{"none", Pooling::none}, {"mean", Pooling::mean}, {"cls", Pooling::cls}});
+  out.normalize = d.boolean("normalize");
   d.finish();
   return out;
 }

@@ -1,6 +1,7 @@
 // What a ModelSpec may say in this version.
 #include <cmath>
 #include <string>
+#include <utility>
 
 #include "base/errors.h"
 #include "model/prepared.h"
@@ -10,6 +11,7 @@ namespace {
 
 constexpr std::int64_t kMaxSize = std::int64_t{1} << 24;  // of any one dimension
 constexpr std::int64_t kMaxHeadDim = 512;                 // kernels/rowwise: rotate
+constexpr std::int64_t kMaxExperts = std::int64_t{1} << 16;
 
 template <class T>
 [[noreturn]] void refuse(const std::string& field, T value, const std::string& allowed) {
@@ -31,6 +33,22 @@ void check_norm(const std::string& field, const NormSpec& norm) {
   check_number(field + ".eps", norm.eps, 0, "a finite number, at least 0, is needed");
 }
 
+void check_factors(const std::string& field, const RopeSpec& rope) {
+  const auto half = static_cast<std::size_t>(rope.dim / 2);
+  if (rope.factors.size() != half) {
+    refuse(field + ".factors", rope.factors.size(), std::to_string(half) + " numbers are needed");
+  }
+  if (!rope.short_factors.empty() && rope.short_factors.size() != half) {
+    refuse(field + ".short_factors", rope.short_factors.size(),
+           std::to_string(half) + " numbers or none are needed");
+  }
+  for (const auto* list : {&rope.factors, &rope.short_factors}) {
+    for (const float factor : *list) {
+      check_number(field + ".factors", factor, 1e-6, "finite numbers above 0 are needed");
+    }
+  }
+}
+
 void check_rope(const std::string& field, const RopeSpec& rope) {
   if (rope.dim < 2 || rope.dim % 2 != 0 || rope.dim > kMaxHeadDim) {
     refuse(field + ".dim", rope.dim, "an even number, 2 to " + std::to_string(kMaxHeadDim));
@@ -48,6 +66,7 @@ void check_rope(const std::string& field, const RopeSpec& rope) {
       refuse(field + ".high_freq_factor", rope.high_freq_factor, "above low_freq_factor is needed");
     }
   }
+  if (rope.scaling == RopeScaling::factors) check_factors(field, rope);
   if (rope.scaling == RopeScaling::yarn) {
     check_number(field + ".beta_fast", rope.beta_fast, 1e-6, "above 0 is needed");
     check_number(field + ".beta_slow", rope.beta_slow, 1e-6, "above 0 is needed");
@@ -74,18 +93,47 @@ void check_attention(const std::string& field, const AttentionSpec& a, const Mod
   }
   check_norm(field + ".q_norm", a.q_norm);
   check_norm(field + ".k_norm", a.k_norm);
+  check_norm(field + ".out_norm", a.out_norm);
   if (!std::isfinite(a.query_scale)) refuse(field + ".query_scale", a.query_scale, "finite");
   check_number(field + ".softcap", a.softcap, 0, "0 (none) or above");
 }
 
-void check_mlp(const std::string& field, const MlpSpec& mlp) {
-  if (mlp.kind != MlpKind::dense) {
-    throw UnsupportedModel("model spec: " + field + ".kind is experts; only dense is supported");
+void check_experts(const std::string& field, const MlpSpec& mlp) {
+  if (mlp.experts < 1 || mlp.experts > kMaxExperts) {
+    refuse(field + ".experts", mlp.experts, "1 to " + std::to_string(kMaxExperts));
   }
+  if (mlp.experts_per_token < 1 || mlp.experts_per_token > mlp.experts) {
+    refuse(field + ".experts_per_token", mlp.experts_per_token,
+           "1 to experts, " + std::to_string(mlp.experts));
+  }
+  if (mlp.router > RouterKind::sigmoid) {
+    refuse(field + ".router", static_cast<int>(mlp.router), "no such router");
+  }
+  for (const auto& [name, value] :
+       {std::pair{".router_scale", mlp.router_scale}, {".routed_scale", mlp.routed_scale}}) {
+    if (!std::isfinite(value)) refuse(field + name, value, "finite");
+  }
+  if (mlp.expert_width != 0) check_size(field + ".expert_width", mlp.expert_width);
+  if (mlp.shared_intermediate != 0) {
+    check_size(field + ".shared_intermediate", mlp.shared_intermediate);
+  } else if (mlp.shared_router) {
+    throw UnsupportedModel("model spec: " + field + ".shared_router without a shared expert");
+  }
+  check_norm(field + ".expert_in_norm", mlp.expert_in_norm);
+  check_norm(field + ".expert_out_norm", mlp.expert_out_norm);
+}
+
+void check_mlp(const std::string& field, const MlpSpec& mlp) {
   if (mlp.activation > Activation::relu2) {
     refuse(field + ".activation", static_cast<int>(mlp.activation), "no such activation");
   }
   check_size(field + ".intermediate", mlp.intermediate);
+  check_number(field + ".swiglu_limit", mlp.swiglu_limit, 0, "0 (none) or above");
+  if (!std::isfinite(mlp.swiglu_alpha)) refuse(field + ".swiglu_alpha", mlp.swiglu_alpha, "finite");
+  if (mlp.swiglu_limit > 0 && !(mlp.gated && mlp.activation == Activation::silu)) {
+    refuse(field + ".swiglu_limit", mlp.swiglu_limit, "0 unless gated with silu");
+  }
+  if (mlp.kind == MlpKind::experts) check_experts(field, mlp);
 }
 
 }  // namespace
@@ -103,6 +151,7 @@ void check_spec(const ModelSpec& spec) {
   if (spec.embed_norm.kind != NormKind::none && spec.embed_norm.kind != NormKind::rms_scaleless) {
     refuse("embed_norm.kind", static_cast<int>(spec.embed_norm.kind), "none or rms_scaleless");
   }
+  if (spec.bidirectional) throw UnsupportedModel("model spec: bidirectional is not supported");
   check_norm("final_norm", spec.final_norm);
   if (spec.layers.empty()) throw UnsupportedModel("model spec: layers is empty");
   for (std::size_t i = 0; i < spec.ropes.size(); ++i) {
@@ -111,8 +160,10 @@ void check_spec(const ModelSpec& spec) {
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const std::string field = "layers[" + std::to_string(i) + "]";
     const LayerSpec& layer = spec.layers[i];
-    if (layer.residual_gates) {
-      throw UnsupportedModel("model spec: " + field + ".residual_gates is not supported");
+    check_number(field + ".residual_temperature", layer.residual_temperature, 1e-6,
+                 "above 0 is needed");
+    if (!std::isfinite(layer.residual_scale)) {
+      refuse(field + ".residual_scale", layer.residual_scale, "finite");
     }
     check_attention(field + ".attention", layer.attention, spec);
     check_mlp(field + ".mlp", layer.mlp);

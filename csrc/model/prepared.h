@@ -3,13 +3,17 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "formats/kv_page.h"
 #include "model/spec.h"
 #include "model/text_model.h"
 #include "ops/attention.h"
+#include "ops/experts.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/rope.h"
@@ -18,31 +22,46 @@ namespace musespark {
 
 struct PreparedLayer {
   AttentionShape shape;  // slabs are set by the model, from the page pool's places
-  Norm attn_norm, post_attn_norm, mlp_norm, post_mlp_norm, q_norm, k_norm;
-  Matrix q, k, v, attn_gate, o;  // attn_gate.packed.data null: no gate
-  Matrix gate, up, down;         // gate.packed.data null: not gated
-  const float* sinks;            // [heads] or null
-  std::int64_t rope;             // index into PreparedModel::ropes, -1: none
+  Norm attn_norm, post_attn_norm, mlp_norm, post_mlp_norm;
+  Norm q_norm, k_norm;              // of a head
+  Norm joint_q_norm, joint_k_norm;  // of all heads at once
+  Norm out_norm;                    // of a head of attention's output
+  Join attn_join, mlp_join;
+  Matrix q, k, v, attn_gate, o;    // attn_gate.packed.data null: no gate
+  Expert mlp;                      // dense
+  std::optional<Experts> experts;  // in place of it
+  const float* sinks;              // [heads] or null
+  std::int64_t rope;               // index into PreparedModel::ropes, -1: none
   bool interleaved;
   float query_scale;
-  Activation activation;
+  Gating gating;
   Needs attn_needs, o_needs, mlp_needs, down_needs;  // forms of the inputs of the matrices
-  std::int64_t intermediate;
+  std::int64_t intermediate;                         // dense
 
   bool output_gate() const { return attn_gate.packed.data != nullptr; }
-  bool gated() const { return gate.packed.data != nullptr; }
   std::int64_t q_cols() const { return shape.heads * shape.head_dim; }
-  std::int64_t qkv_cols() const { return (shape.heads + 2 * shape.kv_heads) * shape.head_dim; }
+  std::int64_t k_cols() const { return shape.kv_heads * shape.head_dim; }
+  std::int64_t qkv_cols() const { return q_cols() + 2 * k_cols(); }
 };
 
 struct PreparedModel {
-  Matrix embed, head;
+  Matrix embed, head;             // an encoder has no head
+  Matrix positions, token_types;  // encoders
   Norm embed_norm, final_norm;
   Needs head_needs;
   std::vector<PreparedLayer> layers;
   std::vector<RopeTable> ropes;
   std::map<std::string, AlignedBuffer> vectors;  // what the Norms, biases and sinks point into
+  std::set<std::pair<WeightFormat, std::int64_t>>
+      matrix_kinds;  // format and columns of each matrix
+
+  // Bytes of scratch per thread for steps of up to `rows` rows.
+  std::int64_t scratch_bytes(std::int64_t rows) const;
 };
+
+// The table of a rope; within_original: for sequences that stay within original_context, where the
+// spec has factors of their own for them.
+RopeTable make_rope(const RopeSpec& spec, bool within_original);
 
 // Throws UnsupportedModel naming the field that this version lacks or that makes no sense.
 void check_spec(const ModelSpec& spec);

@@ -11,7 +11,7 @@
 namespace musespark {
 
 // weight: x/rms * w.  centered: x/rms * (1 + w), the 1 added once at load.  scaleless: x/rms.
-// input_scaled: rms_norm(x * (1 + w)) without a weight.  layer: LayerNorm with weight (and bias).
+// input_scaled: rms_norm(x * (1 + w)) without a weight.  layer: LayerNorm with a weight.
 enum class NormKind : std::uint32_t {
   none,
   rms,
@@ -23,9 +23,10 @@ enum class NormKind : std::uint32_t {
 struct NormSpec {
   NormKind kind = NormKind::none;
   float eps = 0;
+  bool bias = false;  // layer only: "<norm>_bias"
 };
 
-enum class RopeScaling : std::uint32_t { none, linear, llama3, yarn };
+enum class RopeScaling : std::uint32_t { none, linear, llama3, yarn, factors };
 struct RopeSpec {
   std::int64_t dim = 0;  // rotated floats of a head (partial rope: < head_dim)
   bool interleaved = false;
@@ -36,6 +37,9 @@ struct RopeSpec {
   double beta_fast = 32.0, beta_slow = 1.0;              // yarn
   std::int64_t original_context = 0;                     // llama3, yarn
   double attention_factor = 1.0;                         // multiplies cos and sin
+  // factors: the frequency of pair i is divided by factors[i]. short_factors, where there are any,
+  // serve in sequences that are declared to stay within original_context (longrope).
+  std::vector<float> factors, short_factors;
 };
 
 struct AttentionSpec {
@@ -49,36 +53,76 @@ struct AttentionSpec {
   bool qkv_bias = false, o_bias = false;
   bool output_gate =
       false;  // o <- o * sigmoid(x . attn_gate^T), "attn_gate" [heads*head_dim, hidden]
+  bool joint_qk_norm = false;  // q_norm and k_norm over all heads at once, weights [heads*head_dim]
+  NormSpec out_norm;           // of what attention gives, over head_dim, before the gate
 };
 
 enum class MlpKind : std::uint32_t { dense, experts };
+
+// What a router's logits become: softmax over all experts, over the chosen ones, or sigmoids.
+enum class RouterKind : std::uint32_t { softmax, softmax_chosen, sigmoid };
+
 struct MlpSpec {
   MlpKind kind = MlpKind::dense;
   Activation activation = Activation::silu;
   bool gated = true;  // down(f(gate(x)) * up(x)), else down(f(up(x)))
   bool bias = false;
   std::int64_t intermediate = 0;
-  // experts (part 2): count, chosen, router scoring, pooled width, shared experts ...
+  // swiglu_limit > 0 (gated silu): g = min(gate, limit), u = clamp(up, -limit, limit);
+  // g * sigmoid(swiglu_alpha * g) * (u + 1).
+  float swiglu_limit = 0, swiglu_alpha = 1.0f;
+
+  // experts: `experts` such MLPs, "experts.{e}.gate" ..., of which a row runs experts_per_token.
+  // logits = (x . router^T + router_bias) * router_scale. Chosen: the largest scores (+
+  // router_correction, for the choice alone), the lower index first among equals. Outputs are
+  // added in ascending expert index, each times its score * routed_scale.
   std::int64_t experts = 0, experts_per_token = 0;
+  RouterKind router = RouterKind::softmax;
+  bool router_renormalize = false;  // chosen scores are divided by their sum
+  bool router_bias = false, router_correction = false;
+  float router_scale = 1.0f, routed_scale = 1.0f;
+  // expert_width > 0: experts read expert_in_norm(x . expert_in^T), and their sum goes through
+  // expert_out [hidden, expert_width]. expert_out_norm: of each expert's output, before its score.
+  std::int64_t expert_width = 0;
+  NormSpec expert_in_norm, expert_out_norm;
+  // A dense MLP beside the experts ("shared_gate" ...), times sigmoid(x . shared_router) where
+  // there is one.
+  std::int64_t shared_intermediate = 0;
+  bool shared_router = false;
 };
 
 struct LayerSpec {
   AttentionSpec attention;
   MlpSpec mlp;
   NormSpec attn_norm, post_attn_norm, mlp_norm, post_mlp_norm;
-  bool residual_gates = false;  // part 2: alpha * residual + beta * x, vectors folded at load
+  // x <- alpha * x + beta * y, from w = gate / residual_temperature: beta = sigmoid(w), alpha =
+  // sqrt(max(sigmoid(-w) * (1 + beta), 1e-3)); "attn_residual_gate" "mlp_residual_gate" [hidden].
+  bool residual_gates = false;
+  float residual_temperature = 1.0f;
+  float residual_scale = 1.0f;  // x <- x + residual_scale * y
 };
+
+enum class Pooling : std::uint32_t { none, mean, cls };
 
 struct ModelSpec {
   std::int64_t vocab = 0, hidden = 0, max_context = 0;
   float embed_scale = 1.0f;
-  NormSpec embed_norm;  // scaleless, on the looked-up row
+  NormSpec embed_norm;  // of the looked-up row; with a weight in encoders only
   NormSpec final_norm;
   bool tied_head = false;
   float logit_scale = 1.0f;
   float logit_softcap = 0;  // logits = cap * tanh(logits * logit_scale / cap)
   std::vector<RopeSpec> ropes;
   std::vector<LayerSpec> layers;
+
+  // An encoder (model/encoder.h): every token sees every other, no head; the result is a pooled
+  // row.
+  bool bidirectional = false;
+  std::int64_t positions = 0;    // learned: "positions" [positions, hidden], added to the embedding
+  std::int64_t token_types = 0;  // "token_types" [token_types, hidden], row 0 is added
+  bool normed_residual = false;  // x <- attn_norm(x + attention(x)), x <- mlp_norm(x + mlp(x))
+  Pooling pooling = Pooling::none;
+  bool normalize = false;  // the pooled row divided by its length
 };
 
 }  // namespace musespark

@@ -88,6 +88,7 @@ struct TextModel::Impl {
   StepOutcome run(std::span<const StepSpan> spans, const StepControl& control, float* logits_out);
   void attention(std::size_t index, bool last);
   void mlp(const PreparedLayer& layer, const Norm& next, const Needs& next_needs);
+  void joint_norm(const Norm& norm, float* x, std::int64_t ld, std::int64_t cols);
 
   Residual residual() const {
     return {work.residual, RowsBuffer::padded(spec.hidden), rows, spec.hidden};
@@ -104,6 +105,7 @@ struct TextModel::Impl {
   // The step under way.
   Workspace work;
   AttentionPlan plan;
+  ExpertsRunner experts;
   std::int64_t rows = 0;               // of the batch; from the last layer's end: rows wanted
   std::vector<std::int32_t> tokens;    // [rows]
   std::vector<std::int64_t> all_rows;  // 0, 1, ...
@@ -125,14 +127,8 @@ void TextModel::Impl::widen(const PreparedLayer& layer) {
 }
 
 std::int64_t TextModel::Impl::scratch_bytes(std::int64_t n) const {
-  std::int64_t bytes = linear_scratch_bytes(model.head, n);
+  std::int64_t bytes = model.scratch_bytes(n);
   for (const PreparedLayer& layer : model.layers) {
-    for (const Matrix* m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.down}) {
-      bytes = std::max(bytes, linear_scratch_bytes(*m, n));
-    }
-    if (layer.output_gate()) bytes = std::max(bytes, linear_scratch_bytes(layer.attn_gate, n));
-    bytes =
-        std::max(bytes, gated_scratch_bytes(layer.gated() ? layer.gate : layer.up, layer.up, n));
     bytes = std::max(bytes, attend_scratch_bytes(layer.shape));
   }
   return bytes;
@@ -223,6 +219,12 @@ void TextModel::Impl::map_pages(std::span<const StepSpan> spans) {
   }
 }
 
+// Norms columns [0, cols) of the step's rows in place.
+void TextModel::Impl::joint_norm(const Norm& norm, float* x, std::int64_t ld, std::int64_t cols) {
+  if (norm.kind == Norm::Kind::none) return;
+  norm_rows(jobs, kernels, x, ld, norm, {rows, cols, x, ld, {}});
+}
+
 // Norm'ed rows in, the attention's share of the residual in work.delta. In the last layer only the
 // wanted rows go on from here, and become the batch.
 void TextModel::Impl::attention(std::size_t index, bool last) {
@@ -231,11 +233,14 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
   const Rows in = normed(layer.attn_needs);
   const std::int64_t ld = RowsBuffer::padded(layer.qkv_cols());
   const std::int64_t ld_gate = RowsBuffer::padded(layer.q_cols());
+  float* k = work.qkv + layer.q_cols();
+  float* v = k + layer.k_cols();
   const std::array<LinearOutput, 4> outputs = {
-      LinearOutput{&layer.q, work.qkv, ld}, LinearOutput{&layer.k, work.qkv + layer.q_cols(), ld},
-      LinearOutput{&layer.v, work.qkv + layer.q_cols() + shape.kv_heads * shape.head_dim, ld},
-      LinearOutput{&layer.attn_gate, work.gate, ld_gate}};
-  linear(jobs, kernels, in, std::span(outputs).first(layer.output_gate() ? 4 : 3));
+      LinearOutput{&in, &layer.q, work.qkv, ld}, LinearOutput{&in, &layer.k, k, ld},
+      LinearOutput{&in, &layer.v, v, ld}, LinearOutput{&in, &layer.attn_gate, work.gate, ld_gate}};
+  linear(jobs, kernels, std::span(outputs).first(layer.output_gate() ? 4 : 3));
+  joint_norm(layer.joint_q_norm, work.qkv, ld, layer.q_cols());
+  joint_norm(layer.joint_k_norm, k, ld, layer.k_cols());
 
   const auto& spans = spans_of[static_cast<std::size_t>(places[index].page_class)];
   const HeadsArgs heads{
@@ -272,22 +277,28 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
   plan.make(shape, attended, jobs.threads());
   attend(jobs, kernels, shape, attended, batch, plan, work.queries, layer.sinks, work.heads);
   const Rows joined = work.joined.view(rows, layer.q_cols(), layer.o_needs, true);
-  join_heads(jobs, kernels, shape, work.heads, batch, chosen,
+  join_heads(jobs, kernels, shape, work.heads, batch, chosen, layer.out_norm,
              layer.output_gate() ? work.gate : nullptr, ld_gate, joined);
-  const LinearOutput out{&layer.o, work.delta, RowsBuffer::padded(spec.hidden)};
-  linear(jobs, kernels, joined, std::span(&out, 1));
-  add_norm(jobs, kernels, residual(), work.delta, layer.post_attn_norm, layer.mlp_norm,
-           normed(layer.mlp_needs));
+  const LinearOutput out{&joined, &layer.o, work.delta, RowsBuffer::padded(spec.hidden)};
+  linear(jobs, kernels, std::span(&out, 1));
+  add_norm(jobs, kernels, residual(), work.delta, layer.post_attn_norm, layer.attn_join,
+           layer.mlp_norm, normed(layer.mlp_needs));
 }
 
 // Normed rows in, the residual's sum and the next norm's rows out.
 void TextModel::Impl::mlp(const PreparedLayer& layer, const Norm& next, const Needs& next_needs) {
-  const Rows hidden = work.mlp.view(rows, layer.intermediate, layer.down_needs, false);
-  gated_linear(jobs, kernels, normed(layer.mlp_needs), layer.gated() ? &layer.gate : nullptr,
-               layer.up, layer.activation, hidden);
-  const LinearOutput out{&layer.down, work.delta, RowsBuffer::padded(spec.hidden)};
-  linear(jobs, kernels, hidden, std::span(&out, 1));
-  add_norm(jobs, kernels, residual(), work.delta, layer.post_mlp_norm, next, normed(next_needs));
+  const Rows in = normed(layer.mlp_needs);
+  if (layer.experts) {
+    experts.run(jobs, kernels, *layer.experts, in, work.delta);
+  } else {
+    const Rows hidden = work.mlp.view(rows, layer.intermediate, layer.down_needs, false);
+    const GatedOutput inner{&in, layer.mlp.gate_or_null(), &layer.mlp.up, hidden};
+    gated_linear(jobs, kernels, layer.gating, std::span(&inner, 1));
+    const LinearOutput out{&hidden, &layer.mlp.down, work.delta, RowsBuffer::padded(spec.hidden)};
+    linear(jobs, kernels, std::span(&out, 1));
+  }
+  add_norm(jobs, kernels, residual(), work.delta, layer.post_mlp_norm, layer.mlp_join, next,
+           normed(next_needs));
 }
 
 StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepControl& control,
@@ -316,8 +327,9 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
   }
   if (interrupted()) return StepOutcome::interrupted;
   if (rows > 0) {
-    const LinearOutput out{&model.head, logits_out, spec.vocab};
-    linear(jobs, kernels, normed(model.head_needs), std::span(&out, 1));
+    const Rows in = normed(model.head_needs);
+    const LinearOutput out{&in, &model.head, logits_out, spec.vocab};
+    linear(jobs, kernels, std::span(&out, 1));
     cap_logits(jobs, kernels, spec.logit_scale, spec.logit_softcap, rows * spec.vocab, logits_out);
   }
   step.commit();

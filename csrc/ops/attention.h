@@ -94,10 +94,10 @@ void attend(Jobs& jobs, const KernelTable& kernels, const AttentionShape& shape,
             const float* queries, const float* sinks, float* out);
 
 // Lays the heads of the chosen batch rows side by side: out row i is batch row chosen[i], out.cols
-// = heads * D; multiplies with sigmoid(gate) where gate [rows][ld_gate] is not null, and quantizes
-// where out.q is there. One job.
+// = heads * D; norms each head, multiplies with sigmoid(gate) where gate [rows][ld_gate] is not
+// null, and quantizes where out.q is there. One job.
 void join_heads(Jobs& jobs, const KernelTable& kernels, const AttentionShape& shape,
                 const float* heads, std::int64_t rows, std::span<const std::int64_t> chosen,
-                const float* gate, std::int64_t ld_gate, const Rows& out);
+                const Norm& norm, const float* gate, std::int64_t ld_gate, const Rows& out);
 
 }  // namespace musespark

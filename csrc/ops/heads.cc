@@ -97,7 +97,7 @@ void prepare_heads(Jobs& jobs, const KernelTable& kernels, const AttentionShape&
 
 void join_heads(Jobs& jobs, const KernelTable& kernels, const AttentionShape& shape,
                 const float* heads, std::int64_t rows, std::span<const std::int64_t> chosen,
-                const float* gate, std::int64_t ld_gate, const Rows& out) {
+                const Norm& norm, const float* gate, std::int64_t ld_gate, const Rows& out) {
   check_attention_shape("join_heads", shape);
   const std::int64_t d = shape.head_dim, dp = shape.padded_dim, group = shape.group();
   if (out.cols != shape.heads * d || out.rows != static_cast<std::int64_t>(chosen.size())) {
@@ -112,7 +112,7 @@ void join_heads(Jobs& jobs, const KernelTable& kernels, const AttentionShape& sh
       float* to = out.x + i * out.ldx;
       for (std::int64_t h = 0; h < shape.heads; ++h) {
         const std::int64_t at = (h / group * rows + row) * group + h % group;
-        std::memcpy(to + h * d, heads + at * dp, static_cast<std::size_t>(d) * sizeof(float));
+        norm_row(kernels, norm, heads + at * dp, d, to + h * d);
       }
       if (gate) kernels.rowwise.sigmoid_mul(to, gate + row * ld_gate, out.cols, to);
       if (!out.q.q) continue;

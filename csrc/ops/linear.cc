@@ -1,6 +1,7 @@
 #include "ops/linear.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string>
 
 #include "base/errors.h"
@@ -70,106 +71,161 @@ void multiply(const KernelTable& kernels, const Matrix& matrix, const Rows& in, 
   }
 }
 
+// Runs task(piece, begin, end, worker) over cuts of the items of all pieces, which lie one after
+// the other; `own(piece)` is how many a piece has.
+template <class Piece, class Own, class Task>
+void run_pieces(Jobs& jobs, std::span<const Piece> pieces, double cost, std::int64_t rows,
+                std::int64_t grain, const Own& own, const Task& task) {
+  std::int64_t items = 0;
+  for (const Piece& piece : pieces) items += own(piece);
+  if (items == 0) return;
+  jobs.run(
+      items, cost / static_cast<double>(items),
+      [&](std::int64_t begin, std::int64_t end, int worker) {
+        std::int64_t base = 0;  // items of the pieces before this one
+        for (const Piece& piece : pieces) {
+          if (base >= end) break;
+          const std::int64_t from = std::max(begin - base, std::int64_t{0});
+          const std::int64_t to = std::min(end - base, own(piece));
+          if (from < to) task(piece, from, to, worker);
+          base += own(piece);
+        }
+      },
+      grain, row_block_cuts(rows));
+}
+
 std::int64_t gated_groups(std::int64_t rows) {
   return std::max<std::int64_t>(1, kGatedFloats / (kActGroup * rows));
 }
 
-}  // namespace
-
-std::int64_t linear_scratch_bytes(const Matrix& matrix, std::int64_t rows) {
-  return matmul_scratch_bytes(matrix.packed.format, matrix.packed.cols, rows);
-}
-
-std::int64_t gated_scratch_bytes(const Matrix& gate, const Matrix& up, std::int64_t rows) {
-  const std::int64_t matmul =
-      std::max(linear_scratch_bytes(gate, rows), linear_scratch_bytes(up, rows));
-  // Also enough for any smaller number of rows: the last layer may run with fewer.
-  const std::int64_t floats = 2 * kActGroup * std::max(rows, kGatedFloats / kActGroup);
-  return (matmul + 63) / 64 * 64 + floats * static_cast<std::int64_t>(sizeof(float));
-}
-
-void linear(Jobs& jobs, const KernelTable& kernels, const Rows& in,
-            std::span<const LinearOutput> outputs) {
-  std::int64_t blocks = 0;
-  double cost = 0;
-  for (const LinearOutput& output : outputs) {
-    check_input("linear", in, *output.matrix);
-    blocks += output.matrix->row_blocks();
-    cost +=
-        row_block_cost(*output.matrix, in.rows) * static_cast<double>(output.matrix->row_blocks());
+void check_gated(const GatedOutput& piece) {
+  check_input("gated_linear", *piece.in, *piece.up);
+  if (piece.gate) check_input("gated_linear", *piece.in, *piece.gate);
+  if ((!piece.gate || piece.gate->packed.rows == piece.up->packed.rows) &&
+      piece.out.cols == piece.up->packed.rows && piece.out.rows == piece.in->rows) {
+    return;
   }
-  if (blocks == 0 || in.rows == 0) return;
-  jobs.run(
-      blocks, cost / static_cast<double>(blocks),
-      [&](std::int64_t begin, std::int64_t end, int worker) {
-        std::int64_t base = 0;  // row blocks of the matrices before this one
-        for (const LinearOutput& output : outputs) {
-          const std::int64_t own = output.matrix->row_blocks();
-          const std::int64_t from = std::max(begin - base, std::int64_t{0});
-          const std::int64_t to = std::min(end - base, own);
-          if (from < to) {
-            multiply(kernels, *output.matrix, in, from, to, output.out + from * kRowBlock,
-                     output.ldo, jobs.scratch(worker));
-          }
-          base += own;
-        }
-      },
-      row_block_grain(in.rows), row_block_cuts(in.rows));
+  throw InvalidRequest("[gated_linear] up " + shape_of(*piece.up) + ", gate " +
+                       (piece.gate ? shape_of(*piece.gate) : "none") + ", out " +
+                       std::to_string(piece.out.rows) + " x " + std::to_string(piece.out.cols) +
+                       " for " + std::to_string(piece.in->rows) + " rows");
 }
 
-void gated_linear(Jobs& jobs, const KernelTable& kernels, const Rows& in, const Matrix* gate,
-                  const Matrix& up, Activation activation, const Rows& out) {
-  check_input("gated_linear", in, up);
-  if (gate) check_input("gated_linear", in, *gate);
-  if ((gate && gate->packed.rows != up.packed.rows) || out.cols != up.packed.rows ||
-      out.rows != in.rows) {
-    throw InvalidRequest("[gated_linear] up " + shape_of(up) + ", gate " +
-                         (gate ? shape_of(*gate) : "none") + ", out " + std::to_string(out.rows) +
-                         " x " + std::to_string(out.cols) + " for " + std::to_string(in.rows) +
-                         " rows");
+// up = (g * (u + 1)) * sigmoid(alpha * g) of the limited gate and up; gate is overwritten.
+void limited_swiglu(const KernelTable& kernels, const Gating& gating, std::int64_t n, float* gate,
+                    float* up) {
+  const float limit = gating.limit;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float g = gate[i] > limit ? limit : gate[i];
+    const float u = up[i] > limit ? limit : up[i];
+    up[i] = g * ((u < -limit ? -limit : u) + 1.0f);
+    gate[i] = g * gating.alpha;
   }
-  const std::int64_t rows = in.rows;
-  const std::int64_t groups = (out.cols + kActGroup - 1) / kActGroup;
-  const std::int64_t at_once = gated_groups(rows);
-  const std::int64_t matmul_bytes =
-      std::max(gate ? linear_scratch_bytes(*gate, rows) : 0, linear_scratch_bytes(up, rows));
-  const double cost = (kActGroup / kRowBlock) *
-                          (row_block_cost(up, rows) + (gate ? row_block_cost(*gate, rows) : 0.0)) +
-                      static_cast<double>(rows * kActGroup);
+  kernels.rowwise.sigmoid_mul(up, gate, n, up);
+}
 
-  const auto columns = [&](std::int64_t first_group, std::int64_t end_group, int worker) {
+struct GatedColumns {
+  const KernelTable& kernels;
+  const Gating& gating;
+  const GatedOutput& piece;
+
+  // Groups [begin, end) of 64 output columns; floats: room for gate and up of all rows.
+  void operator()(std::int64_t first_group, std::int64_t end_group, float* floats,
+                  void* scratch) const {
+    const std::int64_t rows = piece.in->rows;
     const std::int64_t first = first_group * kActGroup;
-    const std::int64_t count = std::min(end_group * kActGroup, out.cols) - first;
+    const std::int64_t count = std::min(end_group * kActGroup, piece.out.cols) - first;
     const std::int64_t ld = (end_group - first_group) * kActGroup;
-    auto* floats = reinterpret_cast<float*>(jobs.scratch(worker) + (matmul_bytes + 63) / 64 * 64);
-    float* ups = floats + rows * ld;
     const std::int64_t begin = first / kRowBlock;
     const std::int64_t end = (first + count + kRowBlock - 1) / kRowBlock;
-    if (gate) multiply(kernels, *gate, in, begin, end, floats, ld, jobs.scratch(worker));
-    multiply(kernels, up, in, begin, end, ups, ld, jobs.scratch(worker));
+    float* ups = floats + rows * ld;
+    if (piece.gate) multiply(kernels, *piece.gate, *piece.in, begin, end, floats, ld, scratch);
+    multiply(kernels, *piece.up, *piece.in, begin, end, ups, ld, scratch);
     for (std::int64_t r = 0; r < rows; ++r) {
+      const Rows& out = piece.out;
       float* hidden = out.x ? out.x + r * out.ldx + first : floats + r * ld;
-      if (gate) {
-        kernels.rowwise.activate_mul(activation, floats + r * ld, ups + r * ld, count, hidden);
-      } else {
-        kernels.rowwise.activate(activation, ups + r * ld, count, hidden);
-      }
+      combine(floats + r * ld, ups + r * ld, count, hidden);
       if (!out.q.q) continue;
       const QuantizedRows row = out.quantized_row(r);
       const QuantizedRows part{row.q + first, row.scale + first_group, row.bias + first_group, 1,
                                ld};
       kernels.quantize_rows(hidden, count, 1, count, &part);
     }
+  }
+
+  void combine(float* gate, float* up, std::int64_t count, float* hidden) const {
+    if (!piece.gate) {
+      kernels.rowwise.activate(gating.activation, up, count, hidden);
+    } else if (gating.limit > 0) {
+      limited_swiglu(kernels, gating, count, gate, up);
+      std::memcpy(hidden, up, static_cast<std::size_t>(count) * sizeof(float));
+    } else {
+      kernels.rowwise.activate_mul(gating.activation, gate, up, count, hidden);
+    }
+  }
+};
+
+}  // namespace
+
+std::int64_t linear_scratch_bytes(WeightFormat format, std::int64_t cols, std::int64_t rows) {
+  return matmul_scratch_bytes(format, cols, rows);
+}
+
+std::int64_t gated_scratch_bytes(WeightFormat format, std::int64_t cols, std::int64_t rows) {
+  // Also enough for any smaller number of rows: the last layer may run with fewer.
+  const std::int64_t floats = 2 * kActGroup * std::max(rows, kGatedFloats / kActGroup);
+  return floats * static_cast<std::int64_t>(sizeof(float)) +
+         linear_scratch_bytes(format, cols, rows);
+}
+
+void linear(Jobs& jobs, const KernelTable& kernels, std::span<const LinearOutput> outputs) {
+  double cost = 0;
+  std::int64_t rows = 0;
+  for (const LinearOutput& output : outputs) {
+    check_input("linear", *output.in, *output.matrix);
+    rows = std::max(rows, output.in->rows);
+    cost += row_block_cost(*output.matrix, output.in->rows) *
+            static_cast<double>(output.matrix->row_blocks());
+  }
+  const auto blocks = [](const LinearOutput& output) {
+    return output.in->rows == 0 ? 0 : output.matrix->row_blocks();
   };
-  jobs.run(
-      groups, cost,
-      [&](std::int64_t begin, std::int64_t end, int worker) {
-        for (std::int64_t at = begin; at < end; at += at_once) {
-          columns(at, std::min(at + at_once, end), worker);
-        }
-      },
-      std::max<std::int64_t>(1, row_block_grain(rows) * kRowBlock / kActGroup),
-      row_block_cuts(rows));
+  run_pieces(jobs, outputs, cost, rows, row_block_grain(rows), blocks,
+             [&](const LinearOutput& output, std::int64_t begin, std::int64_t end, int worker) {
+               multiply(kernels, *output.matrix, *output.in, begin, end,
+                        output.out + begin * kRowBlock, output.ldo, jobs.scratch(worker));
+             });
+}
+
+void gated_linear(Jobs& jobs, const KernelTable& kernels, const Gating& gating,
+                  std::span<const GatedOutput> outputs) {
+  double cost = 0;
+  std::int64_t rows = 0;
+  for (const GatedOutput& piece : outputs) {
+    check_gated(piece);
+    const std::int64_t own = piece.in->rows;
+    rows = std::max(rows, own);
+    const double blocks =
+        row_block_cost(*piece.up, own) + (piece.gate ? row_block_cost(*piece.gate, own) : 0.0);
+    cost += blocks * static_cast<double>(piece.up->row_blocks()) +
+            static_cast<double>(own * piece.out.cols);
+  }
+  const auto groups = [](const GatedOutput& piece) {
+    return piece.in->rows == 0 ? 0 : (piece.out.cols + kActGroup - 1) / kActGroup;
+  };
+  const std::int64_t grain =
+      std::max<std::int64_t>(1, row_block_grain(rows) * kRowBlock / kActGroup);
+  run_pieces(jobs, outputs, cost, rows, grain, groups,
+             [&](const GatedOutput& piece, std::int64_t begin, std::int64_t end, int worker) {
+               const GatedColumns columns{kernels, gating, piece};
+               const std::int64_t at_once = gated_groups(piece.in->rows);
+               auto* floats = reinterpret_cast<float*>(jobs.scratch(worker));
+               for (std::int64_t at = begin; at < end; at += at_once) {
+                 const std::int64_t to = std::min(at + at_once, end);
+                 // The room is a multiple of 64 floats: what follows stays aligned.
+                 columns(at, to, floats, floats + 2 * piece.in->rows * (to - at) * kActGroup);
+               }
+             });
 }
 
 }  // namespace musespark

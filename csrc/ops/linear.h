@@ -28,11 +28,16 @@ struct Rows {
   std::int64_t ldx = 0;
   QuantizedRows q{};  // q.q null: not quantized
 
-  // The one row `index`, as a view.
-  QuantizedRows quantized_row(std::int64_t index) const {
+  // Rows first .. first + count - 1, as a view.
+  Rows slice(std::int64_t first, std::int64_t count) const {
+    Rows out{count, cols, x ? x + first * ldx : nullptr, ldx, {}};
+    if (!q.q) return out;
     const std::int64_t groups = q.cols / kActGroup;
-    return {q.q + index * q.cols, q.scale + index * groups, q.bias + index * groups, 1, q.cols};
+    out.q = {q.q + first * q.cols, q.scale + first * groups, q.bias + first * groups, count,
+             q.cols};
+    return out;
   }
+  QuantizedRows quantized_row(std::int64_t index) const { return slice(index, 1).q; }
 };
 
 // Which forms of its input a set of matrices reads.
@@ -42,24 +47,39 @@ struct Needs {
   void add(const Matrix& matrix) { (matrix.quantized() ? quantized : floats) = true; }
 };
 
+// One product of a job: out = in . matrix^T + bias.
 struct LinearOutput {
+  const Rows* in;
   const Matrix* matrix;
-  float* out;  // [in.rows][ldo], matrix.rows of each
+  float* out;  // [in->rows][ldo], matrix->packed.rows of each
   std::int64_t ldo;
 };
 
-// Bytes of scratch per thread these operations use.
-std::int64_t linear_scratch_bytes(const Matrix& matrix, std::int64_t rows);
-std::int64_t gated_scratch_bytes(const Matrix& gate, const Matrix& up, std::int64_t rows);
+// How gate and up become one: f(gate) * up; or, where limit > 0 (f is silu then), with
+// g = min(gate, limit) and u = clamp(up, -limit, limit): (g * (u + 1)) * sigmoid(alpha * g).
+struct Gating {
+  Activation activation = Activation::silu;
+  float limit = 0;
+  float alpha = 1.0f;
+};
 
-// out = in . W^T + bias for several matrices that read the same rows, as one job.
-// Throws InvalidRequest where shapes or forms do not match.
-void linear(Jobs& jobs, const KernelTable& kernels, const Rows& in,
-            std::span<const LinearOutput> outputs);
+// One gated product of a job: out = f(in . gate^T + bias) * (in . up^T + bias), quantized where
+// out.q is there. gate null: out = f(in . up^T + bias).
+struct GatedOutput {
+  const Rows* in;
+  const Matrix* gate;
+  const Matrix* up;
+  Rows out;
+};
 
-// out = f(in . gate^T + bias) * (in . up^T + bias), quantized where out.q is there, as one job.
-// gate null: out = f(in . up^T + bias).
-void gated_linear(Jobs& jobs, const KernelTable& kernels, const Rows& in, const Matrix* gate,
-                  const Matrix& up, Activation activation, const Rows& out);
+// Bytes of scratch per thread these operations use with a matrix of `cols` columns and up to `rows`
+// rows of activations.
+std::int64_t linear_scratch_bytes(WeightFormat format, std::int64_t cols, std::int64_t rows);
+std::int64_t gated_scratch_bytes(WeightFormat format, std::int64_t cols, std::int64_t rows);
+
+// All products as one job. Throws InvalidRequest where shapes or forms do not match.
+void linear(Jobs& jobs, const KernelTable& kernels, std::span<const LinearOutput> outputs);
+void gated_linear(Jobs& jobs, const KernelTable& kernels, const Gating& gating,
+                  std::span<const GatedOutput> outputs);
 
 }  // namespace musespark

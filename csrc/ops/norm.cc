@@ -71,7 +71,7 @@ void embed(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,
 }
 
 void add_norm(Jobs& jobs, const KernelTable& kernels, const Residual& residual, float* delta,
-              const Norm& post, const Norm& next, const Rows& out) {
+              const Norm& post, const Join& join, const Norm& next, const Rows& out) {
   check_rows("add_norm", residual.rows, residual.cols, out);
   const double cost = static_cast<double>(residual.cols) * 0.5;
   jobs.run(residual.rows, cost, [&](std::int64_t begin, std::int64_t end, int) {
@@ -79,10 +79,28 @@ void add_norm(Jobs& jobs, const KernelTable& kernels, const Residual& residual, 
       float* x = residual.x + row * residual.ldx;
       float* add = delta + row * residual.ldx;
       norm_row(kernels, post, add, residual.cols, add);
-      kernels.rowwise.add(x, add, residual.cols, x);
+      if (join.alpha) {
+        for (std::int64_t i = 0; i < residual.cols; ++i) {
+          x[i] = join.alpha[i] * x[i] + join.beta[i] * add[i];
+        }
+      } else {
+        if (join.scale != 1.0f) kernels.rowwise.scale(add, join.scale, residual.cols, add);
+        kernels.rowwise.add(x, add, residual.cols, x);
+      }
       write_row(kernels, next, x, row, out);
     }
   });
+}
+
+void norm_rows(Jobs& jobs, const KernelTable& kernels, const float* x, std::int64_t ldx,
+               const Norm& norm, const Rows& out) {
+  check_rows("norm_rows", out.rows, out.cols, out);
+  jobs.run(out.rows, static_cast<double>(out.cols) * 0.3,
+           [&](std::int64_t begin, std::int64_t end, int) {
+             for (std::int64_t row = begin; row < end; ++row) {
+               write_row(kernels, norm, x + row * ldx, row, out);
+             }
+           });
 }
 
 void gather_rows(const Residual& residual, std::span<const std::int64_t> rows) {

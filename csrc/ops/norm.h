@@ -35,10 +35,23 @@ void embed(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,
            std::span<const std::int32_t> tokens, float scale, const Norm& embed_norm,
            const Residual& residual, const Norm& next, const Rows& out);
 
-// x[r] += post(delta[r]), delta [rows][ldx of the residual], overwritten; then out[r] = next(x[r]),
-// floats (always: out.x is the buffer it is made in) and quantized where out.q is there.
+// How a row joins the residual stream: x <- x + scale * y; or, with alpha and beta [cols],
+// x <- alpha * x + beta * y.
+struct Join {
+  float scale = 1.0f;
+  const float* alpha = nullptr;
+  const float* beta = nullptr;
+};
+
+// x[r] <- join(x[r], post(delta[r])), delta [rows][ldx of the residual], overwritten; then out[r] =
+// next(x[r]), floats (always: out.x is the buffer it is made in) and quantized where out.q is
+// there.
 void add_norm(Jobs& jobs, const KernelTable& kernels, const Residual& residual, float* delta,
-              const Norm& post, const Norm& next, const Rows& out);
+              const Norm& post, const Join& join, const Norm& next, const Rows& out);
+
+// out[r] = norm(x[r]), x [out.rows][ldx]; floats and quantized as add_norm.
+void norm_rows(Jobs& jobs, const KernelTable& kernels, const float* x, std::int64_t ldx,
+               const Norm& norm, const Rows& out);
 
 // Moves the chosen rows (ascending) to the front: x[i] = x[rows[i]].
 void gather_rows(const Residual& residual, std::span<const std::int64_t> rows);

@@ -72,7 +72,12 @@ std::vector<float> rope_inverse_frequencies(const RopeFrequencies& spec) {
   if (spec.scaling == RopeFrequencies::Scaling::yarn) return yarn(spec);
   std::vector<float> inverse;
   for (std::int64_t i = 0; i < spec.dim / 2; ++i) {
-    float value = 1.0f / position_frequency(spec.theta, i, spec.dim);
+    const float frequency = position_frequency(spec.theta, i, spec.dim);
+    if (spec.scaling == RopeFrequencies::Scaling::factors) {
+      inverse.push_back(1.0f / (spec.factors[static_cast<std::size_t>(i)] * frequency));
+      continue;
+    }
+    float value = 1.0f / frequency;
     if (spec.scaling == RopeFrequencies::Scaling::linear) value /= static_cast<float>(spec.factor);
     if (spec.scaling == RopeFrequencies::Scaling::llama3) value = llama3(spec, value);
     inverse.push_back(value);

@@ -11,7 +11,7 @@ namespace musespark {
 // The frequencies, as transformers' modeling_rope_utils makes them: float32, in its order of
 // operations, with powers and logarithms of base/math64 rounded once.
 struct RopeFrequencies {
-  enum class Scaling : std::uint8_t { none, linear, llama3, yarn };
+  enum class Scaling : std::uint8_t { none, linear, llama3, yarn, factors };
   std::int64_t dim;
   double theta;
   Scaling scaling;
@@ -19,6 +19,7 @@ struct RopeFrequencies {
   double low_freq_factor, high_freq_factor;  // llama3
   double beta_fast, beta_slow;               // yarn
   std::int64_t original_context;             // llama3, yarn
+  std::vector<float> factors;                // factors: [dim / 2]
 };
 // [dim / 2], radians per position.
 std::vector<float> rope_inverse_frequencies(const RopeFrequencies& spec);

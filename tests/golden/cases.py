@@ -14,10 +14,21 @@ class Case(NamedTuple):
     config: dict[str, Any]
     prompt: int
     seeds: tuple[int, ...] = (11, 12)
+    name: str = ""
 
 
-_LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-_QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+def _causal(model_type: str, name: str) -> dict[str, Any]:
+    return {"model_type": model_type, "architectures": [f"{name}ForCausalLM"]}
+
+
+_LLAMA = _causal("llama", "Llama")
+_MISTRAL = _causal("mistral", "Mistral")
+_QWEN2 = _causal("qwen2", "Qwen2")
+_QWEN3 = _causal("qwen3", "Qwen3")
+_GEMMA2 = _causal("gemma2", "Gemma2")
+_GEMMA3 = _causal("gemma3_text", "Gemma3")
+_PHI3 = _causal("phi3", "Phi3") | {"pad_token_id": 0}
+_SMOLLM3 = _causal("smollm3", "SmolLM3") | {"pad_token_id": 0}
 _VISION = {
     "model_type": "muse_glimmer_vision",
     "hidden_size": 16,
@@ -53,7 +64,11 @@ def _sizes(vocab: int, hidden: int, inter: int, layers: int, heads: int) -> dict
     }
 
 
-CASES: dict[str, Case] = {
+def _factors(count: int, first: float, last: float) -> list[float]:
+    return [round(first + (last - first) * i / (count - 1), 3) for i in range(count)]
+
+
+_CASES: dict[str, Case] = {
     # Llama 2: no grouped heads, head_dim from hidden / heads = 12, tied, keys of 2023.
     "llama_plain": Case(
         "llama",
@@ -237,4 +252,275 @@ CASES: dict[str, Case] = {
         ),
         50,
     ),
+    # A window in every layer, shorter than the prompt; the class's own eight KV heads.
+    "mistral_window": Case(
+        "mistral",
+        _MISTRAL
+        | _sizes(97, 64, 72, 3, 8)
+        | {"sliding_window": 9, "rope_theta": 1000.0, "torch_dtype": "bfloat16"},
+        43,
+    ),
+    # Nemo: head_dim of its own, no window.
+    "mistral_head_dim": Case(
+        "mistral",
+        _MISTRAL
+        | _sizes(83, 44, 100, 2, 6)
+        | {
+            "num_key_value_heads": 3,
+            "head_dim": 20,
+            "sliding_window": None,
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+        70,
+    ),
+    # A window wider than a page, yarn with mscale, tied.
+    "mistral_wide_yarn": Case(
+        "mistral",
+        _MISTRAL
+        | _sizes(71, 56, 64, 3, 4)
+        | {
+            "num_key_value_heads": 2,
+            "sliding_window": 71,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 512,
+            "rope_scaling": {
+                "type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 48,
+                "beta_fast": 16.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.7,
+            },
+        },
+        135,
+    ),
+    # Qwen2.5: biases on q, k, v; a sliding_window that use_sliding_window switches off; tied.
+    "qwen2_full": Case(
+        "qwen2",
+        _QWEN2
+        | _sizes(101, 60, 88, 3, 5)
+        | {
+            "num_key_value_heads": 1,
+            "rope_theta": 1000000.0,
+            "rope_scaling": None,
+            "sliding_window": 5,
+            "use_sliding_window": False,
+            "max_window_layers": 1,
+            "tie_word_embeddings": True,
+        },
+        39,
+    ),
+    "qwen2_windows": Case(
+        "qwen2",
+        _QWEN2
+        | _sizes(89, 48, 72, 4, 4)
+        | {
+            "num_key_value_heads": 2,
+            "use_sliding_window": True,
+            "sliding_window": 11,
+            "max_window_layers": 2,
+        },
+        44,
+    ),
+    # As its model card says for long texts; the prompt is beyond the trained length.
+    "qwen2_yarn": Case(
+        "qwen2",
+        _QWEN2
+        | _sizes(97, 56, 80, 2, 4)
+        | {
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 64,
+            "layer_types": ["full_attention", "full_attention"],
+            "rope_scaling": {
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "type": "yarn",
+            },
+        },
+        85,
+    ),
+    # Everything by default: windows in even layers, both soft caps, gelu_tanh.
+    "gemma2_defaults": Case(
+        "gemma2",
+        _GEMMA2
+        | _sizes(97, 48, 72, 4, 4)
+        | {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 7},
+        41,
+    ),
+    # Small caps that bend, a scalar that is not head_dim, biases.
+    "gemma2_caps": Case(
+        "gemma2",
+        _GEMMA2
+        | _sizes(89, 60, 88, 3, 3)
+        | {
+            "num_key_value_heads": 1,
+            "head_dim": 24,
+            "sliding_window": 66,
+            "query_pre_attn_scalar": 9,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 6.0,
+            "attention_bias": True,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_act": "gelu_pytorch_tanh",
+            "rope_theta": 500.0,
+        },
+        100,
+    ),
+    # No caps, untied, layer_types given.
+    "gemma2_untied": Case(
+        "gemma2",
+        _GEMMA2
+        | _sizes(73, 40, 56, 3, 4)
+        | {
+            "num_key_value_heads": 4,
+            "head_dim": 12,
+            "sliding_window": 13,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "tie_word_embeddings": False,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+        45,
+    ),
+    # The keys of 2025: two bases, a pattern, linear scaling of the full layers only.
+    "gemma3_old_keys": Case(
+        "gemma3",
+        _GEMMA3
+        | _sizes(97, 48, 72, 4, 4)
+        | {
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "sliding_window": 7,
+            "sliding_window_pattern": 3,
+            "query_pre_attn_scalar": 16,
+            "rope_theta": 50000.0,
+            "rope_local_base_freq": 300.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
+        47,
+    ),
+    # Those of transformers 5, biases, a final cap; seven layers, the sixth full by default.
+    "gemma3_new_keys": Case(
+        "gemma3",
+        _GEMMA3
+        | _sizes(83, 36, 48, 7, 3)
+        | {
+            "num_key_value_heads": 1,
+            "head_dim": 20,
+            "sliding_window": 66,
+            "attention_bias": True,
+            "final_logit_softcapping": 7.0,
+            "tie_word_embeddings": False,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 2000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+        90,
+    ),
+    # With a vision tower beside it, as the 4B and larger models are stored.
+    "gemma3_vision": Case(
+        "gemma3",
+        {
+            "model_type": "gemma3",
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "text_config": {"model_type": "gemma3_text"}
+            | _sizes(101, 56, 64, 3, 2)
+            | {
+                "num_key_value_heads": 2,
+                "head_dim": 28,
+                "sliding_window": 5,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            },
+            "vision_config": {
+                "model_type": "siglip_vision_model",
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 1,
+                "patch_size": 4,
+                "image_size": 16,
+            },
+            "mm_tokens_per_image": 4,
+            "image_token_index": 100000,
+            "boi_token_index": 100001,
+            "eoi_token_index": 100002,
+        },
+        40,
+    ),
+    # Phi-3-mini-4k: every head its own key, a window.
+    "phi3_window": Case(
+        "phi3",
+        _PHI3 | _sizes(97, 48, 72, 3, 4) | {"sliding_window": 10, "rope_scaling": None},
+        42,
+    ),
+    # Phi-4-mini: part of a head rotates, grouped heads, tied.
+    "phi3_partial": Case(
+        "phi3",
+        _PHI3
+        | _sizes(89, 64, 104, 2, 4)
+        | {
+            "num_key_value_heads": 2,
+            "partial_rotary_factor": 0.75,
+            "tie_word_embeddings": True,
+            "attention_bias": False,
+            "lm_head_bias": False,
+            "full_attn_mod": 1,
+            "interpolate_factor": 1,
+        },
+        51,
+    ),
+    # Phi-4: fourteen billion in small, wide window.
+    "phi3_grouped": Case(
+        "phi3",
+        _PHI3
+        | _sizes(79, 60, 88, 3, 6)
+        | {"num_key_value_heads": 2, "rope_theta": 250000, "sliding_window": 70},
+        100,
+    ),
+    "smollm3_defaults": Case(
+        "smollm3", _SMOLLM3 | _sizes(97, 48, 72, 5, 4) | {"num_key_value_heads": 2}, 44
+    ),
+    # Windows where there are no positions; biases; untied.
+    "smollm3_windows": Case(
+        "smollm3",
+        _SMOLLM3
+        | _sizes(89, 60, 88, 4, 5)
+        | {
+            "num_key_value_heads": 1,
+            "no_rope_layer_interval": 2,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": False,
+            "rope_theta": 5000000.0,
+        },
+        46,
+    ),
+    # Yarn beyond the trained length, layers given one by one, a window wider than a page.
+    "smollm3_yarn": Case(
+        "smollm3",
+        _SMOLLM3
+        | _sizes(71, 56, 64, 3, 7)
+        | {
+            "num_key_value_heads": 7,
+            "no_rope_layers": [1, 0, 1],
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+            "use_sliding_window": True,
+            "sliding_window": 67,
+            "max_position_embeddings": 256,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 2.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        110,
+    ),
 }
+CASES = {name: case._replace(name=name) for name, case in _CASES.items()}

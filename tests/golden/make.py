@@ -1,20 +1,32 @@
 """Writes the golden fixtures ``<case>.npz`` from transformers (torch, float32, eager attention).
 
-Needs torch and transformers >= 5.23; run ``python tests/golden/make.py`` from the repository root.
-For each case and seed a fixture holds ``tokens_<seed>`` int32 [prompt + 64]: a random prompt and
-the 64 tokens that greedy decoding continues it with, and ``logits_<seed>`` float32
-[prompt + 64, vocab]: the logits at each of these positions in one forward pass.
-Configurations are in cases.py, weights in weights.py; nothing else is stored.
+Needs torch and transformers >= 5.23; run ``python tests/golden/make.py [CASE …]`` from the
+repository root. A fixture holds ``tensors``, the names and shapes of the checkpoint that
+transformers writes for the configuration, as JSON, and for each seed:
+
+- ``tokens_<seed>`` int32 [prompt + 64]: a random prompt and the 64 tokens that greedy decoding
+  continues it with;
+- ``positions_<seed>`` int32 [n] and ``logits_<seed>`` float32 [n, vocab]: the logits after some of
+  these tokens, in one forward pass over all of them;
+- ``margins_<seed>`` float32 [64]: for each greedy token, how far the best logit is above the
+  second, as a share of the range of all logits.
+
+Configurations are in cases.py, weights in weights.py. The reference model is loaded from a folder
+with those weights by ``from_pretrained``, as a user would load it.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -22,66 +34,98 @@ from cases import CASES, Case  # noqa: E402
 from weights import random_weight, uniform  # noqa: E402
 
 GREEDY = 64
-_CLASSES = {
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
-    "muse_glimmer": (
-        transformers.MuseGlimmerConfig,
-        transformers.MuseGlimmerForConditionalGeneration,
-    ),
-}
+EVERY = 4  # of the positions, and the last
 
 
-def reference_model(case: Case, seed: int) -> torch.nn.Module:
+def _model_class(case: Case) -> type:
+    return getattr(transformers, case.config["architectures"][0])
+
+
+def _text(case: Case) -> dict:
+    return case.config.get("text_config", case.config)
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    with safe_open(file, "np") as stored:
+        return {name: list(stored.get_slice(name).get_shape()) for name in sorted(stored.keys())}
+
+
+def checkpoint_tensors(case: Case) -> dict[str, list[int]]:
+    """Names and shapes of what transformers saves for a case's model."""
+    model_class = _model_class(case)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(case.config))
+        config = transformers.AutoConfig.from_pretrained(folder)
+        torch.manual_seed(0)
+        model_class(config).float().save_pretrained(folder)
+        return _shapes(Path(folder) / "model.safetensors")
+
+
+def reference_model(case: Case, seed: int, shapes: dict[str, list[int]]) -> torch.nn.Module:
     """The transformers model of a case with the seed's weights."""
-    config_class, model_class = _CLASSES[case.family]
-    config = config_class.from_dict(case.config)
-    config._attn_implementation = "eager"
-    torch.manual_seed(0)
-    model = model_class(config).float().eval()
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "vision" in name or (tied and name == "lm_head.weight"):
-                continue
-            value = random_weight(
-                seed, name, tuple(parameter.shape), case.family == "muse_glimmer", tied
-            )
-            parameter.copy_(torch.from_numpy(value))
-    return model
+    tied = "lm_head.weight" not in shapes
+    weights = {
+        name: random_weight(case.family, seed, name, tuple(shape), tied)
+        for name, shape in shapes.items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(case.config))
+        save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        model, report = _model_class(case).from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            output_loading_info=True,
+        )
+    wrong = {kind: found for kind, found in report.items() if found}
+    assert not wrong, f"{case.name}: {wrong}"
+    return model.eval()
 
 
-def run_case(case: Case, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def run_case(case: Case, seed: int, shapes: dict[str, list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Greedy continuation by whole forward passes: no cache that could differ."""
-    model = reference_model(case, seed)
-    text = case.config.get("text_config", case.config)
-    vocab = text["vocab_size"]
+    model = reference_model(case, seed, shapes)
+    vocab = _text(case)["vocab_size"]
     prompt = (uniform(seed, "prompt", (case.prompt,)) * 0.5 + 0.5) * vocab
     tokens = prompt.astype(np.int64).clip(0, vocab - 1)
     with torch.inference_mode():
         for _ in range(GREEDY):
-            logits = model(input_ids=torch.from_numpy(tokens)[None]).logits[0, -1]
+            logits = model(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0, -1]
             tokens = np.append(tokens, int(logits.argmax()))
-        logits = model(input_ids=torch.from_numpy(tokens)[None]).logits[0]
+        logits = model(input_ids=torch.from_numpy(tokens)[None], use_cache=False).logits[0]
     return tokens.astype(np.int32), logits.numpy().astype(np.float32)
+
+
+def make(case: Case) -> dict[str, np.ndarray]:
+    """All arrays of a case's fixture."""
+    shapes = checkpoint_tensors(case)
+    stored = np.frombuffer(json.dumps(shapes).encode(), np.uint8)
+    arrays: dict[str, np.ndarray] = {"tensors": stored}
+    for seed in case.seeds:
+        tokens, logits = run_case(case, seed, shapes)
+        spread = float(np.ptp(logits))
+        two = np.sort(logits[case.prompt - 1 : -1], axis=1)[:, -2:]
+        margins = ((two[:, 1] - two[:, 0]) / spread).astype(np.float32)
+        positions = np.unique([*range(0, len(tokens), EVERY), len(tokens) - 1]).astype(np.int32)
+        arrays |= {
+            f"tokens_{seed}": tokens,
+            f"positions_{seed}": positions,
+            f"logits_{seed}": logits[positions],
+            f"margins_{seed}": margins,
+        }
+        kinds = len(set(tokens[case.prompt :].tolist()))
+        print(
+            f"{case.name} seed {seed}: range {spread:.2f}, {kinds} different greedy tokens, "
+            f"{int((margins < 2e-4).sum())} near ties"
+        )
+    return arrays
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name, case in CASES.items():
-        arrays: dict[str, np.ndarray] = {}
-        for seed in case.seeds:
-            tokens, logits = run_case(case, seed)
-            arrays[f"tokens_{seed}"], arrays[f"logits_{seed}"] = tokens, logits
-            spread = float(logits.max() - logits.min())
-            two = np.sort(logits, axis=1)[:, -2:]
-            near = int(((two[:, 1] - two[:, 0]) < 2e-4 * spread).sum())
-            kinds = len(set(tokens[case.prompt :].tolist()))
-            print(
-                f"{name} seed {seed}: range {spread:.2f}, {kinds} different greedy tokens, "
-                f"{near} near ties"
-            )
-        np.savez_compressed(HERE / f"{name}.npz", **arrays)
+    for name in sys.argv[1:] or CASES:
+        np.savez_compressed(HERE / f"{name}.npz", **make(CASES[name]))
 
 
 if __name__ == "__main__":

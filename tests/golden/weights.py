@@ -6,9 +6,18 @@ version of NumPy and on every machine, and the fixtures need not store any weigh
 
 from __future__ import annotations
 
+import re
 import zlib
 
 import numpy as np
+
+# Families whose norm weights have a 1 added to them -> the norms that are ordinary ones there.
+_CENTERED = {
+    "gemma2": r"(?!)",
+    "gemma3": r"(?!)",
+    "muse_glimmer": r"language_model\.norm\.weight$",
+    "muse_spark": r"language_model\.norm\.weight$",
+}
 
 
 def uniform(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -19,8 +28,13 @@ def uniform(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     return (values.astype(np.float32) / np.float32(1 << 23)).reshape(shape)
 
 
+def _norm_center(family: str, name: str) -> float:
+    centered = family in _CENTERED and not re.search(_CENTERED[family], name)
+    return 0.0 if centered else 1.0
+
+
 def random_weight(
-    seed: int, name: str, shape: tuple[int, ...], centered_norms: bool, tied: bool
+    family: str, seed: int, name: str, shape: tuple[int, ...], tied: bool
 ) -> np.ndarray:
     """One tensor of a checkpoint, scaled by what its name says it is.
 
@@ -28,16 +42,20 @@ def random_weight(
     uniform and logits far from equal; norm weights lie around 1 (or 0 where zero-centred).
     """
     u = uniform(seed, name, shape)
-    if name.endswith("model.norm.weight") and tied:
+    center = np.float32(_norm_center(family, name))
+    if re.search(r"(model|language_model)\.norm\.weight$", name) and tied:
         # Signs at random: a tied head would else see mostly the token just read and repeat it.
-        return np.float32(1.5) * u
+        return np.float32(1.5) * u - (1 - center)
     if name.endswith("norm.weight") and len(shape) == 1:
-        # The final norm of muse_glimmer is an ordinary one beside its zero-centred others.
-        center = 0.0 if centered_norms and not name.endswith("model.norm.weight") else 1.0
-        return np.float32(center) + np.float32(0.4) * u
-    if name.endswith(".bias"):
+        return center + np.float32(0.4) * u
+    if name.endswith(("bias", "sinks", "residual_gate.gate")):
         return np.float32(0.5) * u
     if name.endswith("embed_tokens.weight"):
-        return np.float32(1.7) * u
-    gain = 3.0 if name.endswith(("q_proj.weight", "k_proj.weight", "lm_head.weight")) else 1.8
-    return np.float32(gain / np.sqrt(shape[-1])) * u
+        # Gemma multiplies what it looks up with the root of the width.
+        scale = shape[1] ** -0.5 if family.startswith("gemma") else 1.0
+        return np.float32(1.7 * scale) * u
+    sharp = re.search(r"(q_proj|k_proj|qkv_proj|lm_head|router|mlp\.gate)\.weight$", name)
+    gain = 3.0 if sharp else 1.8
+    # Experts of gpt_oss are stored turned: [experts, inputs, outputs].
+    inputs = shape[-2] if family == "gpt_oss" and len(shape) == 3 else shape[-1]
+    return np.float32(gain / np.sqrt(inputs)) * u

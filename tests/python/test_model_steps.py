@@ -263,8 +263,10 @@ def test_wrong_tensors_are_corrupt(change, message: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "field"),
     [
-        (("layers", 0, "mlp", "kind"), "experts", r"layers\[0\]\.mlp\.kind"),
-        (("layers", 1, "residual_gates"), True, r"layers\[1\]\.residual_gates"),
+        (("layers", 0, "mlp", "kind"), "experts", r"layers\[0\]\.mlp\.experts is 0"),
+        (("layers", 0, "mlp", "swiglu_limit"), -1.0, r"layers\[0\]\.mlp\.swiglu_limit"),
+        (("layers", 1, "residual_temperature"), 0.0, r"layers\[1\]\.residual_temperature"),
+        (("ropes", 0, "scaling"), "factors", r"ropes\[0\]\.factors is 0"),
         (("layers", 0, "attention", "kv_heads"), 3, r"layers\[0\]\.attention\.kv_heads is 3"),
         (("layers", 0, "attention", "rope"), 1, r"layers\[0\]\.attention\.rope is 1"),
         (("layers", 0, "attention", "head_dim"), 513, r"attention\.head_dim is 513"),

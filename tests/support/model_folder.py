@@ -2,52 +2,76 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from musespark.families import family_for, llama, muse_glimmer, qwen3
+from musespark.families import family_for
 from musespark.families.spec import ModelSpec
-from musespark.families.tensors import canonical_shapes
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 from cases import CASES, Case  # noqa: E402
 from weights import random_weight  # noqa: E402
 
-__all__ = ["CASES", "Case", "checkpoint_weights", "source_namer", "write_folder"]
-_NAMERS = {
-    "llama": llama.namer("model", llama.LAYER_NAMES),
-    "qwen3": llama.namer("model", qwen3.LAYER_NAMES),
-    "muse_glimmer": llama.namer("model.language_model", muse_glimmer.LAYER_NAMES),
-}
+__all__ = ["CASES", "Case", "Golden", "checkpoint_weights", "write_folder"]
 _DTYPES = {np.dtype("f4"): "F32", np.dtype("f2"): "F16", np.dtype("u2"): "BF16",
            np.dtype("u1"): "U8"}  # fmt: skip
 
 
-def source_namer(family: str):
-    """Canonical name -> name in the checkpoint."""
-    return _NAMERS[family]
+@dataclass(frozen=True)
+class Golden:
+    """What transformers computed for a case and seed; see tests/golden/make.py."""
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    logits: np.ndarray
+    margins: np.ndarray
+
+    @classmethod
+    def of(cls, name: str, seed: int) -> Golden:
+        with np.load(GOLDEN / f"{name}.npz") as stored:
+            return cls(*(stored[f"{field.name}_{seed}"] for field in dataclasses.fields(cls)))
+
+    def distance(self, logits: np.ndarray) -> float:
+        """Largest difference of logits at all positions, as a share of the reference's range."""
+        found = logits[self.positions]
+        assert found.shape == self.logits.shape
+        return float(np.abs(found - self.logits).max() / np.ptp(self.logits))
+
+
+def stored_shapes(case: Case) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the checkpoint that transformers writes for a case."""
+    with np.load(GOLDEN / f"{case.name}.npz") as stored:
+        return {
+            name: tuple(shape) for name, shape in json.loads(stored["tensors"].tobytes()).items()
+        }
+
+
+def checkpoint_weights(case: Case, seed: int) -> dict[str, np.ndarray]:
+    """The random checkpoint of a case, without what is not its text tower; float32."""
+    shapes = stored_shapes(case)
+    spec = family_for(case.config).spec(case.config)
+    used = {part.name for part in family_for(case.config).tensors(spec, shapes).sources.values()}
+    tied = "lm_head.weight" not in shapes
+    return {
+        name: random_weight(case.family, seed, name, shape, tied)
+        for name, shape in shapes.items()
+        if name in used
+    }
 
 
 def canonical_weights(case: Case, seed: int) -> tuple[ModelSpec, dict[str, np.ndarray]]:
     """The spec and the random weights under their canonical names, float32."""
-    spec = family_for(case.config).spec(case.config)
-    centered = case.family == "muse_glimmer"
-    name_of = source_namer(case.family)
-    return spec, {
-        name: random_weight(seed, name_of(name), shape, centered, spec.tied_head)
-        for name, shape in canonical_shapes(spec).items()
-    }
-
-
-def checkpoint_weights(case: Case, seed: int) -> dict[str, np.ndarray]:
-    """The same under the checkpoint's names."""
-    name_of = source_namer(case.family)
-    return {name_of(name): value for name, value in canonical_weights(case, seed)[1].items()}
+    family, weights = family_for(case.config), checkpoint_weights(case, seed)
+    spec = family.spec(case.config)
+    sources = family.tensors(spec, weights).sources
+    return spec, {name: part.of(weights[part.name]) for name, part in sources.items()}
 
 
 def to_bf16(array: np.ndarray) -> np.ndarray:

@@ -82,6 +82,8 @@ def _attention(spec, layer, w, x):
     share = a.heads // a.kv_heads
     k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
     scores = np.einsum("qhd,khd->hqk", q * a.query_scale, k)
+    if a.softcap:
+        scores = a.softcap * np.tanh(scores / a.softcap)
     distance = np.arange(n)[:, None] - np.arange(n)[None]
     seen = distance >= 0
     if a.window:

@@ -16,6 +16,7 @@ from musespark.families.spec import (
     NormSpec,
     RopeSpec,
 )
+from musespark.families.tensors import canonical_shapes
 
 RMS = NormSpec("rms", 1e-5)
 CENTERED = NormSpec("rms_centered", 1e-6)
@@ -91,7 +92,7 @@ def everything() -> ModelSpec:
         qkv_bias=True,
         o_bias=True,
     )
-    ln = NormSpec("layer", 1e-5)
+    ln = NormSpec("layer", 1e-5, bias=True)
     first = LayerSpec(
         attention,
         MlpSpec(activation="gelu", gated=False, bias=True, intermediate=70),
@@ -133,48 +134,78 @@ def everything() -> ModelSpec:
     )
 
 
-SPECS = {"llama": llama, "qwen3": qwen3, "muse": muse, "everything": everything}
+def experts() -> ModelSpec:
+    """Experts as three families have them, a dense layer between; gates, odd sizes, wide norms."""
+    attention = AttentionSpec(
+        heads=4, kv_heads=2, head_dim=16, rope=0, query_scale=0.25, window=40, sinks=True
+    )
+    mlp = MlpSpec(kind="experts", intermediate=36, experts=7, experts_per_token=3)
+    limited = replace(
+        mlp,
+        bias=True,
+        swiglu_limit=1.5,
+        swiglu_alpha=1.702,
+        router="softmax_chosen",
+        router_bias=True,
+    )
+    pooled = replace(
+        mlp,
+        router="sigmoid",
+        router_renormalize=True,
+        router_correction=True,
+        router_scale=0.7,
+        routed_scale=1.3,
+        expert_width=40,
+        expert_in_norm=CENTERED,
+        expert_out_norm=NormSpec("rms_input_scaled", 1e-5),
+    )
+    shared = replace(mlp, intermediate=64, shared_intermediate=50, shared_router=True)
+    plain = replace(mlp, gated=False, activation="relu2", experts_per_token=1)
+    first = LayerSpec(attention, limited, RMS, mlp_norm=RMS)
+    second = LayerSpec(
+        replace(attention, window=0, rope=1, joint_qk_norm=True, q_norm=RMS, k_norm=RMS),
+        pooled,
+        attn_norm=RMS,
+        mlp_norm=RMS,
+        post_attn_norm=SCALELESS,
+        residual_gates=True,
+        residual_temperature=0.3,
+    )
+    third = LayerSpec(
+        replace(attention, sinks=False, out_norm=SCALELESS, output_gate=True),
+        replace(shared, router_renormalize=True),
+        post_attn_norm=RMS,
+        post_mlp_norm=RMS,
+        residual_scale=0.6,
+    )
+    dense = replace(first, mlp=replace(limited, kind="dense", experts=0, experts_per_token=0))
+    return ModelSpec(
+        vocab=90,
+        hidden=56,
+        max_context=4096,
+        final_norm=RMS,
+        ropes=[
+            RopeSpec(dim=16, theta=1000.0),
+            RopeSpec(dim=8, theta=500.0, scaling="factors", factors=(1.0, 1.1, 2.5, 4.0)),
+        ],
+        layers=[first, second, dense, third, replace(first, mlp=plain)],
+    )
+
+
+SPECS = {
+    "llama": llama,
+    "qwen3": qwen3,
+    "muse": muse,
+    "everything": everything,
+    "experts": experts,
+}
 
 
 def shapes(spec: ModelSpec) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
     """Canonical names: matrices (rows, cols) and vectors (length)."""
-    h = spec.hidden
-    matrices = {"embed": (spec.vocab, h)}
-    if not spec.tied_head:
-        matrices["head"] = (spec.vocab, h)
-    vectors = {}
-
-    def norm(name: str, kind: NormSpec, length: int) -> None:
-        if kind.weighted:
-            vectors[name] = length
-        if kind.kind == "layer":
-            vectors[f"{name}_bias"] = length
-
-    norm("final_norm", spec.final_norm, h)
-    for i, layer in enumerate(spec.layers):
-        a, m, at = layer.attention, layer.mlp, f"layers.{i}."
-        q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
-        matrices |= {at + "q": (q, h), at + "k": (kv, h), at + "v": (kv, h), at + "o": (h, q)}
-        matrices |= {at + "up": (m.intermediate, h), at + "down": (h, m.intermediate)}
-        if a.output_gate:
-            matrices[at + "attn_gate"] = (q, h)
-        if m.gated:
-            matrices[at + "gate"] = (m.intermediate, h)
-        if a.qkv_bias:
-            vectors |= {at + "q_bias": q, at + "k_bias": kv, at + "v_bias": kv}
-        if a.o_bias:
-            vectors[at + "o_bias"] = h
-        if a.sinks:
-            vectors[at + "sinks"] = a.heads
-        if m.bias:
-            vectors |= {at + "up_bias": m.intermediate, at + "down_bias": h}
-            if m.gated:
-                vectors[at + "gate_bias"] = m.intermediate
-        norm(at + "q_norm", a.q_norm, a.head_dim)
-        norm(at + "k_norm", a.k_norm, a.head_dim)
-        for name in ("attn_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm"):
-            norm(at + name, getattr(layer, name), h)
-    return matrices, vectors
+    every = canonical_shapes(spec)
+    matrices = {name: shape for name, shape in every.items() if len(shape) == 2}
+    return matrices, {name: shape[0] for name, shape in every.items() if len(shape) == 1}
 
 
 def random_weights(spec: ModelSpec, seed: int = 1) -> dict[str, np.ndarray]:
@@ -196,12 +227,12 @@ def random_weights(spec: ModelSpec, seed: int = 1) -> dict[str, np.ndarray]:
 
 
 def _is_centered(spec: ModelSpec, name: str) -> bool:
-    if not name.startswith("layers."):
-        kind = getattr(spec, name)
-    else:
-        _, index, part = name.split(".")
-        layer = spec.layers[int(index)]
-        kind = getattr(layer.attention if part in ("q_norm", "k_norm") else layer, part)
+    holder, _, part = name.rpartition(".")
+    kind = getattr(spec, part, None)
+    if holder:
+        layer = spec.layers[int(holder.split(".")[1])]
+        owners = (layer, layer.attention, layer.mlp)
+        kind = next(getattr(owner, part) for owner in owners if hasattr(owner, part))
     return kind.kind in ("rms_centered", "rms_input_scaled")
 
 
@@ -214,6 +245,8 @@ def pack(weights: dict[str, np.ndarray], recipe: str) -> dict[str, tuple]:
             tensors[name] = ("f32", 1, len(value), value)
             continue
         fmt = cycle[i % len(cycle)] if recipe == "mixed" else recipe
+        if name.endswith(".router"):
+            fmt = "f32"
         packed = np.zeros(_core.packed_nbytes(fmt, *value.shape), np.uint8)
         source, dtype = value, "f32"
         if fmt == "bf16":

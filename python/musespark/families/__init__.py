@@ -1,6 +1,7 @@
 """Families: one module per architecture, from a Hugging Face config to a ModelSpec.
 
-A family is a module with ``name``, ``model_types``, ``spec(config) -> ModelSpec``,
+A family is a module with ``name``, ``model_types`` and ``architectures`` (as transformers names
+them), ``models`` (what a user knows them by), ``spec(config) -> ModelSpec``,
 ``tensors(spec, names) -> TensorMap`` and ``notes(config) -> list of str``.
 """
 
@@ -10,7 +11,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast
 
 from musespark.errors import UnsupportedModel
-from musespark.families import llama, muse_glimmer, qwen3
+from musespark.families import (
+    gemma2,
+    gemma3,
+    llama,
+    mistral,
+    muse_glimmer,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
+from musespark.families.fields import Fields
 from musespark.families.spec import ModelSpec
 from musespark.families.tensors import TensorMap
 
@@ -20,16 +32,21 @@ class Family(Protocol):
 
     name: str
     model_types: tuple[str, ...]
+    architectures: tuple[str, ...]
+    models: str
 
-    def spec(self, config: Mapping[str, Any]) -> ModelSpec: ...
+    def spec(self, config: Mapping[str, Any] | Fields) -> ModelSpec: ...
     def tensors(self, model: ModelSpec, names: Iterable[str]) -> TensorMap: ...
-    def notes(self, config: Mapping[str, Any]) -> list[str]: ...
+    def notes(self, config: Mapping[str, Any] | Fields) -> list[str]: ...
 
 
+# In the order of the support table.
+MODULES = cast(
+    tuple[Family, ...],
+    (muse_glimmer, llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, smollm3),
+)
 FAMILIES: dict[str, Family] = {
-    model_type: cast(Family, module)
-    for module in (llama, qwen3, muse_glimmer)
-    for model_type in module.model_types
+    model_type: family for family in MODULES for model_type in family.model_types
 }
 
 
@@ -43,3 +60,19 @@ def family_for(config: Mapping[str, Any]) -> Family:
             f"config.model_type is {model_type!r:.80}: supported are {', '.join(sorted(FAMILIES))}"
         )
     return FAMILIES[model_type]
+
+
+def read_config(config: Mapping[str, Any]) -> tuple[Family, ModelSpec, list[str]]:
+    """The family of a ``config.json``, its ModelSpec, and notes on how the config was read.
+
+    A key that is known to change what some model computes, but is no part of this family, is
+    refused (UnsupportedModel); one that nothing here reads is named in a note.
+    """
+    family = family_for(config)
+    fields = Fields(config)
+    spec = family.spec(fields)
+    notes = family.notes(fields)
+    unknown = fields.unknown()
+    if unknown:
+        notes.append(f"config keys that this version does not read: {', '.join(sorted(unknown))}")
+    return family, spec, notes

@@ -1,4 +1,4 @@
-"""Llama 2 and 3.x (transformers: LlamaForCausalLM)."""
+"""Llama 2 and 3.x, SmolLM2 (transformers: LlamaForCausalLM)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from musespark.families.fields import MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
-from musespark.families.rope import rope_from_config
+from musespark.families.decoder import read_sizes
+from musespark.families.fields import Fields
+from musespark.families.rope import context_with, rope_from_config
 from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "llama"
 model_types = ("llama",)
+architectures = ("LlamaForCausalLM",)
+models = "Llama 2 and 3.x, SmolLM, SmolLM2, and other models of their shape"
 
 # The layout that llama started and most families since share; keys are canonical names.
 LAYER_NAMES = {
@@ -41,14 +44,16 @@ IGNORABLE = {
 }
 
 
-def namer(root: str, layer_names: Mapping[str, str]) -> Callable[[str], str]:
+def namer(
+    root: str, layer_names: Mapping[str, str], head: str = "lm_head.weight"
+) -> Callable[[str], str]:
     """Canonical name -> the checkpoint's name, for a text tower stored under `root`."""
 
     def source_name(canonical: str) -> str:
         if canonical == "embed":
             return f"{root}.embed_tokens.weight"
         if canonical == "head":
-            return "lm_head.weight"
+            return head
         if canonical == "final_norm":
             return f"{root}.norm.weight"
         _, index, part = canonical.split(".")
@@ -57,46 +62,51 @@ def namer(root: str, layer_names: Mapping[str, str]) -> Callable[[str], str]:
     return source_name
 
 
-def spec(config: Mapping[str, Any]) -> ModelSpec:
+def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take LlamaConfig's defaults."""
-    c = Fields(config)
-    c.architecture("LlamaForCausalLM")
+    c = Fields.of(config)
+    c.architecture(*architectures)
     c.must_be_absent("quantization_config", "sliding_window", "per_layer_config")
     c.must_be("pretraining_tp", 1, 1)
-    hidden = c.integer("hidden_size", 4096, MAX_WIDTH)
-    heads = c.integer("num_attention_heads", 32, MAX_WIDTH)
-    kv_heads = c.optional_integer("num_key_value_heads", None, heads) or heads
-    head_dim = c.optional_integer("head_dim", None, MAX_WIDTH) or hidden // heads
-    c.check_heads(heads, kv_heads, head_dim)
-    context = c.integer("max_position_embeddings", 2048, MAX_CONTEXT)
+    size = read_sizes(
+        c,
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=None,
+        max_position_embeddings=2048,
+    )
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-6))
     layer = LayerSpec(
         attention=AttentionSpec(
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
+            heads=size.heads,
+            kv_heads=size.kv_heads,
+            head_dim=size.head_dim,
             rope=0,
-            query_scale=head_dim**-0.5,
+            query_scale=size.head_dim**-0.5,
             qkv_bias=bias,
             o_bias=bias,
         ),
         mlp=MlpSpec(
             activation=c.activation("hidden_act", "silu"),
             bias=c.flag("mlp_bias", False),
-            intermediate=c.integer("intermediate_size", 11008, MAX_WIDTH),
+            intermediate=size.intermediate,
         ),
         attn_norm=norm,
         mlp_norm=norm,
     )
+    rope = rope_from_config(c, size.head_dim, size.context)
     return ModelSpec(
-        vocab=c.integer("vocab_size", 32000, MAX_VOCAB),
-        hidden=hidden,
-        max_context=context,
+        vocab=size.vocab,
+        hidden=size.hidden,
+        max_context=context_with(rope, size.context),
         final_norm=norm,
         tied_head=c.flag("tie_word_embeddings", False),
-        ropes=[rope_from_config(c, head_dim, context)],
-        layers=[layer] * c.integer("num_hidden_layers", 32, MAX_LAYERS),
+        ropes=[rope],
+        layers=[layer] * size.layers,
     )
 
 
@@ -105,6 +115,6 @@ def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
     return match_tensors(model, names, namer("model", LAYER_NAMES), IGNORABLE)
 
 
-def notes(config: Mapping[str, Any]) -> list[str]:
+def notes(config: Mapping[str, Any] | Fields) -> list[str]:
     """What a user should know about how this config is read: nothing for this family."""
     return []

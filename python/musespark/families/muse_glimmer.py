@@ -21,6 +21,8 @@ from musespark.families.tensors import TensorMap, match_tensors
 
 name = "muse_glimmer"
 model_types = ("muse_glimmer",)
+architectures = ("MuseGlimmerForConditionalGeneration",)
+models = "Muse Glimmer (text), Spark Nano"
 
 LAYER_NAMES = llama.LAYER_NAMES | {
     "attn_gate": "self_attn.gate_proj.weight",
@@ -41,11 +43,9 @@ def _rotated(c: Fields, layers: int) -> list[bool]:
     transformers 5.23 reads ``layer_rope_theta`` as a switch only: a value that is not 0 rotates
     with the one theta of ``rope_parameters``, whatever the value. So do we; :func:`notes` tells.
     """
-    thetas = c.values.get("layer_rope_theta")
+    thetas = c.list_of("layer_rope_theta", layers)
     if thetas is None:
         return [(layers - 1 - i) % 4 != 0 for i in range(layers)]
-    if not isinstance(thetas, list) or len(thetas) != layers:
-        raise c.refuse("layer_rope_theta", f"a list of {layers} (num_hidden_layers) is needed")
     for theta in thetas:
         if type(theta) not in (int, float) or not 0 <= theta < 1e30:
             raise c.refuse("layer_rope_theta", f"{theta!r:.80} is not a number of at least 0")
@@ -67,12 +67,13 @@ def _windows(c: Fields, layers: int) -> list[int]:
 def _tied(c: Fields, text: Fields) -> bool:
     # transformers ties by the outer field alone. A text_config that says tied beside a stored head
     # is resolved by the loader, which unties where the two matrices differ.
-    said = text if c.values.get("tie_word_embeddings") is None else c
+    text.get("tie_word_embeddings")
+    said = c if c.has("tie_word_embeddings") else text
     return said.flag("tie_word_embeddings", False)
 
 
 def _text_config(outer: Fields) -> Fields:
-    outer.architecture("MuseGlimmerForConditionalGeneration")
+    outer.architecture(*architectures)
     outer.must_be_absent("quantization_config")
     c = outer.section("text_config")
     c.must_be_absent("quantization_config", "per_layer_config")
@@ -80,9 +81,9 @@ def _text_config(outer: Fields) -> Fields:
     return c
 
 
-def spec(config: Mapping[str, Any]) -> ModelSpec:
+def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; missing keys take MuseGlimmerTextConfig's defaults."""
-    outer = Fields(config)
+    outer = Fields.of(config)
     c = _text_config(outer)
     layers = c.integer("num_hidden_layers", 52, MAX_LAYERS)
     hidden = c.integer("hidden_size", 6656, MAX_WIDTH)
@@ -146,9 +147,9 @@ def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
     return match_tensors(model, names, source_name, _IGNORABLE)
 
 
-def notes(config: Mapping[str, Any]) -> list[str]:
+def notes(config: Mapping[str, Any] | Fields) -> list[str]:
     """A note where ``layer_rope_theta`` names a theta that (as in transformers) is not used."""
-    c = Fields(config).section("text_config")
+    c = Fields.of(config).section("text_config")
     thetas = c.values.get("layer_rope_theta")
     if not isinstance(thetas, list):
         return []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from musespark.families.fields import MAX_CONTEXT, Fields
 from musespark.families.spec import RopeSpec
@@ -11,88 +13,205 @@ _KEYS = {
     "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor",
     "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
     "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate",
+    "short_factor", "long_factor",
 }  # fmt: skip
+KINDS = {kind: kind for kind in ("default", "linear", "llama3", "yarn", "longrope")}
 _DEFAULT_THETA = 10000.0  # transformers: RotaryEmbeddingConfigMixin.default_theta
 
 
-def rope_from_config(config: Fields, head_dim: int, max_context: int) -> RopeSpec:
+@dataclass(frozen=True)
+class _Rope:
+    """What the scalings are made of; ``params`` is the object that says them."""
+
+    config: Fields
+    params: Fields
+    dim: int
+    theta: float
+    max_context: int
+    trained_context: int | None
+
+    def original_context(self) -> int:
+        # transformers prefers the field beside the rope parameters, then the one inside.
+        key = "original_max_position_embeddings"
+        inside, beside = self.params.has(key), self.config.has(key)
+        if not beside and self.trained_context is not None:
+            return self.trained_context
+        where = self.params if inside and not beside else self.config
+        return where.integer(key, self.max_context, MAX_CONTEXT)
+
+    def optional(self, name: str, default: float) -> float:
+        return self.params.number(name, default) if self.params.has(name) else default
+
+
+def rope_parameters(config: Fields) -> Fields:
+    """The object with the rope parameters: as in transformers 5, ``rope_scaling`` where not empty
+    takes the place of ``rope_parameters``."""
+    return config.section("rope_scaling" if config.get("rope_scaling") else "rope_parameters")
+
+
+def rope_from_config(
+    config: Fields,
+    head_dim: int,
+    max_context: int,
+    *,
+    default_theta: float = _DEFAULT_THETA,
+    partial: bool = False,
+    kinds: Mapping[str, str] = KINDS,
+    trained_context: int | None = None,
+) -> RopeSpec:
     """The RopeSpec of a config whose layers all rotate the same way.
 
-    As in transformers 5: ``rope_scaling`` where not empty takes the place of ``rope_parameters``;
-    ``rope_theta`` inside them wins over the one beside them. A rope type that is not known, and a
-    key that would change the rotation, is refused.
+    ``rope_theta`` inside the rope parameters wins over the one beside them, and so does
+    ``partial_rotary_factor``, which only families with `partial` may have. A rope type that is not
+    known, and a key that would change the rotation, is refused.
+
+    `kinds` are the rope types that a family may have, with what they mean; `trained_context` is the
+    family's default of ``original_max_position_embeddings`` beside the rope parameters.
     """
-    name = "rope_scaling" if config.values.get("rope_scaling") else "rope_parameters"
-    params = config.section(name)
+    params = rope_parameters(config)
+    share = 1.0
+    for where in (config, params):
+        if not partial:
+            where.must_be("partial_rotary_factor", 1.0, None)
+        elif where.has("partial_rotary_factor"):
+            share = where.number("partial_rotary_factor", 1.0)
+            if share > 1.0:
+                raise where.refuse("partial_rotary_factor", "a share of at most 1 is needed")
+    theta = (
+        config.number("rope_theta", default_theta) if config.has("rope_theta") else default_theta
+    )
+    dim = int(head_dim * share)
+    return rope_of(config, params, dim, theta, max_context, kinds, trained_context)
+
+
+def _theta(where: Fields, default: float) -> float:
+    return where.number("rope_theta", default) if where.has("rope_theta") else default
+
+
+def rope_of(
+    config: Fields,
+    params: Fields,
+    dim: int,
+    default_theta: float,
+    max_context: int,
+    kinds: Mapping[str, str] = KINDS,
+    trained_context: int | None = None,
+) -> RopeSpec:
+    """The RopeSpec that one object of rope parameters describes; `dim` floats of a head rotate."""
     for key in params.values:
         if key not in _KEYS:
             raise params.refuse(str(key), f"known rope parameters are {sorted(_KEYS)}")
-    for where in (params, config):
-        where.must_be("partial_rotary_factor", 1.0, None)
-    if head_dim % 2:
-        raise config.refuse("head_dim", f"rotary positions need an even head size, got {head_dim}")
-    theta_from = config if params.values.get("rope_theta") is None else params
-    theta = theta_from.number("rope_theta", _DEFAULT_THETA)
-
-    kind = params.values.get("rope_type", params.values.get("type", "default"))
+    if dim < 2 or dim % 2:
+        raise config.refuse("head_dim", f"rotary positions need an even head size, got {dim}")
+    theta = (
+        params.number("rope_theta", default_theta) if params.has("rope_theta") else default_theta
+    )
+    key = "rope_type" if params.has("rope_type") else "type"
+    said = params.get(key) if params.has(key) else "default"
+    kind = kinds.get(said) if isinstance(said, str) else None
+    if kind is None:
+        raise params.refuse(key, f"supported: {', '.join(sorted(kinds))}")
     if kind == "default":
-        return RopeSpec(dim=head_dim, theta=theta)
+        return RopeSpec(dim=dim, theta=theta)
     if kind == "linear":
         factor = params.number("factor", math.nan)
-        return RopeSpec(dim=head_dim, theta=theta, scaling="linear", factor=factor)
-    if kind == "llama3":
-        return _llama3(config, params, head_dim, theta, max_context)
-    if kind == "yarn":
-        return _yarn(config, params, head_dim, theta, max_context)
-    key = "rope_type" if "rope_type" in params.values else "type"
-    raise params.refuse(key, "supported: default, linear, llama3, yarn")
+        return RopeSpec(dim=dim, theta=theta, scaling="linear", factor=factor)
+    make = {"llama3": _llama3, "yarn": _yarn, "longrope": _longrope}[kind]
+    return make(_Rope(config, params, dim, theta, max_context, trained_context))
 
 
-def _original_context(config: Fields, params: Fields, max_context: int) -> int:
-    # transformers prefers the field beside the rope parameters, then the one inside.
-    key = "original_max_position_embeddings"
-    where = params if config.values.get(key) is None else config
-    return where.integer(key, max_context, MAX_CONTEXT)
+def context_with(rope: RopeSpec, max_context: int) -> int:
+    """How long a text may be: YaRN is often added to a config that still says the trained length.
+
+    Then ``original_max_position_embeddings`` times ``factor`` is what the scaling was made for.
+    """
+    if rope.scaling != "yarn":
+        return max_context
+    return min(max(max_context, int(rope.original_context * rope.factor)), MAX_CONTEXT)
 
 
-def _llama3(
-    config: Fields, params: Fields, head_dim: int, theta: float, max_context: int
-) -> RopeSpec:
-    low = params.number("low_freq_factor", math.nan)
-    high = params.number("high_freq_factor", math.nan)
+def _llama3(r: _Rope) -> RopeSpec:
+    low = r.params.number("low_freq_factor", math.nan)
+    high = r.params.number("high_freq_factor", math.nan)
     if high <= low:
-        raise params.refuse("high_freq_factor", f"must be greater than low_freq_factor, {low}")
+        raise r.params.refuse("high_freq_factor", f"must be greater than low_freq_factor, {low}")
     return RopeSpec(
-        dim=head_dim,
-        theta=theta,
+        dim=r.dim,
+        theta=r.theta,
         scaling="llama3",
-        factor=params.number("factor", math.nan),
+        factor=r.params.number("factor", math.nan),
         low_freq_factor=low,
         high_freq_factor=high,
-        original_context=_original_context(config, params, max_context),
+        original_context=r.original_context(),
     )
 
 
-def _yarn(
-    config: Fields, params: Fields, head_dim: int, theta: float, max_context: int
-) -> RopeSpec:
-    params.must_be("truncate", True, None)
-    params.must_be_absent("mscale", "mscale_all_dim")
-    factor = params.number("factor", math.nan)
-    attention = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
-    if params.values.get("attention_factor") is not None:
-        attention = params.number("attention_factor", attention)
+def _mscale(factor: float, mscale: float = 1.0) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    def beta(name: str, default: float) -> float:
-        return default if params.values.get(name) is None else params.number(name, default)
 
-    return RopeSpec(
-        dim=head_dim,
-        theta=theta,
+def _yarn(r: _Rope) -> RopeSpec:
+    factor = r.params.number("factor", math.nan)
+    attention = _mscale(factor)
+    if r.params.get("mscale") and r.params.get("mscale_all_dim"):
+        whole = _mscale(factor, r.params.number("mscale_all_dim", math.nan))
+        attention = _mscale(factor, r.params.number("mscale", math.nan)) / whole
+    made = RopeSpec(
+        dim=r.dim,
+        theta=r.theta,
         scaling="yarn",
         factor=factor,
-        beta_fast=beta("beta_fast", 32.0),
-        beta_slow=beta("beta_slow", 1.0),
-        original_context=_original_context(config, params, max_context),
-        attention_factor=attention,
+        beta_fast=r.optional("beta_fast", 32.0),
+        beta_slow=r.optional("beta_slow", 1.0),
+        original_context=r.original_context(),
+        attention_factor=r.optional("attention_factor", attention),
+    )
+    return made if r.params.flag("truncate", True) else _untruncated(made)
+
+
+def _untruncated(yarn: RopeSpec) -> RopeSpec:
+    """YaRN whose ramp begins and ends between dimensions, as the factors of each frequency."""
+
+    def dimension(rotations: float) -> float:
+        turns = math.log(yarn.original_context / (rotations * 2 * math.pi))
+        return yarn.dim * turns / (2 * math.log(yarn.theta))
+
+    low = max(dimension(yarn.beta_fast), 0.0)
+    high = min(dimension(yarn.beta_slow), yarn.dim - 1.0)
+    if low == high:
+        high += 0.001
+    factors = []
+    for i in range(yarn.dim // 2):
+        ramp = min(max((i - low) / (high - low), 0.0), 1.0)
+        factors.append(1.0 / (ramp / yarn.factor + 1.0 - ramp))
+    return RopeSpec(
+        dim=yarn.dim,
+        theta=yarn.theta,
+        scaling="factors",
+        attention_factor=yarn.attention_factor,
+        factors=tuple(factors),
+    )
+
+
+def _longrope(r: _Rope) -> RopeSpec:
+    def factors(name: str) -> tuple[float, ...]:
+        value = r.params.list_of(name, r.dim // 2, "half the rotated floats of a head")
+        for one in value or ():
+            if type(one) not in (int, float) or not 0 < one < 1e30:
+                raise r.params.refuse(name, f"{one!r:.40} is not a number above 0")
+        if value is None:
+            raise r.params.refuse(name, "longrope needs it")
+        return tuple(float(one) for one in value)
+
+    original = r.original_context()
+    factor = r.optional("factor", r.max_context / original)
+    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return RopeSpec(
+        dim=r.dim,
+        theta=r.theta,
+        scaling="factors",
+        original_context=original,
+        attention_factor=r.optional("attention_factor", attention),
+        factors=factors("long_factor"),
+        short_factors=factors("short_factor"),
     )

@@ -2,8 +2,12 @@
 
 Canonical names: ``embed`` [vocab, hidden], ``head`` [vocab, hidden] (absent where tied),
 ``final_norm``, and for each layer i ``layers.{i}.`` + attn_norm, q, k, v, attn_gate, o, their
-biases, q_norm, k_norm, sinks, post_attn_norm, mlp_norm, gate, up, down, their biases,
-post_mlp_norm. Matrices are [outputs, inputs]; vectors [n].
+biases, q_norm, k_norm, sinks, out_norm, post_attn_norm, attn_residual_gate, mlp_norm, gate, up,
+down, their biases, post_mlp_norm, mlp_residual_gate. A layer of experts has, for each expert e,
+``experts.{e}.`` + gate, up, down and biases in place of the dense ones, and router, router_bias,
+router_correction, expert_in, expert_in_norm, expert_out_norm, expert_out, shared_gate, shared_up,
+shared_down, shared_router. Encoders have ``positions``, ``token_types`` and ``embed_norm`` beside
+``embed``. A norm with a bias has ``<norm>_bias``. Matrices are [outputs, inputs]; vectors [n].
 """
 
 from __future__ import annotations
@@ -12,33 +16,56 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from musespark.errors import CorruptFile
-from musespark.families.spec import LayerSpec, ModelSpec, NormSpec
+from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 
 Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Where a canonical tensor lies in a checkpoint: a whole stored tensor, or a part of one.
+
+    Taken in this order: stored tensor `name`, which must have shape `stored`; of a stack of experts
+    [experts, ...] number `expert`; turned where `transposed` (stored as [inputs, outputs]); of its
+    rows `count` from `start` on, every `step`-th (all of them where `count` is 0).
+    """
+
+    name: str
+    stored: Shape
+    expert: int | None = None
+    transposed: bool = False
+    start: int = 0
+    count: int = 0
+    step: int = 1
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """The part, as a view of the stored tensor."""
+        one = array if self.expert is None else array[self.expert]
+        one = one.T if self.transposed else one
+        end = self.start + self.step * self.count
+        return one[self.start : end : self.step] if self.count else one
+
+
 @dataclass
 class TensorMap:
-    """Which checkpoint tensor becomes which canonical one, and which are knowingly left out."""
+    """Which parts of the checkpoint become the canonical tensors, and what is left out."""
 
-    sources: dict[str, str]
+    sources: dict[str, Part]
     ignored: dict[str, list[str]] = field(default_factory=dict)  # reason -> names
     spare_head: str | None = None  # a head beside a config that says tied: compared by the loader
 
 
-def layer_shapes(layer: LayerSpec, hidden: int) -> dict[str, Shape]:
-    """Name (without ``layers.{i}.``) -> shape of one layer's tensors."""
-    a, mlp = layer.attention, layer.mlp
+def _norm_shapes(name: str, spec: NormSpec, width: int) -> dict[str, Shape]:
+    names = [name] * spec.weighted + [f"{name}_bias"] * spec.bias
+    return dict.fromkeys(names, (width,))
+
+
+def _attention_shapes(a: AttentionSpec, hidden: int) -> dict[str, Shape]:
     q_width, kv_width = a.heads * a.head_dim, a.kv_heads * a.head_dim
-    shapes: dict[str, Shape] = {}
-
-    def norm(name: str, spec: NormSpec, width: int) -> None:
-        if spec.weighted:
-            shapes[name] = (width,)
-
-    norm("attn_norm", layer.attn_norm, hidden)
-    shapes["q"] = (q_width, hidden)
+    shapes: dict[str, Shape] = {"q": (q_width, hidden)}
     shapes["k"] = shapes["v"] = (kv_width, hidden)
     if a.output_gate:
         shapes["attn_gate"] = (q_width, hidden)
@@ -48,32 +75,77 @@ def layer_shapes(layer: LayerSpec, hidden: int) -> dict[str, Shape]:
         shapes["k_bias"] = shapes["v_bias"] = (kv_width,)
     if a.o_bias:
         shapes["o_bias"] = (hidden,)
-    norm("q_norm", a.q_norm, a.head_dim)
-    norm("k_norm", a.k_norm, a.head_dim)
+    shapes |= _norm_shapes("q_norm", a.q_norm, q_width if a.joint_qk_norm else a.head_dim)
+    shapes |= _norm_shapes("k_norm", a.k_norm, kv_width if a.joint_qk_norm else a.head_dim)
     if a.sinks:
         shapes["sinks"] = (a.heads,)
-    norm("post_attn_norm", layer.post_attn_norm, hidden)
-    norm("mlp_norm", layer.mlp_norm, hidden)
-    inner = ["gate", "up"] if mlp.gated else ["up"]
-    for name in inner:
-        shapes[name] = (mlp.intermediate, hidden)
-    shapes["down"] = (hidden, mlp.intermediate)
-    if mlp.bias:
-        shapes |= {f"{name}_bias": (mlp.intermediate,) for name in inner}
+    return shapes | _norm_shapes("out_norm", a.out_norm, a.head_dim)
+
+
+def _dense_shapes(gated: bool, bias: bool, width: int, hidden: int) -> dict[str, Shape]:
+    inner = ["gate", "up"] if gated else ["up"]
+    shapes: dict[str, Shape] = dict.fromkeys(inner, (width, hidden))
+    shapes["down"] = (hidden, width)
+    if bias:
+        shapes |= {f"{name}_bias": (width,) for name in inner}
         shapes["down_bias"] = (hidden,)
-    norm("post_mlp_norm", layer.post_mlp_norm, hidden)
     return shapes
+
+
+def _mlp_shapes(mlp: MlpSpec, hidden: int) -> dict[str, Shape]:
+    if mlp.kind == "dense":
+        return _dense_shapes(mlp.gated, mlp.bias, mlp.intermediate, hidden)
+    shapes: dict[str, Shape] = {"router": (mlp.experts, hidden)}
+    if mlp.router_bias:
+        shapes["router_bias"] = (mlp.experts,)
+    if mlp.router_correction:
+        shapes["router_correction"] = (mlp.experts,)
+    width = mlp.expert_width or hidden
+    if mlp.expert_width:
+        shapes["expert_in"] = (width, hidden)
+        shapes |= _norm_shapes("expert_in_norm", mlp.expert_in_norm, width)
+    expert = _dense_shapes(mlp.gated, mlp.bias, mlp.intermediate, width)
+    for e in range(mlp.experts):
+        shapes |= {f"experts.{e}.{name}": shape for name, shape in expert.items()}
+    shapes |= _norm_shapes("expert_out_norm", mlp.expert_out_norm, width)
+    if mlp.expert_width:
+        shapes["expert_out"] = (hidden, width)
+    if mlp.shared_intermediate:
+        shared = _dense_shapes(mlp.gated, mlp.bias, mlp.shared_intermediate, hidden)
+        shapes |= {f"shared_{name}": shape for name, shape in shared.items()}
+    if mlp.shared_router:
+        shapes["shared_router"] = (hidden,)
+    return shapes
+
+
+def layer_shapes(layer: LayerSpec, hidden: int) -> dict[str, Shape]:
+    """Name (without ``layers.{i}.``) -> shape of one layer's tensors."""
+    gate: dict[str, Shape] = {"residual_gate": (hidden,)} if layer.residual_gates else {}
+    return (
+        _norm_shapes("attn_norm", layer.attn_norm, hidden)
+        | _attention_shapes(layer.attention, hidden)
+        | _norm_shapes("post_attn_norm", layer.post_attn_norm, hidden)
+        | {f"attn_{name}": shape for name, shape in gate.items()}
+        | _norm_shapes("mlp_norm", layer.mlp_norm, hidden)
+        | _mlp_shapes(layer.mlp, hidden)
+        | _norm_shapes("post_mlp_norm", layer.post_mlp_norm, hidden)
+        | {f"mlp_{name}": shape for name, shape in gate.items()}
+    )
 
 
 def canonical_shapes(spec: ModelSpec) -> dict[str, Shape]:
     """Every tensor the model needs -> its shape, in the order of use."""
     shapes: dict[str, Shape] = {"embed": (spec.vocab, spec.hidden)}
+    if spec.positions:
+        shapes["positions"] = (spec.positions, spec.hidden)
+    if spec.token_types:
+        shapes["token_types"] = (spec.token_types, spec.hidden)
+    shapes |= _norm_shapes("embed_norm", spec.embed_norm, spec.hidden)
     for i, layer in enumerate(spec.layers):
         for name, shape in layer_shapes(layer, spec.hidden).items():
             shapes[f"layers.{i}.{name}"] = shape
-    if spec.final_norm.weighted:
-        shapes["final_norm"] = (spec.hidden,)
-    if not spec.tied_head:
+    shapes |= _norm_shapes("final_norm", spec.final_norm, spec.hidden)
+    if not spec.tied_head and not spec.bidirectional:
         shapes["head"] = (spec.vocab, spec.hidden)
     return shapes
 
@@ -81,32 +153,35 @@ def canonical_shapes(spec: ModelSpec) -> dict[str, Shape]:
 def match_tensors(
     spec: ModelSpec,
     names: Iterable[str],
-    source_name: Callable[[str], str],
+    source_of: Callable[[str], str | Part],
     ignorable: dict[str, re.Pattern[str]],
 ) -> TensorMap:
     """Finds every canonical tensor of `spec` among the checkpoint's `names`.
 
-    `source_name` gives the checkpoint's name of a canonical one; `ignorable` is reason -> pattern
-    of names that are left out knowingly. A tensor that is missing, and one left over, is
-    ``CorruptFile`` naming it. With a tied head the matrix may be stored under either name.
+    `source_of` gives the checkpoint's name of a canonical one, or the :class:`Part` that it is;
+    `ignorable` is reason -> pattern of names that are left out knowingly. A tensor that is missing,
+    and one left over, is ``CorruptFile`` naming it. With a tied head the matrix may be stored under
+    either name.
     """
     left = set(names)
-    sources: dict[str, str] = {}
+    used: set[str] = set()
+    sources: dict[str, Part] = {}
     missing: list[str] = []
-    head = source_name("head")
-    for canonical in canonical_shapes(spec):
-        name = source_name(canonical)
-        if canonical == "embed" and spec.tied_head and name not in left and head in left:
-            name = head
-        if name in left:
-            left.discard(name)
-            sources[canonical] = name
+    head = "" if spec.bidirectional else _part(source_of("head"), ()).name
+    for canonical, shape in canonical_shapes(spec).items():
+        part = _part(source_of(canonical), shape)
+        if canonical == "embed" and spec.tied_head and part.name not in left and head in left:
+            part = Part(head, shape)
+        if part.name in left:
+            used.add(part.name)
+            sources[canonical] = part
         else:
-            missing.append(name)
+            missing.append(part.name)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise CorruptFile(f"tensor {missing[0]!r} is missing{more}")
 
+    left -= used
     spare = head if spec.tied_head and head in left else None
     left.discard(head)
     ignored: dict[str, list[str]] = {}
@@ -119,3 +194,13 @@ def match_tensors(
         more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         raise CorruptFile(f"tensor {min(left)!r} is not a part of this model{more}")
     return TensorMap(sources, ignored, spare)
+
+
+def pick_root(names: Iterable[str], *roots: str) -> str:
+    """Which of `roots` the text tower is stored under: the first with an ``embed_tokens``."""
+    known = set(names)
+    return next((r for r in roots if f"{r}.embed_tokens.weight" in known), roots[0])
+
+
+def _part(source: str | Part, shape: Shape) -> Part:
+    return Part(source, shape) if isinstance(source, str) else source

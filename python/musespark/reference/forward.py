@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from musespark.reference.experts import experts
+
 Weights = Mapping[str, np.ndarray]
 _erf = np.vectorize(math.erf, otypes=[float])
 
@@ -56,6 +58,8 @@ def inverse_frequencies(rope: Any) -> np.ndarray:
     half = rope.dim // 2
     exponent = (np.arange(half) * 2).astype(f32) / f32(rope.dim)
     frequency = (np.float64(rope.theta) ** exponent.astype(np.float64)).astype(f32)
+    if rope.scaling == "factors":
+        return f32(1) / (np.asarray(rope.factors, f32) * frequency)
     inverse = f32(1) / frequency
     if rope.scaling == "linear":
         return inverse / f32(rope.factor)
@@ -135,33 +139,54 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, a: Any, sinks: Any) -> n
 def attention(x: np.ndarray, a: Any, w: Weights, ropes: Any) -> np.ndarray:
     """The attention half of a layer, from normed rows to what post_attn_norm takes."""
 
-    def heads(name: str, count: int) -> np.ndarray:
-        y = x @ w[name].T + (w[f"{name}_bias"] if a.qkv_bias else 0)
-        return y.reshape(len(x), count, a.head_dim)
+    def normed(rows: np.ndarray, kind: Any, name: str) -> np.ndarray:
+        return norm(rows, kind, w.get(name), w.get(f"{name}_bias", 0))
 
-    q, k, v = heads("q", a.heads), heads("k", a.kv_heads), heads("v", a.kv_heads)
-    q = norm(q, a.q_norm, w.get("q_norm"), w.get("q_norm_bias", 0))
-    k = norm(k, a.k_norm, w.get("k_norm"), w.get("k_norm_bias", 0))
+    def heads(name: str, count: int, kind: Any) -> np.ndarray:
+        y = x @ w[name].T + (w[f"{name}_bias"] if a.qkv_bias else 0)
+        if kind is None:
+            return y.reshape(len(x), count, a.head_dim)
+        if a.joint_qk_norm:
+            return normed(y, kind, f"{name}_norm").reshape(len(x), count, a.head_dim)
+        return normed(y.reshape(len(x), count, a.head_dim), kind, f"{name}_norm")
+
+    q, k = heads("q", a.heads, a.q_norm), heads("k", a.kv_heads, a.k_norm)
+    v = heads("v", a.kv_heads, None)
     if a.rope >= 0:
         q, k = rotate(q, ropes[a.rope]), rotate(k, ropes[a.rope])
-    out = attend(q * a.query_scale, k, v, a, w["sinks"] if a.sinks else None).reshape(len(x), -1)
+    out = attend(q * a.query_scale, k, v, a, w["sinks"] if a.sinks else None)
+    out = normed(out, a.out_norm, "out_norm").reshape(len(x), -1)
     if a.output_gate:
         out = out / (1 + np.exp(-(x @ w["attn_gate"].T)))
     return out @ w["o"].T + (w["o_bias"] if a.o_bias else 0)
 
 
-def mlp(x: np.ndarray, m: Any, w: Weights) -> np.ndarray:
-    """The dense feed-forward half, from normed rows to what post_mlp_norm takes."""
+def mlp(x: np.ndarray, m: Any, w: Weights, prefix: str = "") -> np.ndarray:
+    """A dense MLP, from normed rows to what post_mlp_norm takes; tensors ``<prefix>gate``, ..."""
 
     def linear(name: str, rows: np.ndarray) -> np.ndarray:
-        return rows @ w[name].T + (w[f"{name}_bias"] if m.bias else 0)
+        return rows @ w[f"{prefix}{name}"].T + (w[f"{prefix}{name}_bias"] if m.bias else 0)
 
     up = linear("up", x)
-    if m.gated:
+    if m.gated and m.swiglu_limit:
+        gate = np.minimum(linear("gate", x), m.swiglu_limit)
+        up = np.clip(up, -m.swiglu_limit, m.swiglu_limit) + 1
+        hidden = gate / (1 + np.exp(-m.swiglu_alpha * gate)) * up
+    elif m.gated:
         hidden = activate(m.activation, linear("gate", x)) * up
     else:
         hidden = activate(m.activation, up)
     return linear("down", hidden)
+
+
+def join(x: np.ndarray, y: np.ndarray, layer: Any, gate: np.ndarray | None) -> np.ndarray:
+    """How a half of a layer joins the residual stream; ``gate`` where the layer has such gates."""
+    if gate is None:
+        return x + layer.residual_scale * y
+    w = gate / layer.residual_temperature
+    beta = 1 / (1 + np.exp(-w))
+    alpha = np.sqrt(np.maximum((1 + beta) / (1 + np.exp(w)), 1e-3))
+    return alpha * x + beta * y
 
 
 def logits(spec: Any, weights: Weights, tokens: Any, dtype: Any = np.float64) -> np.ndarray:
@@ -177,9 +202,15 @@ def logits(spec: Any, weights: Weights, tokens: Any, dtype: Any = np.float64) ->
         at = f"layers.{i}."
         w = {name[len(at) :]: value for name, value in every.items() if name.startswith(at)}
         y = attention(normed(x, layer.attn_norm, f"{at}attn_norm"), layer.attention, w, spec.ropes)
-        x = x + normed(y, layer.post_attn_norm, f"{at}post_attn_norm")
-        y = mlp(normed(x, layer.mlp_norm, f"{at}mlp_norm"), layer.mlp, w)
-        x = x + normed(y, layer.post_mlp_norm, f"{at}post_mlp_norm")
+        y = normed(y, layer.post_attn_norm, f"{at}post_attn_norm")
+        x = join(x, y, layer, w.get("attn_residual_gate"))
+        y = normed(x, layer.mlp_norm, f"{at}mlp_norm")
+        if layer.mlp.kind == "experts":
+            y = experts(y, layer.mlp, w, norm, mlp)
+        else:
+            y = mlp(y, layer.mlp, w)
+        y = normed(y, layer.post_mlp_norm, f"{at}post_mlp_norm")
+        x = join(x, y, layer, w.get("mlp_residual_gate"))
     head = every["embed" if spec.tied_head else "head"]
     out = normed(x, spec.final_norm, "final_norm") @ head.T * dtype(spec.logit_scale)
     cap = spec.logit_softcap

@@ -71,11 +71,11 @@ def _of_folder(path: Any) -> dict[str, Any]:
         # The checks of shape and type that packing would make.
         pack.plan(folder.checkpoint, shapes, folder.mapping.sources, "q8")
         tensors, formats = [], {}
-        for name, source in folder.mapping.sources.items():
-            entry = folder.checkpoint.entry(source)
-            size = entry.end - entry.begin
-            formats[entry.dtype] = formats.get(entry.dtype, 0) + size
-            one = {"name": name, "format": entry.dtype, "shape": list(entry.shape), "bytes": size}
+        for name, part in folder.mapping.sources.items():
+            dtype = folder.checkpoint.entry(part.name).dtype
+            size = pack.stored_nbytes(folder.checkpoint, shapes[name], part)
+            formats[dtype] = formats.get(dtype, 0) + size
+            one = {"name": name, "format": dtype, "shape": list(shapes[name]), "bytes": size}
             tensors.append(one)
         return {
             "source": str(path),

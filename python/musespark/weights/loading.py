@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
-from musespark.families import family_for
-from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_dict
+from musespark.families import read_config
+from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
 from musespark.families.tensors import TensorMap, canonical_shapes
 from musespark.weights import cache, pack
 from musespark.weights.files import WriteFailed, read_small_file
@@ -230,8 +230,7 @@ def understand(folder: Path) -> ModelFolder:
     }
     config = parse_json(assets["config.json"], str(folder / "config.json"))
     try:
-        family = family_for(config)
-        spec = family.spec(config)
+        family, spec, notes = read_config(config)
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{folder / 'config.json'}: {error}") from None
     checkpoint = _open_checkpoint(folder)
@@ -247,7 +246,7 @@ def understand(folder: Path) -> ModelFolder:
     except BaseException:
         checkpoint.close()
         raise
-    notes = family.notes(config) + list(mapping.ignored)
+    notes += mapping.ignored
     return ModelFolder(folder, checkpoint, assets, family.name, spec, mapping, notes)
 
 
@@ -263,7 +262,7 @@ def _open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _heads_differ(checkpoint: Checkpoint, mapping: TensorMap) -> bool:
-    embed, head = mapping.sources["embed"], mapping.spare_head or ""
+    embed, head = mapping.sources["embed"].name, mapping.spare_head or ""
     ours, theirs = checkpoint.entry(embed), checkpoint.entry(head)
     if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
         return True
@@ -285,7 +284,7 @@ def _pack(
         shapes=canonical_shapes(folder.spec),
         sources=folder.mapping.sources,
         quantize=recipe,
-        spec=spec_to_dict(folder.spec),
+        spec=spec_to_file(folder.spec),
         family=folder.family,
         notes=folder.notes,
         assets=folder.assets,

@@ -8,11 +8,13 @@ Recipes (``quantize``):
 - ``none``: as stored: f32 stays f32, bf16 stays bf16; f16 becomes f32, which holds it exactly.
 - ``auto``: q8 up to 50 million parameters, else q4. It looks at the model alone, never the machine.
 
-Vectors (norms, biases) are always f32.
+Vectors (norms, biases) are always f32. Routers of experts and learned positions stay as stored with
+every recipe: they are small, and a router decides.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import numpy as np
 
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from musespark.families.tensors import Part
 from musespark.weights.files import write_aside
 from musespark.weights.packed import Planned, write_packed
 from musespark.weights.safetensors import Checkpoint
@@ -55,7 +58,7 @@ def count_parameters(shapes: dict[str, Shape]) -> int:
 
 def matrix_format(quantize: str, name: str, stored: str) -> str:
     """The packed format of matrix `name` (canonical), stored as safetensors dtype `stored`."""
-    if quantize == "none":
+    if quantize == "none" or name.endswith(".router") or name in ("positions", "token_types"):
         return _STORED[stored]
     if quantize == "q4" and name in ("embed", "head"):
         return "q6"
@@ -63,20 +66,21 @@ def matrix_format(quantize: str, name: str, stored: str) -> str:
 
 
 def plan(
-    checkpoint: Checkpoint, shapes: dict[str, Shape], sources: dict[str, str], quantize: str
+    checkpoint: Checkpoint, shapes: dict[str, Shape], sources: dict[str, Part], quantize: str
 ) -> list[Planned]:
     """What to write: checks dtype and shape of every source tensor, without reading its data."""
     planned = []
     for name, shape in shapes.items():
-        entry = checkpoint.entry(sources[name])
+        part = sources[name]
+        entry = checkpoint.entry(part.name)
         where = f"{checkpoint.file_of[entry.name].path}: tensor {entry.name!r:.120}"
         if entry.dtype not in _STORED:
             raise UnsupportedModel(
                 f"{where} has dtype {entry.dtype}; weights may be F32, F16 or BF16"
             )
-        if entry.shape != shape:
+        if entry.shape != part.stored:
             raise CorruptFile(
-                f"{where} has shape {list(entry.shape)}, the config asks for {list(shape)}"
+                f"{where} has shape {list(entry.shape)}, the config asks for {list(part.stored)}"
             )
         if len(shape) == 1:
             planned.append(Planned(name, "f32", 1, shape[0], True))
@@ -84,6 +88,12 @@ def plan(
             packed_as = matrix_format(quantize, name, entry.dtype)
             planned.append(Planned(name, packed_as, shape[0], shape[1], False))
     return planned
+
+
+def stored_nbytes(checkpoint: Checkpoint, shape: Shape, part: Part) -> int:
+    """Bytes that a canonical tensor takes in the checkpoint."""
+    entry = checkpoint.entry(part.name)
+    return (entry.end - entry.begin) // math.prod(part.stored) * math.prod(shape)
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
@@ -110,7 +120,7 @@ def _matrix_pieces(
     blocks = max(1, min(_PIECE_BYTES // block_bytes, _PIECE_BYTES // source_bytes))
     out = np.empty(blocks * block_bytes, np.uint8)
     for begin in range(0, p.rows, 16 * blocks):
-        rows = array[begin : begin + 16 * blocks]
+        rows = np.ascontiguousarray(array[begin : begin + 16 * blocks])
         piece = out[: -(-rows.shape[0] // 16) * block_bytes]
         try:
             _core.pack(p.format, rows, dtype=dtype, out=piece, threads=threads)
@@ -124,7 +134,7 @@ def pack_checkpoint(
     destination: Path,
     *,
     shapes: dict[str, Shape],
-    sources: dict[str, str],
+    sources: dict[str, Part],
     quantize: str,
     spec: dict[str, Any],
     family: str,
@@ -136,22 +146,22 @@ def pack_checkpoint(
 ) -> None:
     """Packs every tensor of `checkpoint` into the packed file `destination`.
 
-    `shapes` are the canonical tensors, `sources` their names in the checkpoint; `quantize` is a
+    `shapes` are the canonical tensors, `sources` where they are in the checkpoint; `quantize` is a
     resolved recipe. Streams: one piece of a tensor is in memory at a time, besides the map.
     Progress counts source bytes, under `label`. `threads` None uses every core.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
-    total = sum(e.end - e.begin for e in map(checkpoint.entry, sources.values()))
+    total = sum(stored_nbytes(checkpoint, shapes[name], part) for name, part in sources.items())
     done = 0
 
     def payload(p: Planned) -> Iterator[np.ndarray]:
         nonlocal done
-        source = sources[p.name]
-        entry = checkpoint.entry(source)
-        where = f"{checkpoint.file_of[source].path}: tensor {source!r:.120}"
-        array = checkpoint.array(source)
-        size, before = entry.end - entry.begin, done
+        part = sources[p.name]
+        entry = checkpoint.entry(part.name)
+        where = f"{checkpoint.file_of[part.name].path}: tensor {part.name!r:.120}"
+        array = part.of(checkpoint.array(part.name))
+        size, before = stored_nbytes(checkpoint, shapes[p.name], part), done
         if p.vector:
             yield _vector_bytes(array, where)
         else:
@@ -162,7 +172,7 @@ def pack_checkpoint(
                 yielded += piece.nbytes
                 progress(before + size * yielded // p.nbytes, total, label)
         del array
-        checkpoint.forget(source)
+        checkpoint.forget(part.name)
         done = before + size
         progress(done, total, label)
 

@@ -1,0 +1,287 @@
+#include "ops/experts.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <string>
+
+#include "base/errors.h"
+
+namespace musespark {
+namespace {
+
+constexpr float kLeastSum = 1e-15f;  // added to a sum of scores: all of them may underflow
+
+// The largest key (the lowest index among equals), made not-a-number so that it is not taken again;
+// the lowest index not yet taken where only not-a-numbers are left.
+std::int32_t take_largest(std::int64_t n, float* keys, std::span<const std::int32_t> taken) {
+  float best = -std::numeric_limits<float>::infinity();
+  std::int32_t at = -1;
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (keys[i] > best) {
+      best = keys[i];
+      at = static_cast<std::int32_t>(i);
+    }
+  }
+  if (at < 0) {
+    at = 0;
+    while (std::find(taken.begin(), taken.end(), at) != taken.end()) ++at;
+  }
+  keys[at] = std::numeric_limits<float>::quiet_NaN();
+  return at;
+}
+
+// logits -> scores, in place (softmax_chosen: they stay logits until the choice is made).
+void score(const KernelTable& kernels, Router::Scores kind, std::int64_t n, float* logits,
+           float* scratch) {
+  if (kind == Router::Scores::softmax) {
+    const float max = kernels.rowwise.row_max(logits, n);
+    const float sum = kernels.rowwise.exp_sum(logits, max, n, logits);
+    for (std::int64_t i = 0; i < n; ++i) logits[i] /= sum;
+  } else if (kind == Router::Scores::sigmoid) {
+    std::memcpy(scratch, logits, static_cast<std::size_t>(n) * sizeof(float));
+    std::fill(logits, logits + n, 1.0f);
+    kernels.rowwise.sigmoid_mul(logits, scratch, n, logits);
+  }
+}
+
+void weigh(const KernelTable& kernels, const Router& router, const float* scores,
+           const std::int32_t* experts, float* weights) {
+  const std::int64_t k = router.chosen;
+  for (std::int64_t j = 0; j < k; ++j) weights[j] = scores[experts[j]];
+  if (router.scores == Router::Scores::softmax_chosen) {
+    const float max = kernels.rowwise.row_max(weights, k);
+    const float sum = kernels.rowwise.exp_sum(weights, max, k, weights);
+    for (std::int64_t j = 0; j < k; ++j) weights[j] /= sum;
+  } else if (router.renormalize) {
+    float sum = 0;
+    for (std::int64_t j = 0; j < k; ++j) sum += weights[j];
+    for (std::int64_t j = 0; j < k; ++j) weights[j] /= sum + kLeastSum;
+  }
+  for (std::int64_t j = 0; j < k; ++j) weights[j] *= router.routed_scale;
+}
+
+// x . w: 16 lanes (lane = index mod 16, ascending), then a tree; no fma, the same bits everywhere.
+float dot(const float* x, const float* w, std::int64_t n) {
+  float lanes[16] = {};
+  std::int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    for (int l = 0; l < 16; ++l) lanes[l] += x[i + l] * w[i + l];
+  }
+  for (int l = 0; i < n; ++i, ++l) lanes[l] += x[i] * w[i];
+  for (int half = 8; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  }
+  return lanes[0];
+}
+
+void copy_row(const Rows& from, std::int64_t row, const Rows& to, std::int64_t at) {
+  if (to.x) {
+    std::memcpy(to.x + at * to.ldx, from.x + row * from.ldx,
+                static_cast<std::size_t>(from.cols) * sizeof(float));
+  }
+  if (!to.q.q) return;
+  const QuantizedRows source = from.quantized_row(row), target = to.quantized_row(at);
+  const auto groups = static_cast<std::size_t>(source.cols / kActGroup);
+  std::memcpy(target.q, source.q, static_cast<std::size_t>(source.cols));
+  std::memcpy(target.scale, source.scale, groups * sizeof(float));
+  std::memcpy(target.bias, source.bias, groups * sizeof(std::int32_t));
+}
+
+Needs forms_of(const Rows& rows) { return {rows.x != nullptr, rows.q.q != nullptr}; }
+
+}  // namespace
+
+void choose_experts(const KernelTable& kernels, const Router& router, std::int64_t n, float* logits,
+                    float* keys, std::int32_t* experts, float* weights) {
+  if (router.scale != 1.0f) kernels.rowwise.scale(logits, router.scale, n, logits);
+  score(kernels, router.scores, n, logits, keys);
+  if (router.correction) {
+    kernels.rowwise.add(logits, router.correction, n, keys);
+  } else {
+    std::memcpy(keys, logits, static_cast<std::size_t>(n) * sizeof(float));
+  }
+  for (std::int64_t j = 0; j < router.chosen; ++j) {
+    experts[j] = take_largest(n, keys, {experts, static_cast<std::size_t>(j)});
+  }
+  std::sort(experts, experts + router.chosen);
+  weigh(kernels, router, logits, experts, weights);
+}
+
+void ExpertsRunner::carve(const Experts& e, std::int64_t rows) {
+  const std::int64_t entries = rows * e.router.chosen;
+  const auto count = static_cast<std::int64_t>(e.list.size());
+  carve_from(buffer_, [&](Carver* c) {
+    logits_ = c->floats(rows, count);
+    keys_ = c->floats(rows, count);
+    narrow_ = c->floats(e.pooled() ? rows : 0, e.width);
+    pooled_ = c->rows(e.pooled() ? rows : 0, e.width, true);
+    gathered_ = c->rows(rows > 1 ? entries : 0, e.width, e.in_needs.floats);
+    inner_ = c->rows(entries, e.intermediate, e.down_needs.floats);
+    results_ = c->floats(entries, e.width);
+    total_ = c->rows(e.pooled() ? rows : 0, e.width, true);
+    shared_inner_ = c->rows(e.has_shared() ? rows : 0, e.shared_intermediate, e.down_needs.floats);
+    shared_out_ = c->floats(e.has_shared() ? rows : 0, e.hidden);
+  });
+  experts_.resize(static_cast<std::size_t>(entries));
+  weights_.resize(static_cast<std::size_t>(entries));
+  entry_of_.resize(static_cast<std::size_t>(entries));
+  row_of_.resize(static_cast<std::size_t>(entries));
+}
+
+// The router's products, with those of `in` in the same job, and each row's choice.
+void ExpertsRunner::route(Jobs& jobs, const KernelTable& kernels, const Experts& e, const Rows& x) {
+  const auto n = static_cast<std::int64_t>(e.list.size());
+  const std::int64_t ld = RowsBuffer::padded(n), k = e.router.chosen;
+  const LinearOutput outputs[] = {{&x, &e.router.matrix, logits_, ld},
+                                  {&x, &e.in, narrow_, RowsBuffer::padded(e.width)}};
+  linear(jobs, kernels, std::span(outputs).first(e.pooled() ? 2 : 1));
+  jobs.run(x.rows, static_cast<double>(n * (k + 2)),
+           [&](std::int64_t begin, std::int64_t end, int) {
+             for (std::int64_t row = begin; row < end; ++row) {
+               choose_experts(kernels, e.router, n, logits_ + row * ld, keys_ + row * ld,
+                              experts_.data() + row * k, weights_.data() + row * k);
+             }
+           });
+}
+
+// Entries by expert, then by row: each expert's matrices see all its rows together.
+void ExpertsRunner::group(const Experts& e, std::int64_t rows) {
+  const std::int64_t k = e.router.chosen;
+  next_.assign(e.list.size() + 1, 0);
+  for (const std::int32_t expert : experts_) ++next_[static_cast<std::size_t>(expert) + 1];
+  groups_.clear();
+  for (std::size_t i = 0; i < e.list.size(); ++i) {
+    if (next_[i + 1] > 0) groups_.push_back({static_cast<std::int64_t>(i), next_[i], next_[i + 1]});
+    next_[i + 1] += next_[i];
+  }
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t j = row * k; j < (row + 1) * k; ++j) {
+      const auto at = static_cast<std::size_t>(j);
+      entry_of_[at] = next_[static_cast<std::size_t>(experts_[at])]++;
+      row_of_[static_cast<std::size_t>(entry_of_[at])] = row;
+    }
+  }
+}
+
+// The entries' input rows, side by side. One job.
+Rows ExpertsRunner::gather(Jobs& jobs, const Rows& input) {
+  const auto entries = static_cast<std::int64_t>(row_of_.size());
+  const Rows out = gathered_.view(entries, input.cols, forms_of(input), false);
+  jobs.run(entries, static_cast<double>(input.cols) * 0.2,
+           [&](std::int64_t begin, std::int64_t end, int) {
+             for (std::int64_t i = begin; i < end; ++i) {
+               copy_row(input, row_of_[static_cast<std::size_t>(i)], out, i);
+             }
+           });
+  return out;
+}
+
+void ExpertsRunner::gate_and_up(Jobs& jobs, const KernelTable& kernels, const Experts& e,
+                                const Rows& x, const Rows& input) {
+  Rows read = input;
+  if (!e.in_needs.floats) read.x = nullptr;
+  if (!e.in_needs.quantized) read.q = {};
+  const bool one_row = input.rows == 1;
+  if (!one_row) read = gather(jobs, read);
+  const auto entries = static_cast<std::int64_t>(row_of_.size());
+  const Rows inner = inner_.view(entries, e.intermediate, e.down_needs, false);
+  inputs_.clear();
+  inputs_.reserve(groups_.size());  // gated_ points into it
+  gated_.clear();
+  for (const Group& group : groups_) {
+    const Expert& expert = e.list[static_cast<std::size_t>(group.expert)];
+    inputs_.push_back(one_row ? read : read.slice(group.first, group.count));
+    gated_.push_back({&inputs_.back(), expert.gate_or_null(), &expert.up,
+                      inner.slice(group.first, group.count)});
+  }
+  if (e.has_shared()) {
+    gated_.push_back({&x, e.shared.gate_or_null(), &e.shared.up,
+                      shared_inner_.view(x.rows, e.shared_intermediate, e.down_needs, false)});
+  }
+  gated_linear(jobs, kernels, e.gating, gated_);
+}
+
+void ExpertsRunner::down(Jobs& jobs, const KernelTable& kernels, const Experts& e) {
+  const std::int64_t ld = RowsBuffer::padded(e.width);
+  downs_.clear();
+  for (std::size_t i = 0; i < groups_.size(); ++i) {
+    downs_.push_back({&gated_[i].out, &e.list[static_cast<std::size_t>(groups_[i].expert)].down,
+                      results_ + groups_[i].first * ld, ld});
+  }
+  if (e.has_shared()) {
+    downs_.push_back(
+        {&gated_.back().out, &e.shared.down, shared_out_, RowsBuffer::padded(e.hidden)});
+  }
+  linear(jobs, kernels, downs_);
+}
+
+// to[row] = the sum over its experts, ascending, of weight * output. One job.
+void ExpertsRunner::sum(Jobs& jobs, const KernelTable& kernels, const Experts& e, const Rows& to) {
+  const std::int64_t ld = RowsBuffer::padded(e.width), k = e.router.chosen;
+  jobs.run(to.rows, static_cast<double>(k * e.width) * 0.3,
+           [&](std::int64_t begin, std::int64_t end, int) {
+             for (std::int64_t row = begin; row < end; ++row) {
+               float* out = to.x + row * to.ldx;
+               std::fill(out, out + e.width, 0.0f);
+               for (std::int64_t j = row * k; j < (row + 1) * k; ++j) {
+                 const auto at = static_cast<std::size_t>(j);
+                 float* y = results_ + entry_of_[at] * ld;
+                 norm_row(kernels, e.out_norm, y, e.width, y);
+                 for (std::int64_t i = 0; i < e.width; ++i) out[i] += weights_[at] * y[i];
+               }
+               if (!to.q.q) continue;
+               const QuantizedRows quantized = to.quantized_row(row);
+               kernels.quantize_rows(out, to.cols, 1, to.cols, &quantized);
+             }
+           });
+}
+
+void ExpertsRunner::add_shared(Jobs& jobs, const KernelTable& kernels, const Experts& e,
+                               const Rows& x, float* out) {
+  const std::int64_t ld = RowsBuffer::padded(e.hidden);
+  jobs.run(x.rows, static_cast<double>(e.hidden) * 0.5,
+           [&](std::int64_t begin, std::int64_t end, int) {
+             for (std::int64_t row = begin; row < end; ++row) {
+               float* y = shared_out_ + row * ld;
+               if (e.shared_router) {
+                 const float logit = dot(x.x + row * x.ldx, e.shared_router, e.hidden);
+                 float share = 1.0f;
+                 kernels.rowwise.sigmoid_mul(&share, &logit, 1, &share);
+                 kernels.rowwise.scale(y, share, e.hidden, y);
+               }
+               kernels.rowwise.add(out + row * ld, y, e.hidden, out + row * ld);
+             }
+           });
+}
+
+void ExpertsRunner::run(Jobs& jobs, const KernelTable& kernels, const Experts& e, const Rows& x,
+                        float* out) {
+  if (x.cols != e.hidden) {
+    throw InvalidRequest("[experts] rows of " + std::to_string(x.cols) +
+                         " columns into experts of " + std::to_string(e.hidden));
+  }
+  if (x.rows == 0) return;
+  carve(e, x.rows);
+  route(jobs, kernels, e, x);
+  group(e, x.rows);
+  Rows input = x;
+  if (e.pooled()) {
+    input = pooled_.view(x.rows, e.width, e.in_needs, true);
+    norm_rows(jobs, kernels, narrow_, RowsBuffer::padded(e.width), e.in_norm, input);
+  }
+  gate_and_up(jobs, kernels, e, x, input);
+  down(jobs, kernels, e);
+  const std::int64_t ld = RowsBuffer::padded(e.hidden);
+  if (e.pooled()) {
+    const Rows total = total_.view(x.rows, e.width, e.out_needs, true);
+    sum(jobs, kernels, e, total);
+    const LinearOutput output{&total, &e.out, out, ld};
+    linear(jobs, kernels, std::span(&output, 1));
+  } else {
+    sum(jobs, kernels, e, {x.rows, e.hidden, out, ld, {}});
+  }
+  if (e.has_shared()) add_shared(jobs, kernels, e, x, out);
+}
+
+}  // namespace musespark

@@ -1,0 +1,145 @@
+"""Gemma 3, the text tower (transformers: Gemma3ForCausalLM, Gemma3ForConditionalGeneration).
+
+Gemma 2 with a norm on each query and key head in place of the soft caps, five window layers to one
+full one, and positions of their own for each of the two kinds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from musespark.families import llama
+from musespark.families.decoder import read_sizes, read_windows
+from musespark.families.fields import MAX_CONTEXT, MAX_LAYERS, Fields
+from musespark.families.gemma2 import LAYER_NAMES as GEMMA2_LAYER_NAMES
+from musespark.families.gemma2 import gemma_layer
+from musespark.families.rope import rope_of
+from musespark.families.spec import AttentionSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
+from musespark.families.tensors import TensorMap, match_tensors, pick_root
+
+name = "gemma3"
+model_types = ("gemma3", "gemma3_text")
+architectures = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+models = "Gemma 3 (text)"
+
+LAYER_NAMES = GEMMA2_LAYER_NAMES | {
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+}
+_IGNORABLE = llama.IGNORABLE | {
+    "vision tower: not yet run": re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..+")
+}
+_GLOBAL_THETA, _LOCAL_THETA = 1000000.0, 10000.0
+
+
+def _ropes(c: Fields, head_dim: int, context: int) -> list[RopeSpec]:
+    """Positions of window layers, then of full ones.
+
+    ``rope_parameters`` has an object for each kind of layer. The older keys are ``rope_theta`` and
+    ``rope_scaling`` for full layers and ``rope_local_base_freq`` for the others; ``rope_scaling``
+    is laid over what ``rope_parameters`` says, as in transformers.
+    """
+    nested = c.section("rope_parameters")
+    for key in nested.values:
+        if key not in ("full_attention", "sliding_attention"):
+            raise nested.refuse(str(key), "known are full_attention and sliding_attention")
+    full, local = nested.section("full_attention"), nested.section("sliding_attention")
+    scaling = c.section("rope_scaling")
+    if scaling.values:
+        full = scaling.laid_over(full)
+    theta = c.number("rope_theta", _GLOBAL_THETA) if c.has("rope_theta") else _GLOBAL_THETA
+    own = c.number("rope_local_base_freq", _LOCAL_THETA)
+    return [
+        rope_of(c, local, head_dim, own, context),
+        rope_of(c, full, head_dim, theta, context),
+    ]
+
+
+def _text_config(outer: Fields) -> Fields:
+    outer.architecture(*architectures)
+    outer.must_be_absent("quantization_config")
+    if outer.get("model_type") == "gemma3_text":
+        return outer
+    c = outer.section("text_config")
+    c.must_be_absent("quantization_config", "final_logit_softcapping")
+    c.must_be("model_type", "gemma3_text", "gemma3_text")
+    return c
+
+
+def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
+    """ModelSpec of a ``config.json``; missing keys take Gemma3TextConfig's defaults."""
+    outer = Fields.of(config)
+    c = _text_config(outer)
+    # Gemma3Attention of transformers 5.23 does not read its soft cap.
+    c.must_be_absent("per_layer_config", "attn_logit_softcapping")
+    c.must_be("use_bidirectional_attention", False, None)
+    size = read_sizes(
+        c,
+        vocab_size=262208,
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+        max_position_embeddings=131072,
+    )
+    bias = c.flag("attention_bias", False)
+    norm = NormSpec("rms_centered", c.number("rms_norm_eps", 1e-6))
+    query_scale = c.number("query_pre_attn_scalar", 256) ** -0.5
+    pattern = "sliding_window_pattern"
+    if not c.has(pattern) and c.has(f"_{pattern}"):
+        pattern = f"_{pattern}"
+    every = c.integer(pattern, 6, MAX_LAYERS)
+    kinds = [
+        "sliding_attention" if (i + 1) % every else "full_attention" for i in range(size.layers)
+    ]
+    window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
+
+    def layer(window: int) -> LayerSpec:
+        attention = AttentionSpec(
+            heads=size.heads,
+            kv_heads=size.kv_heads,
+            head_dim=size.head_dim,
+            window=window,
+            rope=0 if window else 1,
+            q_norm=norm,
+            k_norm=norm,
+            query_scale=query_scale,
+            qkv_bias=bias,
+            o_bias=bias,
+        )
+        return gemma_layer(c, size, norm, attention)
+
+    return ModelSpec(
+        vocab=size.vocab,
+        hidden=size.hidden,
+        max_context=size.context,
+        embed_scale=size.hidden**0.5,
+        final_norm=norm,
+        tied_head=_tied(outer, c),
+        logit_softcap=c.optional_number("final_logit_softcapping", None) or 0.0,
+        ropes=_ropes(c, size.head_dim, size.context),
+        layers=[layer(w) for w in read_windows(c, window, kinds)],
+    )
+
+
+def _tied(outer: Fields, text: Fields) -> bool:
+    # transformers ties by the outer field alone, which is true where it is not said.
+    text.flag("tie_word_embeddings", True)
+    return outer.flag("tie_word_embeddings", True)
+
+
+def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
+    """Maps the checkpoint's tensor names; those of the vision tower are left out and listed."""
+    names = list(names)
+    root = pick_root(names, "model", "model.language_model", "language_model.model")
+    source_of = llama.namer(root, LAYER_NAMES)
+    return match_tensors(model, names, source_of, _IGNORABLE)
+
+
+def notes(config: Mapping[str, Any] | Fields) -> list[str]:
+    """What a user should know about how this config is read: nothing for this family."""
+    return []
