@@ -155,9 +155,7 @@ void gated_linear(Jobs& jobs, const KernelTable& kernels, const Rows& in, const 
         kernels.rowwise.activate(activation, ups + r * ld, count, hidden);
       }
       if (!out.q.q) continue;
-      const QuantizedRows row = out.quantized_row(r);
-      const QuantizedRows part{row.q + first, row.scale + first_group, row.bias + first_group, 1,
-                               ld};
+      const QuantizedRows part = out.q.part(r, first, ld);
       kernels.quantize_rows(hidden, count, 1, count, &part);
     }
   };

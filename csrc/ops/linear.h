@@ -29,10 +29,7 @@ struct Rows {
   QuantizedRows q{};  // q.q null: not quantized
 
   // The one row `index`, as a view.
-  QuantizedRows quantized_row(std::int64_t index) const {
-    const std::int64_t groups = q.cols / kActGroup;
-    return {q.q + index * q.cols, q.scale + index * groups, q.bias + index * groups, 1, q.cols};
-  }
+  QuantizedRows quantized_row(std::int64_t index) const { return q.part(index, 0, q.cols); }
 };
 
 // Which forms of its input a set of matrices reads.
