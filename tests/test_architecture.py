@@ -70,6 +70,20 @@ def test_included_files_exist() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_only_ops_calls_kernels() -> None:
+    """Others may hand the dispatch table down to ops, but not reach into it."""
+    use = re.compile(r"\bkernels(\(\))?(\.|->)\w+")
+    files = {layer: list(tree.cpp_files(layer)) for layer in ("ops", "cache", "model", "decode")}
+    assert any(use.search(path.read_text()) for path in files.pop("ops"))
+    wrong = [
+        f"{where(path)}: {match.group()}"
+        for paths in files.values()
+        for path in paths
+        for match in use.finditer(path.read_text())
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_pybind11_and_python_stay_in_the_bindings() -> None:
     wrong = [
         f"{where(path, include.line)}: <{include.name}>"

@@ -14,6 +14,7 @@
 #include "decode/engine.h"
 #include "decode/pace.h"
 #include "dict_reader.h"
+#include "formats/weights_codec.h"
 #include "kernels/dispatch.h"
 #include "model/text_model.h"
 #include "register.h"
@@ -46,18 +47,14 @@ class HeldBuffer {
 using HeldBuffers = std::vector<std::unique_ptr<HeldBuffer>>;
 
 WeightFormat weight_format(py::handle value, const std::string& path) {
-  constexpr std::pair<const char*, WeightFormat> kFormats[] = {{"f32", WeightFormat::f32},
-                                                               {"bf16", WeightFormat::bf16},
-                                                               {"q8", WeightFormat::q8},
-                                                               {"q6", WeightFormat::q6},
-                                                               {"q4", WeightFormat::q4}};
-  if (py::isinstance<py::str>(value)) {
-    const auto name = value.cast<std::string>();
-    for (const auto& [known, format] : kFormats) {
-      if (name == known) return format;
+  std::string allowed;
+  for (const std::string& name : weight_format_names()) {
+    if (py::isinstance<py::str>(value) && value.cast<std::string>() == name) {
+      return weight_format_from_name(name);
     }
+    allowed += (allowed.empty() ? "" : ", ") + name;
   }
-  DictReader::fail(path, shown(value), "f32, bf16, q8, q6 or q4");
+  DictReader::fail(path, shown(value), "one of " + allowed);
 }
 
 std::map<std::string, TensorView> tensors_from_python(const py::dict& tensors, HeldBuffers& held) {

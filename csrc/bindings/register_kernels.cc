@@ -73,7 +73,7 @@ class GuardedBuffer {
 
 // Activations as quantize_rows leaves them, in memory of exactly the size the contract promises.
 struct Activations {
-  GuardedBuffer q, scale, bias;
+  GuardedBuffer q, scale, bias, half_bias;
   QuantizedRows rows;
 
   Activations(std::int64_t m, std::int64_t k) : Activations(m, (k + 63) / 64 * 64, 0) {}
@@ -83,7 +83,13 @@ struct Activations {
       : q(static_cast<std::size_t>(m * kp)),
         scale(static_cast<std::size_t>(m * kp / kActGroup) * sizeof(float)),
         bias(static_cast<std::size_t>(m * kp / kActGroup) * sizeof(std::int32_t)),
-        rows{q.as<std::int8_t>(), scale.as<float>(), bias.as<std::int32_t>(), m, kp} {}
+        half_bias(2 * bias.size()),
+        rows{q.as<std::int8_t>(),
+             scale.as<float>(),
+             bias.as<std::int32_t>(),
+             half_bias.as<std::int32_t>(),
+             m,
+             kp} {}
 };
 
 void check_2d(const py::array& a, const char* what) {
@@ -100,7 +106,8 @@ py::tuple quantize_rows(const Array<float>& x, const std::string& isa) {
   const std::int64_t kp = a.rows.cols, groups = kp / kActGroup;
   return py::make_tuple(Array<std::int8_t>({m, kp}, a.rows.q),
                         Array<float>({m, groups}, a.rows.scale),
-                        Array<std::int32_t>({m, groups}, a.rows.bias));
+                        Array<std::int32_t>({m, groups}, a.rows.bias),
+                        Array<std::int32_t>({m, 2 * groups}, a.rows.half_bias));
 }
 
 // x . W^T f32 [M, ldo] over row blocks [begin, end); the rest of the result holds `fill`.
@@ -224,7 +231,8 @@ void register_kernels(py::module_& m) {
   testing.def("kernel_levels", &kernel_levels,
               "The levels of this machine that have a kernel table, best first.");
   testing.def("quantize_rows", &quantize_rows, py::arg("x"), py::kw_only(), py::arg("isa"),
-              "(q int8 [M, Kp], scale f32 [M, Kp/64], bias int32 [M, Kp/64]) of x f32 [M, K].");
+              "(q int8 [M, Kp], scale f32 [M, Kp/64], bias int32 [M, Kp/64], half_bias int32 [M,\n"
+              "Kp/32]) of x f32 [M, K].");
   testing.def("matmul", &matmul, py::arg("format"), py::arg("packed"), py::arg("rows"),
               py::arg("x"), py::kw_only(), py::arg("isa"), py::arg("begin") = 0,
               py::arg("end") = -1, py::arg("ldo") = -1, py::arg("fill") = 0.0f,

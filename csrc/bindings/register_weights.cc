@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <string>
 
+#include "base/checked.h"
 #include "base/errors.h"
 #include "base/hash.h"
 #include "base/thread_pool.h"
 #include "formats/pack.h"
+#include "formats/repack.h"
 #include "formats/weights_codec.h"
 #include "register.h"
 
@@ -58,13 +60,11 @@ py::buffer_info byte_buffer(const py::buffer& buffer, bool writable, const char*
   return info;
 }
 
-void pack(const std::string& format_name, const py::buffer& array, const py::buffer& out,
-          const std::string& dtype, int threads) {
-  const WeightFormat format = weight_format_from_name(format_name);
-  const py::buffer_info from = array.request();
-  const py::buffer_info to = byte_buffer(out, true, "pack: out");
-  const FloatMatrix matrix = float_matrix(from, dtype);
-  const WeightLayout layout = weight_layout(format, matrix.rows, matrix.cols);
+// Packs `from`, any kind of matrix that pack_row_blocks takes, into `to` on `threads` threads.
+template <class Matrix>
+void pack_threaded(WeightFormat format, const Matrix& from, const py::buffer_info& to,
+                   int threads) {
+  const WeightLayout layout = weight_layout(format, from.rows, from.cols);
   if (to.size * to.itemsize != layout.bytes) {
     throw InvalidRequest("pack: out has " + std::to_string(to.size * to.itemsize) +
                          " bytes, needs " + std::to_string(layout.bytes));
@@ -73,8 +73,72 @@ void pack(const std::string& format_name, const py::buffer& array, const py::buf
   ThreadPool pool(threads);
   const std::int64_t chunk = std::clamp<std::int64_t>(layout.row_blocks / threads / 8, 1, 16);
   pool.run_chunks(layout.row_blocks, chunk, [&](std::int64_t begin, std::int64_t end, int) {
-    pack_row_blocks(format, matrix, begin, end, static_cast<std::uint8_t*>(to.ptr));
+    pack_row_blocks(format, from, begin, end, static_cast<std::uint8_t*>(to.ptr));
   });
+}
+
+void pack(const std::string& format_name, const py::buffer& array, const py::buffer& out,
+          const std::string& dtype, int threads) {
+  const WeightFormat format = weight_format_from_name(format_name);
+  const py::buffer_info from = array.request();
+  const py::buffer_info to = byte_buffer(out, true, "pack: out");
+  pack_threaded(format, float_matrix(from, dtype), to, threads);
+}
+
+void pack_blocks(const std::string& format_name, const py::buffer& blocks, std::int64_t rows,
+                 std::int64_t cols, const py::buffer& out, int threads) {
+  const WeightFormat format = weight_format_from_name(format_name);
+  const py::buffer_info from = byte_buffer(blocks, false, "pack_blocks: blocks");
+  const py::buffer_info to = byte_buffer(out, true, "pack_blocks: out");
+  weight_layout(format, rows, cols);  // rows and cols make sense
+  const std::int64_t row_bytes = checked_mul<InvalidRequest>(
+      (cols + kBlockG32 - 1) / kBlockG32, source_block_bytes(format), "pack_blocks: a row");
+  const auto needed = checked_mul<InvalidRequest>(rows, row_bytes, "pack_blocks: blocks");
+  if (from.size * from.itemsize != needed) {
+    throw InvalidRequest("pack_blocks: blocks has " + std::to_string(from.size * from.itemsize) +
+                         " bytes, " + std::to_string(rows) + " x " + std::to_string(cols) +
+                         " for " + format_name + " takes " + std::to_string(needed));
+  }
+  const auto* data = static_cast<const std::uint8_t*>(from.ptr);
+  pack_threaded(format, BlockMatrix{data, rows, cols, row_bytes}, to, threads);
+}
+
+ScaleType scale_type(const std::string& name, py::ssize_t itemsize) {
+  struct Known {
+    const char* name;
+    ScaleType type;
+    py::ssize_t bytes;
+  };
+  constexpr Known kKnown[] = {{"f16", ScaleType::f16, 2},
+                              {"bf16", ScaleType::bf16, 2},
+                              {"f32", ScaleType::f32, 4},
+                              {"e8m0", ScaleType::e8m0, 1}};
+  for (const Known& known : kKnown) {
+    if (name == known.name && itemsize == known.bytes) return known.type;
+  }
+  throw InvalidRequest("pack_codes: scales of " + std::to_string(itemsize) +
+                       " bytes with scale_dtype='" + name +
+                       "'; expected 2 with 'f16' or 'bf16', 4 with 'f32', 1 with 'e8m0'");
+}
+
+void pack_codes(const std::string& format_name, const py::buffer& codes, const py::buffer& scales,
+                const py::buffer& out, const std::string& scale_dtype, int threads) {
+  const WeightFormat format = weight_format_from_name(format_name);
+  const py::buffer_info from = byte_buffer(codes, false, "pack_codes: codes");
+  const py::buffer_info scale = byte_buffer(scales, false, "pack_codes: scales");
+  const py::buffer_info to = byte_buffer(out, true, "pack_codes: out");
+  if (from.ndim != 2 || from.itemsize != 1) {
+    throw InvalidRequest("pack_codes: codes are " + shape_text(from) + ", not 2-D of bytes");
+  }
+  const std::int64_t rows = from.shape[0], cols = from.shape[1];
+  const std::int64_t groups = (cols + kBlockG32 - 1) / kBlockG32;
+  if (scale.ndim != 2 || scale.shape[0] != rows || scale.shape[1] != groups) {
+    throw InvalidRequest("pack_codes: scales have shape " + shape_text(scale) + ", expected (" +
+                         std::to_string(rows) + "," + std::to_string(groups) + ",)");
+  }
+  const CodeMatrix matrix{static_cast<const std::int8_t*>(from.ptr), scale.ptr,
+                          scale_type(scale_dtype, scale.itemsize), rows, cols};
+  pack_threaded(format, matrix, to, threads);
 }
 
 py::array_t<float> unpack(const std::string& format_name, const py::buffer& buffer,
@@ -112,6 +176,17 @@ void register_weights(py::module_& m) {
         "into `out`, a writable buffer of packed_nbytes(format, *array.shape) bytes. The bytes do "
         "not\n"
         "depend on threads or machine. Raises InvalidRequest for a number that is not finite.");
+  m.def("pack_blocks", &pack_blocks, py::arg("format"), py::arg("blocks"), py::kw_only(),
+        py::arg("rows"), py::arg("cols"), py::arg("out"), py::arg("threads") = 1,
+        "Packs rows of GGUF blocks, exactly: Q8_0 into q8g32h, Q4_0 into q4g32h, IQ4_NL into\n"
+        "iq4g32h, MXFP4 into mxfp4. `cols` is a multiple of 32. Raises InvalidRequest for a scale\n"
+        "that is not finite, naming row and block; UnsupportedModel for a row of mxfp4 whose\n"
+        "scales reach over more than f16 does.");
+  m.def("pack_codes", &pack_codes, py::arg("format"), py::arg("codes"), py::arg("scales"),
+        py::kw_only(), py::arg("out"), py::arg("scale_dtype") = "f16", py::arg("threads") = 1,
+        "The same from one code a byte [rows, cols] (int8 for q8g32h, else 0..15) and scales\n"
+        "[rows, ceil(cols / 32)]: float16, bits of bfloat16 ('bf16'), float32 ('f32'), or bytes\n"
+        "of mxfp4 ('e8m0'). UnsupportedModel also for a scale with more bits than f16 has.");
   m.def("unpack", &unpack, py::arg("format"), py::arg("buffer"), py::arg("rows"), py::arg("cols"),
         "The matrix as float32 [rows, cols].");
   m.def(
@@ -122,7 +197,7 @@ void register_weights(py::module_& m) {
         return xxh64(info.ptr, static_cast<std::size_t>(info.size * info.itemsize));
       },
       py::arg("buffer"), "XXH64 (seed 0) of the bytes.");
-  m.attr("weight_formats") = py::make_tuple("f32", "bf16", "q8", "q6", "q4");
+  m.attr("weight_formats") = py::tuple(py::cast(weight_format_names()));
   m.attr("arithmetic_version") = kArithmeticVersion;
 }
 

@@ -9,7 +9,7 @@
 #include "base/math64.h"
 #include "base/random.h"
 #include "decode/candidates.h"
-#include "kernels/dispatch.h"
+#include "ops/softmax.h"
 
 namespace musespark {
 namespace {
@@ -32,6 +32,10 @@ void check_id(const std::string& field, std::int32_t id, std::int64_t vocab) {
 
 void check_real(const std::string& field, double value, bool ok, const std::string& allowed) {
   if (!std::isfinite(value) || !ok) fail(field, std::to_string(value), allowed);
+}
+
+std::span<const float> span_of(const float* row, std::int64_t n) {
+  return {row, static_cast<std::size_t>(n)};
 }
 
 // Throws unless every value is finite. Exponents of all ones are counted without a branch.
@@ -81,7 +85,7 @@ void weigh(const float* logits, const std::int32_t* ids, std::int64_t count, flo
     const float scaled = (logit - max) / temperature;
     z[i] = scaled > kZeroWeight ? scaled : kZeroWeight;
   }
-  kernels().rowwise.exp_sum(z, 0.0f, count, e);
+  exponentials(scratch.scaled, scratch.weights);
   for (std::int64_t i = 0; i < count; ++i) e[i] = z[i] > kZeroWeight ? e[i] : 0.0f;
 }
 
@@ -234,7 +238,7 @@ SampledToken Sampler::sample(const float* row, std::uint64_t position,
     process(row, blocked, scratch.logits);
     logits = scratch.logits.data();
   }
-  const float max = kernels().rowwise.row_max(logits, vocab_);
+  const float max = row_max(span_of(logits, vocab_));
   if (!std::isfinite(max)) {
     throw BadLogits(
         "no token is left to choose from: the largest logit after bias and penalties is " +
@@ -244,8 +248,7 @@ SampledToken Sampler::sample(const float* row, std::uint64_t position,
   out.token = params_.temperature == 0 ? first_equal(logits, vocab_, max)
                                        : draw(logits, max, position, scratch);
   if (params_.logprobs > 0) {
-    const double normalizer =
-        log_normalizer(row, vocab_, kernels().rowwise.row_max(row, vocab_), scratch);
+    const double normalizer = log_normalizer(row, vocab_, row_max(span_of(row, vocab_)), scratch);
     const auto logprob = [&](std::int32_t id) { return static_cast<float>(row[id] - normalizer); };
     out.logprob = logprob(out.token);
     Candidates best(row, vocab_, scratch.order);
@@ -259,7 +262,7 @@ SampledToken Sampler::sample(const float* row, std::uint64_t position,
 float token_logprob(const float* row, std::int64_t vocab, std::int32_t token,
                     SamplerScratch& scratch) {
   check_finite(row, vocab);
-  const float max = kernels().rowwise.row_max(row, vocab);
+  const float max = row_max(span_of(row, vocab));
   return static_cast<float>(row[token] - log_normalizer(row, vocab, max, scratch));
 }
 

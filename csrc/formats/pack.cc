@@ -131,6 +131,7 @@ class RowBlockPacker {
     }
     const PackRows rows{format_,
                         from_.cols,
+                        block_columns(format_),
                         columns,
                         scales_.as<float>(),
                         inverse_.as<float>(),
@@ -145,8 +146,9 @@ class RowBlockPacker {
 
   // Row and block scales from the groups' scales; inverse_ for the second step.
   void choose_scales(std::uint8_t* to) {
-    const std::int64_t per_block = format_ == WeightFormat::q8 ? 1 : kBlockQ4 / kSubGroup;
+    const bool is_signed = block_columns(format_) == kBlockG32;  // else sub-scales have signs
     const std::int64_t width = format_ == WeightFormat::q8 ? kBlockQ8 : kSubGroup;
+    const std::int64_t per_block = block_columns(format_) / width;
     const std::int64_t groups = (from_.cols + width - 1) / width;
     const float* scales = scales_.as<float>();
     float* inverse = inverse_.as<float>();
@@ -167,7 +169,8 @@ class RowBlockPacker {
       const float row = amax_[r] < kSmallestRow ? 0.0f : amax_[r] * largest;
       std::memcpy(to + r * 4, &row, 4);
       for (std::int64_t b = 0; b < layout_.blocks; ++b) {
-        const float ratio = largest == 0.0f ? 0.0f : inverse[b * kRowBlock + r] / largest;
+        float ratio = largest == 0.0f ? 0.0f : inverse[b * kRowBlock + r] / largest;
+        if (is_signed && b < groups && scales[b * kRowBlock + r] < 0.0f) ratio = -ratio;
         const std::uint16_t block = f32_to_f16(ratio);
         std::memcpy(to + layout_.block_offset + (b * kRowBlock + r) * 2, &block, 2);
         const float step = f16_to_f32(block) * largest;
@@ -184,7 +187,7 @@ class RowBlockPacker {
     for (std::int64_t chunk = 0; chunk < layout_.padded_cols / 64; ++chunk) {
       for (int byte = 0; byte < 64; ++byte) {
         const int r = byte / 4, k = byte % 4;
-        if (format_ == WeightFormat::q8) {
+        if (code_bits(format_) == 8) {
           for (int v = 0; v < 16; ++v) to[v * 64 + byte] = code(chunk, v, k, r);
           continue;
         }
@@ -198,7 +201,7 @@ class RowBlockPacker {
           to[512 + u * 64 + byte] = static_cast<std::uint8_t>(high);
         }
       }
-      to += format_ == WeightFormat::q8 ? 1024 : format_ == WeightFormat::q6 ? 768 : 512;
+      to += 128 * code_bits(format_);
     }
   }
 

@@ -8,6 +8,10 @@
 //   q6   per 32 columns a search of the scale for the least squared error, then int8 sub-scales
 //        over blocks of 256 columns
 //   q4   the same with the 16 levels and both signs, codes chosen among the final int8 levels
+//   q8g32h            block scale = largest magnitude of 32 columns / 127
+//   q4g32h, iq4g32h, mxfp4   per 32 columns the search of q4; any f16 may be a block scale
+//
+// For numbers that are quantized already see repack.h.
 //
 // A row whose largest magnitude is below 1e-30 packs to zeros.
 #pragma once

@@ -52,18 +52,42 @@ MUSESPARK_INLINE void store_bytes(std::uint8_t* to, F32 integers) {
   for (int r = 0; r < kLanes; ++r) to[r] = static_cast<std::uint8_t>(v[r]);
 }
 
-// ---- q4 ---------------------------------------------------------------------------------------
+// ---- tables of levels -------------------------------------------------------------------------
 
-// Scales tried, as multiples of (largest magnitude / 127): the table's long end meets the largest
-// number, overshoots it, or clips it.
-constexpr float kQ4Scales[] = {0.76f, 0.82f, 0.88f, 0.93f, 0.97f, 1.0f, 1.03f, 1.07f, 1.12f};
+// The levels of a 4-bit format in ascending order, and the code of each.
+struct Q4Levels {  // also iq4g32h
+  static constexpr int kCount = 16;
+  static constexpr float kLargest = 127.0f;
+  static constexpr int level(int i) { return kQ4Level[i]; }
+  MUSESPARK_INLINE static F32 code(F32 i) { return i; }
+};
+
+struct Int4Levels {
+  static constexpr int kCount = 16;
+  static constexpr float kLargest = 8.0f;
+  static constexpr int level(int i) { return kInt4Level[i]; }
+  MUSESPARK_INLINE static F32 code(F32 i) { return i; }
+};
+
+struct E2m1Levels {
+  static constexpr int kCount = 15;
+  static constexpr float kLargest = 12.0f;
+  static constexpr int level(int i) { return i < 7 ? kE2m1Level[15 - i] : kE2m1Level[i - 7]; }
+  MUSESPARK_INLINE static F32 code(F32 i) { return i < 7.0f ? 15.0f - i : i - 7.0f; }
+};
+
+// Scales tried, as multiples of (largest magnitude / largest level): the table's long end meets the
+// largest number, overshoots it, or clips it.
+constexpr float kTableScales[] = {0.76f, 0.82f, 0.88f, 0.93f, 0.97f, 1.0f, 1.03f, 1.07f, 1.12f};
 
 // The level nearest to t, t in units of levels.
+template <class Levels>
 MUSESPARK_INLINE F32 nearest_level(F32 t) {
-  F32 level = splat(kQ4Level[0]);
+  F32 level = splat(Levels::level(0));
 #pragma GCC unroll 15
-  for (int i = 1; i < 16; ++i) {
-    level = t > 0.5f * (kQ4Level[i - 1] + kQ4Level[i]) ? splat(kQ4Level[i]) : level;
+  for (int i = 1; i < Levels::kCount; ++i) {
+    const float border = 0.5f * (Levels::level(i - 1) + Levels::level(i));
+    level = t > border ? splat(Levels::level(i)) : level;
   }
   return level;
 }
@@ -71,16 +95,17 @@ MUSESPARK_INLINE F32 nearest_level(F32 t) {
 // The scale d of n <= 32 columns with the least sum of (u - d * level)^2, where d is the
 // least-squares scale of the levels that a trial scale gives: that error is
 // sum u^2 - (sum u*level)^2 / sum level^2.
-MUSESPARK_INLINE F32 fit_group_q4(const float* u, int n) {
+template <class Levels>
+MUSESPARK_INLINE F32 fit_group_table(const float* u, int n) {
   F32 amax = {};
   for (int k = 0; k < n; ++k) amax = larger(magnitude(load(u + k * kRowBlock)), amax);
   F32 best_gain = {}, best_scale = {};
-  for (const float factor : kQ4Scales) {
-    const F32 inverse = 127.0f / (amax * factor);  // inf for an all-zero group: no gain below
+  for (const float factor : kTableScales) {
+    const F32 inverse = Levels::kLargest / (amax * factor);  // inf for all zeros: no gain below
     F32 dot[2] = {}, square[2] = {};
     for (int k = 0; k < n; ++k) {
       const F32 x = load(u + k * kRowBlock), t = x * inverse;
-      const F32 plus = nearest_level(t), minus = nearest_level(-t);
+      const F32 plus = nearest_level<Levels>(t), minus = nearest_level<Levels>(-t);
       dot[0] += x * plus;
       square[0] += plus * plus;
       dot[1] -= x * minus;
@@ -95,6 +120,23 @@ MUSESPARK_INLINE F32 fit_group_q4(const float* u, int n) {
   }
   return best_scale;
 }
+
+// Codes of n columns; `inverse` turns them into units of levels.
+template <class Levels>
+MUSESPARK_INLINE void encode_group_table(const float* u, int n, F32 inverse, std::uint8_t* codes) {
+  for (int k = 0; k < n; ++k) {
+    const F32 t = load(u + k * kRowBlock) * inverse;
+    F32 index = {};
+#pragma GCC unroll 15
+    for (int i = 1; i < Levels::kCount; ++i) {
+      const float border = 0.5f * (Levels::level(i - 1) + Levels::level(i));
+      index += t > border ? splat(1.0f) : F32{};
+    }
+    store_bytes(codes + k * kRowBlock, Levels::code(index));
+  }
+}
+
+// ---- q4 ---------------------------------------------------------------------------------------
 
 // The 16 int8 values of sub-scale `sub`, times its sign so that they ascend, and the 15 borders.
 struct Q4Table {
@@ -211,44 +253,65 @@ MUSESPARK_INLINE void encode_group_q6(const float* u, int n, F32 scale, F32 inve
 
 // ---- a row block ------------------------------------------------------------------------------
 
+// Columns that get a scale of their own from fit.
 MUSESPARK_INLINE std::int64_t group_width(WeightFormat format) {
   return format == WeightFormat::q8 ? kBlockQ8 : kSubGroup;
+}
+
+MUSESPARK_INLINE F32 fit_group_bytes(const float* u, int n) {
+  F32 amax = {};
+  for (int i = 0; i < n; ++i) amax = larger(magnitude(load(u + i * kRowBlock)), amax);
+  return amax / 127.0f;
 }
 
 // Scales of the group of `n` columns at k, rows lane .. lane + kLanes - 1.
 MUSESPARK_INLINE void fit_group(const PackRows& rows, std::int64_t k, int n, int lane) {
   const float* u = rows.u + k * kRowBlock + lane;
   F32 scale;
-  if (rows.format == WeightFormat::q4) {
-    scale = fit_group_q4(u, n);
-  } else if (rows.format == WeightFormat::q6) {
-    scale = fit_group_q6(u, n);
-  } else {
-    F32 amax = {};
-    for (int i = 0; i < n; ++i) amax = larger(magnitude(load(u + i * kRowBlock)), amax);
-    scale = amax / 127.0f;
+  switch (rows.format) {
+    case WeightFormat::q4:
+    case WeightFormat::iq4g32h:
+      scale = fit_group_table<Q4Levels>(u, n);
+      break;
+    case WeightFormat::q4g32h:
+      scale = fit_group_table<Int4Levels>(u, n);
+      break;
+    case WeightFormat::mxfp4:
+      scale = fit_group_table<E2m1Levels>(u, n);
+      break;
+    case WeightFormat::q6:
+      scale = fit_group_q6(u, n);
+      break;
+    default:
+      scale = fit_group_bytes(u, n);
+      break;
   }
   store(rows.scales + k / group_width(rows.format) * kRowBlock + lane, scale);
 }
 
 MUSESPARK_INLINE void encode_group(const PackRows& rows, std::int64_t k, int n, int lane) {
-  const std::int64_t block = rows.format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
   const float* u = rows.u + k * kRowBlock + lane;
-  const F32 inverse = load(rows.inverse + k / block * kRowBlock + lane);
+  const F32 inverse = load(rows.inverse + k / rows.block_cols * kRowBlock + lane);
   std::uint8_t* codes = rows.codes + k * kRowBlock + lane;
-  if (rows.format == WeightFormat::q8) {
-    for (int i = 0; i < n; ++i) {
-      store_bytes(codes + i * kRowBlock,
-                  clamped(rounded(load(u + i * kRowBlock) * inverse), -127.0f, 127.0f));
-    }
-    return;
-  }
-  const F32 scale = load(rows.scales + k / kSubGroup * kRowBlock + lane);
+  const float* scale = rows.scales + k / kSubGroup * kRowBlock + lane;  // q4 and q6
   std::int8_t* sub = rows.sub + k / kSubGroup * kRowBlock + lane;
-  if (rows.format == WeightFormat::q4) {
-    encode_group_q4(u, n, scale, inverse, sub, codes);
-  } else {
-    encode_group_q6(u, n, scale, inverse, sub, codes);
+  switch (rows.format) {
+    case WeightFormat::q4:
+      return encode_group_q4(u, n, load(scale), inverse, sub, codes);
+    case WeightFormat::q6:
+      return encode_group_q6(u, n, load(scale), inverse, sub, codes);
+    case WeightFormat::q4g32h:
+      return encode_group_table<Int4Levels>(u, n, inverse, codes);
+    case WeightFormat::iq4g32h:
+      return encode_group_table<Q4Levels>(u, n, inverse, codes);
+    case WeightFormat::mxfp4:
+      return encode_group_table<E2m1Levels>(u, n, inverse, codes);
+    default:
+      break;
+  }
+  for (int i = 0; i < n; ++i) {
+    store_bytes(codes + i * kRowBlock,
+                clamped(rounded(load(u + i * kRowBlock) * inverse), -127.0f, 127.0f));
   }
 }
 

@@ -11,7 +11,8 @@ namespace musespark {
 // 16 rows of a quantized format, column by column.
 struct PackRows {
   WeightFormat format;
-  std::int64_t cols;     // K, unpadded
+  std::int64_t cols;  // K, unpadded
+  std::int64_t block_cols;
   const float* u;        // [K][16]
   float* scales;         // [groups][16], written by fit, read by encode
   const float* inverse;  // [blocks][16], read by encode: w8 = u * inverse

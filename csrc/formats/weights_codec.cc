@@ -13,27 +13,40 @@ struct FormatName {
   WeightFormat format;
   const char* name;
 };
-constexpr FormatName kNames[] = {{WeightFormat::f32, "f32"},
-                                 {WeightFormat::bf16, "bf16"},
-                                 {WeightFormat::q8, "q8"},
-                                 {WeightFormat::q6, "q6"},
-                                 {WeightFormat::q4, "q4"}};
+constexpr FormatName kNames[] = {
+    {WeightFormat::f32, "f32"},       {WeightFormat::bf16, "bf16"},
+    {WeightFormat::q8, "q8"},         {WeightFormat::q6, "q6"},
+    {WeightFormat::q4, "q4"},         {WeightFormat::q8g32h, "q8g32h"},
+    {WeightFormat::q4g32h, "q4g32h"}, {WeightFormat::iq4g32h, "iq4g32h"},
+    {WeightFormat::mxfp4, "mxfp4"}};
 
-std::int64_t code_bytes_per_64(WeightFormat format) {  // of 16 rows x 64 columns
-  switch (format) {
-    case WeightFormat::f32:
-      return 4096;
-    case WeightFormat::bf16:
-      return 2048;
-    case WeightFormat::q8:
-      return 1024;
-    case WeightFormat::q6:
-      return 768;
-    case WeightFormat::q4:
-      return 512;
-  }
+[[noreturn]] void fail_format(WeightFormat format) {
   throw InvalidRequest("format: " + std::to_string(static_cast<std::uint32_t>(format)) +
                        " is no weight format");
+}
+
+int element_bits(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::f32:
+      return 32;
+    case WeightFormat::bf16:
+      return 16;
+    case WeightFormat::q8:
+    case WeightFormat::q8g32h:
+      return 8;
+    case WeightFormat::q6:
+      return 6;
+    case WeightFormat::q4:
+    case WeightFormat::q4g32h:
+    case WeightFormat::iq4g32h:
+    case WeightFormat::mxfp4:
+      return 4;
+  }
+  fail_format(format);
+}
+
+std::int64_t code_bytes_per_64(WeightFormat format) {  // of 16 rows x 64 columns
+  return kRowBlock * 64 / 8 * element_bits(format);
 }
 
 std::int64_t round_up(std::int64_t value, std::int64_t step) {
@@ -49,26 +62,52 @@ BlockView block_of(const PackedMatrix& w, std::int64_t row) {
   return {w.data + row / kRowBlock * w.row_block_bytes, weight_layout(w.format, w.rows, w.cols)};
 }
 
-int quantized_code(const BlockView& v, WeightFormat format, std::int64_t r, std::int64_t k) {
-  const std::int64_t quad = k % 64 / 4, byte = r * 4 + k % 4;
-  const std::uint8_t* codes = v.base + v.layout.codes_offset + k / 64 * code_bytes_per_64(format);
-  if (format == WeightFormat::q8) return static_cast<std::int8_t>(codes[quad * 64 + byte]);
+int level_of(const std::uint8_t* codes, WeightFormat format, std::int64_t quad, std::int64_t byte) {
+  const int bits = code_bits(format);
+  if (bits == 8) return static_cast<std::int8_t>(codes[quad * 64 + byte]);
   const std::uint8_t pair = codes[quad % 8 * 64 + byte];
   const int low = quad < 8 ? pair & 15 : pair >> 4;
-  int level = 0;
-  if (format == WeightFormat::q4) {
-    level = kQ4Level[low];
-  } else {
-    const int high = codes[512 + quad % 4 * 64 + byte] >> (quad / 4 * 2) & 3;
-    const int code = low + 16 * high;
-    level = 4 * (code >= 32 ? code - 64 : code);
-  }
+  if (bits == 4) return code_levels(format)[low];
+  const int high = codes[512 + quad % 4 * 64 + byte] >> (quad / 4 * 2) & 3;
+  const int code = low + 16 * high;
+  return 4 * (code >= 32 ? code - 64 : code);
+}
+
+int quantized_code(const BlockView& v, WeightFormat format, std::int64_t r, std::int64_t k) {
+  const std::uint8_t* codes = v.base + v.layout.codes_offset + k / 64 * code_bytes_per_64(format);
+  const int level = level_of(codes, format, k % 64 / 4, r * 4 + k % 4);
+  if (!has_sub_scales(format)) return level;
   const auto sub =
       static_cast<std::int8_t>(v.base[v.layout.sub_offset + k / kSubGroup * kRowBlock + r]);
-  return (level * sub + 64) >> 7;
+  return (level * (sub < -127 ? -127 : sub) + 64) >> 7;
 }
 
 }  // namespace
+
+int code_bits(WeightFormat format) {
+  if (!is_quantized(format)) throw InvalidRequest("format: floats have no codes");
+  return element_bits(format);
+}
+
+std::int64_t block_columns(WeightFormat format) {
+  if (format == WeightFormat::q8) return kBlockQ8;
+  return has_sub_scales(format) ? kBlockQ4 : kBlockG32;
+}
+
+const std::int8_t (&code_levels(WeightFormat format))[16] {
+  switch (format) {
+    case WeightFormat::q4:
+    case WeightFormat::iq4g32h:
+      return kQ4Level;
+    case WeightFormat::q4g32h:
+      return kInt4Level;
+    case WeightFormat::mxfp4:
+      return kE2m1Level;
+    default:
+      throw InvalidRequest(std::string("format: ") + weight_format_name(format) +
+                           " has no table of levels");
+  }
+}
 
 WeightLayout weight_layout(WeightFormat format, std::int64_t rows, std::int64_t cols) {
   if (rows < 1 || cols < 1) {
@@ -85,12 +124,12 @@ WeightLayout weight_layout(WeightFormat format, std::int64_t rows, std::int64_t 
   at.padded_cols = round_up(cols, kActGroup);
   at.row_blocks = round_up(rows, kRowBlock) / kRowBlock;
   if (is_quantized(format)) {
-    const std::int64_t block = format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
+    const std::int64_t block = block_columns(format);
     at.blocks = round_up(at.padded_cols, block) / block;
     at.block_offset = kRowBlock * 4;
     at.sub_offset = add(at.block_offset, mul(at.blocks, kRowBlock * 2));
     const std::int64_t subs =
-        format == WeightFormat::q8 ? 0 : mul(at.padded_cols / kSubGroup, kRowBlock);
+        has_sub_scales(format) ? mul(at.padded_cols / kSubGroup, kRowBlock) : 0;
     at.codes_offset = round_up(add(at.sub_offset, subs), 64);
   }
   at.row_block_bytes = add(at.codes_offset, mul(at.padded_cols / 64, code_bytes_per_64(format)));
@@ -102,8 +141,13 @@ const char* weight_format_name(WeightFormat format) {
   for (const FormatName& entry : kNames) {
     if (entry.format == format) return entry.name;
   }
-  throw InvalidRequest("format: " + std::to_string(static_cast<std::uint32_t>(format)) +
-                       " is no weight format");
+  fail_format(format);
+}
+
+std::vector<std::string> weight_format_names() {
+  std::vector<std::string> names;
+  for (const FormatName& entry : kNames) names.emplace_back(entry.name);
+  return names;
 }
 
 WeightFormat weight_format_from_name(const std::string& name) {
@@ -156,7 +200,7 @@ void decode_row(const PackedMatrix& w, std::int64_t row, float* out) {
   }
   float row_scale;
   std::memcpy(&row_scale, v.base + r * 4, 4);
-  const std::int64_t block_cols = w.format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
+  const std::int64_t block_cols = block_columns(w.format);
   for (std::int64_t k = 0; k < w.cols; ++k) {
     std::uint16_t block;
     std::memcpy(&block, v.base + v.layout.block_offset + (k / block_cols * kRowBlock + r) * 2, 2);

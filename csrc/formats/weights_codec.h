@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "formats/weights.h"
 
@@ -25,12 +26,23 @@ struct WeightLayout {
 WeightLayout weight_layout(WeightFormat format, std::int64_t rows, std::int64_t cols);
 
 const char* weight_format_name(WeightFormat format);
+std::vector<std::string> weight_format_names();
 // Throws InvalidRequest, naming the known ones.
 WeightFormat weight_format_from_name(const std::string& name);
 
 inline bool is_quantized(WeightFormat format) {
   return format != WeightFormat::f32 && format != WeightFormat::bf16;
 }
+// Whether the format has an int8 sub-scale per 32 columns.
+inline bool has_sub_scales(WeightFormat format) {
+  return format == WeightFormat::q4 || format == WeightFormat::q6;
+}
+// Bits of a code of a quantized format.
+int code_bits(WeightFormat format);
+// Columns that share a block scale.
+std::int64_t block_columns(WeightFormat format);
+// The int8 that each code of a 4-bit format stands for.
+const std::int8_t (&code_levels(WeightFormat format))[16];
 
 // A view of packed bytes. Throws CorruptFile unless `size` is what the shape needs and `data` is
 // 64-byte aligned. `what` names the tensor in the message.

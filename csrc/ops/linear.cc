@@ -146,9 +146,7 @@ struct GatedColumns {
       float* hidden = out.x ? out.x + r * out.ldx + first : floats + r * ld;
       combine(floats + r * ld, ups + r * ld, count, hidden);
       if (!out.q.q) continue;
-      const QuantizedRows row = out.quantized_row(r);
-      const QuantizedRows part{row.q + first, row.scale + first_group, row.bias + first_group, 1,
-                               ld};
+      const QuantizedRows part = out.q.part(r, first, ld);
       kernels.quantize_rows(hidden, count, 1, count, &part);
     }
   }

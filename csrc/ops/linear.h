@@ -31,10 +31,7 @@ struct Rows {
   // Rows first .. first + count - 1, as a view.
   Rows slice(std::int64_t first, std::int64_t count) const {
     Rows out{count, cols, x ? x + first * ldx : nullptr, ldx, {}};
-    if (!q.q) return out;
-    const std::int64_t groups = q.cols / kActGroup;
-    out.q = {q.q + first * q.cols, q.scale + first * groups, q.bias + first * groups, count,
-             q.cols};
+    if (q.q) out.q = q.slice(first, count);
     return out;
   }
   QuantizedRows quantized_row(std::int64_t index) const { return slice(index, 1).q; }

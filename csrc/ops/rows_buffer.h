@@ -23,7 +23,9 @@ struct RowsBuffer {
     out.ldx = padded(cols);
     if (needs.floats || through_floats) out.x = x;
     if (needs.quantized) {
-      out.q = {q.q, q.scale, q.bias, rows, (cols + kActGroup - 1) / kActGroup * kActGroup};
+      out.q = q;
+      out.q.rows = rows;
+      out.q.cols = (cols + kActGroup - 1) / kActGroup * kActGroup;
     }
     return out;
   }
@@ -52,6 +54,7 @@ struct Carver {
     out.q.q = take<std::int8_t>(rows * kp);
     out.q.scale = take<float>(rows * kp / kActGroup);
     out.q.bias = take<std::int32_t>(rows * kp / kActGroup);
+    out.q.half_bias = take<std::int32_t>(2 * rows * kp / kActGroup);
     return out;
   }
 };

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from musespark._core import testing
+from musespark.reference import formats, qmatmul
 from support.matmul_cases import FORMATS, INPUTS, assert_same, random_case, random_input
 
 LEVELS = [isa for isa in testing.kernel_levels() if isa != "scalar"]
@@ -81,6 +82,35 @@ def test_extremes(form: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
+def test_any_bytes(form: str) -> None:
+    """Bytes no packer writes: scales that are NaN or infinite, sub-scales and codes of -128."""
+    rng = np.random.default_rng(9)
+    for rows, cols, m in ((33, 256, 1), (17, 65, 3), (50, 320, 7), (70, 192, 18)):
+        case = random_case(rng, form, rows, cols, m, "ones")
+        case.packed = rng.integers(0, 256, case.packed.size).astype(np.uint8)
+        check(case, "any bytes")
+    for byte in (0x80, 0x7F, 0xFF):
+        case.packed[:] = byte
+        check(case, f"all {byte:#x}")
+
+
+@pytest.mark.parametrize("form", formats.QUANTIZED)
+def test_least_codes_and_sub_scales(form: str) -> None:
+    """Every code the least a file can hold, and every sub-scale: the largest products there are."""
+    rng = np.random.default_rng(10)
+    for rows, cols, m in ((33, 256, 1), (17, 320, 3), (40, 128, 19)):
+        case = random_case(rng, form, rows, cols, m, "ones")
+        parts = formats.take_apart(form, case.packed, rows, cols)
+        parts.codes[:] = {8: -128, 6: -32, 4: 0}[formats.BITS[form]]
+        if parts.sub is not None:
+            parts.sub[:] = -128
+        case.packed = formats.put_together(parts)
+        expected = qmatmul.matmul(qmatmul.quantize_rows(case.x), parts, rows)
+        assert_same(case.run("scalar"), expected, f"the twin of {case}")
+        check(case, "least codes")
+
+
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("isa", ["scalar", *LEVELS])
 def test_only_the_rows_asked_for_are_written(form: str, isa: str) -> None:
     """Any split into ranges of row blocks gives the whole; nothing else of `out` is touched."""
@@ -120,7 +150,10 @@ def test_quantize_rows(isa: str, kind: str) -> None:
         x = random_input(rng, kind, 3, cols)
         expected = testing.quantize_rows(x, isa="scalar")
         for part, a, e in zip(
-            ("q", "scale", "bias"), testing.quantize_rows(x, isa=isa), expected, strict=True
+            ("q", "scale", "bias", "half_bias"),
+            testing.quantize_rows(x, isa=isa),
+            expected,
+            strict=True,
         ):
             assert a.dtype == e.dtype
             assert a.tobytes() == e.tobytes(), f"{isa} {kind} K={cols}: {part}"

@@ -10,7 +10,7 @@ from musespark import _core
 from musespark.reference import formats
 
 testing = _core.testing
-FORMATS = ("f32", "bf16", "q8", "q6", "q4")
+FORMATS = _core.weight_formats
 INPUTS = ("plain", "tiny", "huge", "inf", "nan", "zeros", "ones", "outlier", "group_of_zeros")
 
 
@@ -31,18 +31,31 @@ class Case:
         return f"{self.form} N={self.rows} K={k} M={m}"
 
 
+def code_range(form: str) -> tuple[int, int]:
+    """The least and the largest code; q8g32h takes every int8."""
+    return {"q8": (-127, 127), "q8g32h": (-128, 127), "q6": (-32, 31)}.get(form, (0, 15))
+
+
+def _extreme_codes(form: str) -> tuple[int, int]:
+    """Of the least and the largest level."""
+    if formats.BITS[form] != 4:
+        return code_range(form)
+    return int(formats.LEVELS[form].argmin()), int(formats.LEVELS[form].argmax())
+
+
 def random_parts(
     rng: np.random.Generator, form: str, n: int, k: int, extreme: bool
 ) -> formats.Parts:
-    """Any codes and scales a file may hold; `extreme`: every w8 as large as it gets."""
+    """Codes and scales of a packed file; `extreme`: every w8 as large as it gets."""
     np_, kp = -(-n // 16) * 16, -(-k // 64) * 64
-    low, high = {"q8": (-127, 128), "q6": (-32, 32), "q4": (0, 16)}[form]
-    codes = rng.integers(low, high, (np_, kp))
-    sub = None if form == "q8" else rng.integers(-127, 128, (np_, kp // 32)).astype(np.int8)
+    low, high = code_range(form)
+    codes = rng.integers(low, high + 1, (np_, kp))
+    sub = None
+    if form in formats.WITH_SUB:
+        sub = rng.integers(-127, 128, (np_, kp // 32)).astype(np.int8)
     if extreme:
-        ends = {"q8": (-127, 127), "q6": (-32, 31), "q4": (0, 15)}[form]
         # Long runs of one sign are what saturating or wrapping sums trip over.
-        codes = np.repeat(rng.choice(ends, (np_, kp // 32)), 32, axis=1)
+        codes = np.repeat(rng.choice(_extreme_codes(form), (np_, kp // 32)), 32, axis=1)
         if sub is not None:
             sub = rng.choice(np.array([-127, 127], np.int8), sub.shape)
     blocks = -(-kp // formats.BLOCK[form])

@@ -238,7 +238,7 @@ def _is_centered(spec: ModelSpec, name: str) -> bool:
 
 def pack(weights: dict[str, np.ndarray], recipe: str) -> dict[str, tuple]:
     """Tensors for the core. `recipe` is one format, or "mixed": the formats in turn."""
-    cycle = ("q4", "q8", "f32", "q6", "bf16")
+    cycle = ("q4", "q8", "q4g32h", "f32", "q6", "iq4g32h", "bf16", "q8g32h", "mxfp4")
     tensors = {}
     for i, (name, value) in enumerate(sorted(weights.items())):
         if value.ndim == 1:

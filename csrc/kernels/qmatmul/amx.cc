@@ -11,6 +11,8 @@
 // so that neither unit waits for the other. Everything a step touches must stay in L1 (a store that
 // misses it costs four times a product): the panel, two steps' result tiles, and the activations of
 // one 256-column block, copied together because their rows lie a power of two apart.
+// Formats with a scale per 32 columns need the sums of 32: their products have tiles of half the
+// depth, and a step is 128 columns.
 // Up to four rows and float weights go to the AVX-512 kernels.
 #include <immintrin.h>
 
@@ -22,27 +24,34 @@
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kPanelCols = 256;  // 64 rows x 256 bytes = 16 KiB of L1
+constexpr std::int64_t kPanelCols = 256;  // room: 64 rows x 256 bytes = 16 KiB of L1
 constexpr int kMaxBlocks = 4;
 constexpr std::int64_t kPassRows = 512;  // activation rows per unpacked panel
 constexpr std::int64_t kTileRows = 16;
 constexpr std::int64_t kTileBytes = 1024;
-constexpr int kStepGroups = 4;  // groups of 64 columns per step
+constexpr int kStepGroups = 4;  // products per step
 constexpr std::int64_t kTileInts = 256;
 constexpr int kLag = 1;  // steps between products and scaling
 
+// Columns of one product, and of a panel.
+constexpr int product_cols(WeightFormat format) { return is_g32(format) ? 32 : 64; }
+constexpr std::int64_t panel_cols(WeightFormat format) {
+  return kStepGroups * product_cols(format);
+}
+
 inline void compiler_barrier() { __asm__ volatile("" ::: "memory"); }
 
-// Tile registers 0..3: results, 4 and 5: `rows` activation rows, 6 and 7: weights.
-void configure_tiles(std::int64_t rows) {
+// Tile registers 0..3: results, 4 and 5: `rows` activation rows, 6 and 7: weights; products of
+// `depth` columns.
+void configure_tiles(std::int64_t rows, int depth) {
   struct alignas(64) {
     std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
     std::uint16_t row_bytes[16] = {};
     std::uint8_t rows[16] = {};
   } config;
   for (int i = 0; i < 8; ++i) {
-    config.row_bytes[i] = 64;
-    config.rows[i] = static_cast<std::uint8_t>(i < 6 ? rows : kTileRows);
+    config.row_bytes[i] = static_cast<std::uint16_t>(i == 4 || i == 5 ? depth : 64);
+    config.rows[i] = static_cast<std::uint8_t>(i < 6 ? rows : depth / 4);
   }
   // GCC 12's intrinsic names only the first bytes as read; this keeps the stores of the rest.
   __asm__ volatile("" : : "r"(&config) : "memory");
@@ -110,42 +119,77 @@ inline void store_tile(int g, std::int32_t* to) {
   }
 }
 
-// Products of kGroups groups, one result register each; what they held goes to `before`.
-template <int kGroups>
+// Where product i of kDepth columns finds its activations and its weights.
+template <int kDepth>
+constexpr std::int64_t x_at(int i) {
+  return kDepth == 64 ? i * kTileBytes : i / 2 * kTileBytes + i % 2 * 32;
+}
+template <int kDepth>
+constexpr std::int64_t w_at(int i) {
+  return i * kDepth * kRowBlock;
+}
+
+// kCount products, one result register each; what they held goes to `before`.
+template <int kDepth, int kCount>
 inline void products(const std::int8_t* x, const std::int8_t* w, std::int32_t* before) {
   if (before) store_tile(0, before);
   _tile_zero(0);
   _tile_loadd(4, x, 64);
   _tile_loadd(6, w, 64);
   _tile_dpbssd(0, 4, 6);
-  if constexpr (kGroups > 1) {
+  if constexpr (kCount > 1) {
     if (before) store_tile(1, before);
     _tile_zero(1);
-    _tile_loadd(5, x + kTileBytes, 64);
-    _tile_loadd(7, w + kTileBytes, 64);
+    _tile_loadd(5, x + x_at<kDepth>(1), 64);
+    _tile_loadd(7, w + w_at<kDepth>(1), 64);
     _tile_dpbssd(1, 5, 7);
   }
-  if constexpr (kGroups > 2) {
+  if constexpr (kCount > 2) {
     if (before) store_tile(2, before);
     _tile_zero(2);
-    _tile_loadd(4, x + 2 * kTileBytes, 64);
-    _tile_loadd(6, w + 2 * kTileBytes, 64);
+    _tile_loadd(4, x + x_at<kDepth>(2), 64);
+    _tile_loadd(6, w + w_at<kDepth>(2), 64);
     _tile_dpbssd(2, 4, 6);
   }
-  if constexpr (kGroups > 3) {
+  if constexpr (kCount > 3) {
     if (before) store_tile(3, before);
     _tile_zero(3);
-    _tile_loadd(5, x + 3 * kTileBytes, 64);
-    _tile_loadd(7, w + 3 * kTileBytes, 64);
+    _tile_loadd(5, x + x_at<kDepth>(3), 64);
+    _tile_loadd(7, w + w_at<kDepth>(3), 64);
     _tile_dpbssd(3, 5, 7);
   }
+}
+
+inline __m512 sums_as_floats(const Step& step, int product, std::int64_t r) {
+  return _mm512_cvtepi32_ps(_mm512_load_si512(step.tiles + product * kTileInts + r * 16));
+}
+
+// total plus row r of a step: kGroups activation groups and their block scales.
+template <WeightFormat kFormat, int kGroups>
+inline __m512 add_step(const Step& step, std::int64_t r, const float* scale, const __m512* block,
+                       __m512 total) {
+  __m512 f = _mm512_setzero_ps();
+#pragma GCC unroll 4
+  for (int g = 0; g < kGroups; ++g) {
+    const __m512 s = _mm512_set1_ps(scale[g]);
+    if constexpr (is_g32(kFormat)) {
+      f = _mm512_mul_ps(sums_as_floats(step, 2 * g, r), block[2 * g]);
+      f = _mm512_fmadd_ps(sums_as_floats(step, 2 * g + 1, r), block[2 * g + 1], f);
+      total = _mm512_fmadd_ps(f, s, total);
+    } else if constexpr (kFormat == WeightFormat::q8) {
+      f = _mm512_fmadd_ps(sums_as_floats(step, g, r), s, _mm512_setzero_ps());
+      total = _mm512_fmadd_ps(f, block[g], total);
+    } else {
+      f = _mm512_fmadd_ps(sums_as_floats(step, g, r), s, f);
+    }
+  }
+  return has_sub(kFormat) ? _mm512_fmadd_ps(f, block[0], total) : total;
 }
 
 // Sums of a step, scaled and added.
 template <WeightFormat kFormat, int kGroups>
 inline void scale_step(const Call& call, const Panel& p, const Step& step) {
-  constexpr bool kBlockIsGroup = kFormat == WeightFormat::q8;
-  constexpr int kScales = kBlockIsGroup ? kGroups : 1;
+  constexpr int kScales = has_sub(kFormat) ? 1 : kGroups * kActGroup / block_cols(kFormat);
   const float* scale = call.a.xq->scale + step.m * call.groups + p.k0 / kActGroup;
   float* out = call.a.out + step.m * call.a.ldo + p.out_row + step.b * kRowBlock;
   const __m512 row = _mm512_loadu_ps(p.row[step.b]);
@@ -156,15 +200,7 @@ inline void scale_step(const Call& call, const Panel& p, const Step& step) {
 #pragma GCC unroll 4
   for (std::int64_t r = 0; r < call.rows; ++r) {
     __m512 total = p.first ? _mm512_setzero_ps() : _mm512_load_ps(step.sums + r * 16);
-    __m512 f = _mm512_setzero_ps();
-#pragma GCC unroll 4
-    for (int g = 0; g < kGroups; ++g) {
-      const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(step.tiles + g * kTileInts + r * 16));
-      const __m512 s = _mm512_set1_ps(scale[r * call.groups + g]);
-      f = _mm512_fmadd_ps(sum, s, kBlockIsGroup ? _mm512_setzero_ps() : f);
-      if constexpr (kBlockIsGroup) total = _mm512_fmadd_ps(f, block[g], total);
-    }
-    if constexpr (!kBlockIsGroup) total = _mm512_fmadd_ps(f, block[0], total);
+    total = add_step<kFormat, kGroups>(step, r, scale + r * call.groups, block, total);
     if (p.last) {
       _mm512_mask_storeu_ps(out + r * call.a.ldo, p.mask[step.b], _mm512_mul_ps(total, row));
     } else {
@@ -186,11 +222,12 @@ inline void gather_activations(const Call& call, const Panel& p, std::int64_t m,
   }
 }
 
-// One panel against the activation rows [m0, m0 + rows).
+// One panel of kGroups activation groups against the activation rows [m0, m0 + rows).
 template <WeightFormat kFormat, int kBlocks, int kGroups>
 void all_rows(const Call& call, const Panel& p, std::int64_t m0, std::int64_t rows) {
   const std::int64_t m_tiles = (rows + kTileRows - 1) / kTileRows;
   constexpr std::int64_t kXBytes = kStepGroups * kTileBytes;
+  constexpr int kDepth = product_cols(kFormat), kProducts = kGroups * kActGroup / kDepth;
   Step steps[kLag + 1] = {};
   std::int64_t count = 0;
   gather_activations<kGroups>(call, p, call.tile_start(m0), call.x);
@@ -210,13 +247,13 @@ void all_rows(const Call& call, const Panel& p, std::int64_t m0, std::int64_t ro
         float* out = call.a.out + step.m * call.a.ldo + p.out_row + b * kRowBlock;
         for (std::int64_t r = 0; r < call.rows; ++r) prefetch(out + r * call.a.ldo);
       }
-      products<kGroups>(call.x + tile % 2 * kXBytes, p.w8 + b * kPanelCols * kRowBlock,
-                        count > 0 ? steps[(count - 1) % (kLag + 1)].tiles : nullptr);
+      products<kDepth, kProducts>(call.x + tile % 2 * kXBytes, p.w8 + b * kPanelCols * kRowBlock,
+                                  count > 0 ? steps[(count - 1) % (kLag + 1)].tiles : nullptr);
       compiler_barrier();
       if (count >= kLag) scale_step<kFormat, kGroups>(call, p, steps[(count - kLag) % (kLag + 1)]);
     }
   }
-  for (int g = 0; g < kGroups; ++g) store_tile(g, steps[(count - 1) % (kLag + 1)].tiles);
+  for (int i = 0; i < kProducts; ++i) store_tile(i, steps[(count - 1) % (kLag + 1)].tiles);
   compiler_barrier();
   for (std::int64_t i = count < kLag ? 0 : count - kLag; i < count; ++i) {
     scale_step<kFormat, kGroups>(call, p, steps[i % (kLag + 1)]);
@@ -228,7 +265,7 @@ template <WeightFormat kFormat, int kBlocks>
 void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::int8_t* to, Panel* p) {
   const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
   const std::int64_t ahead = p->last ? to_next - p->k0 / 64 * code_stride(kFormat)
-                                     : kPanelCols / 64 * code_stride(kFormat);
+                                     : panel_cols(kFormat) / 64 * code_stride(kFormat);
   p->w8 = to;
   for (int b = 0; b < kBlocks; ++b) {
     std::uint8_t* bytes = reinterpret_cast<std::uint8_t*>(to) + b * kPanelCols * kRowBlock;
@@ -245,6 +282,17 @@ void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::int8_
 }
 
 template <WeightFormat kFormat, int kBlocks>
+void all_groups(const Call& call, const Panel& p, std::int64_t m0, std::int64_t rows) {
+  const std::int64_t groups = p.cols / kActGroup;
+  if (groups == 1) return all_rows<kFormat, kBlocks, 1>(call, p, m0, rows);
+  if (groups == 2) return all_rows<kFormat, kBlocks, 2>(call, p, m0, rows);
+  if constexpr (!is_g32(kFormat)) {
+    if (groups == 3) return all_rows<kFormat, kBlocks, 3>(call, p, m0, rows);
+    all_rows<kFormat, kBlocks, 4>(call, p, m0, rows);
+  }
+}
+
+template <WeightFormat kFormat, int kBlocks>
 void row_blocks(const Call& call, std::int64_t first_block) {
   const MatmulArgs& a = call.a;
   const std::int64_t kp = a.xq->cols;
@@ -258,25 +306,12 @@ void row_blocks(const Call& call, std::int64_t first_block) {
   p.out_row = first_block * kRowBlock;
   for (std::int64_t m0 = 0; m0 < a.m; m0 += kPassRows) {
     const std::int64_t rows = a.m - m0 < kPassRows ? a.m - m0 : kPassRows;
-    for (p.k0 = 0; p.k0 < kp; p.k0 += kPanelCols) {
-      p.cols = kp - p.k0 < kPanelCols ? kp - p.k0 : kPanelCols;
+    for (p.k0 = 0; p.k0 < kp; p.k0 += panel_cols(kFormat)) {
+      p.cols = kp - p.k0 < panel_cols(kFormat) ? kp - p.k0 : panel_cols(kFormat);
       p.first = p.k0 == 0;
       p.last = p.k0 + p.cols == kp;
       unpack_panel<kFormat, kBlocks>(a, rb, call.panel, &p);
-      switch (p.cols / kActGroup) {
-        case 4:
-          all_rows<kFormat, kBlocks, 4>(call, p, m0, rows);
-          break;
-        case 3:
-          all_rows<kFormat, kBlocks, 3>(call, p, m0, rows);
-          break;
-        case 2:
-          all_rows<kFormat, kBlocks, 2>(call, p, m0, rows);
-          break;
-        default:
-          all_rows<kFormat, kBlocks, 1>(call, p, m0, rows);
-          break;
-      }
+      all_groups<kFormat, kBlocks>(call, p, m0, rows);
     }
   }
 }
@@ -284,7 +319,7 @@ void row_blocks(const Call& call, std::int64_t first_block) {
 template <WeightFormat kFormat>
 void matmul_quantized(const MatmulArgs& a) {
   const Call call(a);
-  configure_tiles(call.rows);
+  configure_tiles(call.rows, product_cols(kFormat));
   std::int64_t b = a.block_begin;
   for (; b + 4 <= a.block_end; b += 4) row_blocks<kFormat, 4>(call, b);
   for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(call, b);
@@ -303,6 +338,14 @@ void matmul_amx(const MatmulArgs* args) {
       return matmul_quantized<WeightFormat::q6>(*args);
     case WeightFormat::q4:
       return matmul_quantized<WeightFormat::q4>(*args);
+    case WeightFormat::q8g32h:
+      return matmul_quantized<WeightFormat::q8g32h>(*args);
+    case WeightFormat::q4g32h:
+      return matmul_quantized<WeightFormat::q4g32h>(*args);
+    case WeightFormat::iq4g32h:
+      return matmul_quantized<WeightFormat::iq4g32h>(*args);
+    case WeightFormat::mxfp4:
+      return matmul_quantized<WeightFormat::mxfp4>(*args);
     default:
       return matmul_avx512vnni(args);
   }

@@ -18,8 +18,9 @@ constexpr std::int64_t kPanelCols = 512;  // 16 rows x 512 words = 16 KiB of L1
 constexpr std::int64_t kPassRows = 16;    // activation rows widened at a time
 constexpr int kTileRows = 4;
 
-constexpr std::int64_t block_cols(WeightFormat format) {
-  return format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
+// Activation groups that share a block scale; not of the formats with two scales per group.
+constexpr std::int64_t groups_per_block(WeightFormat format) {
+  return is_g32(format) ? 1 : block_cols(format) / kActGroup;
 }
 
 inline __m256 block_scales(const std::uint16_t* block) {
@@ -57,24 +58,35 @@ inline __m256i madd(__m256i acc, __m256i words, const std::int32_t* pair) {
 
 // ---- M = 1 ------------------------------------------------------------------------------------
 
-// Exact sums over 64 columns of rows 8 * half ...
+struct Halves {  // exact sums over the first and the last 32 of 64 columns
+  __m256i low, high;
+};
+
+// Of rows 8 * half ...
 template <WeightFormat kFormat>
-inline __m256i dot64(const std::uint8_t* codes, const std::int8_t* sub, int half,
-                     const std::int32_t* pairs) {
-  __m256i acc[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+inline Halves dot64(const std::uint8_t* codes, const std::int8_t* sub, int half,
+                    const std::int32_t* pairs) {
+  Halves acc = {_mm256_setzero_si256(), _mm256_setzero_si256()};
   each_words<kFormat>(codes, sub, half, [&](int v, const Words& w) {
-    acc[0] = madd(acc[0], w.low_even, pairs + v);
-    acc[1] = madd(acc[1], w.low_odd, pairs + 16 + v);
-    acc[0] = madd(acc[0], w.high_even, pairs + 8 + v);
-    acc[1] = madd(acc[1], w.high_odd, pairs + 24 + v);
+    acc.low = madd(acc.low, w.low_even, pairs + v);
+    acc.high = madd(acc.high, w.high_even, pairs + 8 + v);
+    acc.low = madd(acc.low, w.low_odd, pairs + 16 + v);
+    acc.high = madd(acc.high, w.high_odd, pairs + 24 + v);
   });
-  return _mm256_add_epi32(acc[0], acc[1]);
+  return acc;
+}
+
+// total += (both sums times their block scales) * activation scale; `block` of the group's first.
+inline __m256 add_g32(Halves sum, const std::uint16_t* block, __m256 scale, __m256 total) {
+  __m256 t = _mm256_mul_ps(_mm256_cvtepi32_ps(sum.low), block_scales(block));
+  t = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum.high), block_scales(block + kRowBlock), t);
+  return _mm256_fmadd_ps(t, scale, total);
 }
 
 // kStreams row blocks side by side, 64 columns of each in turn; see avx512vnni.cc.
 template <WeightFormat kFormat, int kStreams>
 void matvec_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int32_t* pairs) {
-  constexpr std::int64_t kGroups = block_cols(kFormat) / kActGroup;
+  constexpr std::int64_t kGroups = groups_per_block(kFormat);
   constexpr std::int64_t kStride = code_stride(kFormat);
   const std::int64_t groups = a.xq->cols / kActGroup;
   const std::int64_t to_next = kStreams * a.w.row_block_bytes;
@@ -96,8 +108,14 @@ void matvec_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int
       _mm_prefetch(reinterpret_cast<const char*>(rb[i].row) + to_next + 64 * g, _MM_HINT_T0);
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
-        const __m256i sum_i32x8 = dot64<kFormat>(rb[i].codes + g * kStride,
-                                                 rb[i].sub + 2 * kRowBlock * g, h, pairs + 32 * g);
+        const Halves sum = dot64<kFormat>(rb[i].codes + g * kStride, rb[i].sub + 2 * kRowBlock * g,
+                                          h, pairs + 32 * g);
+        if constexpr (is_g32(kFormat)) {
+          const std::uint16_t* block = rb[i].block + 2 * g * kRowBlock + 8 * h;
+          total[i][h] = add_g32(sum, block, scale, total[i][h]);
+          continue;
+        }
+        const __m256i sum_i32x8 = _mm256_add_epi32(sum.low, sum.high);
         f[i][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum_i32x8), scale, f[i][h]);
         if (block_ends) {
           total[i][h] = _mm256_fmadd_ps(
@@ -138,7 +156,8 @@ struct Pass {
 // kRows activation rows (m of the pass on) over the panel of row block rb.
 template <WeightFormat kFormat, int kRows>
 inline void tile(const Pass& p, const RowBlock& rb, std::int64_t m) {
-  constexpr std::int64_t kGroups = block_cols(kFormat) / kActGroup;
+  if constexpr (is_g32(kFormat)) return tile_g32<kRows>(p, rb, m);
+  constexpr std::int64_t kGroups = groups_per_block(kFormat);
   const std::int64_t kp = p.args->xq->cols, all_groups = kp / kActGroup;
   const float* scale = p.args->xq->scale + (p.m0 + m) * all_groups + p.k0 / kActGroup;
   const std::int64_t groups = p.cols / kActGroup;
@@ -171,6 +190,48 @@ inline void tile(const Pass& p, const RowBlock& rb, std::int64_t m) {
                         _mm256_fmadd_ps(f[c][h], block_scales(rb.block + block * kRowBlock + 8 * h),
                                         _mm256_load_ps(sum)));
         f[c][h] = _mm256_setzero_ps();
+      }
+    }
+  }
+}
+
+// The same for formats with a scale per 32 columns.
+template <int kRows>
+inline void tile_g32(const Pass& p, const RowBlock& rb, std::int64_t m) {
+  const std::int64_t kp = p.args->xq->cols, all_groups = kp / kActGroup;
+  const float* scale = p.args->xq->scale + (p.m0 + m) * all_groups + p.k0 / kActGroup;
+  const std::uint16_t* block = rb.block + p.k0 / kBlockG32 * kRowBlock;
+  float* sums = p.sums + m * kRowBlock;
+  for (std::int64_t g = 0; g < p.cols / kActGroup; ++g) {
+    __m256 f[kRows][2];
+    for (int part = 0; part < 2; ++part) {  // 32 columns
+      const __m256i* words = p.words + g * 64 + 16 * part;
+      const std::int32_t* pairs = p.pairs + m * (kp / 2) + p.k0 / 2 + g * 32 + 8 * part;
+      __m256i acc[kRows][2];
+      for (int c = 0; c < kRows; ++c) acc[c][0] = acc[c][1] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+      for (int j = 0; j < 16; ++j) {
+        const int i = j < 8 ? j : j + 8;  // quads' even pairs, then their odd ones
+        const __m256i w0 = words[2 * i], w1 = words[2 * i + 1];
+#pragma GCC unroll 4
+        for (int c = 0; c < kRows; ++c) {
+          acc[c][0] = madd(acc[c][0], w0, pairs + c * (kp / 2) + i);
+          acc[c][1] = madd(acc[c][1], w1, pairs + c * (kp / 2) + i);
+        }
+      }
+      for (int h = 0; h < 2; ++h) {
+        const __m256 s = block_scales(block + (2 * g + part) * kRowBlock + 8 * h);
+        for (int c = 0; c < kRows; ++c) {
+          const __m256 sum = _mm256_cvtepi32_ps(acc[c][h]);
+          f[c][h] = part == 0 ? _mm256_mul_ps(sum, s) : _mm256_fmadd_ps(sum, s, f[c][h]);
+        }
+      }
+    }
+    for (int c = 0; c < kRows; ++c) {
+      const __m256 s = _mm256_set1_ps(scale[c * all_groups + g]);
+      for (int h = 0; h < 2; ++h) {
+        float* sum = sums + c * kRowBlock + 8 * h;
+        _mm256_store_ps(sum, _mm256_fmadd_ps(f[c][h], s, _mm256_load_ps(sum)));
       }
     }
   }
@@ -260,7 +321,7 @@ void quantize_rows_avx2(const float* x, std::int64_t ldx, std::int64_t m, std::i
         from = group;
       }
       quantize_64(from, out->q + i * out->cols + g * kActGroup, out->scale + i * groups + g,
-                  out->bias + i * groups + g);
+                  out->bias + i * groups + g, out->half_bias + 2 * (i * groups + g));
     }
   }
 }
@@ -273,6 +334,14 @@ void matmul_avx2(const MatmulArgs* args) {
       return matmul_quantized<WeightFormat::q6>(*args);
     case WeightFormat::q4:
       return matmul_quantized<WeightFormat::q4>(*args);
+    case WeightFormat::q8g32h:
+      return matmul_quantized<WeightFormat::q8g32h>(*args);
+    case WeightFormat::q4g32h:
+      return matmul_quantized<WeightFormat::q4g32h>(*args);
+    case WeightFormat::iq4g32h:
+      return matmul_quantized<WeightFormat::iq4g32h>(*args);
+    case WeightFormat::mxfp4:
+      return matmul_quantized<WeightFormat::mxfp4>(*args);
     default:
       return matmul_float_avx2(args);
   }

@@ -1,7 +1,7 @@
 // Quantized matmul with AVX-512 VNNI. Bit-identical to scalar.cc.
 //
 //   M = 1..4  weights are unpacked to int16 in registers and meet int16 activations in vpdpwssd
-//             (q8: biased bytes in vpdpbusd): the row streams once, nothing is stored.
+//             (no sub-scales: biased bytes in vpdpbusd): the row streams once, nothing is stored.
 //   M >= 5    a panel of 32 rows x kPanelCols columns is unpacked to biased bytes in L1, then a
 //             register tile of 32 rows x up to 6 columns runs over it; sums between panels rest in
 //             scratch memory.
@@ -43,6 +43,7 @@ struct TileAt {
   const std::int8_t* q;
   const float* scale;
   const std::int32_t* bias;
+  const std::int32_t* half_bias;
   std::int64_t kp, groups;
 };
 
@@ -131,6 +132,54 @@ inline void tile_blocks_of_64(const TileAt<kBlocks>& t, const Panel& p, float* s
   }
 }
 
+// Exact sums over 32 columns: half `h` of group g.
+template <int kBlocks, int kRows>
+inline void tile_dot_half(const TileAt<kBlocks>& t, std::int64_t g, int h,
+                          __m512i (&acc)[kBlocks][kRows]) {
+  for (int c = 0; c < kRows; ++c) {
+    const __m512i bias = _mm512_set1_epi32(t.half_bias[2 * (c * t.groups + g) + h]);
+    for (int b = 0; b < kBlocks; ++b) acc[b][c] = bias;
+  }
+#pragma GCC unroll 8
+  for (int v = 8 * h; v < 8 * h + 8; ++v) {
+    __m512i w[kBlocks];
+    for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_load_si512(t.w8[b] + g * 1024 + v * 64);
+#pragma GCC unroll 8
+    for (int c = 0; c < kRows; ++c) {
+      const __m512i x = _mm512_set1_epi32(load_i32(t.q + c * t.kp + g * 64 + v * 4));
+      for (int b = 0; b < kBlocks; ++b) acc[b][c] = _mm512_dpbusd_epi32(acc[b][c], w[b], x);
+    }
+  }
+}
+
+// Blocks of 32 columns: sums += (both halves of 64 columns, times their scales) * activation scale.
+template <int kBlocks, int kRows>
+inline void tile_blocks_of_32(const TileAt<kBlocks>& t, const Panel& p, float* sums) {
+#pragma GCC unroll 1
+  for (std::int64_t g = 0; g < p.cols / kActGroup; ++g) {
+    __m512i acc[kBlocks][kRows];
+    __m512 f[kBlocks][kRows];
+    tile_dot_half<kBlocks, kRows>(t, g, 0, acc);
+    for (int b = 0; b < kBlocks; ++b) {
+      const __m512 s = block_scales(p.block[b] + 2 * g * kRowBlock);
+#pragma GCC unroll 8
+      for (int c = 0; c < kRows; ++c) f[b][c] = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[b][c]), s);
+    }
+    tile_dot_half<kBlocks, kRows>(t, g, 1, acc);
+    __asm__ volatile("" ::: "memory");  // or the loads of sums move up and spill f
+    for (int b = 0; b < kBlocks; ++b) {
+      const __m512 s = block_scales(p.block[b] + (2 * g + 1) * kRowBlock);
+#pragma GCC unroll 8
+      for (int c = 0; c < kRows; ++c) {
+        float* sum = sums + (b * kRows + c) * 16;
+        f[b][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[b][c]), s, f[b][c]);
+        const __m512 x = _mm512_set1_ps(t.scale[c * t.groups + g]);
+        _mm512_store_ps(sum, _mm512_fmadd_ps(f[b][c], x, _mm512_load_ps(sum)));
+      }
+    }
+  }
+}
+
 // kRows activation rows from m on, against kBlocks row blocks of the panel.
 template <WeightFormat kFormat, int kBlocks, int kRows>
 inline void tile(const MatmulArgs& a, const Panel& p, std::int64_t m) {
@@ -140,6 +189,7 @@ inline void tile(const MatmulArgs& a, const Panel& p, std::int64_t m) {
   t.q = a.xq->q + m * t.kp + p.k0;
   t.scale = a.xq->scale + m * t.groups + p.k0 / kActGroup;
   t.bias = a.xq->bias + m * t.groups + p.k0 / kActGroup;
+  t.half_bias = a.xq->half_bias + 2 * (m * t.groups + p.k0 / kActGroup);
   for (int b = 0; b < kBlocks; ++b) t.w8[b] = p.bytes[b];
   float* sums = p.sums + (m - p.m0) * kBlocks * kRowBlock;
   float* out = a.out + m * a.ldo + p.out_row;
@@ -151,7 +201,9 @@ inline void tile(const MatmulArgs& a, const Panel& p, std::int64_t m) {
   if (p.first) {
     for (int i = 0; i < kBlocks * kRows; ++i) _mm512_store_ps(sums + 16 * i, _mm512_setzero_ps());
   }
-  if constexpr (kFormat == WeightFormat::q8) {
+  if constexpr (is_g32(kFormat)) {
+    tile_blocks_of_32<kBlocks, kRows>(t, p, sums);
+  } else if constexpr (kFormat == WeightFormat::q8) {
     tile_blocks_of_64<kBlocks, kRows>(t, p, sums);
   } else {
     tile_blocks_of_256<kBlocks, kRows>(t, p, sums);
@@ -265,7 +317,7 @@ void quantize_rows_avx512vnni(const float* x, std::int64_t ldx, std::int64_t m, 
     for (std::int64_t g = 0; g < groups; ++g) {
       quantize_group(x + i * ldx + g * kActGroup, k - g * kActGroup,
                      out->q + i * out->cols + g * kActGroup, out->scale + i * groups + g,
-                     out->bias + i * groups + g);
+                     out->bias + i * groups + g, out->half_bias + 2 * (i * groups + g));
     }
   }
 }
@@ -278,6 +330,14 @@ void matmul_avx512vnni(const MatmulArgs* args) {
       return matmul_quantized<WeightFormat::q6>(*args);
     case WeightFormat::q4:
       return matmul_quantized<WeightFormat::q4>(*args);
+    case WeightFormat::q8g32h:
+      return matmul_quantized<WeightFormat::q8g32h>(*args);
+    case WeightFormat::q4g32h:
+      return matmul_quantized<WeightFormat::q4g32h>(*args);
+    case WeightFormat::iq4g32h:
+      return matmul_quantized<WeightFormat::iq4g32h>(*args);
+    case WeightFormat::mxfp4:
+      return matmul_quantized<WeightFormat::mxfp4>(*args);
     default:
       return matmul_float_avx512vnni(args);
   }

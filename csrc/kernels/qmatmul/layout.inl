@@ -9,6 +9,37 @@
 namespace musespark {
 namespace {
 
+// Whether the format has one f16 scale per 32 columns and no sub-scales.
+constexpr bool is_g32(WeightFormat format) {
+  return format == WeightFormat::q8g32h || format == WeightFormat::q4g32h ||
+         format == WeightFormat::iq4g32h || format == WeightFormat::mxfp4;
+}
+
+constexpr bool has_sub(WeightFormat format) {
+  return format == WeightFormat::q4 || format == WeightFormat::q6;
+}
+
+constexpr bool is_byte(WeightFormat format) {
+  return format == WeightFormat::q8 || format == WeightFormat::q8g32h;
+}
+
+// Columns that share a block scale.
+constexpr std::int64_t block_cols(WeightFormat format) {
+  return is_g32(format) ? kBlockG32 : format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
+}
+
+// Bytes of codes per 64 columns.
+constexpr std::int64_t code_stride(WeightFormat format) {
+  return is_byte(format) ? 1024 : format == WeightFormat::q6 ? 768 : 512;
+}
+
+// The levels of a 4-bit format.
+constexpr const std::int8_t (&levels_of(WeightFormat format))[16] {
+  return format == WeightFormat::q4g32h  ? kInt4Level
+         : format == WeightFormat::mxfp4 ? kE2m1Level
+                                         : kQ4Level;
+}
+
 struct RowBlock {
   const float* row;            // [16]
   const std::uint16_t* block;  // [ceil(Kp/B)][16] f16
@@ -24,15 +55,14 @@ struct RowBlock {
 [[maybe_unused]] inline RowBlock row_block(const PackedMatrix& w, std::int64_t index) {
   const std::uint8_t* p = w.data + index * w.row_block_bytes;
   const std::int64_t kp = padded_cols(w.cols);
-  const bool has_sub = w.format != WeightFormat::q8;
-  const std::int64_t blocks = has_sub ? (kp + kBlockQ4 - 1) / kBlockQ4 : kp / kBlockQ8;
+  const std::int64_t blocks = (kp + block_cols(w.format) - 1) / block_cols(w.format);
   RowBlock rb;
   rb.row = reinterpret_cast<const float*>(p);
   std::int64_t at = kRowBlock * 4;
   rb.block = reinterpret_cast<const std::uint16_t*>(p + at);
   at += blocks * kRowBlock * 2;
   rb.sub = reinterpret_cast<const std::int8_t*>(p + at);
-  if (has_sub) at += kp / kSubGroup * kRowBlock;
+  if (has_sub(w.format)) at += kp / kSubGroup * kRowBlock;
   rb.codes = p + (at + 63) / 64 * 64;
   return rb;
 }

@@ -7,6 +7,7 @@
 //     if amax is not finite: scale = NaN (0x7fc00000), q = 0;  if amax < 1e-30f: scale = 0, q = 0
 //     else scale = amax / 127.0f, inv = 127.0f / amax, q = clamp(rne(x * inv), -127, 127)
 //     bias  = -128 * sum(q)          (undoes the +128 that makes weights unsigned for dpbusd)
+//     half_bias[0], [1]: the shares of columns 0..31 and 32..63 in it
 //   Columns K..Kp-1 are zero.
 //
 // Quantized weights (formats/weights.h), for each output (m, n), every operation float32, rne:
@@ -16,6 +17,14 @@
 //       for each activation group a in b ascending:    (64 columns)
 //         f = fma(float(sum_k q[m][k] * w8[n][k]), scale[m][a], f)        (sum: exact int32)
 //       F = fma(f, float(block[n][b]), F)
+//     out = F * row[n]
+//
+// Formats with a scale per 32 columns, S0 and S1 the exact sums of q * w8 over the first and last
+// 32 columns of an activation group, |S| <= 32 * 127 * 128 and so exact as floats:
+//     F = +0
+//     for each activation group a ascending, b = 2 * a:
+//       t = fma(float(S1), float(block[n][b + 1]), float(S0) * float(block[n][b]))
+//       F = fma(t, scale[m][a], F)
 //     out = F * row[n]
 //
 // f32 and bf16 weights take the float activations: acc = +0; acc = fma(x[m][k], W[n][k], acc) for
@@ -35,13 +44,26 @@
 
 namespace musespark {
 
-// Quantized activations of M rows. q: [M][Kp] int8, 64-byte aligned; scale and bias: [M][Kp/64].
+// Quantized activations of M rows. q: [M][Kp] int8, 64-byte aligned; scale and bias: [M][Kp/64];
+// half_bias: [M][Kp/32].
 struct QuantizedRows {
   std::int8_t* q;
   float* scale;
   std::int32_t* bias;
+  std::int32_t* half_bias;
   std::int64_t rows;  // M
   std::int64_t cols;  // Kp, multiple of 64
+
+  // `count` rows from `row`, as a view.
+  QuantizedRows slice(std::int64_t row, std::int64_t count) const {
+    const std::int64_t group = row * (cols / kActGroup);
+    return {q + row * cols, scale + group, bias + group, half_bias + 2 * group, count, cols};
+  }
+  // `count` columns from `first` (a multiple of 64) of one row, as a view of its own.
+  QuantizedRows part(std::int64_t row, std::int64_t first, std::int64_t count) const {
+    const std::int64_t group = (row * cols + first) / kActGroup;
+    return {q + row * cols + first, scale + group, bias + group, half_bias + 2 * group, 1, count};
+  }
 };
 
 struct MatmulArgs {

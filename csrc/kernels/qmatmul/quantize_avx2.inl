@@ -25,7 +25,8 @@ inline std::int32_t sum_lanes(__m256i v) {
 }
 
 // x: 64 floats.
-inline void quantize_64(const float* x, std::int8_t* q, float* scale, std::int32_t* bias) {
+inline void quantize_64(const float* x, std::int8_t* q, float* scale, std::int32_t* bias,
+                        std::int32_t* half_bias) {
   const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
   __m256i amax_i32x8 = _mm256_setzero_si256();
   for (int i = 0; i < 8; ++i) {
@@ -38,7 +39,7 @@ inline void quantize_64(const float* x, std::int8_t* q, float* scale, std::int32
   if (amax_bits >= 0x7f800000 || amax < 1e-30f) {
     const std::uint32_t scale_bits = amax_bits >= 0x7f800000 ? 0x7fc00000u : 0u;
     __builtin_memcpy(scale, &scale_bits, 4);
-    *bias = 0;
+    *bias = half_bias[0] = half_bias[1] = 0;
     __builtin_memset(q, 0, kActGroup);
     return;
   }
@@ -46,8 +47,8 @@ inline void quantize_64(const float* x, std::int8_t* q, float* scale, std::int32
   const __m256 inverse = _mm256_set1_ps(127.0f / amax);
   const __m256i high = _mm256_set1_epi32(127), low = _mm256_set1_epi32(-127);
   const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // undoes the packs
-  __m256i sum_i32x8 = _mm256_setzero_si256();
   for (int i = 0; i < 2; ++i) {
+    __m256i sum_i32x8 = _mm256_setzero_si256();
     __m256i code[4];
     for (int j = 0; j < 4; ++j) {
       const __m256 t = _mm256_mul_ps(_mm256_loadu_ps(x + 32 * i + 8 * j), inverse);
@@ -58,8 +59,9 @@ inline void quantize_64(const float* x, std::int8_t* q, float* scale, std::int32
                                              _mm256_packs_epi32(code[2], code[3]));
     _mm256_store_si256(reinterpret_cast<__m256i*>(q + 32 * i),
                        _mm256_permutevar8x32_epi32(bytes, in_order));
+    half_bias[i] = -128 * sum_lanes(sum_i32x8);
   }
-  *bias = -128 * sum_lanes(sum_i32x8);
+  *bias = half_bias[0] + half_bias[1];
 }
 
 }  // namespace

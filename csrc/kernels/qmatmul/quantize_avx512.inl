@@ -17,7 +17,7 @@ inline __mmask16 columns_mask(std::int64_t left, int v) {
 }
 
 inline void quantize_group(const float* x, std::int64_t left, std::int8_t* q, float* scale,
-                           std::int32_t* bias) {
+                           std::int32_t* bias, std::int32_t* half_bias) {
   const __m512i no_sign = _mm512_set1_epi32(0x7fffffff);
   __m512 v[4];
   __m512i amax_i32x16 = _mm512_setzero_si512();
@@ -32,21 +32,22 @@ inline void quantize_group(const float* x, std::int64_t left, std::int8_t* q, fl
   if (amax_bits >= 0x7f800000 || amax < 1e-30f) {
     const std::uint32_t scale_bits = amax_bits >= 0x7f800000 ? 0x7fc00000u : 0u;
     __builtin_memcpy(scale, &scale_bits, 4);
-    *bias = 0;
+    *bias = half_bias[0] = half_bias[1] = 0;
     _mm512_store_si512(q, _mm512_setzero_si512());
     return;
   }
   *scale = amax / 127.0f;
   const __m512 inverse = _mm512_set1_ps(127.0f / amax);
   const __m512i limit = _mm512_set1_epi32(127);
-  __m512i sum_i32x16 = _mm512_setzero_si512();
+  __m512i sum_i32x16[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
   for (int i = 0; i < 4; ++i) {
     __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
     code = _mm512_max_epi32(_mm512_min_epi32(code, limit), _mm512_set1_epi32(-127));
-    sum_i32x16 = _mm512_add_epi32(sum_i32x16, code);
+    sum_i32x16[i / 2] = _mm512_add_epi32(sum_i32x16[i / 2], code);
     _mm_store_si128(reinterpret_cast<__m128i*>(q + 16 * i), _mm512_cvtepi32_epi8(code));
   }
-  *bias = -128 * _mm512_reduce_add_epi32(sum_i32x16);
+  for (int i = 0; i < 2; ++i) half_bias[i] = -128 * _mm512_reduce_add_epi32(sum_i32x16[i]);
+  *bias = half_bias[0] + half_bias[1];
 }
 
 }  // namespace

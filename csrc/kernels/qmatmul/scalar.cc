@@ -29,16 +29,16 @@ int round_even(float x) {
   return static_cast<int>(shifted - kMagic);
 }
 
-// The group's `n` <= 64 values; writes 64 codes.
+// The group's `n` <= 64 values; writes 64 codes and two biases of halves.
 void quantize_group(const float* x, std::int64_t n, std::int8_t* q, float* scale,
-                    std::int32_t* bias) {
+                    std::int32_t* bias, std::int32_t* half_bias) {
   std::uint32_t amax_bits = 0;
   for (std::int64_t i = 0; i < n; ++i) {
     const std::uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
     if (magnitude > amax_bits) amax_bits = magnitude;
   }
   std::memset(q, 0, kActGroup);
-  *bias = 0;
+  *bias = half_bias[0] = half_bias[1] = 0;
   if (amax_bits >= 0x7f800000u) {
     *scale = float_of(0x7fc00000u);
     return;
@@ -48,15 +48,14 @@ void quantize_group(const float* x, std::int64_t n, std::int8_t* q, float* scale
   if (amax < 1e-30f) return;
   *scale = amax / 127.0f;
   const float inverse = 127.0f / amax;
-  std::int32_t sum = 0;
   for (std::int64_t i = 0; i < n; ++i) {
     int code = round_even(x[i] * inverse);
     if (code > 127) code = 127;
     if (code < -127) code = -127;
     q[i] = static_cast<std::int8_t>(code);
-    sum += code;
+    half_bias[i / 32] -= 128 * code;
   }
-  *bias = -128 * sum;
+  *bias = half_bias[0] + half_bias[1];
 }
 
 // w8 of row r (0..15) and column k.
@@ -64,21 +63,28 @@ int weight_code(WeightFormat format, const RowBlock& rb, std::int64_t r, std::in
   const std::int64_t chunk = k / 64;             // 64 columns
   const std::int64_t quad = k % 64 / 4;          // 0..15
   const std::int64_t in_vector = r * 4 + k % 4;  // byte of a 64-byte vector
-  if (format == WeightFormat::q8) {
+  if (is_byte(format)) {
     return static_cast<std::int8_t>(rb.codes[(chunk * 16 + quad) * 64 + in_vector]);
   }
-  const std::int64_t vectors = format == WeightFormat::q4 ? 8 : 12;
-  const std::uint8_t* codes = rb.codes + chunk * vectors * 64;
+  const std::uint8_t* codes = rb.codes + chunk * code_stride(format);
   const int nibble = codes[quad % 8 * 64 + in_vector] >> (quad / 8 * 4) & 15;
   int level;
-  if (format == WeightFormat::q4) {
-    level = kQ4Level[nibble];
-  } else {
+  if (format == WeightFormat::q6) {
     const int high = codes[(8 + quad % 4) * 64 + in_vector] >> (quad / 4 * 2) & 3;
     const int code = nibble | high << 4;
     level = 4 * (code < 32 ? code : code - 64);
+  } else {
+    level = levels_of(format)[nibble];
   }
-  return (level * rb.sub[k / kSubGroup * kRowBlock + r] + 64) >> 7;
+  if (!has_sub(format)) return level;
+  const int sub = rb.sub[k / kSubGroup * kRowBlock + r];
+  return (level * (sub < -127 ? -127 : sub) + 64) >> 7;
+}
+
+std::int32_t dot(const std::int8_t* q, const std::int8_t* w8, std::int64_t n) {
+  std::int32_t sum = 0;
+  for (std::int64_t k = 0; k < n; ++k) sum += q[k] * w8[k];
+  return sum;
 }
 
 // w8: the row's Kp codes.
@@ -86,18 +92,34 @@ float quantized_output(const MatmulArgs& a, const RowBlock& rb, std::int64_t r,
                        const std::int8_t* w8, std::int64_t m) {
   const QuantizedRows& x = *a.xq;
   const std::int64_t groups = x.cols / kActGroup;
-  const std::int64_t per_block = (a.w.format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4) / kActGroup;
+  const std::int64_t per_block = block_cols(a.w.format) / kActGroup;
   float total = 0.0f;
   for (std::int64_t b = 0; b * per_block < groups; ++b) {
     float f = 0.0f;
     for (std::int64_t g = b * per_block; g < groups && g < (b + 1) * per_block; ++g) {
-      std::int32_t sum = 0;
-      for (std::int64_t k = g * kActGroup; k < (g + 1) * kActGroup; ++k) {
-        sum += x.q[m * x.cols + k] * w8[k];
-      }
+      const std::int64_t k = g * kActGroup;
+      const std::int32_t sum = dot(x.q + m * x.cols + k, w8 + k, kActGroup);
       f = std::fmaf(static_cast<float>(sum), x.scale[m * groups + g], f);
     }
     total = std::fmaf(f, f16_to_f32(rb.block[b * kRowBlock + r]), total);
+  }
+  return total * rb.row[r];
+}
+
+// The same for formats with a scale per 32 columns.
+float g32_output(const MatmulArgs& a, const RowBlock& rb, std::int64_t r, const std::int8_t* w8,
+                 std::int64_t m) {
+  const QuantizedRows& x = *a.xq;
+  const std::int64_t groups = x.cols / kActGroup;
+  float total = 0.0f;
+  for (std::int64_t g = 0; g < groups; ++g) {
+    const std::int64_t k = g * kActGroup;
+    const std::int8_t* q = x.q + m * x.cols + k;
+    const std::int32_t sum0 = dot(q, w8 + k, 32), sum1 = dot(q + 32, w8 + k + 32, 32);
+    const float block0 = f16_to_f32(rb.block[2 * g * kRowBlock + r]);
+    const float block1 = f16_to_f32(rb.block[(2 * g + 1) * kRowBlock + r]);
+    const float t = std::fmaf(static_cast<float>(sum1), block1, static_cast<float>(sum0) * block0);
+    total = std::fmaf(t, x.scale[m * groups + g], total);
   }
   return total * rb.row[r];
 }
@@ -131,7 +153,7 @@ void quantize_rows_scalar(const float* x, std::int64_t ldx, std::int64_t m, std:
       const std::int64_t left = k - g * kActGroup;
       quantize_group(x + i * ldx + g * kActGroup, left < kActGroup ? left : kActGroup,
                      out->q + i * out->cols + g * kActGroup, out->scale + i * groups + g,
-                     out->bias + i * groups + g);
+                     out->bias + i * groups + g, out->half_bias + 2 * (i * groups + g));
     }
   }
 }
@@ -150,8 +172,9 @@ void matmul_scalar(const MatmulArgs* args) {
       }
     }
     for (std::int64_t m = 0; m < a.m; ++m) {
-      a.out[m * a.ldo + n] =
-          quantized ? quantized_output(a, rb, n % kRowBlock, w8, m) : float_output(a, n, m);
+      a.out[m * a.ldo + n] = !quantized           ? float_output(a, n, m)
+                             : is_g32(a.w.format) ? g32_output(a, rb, n % kRowBlock, w8, m)
+                                                  : quantized_output(a, rb, n % kRowBlock, w8, m);
     }
   }
 }

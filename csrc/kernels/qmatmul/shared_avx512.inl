@@ -28,9 +28,5 @@ inline __mmask16 row_mask(const PackedMatrix& w, std::int64_t index) {
   return left >= kRowBlock ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
 }
 
-constexpr std::int64_t block_cols(WeightFormat format) {
-  return format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
-}
-
 }  // namespace
 }  // namespace musespark

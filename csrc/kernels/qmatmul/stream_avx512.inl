@@ -30,7 +30,7 @@ inline void dot64_words(const std::uint8_t* codes, const std::int8_t* sub,
                         const std::int32_t* pairs, std::int64_t stride, __m512i (&sum)[kRows]) {
   constexpr int kChains = kRows == 1 ? 4 : 2;  // independent sums per row hide the latency
   const __m512i sub_low = sub_words(sub), sub_high = sub_words(sub + kRowBlock);
-  const __m512i levels = q4_level_bytes();
+  const __m512i levels = level_bytes<WeightFormat::q4>();
   __m512i acc[kRows][kChains];
   for (int m = 0; m < kRows; ++m) {
     for (int i = 0; i < kChains; ++i) acc[m][i] = _mm512_setzero_si512();
@@ -91,15 +91,51 @@ inline void dot64_q8(const std::uint8_t* codes, const std::int8_t* q, std::int64
   }
 }
 
+// Exact sums over the first and the last 32 columns of 64, of a format with a scale for each.
+template <WeightFormat kFormat, int kRows>
+inline void dot32_pair(const std::uint8_t* codes, const std::int8_t* q, std::int64_t kp,
+                       const std::int32_t* half_bias, __m512i (&sum)[kRows][2]) {
+  for (int m = 0; m < kRows; ++m) {
+    for (int h = 0; h < 2; ++h) sum[m][h] = _mm512_set1_epi32(half_bias[m * (kp / 32) + h]);
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < 8; ++v) {
+    const Bytes w = plain_bytes<kFormat, true>(codes, v);
+#pragma GCC unroll 4
+    for (int m = 0; m < kRows; ++m) {
+      const std::int8_t* x = q + m * kp + 4 * v;
+      sum[m][0] = _mm512_dpbusd_epi32(sum[m][0], w.low, _mm512_set1_epi32(load_i32(x)));
+      sum[m][1] = _mm512_dpbusd_epi32(sum[m][1], w.high, _mm512_set1_epi32(load_i32(x + 32)));
+    }
+  }
+}
+
+// Group g of one row block: total += (the two sums times their block scales) * activation scale.
+template <WeightFormat kFormat, int kRows>
+inline void g32_group(const QuantizedRows& x, const RowBlock& rb, std::int64_t g,
+                      __m512 (&total)[kRows]) {
+  const std::int64_t kp = x.cols, groups = kp / kActGroup;
+  __m512i sum_i32x16[kRows][2];
+  dot32_pair<kFormat, kRows>(rb.codes + g * code_stride(kFormat), x.q + 64 * g, kp,
+                             x.half_bias + 2 * g, sum_i32x16);
+  const __m512 block0 = block_scales(rb.block + 2 * g * kRowBlock);
+  const __m512 block1 = block_scales(rb.block + (2 * g + 1) * kRowBlock);
+  for (int m = 0; m < kRows; ++m) {
+    __m512 t = _mm512_mul_ps(_mm512_cvtepi32_ps(sum_i32x16[m][0]), block0);
+    t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum_i32x16[m][1]), block1, t);
+    total[m] = _mm512_fmadd_ps(t, _mm512_set1_ps(x.scale[m * groups + g]), total[m]);
+  }
+}
+
 // kStreams row blocks side by side, 64 columns of each in turn. Several pages are then being read
 // at once: a single stream stalls at every 4 KiB page, where the hardware prefetcher stops and the
 // page walk begins. Codes are prefetched about 1 KiB ahead, the scales of the next kStreams row
 // blocks a line a step. (q4 on Sapphire Rapids, 4 KiB pages: 17 GB/s plain, 28 so.)
 template <WeightFormat kFormat, int kStreams, int kRows>
 void stream_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int32_t* pairs) {
-  constexpr std::int64_t kGroups = block_cols(kFormat) / kActGroup;
+  constexpr std::int64_t kGroups = is_g32(kFormat) ? 1 : block_cols(kFormat) / kActGroup;
   constexpr std::int64_t kStride = code_stride(kFormat);
-  constexpr std::int64_t kAhead = kFormat == WeightFormat::q4 ? 2 : 1;  // about 1 KiB
+  constexpr std::int64_t kAhead = kStride == 512 ? 2 : 1;  // about 1 KiB
   const std::int64_t kp = a.xq->cols, groups = kp / kActGroup;
   RowBlock rb[kStreams];
   __m512 f[kStreams][kRows], total[kStreams][kRows];
@@ -118,6 +154,10 @@ void stream_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int
       const std::uint8_t* codes = rb[i].codes + g * kStride;
       for (std::int64_t line = 0; line < kStride; line += 64) prefetch(rb[i].codes + ahead + line);
       prefetch(reinterpret_cast<const std::uint8_t*>(rb[i].row) + to_next + 64 * g);
+      if constexpr (is_g32(kFormat)) {
+        g32_group<kFormat, kRows>(*a.xq, rb[i], g, total[i]);
+        continue;
+      }
       __m512i sum_i32x16[kRows];
       if constexpr (kFormat == WeightFormat::q8) {
         dot64_q8<kRows>(codes, a.xq->q + 64 * g, kp, a.xq->bias + g, groups, sum_i32x16);
@@ -148,7 +188,7 @@ template <WeightFormat kFormat, int kRows>
 void stream(const MatmulArgs& a) {
   const std::int64_t kp = a.xq->cols;
   std::int32_t* pairs = static_cast<std::int32_t*>(a.scratch);
-  if constexpr (kFormat != WeightFormat::q8) {
+  if constexpr (has_sub(kFormat)) {
     for (int m = 0; m < kRows; ++m) widen_activations(a.xq->q + m * kp, kp, pairs + m * (kp / 2));
   }
   std::int64_t b = a.block_begin;

@@ -1,4 +1,5 @@
-// Codes of q8, q6 and q4 to int16 weights w8, 256-bit: one half (8 rows) of a 64-byte code vector.
+// Codes of every quantized format to int16 weights w8, 256-bit: one half (8 rows) of a 64-byte code
+// vector.
 //
 // A dword lane is a row; the w8 of its columns k%4 = 0, 2 come out as int16 words "even", those of
 // 1, 3 as "odd", so that vpmaddwd with the same pair of activations sums two columns exactly.
@@ -8,24 +9,36 @@
 
 #include <cstdint>
 
-#include "formats/weights.h"
+#include "kernels/qmatmul/layout.inl"
 
 namespace musespark {
 namespace {
 
 inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
-// Sub-scales of 8 rows, sign-extended, in both words of each row's lane.
+// Sub-scales of 8 rows, -128 taken as -127, sign-extended, in both words of each row's lane.
 inline __m256i sub_words(const std::int8_t* sub) {
-  const __m256i s = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(sub)));
+  const __m128i bytes =
+      _mm_max_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(sub)), _mm_set1_epi8(-127));
+  const __m256i s = _mm256_cvtepi8_epi32(bytes);
   return _mm256_blend_epi16(s, _mm256_slli_epi32(s, 16), 0xaa);
 }
 
-inline __m256i q4_level_bytes() {
+// The levels of a 4-bit format in each 128-bit lane, for vpshufb.
+template <WeightFormat kFormat>
+inline __m256i level_bytes() {
   return _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(kQ4Level[0], kQ4Level[1], kQ4Level[2], kQ4Level[3], kQ4Level[4], kQ4Level[5],
-                    kQ4Level[6], kQ4Level[7], kQ4Level[8], kQ4Level[9], kQ4Level[10], kQ4Level[11],
-                    kQ4Level[12], kQ4Level[13], kQ4Level[14], kQ4Level[15]));
+      _mm_loadu_si128(reinterpret_cast<const __m128i*>(levels_of(kFormat))));
+}
+
+struct Bytes {  // quad v (low) and quad v + 8 (high) of 64 columns
+  __m256i low, high;
+};
+
+inline Bytes nibble_levels(__m256i code, __m256i levels) {
+  const __m256i nibble = _mm256_set1_epi8(15);
+  return {_mm256_shuffle_epi8(levels, _mm256_and_si256(code, nibble)),
+          _mm256_shuffle_epi8(levels, _mm256_and_si256(_mm256_srli_epi16(code, 4), nibble))};
 }
 
 struct Words {  // quad v (low) and quad v + 8 (high) of one code vector, as int16
@@ -34,11 +47,8 @@ struct Words {  // quad v (low) and quad v + 8 (high) of one code vector, as int
 
 // mulhrs(level << 8, sub) = (level * sub + 64) >> 7
 inline Words q4_words(__m256i code, __m256i levels, __m256i sub_low, __m256i sub_high) {
-  const __m256i nibble = _mm256_set1_epi8(15);
   const __m256i upper = _mm256_set1_epi16(static_cast<short>(0xff00));
-  const __m256i low = _mm256_shuffle_epi8(levels, _mm256_and_si256(code, nibble));
-  const __m256i high =
-      _mm256_shuffle_epi8(levels, _mm256_and_si256(_mm256_srli_epi16(code, 4), nibble));
+  const auto [low, high] = nibble_levels(code, levels);
   Words w;
   w.low_even = _mm256_mulhrs_epi16(_mm256_slli_epi16(low, 8), sub_low);
   w.low_odd = _mm256_mulhrs_epi16(_mm256_and_si256(low, upper), sub_low);
@@ -82,16 +92,24 @@ template <WeightFormat kFormat, class Use>
 [[gnu::always_inline]] inline void each_words(const std::uint8_t* codes, const std::int8_t* sub,
                                               int half, Use use) {
   codes += 32 * half;
-  if constexpr (kFormat == WeightFormat::q8) {
+  if constexpr (!has_sub(kFormat)) {
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) {
-      const __m256i low = load256(codes + 64 * v), high = load256(codes + 64 * (v + 8));
+      __m256i low, high;
+      if constexpr (is_byte(kFormat)) {
+        low = load256(codes + 64 * v);
+        high = load256(codes + 64 * (v + 8));
+      } else {
+        const Bytes w = nibble_levels(load256(codes + 64 * v), level_bytes<kFormat>());
+        low = w.low;
+        high = w.high;
+      }
       use(v, Words{even_words(low), odd_words(low), even_words(high), odd_words(high)});
     }
   } else {
     const __m256i sub_low = sub_words(sub + 8 * half);
     const __m256i sub_high = sub_words(sub + kRowBlock + 8 * half);
-    const __m256i levels = q4_level_bytes();
+    const __m256i levels = level_bytes<WeightFormat::q4>();
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) {
       const __m256i code = load256(codes + 64 * v);
@@ -104,11 +122,6 @@ template <WeightFormat kFormat, class Use>
       }
     }
   }
-}
-
-// Bytes of codes per 64 columns.
-constexpr std::int64_t code_stride(WeightFormat format) {
-  return format == WeightFormat::q8 ? 1024 : format == WeightFormat::q6 ? 768 : 512;
 }
 
 }  // namespace

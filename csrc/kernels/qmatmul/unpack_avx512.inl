@@ -1,4 +1,5 @@
-// Codes of q8, q6 and q4 to int8 or int16 weights w8, 64 columns x 16 rows at a time, 512-bit.
+// Codes of every quantized format to int8 or int16 weights w8, 64 columns x 16 rows at a time,
+// 512-bit.
 //
 // A dword lane is a row; the w8 of its columns k%4 = 0, 2 come out as int16 words "even", those of
 // 1, 3 as "odd". (A table of words in vpermw would save two operations a vector, but loads port 5
@@ -9,15 +10,17 @@
 
 #include <cstdint>
 
-#include "formats/weights.h"
+#include "kernels/qmatmul/layout.inl"
 
 namespace musespark {
 namespace {
 
-// Sub-scales of one 32-column group, sign-extended, in both words of each row's lane.
+// Sub-scales of one 32-column group, -128 taken as -127, sign-extended, in both words of each row's
+// lane.
 inline __m512i sub_words(const std::int8_t* sub) {
-  const __m512i rows =
-      _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sub)));
+  const __m128i bytes =
+      _mm_max_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(sub)), _mm_set1_epi8(-127));
+  const __m512i rows = _mm512_broadcast_i32x4(bytes);
   // 128-bit lane i holds rows 4i .. 4i+3: the words (sub << 8, sub << 8) of each.
   const __m512i pick =
       _mm512_set_epi32(0x0f800f80, 0x0e800e80, 0x0d800d80, 0x0c800c80, 0x0b800b80, 0x0a800a80,
@@ -26,12 +29,22 @@ inline __m512i sub_words(const std::int8_t* sub) {
   return _mm512_srai_epi16(_mm512_shuffle_epi8(rows, pick), 8);
 }
 
-// kQ4Level in each 128-bit lane, for vpshufb.
-inline __m512i q4_level_bytes() {
-  return _mm512_broadcast_i32x4(
-      _mm_setr_epi8(kQ4Level[0], kQ4Level[1], kQ4Level[2], kQ4Level[3], kQ4Level[4], kQ4Level[5],
-                    kQ4Level[6], kQ4Level[7], kQ4Level[8], kQ4Level[9], kQ4Level[10], kQ4Level[11],
-                    kQ4Level[12], kQ4Level[13], kQ4Level[14], kQ4Level[15]));
+// The levels of a 4-bit format in each 128-bit lane, for vpshufb; plus 128 if kBias.
+template <WeightFormat kFormat, bool kBias = false>
+inline __m512i level_bytes() {
+  const __m512i levels =
+      _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(levels_of(kFormat))));
+  return kBias ? _mm512_xor_si512(levels, _mm512_set1_epi8(-128)) : levels;
+}
+
+struct Bytes {  // quad v (low) and quad v + 8 (high) of 64 columns
+  __m512i low, high;
+};
+
+inline Bytes nibble_levels(__m512i code, __m512i levels) {
+  const __m512i nibble = _mm512_set1_epi8(15);
+  return {_mm512_shuffle_epi8(levels, _mm512_and_si512(code, nibble)),
+          _mm512_shuffle_epi8(levels, _mm512_and_si512(_mm512_srli_epi16(code, 4), nibble))};
 }
 
 struct Words {  // quad v (low) and quad v + 8 (high) of one code vector, as int16
@@ -40,11 +53,8 @@ struct Words {  // quad v (low) and quad v + 8 (high) of one code vector, as int
 
 // mulhrs(level << 8, sub) = (level * sub + 64) >> 7
 inline Words q4_words(__m512i code, __m512i levels, __m512i sub_low, __m512i sub_high) {
-  const __m512i nibble = _mm512_set1_epi8(15);
   const __m512i upper = _mm512_set1_epi16(static_cast<short>(0xff00));
-  const __m512i low = _mm512_shuffle_epi8(levels, _mm512_and_si512(code, nibble));
-  const __m512i high =
-      _mm512_shuffle_epi8(levels, _mm512_and_si512(_mm512_srli_epi16(code, 4), nibble));
+  const auto [low, high] = nibble_levels(code, levels);
   Words w;
   w.low_even = _mm512_mulhrs_epi16(_mm512_slli_epi16(low, 8), sub_low);
   w.low_odd = _mm512_mulhrs_epi16(_mm512_and_si512(low, upper), sub_low);
@@ -87,18 +97,31 @@ inline __m512i pack_words(__m512i even, __m512i odd) {
 
 inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
 
+// Code vector v (0..7) of 64 columns of a format without sub-scales; plus 128 if kBias.
+template <WeightFormat kFormat, bool kBias>
+inline Bytes plain_bytes(const std::uint8_t* codes, int v) {
+  if constexpr (is_byte(kFormat)) {
+    const __m512i flip = _mm512_set1_epi8(kBias ? -128 : 0);
+    return {_mm512_xor_si512(load512(codes + 64 * v), flip),
+            _mm512_xor_si512(load512(codes + 64 * (v + 8)), flip)};
+  } else {
+    return nibble_levels(load512(codes + 64 * v), level_bytes<kFormat, kBias>());
+  }
+}
+
 // 64 columns of one row block to [16 quads][16 rows][4 k]: w8 (kBias: w8 + 128, unsigned).
 template <WeightFormat kFormat, bool kBias>
 inline void unpack64(const std::uint8_t* codes, const std::int8_t* sub, std::uint8_t* to) {
-  if constexpr (kFormat == WeightFormat::q8) {
-    const __m512i flip = _mm512_set1_epi8(kBias ? -128 : 0);
-#pragma GCC unroll 16
-    for (int v = 0; v < 16; ++v) {
-      _mm512_store_si512(to + 64 * v, _mm512_xor_si512(load512(codes + 64 * v), flip));
+  if constexpr (!has_sub(kFormat)) {
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; ++v) {
+      const Bytes w = plain_bytes<kFormat, kBias>(codes, v);
+      _mm512_store_si512(to + 64 * v, w.low);
+      _mm512_store_si512(to + 64 * (v + 8), w.high);
     }
   } else {
     const __m512i sub_low = sub_words(sub), sub_high = sub_words(sub + kRowBlock);
-    const __m512i levels = q4_level_bytes();
+    const __m512i levels = level_bytes<WeightFormat::q4>();
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) {
       const __m512i code = load512(codes + 64 * v);
@@ -114,11 +137,6 @@ inline void unpack64(const std::uint8_t* codes, const std::int8_t* sub, std::uin
       _mm512_store_si512(to + 64 * (v + 8), pack_words<kBias>(w.high_even, w.high_odd));
     }
   }
-}
-
-// Bytes of codes per 64 columns.
-constexpr std::int64_t code_stride(WeightFormat format) {
-  return format == WeightFormat::q8 ? 1024 : format == WeightFormat::q6 ? 768 : 512;
 }
 
 }  // namespace

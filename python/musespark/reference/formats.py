@@ -1,6 +1,6 @@
 """Packed weight formats, written to be read: ``csrc/formats/weights.h`` in NumPy.
 
-A quantized matrix is ``W[n, k] ~= row[n] * block[n, k // B] * w8[n, k]`` with |w8| <= 127. Here it
+A quantized matrix is ``W[n, k] ~= row[n] * block[n, k // B] * w8[n, k]``, w8 an int8. Here it
 is taken to pieces (:class:`Parts`) and put together again; the search for good codes is left to
 the packer.
 """
@@ -14,8 +14,14 @@ import numpy as np
 LEVELS_Q4 = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int32
 )
-QUANTIZED = ("q8", "q6", "q4")
-BLOCK = {"q8": 64, "q6": 256, "q4": 256}
+INT4 = np.arange(-8, 8)
+E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int32)
+LEVELS = {"q4": LEVELS_Q4, "q4g32h": INT4, "iq4g32h": LEVELS_Q4, "mxfp4": E2M1_DOUBLED}
+BITS = {"q8": 8, "q6": 6, "q4": 4, "q8g32h": 8, "q4g32h": 4, "iq4g32h": 4, "mxfp4": 4}
+BLOCK = {"q8": 64, "q6": 256, "q4": 256, "q8g32h": 32, "q4g32h": 32, "iq4g32h": 32, "mxfp4": 32}
+WITH_SUB = ("q6", "q4")
+QUANTIZED = tuple(BITS)
+G32 = tuple(form for form in QUANTIZED if BLOCK[form] == 32)  # a scale per 32 columns
 ROWS = 16  # of a row block
 
 
@@ -27,9 +33,9 @@ def ceil_div(a: int, b: int) -> int:
 class Parts:
     """A quantized matrix of N x K, Kp = K rounded up to 64, rows padded to Np = 16 n.
 
-    ``codes`` int [Np, Kp]: the int8 of q8, the signed 6 bits of q6, the 4 bits of q4.
-    ``sub`` int8 [Np, Kp / 32] (None for q8), ``block`` float16 [Np, ceil(Kp / B)], ``row`` float32
-    [Np].
+    ``codes`` int [Np, Kp]: an int8, the signed 6 bits of q6, or the 4 bits of the others.
+    ``sub`` int8 [Np, Kp / 32] (q6 and q4, else None), ``block`` float16 [Np, ceil(Kp / B)],
+    ``row`` float32 [Np].
     """
 
     format: str
@@ -39,12 +45,17 @@ class Parts:
     row: np.ndarray
 
     def w8(self) -> np.ndarray:
-        """The int8 matrix [Np, Kp] as int32: (level * sub + 64) >> 7, or the code of q8."""
+        """The int8 matrix [Np, Kp] as int32: (level * sub + 64) >> 7, or the level alone.
+
+        A sub-scale of -128, which no packer writes, counts as -127.
+        """
         codes = self.codes.astype(np.int32)
-        if self.format == "q8":
-            return codes
-        level = LEVELS_Q4[codes] if self.format == "q4" else 4 * codes
-        sub = np.repeat(self.sub.astype(np.int32), 32, axis=1)
+        level = LEVELS[self.format][codes] if BITS[self.format] == 4 else codes
+        if self.sub is None:
+            return level.astype(np.int32)
+        if self.format == "q6":
+            level = 4 * level
+        sub = np.repeat(np.maximum(self.sub.astype(np.int32), -127), 32, axis=1)
         return (level * sub + 64) >> 7
 
     def values(self) -> np.ndarray:
@@ -61,9 +72,9 @@ def sizes(form: str, rows: int, cols: int) -> dict[str, int]:
     if form in QUANTIZED:
         size["row"] = 16 * 4
         size["block"] = ceil_div(kp, BLOCK[form]) * 16 * 2
-        size["sub"] = 0 if form == "q8" else kp // 32 * 16
+        size["sub"] = kp // 32 * 16 if form in WITH_SUB else 0
         size["gap"] = -sum(size.values()) % 64
-    size["codes"] = kp * {"f32": 64, "bf16": 32, "q8": 16, "q6": 12, "q4": 8}[form]
+    size["codes"] = kp * 2 * {"f32": 32, "bf16": 16, **BITS}[form]
     size["row_block"] = sum(size.values())
     size["all"] = size["row_block"] * ceil_div(rows, ROWS)
     return size
@@ -84,10 +95,10 @@ def take_apart(form: str, packed: np.ndarray, rows: int, cols: int) -> Parts:
 
     row = cut["row"].view(np.float32).reshape(-1)
     block = by_row(cut["block"].view(np.float16))
-    sub = None if form == "q8" else by_row(cut["sub"].view(np.int8))
+    sub = by_row(cut["sub"].view(np.int8)) if form in WITH_SUB else None
     # [row blocks, 64-column chunk, vector, row, k % 4]
     vectors = cut["codes"].reshape(len(blocks), kp // 64, -1, 16, 4).astype(np.int32)
-    if form == "q8":
+    if BITS[form] == 8:
         quads = vectors.astype(np.int8).astype(np.int32)
     else:
         low = vectors[:, :, :8]
@@ -113,7 +124,7 @@ def put_together(parts: Parts) -> np.ndarray:
     quads = (
         parts.codes.astype(np.int32).reshape(blocks, 16, kp // 64, 16, 4).transpose(0, 2, 3, 1, 4)
     )
-    if form == "q8":
+    if BITS[form] == 8:
         vectors = quads
     else:
         vectors = (quads[:, :, :8] & 15) | (quads[:, :, 8:] & 15) << 4

@@ -31,7 +31,7 @@ from musespark.weights.jsonfile import parse_json
 from musespark.weights.safetensors import SafetensorsFile, TensorEntry
 
 VERSION = 1
-FORMATS = ("f32", "bf16", "q8", "q6", "q4")
+FORMATS = _core.weight_formats
 ALIGN = 64
 _KEY = "musespark"
 _SUM_KEY = "musespark_checksum"
