@@ -233,6 +233,7 @@ RANKS = {
     "vision": 5,
     "weights": 4,
     "families": 3,
+    "vocab": 3,
     "nano": 2,
     "reference": 2,
     "_core": 1,

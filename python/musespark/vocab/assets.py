@@ -1,0 +1,140 @@
+"""From GGUF metadata to the files of a model folder that speak of text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.vocab.bpe import bpe_tokenizer, gemma4_tokenizer
+from musespark.vocab.fields import Fields
+from musespark.vocab.spm import spm_tokenizer
+from musespark.vocab.vocabulary import CONTROL, USER_DEFINED, Vocabulary
+from musespark.vocab.wordpiece import wordpiece_tokenizer
+
+Maker = Callable[[Fields], tuple[Vocabulary, dict[str, Any]]]
+_MAKERS: dict[str, Maker] = {
+    "llama": spm_tokenizer,
+    "gpt2": bpe_tokenizer,
+    "gemma4": gemma4_tokenizer,
+    "bert": wordpiece_tokenizer,
+}
+TOKENIZER_MODELS = tuple(_MAKERS)
+# Tokens that end a turn though no key says so: files name one end, models have several. The list
+# is llama.cpp's, without the tokens of code infilling.
+_ENDS = frozenset(
+    [
+        *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>"),
+        *("<|calls|>", "<|flush|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>"),
+        *("<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "<turn|>", "<|tool_response>"),
+        *("<｜end▁of▁sentence｜>", "[e~["),
+    ]
+)
+# These letters are also ordinary tags in some vocabularies: only control tokens count.
+_CONTROL_ENDS = frozenset(["</s>", "<eos>", "[EOS]"])
+_MAX_NAMED_TEMPLATES = 64
+# GGUF key -> (name in generation_config.json, lowest, highest)
+_SAMPLING = {
+    "general.sampling.temp": ("temperature", 0.0, 1e4),
+    "general.sampling.top_k": ("top_k", 0, 2**31 - 1),
+    "general.sampling.top_p": ("top_p", 0.0, 1.0),
+    "general.sampling.min_p": ("min_p", 0.0, 1.0),
+    "general.sampling.penalty_repeat": ("repetition_penalty", 1e-2, 1e2),
+}
+
+
+def tokenizer_assets(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+    """File name -> contents: tokenizer.json, tokenizer_config.json, generation_config.json and,
+    where the file has a chat template, chat_template.jinja.
+
+    ``metadata``: a GGUF file's keys and values; strings as str or bytes, arrays as lists or NumPy
+    arrays. Raises UnsupportedModel for a kind of vocabulary or pre-tokenizer that is not known,
+    and CorruptFile, naming the field, for metadata that does not make sense.
+    """
+    fields = Fields(metadata)
+    kind = fields.text("tokenizer.ggml.model")
+    if kind is None:
+        raise UnsupportedModel("tokenizer.ggml.model: missing, the file has no vocabulary")
+    maker = _MAKERS.get(kind)
+    if maker is None:
+        raise UnsupportedModel(
+            f"tokenizer.ggml.model: {kind!r} is not known; known are {', '.join(_MAKERS)}"
+        )
+    vocabulary, tokenizer = maker(fields)
+    if kind == "llama" and fields.text("general.architecture") == "phi3":
+        _strip_after_markers(tokenizer)
+    config = _config(vocabulary)
+    assets = {"tokenizer.json": tokenizer, "generation_config.json": _defaults(fields, vocabulary)}
+    templates = _templates(fields)
+    if len(templates) > 1 or (templates and "default" not in templates):
+        config["chat_template"] = [{"name": n, "template": t} for n, t in templates.items()]
+    files = {
+        name: json.dumps(value, ensure_ascii=False).encode()
+        for name, value in {**assets, "tokenizer_config.json": config}.items()
+    }
+    if templates and "chat_template" not in config:
+        files["chat_template.jinja"] = templates["default"].encode()
+    return files
+
+
+def _strip_after_markers(tokenizer: dict[str, Any]) -> None:
+    """Phi-3's markers take the white space after them, which GGUF cannot say."""
+    for entry in tokenizer["added_tokens"]:
+        entry["rstrip"] = entry["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+
+
+def _config(vocabulary: Vocabulary) -> dict[str, Any]:
+    """tokenizer_config.json: the texts of the special tokens."""
+    found = {
+        f"{role}_token": vocabulary.tokens[vocabulary.roles[role]]
+        for role in ("bos", "eos", "unk", "sep", "pad", "mask")
+        if role in vocabulary.roles
+    }
+    return {"bos_token": None, "eos_token": None, **found}
+
+
+def _defaults(fields: Fields, vocabulary: Vocabulary) -> dict[str, Any]:
+    """generation_config.json: what ends a turn, and how its maker samples."""
+    found: dict[str, Any] = {"eos_token_id": turn_ends(vocabulary)}
+    for key, (name, low, high) in _SAMPLING.items():
+        value = fields.number(key, low, high)
+        if value is not None:
+            found[name] = value
+    if found.keys() & {"temperature", "top_k", "top_p", "min_p"}:
+        found["do_sample"] = found.get("temperature", 1.0) > 0
+        if not found["do_sample"]:
+            del found["temperature"]
+    return found
+
+
+def turn_ends(vocabulary: Vocabulary) -> list[int]:
+    """The ids that end a text or turn: those the keys name, and those known by their text."""
+    named = [vocabulary.roles[r] for r in ("eos", "eot", "eom") if r in vocabulary.roles]
+    kinds = vocabulary.types
+    ends = [
+        i
+        for text, i in vocabulary.ids.items()
+        if (text in _ENDS and kinds[i] in (CONTROL, USER_DEFINED))
+        or (text in _CONTROL_ENDS and kinds[i] == CONTROL)
+    ]
+    found = dict.fromkeys(named + sorted(ends))
+    texts = {vocabulary.tokens[i]: i for i in found}
+    if ("<|return|>" in texts or "<|flush|>" in texts) and texts.keys() & {"<|call|>", "<|calls|>"}:
+        found.pop(texts.get("<|end|>"), None)  # harmony: it ends a channel, the turn goes on
+    return list(found)
+
+
+def _templates(fields: Fields) -> dict[str, str]:
+    """The chat templates by name."""
+    found = {}
+    plain = fields.text("tokenizer.chat_template")
+    if plain is not None:
+        found["default"] = plain
+    for name in fields.strings("tokenizer.chat_templates", _MAX_NAMED_TEMPLATES) or []:
+        text = fields.text(f"tokenizer.chat_template.{name}")
+        if text is None and name not in found:
+            raise CorruptFile(f"tokenizer.chat_templates names {name!r}, which is not there")
+        if text is not None:
+            found[name] = text
+    return found
