@@ -237,6 +237,8 @@ RANKS = {
     "nano": 2,
     "reference": 2,
     "_core": 1,
+    "events": 1,
+    "untrusted": 1,
     "results": 1,
     "options": 1,
     "errors": 0,

@@ -16,6 +16,7 @@
 #include "dict_reader.h"
 #include "formats/weights_codec.h"
 #include "kernels/dispatch.h"
+#include "model/prepared.h"
 #include "model/text_model.h"
 #include "register.h"
 #include "spec_from_python.h"
@@ -284,6 +285,28 @@ class PyEngine {
   std::int64_t context_ = 0;
 };
 
+PagePool unfilled_pool(const py::object& spec, const std::string& kv) {
+  const ModelSpec model_spec = spec_from_python(spec);
+  check_spec(model_spec);
+  return PagePool(kv_layout_of(model_spec, kv_format(kv)), 0);
+}
+
+std::int64_t kv_bytes(const py::object& spec, const std::string& kv, std::int64_t tokens,
+                      std::int64_t step) {
+  if (tokens < 1) DictReader::fail("tokens", std::to_string(tokens), "at least 1");
+  if (step < 1) DictReader::fail("step", std::to_string(step), "at least 1");
+  return unfilled_pool(spec, kv).bytes_for(tokens, std::min(step, tokens));
+}
+
+double kv_bytes_per_token(const py::object& spec, const std::string& kv) {
+  const PagePool pool = unfilled_pool(spec, kv);
+  std::int64_t page = 0;
+  for (int i = 0; i < pool.classes(); ++i) {
+    page += pool.format() == KvFormat::f32 ? pool.open_bytes(i) : pool.sealed_bytes(i);
+  }
+  return static_cast<double>(page) / kPageTokens;
+}
+
 py::tuple sample_row(const py::array_t<float, py::array::c_style>& row, std::uint64_t position,
                      const py::dict& params, const py::object& prompt, const py::object& completion,
                      const py::object& blocked) {
@@ -351,6 +374,13 @@ void register_engine(py::module_& m) {
           "has_work", [](PyEngine& self) { return self.engine().has_work(); }, unlocked(),
           "Whether run_until has anything to do.")
       .def("stats", &PyEngine::stats, "Counters, bytes, threads and the instruction set in use.");
+
+  m.def("kv_bytes", &kv_bytes, py::arg("spec"), py::kw_only(), py::arg("kv"), py::arg("tokens"),
+        py::arg("step"),
+        "The most bytes of keys and values that one sequence of `tokens` tokens holds, computed in "
+        "steps\nof `step`: what the engine reserves for it. Layers with a window count up to it.");
+  m.def("kv_bytes_per_token", &kv_bytes_per_token, py::arg("spec"), py::kw_only(), py::arg("kv"),
+        "Bytes that a token takes in all layers together once its page is full.");
 
   auto testing = m.def_submodule("testing");
   py::class_<PrefillPace>(testing, "PrefillPace")

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/checked.h"
 #include "base/errors.h"
 #include "base/float_env.h"
 #include "kernels/dispatch.h"
@@ -18,14 +19,6 @@ namespace {
 ModelSpec checked(ModelSpec spec) {
   check_spec(spec);
   return spec;
-}
-
-KvLayout layout_of(const PreparedModel& model, KvFormat kv) {
-  KvLayout layout{kv, {}};
-  for (const PreparedLayer& layer : model.layers) {
-    layout.layers.push_back({layer.shape.kv_heads, layer.shape.padded_dim, layer.shape.window});
-  }
-  return layout;
 }
 
 bool same(const KvLayout& a, const KvLayout& b) {
@@ -74,7 +67,7 @@ struct TextModel::Impl {
       : spec(checked(std::move(given))),
         kernels(musespark::kernels()),
         model(prepare_model(spec, tensors, kv)),
-        layout(layout_of(model, kv)),
+        layout(kv_layout_of(spec, kv)),
         jobs(pool) {
     for (const PreparedLayer& layer : model.layers) widen(layer);
     widths.hidden = spec.hidden;
@@ -343,6 +336,16 @@ TextModel::TextModel(ModelSpec spec, const std::map<std::string, TensorView>& te
 TextModel::~TextModel() = default;
 
 const ModelSpec& TextModel::spec() const { return impl_->spec; }
+
+KvLayout kv_layout_of(const ModelSpec& spec, KvFormat kv) {
+  KvLayout layout{kv, {}};
+  for (const LayerSpec& layer : spec.layers) {
+    const AttentionSpec& a = layer.attention;
+    const auto padded = checked_round_up<InvalidRequest, std::int64_t>(a.head_dim, 16, "head_dim");
+    layout.layers.push_back({a.kv_heads, padded, a.window});
+  }
+  return layout;
+}
 
 const KvLayout& TextModel::kv_layout() const { return impl_->layout; }
 

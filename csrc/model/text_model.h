@@ -40,6 +40,9 @@ struct StepControl {
 
 enum class StepOutcome : std::uint8_t { done, interrupted };
 
+// The keys and values of a model's layers, head dimensions padded.
+KvLayout kv_layout_of(const ModelSpec& spec, KvFormat kv);
+
 class TextModel {
  public:
   // Checks that the tensors are exactly those of the spec (names in README of this folder).

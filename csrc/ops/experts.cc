@@ -86,6 +86,7 @@ void copy_row(const Rows& from, std::int64_t row, const Rows& to, std::int64_t a
   std::memcpy(target.q, source.q, static_cast<std::size_t>(source.cols));
   std::memcpy(target.scale, source.scale, groups * sizeof(float));
   std::memcpy(target.bias, source.bias, groups * sizeof(std::int32_t));
+  std::memcpy(target.half_bias, source.half_bias, 2 * groups * sizeof(std::int32_t));
 }
 
 Needs forms_of(const Rows& rows) { return {rows.x != nullptr, rows.q.q != nullptr}; }

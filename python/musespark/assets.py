@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.text import ChatTemplate, Tokenizer
+from musespark.untrusted import parse_json_object
 
 _TEMPLATE = "chat_template.jinja"
 
 
 def json_asset(assets: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """A JSON object among the assets, {} where there is none; CorruptFile for anything else."""
-    if name not in assets:
-        return {}
-    try:
-        value = json.loads(assets[name])
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{name}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CorruptFile(f"{name}: expected an object, got {type(value).__name__}")
-    return value
+    return parse_json_object(assets[name], name) if name in assets else {}
 
 
 def tokenizer_of(assets: Mapping[str, bytes]) -> Tokenizer:

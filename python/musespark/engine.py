@@ -14,113 +14,38 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import dataclasses
+import functools
 import os
 import queue
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from musespark import _core
 from musespark.errors import Cancelled, Error, InvalidRequest, MemoryBudgetExceeded
+from musespark.events import (
+    Event,
+    Finished,
+    LogitsRows,
+    Request,
+    Result,
+    Tokens,
+    collect,
+    token_array,
+)
+
+__all__ = ["Engine", "Event", "Finished", "Handle", "LogitsRows", "Request", "Result", "Tokens"]
 
 # How long the core decodes before events are handed out: short enough to look immediate.
 _SLICE_S = 0.02
+_PREFILL_CHUNK = 512  # prompt tokens of one step
 # How often a waiting caller looks whether the driver is alive.
 _ALIVE_S = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """Token ids and how to continue them; the meaning of each field is in csrc/decode/sampler.h.
-
-    ``logits``: ``none``, ``last``, ``all`` or ``score`` (the log-probability of each token but the
-    first); anything but ``none`` samples nothing. ``deadline``: seconds from submission.
-    ``retain``: keep keys and values after the end, see :attr:`Handle.retained`.
-    """
-
-    tokens: Sequence[int] | np.ndarray
-    max_new_tokens: int | None = None
-    min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int = 0
-    stream: int = 0
-    stop_ids: Sequence[int] = ()
-    logit_bias: Mapping[int, float] | None = None
-    allowed_ids: Sequence[int] | None = None
-    logprobs: int = 0
-    logits: str = "none"
-    deadline: float | None = None
-    retain: bool = False
-
-    def params(self) -> dict[str, Any]:
-        """The core's parameter dict."""
-        params = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del params["tokens"]
-        params["deadline_s"] = params.pop("deadline")
-        if self.logit_bias is not None:
-            params["logit_bias"] = dict(self.logit_bias)
-        return params
-
-
-class Tokens(NamedTuple):
-    """Tokens since the last event; a stop id is the last one where it ended the sequence."""
-
-    ids: list[int]
-    logprobs: list[float] | None  # of each, under the model's own distribution
-    top: list[list[tuple[int, float]]] | None  # the most likely of each, best first
-
-
-class LogitsRows(NamedTuple):
-    """Rows of logits float32 [n, vocab] (``score``: [n]) for positions ``first`` and after."""
-
-    first: int
-    values: np.ndarray
-
-
-class Finished(NamedTuple):
-    """How the request ended: ``stop``, ``length``, ``cancelled`` or ``deadline``."""
-
-    reason: str
-    stats: dict[str, Any]
-
-
-Event = Tokens | LogitsRows | Finished
-
-
-@dataclass(frozen=True)
-class Result:
-    """Everything a request produced."""
-
-    tokens: list[int]
-    logprobs: list[float] | None
-    top: list[list[tuple[int, float]]] | None
-    logits: np.ndarray | None
-    reason: str
-    stats: dict[str, Any]
-
-
-def _token_array(tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-    array = np.asarray(tokens)
-    if array.ndim != 1:
-        raise InvalidRequest(f"tokens: got {array.ndim} dimensions, allowed is 1")
-    if array.size and array.dtype.kind not in "iu":
-        raise InvalidRequest(f"tokens: got {array.dtype} values, allowed are integers")
-    limits = np.iinfo(np.int32)
-    if array.size and (array.min() < limits.min or array.max() > limits.max):
-        worst = array.max() if array.max() > limits.max else array.min()
-        raise InvalidRequest(f"tokens: got {worst}, allowed is a token id of the vocabulary")
-    return np.ascontiguousarray(array, np.int32)
 
 
 def _error_of(kind: str, message: str) -> Error:
@@ -170,6 +95,15 @@ class _Stream:
             self._waiter = None
 
 
+def _note_id(ids: list[int], call: Callable[[Any], int], argument: Any) -> None:
+    """Appends the id that a call of the core gives out.
+
+    All of it is one step of C: Ctrl-C comes before or after, never between the id being given out
+    and its being noted, where nobody could cancel or release it any more.
+    """
+    ids.extend(map(call, [argument]))
+
+
 class _Driver:
     """Owns the core and the thread that runs it. Knows no Engine, so that one can be collected."""
 
@@ -182,8 +116,10 @@ class _Driver:
         self._streams: dict[int, _Stream] = {}
         # SimpleQueue.put may be called from a finalizer at any time, in any thread.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        _running.add(self)
         self.thread = threading.Thread(target=self._drive, name="musespark-engine", daemon=True)
+
+    def start(self) -> None:
+        _running.add(self)
         self.thread.start()
 
     def check(self) -> _core.Engine:
@@ -200,38 +136,36 @@ class _Driver:
             raise Error("the model is closed")
         return core
 
-    def submit(self, tokens: np.ndarray, params: dict[str, Any], base: int | None) -> tuple:
-        self.check()
-        stream = _Stream()
+    def submit(self, handle: Handle, tokens: np.ndarray, params: dict, base: int | None) -> None:
+        self.check()  # before the lock: after a fork nobody may ever release it
         with self._lock:
-            core = self.check()
-            request = core.submit(tokens, params=params, base=base)
-            self._streams[request] = stream
+            call = functools.partial(self.check().submit, params=params, base=base)
+            _note_id(handle.ids, call, tokens)
+            self._streams[handle.id] = handle.stream
         self._wake.put(None)
-        return request, stream
 
-    def ask(self, method: str, request: int) -> Any:
-        """Calls a method of the core that gives the driver something to do."""
-        result = getattr(self.check(), method)(request)
+    def fork(self, ids: list[int], request: int) -> None:
+        _note_id(ids, self.check().fork, request)
         self._wake.put(None)
-        return result
 
     def quietly(self, method: str, request: int) -> None:
-        """The same for clean-up: nothing to do once the engine is gone."""
+        """Cancel or release as clean-up: nothing to do where it is done or the engine is gone."""
         core = self.core
         if core is None or self.closed or self.failure is not None or os.getpid() != self.pid:
             return
-        getattr(core, method)(request)
+        with contextlib.suppress(InvalidRequest):
+            getattr(core, method)(request)
         self._wake.put(None)
 
     def _drive(self) -> None:
         core = self.core
-        assert core is not None
+        if core is None:  # closed before the thread ran
+            return
         try:
             while not self.closed:
                 events = core.run_until(_SLICE_S)
                 if events:
-                    self._deliver(core, events)
+                    self._deliver(events)
                 elif not core.has_work():
                     self._park()
         except BaseException as error:  # every waiting caller hears of it
@@ -245,15 +179,15 @@ class _Driver:
         while not self._wake.empty():
             self._wake.get()
 
-    def _deliver(self, core: _core.Engine, events: list[tuple]) -> None:
+    def _deliver(self, events: list[tuple]) -> None:
         for kind, request, *rest in events:
             with self._lock:  # a submit that is still registering its stream holds it
                 stream = self._streams.get(request)
                 if kind == "finished":
                     self._streams.pop(request, None)
-            if stream is None:  # its submit was interrupted before anyone could know of it
-                core.cancel(request)
-            elif kind == "tokens":
+            if stream is None:  # its submit was interrupted, which has cancelled it
+                continue
+            if kind == "tokens":
                 stream.put(Tokens(*rest))
             elif kind == "logits":
                 stream.put(LogitsRows(*rest))
@@ -276,7 +210,10 @@ class _Driver:
                 stream.put(error)
 
     def stop(self) -> None:
-        """Ends the thread within a layer; every running request with it. Idempotent."""
+        """Ends the thread within a layer; every running request with it.
+
+        Idempotent; when it is interrupted, the next call waits on.
+        """
         if os.getpid() != self.pid:
             return
         self.closed = True
@@ -285,7 +222,9 @@ class _Driver:
             core.cancel_all()
         del core
         self._wake.put(None)
-        if threading.current_thread() is not self.thread:  # a finalizer may run there
+        if self.thread.ident is None:  # interrupted before it was started
+            self._end()
+        elif threading.current_thread() is not self.thread:  # a finalizer may run there
             self.thread.join()
 
 
@@ -305,23 +244,33 @@ class Retained:
     Released by :meth:`release`, or when collected.
     """
 
-    def __init__(self, driver: _Driver, request: int) -> None:
+    def __init__(self, driver: _Driver, ids: list[int]) -> None:
         self._driver = driver
-        self.id = request
-        self._released = False
+        self._ids = ids  # empty until the core has given one out
+        self.released = False
+
+    @property
+    def id(self) -> int:
+        return self._ids[0]
 
     def fork(self) -> Retained:
         """A twin that shares all pages until written to; only after the request has ended."""
-        return Retained(self._driver, self._driver.ask("fork", self.id))
+        twin = Retained(self._driver, [])
+        try:
+            self._driver.fork(twin._ids, self.id)
+        except BaseException:  # as in Engine.submit
+            twin.release()
+            raise
+        return twin
 
     def release(self) -> None:
         """Gives the pages back. Idempotent."""
-        if not self._released:
-            self._released = True
+        if self._ids and not self.released:
             self._driver.quietly("release", self.id)
+        self.released = True
 
     def __del__(self) -> None:
-        if not getattr(self, "_released", True):
+        if hasattr(self, "released"):
             self.release()
 
 
@@ -331,19 +280,27 @@ class Handle:
     The last event is :class:`Finished`. A request that failed raises its error instead.
     """
 
-    def __init__(
-        self, driver: _Driver, request: int, stream: _Stream, retain: bool, keep: object
-    ) -> None:
+    def __init__(self, driver: _Driver, retain: bool, keep: object) -> None:
         self._driver = driver
-        self._stream = stream
         self._keep = keep  # the engine lives as long as someone waits for it
-        self.id = request
-        self.retained = Retained(driver, request) if retain else None
+        self.stream = _Stream()
+        self.ids: list[int] = []  # empty until the core has given one out
+        self.retained = Retained(driver, self.ids) if retain else None
+
+    @property
+    def id(self) -> int:
+        return self.ids[0]
 
     def cancel(self) -> None:
         """Ends the request within one layer; its tokens so far stay. No effect after its end."""
-        if not self._stream.ended:
+        if self.ids and not self.stream.ended:
             self._driver.quietly("cancel", self.id)
+
+    def discard(self) -> None:
+        """Cancels, and releases what it would retain."""
+        self.cancel()
+        if self.retained is not None:
+            self.retained.release()
 
     def __iter__(self) -> Iterator[Event]:
         try:
@@ -360,7 +317,7 @@ class Handle:
     async def __aiter__(self) -> AsyncIterator[Event]:
         try:
             while True:
-                event = await self._stream.aget()
+                event = await self.stream.aget()
                 if isinstance(event, Exception):
                     raise event
                 yield event
@@ -371,44 +328,28 @@ class Handle:
 
     def _next(self) -> Event | Exception:
         while True:
-            if error := self._stream.exhausted():
+            if error := self.stream.exhausted():
                 return error
             try:
-                return self._stream.events.get(timeout=_ALIVE_S)
+                return self.stream.events.get(timeout=_ALIVE_S)
             except queue.Empty:
                 # The driver ends every stream when it stops; only a fork leaves one without it.
                 if os.getpid() != self._driver.pid:
                     self._driver.check()
-                if not self._driver.thread.is_alive() and self._stream.events.empty():
+                if not self._driver.thread.is_alive() and self.stream.events.empty():
                     return Error("the engine's thread is gone")
 
     def result(self) -> Result:
         """Waits for the end and returns everything."""
-        return _collect(list(self))
+        return collect(list(self))
 
     async def aresult(self) -> Result:
         """The same for an event loop."""
-        return _collect([event async for event in self])
+        return collect([event async for event in self])
 
     def __del__(self) -> None:
-        if hasattr(self, "_keep"):
+        if hasattr(self, "ids"):
             self.cancel()
-
-
-def _collect(events: list[Event]) -> Result:
-    finished = events[-1]
-    assert isinstance(finished, Finished)
-    parts = [e for e in events if isinstance(e, Tokens)]
-    rows = [e.values for e in events if isinstance(e, LogitsRows)]
-    with_logprobs = bool(parts) and parts[0].logprobs is not None
-    return Result(
-        tokens=[t for p in parts for t in p.ids],
-        logprobs=[x for p in parts for x in p.logprobs or ()] if with_logprobs else None,
-        top=[x for p in parts for x in p.top or ()] if with_logprobs else None,
-        logits=np.concatenate(rows) if rows else None,
-        reason=finished.reason,
-        stats=finished.stats,
-    )
 
 
 class Engine:
@@ -428,13 +369,11 @@ class Engine:
         context: int,
         kv: str,
         memory_budget: int,
-        prefill_chunk: int = 512,
+        prefill_chunk: int = _PREFILL_CHUNK,
         max_batch: int = 64,
     ) -> None:
-        if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
-            spec = dataclasses.asdict(spec)
         core = _core.Engine(
-            spec,
+            _spec_dict(spec),
             dict(tensors),
             threads=threads,
             context=context,
@@ -447,17 +386,25 @@ class Engine:
         self._driver = _Driver(core)
         self._finalizer = weakref.finalize(self, self._driver.stop)
         self._finalizer.atexit = False  # _stop_all does that, for engines already collected too
+        try:
+            self._driver.start()
+        except BaseException:
+            self._driver.stop()
+            raise
 
     def submit(self, request: Request, *, base: Retained | None = None) -> Handle:
         """Queues a request.
 
         Raises InvalidRequest, ContextOverflow or MemoryBudgetExceeded at once, naming the field.
         """
-        tokens = _token_array(request.tokens)
-        number, stream = self._driver.submit(
-            tokens, request.params(), None if base is None else base.id
-        )
-        return Handle(self._driver, number, stream, request.retain, self)
+        tokens, params = token_array(request.tokens), request.params()
+        handle = Handle(self._driver, request.retain, self)
+        try:
+            self._driver.submit(handle, tokens, params, None if base is None else base.id)
+        except BaseException:  # Ctrl-C: its traceback may be kept, and would keep the request
+            handle.discard()
+            raise
+        return handle
 
     def stats(self) -> dict[str, Any]:
         """Counters, bytes of keys and values, threads and the instruction set in use."""
@@ -468,14 +415,34 @@ class Engine:
         return self._driver.closed
 
     def close(self) -> None:
-        """Ends all requests and the thread, and lets go of the tensors. Idempotent."""
-        self._finalizer()
+        """Ends all requests and the thread, and lets go of the tensors.
+
+        Idempotent; when Ctrl-C interrupts it, the next call finishes.
+        """
+        self._driver.stop()
+        self._finalizer.detach()
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def kv_bytes(spec: Any, kv: str, tokens: int) -> int:
+    """The most bytes of keys and values one sequence of ``tokens`` tokens holds, as the engine
+    reserves them: layers with a window count up to their window."""
+    return _core.kv_bytes(_spec_dict(spec), kv=kv, tokens=tokens, step=_PREFILL_CHUNK)
+
+
+def kv_bytes_per_token(spec: Any, kv: str) -> float:
+    """Bytes a token takes in all layers together once its page is full."""
+    return _core.kv_bytes_per_token(_spec_dict(spec), kv=kv)
+
+
+def _spec_dict(spec: Any) -> Any:
+    is_value = dataclasses.is_dataclass(spec) and not isinstance(spec, type)
+    return dataclasses.asdict(spec) if is_value else spec
 
 
 def default_threads() -> int:

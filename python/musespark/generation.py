@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from musespark.engine import Event, Finished, Handle, Tokens
+from musespark.engine import Handle
 from musespark.errors import Error
+from musespark.events import Event, Finished, Tokens
 from musespark.options import GenerationOptions
 from musespark.results import ChatResult, Completion, Delta, Timings, TokenLogprob, Usage
 from musespark.text.channels import ANSWER, THOUGHT, TOOL, ChannelParser, Text
@@ -229,9 +230,12 @@ class Stream(_Driven):
         self.handle.cancel()
 
     def drain(self) -> Any:
-        """Runs to the end and returns the result."""
-        for _ in self:
-            pass
+        """Runs to the end and returns the result; what ends it early cancels."""
+        try:
+            for _ in self:
+                pass
+        finally:
+            self.close()
         return self.result
 
 

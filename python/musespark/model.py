@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 import numpy as np
 
 from musespark import prompts
 from musespark.assets import json_asset, template_of, tokenizer_of
-from musespark.engine import Engine, Request, Retained, default_threads
+from musespark.engine import (
+    Engine,
+    Handle,
+    Retained,
+    default_threads,
+    kv_bytes,
+    kv_bytes_per_token,
+)
 from musespark.errors import InvalidRequest
-from musespark.generation import AsyncStream, ChatCollector, CompletionCollector, Stream
+from musespark.events import Request
+from musespark.families.spec import ModelSpec
+from musespark.generation import (
+    AsyncStream,
+    ChatCollector,
+    Collector,
+    CompletionCollector,
+    Stream,
+)
 from musespark.machine import available_memory
 from musespark.options import (
     OPTION_NAMES,
@@ -93,9 +111,8 @@ class Model:
         self._protocol = detect_protocol(self.tokenizer, self.template)
         self._defaults = model_defaults(config, spec.vocab)
         self._stop_ids = prompts.stop_ids(self.tokenizer, self._protocol, spec.vocab)
-        per_token = kv_bytes_per_token(spec, _KV[kv])
         budget = int(available_memory() * _KV_SHARE)
-        limit, notes = _context_limit(context, spec.max_context, per_token, budget)
+        limit, notes = _context_limit(spec, _KV[kv], context, budget)
         count = default_threads() if threads is None else threads
         self._engine = Engine(
             spec,
@@ -123,7 +140,8 @@ class Model:
             context=limit,
             max_context=spec.max_context,
             kv=_KV[kv],
-            kv_bytes_per_token=per_token,
+            kv_bytes_per_token=ceil(kv_bytes_per_token(spec, _KV[kv])),
+            kv_bytes_full_context=kv_bytes(spec, _KV[kv], limit),
             threads=count,
             isa=self._engine.stats()["isa"],
             notes=(*info.get("notes", ()), *notes),
@@ -147,14 +165,18 @@ class Model:
 
         Raises InvalidRequest (unknown or wrong option, with the nearest name) and ContextOverflow.
         """
-        out = Stream(*self._submit_text(prompt, options))
+        out = Stream(*self._submit(*self._text_request(prompt, options)))
         return out if stream else out.drain()
 
     async def agenerate(
         self, prompt: str | Sequence[int], *, stream: bool = False, **options: Any
     ) -> Completion | AsyncStream:
-        """:meth:`generate` for an event loop; ``stream=True`` gives an async iterator."""
-        out = AsyncStream(*self._submit_text(prompt, options))
+        """:meth:`generate` for an event loop; ``stream=True`` gives an async iterator.
+
+        The prompt is encoded in a thread; cancelling the task cancels the request.
+        """
+        prepared = await asyncio.to_thread(self._text_request, prompt, options)
+        out = AsyncStream(*self._submit(*prepared))
         return out if stream else await out.drain()
 
     def generate_batch(
@@ -162,7 +184,7 @@ class Model:
     ) -> list[Completion]:
         """:meth:`generate` for several prompts in one engine run; the same results as one by one.
         ``seed`` may be a list, one for each prompt."""
-        return self._batch(self._submit_text, prompts, options)
+        return self._batch(self._text_request, prompts, options)
 
     # ---- chat ---------------------------------------------------------------------------------
 
@@ -186,7 +208,7 @@ class Model:
         ``tool``; its ``.result`` is the ChatResult.
         """
         given = {"tools": tools, "reasoning_effort": reasoning_effort, "mode": mode, **options}
-        out = Stream(*self._submit_chat(messages, given))
+        out = Stream(*self._submit(*self._chat_request(messages, given)))
         return out if stream else out.drain()
 
     async def achat(
@@ -196,15 +218,16 @@ class Model:
         stream: bool = False,
         **options: Any,
     ) -> ChatResult | AsyncStream:
-        """:meth:`chat` for an event loop; ``stream=True`` gives an async iterator."""
-        out = AsyncStream(*self._submit_chat(messages, options))
+        """:meth:`chat` for an event loop, as :meth:`agenerate`."""
+        prepared = await asyncio.to_thread(self._chat_request, messages, options)
+        out = AsyncStream(*self._submit(*prepared))
         return out if stream else await out.drain()
 
     def chat_batch(
         self, conversations: Sequence[str | Sequence[Mapping[str, Any]]], **options: Any
     ) -> list[ChatResult]:
         """:meth:`chat` for several conversations in one engine run."""
-        return self._batch(self._submit_chat, conversations, options)
+        return self._batch(self._chat_request, conversations, options)
 
     def session(self, system: str | None = None) -> Session:
         """A conversation that remembers, and computes only what is new in each turn."""
@@ -259,21 +282,22 @@ class Model:
             raise InvalidRequest(f"{name}: no tokens; the model needs at least one")
         return np.asarray(ids, np.int32)
 
-    def _submit_text(self, prompt: str | Sequence[int], given: Mapping[str, Any]) -> tuple:
+    def _text_request(
+        self, prompt: str | Sequence[int], given: Mapping[str, Any]
+    ) -> tuple[Request, CompletionCollector]:
         options = resolve(given, self._defaults, self.info.vocab, also_known=("stream",))
         request = self._request(self._ids(prompt, "prompt"), options)
         decoder = self.tokenizer.stream(skip_special=True, continuing=True)
         collector = CompletionCollector(decoder, self._stop_ids, options)
-        return self._engine.submit(request), collector
+        return request, collector
 
-    def _submit_chat(
+    def _chat_request(
         self,
         messages: str | Sequence[Mapping[str, Any]],
         given: Mapping[str, Any],
         *,
-        base: Retained | None = None,
         retain: bool = False,
-    ) -> tuple:
+    ) -> tuple[Request, ChatCollector]:
         chat = {name: given[name] for name in prompts.CHAT_OPTIONS if name in given}
         rest = {name: value for name, value in given.items() if name not in chat}
         known = (*prompts.CHAT_OPTIONS, "stream")
@@ -287,7 +311,12 @@ class Model:
             first_call=prompts.calls_so_far(messages) + 1,
         )
         request = self._request(np.asarray(ids, np.int32), options, retain=retain)
-        return self._engine.submit(request, base=base), ChatCollector(parser, options)
+        return request, ChatCollector(parser, options)
+
+    def _submit(
+        self, request: Request, collector: Collector, base: Retained | None = None
+    ) -> tuple[Handle, Collector]:
+        return self._engine.submit(request, base=base), collector
 
     def _request(
         self, ids: np.ndarray, options: GenerationOptions, *, retain: bool = False
@@ -295,7 +324,7 @@ class Model:
         given = {name: getattr(options, name) for name in OPTION_NAMES if name != "stop"}
         return Request(tokens=ids, stop_ids=sorted(self._stop_ids), retain=retain, **given)
 
-    def _batch(self, submit: Any, items: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
+    def _batch(self, prepare: Any, items: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
         if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
             raise InvalidRequest(f"a batch is a list, not {type(items).__name__}")
         if "stream" in options:
@@ -304,34 +333,25 @@ class Model:
         streams: list[Stream] = []
         try:
             for item, seed in zip(items, seeds, strict=True):
-                streams.append(Stream(*submit(item, {**options, "seed": seed})))
+                prepared = prepare(item, {**options, "seed": seed})
+                streams.append(Stream(*self._submit(*prepared)))
             return [stream.drain() for stream in streams]
         finally:
             for stream in streams:
                 stream.close()
 
 
-def kv_bytes_per_token(spec: Any, kv: str) -> int:
-    """Bytes of keys and values a full-attention token takes (formats/kv_page.h), rounded up.
-
-    Layers with a window count in full: they hold this much up to their window.
-    """
-    total = 0.0
-    for layer in spec.layers:
-        heads, dim = layer.attention.kv_heads, (layer.attention.head_dim + 15) // 16 * 16
-        page = 512 * dim if kv == "f32" else (130 * dim + 256 + 63) // 64 * 64
-        total += heads * page / 64
-    return int(np.ceil(total))
-
-
 def _context_limit(
-    asked: int | None, most: int, per_token: int, budget: int
+    spec: ModelSpec, kv: str, asked: int | None, budget: int
 ) -> tuple[int, list[str]]:
+    """The context in tokens, and what to note about how it was chosen."""
+    most = spec.max_context
     if asked is not None:
         if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= most:
             raise InvalidRequest(f"context: got {asked!r}, allowed is 1 to {most}, the model's own")
         return asked, []
-    fits = max(1, budget // per_token)
-    if fits >= most:
+    sizes = range(1, most + 1)
+    fits = max(1, bisect_right(sizes, budget, key=lambda tokens: kv_bytes(spec, kv, tokens)))
+    if fits == most:
         return most, [f"context auto: {most}, the model's own limit"]
     return fits, [f"context auto: {fits} of {most} tokens fit in {budget / 2**30:.1f} GiB"]

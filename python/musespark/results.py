@@ -182,7 +182,13 @@ class ChatResult(Completion):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What was loaded and what was chosen; ``notes`` says every automatic choice in words."""
+    """What was loaded and what was chosen; ``notes`` says every automatic choice in words.
+
+    ``kv_bytes_per_token``: keys and values of a token in all layers together, once packed. It is no
+    factor of the length: layers with a window hold no more than their window, and the tokens of the
+    step at hand are not packed yet. ``kv_bytes_full_context``: the most that one sequence of
+    ``context`` tokens takes, all of that counted.
+    """
 
     source: str
     family: str
@@ -196,6 +202,7 @@ class ModelInfo:
     max_context: int
     kv: str
     kv_bytes_per_token: int
+    kv_bytes_full_context: int
     threads: int
     isa: str
     notes: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from musespark.generation import Stream
 from musespark.results import ChatResult, Delta
 
 if TYPE_CHECKING:
-    from musespark.engine import Retained
+    from musespark.engine import Handle, Retained
     from musespark.model import Model
 
 
@@ -28,10 +28,14 @@ class SessionStream(Stream):
             yield from super()._run()
             self._session._take(self._sent, self.result, self.handle.retained)
         finally:
-            self.ended = True
+            self._end()
 
     def close(self) -> None:
         super().close()
+        self._end()
+
+    def _end(self) -> None:
+        self._session._drop(self.handle)
         self.ended = True
 
 
@@ -80,12 +84,15 @@ class Session:
                 f"message: got {type(message).__name__}, "
                 "allowed is a str, a message or a list of them"
             )
-        handle, collector = self._model._submit_chat(
-            [*self.messages, *sent], options, base=self._kept, retain=True
-        )
-        out = SessionStream(self, sent, handle, collector)
-        self._turn = weakref.ref(out)
-        return out if stream else out.drain()
+        prepared = self._model._chat_request([*self.messages, *sent], options, retain=True)
+        handle, collector = self._model._submit(*prepared, base=self._kept)
+        try:
+            out = SessionStream(self, sent, handle, collector)
+            self._turn = weakref.ref(out)
+            return out if stream else out.drain()
+        except BaseException:
+            self._drop(handle)
+            raise
 
     def fork(self) -> Session:
         """A second conversation that goes on from here; memory is shared until they differ."""
@@ -95,16 +102,25 @@ class Session:
         return twin
 
     def _take(self, sent: list[dict[str, Any]], result: ChatResult, kept: Retained | None) -> None:
-        self.messages += [*sent, result.message]
-        if self._kept is not None:
-            self._kept.release()
-        self._kept = kept
+        # In this order Ctrl-C between two steps leaves a session that works: what is kept may know
+        # more than the conversation has, or less.
+        before, self._kept = self._kept, kept
+        try:
+            self.messages.extend([*sent, result.message])
+        finally:
+            if before is not None:
+                before.release()
+
+    def _drop(self, handle: Handle) -> None:
+        """Ends a turn, and gives its memory back unless it was taken in."""
+        if handle.retained is not self._kept:
+            handle.discard()
 
     def close(self) -> None:
         """Gives the session's memory back; the messages stay."""
-        if self._kept is not None:
-            self._kept.release()
-            self._kept = None
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.release()
 
     def _repr_html_(self) -> str:
         import html

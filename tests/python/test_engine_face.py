@@ -109,11 +109,11 @@ def test_cancelling_a_task_cancels_its_request(engine: Engine) -> None:
 def test_a_loop_that_is_gone_does_not_stop_the_driver(engine: Engine) -> None:
     loop = asyncio.new_event_loop()
     handle = engine.submit(Request(tokens=[1], temperature=1.0, max_new_tokens=3000))
-    waiting = loop.create_task(handle._stream.aget())
+    waiting = loop.create_task(handle.stream.aget())
     loop.run_until_complete(asyncio.sleep(0))
-    ready = handle._stream._waiter
+    ready = handle.stream._waiter
     loop.run_until_complete(waiting)
-    handle._stream._waiter = ready  # as if the loop had been closed while it waited
+    handle.stream._waiter = ready  # as if the loop had been closed while it waited
     loop.close()
     assert engine.submit(Request(tokens=[1], max_new_tokens=2)).result().reason == "length"
     handle.cancel()
@@ -252,9 +252,10 @@ class BrokenCore:
 )
 def test_a_fault_reaches_every_waiting_caller(error: BaseException) -> None:
     driver = engine_module._Driver(BrokenCore(error))
-    handles = [
-        engine_module.Handle(driver, *driver.submit(None, {}, None), False, None) for _ in range(4)
-    ]
+    driver.start()
+    handles = [engine_module.Handle(driver, False, None) for _ in range(4)]
+    for handle in handles:
+        driver.submit(handle, None, {}, None)
     heard: list[BaseException] = []
 
     def wait(handle) -> None:
@@ -276,7 +277,7 @@ def test_a_fault_reaches_every_waiting_caller(error: BaseException) -> None:
     assert len(heard) == 3
     assert all("planted" in str(e) and e.__cause__ is error for e in heard)
     with pytest.raises(Error, match="planted"):
-        driver.submit(None, {}, None)
+        driver.submit(engine_module.Handle(driver, False, None), None, {}, None)
 
 
 # --- whole processes ---------------------------------------------------------------------------

@@ -345,8 +345,8 @@ def test_missing_and_oversized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(CorruptFile, match="no such file"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text(ZOO["byte_level"]().to_str())
-    monkeypatch.setattr(tokenizer_module, "MAX_FILE_BYTES", 100)
-    with pytest.raises(CorruptFile, match="100 allowed"):
+    monkeypatch.setattr(tokenizer_module, "MAX_TOKENIZER_BYTES", 100)
+    with pytest.raises(CorruptFile, match="more than 100 bytes"):
         Tokenizer.load(tmp_path)
 
 

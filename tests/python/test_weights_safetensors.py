@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from musespark.errors import CorruptFile, Error, UnsupportedModel
-from musespark.weights.jsonfile import parse_json
+from musespark.untrusted import parse_json
 from musespark.weights.safetensors import MAX_HEADER_BYTES, SafetensorsFile, open_sharded
 from support.model_folder import safetensors_bytes
 

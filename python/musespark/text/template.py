@@ -27,7 +27,8 @@ from musespark.text.guard import Disguise, Guard
 from musespark.text.markers import MarkerFinder
 from musespark.text.meter import Meter
 from musespark.text.sandbox import MeteredEnvironment
-from musespark.text.tokenizer import MAX_CONFIG_BYTES, Tokenizer, read_json, token_text
+from musespark.text.tokenizer import Tokenizer, token_text
+from musespark.untrusted import read_json_object, read_small_file
 
 MAX_SOURCE_CHARS = 96 * 1024
 MAX_OUTPUT_CHARS = 64 * 2**20
@@ -162,8 +163,7 @@ class ChatTemplate:
             return {"default": _read_text(path)}
         folder = path if path.is_dir() else path.parent
         config = folder / "tokenizer_config.json"
-        data = read_json(config, MAX_CONFIG_BYTES) if config.is_file() else {}
-        data = data if isinstance(data, dict) else {}
+        data = read_json_object(config) if config.is_file() else {}
         for key, value in data.items():
             if key.endswith("_token") and token_text(value):
                 self.special_tokens[key] = token_text(value)
@@ -171,8 +171,7 @@ class ChatTemplate:
             return {"default": _read_text(folder / "chat_template.jinja")}
         found = data.get("chat_template")
         if found is None and (folder / "chat_template.json").is_file():
-            other = read_json(folder / "chat_template.json", MAX_CONFIG_BYTES)
-            found = other.get("chat_template") if isinstance(other, dict) else None
+            found = read_json_object(folder / "chat_template.json").get("chat_template")
         if found is None:
             raise CorruptFile(
                 f"{folder}: no chat_template.jinja and no chat_template in its configuration"
@@ -352,9 +351,6 @@ def encode_chat(
 
 def _read_text(path: Path) -> str:
     try:
-        size = path.stat().st_size
-        if size > 4 * MAX_SOURCE_CHARS:
-            raise CorruptFile(f"{path}: {size} bytes, more than the {4 * MAX_SOURCE_CHARS} allowed")
-        return path.read_text(encoding="utf-8")
+        return read_small_file(path, 4 * MAX_SOURCE_CHARS).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CorruptFile(f"{path}: not UTF-8: {error}") from error

@@ -29,9 +29,11 @@ import tokenizers
 from musespark.errors import CorruptFile, InvalidRequest
 from musespark.text.decoding import StreamDecoder, compile_decoder, push_all
 from musespark.text.markers import MarkerFinder
+from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json_object, read_json_object
 
-MAX_FILE_BYTES = 256 * 2**20
-MAX_CONFIG_BYTES = 32 * 2**20
+# From this many characters on a text is encoded in a batch of one, which lets other Python threads
+# run meanwhile: tokenizers holds the interpreter lock while it encodes a single text.
+_LONG_TEXT = 8192
 _ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Used only where no configuration file names the token.
 _USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")
@@ -49,18 +51,6 @@ def is_marker(content: str, special: bool) -> bool:
     spaces, DeepSeek single letters, Spark Nano pieces of JSON.
     """
     return special or _TAG.match(content.strip()) is not None
-
-
-def read_json(path: Path, limit: int) -> Any:
-    try:
-        size = os.stat(path).st_size
-        if size > limit:
-            raise CorruptFile(f"{path}: {size} bytes, more than the {limit} allowed")
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CorruptFile):
-            raise
-        raise CorruptFile(f"{path}: not valid JSON: {error}") from error
 
 
 def _build(data: dict[str, Any], source: str) -> tokenizers.Tokenizer:
@@ -156,11 +146,9 @@ class Tokenizer:
         beside = {}
         for name in ("special_tokens_map", "tokenizer_config", "generation_config"):
             other = file.parent / f"{name}.json"
-            beside[name] = read_json(other, MAX_CONFIG_BYTES) if other.is_file() else {}
-            if not isinstance(beside[name], dict):
-                raise CorruptFile(f"{other}: expected an object")
+            beside[name] = read_json_object(other) if other.is_file() else {}
         return cls(
-            read_json(file, MAX_FILE_BYTES),
+            read_json_object(file, MAX_TOKENIZER_BYTES),
             config={**beside["special_tokens_map"], **beside["tokenizer_config"]},
             generation_config=beside["generation_config"],
             source=str(file),
@@ -176,14 +164,7 @@ class Tokenizer:
         source: str = "tokenizer.json",
     ) -> Tokenizer:
         """From the contents of a tokenizer.json (as a packed model file carries it)."""
-        if len(text) > MAX_FILE_BYTES:
-            raise CorruptFile(
-                f"{source}: {len(text)} bytes, more than the {MAX_FILE_BYTES} allowed"
-            )
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CorruptFile(f"{source}: not valid JSON: {error}") from error
+        data = parse_json_object(text, source, MAX_TOKENIZER_BYTES)
         return cls(data, config=config, generation_config=generation_config, source=source)
 
     # ---- construction -------------------------------------------------------------------------
@@ -412,6 +393,8 @@ class Tokenizer:
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str, add_special: bool) -> tokenizers.Encoding:
     try:
+        if len(text) >= _LONG_TEXT:
+            return tokenizer.encode_batch([text], add_special_tokens=add_special)[0]
         return tokenizer.encode(text, add_special_tokens=add_special)
     except (KeyboardInterrupt, SystemExit):
         raise

@@ -1,4 +1,4 @@
-"""Files: opening only regular ones, mapping them, and writing so that nothing half-done remains."""
+"""Large files: mapping them, and writing so that nothing half-done remains."""
 
 from __future__ import annotations
 
@@ -6,40 +6,17 @@ import contextlib
 import mmap
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from musespark.errors import CorruptFile, Error
+from musespark.untrusted import open_regular
 
 
 class WriteFailed(Error, OSError):  # noqa: N818 - named as the other public errors
     """A file could not be written whole (disk full, quota, permission); nothing is left of it."""
-
-
-def open_regular(path: Path) -> int:
-    """Opens a regular file for reading; a pipe, device or folder is refused without waiting."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISREG(mode):
-            raise CorruptFile(f"{path}: not a regular file")
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def read_small_file(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes."""
-    fd = open_regular(path)
-    with open(fd, "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise CorruptFile(f"{path}: more than {limit} bytes")
-    return data
 
 
 class MappedFile:

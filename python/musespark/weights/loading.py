@@ -15,9 +15,9 @@ from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families import read_config
 from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
 from musespark.families.tensors import TensorMap, canonical_shapes
+from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json_object, read_small_file
 from musespark.weights import cache, pack
-from musespark.weights.files import WriteFailed, read_small_file
-from musespark.weights.jsonfile import parse_json
+from musespark.weights.files import WriteFailed
 from musespark.weights.packed import PackedFile, is_packed
 from musespark.weights.progress import ProgressFn, progress_function
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
@@ -33,7 +33,6 @@ _ASSETS = (
     "chat_template.jinja",
     "chat_template.json",
 )
-_MAX_ASSET = 64 << 20
 _NANO = Path(__file__).resolve().parent.parent / "nano"
 # Made from _NANO by `musespark convert`; a test packs it again and compares.
 _NANO_PACKED = _NANO / "packed" / "nano-q8.safetensors"
@@ -224,11 +223,11 @@ def understand(folder: Path) -> ModelFolder:
     if not (folder / "config.json").exists():
         raise InvalidRequest(f"{folder} has no config.json; a model folder has one")
     assets = {
-        name: read_small_file(folder / name, _MAX_ASSET)
+        name: read_small_file(folder / name, MAX_TOKENIZER_BYTES)
         for name in _ASSETS
         if (folder / name).exists()
     }
-    config = parse_json(assets["config.json"], str(folder / "config.json"))
+    config = parse_json_object(assets["config.json"], str(folder / "config.json"))
     try:
         family, spec, notes = read_config(config)
     except UnsupportedModel as error:

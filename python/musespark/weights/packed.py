@@ -26,8 +26,8 @@ import numpy as np
 
 from musespark import _core
 from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.untrusted import parse_json
 from musespark.weights.files import AsideFile
-from musespark.weights.jsonfile import parse_json
 from musespark.weights.safetensors import SafetensorsFile, TensorEntry
 
 VERSION = 1

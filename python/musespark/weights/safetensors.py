@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.untrusted import parse_json_object, read_json_object
 from musespark.weights.files import MappedFile
-from musespark.weights.jsonfile import parse_json, read_json_object
 
 MAX_HEADER_BYTES = 32 << 20
 MAX_TENSORS = 200_000
@@ -55,7 +55,9 @@ class SafetensorsFile:
         self.mapped = MappedFile(self.path)
         try:
             self.header = self._read_header()
-            self.metadata, self.entries = self._parse(parse_json(self.header, f"{path}: header"))
+            self.metadata, self.entries = self._parse(
+                parse_json_object(self.header, f"{path}: header", MAX_HEADER_BYTES)
+            )
         except BaseException:
             self.mapped.close()
             raise
@@ -75,9 +77,7 @@ class SafetensorsFile:
             raise CorruptFile(f"{self.path}: header does not begin with '{{'")
         return header
 
-    def _parse(self, values: Any) -> tuple[dict[str, str], dict[str, TensorEntry]]:
-        if not isinstance(values, dict):
-            raise CorruptFile(f"{self.path}: header is not an object")
+    def _parse(self, values: dict[str, Any]) -> tuple[dict[str, str], dict[str, TensorEntry]]:
         metadata = values.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
             raise CorruptFile(f"{self.path}: __metadata__ must map strings to strings")

@@ -1,0 +1,119 @@
+"""What is asked of the engine, and the events it answers with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from musespark.errors import InvalidRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Token ids and how to continue them; the meaning of each field is in csrc/decode/sampler.h.
+
+    ``logits``: ``none``, ``last``, ``all`` or ``score`` (the log-probability of each token but the
+    first); anything but ``none`` samples nothing. ``deadline``: seconds from submission.
+    ``retain``: keep keys and values after the end, see :attr:`musespark.engine.Handle.retained`.
+    """
+
+    tokens: Sequence[int] | np.ndarray
+    max_new_tokens: int | None = None
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    stream: int = 0
+    stop_ids: Sequence[int] = ()
+    logit_bias: Mapping[int, float] | None = None
+    allowed_ids: Sequence[int] | None = None
+    logprobs: int = 0
+    logits: str = "none"
+    deadline: float | None = None
+    retain: bool = False
+
+    def params(self) -> dict[str, Any]:
+        """The core's parameter dict."""
+        params = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del params["tokens"]
+        params["deadline_s"] = params.pop("deadline")
+        if self.logit_bias is not None:
+            params["logit_bias"] = dict(self.logit_bias)
+        return params
+
+
+class Tokens(NamedTuple):
+    """Tokens since the last event; a stop id is the last one where it ended the sequence."""
+
+    ids: list[int]
+    logprobs: list[float] | None  # of each, under the model's own distribution
+    top: list[list[tuple[int, float]]] | None  # the most likely of each, best first
+
+
+class LogitsRows(NamedTuple):
+    """Rows of logits float32 [n, vocab] (``score``: [n]) for positions ``first`` and after."""
+
+    first: int
+    values: np.ndarray
+
+
+class Finished(NamedTuple):
+    """How the request ended: ``stop``, ``length``, ``cancelled`` or ``deadline``."""
+
+    reason: str
+    stats: dict[str, Any]
+
+
+Event = Tokens | LogitsRows | Finished
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything a request produced."""
+
+    tokens: list[int]
+    logprobs: list[float] | None
+    top: list[list[tuple[int, float]]] | None
+    logits: np.ndarray | None
+    reason: str
+    stats: dict[str, Any]
+
+
+def token_array(tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+    """int32 [n], contiguous; InvalidRequest for anything that is not a list of 32-bit ids."""
+    array = np.asarray(tokens)
+    if array.ndim != 1:
+        raise InvalidRequest(f"tokens: got {array.ndim} dimensions, allowed is 1")
+    if array.size and array.dtype.kind not in "iu":
+        raise InvalidRequest(f"tokens: got {array.dtype} values, allowed are integers")
+    limits = np.iinfo(np.int32)
+    if array.size and (array.min() < limits.min or array.max() > limits.max):
+        worst = array.max() if array.max() > limits.max else array.min()
+        raise InvalidRequest(f"tokens: got {worst}, allowed is a token id of the vocabulary")
+    return np.ascontiguousarray(array, np.int32)
+
+
+def collect(events: list[Event]) -> Result:
+    """All events of one request, in order and ended by :class:`Finished`, as its result."""
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    parts = [e for e in events if isinstance(e, Tokens)]
+    rows = [e.values for e in events if isinstance(e, LogitsRows)]
+    with_logprobs = bool(parts) and parts[0].logprobs is not None
+    return Result(
+        tokens=[t for p in parts for t in p.ids],
+        logprobs=[x for p in parts for x in p.logprobs or ()] if with_logprobs else None,
+        top=[x for p in parts for x in p.top or ()] if with_logprobs else None,
+        logits=np.concatenate(rows) if rows else None,
+        reason=finished.reason,
+        stats=finished.stats,
+    )

@@ -1,0 +1,134 @@
+"""Small files that nobody vouches for: limits first, ``CorruptFile`` for everything.
+
+The one reader of every JSON file a model folder or packed file carries.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from musespark.errors import CorruptFile
+
+MAX_CONFIG_BYTES = 32 << 20
+MAX_TOKENIZER_BYTES = 256 << 20
+# Transformers writes int(1e30) for "no limit" into tokenizer_config.json.
+_MAX_DIGITS = 64
+_MAX_DEPTH = 32
+
+
+def open_regular(path: Path) -> int:
+    """Opens a regular file for reading; a pipe, device or folder is refused without waiting."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            raise CorruptFile(f"{path}: not a regular file")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_small_file(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes."""
+    with open(open_regular(path), "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise CorruptFile(f"{path}: more than {limit} bytes")
+    return data
+
+
+class _RefusedError(ValueError):
+    """Raised inside the parser's hooks; the message says what was found."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(pairs)
+    if len(built) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _RefusedError(f"key {key!r:.80} stands twice")
+            seen.add(key)
+    return built
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise _RefusedError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _real(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise _RefusedError(f"{digits:.40} is too large for a number")
+    return value
+
+
+def _no_constant(name: str) -> float:
+    raise _RefusedError(f"{name} is not JSON")
+
+
+def _check_depth(value: Any, where: str) -> None:
+    """Refuses what nests deeper than 32, so that nobody after this need think of recursion."""
+    level, depth = [value], 0
+    while level:
+        if depth > _MAX_DEPTH:
+            raise CorruptFile(f"{where}: JSON is nested more than {_MAX_DEPTH} deep")
+        depth += 1
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner.extend(v for v in one.values() if isinstance(v, dict | list))
+            elif isinstance(one, list):
+                inner.extend(v for v in one if isinstance(v, dict | list))
+        level = inner
+
+
+def parse_json(data: bytes | str, where: str, limit: int = MAX_CONFIG_BYTES) -> Any:
+    """Parses UTF-8 JSON of at most ``limit`` bytes: no duplicate keys, NaN, infinities, integers of
+    more than 64 digits or nesting beyond 32.
+
+    ``where`` begins every message. ``CorruptFile`` for anything that is not such JSON.
+    """
+    if len(data) > limit:
+        raise CorruptFile(f"{where}: {len(data)} bytes, more than the limit of {limit}")
+    try:
+        value = json.loads(
+            data if isinstance(data, str) else data.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_real,
+            parse_constant=_no_constant,
+        )
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"{where}: not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise CorruptFile(f"{where}: not JSON at character {error.pos}: {error.msg}") from None
+    except _RefusedError as error:
+        raise CorruptFile(f"{where}: {error}") from None
+    except RecursionError:
+        raise CorruptFile(f"{where}: JSON is nested more than {_MAX_DEPTH} deep") from None
+    _check_depth(value, where)
+    return value
+
+
+def parse_json_object(
+    data: bytes | str, where: str, limit: int = MAX_CONFIG_BYTES
+) -> dict[str, Any]:
+    """:func:`parse_json` where an object is needed."""
+    value = parse_json(data, where, limit)
+    if not isinstance(value, dict):
+        raise CorruptFile(f"{where}: a JSON object is needed, not {type(value).__name__}")
+    return value
+
+
+def read_json_object(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """The JSON object in a regular file of at most ``limit`` bytes."""
+    return parse_json_object(read_small_file(path, limit), str(path), limit)
