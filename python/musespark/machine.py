@@ -73,19 +73,30 @@ def available_memory() -> int:
     return available if group is None else max(0, min(available, group[0] - group[1]))
 
 
+def human_bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
 def doctor() -> dict[str, Any]:
     """What this machine offers and what musespark chose, as plain data (``musespark doctor``)."""
     import musespark
     from musespark.engine import build_report
-    from musespark.weights.cache import cache_folder
+    from musespark.weights.cache import cache_folder, entries
 
+    packed = entries()
     group = cgroup_memory()
     return {
         "musespark": musespark.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.machine()} {platform.system()} {platform.release()}",
         **build_report(),
-        "memory available": f"{available_memory() / 2**30:.1f} GiB",
-        "memory limit (cgroup)": "none" if group is None else f"{group[0] / 2**30:.1f} GiB",
+        "memory available": human_bytes(available_memory()),
+        "memory limit (cgroup)": "none" if group is None else human_bytes(group[0]),
         "cache folder": str(cache_folder()),
+        "packed models": f"{len([e for e in packed if e.whole])}, "
+        f"{human_bytes(sum(e.bytes for e in packed))} (see musespark cache)",
     }

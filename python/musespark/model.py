@@ -33,6 +33,7 @@ from musespark.generation import (
 )
 from musespark.machine import available_memory
 from musespark.options import (
+    CHAT_OPTIONS,
     OPTION_NAMES,
     GenerationOptions,
     model_defaults,
@@ -298,9 +299,9 @@ class Model:
         *,
         retain: bool = False,
     ) -> tuple[Request, ChatCollector]:
-        chat = {name: given[name] for name in prompts.CHAT_OPTIONS if name in given}
+        chat = {name: given[name] for name in CHAT_OPTIONS if name in given}
         rest = {name: value for name, value in given.items() if name not in chat}
-        known = (*prompts.CHAT_OPTIONS, "stream")
+        known = (*CHAT_OPTIONS, "stream")
         options = resolve(rest, self._defaults, self.info.vocab, also_known=known)
         ids = prompts.chat_ids(self.tokenizer, self.template, self._protocol, messages, **chat)
         parser = ChannelParser.for_prompt(

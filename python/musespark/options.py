@@ -33,6 +33,9 @@ _NOT_APPLIED: dict[str, Any] = {
     "forced_eos_token_id": None,
     "guidance_scale": 1.0,
 }
+CHAT_OPTIONS = ("tools", "reasoning_effort", "mode")
+EFFORTS = ("low", "medium", "high", "xhigh")
+MODES = ("auto", "instant", "thinking")
 MAX_LOGPROBS = 64
 MAX_STOP_STRINGS = 64
 

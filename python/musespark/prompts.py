@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 
 from musespark.errors import InvalidRequest, UnsupportedModel
+from musespark.options import EFFORTS, MODES
 from musespark.text import ChatTemplate, Tokenizer, encode_chat
 from musespark.text.protocols import Protocol
 
-CHAT_OPTIONS = ("tools", "reasoning_effort", "mode")
-EFFORTS = ("low", "medium", "high", "xhigh")
-MODES = ("auto", "instant", "thinking")
 # How templates name the effort; the first that a template reads is set.
 _EFFORT_VARIABLES = ("reasoning_strength", "reasoning_effort")
 _THINK_VARIABLE = "enable_thinking"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -215,7 +216,6 @@ def test_bench_measures_what_it_was_asked(capsys):
         (["generate", "x", "--threads", "0"], "threads"),
         (["generate", "x", "--context", "0"], "context: got 0"),
         (["generate", "x", "-m", "/nowhere/model"], "/nowhere/model"),
-        (["chat", "--effort", "huge"], "reasoning_effort: got 'huge'"),
         (["bench", "-r", "0"], "at least 1"),
         (["inspect", "/dev/null"], "/dev/null"),
     ],
@@ -228,7 +228,15 @@ def test_wrong_values_exit_with_1_and_name_the_field(capsys, monkeypatch, argume
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["generate"], ["generate", "x", "--kv", "kv9"], ["chat", "--bogus"]]
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["generate"],
+        ["generate", "x", "--kv", "kv9"],
+        ["chat", "--bogus"],
+        ["chat", "--effort", "x"],
+    ],
 )
 def test_wrong_usage_exits_with_2(capsys, arguments):
     with pytest.raises(SystemExit) as ended:
@@ -271,3 +279,116 @@ def test_a_closed_pipe_is_no_error(arguments):
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---- terminals ---------------------------------------------------------------------------------
+
+HOSTILE = "a\x1b[2Jb\x9b31m\x07\r\x7f\tc\nd é"
+SHOWN = "a\\x1b[2Jb\\x9b31m\\x07\\x0d\\x7f\tc\nd é"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def reconfigure(self, **kwargs):
+        pass
+
+
+class Pipe(Terminal):
+    def isatty(self):
+        return False
+
+
+class Says:
+    """A model whose every answer is HOSTILE."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def generate(self, prompt, *, stream=False, **options):
+        return (
+            iter([Delta(HOSTILE)]) if stream else musespark.results.Completion(HOSTILE, (), 0, "")
+        )
+
+
+def out_of(monkeypatch, stream, *arguments) -> str:
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main([str(a) for a in arguments]) == 0
+    return stream.getvalue()
+
+
+def test_what_a_model_writes_cannot_steer_the_terminal(monkeypatch):
+    monkeypatch.setattr(common, "load_model", lambda args: Says())
+    assert out_of(monkeypatch, Terminal(), "generate", ">") == f">{SHOWN}\n"
+    assert out_of(monkeypatch, Pipe(), "generate", ">") == f">{HOSTILE}\n"
+    text = out_of(monkeypatch, Terminal(), "generate", ">", "--json")
+    assert json.loads(text)["text"] == HOSTILE
+    assert not set(text) & set("\x1b\x9b\x7f\x07\r")
+
+
+@pytest.mark.parametrize("channel", ["content", "reasoning", "tool"])
+def test_streamed_channels_cannot_steer_the_terminal(monkeypatch, channel):
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    printer = common.ChannelPrinter(common.Style(terminal), terminal)
+    printer(Delta(HOSTILE, channel))
+    printer.finish()
+    assert terminal.getvalue() == f"{SHOWN}\n"
+
+
+def test_what_a_file_says_cannot_steer_the_terminal(monkeypatch):
+    report = {"notes": [HOSTILE], "family": HOSTILE, "formats": {HOSTILE: 1}, "bytes": 2048}
+    monkeypatch.setattr("musespark.weights.inspect", lambda *a, **k: dict(report))
+    text = out_of(monkeypatch, Terminal(), "inspect")
+    assert text.count(SHOWN) == 3 and "bytes: 2.0 KiB" in text
+    assert json.loads(out_of(monkeypatch, Terminal(), "inspect", "--json"))["notes"] == [HOSTILE]
+
+
+def test_errors_are_one_harmless_line(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    common.report(musespark.Error("two\nlines \x1b[31m"))
+    common.report(PermissionError(13, "Permission denied", b"/a"))
+    assert terminal.getvalue() == "error: two lines \\x1b[31m\nerror: /a: Permission denied\n"
+
+
+# ---- odd surroundings --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_line_and_1():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "musespark.cli", "inspect"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=120,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+def test_an_encoding_without_the_characters_spells_them_out():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = command("generate", "é", "-n", "1", *FAST, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("\\xe9")
+
+
+def test_ctrl_c_ends_a_piped_chat():
+    """It once ended the answer only, and went on with the next line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c",
+         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+         "from musespark.cli import main; sys.exit(main(sys.argv[1:]))", "chat", "-n", "100", *FAST],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("What is 23 + 45?\n" * 2000)
+    process.stdin.flush()
+    process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in err

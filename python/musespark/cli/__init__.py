@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import musespark
+from musespark.cli import common
 from musespark.errors import Error
 
 COMMANDS = {
@@ -19,6 +20,7 @@ COMMANDS = {
     "doctor": "what this machine offers and what musespark chose",
     "inspect": "what is in a model folder or packed file",
     "convert": "pack a model folder into one file",
+    "cache": "list or remove the models packed when they were first loaded",
 }
 
 
@@ -37,19 +39,31 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0 done, 1 error, 2 usage, 130 interrupted)."""
-    args = build_parser().parse_args(argv)
     try:
+        if sys.stdout is None:
+            raise Error("standard output is closed")
+        # What the terminal's encoding lacks is spelled out instead of ending the command.
+        sys.stdout.reconfigure(errors="backslashreplace")
+        args = build_parser().parse_args(argv)
         status = args.run(args)
         sys.stdout.flush()  # here, where a closed pipe is still ours to handle
         return status
     except BrokenPipeError:
-        # The reader of our output went away; silence the flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader of our output went away
         return 0
-    except (Error, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (Error, OSError, UnicodeError) as error:
+        common.report(error)
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:  # a full disk; Python would try again at exit, and complain
+            _drop_output()
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)

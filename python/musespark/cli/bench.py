@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from typing import Any
 
 from musespark.cli import common
 from musespark.errors import InvalidRequest
+from musespark.machine import human_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,13 +69,15 @@ def run(args: argparse.Namespace) -> int:
     peak = common.peak_memory_bytes()
     if args.json:
         report = {"source": info.source, "isa": info.isa, "threads": info.threads, "kv": info.kv}
-        print(json.dumps({**report, "load_s": load_s, "peak_bytes": peak, "rows": rows}))
+        common.show_json({**report, "load_s": load_s, "peak_bytes": peak, "rows": rows})
         return 0
-    formats = ", ".join(f"{name} {count}" for name, count in info.weight_formats.items())
-    print(f"{info.source}: {info.parameters / 1e6:.1f} M parameters ({formats}), kv {info.kv}")
-    print(f"{info.isa}, {info.threads} threads; loaded in {load_s:.2f} s")
-    print(f"{'test':<14}{'tokens/s':>10}   spread of {args.rounds} rounds")
+    formats = ", ".join(f"{name} {human_bytes(n)}" for name, n in info.weight_formats.items())
+    size = f"{info.parameters / 1e6:.1f} M parameters"
+    common.show(f"{info.source}: {size} ({formats}), kv {info.kv}")
+    common.show(f"{info.isa}, {info.threads} threads; loaded in {load_s:.2f} s")
+    common.show(f"{'test':<14}{'tokens/s':>10}   spread of {args.rounds} rounds")
     for row in rows:
-        print(f"{row['test']:<14}{row['median']:>10.1f}   {row['low']:.1f} .. {row['high']:.1f}")
-    print(f"peak memory {common.human_bytes(peak)}")
+        spread = f"{row['low']:.1f} .. {row['high']:.1f}"
+        common.show(f"{row['test']:<14}{row['median']:>10.1f}   {spread}")
+    common.show(f"peak memory {human_bytes(peak)}")
     return 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from pathlib import Path
 from typing import Any
 
 from musespark.cli import common
 from musespark.errors import Error, InvalidRequest
-from musespark.prompts import EFFORTS
-from musespark.weights.cache import cache_folder
+from musespark.options import EFFORTS
 
 HELP = """\
 /help            this text
@@ -26,8 +27,8 @@ Ctrl-C stops the answer being written."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     common.add_sampling_arguments(parser)
-    parser.add_argument("--system", default=None, help="system message")
-    parser.add_argument("--effort", default=None, help="low, medium, high or xhigh")
+    parser.add_argument("--system", help="system message")
+    parser.add_argument("--effort", choices=EFFORTS, help="how long to think")
     parser.add_argument("--no-thoughts", action="store_true", help="hide thoughts")
 
 
@@ -39,6 +40,8 @@ def _history() -> None:
         return
     import atexit
 
+    from musespark.weights.cache import cache_folder
+
     path = cache_folder() / "chat_history"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +51,12 @@ def _history() -> None:
         print(f"no history: {error}", file=sys.stderr)
         return
     readline.set_history_length(1000)
-    atexit.register(readline.write_history_file, path)
+    atexit.register(_keep_history, readline, path)
+
+
+def _keep_history(readline: Any, path: Path) -> None:
+    with contextlib.suppress(OSError):  # the conversation is over; nobody is left to tell
+        readline.write_history_file(path)
 
 
 def read_message(prompt: str) -> str:
@@ -121,7 +129,9 @@ class Repl:
         except KeyboardInterrupt:
             stream.close()
             printer.finish()
-            print("(stopped; this turn is forgotten)")
+            if not sys.stdin.isatty():  # Ctrl-C ends a script, not one of its answers
+                raise
+            print("(stopped; this turn is forgotten)", flush=True)
             return
         except Error:
             printer.finish()  # no dimmed terminal behind an error
@@ -129,10 +139,12 @@ class Repl:
         printer.finish()
         self.last = stream.result
         if self.last.finish_reason != "stop":
-            print(f"({self.last.finish_reason})")
+            print(f"({self.last.finish_reason})", flush=True)
 
 
 def run(args: argparse.Namespace) -> int:
+    if sys.stdin is None:
+        raise InvalidRequest("standard input is closed; chat reads messages from it")
     interactive = sys.stdin.isatty()
     if interactive:
         _history()
@@ -140,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     with common.load_model(args) as model:
         repl = Repl(model, args)
         if interactive:
-            print(f"{model.info.source}: /help for commands, Ctrl-D to leave")
+            common.show(f"{model.info.source}: /help for commands, Ctrl-D to leave")
         while True:
             try:
                 line = read_message("> " if interactive else "")
@@ -160,5 +172,9 @@ def run(args: argparse.Namespace) -> int:
                 else:
                     repl.say(line)
             except Error as error:
-                print(f"error: {error}", file=sys.stderr)
+                common.report(error)
                 status = 0 if interactive else 1
+            except KeyboardInterrupt:  # before an answer began
+                if not interactive:
+                    raise
+                print()

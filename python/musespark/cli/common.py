@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from typing import IO, Any
@@ -45,6 +46,40 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
 
 
+# C0 but for newline and tab, DEL and C1: what moves the cursor, recolours or talks to a terminal.
+_CONTROLS = [*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)]
+_SHOWN = {code: f"\\x{code:02x}" for code in _CONTROLS}
+_JSON_SHOWN = {code: f"\\u{code:04x}" for code in _CONTROLS if code >= 0x7F}
+
+
+def harmless(text: str, stream: IO[str] | None = None) -> str:
+    """``text`` as it may be written to ``stream`` (standard output): for a terminal, control
+    characters are spelled out as ``\\x1b``, since a model or its file chose them, not the user.
+    Newline and tab stay; a file or pipe gets the text as it is."""
+    stream = sys.stdout if stream is None else stream
+    return text.translate(_SHOWN) if stream.isatty() else text
+
+
+def show(text: object = "", end: str = "\n") -> None:
+    """Prints a :func:`harmless` line."""
+    print(harmless(str(text)), end=end, flush=True)
+
+
+def show_json(value: object, indent: int | None = None) -> None:
+    """Prints JSON in which no control character stands as itself, for whoever reads it."""
+    print(json.dumps(value, ensure_ascii=False, indent=indent).translate(_JSON_SHOWN))
+
+
+def report(error: Exception) -> None:
+    """One line on standard error."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        named = error.filename is not None
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}" if named else error.strerror
+    if sys.stderr is not None:
+        print("error:", harmless(" ".join(text.split()), sys.stderr), file=sys.stderr)
+
+
 class Style:
     """ANSI styles for a terminal; empty strings where the stream is none or NO_COLOR is set."""
 
@@ -73,7 +108,7 @@ class ChannelPrinter:
             opening = {"reasoning": self._style.dim, "tool": self._style.bold}
             self._write(opening.get(delta.channel, ""))
             self._channel = delta.channel
-        self._write(delta.text)
+        self._write(harmless(delta.text, self._stream))
 
     def finish(self) -> None:
         self._write(self._style.reset + "\n")
@@ -91,11 +126,3 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def human_bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"

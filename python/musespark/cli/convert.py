@@ -6,6 +6,7 @@ import argparse
 
 import musespark
 from musespark.cli import common
+from musespark.machine import human_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,9 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     info = musespark.convert(args.source, args.destination, quantize=args.quantize)
-    formats = ", ".join(
-        f"{name} {common.human_bytes(size)}" for name, size in info["formats"].items()
-    )
+    formats = ", ".join(f"{name} {human_bytes(size)}" for name, size in info["formats"].items())
     size = f"{info['parameters'] / 1e6:.1f} M parameters"
-    print(f"{args.destination}: {info['family']}, {size}, {formats}")
+    common.show(f"{args.destination}: {info['family']}, {size}, {formats}")
     return 0

@@ -6,6 +6,7 @@ import argparse
 import time
 
 from musespark.cli import common
+from musespark.machine import human_bytes
 
 QUESTIONS = (
     ("What is 47 + 38?", "medium"),
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         info = model.info
         print(
             f"Spark Nano: {info.parameters / 1e6:.1f} M parameters, "
-            f"{common.human_bytes(info.weight_bytes)}, "
+            f"{human_bytes(info.weight_bytes)}, "
             f"loaded in {time.perf_counter() - start:.2f} s ({info.isa}, {info.threads} threads)\n"
         )
         tokens, seconds = 0, 0.0
@@ -47,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
             STORY, max_new_tokens=120, temperature=0.7, top_p=0.9, seed=7, stream=True
         )
         for delta in stream:
-            print(delta, end="", flush=True)
+            common.show(delta, end="")
         tokens += max(0, stream.result.usage.completion_tokens - 1)
         seconds += stream.result.timings.decode_s
     print(f"\n\n{tokens} tokens decoded at {tokens / seconds:,.0f} tokens/s")
-    print(f"peak memory {common.human_bytes(common.peak_memory_bytes())}")
+    print(f"peak memory {human_bytes(common.peak_memory_bytes())}")
     return 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 import musespark
+from musespark.cli import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,21 +17,21 @@ def _print(value: object, indent: int = 0) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if isinstance(item, (dict, list)):
-                print(f"{pad}{key}:")
+                common.show(f"{pad}{key}:")
                 _print(item, indent + 1)
             else:
-                print(f"{pad}{key}: {item}")
+                common.show(f"{pad}{key}: {item}")
     elif isinstance(value, list):
         for item in value:
             _print(item, indent)
     else:
-        print(f"{pad}{value}")
+        common.show(f"{pad}{value}")
 
 
 def run(args: argparse.Namespace) -> int:
     report = musespark.doctor()
     if args.json:
-        print(json.dumps(report, indent=1))
+        common.show_json(report, indent=1)
     else:
         _print(report)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 
 from musespark.cli import common
@@ -18,24 +17,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
 
 
+def _prompt(given: str) -> str:
+    if given != "-":
+        return given
+    if sys.stdin is None or sys.stdin.isatty():
+        what = "closed" if sys.stdin is None else "a terminal"
+        raise InvalidRequest(f"prompt: got -, but standard input is {what}")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"prompt: standard input is no text: {error}") from error
+
+
 def run(args: argparse.Namespace) -> int:
-    prompt = args.prompt
-    if prompt == "-":
-        if sys.stdin.isatty():
-            raise InvalidRequest("prompt: got -, but standard input is a terminal")
-        try:
-            prompt = sys.stdin.read()
-        except UnicodeDecodeError as error:
-            raise InvalidRequest(f"prompt: standard input is no text: {error}") from error
+    prompt = _prompt(args.prompt)
     options = common.sampling_options(args)
     with common.load_model(args) as model:
         if args.json:
-            result = model.generate(prompt, stop=args.stop, **options)
-            print(json.dumps(result.to_dict(), ensure_ascii=False))
+            common.show_json(model.generate(prompt, stop=args.stop, **options).to_dict())
             return 0
         stream = model.generate(prompt, stop=args.stop, stream=True, **options)
-        print(prompt, end="", flush=True)
+        common.show(prompt, end="")
         for delta in stream:
-            print(delta, end="", flush=True)
-        print()
+            common.show(delta, end="")
+        common.show()
     return 0

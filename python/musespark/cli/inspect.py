@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from musespark.cli import common
+from musespark.machine import human_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,18 +22,24 @@ def run(args: argparse.Namespace) -> int:
     if not args.tensors:
         report.pop("tensors", None)
     if args.json:
-        print(json.dumps(report, indent=1))
+        common.show_json(report, indent=1)
         return 0
     for key, value in report.items():
         if key == "tensors":
             for row in value:
                 shape = "x".join(str(n) for n in row["shape"])
-                size = common.human_bytes(row["bytes"])
-                print(f"  {row['name']:<48}{row['format']:>6} {shape:>16} {size:>10}")
-        elif isinstance(value, dict):
-            print(f"{key}: " + ", ".join(f"{k} {v}" for k, v in value.items()))
-        elif key.endswith("bytes"):
-            print(f"{key}: {common.human_bytes(value)}")
+                size = human_bytes(row["bytes"])
+                common.show(f"  {row['name']:<48}{row['format']:>6} {shape:>16} {size:>10}")
         else:
-            print(f"{key}: {value}")
+            common.show(f"{key}: {_text(key, value)}")
     return 0
+
+
+def _text(key: str, value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {human_bytes(size)}" for name, size in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
+    if key == "bytes":
+        return human_bytes(value)
+    return "none" if value is None else str(value)

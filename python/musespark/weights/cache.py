@@ -3,21 +3,29 @@
 A file's name is a hash of the source (folder path; name, size, modification time of every file;
 content of the small ones; header of the weight files), the recipe and the versions of container,
 arithmetic and recipes. Files appear whole or not at all, and one process packs while others wait.
+Nothing is removed unless asked for (``musespark cache``).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from musespark import _core
+from musespark.errors import InvalidRequest
 from musespark.weights.packed import VERSION
 from musespark.weights.safetensors import Checkpoint
 
+_POLL_S = 0.1  # how often a waiting process looks whether the other is done
 RECIPE_VERSION = 1  # bumped whenever pack.py would write other bytes for the same source
 
 
@@ -50,24 +58,138 @@ def source_key(
     return digest.hexdigest()
 
 
-def cached_path(key: str) -> Path:
-    """Where the packed file of `key` is or will be."""
-    return cache_folder() / "packed" / f"{key[:40]}.safetensors"
+def packed_folder() -> Path:
+    """Where the packed files lie."""
+    return cache_folder() / "packed"
+
+
+def cached_path(key: str, folder: Path, quantize: str) -> Path:
+    """Where the packed file of `key` is or will be; its name says of what it was made, and how."""
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name)[:60].strip("-.") or "model"
+    return packed_folder() / f"{label}-{quantize}-{key[:24]}.safetensors"
+
+
+def mark_used(path: Path) -> None:
+    """Sets the time of last use that :func:`entries` reports, where the folder lets us."""
+    with contextlib.suppress(OSError):
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
+# ---- one process packs, the others wait --------------------------------------------------------
 
 
 @contextlib.contextmanager
-def packing_lock(path: Path) -> Iterator[None]:
+def packing_lock(path: Path, waiting: Callable[[int], None] = lambda done: None) -> Iterator[bool]:
     """Holds the right to write `path`, among processes and threads; creates its folder.
 
+    `waiting` is called now and then while another holds it, with the bytes that one has written.
     Left-over partial files of `path`, from a process that was killed, are removed: the holder of
-    the lock is the only one who writes there.
+    the lock is the only one who writes there. Yields whether it had to wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        for partial in path.parent.glob(f".{path.name}.*.partial"):
+    waited = False
+    while (lock := _try_lock(path)) is None:
+        waited = True
+        waiting(max(map(_size, _partials(path)), default=0))
+        time.sleep(_POLL_S)
+    with _held(lock, path):
+        for partial in _partials(path):
             partial.unlink(missing_ok=True)
+        yield waited
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_suffix(".lock")
+
+
+def _partials(path: Path) -> list[Path]:
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*.partial"))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # renamed or removed meanwhile
+        return 0
+
+
+def _try_lock(path: Path) -> IO[bytes] | None:
+    """The open and locked lock file of `path`, None where another holds it."""
+    while True:
+        lock = _lock_path(path).open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return None
+        # The holder removes the name before it lets go. Who locked the nameless file holds
+        # nothing, for the next comer makes a new one: try that.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), _lock_path(path).stat()):
+                return lock
+        lock.close()
+
+
+@contextlib.contextmanager
+def _held(lock: IO[bytes], path: Path) -> Iterator[None]:
+    try:
         yield
     finally:
-        os.close(fd)
+        _lock_path(path).unlink(missing_ok=True)
+        lock.close()
+
+
+# ---- what is in the cache ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A packed file, or what a process that was killed left of one (``whole`` is false)."""
+
+    name: str
+    path: Path
+    bytes: int
+    used: float  # seconds since the epoch
+    whole: bool
+
+
+def entries() -> list[Entry]:
+    """Everything in the cache, last used first; [] where there is no cache."""
+    found = []
+    for path in packed_folder().glob("*"):
+        whole = path.suffix == ".safetensors"
+        if path.suffix not in (".safetensors", ".partial", ".lock"):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            stat = path.stat()
+            used = max(stat.st_atime, stat.st_mtime)
+            name = path.stem if whole else path.name
+            found.append(Entry(name, path, stat.st_size, used, whole))
+    return sorted(found, key=lambda entry: (not entry.whole, -entry.used, entry.name))
+
+
+def find(name: str) -> Entry:
+    """The entry of that name, or the only one whose name begins so; InvalidRequest otherwise."""
+    found = [entry for entry in entries() if entry.whole and entry.name.startswith(name)]
+    exact = [entry for entry in found if entry.name == name]
+    if len(exact or found) != 1:
+        many = f"{len(found)} names begin so" if found else "nothing of that name"
+        raise InvalidRequest(f"cache: {name!r}: {many} in {packed_folder()}")
+    return (exact or found)[0]
+
+
+def remove(entry: Entry) -> bool:
+    """Removes an entry; False where another process is packing it.
+
+    A process that runs the model keeps it: a mapped file stays until its last user is gone.
+    """
+    packed = entry.path
+    if not entry.whole:
+        stem = re.sub(r"(\.\d+\.[0-9a-f]+\.partial|\.lock)$", "", entry.name).removeprefix(".")
+        packed = entry.path.parent / f"{stem.removesuffix('.safetensors')}.safetensors"
+    lock = _try_lock(packed)
+    if lock is None:
+        return False
+    with _held(lock, packed):
+        entry.path.unlink(missing_ok=True)
+    return True

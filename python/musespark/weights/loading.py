@@ -33,6 +33,7 @@ _ASSETS = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_WAITING = "waiting for the process that packs this model"
 _NANO = Path(__file__).resolve().parent.parent / "nano"
 # Made from _NANO by `musespark convert`; a test packs it again and compares.
 _NANO_PACKED = _NANO / "packed" / "nano-q8.safetensors"
@@ -292,22 +293,34 @@ def _pack(
     )
 
 
+def _plan_of(folder: ModelFolder) -> tuple[Checkpoint, dict[str, Any], dict[str, str]]:
+    return folder.checkpoint, canonical_shapes(folder.spec), folder.mapping.sources
+
+
 def _through_cache(
     folder: ModelFolder, quantize: str, progress: bool | ProgressFn | None
 ) -> LoadedWeights:
     """Opens the folder's packed file in the cache; writes it first where it is not there."""
     recipe = pack.resolve_quantize(quantize, canonical_shapes(folder.spec))
     key = cache.source_key(folder.path, folder.checkpoint, folder.assets, recipe)
-    target = cache.cached_path(key)
+    target = cache.cached_path(key, folder.path, recipe)
+    report = progress_function(progress)
+    planned = sum(p.nbytes for p in pack.plan(*_plan_of(folder), recipe))
+
+    def waiting(written: int) -> None:
+        report(min(written, planned - 1), planned, _WAITING)
+
     try:
         loaded = _open_cached(folder, target) if target.exists() else None
         if loaded is not None:
             return loaded
-        with cache.packing_lock(target):
+        with cache.packing_lock(target, waiting) as waited:
+            if waited:
+                report(planned, planned, _WAITING)
             # Another process may have written it while this one waited.
             loaded = _open_cached(folder, target) if target.exists() else None
             if loaded is None:
-                label = f"packing into {cache.cache_folder()}"
+                label = f"packing into {cache.packed_folder()}"
                 _pack(folder, target, recipe, progress, label)
     except OSError as error:
         if isinstance(error, WriteFailed):
@@ -332,6 +345,7 @@ def _open_cached(folder: ModelFolder, target: Path) -> LoadedWeights | None:
         packed = _open_packed(SafetensorsFile(target))
     except CorruptFile:
         return None
+    cache.mark_used(target)
     loaded = loaded_from(packed, folder.path, "auto", cached=True)
     loaded.info["ignored"] = _ignored(folder)
     return loaded

@@ -18,9 +18,12 @@ class Bar:
         self._stream = sys.stderr if stream is None else stream
         self._start = time.monotonic()
         self._drawn = -1.0
+        self._before: int | None = None
         self._patience = patience
 
     def __call__(self, done: int, total: int, label: str) -> None:
+        if self._before is None:
+            self._before = done  # written before this bar began, by another process
         now = time.monotonic() - self._start
         finished = done >= total
         if not self._stream.isatty() or (self._drawn < 0 and now < self._patience):
@@ -29,7 +32,7 @@ class Bar:
             return
         share = done / total if total else 1.0
         filled = round(24 * share)
-        rate = done / now if now > 0 else 0.0
+        rate = (done - self._before) / now if now > 0 else 0.0
         left = f"{(total - done) / rate:4.0f} s left" if rate else ""
         self._stream.write(
             f"\r{label} [{'█' * filled}{'░' * (24 - filled)}] {100 * share:3.0f}%  "

@@ -1,0 +1,67 @@
+"""``musespark cache``: the models that were packed when they were first loaded."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+from musespark.cli import common
+from musespark.errors import Error
+from musespark.machine import human_bytes
+
+if TYPE_CHECKING:
+    from musespark.weights.cache import Entry
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument(
+        "--remove",
+        metavar="NAME",
+        nargs="+",
+        help="remove these (a name's beginning will do)",
+    )
+    action.add_argument("--clear", action="store_true", help="remove all of it")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from musespark.weights import cache
+
+    if args.remove or args.clear:
+        chosen = [cache.find(name) for name in args.remove] if args.remove else cache.entries()
+        return _remove(list(dict.fromkeys(chosen)))
+    entries = cache.entries()
+    if args.json:
+        rows = [dataclasses.asdict(entry) | {"path": str(entry.path)} for entry in entries]
+        common.show_json({"folder": str(cache.packed_folder()), "entries": rows})
+        return 0
+    models = [entry for entry in entries if entry.whole]
+    left = [entry for entry in entries if not entry.whole]
+    common.show(f"{cache.packed_folder()}: {_count(models)}")
+    for entry in models:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        common.show(f"  {entry.name:<60} {human_bytes(entry.bytes):>10}   used {used}")
+    if left:
+        common.show(f"unfinished, being packed or left by a killed process: {_count(left, 'file')}")
+    return 0
+
+
+def _remove(chosen: list[Entry]) -> int:
+    from musespark.weights import cache
+
+    gone, busy = [], []
+    for entry in chosen:
+        (gone if cache.remove(entry) else busy).append(entry)
+    common.show(f"removed {_count(gone, 'file')}")
+    if busy:
+        names = ", ".join(entry.name for entry in busy)
+        raise Error(f"another process is packing {names}; left alone")
+    return 0
+
+
+def _count(entries: list[Entry], what: str = "packed model") -> str:
+    size = human_bytes(sum(entry.bytes for entry in entries))
+    return f"{len(entries)} {what}{'' if len(entries) == 1 else 's'}, {size}"
