@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,11 @@ MATRICES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+BOS, EOS = 128000, 128001
+CONTEXT = 131072
+ROPE_THETA = 500000.0
+NORM_EPS = 1e-5
 
 
 def byte_level_tokenizer(path: Path, size: int) -> tuple[list[str], list[tuple[str, str]]]:
@@ -66,6 +72,88 @@ def interleave_heads(matrix: np.ndarray, heads: int) -> np.ndarray:
     return matrix.reshape(heads, 2, rows // heads // 2, cols).swapaxes(1, 2).reshape(rows, cols)
 
 
+def write_config(folder: Path, tokens: list[str]) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **SHAPE,
+        "hidden_act": "silu",
+        "rms_norm_eps": NORM_EPS,
+        "rope_theta": ROPE_THETA,
+        "max_position_embeddings": CONTEXT,
+        "tie_word_embeddings": True,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "torch_dtype": "float16",
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    names = {"bos_token": tokens[BOS], "eos_token": tokens[EOS]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+
+
+def describe(writer: Any, tokens: list[str], merges: list[tuple[str, str]]) -> None:
+    """The same configuration and tokenizer as GGUF keys."""
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(SHAPE["hidden_size"])
+    writer.add_block_count(SHAPE["num_hidden_layers"])
+    writer.add_feed_forward_length(SHAPE["intermediate_size"])
+    writer.add_head_count(SHAPE["num_attention_heads"])
+    writer.add_head_count_kv(SHAPE["num_key_value_heads"])
+    writer.add_rope_freq_base(ROPE_THETA)
+    writer.add_layer_norm_rms_eps(NORM_EPS)
+    writer.add_rope_dimension_count(SHAPE["head_dim"])
+    writer.add_vocab_size(SHAPE["vocab_size"])
+    writer.add_file_type(1)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * BOS + [3] * 256)
+    writer.add_token_merges([f"{a} {b}" for a, b in merges])
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(EOS)
+
+
+def matrix_shapes() -> dict[str, tuple[int, int]]:
+    """(rows, columns) of the matrices of a layer."""
+    hidden, inter, dim = SHAPE["hidden_size"], SHAPE["intermediate_size"], SHAPE["head_dim"]
+    q, kv = SHAPE["num_attention_heads"] * dim, SHAPE["num_key_value_heads"] * dim
+    return {
+        "self_attn.q_proj": (q, hidden),
+        "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden),
+        "self_attn.o_proj": (hidden, q),
+        "mlp.gate_proj": (inter, hidden),
+        "mlp.up_proj": (inter, hidden),
+        "mlp.down_proj": (hidden, inter),
+    }
+
+
+def make_tensors(writer: Any) -> dict[str, np.ndarray]:
+    """The checkpoint's tensors; adds each to the GGUF too, as llama.cpp wants it."""
+    rng = np.random.default_rng(0)
+
+    def normal(shape: tuple[int, int]) -> np.ndarray:
+        return (rng.standard_normal(shape, dtype=np.float32) * 0.02).astype(np.float16)
+
+    shapes, ones = matrix_shapes(), np.ones(SHAPE["hidden_size"], np.float32)
+    heads = {"attn_q": SHAPE["num_attention_heads"], "attn_k": SHAPE["num_key_value_heads"]}
+    embedding = normal((SHAPE["vocab_size"], SHAPE["hidden_size"]))
+    tensors = {"model.embed_tokens.weight": embedding, "model.norm.weight": ones}
+    writer.add_tensor("token_embd.weight", embedding)
+    writer.add_tensor("output_norm.weight", ones)
+    for layer in range(SHAPE["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        for name, short in MATRICES.items():
+            matrix = tensors[f"{prefix}{name}.weight"] = normal(shapes[name])
+            if short in heads:
+                matrix = interleave_heads(matrix, heads[short])
+            writer.add_tensor(f"blk.{layer}.{short}.weight", matrix)
+        for name, short in NORMS.items():
+            tensors[f"{prefix}{name}.weight"] = ones
+            writer.add_tensor(f"blk.{layer}.{short}.weight", ones)
+    return tensors
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path)
@@ -76,80 +164,11 @@ def main() -> None:
     import gguf
     from safetensors.numpy import save_file
 
-    hidden, inter, layers = SHAPE["hidden_size"], SHAPE["intermediate_size"], 16
-    heads, kv_heads, dim = 32, 8, SHAPE["head_dim"]
-    shapes = {
-        "self_attn.q_proj": (heads * dim, hidden),
-        "self_attn.k_proj": (kv_heads * dim, hidden),
-        "self_attn.v_proj": (kv_heads * dim, hidden),
-        "self_attn.o_proj": (hidden, heads * dim),
-        "mlp.gate_proj": (inter, hidden),
-        "mlp.up_proj": (inter, hidden),
-        "mlp.down_proj": (hidden, inter),
-    }
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **SHAPE,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "max_position_embeddings": 131072,
-        "tie_word_embeddings": True,
-        "bos_token_id": 128000,
-        "eos_token_id": 128001,
-        "torch_dtype": "float16",
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
     tokens, merges = byte_level_tokenizer(folder, SHAPE["vocab_size"])
-    names = {"bos_token": tokens[128000], "eos_token": tokens[128001]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(names))
-
+    write_config(folder, tokens)
     writer = gguf.GGUFWriter(str(out / "f16.gguf"), "llama")
-    writer.add_context_length(131072)
-    writer.add_embedding_length(hidden)
-    writer.add_block_count(layers)
-    writer.add_feed_forward_length(inter)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_rope_freq_base(500000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(dim)
-    writer.add_vocab_size(SHAPE["vocab_size"])
-    writer.add_file_type(1)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("llama-bpe")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * 128000 + [3] * 256)
-    writer.add_token_merges([f"{a} {b}" for a, b in merges])
-    writer.add_bos_token_id(128000)
-    writer.add_eos_token_id(128001)
-
-    rng = np.random.default_rng(0)
-
-    def normal(shape: tuple[int, int]) -> np.ndarray:
-        return (rng.standard_normal(shape, dtype=np.float32) * 0.02).astype(np.float16)
-
-    tensors = {"model.embed_tokens.weight": normal((SHAPE["vocab_size"], hidden))}
-    writer.add_tensor("token_embd.weight", tensors["model.embed_tokens.weight"])
-    ones = np.ones(hidden, np.float32)
-    tensors["model.norm.weight"] = ones
-    writer.add_tensor("output_norm.weight", ones)
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        for name, short in MATRICES.items():
-            matrix = tensors[f"{prefix}{name}.weight"] = normal(shapes[name])
-            count = {"attn_q": heads, "attn_k": kv_heads}.get(short)
-            if count:
-                matrix = interleave_heads(matrix, count)
-            writer.add_tensor(f"blk.{layer}.{short}.weight", matrix)
-        for name, short in (
-            ("input_layernorm", "attn_norm"),
-            ("post_attention_layernorm", "ffn_norm"),
-        ):
-            tensors[f"{prefix}{name}.weight"] = ones
-            writer.add_tensor(f"blk.{layer}.{short}.weight", ones)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    describe(writer, tokens, merges)
+    save_file(make_tensors(writer), folder / "model.safetensors", metadata={"format": "pt"})
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

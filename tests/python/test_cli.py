@@ -381,7 +381,8 @@ def test_ctrl_c_ends_a_piped_chat():
     process = subprocess.Popen(
         [sys.executable, "-c",
          "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-         "from musespark.cli import main; sys.exit(main(sys.argv[1:]))", "chat", "-n", "100", *FAST],
+         "from musespark.cli import main; sys.exit(main(sys.argv[1:]))",
+         "chat", "-n", "100", *FAST],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
