@@ -1,6 +1,7 @@
 """Matmul kernels of every level and format: one row in bytes read, many rows in operations.
 
-    python benchmarks/kernels.py [--rounds 7] [--threads 2] [--levels amx,avx2] [--save]
+    python benchmarks/kernels.py [--rounds 7] [--threads 2] [--levels amx,avx2] [--formats q4,q8]
+                                 [--save]
 
 M = 1: a 8192 x 2048 matrix, as many copies as make 400 MB, one after another; GB/s and the share of
 the read bandwidth measured before and after (benchmarks/limits.c). M = 512: operations (2 per
@@ -20,7 +21,7 @@ from musespark import _core
 
 testing = _core.testing
 ROWS, COLS = 8192, 2048
-FORMATS = ("q4", "q6", "q8", "bf16", "f32")
+FORMATS = ("q4", "q6", "q8", "q4g32h", "iq4g32h", "mxfp4", "q8g32h", "bf16", "f32")
 FEW = (2, 4, 8, 16)
 MANY = 512
 MEGABYTES = 400
@@ -66,13 +67,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--levels", default=",".join(testing.kernel_levels()[:-1]))
+    parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--save", action="store_true", help="write results/kernels.json")
     args = parser.parse_args()
     bandwidth = [common.read_bandwidth(args.threads)]
     peak = [common.dot_peak(args.threads)]
     rows = {}
     for isa in args.levels.split(","):
-        for form in FORMATS:
+        for form in args.formats.split(","):
             check(isa, form)
             rows[f"{isa} {form}"] = measure(form, isa, args)
     bandwidth.append(common.read_bandwidth(args.threads))

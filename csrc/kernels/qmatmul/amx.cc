@@ -267,6 +267,7 @@ void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::int8_
   const std::int64_t ahead = p->last ? to_next - p->k0 / 64 * code_stride(kFormat)
                                      : panel_cols(kFormat) / 64 * code_stride(kFormat);
   p->w8 = to;
+  const __m512i levels = level_bytes<false>(a.w.format);
   for (int b = 0; b < kBlocks; ++b) {
     std::uint8_t* bytes = reinterpret_cast<std::uint8_t*>(to) + b * kPanelCols * kRowBlock;
     p->block[b] = rb[b].block + p->k0 / block_cols(kFormat) * kRowBlock;
@@ -274,7 +275,7 @@ void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::int8_
       const std::uint8_t* codes = rb[b].codes + k / 64 * code_stride(kFormat);
       for (int line = 0; line < code_stride(kFormat); line += 64) prefetch(codes + ahead + line);
       prefetch(reinterpret_cast<const std::uint8_t*>(rb[b].row) + to_next + k);
-      unpack64<kFormat, false>(codes, rb[b].sub + k / kSubGroup * kRowBlock,
+      unpack64<kFormat, false>(codes, rb[b].sub + k / kSubGroup * kRowBlock, levels,
                                bytes + (k - p->k0) * kRowBlock);
     }
   }
@@ -341,11 +342,9 @@ void matmul_amx(const MatmulArgs* args) {
     case WeightFormat::q8g32h:
       return matmul_quantized<WeightFormat::q8g32h>(*args);
     case WeightFormat::q4g32h:
-      return matmul_quantized<WeightFormat::q4g32h>(*args);
     case WeightFormat::iq4g32h:
-      return matmul_quantized<WeightFormat::iq4g32h>(*args);
     case WeightFormat::mxfp4:
-      return matmul_quantized<WeightFormat::mxfp4>(*args);
+      return matmul_quantized<WeightFormat::q4g32h>(*args);
     default:
       return matmul_avx512vnni(args);
   }

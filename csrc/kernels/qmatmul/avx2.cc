@@ -39,15 +39,15 @@ inline void store_rows(const PackedMatrix& w, std::int64_t index, int half, floa
   if (left > 0) _mm256_maskstore_ps(out + 8 * half, _mm256_cmpgt_epi32(count, lane), v);
 }
 
-// int8 activations as int16 pairs: per 64 columns 16 dwords (k0, k2) of each quad, 16 dwords (k1,
+// int8 activations as int16 pairs: per 32 columns 8 dwords (k0, k2) of each quad, 8 dwords (k1,
 // k3).
 void widen_row(const std::int8_t* q, std::int64_t kp, std::int32_t* pairs) {
   for (std::int64_t k = 0; k < kp; k += 64) {
     for (int i = 0; i < 2; ++i) {
       const __m256i bytes = load256(q + k + 32 * i);
-      __m256i* to = reinterpret_cast<__m256i*>(pairs + k / 2) + i;
+      __m256i* to = reinterpret_cast<__m256i*>(pairs + k / 2) + 2 * i;
       _mm256_store_si256(to, even_words(bytes));
-      _mm256_store_si256(to + 2, odd_words(bytes));
+      _mm256_store_si256(to + 1, odd_words(bytes));
     }
   }
 }
@@ -64,13 +64,13 @@ struct Halves {  // exact sums over the first and the last 32 of 64 columns
 
 // Of rows 8 * half ...
 template <WeightFormat kFormat>
-inline Halves dot64(const std::uint8_t* codes, const std::int8_t* sub, int half,
+inline Halves dot64(const std::uint8_t* codes, const std::int8_t* sub, __m256i levels, int half,
                     const std::int32_t* pairs) {
   Halves acc = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-  each_words<kFormat>(codes, sub, half, [&](int v, const Words& w) {
+  each_words<kFormat>(codes, sub, levels, half, [&](int v, const Words& w) {
     acc.low = madd(acc.low, w.low_even, pairs + v);
-    acc.high = madd(acc.high, w.high_even, pairs + 8 + v);
-    acc.low = madd(acc.low, w.low_odd, pairs + 16 + v);
+    acc.high = madd(acc.high, w.high_even, pairs + 16 + v);
+    acc.low = madd(acc.low, w.low_odd, pairs + 8 + v);
     acc.high = madd(acc.high, w.high_odd, pairs + 24 + v);
   });
   return acc;
@@ -90,6 +90,7 @@ void matvec_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int
   constexpr std::int64_t kStride = code_stride(kFormat);
   const std::int64_t groups = a.xq->cols / kActGroup;
   const std::int64_t to_next = kStreams * a.w.row_block_bytes;
+  const __m256i levels = level_bytes(a.w.format);
   RowBlock rb[kStreams];
   __m256 f[kStreams][2], total[kStreams][2];
   for (int i = 0; i < kStreams; ++i) {
@@ -109,7 +110,7 @@ void matvec_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
         const Halves sum = dot64<kFormat>(rb[i].codes + g * kStride, rb[i].sub + 2 * kRowBlock * g,
-                                          h, pairs + 32 * g);
+                                          levels, h, pairs + 32 * g);
         if constexpr (is_g32(kFormat)) {
           const std::uint16_t* block = rb[i].block + 2 * g * kRowBlock + 8 * h;
           total[i][h] = add_g32(sum, block, scale, total[i][h]);
@@ -148,10 +149,59 @@ struct Pass {
   const MatmulArgs* args;
   const std::int32_t* pairs;  // [rows][Kp / 2]
   std::int64_t m0, rows;      // activation rows m0 .. m0 + rows - 1
-  const __m256i* words;       // panel: per quad (even, odd) x (rows 0..7, 8..15)
+  const __m256i* words;       // panel: in the order of `pairs`, (rows 0..7, rows 8..15) of each
   float* sums;                // [rows][16]
   std::int64_t k0, cols;      // columns of the panel
 };
+
+// Exact sums over kCols columns of rows 0..7 and 8..15, activation rows `stride` pairs apart.
+template <int kCols, int kRows>
+inline void tile_dot(const __m256i* words, const std::int32_t* pairs, std::int64_t stride,
+                     __m256i (&acc)[kRows][2]) {
+  for (int c = 0; c < kRows; ++c) acc[c][0] = acc[c][1] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+  for (int i = 0; i < kCols / 2; ++i) {
+    const __m256i w0 = words[2 * i], w1 = words[2 * i + 1];
+#pragma GCC unroll 4
+    for (int c = 0; c < kRows; ++c) {
+      acc[c][0] = madd(acc[c][0], w0, pairs + c * stride + i);
+      acc[c][1] = madd(acc[c][1], w1, pairs + c * stride + i);
+    }
+  }
+}
+
+// kRows activation rows over the panel, for formats with a scale per 32 columns.
+template <int kRows>
+inline void tile_g32(const Pass& p, const RowBlock& rb, std::int64_t m) {
+  const std::int64_t kp = p.args->xq->cols, all_groups = kp / kActGroup;
+  const float* scale = p.args->xq->scale + (p.m0 + m) * all_groups + p.k0 / kActGroup;
+  const std::uint16_t* block = rb.block + p.k0 / kBlockG32 * kRowBlock;
+  const std::int32_t* pairs = p.pairs + m * (kp / 2) + p.k0 / 2;
+  float* sums = p.sums + m * kRowBlock;
+  for (std::int64_t g = 0; g < p.cols / kActGroup; ++g, block += 2 * kRowBlock) {
+    __m256i acc[kRows][2];
+    __m256 f[kRows][2];  // rests in memory during the second half
+    tile_dot<32, kRows>(p.words + g * 64, pairs + g * 32, kp / 2, acc);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const __m256 s = block_scales(block + 8 * h);
+#pragma GCC unroll 4
+      for (int c = 0; c < kRows; ++c) f[c][h] = _mm256_mul_ps(_mm256_cvtepi32_ps(acc[c][h]), s);
+    }
+    tile_dot<32, kRows>(p.words + g * 64 + 32, pairs + g * 32 + 16, kp / 2, acc);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const __m256 s = block_scales(block + kRowBlock + 8 * h);
+#pragma GCC unroll 4
+      for (int c = 0; c < kRows; ++c) {
+        const __m256 t = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[c][h]), s, f[c][h]);
+        float* sum = sums + c * kRowBlock + 8 * h;
+        const __m256 x = _mm256_set1_ps(scale[c * all_groups + g]);
+        _mm256_store_ps(sum, _mm256_fmadd_ps(t, x, _mm256_load_ps(sum)));
+      }
+    }
+  }
+}
 
 // kRows activation rows (m of the pass on) over the panel of row block rb.
 template <WeightFormat kFormat, int kRows>
@@ -165,19 +215,9 @@ inline void tile(const Pass& p, const RowBlock& rb, std::int64_t m) {
   __m256 f[kRows][2];
   for (int c = 0; c < kRows; ++c) f[c][0] = f[c][1] = _mm256_setzero_ps();
   for (std::int64_t g = 0; g < groups; ++g) {
-    const __m256i* words = p.words + g * 64;
     const std::int32_t* pairs = p.pairs + m * (kp / 2) + p.k0 / 2 + g * 32;
     __m256i acc[kRows][2];
-    for (int c = 0; c < kRows; ++c) acc[c][0] = acc[c][1] = _mm256_setzero_si256();
-#pragma GCC unroll 4
-    for (int i = 0; i < 32; ++i) {  // quads' even pairs, then their odd ones
-      const __m256i w0 = words[2 * i], w1 = words[2 * i + 1];
-#pragma GCC unroll 4
-      for (int c = 0; c < kRows; ++c) {
-        acc[c][0] = madd(acc[c][0], w0, pairs + c * (kp / 2) + i);
-        acc[c][1] = madd(acc[c][1], w1, pairs + c * (kp / 2) + i);
-      }
-    }
+    tile_dot<64, kRows>(p.words + g * 64, pairs, kp / 2, acc);
     const bool block_ends = (g + 1) % kGroups == 0 || g + 1 == groups;
     for (int c = 0; c < kRows; ++c) {
       const __m256 s = _mm256_set1_ps(scale[c * all_groups + g]);
@@ -195,58 +235,18 @@ inline void tile(const Pass& p, const RowBlock& rb, std::int64_t m) {
   }
 }
 
-// The same for formats with a scale per 32 columns.
-template <int kRows>
-inline void tile_g32(const Pass& p, const RowBlock& rb, std::int64_t m) {
-  const std::int64_t kp = p.args->xq->cols, all_groups = kp / kActGroup;
-  const float* scale = p.args->xq->scale + (p.m0 + m) * all_groups + p.k0 / kActGroup;
-  const std::uint16_t* block = rb.block + p.k0 / kBlockG32 * kRowBlock;
-  float* sums = p.sums + m * kRowBlock;
-  for (std::int64_t g = 0; g < p.cols / kActGroup; ++g) {
-    __m256 f[kRows][2];
-    for (int part = 0; part < 2; ++part) {  // 32 columns
-      const __m256i* words = p.words + g * 64 + 16 * part;
-      const std::int32_t* pairs = p.pairs + m * (kp / 2) + p.k0 / 2 + g * 32 + 8 * part;
-      __m256i acc[kRows][2];
-      for (int c = 0; c < kRows; ++c) acc[c][0] = acc[c][1] = _mm256_setzero_si256();
-#pragma GCC unroll 4
-      for (int j = 0; j < 16; ++j) {
-        const int i = j < 8 ? j : j + 8;  // quads' even pairs, then their odd ones
-        const __m256i w0 = words[2 * i], w1 = words[2 * i + 1];
-#pragma GCC unroll 4
-        for (int c = 0; c < kRows; ++c) {
-          acc[c][0] = madd(acc[c][0], w0, pairs + c * (kp / 2) + i);
-          acc[c][1] = madd(acc[c][1], w1, pairs + c * (kp / 2) + i);
-        }
-      }
-      for (int h = 0; h < 2; ++h) {
-        const __m256 s = block_scales(block + (2 * g + part) * kRowBlock + 8 * h);
-        for (int c = 0; c < kRows; ++c) {
-          const __m256 sum = _mm256_cvtepi32_ps(acc[c][h]);
-          f[c][h] = part == 0 ? _mm256_mul_ps(sum, s) : _mm256_fmadd_ps(sum, s, f[c][h]);
-        }
-      }
-    }
-    for (int c = 0; c < kRows; ++c) {
-      const __m256 s = _mm256_set1_ps(scale[c * all_groups + g]);
-      for (int h = 0; h < 2; ++h) {
-        float* sum = sums + c * kRowBlock + 8 * h;
-        _mm256_store_ps(sum, _mm256_fmadd_ps(f[c][h], s, _mm256_load_ps(sum)));
-      }
-    }
-  }
-}
-
 template <WeightFormat kFormat>
 void unpack_panel(const RowBlock& rb, const Pass& p, __m256i* words) {
+  const __m256i levels = level_bytes(p.args->w.format);
   for (std::int64_t k = p.k0; k < p.k0 + p.cols; k += 64) {
     __m256i* to = words + (k - p.k0);  // 64 vectors per 64 columns
     for (int half = 0; half < 2; ++half) {
       each_words<kFormat>(rb.codes + k / 64 * code_stride(kFormat),
-                          rb.sub + k / kSubGroup * kRowBlock, half, [&](int v, const Words& w) {
+                          rb.sub + k / kSubGroup * kRowBlock, levels, half,
+                          [&](int v, const Words& w) {
                             to[2 * v + half] = w.low_even;
-                            to[2 * (v + 8) + half] = w.high_even;
-                            to[2 * (v + 16) + half] = w.low_odd;
+                            to[2 * (v + 8) + half] = w.low_odd;
+                            to[2 * (v + 16) + half] = w.high_even;
                             to[2 * (v + 24) + half] = w.high_odd;
                           });
     }
@@ -337,11 +337,9 @@ void matmul_avx2(const MatmulArgs* args) {
     case WeightFormat::q8g32h:
       return matmul_quantized<WeightFormat::q8g32h>(*args);
     case WeightFormat::q4g32h:
-      return matmul_quantized<WeightFormat::q4g32h>(*args);
     case WeightFormat::iq4g32h:
-      return matmul_quantized<WeightFormat::iq4g32h>(*args);
     case WeightFormat::mxfp4:
-      return matmul_quantized<WeightFormat::mxfp4>(*args);
+      return matmul_quantized<WeightFormat::q4g32h>(*args);
     default:
       return matmul_float_avx2(args);
   }

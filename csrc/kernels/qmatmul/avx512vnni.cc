@@ -250,6 +250,7 @@ void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::uint8
   const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
   const std::int64_t ahead = p->last ? to_next - p->k0 / 64 * code_stride(kFormat)
                                      : kPanelCols / 64 * code_stride(kFormat);
+  const __m512i levels = level_bytes<true>(a.w.format);
   for (int b = 0; b < kBlocks; ++b) {
     std::uint8_t* bytes = to + b * kPanelCols * kRowBlock;
     p->bytes[b] = bytes;
@@ -258,7 +259,7 @@ void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::uint8
       const std::uint8_t* codes = rb[b].codes + k / 64 * code_stride(kFormat);
       for (int line = 0; line < code_stride(kFormat); line += 64) prefetch(codes + ahead + line);
       prefetch(reinterpret_cast<const std::uint8_t*>(rb[b].row) + to_next + k);
-      unpack64<kFormat, true>(codes, rb[b].sub + k / kSubGroup * kRowBlock,
+      unpack64<kFormat, true>(codes, rb[b].sub + k / kSubGroup * kRowBlock, levels,
                               bytes + (k - p->k0) * kRowBlock);
     }
   }
@@ -333,11 +334,9 @@ void matmul_avx512vnni(const MatmulArgs* args) {
     case WeightFormat::q8g32h:
       return matmul_quantized<WeightFormat::q8g32h>(*args);
     case WeightFormat::q4g32h:
-      return matmul_quantized<WeightFormat::q4g32h>(*args);
     case WeightFormat::iq4g32h:
-      return matmul_quantized<WeightFormat::iq4g32h>(*args);
     case WeightFormat::mxfp4:
-      return matmul_quantized<WeightFormat::mxfp4>(*args);
+      return matmul_quantized<WeightFormat::q4g32h>(*args);
     default:
       return matmul_float_avx512vnni(args);
   }

@@ -33,7 +33,8 @@ constexpr std::int64_t code_stride(WeightFormat format) {
   return is_byte(format) ? 1024 : format == WeightFormat::q6 ? 768 : 512;
 }
 
-// The levels of a 4-bit format.
+// The levels of a 4-bit format. Templates for formats with a scale per 32 columns take it at run
+// time and are instantiated once for all of them, as q4g32h.
 constexpr const std::int8_t (&levels_of(WeightFormat format))[16] {
   return format == WeightFormat::q4g32h  ? kInt4Level
          : format == WeightFormat::mxfp4 ? kE2m1Level

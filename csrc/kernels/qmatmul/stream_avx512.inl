@@ -30,7 +30,7 @@ inline void dot64_words(const std::uint8_t* codes, const std::int8_t* sub,
                         const std::int32_t* pairs, std::int64_t stride, __m512i (&sum)[kRows]) {
   constexpr int kChains = kRows == 1 ? 4 : 2;  // independent sums per row hide the latency
   const __m512i sub_low = sub_words(sub), sub_high = sub_words(sub + kRowBlock);
-  const __m512i levels = level_bytes<WeightFormat::q4>();
+  const __m512i levels = level_bytes(WeightFormat::q4);
   __m512i acc[kRows][kChains];
   for (int m = 0; m < kRows; ++m) {
     for (int i = 0; i < kChains; ++i) acc[m][i] = _mm512_setzero_si512();
@@ -94,13 +94,13 @@ inline void dot64_q8(const std::uint8_t* codes, const std::int8_t* q, std::int64
 // Exact sums over the first and the last 32 columns of 64, of a format with a scale for each.
 template <WeightFormat kFormat, int kRows>
 inline void dot32_pair(const std::uint8_t* codes, const std::int8_t* q, std::int64_t kp,
-                       const std::int32_t* half_bias, __m512i (&sum)[kRows][2]) {
+                       const std::int32_t* half_bias, __m512i levels, __m512i (&sum)[kRows][2]) {
   for (int m = 0; m < kRows; ++m) {
     for (int h = 0; h < 2; ++h) sum[m][h] = _mm512_set1_epi32(half_bias[m * (kp / 32) + h]);
   }
 #pragma GCC unroll 8
   for (int v = 0; v < 8; ++v) {
-    const Bytes w = plain_bytes<kFormat, true>(codes, v);
+    const Bytes w = plain_bytes<kFormat, true>(codes, v, levels);
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m) {
       const std::int8_t* x = q + m * kp + 4 * v;
@@ -112,12 +112,12 @@ inline void dot32_pair(const std::uint8_t* codes, const std::int8_t* q, std::int
 
 // Group g of one row block: total += (the two sums times their block scales) * activation scale.
 template <WeightFormat kFormat, int kRows>
-inline void g32_group(const QuantizedRows& x, const RowBlock& rb, std::int64_t g,
+inline void g32_group(const QuantizedRows& x, const RowBlock& rb, std::int64_t g, __m512i levels,
                       __m512 (&total)[kRows]) {
   const std::int64_t kp = x.cols, groups = kp / kActGroup;
   __m512i sum_i32x16[kRows][2];
   dot32_pair<kFormat, kRows>(rb.codes + g * code_stride(kFormat), x.q + 64 * g, kp,
-                             x.half_bias + 2 * g, sum_i32x16);
+                             x.half_bias + 2 * g, levels, sum_i32x16);
   const __m512 block0 = block_scales(rb.block + 2 * g * kRowBlock);
   const __m512 block1 = block_scales(rb.block + (2 * g + 1) * kRowBlock);
   for (int m = 0; m < kRows; ++m) {
@@ -137,6 +137,7 @@ void stream_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int
   constexpr std::int64_t kStride = code_stride(kFormat);
   constexpr std::int64_t kAhead = kStride == 512 ? 2 : 1;  // about 1 KiB
   const std::int64_t kp = a.xq->cols, groups = kp / kActGroup;
+  const __m512i levels = level_bytes<true>(a.w.format);
   RowBlock rb[kStreams];
   __m512 f[kStreams][kRows], total[kStreams][kRows];
   for (int i = 0; i < kStreams; ++i) {
@@ -155,7 +156,7 @@ void stream_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int
       for (std::int64_t line = 0; line < kStride; line += 64) prefetch(rb[i].codes + ahead + line);
       prefetch(reinterpret_cast<const std::uint8_t*>(rb[i].row) + to_next + 64 * g);
       if constexpr (is_g32(kFormat)) {
-        g32_group<kFormat, kRows>(*a.xq, rb[i], g, total[i]);
+        g32_group<kFormat, kRows>(*a.xq, rb[i], g, levels, total[i]);
         continue;
       }
       __m512i sum_i32x16[kRows];

@@ -25,10 +25,9 @@ inline __m256i sub_words(const std::int8_t* sub) {
 }
 
 // The levels of a 4-bit format in each 128-bit lane, for vpshufb.
-template <WeightFormat kFormat>
-inline __m256i level_bytes() {
+inline __m256i level_bytes(WeightFormat format) {
   return _mm256_broadcastsi128_si256(
-      _mm_loadu_si128(reinterpret_cast<const __m128i*>(levels_of(kFormat))));
+      _mm_loadu_si128(reinterpret_cast<const __m128i*>(levels_of(format))));
 }
 
 struct Bytes {  // quad v (low) and quad v + 8 (high) of 64 columns
@@ -88,9 +87,10 @@ inline __m256i even_words(__m256i bytes) {
 inline __m256i odd_words(__m256i bytes) { return _mm256_srai_epi16(bytes, 8); }
 
 // Calls use(v, words) for the eight code vectors of 64 columns, rows 8 * half .. 8 * half + 7.
+// `levels` are those of a format without sub-scales.
 template <WeightFormat kFormat, class Use>
 [[gnu::always_inline]] inline void each_words(const std::uint8_t* codes, const std::int8_t* sub,
-                                              int half, Use use) {
+                                              __m256i levels, int half, Use use) {
   codes += 32 * half;
   if constexpr (!has_sub(kFormat)) {
 #pragma GCC unroll 8
@@ -100,7 +100,7 @@ template <WeightFormat kFormat, class Use>
         low = load256(codes + 64 * v);
         high = load256(codes + 64 * (v + 8));
       } else {
-        const Bytes w = nibble_levels(load256(codes + 64 * v), level_bytes<kFormat>());
+        const Bytes w = nibble_levels(load256(codes + 64 * v), levels);
         low = w.low;
         high = w.high;
       }
@@ -109,12 +109,12 @@ template <WeightFormat kFormat, class Use>
   } else {
     const __m256i sub_low = sub_words(sub + 8 * half);
     const __m256i sub_high = sub_words(sub + kRowBlock + 8 * half);
-    const __m256i levels = level_bytes<WeightFormat::q4>();
+    const __m256i q4_levels = level_bytes(WeightFormat::q4);
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) {
       const __m256i code = load256(codes + 64 * v);
       if constexpr (kFormat == WeightFormat::q4) {
-        use(v, q4_words(code, levels, sub_low, sub_high));
+        use(v, q4_words(code, q4_levels, sub_low, sub_high));
       } else {
         const __m256i high = load256(codes + 512 + 64 * (v % 4));
         use(v, v < 4 ? q6_words<0>(code, high, sub_low, sub_high)

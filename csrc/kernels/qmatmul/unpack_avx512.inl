@@ -30,10 +30,10 @@ inline __m512i sub_words(const std::int8_t* sub) {
 }
 
 // The levels of a 4-bit format in each 128-bit lane, for vpshufb; plus 128 if kBias.
-template <WeightFormat kFormat, bool kBias = false>
-inline __m512i level_bytes() {
+template <bool kBias = false>
+inline __m512i level_bytes(WeightFormat format) {
   const __m512i levels =
-      _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(levels_of(kFormat))));
+      _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(levels_of(format))));
   return kBias ? _mm512_xor_si512(levels, _mm512_set1_epi8(-128)) : levels;
 }
 
@@ -97,37 +97,40 @@ inline __m512i pack_words(__m512i even, __m512i odd) {
 
 inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
 
-// Code vector v (0..7) of 64 columns of a format without sub-scales; plus 128 if kBias.
+// Code vector v (0..7) of 64 columns of a format without sub-scales; plus 128 if kBias. `levels`
+// are those of level_bytes<kBias>.
 template <WeightFormat kFormat, bool kBias>
-inline Bytes plain_bytes(const std::uint8_t* codes, int v) {
+inline Bytes plain_bytes(const std::uint8_t* codes, int v, __m512i levels) {
   if constexpr (is_byte(kFormat)) {
     const __m512i flip = _mm512_set1_epi8(kBias ? -128 : 0);
     return {_mm512_xor_si512(load512(codes + 64 * v), flip),
             _mm512_xor_si512(load512(codes + 64 * (v + 8)), flip)};
   } else {
-    return nibble_levels(load512(codes + 64 * v), level_bytes<kFormat, kBias>());
+    return nibble_levels(load512(codes + 64 * v), levels);
   }
 }
 
-// 64 columns of one row block to [16 quads][16 rows][4 k]: w8 (kBias: w8 + 128, unsigned).
+// 64 columns of one row block to [16 quads][16 rows][4 k]: w8 (kBias: w8 + 128, unsigned). `levels`
+// are those of level_bytes<kBias>, of use for formats without sub-scales.
 template <WeightFormat kFormat, bool kBias>
-inline void unpack64(const std::uint8_t* codes, const std::int8_t* sub, std::uint8_t* to) {
+inline void unpack64(const std::uint8_t* codes, const std::int8_t* sub, __m512i levels,
+                     std::uint8_t* to) {
   if constexpr (!has_sub(kFormat)) {
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) {
-      const Bytes w = plain_bytes<kFormat, kBias>(codes, v);
+      const Bytes w = plain_bytes<kFormat, kBias>(codes, v, levels);
       _mm512_store_si512(to + 64 * v, w.low);
       _mm512_store_si512(to + 64 * (v + 8), w.high);
     }
   } else {
     const __m512i sub_low = sub_words(sub), sub_high = sub_words(sub + kRowBlock);
-    const __m512i levels = level_bytes<WeightFormat::q4>();
+    const __m512i q4_levels = level_bytes(WeightFormat::q4);
 #pragma GCC unroll 8
     for (int v = 0; v < 8; ++v) {
       const __m512i code = load512(codes + 64 * v);
       Words w;
       if constexpr (kFormat == WeightFormat::q4) {
-        w = q4_words(code, levels, sub_low, sub_high);
+        w = q4_words(code, q4_levels, sub_low, sub_high);
       } else {
         const __m512i high = load512(codes + 512 + 64 * (v % 4));
         w = v < 4 ? q6_words<0>(code, high, sub_low, sub_high)
