@@ -14,6 +14,7 @@ void register_kernels_rowwise(pybind11::module_& m);
 void register_weights(pybind11::module_& m);
 void register_model_testing(pybind11::module_& m);
 void register_engine(pybind11::module_& m);
+void register_encoder(pybind11::module_& m);
 
 // testing_base.cc: fills the submodule `testing`; register_base calls it.
 void register_base_testing(pybind11::module_& testing);

@@ -136,6 +136,51 @@ void check_mlp(const std::string& field, const MlpSpec& mlp) {
   if (mlp.kind == MlpKind::experts) check_experts(field, mlp);
 }
 
+[[noreturn]] void refuse_here(const std::string& field, const char* why) {
+  throw UnsupportedModel("model spec: " + field + " " + why);
+}
+
+void check_decoder(const ModelSpec& spec) {
+  if (spec.embed_norm.kind != NormKind::none && spec.embed_norm.kind != NormKind::rms_scaleless) {
+    refuse("embed_norm.kind", static_cast<int>(spec.embed_norm.kind), "none or rms_scaleless");
+  }
+  const char* why = "is of encoders (bidirectional)";
+  if (spec.positions != 0) refuse_here("positions", why);
+  if (spec.token_types != 0) refuse_here("token_types", why);
+  if (spec.normed_residual) refuse_here("normed_residual", why);
+  if (spec.pooling != Pooling::none) refuse_here("pooling", why);
+  if (spec.normalize) refuse_here("normalize", why);
+}
+
+// What the encoder does not run: this is the shape of BERT.
+void check_encoder(const ModelSpec& spec) {
+  if (!spec.normed_residual) refuse_here("normed_residual", "is needed in an encoder");
+  if (spec.pooling != Pooling::mean && spec.pooling != Pooling::cls) {
+    refuse_here("pooling", "is mean or cls in an encoder");
+  }
+  if (spec.final_norm.kind != NormKind::none)
+    refuse_here("final_norm", "has no place in an encoder");
+  if (spec.positions != 0 && (spec.positions < spec.max_context || spec.positions > kMaxSize)) {
+    refuse("positions", spec.positions,
+           "at least max_context, " + std::to_string(spec.max_context));
+  }
+  if (spec.token_types != 0) check_size("token_types", spec.token_types);
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    const std::string field = "layers[" + std::to_string(i) + "]";
+    const AttentionSpec& a = spec.layers[i].attention;
+    const char* why = "is not supported in an encoder";
+    if (a.window != 0) refuse_here(field + ".attention.window", why);
+    if (a.rope != -1) refuse_here(field + ".attention.rope", why);
+    if (a.softcap != 0) refuse_here(field + ".attention.softcap", why);
+    if (a.sinks) refuse_here(field + ".attention.sinks", why);
+    if (a.output_gate) refuse_here(field + ".attention.output_gate", why);
+    for (const NormSpec* norm : {&a.q_norm, &a.k_norm, &a.out_norm}) {
+      if (norm->kind != NormKind::none) refuse_here(field + ".attention: a norm of heads", why);
+    }
+    if (spec.layers[i].mlp.kind != MlpKind::dense) refuse_here(field + ".mlp.kind", why);
+  }
+}
+
 }  // namespace
 
 void check_spec(const ModelSpec& spec) {
@@ -148,10 +193,6 @@ void check_spec(const ModelSpec& spec) {
   if (!std::isfinite(spec.logit_scale)) refuse("logit_scale", spec.logit_scale, "finite");
   check_number("logit_softcap", spec.logit_softcap, 0, "0 (none) or above");
   check_norm("embed_norm", spec.embed_norm);
-  if (spec.embed_norm.kind != NormKind::none && spec.embed_norm.kind != NormKind::rms_scaleless) {
-    refuse("embed_norm.kind", static_cast<int>(spec.embed_norm.kind), "none or rms_scaleless");
-  }
-  if (spec.bidirectional) throw UnsupportedModel("model spec: bidirectional is not supported");
   check_norm("final_norm", spec.final_norm);
   if (spec.layers.empty()) throw UnsupportedModel("model spec: layers is empty");
   for (std::size_t i = 0; i < spec.ropes.size(); ++i) {
@@ -172,6 +213,7 @@ void check_spec(const ModelSpec& spec) {
     check_norm(field + ".mlp_norm", layer.mlp_norm);
     check_norm(field + ".post_mlp_norm", layer.post_mlp_norm);
   }
+  spec.bidirectional ? check_encoder(spec) : check_decoder(spec);
 }
 
 }  // namespace musespark

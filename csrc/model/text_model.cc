@@ -18,6 +18,9 @@ namespace {
 
 ModelSpec checked(ModelSpec spec) {
   check_spec(spec);
+  if (spec.bidirectional) {
+    throw UnsupportedModel("model spec: bidirectional: an encoder has no text to continue");
+  }
   return spec;
 }
 

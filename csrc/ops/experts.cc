@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/errors.h"
+#include "ops/pool.h"
 
 namespace musespark {
 namespace {
@@ -59,20 +60,6 @@ void weigh(const KernelTable& kernels, const Router& router, const float* scores
     for (std::int64_t j = 0; j < k; ++j) weights[j] /= sum + kLeastSum;
   }
   for (std::int64_t j = 0; j < k; ++j) weights[j] *= router.routed_scale;
-}
-
-// x . w: 16 lanes (lane = index mod 16, ascending), then a tree; no fma, the same bits everywhere.
-float dot(const float* x, const float* w, std::int64_t n) {
-  float lanes[16] = {};
-  std::int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    for (int l = 0; l < 16; ++l) lanes[l] += x[i + l] * w[i + l];
-  }
-  for (int l = 0; i < n; ++i, ++l) lanes[l] += x[i] * w[i];
-  for (int half = 8; half > 0; half /= 2) {
-    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-  }
-  return lanes[0];
 }
 
 void copy_row(const Rows& from, std::int64_t row, const Rows& to, std::int64_t at) {

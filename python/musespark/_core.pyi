@@ -39,6 +39,16 @@ def checksum(buffer: Buffer) -> int: ...
 def kv_bytes(spec: Mapping[str, Any], *, kv: str, tokens: int, step: int) -> int: ...
 def kv_bytes_per_token(spec: Mapping[str, Any], *, kv: str) -> float: ...
 
+class Encoder:
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        tensors: Mapping[str, tuple[str, int, int, Buffer]],
+        *,
+        threads: int,
+    ) -> None: ...
+    def embed(self, texts: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]: ...
+
 class Engine:
     def __init__(
         self,

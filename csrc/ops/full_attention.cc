@@ -1,0 +1,142 @@
+#include "ops/full_attention.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "base/errors.h"
+#include "formats/weights_codec.h"
+
+namespace musespark {
+namespace {
+
+constexpr std::int64_t kTile = 64;  // query rows taken together: their scores stay in cache
+
+std::int64_t round_up(std::int64_t value, std::int64_t step) {
+  return (value + step - 1) / step * step;
+}
+
+// The parts of a thread's scratch, each at a cache line.
+struct HeadScratch {
+  float *keys, *values, *scores;
+  std::byte* matmul;
+  std::int64_t bytes;
+
+  HeadScratch(std::byte* base, std::int64_t n, std::int64_t d) {
+    const std::int64_t key_bytes = weight_layout(WeightFormat::f32, n, d).bytes;
+    const std::int64_t value_bytes = weight_layout(WeightFormat::f32, d, n).bytes;
+    const std::int64_t score_bytes = kTile * round_up(n, 16) * std::int64_t{sizeof(float)};
+    keys = reinterpret_cast<float*>(base);
+    values = reinterpret_cast<float*>(base + key_bytes);
+    scores = reinterpret_cast<float*>(base + key_bytes + value_bytes);
+    matmul = base + key_bytes + value_bytes + score_bytes;
+    bytes = key_bytes + value_bytes + score_bytes +
+            std::max(matmul_scratch_bytes(WeightFormat::f32, d, kTile),
+                     matmul_scratch_bytes(WeightFormat::f32, n, kTile));
+  }
+};
+
+// Writes element (row, col) = from[row * row_stride + col * col_stride] as a packed f32 matrix.
+PackedMatrix pack(const float* from, std::int64_t rows, std::int64_t cols, std::int64_t row_stride,
+                  std::int64_t col_stride, float* to) {
+  const WeightLayout layout = weight_layout(WeightFormat::f32, rows, cols);
+  std::memset(to, 0, static_cast<std::size_t>(layout.bytes));
+  const std::int64_t block = layout.row_block_bytes / std::int64_t{sizeof(float)};
+  for (std::int64_t row = 0; row < rows; ++row) {
+    float* at = to + row / kRowBlock * block + row % kRowBlock;
+    const float* x = from + row * row_stride;
+    for (std::int64_t col = 0; col < cols; ++col) at[col * kRowBlock] = x[col * col_stride];
+  }
+  return {reinterpret_cast<const std::uint8_t*>(to), layout.row_block_bytes, rows, cols,
+          WeightFormat::f32};
+}
+
+void product(const KernelTable& kernels, const PackedMatrix& w, const float* x, std::int64_t ldx,
+             std::int64_t rows, float* out, std::int64_t ldo, void* scratch) {
+  MatmulArgs args{};
+  args.w = w;
+  args.x = x;
+  args.ldx = ldx;
+  args.m = rows;
+  args.block_end = (w.rows + kRowBlock - 1) / kRowBlock;
+  args.out = out;
+  args.ldo = ldo;
+  args.scratch = scratch;
+  kernels.matmul(&args);
+}
+
+struct FullAttention {
+  const KernelTable& kernels;
+  const FullAttentionShape& shape;
+  const float* qkv;
+  std::int64_t ld;
+  const Rows& out;
+
+  // All rows of a text for the query heads of one KV head.
+  void operator()(const TextSpan& text, std::int64_t kv_head, std::byte* base) const {
+    const std::int64_t n = text.count, d = shape.head_dim;
+    const HeadScratch scratch(base, n, d);
+    const float* rows = qkv + text.first * ld;
+    const float* k = rows + (shape.heads + kv_head) * d;
+    const PackedMatrix keys = pack(k, n, d, ld, 1, scratch.keys);
+    const PackedMatrix values = pack(k + shape.kv_heads * d, d, n, 1, ld, scratch.values);
+    const std::int64_t group = shape.heads / shape.kv_heads;
+    for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+      for (std::int64_t at = 0; at < n; at += kTile) {
+        tile(rows + at * ld + head * d, keys, values, std::min(kTile, n - at), scratch,
+             out.x + (text.first + at) * out.ldx + head * d);
+      }
+    }
+  }
+
+  void tile(const float* queries, const PackedMatrix& keys, const PackedMatrix& values,
+            std::int64_t rows, const HeadScratch& scratch, float* to) const {
+    const std::int64_t n = keys.rows, ld_scores = round_up(n, 16);
+    product(kernels, keys, queries, ld, rows, scratch.scores, ld_scores, scratch.matmul);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      float* p = scratch.scores + r * ld_scores;
+      const float max = kernels.rowwise.row_max(p, n);
+      const float sum = kernels.rowwise.exp_sum(p, max, n, p);
+      kernels.rowwise.scale(p, 1.0f / sum, n, p);
+    }
+    product(kernels, values, scratch.scores, ld_scores, rows, to, out.ldx, scratch.matmul);
+  }
+};
+
+}  // namespace
+
+std::int64_t full_attention_scratch_bytes(const FullAttentionShape& shape, std::int64_t longest) {
+  return HeadScratch(nullptr, longest, shape.head_dim).bytes;
+}
+
+void full_attention(Jobs& jobs, const KernelTable& kernels, const FullAttentionShape& shape,
+                    std::span<const TextSpan> texts, const float* qkv, std::int64_t ld,
+                    const Rows& out) {
+  if (out.cols != shape.heads * shape.head_dim || !out.x) {
+    throw InvalidRequest("[full_attention] " + std::to_string(shape.heads) + " heads of " +
+                         std::to_string(shape.head_dim) + " into rows of " +
+                         std::to_string(out.cols) + (out.x ? "" : " without floats"));
+  }
+  const FullAttention attention{kernels, shape, qkv, ld, out};
+  const auto count = static_cast<std::int64_t>(texts.size());
+  double products = 0;
+  for (const TextSpan& text : texts) {
+    products += 2.0 * static_cast<double>(text.count * text.count * shape.head_dim * shape.heads);
+  }
+  const std::int64_t items = count * shape.kv_heads;
+  jobs.run(items, products / 8.0 / static_cast<double>(std::max<std::int64_t>(items, 1)),
+           [&](std::int64_t begin, std::int64_t end, int worker) {
+             for (std::int64_t i = begin; i < end; ++i) {
+               attention(texts[static_cast<std::size_t>(i / shape.kv_heads)], i % shape.kv_heads,
+                         jobs.scratch(worker));
+             }
+           });
+  if (!out.q.q) return;
+  jobs.run(out.rows, static_cast<double>(out.cols) * 0.3,
+           [&](std::int64_t begin, std::int64_t end, int) {
+             const Rows part = out.slice(begin, end - begin);
+             kernels.quantize_rows(part.x, part.ldx, part.rows, part.cols, &part.q);
+           });
+}
+
+}  // namespace musespark
