@@ -14,12 +14,17 @@ from musespark.errors import UnsupportedModel
 from musespark.families import (
     gemma2,
     gemma3,
+    gpt_oss,
+    granite,
     llama,
     mistral,
     muse_glimmer,
+    muse_spark,
+    olmo2,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
 from musespark.families.fields import Fields
@@ -43,7 +48,22 @@ class Family(Protocol):
 # In the order of the support table.
 MODULES = cast(
     tuple[Family, ...],
-    (muse_glimmer, llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, smollm3),
+    (
+        muse_glimmer,
+        muse_spark,
+        llama,
+        mistral,
+        qwen2,
+        qwen3,
+        qwen3_moe,
+        gpt_oss,
+        gemma2,
+        gemma3,
+        phi3,
+        smollm3,
+        olmo2,
+        granite,
+    ),
 )
 FAMILIES: dict[str, Family] = {
     model_type: family for family in MODULES for model_type in family.model_types
