@@ -80,6 +80,25 @@ def _spark(text: dict[str, Any], **outer: Any) -> dict[str, Any]:
     } | outer
 
 
+def _mistral3(text: dict[str, Any], **outer: Any) -> dict[str, Any]:
+    return {
+        "model_type": "mistral3",
+        "architectures": ["Mistral3ForConditionalGeneration"],
+        "text_config": {"model_type": "mistral"} | text,
+        "vision_config": {
+            "model_type": "pixtral",
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "head_dim": 16,
+            "patch_size": 4,
+            "image_size": 16,
+        },
+        "image_token_index": 10,
+    } | outer
+
+
 def _sizes(vocab: int, hidden: int, inter: int, layers: int, heads: int) -> dict[str, int]:
     return {
         "vocab_size": vocab,
@@ -547,6 +566,37 @@ _CASES: dict[str, Case] = {
             },
         },
         110,
+    ),
+    # As released: no window, a head of its own beside an outer config that does not say so.
+    "mistral3_untied": Case(
+        "mistral3",
+        _mistral3(
+            _sizes(97, 48, 72, 3, 4)
+            | {
+                "num_key_value_heads": 2,
+                "head_dim": 20,
+                "sliding_window": None,
+                "rope_theta": 1000000000.0,
+            },
+            tie_word_embeddings=False,
+        ),
+        41,
+    ),
+    "mistral3_tied": Case(
+        "mistral3",
+        _mistral3(
+            _sizes(89, 60, 88, 2, 5) | {"num_key_value_heads": 1, "sliding_window": 9},
+        ),
+        44,
+    ),
+    "mistral3_wide": Case(
+        "mistral3",
+        _mistral3(
+            _sizes(71, 56, 64, 4, 7)
+            | {"num_key_value_heads": 7, "sliding_window": 66, "rms_norm_eps": 1e-5},
+            tie_word_embeddings=False,
+        ),
+        95,
     ),
     # Phi-3-mini-128k: longrope under its old name; the text is beyond the trained length.
     "phi3_longrope": Case(

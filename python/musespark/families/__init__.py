@@ -18,6 +18,7 @@ from musespark.families import (
     granite,
     llama,
     mistral,
+    mistral3,
     muse_glimmer,
     muse_spark,
     olmo2,
@@ -28,6 +29,7 @@ from musespark.families import (
     smollm3,
 )
 from musespark.families.fields import Fields
+from musespark.families.lacking import LACKING
 from musespark.families.spec import ModelSpec
 from musespark.families.tensors import TensorMap
 
@@ -53,6 +55,7 @@ MODULES = cast(
         muse_spark,
         llama,
         mistral,
+        mistral3,
         qwen2,
         qwen3,
         qwen3_moe,
@@ -75,11 +78,12 @@ def family_for(config: Mapping[str, Any]) -> Family:
     if not isinstance(config, Mapping):
         raise UnsupportedModel(f"config: an object is needed, not {config!r:.80}")
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UnsupportedModel(
-            f"config.model_type is {model_type!r:.80}: supported are {', '.join(sorted(FAMILIES))}"
-        )
-    return FAMILIES[model_type]
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    what = f"config.model_type is {model_type!r:.80}: "
+    if isinstance(model_type, str) and model_type in LACKING:
+        raise UnsupportedModel(f"{what}{LACKING[model_type]} not part of this version")
+    raise UnsupportedModel(f"{what}supported are {', '.join(sorted(FAMILIES))}")
 
 
 def read_config(config: Mapping[str, Any]) -> tuple[Family, ModelSpec, list[str]]:

@@ -104,10 +104,8 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     before = NormSpec("rms_centered", eps)
     after = NormSpec("rms_centered", c.number("post_norm_eps", 1e-8))
     bare = NormSpec("rms_scaleless", eps)
-    mlp = MlpSpec(
-        activation=c.activation("hidden_activation", "silu"),
-        intermediate=size.intermediate,
-    )
+    activation = c.activation("hidden_activation", "silu")
+    mlp = MlpSpec(activation=activation, intermediate=size.intermediate)
     rotated = rotated_layers(c, size.layers)
 
     def layer(window: int, rope: bool) -> LayerSpec:

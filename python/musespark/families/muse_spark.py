@@ -44,9 +44,7 @@ _IGNORABLE = {
     "vision tower: not yet run": re.compile(
         r"model\.(vision_tower|vision_adapter|vision_projection)\..+"
     ),
-    "audio tower: not part of this version": re.compile(
-        r"model\.(audio_tower|audio_encoder|audio_model)\..+"
-    ),
+    "audio tower: not part of this version": re.compile(r"model\.audio_tower\..+"),
 }
 _ROPE = {"rope_type": "default", "rope_theta": 500000.0}
 
