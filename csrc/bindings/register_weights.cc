@@ -7,8 +7,10 @@
 
 #include "base/checked.h"
 #include "base/errors.h"
+#include "base/float_env.h"
 #include "base/hash.h"
 #include "base/thread_pool.h"
+#include "formats/gguf_strings.h"
 #include "formats/pack.h"
 #include "formats/repack.h"
 #include "formats/weights_codec.h"
@@ -25,26 +27,40 @@ std::string shape_text(const py::buffer_info& info) {
   return text + ") of " + info.format;
 }
 
-FloatType float_type(const py::buffer_info& info, const std::string& dtype) {
-  if (info.item_type_is_equivalent_to<float>() && dtype == "f32") return FloatType::f32;
-  if (info.item_type_is_equivalent_to<std::uint16_t>() && dtype == "bf16") return FloatType::bf16;
-  if (info.item_type_is_equivalent_to<std::uint16_t>() && dtype == "f16") return FloatType::f16;
-  throw InvalidRequest(
-      "pack: array is " + shape_text(info) + " with dtype='" + dtype +
-      "'; expected float32 with dtype='f32', or uint16 with dtype='bf16' or 'f16'");
+// Bytes of the element type that `dtype` may come in, other than plain bytes.
+bool is_element_of(const py::buffer_info& info, StoredType type) {
+  if (type == StoredType::f32) return info.item_type_is_equivalent_to<float>();
+  const bool half = type == StoredType::f16 || type == StoredType::bf16;
+  return half && info.item_type_is_equivalent_to<std::uint16_t>();
 }
 
-FloatMatrix float_matrix(const py::buffer_info& info, const std::string& dtype) {
-  const FloatType type = float_type(info, dtype);
-  if (info.ndim != 2)
-    throw InvalidRequest("pack: array has shape " + shape_text(info) + ", not 2-D");
+// Rows of blocks, from a 2-D array of their elements or of uint8 (a row's bytes).
+StoredMatrix stored_matrix(const py::buffer_info& info, const std::string& dtype,
+                           const std::string& what) {
+  const StoredTypeInfo& stored = stored_type_from_name(dtype);
+  const bool bytes = info.item_type_is_equivalent_to<std::uint8_t>();
+  if (!bytes && !is_element_of(info, stored.type)) {
+    throw InvalidRequest(what + ": array is " + shape_text(info) + " with dtype='" + dtype +
+                         "'; expected uint8, or float32 with dtype='f32', or uint16 with "
+                         "dtype='bf16' or 'f16'");
+  }
+  if (info.ndim != 2) {
+    throw InvalidRequest(what + ": array has shape " + shape_text(info) + ", not 2-D");
+  }
   if (info.shape[1] > 1 && info.strides[1] != info.itemsize) {
-    throw InvalidRequest("pack: the columns of a row must lie side by side");
+    throw InvalidRequest(what + ": the columns of a row must lie side by side");
   }
-  if (info.strides[0] % info.itemsize != 0) {
-    throw InvalidRequest("pack: row stride is not a multiple of the element size");
+  const std::int64_t align = stored.values == 1 ? stored.bytes : 1;
+  if (info.strides[0] % align != 0 || reinterpret_cast<std::uintptr_t>(info.ptr) % align != 0) {
+    throw InvalidRequest(what + ": rows are not aligned to the element size");
   }
-  return {info.ptr, type, info.shape[0], info.shape[1], info.strides[0] / info.itemsize};
+  const std::int64_t row_bytes = info.shape[1] * info.itemsize;
+  if (row_bytes % stored.bytes != 0) {
+    throw InvalidRequest(what + ": a row has " + std::to_string(row_bytes) + " bytes, a block of " +
+                         dtype + " has " + std::to_string(stored.bytes));
+  }
+  return {static_cast<const std::uint8_t*>(info.ptr), stored.type, info.shape[0],
+          row_bytes / stored.bytes * stored.values, info.strides[0]};
 }
 
 // A contiguous buffer of bytes; `writable` as the caller needs.
@@ -82,7 +98,7 @@ void pack(const std::string& format_name, const py::buffer& array, const py::buf
   const WeightFormat format = weight_format_from_name(format_name);
   const py::buffer_info from = array.request();
   const py::buffer_info to = byte_buffer(out, true, "pack: out");
-  pack_threaded(format, float_matrix(from, dtype), to, threads);
+  pack_threaded(format, stored_matrix(from, dtype, "pack"), to, threads);
 }
 
 void pack_blocks(const std::string& format_name, const py::buffer& blocks, std::int64_t rows,
@@ -160,6 +176,33 @@ py::array_t<float> unpack(const std::string& format_name, const py::buffer& buff
   return out;
 }
 
+py::array_t<float> decode(const std::string& dtype, const py::buffer& array) {
+  const py::buffer_info from = array.request();
+  const StoredMatrix matrix = stored_matrix(from, dtype, "decode");
+  py::array_t<float> out({matrix.rows, matrix.cols});
+  float* values = out.mutable_data();
+  const std::int64_t blocks = matrix.cols / stored_type_info(matrix.type).values;
+  const py::gil_scoped_release release;
+  const FloatEnv environment;
+  for (std::int64_t row = 0; row < matrix.rows; ++row) {
+    const std::uint8_t* at = matrix.data + row * matrix.row_bytes;
+    decode_stored(matrix.type, at, blocks, values + row * matrix.cols);
+  }
+  return out;
+}
+
+py::array_t<std::int64_t> string_ends(const py::buffer& buffer, std::int64_t begin,
+                                      std::int64_t count) {
+  const py::buffer_info info = byte_buffer(buffer, false, "string_ends: buffer");
+  const std::int64_t size = info.size * info.itemsize;
+  check_gguf_strings(begin, count, size);
+  py::array_t<std::int64_t> out(count);
+  std::int64_t* ends = out.mutable_data();
+  const py::gil_scoped_release release;
+  find_gguf_strings(static_cast<const std::uint8_t*>(info.ptr), size, begin, count, ends);
+  return out;
+}
+
 }  // namespace
 
 void register_weights(py::module_& m) {
@@ -169,13 +212,13 @@ void register_weights(py::module_& m) {
         return weight_layout(weight_format_from_name(format), rows, cols).bytes;
       },
       py::arg("format"), py::arg("rows"), py::arg("cols"), "Bytes of a packed rows x cols matrix.");
-  m.def("pack", &pack, py::arg("format"), py::arg("array"), py::kw_only(), py::arg("out"),
-        py::arg("dtype") = "f32", py::arg("threads") = 1,
-        "Packs a 2-D array (float32, or uint16 bits with dtype='bf16' or 'f16'; rows may be "
-        "strided)\n"
-        "into `out`, a writable buffer of packed_nbytes(format, *array.shape) bytes. The bytes do "
-        "not\n"
-        "depend on threads or machine. Raises InvalidRequest for a number that is not finite.");
+  m.def(
+      "pack", &pack, py::arg("format"), py::arg("array"), py::kw_only(), py::arg("out"),
+      py::arg("dtype") = "f32", py::arg("threads") = 1,
+      "Packs a 2-D array of the stored type `dtype` (float32, uint16 bits of 'f16' or 'bf16', or\n"
+      "uint8 rows of blocks of any stored type; rows may be strided) into `out`, a writable\n"
+      "buffer of packed_nbytes(format, rows, cols) bytes. The bytes do not depend on threads or\n"
+      "machine. Raises InvalidRequest for a number that is not finite.");
   m.def("pack_blocks", &pack_blocks, py::arg("format"), py::arg("blocks"), py::kw_only(),
         py::arg("rows"), py::arg("cols"), py::arg("out"), py::arg("threads") = 1,
         "Packs rows of GGUF blocks, exactly: Q8_0 into q8g32h, Q4_0 into q4g32h, IQ4_NL into\n"
@@ -187,6 +230,12 @@ void register_weights(py::module_& m) {
         "The same from one code a byte [rows, cols] (int8 for q8g32h, else 0..15) and scales\n"
         "[rows, ceil(cols / 32)]: float16, bits of bfloat16 ('bf16'), float32 ('f32'), or bytes\n"
         "of mxfp4 ('e8m0'). UnsupportedModel also for a scale with more bits than f16 has.");
+  m.def("decode", &decode, py::arg("dtype"), py::arg("array"),
+        "Float32 [rows, cols] of a 2-D array as `pack` takes it.");
+  m.def("string_ends", &string_ends, py::arg("buffer"), py::arg("begin"), py::arg("count"),
+        "Offsets int64 [count] where GGUF strings that begin at byte `begin` end. Raises "
+        "CorruptFile\n"
+        "where they pass the buffer's end.");
   m.def("unpack", &unpack, py::arg("format"), py::arg("buffer"), py::arg("rows"), py::arg("cols"),
         "The matrix as float32 [rows, cols].");
   m.def(

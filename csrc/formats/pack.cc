@@ -32,7 +32,7 @@ const PackSteps& steps_of_machine() {
 // Work space of one row block, reused for the next.
 class RowBlockPacker {
  public:
-  RowBlockPacker(WeightFormat format, const FloatMatrix& from, const PackSteps& steps)
+  RowBlockPacker(WeightFormat format, const StoredMatrix& from, const PackSteps& steps)
       : format_(format),
         from_(from),
         steps_(steps),
@@ -82,19 +82,8 @@ class RowBlockPacker {
   }
 
   void read_row(std::int64_t row) {
-    const std::int64_t at = row * from_.row_stride;
-    if (from_.type == FloatType::f32) {
-      const auto* p = static_cast<const std::uint8_t*>(from_.data) + at * 4;
-      std::memcpy(row_.data(), p, row_.size() * 4);
-      return;
-    }
-    // Mapped tensors may start at any even address.
-    const auto* p = static_cast<const std::uint16_t*>(from_.data) + at;
-    if (from_.type == FloatType::bf16) {
-      bf16_to_f32(p, row_.data(), from_.cols);
-    } else {
-      f16_to_f32(p, row_.data(), from_.cols);
-    }
+    const std::int64_t values = stored_type_info(from_.type).values;
+    decode_stored(from_.type, from_.data + row * from_.row_bytes, from_.cols / values, row_.data());
   }
 
   [[noreturn]] void refuse(std::int64_t row) const {
@@ -206,7 +195,7 @@ class RowBlockPacker {
   }
 
   WeightFormat format_;
-  FloatMatrix from_;
+  StoredMatrix from_;
   const PackSteps& steps_;
   WeightLayout layout_;
   std::vector<float> row_;
@@ -216,7 +205,7 @@ class RowBlockPacker {
 
 }  // namespace
 
-void pack_row_blocks(WeightFormat format, const FloatMatrix& from, std::int64_t begin,
+void pack_row_blocks(WeightFormat format, const StoredMatrix& from, std::int64_t begin,
                      std::int64_t end, std::uint8_t* to) {
   const std::int64_t bytes = weight_layout(format, from.rows, from.cols).row_block_bytes;
   const FloatEnv environment;

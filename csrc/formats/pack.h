@@ -1,4 +1,4 @@
-// Packing of float matrices into the formats of weights.h.
+// Packing of stored matrices into the formats of weights.h.
 //
 // The bytes are a function of the numbers alone: the same on every machine, instruction set and
 // number of threads (float operations run per row in one order, without fma or libm; the vector
@@ -18,25 +18,24 @@
 
 #include <cstdint>
 
+#include "formats/stored.h"
 #include "formats/weights.h"
 
 namespace musespark {
 
-enum class FloatType : std::uint32_t { f32 = 0, bf16 = 1, f16 = 2 };
-
-struct FloatMatrix {
-  const void* data;
-  FloatType type;
+struct StoredMatrix {
+  const std::uint8_t* data;
+  StoredType type;
   std::int64_t rows;
-  std::int64_t cols;
-  std::int64_t row_stride;  // elements from one row to the next
+  std::int64_t cols;       // a whole number of blocks
+  std::int64_t row_bytes;  // from one row to the next
 };
 
 // Packs row blocks [begin, end) of `from` to their places in `to`, the start of the whole packed
 // matrix (weight_layout(...).bytes long). Calls on disjoint ranges may run at the same time. Takes
 // about 100 bytes per column of memory. Throws InvalidRequest for a number that is not finite,
 // naming its row and column.
-void pack_row_blocks(WeightFormat format, const FloatMatrix& from, std::int64_t begin,
+void pack_row_blocks(WeightFormat format, const StoredMatrix& from, std::int64_t begin,
                      std::int64_t end, std::uint8_t* to);
 
 }  // namespace musespark

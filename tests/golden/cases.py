@@ -29,6 +29,10 @@ _GEMMA2 = _causal("gemma2", "Gemma2")
 _GEMMA3 = _causal("gemma3_text", "Gemma3")
 _PHI3 = _causal("phi3", "Phi3") | {"pad_token_id": 0}
 _SMOLLM3 = _causal("smollm3", "SmolLM3") | {"pad_token_id": 0}
+_QWEN3_MOE = _causal("qwen3_moe", "Qwen3Moe")
+_GPT_OSS = _causal("gpt_oss", "GptOss")
+_OLMO2 = _causal("olmo2", "Olmo2")
+_GRANITE = _causal("granite", "Granite")
 _VISION = {
     "model_type": "muse_glimmer_vision",
     "hidden_size": 16,
@@ -51,6 +55,47 @@ def _muse(text: dict[str, Any], **outer: Any) -> dict[str, Any]:
         "projector_hidden_size": 16,
         "image_token_id": 100000,
         "video_token_id": 100001,
+    } | outer
+
+
+def _spark(text: dict[str, Any], **outer: Any) -> dict[str, Any]:
+    return {
+        "model_type": "muse_spark",
+        "architectures": ["MuseSparkForConditionalGeneration"],
+        "text_config": {"model_type": "muse_spark_text"} | text,
+        "vision_config": _VISION | {"model_type": "muse_spark_vision"},
+        "audio_config": {
+            "model_type": "muse_spark_audio",
+            "patch_sizes": [2, 2],
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "num_hidden_layers": 2,
+            "out_hidden_size": text["hidden_size"],
+        },
+        "out_hidden_size": 64,
+        "projector_hidden_size": 16,
+        "image_token_id": 100000,
+        "video_token_id": 100001,
+        "audio_token_id": 100002,
+    } | outer
+
+
+def _mistral3(text: dict[str, Any], **outer: Any) -> dict[str, Any]:
+    return {
+        "model_type": "mistral3",
+        "architectures": ["Mistral3ForConditionalGeneration"],
+        "text_config": {"model_type": "mistral"} | text,
+        "vision_config": {
+            "model_type": "pixtral",
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "head_dim": 16,
+            "patch_size": 4,
+            "image_size": 16,
+        },
+        "image_token_index": 10,
     } | outer
 
 
@@ -521,6 +566,308 @@ _CASES: dict[str, Case] = {
             },
         },
         110,
+    ),
+    # As released: no window, a head of its own beside an outer config that does not say so.
+    "mistral3_untied": Case(
+        "mistral3",
+        _mistral3(
+            _sizes(97, 48, 72, 3, 4)
+            | {
+                "num_key_value_heads": 2,
+                "head_dim": 20,
+                "sliding_window": None,
+                "rope_theta": 1000000000.0,
+            },
+            tie_word_embeddings=False,
+        ),
+        41,
+    ),
+    "mistral3_tied": Case(
+        "mistral3",
+        _mistral3(
+            _sizes(89, 60, 88, 2, 5) | {"num_key_value_heads": 1, "sliding_window": 9},
+        ),
+        44,
+    ),
+    "mistral3_wide": Case(
+        "mistral3",
+        _mistral3(
+            _sizes(71, 56, 64, 4, 7)
+            | {"num_key_value_heads": 7, "sliding_window": 66, "rms_norm_eps": 1e-5},
+            tie_word_embeddings=False,
+        ),
+        95,
+    ),
+    # Phi-3-mini-128k: longrope under its old name; the text is beyond the trained length.
+    "phi3_longrope": Case(
+        "phi3",
+        _PHI3
+        | _sizes(83, 56, 80, 3, 7)
+        | {
+            "max_position_embeddings": 320,
+            "original_max_position_embeddings": 64,
+            "rope_scaling": {
+                "type": "yarn",
+                "long_factor": _factors(4, 1.1, 6.0),
+                "short_factor": _factors(4, 1.0, 1.6),
+            },
+        },
+        70,
+    ),
+    # Phi-4-mini: longrope over part of a head.
+    "phi3_longrope_partial": Case(
+        "phi3",
+        _PHI3
+        | _sizes(79, 64, 88, 2, 4)
+        | {
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 512,
+            "original_max_position_embeddings": 32,
+            "partial_rotary_factor": 0.75,
+            "tie_word_embeddings": True,
+            "rope_scaling": {
+                "type": "longrope",
+                "long_factor": _factors(6, 1.0, 9.0),
+                "short_factor": _factors(6, 1.0, 1.0),
+            },
+        },
+        40,
+    ),
+    # OLMo 2: every head its own key, norms over all heads together.
+    "olmo2_plain": Case("olmo2", _OLMO2 | _sizes(97, 60, 88, 3, 5) | {"rope_theta": 500000}, 41),
+    "olmo2_grouped": Case(
+        "olmo2",
+        _OLMO2
+        | _sizes(89, 56, 72, 2, 7)
+        | {"num_key_value_heads": 1, "attention_bias": True, "tie_word_embeddings": True},
+        52,
+    ),
+    "olmo2_yarn": Case(
+        "olmo2",
+        _OLMO2
+        | _sizes(71, 48, 104, 4, 6)
+        | {
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 256,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "attention_factor": 1.1,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        80,
+    ),
+    # Granite: four multipliers, tied.
+    "granite_multipliers": Case(
+        "granite",
+        _GRANITE
+        | _sizes(97, 60, 88, 3, 5)
+        | {
+            "num_key_value_heads": 1,
+            "embedding_multiplier": 0.3,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.25,
+            "tie_word_embeddings": True,
+        },
+        43,
+    ),
+    "granite_biases": Case(
+        "granite",
+        _GRANITE
+        | _sizes(83, 48, 72, 4, 4)
+        | {
+            "num_key_value_heads": 2,
+            "embedding_multiplier": 12,
+            "logits_scaling": 8,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.0625,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_theta": 5000000,
+        },
+        48,
+    ),
+    "granite_defaults": Case(
+        "granite",
+        _GRANITE
+        | _sizes(71, 56, 64, 2, 7)
+        | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        75,
+    ),
+    # Every layer sparse; scores of all experts, not renormalized.
+    "qwen3_moe_plain": Case(
+        "qwen3_moe",
+        _QWEN3_MOE
+        | _sizes(97, 48, 72, 3, 4)
+        | {
+            "num_key_value_heads": 2,
+            "head_dim": 20,
+            "num_experts": 7,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "max_window_layers": 1,
+        },
+        42,
+    ),
+    # As the released models: renormalized; dense layers between.
+    "qwen3_moe_mixed": Case(
+        "qwen3_moe",
+        _QWEN3_MOE
+        | _sizes(89, 56, 88, 4, 4)
+        | {
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "num_experts": 5,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "tie_word_embeddings": True,
+            "rope_theta": 1000000.0,
+        },
+        44,
+    ),
+    # One of many experts; biases; a window in every layer.
+    "qwen3_moe_window": Case(
+        "qwen3_moe",
+        _QWEN3_MOE
+        | _sizes(71, 40, 64, 2, 5)
+        | {
+            "num_key_value_heads": 5,
+            "num_experts": 16,
+            "num_experts_per_tok": 1,
+            "norm_topk_prob": True,
+            "moe_intermediate_size": 16,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+        },
+        45,
+    ),
+    # The rotation by default (yarn between dimensions, factor 32), windows in even layers.
+    "gpt_oss_defaults": Case(
+        "gpt_oss",
+        _GPT_OSS
+        | _sizes(97, 48, 40, 3, 6)
+        | {
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "sliding_window": 9,
+        },
+        42,
+    ),
+    # The keys of the released files, a text beyond the trained length, a limit that bites.
+    "gpt_oss_old_keys": Case(
+        "gpt_oss",
+        _GPT_OSS
+        | _sizes(89, 56, 24, 4, 4)
+        | {
+            "num_key_value_heads": 1,
+            "head_dim": 24,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 4,
+            "experts_per_token": 4,
+            "sliding_window": 67,
+            "swiglu_limit": 0.7,
+            "initial_context_length": 48,
+            "max_position_embeddings": 192,
+            "rope_theta": 150000,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 48,
+            },
+        },
+        90,
+    ),
+    # No biases in attention, layers given, another slope, tied.
+    "gpt_oss_full": Case(
+        "gpt_oss",
+        _GPT_OSS
+        | _sizes(71, 40, 36, 2, 5)
+        | {
+            "num_key_value_heads": 5,
+            "head_dim": 12,
+            "num_local_experts": 9,
+            "num_experts_per_tok": 1,
+            "layer_types": ["full_attention", "full_attention"],
+            "attention_bias": False,
+            "swiglu_alpha": 1.2,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        },
+        50,
+    ),
+    # Everything by default: windows and positions but for every fourth layer from the end.
+    "spark_defaults": Case(
+        "muse_spark",
+        _spark(
+            _sizes(97, 48, 72, 5, 3)
+            | {
+                "num_key_value_heads": 1,
+                "head_dim": 16,
+                "sliding_window": 7,
+                "num_local_experts": 6,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 40,
+                "moe_hidden_size": 32,
+            }
+        ),
+        40,
+    ),
+    # Dense layers between, a window wider than a page, scores scaled, gates made softer.
+    "spark_mixed": Case(
+        "muse_spark",
+        _spark(
+            _sizes(89, 56, 88, 4, 4)
+            | {
+                "num_key_value_heads": 2,
+                "head_dim": 20,
+                "sliding_window": 66,
+                "attention_bias": True,
+                "num_local_experts": 5,
+                "num_experts_per_tok": 3,
+                "moe_intermediate_size": 24,
+                "moe_hidden_size": 36,
+                "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+                "routed_scaling_factor": 2.5,
+                "residual_gate_temperature": 0.8,
+                "output_multiplier": 0.6,
+                "final_logit_softcapping": 6.0,
+            }
+        ),
+        90,
+    ),
+    # Positions in every layer, layer_types given, one expert of many at more than the full width.
+    "spark_wide": Case(
+        "muse_spark",
+        _spark(
+            _sizes(71, 40, 64, 3, 5)
+            | {
+                "num_key_value_heads": 5,
+                "head_dim": 12,
+                "sliding_window": 11,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+                "layer_rope_theta": [500000.0, 500000.0, 500000.0],
+                "qk_scale_factor": 2.0,
+                "num_local_experts": 12,
+                "num_experts_per_tok": 1,
+                "moe_intermediate_size": 16,
+                "moe_hidden_size": 48,
+                "rms_norm_eps": 1e-6,
+            }
+        ),
+        47,
     ),
 }
 CASES = {name: case._replace(name=name) for name, case in _CASES.items()}

@@ -28,14 +28,24 @@ from musespark.families.spec import (
 )
 from musespark.families.tensors import canonical_shapes
 from support.model_folder import CASES, Golden, canonical_weights, stored_shapes
-from support.plain_forward import forward
+from support.plain_forward import covers, forward
 
 # float32 against float64 through up to five layers: measured at most 4e-6 of the range.
 CLOSE = 2e-5
+
+
+def spec_of(name: str) -> ModelSpec:
+    return family_for(CASES[name].config).spec(CASES[name].config)
+
+
 RUNS = [(name, seed) for name, case in CASES.items() for seed in case.seeds]
 
 
-@pytest.mark.parametrize(("name", "seed"), RUNS)
+# The others are compared through musespark.reference, in test_families_engine.py.
+PLAIN = [(name, seed) for name, seed in RUNS if covers(spec_of(name))]
+
+
+@pytest.mark.parametrize(("name", "seed"), PLAIN)
 def test_spec_reproduces_transformers(name: str, seed: int) -> None:
     spec, weights = canonical_weights(CASES[name], seed)
     golden = Golden.of(name, seed)
@@ -267,7 +277,7 @@ class TestTensorNames:
             family, spec, names = self.names(name)
             mapping, shapes = family.tensors(spec, names), stored_shapes(case)
             for reason in mapping.ignored:
-                assert reason == "vision tower: not yet run"
+                assert reason.startswith(("vision tower:", "audio tower:"))
             ignored = {n for found in mapping.ignored.values() for n in found}
             marks = {n: np.zeros(shape, np.int8) for n, shape in shapes.items()}
             for canonical, shape in canonical_shapes(spec).items():

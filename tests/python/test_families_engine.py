@@ -21,7 +21,7 @@ RUNS = [(name, seed) for name, case in CASES.items() for seed in case.seeds]
 
 def make(name: str, seed: int, **settings):
     spec, weights = canonical_weights(CASES[name], seed)
-    return engine(spec, pack_weights(weights), context=256, **settings)
+    return engine(spec, pack_weights(weights), context=min(256, spec.max_context), **settings)
 
 
 @pytest.mark.isa

@@ -13,6 +13,17 @@ import numpy as np
 _ERF = np.vectorize(math.erf)
 
 
+def covers(spec):
+    """Whether this file knows all that a spec says: what part 2 added is not written here again."""
+    return all(
+        layer.mlp.kind == "dense"
+        and not (layer.residual_gates or layer.attention.joint_qk_norm or layer.attention.sinks)
+        and layer.residual_scale == 1.0
+        and layer.attention.out_norm.kind == "none"
+        for layer in spec.layers
+    ) and all(rope.scaling != "factors" for rope in spec.ropes)
+
+
 def _norm(x, spec, weight):
     if spec.kind == "none":
         return x

@@ -14,15 +14,22 @@ from musespark.errors import UnsupportedModel
 from musespark.families import (
     gemma2,
     gemma3,
+    gpt_oss,
+    granite,
     llama,
     mistral,
+    mistral3,
     muse_glimmer,
+    muse_spark,
+    olmo2,
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
     smollm3,
 )
 from musespark.families.fields import Fields
+from musespark.families.lacking import LACKING
 from musespark.families.spec import ModelSpec
 from musespark.families.tensors import TensorMap
 
@@ -43,7 +50,23 @@ class Family(Protocol):
 # In the order of the support table.
 MODULES = cast(
     tuple[Family, ...],
-    (muse_glimmer, llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, smollm3),
+    (
+        muse_glimmer,
+        muse_spark,
+        llama,
+        mistral,
+        mistral3,
+        qwen2,
+        qwen3,
+        qwen3_moe,
+        gpt_oss,
+        gemma2,
+        gemma3,
+        phi3,
+        smollm3,
+        olmo2,
+        granite,
+    ),
 )
 FAMILIES: dict[str, Family] = {
     model_type: family for family in MODULES for model_type in family.model_types
@@ -55,11 +78,12 @@ def family_for(config: Mapping[str, Any]) -> Family:
     if not isinstance(config, Mapping):
         raise UnsupportedModel(f"config: an object is needed, not {config!r:.80}")
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UnsupportedModel(
-            f"config.model_type is {model_type!r:.80}: supported are {', '.join(sorted(FAMILIES))}"
-        )
-    return FAMILIES[model_type]
+    if isinstance(model_type, str) and model_type in FAMILIES:
+        return FAMILIES[model_type]
+    what = f"config.model_type is {model_type!r:.80}: "
+    if isinstance(model_type, str) and model_type in LACKING:
+        raise UnsupportedModel(f"{what}{LACKING[model_type]} not part of this version")
+    raise UnsupportedModel(f"{what}supported are {', '.join(sorted(FAMILIES))}")
 
 
 def read_config(config: Mapping[str, Any]) -> tuple[Family, ModelSpec, list[str]]:

@@ -58,6 +58,7 @@ _WITH_EFFECT = {
     "use_parallel_residual": None, "use_qk_norm": None, "use_sliding_window": None,
 }  # fmt: skip
 MAX_LAYERS = 1024
+MAX_EXPERTS = 4096
 MAX_WIDTH = 2**20  # hidden, intermediate, heads * head_dim
 MAX_VOCAB = 2**24
 MAX_CONTEXT = 2**31 - 1

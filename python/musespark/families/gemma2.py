@@ -31,6 +31,7 @@ LAYER_NAMES = llama.LAYER_NAMES | {
 
 def gemma_layer(c: Fields, size: Sizes, norm: NormSpec, attention: AttentionSpec) -> LayerSpec:
     """What Gemma 2 and 3 share of a layer."""
+    c.get("hidden_act")  # stands beside hidden_activation; transformers does not read it
     mlp = MlpSpec(
         activation=c.activation("hidden_activation", "gelu_pytorch_tanh"),
         intermediate=size.intermediate,

@@ -17,7 +17,7 @@ from musespark.families.gemma2 import LAYER_NAMES as GEMMA2_LAYER_NAMES
 from musespark.families.gemma2 import gemma_layer
 from musespark.families.rope import rope_of
 from musespark.families.spec import AttentionSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
-from musespark.families.tensors import TensorMap, match_tensors, pick_root
+from musespark.families.tensors import TensorMap, match_tensors
 
 name = "gemma3"
 model_types = ("gemma3", "gemma3_text")
@@ -135,8 +135,7 @@ def _tied(outer: Fields, text: Fields) -> bool:
 def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
     """Maps the checkpoint's tensor names; those of the vision tower are left out and listed."""
     names = list(names)
-    root = pick_root(names, "model", "model.language_model", "language_model.model")
-    source_of = llama.namer(root, LAYER_NAMES)
+    source_of = llama.namer_beside_towers(names, LAYER_NAMES)
     return match_tensors(model, names, source_of, _IGNORABLE)
 
 

@@ -62,6 +62,17 @@ def namer(
     return source_name
 
 
+def namer_beside_towers(
+    names: Iterable[str], layer_names: Mapping[str, str]
+) -> Callable[[str], str]:
+    """As :func:`namer`, for a text tower stored beside others, under one of the roots in use."""
+    known = set(names)
+    roots = ("model.language_model", "language_model.model", "model")
+    root = next((r for r in roots if f"{r}.embed_tokens.weight" in known), roots[0])
+    heads = ("lm_head.weight", "language_model.lm_head.weight")
+    return namer(root, layer_names, next((h for h in heads if h in known), heads[0]))
+
+
 def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take LlamaConfig's defaults."""
     c = Fields.of(config)

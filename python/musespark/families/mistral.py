@@ -25,7 +25,13 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """
     c = Fields.of(config)
     c.architecture(*architectures)
+    return text_spec(c, c.flag("tie_word_embeddings", False))
+
+
+def text_spec(c: Fields, tied_head: bool) -> ModelSpec:
+    """The ModelSpec of a mistral config, or of one inside another's ``text_config``."""
     c.must_be_absent("quantization_config", "per_layer_config", "layer_types")
+    c.get("tie_word_embeddings")
     size = read_sizes(
         c,
         vocab_size=32000,
@@ -56,7 +62,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         hidden=size.hidden,
         max_context=context_with(rope, size.context),
         final_norm=norm,
-        tied_head=c.flag("tie_word_embeddings", False),
+        tied_head=tied_head,
         ropes=[rope],
         layers=[layer] * size.layers,
     )

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from musespark.families import llama
-from musespark.families.fields import MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
+from musespark.families.decoder import read_sizes, read_windows
+from musespark.families.fields import MAX_CONTEXT, Fields
 from musespark.families.rope import rope_from_config
 from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
@@ -37,7 +38,7 @@ _IGNORABLE = {
 }
 
 
-def _rotated(c: Fields, layers: int) -> list[bool]:
+def rotated_layers(c: Fields, layers: int) -> list[bool]:
     """Which layers have positions.
 
     transformers 5.23 reads ``layer_rope_theta`` as a switch only: a value that is not 0 rotates
@@ -52,21 +53,22 @@ def _rotated(c: Fields, layers: int) -> list[bool]:
     return [theta != 0 for theta in thetas]
 
 
-def _windows(c: Fields, layers: int) -> list[int]:
+def layer_windows(c: Fields, layers: int) -> list[int]:
+    """The window of each layer: all but every fourth, counted from the last, have one."""
     default = [
         "full_attention" if (layers - 1 - i) % 4 == 0 else "sliding_attention"
         for i in range(layers)
     ]
-    kinds = c.layer_types(layers, default)
-    window = c.optional_integer("sliding_window", 2048, MAX_CONTEXT) or 0
-    if not window and "sliding_attention" in kinds:
-        raise c.refuse("sliding_window", "layer_types has sliding layers, so a window is needed")
-    return [window if kind == "sliding_attention" else 0 for kind in kinds]
+    window = c.optional_integer("sliding_window", 2048, MAX_CONTEXT)
+    return read_windows(c, window, default)
 
 
-def _tied(c: Fields, text: Fields) -> bool:
-    # transformers ties by the outer field alone. A text_config that says tied beside a stored head
-    # is resolved by the loader, which unties where the two matrices differ.
+def tied_head(c: Fields, text: Fields) -> bool:
+    """Whether the head is the embedding, from the outer config and its ``text_config``.
+
+    transformers ties by the outer field alone. A text_config that says tied beside a stored head is
+    resolved by the loader, which unties where the two matrices differ.
+    """
     text.get("tie_word_embeddings")
     said = c if c.has("tie_word_embeddings") else text
     return said.flag("tie_word_embeddings", False)
@@ -85,30 +87,32 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; missing keys take MuseGlimmerTextConfig's defaults."""
     outer = Fields.of(config)
     c = _text_config(outer)
-    layers = c.integer("num_hidden_layers", 52, MAX_LAYERS)
-    hidden = c.integer("hidden_size", 6656, MAX_WIDTH)
-    heads = c.integer("num_attention_heads", 32, MAX_WIDTH)
-    kv_heads = c.integer("num_key_value_heads", 2, heads)
-    head_dim = c.integer("head_dim", 128, MAX_WIDTH)
-    c.check_heads(heads, kv_heads, head_dim)
-    context = c.integer("max_position_embeddings", 131072, MAX_CONTEXT)
+    size = read_sizes(
+        c,
+        vocab_size=202048,
+        hidden_size=6656,
+        intermediate_size=19968,
+        num_hidden_layers=52,
+        num_attention_heads=32,
+        num_key_value_heads=2,
+        head_dim=128,
+        max_position_embeddings=131072,
+    )
     eps = c.number("rms_norm_eps", 1e-5)
     bias = c.flag("attention_bias", False)
-    query_scale = c.number("qk_scale_factor", 3.87) * head_dim**-0.5
+    query_scale = c.number("qk_scale_factor", 3.87) * size.head_dim**-0.5
     before = NormSpec("rms_centered", eps)
     after = NormSpec("rms_centered", c.number("post_norm_eps", 1e-8))
     bare = NormSpec("rms_scaleless", eps)
-    mlp = MlpSpec(
-        activation=c.activation("hidden_activation", "silu"),
-        intermediate=c.integer("intermediate_size", 19968, MAX_WIDTH),
-    )
-    rotated = _rotated(c, layers)
+    activation = c.activation("hidden_activation", "silu")
+    mlp = MlpSpec(activation=activation, intermediate=size.intermediate)
+    rotated = rotated_layers(c, size.layers)
 
     def layer(window: int, rope: bool) -> LayerSpec:
         attention = AttentionSpec(
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
+            heads=size.heads,
+            kv_heads=size.kv_heads,
+            head_dim=size.head_dim,
             window=window,
             rope=0 if rope else -1,
             q_norm=bare,
@@ -128,16 +132,16 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         )
 
     return ModelSpec(
-        vocab=c.integer("vocab_size", 202048, MAX_VOCAB),
-        hidden=hidden,
-        max_context=context,
+        vocab=size.vocab,
+        hidden=size.hidden,
+        max_context=size.context,
         embed_norm=bare,
         final_norm=NormSpec("rms", eps),
-        tied_head=_tied(outer, c),
+        tied_head=tied_head(outer, c),
         logit_scale=c.number("output_multiplier", 0.19611613513818404),
         logit_softcap=c.number("final_logit_softcapping", 20.0),
-        ropes=[rope_from_config(c, head_dim, context)] if any(rotated) else [],
-        layers=[layer(w, r) for w, r in zip(_windows(c, layers), rotated, strict=True)],
+        ropes=[rope_from_config(c, size.head_dim, size.context)] if any(rotated) else [],
+        layers=[layer(w, r) for w, r in zip(layer_windows(c, size.layers), rotated, strict=True)],
     )
 
 
@@ -150,11 +154,13 @@ def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
 def notes(config: Mapping[str, Any] | Fields) -> list[str]:
     """A note where ``layer_rope_theta`` names a theta that (as in transformers) is not used."""
     c = Fields.of(config).section("text_config")
-    thetas = c.values.get("layer_rope_theta")
-    if not isinstance(thetas, list):
-        return []
-    theta = rope_from_config(c, 2, 1).theta
-    others = sorted({t for t in thetas if t not in (0, theta)})
+    return theta_notes(c, rope_from_config(c, 2, 1).theta)
+
+
+def theta_notes(c: Fields, theta: float) -> list[str]:
+    """What :func:`notes` says of a text config whose layers rotate with `theta`."""
+    thetas = c.get("layer_rope_theta")
+    others = sorted({t for t in thetas if t not in (0, theta)}) if isinstance(thetas, list) else []
     if not others:
         return []
     return [

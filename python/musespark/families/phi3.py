@@ -46,6 +46,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         num_key_value_heads=None,
         max_position_embeddings=4096,
     )
+    c.get("original_max_position_embeddings")  # longrope alone reads it
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-5))
     layer = LayerSpec(
         attention=AttentionSpec(

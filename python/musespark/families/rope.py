@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from musespark.families.fields import MAX_CONTEXT, Fields
 from musespark.families.spec import RopeSpec
@@ -16,6 +17,7 @@ _KEYS = {
     "short_factor", "long_factor",
 }  # fmt: skip
 KINDS = {kind: kind for kind in ("default", "linear", "llama3", "yarn", "longrope")}
+_NOTHING: Mapping[str, Any] = {}
 _DEFAULT_THETA = 10000.0  # transformers: RotaryEmbeddingConfigMixin.default_theta
 
 
@@ -43,10 +45,12 @@ class _Rope:
         return self.params.number(name, default) if self.params.has(name) else default
 
 
-def rope_parameters(config: Fields) -> Fields:
-    """The object with the rope parameters: as in transformers 5, ``rope_scaling`` where not empty
-    takes the place of ``rope_parameters``."""
-    return config.section("rope_scaling" if config.get("rope_scaling") else "rope_parameters")
+def _rope_parameters(config: Fields, default: Mapping[str, Any]) -> Fields:
+    # As in transformers 5: rope_scaling where not empty takes the place of rope_parameters.
+    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    if not config.has(name):
+        return Fields(default, f"{config.where}.{name}")
+    return config.section(name)
 
 
 def rope_from_config(
@@ -58,6 +62,7 @@ def rope_from_config(
     partial: bool = False,
     kinds: Mapping[str, str] = KINDS,
     trained_context: int | None = None,
+    default: Mapping[str, Any] = _NOTHING,
 ) -> RopeSpec:
     """The RopeSpec of a config whose layers all rotate the same way.
 
@@ -66,9 +71,10 @@ def rope_from_config(
     known, and a key that would change the rotation, is refused.
 
     `kinds` are the rope types that a family may have, with what they mean; `trained_context` is the
-    family's default of ``original_max_position_embeddings`` beside the rope parameters.
+    family's default of ``original_max_position_embeddings`` beside the rope parameters;
+    `default` is what stands for rope parameters where a config has none.
     """
-    params = rope_parameters(config)
+    params = _rope_parameters(config, default)
     share = 1.0
     for where in (config, params):
         if not partial:

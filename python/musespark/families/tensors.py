@@ -196,11 +196,5 @@ def match_tensors(
     return TensorMap(sources, ignored, spare)
 
 
-def pick_root(names: Iterable[str], *roots: str) -> str:
-    """Which of `roots` the text tower is stored under: the first with an ``embed_tokens``."""
-    known = set(names)
-    return next((r for r in roots if f"{r}.embed_tokens.weight" in known), roots[0])
-
-
 def _part(source: str | Part, shape: Shape) -> Part:
     return Part(source, shape) if isinstance(source, str) else source

@@ -1,0 +1,181 @@
+"""What the configs of part 2's families may say: read, refused by name, or named in a note."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+
+from musespark.errors import UnsupportedModel
+from musespark.families import FAMILIES, MODULES, read_config
+from musespark.families.lacking import LACKING
+from musespark.families.rope import rope_from_config
+from support.model_folder import CASES
+
+OF_FAMILY = {case.family: name for name, case in CASES.items()}
+
+
+def _with(name: str, field: str, value: object) -> dict:
+    config = copy.deepcopy(CASES[name].config)
+    at = config
+    *parents, last = field.split(".")
+    for parent in parents:
+        at = at.setdefault(parent, {})
+    at[last] = value
+    return config
+
+
+def test_every_family_has_three_cases() -> None:
+    counts = {family.name: 0 for family in MODULES}
+    for case in CASES.values():
+        counts[case.family] += 1
+    assert min(counts.values()) >= 3, counts
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_key_of_a_known_config_goes_unread(name: str) -> None:
+    _, _, notes = read_config(CASES[name].config)
+    assert not [note for note in notes if "does not read" in note]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("mistral_window", "sliding_window", 0),
+        ("mistral_window", "layer_types", ["full_attention"] * 3),
+        ("mistral_window", "quantization_config", {"quant_method": "fp8"}),
+        ("qwen2_full", "attention_bias", False),
+        ("qwen2_full", "rope_scaling", {"type": "default", "mrope_section": [2, 2, 2]}),
+        ("gemma2_defaults", "use_bidirectional_attention", True),
+        ("gemma2_defaults", "query_pre_attn_scalar", 0),
+        ("gemma2_defaults", "hidden_activation", None),
+        ("gemma2_defaults", "attn_logit_softcapping", -1.0),
+        ("gemma3_old_keys", "attn_logit_softcapping", 50.0),
+        ("gemma3_old_keys", "use_bidirectional_attention", True),
+        ("gemma3_old_keys", "rope_parameters", {"rope_theta": 1e6}),
+        ("gemma3_old_keys", "sliding_window", None),
+        ("gemma3_vision", "text_config.model_type", "gemma3n_text"),
+        ("gemma3_vision", "text_config.final_logit_softcapping", 30.0),
+        ("phi3_window", "rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("phi3_window", "partial_rotary_factor", 1.5),
+        ("phi3_window", "lm_head_bias", True),
+        ("phi3_window", "attention_bias", True),
+        ("phi3_longrope", "rope_scaling.long_factor", [1.0] * 3),
+        ("phi3_longrope", "rope_scaling.long_factor", None),
+        ("phi3_longrope", "rope_scaling.short_factor", [1.0, 1.0, 0.0, 1.0]),
+        ("smollm3_defaults", "no_rope_layers", [1, 1, 1, 2, 1]),
+        ("smollm3_defaults", "no_rope_layers", [1]),
+        ("smollm3_windows", "sliding_window", -4),
+        ("olmo2_plain", "clip_qkv", 8.0),
+        ("olmo2_plain", "sliding_window", 4096),
+        ("qwen3_moe_plain", "num_experts_per_tok", 8),
+        ("qwen3_moe_plain", "num_experts", 10**6),
+        ("qwen3_moe_plain", "mlp_only_layers", "0"),
+        ("qwen3_moe_plain", "layer_types", ["full_attention"] * 3),
+        ("gpt_oss_defaults", "hidden_act", "gelu"),
+        ("gpt_oss_defaults", "experts_per_token", 3),
+        ("gpt_oss_defaults", "swiglu_limit", 0.0),
+        ("gpt_oss_defaults", "quantization_config", {"quant_method": "gptq"}),
+        ("spark_defaults", "text_config.mlp_layer_types", ["sparse"]),
+        ("spark_defaults", "text_config.mlp_layer_types", ["sparse"] * 4 + ["hash"]),
+        ("spark_defaults", "text_config.num_experts_per_tok", 0),
+        ("spark_defaults", "text_config.model_type", "muse_glimmer_text"),
+        ("granite_multipliers", "logits_scaling", 0.0),
+        ("mistral3_tied", "text_config", None),
+        ("mistral3_tied", "text_config.model_type", "ministral3"),
+        ("mistral3_tied", "text_config.partial_rotary_factor", 0.5),
+        ("llama_plain", "attn_logit_softcapping", 50.0),
+        ("llama_plain", "query_pre_attn_scalar", 100),
+        ("qwen3_full", "num_experts", 8),
+    ],
+)  # fmt: skip
+def test_what_is_not_supported_is_named(name: str, field: str, value: object) -> None:
+    with pytest.raises(UnsupportedModel) as raised:
+        read_config(_with(name, field, value))
+    message = str(raised.value)
+    assert field.split(".")[-1] in message
+    if not isinstance(value, dict | list):
+        assert repr(value) in message
+
+
+@pytest.mark.parametrize("family", sorted(OF_FAMILY))
+def test_keys_that_mean_nothing_here_are_let_by(family: str) -> None:
+    name = OF_FAMILY[family]
+    config = CASES[name].config | {
+        "torch_dtype": "bfloat16",
+        "use_cache": None,
+        "logit_scale": None,
+        "alibi": False,
+        "residual_multiplier": 1.0,
+        "bos_token_id": 1,
+    }
+    assert read_config(config)[1] == read_config(CASES[name].config)[1]
+
+
+@pytest.mark.parametrize("where", ["", "text_config."])
+def test_a_key_that_nothing_reads_is_named_in_a_note(where: str) -> None:
+    name = "spark_defaults" if where else "olmo2_plain"
+    _, _, notes = read_config(_with(name, f"{where}my_own_key", 3))
+    assert f"config.{where}my_own_key" in notes[-1]
+
+
+def test_null_is_what_the_class_says_it_is() -> None:
+    base = CASES["mistral_window"].config
+    assert read_config(base | {"sliding_window": None})[1].layers[0].attention.window == 0
+    assert read_config(base | {"num_key_value_heads": None})[1].layers[0].attention.kv_heads == 8
+    assert read_config(base | {"head_dim": None})[1].layers[0].attention.head_dim == 8
+    gemma = CASES["gemma2_caps"].config | {"final_logit_softcapping": None}
+    assert read_config(gemma)[1].logit_softcap == 0
+
+
+def test_yarn_beside_the_trained_length_stretches_the_context() -> None:
+    """As Qwen's model cards add it: max_position_embeddings stays what it was."""
+    config = CASES["qwen2_yarn"].config
+    assert config["max_position_embeddings"] == 64
+    assert read_config(config)[1].max_context == 256
+    assert read_config(config | {"max_position_embeddings": 512})[1].max_context == 512
+
+
+def test_longrope_says_both_sets_and_the_attention_factor() -> None:
+    rope = read_config(CASES["phi3_longrope"].config)[1].ropes[0]
+    assert (rope.scaling, rope.original_context, len(rope.factors)) == ("factors", 64, 4)
+    assert rope.factors[-1] == 6.0 and rope.short_factors[-1] == 1.6
+    assert rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(5) / math.log(64)))
+
+
+def test_yarn_between_dimensions_is_yarn_where_the_ends_are_whole() -> None:
+    """With a ramp from 2 to 5 exactly both ways of saying it give the same frequencies."""
+    from musespark.families.fields import Fields
+    from musespark.reference.forward import inverse_frequencies
+
+    theta, dim, context = 10000.0, 16, 512
+    turns = {at: context / (2 * math.pi * theta ** (2 * at / dim)) for at in (2, 5)}
+    said = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": context}
+    # A hair inside, so that rounding down and up gives these very dimensions.
+    said |= {"beta_fast": turns[2] * (1 - 1e-9), "beta_slow": turns[5] * (1 + 1e-9)}
+    whole, between = (
+        rope_from_config(Fields({"rope_scaling": said | {"truncate": truncate}}), dim, 4096)
+        for truncate in (True, False)
+    )
+    assert (whole.scaling, between.scaling) == ("yarn", "factors")
+    assert inverse_frequencies(between) == pytest.approx(inverse_frequencies(whole), rel=1e-6)
+
+
+@pytest.mark.parametrize("model_type", sorted(LACKING))
+def test_a_family_we_lack_says_what_it_needs(model_type: str) -> None:
+    assert model_type not in FAMILIES
+    with pytest.raises(UnsupportedModel) as raised:
+        read_config({"model_type": model_type})
+    message = str(raised.value)
+    assert repr(model_type) in message and message.endswith("not part of this version")
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_every_key_of_the_transformers_class_is_known(model_type: str) -> None:
+    """What the class writes by default is read, refused or known to be without effect."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(model_type).to_dict()
+    _, _, notes = read_config(config)
+    assert not [note for note in notes if "does not read" in note], notes
