@@ -45,7 +45,7 @@ from musespark.options import (
 from musespark.results import ChatResult, Completion, ModelInfo
 from musespark.session import Session
 from musespark.text.channels import ChannelParser
-from musespark.text.protocols import detect_protocol
+from musespark.text.detection import detect_protocol
 from musespark.weights import LoadedWeights, open_model
 
 _KV = {"auto": "kv8", "f32": "f32", "kv8": "kv8"}

@@ -35,8 +35,7 @@ def token_ids(value: Any, name: str) -> np.ndarray:
 def stop_ids(tokenizer: Tokenizer, protocol: Protocol, vocab: int) -> frozenset[int]:
     """Every id that ends a turn: the configuration's and the protocol's own."""
     found = set(tokenizer.eos_ids)
-    if protocol.headers and protocol.headers.end_turn in tokenizer.markers:
-        found.add(tokenizer.markers[protocol.headers.end_turn])
+    found.update(tokenizer.markers[m] for m in protocol.ends if m in tokenizer.markers)
     return frozenset(i for i in found if i < vocab)
 
 
@@ -82,8 +81,9 @@ def chat_ids(
     ids = encode_chat(tokenizer, template, messages, tools=tools, **variables)
     if protocol.headers and mode != "auto":
         headers = protocol.headers
-        recipient = headers.answer if mode == "instant" else headers.thought
-        ids += [*tokenizer.encode(f" to={recipient}"), tokenizer.markers[headers.message]]
+        ids += tokenizer.encode_pieces(
+            headers.open_answer if mode == "instant" else headers.open_thought
+        )
     return ids
 
 

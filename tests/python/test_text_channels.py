@@ -30,7 +30,7 @@ from musespark.text import (
 from support.tokenizers_zoo import byte_level, unigram
 
 NANO = Path(__file__).parents[2] / "python" / "musespark" / "nano"
-MUSE, THINK, PLAIN = PROTOCOLS["muse"], PROTOCOLS["think"], PROTOCOLS["plain"]
+MUSE, THINK, PLAIN = PROTOCOLS["muse"], PROTOCOLS["think+hermes"], PROTOCOLS["plain"]
 
 
 @cache
@@ -386,12 +386,12 @@ def test_detection(shared_data: Path) -> None:
         )
     }
     assert found == {
-        "Qwen-Qwen3-0.6B": "think",
-        "ByteDance-Seed-OSS": "seed-think",
-        "Qwen-Qwen2.5-7B-Instruct": "tool-tags",
-        "google-gemma-2-2b-it": "plain",
-        "llama-cpp-deepseek-r1": "think",
-        "mistralai-Ministral-3-14B-Reasoning-2512": "bracket-think",
+        "Qwen-Qwen3-0.6B": "think+hermes",
+        "ByteDance-Seed-OSS": "seed-think+seed",
+        "Qwen-Qwen2.5-7B-Instruct": "hermes",
+        "google-gemma-2-2b-it": "gemma",
+        "llama-cpp-deepseek-r1": "think+deepseek",
+        "mistralai-Ministral-3-14B-Reasoning-2512": "bracket-think+mistral",
     }
     assert detect_protocol(Tokenizer.from_json(unigram().to_str()), None) is PLAIN
 

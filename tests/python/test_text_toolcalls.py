@@ -20,7 +20,9 @@ from musespark.text import (
     ToolCall,
     ToolCallError,
 )
-from musespark.text.toolcalls import convert, parse_atem, parse_json_call
+from musespark.text.calls_json import parse_json
+from musespark.text.calls_tagged import parse_atem
+from musespark.text.toolcalls import convert
 
 NANO = Path(__file__).parents[2] / "python" / "musespark" / "nano"
 
@@ -226,12 +228,12 @@ def test_long_calls_are_linear() -> None:
     ],
 )
 def test_malformed_json_calls(text: str) -> None:
-    (call,) = parse_json_call(text, {})
+    (call,) = parse_json(text, {})
     assert isinstance(call, ToolCallError) and call.raw == text
 
 
 def test_json_calls() -> None:
-    (call,) = parse_json_call(' {"name": "f", "arguments": "{\\"a\\": 1}"}\n', {})
+    (call,) = parse_json(' {"name": "f", "arguments": "{\\"a\\": 1}"}\n', {})
     assert (call.name, call.arguments) == ("f", {"a": 1})
 
 

@@ -2,8 +2,12 @@
 
 tokenizer.py: ids and markers (markers.py finds them in text); decoding.py: ids to text as they
 come; template.py: conversation to prompt, run in sandbox.py within the budget of meter.py, with
-conversation.py and guard.py for what callers give and template_globals.py for what templates get;
-channels.py: a model's output to events, by the tables of protocols.py and with toolcalls.py.
+conversation.py and guard.py for what callers give and template_globals.py for what templates get.
+
+channels.py: a model's output to events (events.py), by the tables of protocols.py, which
+detection.py chooses from. machine.py with machine_headers.py and machine_tags.py keeps a turn's
+state, spelling.py finds tags that are no tokens. toolcalls.py: what a call is; syntaxes.py: the
+ways to write one, in calls_json.py, calls_tagged.py and calls_python.py.
 """
 
 from musespark.text.channels import (
@@ -17,7 +21,8 @@ from musespark.text.channels import (
     TurnEnd,
 )
 from musespark.text.decoding import StreamDecoder
-from musespark.text.protocols import PROTOCOLS, Protocol, detect_protocol
+from musespark.text.detection import detect_protocol
+from musespark.text.protocols import PROTOCOLS, Protocol
 from musespark.text.template import ChatTemplate, encode_chat
 from musespark.text.tokenizer import Tokenizer
 from musespark.text.toolcalls import ToolCall, ToolCallError

@@ -138,6 +138,11 @@ class ChatTemplate:
             messages, tools, add_generation_prompt, variables, guard, special_tokens or {}
         )
 
+    @property
+    def sources(self) -> list[str]:
+        """The texts of the model's templates: this one's, and the ``tool_use`` one's."""
+        return [self.source] + ([self._tool_use.source] if self._tool_use else [])
+
     def chosen(self, tools: Any) -> ChatTemplate:
         """The template for a rendering with these tools: this one, or the model's ``tool_use``."""
         return self._tool_use if tools and self._tool_use is not None else self

@@ -1,29 +1,20 @@
-"""Tool calls as models write them: the ATEM form of the Muse family, and JSON objects.
+"""Tool calls: what they are, and how a value that is only text gets the type of its schema.
 
-ATEM (from the Muse Glimmer chat template; "String and scalar parameters should be specified as is,
-while lists and objects should use JSON format. Note that spaces for string values are not stripped.
-The output is not expected to be valid XML and is parsed with regular expressions"):
-
-    <atem:function_calls>
-    <atem:invoke name="TOOL">
-    <atem:parameter name="KEY">VALUE</atem:parameter>
-    </atem:invoke>
-    </atem:function_calls>
-
-A value ends at the first ``</atem:parameter>`` that another parameter or the end of the call
-follows, so a value may contain the closing tag. What cannot be parsed becomes a
-:class:`ToolCallError` with the raw text; nothing raises and nothing is dropped.
+How models write calls is in syntaxes.py. What cannot be parsed becomes a :class:`ToolCallError`
+with the raw text; nothing raises and nothing is dropped.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _MAX_DIGITS = 400
+_SPACE = re.compile(r"\s*")
 
 
 @dataclass(frozen=True)
@@ -49,8 +40,33 @@ class ToolCallError:
     reason: str
 
 
-class _Malformed(Exception):  # noqa: N818 - never leaves this module
-    pass
+class Malformed(Exception):  # noqa: N818 - never leaves the parsers of calls
+    """Why a text is no call."""
+
+
+class Raw(str):
+    """The text of a tool channel that knows which of the marker strings in it are markers.
+
+    ``marks``: for each marker that comes as an id, where it came, ascending; markers that are not
+    in it are looked for in the text. So an argument that spells a marker does not end there.
+    """
+
+    marks: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def of(cls, text: str, marks: Mapping[str, Sequence[int]]) -> Raw:
+        raw = cls(text)
+        raw.marks = marks
+        return raw
+
+
+def find_mark(text: str, marker: str, at: int = 0) -> int:
+    """Where the next such marker begins, -1 for none."""
+    if isinstance(text, Raw) and marker in text.marks:
+        places = text.marks[marker]
+        index = bisect_left(places, at)
+        return places[index] if index < len(places) else -1
+    return text.find(marker, at)
 
 
 def schemas_of(tools: Iterable[Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
@@ -77,12 +93,28 @@ def _finite(text: str) -> float:
     return value
 
 
-def _json(text: str) -> Any:
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def strict_json(text: str) -> Any:
     """Strict JSON (no NaN, Infinity or 1e999); ValueError otherwise, too deep nesting included."""
+    value, end = json_at(text, skip_space(text, 0))
+    if skip_space(text, end) < len(text):
+        raise ValueError(f"text after the value: {text[end : end + 40]!r}")
+    return value
+
+
+def json_at(text: str, at: int) -> tuple[Any, int]:
+    """The JSON value that begins at ``at``, and the position after it; ValueError for none."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return _DECODER.raw_decode(text, at)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def skip_space(text: str, at: int) -> int:
+    """The first position from ``at`` that is no white space."""
+    return _SPACE.match(text, at).end()
 
 
 def _types(schema: Any) -> set[str] | None:
@@ -125,7 +157,7 @@ def convert(text: str, schema: Any) -> Any:
     value: Any = text
     try:
         if len(bare) <= _MAX_DIGITS or not bare.lstrip("-").isdigit():
-            value = _json(bare)
+            value = strict_json(bare)
     except ValueError:
         pass
     kind = _type_of(value)
@@ -140,123 +172,15 @@ def convert(text: str, schema: Any) -> Any:
     raise ValueError(f"{bare[:80]!r} is not of type {' or '.join(sorted(kinds))}")
 
 
-# ---- ATEM --------------------------------------------------------------------------------------
-
-_CALLS, _CALLS_END = "<atem:function_calls>", "</atem:function_calls>"
-_INVOKE, _INVOKE_END = '<atem:invoke name="', "</atem:invoke>"
-_PARAMETER, _PARAMETER_END = '<atem:parameter name="', "</atem:parameter>"
-_VALUE_END = re.compile(rf"{_PARAMETER_END}\s*(?={_PARAMETER}|{_INVOKE_END})")
-_SPACE = re.compile(r"\s*")
-
-
-def _skip_space(text: str, at: int) -> int:
-    return _SPACE.match(text, at).end()
-
-
-def _quoted(text: str, at: int) -> tuple[str, int]:
-    """The name that stands before the next ``">``, and the position after it."""
-    end = text.find('">', at)
-    if end < 0:
-        raise _Malformed("the tag's name does not end")
-    return text[at:end], end + 2
-
-
-def _parameters(text: str, at: int) -> tuple[dict[str, str], int]:
-    """The parameters of a call from ``at``, and the position after ``</atem:invoke>``."""
-    found: dict[str, str] = {}
-    while True:
-        at = _skip_space(text, at)
-        if text.startswith(_INVOKE_END, at):
-            return found, at + len(_INVOKE_END)
-        if not text.startswith(_PARAMETER, at):
-            cut = at >= len(text) or _PARAMETER.startswith(text[at:])
-            raise _Malformed(
-                "cut short" if cut else f"expected a parameter at {text[at : at + 40]!r}"
-            )
-        key, at = _quoted(text, at + len(_PARAMETER))
-        end = _VALUE_END.search(text, at)
-        if end is None:
-            raise _Malformed(f"the value of parameter {key!r} does not end")
-        if key in found:
-            raise _Malformed(f"parameter {key!r} is given twice")
-        found[key], at = text[at : end.start()], end.end()
-
-
-def _invoke(
-    text: str, at: int, schemas: Mapping[str, Any], recipient: str | None
-) -> tuple[Any, int]:
-    start = at
-    name, at = _quoted(text, at + len(_INVOKE))
-    values, at = _parameters(text, at)
-    raw = text[start:at]
-    if recipient is not None and name != recipient:
-        return ToolCallError(raw, f"the channel is to {recipient!r}, the call to {name!r}"), at
+def typed(
+    name: str, values: Mapping[str, str], raw: str, schemas: Mapping[str, Any]
+) -> ToolCall | ToolCallError:
+    """A call whose arguments are texts, with the types of the tool's schema."""
     properties = schemas.get(name, {}).get("properties") or {}
     arguments = {}
     for key, value in values.items():
         try:
             arguments[key] = convert(value, properties.get(key))
         except ValueError as error:
-            return ToolCallError(raw, f"parameter {key!r}: {error}"), at
-    return ToolCall(name, arguments, raw), at
-
-
-def parse_atem(
-    text: str, schemas: Mapping[str, Any], recipient: str | None = None
-) -> list[ToolCall | ToolCallError]:
-    """All calls of a tool channel's text, in order; see the module's docstring."""
-    calls: list[ToolCall | ToolCallError] = []
-    at = _skip_space(text, 0)
-    if not text.startswith(_CALLS, at):
-        return [ToolCallError(text, f"expected {_CALLS}")]
-    at += len(_CALLS)
-    while True:
-        at = _skip_space(text, at)
-        if text.startswith(_CALLS_END, at):
-            at = _skip_space(text, at + len(_CALLS_END))
-            if at < len(text):
-                calls.append(ToolCallError(text[at:], "text after the calls"))
-            elif not calls:
-                calls.append(ToolCallError(text, "no call inside"))
-            return calls
-        if at >= len(text):
-            if not calls:
-                calls.append(ToolCallError(text, "cut short"))
-            return calls
-        try:
-            if not text.startswith(_INVOKE, at):
-                raise _Malformed(f"expected a call at {text[at : at + 40]!r}")
-            call, at = _invoke(text, at, schemas, recipient)
-        except _Malformed as error:
-            calls.append(ToolCallError(text[at:], str(error)))
-            return calls
-        calls.append(call)
-
-
-# ---- JSON --------------------------------------------------------------------------------------
-
-
-def parse_json_call(
-    text: str, schemas: Mapping[str, Any], recipient: str | None = None
-) -> list[ToolCall | ToolCallError]:
-    """One call as ``{"name": …, "arguments": {…}}`` (Hermes, Qwen); arguments may be JSON text."""
-    try:
-        value = _json(text)
-    except ValueError as error:
-        return [ToolCallError(text, f"not JSON: {error}")]
-    name = value.get("name") if isinstance(value, dict) else None
-    if not isinstance(name, str):
-        return [ToolCallError(text, "expected an object with a name")]
-    arguments = value.get("arguments", value.get("parameters", {}))
-    if isinstance(arguments, str):
-        try:
-            arguments = _json(arguments)
-        except ValueError as error:
-            return [ToolCallError(text, f"arguments are not JSON: {error}")]
-    if not isinstance(arguments, dict):
-        return [ToolCallError(text, "arguments are not an object")]
-    return [ToolCall(name, arguments, text)]
-
-
-Syntax = Callable[[str, Mapping[str, Any], "str | None"], list["ToolCall | ToolCallError"]]
-SYNTAXES: dict[str, Syntax] = {"atem": parse_atem, "json": parse_json_call}
+            return ToolCallError(raw, f"parameter {key!r}: {error}")
+    return ToolCall(name, arguments, raw)
