@@ -31,6 +31,8 @@ _DEFINED_IN = {
         "ContextOverflow",
         "Cancelled",
         "DeadlineExceeded",
+        "HubUnavailable",
+        "AccessDenied",
         "MemoryBudgetExceeded",
     ),
 }

@@ -39,5 +39,16 @@ class DeadlineExceeded(Error, TimeoutError):  # noqa: N818
     """A deadline or time budget passed."""
 
 
+class HubUnavailable(Error, ConnectionError):  # noqa: N818
+    """A model hub cannot be reached, or broke off; nothing was cached that could stand in for it.
+
+    Loading again takes up a download where it was left.
+    """
+
+
+class AccessDenied(Error, PermissionError):  # noqa: N818
+    """A hub refuses the model to this account; the message says how to ask and to log in."""
+
+
 class MemoryBudgetExceeded(Error, MemoryError):  # noqa: N818
     """An allocation would pass the memory budget; names the bytes wanted, used and allowed."""

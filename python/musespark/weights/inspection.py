@@ -8,8 +8,8 @@ from musespark.families.tensors import canonical_shapes
 from musespark.weights import pack
 from musespark.weights.loading import (
     Source,
-    existing_path,
     loaded_from,
+    locate,
     packed_at,
     understand,
 )
@@ -25,7 +25,7 @@ def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
     (``CorruptFile`` names the first that fails); plain safetensors have none, and ``verified`` says
     so. Raises what :func:`open_model` raises for files that cannot be run.
     """
-    path = existing_path(source)
+    path = locate(source).path
     packed = packed_at(path)
     if packed is None:
         return _of_folder(path)

@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
-from musespark.families import read_config
+from musespark.families import Family, read_config
 from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
 from musespark.families.tensors import TensorMap, canonical_shapes
 from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json_object, read_small_file
-from musespark.weights import cache, pack
+from musespark.weights import cache, hub, pack
 from musespark.weights.files import WriteFailed
+from musespark.weights.hubids import GRAMMAR, SCHEME, HubId, parse_hub_id
 from musespark.weights.packed import PackedFile, is_packed
 from musespark.weights.progress import ProgressFn, progress_function
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
 
 Source = str | os.PathLike[str] | None
-_ASSETS = (
+ASSETS = (
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -84,15 +85,23 @@ def open_model(
 ) -> LoadedWeights:
     """Opens a model for running. Nothing of a packed file is read before it is used.
 
-    `source`: None (Spark Nano, inside the package), a folder with config.json and safetensors, or
-    a packed file. A folder is packed once, into the cache (musespark.weights.cache), with a
-    progress bar on a terminal; ``info["path"]`` says where. `quantize`: see weights/pack.py; for a
-    packed file it must be ``auto`` or what it was packed with.
+    `source`: None (Spark Nano, inside the package), a folder with config.json and safetensors, a
+    packed file, or a hub id (weights/hubids.py). A folder is packed once, into the cache
+    (musespark.weights.cache), with a progress bar on a terminal; ``info["path"]`` says where.
+    `quantize`: see weights/pack.py; for a packed file ``auto`` or what it was packed with.
     """
     pack.check_quantize(quantize)
-    path = existing_path(source)
+    located = locate(source, progress)
+    path = located.path
     if source is None and quantize in ("auto", "q8") and _NANO_PACKED.exists():
         path = _NANO_PACKED
+    loaded = _opened(path, quantize, progress)
+    loaded.info["source"] = located.name
+    loaded.info["notes"] += located.notes
+    return loaded
+
+
+def _opened(path: Path, quantize: str, progress: bool | ProgressFn | None) -> LoadedWeights:
     packed = packed_at(path)
     if packed is not None:
         try:
@@ -122,11 +131,12 @@ def convert(
     :class:`musespark.weights.WriteFailed`. Peak memory stays below 500 MB besides the mapped file.
     """
     pack.check_quantize(quantize)
-    path, target = existing_path(source), Path(destination)
+    target = Path(destination)
     if target.is_dir():
         raise InvalidRequest(f"destination {target} is a folder; a file name is needed")
     if not target.parent.is_dir():
         raise InvalidRequest(f"destination {target}: the folder {target.parent} does not exist")
+    path = locate(source, progress).path
     already = packed_at(path)
     if already is not None:
         already.close()
@@ -134,7 +144,7 @@ def convert(
     folder = understand(path)
     try:
         own = [f.path for f in folder.checkpoint.files]
-        own += [folder.path / n for n in (*_ASSETS, "model.safetensors.index.json")]
+        own += [folder.path / n for n in (*ASSETS, "model.safetensors.index.json")]
         if target.exists() and any(f.exists() and target.samefile(f) for f in own):
             raise InvalidRequest(f"destination {target} is a file of the source")
         recipe = pack.resolve_quantize(quantize, canonical_shapes(folder.spec))
@@ -146,21 +156,50 @@ def convert(
     return loaded.info | {"ignored": _ignored(folder)}
 
 
-def existing_path(source: Source) -> Path:
-    """The path that a source names; InvalidRequest where there is none."""
+def locate(source: Source, progress: bool | ProgressFn | None = None) -> hub.Fetched:
+    """The folder or file that a source names; a hub id is downloaded where it is not cached.
+
+    A path that exists always wins, and nothing that looks like a path goes to a network (see
+    :func:`musespark.weights.hubids.parse_hub_id`). InvalidRequest where there is none of both.
+    """
+    path = local_path(source)
+    if path is None:
+        hub_id = hub_id_of(source)
+        fetched = hub.fetch(hub_id, ASSETS, progress_function(progress), _refuse_early)
+        path, name, notes = fetched.path, fetched.name, fetched.notes
+    else:
+        name, notes = str(path), []
+    if path.suffix.lower() == ".gguf":
+        raise UnsupportedModel(f"{path}: GGUF files are not supported in this version")
+    return hub.Fetched(path, name, notes)
+
+
+def local_path(source: Source) -> Path | None:
+    """The folder or file that a source names on this machine, None where there is none."""
     if source is None:
         if not (_NANO / "config.json").exists() and not any(_NANO.glob("*.safetensors")):
             raise InvalidRequest("source is None: this installation has no embedded model")
         return _NANO
-    path = Path(os.fspath(source))
-    if not path.exists():
+    text = os.fspath(source)  # os.path.exists: Path.exists raises for names that are too long
+    return Path(text) if text and os.path.exists(text) else None
+
+
+def hub_id_of(source: Source) -> HubId:
+    """The hub id of a source that is no path; InvalidRequest where it cannot be one."""
+    hub_id = parse_hub_id(source) if isinstance(source, str) else None
+    if hub_id is None:
         raise InvalidRequest(
-            f"source {os.fspath(source)!r} is neither a folder nor a file; hub ids are not "
-            "supported in this version"
+            f"source {os.fspath(source or '')!r:.300} is neither a folder nor a file, and it looks "
+            f"like a path; a hub id is {GRAMMAR}, and {SCHEME}org/name is one in any case"
         )
-    if path.suffix.lower() == ".gguf":
-        raise UnsupportedModel(f"{path}: GGUF files are not supported in this version")
-    return path
+    return hub_id
+
+
+def _refuse_early(folder: Path) -> None:
+    """Refuses by its config a model that cannot be run, before its weights are downloaded."""
+    config = folder / "config.json"
+    if config.exists():
+        _read_config(read_small_file(config, MAX_TOKENIZER_BYTES), config)
 
 
 def _shapes_of(where: Path) -> Callable[[Any], dict[str, tuple[int, ...]]]:
@@ -225,14 +264,10 @@ def understand(folder: Path) -> ModelFolder:
         raise InvalidRequest(f"{folder} has no config.json; a model folder has one")
     assets = {
         name: read_small_file(folder / name, MAX_TOKENIZER_BYTES)
-        for name in _ASSETS
+        for name in ASSETS
         if (folder / name).exists()
     }
-    config = parse_json_object(assets["config.json"], str(folder / "config.json"))
-    try:
-        family, spec, notes = read_config(config)
-    except UnsupportedModel as error:
-        raise UnsupportedModel(f"{folder / 'config.json'}: {error}") from None
+    family, spec, notes = _read_config(assets["config.json"], folder / "config.json")
     checkpoint = _open_checkpoint(folder)
     try:
         try:
@@ -248,6 +283,14 @@ def understand(folder: Path) -> ModelFolder:
         raise
     notes += mapping.ignored
     return ModelFolder(folder, checkpoint, assets, family.name, spec, mapping, notes)
+
+
+def _read_config(text: bytes, where: Path) -> tuple[Family, ModelSpec, list[str]]:
+    config = parse_json_object(text, str(where))
+    try:
+        return read_config(config)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{where}: {error}") from None
 
 
 def _open_checkpoint(folder: Path) -> Checkpoint:

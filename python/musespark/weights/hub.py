@@ -1,0 +1,206 @@
+"""Models by hub id, through the cache of ``huggingface_hub`` and with its settings.
+
+``HF_HOME``, ``HF_ENDPOINT``, ``HF_TOKEN`` and ``HF_HUB_OFFLINE`` mean what they mean there. One
+request asks for the commit and the list of files; what the cache has is not asked for again. A hub
+that cannot be reached is stood in for by a snapshot that is whole, and a note says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from musespark.errors import CorruptFile, Error, HubUnavailable, InvalidRequest
+from musespark.untrusted import read_json_object
+from musespark.weights import hubtransfer as transfer
+from musespark.weights.hubfiles import INDEX, Wanted, choose_files, safe_files, with_shards
+from musespark.weights.hubids import HubId
+from musespark.weights.progress import ProgressFn
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A commit of a hub's model: what files it has, here or there.
+
+    ``files`` are name -> bytes (None: not known). ``folder`` is where the cache keeps those that
+    are here. ``unreachable`` says why only they count, "" where the hub was asked. ``blobs`` are
+    the names that the cache gives the contents, where the hub says them.
+    """
+
+    hub_id: HubId
+    commit: str
+    files: dict[str, int | None]
+    blobs: dict[str, str] = field(default_factory=dict)
+    licence: str | None = None
+    unreachable: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return transfer.storage_of(self.hub_id.repo) / "snapshots" / self.commit
+
+    @property
+    def name(self) -> str:
+        """The id with its commit: loads the same bytes again."""
+        return self.hub_id.at(self.commit)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A model that is here: the folder or GGUF file, its name with the commit, what to note."""
+
+    path: Path
+    name: str
+    notes: list[str] = field(default_factory=list)
+
+
+def fetch(
+    hub_id: HubId,
+    assets: tuple[str, ...],
+    progress: ProgressFn,
+    refuse: Callable[[Path], None],
+) -> Fetched:
+    """The model of a hub id, downloaded where the cache does not have it.
+
+    `assets` are the small files a model folder may have; `refuse` is called with the folder when
+    they are here and raises for a model that cannot be run, before its weights are downloaded.
+    `progress` counts bytes of all files that were not here.
+
+    Raises InvalidRequest (no such model, revision or file; several GGUF files and none chosen),
+    AccessDenied, UnsupportedModel, HubUnavailable, and WriteFailed (disk full).
+    """
+    snapshot = snapshot_of(hub_id)
+    if snapshot.unreachable:
+        wanted = _whole(snapshot, assets)
+    else:
+        wanted = _download(snapshot, assets, progress, refuse)
+        transfer.note_revision(hub_id, snapshot.commit)
+    return Fetched(snapshot.folder / (wanted.entry or ""), snapshot.name, _notes(snapshot))
+
+
+def snapshot_of(hub_id: HubId) -> Snapshot:
+    """What the hub says of a model now, else what the cache has of it."""
+    try:
+        with transfer.typed_errors(hub_id, f"asking for {hub_id}"):
+            found = transfer.api().model_info(
+                hub_id.repo,
+                revision=hub_id.revision,
+                timeout=transfer.TIMEOUT_S,
+                files_metadata=True,
+            )
+    except HubUnavailable as error:
+        return _cached(hub_id, error)
+    commit = found.sha or ""
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise CorruptFile(f"{hub_id}: the hub names the commit {commit!r:.80}")
+    files = safe_files({s.rfilename: s.size for s in found.siblings or ()})
+    blobs = {s.rfilename: s.lfs.sha256 if s.lfs else s.blob_id for s in found.siblings or ()}
+    known = {name: blobs[name] for name in files if blobs[name]}
+    return Snapshot(hub_id, commit, files, known, _licence_of(found.card_data))
+
+
+def fetch_small(snapshot: Snapshot, assets: tuple[str, ...]) -> Wanted:
+    """Downloads what is small (an index of shards too) and says which weights belong to it."""
+    wanted = choose_files(snapshot.files, snapshot.hub_id, assets)
+    for name in wanted.small:
+        _fetch(snapshot, name, lambda done: None)
+    return _expanded(snapshot, wanted)
+
+
+def _download(
+    snapshot: Snapshot,
+    assets: tuple[str, ...],
+    progress: ProgressFn,
+    refuse: Callable[[Path], None],
+) -> Wanted:
+    wanted = fetch_small(snapshot, assets)
+    if wanted.entry is None:
+        refuse(snapshot.folder)
+    missing = {name: snapshot.files[name] or 0 for name in wanted.weights if _lacks(snapshot, name)}
+    total, done = sum(missing.values()), 0
+    transfer.check_room(
+        snapshot.hub_id.repo, {snapshot.blobs.get(n, n): size for n, size in missing.items()}
+    )
+    label = f"downloading {snapshot.hub_id.repo}"
+    for name in wanted.weights:
+
+        def count(bytes_here: int, before: int = done) -> None:
+            if total:
+                progress(min(before + bytes_here, total - 1), total, label)
+
+        _fetch(snapshot, name, count)
+        done += missing.get(name, 0)
+    if total:
+        progress(total, total, label)
+    return wanted
+
+
+def _lacks(snapshot: Snapshot, name: str) -> bool:
+    """Whether the content of a file is nowhere in the cache."""
+    blob = transfer.storage_of(snapshot.hub_id.repo) / "blobs" / snapshot.blobs.get(name, "-")
+    return not (snapshot.folder / name).exists() and not blob.exists()
+
+
+def _fetch(snapshot: Snapshot, name: str, count: transfer.Count) -> Path:
+    size = snapshot.files[name]
+    return transfer.fetch_file(snapshot.hub_id, snapshot.commit, name, size, count)
+
+
+def _expanded(snapshot: Snapshot, wanted: Wanted) -> Wanted:
+    if wanted.weights:
+        return wanted
+    index = snapshot.folder / INDEX
+    weight_map = read_json_object(index).get("weight_map")
+    return with_shards(wanted, weight_map, snapshot.files, str(index))
+
+
+def _cached(hub_id: HubId, error: HubUnavailable) -> Snapshot:
+    commit = transfer.cached_commit(hub_id)
+    folder = transfer.storage_of(hub_id.repo) / "snapshots" / (commit or "-")
+    if commit is None or not folder.is_dir():
+        raise HubUnavailable(f"{error}; and the cache has no snapshot of {hub_id}") from error
+    found = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    return Snapshot(hub_id, commit, safe_files(found), unreachable=str(error))
+
+
+def _whole(snapshot: Snapshot, assets: tuple[str, ...]) -> Wanted:
+    """The files of a cached snapshot, where it has all of them."""
+    try:
+        return _expanded(snapshot, choose_files(snapshot.files, snapshot.hub_id, assets, here=True))
+    except Error as error:
+        if isinstance(error, InvalidRequest) and not (
+            snapshot.hub_id.quant or snapshot.hub_id.file
+        ):
+            raise  # several GGUF files are here
+        raise HubUnavailable(
+            f"{snapshot.unreachable}; and the cached snapshot "
+            f"{snapshot.commit[:12]} of {snapshot.hub_id.repo} is not whole: {error}"
+        ) from error
+
+
+def _notes(snapshot: Snapshot) -> list[str]:
+    notes = []
+    if snapshot.unreachable:
+        notes.append(
+            f"hub: not asked, the cached snapshot {snapshot.commit[:12]} was used "
+            f"({snapshot.unreachable})"
+        )
+    if snapshot.licence:
+        notes.append(f"licence: {snapshot.licence} (as the hub says)")
+    return notes
+
+
+def _licence_of(card: Any) -> str | None:
+    """The licence of a model card: its name where the licence is "other"."""
+    licence = getattr(card, "license", None)
+    named = getattr(card, "license_name", None)
+    found = named if licence == "other" and named else licence
+    if isinstance(found, list):
+        found = ", ".join(str(one) for one in found)
+    return str(found)[:200] if found else None
