@@ -128,7 +128,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
         long = engine.submit(Request(tokens=tokens(4000), max_new_tokens=1))
         short = engine.submit(Request(tokens=tokens(20), max_new_tokens=1))
         short.result()
-        assert not long._stream.ended
+        assert not long.stream.ended
         long.result()
 
 
