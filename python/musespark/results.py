@@ -7,8 +7,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-FINISH_REASONS = ("stop", "length", "tool_calls", "cancelled", "deadline")
-
 
 @dataclass(frozen=True)
 class Usage:

@@ -386,7 +386,7 @@ def _open_cached(folder: ModelFolder, target: Path) -> LoadedWeights | None:
     """The cached file; None where it is damaged: it can be made again from the source."""
     try:
         packed = _open_packed(SafetensorsFile(target))
-    except CorruptFile:
+    except (CorruptFile, FileNotFoundError):  # the latter: removed just now
         return None
     cache.mark_used(target)
     loaded = loaded_from(packed, folder.path, "auto", cached=True)
