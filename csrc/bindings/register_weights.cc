@@ -30,6 +30,7 @@ std::string shape_text(const py::buffer_info& info) {
 // Bytes of the element type that `dtype` may come in, other than plain bytes.
 bool is_element_of(const py::buffer_info& info, StoredType type) {
   if (type == StoredType::f32) return info.item_type_is_equivalent_to<float>();
+  if (type == StoredType::f16 && info.format == "e") return true;
   const bool half = type == StoredType::f16 || type == StoredType::bf16;
   return half && info.item_type_is_equivalent_to<std::uint16_t>();
 }
@@ -212,13 +213,13 @@ void register_weights(py::module_& m) {
         return weight_layout(weight_format_from_name(format), rows, cols).bytes;
       },
       py::arg("format"), py::arg("rows"), py::arg("cols"), "Bytes of a packed rows x cols matrix.");
-  m.def(
-      "pack", &pack, py::arg("format"), py::arg("array"), py::kw_only(), py::arg("out"),
-      py::arg("dtype") = "f32", py::arg("threads") = 1,
-      "Packs a 2-D array of the stored type `dtype` (float32, uint16 bits of 'f16' or 'bf16', or\n"
-      "uint8 rows of blocks of any stored type; rows may be strided) into `out`, a writable\n"
-      "buffer of packed_nbytes(format, rows, cols) bytes. The bytes do not depend on threads or\n"
-      "machine. Raises InvalidRequest for a number that is not finite.");
+  m.def("pack", &pack, py::arg("format"), py::arg("array"), py::kw_only(), py::arg("out"),
+        py::arg("dtype") = "f32", py::arg("threads") = 1,
+        "Packs a 2-D array of the stored type `dtype` (float32, float16, uint16 bits, or\n"
+        "uint8 rows of blocks of any stored type; rows may be strided) into `out`, a writable\n"
+        "buffer of packed_nbytes(format, rows, cols) bytes. The bytes do not depend on threads or\n"
+        "machine. Blocks that the format holds exactly are repacked (see pack_blocks). Raises "
+        "InvalidRequest for a number that is not finite.");
   m.def("pack_blocks", &pack_blocks, py::arg("format"), py::arg("blocks"), py::kw_only(),
         py::arg("rows"), py::arg("cols"), py::arg("out"), py::arg("threads") = 1,
         "Packs rows of GGUF blocks, exactly: Q8_0 into q8g32h, Q4_0 into q4g32h, IQ4_NL into\n"

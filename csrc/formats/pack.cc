@@ -11,6 +11,7 @@
 #include "base/float_env.h"
 #include "base/half.h"
 #include "formats/pack_steps.h"
+#include "formats/repack.h"
 #include "formats/weights_codec.h"
 
 namespace musespark {
@@ -203,14 +204,41 @@ class RowBlockPacker {
   float amax_[kRowBlock] = {};
 };
 
+// A row block of iq4_xs as iq4g32h by way of iq4_nl, whose codes it has; false where a scale is not
+// finite as f16. `blocks` is work space.
+bool pack_iq4_xs(const StoredMatrix& from, std::int64_t index, std::vector<std::uint8_t>* blocks,
+                 std::uint8_t* to) {
+  const std::int64_t per_row = from.cols / 256, row_bytes = per_row * 8 * 18;
+  const std::int64_t first = index * kRowBlock;
+  const std::int64_t rows = std::min<std::int64_t>(kRowBlock, from.rows - first);
+  blocks->resize(static_cast<std::size_t>(rows * row_bytes));
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::uint8_t* row = from.data + (first + r) * from.row_bytes;
+    if (!iq4_xs_to_iq4_nl(row, per_row, blocks->data() + r * row_bytes)) return false;
+  }
+  const BlockMatrix matrix{blocks->data(), rows, from.cols, row_bytes};
+  pack_row_blocks(WeightFormat::iq4g32h, matrix, 0, 1, to);
+  return true;
+}
+
 }  // namespace
 
 void pack_row_blocks(WeightFormat format, const StoredMatrix& from, std::int64_t begin,
                      std::int64_t end, std::uint8_t* to) {
+  if (holds_exactly(format, from.type)) {
+    const BlockMatrix blocks{from.data, from.rows, from.cols, from.row_bytes};
+    return pack_row_blocks(format, blocks, begin, end, to);
+  }
   const std::int64_t bytes = weight_layout(format, from.rows, from.cols).row_block_bytes;
+  const bool same_codes = format == WeightFormat::iq4g32h && from.type == StoredType::iq4_xs;
   const FloatEnv environment;
   RowBlockPacker packer(format, from, steps_of_machine());
-  for (std::int64_t b = begin; b < end; ++b) packer.pack(b, to + b * bytes);
+  std::vector<std::uint8_t> blocks;
+  for (std::int64_t b = begin; b < end; ++b) {
+    if (!same_codes || !pack_iq4_xs(from, b, &blocks, to + b * bytes)) {
+      packer.pack(b, to + b * bytes);
+    }
+  }
 }
 
 }  // namespace musespark

@@ -11,7 +11,8 @@
 //   q8g32h            block scale = largest magnitude of 32 columns / 127
 //   q4g32h, iq4g32h, mxfp4   per 32 columns the search of q4; any f16 may be a block scale
 //
-// For numbers that are quantized already see repack.h.
+// Blocks that the format holds exactly (repack.h: holds_exactly) are repacked instead, and iq4_xs
+// keeps its codes in iq4g32h, each scale rounded to f16.
 //
 // A row whose largest magnitude is below 1e-30 packs to zeros.
 #pragma once

@@ -258,6 +258,13 @@ void pack_all(WeightFormat format, const Source& source, std::int64_t begin, std
 
 }  // namespace
 
+bool holds_exactly(WeightFormat format, StoredType type) {
+  return (format == WeightFormat::q8g32h && type == StoredType::q8_0) ||
+         (format == WeightFormat::q4g32h && type == StoredType::q4_0) ||
+         (format == WeightFormat::iq4g32h && type == StoredType::iq4_nl) ||
+         (format == WeightFormat::mxfp4 && type == StoredType::mxfp4);
+}
+
 std::int64_t source_block_bytes(WeightFormat format) {
   switch (format) {
     case WeightFormat::q8g32h:

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "formats/stored.h"
 #include "formats/weights.h"
 
 namespace musespark {
@@ -22,6 +23,9 @@ struct BlockMatrix {
   std::int64_t cols;       // a multiple of 32
   std::int64_t row_bytes;  // from one row to the next
 };
+
+// Whether rows of `type` are such blocks for `format`.
+bool holds_exactly(WeightFormat format, StoredType type);
 
 // Bytes of one block; throws InvalidRequest for a format that has none.
 std::int64_t source_block_bytes(WeightFormat format);

@@ -12,9 +12,6 @@ namespace {
 
 using Byte = std::uint8_t;
 
-// Twice the sixteen values of fp4 (one sign bit, two of exponent, one of mantissa).
-constexpr std::int8_t kFp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-
 float read_f16(const Byte* at) {
   std::uint16_t bits;
   std::memcpy(&bits, at, 2);
@@ -84,11 +81,11 @@ void block_iq4_nl(const Byte* b, float* to) {
 }
 
 void block_mxfp4(const Byte* b, float* to) {
-  const std::uint32_t e = b[0];  // half of 2^(e - 127): kFp4 holds doubled values
+  const std::uint32_t e = b[0];  // half of 2^(e - 127): kE2m1Level holds doubled values
   const std::uint32_t bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;
   float d;
   std::memcpy(&d, &bits, 4);
-  nibbles_32(b + 1, to, [d](int q, int) { return d * static_cast<float>(kFp4[q]); });
+  nibbles_32(b + 1, to, [d](int q, int) { return d * static_cast<float>(kE2m1Level[q]); });
 }
 
 // ---- blocks of 256 ----------------------------------------------------------------------------
@@ -183,13 +180,16 @@ void block_q6_k(const Byte* b, float* to) {
   }
 }
 
-void block_iq4_xs(const Byte* b, float* to) {
-  const float d = read_f16(b);
+float scale_iq4_xs(const Byte* b, int g) {
   std::uint16_t high;
   std::memcpy(&high, b + 2, 2);
+  const int code = (b[4 + g / 2] >> (g % 2 * 4) & 15) | (high >> (2 * g) & 3) << 4;
+  return read_f16(b) * static_cast<float>(code - 32);
+}
+
+void block_iq4_xs(const Byte* b, float* to) {
   for (int g = 0; g < 8; ++g) {
-    const int code = (b[4 + g / 2] >> (g % 2 * 4) & 15) | (high >> (2 * g) & 3) << 4;
-    const float scale = d * static_cast<float>(code - 32);
+    const float scale = scale_iq4_xs(b, g);
     nibbles_32(b + 8 + 16 * g, to + 32 * g,
                [scale](int q, int) { return scale * static_cast<float>(kQ4Level[q]); });
   }
@@ -254,6 +254,19 @@ const StoredTypeInfo& stored_type_from_name(const std::string& name) {
 
 void decode_stored(StoredType type, const std::uint8_t* from, std::int64_t blocks, float* to) {
   entry_of(type).decode(from, blocks, to);
+}
+
+bool iq4_xs_to_iq4_nl(const std::uint8_t* from, std::int64_t blocks, std::uint8_t* to) {
+  constexpr std::uint16_t kInfinity = 0x7c00;
+  for (std::int64_t i = 0; i < blocks; ++i, from += 136) {
+    for (int g = 0; g < 8; ++g, to += 18) {
+      const std::uint16_t scale = f32_to_f16(scale_iq4_xs(from, g));
+      if ((scale & kInfinity) == kInfinity) return false;
+      std::memcpy(to, &scale, 2);
+      std::memcpy(to + 2, from + 8 + 16 * g, 16);
+    }
+  }
+  return true;
 }
 
 }  // namespace musespark

@@ -5,23 +5,23 @@
 // Values come out as float32 in exactly the operations written here, one rounding each: what
 // gguf-py's `gguf.quants.dequantize` gives.
 //
-//   type    values  bytes  the block                                              value
-//   f32          1      4  f32                                                    x
-//   f16          1      2  f16                                                    x
-//   bf16         1      2  the upper half of an f32                               x
-//   q4_0        32     18  d  q[16]                                               d * (q - 8)
-//   q4_1        32     20  d  m  q[16]                                            d * q + m
-//   q5_0        32     22  d  h[4]  q[16]                                         d * (q - 16)
-//   q5_1        32     24  d  m  h[4]  q[16]                                      d * q + m
-//   q8_0        32     34  d  q[32] int8                                          d * q
-//   iq4_nl      32     18  d  q[16]                                               d * level[q]
-//   mxfp4       32     17  e  q[16]                                               2^(e-128) *
-//   fp4[q] q2_k       256     84  s[16]  q[64]  d  m                            (d*sc) * q - (m*mn)
-//   q3_k       256    110  h[32]  q[64]  s[12]  d                        (d*(sc-32)) * (q - 4)
-//   q4_k       256    144  d  m  s[12]  q[128]                           (d*sc) * q - (m*mn)
-//   q5_k       256    176  d  m  s[12]  h[32]  q[128]                    (d*sc) * q - (m*mn)
-//   q6_k       256    210  q[128]  h[64]  s[16] int8  d                  (d*sc) * (q - 32)
-//   iq4_xs     256    136  d  sh u16  s[4]  q[128]                       (d*(sc-32)) * level[q]
+//   type    values  bytes  the block                            value
+//   f32          1      4  f32                                  x
+//   f16          1      2  f16                                  x
+//   bf16         1      2  the upper half of an f32             x
+//   q4_0        32     18  d  q[16]                             d * (q - 8)
+//   q4_1        32     20  d  m  q[16]                          d * q + m
+//   q5_0        32     22  d  h[4]  q[16]                       d * (q - 16)
+//   q5_1        32     24  d  m  h[4]  q[16]                    d * q + m
+//   q8_0        32     34  d  q[32] int8                        d * q
+//   iq4_nl      32     18  d  q[16]                             d * kQ4Level[q]
+//   mxfp4       32     17  e  q[16]                             2^(e - 128) * kE2m1Level[q]
+//   q2_k       256     84  s[16]  q[64]  d  m                   (d * sc) * q - (m * mn)
+//   q3_k       256    110  h[32]  q[64]  s[12]  d               (d * (sc - 32)) * (q - 4)
+//   q4_k       256    144  d  m  s[12]  q[128]                  (d * sc) * q - (m * mn)
+//   q5_k       256    176  d  m  s[12]  h[32]  q[128]           (d * sc) * q - (m * mn)
+//   q6_k       256    210  q[128]  h[64]  s[16] int8  d         (d * sc) * (q - 32)
+//   iq4_xs     256    136  d  sh u16  s[4]  q[128]              (d * (sc - 32)) * kQ4Level[q]
 //
 // Where the bits of value k are:
 //
@@ -82,5 +82,9 @@ const StoredTypeInfo& stored_type_from_name(const std::string& name);
 
 // `blocks` blocks to floats: to[0 .. blocks * values).
 void decode_stored(StoredType type, const std::uint8_t* from, std::int64_t blocks, float* to);
+
+// iq4_xs blocks as eight iq4_nl blocks each: the same codes, each scale d * (sc - 32) rounded to
+// f16. False, and `to` unfinished, where one is not finite as f16.
+bool iq4_xs_to_iq4_nl(const std::uint8_t* from, std::int64_t blocks, std::uint8_t* to);
 
 }  // namespace musespark

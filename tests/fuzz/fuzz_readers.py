@@ -1,4 +1,4 @@
-"""Feeds mutated files to the safetensors and packed readers.
+"""Feeds mutated files to the safetensors, GGUF and packed readers.
 
     python tests/fuzz/fuzz_readers.py 100000        # N mutations; needs the package on the path
 
@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import resource
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
+import mutate_gguf  # noqa: E402
 from mutate import (  # noqa: E402
     HOSTILE_NUMBERS,
     at_place,
@@ -42,12 +45,16 @@ from musespark import _core  # noqa: E402
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel  # noqa: E402
 from musespark.families.spec import spec_to_dict  # noqa: E402
 from musespark.weights import LoadedWeights, convert, open_model, packed  # noqa: E402
+from musespark.weights.gguf_source import open_gguf  # noqa: E402
+from musespark.weights.model_source import understand  # noqa: E402
 from musespark.weights.safetensors import (  # noqa: E402
     SafetensorsFile,
     open_sharded,
 )
+from support.fuzz_gguf import valid_gguf  # noqa: E402
 from support.model_folder import CASES, checkpoint_weights, to_bf16, write_folder  # noqa: E402
 
+LIMIT_BYTES = 64 << 20  # of memory to open a file, besides the file itself
 LIMIT_S = 0.1  # of processor time to open a file: a busy machine must not count as a finding
 _HANG_S = 20.0  # of real time, for what waits instead of working
 _ALLOWED = (CorruptFile, UnsupportedModel)
@@ -74,6 +81,34 @@ def read_index(path: Path) -> Callable[[], None]:
         for name in checkpoint.file_of:
             with contextlib.suppress(UnsupportedModel):
                 checkpoint.array(name).astype(np.float32).sum()
+
+    return read
+
+
+def read_gguf(path: Path) -> Callable[[], None]:
+    """Opens a GGUF file and its parts."""
+    checkpoint = open_gguf(path)
+
+    def read() -> None:
+        for key in checkpoint.metadata:
+            str(checkpoint.metadata[key])
+        with np.errstate(all="ignore"):
+            for name in checkpoint.file_of:
+                rows = np.atleast_2d(checkpoint.array(name))
+                dtype = checkpoint.entry(name).dtype.lower()
+                _core.decode(dtype, rows.reshape(-1, rows.shape[-1])).sum()
+
+    return read
+
+
+def read_gguf_model(path: Path) -> Callable[[], None]:
+    """Understands a GGUF model and packs it: one that is wrong may not be packed."""
+    understand(path).checkpoint.close()
+    target = path.parent / "packed.out"
+
+    def read() -> None:
+        convert(path, target, quantize="auto", progress=False)
+        read_packed(target)()
 
     return read
 
@@ -168,11 +203,29 @@ def best_of_three(
     while not times or (min(times) > LIMIT_S and len(times) < 3):
         start = time.thread_time()
         try:
-            ended: Callable[[], None] | Exception = reader(path)
+            with limited_memory(path):
+                ended: Callable[[], None] | Exception = reader(path)
         except _ALLOWED as error:
             ended = error
         times.append(time.thread_time() - start)
     return ended, min(times)
+
+
+@contextlib.contextmanager
+def limited_memory(path: Path) -> Iterator[None]:
+    """Opening may take the file's size and LIMIT_BYTES; more ends as MemoryError, a finding.
+
+    A sanitizer's allocator reserves address space of its own: no limit there.
+    """
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):
+        most = in_use + path.stat().st_size + LIMIT_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 class Fuzzer:
@@ -188,11 +241,15 @@ class Fuzzer:
         packs = {q: folder / f"{q}.packed" for q in ("q4", "none")}
         for quantize, path in packs.items():
             convert(one.parent, path, quantize=quantize, progress=False)
+        gguf = valid_gguf(folder / "m.gguf")
+        broken = [mutate_gguf.mutate_numbers, mutate_gguf.mutate_bytes, mutate_gguf.mutate_nested]
         either = [mutate_bytes, mutate_header]
         self.targets = [
             (one, read_safetensors, either),
             (one, read_folder, either),
             (index, read_index, [mutate_index]),
+            (gguf, read_gguf, [*broken, mutate_gguf.mutate_numbers]),
+            (gguf, read_gguf_model, [*broken, mutate_gguf.mutate_numbers]),
             (packs["q4"], read_packed, [*either, mutate_packed, mutate_spec, mutate_spec]),
             (packs["none"], read_packed, [*either, mutate_packed, mutate_spec]),
         ]

@@ -100,7 +100,7 @@ class TestContainer:
         assert formats("q4") == {"q4", "q6"} and formats("auto") == {"q8"}
         assert open_model(folder, quantize="q4").tensors["embed"][0] == "q6"
         big = {"embed": (128_256, 2048)}
-        assert pack.resolve_quantize("auto", big) == "q4"
+        assert pack.resolve_quantize("auto", big, {"BF16"}) == "q4"
         with pytest.raises(InvalidRequest, match="q5"):
             open_model(folder, quantize="q5")
 

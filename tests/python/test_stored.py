@@ -118,6 +118,39 @@ def test_packing_blocks_is_packing_their_values(name: str, form: str) -> None:
     np.testing.assert_array_equal(actual, expected)
 
 
+EXACT = {"q4_0": "q4g32h", "iq4_nl": "iq4g32h", "q8_0": "q8g32h", "mxfp4": "mxfp4"}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_blocks_that_a_format_holds_are_repacked_exactly(name: str) -> None:
+    rows = blocks(name, 37 * 5, ORDINARY, 9)
+    if name == "mxfp4":
+        rows[:, 0] = np.random.default_rng(9).integers(110, 130, len(rows))
+    rows = rows.reshape(37, -1)
+    packed = np.empty(_core.packed_nbytes(EXACT[name], 37, 160), np.uint8)
+    _core.pack(EXACT[name], rows, dtype=name, out=packed, threads=2)
+    np.testing.assert_array_equal(
+        _core.unpack(EXACT[name], packed, 37, 160), _core.decode(name, rows)
+    )
+
+
+def test_iq4_xs_keeps_its_codes() -> None:
+    """Only the scales move, to the nearest f16; those that have no f16 are packed as floats are."""
+    rows = blocks("iq4_xs", 37 * 2, ORDINARY, 10).reshape(37, -1)
+    packed = np.empty(_core.packed_nbytes("iq4g32h", 37, 512), np.uint8)
+    _core.pack("iq4g32h", rows, dtype="iq4_xs", out=packed, threads=2)
+    exact = _core.decode("iq4_xs", rows)
+    found = _core.unpack("iq4g32h", packed, 37, 512)
+    assert (np.abs(found - exact) <= np.abs(exact) * 2.0**-11).all()
+    assert (found != exact).any()
+    rows[20, :2] = np.float16([60000]).view(np.uint8)
+    rows[20, 2:8] = 255  # scales 31
+    _core.pack("iq4g32h", rows, dtype="iq4_xs", out=packed)
+    exact = _core.decode("iq4_xs", rows)
+    found = _core.unpack("iq4g32h", packed, 37, 512)
+    np.testing.assert_allclose(found[20, :256], exact[20, :256], rtol=0.02, atol=1e6)
+
+
 def test_arguments_that_do_not_fit_are_refused() -> None:
     rows = np.zeros((2, 36), np.uint8)
     for array, dtype, message in [

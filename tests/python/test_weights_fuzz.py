@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from musespark.weights import gguf
+from musespark.weights.gguf import GgufFile
 from musespark.weights.safetensors import SafetensorsFile
 
 FUZZ = Path(__file__).resolve().parent.parent / "fuzz"
@@ -23,7 +27,10 @@ def test_mutated_files(tmp_path: Path) -> None:
     ends = fuzz_readers.fuzz(COUNT, seed=20261120, folder=tmp_path)
     assert ends.total() == COUNT
     kinds = {name.split()[0] for name in ends}
-    assert kinds == {"read_safetensors", "read_index", "read_folder", "read_packed"}
+    assert kinds == {
+        "read_safetensors", "read_index", "read_folder", "read_packed", "read_gguf",
+        "read_gguf_model",
+    }  # fmt: skip
     for kind in kinds:  # both ways out were taken, or the mutations are too tame or too wild
         assert ends[f"{kind} CorruptFile"] and ends[f"{kind} loaded"], ends
 
@@ -41,3 +48,34 @@ def test_the_fuzzer_finds_a_planted_error(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(SafetensorsFile, "_entry", lax)
     with pytest.raises((AssertionError, KeyError, TypeError, ValueError, AttributeError)):
         fuzz_readers.fuzz(300, seed=1, folder=tmp_path)
+
+
+def test_the_fuzzer_finds_a_tensor_beyond_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the check that GGUF tensors lie in the file, some mutation must show."""
+
+    def lax(self: GgufFile, start: int, name: str, lengths: tuple, kind: int, offset: int):
+        dtype, values, size = gguf._TYPES[kind]
+        nbytes = math.prod(lengths) // values * size
+        begin = start + offset
+        return gguf.GgufEntry(name, dtype, lengths[::-1], begin, begin + nbytes)
+
+    monkeypatch.setattr(GgufFile, "_entry", lax)
+    with pytest.raises((AssertionError, KeyError, ValueError, MemoryError, ZeroDivisionError)):
+        fuzz_readers.fuzz(400, seed=1, folder=tmp_path)
+
+
+def test_the_fuzzer_finds_memory_taken_on_a_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the cap on counts, an array that claims to be long must show."""
+
+    def lax(self: gguf._Cursor, what: str, each: int, limit: int) -> int:
+        count = self.integer(what)
+        np.empty(count % 2**40, np.uint8)[:] = 0
+        return count
+
+    monkeypatch.setattr(gguf._Cursor, "count", lax)
+    with pytest.raises(MemoryError):
+        fuzz_readers.fuzz(400, seed=1, folder=tmp_path)

@@ -22,8 +22,8 @@ from typing import IO
 
 from musespark import _core
 from musespark.errors import InvalidRequest
+from musespark.weights.pack import TensorSource
 from musespark.weights.packed import VERSION
-from musespark.weights.safetensors import Checkpoint
 
 _POLL_S = 0.1  # how often a waiting process looks whether the other is done
 RECIPE_VERSION = 1  # bumped whenever pack.py would write other bytes for the same source
@@ -39,7 +39,7 @@ def cache_folder() -> Path:
 
 
 def source_key(
-    folder: Path, checkpoint: Checkpoint, assets: dict[str, bytes], quantize: str
+    folder: Path, checkpoint: TensorSource, assets: dict[str, bytes], quantize: str
 ) -> str:
     """64 hexadecimal digits that change whenever the packed file would."""
     digest = hashlib.sha256()

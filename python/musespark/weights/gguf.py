@@ -1,4 +1,4 @@
-"""A mapped, distrusting reader of GGUF, versions 2 and 3, little endian: one file, or its parts.
+"""A mapped, distrusting reader of one GGUF file, version 2 or 3, little endian.
 
 A file is: ``GGUF``, version u32, tensors u64, keys u64; the keys (name, type u32, value); the
 tensors (name, dimensions u32, their lengths u64, fastest first, type u32, offset u64); zeros up to
@@ -13,7 +13,6 @@ values. Arrays are decoded when they are asked for, tensors are views of the map
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from musespark import _core
-from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.weights.files import MappedFile
 
 MAGIC = b"GGUF"
@@ -35,7 +34,6 @@ MAX_NAME = 65_535  # the format's own limit of a key
 MAX_STRINGS = 1 << 22  # of one array
 MAX_NESTED = 16_384  # arrays inside arrays, in all
 MAX_DEPTH = 4
-MAX_PARTS = 1_024
 MAX_ALIGNMENT = 1 << 20
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -252,7 +250,7 @@ class Metadata(Mapping[str, Any]):
 
 
 class GgufFile:
-    """One mapped file: ``metadata``, ``entries`` by name, ``version``, ``header`` (its bytes)."""
+    """One mapped file: ``metadata``, ``entries`` by name, ``version`` and ``alignment``."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -282,7 +280,7 @@ class GgufFile:
             )
         self.alignment = self._read_alignment(cursor)
         infos = [self._read_info(cursor) for _ in range(tensors)]
-        self.header = self.mapped.bytes[: cursor.at]
+        self._header_bytes = cursor.at
         start = -(-cursor.at // self.alignment) * self.alignment
         self.entries: dict[str, GgufEntry] = {}
         for info in infos:
@@ -373,10 +371,16 @@ class GgufFile:
                 )
             before = entry
 
-    def rows(self, name: str) -> np.ndarray:
-        """A view of a tensor: uint8 [rows, bytes of a row], the outer axes joined. No copy."""
+    @property
+    def header(self) -> bytes:
+        """Everything before the data."""
+        return self.mapped.bytes[: self._header_bytes].tobytes()
+
+    def array(self, name: str) -> np.ndarray:
+        """A view of a tensor: uint8, its last axis the bytes of a row. No copy."""
         entry = self.entries[name]
-        return self.mapped.bytes[entry.begin : entry.end].reshape(-1, entry.row_bytes)
+        data = self.mapped.bytes[entry.begin : entry.end]
+        return data.reshape(*entry.shape[:-1], entry.row_bytes)
 
     def forget(self, name: str) -> None:
         """Lets the kernel drop a tensor's pages from memory; they are read again when needed."""
@@ -388,94 +392,11 @@ class GgufFile:
         self.mapped.close()
 
 
-class GgufCheckpoint:
-    """All parts of a model: the first one's ``metadata``, and every tensor."""
-
-    def __init__(self, files: list[GgufFile]):
-        self.files = files
-        self.metadata = files[0].metadata
-        self.file_of: dict[str, GgufFile] = {}
-        for file in files:
-            for name in file.entries:
-                if name in self.file_of:
-                    raise CorruptFile(
-                        f"{file.path}: tensor {name!r:.120} is also in {self.file_of[name].path}"
-                    )
-                self.file_of[name] = file
-
-    def entry(self, name: str) -> GgufEntry:
-        """Type, shape and place of a tensor."""
-        return self.file_of[name].entries[name]
-
-    def close(self) -> None:
-        """Closes every file."""
-        for file in self.files:
-            file.close()
-
-
-_PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-
-
-def open_gguf(path: Path) -> GgufCheckpoint:
-    """Opens a GGUF file; of a split one give the first part, the others must lie beside it."""
-    files = [GgufFile(path)]
-    try:
-        files += _other_parts(files[0])
-        return GgufCheckpoint(files)
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
-
-
-def _split_key(file: GgufFile, key: str) -> int:
-    value = file.metadata.get(key)
-    if type(value) is not int:
-        raise CorruptFile(f"{file.path}: {key} is {value!r:.80}, an integer is needed")
-    return value
-
-
-def _other_parts(first: GgufFile) -> list[GgufFile]:
-    if "split.count" not in first.metadata:
-        return []
-    count = _split_key(first, "split.count")
-    if count == 1:
-        return []
-    number = _split_key(first, "split.no")
-    if not 2 <= count <= MAX_PARTS or not 0 <= number < count:
-        raise CorruptFile(
-            f"{first.path}: split.no is {number} and split.count {count}; at most {MAX_PARTS} "
-            "parts are read"
-        )
-    name = _PART_NAME.fullmatch(first.path.name)
-    if name is None or (int(name["number"]), int(name["count"])) != (number + 1, count):
-        raise CorruptFile(
-            f"{first.path}: split.no is {number} and split.count {count}; the name must end in "
-            f"-{number + 1:05d}-of-{count:05d}.gguf"
-        )
-    if number:
-        raise InvalidRequest(f"{first.path} is part {number + 1} of {count}; give part 1")
-    files: list[GgufFile] = []
-    try:
-        for i in range(1, count):
-            path = first.path.with_name(f"{name['stem']}-{i + 1:05d}-of-{count:05d}.gguf")
-            if not path.exists():
-                raise CorruptFile(f"{first.path}: part {i + 1} of {count}, {path.name}, is missing")
-            files.append(GgufFile(path))
-            found = _split_key(files[-1], "split.no"), _split_key(files[-1], "split.count")
-            if found != (i, count):
-                raise CorruptFile(
-                    f"{path}: split.no and split.count are {found[0]} and {found[1]}, "
-                    f"{i} and {count} were expected"
-                )
-        total = sum(len(file.entries) for file in [first, *files])
-        if _split_key(first, "split.tensors.count") != total:
-            raise CorruptFile(
-                f"{first.path}: split.tensors.count is {first.metadata['split.tensors.count']}, "
-                f"the parts hold {total} tensors"
-            )
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
-    return files
+def is_gguf(path: Path) -> bool:
+    """Whether a file is named as a GGUF file or begins as one."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4) == MAGIC

@@ -11,8 +11,8 @@ from musespark.weights.loading import (
     loaded_from,
     locate,
     packed_at,
-    understand,
 )
+from musespark.weights.model_source import understand
 from musespark.weights.packed import PackedFile
 
 
@@ -22,8 +22,8 @@ def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
     Keys: source, packed, family, quantize (of a packed file), parameters, bytes, formats
     {format: bytes}, layers, hidden, vocab, max_context, files, notes, verified, and tensors, a list
     of {name, format, shape, bytes}. With `verify` every checksum of a packed file is checked
-    (``CorruptFile`` names the first that fails); plain safetensors have none, and ``verified`` says
-    so. Raises what :func:`open_model` raises for files that cannot be run.
+    (``CorruptFile`` names the first that fails); plain safetensors and GGUF have none, and
+    ``verified`` says so. Raises what :func:`open_model` raises for files that cannot be run.
     """
     path = locate(source).path
     packed = packed_at(path)
@@ -68,8 +68,7 @@ def _of_folder(path: Any) -> dict[str, Any]:
     folder = understand(path)
     try:
         shapes = canonical_shapes(folder.spec)
-        # The checks of shape and type that packing would make.
-        pack.plan(folder.checkpoint, shapes, folder.mapping.sources, "q8")
+        folder.plan("q8")  # the checks of shape and type that packing would make
         tensors, formats = [], {}
         for name, part in folder.mapping.sources.items():
             dtype = folder.checkpoint.entry(part.name).dtype
@@ -91,7 +90,7 @@ def _of_folder(path: Any) -> dict[str, Any]:
             "max_context": folder.spec.max_context,
             "files": sorted(folder.assets),
             "notes": folder.notes,
-            "verified": "headers only: safetensors files have no checksums",
+            "verified": "headers only: safetensors and GGUF files have no checksums",
             "tensors": tensors,
         }
     finally:

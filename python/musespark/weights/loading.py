@@ -1,8 +1,7 @@
-"""From a source (folder, packed file, the embedded model) to weights that the core can run."""
+"""From a source (folder, GGUF or packed file, hub id) to weights that the core can run."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,29 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
-from musespark.families import Family, read_config
+from musespark.errors import CorruptFile, InvalidRequest
 from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
-from musespark.families.tensors import TensorMap, canonical_shapes
-from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json_object, read_small_file
+from musespark.families.tensors import canonical_shapes
+from musespark.untrusted import MAX_TOKENIZER_BYTES, read_small_file
 from musespark.weights import cache, hub, pack
 from musespark.weights.files import WriteFailed
+from musespark.weights.gguf import is_gguf
 from musespark.weights.hubids import GRAMMAR, SCHEME, HubId, parse_hub_id
+from musespark.weights.model_source import ASSETS, ModelFolder, read_config_file, understand
 from musespark.weights.packed import PackedFile, is_packed
 from musespark.weights.progress import ProgressFn, progress_function
-from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
+from musespark.weights.safetensors import SafetensorsFile
 
 Source = str | os.PathLike[str] | None
-ASSETS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 _WAITING = "waiting for the process that packs this model"
 _NANO = Path(__file__).resolve().parent.parent / "nano"
 # Made from _NANO by `musespark convert`; a test packs it again and compares.
@@ -67,28 +57,16 @@ class LoadedWeights:
         self.packed.close()
 
 
-@dataclass
-class ModelFolder:
-    """A model folder, understood but not packed."""
-
-    path: Path
-    checkpoint: Checkpoint
-    assets: dict[str, bytes]
-    family: str
-    spec: ModelSpec
-    mapping: TensorMap
-    notes: list[str]
-
-
 def open_model(
     source: Source = None, *, quantize: str = "auto", progress: bool | ProgressFn | None = None
 ) -> LoadedWeights:
     """Opens a model for running. Nothing of a packed file is read before it is used.
 
     `source`: None (Spark Nano, inside the package), a folder with config.json and safetensors, a
-    packed file, or a hub id (weights/hubids.py). A folder is packed once, into the cache
-    (musespark.weights.cache), with a progress bar on a terminal; ``info["path"]`` says where.
-    `quantize`: see weights/pack.py; for a packed file ``auto`` or what it was packed with.
+    GGUF file (of a split one the first part), a packed file, or a hub id (weights/hubids.py). What
+    is not packed is packed once, into the cache (musespark.weights.cache), with a progress bar on a
+    terminal; ``info["path"]`` says where. `quantize`: see weights/pack.py; for a packed file
+    ``auto`` or what it was packed with.
     """
     pack.check_quantize(quantize)
     located = locate(source, progress)
@@ -125,7 +103,7 @@ def convert(
     quantize: str = "q4",
     progress: bool | ProgressFn | None = None,
 ) -> dict[str, Any]:
-    """Packs the model folder `source` into the file `destination`, and returns its ``info``.
+    """Packs the model folder or GGUF file `source` into `destination`; returns its ``info``.
 
     The file appears whole or not at all, in place of one that is there; a full disk raises
     :class:`musespark.weights.WriteFailed`. Peak memory stays below 500 MB besides the mapped file.
@@ -143,11 +121,9 @@ def convert(
         raise InvalidRequest(f"source {path} is packed already; give the original model folder")
     folder = understand(path)
     try:
-        own = [f.path for f in folder.checkpoint.files]
-        own += [folder.path / n for n in (*ASSETS, "model.safetensors.index.json")]
-        if target.exists() and any(f.exists() and target.samefile(f) for f in own):
+        if target.exists() and any(f.exists() and target.samefile(f) for f in folder.own_files):
             raise InvalidRequest(f"destination {target} is a file of the source")
-        recipe = pack.resolve_quantize(quantize, canonical_shapes(folder.spec))
+        recipe = folder.recipe(quantize)
         _pack(folder, target, recipe, progress, f"packing {target.name}")
     finally:
         folder.checkpoint.close()
@@ -169,8 +145,6 @@ def locate(source: Source, progress: bool | ProgressFn | None = None) -> hub.Fet
         path, name, notes = fetched.path, fetched.name, fetched.notes
     else:
         name, notes = str(path), []
-    if path.suffix.lower() == ".gguf":
-        raise UnsupportedModel(f"{path}: GGUF files are not supported in this version")
     return hub.Fetched(path, name, notes)
 
 
@@ -199,7 +173,7 @@ def _refuse_early(folder: Path) -> None:
     """Refuses by its config a model that cannot be run, before its weights are downloaded."""
     config = folder / "config.json"
     if config.exists():
-        _read_config(read_small_file(config, MAX_TOKENIZER_BYTES), config)
+        read_config_file(read_small_file(config, MAX_TOKENIZER_BYTES), config)
 
 
 def _shapes_of(where: Path) -> Callable[[Any], dict[str, tuple[int, ...]]]:
@@ -212,6 +186,8 @@ def _open_packed(file: SafetensorsFile) -> PackedFile:
 
 def packed_at(path: Path) -> PackedFile | None:
     """The packed file that `path` is, or that is the one safetensors file of the folder `path`."""
+    if path.is_file() and is_gguf(path):
+        return None
     if path.is_dir():
         found = sorted(path.glob("*.safetensors"))
         if len(found) != 1:
@@ -258,66 +234,6 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
     return LoadedWeights(spec, packed.tensors(), packed.assets, info, packed)
 
 
-def understand(folder: Path) -> ModelFolder:
-    """Reads the folder's small files, maps its weights and matches names; reads no tensor."""
-    if not (folder / "config.json").exists():
-        raise InvalidRequest(f"{folder} has no config.json; a model folder has one")
-    assets = {
-        name: read_small_file(folder / name, MAX_TOKENIZER_BYTES)
-        for name in ASSETS
-        if (folder / name).exists()
-    }
-    family, spec, notes = _read_config(assets["config.json"], folder / "config.json")
-    checkpoint = _open_checkpoint(folder)
-    try:
-        try:
-            mapping = family.tensors(spec, checkpoint.file_of)
-        except CorruptFile as error:
-            raise CorruptFile(f"{folder}: {error}") from None
-        if mapping.spare_head is not None and _heads_differ(checkpoint, mapping):
-            # As transformers: two different matrices in the file are stronger than the config.
-            spec = dataclasses.replace(spec, tied_head=False)
-            mapping = family.tensors(spec, checkpoint.file_of)
-    except BaseException:
-        checkpoint.close()
-        raise
-    notes += mapping.ignored
-    return ModelFolder(folder, checkpoint, assets, family.name, spec, mapping, notes)
-
-
-def _read_config(text: bytes, where: Path) -> tuple[Family, ModelSpec, list[str]]:
-    config = parse_json_object(text, str(where))
-    try:
-        return read_config(config)
-    except UnsupportedModel as error:
-        raise UnsupportedModel(f"{where}: {error}") from None
-
-
-def _open_checkpoint(folder: Path) -> Checkpoint:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
-        return Checkpoint([SafetensorsFile(single)])
-    if index.exists():
-        return open_sharded(index)
-    others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
-    hint = f"; {others[0]} is pickled, which is never read" if others else ""
-    raise InvalidRequest(f"{folder} has no model.safetensors and no index of shards{hint}")
-
-
-def _heads_differ(checkpoint: Checkpoint, mapping: TensorMap) -> bool:
-    embed, head = mapping.sources["embed"].name, mapping.spare_head or ""
-    ours, theirs = checkpoint.entry(embed), checkpoint.entry(head)
-    if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
-        return True
-    a, b = checkpoint.array(embed), checkpoint.array(head)
-    step = max(1, (16 << 20) // max(1, a[0].nbytes))
-    bits = np.dtype(f"u{a.itemsize}")
-    return any(
-        not np.array_equal(a[i : i + step].view(bits), b[i : i + step].view(bits))
-        for i in range(0, len(a), step)
-    )
-
-
 def _pack(
     folder: ModelFolder, target: Path, recipe: str, progress: bool | ProgressFn | None, label: str
 ) -> None:
@@ -330,25 +246,21 @@ def _pack(
         spec=spec_to_file(folder.spec),
         family=folder.family,
         notes=folder.notes,
-        assets=folder.assets,
+        assets=folder.assets | folder.made_assets(),
         progress=progress_function(progress),
         label=label,
     )
-
-
-def _plan_of(folder: ModelFolder) -> tuple[Checkpoint, dict[str, Any], dict[str, str]]:
-    return folder.checkpoint, canonical_shapes(folder.spec), folder.mapping.sources
 
 
 def _through_cache(
     folder: ModelFolder, quantize: str, progress: bool | ProgressFn | None
 ) -> LoadedWeights:
     """Opens the folder's packed file in the cache; writes it first where it is not there."""
-    recipe = pack.resolve_quantize(quantize, canonical_shapes(folder.spec))
+    recipe = folder.recipe(quantize)
     key = cache.source_key(folder.path, folder.checkpoint, folder.assets, recipe)
     target = cache.cached_path(key, folder.path, recipe)
     report = progress_function(progress)
-    planned = sum(p.nbytes for p in pack.plan(*_plan_of(folder), recipe))
+    planned = sum(p.nbytes for p in folder.plan(recipe))
 
     def waiting(written: int) -> None:
         report(min(written, planned - 1), planned, _WAITING)

@@ -7,6 +7,8 @@ Recipes (``quantize``):
   they are where four bits cost most. Measured in benchmarks/quality.py.
 - ``none``: as stored: f32 stays f32, bf16 stays bf16; f16 becomes f32, which holds it exactly.
 - ``auto``: q8 up to 50 million parameters, else q4. It looks at the model alone, never the machine.
+  A GGUF file whose matrices are quantized keeps their precision: ``gguf``, which cannot be asked
+  for: each in the format of ours that is nearest (:data:`KEPT`); the error goes into the notes.
 
 Vectors (norms, biases) are always f32. Routers of experts and learned positions stay as stored with
 every recipe: they are small, and a router decides.
@@ -15,9 +17,9 @@ every recipe: they are small, and a router decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,15 +28,64 @@ from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families.tensors import Part
 from musespark.weights.files import write_aside
 from musespark.weights.packed import Planned, write_packed
-from musespark.weights.safetensors import Checkpoint
 
 QUANTIZE = ("auto", "none", "q8", "q4")
 AUTO_Q8_PARAMETERS = 50_000_000
 _STORED = {"F32": "f32", "F16": "f32", "BF16": "bf16"}
-_DTYPE = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+# Stored block type -> the format that keeps its precision. The first four are held exactly and
+# IQ4_XS but for a rounding of its scales; the others are what adds least to the type's own error
+# at about its own bits (tests/python/test_gguf_models.py has the bounds).
+KEPT = {
+    "Q4_0": "q4g32h", "IQ4_NL": "iq4g32h", "MXFP4": "mxfp4", "Q8_0": "q8g32h",
+    "IQ4_XS": "iq4g32h", "Q2_K": "q4", "Q3_K": "q4g32h", "Q4_1": "q6", "Q4_K": "q6", "Q5_0": "q6",
+    "Q5_1": "q6", "Q5_K": "q6", "Q6_K": "q8",
+}  # fmt: skip
 _PIECE_BYTES = 16 << 20  # of source and of result held at a time, per piece
+_SAMPLES = 4  # row blocks of a matrix whose error is measured
 
 Shape = tuple[int, ...]
+
+
+class StoredEntry(Protocol):
+    """One stored tensor: ``dtype`` as the file calls it, ``begin`` and ``end`` in the file."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def begin(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+
+
+class SourceFile(Protocol):
+    """One file of a source; ``header`` is everything in it but the tensors' bytes."""
+
+    path: Path
+    mapped: Any
+
+    @property
+    def header(self) -> bytes: ...
+
+
+class TensorSource(Protocol):
+    """Where tensors come from: safetensors (Checkpoint) or GGUF (GgufSource).
+
+    ``array`` gives what ``_core.pack`` takes with the dtype in lower case: it has ``shape`` and
+    ``itemsize``, and ``array(name)[begin:end]`` is a NumPy array of these rows.
+    """
+
+    @property
+    def files(self) -> Sequence[SourceFile]: ...
+    @property
+    def file_of(self) -> Mapping[str, SourceFile]: ...
+    def entry(self, name: str) -> StoredEntry: ...
+    def array(self, name: str) -> Any: ...
+    def forget(self, name: str) -> None: ...
+    def close(self) -> None: ...
 
 
 def check_quantize(quantize: str) -> None:
@@ -43,11 +94,13 @@ def check_quantize(quantize: str) -> None:
         raise InvalidRequest(f"quantize is {quantize!r:.40}; known are {', '.join(QUANTIZE)}")
 
 
-def resolve_quantize(quantize: str, shapes: dict[str, Shape]) -> str:
-    """The recipe that ``auto`` stands for with this model."""
+def resolve_quantize(quantize: str, shapes: dict[str, Shape], stored: set[str]) -> str:
+    """The recipe that ``auto`` stands for with this model, whose tensors are `stored` so."""
     check_quantize(quantize)
     if quantize != "auto":
         return quantize
+    if stored & KEPT.keys():
+        return "gguf"
     return "q8" if count_parameters(shapes) <= AUTO_Q8_PARAMETERS else "q4"
 
 
@@ -57,16 +110,19 @@ def count_parameters(shapes: dict[str, Shape]) -> int:
 
 
 def matrix_format(quantize: str, name: str, stored: str) -> str:
-    """The packed format of matrix `name` (canonical), stored as safetensors dtype `stored`."""
+    """The packed format of matrix `name` (canonical), stored as dtype `stored`."""
     if quantize == "none" or name.endswith(".router") or name in ("positions", "token_types"):
-        return _STORED[stored]
+        return _STORED.get(stored, "f32")
+    if quantize == "gguf":
+        # The few floats beside quantized matrices are what their maker held to be sensitive.
+        return KEPT.get(stored, "q8")
     if quantize == "q4" and name in ("embed", "head"):
         return "q6"
     return quantize
 
 
 def plan(
-    checkpoint: Checkpoint, shapes: dict[str, Shape], sources: dict[str, Part], quantize: str
+    checkpoint: TensorSource, shapes: dict[str, Shape], sources: dict[str, Part], quantize: str
 ) -> list[Planned]:
     """What to write: checks dtype and shape of every source tensor, without reading its data."""
     planned = []
@@ -74,7 +130,7 @@ def plan(
         part = sources[name]
         entry = checkpoint.entry(part.name)
         where = f"{checkpoint.file_of[entry.name].path}: tensor {entry.name!r:.120}"
-        if entry.dtype not in _STORED:
+        if entry.dtype not in _STORED and entry.dtype not in KEPT:
             raise UnsupportedModel(
                 f"{where} has dtype {entry.dtype}; weights may be F32, F16 or BF16"
             )
@@ -90,20 +146,14 @@ def plan(
     return planned
 
 
-def stored_nbytes(checkpoint: Checkpoint, shape: Shape, part: Part) -> int:
+def stored_nbytes(checkpoint: TensorSource, shape: Shape, part: Part) -> int:
     """Bytes that a canonical tensor takes in the checkpoint."""
     entry = checkpoint.entry(part.name)
-    return (entry.end - entry.begin) // math.prod(part.stored) * math.prod(shape)
+    return (entry.end - entry.begin) * math.prod(shape) // math.prod(part.stored)
 
 
-def _float32(array: np.ndarray) -> np.ndarray:
-    if array.dtype == np.uint16:  # bfloat16: the upper half of a float32
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32)
-
-
-def _vector_bytes(array: np.ndarray, where: str) -> np.ndarray:
-    values = _float32(array)
+def _vector_bytes(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
+    values = _core.decode(dtype, np.ascontiguousarray(np.atleast_2d(array)))[0]
     if not np.isfinite(values).all():
         raise CorruptFile(f"{where} holds a number that is not finite")
     out = np.zeros(-(-values.size // 16) * 16, np.float32)
@@ -112,11 +162,11 @@ def _vector_bytes(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def _matrix_pieces(
-    p: Planned, array: np.ndarray, dtype: str, threads: int, where: str
+    p: Planned, array: Any, dtype: str, threads: int, where: str
 ) -> Iterator[np.ndarray]:
     """Packs rows in pieces: whole row blocks, which are packed independently of each other."""
     block_bytes = int(_core.packed_nbytes(p.format, 16, p.cols))
-    source_bytes = 16 * p.cols * array.itemsize
+    source_bytes = 16 * array.shape[-1] * array.itemsize
     blocks = max(1, min(_PIECE_BYTES // block_bytes, _PIECE_BYTES // source_bytes))
     out = np.empty(blocks * block_bytes, np.uint8)
     for begin in range(0, p.rows, 16 * blocks):
@@ -129,8 +179,49 @@ def _matrix_pieces(
         yield piece
 
 
+def error_notes(
+    checkpoint: TensorSource, sources: dict[str, Part], planned: list[Planned]
+) -> list[str]:
+    """How far quantized matrices move by being stored in another format, one line for each pair.
+
+    The relative error is sqrt(sum of squared differences / sum of squares), over up to four blocks
+    of 16 rows of every matrix; what is measured there are the very bytes that are packed.
+    """
+    sums: dict[tuple[str, str], np.ndarray] = {}
+    for p in planned:
+        part = sources[p.name]
+        dtype = checkpoint.entry(part.name).dtype
+        if p.vector or dtype not in KEPT:
+            continue
+        array = part.of(checkpoint.array(part.name))
+        found = sums.setdefault((dtype, p.format), np.zeros(3))
+        blocks = -(-p.rows // 16)
+        for block in sorted({i * blocks // _SAMPLES for i in range(_SAMPLES)}):
+            found[:2] += _squares(p.format, array[16 * block : 16 * block + 16], dtype.lower())
+        found[2] += 1
+    notes = []
+    for (dtype, form), (missed, whole, count) in sums.items():
+        error = float(np.sqrt(missed / whole)) if whole else 0.0
+        how = "exact" if error == 0 else f"relative error {error:.2%}"
+        notes.append(f"{dtype} ({count:.0f} tensors) kept as {form}: {how}")
+    return notes
+
+
+def _squares(form: str, rows: np.ndarray, dtype: str) -> tuple[float, float]:
+    """Sums of the squared differences, and of the squares, of rows that are packed."""
+    values = _core.decode(dtype, rows)
+    packed = np.empty(_core.packed_nbytes(form, *values.shape), np.uint8)
+    try:
+        _core.pack(form, rows, dtype=dtype, out=packed)
+    except InvalidRequest:  # not finite: packing itself says where
+        return 0.0, 0.0
+    got = _core.unpack(form, packed, *values.shape)
+    exact = values.astype(np.float64)
+    return float(((got - exact) ** 2).sum()), float((exact**2).sum())
+
+
 def pack_checkpoint(
-    checkpoint: Checkpoint,
+    checkpoint: TensorSource,
     destination: Path,
     *,
     shapes: dict[str, Shape],
@@ -152,6 +243,7 @@ def pack_checkpoint(
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
+    notes = notes + error_notes(checkpoint, sources, planned)
     total = sum(stored_nbytes(checkpoint, shapes[name], part) for name, part in sources.items())
     done = 0
 
@@ -163,11 +255,10 @@ def pack_checkpoint(
         array = part.of(checkpoint.array(part.name))
         size, before = stored_nbytes(checkpoint, shapes[p.name], part), done
         if p.vector:
-            yield _vector_bytes(array, where)
+            yield _vector_bytes(array[:], entry.dtype.lower(), where)
         else:
             yielded = 0
-            bits = array.view(np.uint16) if entry.dtype == "F16" else array
-            for piece in _matrix_pieces(p, bits, _DTYPE[entry.dtype], workers, where):
+            for piece in _matrix_pieces(p, array, entry.dtype.lower(), workers, where):
                 yield piece
                 yielded += piece.nbytes
                 progress(before + size * yielded // p.nbytes, total, label)

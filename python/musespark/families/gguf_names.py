@@ -1,0 +1,147 @@
+"""What GGUF files call things, as data: one :class:`Architecture` for each general.architecture.
+
+llama.cpp writes a model's config as keys ``<architecture>.<name>``, its layers as tensors
+``blk.{i}.<part>``, a few of them in an order or form of its own. An entry of :data:`ARCHITECTURES`
+says how those become the config and the tensors that one of our families reads. gguf.py applies it.
+
+Adding one: the ``model_type`` of the family, what differs from ``_DECODER_KEYS`` and
+``LAYER_NAMES``, and a case in tests/support/gguf_models.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Key, without the architecture -> field of the family's config. An integer or a number.
+_DECODER_KEYS = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+}
+_EXPERT_KEYS = {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+}
+# What a file of any decoder must say.
+_REQUIRED = (
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+    "context_length",
+)
+# Keys that are read in code (gguf.py), and keys that change nothing.
+READ_IN_CODE = (
+    "attention.value_length",
+    "vocab_size",
+    "rope.dimension_count",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.attn_factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+)
+WITHOUT_EFFECT = ("rope.scaling.finetuned", "tensor_data_layout", "pooling_type")
+# Keys that say nothing where they have this value and are not supported with another.
+NEUTRAL: dict[str, Any] = {
+    "attention.causal": True,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "expert_shared_count": 0,
+    "use_parallel_residual": False,
+    "rope.scale_linear": 1.0,
+    "rope.scaling.yarn_log_multiplier": 0.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+}
+
+# Canonical name of a layer's part (families/tensors.py) -> what follows ``blk.{i}.``. Experts are
+# stacks [experts, rows, columns] of one name.
+LAYER_NAMES = {
+    "attn_norm": "attn_norm.weight",
+    "q": "attn_q.weight",
+    "k": "attn_k.weight",
+    "v": "attn_v.weight",
+    "o": "attn_output.weight",
+    "q_bias": "attn_q.bias",
+    "k_bias": "attn_k.bias",
+    "v_bias": "attn_v.bias",
+    "o_bias": "attn_output.bias",
+    "q_norm": "attn_q_norm.weight",
+    "k_norm": "attn_k_norm.weight",
+    "sinks": "attn_sinks.weight",
+    "post_attn_norm": "post_attention_norm.weight",
+    "mlp_norm": "ffn_norm.weight",
+    "gate": "ffn_gate.weight",
+    "up": "ffn_up.weight",
+    "down": "ffn_down.weight",
+    "gate_bias": "ffn_gate.bias",
+    "up_bias": "ffn_up.bias",
+    "down_bias": "ffn_down.bias",
+    "post_mlp_norm": "post_ffw_norm.weight",
+    "router": "ffn_gate_inp.weight",
+    "router_bias": "ffn_gate_inp.bias",
+    "experts.gate": "ffn_gate_exps.weight",
+    "experts.up": "ffn_up_exps.weight",
+    "experts.down": "ffn_down_exps.weight",
+    "experts.gate_bias": "ffn_gate_exps.bias",
+    "experts.up_bias": "ffn_up_exps.bias",
+    "experts.down_bias": "ffn_down_exps.bias",
+}
+NAMES = {
+    "embed": "token_embd.weight",
+    "final_norm": "output_norm.weight",
+    "head": "output.weight",
+}
+ROPE_FACTORS = "rope_freqs.weight"
+# Reason -> names that are left out knowingly.
+IGNORABLE = {
+    "frequency factors, which are read as a part of the rotation": re.compile(
+        r"rope_freqs\.weight|rope_factors_(long|short)\.weight"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How the files of one general.architecture are read.
+
+    ``keys``: key -> config field; ``required`` of them; ``constants``: config fields that hold for
+    every file; ``biases``: config flag -> the tensor of layer 0 whose presence sets it.
+    ``fused``: stored part -> the canonical parts whose rows it holds one after the other.
+    ``interleaved``: rows of Q and K alternate between the halves that rotate together (llama.cpp's
+    pairs are neighbours, ours half a head apart). ``one_added``: norm weights are stored as 1 + w.
+    """
+
+    model_type: str
+    keys: Mapping[str, str] = field(default_factory=lambda: _DECODER_KEYS)
+    required: tuple[str, ...] = _REQUIRED
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    biases: Mapping[str, str] = field(default_factory=dict)
+    layer_names: Mapping[str, str] = field(default_factory=lambda: LAYER_NAMES)
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    interleaved: bool = False
+    one_added: bool = False
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture(
+        "llama",
+        biases={"attention_bias": "attn_output.bias", "mlp_bias": "ffn_up.bias"},
+        interleaved=True,
+    ),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3", biases={"attention_bias": "attn_output.bias"}),
+}

@@ -1,0 +1,186 @@
+"""What a model folder or a GGUF file holds: its spec and where its tensors are, not packed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from musespark.families import Family, read_config
+from musespark.families.gguf import read_gguf
+from musespark.families.spec import ModelSpec
+from musespark.families.tensors import TensorMap, canonical_shapes
+from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json_object, read_small_file
+from musespark.vocab import tokenizer_assets
+from musespark.weights import pack
+from musespark.weights.gguf import is_gguf
+from musespark.weights.gguf_source import GgufSource, open_gguf
+from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
+
+ASSETS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+@dataclass
+class ModelFolder:
+    """A model folder or GGUF file, understood but not packed.
+
+    ``own_files``: the paths it is made of. ``made_assets`` makes, when it is packed, the assets
+    that the file holds in another form.
+    """
+
+    path: Path
+    checkpoint: pack.TensorSource
+    assets: dict[str, bytes]
+    family: str
+    spec: ModelSpec
+    mapping: TensorMap
+    notes: list[str]
+    own_files: list[Path]
+    made_assets: Callable[[], dict[str, bytes]] = dict
+
+    def recipe(self, quantize: str) -> str:
+        """What `quantize` stands for here."""
+        stored = {self.checkpoint.entry(part.name).dtype for part in self.mapping.sources.values()}
+        return pack.resolve_quantize(quantize, canonical_shapes(self.spec), stored)
+
+    def plan(self, recipe: str) -> list[pack.Planned]:
+        """What packing will write; checks shape and type of every tensor."""
+        shapes = canonical_shapes(self.spec)
+        return pack.plan(self.checkpoint, shapes, self.mapping.sources, recipe)
+
+
+def understand(path: Path) -> ModelFolder:
+    """Maps the weights of a folder or GGUF file and matches their names; reads no matrix."""
+    gguf = path if path.is_file() and is_gguf(path) else _only_gguf(path)
+    return _understand_folder(path) if gguf is None else _understand_gguf(gguf)
+
+
+# ---- GGUF ---------------------------------------------------------------------------------------
+
+
+def _only_gguf(folder: Path) -> Path | None:
+    """The GGUF model of a folder that holds nothing else: one file, or the first of its parts."""
+    if (folder / "config.json").exists():
+        return None
+    found = sorted(p for p in folder.glob("*.gguf") if not p.name.startswith("mmproj"))
+    firsts = [p for p in found if not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", p.name)]
+    if len(firsts) > 1:
+        names = ", ".join(p.name for p in firsts[:8])
+        raise InvalidRequest(f"{folder} holds {len(firsts)} GGUF models; give one: {names}")
+    return firsts[0] if firsts else None
+
+
+def _understand_gguf(path: Path) -> ModelFolder:
+    checkpoint = open_gguf(path)
+    try:
+        shapes = {name: checkpoint.entry(name).shape for name in checkpoint.file_of}
+        try:
+            model = read_gguf(checkpoint.metadata, shapes, checkpoint.vector)
+        except (UnsupportedModel, CorruptFile) as error:
+            raise type(error)(f"{path}: {error}") from None
+    except BaseException:
+        checkpoint.close()
+        raise
+    return ModelFolder(
+        path=path,
+        checkpoint=GgufSource(checkpoint, model.interleaved),
+        assets={"config.json": json.dumps(model.config, indent=1).encode()},
+        family=model.family,
+        spec=model.spec,
+        mapping=model.mapping,
+        notes=model.notes,
+        own_files=[file.path for file in checkpoint.files],
+        made_assets=functools.partial(_gguf_assets, checkpoint.metadata, path),
+    )
+
+
+def _gguf_assets(metadata: Mapping[str, Any], path: Path) -> dict[str, bytes]:
+    """Tokenizer, template and defaults of a GGUF file; none where it has no vocabulary."""
+    if "tokenizer.ggml.model" not in metadata:
+        return {}
+    try:
+        return tokenizer_assets(metadata)
+    except (UnsupportedModel, CorruptFile) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+# ---- folders ------------------------------------------------------------------------------------
+
+
+def _understand_folder(folder: Path) -> ModelFolder:
+    if not (folder / "config.json").exists():
+        raise InvalidRequest(f"{folder} has no config.json; a model folder has one")
+    assets = {
+        name: read_small_file(folder / name, MAX_TOKENIZER_BYTES)
+        for name in ASSETS
+        if (folder / name).exists()
+    }
+    family, spec, notes = read_config_file(assets["config.json"], folder / "config.json")
+    checkpoint = _open_checkpoint(folder)
+    try:
+        try:
+            mapping = family.tensors(spec, checkpoint.file_of)
+        except CorruptFile as error:
+            raise CorruptFile(f"{folder}: {error}") from None
+        if mapping.spare_head is not None and _heads_differ(checkpoint, mapping):
+            # As transformers: two different matrices in the file are stronger than the config.
+            spec = dataclasses.replace(spec, tied_head=False)
+            mapping = family.tensors(spec, checkpoint.file_of)
+    except BaseException:
+        checkpoint.close()
+        raise
+    notes += mapping.ignored
+    own = [folder / name for name in (*ASSETS, "model.safetensors.index.json")]
+    own += [file.path for file in checkpoint.files]
+    return ModelFolder(folder, checkpoint, assets, family.name, spec, mapping, notes, own)
+
+
+def read_config_file(text: bytes, where: Path) -> tuple[Family, ModelSpec, list[str]]:
+    """Family, spec and notes of the text of a ``config.json``; errors begin with `where`."""
+    config = parse_json_object(text, str(where))
+    try:
+        return read_config(config)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{where}: {error}") from None
+
+
+def _open_checkpoint(folder: Path) -> Checkpoint:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return Checkpoint([SafetensorsFile(single)])
+    if index.exists():
+        return open_sharded(index)
+    others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
+    hint = f"; {others[0]} is pickled, which is never read" if others else ""
+    raise InvalidRequest(f"{folder} has no model.safetensors and no index of shards{hint}")
+
+
+def _heads_differ(checkpoint: Checkpoint, mapping: TensorMap) -> bool:
+    embed, head = mapping.sources["embed"].name, mapping.spare_head or ""
+    ours, theirs = checkpoint.entry(embed), checkpoint.entry(head)
+    if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+        return True
+    a, b = checkpoint.array(embed), checkpoint.array(head)
+    step = max(1, (16 << 20) // max(1, a[0].nbytes))
+    bits = np.dtype(f"u{a.itemsize}")
+    return any(
+        not np.array_equal(a[i : i + step].view(bits), b[i : i + step].view(bits))
+        for i in range(0, len(a), step)
+    )

@@ -1,0 +1,73 @@
+"""A small valid GGUF model with every kind of metadata, written without gguf-py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from support import gguf_bytes as g
+
+_HIDDEN, _INNER, _HEADS, _LAYERS, _VOCAB = 64, 64, 2, 1, 40
+_F32, _F16, _Q4_0, _Q8_0 = 0, 1, 2, 8
+_BYTES = {_F32: (1, 4), _F16: (1, 2), _Q4_0: (32, 18), _Q8_0: (32, 34)}
+
+
+def _keys() -> list[bytes]:
+    letters = [chr(i) for i in range(33, 33 + _VOCAB - 1)]
+    numbers = {
+        "context_length": 64, "embedding_length": _HIDDEN, "block_count": _LAYERS,
+        "feed_forward_length": _INNER, "attention.head_count": _HEADS, "vocab_size": _VOCAB,
+        "attention.head_count_kv": 1, "rope.dimension_count": _HIDDEN // _HEADS,
+    }  # fmt: skip
+    return [
+        g.key("general.architecture", g.STRING, "llama"),
+        g.key("general.alignment", g.U32, 64),
+        *(g.key(f"llama.{name}", g.U32, value) for name, value in numbers.items()),
+        g.key("llama.attention.layer_norm_rms_epsilon", g.F32, 1e-5),
+        g.key("llama.rope.freq_base", g.F32, 1e4),
+        g.key("tokenizer.ggml.model", g.STRING, "gpt2"),
+        g.key("tokenizer.ggml.pre", g.STRING, "gpt-2"),
+        g.key("tokenizer.ggml.tokens", g.ARRAY, (g.STRING, [*letters, "<|endoftext|>"])),
+        g.key("tokenizer.ggml.token_type", g.ARRAY, (g.I32, [1] * (_VOCAB - 1) + [3])),
+        g.key("tokenizer.ggml.merges", g.ARRAY, (g.STRING, [])),
+        g.key("tokenizer.ggml.eos_token_id", g.U32, _VOCAB - 1),
+        g.key("nested", g.ARRAY, (g.ARRAY, [(g.U16, [1, 2]), (g.STRING, ["a", ""])])),
+        g.key("flags", g.ARRAY, (g.BOOL, [0, 1])),
+        g.key("wide", g.I64, -5),
+    ]
+
+
+def _tensors() -> list[tuple[str, list[int], int]]:
+    found = [
+        ("token_embd.weight", [_HIDDEN, _VOCAB], _F16),
+        ("output_norm.weight", [_HIDDEN], _F32),
+    ]
+    for i in range(_LAYERS):
+        at = f"blk.{i}."
+        found += [(f"{at}{name}_norm.weight", [_HIDDEN], _F32) for name in ("attn", "ffn")]
+        found += [(f"{at}attn_{name}.weight", [_HIDDEN, 64], _Q8_0) for name in ("q", "output")]
+        found += [(f"{at}attn_{name}.weight", [_HIDDEN, 32], _Q4_0) for name in ("k", "v")]
+        found += [(f"{at}ffn_{name}.weight", [64, 64], _Q4_0) for name in ("gate", "up", "down")]
+    return found
+
+
+def valid_gguf(path: Path) -> Path:
+    """Writes the model, about 30 kB."""
+    rng = np.random.default_rng(1)
+    infos, data = [], b""
+    for name, lengths, kind in _tensors():
+        values, size = _BYTES[kind]
+        count = int(np.prod(lengths))
+        infos.append(g.info(name, lengths, kind, len(data)))
+        if kind == _F32:
+            raw = np.ones(count, np.float32).tobytes()
+        elif kind == _F16:
+            raw = rng.standard_normal(count).astype(np.float16).tobytes()
+        else:
+            blocks = rng.integers(0, 256, (count // values, size), np.uint8)
+            blocks[:, :2] = np.float16([0.01]).view(np.uint8)
+            raw = blocks.tobytes()
+        data += raw + bytes(-len(raw) % 64)
+    path.write_bytes(g.file_bytes(_keys(), infos, data, alignment=64))
+    return path
