@@ -29,8 +29,7 @@
 //               h (q5): bit k of the 32 is bit 4 of the code.
 //   q2_k q3_k   q: byte k / 128 * 32 + k % 32, two bits at 2 * (k % 128 / 32).
 //   q4_k q5_k   q: byte k / 64 * 32 + k % 32, low nibble in the first 32 of 64, else the high one.
-//   q6_k        q: byte k / 128 * 64 + k % 64, low nibble in the first 64 of 128, else the high
-//   one;
+//   q6_k        q: byte k / 128 * 64 + k % 64, low nibble in the first 64 of 128, else high;
 //               h: byte k / 128 * 32 + k % 32, two bits at 2 * (k % 128 / 32), bits 4 and 5.
 //   iq4_xs      each 32 values as the formats of 32.
 //   h (q3, q5)  byte k % 32, bit k / 32: set means + 4 in q3_k, + 16 in q5_k.
