@@ -130,7 +130,7 @@ def test_sources(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_check_of_packed_bytes(form: str) -> None:
-    """What packers write passes; a scale, a sub-scale or padding that they do not write is found."""
+    """What packers write passes; scales, sub-scales and padding they do not write are found."""
     rng = np.random.default_rng(7)
     n, k = 20, 70
     packed = _aligned(pack(form, rng.standard_normal((n, k)).astype(np.float32)))
@@ -139,7 +139,7 @@ def test_check_of_packed_bytes(form: str) -> None:
         _core.check_packed(form, data, n, k, what="W")
 
     check(packed)
-    with pytest.raises(CorruptFile, match="W: .* takes"):
+    with pytest.raises(CorruptFile, match=r"W: .* takes"):
         check(packed[:-64])
     if form not in formats.QUANTIZED:
         return
