@@ -58,9 +58,30 @@ MUTANTS = (
     Mutant(
         "specification: bias of the weights' rounding",
         "csrc/kernels/qmatmul/scalar.cc",
-        "+ r] + 64) >> 7;",
-        "+ r] + 63) >> 7;",
+        "(sub < -127 ? -127 : sub) + 64) >> 7;",
+        "(sub < -127 ? -127 : sub) + 63) >> 7;",
         "test_qmatmul_levels.py test_qmatmul_reference.py",
+    ),
+    Mutant(
+        "a sub-scale of -128 as it stands",
+        "csrc/kernels/qmatmul/unpack_avx2.inl",
+        "_mm_set1_epi8(-127)",
+        "_mm_set1_epi8(-128)",
+        "test_qmatmul_levels.py",
+    ),
+    Mutant(
+        "scales of the two halves exchanged",
+        "csrc/kernels/qmatmul/amx.cc",
+        "block[2 * g + 1], f);",
+        "block[2 * g], f);",
+        "test_qmatmul_levels.py",
+    ),
+    Mutant(
+        "one exponent too many in a row",
+        "csrc/formats/repack.cc",
+        "kHalfLowest = -24",
+        "kHalfLowest = -25",
+        "test_repack.py",
     ),
     Mutant(
         "off-by-one window",

@@ -13,6 +13,7 @@
 #include "formats/gguf_strings.h"
 #include "formats/pack.h"
 #include "formats/repack.h"
+#include "formats/weights_check.h"
 #include "formats/weights_codec.h"
 #include "register.h"
 
@@ -204,6 +205,15 @@ py::array_t<std::int64_t> string_ends(const py::buffer& buffer, std::int64_t beg
   return out;
 }
 
+void check_packed_buffer(const std::string& format_name, const py::buffer& buffer,
+                         std::int64_t rows, std::int64_t cols, const std::string& what) {
+  const WeightFormat format = weight_format_from_name(format_name);
+  const py::buffer_info info = byte_buffer(buffer, false, "check_packed: buffer");
+  const auto size = static_cast<std::size_t>(info.size * info.itemsize);
+  const py::gil_scoped_release release;
+  check_packed(packed_matrix(format, rows, cols, info.ptr, size, what), what);
+}
+
 }  // namespace
 
 void register_weights(py::module_& m) {
@@ -239,6 +249,10 @@ void register_weights(py::module_& m) {
         "where they pass the buffer's end.");
   m.def("unpack", &unpack, py::arg("format"), py::arg("buffer"), py::arg("rows"), py::arg("cols"),
         "The matrix as float32 [rows, cols].");
+  m.def("check_packed", &check_packed_buffer, py::arg("format"), py::arg("buffer"), py::arg("rows"),
+        py::arg("cols"), py::kw_only(), py::arg("what"),
+        "Raises CorruptFile, beginning with `what`, unless the scales of a quantized matrix are\n"
+        "finite, no sub-scale is -128, and its padding is zero.");
   m.def(
       "checksum",
       [](const py::buffer& buffer) {

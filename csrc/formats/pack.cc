@@ -63,6 +63,7 @@ class RowBlockPacker {
   // Rows first .. first + 15 into columns_[k][r], zeros where the matrix has ended.
   void load(std::int64_t first) {
     float* columns = columns_.as<float>();
+    rows_ = std::min<std::int64_t>(kRowBlock, from_.rows - first);
     for (std::int64_t r = 0; r < kRowBlock; ++r) {
       if (first + r >= from_.rows) {
         for (std::int64_t k = 0; k < from_.cols; ++k) columns[k * kRowBlock + r] = 0.0f;
@@ -131,6 +132,7 @@ class RowBlockPacker {
     steps_.fit(rows);
     choose_scales(to);
     steps_.encode(rows);
+    clear_padding_rows();
     write_codes(to + layout_.codes_offset);
   }
 
@@ -169,6 +171,15 @@ class RowBlockPacker {
     }
   }
 
+  // In some formats the code of a zero is not zero.
+  void clear_padding_rows() {
+    std::uint8_t* codes = codes_.as<std::uint8_t>();
+    if (rows_ == kRowBlock) return;
+    for (std::int64_t k = 0; k < from_.cols; ++k) {
+      for (std::int64_t r = rows_; r < kRowBlock; ++r) codes[k * kRowBlock + r] = 0;
+    }
+  }
+
   void write_codes(std::uint8_t* to) const {
     const std::uint8_t* codes = codes_.as<std::uint8_t>();
     const auto code = [&](std::int64_t chunk, int quad, int k, int r) {
@@ -202,6 +213,7 @@ class RowBlockPacker {
   std::vector<float> row_;
   AlignedBuffer columns_, codes_, scales_, inverse_;
   float amax_[kRowBlock] = {};
+  std::int64_t rows_ = kRowBlock;  // of the block at hand
 };
 
 // A row block of iq4_xs as iq4g32h by way of iq4_nl, whose codes it has; false where a scale is not

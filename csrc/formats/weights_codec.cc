@@ -62,20 +62,22 @@ BlockView block_of(const PackedMatrix& w, std::int64_t row) {
   return {w.data + row / kRowBlock * w.row_block_bytes, weight_layout(w.format, w.rows, w.cols)};
 }
 
-int level_of(const std::uint8_t* codes, WeightFormat format, std::int64_t quad, std::int64_t byte) {
+// The bits stored for one element: 0..255, 0..63 or 0..15.
+int code_at(const BlockView& v, WeightFormat format, std::int64_t r, std::int64_t k) {
+  const std::int64_t quad = k % 64 / 4, byte = r * 4 + k % 4;
+  const std::uint8_t* codes = v.base + v.layout.codes_offset + k / 64 * code_bytes_per_64(format);
   const int bits = code_bits(format);
-  if (bits == 8) return static_cast<std::int8_t>(codes[quad * 64 + byte]);
+  if (bits == 8) return codes[quad * 64 + byte];
   const std::uint8_t pair = codes[quad % 8 * 64 + byte];
   const int low = quad < 8 ? pair & 15 : pair >> 4;
-  if (bits == 4) return code_levels(format)[low];
-  const int high = codes[512 + quad % 4 * 64 + byte] >> (quad / 4 * 2) & 3;
-  const int code = low + 16 * high;
-  return 4 * (code >= 32 ? code - 64 : code);
+  if (bits == 4) return low;
+  return low + 16 * (codes[512 + quad % 4 * 64 + byte] >> (quad / 4 * 2) & 3);
 }
 
 int quantized_code(const BlockView& v, WeightFormat format, std::int64_t r, std::int64_t k) {
-  const std::uint8_t* codes = v.base + v.layout.codes_offset + k / 64 * code_bytes_per_64(format);
-  const int level = level_of(codes, format, k % 64 / 4, r * 4 + k % 4);
+  const int code = code_at(v, format, r, k), bits = code_bits(format);
+  if (bits == 8) return static_cast<std::int8_t>(code);
+  const int level = bits == 4 ? code_levels(format)[code] : 4 * (code >= 32 ? code - 64 : code);
   if (!has_sub_scales(format)) return level;
   const auto sub =
       static_cast<std::int8_t>(v.base[v.layout.sub_offset + k / kSubGroup * kRowBlock + r]);
@@ -171,6 +173,10 @@ PackedMatrix packed_matrix(WeightFormat format, std::int64_t rows, std::int64_t 
     throw CorruptFile(what + ": packed bytes do not start at a multiple of 64");
   }
   return {static_cast<const std::uint8_t*>(data), layout.row_block_bytes, rows, cols, format};
+}
+
+int stored_code(const PackedMatrix& w, std::int64_t row, std::int64_t col) {
+  return code_at(block_of(w, row), w.format, row % kRowBlock, col);
 }
 
 int decode_code(const PackedMatrix& w, std::int64_t row, std::int64_t col) {

@@ -49,6 +49,9 @@ const std::int8_t (&code_levels(WeightFormat format))[16];
 PackedMatrix packed_matrix(WeightFormat format, std::int64_t rows, std::int64_t cols,
                            const void* data, std::size_t size, const std::string& what);
 
+// The bits stored for one element of a quantized matrix, padding included.
+int stored_code(const PackedMatrix& w, std::int64_t row, std::int64_t col);
+
 // w8 of one element of a quantized matrix.
 int decode_code(const PackedMatrix& w, std::int64_t row, std::int64_t col);
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from musespark import _core
-from musespark.errors import InvalidRequest
+from musespark.errors import CorruptFile, InvalidRequest
 from musespark.reference import formats
 from support.compare import assert_within
 from support.matmul_cases import FORMATS, random_parts
@@ -126,6 +126,54 @@ def test_sources(form: str) -> None:
     every_other = np.zeros((74, 200), np.float32)
     every_other[::2] = w
     np.testing.assert_array_equal(pack(form, every_other[::2]), expected)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_check_of_packed_bytes(form: str) -> None:
+    """What packers write passes; scales, sub-scales and padding they do not write are found."""
+    rng = np.random.default_rng(7)
+    n, k = 20, 70
+    packed = _aligned(pack(form, rng.standard_normal((n, k)).astype(np.float32)))
+
+    def check(data: np.ndarray) -> None:
+        _core.check_packed(form, data, n, k, what="W")
+
+    check(packed)
+    with pytest.raises(CorruptFile, match=r"W: .* takes"):
+        check(packed[:-64])
+    if form not in formats.QUANTIZED:
+        return
+    parts = formats.take_apart(form, packed, n, k)
+    changes = {
+        r"W: row 3: the scale is not": ("row", 3, np.nan),
+        r"W: row 19, block 0: the scale": ("block", (19, 0), np.inf),
+        r"W: row 20: scales of a row past": ("row", 20, 1),
+        r"W: row 21: scales of a row past": ("block", (21, 0), 1),
+        r"W: row 31, column 2: a code": ("codes", (31, 2), 1),
+        r"W: row 1, column 70: a code": ("codes", (1, 70), 1),
+    }
+    if parts.sub is not None:
+        changes[r"W: row 4, group 2: the sub-scale is -128"] = ("sub", (4, 2), -128)
+        changes[r"W: row 31: scales of a row past"] = ("sub", (31, 0), 1)
+    for message, (part, at, value) in changes.items():
+        wrong = formats.take_apart(form, packed, n, k)
+        getattr(wrong, part)[at] = value
+        with pytest.raises(CorruptFile, match=message):
+            check(_aligned(formats.put_together(wrong)))
+    size = formats.sizes(form, n, k)
+    if size["gap"]:
+        wrong = _aligned(packed)
+        wrong[size["row"] + size["block"] + size["sub"]] = 1
+        with pytest.raises(CorruptFile, match="bytes before the codes"):
+            check(wrong)
+
+
+def _aligned(data: np.ndarray) -> np.ndarray:
+    """A copy that begins at a multiple of 64."""
+    room = np.empty(data.size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    room[start : start + data.size] = data
+    return room[start : start + data.size]
 
 
 # q4: the errors that settled the format (benchmarks/formats.py), plus 1 percent of themselves. The

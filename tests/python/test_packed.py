@@ -161,6 +161,17 @@ class TestDamage:
                 open_model(target)
             self.flip(target, at)
 
+    def test_verify_finds_a_scale_no_packer_writes(self, target: Path) -> None:
+        """Its checksum is right: the scale is what whoever made the file wrote."""
+        entry = open_model(target).packed.file.entries["embed"]
+        data = bytearray(target.read_bytes())
+        data[entry.begin : entry.begin + 4] = np.float32(np.nan).tobytes()
+        target.write_bytes(data)
+        found = checksum_of(bytes(data[entry.begin : entry.end]))
+        self.rewrite(target, lambda head, _: head["tensors"]["embed"].update(checksum=found))
+        with pytest.raises(CorruptFile, match="'embed': row 0: the scale is not finite"):
+            open_model(target).verify()
+
     def rewrite(self, path: Path, change) -> None:
         """Changes the packed header and makes its checksum right again."""
         data = path.read_bytes()

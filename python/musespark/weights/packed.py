@@ -321,7 +321,8 @@ class PackedFile:
             )
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Checks the checksum of every matrix; the rest was checked when the file was opened.
+        """Checks every matrix, as it was written and as a packer writes it: its checksum, scales
+        that are finite, padding that is zero. The rest was checked when the file was opened.
 
         `progress` is called with bytes done and bytes in all.
         """
@@ -329,6 +330,8 @@ class PackedFile:
         total, done = sum(p.nbytes for p in matrices), 0
         for p in matrices:
             self._check_sum(p.name)
+            where = f"{self.path}: tensor {p.name!r:.120}"
+            _core.check_packed(p.format, self.file.array(p.name), p.rows, p.cols, what=where)
             self.file.forget(p.name)
             done += p.nbytes
             if progress is not None:
