@@ -15,7 +15,7 @@ from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families import Family, read_config
 from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
 from musespark.families.tensors import TensorMap, canonical_shapes
-from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json_object, read_small_file
+from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json, parse_json_object, read_small_file
 from musespark.weights import cache, hub, pack
 from musespark.weights.files import WriteFailed
 from musespark.weights.hubids import GRAMMAR, SCHEME, HubId, parse_hub_id
@@ -24,6 +24,13 @@ from musespark.weights.progress import ProgressFn, progress_function
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
 
 Source = str | os.PathLike[str] | None
+# Files of sentence-transformers that say how an encoder's rows become an embedding; in the config
+# that families read they stand under "sentence_transformers".
+SENTENCE_FILES = {
+    "modules": "modules.json",
+    "pooling": "1_Pooling/config.json",
+    "transformer": "sentence_bert_config.json",
+}
 ASSETS = (
     "config.json",
     "generation_config.json",
@@ -33,6 +40,7 @@ ASSETS = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    *SENTENCE_FILES.values(),
 )
 _WAITING = "waiting for the process that packs this model"
 _NANO = Path(__file__).resolve().parent.parent / "nano"
@@ -199,7 +207,7 @@ def _refuse_early(folder: Path) -> None:
     """Refuses by its config a model that cannot be run, before its weights are downloaded."""
     config = folder / "config.json"
     if config.exists():
-        _read_config(read_small_file(config, MAX_TOKENIZER_BYTES), config)
+        _read_config({config.name: read_small_file(config, MAX_TOKENIZER_BYTES)}, folder)
 
 
 def _shapes_of(where: Path) -> Callable[[Any], dict[str, tuple[int, ...]]]:
@@ -267,7 +275,7 @@ def understand(folder: Path) -> ModelFolder:
         for name in ASSETS
         if (folder / name).exists()
     }
-    family, spec, notes = _read_config(assets["config.json"], folder / "config.json")
+    family, spec, notes = _read_config(assets, folder)
     checkpoint = _open_checkpoint(folder)
     try:
         try:
@@ -285,8 +293,18 @@ def understand(folder: Path) -> ModelFolder:
     return ModelFolder(folder, checkpoint, assets, family.name, spec, mapping, notes)
 
 
-def _read_config(text: bytes, where: Path) -> tuple[Family, ModelSpec, list[str]]:
-    config = parse_json_object(text, str(where))
+def _read_config(
+    assets: dict[str, bytes], folder: Path
+) -> tuple[Family, ModelSpec, list[str]]:
+    where = folder / "config.json"
+    config = parse_json_object(assets["config.json"], str(where))
+    beside = {
+        key: parse_json(assets[name], str(folder / name))
+        for key, name in SENTENCE_FILES.items()
+        if name in assets
+    }
+    if beside:
+        config["sentence_transformers"] = beside
     try:
         return read_config(config)
     except UnsupportedModel as error:
