@@ -293,9 +293,7 @@ def understand(folder: Path) -> ModelFolder:
     return ModelFolder(folder, checkpoint, assets, family.name, spec, mapping, notes)
 
 
-def _read_config(
-    assets: dict[str, bytes], folder: Path
-) -> tuple[Family, ModelSpec, list[str]]:
+def _read_config(assets: dict[str, bytes], folder: Path) -> tuple[Family, ModelSpec, list[str]]:
     where = folder / "config.json"
     config = parse_json_object(assets["config.json"], str(where))
     beside = {
