@@ -228,6 +228,7 @@ RANKS = {
     "prompts": 6,
     "machine": 6,
     "thinking": 6,
+    "encoder": 5,
     "engine": 5,
     "text": 5,
     "vision": 5,
@@ -243,7 +244,12 @@ RANKS = {
     "options": 1,
     "errors": 0,
 }
-CORE_USERS = ("musespark.engine", "musespark.weights", "musespark.vision.preprocess")
+CORE_USERS = (
+    "musespark.encoder",
+    "musespark.engine",
+    "musespark.weights",
+    "musespark.vision.preprocess",
+)
 
 
 def part_of(module: str) -> str | None:

@@ -141,15 +141,15 @@ void check_mlp(const std::string& field, const MlpSpec& mlp) {
 }
 
 void check_decoder(const ModelSpec& spec) {
-  if (spec.embed_norm.kind != NormKind::none && spec.embed_norm.kind != NormKind::rms_scaleless) {
-    refuse("embed_norm.kind", static_cast<int>(spec.embed_norm.kind), "none or rms_scaleless");
-  }
   const char* why = "is of encoders (bidirectional)";
   if (spec.positions != 0) refuse_here("positions", why);
   if (spec.token_types != 0) refuse_here("token_types", why);
   if (spec.normed_residual) refuse_here("normed_residual", why);
   if (spec.pooling != Pooling::none) refuse_here("pooling", why);
   if (spec.normalize) refuse_here("normalize", why);
+  if (spec.embed_norm.kind != NormKind::none && spec.embed_norm.kind != NormKind::rms_scaleless) {
+    refuse("embed_norm.kind", static_cast<int>(spec.embed_norm.kind), "none or rms_scaleless");
+  }
 }
 
 // What the encoder does not run: this is the shape of BERT.

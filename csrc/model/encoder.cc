@@ -8,7 +8,6 @@
 
 #include "base/errors.h"
 #include "base/float_env.h"
-#include "formats/weights_codec.h"
 #include "kernels/dispatch.h"
 #include "model/prepared.h"
 #include "ops/full_attention.h"
@@ -46,7 +45,7 @@ void check_text(const ModelSpec& spec, const Text& text, std::size_t index) {
 }
 
 FullAttentionShape shape_of(const PreparedLayer& layer) {
-  return {layer.shape.heads, layer.shape.kv_heads, layer.shape.head_dim};
+  return {layer.shape.heads, layer.shape.kv_heads, layer.shape.head_dim, layer.query_scale};
 }
 
 }  // namespace
@@ -111,24 +110,12 @@ void Encoder::Impl::reserve(std::span<const Text> texts) {
 
 // x = embed_norm((embed[token] + token_types[0]) + positions[position]).
 void Encoder::Impl::look_up(std::span<const Text> texts) {
-  const std::int64_t n = spec.hidden;
-  const std::int64_t ld = RowsBuffer::padded(n);
-  AlignedBuffer type(static_cast<std::size_t>(n) * sizeof(float));
-  if (spec.token_types > 0) decode_row(model.token_types.packed, 0, type.as<float>());
+  const std::int64_t ld = RowsBuffer::padded(spec.hidden);
+  const PackedMatrix* types = spec.token_types > 0 ? &model.token_types.packed : nullptr;
+  const PackedMatrix* positions = spec.positions > 0 ? &model.positions.packed : nullptr;
   for (std::size_t t = 0; t < texts.size(); ++t) {
-    const TextSpan& span = spans[t];
-    jobs.run(span.count, static_cast<double>(n) * 10.0,
-             [&](std::int64_t begin, std::int64_t end, int) {
-               for (std::int64_t i = begin; i < end; ++i) {
-                 float* row = delta + (span.first + i) * ld;
-                 decode_row(model.embed.packed, texts[t][static_cast<std::size_t>(i)], row);
-                 if (spec.token_types > 0) kernels.rowwise.add(row, type.as<float>(), n, row);
-                 if (spec.positions == 0) continue;
-                 float* position = x.x + (span.first + i) * ld;
-                 decode_row(model.positions.packed, i, position);
-                 kernels.rowwise.add(row, position, n, row);
-               }
-             });
+    embed_text(jobs, kernels, model.embed.packed, types, positions, texts[t],
+               delta + spans[t].first * ld, ld);
   }
   norm_rows(jobs, kernels, delta, ld, model.embed_norm, rows_for(model.layers[0].attn_needs));
 }
@@ -141,12 +128,6 @@ void Encoder::Impl::attention(const PreparedLayer& layer) {
                                                LinearOutput{&in, &layer.k, k, ld},
                                                LinearOutput{&in, &layer.v, k + layer.k_cols(), ld}};
   linear(jobs, kernels, outputs);
-  jobs.run(rows, static_cast<double>(layer.q_cols()) * 0.1,
-           [&](std::int64_t begin, std::int64_t end, int) {
-             for (std::int64_t r = begin; r < end; ++r) {
-               kernels.rowwise.scale(qkv + r * ld, layer.query_scale, layer.q_cols(), qkv + r * ld);
-             }
-           });
   const Rows heads = joined.view(rows, layer.q_cols(), layer.o_needs, true);
   full_attention(jobs, kernels, shape_of(layer), spans, qkv, ld, heads);
   const LinearOutput out{&heads, &layer.o, delta, RowsBuffer::padded(spec.hidden)};

@@ -95,6 +95,7 @@ struct FullAttention {
     product(kernels, keys, queries, ld, rows, scratch.scores, ld_scores, scratch.matmul);
     for (std::int64_t r = 0; r < rows; ++r) {
       float* p = scratch.scores + r * ld_scores;
+      kernels.rowwise.scale(p, shape.scale, n, p);
       const float max = kernels.rowwise.row_max(p, n);
       const float sum = kernels.rowwise.exp_sum(p, max, n, p);
       kernels.rowwise.scale(p, 1.0f / sum, n, p);

@@ -13,6 +13,7 @@ namespace musespark {
 
 struct FullAttentionShape {
   std::int64_t heads, kv_heads, head_dim;
+  float scale;  // of the scores
 };
 
 // Rows first .. first + count - 1 of the batch are one text.
@@ -23,7 +24,7 @@ struct TextSpan {
 // Bytes of scratch per thread for texts of up to `longest` rows.
 std::int64_t full_attention_scratch_bytes(const FullAttentionShape& shape, std::int64_t longest);
 
-// qkv [rows][ld]: query heads (already scaled), key heads, value heads, head_dim floats each.
+// qkv [rows][ld]: query heads, key heads, value heads, head_dim floats each.
 // out.x row r = its heads side by side, heads * head_dim columns; quantized where out.q is there.
 // Two jobs.
 void full_attention(Jobs& jobs, const KernelTable& kernels, const FullAttentionShape& shape,

@@ -70,6 +70,27 @@ void embed(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,
   });
 }
 
+void embed_text(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,
+                const PackedMatrix* types, const PackedMatrix* positions,
+                std::span<const std::int32_t> tokens, float* x, std::int64_t ldx) {
+  const std::int64_t n = table.cols;
+  const auto add = [&](const PackedMatrix* from, std::int64_t index, float* scratch, float* row) {
+    if (!from) return;
+    decode_row(*from, index, scratch);
+    kernels.rowwise.add(row, scratch, n, row);
+  };
+  jobs.run(static_cast<std::int64_t>(tokens.size()), static_cast<double>(n) * 10.0,
+           [&](std::int64_t begin, std::int64_t end, int) {
+             AlignedBuffer scratch(static_cast<std::size_t>(n) * sizeof(float));
+             for (std::int64_t i = begin; i < end; ++i) {
+               float* row = x + i * ldx;
+               decode_row(table, tokens[static_cast<std::size_t>(i)], row);
+               add(types, 0, scratch.as<float>(), row);
+               add(positions, i, scratch.as<float>(), row);
+             }
+           });
+}
+
 void add_norm(Jobs& jobs, const KernelTable& kernels, const Residual& residual, float* delta,
               const Norm& post, const Join& join, const Norm& next, const Rows& out) {
   check_rows("add_norm", residual.rows, residual.cols, out);

@@ -35,6 +35,11 @@ void embed(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,
            std::span<const std::int32_t> tokens, float scale, const Norm& embed_norm,
            const Residual& residual, const Norm& next, const Rows& out);
 
+// x[r] = (table[tokens[r]] + types[0]) + positions[r]; what is null is left out. x: [tokens][ldx].
+void embed_text(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,
+                const PackedMatrix* types, const PackedMatrix* positions,
+                std::span<const std::int32_t> tokens, float* x, std::int64_t ldx);
+
 // How a row joins the residual stream: x <- x + scale * y; or, with alpha and beta [cols],
 // x <- alpha * x + beta * y.
 struct Join {

@@ -13,6 +13,7 @@ import numpy as np
 
 from musespark import prompts
 from musespark.assets import json_asset, template_of, tokenizer_of
+from musespark.encoder import Encoder
 from musespark.engine import (
     Engine,
     Handle,
@@ -21,7 +22,7 @@ from musespark.engine import (
     kv_bytes,
     kv_bytes_per_token,
 )
-from musespark.errors import InvalidRequest
+from musespark.errors import ContextOverflow, InvalidRequest, UnsupportedModel
 from musespark.events import Request
 from musespark.families.spec import ModelSpec
 from musespark.generation import (
@@ -115,7 +116,10 @@ class Model:
         budget = int(available_memory() * _KV_SHARE)
         limit, notes = _context_limit(spec, _KV[kv], context, budget)
         count = default_threads() if threads is None else threads
-        self._engine = Engine(
+        self._encoder = None
+        if spec.bidirectional:
+            self._encoder = Encoder(spec, weights.tensors, threads=count)
+        self._engine = self._encoder or Engine(
             spec,
             weights.tensors,
             threads=count,
@@ -124,7 +128,7 @@ class Model:
             memory_budget=budget,
         )
         info = weights.info
-        if kv == "auto":
+        if kv == "auto" and self._encoder is None:
             notes.append("kv auto: kv8 for every layer")
         notes += [f"generation_config.json: {f} is not applied" for f in unused_defaults(config)]
         if info.get("quantize_auto"):
@@ -140,9 +144,9 @@ class Model:
             hidden=spec.hidden,
             context=limit,
             max_context=spec.max_context,
-            kv=_KV[kv],
-            kv_bytes_per_token=ceil(kv_bytes_per_token(spec, _KV[kv])),
-            kv_bytes_full_context=kv_bytes(spec, _KV[kv], limit),
+            kv="none" if self._encoder else _KV[kv],
+            kv_bytes_per_token=0 if self._encoder else ceil(kv_bytes_per_token(spec, _KV[kv])),
+            kv_bytes_full_context=0 if self._encoder else kv_bytes(spec, _KV[kv], limit),
             threads=count,
             isa=self._engine.stats()["isa"],
             notes=(*info.get("notes", ()), *notes),
@@ -251,6 +255,31 @@ class Model:
                 self._engine.submit(Request(tokens=ids, logits="score")).result().logits.ravel()
             )
         return out
+
+    def embed(
+        self, texts: str | Sequence[str | Sequence[int]], *, truncate: bool = False
+    ) -> np.ndarray:
+        """float32 [n, width]: the embeddings of n texts, of an embedding model (bert).
+
+        ``texts``: one str, or a list of str (the tokenizer adds its markers) or of token ids. A
+        text's row is the same alone and in any batch. ``truncate``: a text beyond the context is
+        cut, its last token kept (which ends it); else it raises ContextOverflow. UnsupportedModel
+        for a model that generates text.
+        """
+        if self._encoder is None:
+            raise UnsupportedModel(f"{self.info.family} models write text; they give no embeddings")
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
+            texts = [texts]  # type: ignore[list-item]
+        rows = [self._ids(text, f"texts[{i}]") for i, text in enumerate(texts)]
+        limit = self.info.context
+        for i, ids in enumerate(rows):
+            if len(ids) <= limit:
+                continue
+            if not truncate:
+                what = f"texts[{i}] has {len(ids)} tokens; the model takes {limit} (truncate=True)"
+                raise ContextOverflow(what, needed=len(ids), limit=limit)
+            rows[i] = np.concatenate([ids[: limit - 1], ids[-1:]])
+        return self._encoder.embed(rows)
 
     # ---- life ---------------------------------------------------------------------------------
 

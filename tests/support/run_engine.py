@@ -18,16 +18,17 @@ def pack_weights(weights: dict[str, np.ndarray], fmt: str = "f32") -> Packed:
     for name, value in weights.items():
         value = np.ascontiguousarray(value, np.float32)
         if value.ndim == 1:
-            out[name] = ("f32", 1, value.size, _aligned(value.nbytes).view(np.float32))
+            out[name] = ("f32", 1, value.size, aligned(value.nbytes).view(np.float32))
             out[name][3][:] = value
             continue
-        data = _aligned(_core.packed_nbytes(fmt, *value.shape))
+        data = aligned(_core.packed_nbytes(fmt, *value.shape))
         _core.pack(fmt, value, dtype="f32", out=data)
         out[name] = (fmt, *value.shape, data)
     return out
 
 
-def _aligned(nbytes: int) -> np.ndarray:
+def aligned(nbytes: int) -> np.ndarray:
+    """Zero bytes at a 64-byte boundary, as the core reads them in place."""
     raw = np.zeros(nbytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + nbytes]

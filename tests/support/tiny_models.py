@@ -17,6 +17,7 @@ from musespark.families.spec import (
     RopeSpec,
 )
 from musespark.families.tensors import canonical_shapes
+from support.run_engine import aligned
 
 RMS = NormSpec("rms", 1e-5)
 CENTERED = NormSpec("rms_centered", 1e-6)
@@ -247,7 +248,7 @@ def pack(weights: dict[str, np.ndarray], recipe: str) -> dict[str, tuple]:
         fmt = cycle[i % len(cycle)] if recipe == "mixed" else recipe
         if name.endswith(".router"):
             fmt = "f32"
-        packed = np.zeros(_core.packed_nbytes(fmt, *value.shape), np.uint8)
+        packed = aligned(_core.packed_nbytes(fmt, *value.shape))
         source, dtype = value, "f32"
         if fmt == "bf16":
             source, dtype = _core.testing.f32_to_bf16(value), "bf16"
@@ -259,7 +260,7 @@ def pack(weights: dict[str, np.ndarray], recipe: str) -> dict[str, tuple]:
 def unpack(tensors: dict[str, tuple]) -> dict[str, np.ndarray]:
     """The numbers the packed tensors stand for."""
     return {
-        name: data if rows == 1 else _core.unpack(fmt, data, rows, cols)
+        name: data if data.dtype == np.float32 else _core.unpack(fmt, data, rows, cols)
         for name, (fmt, rows, cols, data) in tensors.items()
     }
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 from musespark.errors import UnsupportedModel
 from musespark.families import (
+    bert,
     gemma2,
     gemma3,
     gpt_oss,
@@ -66,6 +67,7 @@ MODULES = cast(
         smollm3,
         olmo2,
         granite,
+        bert,
     ),
 )
 FAMILIES: dict[str, Family] = {

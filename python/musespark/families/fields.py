@@ -26,7 +26,7 @@ _IDLE_KEYS = """
     audio_token_id auto_map bad_words_ids boi_token_id boi_token_index bos_token_id
     cache_implementation chunk_size_feed_forward cross_attention_hidden_size
     decoder_start_token_id description dtype eoi_token_id eoi_token_index eos_token_id
-    finetuning_task fsdp generation_config gradient_checkpointing id2label image_token_id
+    finetuning_task fsdp generation_config id2label image_token_id
     image_token_index init_std initial_context_length initializer_range is_decoder
     is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id length_penalty
     mm_tokens_per_image model_type multimodal_projector_bias num_labels out_hidden_size
@@ -37,7 +37,8 @@ _IDLE_KEYS = """
     transformers.js_config transformers_version unk_token_id unsloth_fixed unsloth_version
     use_bfloat16 use_cache video_token_id vision_config vision_feature_layer
     attention_dropout attn_dropout attn_pdrop classifier_dropout embd_dropout embd_pdrop
-    hidden_dropout mlp_dropout resid_dropout resid_pdrop residual_dropout
+    attention_probs_dropout_prob gradient_checkpointing hidden_dropout hidden_dropout_prob
+    layerdrop mlp_dropout resid_dropout resid_pdrop residual_dropout
 """
 _WITHOUT_EFFECT = frozenset(_IDLE_KEYS.split())
 # Keys that change what some family computes. A family that does not read one refuses a config in

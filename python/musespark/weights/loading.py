@@ -18,7 +18,7 @@ from musespark.weights import cache, hub, pack
 from musespark.weights.files import WriteFailed
 from musespark.weights.gguf import is_gguf
 from musespark.weights.hubids import GRAMMAR, SCHEME, HubId, parse_hub_id
-from musespark.weights.model_source import ASSETS, ModelFolder, read_config_file, understand
+from musespark.weights.model_source import ASSETS, ModelFolder, read_config_files, understand
 from musespark.weights.packed import PackedFile, is_packed
 from musespark.weights.progress import ProgressFn, progress_function
 from musespark.weights.safetensors import SafetensorsFile
@@ -173,7 +173,7 @@ def _refuse_early(folder: Path) -> None:
     """Refuses by its config a model that cannot be run, before its weights are downloaded."""
     config = folder / "config.json"
     if config.exists():
-        read_config_file(read_small_file(config, MAX_TOKENIZER_BYTES), config)
+        read_config_files({config.name: read_small_file(config, MAX_TOKENIZER_BYTES)}, folder)
 
 
 def _shapes_of(where: Path) -> Callable[[Any], dict[str, tuple[int, ...]]]:

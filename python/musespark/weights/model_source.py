@@ -18,13 +18,20 @@ from musespark.families import Family, read_config
 from musespark.families.gguf import read_gguf
 from musespark.families.spec import ModelSpec
 from musespark.families.tensors import TensorMap, canonical_shapes
-from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json_object, read_small_file
+from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json, parse_json_object, read_small_file
 from musespark.vocab import tokenizer_assets
 from musespark.weights import pack
 from musespark.weights.gguf import is_gguf
 from musespark.weights.gguf_source import GgufSource, open_gguf
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
 
+# Files of sentence-transformers that say how an encoder's rows become an embedding; in the config
+# that families read they stand under "sentence_transformers".
+SENTENCE_FILES = {
+    "modules": "modules.json",
+    "pooling": "1_Pooling/config.json",
+    "transformer": "sentence_bert_config.json",
+}
 ASSETS = (
     "config.json",
     "generation_config.json",
@@ -34,6 +41,7 @@ ASSETS = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    *SENTENCE_FILES.values(),
 )
 
 
@@ -132,7 +140,7 @@ def _understand_folder(folder: Path) -> ModelFolder:
         for name in ASSETS
         if (folder / name).exists()
     }
-    family, spec, notes = read_config_file(assets["config.json"], folder / "config.json")
+    family, spec, notes = read_config_files(assets, folder)
     checkpoint = _open_checkpoint(folder)
     try:
         try:
@@ -152,9 +160,19 @@ def _understand_folder(folder: Path) -> ModelFolder:
     return ModelFolder(folder, checkpoint, assets, family.name, spec, mapping, notes, own)
 
 
-def read_config_file(text: bytes, where: Path) -> tuple[Family, ModelSpec, list[str]]:
-    """Family, spec and notes of the text of a ``config.json``; errors begin with `where`."""
-    config = parse_json_object(text, str(where))
+def read_config_files(
+    assets: Mapping[str, bytes], folder: Path
+) -> tuple[Family, ModelSpec, list[str]]:
+    """Family, spec and notes of a folder's ``config.json`` and the files beside it."""
+    where = folder / "config.json"
+    config = parse_json_object(assets["config.json"], str(where))
+    beside = {
+        key: parse_json(assets[name], str(folder / name))
+        for key, name in SENTENCE_FILES.items()
+        if name in assets
+    }
+    if beside:
+        config["sentence_transformers"] = beside
     try:
         return read_config(config)
     except UnsupportedModel as error:
