@@ -31,9 +31,11 @@ _SHARED_ROUTER = "mlp.shared_expert_gate.weight"
 
 
 def _windows(c: Fields, layers: int) -> list[int]:
-    window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
-    if not c.flag("use_sliding_window", False):
-        window = None
+    window = None
+    if c.flag("use_sliding_window", False):
+        window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
+    else:
+        c.get("sliding_window")  # transformers writes 0 there
     last = c.integer("max_window_layers", 28, 2**31, low=0)
     default = [
         "sliding_attention" if window and i % 2 == 0 and i < last else "full_attention"

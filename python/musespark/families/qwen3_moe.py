@@ -63,16 +63,18 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         max_position_embeddings=32768,
     )
     c.get("max_window_layers")
-    window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT) or 0
-    if not c.flag("use_sliding_window", False):
-        window = 0
+    window = None
+    if c.flag("use_sliding_window", False):
+        window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
+    else:
+        c.get("sliding_window")
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-6))
     attention = AttentionSpec(
         heads=size.heads,
         kv_heads=size.kv_heads,
         head_dim=size.head_dim,
-        window=window,
+        window=window or 0,
         rope=0,
         q_norm=norm,
         k_norm=norm,
