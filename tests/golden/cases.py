@@ -32,6 +32,10 @@ _SMOLLM3 = _causal("smollm3", "SmolLM3") | {"pad_token_id": 0}
 _QWEN3_MOE = _causal("qwen3_moe", "Qwen3Moe")
 _GPT_OSS = _causal("gpt_oss", "GptOss")
 _OLMO2 = _causal("olmo2", "Olmo2")
+_OLMO3 = _causal("olmo3", "Olmo3")
+_MIXTRAL = _causal("mixtral", "Mixtral")
+_QWEN2_MOE = _causal("qwen2_moe", "Qwen2Moe")
+_GEMMA = _causal("gemma", "Gemma")
 _GRANITE = _causal("granite", "Granite")
 _VISION = {
     "model_type": "muse_glimmer_vision",
@@ -868,6 +872,162 @@ _CASES: dict[str, Case] = {
             }
         ),
         47,
+    ),
+    "mixtral_plain": Case(
+        "mixtral",
+        _MIXTRAL
+        | _sizes(97, 64, 40, 3, 8)
+        | {"num_local_experts": 5, "num_experts_per_tok": 2, "router_jitter_noise": 0.0},
+        42,
+    ),
+    "mixtral_window": Case(
+        "mixtral",
+        _MIXTRAL
+        | _sizes(83, 48, 24, 2, 6)
+        | {
+            "num_key_value_heads": 2,
+            "num_local_experts": 9,
+            "num_experts_per_tok": 3,
+            "sliding_window": 10,
+            "tie_word_embeddings": True,
+        },
+        45,
+    ),
+    "mixtral_head_dim": Case(
+        "mixtral",
+        _MIXTRAL
+        | _sizes(71, 40, 56, 2, 3)
+        | {
+            "num_key_value_heads": 1,
+            "head_dim": 20,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 4,
+            "rope_theta": 10000.0,
+        },
+        70,
+    ),
+    # A shared expert beside the chosen ones, weighed by its gate.
+    "qwen2_moe_plain": Case(
+        "qwen2_moe",
+        _QWEN2_MOE
+        | _sizes(97, 48, 72, 3, 4)
+        | {
+            "num_key_value_heads": 2,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 40,
+            "sliding_window": 9,
+        },
+        42,
+    ),
+    # Windows in even layers up to one; dense layers; renormalized.
+    "qwen2_moe_windows": Case(
+        "qwen2_moe",
+        _QWEN2_MOE
+        | _sizes(89, 60, 88, 5, 5)
+        | {
+            "num_key_value_heads": 1,
+            "num_experts": 5,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 16,
+            "shared_expert_intermediate_size": 56,
+            "norm_topk_prob": True,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "max_window_layers": 4,
+            "mlp_only_layers": [0],
+        },
+        44,
+    ),
+    "qwen2_moe_no_biases": Case(
+        "qwen2_moe",
+        _QWEN2_MOE
+        | _sizes(71, 56, 64, 2, 7)
+        | {
+            "num_key_value_heads": 7,
+            "num_experts": 12,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 24,
+            "qkv_bias": False,
+            "decoder_sparse_step": 2,
+            "tie_word_embeddings": True,
+            "rope_theta": 1000000.0,
+        },
+        47,
+    ),
+    "gemma_defaults": Case(
+        "gemma",
+        _GEMMA | _sizes(97, 48, 72, 3, 3) | {"num_key_value_heads": 1, "head_dim": 20},
+        43,
+    ),
+    # The first releases say gelu and mean its tanh formula.
+    "gemma_legacy": Case(
+        "gemma",
+        _GEMMA
+        | _sizes(83, 60, 88, 2, 4)
+        | {
+            "num_key_value_heads": 4,
+            "head_dim": 16,
+            "hidden_act": "gelu",
+            "hidden_activation": None,
+            "attention_bias": True,
+        },
+        48,
+    ),
+    "gemma_untied": Case(
+        "gemma",
+        _GEMMA
+        | _sizes(71, 40, 64, 4, 2)
+        | {
+            "num_key_value_heads": 2,
+            "head_dim": 28,
+            "tie_word_embeddings": False,
+            "rope_theta": 500.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        },
+        75,
+    ),
+    # Three windows to one full layer by default.
+    "olmo3_defaults": Case("olmo3", _OLMO3 | _sizes(97, 60, 88, 5, 5) | {"sliding_window": 7}, 42),
+    # As released: yarn over full layers alone, in the older key.
+    "olmo3_yarn": Case(
+        "olmo3",
+        _OLMO3
+        | _sizes(83, 48, 72, 4, 6)
+        | {
+            "num_key_value_heads": 2,
+            "sliding_window": 66,
+            "max_position_embeddings": 256,
+            "rope_theta": 500000,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 8.0,
+                "attention_factor": 1.2079441541679836,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+        95,
+    ),
+    "olmo3_new_keys": Case(
+        "olmo3",
+        _OLMO3
+        | _sizes(71, 56, 64, 3, 4)
+        | {
+            "num_key_value_heads": 1,
+            "sliding_window": 11,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 200.0},
+            },
+        },
+        50,
     ),
 }
 CASES = {name: case._replace(name=name) for name, case in _CASES.items()}

@@ -13,6 +13,7 @@ import numpy as np
 
 # Families whose norm weights have a 1 added to them -> the norms that are ordinary ones there.
 _CENTERED = {
+    "gemma": r"(?!)",
     "gemma2": r"(?!)",
     "gemma3": r"(?!)",
     "muse_glimmer": r"language_model\.norm\.weight$",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 
 from musespark.errors import UnsupportedModel
-from musespark.families import FAMILIES, MODULES, read_config
+from musespark.families import FAMILIES, MODULES, read_config, support
 from musespark.families.lacking import LACKING
 from musespark.families.rope import rope_from_config
 from support.model_folder import CASES
@@ -24,6 +25,14 @@ def _with(name: str, field: str, value: object) -> dict:
         at = at.setdefault(parent, {})
     at[last] = value
     return config
+
+
+def test_the_table_in_the_readme_is_what_is_registered(repository: Path) -> None:
+    """If not: ``python -m musespark.families.support README.md``."""
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    assert support.with_table(readme) == readme
+    for model_type in FAMILIES:
+        assert f"`{model_type}`" in support.support_table()
 
 
 def test_every_family_has_three_cases() -> None:

@@ -1,7 +1,8 @@
 """Gemma 3, the text tower (transformers: Gemma3ForCausalLM, Gemma3ForConditionalGeneration).
 
 Gemma 2 with a norm on each query and key head in place of the soft caps, five window layers to one
-full one, and positions of their own for each of the two kinds.
+full one, and positions of their own for each of the two kinds (older keys: ``rope_theta`` and
+``rope_scaling`` for full layers, ``rope_local_base_freq`` for the others).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from musespark.families.decoder import read_sizes, read_windows
 from musespark.families.fields import MAX_CONTEXT, MAX_LAYERS, Fields
 from musespark.families.gemma2 import LAYER_NAMES as GEMMA2_LAYER_NAMES
 from musespark.families.gemma2 import gemma_layer
-from musespark.families.rope import rope_of
-from musespark.families.spec import AttentionSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
+from musespark.families.rope import ropes_of_kinds
+from musespark.families.spec import AttentionSpec, LayerSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "gemma3"
@@ -31,30 +32,6 @@ LAYER_NAMES = GEMMA2_LAYER_NAMES | {
 _IGNORABLE = llama.IGNORABLE | {
     "vision tower: not yet run": re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..+")
 }
-_GLOBAL_THETA, _LOCAL_THETA = 1000000.0, 10000.0
-
-
-def _ropes(c: Fields, head_dim: int, context: int) -> list[RopeSpec]:
-    """Positions of window layers, then of full ones.
-
-    ``rope_parameters`` has an object for each kind of layer. The older keys are ``rope_theta`` and
-    ``rope_scaling`` for full layers and ``rope_local_base_freq`` for the others; ``rope_scaling``
-    is laid over what ``rope_parameters`` says, as in transformers.
-    """
-    nested = c.section("rope_parameters")
-    for key in nested.values:
-        if key not in ("full_attention", "sliding_attention"):
-            raise nested.refuse(str(key), "known are full_attention and sliding_attention")
-    full, local = nested.section("full_attention"), nested.section("sliding_attention")
-    scaling = c.section("rope_scaling")
-    if scaling.values:
-        full = scaling.laid_over(full)
-    theta = c.number("rope_theta", _GLOBAL_THETA) if c.has("rope_theta") else _GLOBAL_THETA
-    own = c.number("rope_local_base_freq", _LOCAL_THETA)
-    return [
-        rope_of(c, local, head_dim, own, context),
-        rope_of(c, full, head_dim, theta, context),
-    ]
 
 
 def _text_config(outer: Fields) -> Fields:
@@ -121,7 +98,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         final_norm=norm,
         tied_head=_tied(outer, c),
         logit_softcap=c.optional_number("final_logit_softcapping", None) or 0.0,
-        ropes=_ropes(c, size.head_dim, size.context),
+        ropes=ropes_of_kinds(c, size.head_dim, size.context, 1000000.0, 10000.0),
         layers=[layer(w) for w in read_windows(c, window, kinds)],
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from musespark.families import llama
-from musespark.families.decoder import read_sizes
+from musespark.families.decoder import Sizes, read_sizes
 from musespark.families.fields import Fields
 from musespark.families.rope import context_with, rope_from_config
 from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
@@ -29,10 +29,8 @@ LAYER_NAMES = llama.LAYER_NAMES | {
 }
 
 
-def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
-    """ModelSpec of a ``config.json``; keys that are missing take Olmo2Config's defaults."""
-    c = Fields.of(config)
-    c.architecture(*architectures)
+def read_layer(c: Fields) -> tuple[Sizes, LayerSpec]:
+    """Sizes, and a layer without a window that rotates with the first rope."""
     c.must_be_absent("quantization_config", "per_layer_config")
     size = read_sizes(
         c,
@@ -46,29 +44,33 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     )
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-5))
-    layer = LayerSpec(
-        attention=AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
-            rope=0,
-            q_norm=norm,
-            k_norm=norm,
-            joint_qk_norm=True,
-            query_scale=size.head_dim**-0.5,
-            qkv_bias=bias,
-            o_bias=bias,
-        ),
-        mlp=MlpSpec(activation=c.activation("hidden_act", "silu"), intermediate=size.intermediate),
-        post_attn_norm=norm,
-        post_mlp_norm=norm,
+    attention = AttentionSpec(
+        heads=size.heads,
+        kv_heads=size.kv_heads,
+        head_dim=size.head_dim,
+        rope=0,
+        q_norm=norm,
+        k_norm=norm,
+        joint_qk_norm=True,
+        query_scale=size.head_dim**-0.5,
+        qkv_bias=bias,
+        o_bias=bias,
     )
+    mlp = MlpSpec(activation=c.activation("hidden_act", "silu"), intermediate=size.intermediate)
+    return size, LayerSpec(attention, mlp, post_attn_norm=norm, post_mlp_norm=norm)
+
+
+def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
+    """ModelSpec of a ``config.json``; keys that are missing take Olmo2Config's defaults."""
+    c = Fields.of(config)
+    c.architecture(*architectures)
+    size, layer = read_layer(c)
     rope = rope_from_config(c, size.head_dim, size.context)
     return ModelSpec(
         vocab=size.vocab,
         hidden=size.hidden,
         max_context=context_with(rope, size.context),
-        final_norm=norm,
+        final_norm=layer.post_attn_norm,
         tied_head=c.flag("tie_word_embeddings", False),
         ropes=[rope],
         layers=[layer] * size.layers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from musespark.families import llama, qwen3
@@ -21,20 +21,22 @@ _LAYER_NAMES = qwen3.LAYER_NAMES | {"router": "mlp.gate.weight"}
 _EXPERT_NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
-def _mlps(c: Fields, layers: int, intermediate: int) -> list[MlpSpec]:
-    activation = c.activation("hidden_act", "silu")
-    dense = MlpSpec(activation=activation, intermediate=intermediate)
+def _sparse(c: Fields) -> MlpSpec:
     key = "num_local_experts" if c.has("num_local_experts") else "num_experts"
     experts = c.integer(key, 128, MAX_EXPERTS)
-    sparse = MlpSpec(
+    return MlpSpec(
         kind="experts",
-        activation=activation,
+        activation=c.activation("hidden_act", "silu"),
         intermediate=c.integer("moe_intermediate_size", 768, MAX_WIDTH),
         experts=experts,
         experts_per_token=c.integer("num_experts_per_tok", 8, experts),
         router="softmax",
         router_renormalize=c.flag("norm_topk_prob", False),
     )
+
+
+def mlps(c: Fields, layers: int, dense: MlpSpec, sparse: MlpSpec) -> list[MlpSpec]:
+    """Which of the two each layer has, from ``decoder_sparse_step`` and ``mlp_only_layers``."""
     every = c.integer("decoder_sparse_step", 1, MAX_LAYERS)
     only = c.get("mlp_only_layers") or []
     if not isinstance(only, list) or any(type(i) is not int for i in only):
@@ -61,16 +63,18 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         max_position_embeddings=32768,
     )
     c.get("max_window_layers")
-    window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT) or 0
-    if not c.flag("use_sliding_window", False):
-        window = 0
+    window = None
+    if c.flag("use_sliding_window", False):
+        window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
+    else:
+        c.get("sliding_window")
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-6))
     attention = AttentionSpec(
         heads=size.heads,
         kv_heads=size.kv_heads,
         head_dim=size.head_dim,
-        window=window,
+        window=window or 0,
         rope=0,
         q_norm=norm,
         k_norm=norm,
@@ -78,6 +82,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         qkv_bias=bias,
         o_bias=bias,
     )
+    dense = MlpSpec(activation=c.activation("hidden_act", "silu"), intermediate=size.intermediate)
     rope = rope_from_config(c, size.head_dim, size.context)
     return ModelSpec(
         vocab=size.vocab,
@@ -88,14 +93,13 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         ropes=[rope],
         layers=[
             LayerSpec(attention, mlp, attn_norm=norm, mlp_norm=norm)
-            for mlp in _mlps(c, size.layers, size.intermediate)
+            for mlp in mlps(c, size.layers, dense, _sparse(c))
         ],
     )
 
 
-def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
-    """Maps the checkpoint's tensor names; every expert's matrices are tensors of their own."""
-    whole = llama.namer("model", _LAYER_NAMES)
+def expert_namer(whole: Callable[[str], str]) -> Callable[[str], str]:
+    """`whole`, and the names of the experts' matrices, each a tensor of its own."""
 
     def source_of(canonical: str) -> str:
         parts = canonical.split(".")
@@ -104,6 +108,12 @@ def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
         _, layer, _, expert, part = parts
         return f"model.layers.{layer}.mlp.experts.{expert}.{_EXPERT_NAMES[part]}.weight"
 
+    return source_of
+
+
+def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
+    """Maps the checkpoint's tensor names; every expert's matrices are tensors of their own."""
+    source_of = expert_namer(llama.namer("model", _LAYER_NAMES))
     return match_tensors(model, names, source_of, llama.IGNORABLE)
 
 

@@ -126,6 +126,34 @@ def rope_of(
     return make(_Rope(config, params, dim, theta, max_context, trained_context))
 
 
+def ropes_of_kinds(
+    c: Fields, head_dim: int, max_context: int, theta: float, local_theta: float | None
+) -> list[RopeSpec]:
+    """Positions of window layers, then of full ones, of a config that tells them apart.
+
+    ``rope_parameters`` has an object for each kind of layer. The older keys are ``rope_theta``
+    (default `theta`) and ``rope_scaling`` for full layers; the latter is laid over what
+    ``rope_parameters`` says, as in transformers. ``rope_local_base_freq`` (default `local_theta`)
+    is for window layers; with None they share ``rope_theta``, which transformers 5.23 gives to full
+    layers alone, so a value beside it is refused.
+    """
+    nested = c.section("rope_parameters")
+    for key in nested.values:
+        if key not in ("full_attention", "sliding_attention"):
+            raise nested.refuse(str(key), "known are full_attention and sliding_attention")
+    full, local = nested.section("full_attention"), nested.section("sliding_attention")
+    scaling = c.section("rope_scaling")
+    if scaling.values:
+        full = scaling.laid_over(full)
+    own = theta if local_theta is None else c.number("rope_local_base_freq", local_theta)
+    if local_theta is None and c.has("rope_theta") and c.number("rope_theta", theta) != theta:
+        raise c.refuse("rope_theta", f"beside layers of two kinds only {theta:g} is supported")
+    return [
+        rope_of(c, local, head_dim, own, max_context),
+        rope_of(c, full, head_dim, _theta(c, theta), max_context),
+    ]
+
+
 def context_with(rope: RopeSpec, max_context: int) -> int:
     """How long a text may be: YaRN is often added to a config that still says the trained length.
 

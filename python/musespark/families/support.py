@@ -1,0 +1,44 @@
+"""The table of supported models in README.md, made from what is registered.
+
+``python -m musespark.families.support README.md`` writes it between the README's two markers;
+a test keeps them equal.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from musespark.families import MODULES, Family
+
+BEGIN, END = "<!-- families -->", "<!-- /families -->"
+
+
+def support_table() -> str:
+    """Markdown, one row for each family."""
+    rows = [
+        "| family (`model_type`) | models | class in `architectures` |",
+        "|---|---|---|",
+    ]
+    rows += [_row(family) for family in MODULES]
+    return "\n".join(rows)
+
+
+def _row(family: Family) -> str:
+    kinds = ", ".join(f"`{one}`" for one in family.model_types)
+    classes = ", ".join(f"`{one}`" for one in family.architectures)
+    return f"| {kinds} | {family.models} | {classes} |"
+
+
+def with_table(readme: str) -> str:
+    """The README's text with the table of this version."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if not after:
+        raise ValueError(f"the text has no {BEGIN} … {END}")
+    return f"{before}{BEGIN}\n{support_table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")
