@@ -40,7 +40,10 @@ def _tool(name: str, description: str) -> dict[str, Any]:
 
 
 TOOLS = [_tool("get_weather", "The weather of a city."), _tool("geo.find", 'Finds "places".')]
-_PLAIN = {"city": {"type": "string", "description": "A city"}, "days": {"type": "integer"}}
+_PLAIN = {
+    "city": {"type": "string", "description": "A city"},
+    "days": {"type": "integer", "description": "How many"},
+}
 PLAIN_TOOLS = [
     {
         "type": "function",
