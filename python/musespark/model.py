@@ -45,6 +45,7 @@ from musespark.options import (
 )
 from musespark.results import ChatResult, Completion, ModelInfo
 from musespark.session import Session
+from musespark.text import ChatTemplate
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
 from musespark.weights import LoadedWeights, open_model
@@ -99,7 +100,7 @@ class Model:
     Safe to use from any number of threads and event loops: what they ask runs as one batch, and
     every result is the one it would be alone. After ``os.fork`` load again in the child.
 
-    Attributes: ``tokenizer``, ``template`` (None where the model has none) and ``info``.
+    Attributes: ``tokenizer``, ``template`` (may be set) and ``info``.
     """
 
     def __init__(
@@ -109,10 +110,9 @@ class Model:
         spec, assets = weights.spec, weights.assets
         config = json_asset(assets, "generation_config.json")
         self.tokenizer = tokenizer_of(assets)
+        self._vocab = spec.vocab
         self.template = template_of(assets)
-        self._protocol = detect_protocol(self.tokenizer, self.template)
         self._defaults = model_defaults(config, spec.vocab)
-        self._stop_ids = prompts.stop_ids(self.tokenizer, self._protocol, spec.vocab)
         budget = int(available_memory() * _KV_SHARE)
         limit, notes = _context_limit(spec, _KV[kv], context, budget)
         count = default_threads() if threads is None else threads
@@ -130,6 +130,7 @@ class Model:
         info = weights.info
         if kv == "auto" and self._encoder is None:
             notes.append("kv auto: kv8 for every layer")
+        notes.append(f"chat protocol: {self._protocol.name if self.template else 'no template'}")
         notes += [f"generation_config.json: {f} is not applied" for f in unused_defaults(config)]
         if info.get("quantize_auto"):
             notes.append(f"quantize auto: {info['quantize']}")
@@ -293,6 +294,28 @@ class Model:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The chat template; None where the model has none.
+
+        A :class:`ChatTemplate`, a template's text, or the path of a ``.jinja`` file may be set, for
+        models that come without one or with a broken one. How the model writes thoughts and tool
+        calls is then found again from it. Set it before the first chat.
+        """
+        return self._template
+
+    @template.setter
+    def template(self, given: ChatTemplate | str | os.PathLike[str] | None) -> None:
+        if given is not None and not isinstance(given, ChatTemplate):
+            if not isinstance(given, (str, os.PathLike)):
+                raise InvalidRequest(
+                    f"template: got {given!r:.60}, allowed is a ChatTemplate, its text or a path"
+                )
+            given = ChatTemplate(given)
+        protocol = detect_protocol(self.tokenizer, given)
+        self._stop_ids = prompts.stop_ids(self.tokenizer, protocol, self._vocab)
+        self._template, self._protocol = given, protocol
 
     def __repr__(self) -> str:
         i = self.info

@@ -62,8 +62,9 @@ def chat_ids(
     """
     if template is None:
         raise InvalidRequest(
-            "this model has no chat template; put a chat_template.jinja into its folder, "
-            "or use generate()"
+            "this model has no chat template; give one with "
+            "model.template = musespark.ChatTemplate(path or text), or put a chat_template.jinja "
+            "into its folder, or use generate(), which needs none"
         )
     mode = mode or "auto"
     if mode == "contemplating":

@@ -40,6 +40,20 @@ def _tool(name: str, description: str) -> dict[str, Any]:
 
 
 TOOLS = [_tool("get_weather", "The weather of a city."), _tool("geo.find", 'Finds "places".')]
+_PLAIN = {
+    "city": {"type": "string", "description": "A city"},
+    "days": {"type": "integer", "description": "How many"},
+}
+PLAIN_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "now",
+            "description": "The weather.",
+            "parameters": {"type": "object", "properties": _PLAIN, "required": ["city"]},
+        },
+    }
+]
 
 
 def _call(name: str, arguments: dict[str, Any], call_id: str) -> dict[str, Any]:
@@ -57,6 +71,7 @@ def _assistant(text: Any, **more: Any) -> dict[str, Any]:
 SYSTEM = {"role": "system", "content": "You are terse.\n\nAlways."}
 _ARGUMENTS = {"city": "Zürich", "days": 3, "unit": None, "tags": ["a b", "ç"]}
 _CALLED = _assistant("", tool_calls=[_call("get_weather", _ARGUMENTS, "call00001")])
+_IMAGE = {"type": "image"}
 _ANSWERED = {
     "role": "tool",
     "name": "get_weather",
@@ -134,6 +149,115 @@ CASES: dict[str, dict[str, Any]] = {
             {**_ANSWERED, "name": "geo.find", "tool_call_id": "call00002", "content": "there"},
         ],
         "tools": TOOLS,
+    },
+    "image_turns": {
+        "messages": [
+            SYSTEM,
+            _user([_IMAGE, {"type": "text", "text": "What is it?"}]),
+            _assistant("A cat."),
+            _user(
+                [{"type": "text", "text": "And "}, _IMAGE, {"type": "text", "text": "or "}, _IMAGE]
+            ),
+            _assistant([{"type": "text", "text": "Dogs."}]),
+            _user("Thanks"),
+        ]
+    },
+    "image_url": {
+        "messages": [
+            _user(
+                [
+                    {"type": "text", "text": "Look:"},
+                    {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}},
+                ]
+            )
+        ]
+    },
+    "image_tools": {
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Terse."}]},
+            _user([_IMAGE, {"type": "text", "text": "Where is this, and the weather?"}]),
+            _CALLED,
+            _ANSWERED,
+            _assistant("Clear."),
+            _user([{"type": "text", "text": "And here?"}, _IMAGE]),
+        ],
+        "tools": TOOLS,
+    },
+    "tool_image": {
+        "messages": [
+            _user("Take a picture."),
+            _CALLED,
+            {**_ANSWERED, "content": [{"type": "text", "text": "here"}, _IMAGE]},
+        ],
+        "tools": TOOLS,
+    },
+    "tool_parts": {
+        "messages": [
+            _user("Weather?"),
+            _CALLED,
+            {**_ANSWERED, "content": [{"type": "text", "text": "clear"}]},
+        ],
+        "tools": TOOLS,
+    },
+    "long": {
+        "messages": [
+            SYSTEM,
+            _user("Hello"),
+            _assistant("Hi."),
+            _user("Weather?"),
+            {**_CALLED, "reasoning_content": "Look it up."},
+            _ANSWERED,
+            _assistant("Clear.", reasoning_content="So it is."),
+            _user("Both?"),
+            _assistant(
+                "I look.",
+                tool_calls=[
+                    _call("get_weather", {"city": "A"}, "call00002"),
+                    _call("geo.find", {"city": "B", "tags": []}, "call00003"),
+                ],
+            ),
+            {**_ANSWERED, "tool_call_id": "call00002", "content": "rain"},
+            {**_ANSWERED, "name": "geo.find", "tool_call_id": "call00003", "content": "[]"},
+            _assistant("Rain."),
+            _user("Thanks"),
+            _assistant("Welcome."),
+        ],
+        "tools": TOOLS,
+    },
+    "no_content": {
+        "messages": [
+            _user("Weather?"),
+            {k: v for k, v in _CALLED.items() if k != "content"},
+            _ANSWERED,
+        ],
+        "tools": TOOLS,
+    },
+    "no_arguments": {
+        "messages": [
+            _user("Weather?"),
+            _assistant(None, tool_calls=[_call("get_weather", {}, "call00001")]),
+            {**_ANSWERED, "content": ""},
+            _user("So?"),
+        ],
+        "tools": TOOLS[:1],
+    },
+    # Templates that cannot say types like ["string", "null"], and one that wants its own variables.
+    "plain_tools": {"messages": [SYSTEM, _user("Weather?")], "tools": PLAIN_TOOLS},
+    "plain_call": {
+        "messages": [
+            SYSTEM,
+            _user("Weather?"),
+            _assistant("", tool_calls=[_call("now", {"city": "A", "days": 2}, "call00001")]),
+            {**_ANSWERED, "name": "now"},
+            _assistant("Clear."),
+            _user("Thanks"),
+        ],
+        "tools": PLAIN_TOOLS,
+        "variables": {"functions": "[]", "datetime": "Feb 03 2026"},
+    },
+    "developer": {
+        "messages": [{"role": "developer", "content": "Be terse."}, _user("Hello")],
+        "tools": TOOLS[:1],
     },
     "effort": {
         "messages": [SYSTEM, _user("Hello")],

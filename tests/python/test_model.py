@@ -32,6 +32,25 @@ def test_stream_gives_what_the_call_gives(model):
     assert len(deltas) > 1
 
 
+def test_a_model_without_a_template_says_how_to_give_one(tmp_path):
+    with musespark.load() as model:
+        template, answer = model.template, model.chat(QUESTION, max_new_tokens=60)
+        assert any("chat protocol: muse" in note for note in model.info.notes)
+        model.template = None
+        with pytest.raises(musespark.InvalidRequest, match=r"model\.template = musespark\.Chat"):
+            model.chat(QUESTION)
+        model.generate("Once", max_new_tokens=2)
+        (tmp_path / "own.jinja").write_text(template.source)
+        for given in (template, template.source, tmp_path / "own.jinja"):
+            model.template = given
+            again = model.chat(QUESTION, max_new_tokens=60)
+            assert (again.tokens, again.reasoning) == (answer.tokens, answer.reasoning)
+        for wrong, error in ((5, "allowed is a ChatTemplate"), (tmp_path / "none", "no such")):
+            with pytest.raises(musespark.Error, match=error):
+                model.template = wrong
+        assert model.template is not None
+
+
 def test_generate_stream_and_text_agree(model):
     stream = model.generate("Once upon a time", max_new_tokens=40, stream=True)
     text = "".join(map(str, stream))

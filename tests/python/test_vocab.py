@@ -21,6 +21,7 @@ from musespark.assets import template_of, tokenizer_of
 from musespark.errors import CorruptFile, Error, UnsupportedModel
 from musespark.text import Tokenizer
 from musespark.vocab import PRE_TOKENIZERS, TOKENIZER_MODELS, tokenizer_assets
+from musespark.weights.gguf import GgufFile
 from support import gguf_vocabularies as zoo
 
 GOLDEN = json.loads(
@@ -46,9 +47,11 @@ def read_cases(folder: Path, name: str) -> list[tuple[str, list[int]]]:
 
 @cache
 def real(path: Path) -> Tokenizer:
-    gguf = pytest.importorskip("gguf")
-    reader = gguf.GGUFReader(path)
-    return built({key: field.contents() for key, field in reader.fields.items()})
+    file = GgufFile(path)
+    try:
+        return built(file.metadata)
+    finally:
+        file.close()
 
 
 @pytest.mark.parametrize("name", ["gpt-2", "llama-spm", "phi-3"])

@@ -63,7 +63,7 @@ def _object(given: Any) -> dict[str, Any]:
     """Arguments as an object; they may be JSON text of one, or null."""
     if isinstance(given, str):
         try:
-            given = strict_json(given) if given.strip() else {}
+            given = strict_json(given)
         except ValueError as error:
             raise Malformed(f"arguments are not JSON: {error}") from error
     if given is None:
@@ -100,7 +100,7 @@ def parse_mistral(text: str, schemas: Mapping[str, Any], recipient: str | None =
 
 
 def parse_deepseek(text: str, schemas: Mapping[str, Any], recipient: str | None = None) -> Found:
-    """Between the markers of a call: ``name<｜tool▁sep｜>{…}`` (V3.1), or ``function<｜tool▁sep｜>name``
+    """A call: ``name<｜tool▁sep｜>{…}`` (V3.1), or ``function<｜tool▁sep｜>name``
     and the arguments in a fence (V3, R1)."""
     separator = "<｜tool▁sep｜>"
     at = find_mark(text, separator)
@@ -130,7 +130,7 @@ def parse_kimi(text: str, schemas: Mapping[str, Any], recipient: str | None = No
 def parse_harmony(text: str, schemas: Mapping[str, Any], recipient: str | None = None) -> Found:
     """The body of a message ``to=functions.NAME``: the arguments alone."""
     name = (recipient or "").removeprefix("functions.")
-    return [_named(name, text if text.strip() else "", str(text))]
+    return [_named(name, text, str(text))]
 
 
 def parse_keyed(text: str, schemas: Mapping[str, Any], recipient: str | None = None) -> Found:

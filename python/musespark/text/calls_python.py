@@ -14,6 +14,7 @@ from musespark.text.toolcalls import (
     ToolCallError,
     find_mark,
     skip_space,
+    strict_json,
 )
 
 Found = list[ToolCall | ToolCallError]
@@ -160,6 +161,20 @@ def _number(text: str) -> int | float:
     if value in (float("inf"), float("-inf")):
         raise Malformed(f"{text[:40]} is beyond the numbers of JSON readers")
     return value
+
+
+def literal(text: str) -> Any:
+    """A value in JSON or Python's notation; ValueError for anything else."""
+    try:
+        return strict_json(text)
+    except ValueError as error:
+        try:
+            value, end = _Reader(text).value(0)
+        except Malformed:
+            raise error from None
+        if skip_space(text, end) < len(text):
+            raise
+        return value
 
 
 _FENCE = re.compile(r"\s*```(?:tool_code|python|tool_call)?[ \t]*\n(.*?)\n?```\s*", re.DOTALL)

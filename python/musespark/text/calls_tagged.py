@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from musespark.text.calls_python import literal
 from musespark.text.toolcalls import (
     Malformed,
     ToolCall,
@@ -154,8 +155,9 @@ def parse_atem(text: str, schemas: Mapping[str, Any], recipient: str | None = No
 
 
 def parse_xml(text: str, schemas: Mapping[str, Any], recipient: str | None = None) -> Found:
-    """``<function=NAME><parameter=KEY>VALUE</parameter>…</function>``."""
-    return _invokes(text, 0, _XML, lambda n, v, raw: typed(n, v, raw, schemas))
+    """``<function=NAME><parameter=KEY>VALUE</parameter>…</function>``. Values are written as their
+    templates do it: strings as they are, the rest as JSON or like Python (``True``, ``['a']``)."""
+    return _invokes(text, 0, _XML, lambda n, v, raw: typed(n, v, raw, schemas, literal))
 
 
 _IS_STRING = re.compile(r'\s+string="(true|false)">|>')

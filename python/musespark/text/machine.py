@@ -129,15 +129,17 @@ class Machine:
         self._marks.setdefault(marker, []).append(self._raw_length)
         self.write(marker)
 
-    def close(self, *, cut: bool = False) -> None:
-        """End the open channel, if any; a cut one keeps its trailing separators."""
+    def close(self, *, cut: bool = False, closed: bool = False) -> None:
+        """End the open channel, if any. ``cut``: it keeps its trailing separators; ``closed``: by
+        its own closing marker."""
         kind, raw = self.kind, "".join(self._raw)
         if kind is None:
             return
         if kind == TOOL:
             self._after_tool = True
             known = {name: self._marks.get(name, []) for name in self.inner() - self._spelled}
-            self.out += self._calls.read(self._syntax, Raw.of(raw, known), self._recipient)
+            text = Raw.of(raw, known)
+            self.out += self._calls.read(self._syntax, text, self._recipient, closed=closed)
         elif kind == FOREIGN:
             self.error(raw, "text of another role")
         elif cut and self._held:

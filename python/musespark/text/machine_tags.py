@@ -34,6 +34,7 @@ class TagMachine(Machine):
         self._lead = ""  # text after an opening tag that belongs to it
         self._lead_seen = ""
         self._after_thought = False
+        self._blank = ""  # separators that came where no channel is open
         self._bare: list[str] | None = None  # an answer that may be calls without tags
         self._bare_checked = 0
         self._may_bare = bool(self.protocol.bare) and self._calls.offered
@@ -81,14 +82,17 @@ class TagMachine(Machine):
         if self.kind is not None:
             self.write(text)
             return
-        if self._bare is None and (self._after_thought or self._after_tool):
-            text = text.lstrip(self.protocol.trim)
-        if self._bare is None and not self._may_bare:
-            if text:
-                self.open(ANSWER)
-                self.write(text)
+        if self._bare is not None:
+            self._hold(text)
             return
-        self._hold(text)
+        text, self._blank = self._blank + text, ""
+        bare = text.lstrip(self.protocol.trim)
+        if not bare:
+            self._blank = text  # of the answer, if one follows, else of nothing
+        elif self._may_bare:
+            self._hold(bare if self._after_thought or self._after_tool else text)
+        else:
+            self._answer(text)
 
     def marker(self, marker: str) -> None:
         tag = self._by_open.get(marker)
@@ -98,10 +102,10 @@ class TagMachine(Machine):
             self.take(marker)
         elif marker in self.protocol.silent:
             self._settle()
-            self._start = False
+            self._start, self._blank = False, ""
         elif tag is not None:
             self._settle()
-            self._start = False
+            self._start, self._blank = False, ""
             if self.kind == THOUGHT and self._fresh and tag.kind == THOUGHT:
                 return  # the prompt opened the thought and the model did it again
             self.close()
@@ -111,7 +115,7 @@ class TagMachine(Machine):
             self._settle()
             if self.kind == THOUGHT:
                 self._after_thought, self._spelled_thought = True, False
-            self.close()
+            self.close(closed=True)
         elif marker in self._closing:
             self._settle()
             self.error(marker, "closes a channel that is not open")
@@ -120,6 +124,9 @@ class TagMachine(Machine):
 
     def leave(self, *, cut: bool = False) -> None:
         self._settle()
+        if self._blank and not self._after_thought and not self._after_tool:
+            self._answer(self._blank)
+        self._blank = ""
         self.close(cut=cut)
 
     def inner(self) -> frozenset[str]:
@@ -160,5 +167,12 @@ class TagMachine(Machine):
             self.out += [ChannelStart(TOOL), Text(TOOL, text), *found, ChannelEnd(TOOL)]
             self._after_tool = True
         elif text:
+            self._answer(text)
+
+    def _answer(self, text: str) -> None:
+        """Text outside tags; separators after a thought or call belong to nothing."""
+        if self._after_thought or self._after_tool:
+            text = text.lstrip(self.protocol.trim)
+        if text:
             self.open(ANSWER)
             self.write(text)

@@ -37,6 +37,8 @@ SYNTAXES: dict[str, Syntax] = {
     "gemma": calls_python.parse_gemma,
     "code": parse_code,
 }
+# Only the closing tag says that a call in this syntax is whole.
+_UNBOUNDED = frozenset(["glm"])
 _LONGEST_ID = 128
 _JSON_START = re.compile(r'\{\s*(?:"(?P<key>[^"\\]*)"?\s*(?P<rest>.*))?', re.DOTALL)
 _LIST_START = re.compile(r"\[\s*(?:\{.*|[^\W\d][\w.-]*(?:\(.*)?)?", re.DOTALL)
@@ -78,9 +80,11 @@ class CallReader:
         return bool(self.schemas)
 
     def read(
-        self, syntax: str, text: str | Raw, recipient: str | None = None
+        self, syntax: str, text: str | Raw, recipient: str | None = None, *, closed: bool = True
     ) -> list[ToolCall | ToolCallError]:
-        """The calls of a tool channel's text."""
+        """The calls of a tool channel's text; ``closed``: its own closing tag ended it."""
+        if not closed and syntax in _UNBOUNDED:
+            return [ToolCallError(str(text), "cut short")]
         found = SYNTAXES[syntax](text, self.schemas, recipient)
         return [self._with_id(call) if isinstance(call, ToolCall) else call for call in found]
 

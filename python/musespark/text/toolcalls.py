@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,19 +145,20 @@ def _type_of(value: Any) -> str:
     return "array" if isinstance(value, list) else "object"
 
 
-def convert(text: str, schema: Any) -> Any:
+def convert(text: str, schema: Any, read: Callable[[str], Any] | None = None) -> Any:
     """A parameter's text as a value of the schema's type.
 
     Where the schema allows a string and something else, the something else wins if the text is
     one. Without a type, JSON that is not a string is taken as JSON, anything else as a string.
-    ValueError where the text has none of the types.
+    ``read``: how a text is read as a value, strict JSON where it is None. ValueError where the text
+    has none of the types.
     """
     kinds = _types(schema)
     bare = text.strip()
     value: Any = text
     try:
         if len(bare) <= _MAX_DIGITS or not bare.lstrip("-").isdigit():
-            value = strict_json(bare)
+            value = (read or strict_json)(bare)
     except ValueError:
         pass
     kind = _type_of(value)
@@ -173,14 +174,18 @@ def convert(text: str, schema: Any) -> Any:
 
 
 def typed(
-    name: str, values: Mapping[str, str], raw: str, schemas: Mapping[str, Any]
+    name: str,
+    values: Mapping[str, str],
+    raw: str,
+    schemas: Mapping[str, Any],
+    read: Callable[[str], Any] | None = None,
 ) -> ToolCall | ToolCallError:
     """A call whose arguments are texts, with the types of the tool's schema."""
     properties = schemas.get(name, {}).get("properties") or {}
     arguments = {}
     for key, value in values.items():
         try:
-            arguments[key] = convert(value, properties.get(key))
+            arguments[key] = convert(value, properties.get(key), read)
         except ValueError as error:
             return ToolCallError(raw, f"parameter {key!r}: {error}")
     return ToolCall(name, arguments, raw)
