@@ -416,6 +416,19 @@ _CASES: dict[str, Case] = {
         },
         100,
     ),
+    # As the 2B and 9B models: queries scaled by the root of head_dim.
+    "gemma2_head_scale": Case(
+        "gemma2",
+        _GEMMA2
+        | _sizes(79, 56, 80, 3, 4)
+        | {
+            "num_key_value_heads": 2,
+            "head_dim": 20,
+            "sliding_window": 9,
+            "query_pre_attn_scalar": 20,
+        },
+        44,
+    ),
     # No caps, untied, layer_types given.
     "gemma2_untied": Case(
         "gemma2",
@@ -735,6 +748,22 @@ _CASES: dict[str, Case] = {
             "rope_theta": 1000000.0,
         },
         44,
+    ),
+    # As released, no layer dense.
+    "qwen3_moe_renormalized": Case(
+        "qwen3_moe",
+        _QWEN3_MOE
+        | _sizes(79, 40, 56, 3, 5)
+        | {
+            "num_key_value_heads": 1,
+            "head_dim": 12,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+        },
+        43,
     ),
     # One of many experts; biases; a window in every layer.
     "qwen3_moe_window": Case(

@@ -173,7 +173,7 @@ def _key(key: str, value: Any, method: str) -> Callable[[Any], None]:
     ("more", "message"),
     [
         (_key("llama.logit_scale", 2.0, "add_float32"), "llama.logit_scale is 2.0: this key is"),
-        (_key("llama.expert_count", 8, "add_uint32"), "llama.expert_count is 8: this key is not"),
+        (_key("llama.expert_shared_count", 1, "add_uint32"), "expert_shared_count is 1: this key"),
         (_key("llama.attention.value_length", 8, "add_uint32"), "value_length is 8: key heads"),
         (
             _key("llama.rope.scaling.type", "longrope", "add_string"),

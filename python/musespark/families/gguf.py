@@ -19,7 +19,7 @@ from musespark.families import gguf_names, read_config
 from musespark.families.fields import MAX_CONTEXT
 from musespark.families.gguf_names import ARCHITECTURES, Architecture
 from musespark.families.spec import LayerSpec, ModelSpec, NormSpec, RopeSpec
-from musespark.families.tensors import TensorMap, match_tensors
+from musespark.families.tensors import Part, TensorMap, canonical_shapes, match_tensors
 
 Shape = tuple[int, ...]
 
@@ -48,7 +48,7 @@ def read_gguf(
     missing or contradicts another.
     """
     keys = _Keys(metadata)
-    arch = ARCHITECTURES[keys.name]
+    arch = _variant(keys, ARCHITECTURES[keys.name])
     config = config_of(keys, arch, shapes, vector)
     family, spec, notes = read_config(config)
     if gguf_names.ROPE_FACTORS in shapes:
@@ -57,23 +57,43 @@ def read_gguf(
         )
     if arch.one_added:
         spec = _with_plain_norms(spec)
-    name_of = namer(arch)
-    mapping = match_tensors(spec, shapes, name_of, gguf_names.IGNORABLE)
+    mapping = match_tensors(spec, shapes, sources(arch, spec), gguf_names.IGNORABLE)
     mapping.ignored.clear()  # what IGNORABLE names has been read
-    interleaved = _interleaved(spec, name_of) if arch.interleaved else {}
+    interleaved = _interleaved(spec, mapping) if arch.interleaved else {}
     return GgufModel(family.name, config, spec, mapping, interleaved, notes)
 
 
-def namer(arch: Architecture) -> Callable[[str], str]:
-    """Canonical name -> the file's name."""
+def _variant(keys: _Keys, arch: Architecture) -> Architecture:
+    for key, other in arch.variants.items():
+        if keys.has(key) and keys.number(key) != 0:
+            return other
+    return arch
 
-    def source_name(canonical: str) -> str:
+
+def sources(arch: Architecture, spec: ModelSpec) -> Callable[[str], str | Part]:
+    """Canonical name -> the file's name, or the part of the file's tensor that it is."""
+    shapes = canonical_shapes(spec)
+    fused = {part: stored for stored, parts in arch.fused.items() for part in parts}
+
+    def source_of(canonical: str) -> str | Part:
         if canonical in gguf_names.NAMES:
             return gguf_names.NAMES[canonical]
         _, index, part = canonical.split(".", 2)
-        return f"blk.{index}.{arch.layer_names[part]}"
+        at = f"blk.{index}."
+        if part.startswith("experts."):
+            _, expert, part = part.split(".")
+            count = spec.layers[int(index)].mlp.experts
+            stored = (count, *shapes[canonical])
+            return Part(at + arch.layer_names[f"experts.{part}"], stored, int(expert))
+        if part not in fused:
+            return at + arch.layer_names[part]
+        parts = arch.fused[fused[part]]
+        rows = [shapes[f"layers.{index}.{one}"][0] for one in parts]
+        before = sum(rows[: parts.index(part)])
+        stored = (sum(rows), shapes[canonical][1])
+        return Part(at + fused[part], stored, start=before, count=shapes[canonical][0])
 
-    return source_name
+    return source_of
 
 
 class _Keys:
@@ -139,14 +159,53 @@ def config_of(
             raise CorruptFile(f"{keys.name}.{key} is missing")
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config["vocab_size"] = _vocab(keys, shapes)
+    _read_pattern(keys, config)
     config["tie_word_embeddings"] = gguf_names.NAMES["head"] not in shapes
     for flag, part in arch.biases.items():
         config[flag] = f"blk.0.{part}" in shapes
     scaling = _rope_scaling(keys)
+    if gguf_names.LONG_FACTORS in shapes:
+        scaling = _longrope(keys, config, shapes, vector)
     if scaling is not None:
         config["rope_scaling"] = scaling
     _check_head(keys, config)
-    return config
+    return config | arch.rest(config)
+
+
+def _read_pattern(keys: _Keys, config: dict[str, Any]) -> None:
+    """Which layers have the window, where the file says it layer by layer."""
+    pattern = keys.get("attention.sliding_window_pattern")
+    if pattern is None:
+        return
+    layers = config["num_hidden_layers"]
+    if not isinstance(pattern, np.ndarray) or pattern.dtype != bool or pattern.shape != (layers,):
+        raise keys.refuse("attention.sliding_window_pattern", f"{layers} booleans are needed")
+    config["layer_types"] = [
+        "sliding_attention" if one else "full_attention" for one in pattern.tolist()
+    ]
+
+
+def _longrope(
+    keys: _Keys,
+    config: dict[str, Any],
+    shapes: Mapping[str, Shape],
+    vector: Callable[[str], np.ndarray],
+) -> dict[str, Any]:
+    """The scaling of a file with a number for each frequency, one set for long texts."""
+    original = "rope.scaling.original_context_length"
+    if not keys.has(original):
+        raise CorruptFile(f"{keys.name}.{original} is missing")
+    if gguf_names.SHORT_FACTORS not in shapes:
+        raise CorruptFile(f"tensor {gguf_names.SHORT_FACTORS!r} is missing")
+    config["original_max_position_embeddings"] = keys.integer(original)
+    scaling: dict[str, Any] = {
+        "rope_type": "longrope",
+        "long_factor": vector(gguf_names.LONG_FACTORS).tolist(),
+        "short_factor": vector(gguf_names.SHORT_FACTORS).tolist(),
+    }
+    if keys.has("rope.scaling.attn_factor"):
+        scaling["attention_factor"] = keys.number("rope.scaling.attn_factor")
+    return scaling
 
 
 def _check_keys(keys: _Keys, arch: Architecture) -> None:
@@ -189,7 +248,8 @@ def _check_head(keys: _Keys, config: dict[str, Any]) -> None:
         if not 2 <= rotated <= head:
             raise keys.refuse("rope.dimension_count", f"heads are {head} wide")
         if rotated != head:
-            config["partial_rotary_factor"] = rotated / head
+            # A little more, so that rounding down gives this number again.
+            config["partial_rotary_factor"] = (rotated + 0.5) / head
 
 
 def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
@@ -273,13 +333,14 @@ def llama3_factors(rope: RopeSpec) -> np.ndarray:
 # ---- forms of llama.cpp's own -------------------------------------------------------------------
 
 
-def _interleaved(spec: ModelSpec, name_of: Callable[[str], str]) -> dict[str, int]:
+def _interleaved(spec: ModelSpec, mapping: TensorMap) -> dict[str, int]:
     heads: dict[str, int] = {}
     for i, layer in enumerate(spec.layers):
         a = layer.attention
         for part, count in (("q", a.heads), ("k", a.kv_heads)):
-            heads[name_of(f"layers.{i}.{part}")] = count
-            heads[name_of(f"layers.{i}.{part}_bias")] = count
+            for name in (f"layers.{i}.{part}", f"layers.{i}.{part}_bias"):
+                if name in mapping.sources:
+                    heads[mapping.sources[name].name] = count
     return heads
 
 

@@ -11,7 +11,7 @@ Adding one: the ``model_type`` of the family, what differs from ``_DECODER_KEYS`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ _REQUIRED = (
 )
 # Keys that are read in code (gguf.py), and keys that change nothing.
 READ_IN_CODE = (
+    "attention.sliding_window_pattern",
     "attention.value_length",
     "vocab_size",
     "rope.dimension_count",
@@ -52,11 +53,13 @@ READ_IN_CODE = (
     "rope.scaling.original_context_length",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
+    "rope.dimension_count_swa",
 )
 WITHOUT_EFFECT = ("rope.scaling.finetuned", "tensor_data_layout", "pooling_type")
 # Keys that say nothing where they have this value and are not supported with another.
 NEUTRAL: dict[str, Any] = {
     "attention.causal": True,
+    "attention.sliding_window": 0,
     "expert_count": 0,
     "expert_used_count": 0,
     "expert_shared_count": 0,
@@ -99,6 +102,10 @@ LAYER_NAMES = {
     "experts.gate_bias": "ffn_gate_exps.bias",
     "experts.up_bias": "ffn_up_exps.bias",
     "experts.down_bias": "ffn_down_exps.bias",
+    "shared_gate": "ffn_gate_shexp.weight",
+    "shared_up": "ffn_up_shexp.weight",
+    "shared_down": "ffn_down_shexp.weight",
+    "shared_router": "ffn_gate_inp_shexp.weight",
 }
 NAMES = {
     "embed": "token_embd.weight",
@@ -106,6 +113,7 @@ NAMES = {
     "head": "output.weight",
 }
 ROPE_FACTORS = "rope_freqs.weight"
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
 # Reason -> names that are left out knowingly.
 IGNORABLE = {
     "frequency factors, which are read as a part of the rotation": re.compile(
@@ -114,34 +122,169 @@ IGNORABLE = {
 }
 
 
+# What no key says and llama.cpp holds for known: from the config so far to what is still missing.
+Rest = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def _nothing(config: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+def _head_dim(config: dict[str, Any]) -> int:
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def _query_scalar(layers_of_27b: int) -> Rest:
+    # llama.cpp knows the one size of a Gemma whose scalar is not its head_dim by its layers.
+    def rest(config: dict[str, Any]) -> dict[str, Any]:
+        if config["num_hidden_layers"] == layers_of_27b:
+            scalar = config["hidden_size"] // config["num_attention_heads"]
+        else:
+            scalar = _head_dim(config)
+        return {"query_pre_attn_scalar": scalar}
+
+    return rest
+
+
+def _phi3_window(config: dict[str, Any]) -> dict[str, Any]:
+    return {"sliding_window": config.get("sliding_window") or None}
+
+
+def _granite_scales(config: dict[str, Any]) -> dict[str, Any]:
+    return {"attention_multiplier": config.get("attention_multiplier", _head_dim(config) ** -0.5)}
+
+
+def _gpt_oss_rope(config: dict[str, Any]) -> dict[str, Any]:
+    # The models were made with a ramp between dimensions; files do not say it.
+    scaling = config.get("rope_scaling") or {"rope_type": "default"}
+    return {"rope_scaling": scaling | {"truncate": False}} if "factor" in scaling else {}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How the files of one general.architecture are read.
 
     ``keys``: key -> config field; ``required`` of them; ``constants``: config fields that hold for
-    every file; ``biases``: config flag -> the tensor of layer 0 whose presence sets it.
-    ``fused``: stored part -> the canonical parts whose rows it holds one after the other.
-    ``interleaved``: rows of Q and K alternate between the halves that rotate together (llama.cpp's
-    pairs are neighbours, ours half a head apart). ``one_added``: norm weights are stored as 1 + w.
+    every file; ``rest``: those that follow from others; ``biases``: config flag -> the tensor of
+    layer 0 whose presence sets it. ``fused``: stored part -> the canonical parts whose rows it
+    holds one after the other. ``interleaved``: rows of Q and K alternate between the halves that
+    rotate together (llama.cpp's pairs are neighbours, ours half a head apart). ``one_added``: norm
+    weights are stored as 1 + w. ``variants``: key -> how a file is read in which it is there and
+    not 0: an architecture that llama.cpp shares between families.
     """
 
     model_type: str
     keys: Mapping[str, str] = field(default_factory=lambda: _DECODER_KEYS)
     required: tuple[str, ...] = _REQUIRED
     constants: Mapping[str, Any] = field(default_factory=dict)
+    rest: Rest = _nothing
     biases: Mapping[str, str] = field(default_factory=dict)
     layer_names: Mapping[str, str] = field(default_factory=lambda: LAYER_NAMES)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     interleaved: bool = False
     one_added: bool = False
+    variants: Mapping[str, Architecture] = field(default_factory=dict)
 
+
+_WINDOW = {"attention.sliding_window": "sliding_window"}
+_ATTENTION_BIAS = {"attention_bias": "attn_output.bias"}
+_MIXTRAL = Architecture(
+    "mixtral",
+    keys=_DECODER_KEYS
+    | {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+    interleaved=True,
+)
+_OLMO3 = Architecture("olmo3", keys=_DECODER_KEYS | _WINDOW, biases=_ATTENTION_BIAS)
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(
         "llama",
-        biases={"attention_bias": "attn_output.bias", "mlp_bias": "ffn_up.bias"},
+        biases=_ATTENTION_BIAS | {"mlp_bias": "ffn_up.bias"},
         interleaved=True,
+        variants={
+            "expert_count": _MIXTRAL,
+            "attention.sliding_window": Architecture(
+                "mistral", keys=_DECODER_KEYS | _WINDOW, interleaved=True
+            ),
+        },
     ),
     "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3", biases={"attention_bias": "attn_output.bias"}),
+    "qwen2moe": Architecture(
+        "qwen2_moe",
+        keys=_DECODER_KEYS
+        | _EXPERT_KEYS
+        | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+    ),
+    "qwen3": Architecture("qwen3", biases=_ATTENTION_BIAS),
+    "qwen3moe": Architecture(
+        "qwen3_moe",
+        keys=_DECODER_KEYS | _EXPERT_KEYS,
+        constants={"norm_topk_prob": True},
+        biases=_ATTENTION_BIAS,
+    ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        keys=_DECODER_KEYS
+        | _WINDOW
+        | {
+            "expert_feed_forward_length": "intermediate_size",
+            "expert_count": "num_local_experts",
+            "expert_used_count": "num_experts_per_tok",
+        },
+        rest=_gpt_oss_rope,
+        biases=_ATTENTION_BIAS,
+        layer_names=LAYER_NAMES | {"mlp_norm": "post_attention_norm.weight"},
+    ),
+    "gemma": Architecture("gemma", biases=_ATTENTION_BIAS, one_added=True),
+    "gemma2": Architecture(
+        "gemma2",
+        keys=_DECODER_KEYS
+        | _WINDOW
+        | {
+            "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        rest=_query_scalar(46),
+        biases=_ATTENTION_BIAS,
+        one_added=True,
+    ),
+    "gemma3": Architecture(
+        "gemma3_text",
+        keys=_DECODER_KEYS
+        | _WINDOW
+        | {
+            "final_logit_softcapping": "final_logit_softcapping",
+            "rope.freq_base_swa": "rope_local_base_freq",
+        },
+        rest=_query_scalar(62),
+        biases=_ATTENTION_BIAS,
+        one_added=True,
+    ),
+    "phi3": Architecture(
+        "phi3",
+        keys=_DECODER_KEYS | _WINDOW,
+        rest=_phi3_window,
+        fused={"attn_qkv.weight": ("q", "k", "v"), "ffn_up.weight": ("gate", "up")},
+    ),
+    "smollm3": Architecture(
+        "smollm3",
+        biases=_ATTENTION_BIAS | {"mlp_bias": "ffn_up.bias"},
+        interleaved=True,
+    ),
+    "olmo2": Architecture(
+        "olmo2", biases=_ATTENTION_BIAS, variants={"attention.sliding_window": _OLMO3}
+    ),
+    "granite": Architecture(
+        "granite",
+        keys=_DECODER_KEYS
+        | {
+            "attention.scale": "attention_multiplier",
+            "embedding_scale": "embedding_multiplier",
+            "residual_scale": "residual_multiplier",
+            "logit_scale": "logits_scaling",
+        },
+        rest=_granite_scales,
+        biases=_ATTENTION_BIAS | {"mlp_bias": "ffn_up.bias"},
+        interleaved=True,
+    ),
 }

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from musespark.families import MODULES, Family
+from musespark.families.gguf_names import ARCHITECTURES
 
 BEGIN, END = "<!-- families -->", "<!-- /families -->"
 
@@ -17,8 +18,8 @@ BEGIN, END = "<!-- families -->", "<!-- /families -->"
 def support_table() -> str:
     """Markdown, one row for each family."""
     rows = [
-        "| family (`model_type`) | models | class in `architectures` |",
-        "|---|---|---|",
+        "| `model_type` | models | class in `architectures` | `general.architecture` in GGUF |",
+        "|---|---|---|---|",
     ]
     rows += [_row(family) for family in MODULES]
     return "\n".join(rows)
@@ -27,7 +28,16 @@ def support_table() -> str:
 def _row(family: Family) -> str:
     kinds = ", ".join(f"`{one}`" for one in family.model_types)
     classes = ", ".join(f"`{one}`" for one in family.architectures)
-    return f"| {kinds} | {family.models} | {classes} |"
+    files = ", ".join(f"`{one}`" for one in _gguf_names(family)) or "-"
+    return f"| {kinds} | {family.models} | {classes} | {files} |"
+
+
+def _gguf_names(family: Family) -> list[str]:
+    return [
+        name
+        for name, arch in ARCHITECTURES.items()
+        if {one.model_type for one in (arch, *arch.variants.values())} & {*family.model_types}
+    ]
 
 
 def with_table(readme: str) -> str:
