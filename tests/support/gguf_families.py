@@ -21,9 +21,18 @@ from support.model_folder import Case
 
 ARCHITECTURES = {
     "mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
-    "gpt_oss": "gpt-oss", "olmo3": "olmo2",
+    "gpt_oss": "gpt-oss", "olmo3": "olmo2", "muse_glimmer": "muse-glimmer",
 }  # fmt: skip
-WOVEN = ("llama", "smollm3", "granite")
+WOVEN = ("llama", "smollm3", "granite", "muse-glimmer")
+# gguf-py may be older than this family.
+MUSE_NAMES = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "self_attn.gate_proj": "attn_gate", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
 EXPERT = re.compile(
     r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)\.weight"
 )
@@ -45,16 +54,13 @@ def write_family(
     writer = gguf.GGUFWriter(str(path), arch)
     _write_keys(writer, case, spec)
     more(writer)
-    kind = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch)
-    names = gguf.get_tensor_name_map(kind, len(spec.layers))
-    for name, value in _converted(case.family, spec, weights).items():
-        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert found is not None, name
+    for name, value in _converted(case, spec, weights).items():
+        found = _name(arch, name, len(spec.layers))
         projection = name.split(".")[-2]
         if arch in WOVEN and projection in ("q_proj", "k_proj"):
             a = spec.layers[0].attention
             value = weave(value, a.heads if projection == "q_proj" else a.kv_heads)
-        if case.family.startswith("gemma") and name.endswith("norm.weight"):
+        if _zero_centred(case.family, name):
             value = value + 1
         data, stored = encode(found, value)
         writer.add_tensor(found, np.ascontiguousarray(data), raw_dtype=stored)
@@ -68,11 +74,36 @@ def write_family(
     return path
 
 
+def _name(arch: str, name: str, layers: int) -> str:
+    if arch == "muse-glimmer":
+        part = re.fullmatch(r"model\.language_model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+        if part:
+            return f"blk.{part[1]}.{MUSE_NAMES[part[2]]}.{part[3]}"
+        arch, name = "llama", name.replace("language_model.", "")
+    kind = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch)
+    found = gguf.get_tensor_name_map(kind, layers).get_name(name, (".weight", ".bias"))
+    assert found is not None, name
+    return found
+
+
+def _zero_centred(family: str, name: str) -> bool:
+    end = "layernorm.weight" if family == "muse_glimmer" else "norm.weight"
+    return family.startswith(("gemma", "muse_glimmer")) and name.endswith(end)
+
+
 def _converted(
-    family: str, spec: ModelSpec, weights: dict[str, np.ndarray]
+    case: Case, spec: ModelSpec, weights: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The tensors under names that gguf-py knows: experts in stacks, gpt_oss's as [out, in]."""
+    family = case.family
     out: dict[str, np.ndarray] = {}
+    if family == "muse_glimmer":
+        dim = spec.layers[0].attention.head_dim
+        scale = case.config["text_config"].get("qk_scale_factor", 3.87)
+        for i in range(len(spec.layers)):
+            at = f"model.language_model.layers.{i}.self_attn."
+            out[f"{at}q_norm.weight"] = np.full(dim, scale, np.float32)
+            out[f"{at}k_norm.weight"] = np.ones(dim, np.float32)
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for name, value in weights.items():
         expert = EXPERT.fullmatch(name)
@@ -104,7 +135,7 @@ def _converted(
 
 
 def _write_keys(writer: Any, case: Case, spec: ModelSpec) -> None:
-    config, layer = case.config, spec.layers[0]
+    config, layer = case.config.get("text_config", case.config), spec.layers[0]
     a, mlp = layer.attention, layer.mlp
     writer.add_context_length(config.get("max_position_embeddings", spec.max_context))
     writer.add_embedding_length(spec.hidden)
@@ -120,7 +151,7 @@ def _write_keys(writer: Any, case: Case, spec: ModelSpec) -> None:
     windows = [one.attention.window for one in spec.layers]
     if any(windows) or case.family == "phi3":
         writer.add_sliding_window(max(windows))
-    if case.family in ("gemma3", "olmo3"):
+    if case.family in ("gemma3", "olmo3", "muse_glimmer"):
         writer.add_sliding_window_pattern([window > 0 for window in windows])
     if mlp.kind == "experts":
         writer.add_expert_count(mlp.experts)
@@ -138,6 +169,8 @@ def _write_keys(writer: Any, case: Case, spec: ModelSpec) -> None:
         writer.add_embedding_scale(spec.embed_scale)
         writer.add_residual_scale(layer.residual_scale)
         writer.add_logit_scale(1 / spec.logit_scale)
+    if case.family == "muse_glimmer":
+        writer.add_logit_scale(spec.logit_scale)
     _write_rope(writer, case, spec)
 
 

@@ -57,6 +57,8 @@ def read_gguf(
         )
     if arch.one_added:
         spec = _with_plain_norms(spec)
+    if arch.weighted_heads:
+        spec = _with_weighted_heads(spec)
     mapping = match_tensors(spec, shapes, sources(arch, spec), gguf_names.IGNORABLE)
     mapping.ignored.clear()  # what IGNORABLE names has been read
     interleaved = _interleaved(spec, mapping) if arch.interleaved else {}
@@ -169,7 +171,7 @@ def config_of(
     if scaling is not None:
         config["rope_scaling"] = scaling
     _check_head(keys, config)
-    return config | arch.rest(config)
+    return arch.complete(config)
 
 
 def _read_pattern(keys: _Keys, config: dict[str, Any]) -> None:
@@ -373,3 +375,17 @@ def _with_plain_norms(spec: ModelSpec) -> ModelSpec:
     return dataclasses.replace(
         spec, final_norm=plain(spec.final_norm), layers=[layer(one) for one in spec.layers]
     )
+
+
+def _with_weighted_heads(spec: ModelSpec) -> ModelSpec:
+    """The spec with a weight for each norm of queries and keys that has none."""
+
+    def weighted(norm: NormSpec) -> NormSpec:
+        return dataclasses.replace(norm, kind="rms") if norm.kind == "rms_scaleless" else norm
+
+    def layer(one: LayerSpec) -> LayerSpec:
+        a = one.attention
+        norms = {"q_norm": weighted(a.q_norm), "k_norm": weighted(a.k_norm)}
+        return dataclasses.replace(one, attention=dataclasses.replace(a, **norms))
+
+    return dataclasses.replace(spec, layers=[layer(one) for one in spec.layers])

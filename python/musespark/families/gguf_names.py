@@ -122,42 +122,58 @@ IGNORABLE = {
 }
 
 
-# What no key says and llama.cpp holds for known: from the config so far to what is still missing.
-Rest = Callable[[dict[str, Any]], dict[str, Any]]
+# From the config that the keys give to the one that the family reads: what no key says, because
+# llama.cpp holds it for known.
+Complete = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def _nothing(config: dict[str, Any]) -> dict[str, Any]:
-    return {}
+def _as_it_is(config: dict[str, Any]) -> dict[str, Any]:
+    return config
 
 
 def _head_dim(config: dict[str, Any]) -> int:
     return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
-def _query_scalar(layers_of_27b: int) -> Rest:
+def _query_scalar(layers_of_27b: int) -> Complete:
     # llama.cpp knows the one size of a Gemma whose scalar is not its head_dim by its layers.
-    def rest(config: dict[str, Any]) -> dict[str, Any]:
+    def complete(config: dict[str, Any]) -> dict[str, Any]:
         if config["num_hidden_layers"] == layers_of_27b:
             scalar = config["hidden_size"] // config["num_attention_heads"]
         else:
             scalar = _head_dim(config)
-        return {"query_pre_attn_scalar": scalar}
+        return config | {"query_pre_attn_scalar": scalar}
 
-    return rest
+    return complete
 
 
 def _phi3_window(config: dict[str, Any]) -> dict[str, Any]:
-    return {"sliding_window": config.get("sliding_window") or None}
+    return config | {"sliding_window": config.get("sliding_window") or None}
 
 
 def _granite_scales(config: dict[str, Any]) -> dict[str, Any]:
-    return {"attention_multiplier": config.get("attention_multiplier", _head_dim(config) ** -0.5)}
+    return {"attention_multiplier": _head_dim(config) ** -0.5} | config
 
 
 def _gpt_oss_rope(config: dict[str, Any]) -> dict[str, Any]:
     # The models were made with a ramp between dimensions; files do not say it.
-    scaling = config.get("rope_scaling") or {"rope_type": "default"}
-    return {"rope_scaling": scaling | {"truncate": False}} if "factor" in scaling else {}
+    scaling = config.get("rope_scaling", {"rope_type": "default"})
+    untruncated = {"truncate": False} if scaling["rope_type"] == "yarn" else {}
+    return config | {"rope_scaling": scaling | untruncated}
+
+
+def _muse_text(config: dict[str, Any]) -> dict[str, Any]:
+    # Layers with a window rotate, the others have no positions; the norms of queries carry
+    # qk_scale_factor as weights.
+    layers = range(config["num_hidden_layers"])
+    default = ["sliding_attention" if i % 4 < 3 else "full_attention" for i in layers]
+    text = {"layer_types": default} | config | {"model_type": "muse_glimmer_text"}
+    theta = text.get("rope_theta", 10000.0)
+    text["layer_rope_theta"] = [
+        theta if kind == "sliding_attention" else 0 for kind in text["layer_types"]
+    ]
+    tied = {"tie_word_embeddings": text.pop("tie_word_embeddings")}
+    return tied | {"model_type": "muse_glimmer", "text_config": text | {"qk_scale_factor": 1.0}}
 
 
 @dataclass(frozen=True)
@@ -165,11 +181,12 @@ class Architecture:
     """How the files of one general.architecture are read.
 
     ``keys``: key -> config field; ``required`` of them; ``constants``: config fields that hold for
-    every file; ``rest``: those that follow from others; ``biases``: config flag -> the tensor of
+    every file; ``complete``: what else the family needs; ``biases``: config flag -> the tensor of
     layer 0 whose presence sets it. ``fused``: stored part -> the canonical parts whose rows it
     holds one after the other. ``interleaved``: rows of Q and K alternate between the halves that
     rotate together (llama.cpp's pairs are neighbours, ours half a head apart). ``one_added``: norm
-    weights are stored as 1 + w. ``variants``: key -> how a file is read in which it is there and
+    weights are stored as 1 + w. ``weighted_heads``: norms of queries and keys have weights, which
+    the family's do not. ``variants``: key -> how a file is read in which it is there and
     not 0: an architecture that llama.cpp shares between families.
     """
 
@@ -177,12 +194,13 @@ class Architecture:
     keys: Mapping[str, str] = field(default_factory=lambda: _DECODER_KEYS)
     required: tuple[str, ...] = _REQUIRED
     constants: Mapping[str, Any] = field(default_factory=dict)
-    rest: Rest = _nothing
+    complete: Complete = _as_it_is
     biases: Mapping[str, str] = field(default_factory=dict)
     layer_names: Mapping[str, str] = field(default_factory=lambda: LAYER_NAMES)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     interleaved: bool = False
     one_added: bool = False
+    weighted_heads: bool = False
     variants: Mapping[str, Architecture] = field(default_factory=dict)
 
 
@@ -197,6 +215,21 @@ _MIXTRAL = Architecture(
 _OLMO3 = Architecture("olmo3", keys=_DECODER_KEYS | _WINDOW, biases=_ATTENTION_BIAS)
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "muse-glimmer": Architecture(
+        "muse_glimmer",
+        keys=_DECODER_KEYS
+        | _WINDOW
+        | {
+            "logit_scale": "output_multiplier",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        complete=_muse_text,
+        biases=_ATTENTION_BIAS,
+        layer_names=LAYER_NAMES | {"attn_gate": "attn_gate.weight"},
+        interleaved=True,
+        one_added=True,
+        weighted_heads=True,
+    ),
     "llama": Architecture(
         "llama",
         biases=_ATTENTION_BIAS | {"mlp_bias": "ffn_up.bias"},
@@ -231,7 +264,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "expert_count": "num_local_experts",
             "expert_used_count": "num_experts_per_tok",
         },
-        rest=_gpt_oss_rope,
+        complete=_gpt_oss_rope,
         biases=_ATTENTION_BIAS,
         layer_names=LAYER_NAMES | {"mlp_norm": "post_attention_norm.weight"},
     ),
@@ -244,7 +277,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "attn_logit_softcapping": "attn_logit_softcapping",
             "final_logit_softcapping": "final_logit_softcapping",
         },
-        rest=_query_scalar(46),
+        complete=_query_scalar(46),
         biases=_ATTENTION_BIAS,
         one_added=True,
     ),
@@ -256,14 +289,14 @@ ARCHITECTURES: dict[str, Architecture] = {
             "final_logit_softcapping": "final_logit_softcapping",
             "rope.freq_base_swa": "rope_local_base_freq",
         },
-        rest=_query_scalar(62),
+        complete=_query_scalar(62),
         biases=_ATTENTION_BIAS,
         one_added=True,
     ),
     "phi3": Architecture(
         "phi3",
         keys=_DECODER_KEYS | _WINDOW,
-        rest=_phi3_window,
+        complete=_phi3_window,
         fused={"attn_qkv.weight": ("q", "k", "v"), "ffn_up.weight": ("gate", "up")},
     ),
     "smollm3": Architecture(
@@ -283,7 +316,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "residual_scale": "residual_multiplier",
             "logit_scale": "logits_scaling",
         },
-        rest=_granite_scales,
+        complete=_granite_scales,
         biases=_ATTENTION_BIAS | {"mlp_bias": "ffn_up.bias"},
         interleaved=True,
     ),
