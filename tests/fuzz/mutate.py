@@ -11,8 +11,8 @@ HOSTILE_NUMBERS = [
     2**62, 2**63 - 1, 2**63, 2**64 - 1, 10**30, -(2**63), 1e308, 0.5,
 ]  # fmt: skip
 HOSTILE_VALUES: list[Any] = [
-    *HOSTILE_NUMBERS, None, True, False, "", "F32", "BF16", "F64", "q4", "q8", "mxfp4", "bf16", "\0", "../x",
-    "x" * 300, [], {}, [[]], [0, 0], [2**63, 2**63 + 1], {"a": {}}, [1] * 9,
+    *HOSTILE_NUMBERS, None, True, False, "", "F32", "BF16", "F64", "q4", "q8", "bf16", "\0", "../x",
+    "mxfp4", "x" * 300, [], {}, [[]], [0, 0], [2**63, 2**63 + 1], {"a": {}}, [1] * 9,
 ]  # fmt: skip
 
 
