@@ -24,8 +24,12 @@ std::string place(std::int64_t row, std::int64_t block) {
   return "row " + std::to_string(row) + ", block " + std::to_string(block);
 }
 
-// 2^(e - 128): half of what the byte stands for, since kE2m1Level is doubled.
-float e8m0_half(std::uint8_t e) { return std::ldexp(1.0f, e - 128); }
+// 2^exponent, -149 to 127.
+float power_of_two(int exponent) {
+  const std::uint32_t bits =
+      exponent < -126 ? 1u << (exponent + 149) : static_cast<std::uint32_t>(exponent + 127) << 23;
+  return std::bit_cast<float>(bits);
+}
 
 // A source gives the codes of a group of 32, a byte each, and its scale.
 class BlockSource {
@@ -111,17 +115,17 @@ class CodeSource {
   bool is_byte_;
 };
 
-// s = odd * 2^low, highest bit 2^top; s is finite and not 0.
+// s = odd * 2^low, odd of `bits` bits, highest bit 2^top; s is finite and not 0.
 struct Binary {
   int low, top, bits;
   explicit Binary(float s) {
-    int exponent;
-    const float fraction = std::frexp(std::fabs(s), &exponent);  // in [0.5, 1)
-    const auto mantissa = static_cast<std::uint32_t>(std::ldexp(fraction, 24));
+    const std::uint32_t word = std::bit_cast<std::uint32_t>(s);
+    const int exponent = static_cast<int>(word >> 23 & 255);
+    const std::uint32_t mantissa = (word & 0x7fffff) | (exponent == 0 ? 0 : 0x800000);
     const int zeros = std::countr_zero(mantissa);
-    low = exponent - 24 + zeros;
-    top = exponent - 1;
-    bits = 24 - zeros;
+    low = std::max(exponent, 1) - 150 + zeros;
+    bits = std::bit_width(mantissa) - zeros;
+    top = low + bits - 1;
   }
 };
 
@@ -203,7 +207,8 @@ class Repacker {
 
   float decoded_scale(const std::uint8_t* p) const {
     if (source_.type == ScaleType::e8m0) {
-      return *p == 255 ? std::numeric_limits<float>::quiet_NaN() : e8m0_half(*p);
+      // Half of what the byte stands for, since kE2m1Level is doubled.
+      return *p == 255 ? std::numeric_limits<float>::quiet_NaN() : power_of_two(*p - 128);
     }
     if (source_.type == ScaleType::f32) {
       float scale;
@@ -235,7 +240,7 @@ class Repacker {
                              std::to_string(most + kHalfLowest) + " to 2^" +
                              std::to_string(least + kHalfTop) + ", f16 from 2^-24 to 2^15");
     }
-    return std::ldexp(1.0f, std::clamp(0, least, most));
+    return power_of_two(std::clamp(0, least, most));
   }
 
   WeightFormat format_;

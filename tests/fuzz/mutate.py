@@ -12,7 +12,7 @@ HOSTILE_NUMBERS = [
 ]  # fmt: skip
 HOSTILE_VALUES: list[Any] = [
     *HOSTILE_NUMBERS, None, True, False, "", "F32", "BF16", "F64", "q4", "q8", "bf16", "\0", "../x",
-    "x" * 300, [], {}, [[]], [0, 0], [2**63, 2**63 + 1], {"a": {}}, [1] * 9,
+    "mxfp4", "x" * 300, [], {}, [[]], [0, 0], [2**63, 2**63 + 1], {"a": {}}, [1] * 9,
 ]  # fmt: skip
 
 

@@ -209,3 +209,20 @@ def test_blocks_that_do_not_fit() -> None:
         given = {"format": "q4g32h", "blocks": blocks, "rows": 3, "cols": 64, "out": out} | changes
         with pytest.raises(InvalidRequest):
             _core.pack_blocks(given.pop("format"), given.pop("blocks"), **given)
+
+
+@pytest.mark.parametrize("form", SOURCES)
+def test_any_bytes(form: str) -> None:
+    """Random blocks are refused or come through exactly; both happen."""
+    rng = np.random.default_rng(5)
+    outcomes = set()
+    for _ in range(150):
+        rows, cols = int(rng.integers(1, 20)), 32 * int(rng.integers(1, 6))
+        nbytes = gguf.GGML_QUANT_SIZES[SOURCES[form]][1]
+        blocks = rng.integers(0, 256, (rows, cols // 32 * nbytes)).astype(np.uint8)
+        try:
+            check_exact(form, blocks, rows, cols)
+            outcomes.add("exact")
+        except (InvalidRequest, UnsupportedModel):
+            outcomes.add("refused")
+    assert outcomes == {"exact", "refused"}

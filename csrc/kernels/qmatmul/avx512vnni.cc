@@ -3,7 +3,8 @@
 //   M = 1..4  weights are unpacked to int16 in registers and meet int16 activations in vpdpwssd
 //             (no sub-scales: biased bytes in vpdpbusd): the row streams once, nothing is stored.
 //   M >= 5    a panel of 32 rows x kPanelCols columns is unpacked to biased bytes in L1, then a
-//             register tile of 32 rows x up to 6 columns runs over it; sums between panels rest in
+//             register tile of 32 rows x up to 6 columns (4 where a scale holds for 32 columns)
+//             runs over it; sums between panels rest in
 //             scratch memory.
 #include <immintrin.h>
 
@@ -20,6 +21,7 @@ namespace {
 constexpr std::int64_t kPanelCols = 1024;  // 32 x 1024 bytes = 32 KiB of L1
 constexpr std::int64_t kPassRows = 504;    // activation rows per unpacked panel
 constexpr int kTileCols = 6;
+constexpr int kTileColsG32 = 4;  // two sums for each output; more would have to leave the registers
 
 // One chunk of columns of kBlocks row blocks, and the sums that rest between chunks. Those are kept
 // apart from `out`: its rows are often a power of two apart and would share a few cache sets.
@@ -132,22 +134,31 @@ inline void tile_blocks_of_64(const TileAt<kBlocks>& t, const Panel& p, float* s
   }
 }
 
-// Exact sums over 32 columns: half `h` of group g.
+// Exact sums over the first and the last 32 columns of group g.
 template <int kBlocks, int kRows>
-inline void tile_dot_half(const TileAt<kBlocks>& t, std::int64_t g, int h,
-                          __m512i (&acc)[kBlocks][kRows]) {
-  for (int c = 0; c < kRows; ++c) {
-    const __m512i bias = _mm512_set1_epi32(t.half_bias[2 * (c * t.groups + g) + h]);
-    for (int b = 0; b < kBlocks; ++b) acc[b][c] = bias;
+inline void tile_dot_halves(const TileAt<kBlocks>& t, std::int64_t g,
+                            __m512i (&acc)[2][kBlocks][kRows]) {
+#pragma GCC unroll 2
+  for (int h = 0; h < 2; ++h) {
+    for (int c = 0; c < kRows; ++c) {
+      const __m512i bias = _mm512_set1_epi32(t.half_bias[2 * (c * t.groups + g) + h]);
+      for (int b = 0; b < kBlocks; ++b) acc[h][b][c] = bias;
+    }
   }
 #pragma GCC unroll 8
-  for (int v = 8 * h; v < 8 * h + 8; ++v) {
-    __m512i w[kBlocks];
-    for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_load_si512(t.w8[b] + g * 1024 + v * 64);
+  for (int v = 0; v < 8; ++v) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const std::int64_t quad = v + 8 * h;
+      __m512i w[kBlocks];
+      for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_load_si512(t.w8[b] + g * 1024 + quad * 64);
 #pragma GCC unroll 8
-    for (int c = 0; c < kRows; ++c) {
-      const __m512i x = _mm512_set1_epi32(load_i32(t.q + c * t.kp + g * 64 + v * 4));
-      for (int b = 0; b < kBlocks; ++b) acc[b][c] = _mm512_dpbusd_epi32(acc[b][c], w[b], x);
+      for (int c = 0; c < kRows; ++c) {
+        const __m512i x = _mm512_set1_epi32(load_i32(t.q + c * t.kp + g * 64 + quad * 4));
+        for (int b = 0; b < kBlocks; ++b) {
+          acc[h][b][c] = _mm512_dpbusd_epi32(acc[h][b][c], w[b], x);
+        }
+      }
     }
   }
 }
@@ -155,28 +166,29 @@ inline void tile_dot_half(const TileAt<kBlocks>& t, std::int64_t g, int h,
 // Blocks of 32 columns: sums += (both halves of 64 columns, times their scales) * activation scale.
 template <int kBlocks, int kRows>
 inline void tile_blocks_of_32(const TileAt<kBlocks>& t, const Panel& p, float* sums) {
+  __m512 total[kBlocks][kRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kBlocks * kRows; ++i) {
+    total[i / kRows][i % kRows] = _mm512_load_ps(sums + 16 * i);
+  }
 #pragma GCC unroll 1
   for (std::int64_t g = 0; g < p.cols / kActGroup; ++g) {
-    __m512i acc[kBlocks][kRows];
-    __m512 f[kBlocks][kRows];
-    tile_dot_half<kBlocks, kRows>(t, g, 0, acc);
+    __m512i acc[2][kBlocks][kRows];
+    tile_dot_halves<kBlocks, kRows>(t, g, acc);
     for (int b = 0; b < kBlocks; ++b) {
-      const __m512 s = block_scales(p.block[b] + 2 * g * kRowBlock);
-#pragma GCC unroll 8
-      for (int c = 0; c < kRows; ++c) f[b][c] = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[b][c]), s);
-    }
-    tile_dot_half<kBlocks, kRows>(t, g, 1, acc);
-    __asm__ volatile("" ::: "memory");  // or the loads of sums move up and spill f
-    for (int b = 0; b < kBlocks; ++b) {
-      const __m512 s = block_scales(p.block[b] + (2 * g + 1) * kRowBlock);
+      const __m512 s0 = block_scales(p.block[b] + 2 * g * kRowBlock);
+      const __m512 s1 = block_scales(p.block[b] + (2 * g + 1) * kRowBlock);
 #pragma GCC unroll 8
       for (int c = 0; c < kRows; ++c) {
-        float* sum = sums + (b * kRows + c) * 16;
-        f[b][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[b][c]), s, f[b][c]);
-        const __m512 x = _mm512_set1_ps(t.scale[c * t.groups + g]);
-        _mm512_store_ps(sum, _mm512_fmadd_ps(f[b][c], x, _mm512_load_ps(sum)));
+        const __m512 f = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[0][b][c]), s0);
+        total[b][c] = _mm512_fmadd_ps(_mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[1][b][c]), s1, f),
+                                      _mm512_set1_ps(t.scale[c * t.groups + g]), total[b][c]);
       }
     }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kBlocks * kRows; ++i) {
+    _mm512_store_ps(sums + 16 * i, total[i / kRows][i % kRows]);
   }
 }
 
@@ -218,30 +230,20 @@ inline void tile(const MatmulArgs& a, const Panel& p, std::int64_t m) {
   }
 }
 
+// The last `count` <= kMost rows, fewer than a whole tile.
+template <WeightFormat kFormat, int kBlocks, int kMost>
+void last_rows(const MatmulArgs& a, const Panel& p, std::int64_t m, std::int64_t count) {
+  if (count == kMost) return tile<kFormat, kBlocks, kMost>(a, p, m);
+  if constexpr (kMost > 1) last_rows<kFormat, kBlocks, kMost - 1>(a, p, m, count);
+}
+
 template <WeightFormat kFormat, int kBlocks>
 void all_rows(const MatmulArgs& a, const Panel& p) {
+  constexpr int kTile = is_g32(kFormat) ? kTileColsG32 : kTileCols;
   std::int64_t m = p.m0;
   const std::int64_t end = p.m0 + p.rows;
-  for (; m + kTileCols <= end; m += kTileCols) tile<kFormat, kBlocks, kTileCols>(a, p, m);
-  switch (end - m) {
-    case 5:
-      tile<kFormat, kBlocks, 5>(a, p, m);
-      break;
-    case 4:
-      tile<kFormat, kBlocks, 4>(a, p, m);
-      break;
-    case 3:
-      tile<kFormat, kBlocks, 3>(a, p, m);
-      break;
-    case 2:
-      tile<kFormat, kBlocks, 2>(a, p, m);
-      break;
-    case 1:
-      tile<kFormat, kBlocks, 1>(a, p, m);
-      break;
-    default:
-      break;
-  }
+  for (; m + kTile <= end; m += kTile) tile<kFormat, kBlocks, kTile>(a, p, m);
+  last_rows<kFormat, kBlocks, kTile - 1>(a, p, m, end - m);
 }
 
 // Unpacks the panel; fetches the codes of the next one, and a line of the next row blocks' scales.
