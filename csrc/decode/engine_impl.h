@@ -58,6 +58,8 @@ struct Engine::Impl {
   bool start(Entry& entry, Clock::time_point now);
   void attach_base(Entry& entry);
   void unpin_source(Entry& entry);
+  bool wants_short_rope(const Entry& entry) const;
+  void follow_length(Entry& entry);
   void set_reserved(Entry& entry, std::int64_t tokens, std::int64_t bytes);
   void choose_rows();
   void choose_prefill(std::int64_t rows, std::int64_t logit_rows);

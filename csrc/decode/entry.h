@@ -43,6 +43,9 @@ struct Entry {
   // continuation from there sees are gone from `kv` once the completion is longer than a window.
   std::optional<Sequence> prompt_kv;
 
+  // The keys and values in `kv` were made with the ropes' short factors.
+  bool short_rope = false;
+
   Entry* source = nullptr;  // base of a waiting request, or what a fork is made from
   int pins = 0;             // entries that have this one as their source
   bool released = false;

@@ -43,6 +43,7 @@ void Engine::Impl::settle_requests() {
     if (entry.source != nullptr) {
       if (entry.source->kv) {
         entry.kv = entry.source->kv->fork();
+        entry.short_rope = entry.source->short_rope;
         if (entry.source->prompt_kv) entry.prompt_kv = entry.source->prompt_kv->fork();
         set_reserved(entry, 0, entry.source->reserved_bytes);
         retained_bytes += entry.reserved_bytes;
@@ -190,10 +191,29 @@ bool Engine::Impl::start(Entry& entry, Clock::time_point now) {
   return true;
 }
 
+// Ropes with two sets of factors (longrope) take the short ones in sequences up to a length, by
+// what the sequence is now: what it was made of before does not matter.
+bool Engine::Impl::wants_short_rope(const Entry& entry) const {
+  return entry.size() <= model.original_context();
+}
+
+// A sequence that has outgrown the short factors is computed again with the long ones.
+void Engine::Impl::follow_length(Entry& entry) {
+  const bool wanted = wants_short_rope(entry);
+  if (entry.short_rope != wanted && entry.length() > 0) {
+    entry.kv.emplace(pool);
+    entry.prompt_kv.reset();
+    entry.stats.cached_tokens = 0;
+  }
+  entry.short_rope = wanted;
+}
+
 // Gives the entry its sequence: empty, or the longest prefix it shares with its base. The last
 // prompt token is always computed, for its logits.
 void Engine::Impl::attach_base(Entry& entry) {
-  if (entry.source == nullptr || !entry.source->kv) {
+  entry.short_rope = wants_short_rope(entry);
+  if (entry.source == nullptr || !entry.source->kv ||
+      entry.source->short_rope != entry.short_rope) {
     unpin_source(entry);
     entry.kv.emplace(pool);
     return;
@@ -225,7 +245,8 @@ void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
   } else if (count == entry.pending() && (mode == LogitsMode::last || entry.stop.limit() > 0)) {
     wanted = StepSpan::Logits::last;
   }
-  spans.push_back({&*entry.kv, entry.tokens.data() + entry.length(), count, wanted});
+  spans.push_back(
+      {&*entry.kv, entry.tokens.data() + entry.length(), count, wanted, entry.short_rope});
   span_entries.push_back(&entry);
 }
 
@@ -235,6 +256,7 @@ void Engine::Impl::choose_rows() {
   span_entries.clear();
   prefill_rows = 0;
   for (Entry* entry : running) {
+    follow_length(*entry);
     if (entry->pending() == 1) add_span(*entry, 1);
   }
   if (spans.size() == running.size()) return;

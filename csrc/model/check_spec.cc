@@ -195,8 +195,17 @@ void check_spec(const ModelSpec& spec) {
   check_norm("embed_norm", spec.embed_norm);
   check_norm("final_norm", spec.final_norm);
   if (spec.layers.empty()) throw UnsupportedModel("model spec: layers is empty");
+  std::int64_t switches_at = 0;
   for (std::size_t i = 0; i < spec.ropes.size(); ++i) {
-    check_rope("ropes[" + std::to_string(i) + "]", spec.ropes[i]);
+    const RopeSpec& rope = spec.ropes[i];
+    const std::string field = "ropes[" + std::to_string(i) + "]";
+    check_rope(field, rope);
+    if (rope.short_factors.empty()) continue;
+    if (rope.original_context < 1 || (switches_at > 0 && rope.original_context != switches_at)) {
+      refuse(field + ".original_context", rope.original_context,
+             "at least 1, and the same in all ropes with short_factors");
+    }
+    switches_at = rope.original_context;
   }
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const std::string field = "layers[" + std::to_string(i) + "]";

@@ -317,7 +317,10 @@ PreparedModel prepare_model(const ModelSpec& spec, const std::map<std::string, T
   }
   model.embed_norm = load.norm("embed_norm", spec.embed_norm, spec.hidden);
   model.final_norm = load.norm("final_norm", spec.final_norm, spec.hidden);
-  for (const RopeSpec& rope : spec.ropes) model.ropes.push_back(make_rope(rope, false));
+  for (const RopeSpec& rope : spec.ropes) {
+    model.ropes.push_back(make_rope(rope, false));
+    model.short_ropes.push_back(make_rope(rope, true));
+  }
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const std::string prefix = "layers." + std::to_string(i) + ".";
     model.layers.push_back(load_layer(load, prefix, spec.layers[i], spec, kv));

@@ -50,7 +50,7 @@ struct PreparedModel {
   Norm embed_norm, final_norm;
   Needs head_needs;
   std::vector<PreparedLayer> layers;
-  std::vector<RopeTable> ropes;
+  std::vector<RopeTable> ropes, short_ropes;
   std::map<std::string, AlignedBuffer> vectors;  // what the Norms, biases and sinks point into
   std::set<std::pair<WeightFormat, std::int64_t>>
       matrix_kinds;  // format and columns of each matrix

@@ -38,7 +38,8 @@ struct RopeSpec {
   std::int64_t original_context = 0;                     // llama3, yarn
   double attention_factor = 1.0;                         // multiplies cos and sin
   // factors: the frequency of pair i is divided by factors[i]. short_factors, where there are any,
-  // serve in sequences that are declared to stay within original_context (longrope).
+  // serve in their place while a sequence has at most original_context tokens (longrope): all of
+  // its keys are made again when it grows beyond, as transformers does.
   std::vector<float> factors, short_factors;
 };
 

@@ -208,7 +208,7 @@ void TextModel::Impl::map_pages(std::span<const StepSpan> spans) {
     std::size_t table = 0;
     for (const StepSpan& span : spans) {
       const std::int64_t position = span.seq->length();
-      spans_of[c].push_back({row, span.count, position, pages[c].data() + table});
+      spans_of[c].push_back({row, span.count, position, pages[c].data() + table, span.short_rope});
       row += span.count;
       table += static_cast<std::size_t>((position + span.count + kPageTokens - 1) / kPageTokens);
     }
@@ -243,6 +243,7 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
       layer.q_norm,
       layer.k_norm,
       layer.rope < 0 ? nullptr : &model.ropes[static_cast<std::size_t>(layer.rope)],
+      layer.rope < 0 ? nullptr : &model.short_ropes[static_cast<std::size_t>(layer.rope)],
       layer.interleaved,
       layer.query_scale,
       work.qkv,
@@ -262,7 +263,8 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
       const auto count = static_cast<std::int64_t>(next - first);
       const std::int64_t skipped = span.rows - count;
       if (count == 0) continue;
-      wanted_spans.push_back({span.row + skipped, count, span.position + skipped, span.pages});
+      wanted_spans.push_back(
+          {span.row + skipped, count, span.position + skipped, span.pages, span.short_rope});
     }
     attended = wanted_spans;
     chosen = wanted;
@@ -306,7 +308,8 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
   work.reserve(widths, rows);
   jobs.reserve_scratch(scratch_bytes(rows));
   for (const StepSpan& span : spans) {
-    for (RopeTable& rope : model.ropes) rope.extend(span.seq->length() + span.count);
+    auto& ropes = span.short_rope ? model.short_ropes : model.ropes;
+    for (RopeTable& rope : ropes) rope.extend(span.seq->length() + span.count);
   }
   OpenStep step(spans);
   map_pages(spans);
@@ -348,6 +351,14 @@ KvLayout kv_layout_of(const ModelSpec& spec, KvFormat kv) {
     layout.layers.push_back({a.kv_heads, padded, a.window});
   }
   return layout;
+}
+
+std::int64_t TextModel::original_context() const {
+  std::int64_t context = 0;
+  for (const RopeSpec& rope : impl_->spec.ropes) {
+    if (!rope.short_factors.empty()) context = rope.original_context;
+  }
+  return context;
 }
 
 const KvLayout& TextModel::kv_layout() const { return impl_->layout; }

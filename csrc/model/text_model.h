@@ -31,6 +31,9 @@ struct StepSpan {
   const std::int32_t* tokens;  // [count], 0 <= token < vocab
   std::int64_t count;          // >= 1
   Logits logits;               // which positions' logits are wanted
+  // The whole sequence, with this span, is within TextModel::original_context(): its keys and
+  // queries take the ropes' short factors. The same in every step of a sequence.
+  bool short_rope = false;
 };
 
 // Asked on the calling thread before every layer and before the head; true discards the step.
@@ -56,6 +59,8 @@ class TextModel {
   TextModel& operator=(const TextModel&) = delete;
 
   const ModelSpec& spec() const;
+  // Where sequences change from the ropes' short factors to the long ones; 0: they do not.
+  std::int64_t original_context() const;
   // What the page pool of this model's sequences is made with.
   const KvLayout& kv_layout() const;
 

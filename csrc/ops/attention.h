@@ -27,6 +27,7 @@ struct AttentionSpan {
   std::int64_t rows;
   std::int64_t position;
   const KvPageView* pages;  // by position / 64, from position 0
+  bool short_rope = false;  // HeadsArgs::short_rope is its table
 };
 
 struct AttentionShape {
@@ -46,7 +47,8 @@ void check_attention_shape(const char* op, const AttentionShape& shape);
 
 struct HeadsArgs {
   Norm q_norm, k_norm;
-  const RopeTable* rope;  // null: none
+  const RopeTable* rope;        // null: none
+  const RopeTable* short_rope;  // of the spans that say so
   bool interleaved;
   float query_scale;
   const float* qkv;  // [rows][ld]: q heads, k heads, v heads, head_dim floats each

@@ -16,7 +16,7 @@ struct HeadWriter {
   std::int64_t rows;
 
   // Norm, rope and frame of one head; `to` has Dp floats, the padding zero before the frame.
-  void prepare(const Norm& norm, bool rotate_positions, float scale, std::int64_t position,
+  void prepare(const Norm& norm, const RopeTable* rope, float scale, std::int64_t position,
                const float* from, float* to) const {
     const std::int64_t d = shape.head_dim;
     if (norm.kind == Norm::Kind::none) {
@@ -25,9 +25,9 @@ struct HeadWriter {
       norm_row(kernels, norm, from, d, to);
     }
     std::fill(to + d, to + shape.padded_dim, 0.0f);
-    if (rotate_positions && args.rope) {
-      kernels.rowwise.rope(to, args.rope->cos(position), args.rope->sin(position),
-                           args.rope->half(), args.interleaved ? 1 : 0);
+    if (rope) {
+      kernels.rowwise.rope(to, rope->cos(position), rope->sin(position), rope->half(),
+                           args.interleaved ? 1 : 0);
     }
     if (scale != 1.0f) kernels.rowwise.scale(to, scale, d, to);
     if (shape.format != KvFormat::f32) kernels.rowwise.rotate(to, shape.padded_dim, 0);
@@ -38,6 +38,7 @@ struct HeadWriter {
     const std::int64_t d = shape.head_dim, dp = shape.padded_dim, group = shape.group();
     const std::int64_t begin = std::max(page * kPageTokens, span.position);
     const std::int64_t end = std::min((page + 1) * kPageTokens, span.position + span.rows);
+    const RopeTable* rope = span.short_rope ? args.short_rope : args.rope;
     std::uint8_t* open =
         span.pages[page].open + shape.slabs.open_offset + kv_head * shape.slabs.open_stride;
     alignas(64) float key[AttentionShape::kMaxHeadDim];
@@ -47,11 +48,11 @@ struct HeadWriter {
       const float* in = args.qkv + row * args.ld;
       float* query = args.queries + ((kv_head * rows + row) * group) * dp;
       for (std::int64_t g = 0; g < group; ++g) {
-        prepare(args.q_norm, true, args.query_scale, position, in + (kv_head * group + g) * d,
+        prepare(args.q_norm, rope, args.query_scale, position, in + (kv_head * group + g) * d,
                 query + g * dp);
       }
-      prepare(args.k_norm, true, 1.0f, position, in + (shape.heads + kv_head) * d, key);
-      prepare(Norm{}, false, 1.0f, position, in + (shape.heads + shape.kv_heads + kv_head) * d,
+      prepare(args.k_norm, rope, 1.0f, position, in + (shape.heads + kv_head) * d, key);
+      prepare(Norm{}, nullptr, 1.0f, position, in + (shape.heads + shape.kv_heads + kv_head) * d,
               value);
       kernels.write_token(shape.format, dp, position % kPageTokens, key, value, open);
     }

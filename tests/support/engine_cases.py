@@ -35,7 +35,7 @@ def packed(name: str) -> tuple[Any, dict[str, tuple], str]:
         for i, (key, value) in enumerate(sorted(tiny_models.random_weights(spec).items())):
             fmt = formats[i % len(formats)]
             if value.ndim == 2 and fmt == "bf16":
-                data = run_engine._aligned(run_engine._core.packed_nbytes(fmt, *value.shape))
+                data = run_engine.aligned(run_engine._core.packed_nbytes(fmt, *value.shape))
                 bits = (value.view(np.uint32) >> 16).astype(np.uint16)
                 run_engine._core.pack(fmt, bits, dtype="bf16", out=data)
                 tensors[key] = (fmt, *value.shape, data)

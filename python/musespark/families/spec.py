@@ -55,8 +55,8 @@ class RopeSpec:
     """Rotary positions; ``dim`` is the number of rotated floats of a head.
 
     Scaling ``factors``: the frequency of pair i is divided by ``factors[i]`` (dim / 2 of them).
-    ``short_factors`` (the same number, or none) serve in their place in sequences that are declared
-    to stay within ``original_context`` tokens (longrope).
+    ``short_factors`` (the same number, or none) serve in their place while a sequence has at most
+    ``original_context`` tokens (longrope): all its keys are made again when it grows beyond.
     """
 
     dim: int = 0

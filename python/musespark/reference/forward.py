@@ -52,14 +52,19 @@ def activate(kind: str, x: np.ndarray) -> np.ndarray:
     raise ValueError(f"activation {kind!r}")
 
 
-def inverse_frequencies(rope: Any) -> np.ndarray:
-    """float32 [dim / 2], radians per position, as transformers' modeling_rope_utils makes them."""
+def inverse_frequencies(rope: Any, length: int | None = None) -> np.ndarray:
+    """float32 [dim / 2], radians per position, as transformers' modeling_rope_utils makes them.
+
+    ``length``: of the whole sequence; None is beyond ``original_context``.
+    """
     f32 = np.float32
     half = rope.dim // 2
     exponent = (np.arange(half) * 2).astype(f32) / f32(rope.dim)
     frequency = (np.float64(rope.theta) ** exponent.astype(np.float64)).astype(f32)
     if rope.scaling == "factors":
-        return f32(1) / (np.asarray(rope.factors, f32) * frequency)
+        short = rope.short_factors and length is not None and length <= rope.original_context
+        factors = rope.short_factors if short else rope.factors
+        return f32(1) / (np.asarray(factors, f32) * frequency)
     inverse = f32(1) / frequency
     if rope.scaling == "linear":
         return inverse / f32(rope.factor)
@@ -90,7 +95,8 @@ def inverse_frequencies(rope: Any) -> np.ndarray:
 
 def rope_tables(rope: Any, positions: int) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin, float64 [positions, dim / 2]; the angle is a float32 product."""
-    angle = np.arange(positions, dtype=np.float32)[:, None] * inverse_frequencies(rope)
+    inverse = inverse_frequencies(rope, positions)
+    angle = np.arange(positions, dtype=np.float32)[:, None] * inverse
     angle = angle.astype(np.float64)
     return np.cos(angle) * rope.attention_factor, np.sin(angle) * rope.attention_factor
 
