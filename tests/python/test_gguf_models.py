@@ -12,13 +12,17 @@ import pytest
 import musespark
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from musespark.families import read_config
+from musespark.families.gguf_names import ARCHITECTURES
 from musespark.families.tensors import canonical_shapes
 from musespark.reference import stored
 from musespark.weights import convert, inspect, open_model
 from support.model_folder import write_folder
-from support.run_engine import engine, logits
+from support.run_engine import engine, logits, pack_weights
+from support.tiny_models import random_weights
 
 gguf = pytest.importorskip("gguf")
+from support.gguf_families import FAMILIES, write_family  # noqa: E402
 from support.gguf_models import (  # noqa: E402
     CASES,
     byte_vocabulary,
@@ -57,6 +61,33 @@ def test_logits_are_those_of_the_folder_to_the_bit(name: str, tmp_path: Path) ->
     expected = logits_of(folder)
     assert np.isfinite(expected).all() and np.ptp(expected) > 0.1
     np.testing.assert_array_equal(logits_of(file), expected)
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_every_architecture_gives_the_logits_of_its_family(arch: str, tmp_path: Path) -> None:
+    spec = read_config(FAMILIES[arch][0])[1]
+    weights = random_weights(spec, seed=7)
+    expected = logits(engine(spec, pack_weights(weights), context=128), TOKENS)
+    assert np.isfinite(expected).all() and np.ptp(expected) > 0.1
+    file = write_family(tmp_path / "m.gguf", arch, spec, weights)
+    np.testing.assert_array_equal(logits_of(file), expected)
+
+
+def test_every_architecture_has_a_case() -> None:
+    assert {*FAMILIES, "llama", "qwen3"} == set(ARCHITECTURES)
+
+
+def test_frequency_factors_of_unusual_parameters(tmp_path: Path) -> None:
+    """Where the usual llama3 parameters do not explain the numbers they are taken as they are."""
+    config = CASES["llama_llama3"]
+    unusual = dict(config["rope_scaling"]) | {"low_freq_factor": 0.5, "high_freq_factor": 9.0}
+    config = config | {"rope_scaling": unusual}
+    weights = checkpoint_of(config)
+    file = write_gguf(tmp_path / "m.gguf", config, weights)
+    (rope,) = open_model(file, quantize="none", progress=False).spec.ropes
+    assert rope.scaling == "factors" and len(set(rope.factors)) > 2
+    expected = logits_of(write_folder(tmp_path / "hf", config, weights))
+    assert np.abs(logits_of(file) - expected).max() < 1e-4 * np.ptp(expected)
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q5_1"])

@@ -19,7 +19,7 @@ from musespark.families import gguf_names, read_config
 from musespark.families.fields import MAX_CONTEXT
 from musespark.families.gguf_names import ARCHITECTURES, Architecture
 from musespark.families.spec import LayerSpec, ModelSpec, NormSpec, RopeSpec
-from musespark.families.tensors import TensorMap, match_tensors
+from musespark.families.tensors import Part, TensorMap, layer_shapes, match_tensors
 
 Shape = tuple[int, ...]
 
@@ -57,23 +57,38 @@ def read_gguf(
         )
     if arch.one_added:
         spec = _with_plain_norms(spec)
-    name_of = namer(arch)
-    mapping = match_tensors(spec, shapes, name_of, gguf_names.IGNORABLE)
+    mapping = match_tensors(spec, shapes, sources(arch, spec), gguf_names.IGNORABLE)
     mapping.ignored.clear()  # what IGNORABLE names has been read
-    interleaved = _interleaved(spec, name_of) if arch.interleaved else {}
+    interleaved = _interleaved(spec, mapping) if arch.interleaved else {}
     return GgufModel(family.name, config, spec, mapping, interleaved, notes)
 
 
-def namer(arch: Architecture) -> Callable[[str], str]:
-    """Canonical name -> the file's name."""
+def sources(arch: Architecture, spec: ModelSpec) -> Callable[[str], str | Part]:
+    """Canonical name -> the file's tensor, or the part of it."""
+    fused = {part: stored for stored, parts in arch.fused.items() for part in parts}
 
-    def source_name(canonical: str) -> str:
+    def source_of(canonical: str) -> str | Part:
         if canonical in gguf_names.NAMES:
             return gguf_names.NAMES[canonical]
         _, index, part = canonical.split(".", 2)
-        return f"blk.{index}.{arch.layer_names[part]}"
+        blk, layer = f"blk.{index}.", spec.layers[int(index)]
+        if part.startswith("experts."):
+            _, expert, part = part.split(".")
+            one = layer_shapes(layer, spec.hidden)[f"experts.{expert}.{part}"]
+            name = blk + arch.layer_names[f"experts.{part}"]
+            return Part(name, (layer.mlp.experts, *one), expert=int(expert))
+        if part in fused:
+            return _fused(blk + fused[part], arch.fused[fused[part]], part, layer, spec.hidden)
+        return blk + arch.layer_names[part]
 
-    return source_name
+    return source_of
+
+
+def _fused(name: str, parts: tuple[str, ...], part: str, layer: LayerSpec, hidden: int) -> Part:
+    shapes = layer_shapes(layer, hidden)
+    rows = [shapes[one][0] for one in parts]
+    at = parts.index(part)
+    return Part(name, (sum(rows), shapes[part][1]), start=sum(rows[:at]), count=rows[at])
 
 
 class _Keys:
@@ -142,11 +157,28 @@ def config_of(
     config["tie_word_embeddings"] = gguf_names.NAMES["head"] not in shapes
     for flag, part in arch.biases.items():
         config[flag] = f"blk.0.{part}" in shapes
-    scaling = _rope_scaling(keys)
+    scaling = _rope_scaling(keys, shapes, vector)
     if scaling is not None:
-        config["rope_scaling"] = scaling
+        config["rope_scaling"] = scaling | dict(arch.rope)
     _check_head(keys, config)
+    if arch.one_added:
+        config["query_pre_attn_scalar"] = _gemma_scale(config)
+    if config.get("sliding_window") == 0:
+        del config["sliding_window"]
     return config
+
+
+# Layers of the Gemma models whose queries are scaled by the width that heads share of the hidden
+# one (27B of both generations), not by that of a head: llama.cpp knows them by this number too.
+_GEMMA_SHARED_SCALE = {"gemma2": 46, "gemma3_text": 62}
+
+
+def _gemma_scale(config: dict[str, Any]) -> int:
+    heads = config["num_attention_heads"]
+    shared = config["hidden_size"] // max(1, heads)
+    if config["num_hidden_layers"] == _GEMMA_SHARED_SCALE[config["model_type"]]:
+        return shared
+    return config.get("head_dim", shared)
 
 
 def _check_keys(keys: _Keys, arch: Architecture) -> None:
@@ -192,16 +224,19 @@ def _check_head(keys: _Keys, config: dict[str, Any]) -> None:
             config["partial_rotary_factor"] = rotated / head
 
 
-def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
+def _rope_scaling(
+    keys: _Keys, shapes: Mapping[str, Shape], vector: Callable[[str], np.ndarray]
+) -> dict[str, Any] | None:
     kind = keys.get("rope.scaling.type")
+    if gguf_names.LONGROPE_FACTORS["long_factor"] in shapes:
+        return _longrope(keys, vector)
     if kind in (None, "none"):
         return None
-    scaling: dict[str, Any] = {"rope_type": kind}
     if kind not in ("linear", "yarn"):
         raise keys.refuse("rope.scaling.type", "supported are none, linear, yarn")
     if not keys.has("rope.scaling.factor"):
         raise CorruptFile(f"{keys.name}.rope.scaling.factor is missing")
-    scaling["factor"] = keys.number("rope.scaling.factor")
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": keys.number("rope.scaling.factor")}
     if kind == "yarn":
         for key, name in (
             ("rope.scaling.original_context_length", "original_max_position_embeddings"),
@@ -212,6 +247,16 @@ def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
                 scaling[name] = keys.number(key)
     if keys.has("rope.scaling.attn_factor") and keys.number("rope.scaling.attn_factor") != 1.0:
         raise keys.refuse("rope.scaling.attn_factor", "only 1.0 is supported")
+    return scaling
+
+
+def _longrope(keys: _Keys, vector: Callable[[str], np.ndarray]) -> dict[str, Any]:
+    """Frequencies stretched one by one, differently in long texts and short ones."""
+    scaling: dict[str, Any] = {"rope_type": "longrope"}
+    for field, name in gguf_names.LONGROPE_FACTORS.items():
+        scaling[field] = [float(one) for one in vector(name)]
+    if keys.has("rope.scaling.attn_factor"):
+        scaling["attention_factor"] = keys.number("rope.scaling.attn_factor")
     return scaling
 
 
@@ -273,13 +318,14 @@ def llama3_factors(rope: RopeSpec) -> np.ndarray:
 # ---- forms of llama.cpp's own -------------------------------------------------------------------
 
 
-def _interleaved(spec: ModelSpec, name_of: Callable[[str], str]) -> dict[str, int]:
+def _interleaved(spec: ModelSpec, mapping: TensorMap) -> dict[str, int]:
     heads: dict[str, int] = {}
     for i, layer in enumerate(spec.layers):
         a = layer.attention
         for part, count in (("q", a.heads), ("k", a.kv_heads)):
-            heads[name_of(f"layers.{i}.{part}")] = count
-            heads[name_of(f"layers.{i}.{part}_bias")] = count
+            for name in (f"layers.{i}.{part}", f"layers.{i}.{part}_bias"):
+                if name in mapping.sources:
+                    heads[mapping.sources[name].name] = count
     return heads
 
 

@@ -27,11 +27,6 @@ _DECODER_KEYS = {
     "context_length": "max_position_embeddings",
     "rope.freq_base": "rope_theta",
 }
-_EXPERT_KEYS = {
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-}
 # What a file of any decoder must say.
 _REQUIRED = (
     "embedding_length",
@@ -106,6 +101,10 @@ NAMES = {
     "head": "output.weight",
 }
 ROPE_FACTORS = "rope_freqs.weight"
+LONGROPE_FACTORS = {
+    "long_factor": "rope_factors_long.weight",
+    "short_factor": "rope_factors_short.weight",
+}
 # Reason -> names that are left out knowingly.
 IGNORABLE = {
     "frequency factors, which are read as a part of the rotation": re.compile(
@@ -123,6 +122,7 @@ class Architecture:
     ``fused``: stored part -> the canonical parts whose rows it holds one after the other.
     ``interleaved``: rows of Q and K alternate between the halves that rotate together (llama.cpp's
     pairs are neighbours, ours half a head apart). ``one_added``: norm weights are stored as 1 + w.
+    ``rope``: rope parameters that hold for every file with a scaled rotation.
     """
 
     model_type: str
@@ -134,14 +134,76 @@ class Architecture:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     interleaved: bool = False
     one_added: bool = False
+    rope: Mapping[str, Any] = field(default_factory=dict)
 
+
+_SPARSE_REQUIRED = (*_REQUIRED, "expert_count", "expert_used_count")
+_WINDOW = {"attention.sliding_window": "sliding_window"}
+_SOFTCAPS = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_LLAMA_BIASES = {"attention_bias": "attn_output.bias", "mlp_bias": "ffn_up.bias"}
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(
-        "llama",
-        biases={"attention_bias": "attn_output.bias", "mlp_bias": "ffn_up.bias"},
-        interleaved=True,
-    ),
+    "llama": Architecture("llama", biases=_LLAMA_BIASES, interleaved=True),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", biases={"attention_bias": "attn_output.bias"}),
-}
+    "qwen3moe": Architecture(
+        "qwen3_moe",
+        keys=_DECODER_KEYS
+        | {
+            "expert_count": "num_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "moe_intermediate_size",
+        },
+        required=(*_SPARSE_REQUIRED, "expert_feed_forward_length"),
+        constants={"norm_topk_prob": True},
+    ),
+    "gemma2": Architecture("gemma2", keys=_DECODER_KEYS | _WINDOW | _SOFTCAPS, one_added=True),
+    "gemma3": Architecture(
+        "gemma3_text",
+        keys=_DECODER_KEYS
+        | _WINDOW
+        | {
+            "final_logit_softcapping": "final_logit_softcapping",
+            "rope.freq_base_swa": "rope_local_base_freq",
+        },
+        one_added=True,
+    ),
+    "phi3": Architecture(
+        "phi3",
+        keys=_DECODER_KEYS
+        | _WINDOW
+        | {"rope.scaling.original_context_length": "original_max_position_embeddings"},
+        fused={"attn_qkv.weight": ("q", "k", "v"), "ffn_up.weight": ("gate", "up")},
+    ),
+    "smollm3": Architecture("smollm3", biases=_LLAMA_BIASES, interleaved=True),
+    "olmo2": Architecture("olmo2"),
+    "granite": Architecture(
+        "granite",
+        keys=_DECODER_KEYS
+        | {
+            "logit_scale": "logits_scaling",
+            "embedding_scale": "embedding_multiplier",
+            "residual_scale": "residual_multiplier",
+            "attention.scale": "attention_multiplier",
+        },
+        biases=_LLAMA_BIASES,
+        interleaved=True,
+    ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        keys=_DECODER_KEYS
+        | _WINDOW
+        | {
+            "expert_count": "num_local_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "intermediate_size",
+        },
+        required=(*(key for key in _SPARSE_REQUIRED if key != "feed_forward_length"),
+                  "expert_feed_forward_length", "attention.sliding_window"),
+        layer_names=LAYER_NAMES | {"mlp_norm": "post_attention_norm.weight"},
+        rope={"truncate": False},
+    ),
+}  # fmt: skip
