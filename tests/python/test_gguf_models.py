@@ -73,8 +73,17 @@ def test_every_architecture_gives_the_logits_of_its_family(arch: str, tmp_path: 
     np.testing.assert_array_equal(logits_of(file), expected)
 
 
-def test_every_architecture_has_a_case() -> None:
+def test_every_architecture_has_a_case_and_stands_in_the_readme() -> None:
     assert {*FAMILIES, "llama", "qwen3"} == set(ARCHITECTURES)
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    rows = dict(
+        line.strip("| \n").split(" | ", 1)
+        for line in readme.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| GGUF ")
+    )
+    assert set(rows["GGUF architectures"].split(", ")) == set(ARCHITECTURES)
+    types = rows["GGUF types"].partition(";")[0].lower().split()
+    assert set(types) == set(stored.TYPES)
 
 
 def test_frequency_factors_of_unusual_parameters(tmp_path: Path) -> None:
