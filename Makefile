@@ -22,7 +22,7 @@ test: $(VENV)/.installed $(VENV)/.tools
 
 # One script for each claim. decode and prefill make their model (5 GB) and their llama.cpp (about 8
 # minutes) under build/bench the first time. quality needs the real test data.
-BENCHMARKS := formats kernels attention pack decode prefill
+BENCHMARKS := formats kernels attention pack gguf decode prefill
 
 bench: $(VENV)/.installed
 	.ci/venv $(VENV) bench

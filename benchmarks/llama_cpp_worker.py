@@ -2,16 +2,19 @@
 
     PEER_PYTHON benchmarks/llama_cpp_worker.py quantize F16_GGUF OUT_GGUF q4_0|q8_0
     PEER_PYTHON benchmarks/llama_cpp_worker.py serve MODEL_GGUF THREADS
+    PEER_PYTHON benchmarks/llama_cpp_worker.py load MODEL_GGUF THREADS
 
 Needs only llama-cpp-python, in an environment of its own. ``serve`` answers each line
 ``prefill N`` or ``decode N`` on standard input with one JSON line of seconds. Sampling is no part
-of the time; flash attention is on and ubatch is 512.
+of the time; flash attention is on and ubatch is 512. ``load`` prints the seconds from the file to
+the first logits, and the most memory that was resident.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import resource
 import sys
 import time
 
@@ -87,7 +90,13 @@ def main() -> None:
     if sys.argv[1] == "quantize":
         quantize(*sys.argv[2:5])
         return
+    start = time.perf_counter()
     worker = Worker(sys.argv[2], int(sys.argv[3]))
+    if sys.argv[1] == "load":
+        seconds = time.perf_counter() - start
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": seconds, "resident": resident, "version": lib.__version__}))
+        return
     info = {"version": lib.__version__, "system": lib.llama_print_system_info().decode()}
     print(json.dumps(info), flush=True)
     for line in sys.stdin:

@@ -68,9 +68,10 @@ def load(
     """Loads a model.
 
     ``source``: None is Spark Nano, the model inside the package; else a folder (config.json,
-    safetensors, tokenizer.json) or a packed file. A folder is packed once into the cache folder,
-    with a progress bar on a terminal (``progress``: False for none, or a function of done, total
-    and what). ``quantize``: auto, none (as stored), q8 or q4. ``kv``: auto, f32 or kv8, the format
+    safetensors, tokenizer.json), a GGUF file or a packed file. What is not packed is packed once
+    into the cache folder, with a progress bar on a terminal (``progress``: False for none, or a
+    function of done, total and what). ``quantize``: auto (a quantized GGUF file keeps its
+    precision), none (as stored), q8 or q4. ``kv``: auto, f32 or kv8, the format
     of keys and values. ``context``: the most tokens of one sequence; None is the model's own limit
     or what fits in half of the free memory. ``threads``: None is every core this process may use.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,25 @@ def test_logits_are_those_of_the_folder_to_the_bit(name: str, tmp_path: Path) ->
     expected = logits_of(folder)
     assert np.isfinite(expected).all() and np.ptp(expected) > 0.1
     np.testing.assert_array_equal(logits_of(file), expected)
+
+
+def test_every_type_stands_in_the_readme() -> None:
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    (row,) = re.findall(r"^\| GGUF types \| (.*?);", readme.read_text(encoding="utf-8"), re.M)
+    assert set(row.lower().split()) == set(stored.TYPES)
+
+
+def test_frequency_factors_of_unusual_parameters(tmp_path: Path) -> None:
+    """Where the usual llama3 parameters do not explain the numbers they are taken as they are."""
+    config = CASES["llama_llama3"]
+    unusual = dict(config["rope_scaling"]) | {"low_freq_factor": 0.5, "high_freq_factor": 9.0}
+    config = config | {"rope_scaling": unusual}
+    weights = checkpoint_of(config)
+    file = write_gguf(tmp_path / "m.gguf", config, weights)
+    (rope,) = open_model(file, quantize="none", progress=False).spec.ropes
+    assert rope.scaling == "factors" and len(set(rope.factors)) > 2
+    expected = logits_of(write_folder(tmp_path / "hf", config, weights))
+    assert np.abs(logits_of(file) - expected).max() < 1e-4 * np.ptp(expected)
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q5_1"])

@@ -1,4 +1,4 @@
-"""Weights in: safetensors, the packed container, packing and its cache.
+"""Weights in: safetensors, GGUF, the packed container, packing and its cache.
 
 :func:`open_model` gives what the core runs; :func:`convert` writes a packed file;
 :func:`inspect` says what is in one.
