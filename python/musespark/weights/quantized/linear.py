@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +18,7 @@ from musespark.weights.safetensors import Checkpoint
 
 _BLOCK = 32  # columns that share a scale in the formats that hold foreign codes
 _SCAN = 1 << 22  # scales looked at at a time
+_PART = 64  # rows decoded at a time
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,7 @@ class Linear(ABC):
         if self.kept == Kept(form, True):
             self._pack_exact(rows, out, threads)
         else:
-            with np.errstate(all="ignore"):
-                values = self.floats(rows)
+            values = _by_parts(self.floats, rows, threads)
             _core.pack(form, values, dtype="f32", out=out, threads=threads)
 
     def _pack_exact(self, rows: range, out: np.ndarray, threads: int) -> None:
@@ -148,6 +150,17 @@ class Linear(ABC):
         """Bytes of its parts in the checkpoint."""
         entries = (self.stored.checkpoint.entry(part) for part in self.parts)
         return sum(entry.end - entry.begin for entry in entries)
+
+
+def _by_parts(decode: Callable[[range], np.ndarray], rows: range, threads: int) -> np.ndarray:
+    """What `decode` gives for `rows`, a few rows at a time: as many as stay in a cache."""
+
+    def one(begin: int) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return decode(rows[begin : begin + _PART])
+
+    with ThreadPoolExecutor(threads) as pool:
+        return np.concatenate(list(pool.map(one, range(0, len(rows), _PART))))
 
 
 class IntegerLinear(Linear):
@@ -201,7 +214,7 @@ class IntegerLinear(Linear):
 
     def _pack_exact(self, rows: range, out: np.ndarray, threads: int) -> None:
         form = self.kept.form
-        levels = self.levels(rows)
+        levels = _by_parts(self.levels, rows, threads)
         codes = levels + np.int8(8) if form == "q4g32h" else levels
         assert isinstance(self.group, int)
         blocks = -(-self.shape[1] // _BLOCK)
@@ -209,7 +222,7 @@ class IntegerLinear(Linear):
         scales = np.repeat(self.scales(rows), per_group, axis=1)[:, :blocks]
         _core.pack_codes(
             form,
-            np.ascontiguousarray(codes),
+            codes,
             np.ascontiguousarray(scales),
             out=out,
             scale_dtype="f32",
