@@ -220,8 +220,17 @@ class Repacker {
     return source_.type == ScaleType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
   }
 
-  // The power of two nearest to 1 by which all scales are f16.
+  // The scale that all blocks of the row have, where it is not 0; else 0.
+  float only_scale() const {
+    const float first = scales_[0];
+    const bool same =
+        std::all_of(scales_.begin(), scales_.end(), [&](float scale) { return scale == first; });
+    return same ? first : 0.0f;
+  }
+
+  // The power of two nearest to 1 by which all scales are f16, or their one scale itself.
   float fit_row(std::int64_t row) const {
+    if (source_.type == ScaleType::f32 && only_scale() != 0.0f) return only_scale();
     int least = -200, most = 200;  // exponents
     for (std::int64_t b = 0; b < groups_; ++b) {
       const float scale = scales_[static_cast<std::size_t>(b)];

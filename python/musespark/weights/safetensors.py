@@ -31,9 +31,12 @@ _ITEM_BYTES = {
     "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
-# What can be a weight or a payload. bfloat16 has no NumPy type: a view of its bits.
+# What can be a weight, a part of a quantized one, or a payload. bfloat16 and the floats of 8 bits
+# have no NumPy type: a view of their bits.
 _NUMPY = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
-          "U8": np.dtype("u1")}  # fmt: skip
+          "U8": np.dtype("u1"), "I8": np.dtype("i1"), "I32": np.dtype("<i4"),
+          "I64": np.dtype("<i8"), "F8_E4M3": np.dtype("u1"), "F8_E5M2": np.dtype("u1"),
+          "F8_E8M0": np.dtype("u1")}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ class SafetensorsFile:
             )
 
     def array(self, name: str) -> np.ndarray:
-        """A view of a tensor: F32, F16, U8, or BF16 as the uint16 of its bits. No copy."""
+        """A view of a tensor; BF16 and the floats of 8 bits as unsigned bits. No copy."""
         entry = self.entries[name]
         if entry.dtype not in _NUMPY:
             raise UnsupportedModel(
