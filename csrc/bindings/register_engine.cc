@@ -135,15 +135,16 @@ py::tuple event_tuple(const TokensEvent& event) {
   return py::make_tuple("tokens", event.id, ids, logprobs, tops);
 }
 
-py::tuple event_tuple(const LogitsEvent& event) {
-  py::array_t<float> values;
-  if (event.cols == 1) {
-    values = py::array_t<float>(event.rows);
-  } else {
-    values = py::array_t<float>({event.rows, event.cols});
-  }
-  std::copy(event.values.begin(), event.values.end(), values.mutable_data());
-  return py::make_tuple("logits", event.id, event.first, values);
+// The array owns the event's numbers: a copy might not fit where they just did.
+py::tuple event_tuple(LogitsEvent& event) {
+  auto owned = std::make_unique<std::vector<float>>(std::move(event.values));
+  float* values = owned->data();
+  const py::capsule owner(owned.get(), [](void* p) { delete static_cast<std::vector<float>*>(p); });
+  owned.release();
+  std::vector<py::ssize_t> shape{event.rows};
+  if (event.cols != 1) shape.push_back(event.cols);
+  return py::make_tuple("logits", event.id, event.first,
+                        py::array_t<float>(std::move(shape), values, owner));
 }
 
 const char* kind_name(ErrorKind kind) {
@@ -207,8 +208,8 @@ class PyEngine {
       engine_->run_until(max_seconds, events);
     }
     py::list out;
-    for (const Event& event : events) {
-      out.append(std::visit([](const auto& e) { return event_tuple(e); }, event));
+    for (Event& event : events) {
+      out.append(std::visit([](auto& e) { return event_tuple(e); }, event));
     }
     return out;
   }

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from musespark.errors import InvalidRequest
+from musespark.errors import InvalidRequest, MemoryBudgetExceeded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,16 @@ def token_array(tokens: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, np.int32)
 
 
+def _joined(rows: list[np.ndarray]) -> np.ndarray:
+    if len(rows) == 1:
+        return rows[0]
+    try:
+        return np.concatenate(rows)
+    except MemoryError:
+        count = sum(len(part) for part in rows)
+        raise MemoryBudgetExceeded(f"no memory for the logits of {count} positions") from None
+
+
 def collect(events: list[Event]) -> Result:
     """All events of one request, in order and ended by :class:`Finished`, as its result."""
     finished = events[-1]
@@ -113,7 +123,7 @@ def collect(events: list[Event]) -> Result:
         tokens=[t for p in parts for t in p.ids],
         logprobs=[x for p in parts for x in p.logprobs or ()] if with_logprobs else None,
         top=[x for p in parts for x in p.top or ()] if with_logprobs else None,
-        logits=np.concatenate(rows) if rows else None,
+        logits=_joined(rows) if rows else None,
         reason=finished.reason,
         stats=finished.stats,
     )
