@@ -29,7 +29,12 @@ import tokenizers
 from musespark.errors import CorruptFile, InvalidRequest
 from musespark.text.decoding import StreamDecoder, compile_decoder, push_all
 from musespark.text.markers import MarkerFinder
-from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json_object, read_json_object
+from musespark.untrusted import (
+    MAX_TOKENIZER_BYTES,
+    parse_json_object,
+    read_json_object,
+    read_small_file,
+)
 
 # From this many characters on a text is encoded in a batch of one, which lets other Python threads
 # run meanwhile: tokenizers holds the interpreter lock while it encodes a single text.
@@ -53,10 +58,10 @@ def is_marker(content: str, special: bool) -> bool:
     return special or _TAG.match(content.strip()) is not None
 
 
-def _build(data: dict[str, Any], source: str) -> tokenizers.Tokenizer:
-    """A tokenizers instance from parsed tokenizer.json; CorruptFile where the library refuses."""
+def _build(text: str, source: str) -> tokenizers.Tokenizer:
+    """A tokenizers instance from tokenizer.json; CorruptFile where the library refuses."""
     try:
-        built = tokenizers.Tokenizer.from_str(json.dumps(data))
+        built = tokenizers.Tokenizer.from_str(text)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic in the Rust library derives from BaseException
@@ -101,6 +106,9 @@ class Tokenizer:
     (None where the model has none), ``eos_ids`` (every id that ends a text or turn according to
     the configuration) and ``eos_token``, ``special_tokens`` (role -> text, for chat templates),
     ``markers`` (text -> id).
+
+    Made by :meth:`load` and :meth:`from_json`; ``data`` is consumed, and ``text`` may be the JSON
+    that it was parsed from.
     """
 
     def __init__(
@@ -110,14 +118,15 @@ class Tokenizer:
         config: dict[str, Any] | None = None,
         generation_config: dict[str, Any] | None = None,
         source: str = "tokenizer.json",
+        text: str | None = None,
     ):
         if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
             raise CorruptFile(f"{source}: field 'model' is missing")
         config, generation_config = config or {}, generation_config or {}
         if data["model"].get("dropout"):  # a training aid; encoding must have one result
-            data["model"]["dropout"] = None
+            data["model"]["dropout"] = text = None
         self.source = source
-        self._full = _build(data, source)
+        self._full = _build(text or json.dumps(data, ensure_ascii=False), source)
         self._rule = compile_decoder(data.get("decoder"))
         try:
             self._collect_markers(data, config)
@@ -147,8 +156,8 @@ class Tokenizer:
         for name in ("special_tokens_map", "tokenizer_config", "generation_config"):
             other = file.parent / f"{name}.json"
             beside[name] = read_json_object(other) if other.is_file() else {}
-        return cls(
-            read_json_object(file, MAX_TOKENIZER_BYTES),
+        return cls.from_json(
+            read_small_file(file, MAX_TOKENIZER_BYTES),
             config={**beside["special_tokens_map"], **beside["tokenizer_config"]},
             generation_config=beside["generation_config"],
             source=str(file),
@@ -165,7 +174,13 @@ class Tokenizer:
     ) -> Tokenizer:
         """From the contents of a tokenizer.json (as a packed model file carries it)."""
         data = parse_json_object(text, source, MAX_TOKENIZER_BYTES)
-        return cls(data, config=config, generation_config=generation_config, source=source)
+        return cls(
+            data,
+            config=config,
+            generation_config=generation_config,
+            source=source,
+            text=text if isinstance(text, str) else text.decode(),
+        )
 
     # ---- construction -------------------------------------------------------------------------
 
@@ -181,7 +196,7 @@ class Tokenizer:
             if entry.get("special"):
                 flagged.add(token_text(entry))
         self.markers: dict[str, int] = {}
-        added, special, ids = set(), set(), set(self._full.get_vocab().values())
+        added, special = set(), set()
         for entry in data.get("added_tokens") or []:
             content, token_id = str(entry["content"]), int(entry["id"])
             if self._full.token_to_id(content) != token_id:
@@ -195,10 +210,12 @@ class Tokenizer:
                 special.add(token_id)
             if is_marker(content, is_special):
                 self.markers[content] = token_id
-        if not ids:
-            raise CorruptFile(f"{self.source}: the vocabulary is empty")
         self._added, self._special = frozenset(added), frozenset(special)
-        self.vocab_size = max(ids) + 1
+        vocab = data["model"].get("vocab")
+        ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+        self.vocab_size = 1 + max([max(ids, default=-1), *added])
+        if not self.vocab_size:
+            raise CorruptFile(f"{self.source}: the vocabulary is empty")
 
     def _build_plain(self, data: dict[str, Any]) -> tokenizers.Tokenizer:
         """The instance in which no text spells a marker; ``data`` is consumed."""
@@ -220,7 +237,7 @@ class Tokenizer:
         # Markers whose id plain text must not yield: all but the unknown token.
         self._forbidden = frozenset(i for c, i in self.markers.items() if c != unknown)
         self._finder = MarkerFinder(self.markers)
-        return _build(data, self.source)
+        return _build(json.dumps(data, ensure_ascii=False), self.source)
 
     def _name_ends(self, data: dict, config: dict, generation: dict) -> None:
         self.special_tokens = {

@@ -84,7 +84,15 @@ def merging_model(
         "byte_fallback": False,
         "ignore_merges": False,
     }
-    return {**plain, **more, "vocab": vocabulary.ids, "merges": merges}
+    return {**plain, **more, "vocab": vocabulary.ids, "merges": _written(merges)}
+
+
+def _written(merges: list[tuple[str, str]]) -> list[str] | list[tuple[str, str]]:
+    """Merges as ``"left right"``, which loads twice as fast, where no token has a space; in that
+    form tokenizers takes a line that begins with ``#version`` for a comment."""
+    lines = [f"{left} {right}" for left, right in merges]
+    text = "\n" + "\n".join(lines)
+    return merges if text.count(" ") != len(lines) or "\n#version" in text else lines
 
 
 def spaced_decoder(*, strip: bool) -> dict[str, Any]:
