@@ -202,3 +202,45 @@ def test_what_a_file_must_say_and_may_not(tmp_path: Path) -> None:
         "granite.attention.clamp_kqv is 8.0: this key is not supported",
         lambda writer: writer.add_clamp_kqv(8.0),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("muse_defaults", "block_count", 2**31),
+        ("muse_defaults", "block_count", 0),
+        ("granite_multipliers", "attention.head_count", 0),
+        ("gemma2_head_scale", "attention.head_count", 2**24),
+        ("gemma2_head_scale", "attention.key_length", 0),
+        ("smollm3_defaults", "embedding_length", 0),
+    ],
+)
+def test_sizes_out_of_range_are_refused_at_once(
+    name: str, key: str, value: int, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    spec, weights = canonical_weights(case, 11)[0], checkpoint_weights(case, 11)
+    full = f"{case.family.replace('_', '-')}.{key}"
+    file = write_family(
+        tmp_path / "m.gguf",
+        case,
+        spec,
+        weights,
+        more=lambda writer: writer.add_uint32(full, value),
+    )
+    with pytest.raises(UnsupportedModel, match=f"{full} is {value}: an integer in 1"):
+        open_model(file, progress=False)
+
+
+@pytest.mark.parametrize("name", ["mixtral_plain", "gpt_oss_defaults", "qwen2_moe_plain"])
+def test_a_number_that_experts_need_is_asked_for(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    spec, weights = canonical_weights(case, 11)[0], checkpoint_weights(case, 11)
+
+    def without(writer) -> None:
+        (keys,) = writer.kv_data
+        del keys[next(key for key in keys if key.endswith("expert_used_count"))]
+
+    file = write_family(tmp_path / "m.gguf", case, spec, weights, more=without)
+    with pytest.raises(CorruptFile, match="expert_used_count is missing"):
+        open_model(file, progress=False)

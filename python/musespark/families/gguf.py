@@ -16,7 +16,7 @@ import numpy as np
 
 from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.families import gguf_names, read_config
-from musespark.families.fields import MAX_CONTEXT
+from musespark.families.fields import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH
 from musespark.families.gguf_names import ARCHITECTURES, Architecture
 from musespark.families.spec import LayerSpec, ModelSpec, NormSpec, RopeSpec
 from musespark.families.tensors import Part, TensorMap, canonical_shapes, match_tensors
@@ -153,6 +153,7 @@ def config_of(
 ) -> dict[str, Any]:
     """The config that ``arch.model_type``'s family reads."""
     _check_keys(keys, arch)
+    _check_sizes(keys)
     config: dict[str, Any] = {"model_type": arch.model_type, **arch.constants}
     for key, name in arch.keys.items():
         if keys.has(key):
@@ -219,6 +220,16 @@ def _check_keys(keys: _Keys, arch: Architecture) -> None:
         neutral = gguf_names.NEUTRAL.get(key)
         if neutral is None or keys.get(key) != neutral:
             raise keys.refuse(key, "this key is not supported")
+
+
+def _check_sizes(keys: _Keys) -> None:
+    """The numbers that the rest of this file counts with; the family checks them all."""
+    limits = {"block_count": MAX_LAYERS} | dict.fromkeys(
+        ("attention.head_count", "embedding_length", "attention.key_length"), MAX_WIDTH
+    )
+    for key, limit in limits.items():
+        if keys.has(key) and not 1 <= keys.integer(key) <= limit:
+            raise keys.refuse(key, f"an integer in 1 … {limit} is needed")
 
 
 def _vocab(keys: _Keys, shapes: Mapping[str, Shape]) -> int:

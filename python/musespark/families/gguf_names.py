@@ -132,7 +132,8 @@ def _as_it_is(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _head_dim(config: dict[str, Any]) -> int:
-    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    shared = config["hidden_size"] // config["num_attention_heads"]
+    return max(1, config.get("head_dim", shared))
 
 
 def _query_scalar(layers_of_27b: int) -> Complete:
@@ -204,12 +205,14 @@ class Architecture:
     variants: Mapping[str, Architecture] = field(default_factory=dict)
 
 
+_SPARSE_REQUIRED = (*_REQUIRED, "expert_count", "expert_used_count")
 _WINDOW = {"attention.sliding_window": "sliding_window"}
 _ATTENTION_BIAS = {"attention_bias": "attn_output.bias"}
 _MIXTRAL = Architecture(
     "mixtral",
     keys=_DECODER_KEYS
     | {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+    required=_SPARSE_REQUIRED,
     interleaved=True,
 )
 _OLMO3 = Architecture("olmo3", keys=_DECODER_KEYS | _WINDOW, biases=_ATTENTION_BIAS)
@@ -247,11 +250,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         keys=_DECODER_KEYS
         | _EXPERT_KEYS
         | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
+        required=(
+            *_SPARSE_REQUIRED,
+            "expert_feed_forward_length",
+            "expert_shared_feed_forward_length",
+        ),
     ),
     "qwen3": Architecture("qwen3", biases=_ATTENTION_BIAS),
     "qwen3moe": Architecture(
         "qwen3_moe",
         keys=_DECODER_KEYS | _EXPERT_KEYS,
+        required=(*_SPARSE_REQUIRED, "expert_feed_forward_length"),
         constants={"norm_topk_prob": True},
         biases=_ATTENTION_BIAS,
     ),
@@ -264,6 +273,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             "expert_count": "num_local_experts",
             "expert_used_count": "num_experts_per_tok",
         },
+        required=(
+            *(key for key in _SPARSE_REQUIRED if key != "feed_forward_length"),
+            "expert_feed_forward_length",
+            "attention.sliding_window",
+        ),
         complete=_gpt_oss_rope,
         biases=_ATTENTION_BIAS,
         layer_names=LAYER_NAMES | {"mlp_norm": "post_attention_norm.weight"},
