@@ -109,6 +109,40 @@ def test_what_is_not_supported_is_named(name: str, field: str, value: object) ->
         assert repr(value) in message
 
 
+ODD = (None, True, 0, 1, -1, 2, 3, 2**31, 2**70, 0.0, 0.5, 1.0, -2.5, 1e-300, 1e300, float("nan"),
+       float("inf"), "", "x", [], [0], [None] * 3, {}, {"x": 1}, {"rope_type": []})  # fmt: skip
+
+
+def _paths(values: object, at: tuple = ()) -> list[tuple]:
+    if not isinstance(values, dict):
+        return []
+    here = [(*at, key) for key in values]
+    return here + [path for key, one in values.items() for path in _paths(one, (*at, key))]
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*OF_FAMILY.values(), "phi3_longrope", "gpt_oss_old_keys", "gemma3_old_keys"})
+)
+def test_odd_values_are_refused_or_read(name: str) -> None:
+    """Every key of a config with each odd value: a spec that holds together, or a refusal."""
+    refused = tried = 0
+    for path in _paths(CASES[name].config):
+        for value in ODD:
+            config = copy.deepcopy(CASES[name].config)
+            at = config
+            for step in path[:-1]:
+                at = at[step]
+            at[path[-1]] = value
+            tried += 1
+            try:
+                spec = read_config(config)[1]
+            except UnsupportedModel:
+                refused += 1
+            else:
+                assert len(spec.layers) <= 1024
+    assert 0.2 * tried < refused < tried
+
+
 @pytest.mark.parametrize("family", sorted(OF_FAMILY))
 def test_keys_that_mean_nothing_here_are_let_by(family: str) -> None:
     name = OF_FAMILY[family]

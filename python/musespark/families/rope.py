@@ -185,6 +185,8 @@ def _mscale(factor: float, mscale: float = 1.0) -> float:
 
 
 def _yarn(r: _Rope) -> RopeSpec:
+    if r.theta <= 1:
+        raise r.config.refuse("rope_theta", f"yarn needs one above 1, not {r.theta}")
     factor = r.params.number("factor", math.nan)
     attention = _mscale(factor)
     if r.params.get("mscale") and r.params.get("mscale_all_dim"):
@@ -217,7 +219,7 @@ def _untruncated(yarn: RopeSpec) -> RopeSpec:
     factors = []
     for i in range(yarn.dim // 2):
         ramp = min(max((i - low) / (high - low), 0.0), 1.0)
-        factors.append(1.0 / (ramp / yarn.factor + 1.0 - ramp))
+        factors.append(1.0 / (ramp / yarn.factor + (1.0 - ramp)))
     return RopeSpec(
         dim=yarn.dim,
         theta=yarn.theta,
@@ -238,6 +240,10 @@ def _longrope(r: _Rope) -> RopeSpec:
         return tuple(float(one) for one in value)
 
     original = r.original_context()
+    if original < 2:
+        raise r.config.refuse(
+            "original_max_position_embeddings", f"longrope needs at least 2, not {original}"
+        )
     factor = r.optional("factor", r.max_context / original)
     attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return RopeSpec(
