@@ -177,6 +177,8 @@ def _matrix_pieces(
             _core.pack(p.format, rows, dtype=dtype, out=piece, threads=threads, quick=quick)
         except InvalidRequest as error:  # a number that is not finite
             raise CorruptFile(f"{where}, rows from {begin}: {error}") from None
+        except UnsupportedModel as error:  # scales of MXFP4 that lie too far apart
+            raise UnsupportedModel(f"{where}, rows from {begin}: {error}") from None
         yield piece
 
 
@@ -215,7 +217,7 @@ def _squares(form: str, rows: np.ndarray, dtype: str, quick: bool) -> tuple[floa
     packed = np.empty(_core.packed_nbytes(form, *values.shape), np.uint8)
     try:
         _core.pack(form, rows, dtype=dtype, out=packed, quick=quick)
-    except InvalidRequest:  # not finite: packing itself says where
+    except (InvalidRequest, UnsupportedModel):  # packing itself says where
         return 0.0, 0.0
     got = _core.unpack(form, packed, *values.shape)
     exact = values.astype(np.float64)
