@@ -139,6 +139,34 @@ MUTANTS = (
         "rms",
         "test_families_engine.py test_families.py",
     ),
+    Mutant(
+        "stored q5_k: high bit of the wrong group",
+        "csrc/formats/stored.cc",
+        "(h[i] >> g & 1) << 4",
+        "(h[i] >> (g ^ 1) & 1) << 4",
+        "test_stored.py",
+    ),
+    Mutant(
+        "a packer's rows of the block before",
+        "csrc/formats/pack.cc",
+        "if (rows_ < kRowBlock) std::memset(tile_.data(), 0, tile_.size());",
+        "",
+        "test_formats.py",
+    ),
+    Mutant(
+        "rows of Q and K as llama.cpp weaves them",
+        "python/musespark/families/gguf.py",
+        "return order.swapaxes(1, 2).reshape(rows)",
+        "return order.reshape(rows)",
+        "test_gguf_models.py",
+    ),
+    Mutant(
+        "GGUF tensors that overlap",
+        "python/musespark/weights/gguf.py",
+        "if before is not None and entry.begin < before.end:",
+        "if before is not None and entry.begin < before.begin:",
+        "test_gguf_reader.py",
+    ),
 )
 
 

@@ -61,8 +61,8 @@ StoredMatrix stored_matrix(const py::buffer_info& info, const std::string& dtype
     throw InvalidRequest(what + ": a row has " + std::to_string(row_bytes) + " bytes, a block of " +
                          dtype + " has " + std::to_string(stored.bytes));
   }
-  return {static_cast<const std::uint8_t*>(info.ptr), stored.type, info.shape[0],
-          row_bytes / stored.bytes * stored.values, info.strides[0]};
+  return {static_cast<const std::uint8_t*>(info.ptr), stored.type,     info.shape[0],
+          row_bytes / stored.bytes * stored.values,   info.strides[0], false};
 }
 
 // A contiguous buffer of bytes; `writable` as the caller needs.
@@ -96,11 +96,13 @@ void pack_threaded(WeightFormat format, const Matrix& from, const py::buffer_inf
 }
 
 void pack(const std::string& format_name, const py::buffer& array, const py::buffer& out,
-          const std::string& dtype, int threads) {
+          const std::string& dtype, int threads, bool quick) {
   const WeightFormat format = weight_format_from_name(format_name);
   const py::buffer_info from = array.request();
   const py::buffer_info to = byte_buffer(out, true, "pack: out");
-  pack_threaded(format, stored_matrix(from, dtype, "pack"), to, threads);
+  StoredMatrix matrix = stored_matrix(from, dtype, "pack");
+  matrix.quick = quick;
+  pack_threaded(format, matrix, to, threads);
 }
 
 void pack_blocks(const std::string& format_name, const py::buffer& blocks, std::int64_t rows,
@@ -224,12 +226,12 @@ void register_weights(py::module_& m) {
       },
       py::arg("format"), py::arg("rows"), py::arg("cols"), "Bytes of a packed rows x cols matrix.");
   m.def("pack", &pack, py::arg("format"), py::arg("array"), py::kw_only(), py::arg("out"),
-        py::arg("dtype") = "f32", py::arg("threads") = 1,
+        py::arg("dtype") = "f32", py::arg("threads") = 1, py::arg("quick") = false,
         "Packs a 2-D array of the stored type `dtype` (float32, float16, uint16 bits, or\n"
         "uint8 rows of blocks of any stored type; rows may be strided) into `out`, a writable\n"
         "buffer of packed_nbytes(format, rows, cols) bytes. The bytes do not depend on threads or\n"
         "machine. Blocks that the format holds exactly are repacked (see pack_blocks). Raises "
-        "InvalidRequest for a number that is not finite.");
+        "InvalidRequest for a number that is not finite. `quick` tries fewer scales.");
   m.def("pack_blocks", &pack_blocks, py::arg("format"), py::arg("blocks"), py::kw_only(),
         py::arg("rows"), py::arg("cols"), py::arg("out"), py::arg("threads") = 1,
         "Packs rows of GGUF blocks, exactly: Q8_0 into q8g32h, Q4_0 into q4g32h, IQ4_NL into\n"

@@ -38,7 +38,7 @@ class RowBlockPacker {
         from_(from),
         steps_(steps),
         layout_(weight_layout(format, from.rows, from.cols)),
-        row_(static_cast<std::size_t>(from.cols)),
+        tile_(kPackTile * kRowBlock * sizeof(float)),
         columns_(static_cast<std::size_t>(layout_.padded_cols) * kRowBlock * sizeof(float)) {
     if (!is_quantized(format)) return;
     const auto padded = static_cast<std::size_t>(layout_.padded_cols);
@@ -62,38 +62,37 @@ class RowBlockPacker {
  private:
   // Rows first .. first + 15 into columns_[k][r], zeros where the matrix has ended.
   void load(std::int64_t first) {
-    float* columns = columns_.as<float>();
     rows_ = std::min<std::int64_t>(kRowBlock, from_.rows - first);
-    for (std::int64_t r = 0; r < kRowBlock; ++r) {
-      if (first + r >= from_.rows) {
-        for (std::int64_t k = 0; k < from_.cols; ++k) columns[k * kRowBlock + r] = 0.0f;
-        amax_[r] = 0.0f;
-        continue;
+    std::uint32_t largest[kRowBlock] = {};
+    if (rows_ < kRowBlock) std::memset(tile_.data(), 0, tile_.size());
+    for (std::int64_t k = 0; k < from_.cols; k += kPackTile) {
+      const std::int64_t count = std::min(kPackTile, from_.cols - k);
+      for (std::int64_t r = 0; r < rows_; ++r) {
+        decode(first + r, k, count, tile_.as<float>() + r * kPackTile);
       }
-      read_row(first + r);
-      std::uint32_t largest = 0;
-      for (std::int64_t k = 0; k < from_.cols; ++k) {
-        std::uint32_t bits;
-        std::memcpy(&bits, &row_[static_cast<std::size_t>(k)], 4);
-        largest = std::max(largest, bits & 0x7fffffffu);
-        columns[k * kRowBlock + r] = row_[static_cast<std::size_t>(k)];
-      }
-      if (largest >= 0x7f800000u) refuse(first + r);
-      std::memcpy(&amax_[r], &largest, 4);
+      steps_.turn(tile_.as<float>(), count, columns_.as<float>() + k * kRowBlock, largest);
     }
+    for (std::int64_t r = 0; r < kRowBlock; ++r) {
+      if (largest[r] >= 0x7f800000u) refuse(first + r);
+    }
+    std::memcpy(amax_, largest, sizeof amax_);
   }
 
-  void read_row(std::int64_t row) {
-    const std::int64_t values = stored_type_info(from_.type).values;
-    decode_stored(from_.type, from_.data + row * from_.row_bytes, from_.cols / values, row_.data());
+  // Columns k .. k + count - 1 of a row; k is a multiple of kPackTile.
+  void decode(std::int64_t row, std::int64_t k, std::int64_t count, float* to) const {
+    const StoredTypeInfo& info = stored_type_info(from_.type);
+    const std::uint8_t* at = from_.data + row * from_.row_bytes + k / info.values * info.bytes;
+    decode_stored(from_.type, at, count / info.values, to);
   }
 
   [[noreturn]] void refuse(std::int64_t row) const {
-    for (std::size_t k = 0; k < row_.size(); ++k) {
+    std::vector<float> values(static_cast<std::size_t>(from_.cols));
+    decode(row, 0, from_.cols, values.data());
+    for (std::size_t k = 0; k < values.size(); ++k) {
       std::uint32_t bits;
-      std::memcpy(&bits, &row_[k], 4);
+      std::memcpy(&bits, &values[k], 4);
       if ((bits & 0x7fffffffu) >= 0x7f800000u) {
-        throw InvalidRequest("weights: " + std::to_string(row_[k]) + " at row " +
+        throw InvalidRequest("weights: " + std::to_string(values[k]) + " at row " +
                              std::to_string(row) + ", column " + std::to_string(k) +
                              " is not finite");
       }
@@ -121,6 +120,7 @@ class RowBlockPacker {
       for (int r = 0; r < kRowBlock; ++r) columns[k * kRowBlock + r] *= to_unit[r];
     }
     const PackRows rows{format_,
+                        from_.quick,
                         from_.cols,
                         block_columns(format_),
                         columns,
@@ -133,7 +133,8 @@ class RowBlockPacker {
     choose_scales(to);
     steps_.encode(rows);
     clear_padding_rows();
-    write_codes(to + layout_.codes_offset);
+    steps_.lay_out(codes_.as<std::uint8_t>(), layout_.padded_cols, code_bits(format_),
+                   to + layout_.codes_offset);
   }
 
   // Row and block scales from the groups' scales; inverse_ for the second step.
@@ -180,37 +181,11 @@ class RowBlockPacker {
     }
   }
 
-  void write_codes(std::uint8_t* to) const {
-    const std::uint8_t* codes = codes_.as<std::uint8_t>();
-    const auto code = [&](std::int64_t chunk, int quad, int k, int r) {
-      return codes[(chunk * 64 + quad * 4 + k) * kRowBlock + r];
-    };
-    for (std::int64_t chunk = 0; chunk < layout_.padded_cols / 64; ++chunk) {
-      for (int byte = 0; byte < 64; ++byte) {
-        const int r = byte / 4, k = byte % 4;
-        if (code_bits(format_) == 8) {
-          for (int v = 0; v < 16; ++v) to[v * 64 + byte] = code(chunk, v, k, r);
-          continue;
-        }
-        for (int v = 0; v < 8; ++v) {
-          to[v * 64 + byte] = static_cast<std::uint8_t>((code(chunk, v, k, r) & 15) |
-                                                        (code(chunk, v + 8, k, r) & 15) << 4);
-        }
-        for (int u = 0; u < 4 && format_ == WeightFormat::q6; ++u) {
-          int high = 0;
-          for (int j = 0; j < 4; ++j) high |= (code(chunk, u + 4 * j, k, r) >> 4 & 3) << (2 * j);
-          to[512 + u * 64 + byte] = static_cast<std::uint8_t>(high);
-        }
-      }
-      to += 128 * code_bits(format_);
-    }
-  }
-
   WeightFormat format_;
   StoredMatrix from_;
   const PackSteps& steps_;
   WeightLayout layout_;
-  std::vector<float> row_;
+  AlignedBuffer tile_;  // [16][kPackTile]
   AlignedBuffer columns_, codes_, scales_, inverse_;
   float amax_[kRowBlock] = {};
   std::int64_t rows_ = kRowBlock;  // of the block at hand

@@ -30,6 +30,7 @@ struct StoredMatrix {
   std::int64_t rows;
   std::int64_t cols;       // a whole number of blocks
   std::int64_t row_bytes;  // from one row to the next
+  bool quick = false;      // fewer trial scales: for numbers that have been quantized before
 };
 
 // Packs row blocks [begin, end) of `from` to their places in `to`, the start of the whole packed

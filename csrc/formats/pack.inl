@@ -79,6 +79,7 @@ struct E2m1Levels {
 // Scales tried, as multiples of (largest magnitude / largest level): the table's long end meets the
 // largest number, overshoots it, or clips it.
 constexpr float kTableScales[] = {0.76f, 0.82f, 0.88f, 0.93f, 0.97f, 1.0f, 1.03f, 1.07f, 1.12f};
+constexpr float kQuickTableScales[] = {0.93f, 1.0f};
 
 // The level nearest to t, t in units of levels.
 template <class Levels>
@@ -96,11 +97,13 @@ MUSESPARK_INLINE F32 nearest_level(F32 t) {
 // least-squares scale of the levels that a trial scale gives: that error is
 // sum u^2 - (sum u*level)^2 / sum level^2.
 template <class Levels>
-MUSESPARK_INLINE F32 fit_group_table(const float* u, int n) {
+MUSESPARK_INLINE F32 fit_group_table(const float* u, int n, bool quick) {
   F32 amax = {};
   for (int k = 0; k < n; ++k) amax = larger(magnitude(load(u + k * kRowBlock)), amax);
   F32 best_gain = {}, best_scale = {};
-  for (const float factor : kTableScales) {
+  const int trials = quick ? 2 : 9;
+  for (int trial = 0; trial < trials; ++trial) {
+    const float factor = quick ? kQuickTableScales[trial] : kTableScales[trial];
     const F32 inverse = Levels::kLargest / (amax * factor);  // inf for all zeros: no gain below
     F32 dot[2] = {}, square[2] = {};
     for (int k = 0; k < n; ++k) {
@@ -167,15 +170,16 @@ MUSESPARK_INLINE F32 table_error(const Q4Table& table, const F32* t, int n) {
   return error;
 }
 
-MUSESPARK_INLINE void encode_group_q4(const float* u, int n, F32 scale, F32 inverse,
+MUSESPARK_INLINE void encode_group_q4(const float* u, int n, F32 scale, F32 inverse, bool quick,
                                       std::int8_t* sub, std::uint8_t* codes) {
   F32 t[kSubGroup];
   for (int k = 0; k < n; ++k) t[k] = load(u + k * kRowBlock) * inverse;
   const F32 middle = rounded(scale * inverse * 128.0f);
   constexpr int kSteps[] = {0, 1, -1, 2, -2};
-  F32 best_error = splat(3.0e38f), best_sub = {};
+  F32 best_error = splat(3.0e38f), best_sub = quick ? clamped(middle, -127.0f, 127.0f) : F32{};
   Q4Table table;
   for (const int step : kSteps) {
+    if (quick) break;
     const F32 candidate = clamped(middle + static_cast<float>(step), -127.0f, 127.0f);
     make_table(candidate, &table);
     const F32 error = table_error(table, t, n);
@@ -198,11 +202,13 @@ MUSESPARK_INLINE void encode_group_q4(const float* u, int n, F32 scale, F32 inve
 // Scales tried, as multiples of (largest magnitude / 32).
 constexpr float kQ6Scales[] = {0.90f, 0.94f, 0.97f, 1.0f, 1.02f, 1.05f};
 
-MUSESPARK_INLINE F32 fit_group_q6(const float* u, int n) {
+MUSESPARK_INLINE F32 fit_group_q6(const float* u, int n, bool quick) {
   F32 amax = {};
   for (int k = 0; k < n; ++k) amax = larger(magnitude(load(u + k * kRowBlock)), amax);
   F32 best_gain = {}, best_scale = {};
-  for (const float factor : kQ6Scales) {
+  const int first = quick ? 3 : 0, end = quick ? 4 : 6;
+  for (int trial = first; trial < end; ++trial) {
+    const float factor = kQ6Scales[trial];
     const F32 inverse = 32.0f / (amax * factor);
     for (int sign = 0; sign < 2; ++sign) {
       F32 dot = {}, square = {};
@@ -221,32 +227,42 @@ MUSESPARK_INLINE F32 fit_group_q6(const float* u, int n) {
   return best_scale;
 }
 
-MUSESPARK_INLINE void encode_group_q6(const float* u, int n, F32 scale, F32 inverse,
+// The code of t, in units of w8, under the sub-scale whose inverse is given.
+MUSESPARK_INLINE F32 code_q6(F32 t, F32 per_code) {
+  return clamped(rounded(t * per_code), -32.0f, 31.0f);
+}
+
+MUSESPARK_INLINE F32 codes_per_w8(F32 sub) { return sub == 0.0f ? F32{} : 32.0f / sub; }
+
+// Squared error of n columns under a sub-scale.
+MUSESPARK_INLINE F32 error_q6(const float* u, int n, F32 sub, F32 inverse) {
+  const I32 s = __builtin_convertvector(sub, I32);
+  const F32 per_code = codes_per_w8(sub);
+  F32 error = {};
+  for (int k = 0; k < n; ++k) {
+    const F32 t = load(u + k * kRowBlock) * inverse;
+    const I32 w8 = (__builtin_convertvector(code_q6(t, per_code), I32) * s * 4 + 64) >> 7;
+    const F32 miss = t - __builtin_convertvector(w8, F32);
+    error += miss * miss;
+  }
+  return error;
+}
+
+MUSESPARK_INLINE void encode_group_q6(const float* u, int n, F32 scale, F32 inverse, bool quick,
                                       std::int8_t* sub, std::uint8_t* codes) {
   const F32 middle = clamped(rounded(scale * inverse * 32.0f), -127.0f, 127.0f);
   constexpr int kSteps[] = {0, 1, -1};
-  F32 best_error = splat(3.0e38f), best_sub = {};
-  for (int pass = 0; pass < 4; ++pass) {
-    const bool last = pass == 3;
-    const F32 candidate =
-        last ? best_sub : clamped(middle + static_cast<float>(kSteps[pass]), -127.0f, 127.0f);
-    const I32 s = __builtin_convertvector(candidate, I32);
-    const F32 per_code = candidate == 0.0f ? F32{} : 32.0f / candidate;
-    F32 error = {};
-    for (int k = 0; k < n; ++k) {
-      const F32 t = load(u + k * kRowBlock) * inverse;
-      const F32 code = clamped(rounded(t * per_code), -32.0f, 31.0f);
-      if (last) {
-        store_bytes(codes + k * kRowBlock, code);
-        continue;
-      }
-      const I32 w8 = (__builtin_convertvector(code, I32) * s * 4 + 64) >> 7;
-      const F32 miss = t - __builtin_convertvector(w8, F32);
-      error += miss * miss;
-    }
-    if (last) break;
+  F32 best_error = splat(3.0e38f), best_sub = quick ? middle : F32{};
+  for (const int step : kSteps) {
+    if (quick) break;
+    const F32 candidate = clamped(middle + static_cast<float>(step), -127.0f, 127.0f);
+    const F32 error = error_q6(u, n, candidate, inverse);
     best_sub = error < best_error ? candidate : best_sub;
     best_error = error < best_error ? error : best_error;
+  }
+  const F32 per_code = codes_per_w8(best_sub);
+  for (int k = 0; k < n; ++k) {
+    store_bytes(codes + k * kRowBlock, code_q6(load(u + k * kRowBlock) * inverse, per_code));
   }
   store_bytes(reinterpret_cast<std::uint8_t*>(sub), best_sub);
 }
@@ -271,16 +287,16 @@ MUSESPARK_INLINE void fit_group(const PackRows& rows, std::int64_t k, int n, int
   switch (rows.format) {
     case WeightFormat::q4:
     case WeightFormat::iq4g32h:
-      scale = fit_group_table<Q4Levels>(u, n);
+      scale = fit_group_table<Q4Levels>(u, n, rows.quick);
       break;
     case WeightFormat::q4g32h:
-      scale = fit_group_table<Int4Levels>(u, n);
+      scale = fit_group_table<Int4Levels>(u, n, rows.quick);
       break;
     case WeightFormat::mxfp4:
-      scale = fit_group_table<E2m1Levels>(u, n);
+      scale = fit_group_table<E2m1Levels>(u, n, rows.quick);
       break;
     case WeightFormat::q6:
-      scale = fit_group_q6(u, n);
+      scale = fit_group_q6(u, n, rows.quick);
       break;
     default:
       scale = fit_group_bytes(u, n);
@@ -297,9 +313,9 @@ MUSESPARK_INLINE void encode_group(const PackRows& rows, std::int64_t k, int n, 
   std::int8_t* sub = rows.sub + k / kSubGroup * kRowBlock + lane;
   switch (rows.format) {
     case WeightFormat::q4:
-      return encode_group_q4(u, n, load(scale), inverse, sub, codes);
+      return encode_group_q4(u, n, load(scale), inverse, rows.quick, sub, codes);
     case WeightFormat::q6:
-      return encode_group_q6(u, n, load(scale), inverse, sub, codes);
+      return encode_group_q6(u, n, load(scale), inverse, rows.quick, sub, codes);
     case WeightFormat::q4g32h:
       return encode_group_table<Int4Levels>(u, n, inverse, codes);
     case WeightFormat::iq4g32h:
@@ -323,6 +339,56 @@ MUSESPARK_INLINE void all_groups(const PackRows& rows) {
     for (int lane = 0; lane < kRowBlock; lane += kLanes) {
       kStep(rows, k, static_cast<int>(left < width ? left : width), lane);
     }
+  }
+}
+
+// ---- moving numbers ---------------------------------------------------------------------------
+
+MUSESPARK_INLINE void turn_rows(const float* rows, std::int64_t count, float* columns,
+                                std::uint32_t* largest) {
+  std::uint32_t most[kRowBlock];
+  for (int r = 0; r < kRowBlock; ++r) most[r] = largest[r];
+  for (std::int64_t k = 0; k < count; ++k) {
+    for (int r = 0; r < kRowBlock; ++r) {
+      const float value = rows[r * kPackTile + k];
+      std::uint32_t bits;
+      __builtin_memcpy(&bits, &value, 4);
+      bits &= 0x7fffffffu;
+      most[r] = bits > most[r] ? bits : most[r];
+      columns[k * kRowBlock + r] = value;
+    }
+  }
+  for (int r = 0; r < kRowBlock; ++r) largest[r] = most[r];
+}
+
+// A quad's bytes [k][row] to [row][k].
+MUSESPARK_INLINE void turn_quad(const std::uint8_t* from, std::uint8_t* to) {
+  for (int r = 0; r < kRowBlock; ++r) {
+    for (int k = 0; k < 4; ++k) to[r * 4 + k] = from[k * kRowBlock + r];
+  }
+}
+
+MUSESPARK_INLINE void lay_out_codes(const std::uint8_t* codes, std::int64_t padded_cols, int bits,
+                                    std::uint8_t* to) {
+  for (std::int64_t chunk = 0; chunk < padded_cols / 64; ++chunk) {
+    const std::uint8_t* c = codes + chunk * 64 * kRowBlock;  // quad q at c + 64 * q
+    std::uint8_t joined[64];
+    for (int v = 0; v < 16 && bits == 8; ++v) turn_quad(c + v * 64, to + v * 64);
+    for (int v = 0; v < 8 && bits != 8; ++v) {
+      for (int i = 0; i < 64; ++i) {
+        joined[i] = static_cast<std::uint8_t>((c[v * 64 + i] & 15) | c[(v + 8) * 64 + i] << 4);
+      }
+      turn_quad(joined, to + v * 64);
+    }
+    for (int u = 0; u < 4 && bits == 6; ++u) {
+      for (int i = 0; i < 64; ++i) {
+        const std::uint8_t* high = c + u * 64 + i;
+        joined[i] = static_cast<std::uint8_t>((high[0] >> 4 & 3) | (high[256] >> 4 & 3) << 2 |
+                                              (high[512] >> 4 & 3) << 4 | high[768] >> 4 << 6);
+      }
+      turn_quad(joined, to + 512 + u * 64);
+    }
+    to += 128 * bits;
   }
 }
 

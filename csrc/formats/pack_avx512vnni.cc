@@ -3,11 +3,17 @@
 namespace musespark {
 namespace {
 
+void turn(const float* rows, std::int64_t count, float* columns, std::uint32_t* largest) {
+  turn_rows(rows, count, columns, largest);
+}
 void fit(const PackRows& rows) { all_groups<fit_group>(rows); }
 void encode(const PackRows& rows) { all_groups<encode_group>(rows); }
+void lay_out(const std::uint8_t* codes, std::int64_t padded_cols, int bits, std::uint8_t* to) {
+  lay_out_codes(codes, padded_cols, bits, to);
+}
 
 }  // namespace
 
-const PackSteps pack_steps_avx512vnni = {fit, encode};
+const PackSteps pack_steps_avx512vnni = {turn, fit, encode, lay_out};
 
 }  // namespace musespark

@@ -1,4 +1,4 @@
-// The two vector steps of packing (pack.inl), one pair per instruction set, all with the same bits.
+// The vector steps of packing (pack.inl), one set per instruction set, all with the same bits.
 // Only pack.cc calls them.
 #pragma once
 
@@ -11,6 +11,7 @@ namespace musespark {
 // 16 rows of a quantized format, column by column.
 struct PackRows {
   WeightFormat format;
+  bool quick;
   std::int64_t cols;  // K, unpadded
   std::int64_t block_cols;
   const float* u;        // [K][16]
@@ -20,9 +21,16 @@ struct PackRows {
   std::uint8_t* codes;   // [Kp][16], one code a byte, written by encode
 };
 
+inline constexpr std::int64_t kPackTile = 256;  // columns that are turned at a time
+
 struct PackSteps {
+  // `count` columns of 16 rows, row r at rows + r * kPackTile, to columns [count][16]; largest[r]
+  // becomes the largest of itself and the bits of the row's magnitudes.
+  void (*turn)(const float* rows, std::int64_t count, float* columns, std::uint32_t* largest);
   void (*fit)(const PackRows& rows);
   void (*encode)(const PackRows& rows);
+  // Codes [padded_cols][16] of `bits` (8, 6 or 4) to their places in a row block (weights.h).
+  void (*lay_out)(const std::uint8_t* codes, std::int64_t padded_cols, int bits, std::uint8_t* to);
 };
 
 extern const PackSteps pack_steps_scalar;

@@ -20,7 +20,13 @@ def cpu_model() -> str: ...
 def count_cores(*, root: str = "") -> dict[str, Any]: ...
 def packed_nbytes(format: str, rows: int, cols: int) -> int: ...
 def pack(
-    format: str, array: Buffer, *, out: Buffer, dtype: str = "f32", threads: int = 1
+    format: str,
+    array: Buffer,
+    *,
+    out: Buffer,
+    dtype: str = "f32",
+    threads: int = 1,
+    quick: bool = False,
 ) -> None: ...
 def pack_blocks(
     format: str, blocks: Buffer, *, rows: int, cols: int, out: Buffer, threads: int = 1

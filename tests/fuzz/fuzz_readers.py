@@ -219,7 +219,7 @@ def limited_memory(path: Path) -> Iterator[None]:
     """
     before = resource.getrlimit(resource.RLIMIT_AS)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    if "asan" not in os.environ.get("LD_PRELOAD", ""):
+    if not os.environ.get("MUSESPARK_TEST_SANITIZED"):
         most = in_use + path.stat().st_size + LIMIT_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
     try:

@@ -128,6 +128,32 @@ def test_sources(form: str) -> None:
     np.testing.assert_array_equal(pack(form, every_other[::2]), expected)
 
 
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("form", FORMATS)
+def test_row_blocks_do_not_know_of_each_other(form: str, quick: bool) -> None:
+    """Enough blocks that one packer makes several, the last of three rows, columns in two tiles."""
+    w = np.random.default_rng(8).standard_normal((16 * 40 + 3, 300)).astype(np.float32)
+    whole = pack(form, w, quick=quick).reshape(41, -1)
+    for block in (0, 1, 39, 40):
+        alone = pack(form, w[16 * block : 16 * block + 16], quick=quick)
+        np.testing.assert_array_equal(whole[block], alone, err_msg=str(block))
+    np.testing.assert_array_equal(pack(form, w, quick=quick, threads=3), whole.reshape(-1))
+
+
+# Relative error on normal numbers that a quick search may add to the thorough one's.
+QUICK = {"q6": 1.25, "q4": 1.08, "q4g32h": 1.08, "iq4g32h": 1.08, "mxfp4": 1.25}
+
+
+@pytest.mark.parametrize("form", QUICK)
+def test_a_quick_search_is_a_little_worse(form: str) -> None:
+    w = np.random.default_rng(9).standard_normal((64, 512)).astype(np.float32)
+    errors = [
+        np.sqrt(((_core.unpack(form, pack(form, w, quick=quick), 64, 512) - w) ** 2).mean())
+        for quick in (False, True)
+    ]
+    assert errors[0] < errors[1] <= errors[0] * QUICK[form], errors
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_check_of_packed_bytes(form: str) -> None:
     """What packers write passes; scales, sub-scales and padding they do not write are found."""
@@ -278,6 +304,10 @@ for rows, cols in ((50, 700), (16, 64), (5, 33)):
             out = np.zeros(_core.packed_nbytes(form, rows, cols), np.uint8)
             _core.pack(form, w, out=out, threads=threads)
             print(form, rows, cols, format(_core.checksum(out), "016x"))
+for form in _core.weight_formats:
+    out = np.zeros(_core.packed_nbytes(form, *w.shape), np.uint8)
+    _core.pack(form, w, out=out, quick=True)
+    print("quick", form, format(_core.checksum(out), "016x"))
 """
 
 
@@ -300,6 +330,6 @@ def test_same_bytes_on_every_level_and_thread_count() -> None:
         outputs[level] = run.stdout
     assert len(set(outputs.values())) == 1, outputs
     lines = outputs["scalar"].split("\n")[:-1]
-    assert len(lines) == 9 * len(FORMATS)
-    by_threads = {tuple(lines[i : i + 3]) for i in range(0, len(lines), 3)}
+    assert len(lines) == 10 * len(FORMATS)
+    by_threads = {tuple(lines[i : i + 3]) for i in range(0, 9 * len(FORMATS), 3)}
     assert all(len(set(group)) == 1 for group in by_threads)

@@ -261,6 +261,25 @@ def test_scales_that_are_not_finite_are_named(tmp_path: Path) -> None:
             open_model(file, quantize=quantize, progress=False)
 
 
+def test_mxfp4_scales_too_far_apart_are_named(tmp_path: Path) -> None:
+    def encode(name: str, weight: np.ndarray):
+        if weight.ndim == 1:
+            return plain(name, weight)
+        blocks = np.full((weight.shape[0], weight.shape[1] // 32, 17), 0x55, np.uint8)
+        blocks[:, :, 0] = 120
+        if name == "blk.1.ffn_down.weight":
+            blocks[40, :, 0] = [20, 120, 160]
+        return blocks.reshape(weight.shape[0], -1), gguf.GGMLQuantizationType.MXFP4
+
+    config = CASES["llama"]
+    file = write_gguf(tmp_path / "m.gguf", config, checkpoint_of(config), encode)
+    with pytest.raises(
+        UnsupportedModel, match=r"'blk\.1\.ffn_down\.weight', rows from 0: .*row 40"
+    ):
+        open_model(file, progress=False)
+    open_model(file, quantize="q8", progress=False)
+
+
 @pytest.mark.parametrize("kind", sorted(set(stored.TYPES) - {"f32", "f16", "bf16"}))
 def test_every_type_is_loaded(kind: str, tmp_path: Path) -> None:
     """Random blocks with small scales: gguf-py cannot quantize to all types."""

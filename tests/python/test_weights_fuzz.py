@@ -66,6 +66,9 @@ def test_the_fuzzer_finds_a_tensor_beyond_the_end(
         fuzz_readers.fuzz(400, seed=1, folder=tmp_path)
 
 
+@pytest.mark.skipif(
+    "MUSESPARK_TEST_SANITIZED" in os.environ, reason="a sanitizer needs all of the address space"
+)
 def test_the_fuzzer_finds_memory_taken_on_a_claim(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,8 @@ Recipes (``quantize``):
 - ``none``: as stored: f32 stays f32, bf16 stays bf16; f16 becomes f32, which holds it exactly.
 - ``auto``: q8 up to 50 million parameters, else q4. It looks at the model alone, never the machine.
   A GGUF file whose matrices are quantized keeps their precision: ``gguf``, which cannot be asked
-  for: each in the format of ours that is nearest (:data:`KEPT`); the error goes into the notes.
+  for: each in the format of ours that is nearest (:data:`KEPT`), its scales found by a quick search
+  (what is lost was lost before); the error goes into the notes.
 
 Vectors (norms, biases) are always f32. Routers of experts and learned positions stay as stored with
 every recipe: they are small, and a router decides.
@@ -162,7 +163,7 @@ def _vector_bytes(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
 
 
 def _matrix_pieces(
-    p: Planned, array: Any, dtype: str, threads: int, where: str
+    p: Planned, array: Any, dtype: str, threads: int, quick: bool, where: str
 ) -> Iterator[np.ndarray]:
     """Packs rows in pieces: whole row blocks, which are packed independently of each other."""
     block_bytes = int(_core.packed_nbytes(p.format, 16, p.cols))
@@ -173,14 +174,16 @@ def _matrix_pieces(
         rows = np.ascontiguousarray(array[begin : begin + 16 * blocks])
         piece = out[: -(-rows.shape[0] // 16) * block_bytes]
         try:
-            _core.pack(p.format, rows, dtype=dtype, out=piece, threads=threads)
+            _core.pack(p.format, rows, dtype=dtype, out=piece, threads=threads, quick=quick)
         except InvalidRequest as error:  # a number that is not finite
             raise CorruptFile(f"{where}, rows from {begin}: {error}") from None
+        except UnsupportedModel as error:  # scales of MXFP4 that lie too far apart
+            raise UnsupportedModel(f"{where}, rows from {begin}: {error}") from None
         yield piece
 
 
 def error_notes(
-    checkpoint: TensorSource, sources: dict[str, Part], planned: list[Planned]
+    checkpoint: TensorSource, sources: dict[str, Part], planned: list[Planned], quick: bool
 ) -> list[str]:
     """How far quantized matrices move by being stored in another format, one line for each pair.
 
@@ -197,7 +200,8 @@ def error_notes(
         found = sums.setdefault((dtype, p.format), np.zeros(3))
         blocks = -(-p.rows // 16)
         for block in sorted({i * blocks // _SAMPLES for i in range(_SAMPLES)}):
-            found[:2] += _squares(p.format, array[16 * block : 16 * block + 16], dtype.lower())
+            rows = array[16 * block : 16 * block + 16]
+            found[:2] += _squares(p.format, rows, dtype.lower(), quick)
         found[2] += 1
     notes = []
     for (dtype, form), (missed, whole, count) in sums.items():
@@ -207,13 +211,13 @@ def error_notes(
     return notes
 
 
-def _squares(form: str, rows: np.ndarray, dtype: str) -> tuple[float, float]:
+def _squares(form: str, rows: np.ndarray, dtype: str, quick: bool) -> tuple[float, float]:
     """Sums of the squared differences, and of the squares, of rows that are packed."""
     values = _core.decode(dtype, rows)
     packed = np.empty(_core.packed_nbytes(form, *values.shape), np.uint8)
     try:
-        _core.pack(form, rows, dtype=dtype, out=packed)
-    except InvalidRequest:  # not finite: packing itself says where
+        _core.pack(form, rows, dtype=dtype, out=packed, quick=quick)
+    except (InvalidRequest, UnsupportedModel):  # packing itself says where
         return 0.0, 0.0
     got = _core.unpack(form, packed, *values.shape)
     exact = values.astype(np.float64)
@@ -243,7 +247,7 @@ def pack_checkpoint(
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
-    notes = notes + error_notes(checkpoint, sources, planned)
+    notes = notes + error_notes(checkpoint, sources, planned, quantize == "gguf")
     total = sum(stored_nbytes(checkpoint, shapes[name], part) for name, part in sources.items())
     done = 0
 
@@ -258,7 +262,8 @@ def pack_checkpoint(
             yield _vector_bytes(array[:], entry.dtype.lower(), where)
         else:
             yielded = 0
-            for piece in _matrix_pieces(p, array, entry.dtype.lower(), workers, where):
+            dtype, quick = entry.dtype.lower(), quantize == "gguf"
+            for piece in _matrix_pieces(p, array, dtype, workers, quick, where):
                 yield piece
                 yielded += piece.nbytes
                 progress(before + size * yielded // p.nbytes, total, label)
