@@ -144,6 +144,7 @@ class ChatCollector:
             reasoning=turn.reasoning,
             tool_calls=tuple(call.to_openai() for call in turn.tool_calls),
             malformed_tool_calls=tuple(turn.malformed_tool_calls),
+            protocol_errors=tuple(turn.protocol_errors),
             thinking_stop_reason=self._thinking(reason),
             **self._tokens.fields(event.stats, turn.reasoning_tokens),
         )

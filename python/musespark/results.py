@@ -105,7 +105,8 @@ class ChatResult(Completion):
     """The result of :meth:`Model.chat`. ``text`` and ``content`` are the answer to the user.
 
     ``reasoning`` is the thought text (channels joined by a blank line), ``tool_calls`` are
-    OpenAI-shaped dicts, ``malformed_tool_calls`` raw texts of calls that could not be parsed.
+    OpenAI-shaped dicts, ``malformed_tool_calls`` raw texts of calls that could not be parsed,
+    ``protocol_errors`` what else has no place in the model's protocol: (reason, raw text).
     ``thinking_stop_reason``: ``end`` (the model closed its thought), ``length``, ``cancelled``,
     ``deadline`` (cut inside the thought) or ``none`` (it did not think).
     """
@@ -114,6 +115,7 @@ class ChatResult(Completion):
     reasoning: str = ""
     tool_calls: tuple[dict[str, Any], ...] = ()
     malformed_tool_calls: tuple[str, ...] = ()
+    protocol_errors: tuple[tuple[str, str], ...] = ()
     thinking_stop_reason: str = "none"
 
     @property

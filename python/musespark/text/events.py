@@ -94,5 +94,10 @@ class Turn:
             self.ended = True
 
     @property
+    def protocol_errors(self) -> list[tuple[str, str]]:
+        """(reason, raw text) of what has no place in the protocol."""
+        return [(e.reason, e.raw) for e in self.errors if isinstance(e, ProtocolError)]
+
+    @property
     def malformed_tool_calls(self) -> list[str]:
         return [error.raw for error in self.errors if isinstance(error, ToolCallError)]

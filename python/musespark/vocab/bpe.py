@@ -83,16 +83,15 @@ def read_merges(fields: Fields, vocabulary: Vocabulary) -> list[tuple[str, str]]
     lines = fields.strings("tokenizer.ggml.merges", MAX_MERGES)
     if lines is None:
         raise CorruptFile("tokenizer.ggml.merges: missing")
-    ids, pairs = vocabulary.ids, {}
-    for i, line in enumerate(lines):
-        cut = line.find(" ", 1)  # a first part that is a space is written as itself
-        left, right = line[:cut], line[cut + 1 :]
-        if cut < 0 or left not in ids or right not in ids or left + right not in ids:
+    ids = vocabulary.ids
+    pairs = [tuple(line.split(" ", 1)) for line in lines]
+    for i, pair in enumerate(pairs):
+        left, right = pair if len(pair) == 2 else ("", "")
+        if left not in ids or right not in ids or left + right not in ids:
             raise CorruptFile(
-                f"tokenizer.ggml.merges[{i}]: {line!r:.60} is not two tokens that make a token"
+                f"tokenizer.ggml.merges[{i}]: {lines[i]!r:.60} is not two tokens that make a token"
             )
-        pairs.setdefault((left, right))
-    return list(pairs)
+    return list(dict.fromkeys(pairs))
 
 
 def _added(fields: Fields, vocabulary: Vocabulary, *, bos: bool, sep: bool) -> dict | None:

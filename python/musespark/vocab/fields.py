@@ -23,9 +23,6 @@ class Fields:
     def __init__(self, metadata: Mapping[str, Any]):
         self._metadata = metadata
 
-    def has(self, key: str) -> bool:
-        return self._metadata.get(key) is not None
-
     def text(self, key: str) -> str | None:
         """A string; None where the key is missing."""
         value = self._metadata.get(key)
