@@ -632,6 +632,38 @@ _CASES: dict[str, Case] = {
         70,
     ),
     # Phi-4-mini: longrope over part of a head.
+    # Greedy decoding crosses the trained length: what was read before is read again.
+    "phi3_longrope_grows": Case(
+        "phi3",
+        _PHI3
+        | _sizes(83, 56, 80, 2, 7)
+        | {
+            "max_position_embeddings": 320,
+            "original_max_position_embeddings": 90,
+            "rope_scaling": {
+                "type": "longrope",
+                "long_factor": _factors(4, 1.1, 6.0),
+                "short_factor": _factors(4, 1.0, 1.6),
+            },
+        },
+        60,
+    ),
+    # All of it within the trained length.
+    "phi3_longrope_short": Case(
+        "phi3",
+        _PHI3
+        | _sizes(83, 56, 80, 2, 7)
+        | {
+            "max_position_embeddings": 640,
+            "original_max_position_embeddings": 120,
+            "rope_scaling": {
+                "type": "longrope",
+                "long_factor": _factors(4, 1.1, 6.0),
+                "short_factor": _factors(4, 1.0, 2.6),
+            },
+        },
+        40,
+    ),
     "phi3_longrope_partial": Case(
         "phi3",
         _PHI3
