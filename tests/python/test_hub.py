@@ -8,10 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import constants
@@ -27,59 +25,11 @@ from musespark.weights import WriteFailed, hub, hubtransfer, loading, open_model
 from musespark.weights.hubfiles import choose_files, safe_files
 from musespark.weights.hubids import HubId, parse_hub_id
 from support.fake_hub import LFS_BYTES, FakeHub, etag_of
-from support.model_folder import CASES, checkpoint_weights, safetensors_bytes
+from support.hub_cases import CASE, model_files
 
-CASE = next(c for c in CASES.values() if c.family == "llama")
+pytest_plugins = ("support.hub_fixtures",)
+
 ASSETS = loading.ASSETS
-
-
-def model_files(seed: int = 1, shards: int = 1, **more: bytes) -> dict[str, bytes]:
-    """A tiny llama as a repository."""
-    tensors = checkpoint_weights(CASE, seed)
-    files = {"config.json": json.dumps(CASE.config).encode(), "README.md": b"# tiny"} | more
-    if shards == 1:
-        return files | {"model.safetensors": safetensors_bytes(tensors)}
-    names, weight_map = list(tensors), {}
-    for i in range(shards):
-        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
-        files[file] = safetensors_bytes({n: tensors[n] for n in names[i::shards]})
-        weight_map |= dict.fromkeys(names[i::shards], file)
-    index = {"metadata": {}, "weight_map": weight_map}
-    return files | {"model.safetensors.index.json": json.dumps(index).encode()}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with FakeHub() as running:
-        yield running
-
-
-@pytest.fixture
-def fake(server, tmp_path, monkeypatch):
-    """The hub, empty, with a cache of its own and nobody logged in. What the environment says is
-    read when ``huggingface_hub`` is imported, so it is set there; one test goes by environment."""
-    server.__dict__.update(repos={}, asked=[], break_after=0, breaks=0, status=0, forged={})
-    url = server.url()
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setenv("MUSESPARK_CACHE", str(tmp_path / "packed"))
-    monkeypatch.setenv("HF_TOKEN", "")
-    monkeypatch.chdir(tmp_path)
-    for module in list(sys.modules.values()):  # pauses between attempts of the library
-        if getattr(module, "__name__", "").startswith("huggingface_hub") and hasattr(
-            module, "time"
-        ):
-            monkeypatch.setattr(module, "time", _Hasty, raising=False)
-    return server
-
-
-class _Hasty:
-    sleep = staticmethod(lambda seconds: None)
-    time, monotonic = time.time, time.monotonic
 
 
 @pytest.fixture
@@ -332,16 +282,13 @@ def unreachable(request, monkeypatch):
     def cut(fake: FakeHub) -> None:
         if request.param == "offline mode":
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-            reset = getattr(huggingface_hub.utils._http, "reset_sessions", lambda: None)
-            reset()  # version 0: the mode is a part of the session
+            getattr(sys.modules["huggingface_hub.utils._http"], "reset_sessions", lambda: None)()
         elif request.param == "nobody there":
             monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         else:
             fake.status = 503
 
-    yield cut
-    monkeypatch.undo()
-    getattr(huggingface_hub.utils._http, "reset_sessions", lambda: None)()
+    return cut
 
 
 def test_without_the_hub_a_whole_snapshot_serves_and_says_so(fake, unreachable):
@@ -548,7 +495,7 @@ def test_the_environment_decides_and_nothing_is_imported_before_it_is_named(fake
         "print(open_model('org/secret').info['source'])"
     )
     env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": fake.url(),
-           "HF_TOKEN": "friend"}  # fmt: skip
+           "HF_TOKEN": "friend", "HF_HUB_OFFLINE": "0"}  # fmt: skip
     env.pop("HF_HUB_CACHE", None)
 
     def run(**more: str) -> subprocess.CompletedProcess:
