@@ -8,6 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -420,6 +423,24 @@ def test_a_hub_that_breaks_off_for_good_is_an_error_that_keeps_what_came(fake, r
         fetch_big(progress=give_up)
     assert next((tmp_path / "hub").glob("**/*.incomplete")).stat().st_size == 5 * CHUNK
     assert snapshot_files(tmp_path) == set()
+
+
+def test_two_at_once_download_once(fake, resumable):
+    fake.add("org/big", {"big-Q4_0.gguf": BIG})
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold(done, total, label):
+        entered.set()
+        go_on.wait(30)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(fetch_big, progress=hold)
+        assert entered.wait(30)
+        second = pool.submit(fetch_big)
+        time.sleep(0.1)  # it waits for the lock, or would by now have asked for the bytes
+        go_on.set()
+        assert first.result().read_bytes() == second.result().read_bytes() == BIG
+    assert fake.count(part="storage") == 1
 
 
 def test_bytes_that_are_not_what_the_checksum_names_are_refused(fake, resumable, tmp_path):

@@ -123,6 +123,15 @@ def test_load_takes_the_context_that_fits_and_says_so(free):
     assert any(f"context auto: {context:,} of 2,048 tokens fit in" in note for note in notes)
 
 
+def test_info_says_every_automatic_choice(folder):
+    with musespark.load() as model:
+        said = [note.split(":")[0] for note in model.info.notes]
+    assert {"context auto", "kv auto", "threads auto"} <= set(said)
+    chosen = {"context": 128, "kv": "f32", "threads": 1, "quantize": "q8"}
+    with musespark.load(**chosen) as model:
+        assert not [note for note in model.info.notes if "auto" in note]
+
+
 def test_what_does_not_fit_says_what_would(free):
     (need,) = musespark.estimate(context=2048, kv="f32", quantize="none").needs
     free(need.total - 1)
