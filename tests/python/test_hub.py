@@ -13,6 +13,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import huggingface_hub.file_download
+import huggingface_hub.utils
 import numpy as np
 import pytest
 from huggingface_hub import constants
@@ -198,12 +200,16 @@ def test_a_hostile_listing_writes_nothing_elsewhere(fake, tmp_path):
         "": 1,
     }
     assert set(safe_files(listing)) == {"ok.gguf", "d/ok-Q4_0.gguf"}
-    index = {"weight_map": {"a": "../../evil.safetensors"}}
-    files = model_files() | {"model.safetensors.index.json": json.dumps(index).encode()}
-    del files["model.safetensors"]
-    fake.add("org/tiny", files)
-    with pytest.raises(CorruptFile, match=r"evil\.safetensors' is not among the files"):
-        open_model("org/tiny")
+    fake.add("org/evil", {"../../evil-Q4_0.gguf": b"x"})
+    with pytest.raises(UnsupportedModel, match="no GGUF file"):
+        open_model("org/evil")
+    for shard in ("../../evil.safetensors", "sub/evil.safetensors"):
+        index = {"weight_map": {"a": shard}}
+        files = model_files() | {"model.safetensors.index.json": json.dumps(index).encode()}
+        del files["model.safetensors"]
+        fake.add("org/tiny", files | {"sub/evil.safetensors": b"x"})
+        with pytest.raises(CorruptFile, match=r"evil\.safetensors' is not among the files"):
+            open_model("org/tiny")
 
 
 def test_progress_counts_the_bytes_that_come(fake):
@@ -273,6 +279,18 @@ def test_one_gguf_file_is_all_that_comes(fake, tmp_path):
     assert found.path.read_bytes() == GGUF["a-Q8_0.gguf"]
     assert found.name == f"org/tiny:Q8_0@{commit}"
     assert snapshot_files(tmp_path) == {"a-Q8_0.gguf"}
+
+
+def test_offline_too_several_gguf_files_leave_a_choice(fake, monkeypatch):
+    fake.add("org/tiny", GGUF)
+    for quant in ("Q8_0", "Q4_K_M"):
+        wanted = HubId("org/tiny", quant=quant)
+        hub.fetch(wanted, ASSETS, lambda *step: None, lambda path: None)
+    fake.status = 503
+    with pytest.raises(InvalidRequest, match="the cached snapshot of org/tiny has several GGUF"):
+        hub.fetch(HubId("org/tiny"), ASSETS, lambda *step: None, lambda path: None)
+    with pytest.raises(HubUnavailable, match="is not whole"):
+        hub.fetch(HubId("org/tiny", quant="Q4_K_XL"), ASSETS, lambda *s: None, lambda path: None)
 
 
 # ---- without a network -------------------------------------------------------------------------
@@ -425,13 +443,43 @@ def test_a_hub_that_breaks_off_for_good_is_an_error_that_keeps_what_came(fake, r
     assert snapshot_files(tmp_path) == set()
 
 
+def test_a_connection_is_made_anew_as_long_as_bytes_come(tmp_path, monkeypatch):
+    """Versions of the library differ in which breaks they mend themselves; the last brings none."""
+    begun: list[int] = []
+
+    def http_get(url, file, *, resume_size, headers, expected_size):
+        begun.append(resume_size)
+        file.write(bytes(100) if len(begun) < 4 else b"")
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(huggingface_hub.file_download, "http_get", http_get)
+    monkeypatch.setattr(hubtransfer, "_PAUSE_S", 0)
+    part = hubtransfer._Partial(tmp_path / "part", lambda done: None)
+    with part, pytest.raises(ConnectionError):
+        hubtransfer._receive("http://x", part, {}, 1000)
+    assert begun == [0, 100, 200, 300]
+
+
+def test_the_librarys_own_bars_are_off_meanwhile_and_then_as_before(fake, resumable):
+    fake.add("org/big", {"big-Q4_0.gguf": BIG})
+    name, seen = "huggingface_hub.http_get", []
+
+    def look(*step):
+        seen.append(huggingface_hub.utils.are_progress_bars_disabled(name))
+
+    fetch_big(progress=look)
+    assert seen[1:-1] and all(seen[1:-1])
+    assert not huggingface_hub.utils.are_progress_bars_disabled(name)
+
+
 def test_two_at_once_download_once(fake, resumable):
     fake.add("org/big", {"big-Q4_0.gguf": BIG})
     entered, go_on = threading.Event(), threading.Event()
 
     def hold(done, total, label):
-        entered.set()
-        go_on.wait(30)
+        if done:
+            entered.set()
+            go_on.wait(30)
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(fetch_big, progress=hold)

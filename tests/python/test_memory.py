@@ -77,8 +77,11 @@ def test_the_largest_context_is_the_last_that_fits(folder, free):
     assert kv_bytes(spec, "f32", largest + 1) > kv_bytes(spec, "f32", 200)
     assert [n.fits for n in found.needs] == [True, True, False]
     assert [n.total <= budget for n in found.needs] == [True, True, False]
-    ((_, _, two),) = musespark.estimate(folder, quantize="q8", kv="f32", agents=2).largest
-    assert 0 < two < largest
+    double = musespark.estimate(folder, quantize="q8", kv="f32", agents=2)
+    ((_, _, two),) = double.largest
+    fixed = double.needs[0].weights + double.needs[0].working
+    assert 0 < fixed + 2 * kv_bytes(spec, "f32", two) <= budget
+    assert fixed + 2 * kv_bytes(spec, "f32", two + 1) > budget
 
 
 @pytest.mark.parametrize(
@@ -254,7 +257,9 @@ def test_a_hubs_model_is_inspected_by_its_headers(fake, folder, shards):
     assert report["weights"] == look(folder).weights
     with closing(open_model("org/tiny")) as loaded:  # and when it is here, as a folder
         assert loaded.info["weights"] == report["weights"]
+    fake.asked.clear()
     assert "only their headers" not in str(musespark.inspect("org/tiny")["notes"])
+    assert fake.count(part="resolve") == 0
 
 
 def test_what_is_not_known_before_it_is_here_is_said(fake):
