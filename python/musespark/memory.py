@@ -57,14 +57,16 @@ class Estimate:
     """What a model needs, for each choice; prints as a table, also in a notebook.
 
     ``needs``: one :class:`Need` for each recipe, format and context. ``largest``: (quantize, kv,
-    context), the largest context that fits in ``available`` bytes, 0 where none does. Sequences
-    that share a prompt need less: each is counted whole.
+    context), the largest context that fits in ``available`` bytes, 0 where none does. ``auto`` is
+    the recipe that load takes by itself. Sequences that share a prompt need less than is said
+    here: each is counted whole.
     """
 
     source: str
     family: str
     parameters: int
     max_context: int
+    auto: str
     agents: int
     available: int
     needs: tuple[Need, ...]
@@ -116,7 +118,8 @@ class Estimate:
             own = [n for n in self.needs if (n.quantize, n.kv) == (quantize, kv)]
             totals = [f"{human_bytes(n.total)}{'' if n.fits else ' !'}" for n in own]
             fits = f"{largest:,}" if largest else "does not fit"
-            rows.append([quantize, kv, human_bytes(own[0].weights), *totals, fits])
+            name = f"{quantize} (auto)" if quantize == self.auto else quantize
+            rows.append([name, kv, human_bytes(own[0].weights), *totals, fits])
         return rows
 
     def _footer(self) -> list[str]:
@@ -194,6 +197,7 @@ def _estimate(
         family=report["family"],
         parameters=report["parameters"],
         max_context=spec.max_context,
+        auto=found.auto,
         agents=agents,
         available=available,
         needs=tuple(needs),

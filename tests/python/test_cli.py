@@ -343,9 +343,10 @@ def test_streamed_channels_cannot_steer_the_terminal(monkeypatch, channel):
 
 def test_what_a_file_says_cannot_steer_the_terminal(monkeypatch):
     report = {"notes": [HOSTILE], "family": HOSTILE, "formats": {HOSTILE: 1}, "bytes": 2048}
-    monkeypatch.setattr("musespark.weights.inspect", lambda *a, **k: dict(report))
+    report |= {"memory": None, "tensors": []}
+    monkeypatch.setattr("musespark.inspect", lambda *a, **k: dict(report))
     text = out_of(monkeypatch, Terminal(), "inspect")
-    assert text.count(SHOWN) == 3 and "bytes: 2.0 KiB" in text
+    assert text.count(SHOWN) == 3 and "bytes    2.0 KiB" in text
     assert json.loads(out_of(monkeypatch, Terminal(), "inspect", "--json"))["notes"] == [HOSTILE]
 
 

@@ -281,6 +281,24 @@ def test_one_gguf_file_is_all_that_comes(fake, tmp_path):
     assert snapshot_files(tmp_path) == {"a-Q8_0.gguf"}
 
 
+def test_a_gguf_file_of_a_hub_loads_as_the_same_file_here(fake, tmp_path):
+    pytest.importorskip("gguf")
+    from support import gguf_models
+
+    config = next(iter(gguf_models.CASES.values()))
+    path = tmp_path / "local.gguf"
+    gguf_models.write_gguf(path, config, gguf_models.checkpoint_of(config))
+    files = {"tiny-F32.gguf": path.read_bytes(), "tiny-Q4_0.gguf": b"GGUF but not it"}
+    commit = fake.add("org/tiny", files)
+    ours, local = open_model("org/tiny:F32"), open_model(path)
+    assert ours.info["source"] == f"org/tiny:F32@{commit}"
+    for name, (*_, view) in local.tensors.items():
+        np.testing.assert_array_equal(ours.tensors[name][3], view)
+    assert fake.count(part="Q4_0") == 0
+    with pytest.raises(UnsupportedModel, match="GGUF version"):
+        open_model("org/tiny/tiny-Q4_0.gguf")
+
+
 def test_offline_too_several_gguf_files_leave_a_choice(fake, monkeypatch):
     fake.add("org/tiny", GGUF)
     for quant in ("Q8_0", "Q4_K_M"):

@@ -93,7 +93,7 @@ def test_the_largest_context_is_the_last_that_fits(folder, free):
         ({"context": []}, "no size"),
         ({"kv": "kv9"}, "kv: got 'kv9'"),
         ({"kv": ["kv8"]}, "kv: got"),
-        ({"quantize": "q5"}, "quantize is 'q5'"),
+        ({"quantize": "q5"}, "quantize: got 'q5'"),
         ({"agents": 0}, "agents: got 0, allowed is 1 to 4096"),
         ({"agents": 1.5}, "agents: got 1.5"),
     ],
