@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Before anything imports huggingface_hub: no test reaches a network by accident.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 

@@ -223,6 +223,7 @@ RANKS = {
     "lab": 9,
     "model": 8,
     "session": 7,
+    "memory": 7,
     "generation": 6,
     "assets": 6,
     "prompts": 6,

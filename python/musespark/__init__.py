@@ -20,6 +20,7 @@ _DEFINED_IN = {
     "model": ("load", "Model"),
     "session": ("Session",),
     "machine": ("doctor",),
+    "memory": ("estimate", "inspect", "Estimate"),
     "weights": ("convert",),
     "text": ("Tokenizer", "ChatTemplate"),
     "results": ("Completion", "ChatResult", "Delta", "Usage", "Timings", "ModelInfo"),

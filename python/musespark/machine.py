@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
+
+from musespark.errors import InvalidRequest
+from musespark.results import human_bytes
 
 
 def _number(path: Path) -> int | None:
@@ -62,7 +66,13 @@ def cgroup_memory() -> tuple[int, int] | None:
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated now without swapping: the kernel's estimate, cgroup included."""
+    """Bytes that can be allocated now without swapping: the kernel's estimate, cgroup included.
+
+    ``MUSESPARK_MEMORY`` (bytes, or a number with K, M, G, T or KiB … TiB) stands in for it.
+    """
+    asked = os.environ.get("MUSESPARK_MEMORY")
+    if asked:
+        return _bytes(asked)
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -73,12 +83,11 @@ def available_memory() -> int:
     return available if group is None else max(0, min(available, group[0] - group[1]))
 
 
-def human_bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.2f} GiB"
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*(?:([KMGT])(?:iB|B)?)?\s*", text)
+    if match is None:
+        raise InvalidRequest(f"MUSESPARK_MEMORY is {text!r:.60}; such as 6000000000, 6G or 6.5GiB")
+    return int(float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1 if match[2] else 0))
 
 
 def doctor() -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
@@ -32,7 +31,7 @@ from musespark.generation import (
     CompletionCollector,
     Stream,
 )
-from musespark.machine import available_memory
+from musespark.memory import KV_FORMATS, choose_context
 from musespark.options import (
     CHAT_OPTIONS,
     OPTION_NAMES,
@@ -50,10 +49,7 @@ from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
 from musespark.weights import LoadedWeights, open_model
 
-_KV = {"auto": "kv8", "f32": "f32", "kv8": "kv8"}
 _LATER_KV = ("kv8v4", "kv4")
-# Keys and values may take this part of the memory that is free at load.
-_KV_SHARE = 0.5
 
 
 def load(
@@ -68,26 +64,35 @@ def load(
     """Loads a model.
 
     ``source``: None is Spark Nano, the model inside the package; else a folder (config.json,
-    safetensors, tokenizer.json), a GGUF file or a packed file. What is not packed is packed once
-    into the cache folder, with a progress bar on a terminal (``progress``: False for none, or a
-    function of done, total and what). ``quantize``: auto (a quantized GGUF file keeps its
-    precision), none (as stored), q8 or q4. ``kv``: auto, f32 or kv8, the format
+    safetensors, tokenizer.json), a GGUF file, a packed file, or a hub id: ``org/name``,
+    ``org/name@revision``, ``org/name:Q4_K_M`` and ``org/name/file.gguf``. A path that exists wins
+    over a hub id. What is not cached is downloaded, and what is not packed is packed once into the
+    cache folder, with a progress bar on a terminal (``progress``: False for none, or a function of
+    done, total and what). ``quantize``: auto (a quantized GGUF file keeps its precision), none (as
+    stored), q8 or q4. ``kv``: auto, f32 or kv8, the format
     of keys and values. ``context``: the most tokens of one sequence; None is the model's own limit
     or what fits in half of the free memory. ``threads``: None is every core this process may use.
+    ``model.info`` says what was chosen.
 
-    Raises UnsupportedModel, CorruptFile, InvalidRequest or MemoryBudgetExceeded.
+    Raises UnsupportedModel, CorruptFile, InvalidRequest; MemoryBudgetExceeded, which says what
+    would fit; HubUnavailable and AccessDenied; and OSError where the disk is full.
     """
     if source is not None and not isinstance(source, (str, os.PathLike)):
         raise InvalidRequest(f"source: got {source!r:.60}, allowed is a path or None")
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise InvalidRequest(f"progress: got {progress!r:.60}, allowed is a bool or a function")
-    if not isinstance(kv, str) or kv not in _KV:
+    if not isinstance(kv, str) or kv not in KV_FORMATS:
+        known = list(KV_FORMATS)
         if kv in _LATER_KV:
-            raise InvalidRequest(f"kv: {kv!r} is not part of this version; there are {list(_KV)}")
-        raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {list(_KV)}")
+            raise InvalidRequest(f"kv: {kv!r} is not part of this version; there are {known}")
+        raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {known}")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
         raise InvalidRequest(f"threads: got {threads!r}, allowed is an integer >= 1 or None")
-    weights = open_model(source, quantize=quantize, progress=progress)
+
+    def admit(spec: ModelSpec, weights: dict[str, int], recipe: str) -> None:
+        choose_context(spec, weights, recipe, KV_FORMATS[kv], context)
+
+    weights = open_model(source, quantize=quantize, progress=progress, admit=admit)
     try:
         return Model(weights, kv=kv, context=context, threads=threads)
     except BaseException:
@@ -114,8 +119,9 @@ class Model:
         self._vocab = spec.vocab
         self.template = template_of(assets)
         self._defaults = model_defaults(config, spec.vocab)
-        budget = int(available_memory() * _KV_SHARE)
-        limit, notes = _context_limit(spec, _KV[kv], context, budget)
+        info = weights.info
+        fit = choose_context(spec, info["weights"], info["quantize"], KV_FORMATS[kv], context)
+        limit, notes = fit.context, fit.notes
         count = default_threads() if threads is None else threads
         self._encoder = None
         if spec.bidirectional:
@@ -125,16 +131,17 @@ class Model:
             weights.tensors,
             threads=count,
             context=limit,
-            kv=_KV[kv],
-            memory_budget=budget,
+            kv=KV_FORMATS[kv],
+            memory_budget=fit.budget,
         )
-        info = weights.info
         if kv == "auto" and self._encoder is None:
             notes.append("kv auto: kv8 for every layer")
         notes.append(f"chat protocol: {self._protocol.name if self.template else 'no template'}")
         notes += [f"generation_config.json: {f} is not applied" for f in unused_defaults(config)]
         if info.get("quantize_auto"):
             notes.append(f"quantize auto: {info['quantize']}")
+        if threads is None:
+            notes.append(f"threads auto: {count}, every core this process may use")
         self.info = ModelInfo(
             source=str(info["source"]),
             family=info["family"],
@@ -146,9 +153,11 @@ class Model:
             hidden=spec.hidden,
             context=limit,
             max_context=spec.max_context,
-            kv="none" if self._encoder else _KV[kv],
-            kv_bytes_per_token=0 if self._encoder else ceil(kv_bytes_per_token(spec, _KV[kv])),
-            kv_bytes_full_context=0 if self._encoder else kv_bytes(spec, _KV[kv], limit),
+            kv="none" if self._encoder else KV_FORMATS[kv],
+            kv_bytes_per_token=0
+            if self._encoder
+            else ceil(kv_bytes_per_token(spec, KV_FORMATS[kv])),
+            kv_bytes_full_context=0 if self._encoder else kv_bytes(spec, KV_FORMATS[kv], limit),
             threads=count,
             isa=self._engine.stats()["isa"],
             notes=(*info.get("notes", ()), *notes),
@@ -393,19 +402,3 @@ class Model:
         finally:
             for stream in streams:
                 stream.close()
-
-
-def _context_limit(
-    spec: ModelSpec, kv: str, asked: int | None, budget: int
-) -> tuple[int, list[str]]:
-    """The context in tokens, and what to note about how it was chosen."""
-    most = spec.max_context
-    if asked is not None:
-        if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= most:
-            raise InvalidRequest(f"context: got {asked!r}, allowed is 1 to {most}, the model's own")
-        return asked, []
-    sizes = range(1, most + 1)
-    fits = max(1, bisect_right(sizes, budget, key=lambda tokens: kv_bytes(spec, kv, tokens)))
-    if fits == most:
-        return most, [f"context auto: {most}, the model's own limit"]
-    return fits, [f"context auto: {fits} of {most} tokens fit in {budget / 2**30:.1f} GiB"]

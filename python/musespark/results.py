@@ -182,7 +182,10 @@ class ChatResult(Completion):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What was loaded and what was chosen; ``notes`` says every automatic choice in words.
+    """What was loaded and what was chosen; prints as a small table, also in a notebook.
+
+    ``source``: the path, or the hub id with its commit, which loads the same bytes again.
+    ``notes`` says every automatic choice, and what of the model is not used, in words.
 
     ``kv_bytes_per_token``: keys and values of a token in all layers together, once packed. It is no
     factor of the length: layers with a window hold no more than their window, and the tokens of the
@@ -207,9 +210,50 @@ class ModelInfo:
     isa: str
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        rows = self._rows()
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        return "\n".join([*lines, *(f"{'note':<{width}}  {note}" for note in self.notes)])
+
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>"
-            for k, v in asdict(self).items()
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in self._rows()
         )
-        return f"<table>{rows}</table>"
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        listed = f"<details open><summary>notes</summary><ul>{notes}</ul></details>"
+        return f"<table>{rows}</table>{listed if notes else ''}"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        formats = sorted(self.weight_formats.items(), key=lambda item: -item[1])
+        return [
+            ("source", self.source),
+            (
+                "model",
+                f"{self.family}, {self.parameters / 1e6:,.1f} M parameters, {self.layers} layers "
+                f"× {self.hidden:,}, vocabulary {self.vocab:,}",
+            ),
+            (
+                "weights",
+                f"{human_bytes(self.weight_bytes)}: "
+                + ", ".join(f"{name} {human_bytes(size)}" for name, size in formats),
+            ),
+            ("context", f"{self.context:,} tokens, the model's own limit is {self.max_context:,}"),
+            (
+                "keys and values",
+                f"{self.kv}: {human_bytes(self.kv_bytes_per_token)} a token, "
+                f"{human_bytes(self.kv_bytes_full_context)} for a full context",
+            ),
+            ("runs on", f"{self.threads} threads, {self.isa}"),
+        ]
+
+
+def human_bytes(count: float) -> str:
+    """Bytes for people, such as 1.4 GiB; two digits after the point from a GiB on."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:,.2f} GiB"

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 import musespark
-from musespark import model as model_module
+from musespark import memory
 from musespark.engine import Engine, Request, kv_bytes, kv_bytes_per_token
 from musespark.errors import MemoryBudgetExceeded
 from musespark.families.spec import ModelSpec
@@ -62,13 +62,12 @@ def test_layers_with_a_window_count_up_to_it() -> None:
     assert kv_bytes_per_token(full, "kv8") == kv_bytes_per_token(windowed, "kv8")
     budget = kv_bytes(full, "kv8", 10_000)
     for spec, least, most in ((full, 10_000, 10_048), (windowed, 37_000, 40_048)):
-        limit, notes = model_module._context_limit(spec, "kv8", None, budget)
+        limit = memory._KvBytes(spec).largest_context("kv8", budget)
         assert least <= limit <= most
         assert kv_bytes(spec, "kv8", limit) <= budget < kv_bytes(spec, "kv8", limit + 1)
-        assert f"{limit} of {spec.max_context} tokens fit" in notes[0]
     small = dataclasses.replace(windowed, max_context=5000)
-    assert model_module._context_limit(small, "kv8", None, budget)[0] == 5000
-    assert model_module._context_limit(small, "kv8", None, 0)[0] == 1
+    assert memory._KvBytes(small).largest_context("kv8", budget) == 5000
+    assert memory._KvBytes(small).largest_context("kv8", 0) == 0
 
 
 def test_info_says_both_figures() -> None:

@@ -8,10 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.file_download
+import huggingface_hub.utils
 import numpy as np
 import pytest
 from huggingface_hub import constants
@@ -27,59 +30,11 @@ from musespark.weights import WriteFailed, hub, hubtransfer, loading, open_model
 from musespark.weights.hubfiles import choose_files, safe_files
 from musespark.weights.hubids import HubId, parse_hub_id
 from support.fake_hub import LFS_BYTES, FakeHub, etag_of
-from support.model_folder import CASES, checkpoint_weights, safetensors_bytes
+from support.hub_cases import CASE, model_files
 
-CASE = next(c for c in CASES.values() if c.family == "llama")
+pytest_plugins = ("support.hub_fixtures",)
+
 ASSETS = loading.ASSETS
-
-
-def model_files(seed: int = 1, shards: int = 1, **more: bytes) -> dict[str, bytes]:
-    """A tiny llama as a repository."""
-    tensors = checkpoint_weights(CASE, seed)
-    files = {"config.json": json.dumps(CASE.config).encode(), "README.md": b"# tiny"} | more
-    if shards == 1:
-        return files | {"model.safetensors": safetensors_bytes(tensors)}
-    names, weight_map = list(tensors), {}
-    for i in range(shards):
-        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
-        files[file] = safetensors_bytes({n: tensors[n] for n in names[i::shards]})
-        weight_map |= dict.fromkeys(names[i::shards], file)
-    index = {"metadata": {}, "weight_map": weight_map}
-    return files | {"model.safetensors.index.json": json.dumps(index).encode()}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with FakeHub() as running:
-        yield running
-
-
-@pytest.fixture
-def fake(server, tmp_path, monkeypatch):
-    """The hub, empty, with a cache of its own and nobody logged in. What the environment says is
-    read when ``huggingface_hub`` is imported, so it is set there; one test goes by environment."""
-    server.__dict__.update(repos={}, asked=[], break_after=0, breaks=0, status=0, forged={})
-    url = server.url()
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setenv("MUSESPARK_CACHE", str(tmp_path / "packed"))
-    monkeypatch.setenv("HF_TOKEN", "")
-    monkeypatch.chdir(tmp_path)
-    for module in list(sys.modules.values()):  # pauses between attempts of the library
-        if getattr(module, "__name__", "").startswith("huggingface_hub") and hasattr(
-            module, "time"
-        ):
-            monkeypatch.setattr(module, "time", _Hasty, raising=False)
-    return server
-
-
-class _Hasty:
-    sleep = staticmethod(lambda seconds: None)
-    time, monotonic = time.time, time.monotonic
 
 
 @pytest.fixture
@@ -245,12 +200,16 @@ def test_a_hostile_listing_writes_nothing_elsewhere(fake, tmp_path):
         "": 1,
     }
     assert set(safe_files(listing)) == {"ok.gguf", "d/ok-Q4_0.gguf"}
-    index = {"weight_map": {"a": "../../evil.safetensors"}}
-    files = model_files() | {"model.safetensors.index.json": json.dumps(index).encode()}
-    del files["model.safetensors"]
-    fake.add("org/tiny", files)
-    with pytest.raises(CorruptFile, match=r"evil\.safetensors' is not among the files"):
-        open_model("org/tiny")
+    fake.add("org/evil", {"../../evil-Q4_0.gguf": b"x"})
+    with pytest.raises(UnsupportedModel, match="no GGUF file"):
+        open_model("org/evil")
+    for shard in ("../../evil.safetensors", "sub/evil.safetensors"):
+        index = {"weight_map": {"a": shard}}
+        files = model_files() | {"model.safetensors.index.json": json.dumps(index).encode()}
+        del files["model.safetensors"]
+        fake.add("org/tiny", files | {"sub/evil.safetensors": b"x"})
+        with pytest.raises(CorruptFile, match=r"evil\.safetensors' is not among the files"):
+            open_model("org/tiny")
 
 
 def test_progress_counts_the_bytes_that_come(fake):
@@ -322,6 +281,36 @@ def test_one_gguf_file_is_all_that_comes(fake, tmp_path):
     assert snapshot_files(tmp_path) == {"a-Q8_0.gguf"}
 
 
+def test_a_gguf_file_of_a_hub_loads_as_the_same_file_here(fake, tmp_path):
+    pytest.importorskip("gguf")
+    from support import gguf_models
+
+    config = next(iter(gguf_models.CASES.values()))
+    path = tmp_path / "local.gguf"
+    gguf_models.write_gguf(path, config, gguf_models.checkpoint_of(config))
+    files = {"tiny-F32.gguf": path.read_bytes(), "tiny-Q4_0.gguf": b"GGUF but not it"}
+    commit = fake.add("org/tiny", files)
+    ours, local = open_model("org/tiny:F32"), open_model(path)
+    assert ours.info["source"] == f"org/tiny:F32@{commit}"
+    for name, (*_, view) in local.tensors.items():
+        np.testing.assert_array_equal(ours.tensors[name][3], view)
+    assert fake.count(part="Q4_0") == 0
+    with pytest.raises(UnsupportedModel, match="GGUF version"):
+        open_model("org/tiny/tiny-Q4_0.gguf")
+
+
+def test_offline_too_several_gguf_files_leave_a_choice(fake, monkeypatch):
+    fake.add("org/tiny", GGUF)
+    for quant in ("Q8_0", "Q4_K_M"):
+        wanted = HubId("org/tiny", quant=quant)
+        hub.fetch(wanted, ASSETS, lambda *step: None, lambda path: None)
+    fake.status = 503
+    with pytest.raises(InvalidRequest, match="the cached snapshot of org/tiny has several GGUF"):
+        hub.fetch(HubId("org/tiny"), ASSETS, lambda *step: None, lambda path: None)
+    with pytest.raises(HubUnavailable, match="is not whole"):
+        hub.fetch(HubId("org/tiny", quant="Q4_K_XL"), ASSETS, lambda *s: None, lambda path: None)
+
+
 # ---- without a network -------------------------------------------------------------------------
 
 
@@ -332,16 +321,13 @@ def unreachable(request, monkeypatch):
     def cut(fake: FakeHub) -> None:
         if request.param == "offline mode":
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-            reset = getattr(huggingface_hub.utils._http, "reset_sessions", lambda: None)
-            reset()  # version 0: the mode is a part of the session
+            getattr(sys.modules["huggingface_hub.utils._http"], "reset_sessions", lambda: None)()
         elif request.param == "nobody there":
             monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         else:
             fake.status = 503
 
-    yield cut
-    monkeypatch.undo()
-    getattr(huggingface_hub.utils._http, "reset_sessions", lambda: None)()
+    return cut
 
 
 def test_without_the_hub_a_whole_snapshot_serves_and_says_so(fake, unreachable):
@@ -475,6 +461,54 @@ def test_a_hub_that_breaks_off_for_good_is_an_error_that_keeps_what_came(fake, r
     assert snapshot_files(tmp_path) == set()
 
 
+def test_a_connection_is_made_anew_as_long_as_bytes_come(tmp_path, monkeypatch):
+    """Versions of the library differ in which breaks they mend themselves; the last brings none."""
+    begun: list[int] = []
+
+    def http_get(url, file, *, resume_size, headers, expected_size):
+        begun.append(resume_size)
+        file.write(bytes(100) if len(begun) < 4 else b"")
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(huggingface_hub.file_download, "http_get", http_get)
+    monkeypatch.setattr(hubtransfer, "_PAUSE_S", 0)
+    part = hubtransfer._Partial(tmp_path / "part", lambda done: None)
+    with part, pytest.raises(ConnectionError):
+        hubtransfer._receive("http://x", part, {}, 1000)
+    assert begun == [0, 100, 200, 300]
+
+
+def test_the_librarys_own_bars_are_off_meanwhile_and_then_as_before(fake, resumable):
+    fake.add("org/big", {"big-Q4_0.gguf": BIG})
+    name, seen = "huggingface_hub.http_get", []
+
+    def look(*step):
+        seen.append(huggingface_hub.utils.are_progress_bars_disabled(name))
+
+    fetch_big(progress=look)
+    assert seen[1:-1] and all(seen[1:-1])
+    assert not huggingface_hub.utils.are_progress_bars_disabled(name)
+
+
+def test_two_at_once_download_once(fake, resumable):
+    fake.add("org/big", {"big-Q4_0.gguf": BIG})
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold(done, total, label):
+        if done:
+            entered.set()
+            go_on.wait(30)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(fetch_big, progress=hold)
+        assert entered.wait(30)
+        second = pool.submit(fetch_big)
+        time.sleep(0.1)  # it waits for the lock, or would by now have asked for the bytes
+        go_on.set()
+        assert first.result().read_bytes() == second.result().read_bytes() == BIG
+    assert fake.count(part="storage") == 1
+
+
 def test_bytes_that_are_not_what_the_checksum_names_are_refused(fake, resumable, tmp_path):
     fake.add("org/big", {"big-Q4_0.gguf": BIG})
     fake.forged[etag_of(BIG)] = BIG[:-1] + bytes([BIG[-1] ^ 1])
@@ -548,7 +582,7 @@ def test_the_environment_decides_and_nothing_is_imported_before_it_is_named(fake
         "print(open_model('org/secret').info['source'])"
     )
     env = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": fake.url(),
-           "HF_TOKEN": "friend"}  # fmt: skip
+           "HF_TOKEN": "friend", "HF_HUB_OFFLINE": "0"}  # fmt: skip
     env.pop("HF_HUB_CACHE", None)
 
     def run(**more: str) -> subprocess.CompletedProcess:

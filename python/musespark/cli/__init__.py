@@ -18,7 +18,8 @@ COMMANDS = {
     "generate": "continue a prompt",
     "bench": "prefill and decode speed of a model on this machine",
     "doctor": "what this machine offers and what musespark chose",
-    "inspect": "what is in a model folder or packed file",
+    "inspect": "what is in a model and what it needs, without loading it",
+    "estimate": "what a model needs in memory for each choice",
     "convert": "pack a model folder into one file",
     "cache": "list or remove the models packed when they were first loaded",
 }

@@ -13,7 +13,10 @@ SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-m", "--model", default=None, help="model folder or packed file (default: Spark Nano)"
+        "-m",
+        "--model",
+        default=None,
+        help="model folder, GGUF file, packed file or hub id (default: Spark Nano)",
     )
     parser.add_argument("--quantize", default="auto", choices=["auto", "none", "q8", "q4"])
     parser.add_argument("--kv", default="auto", choices=["auto", "f32", "kv8"])

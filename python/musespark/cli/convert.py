@@ -10,7 +10,7 @@ from musespark.machine import human_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="model folder (config.json, *.safetensors, tokenizer.json)")
+    parser.add_argument("source", help="model folder (config.json, *.safetensors …) or hub id")
     parser.add_argument("destination", help="packed file to write")
     parser.add_argument("--quantize", default="q4", choices=["auto", "none", "q8", "q4"])
 

@@ -1,13 +1,24 @@
 """Weights in: safetensors, GGUF, the packed container, packing and its cache.
 
 :func:`open_model` gives what the core runs; :func:`convert` writes a packed file;
-:func:`inspect` says what is in one.
+:func:`inspect` says what is in one or in a model that is not packed yet.
 """
 
 from __future__ import annotations
 
 from musespark.weights.files import WriteFailed
-from musespark.weights.inspection import inspect
-from musespark.weights.loading import LoadedWeights, convert, open_model
+from musespark.weights.inspection import Inspection, inspect, look
+from musespark.weights.loading import LoadedWeights, Source, convert, open_model
+from musespark.weights.pack import QUANTIZE
 
-__all__ = ["LoadedWeights", "WriteFailed", "convert", "inspect", "open_model"]
+__all__ = [
+    "QUANTIZE",
+    "Inspection",
+    "LoadedWeights",
+    "Source",
+    "WriteFailed",
+    "convert",
+    "inspect",
+    "look",
+    "open_model",
+]

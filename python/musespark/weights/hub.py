@@ -64,8 +64,8 @@ def fetch(
 ) -> Fetched:
     """The model of a hub id, downloaded where the cache does not have it.
 
-    `assets` are the small files a model folder may have; `refuse` is called with the folder when
-    they are here and raises for a model that cannot be run, before its weights are downloaded.
+    `assets` are the small files a model folder may have. When they are here `refuse` is called with
+    the path that will be opened: it raises for what cannot be run, before the weights come.
     `progress` counts bytes of all files that were not here.
 
     Raises InvalidRequest (no such model, revision or file; several GGUF files and none chosen),
@@ -73,11 +73,11 @@ def fetch(
     """
     snapshot = snapshot_of(hub_id)
     if snapshot.unreachable:
-        wanted = _whole(snapshot, assets)
+        wanted = whole(snapshot, assets)
     else:
         wanted = _download(snapshot, assets, progress, refuse)
         transfer.note_revision(hub_id, snapshot.commit)
-    return Fetched(snapshot.folder / (wanted.entry or ""), snapshot.name, _notes(snapshot))
+    return Fetched(snapshot.folder / (wanted.entry or ""), snapshot.name, notes_of(snapshot))
 
 
 def snapshot_of(hub_id: HubId) -> Snapshot:
@@ -116,8 +116,7 @@ def _download(
     refuse: Callable[[Path], None],
 ) -> Wanted:
     wanted = fetch_small(snapshot, assets)
-    if wanted.entry is None:
-        refuse(snapshot.folder)
+    refuse(snapshot.folder / (wanted.entry or ""))
     missing = {name: snapshot.files[name] or 0 for name in wanted.weights if _lacks(snapshot, name)}
     total, done = sum(missing.values()), 0
     transfer.check_room(
@@ -169,8 +168,8 @@ def _cached(hub_id: HubId, error: HubUnavailable) -> Snapshot:
     return Snapshot(hub_id, commit, safe_files(found), unreachable=str(error))
 
 
-def _whole(snapshot: Snapshot, assets: tuple[str, ...]) -> Wanted:
-    """The files of a cached snapshot, where it has all of them."""
+def whole(snapshot: Snapshot, assets: tuple[str, ...]) -> Wanted:
+    """The files of a cached snapshot; HubUnavailable where it has not all of them."""
     try:
         return _expanded(snapshot, choose_files(snapshot.files, snapshot.hub_id, assets, here=True))
     except Error as error:
@@ -184,7 +183,8 @@ def _whole(snapshot: Snapshot, assets: tuple[str, ...]) -> Wanted:
         ) from error
 
 
-def _notes(snapshot: Snapshot) -> list[str]:
+def notes_of(snapshot: Snapshot) -> list[str]:
+    """What to tell of where a model came from."""
     notes = []
     if snapshot.unreachable:
         notes.append(

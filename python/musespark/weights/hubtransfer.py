@@ -291,7 +291,7 @@ def _into_blobs(repo: str, commit: str, name: str, count: Count) -> None:
             _receive(meta.location, part, headers, meta.size)
         os.fsync(part)
         if len(blob.name) == 64 and part.sha256() != blob.name:
-            os.unlink(aside)
+            part.truncate(0)  # not unlinked: who waits for the lock has this file open
             raise CorruptFile(f"{name} of {repo}: what came is not what its checksum names")
         os.replace(aside, blob)
 

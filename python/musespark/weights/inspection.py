@@ -1,41 +1,124 @@
-"""What is in a model folder or packed file, without packing or running it."""
+"""What is in a model folder, packed file or hub's model, without packing or running it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from musespark.families.spec import ModelSpec
 from musespark.families.tensors import canonical_shapes
-from musespark.weights import pack
+from musespark.weights import hub, pack
+from musespark.weights.hubheaders import remote_checkpoint
+from musespark.weights.licence import licence_of
 from musespark.weights.loading import (
+    ASSETS,
     Source,
+    hub_id_of,
     loaded_from,
+    local_path,
     locate,
     packed_at,
 )
-from musespark.weights.model_source import understand
+from musespark.weights.model_source import ModelFolder, understand
 from musespark.weights.packed import PackedFile
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What :func:`look` found: the report of :func:`inspect`, the model as data and the bytes of
+    its weights for each recipe it can have (a packed file: its own alone), ``auto`` the one that
+    load takes by itself.
+
+    ``spec`` is None where the model is not known without downloading it.
+    """
+
+    report: dict[str, Any]
+    spec: ModelSpec | None
+    weights: dict[str, int]
+    auto: str = ""
 
 
 def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
     """Family, formats, sizes and tensors of a model.
 
-    Keys: source, packed, family, quantize (of a packed file), parameters, bytes, formats
-    {format: bytes}, layers, hidden, vocab, max_context, files, notes, verified, and tensors, a list
-    of {name, format, shape, bytes}. With `verify` every checksum of a packed file is checked
-    (``CorruptFile`` names the first that fails); plain safetensors and GGUF have none, and
-    ``verified`` says so. Raises what :func:`open_model` raises for files that cannot be run.
+    Keys: source, packed, family, quantize (of a packed file), licence (None where none is stated),
+    parameters, bytes, formats {format: bytes}, weights {recipe: bytes once packed}, layers, hidden,
+    vocab, max_context, files, notes, verified, and tensors, a list of {name, format, shape, bytes}.
+    With `verify` every checksum of a packed file is checked (``CorruptFile`` names the first that
+    fails); plain safetensors and GGUF have none, and ``verified`` says so.
+
+    Of a hub's model that is not in the cache only small files and the headers of the weights are
+    fetched. Raises what :func:`open_model` raises for files that cannot be run.
     """
-    path = locate(source).path
+    return look(source, verify=verify).report
+
+
+def look(source: Source = None, *, verify: bool = False) -> Inspection:
+    """:func:`inspect`, with what memory is estimated from."""
+    if local_path(source) is None:
+        return _of_hub(hub.snapshot_of(hub_id_of(source)), verify)
+    located = locate(source)
+    found = _of_path(located.path, verify)
+    if source is None:
+        found.report["source"] = located.name
+    return found
+
+
+def _of_path(path: Path, verify: bool) -> Inspection:
     packed = packed_at(path)
     if packed is None:
-        return _of_folder(path)
+        return _of_folder(understand(path), str(path))
     try:
         return _of_packed(packed, path, verify)
     finally:
         packed.close()
 
 
-def _of_packed(packed: PackedFile, path: Any, verify: bool) -> dict[str, Any]:
+def _of_hub(snapshot: hub.Snapshot, verify: bool) -> Inspection:
+    if snapshot.unreachable:
+        wanted = hub.whole(snapshot, ASSETS)
+    else:
+        wanted = hub.fetch_small(snapshot, ASSETS)
+    here = all((snapshot.folder / name).exists() for name in wanted.weights)
+    if here:
+        found = _of_path(snapshot.folder / (wanted.entry or ""), verify)
+    elif wanted.entry is not None and wanted.entry.lower().endswith(".gguf"):
+        found = _unknown(snapshot, wanted)
+    elif (snapshot.folder / "config.json").exists():
+        headers = remote_checkpoint(snapshot, wanted.weights)
+        found = _of_folder(understand(snapshot.folder, headers), snapshot.name)
+    else:
+        found = _unknown(snapshot, wanted)
+    notes = [*found.report["notes"], *hub.notes_of(snapshot)]
+    if not here:
+        notes.append("the weights are on the hub: only their headers were read")
+    licence = f"{snapshot.licence} (the hub)" if snapshot.licence else found.report["licence"]
+    report = found.report | {"source": snapshot.name, "licence": licence, "notes": notes}
+    return Inspection(report, found.spec, found.weights, found.auto)
+
+
+def _unknown(snapshot: hub.Snapshot, wanted: hub.Wanted) -> Inspection:
+    """A model whose file says what it is: nothing is known before it is downloaded."""
+    sizes = [snapshot.files[name] or 0 for name in wanted.weights]
+    report: dict[str, Any] = {
+        "source": snapshot.name,
+        "packed": None,
+        "family": None,
+        "quantize": None,
+        "licence": None,
+        "bytes": sum(sizes),
+        "formats": {},
+        "weights": {},
+        "files": list(wanted.weights),
+        "notes": ["family, shapes and memory are in the file itself: not known before it is here"],
+        "verified": "nothing",
+        "tensors": [],
+    }
+    return Inspection(report, None, {})
+
+
+def _of_packed(packed: PackedFile, path: Path, verify: bool) -> Inspection:
     loaded = loaded_from(packed, path, "auto", cached=False)
     if verify:
         loaded.verify()
@@ -45,53 +128,63 @@ def _of_packed(packed: PackedFile, path: Any, verify: bool) -> dict[str, Any]:
         for p in packed.planned.values()
     ]
     info = loaded.info
-    return {
+    weights = {info["quantize"]: info["bytes"]}
+    report = {
         "source": info["path"],
         "packed": True,
         "family": info["family"],
         "quantize": info["quantize"],
+        "licence": licence_of(path if path.is_dir() else path.parent),
         "parameters": info["parameters"],
         "bytes": info["bytes"],
         "formats": info["formats"],
-        "layers": len(loaded.spec.layers),
-        "hidden": loaded.spec.hidden,
-        "vocab": loaded.spec.vocab,
-        "max_context": loaded.spec.max_context,
+        "weights": weights,
+        **_shape_of(loaded.spec),
         "files": sorted(loaded.assets),
         "notes": info["notes"],
         "verified": "every checksum" if verify else "header, vectors and assets",
         "tensors": tensors,
     }
+    return Inspection(report, loaded.spec, weights, info["quantize"])
 
 
-def _of_folder(path: Any) -> dict[str, Any]:
-    folder = understand(path)
+def _of_folder(folder: ModelFolder, source: str) -> Inspection:
     try:
         shapes = canonical_shapes(folder.spec)
-        folder.plan("q8")  # the checks of shape and type that packing would make
+        sources, weights = folder.mapping.sources, folder.weights()
+        where = folder.path if folder.path.is_dir() else folder.path.parent
         tensors, formats = [], {}
-        for name, part in folder.mapping.sources.items():
+        for name, part in sources.items():
             dtype = folder.checkpoint.entry(part.name).dtype
             size = pack.stored_nbytes(folder.checkpoint, shapes[name], part)
             formats[dtype] = formats.get(dtype, 0) + size
             one = {"name": name, "format": dtype, "shape": list(shapes[name]), "bytes": size}
             tensors.append(one)
-        return {
-            "source": str(path),
+        report = {
+            "source": source,
             "packed": False,
             "family": folder.family,
             "quantize": None,
+            "licence": licence_of(where) or folder.licence,
             "parameters": pack.count_parameters(shapes),
             "bytes": sum(formats.values()),
             "formats": formats,
-            "layers": len(folder.spec.layers),
-            "hidden": folder.spec.hidden,
-            "vocab": folder.spec.vocab,
-            "max_context": folder.spec.max_context,
+            "weights": weights,
+            **_shape_of(folder.spec),
             "files": sorted(folder.assets),
             "notes": folder.notes,
             "verified": "headers only: safetensors and GGUF files have no checksums",
             "tensors": tensors,
         }
+        return Inspection(report, folder.spec, weights, folder.recipe("auto"))
     finally:
         folder.checkpoint.close()
+
+
+def _shape_of(spec: ModelSpec) -> dict[str, int]:
+    return {
+        "layers": len(spec.layers),
+        "hidden": spec.hidden,
+        "vocab": spec.vocab,
+        "max_context": spec.max_context,
+    }

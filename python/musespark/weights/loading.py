@@ -24,6 +24,9 @@ from musespark.weights.progress import ProgressFn, progress_function
 from musespark.weights.safetensors import SafetensorsFile
 
 Source = str | os.PathLike[str] | None
+# Called with the model, the bytes of its weights for each recipe, and the recipe to be used.
+Admit = Callable[[ModelSpec, dict[str, int], str], None]
+EMBEDDED = "Spark Nano, inside the package"
 _WAITING = "waiting for the process that packs this model"
 _NANO = Path(__file__).resolve().parent.parent / "nano"
 # Made from _NANO by `musespark convert`; a test packs it again and compares.
@@ -36,8 +39,9 @@ class LoadedWeights:
 
     ``tensors`` is canonical name -> (format, rows, cols, view of the mapped file); ``assets`` the
     model folder's other files; ``info`` what was opened: family, quantize, quantize_auto (whether
-    ``auto`` chose it now), parameters, bytes, formats {format: bytes}, path (of the packed file),
-    source, cached, ignored {reason: tensors}, notes.
+    ``auto`` chose it now), parameters, bytes, formats {format: bytes}, weights {recipe: bytes, for
+    each that could have been chosen}, path (of the packed file), source, cached, ignored {reason:
+    tensors}, notes.
     """
 
     spec: ModelSpec
@@ -58,7 +62,11 @@ class LoadedWeights:
 
 
 def open_model(
-    source: Source = None, *, quantize: str = "auto", progress: bool | ProgressFn | None = None
+    source: Source = None,
+    *,
+    quantize: str = "auto",
+    progress: bool | ProgressFn | None = None,
+    admit: Admit | None = None,
 ) -> LoadedWeights:
     """Opens a model for running. Nothing of a packed file is read before it is used.
 
@@ -66,20 +74,23 @@ def open_model(
     GGUF file (of a split one the first part), a packed file, or a hub id (weights/hubids.py). What
     is not packed is packed once, into the cache (musespark.weights.cache), with a progress bar on a
     terminal; ``info["path"]`` says where. `quantize`: see weights/pack.py; for a packed file
-    ``auto`` or what it was packed with.
+    ``auto`` or what it was packed with. `admit` is asked before anything large is downloaded or
+    packed, and raises for what does not fit.
     """
     pack.check_quantize(quantize)
-    located = locate(source, progress)
+    located = locate(source, progress, lambda path: _refuse_early(path, quantize, admit))
     path = located.path
     if source is None and quantize in ("auto", "q8") and _NANO_PACKED.exists():
         path = _NANO_PACKED
-    loaded = _opened(path, quantize, progress)
+    loaded = _opened(path, quantize, progress, admit)
     loaded.info["source"] = located.name
     loaded.info["notes"] += located.notes
     return loaded
 
 
-def _opened(path: Path, quantize: str, progress: bool | ProgressFn | None) -> LoadedWeights:
+def _opened(
+    path: Path, quantize: str, progress: bool | ProgressFn | None, admit: Admit | None
+) -> LoadedWeights:
     packed = packed_at(path)
     if packed is not None:
         try:
@@ -89,10 +100,14 @@ def _opened(path: Path, quantize: str, progress: bool | ProgressFn | None) -> Lo
             raise
     folder = understand(path)
     try:
+        weights = folder.weights()
+        if admit is not None:
+            admit(folder.spec, weights, folder.recipe(quantize))
         loaded = _through_cache(folder, quantize, progress)
     finally:
         folder.checkpoint.close()
     loaded.info["quantize_auto"] = quantize == "auto"
+    loaded.info["weights"] = weights
     return loaded
 
 
@@ -132,20 +147,23 @@ def convert(
     return loaded.info | {"ignored": _ignored(folder)}
 
 
-def locate(source: Source, progress: bool | ProgressFn | None = None) -> hub.Fetched:
+def locate(
+    source: Source,
+    progress: bool | ProgressFn | None = None,
+    refuse: Callable[[Path], None] | None = None,
+) -> hub.Fetched:
     """The folder or file that a source names; a hub id is downloaded where it is not cached.
+
+    `refuse` is called with its path before weights are downloaded; see :func:`hub.fetch`.
 
     A path that exists always wins, and nothing that looks like a path goes to a network (see
     :func:`musespark.weights.hubids.parse_hub_id`). InvalidRequest where there is none of both.
     """
     path = local_path(source)
     if path is None:
-        hub_id = hub_id_of(source)
-        fetched = hub.fetch(hub_id, ASSETS, progress_function(progress), _refuse_early)
-        path, name, notes = fetched.path, fetched.name, fetched.notes
-    else:
-        name, notes = str(path), []
-    return hub.Fetched(path, name, notes)
+        report = progress_function(progress)
+        return hub.fetch(hub_id_of(source), ASSETS, report, refuse or _refuse_early)
+    return hub.Fetched(path, EMBEDDED if source is None else str(path))
 
 
 def local_path(source: Source) -> Path | None:
@@ -169,11 +187,16 @@ def hub_id_of(source: Source) -> HubId:
     return hub_id
 
 
-def _refuse_early(folder: Path) -> None:
+def _refuse_early(path: Path, quantize: str = "auto", admit: Admit | None = None) -> None:
     """Refuses by its config a model that cannot be run, before its weights are downloaded."""
-    config = folder / "config.json"
-    if config.exists():
-        read_config_files({config.name: read_small_file(config, MAX_TOKENIZER_BYTES)}, folder)
+    config = path / "config.json"
+    if not config.exists():
+        return
+    files = {config.name: read_small_file(config, MAX_TOKENIZER_BYTES)}
+    _, spec, _ = read_config_files(files, path)
+    if admit is not None:
+        shapes = canonical_shapes(spec)
+        admit(spec, pack.least_nbytes(shapes), pack.resolve_quantize(quantize, shapes, set()))
 
 
 def _shapes_of(where: Path) -> Callable[[Any], dict[str, tuple[int, ...]]]:
@@ -225,6 +248,7 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
         "parameters": pack.count_parameters(canonical_shapes(spec)),
         "bytes": sum(formats.values()),
         "formats": formats,
+        "weights": {packed.quantize: sum(formats.values())},
         "path": str(packed.path),
         "source": str(source),
         "cached": cached,

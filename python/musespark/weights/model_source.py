@@ -62,6 +62,7 @@ class ModelFolder:
     notes: list[str]
     own_files: list[Path]
     made_assets: Callable[[], dict[str, bytes]] = dict
+    licence: str | None = None  # what a GGUF file says of it
 
     def recipe(self, quantize: str) -> str:
         """What `quantize` stands for here."""
@@ -73,9 +74,19 @@ class ModelFolder:
         shapes = canonical_shapes(self.spec)
         return pack.plan(self.checkpoint, shapes, self.mapping.sources, recipe)
 
+    def weights(self) -> dict[str, int]:
+        """Bytes once packed, for each recipe that there is; raises as :meth:`plan`."""
+        recipes = dict.fromkeys((*pack.RECIPES, self.recipe("auto")))
+        return {recipe: sum(p.nbytes for p in self.plan(recipe)) for recipe in recipes}
 
-def understand(path: Path) -> ModelFolder:
-    """Maps the weights of a folder or GGUF file and matches their names; reads no matrix."""
+
+def understand(path: Path, headers: Checkpoint | None = None) -> ModelFolder:
+    """Maps the weights of a folder or GGUF file and matches their names; reads no matrix.
+
+    With `headers` the weights are not in the folder: these are what is known of them.
+    """
+    if headers is not None:
+        return _understand_folder(path, headers)
     gguf = path if path.is_file() and is_gguf(path) else _only_gguf(path)
     return _understand_folder(path) if gguf is None else _understand_gguf(gguf)
 
@@ -116,7 +127,13 @@ def _understand_gguf(path: Path) -> ModelFolder:
         notes=model.notes,
         own_files=[file.path for file in checkpoint.files],
         made_assets=functools.partial(_gguf_assets, checkpoint.metadata, path),
+        licence=_gguf_licence(checkpoint.metadata),
     )
+
+
+def _gguf_licence(metadata: Mapping[str, Any]) -> str | None:
+    said = metadata.get("general.license")
+    return f"{said[:200]} (general.license)" if isinstance(said, str) and said else None
 
 
 def _gguf_assets(metadata: Mapping[str, Any], path: Path) -> dict[str, bytes]:
@@ -132,7 +149,7 @@ def _gguf_assets(metadata: Mapping[str, Any], path: Path) -> dict[str, bytes]:
 # ---- folders ------------------------------------------------------------------------------------
 
 
-def _understand_folder(folder: Path) -> ModelFolder:
+def _understand_folder(folder: Path, headers: Checkpoint | None = None) -> ModelFolder:
     if not (folder / "config.json").exists():
         raise InvalidRequest(f"{folder} has no config.json; a model folder has one")
     assets = {
@@ -141,13 +158,15 @@ def _understand_folder(folder: Path) -> ModelFolder:
         if (folder / name).exists()
     }
     family, spec, notes = read_config_files(assets, folder)
-    checkpoint = _open_checkpoint(folder)
+    checkpoint = _open_checkpoint(folder) if headers is None else headers
     try:
         try:
             mapping = family.tensors(spec, checkpoint.file_of)
         except CorruptFile as error:
             raise CorruptFile(f"{folder}: {error}") from None
-        if mapping.spare_head is not None and _heads_differ(checkpoint, mapping):
+        if mapping.spare_head is not None and headers is not None:
+            notes.append("whether the head is the embedding is not known without the weights")
+        elif mapping.spare_head is not None and _heads_differ(checkpoint, mapping):
             # As transformers: two different matrices in the file are stronger than the config.
             spec = dataclasses.replace(spec, tied_head=False)
             mapping = family.tensors(spec, checkpoint.file_of)

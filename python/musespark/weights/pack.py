@@ -30,6 +30,7 @@ from musespark.families.tensors import Part
 from musespark.weights.files import write_aside
 from musespark.weights.packed import Planned, write_packed
 
+RECIPES = ("q4", "q8", "none")
 QUANTIZE = ("auto", "none", "q8", "q4")
 AUTO_Q8_PARAMETERS = 50_000_000
 _STORED = {"F32": "f32", "F16": "f32", "BF16": "bf16"}
@@ -145,6 +146,21 @@ def plan(
             packed_as = matrix_format(quantize, name, entry.dtype)
             planned.append(Planned(name, packed_as, shape[0], shape[1], False))
     return planned
+
+
+def least_nbytes(shapes: dict[str, Shape]) -> dict[str, int]:
+    """Bytes of all weights once packed, for each recipe, of a checkpoint that is not here: the
+    least that the types of its tensors can make it."""
+    out = {}
+    for recipe in RECIPES:
+        planned = (
+            Planned(name, "f32", 1, shape[0], True)
+            if len(shape) == 1
+            else Planned(name, matrix_format(recipe, name, "BF16"), shape[0], shape[1], False)
+            for name, shape in shapes.items()
+        )
+        out[recipe] = sum(p.nbytes for p in planned)
+    return out
 
 
 def stored_nbytes(checkpoint: TensorSource, shape: Shape, part: Part) -> int:

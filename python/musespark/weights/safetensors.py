@@ -58,9 +58,9 @@ class SafetensorsFile:
         self.mapped = MappedFile(self.path)
         try:
             self.header = self._read_header()
-            self.metadata, self.entries = self._parse(
-                parse_json_object(self.header, f"{path}: header", MAX_HEADER_BYTES)
-            )
+            values = parse_json_object(self.header, f"{path}: header", MAX_HEADER_BYTES)
+            start, size = 8 + len(self.header), self.mapped.nbytes
+            self.metadata, self.entries = parse_table(values, self.path, start, size)
         except BaseException:
             self.mapped.close()
             raise
@@ -79,58 +79,6 @@ class SafetensorsFile:
         if header[:1] != b"{":
             raise CorruptFile(f"{self.path}: header does not begin with '{{'")
         return header
-
-    def _parse(self, values: dict[str, Any]) -> tuple[dict[str, str], dict[str, TensorEntry]]:
-        metadata = values.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-            raise CorruptFile(f"{self.path}: __metadata__ must map strings to strings")
-        if len(values) > MAX_TENSORS:
-            raise CorruptFile(f"{self.path}: {len(values)} tensors, the limit is {MAX_TENSORS}")
-        entries = {name: self._entry(name, entry) for name, entry in values.items()}
-        self._check_cover(entries)
-        return metadata, entries
-
-    def _entry(self, name: str, entry: Any) -> TensorEntry:
-        where = f"{self.path}: tensor {name!r:.120}"
-        if len(name) > MAX_NAME:
-            raise CorruptFile(f"{where}: the name is longer than {MAX_NAME}")
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise CorruptFile(f"{where}: exactly dtype, shape and data_offsets are needed")
-        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-            raise CorruptFile(f"{where}: dtype {dtype!r:.40} is not known")
-        if not _integers(shape) or len(shape) > MAX_DIMENSIONS:
-            raise CorruptFile(f"{where}: shape {shape!r:.80} is not a list of lengths")
-        if not _integers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-            raise CorruptFile(f"{where}: data_offsets {offsets!r:.80} is not a range")
-        start = 8 + len(self.header)
-        begin, end = start + offsets[0], start + offsets[1]
-        if end > self.mapped.nbytes:
-            raise CorruptFile(
-                f"{where}: data_offsets end at byte {end}, the file at {self.mapped.nbytes}"
-            )
-        wanted = math.prod(shape) * _ITEM_BYTES[dtype]
-        if wanted != end - begin:
-            raise CorruptFile(
-                f"{where}: shape {shape!r:.80} of {dtype} takes {wanted} bytes, "
-                f"data_offsets give {end - begin}"
-            )
-        return TensorEntry(name, dtype, tuple(shape), begin, end)
-
-    def _check_cover(self, entries: dict[str, TensorEntry]) -> None:
-        at = 8 + len(self.header)
-        for entry in sorted(entries.values(), key=lambda e: (e.begin, e.end)):
-            if entry.begin != at:
-                what = "overlaps another" if entry.begin < at else "leaves a gap before it"
-                raise CorruptFile(
-                    f"{self.path}: tensor {entry.name!r:.120} begins at byte {entry.begin} and "
-                    f"{what}; {at} was expected"
-                )
-            at = entry.end
-        if at != self.mapped.nbytes:
-            raise CorruptFile(
-                f"{self.path}: the last tensor ends at byte {at}, the file at {self.mapped.nbytes}"
-            )
 
     def array(self, name: str) -> np.ndarray:
         """A view of a tensor; BF16 and the floats of 8 bits as unsigned bits. No copy."""
@@ -154,6 +102,59 @@ class SafetensorsFile:
     def close(self) -> None:
         """Lets the map go (once no view of it is left)."""
         self.mapped.close()
+
+
+def parse_table(
+    values: dict[str, Any], path: Path, start: int, size: int
+) -> tuple[dict[str, str], dict[str, TensorEntry]]:
+    """Metadata and tensors of a header, checked: they cover bytes `start` … `size` of the file."""
+    metadata = values.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CorruptFile(f"{path}: __metadata__ must map strings to strings")
+    if len(values) > MAX_TENSORS:
+        raise CorruptFile(f"{path}: {len(values)} tensors, the limit is {MAX_TENSORS}")
+    entries = {name: _entry(name, one, path, start, size) for name, one in values.items()}
+    _check_cover(entries, path, start, size)
+    return metadata, entries
+
+
+def _entry(name: str, entry: Any, path: Path, start: int, size: int) -> TensorEntry:
+    where = f"{path}: tensor {name!r:.120}"
+    if len(name) > MAX_NAME:
+        raise CorruptFile(f"{where}: the name is longer than {MAX_NAME}")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise CorruptFile(f"{where}: exactly dtype, shape and data_offsets are needed")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+        raise CorruptFile(f"{where}: dtype {dtype!r:.40} is not known")
+    if not _integers(shape) or len(shape) > MAX_DIMENSIONS:
+        raise CorruptFile(f"{where}: shape {shape!r:.80} is not a list of lengths")
+    if not _integers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CorruptFile(f"{where}: data_offsets {offsets!r:.80} is not a range")
+    begin, end = start + offsets[0], start + offsets[1]
+    if end > size:
+        raise CorruptFile(f"{where}: data_offsets end at byte {end}, the file at {size}")
+    wanted = math.prod(shape) * _ITEM_BYTES[dtype]
+    if wanted != end - begin:
+        raise CorruptFile(
+            f"{where}: shape {shape!r:.80} of {dtype} takes {wanted} bytes, "
+            f"data_offsets give {end - begin}"
+        )
+    return TensorEntry(name, dtype, tuple(shape), begin, end)
+
+
+def _check_cover(entries: dict[str, TensorEntry], path: Path, start: int, size: int) -> None:
+    at = start
+    for entry in sorted(entries.values(), key=lambda e: (e.begin, e.end)):
+        if entry.begin != at:
+            what = "overlaps another" if entry.begin < at else "leaves a gap before it"
+            raise CorruptFile(
+                f"{path}: tensor {entry.name!r:.120} begins at byte {entry.begin} and "
+                f"{what}; {at} was expected"
+            )
+        at = entry.end
+    if at != size:
+        raise CorruptFile(f"{path}: the last tensor ends at byte {at}, the file at {size}")
 
 
 class Checkpoint:

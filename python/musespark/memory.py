@@ -1,0 +1,337 @@
+"""What a model needs in memory for each choice of formats and context, and what fits.
+
+:func:`estimate` and :func:`inspect` say it without loading; :func:`choose_context` decides by the
+same figures at load. Weights and keys and values are counted to the byte; the working memory of the
+process is an estimate, and called so.
+"""
+
+from __future__ import annotations
+
+import html
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from musespark.engine import kv_bytes
+from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
+from musespark.families.spec import ModelSpec
+from musespark.machine import available_memory
+from musespark.results import human_bytes
+from musespark.weights import QUANTIZE, Inspection, Source, look
+
+# What ``kv`` may be, and what the engine takes for it.
+KV_FORMATS = {"auto": "kv8", "f32": "f32", "kv8": "kv8"}
+# Where no context is asked for, keys and values may take this part of the memory that is free, and
+# a model that has not room for so many tokens is refused.
+KV_SHARE = 0.5
+LEAST_CONTEXT = 512
+_LADDER = (4096, 16384, 65536)
+_MOST_AGENTS = 4096
+_STEP_ROWS = 512
+# Interpreter, NumPy and tokenizer: 50 MB with 2,560 tokens, measured; the rest grows with them.
+_PROCESS_BYTES, _BYTES_PER_TOKEN = 50 << 20, 1 << 10
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes for one choice: packed weights, keys and values of `agents` sequences of `context`
+    tokens each, and the process's own (an estimate)."""
+
+    quantize: str
+    kv: str
+    context: int
+    agents: int
+    weights: int
+    keys_values: int
+    working: int
+    fits: bool
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.keys_values + self.working
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a model needs, for each choice; prints as a table, also in a notebook.
+
+    ``needs``: one :class:`Need` for each recipe, format and context. ``largest``: (quantize, kv,
+    context), the largest context that fits in ``available`` bytes, 0 where none does. ``auto`` is
+    the recipe that load takes by itself. Sequences that share a prompt need less than is said
+    here: each is counted whole.
+    """
+
+    source: str
+    family: str
+    parameters: int
+    max_context: int
+    auto: str
+    agents: int
+    available: int
+    needs: tuple[Need, ...]
+    largest: tuple[tuple[str, str, int], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        plain = asdict(self)
+        plain["needs"] = [asdict(need) | {"total": need.total} for need in self.needs]
+        return plain
+
+    def __str__(self) -> str:
+        rows = self._rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        return "\n".join([self._title(), "", *lines, "", *self._footer()])
+
+    def _repr_html_(self) -> str:
+        head, *body = self._rows()
+        cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in body
+        )
+        foot = "<br>".join(html.escape(line) for line in self._footer())
+        return (
+            f"<div>{html.escape(self._title())}</div><table><tr>{cells}</tr>{rows}</table>"
+            f"<div style='color:gray;font-size:smaller'>{foot}</div>"
+        )
+
+    def _title(self) -> str:
+        many = f", {self.agents} sequences" if self.agents > 1 else ""
+        return (
+            f"{self.source}: {self.family}, {self.parameters / 1e6:,.1f} M parameters, "
+            f"context up to {self.max_context:,}{many}; {human_bytes(self.available)} are free"
+        )
+
+    def _rows(self) -> list[list[str]]:
+        """A head, and a row for each (quantize, kv): weights, the total at each context."""
+        contexts = sorted({need.context for need in self.needs})
+        head = ["quantize", "kv", "weights", *(f"{c:,} tokens" for c in contexts), "fits up to"]
+        rows = [head]
+        for quantize, kv, largest in self.largest:
+            own = [n for n in self.needs if (n.quantize, n.kv) == (quantize, kv)]
+            totals = [f"{human_bytes(n.total)}{'' if n.fits else ' !'}" for n in own]
+            fits = f"{largest:,}" if largest else "does not fit"
+            name = f"{quantize} (auto)" if quantize == self.auto else quantize
+            rows.append([name, kv, human_bytes(own[0].weights), *totals, fits])
+        return rows
+
+    def _footer(self) -> list[str]:
+        working = self.needs[0].working
+        lines = [f"In each total about {human_bytes(working)} for the process itself, an estimate."]
+        if any(not need.fits for need in self.needs):
+            lines.append("! more than is free now")
+        return lines
+
+
+def estimate(
+    source: Source = None,
+    *,
+    quantize: str | None = None,
+    kv: str | None = None,
+    context: int | Sequence[int] | None = None,
+    agents: int = 1,
+) -> Estimate:
+    """What a model would need in memory, without packing or loading it.
+
+    ``source`` as for :func:`musespark.load`; of a hub's model that is not cached only small files
+    and the headers of its weights are fetched. ``quantize`` and ``kv``: None for each there is.
+    ``context``: tokens of a sequence, one or several; None for some sizes up to the model's own.
+    ``agents``: how many such sequences at once.
+
+    Raises what load raises for a model that cannot be run, and UnsupportedModel for one of which
+    nothing is known before it is downloaded.
+    """
+    found = look(source)
+    if found.spec is None:
+        raise UnsupportedModel(f"{found.report['source']}: {found.report['notes'][0]}")
+    if isinstance(agents, bool) or not isinstance(agents, int) or not 1 <= agents <= _MOST_AGENTS:
+        raise InvalidRequest(f"agents: got {agents!r:.60}, allowed is 1 to {_MOST_AGENTS}")
+    recipes = _recipes(quantize, found)
+    contexts = _contexts(context, found.spec.max_context)
+    return _estimate(found, recipes, _formats(found.spec, kv), contexts, agents)
+
+
+def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
+    """What is in a model, without packing or loading it: what ``musespark inspect`` shows.
+
+    Keys: source, packed, family, quantize (of a packed file), licence (None where none is stated),
+    parameters, bytes, formats {format: bytes}, weights {recipe: bytes once packed}, layers, hidden,
+    vocab, max_context, files, notes, verified, tensors [{name, format, shape, bytes}], and memory,
+    an :class:`Estimate`, None where nothing is known before the model is downloaded. ``verify``
+    checks every checksum of a packed file. Raises as :func:`estimate`.
+    """
+    found = look(source, verify=verify)
+    memory = None
+    if found.spec is not None:
+        contexts = _contexts(None, found.spec.max_context)
+        memory = _estimate(found, list(found.weights), _formats(found.spec, None), contexts, 1)
+    return found.report | {"memory": memory}
+
+
+def _estimate(
+    found: Inspection, recipes: list[str], formats: list[str], contexts: list[int], agents: int
+) -> Estimate:
+    spec, report = found.spec, found.report
+    assert spec is not None
+    available, working = available_memory(), working_bytes(spec, agents)
+    tokens_kv = _KvBytes(spec)
+    needs, largest = [], []
+    for recipe in recipes:
+        weights = found.weights[recipe]
+        for kv in formats:
+            most = tokens_kv.largest_context(kv, (available - weights - working) // agents)
+            largest.append((recipe, kv, most))
+            for one in contexts:
+                bytes_kv = agents * tokens_kv(kv, one)
+                need = Need(recipe, kv, one, agents, weights, bytes_kv, working, one <= most)
+                needs.append(need)
+    return Estimate(
+        source=report["source"],
+        family=report["family"],
+        parameters=report["parameters"],
+        max_context=spec.max_context,
+        auto=found.auto,
+        agents=agents,
+        available=available,
+        needs=tuple(needs),
+        largest=tuple(largest),
+    )
+
+
+def working_bytes(spec: ModelSpec, agents: int = 1) -> int:
+    """About what a process needs beside weights, keys and values: itself, the activations of the
+    largest step (csrc/model/workspace.h) and a row of logits for each sequence."""
+    width = 0
+    for layer in spec.layers:
+        a = layer.attention
+        heads = a.heads * a.head_dim
+        qkv = heads + 2 * a.kv_heads * a.head_dim
+        gate = heads if a.output_gate else 0
+        width = max(width, 4 * (qkv + gate + 3 * heads) + 5 * layer.mlp.intermediate)
+    rows = _STEP_ROWS * (width + 13 * spec.hidden)
+    return _PROCESS_BYTES + _BYTES_PER_TOKEN * spec.vocab + rows + 4 * spec.vocab * agents
+
+
+class _KvBytes:
+    """Bytes of keys and values of one sequence of a model; its spec is converted once. Encoders
+    keep none."""
+
+    def __init__(self, spec: ModelSpec):
+        self._spec = None if spec.bidirectional else asdict(spec)
+        self._most = spec.max_context
+
+    def __call__(self, kv: str, tokens: int) -> int:
+        return 0 if self._spec is None else kv_bytes(self._spec, kv, tokens)
+
+    def largest_context(self, kv: str, room: int) -> int:
+        """The most tokens that fit in `room` bytes; 0: none."""
+        sizes = range(1, self._most + 1)
+        return bisect_right(sizes, room, key=lambda n: self(kv, n)) if room >= 0 else 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The context in tokens, the bytes keys and values may take, and what to note of both."""
+
+    context: int
+    budget: int
+    notes: list[str]
+
+
+def choose_context(
+    spec: ModelSpec, weights: Mapping[str, int], recipe: str, kv: str, asked: int | None
+) -> Choice:
+    """The context of a model that is being loaded, from what is free on this machine.
+
+    `weights` are the bytes of each recipe the model can have, `recipe` the one that is loaded.
+    `asked` None: the model's own limit, or what fits in half of the free memory. What does not fit
+    raises MemoryBudgetExceeded and says what would.
+    """
+    most = spec.max_context
+    if asked is not None and (
+        isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= most
+    ):
+        raise InvalidRequest(f"context: got {asked!r:.60}, allowed is 1 to {most}, the model's own")
+    free, tokens_kv = available_memory(), _KvBytes(spec)
+    room = free - weights[recipe] - working_bytes(spec)
+    least = min(LEAST_CONTEXT, most) if asked is None else asked
+    needed = tokens_kv(kv, least)
+    if needed > room:
+        raise MemoryBudgetExceeded(_too_large(spec, weights, recipe, kv, least, free))
+    share = max(needed, min(int(free * KV_SHARE), room))
+    if asked is not None:
+        return Choice(asked, share, [])
+    fits = tokens_kv.largest_context(kv, share)
+    if fits == most:
+        return Choice(most, share, [f"context auto: {most:,}, the model's own limit"])
+    return Choice(
+        fits, share, [f"context auto: {fits:,} of {most:,} tokens fit in {human_bytes(share)}"]
+    )
+
+
+def _too_large(
+    spec: ModelSpec, weights: Mapping[str, int], recipe: str, kv: str, tokens: int, free: int
+) -> str:
+    """What to tell of a choice that does not fit: its parts, and the choices that would."""
+    bytes_kv, working = _KvBytes(spec), working_bytes(spec)
+    needed = bytes_kv(kv, tokens)
+    fitting = []
+    for one, size in weights.items():
+        for form in _formats(spec, None):
+            most = bytes_kv.largest_context(form, free - size - working)
+            if most >= min(LEAST_CONTEXT, spec.max_context):
+                fitting.append(f"quantize={_asked(one)!r}, kv={form!r} with up to {most:,} tokens")
+    return (
+        f"quantize={_asked(recipe)!r}, kv={kv!r} and {tokens:,} tokens need "
+        f"{human_bytes(weights[recipe] + needed + working)} (weights "
+        f"{human_bytes(weights[recipe])}, keys and values {human_bytes(needed)}, the rest about "
+        f"{human_bytes(working)}); {human_bytes(free)} are free. "
+        f"What would fit: {'; '.join(fitting) or 'nothing of this model'}. "
+        "MUSESPARK_MEMORY says how much may be used, where that is not what is free"
+    )
+
+
+def _asked(recipe: str) -> str:
+    """What to give as ``quantize`` for a recipe: some are taken by ``auto`` alone."""
+    return recipe if recipe in QUANTIZE else "auto"
+
+
+def _recipes(asked: str | None, found: Inspection) -> list[str]:
+    if asked is None:
+        return list(found.weights)
+    if asked == "auto":
+        return [found.auto]
+    if not isinstance(asked, str) or asked not in QUANTIZE:
+        raise InvalidRequest(f"quantize: got {asked!r:.60}, allowed is one of {list(QUANTIZE)}")
+    if asked not in found.weights:
+        raise InvalidRequest(f"quantize: got {asked!r}, the file is packed as {found.auto!r}")
+    return [asked]
+
+
+def _formats(spec: ModelSpec, asked: str | None) -> list[str]:
+    if asked is not None and (not isinstance(asked, str) or asked not in KV_FORMATS):
+        raise InvalidRequest(f"kv: got {asked!r:.60}, allowed is one of {list(KV_FORMATS)}")
+    if spec.bidirectional:
+        return ["none"]
+    return sorted(set(KV_FORMATS.values()), reverse=True) if asked is None else [KV_FORMATS[asked]]
+
+
+def _contexts(asked: int | Sequence[int] | None, most: int) -> list[int]:
+    if asked is None:
+        return [c for c in _LADDER if c < most] + [most]
+    found = [asked] if isinstance(asked, int) else list(asked)
+    for one in found:
+        if isinstance(one, bool) or not isinstance(one, int) or not 1 <= one <= most:
+            raise InvalidRequest(
+                f"context: got {one!r:.60}, allowed is 1 to {most}, the model's own"
+            )
+    if not found:
+        raise InvalidRequest("context: got no size at all")
+    return sorted(set(found))
