@@ -241,13 +241,17 @@ class ModelInfo:
                 + ", ".join(f"{name} {human_bytes(size)}" for name, size in formats),
             ),
             ("context", f"{self.context:,} tokens, the model's own limit is {self.max_context:,}"),
-            (
-                "keys and values",
-                f"{self.kv}: {human_bytes(self.kv_bytes_per_token)} a token, "
-                f"{human_bytes(self.kv_bytes_full_context)} for a full context",
-            ),
+            ("keys and values", self._keys_and_values()),
             ("runs on", f"{self.threads} threads, {self.isa}"),
         ]
+
+    def _keys_and_values(self) -> str:
+        if self.kv == "none":
+            return "none: an encoder keeps none"
+        per_token, full = self.kv_bytes_per_token, self.kv_bytes_full_context
+        return (
+            f"{self.kv}: {human_bytes(per_token)} a token, {human_bytes(full)} for a full context"
+        )
 
 
 def human_bytes(count: float) -> str:

@@ -16,6 +16,7 @@ from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedMo
 from musespark.families import family_for
 from musespark.weights import convert, loading, look, open_model
 from musespark.weights.licence import licence_of
+from support import bert_models
 from support.fake_hub import etag_of
 from support.hub_cases import CASE, model_files
 from support.model_folder import checkpoint_weights, write_folder
@@ -109,6 +110,40 @@ def test_a_packed_file_has_its_own_recipe_alone(folder, tmp_path):
     assert {n.quantize for n in musespark.estimate(path).needs} == {"q4"}
     with pytest.raises(InvalidRequest, match="quantize: got 'q8', the file is packed as 'q4'"):
         musespark.estimate(path, quantize="q8")
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+def test_a_gguf_file_has_a_recipe_of_its_own_and_auto_takes_it(tmp_path, monkeypatch, kind):
+    pytest.importorskip("gguf")
+    from support import gguf_models
+
+    monkeypatch.setenv("MUSESPARK_CACHE", str(tmp_path / "cache"))
+    config = gguf_models.CASES["llama"]
+    path = tmp_path / "m.gguf"
+    gguf_models.write_gguf(
+        path,
+        config,
+        gguf_models.checkpoint_of(config),
+        encode=gguf_models.quantized(kind),
+        more=lambda writer: writer.add_license("mit"),
+    )
+    found = look(path)
+    assert found.auto == "gguf" and found.report["licence"] == "mit (general.license)"
+    with closing(open_model(path)) as loaded:
+        assert loaded.info["bytes"] == found.weights["gguf"]
+    estimate = musespark.estimate(path, quantize="auto", context=16)
+    assert {need.quantize for need in estimate.needs} == {"gguf"}
+    assert "gguf (auto)" in str(estimate)
+
+
+def test_encoders_keep_no_keys_and_values(tmp_path, monkeypatch):
+    monkeypatch.setenv("MUSESPARK_CACHE", str(tmp_path / "cache"))
+    folder = bert_models.folder_of(tmp_path / "bert", "plain", 11)
+    found = musespark.estimate(folder)
+    assert {(need.kv, need.keys_values) for need in found.needs} == {("none", 0)}
+    assert {largest for *_, largest in found.largest} == {found.max_context}
+    with musespark.load(folder, quantize="none") as model:
+        assert "none: an encoder keeps none" in str(model.info)
 
 
 # ---- what fits is what load does ----------------------------------------------------------------

@@ -76,8 +76,19 @@ class ModelFolder:
 
     def weights(self) -> dict[str, int]:
         """Bytes once packed, for each recipe that there is; raises as :meth:`plan`."""
+        planned = self.plan(pack.RECIPES[0])
+        stored = {
+            name: self.checkpoint.entry(p.name).dtype for name, p in self.mapping.sources.items()
+        }
+        size = functools.cache(lambda *shape: pack.Planned("", *shape, vector=False).nbytes)
+
+        def nbytes(p: pack.Planned, recipe: str) -> int:
+            if p.vector:
+                return p.nbytes
+            return size(pack.matrix_format(recipe, p.name, stored[p.name]), p.rows, p.cols)
+
         recipes = dict.fromkeys((*pack.RECIPES, self.recipe("auto")))
-        return {recipe: sum(p.nbytes for p in self.plan(recipe)) for recipe in recipes}
+        return {recipe: sum(nbytes(p, recipe) for p in planned) for recipe in recipes}
 
 
 def understand(path: Path, headers: Checkpoint | None = None) -> ModelFolder:
