@@ -14,12 +14,14 @@ from musespark.cli import main
 from musespark.engine import kv_bytes
 from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.families import family_for
-from musespark.weights import convert, loading, look, open_model
+from musespark.weights import convert, hub, loading, look, open_model
+from musespark.weights.hubheaders import remote_checkpoint
+from musespark.weights.hubids import HubId
 from musespark.weights.licence import licence_of
 from support import bert_models
 from support.fake_hub import etag_of
 from support.hub_cases import CASE, model_files
-from support.model_folder import checkpoint_weights, write_folder
+from support.model_folder import CASES, checkpoint_weights, safetensors_bytes, write_folder
 
 pytest_plugins = ("support.hub_fixtures",)
 
@@ -295,6 +297,22 @@ def test_a_hubs_model_is_inspected_by_its_headers(fake, folder, shards):
     fake.asked.clear()
     assert "only their headers" not in str(musespark.inspect("org/tiny")["notes"])
     assert fake.count(part="resolve") == 0
+
+
+def test_of_two_heads_no_guess_is_made_without_the_weights(fake):
+    case = CASES["llama_plain"]
+    weights = checkpoint_weights(case, 11)
+    embed = weights["model.embed_tokens.weight"]
+    data = safetensors_bytes(weights | {"lm_head.weight": embed + 1})
+    config = json.dumps(case.config).encode()
+    fake.add("org/tied", {"config.json": config, "model.safetensors": data})
+    notes = musespark.inspect("org/tied")["notes"]
+    assert "whether the head is the embedding is not known without the weights" in notes
+    snapshot = hub.snapshot_of(HubId("org/tied"))
+    headers = remote_checkpoint(snapshot, ("model.safetensors",))
+    assert headers.entry("lm_head.weight").shape == embed.shape
+    with pytest.raises(UnsupportedModel, match=r"lm_head\.weight' has to be read"):
+        headers.array("lm_head.weight")
 
 
 def test_what_is_not_known_before_it_is_here_is_said(fake):

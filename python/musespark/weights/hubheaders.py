@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from musespark.errors import CorruptFile
+from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.weights import hubtransfer as transfer
 from musespark.weights.hub import Snapshot
 from musespark.weights.safetensors import Checkpoint, TensorEntry, parse_table
@@ -16,6 +16,12 @@ class RemoteSafetensors:
 
     def __init__(self, path: Path, metadata: dict[str, str], entries: dict[str, TensorEntry]):
         self.path, self.metadata, self.entries = path, metadata, entries
+
+    def array(self, name: str) -> Any:
+        """Raises UnsupportedModel: what a tensor holds is not here."""
+        raise UnsupportedModel(
+            f"{self.path}: tensor {name!r:.120} has to be read, and the weights are not downloaded"
+        )
 
     def close(self) -> None:
         """Nothing is held."""
