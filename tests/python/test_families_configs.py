@@ -10,9 +10,9 @@ import pytest
 
 from musespark.errors import UnsupportedModel
 from musespark.families import FAMILIES, MODULES, bert, read_config, support
-from musespark.families.lacking import LACKING
+from musespark.families.lacking import GGUF_LACKING, LACKING
 from musespark.families.rope import rope_from_config
-from support.model_folder import CASES
+from support.model_folder import CASES, stored_shapes
 
 OF_FAMILY = {case.family: name for name, case in CASES.items()}
 
@@ -164,6 +164,30 @@ def test_a_key_that_nothing_reads_is_named_in_a_note(where: str) -> None:
     assert f"config.{where}my_own_key" in notes[-1]
 
 
+@pytest.mark.parametrize(
+    ("root", "head"),
+    [
+        ("model.language_model", "lm_head.weight"),
+        ("language_model.model", "language_model.lm_head.weight"),
+        ("language_model.model", "lm_head.weight"),
+        ("model", "lm_head.weight"),
+    ],
+)
+def test_a_text_tower_may_stand_under_several_roots(root: str, head: str) -> None:
+    """As checkpoints of different years store models that see."""
+    case = CASES["mistral3_untied"]
+    family, spec, _ = read_config(case.config)
+    stored = "language_model.model."
+    names = [n for n in stored_shapes(case) if n.startswith(stored)]
+    assert len(names) > 20
+    renamed = [n.replace(stored, f"{root}.") for n in names]
+    tower = ["vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight"]
+    mapping = family.tensors(spec, [*renamed, head, *tower])
+    assert mapping.sources["head"].name == head
+    assert mapping.sources["layers.1.q"].name == f"{root}.layers.1.self_attn.q_proj.weight"
+    assert mapping.ignored == {"vision tower: not yet run": sorted(tower)}
+
+
 def test_null_is_what_the_class_says_it_is() -> None:
     base = CASES["mistral_window"].config
     assert read_config(base | {"sliding_window": None})[1].layers[0].attention.window == 0
@@ -213,6 +237,10 @@ def test_a_family_we_lack_says_what_it_needs(model_type: str) -> None:
         read_config({"model_type": model_type})
     message = str(raised.value)
     assert repr(model_type) in message and message.endswith("not part of this version")
+
+
+def test_gguf_names_of_what_we_lack_are_known() -> None:
+    assert set(GGUF_LACKING.values()) <= set(LACKING)
 
 
 @pytest.mark.lab
