@@ -232,7 +232,8 @@ PUBLISHED: dict[str, dict] = {
         "embd_pdrop": 0.0, "full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False,
         "max_position_embeddings": 131072, "mlp_bias": False, "num_key_value_heads": 8,
         "original_max_position_embeddings": 4096, "partial_rotary_factor": 0.75,
-        "num_attention_heads": 24, "resid_pdrop": 0.0, "rope_theta": 10000.0, "sliding_window": 262144,
+        "num_attention_heads": 24, "resid_pdrop": 0.0, "rope_theta": 10000.0,
+        "sliding_window": 262144,
         "tie_word_embeddings": True,
         "rope_scaling": {
             "long_factor": [2.0] * 48, "short_factor": [1.0] * 48, "type": "longrope",
