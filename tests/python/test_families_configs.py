@@ -10,9 +10,9 @@ import pytest
 
 from musespark.errors import UnsupportedModel
 from musespark.families import FAMILIES, MODULES, bert, read_config, support
-from musespark.families.lacking import LACKING
+from musespark.families.lacking import GGUF_LACKING, LACKING
 from musespark.families.rope import rope_from_config
-from support.model_folder import CASES
+from support.model_folder import CASES, stored_shapes
 
 OF_FAMILY = {case.family: name for name, case in CASES.items()}
 
@@ -164,6 +164,30 @@ def test_a_key_that_nothing_reads_is_named_in_a_note(where: str) -> None:
     assert f"config.{where}my_own_key" in notes[-1]
 
 
+@pytest.mark.parametrize(
+    ("root", "head"),
+    [
+        ("model.language_model", "lm_head.weight"),
+        ("language_model.model", "language_model.lm_head.weight"),
+        ("language_model.model", "lm_head.weight"),
+        ("model", "lm_head.weight"),
+    ],
+)
+def test_a_text_tower_may_stand_under_several_roots(root: str, head: str) -> None:
+    """As checkpoints of different years store models that see."""
+    case = CASES["mistral3_untied"]
+    family, spec, _ = read_config(case.config)
+    stored = "language_model.model."
+    names = [n for n in stored_shapes(case) if n.startswith(stored)]
+    assert len(names) > 20
+    renamed = [n.replace(stored, f"{root}.") for n in names]
+    tower = ["vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight"]
+    mapping = family.tensors(spec, [*renamed, head, *tower])
+    assert mapping.sources["head"].name == head
+    assert mapping.sources["layers.1.q"].name == f"{root}.layers.1.self_attn.q_proj.weight"
+    assert mapping.ignored == {"vision tower: not yet run": sorted(tower)}
+
+
 def test_null_is_what_the_class_says_it_is() -> None:
     base = CASES["mistral_window"].config
     assert read_config(base | {"sliding_window": None})[1].layers[0].attention.window == 0
@@ -171,6 +195,78 @@ def test_null_is_what_the_class_says_it_is() -> None:
     assert read_config(base | {"head_dim": None})[1].layers[0].attention.head_dim == 8
     gemma = CASES["gemma2_caps"].config | {"final_logit_softcapping": None}
     assert read_config(gemma)[1].logit_softcap == 0
+
+
+# Configs with the keys of published models; big numbers where they matter for what is read.
+_YARN_GPT_OSS = {
+    "beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096,
+    "rope_type": "yarn", "truncate": False,
+}  # fmt: skip
+PUBLISHED: dict[str, dict] = {
+    "smollm3": {
+        "architectures": ["SmolLM3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+        "bos_token_id": None, "max_position_embeddings": 65536, "max_window_layers": 28,
+        "mlp_bias": False, "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9,
+        "pretraining_tp": 2, "rope_scaling": None, "rope_theta": 5000000.0, "sliding_window": None,
+        "torch_dtype": "bfloat16", "use_cache": False, "use_sliding_window": False,
+    },
+    "gpt_oss": {
+        "architectures": ["GptOssForCausalLM"], "experts_per_token": 4, "num_hidden_layers": 24,
+        "initial_context_length": 4096, "num_experts_per_tok": 4, "num_local_experts": 32,
+        "layer_types": ["sliding_attention", "full_attention"] * 12, "rope_theta": 150000,
+        "output_router_logits": False, "router_aux_loss_coef": 0.9, "rope_scaling": _YARN_GPT_OSS,
+        "swiglu_limit": 7.0, "sliding_window": 128, "tie_word_embeddings": False,
+    },
+    "gemma3": {
+        "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999,
+        "eoi_token_index": 256000, "eos_token_id": [1, 106], "image_token_index": 262144,
+        "initializer_range": 0.02, "mm_tokens_per_image": 256, "vision_config": {"hidden_size": 1},
+        "text_config": {
+            "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+            "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+    },
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "auto_map": {"x": "y"},
+        "embd_pdrop": 0.0, "full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False,
+        "max_position_embeddings": 131072, "mlp_bias": False, "num_key_value_heads": 8,
+        "original_max_position_embeddings": 4096, "partial_rotary_factor": 0.75,
+        "num_attention_heads": 24, "resid_pdrop": 0.0, "rope_theta": 10000.0,
+        "sliding_window": 262144,
+        "tie_word_embeddings": True,
+        "rope_scaling": {
+            "long_factor": [2.0] * 48, "short_factor": [1.0] * 48, "type": "longrope",
+        },
+    },
+    "qwen3_moe": {
+        "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "decoder_sparse_step": 1,
+        "head_dim": 128, "max_window_layers": 48, "mlp_only_layers": [], "norm_topk_prob": True,
+        "num_experts": 128, "num_experts_per_tok": 8, "rope_scaling": None, "rope_theta": 1000000.0,
+        "sliding_window": None, "use_sliding_window": False,
+    },
+    "llama": {
+        "architectures": ["LlamaForCausalLM"], "is_llama_config": True, "rope_interleaved": False,
+        "pretraining_tp": 1, "rope_scaling": None, "transformers.js_config": {"dtype": "q4"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", PUBLISHED)
+def test_published_configs_are_read_whole(model_type: str) -> None:
+    _, spec, notes = read_config({"model_type": model_type} | PUBLISHED[model_type])
+    assert notes == []
+    if model_type == "phi3":
+        assert spec.ropes[0].dim == 96 and spec.layers[0].attention.head_dim == 128
+
+
+def test_a_factor_that_transformers_does_not_read_is_told() -> None:
+    """As the distilled Qwen3 8B of May 2025 has it: engines differ in whether they multiply it."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    config = {"model_type": "qwen3", "rope_scaling": scaling | {"attn_factor": 0.8782488562869419}}
+    _, spec, notes = read_config(config)
+    assert spec.ropes[0].attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+    assert notes == ["config keys that this version does not read: config.rope_scaling.attn_factor"]
 
 
 def test_yarn_beside_the_trained_length_stretches_the_context() -> None:
@@ -213,6 +309,10 @@ def test_a_family_we_lack_says_what_it_needs(model_type: str) -> None:
         read_config({"model_type": model_type})
     message = str(raised.value)
     assert repr(model_type) in message and message.endswith("not part of this version")
+
+
+def test_gguf_names_of_what_we_lack_are_known() -> None:
+    assert set(GGUF_LACKING.values()) <= set(LACKING)
 
 
 @pytest.mark.lab

@@ -26,6 +26,7 @@ NAMES = [
     "gemma_defaults", "gemma_legacy", "gemma2_head_scale", "gemma3_old_keys", "phi3_window",
     "phi3_partial", "phi3_longrope", "phi3_longrope_partial", "smollm3_defaults", "olmo2_plain",
     "olmo2_grouped", "olmo3_yarn", "granite_multipliers", "granite_biases", "muse_defaults",
+    "mistral3_untied",
 ]  # fmt: skip
 GREEDY = 64
 
@@ -50,6 +51,7 @@ def _numbers(model) -> dict[str, np.ndarray]:
 
 def test_every_family_of_the_tables_is_here() -> None:
     families = {CASES[name].family for name in NAMES} | {"llama"}  # llama: test_gguf_models.py
+    families -= {"mistral3"}  # read as mistral
     kinds = {"gemma3_text": "gemma3"}
     tables = {
         one.model_type for arch in ARCHITECTURES.values() for one in (arch, *arch.variants.values())
@@ -244,3 +246,23 @@ def test_a_number_that_experts_need_is_asked_for(name: str, tmp_path: Path) -> N
     file = write_family(tmp_path / "m.gguf", case, spec, weights, more=without)
     with pytest.raises(CorruptFile, match="expert_used_count is missing"):
         open_model(file, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("arch", "lacks"),
+    [
+        ("qwen35", "gated delta net layers are not part"),
+        ("lfm2", "short convolution layers are not part"),
+        ("deepseek2", "latent attention"),
+        ("no-such-thing", "supported are .*gemma2, gemma3, gpt-oss"),
+    ],
+)
+def test_architectures_we_lack_say_what_they_need(arch: str, lacks: str, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), arch)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    message = f"general.architecture is '{arch}': .*{lacks}"
+    with pytest.raises(UnsupportedModel, match=message):
+        open_model(tmp_path / "m.gguf")

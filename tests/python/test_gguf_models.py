@@ -225,7 +225,7 @@ def test_other_architectures_are_refused(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(UnsupportedModel, match=r"general\.architecture is 'mamba': supported are"):
+    with pytest.raises(UnsupportedModel, match=r"general\.architecture is 'mamba': state space"):
         open_model(tmp_path / "m.gguf")
 
 

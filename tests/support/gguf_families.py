@@ -23,7 +23,7 @@ ARCHITECTURES = {
     "mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
     "gpt_oss": "gpt-oss", "olmo3": "olmo2", "muse_glimmer": "muse-glimmer",
 }  # fmt: skip
-WOVEN = ("llama", "smollm3", "granite", "muse-glimmer")
+WOVEN = ("llama", "mistral3", "smollm3", "granite", "muse-glimmer")
 # gguf-py may be older than this family.
 MUSE_NAMES = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -80,6 +80,7 @@ def _name(arch: str, name: str, layers: int) -> str:
         if part:
             return f"blk.{part[1]}.{MUSE_NAMES[part[2]]}.{part[3]}"
         arch, name = "llama", name.replace("language_model.", "")
+    name = name.replace("language_model.", "", 1) if arch == "mistral3" else name
     kind = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch)
     found = gguf.get_tensor_name_map(kind, layers).get_name(name, (".weight", ".bias"))
     assert found is not None, name

@@ -29,8 +29,10 @@ _IDLE_KEYS = """
     finetuning_task fsdp generation_config id2label image_token_id
     image_token_index init_std initial_context_length initializer_range is_decoder
     is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id length_penalty
-    mm_tokens_per_image model_type multimodal_projector_bias num_labels out_hidden_size
-    output_attentions output_hidden_states output_router_logits pad_token_id prefix problem_type
+    max_window_layers mm_tokens_per_image model_type multimodal_projector_bias num_labels
+    out_hidden_size
+    output_attentions output_hidden_states output_router_logits pad_token_id prefix
+    pretraining_tp problem_type
     projector_hidden_act projector_hidden_size pruned_heads remove_invalid_values return_dict
     return_dict_in_generate router_aux_loss_coef sep_token_id spatial_merge_size
     task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torch_dtype torchscript
@@ -51,7 +53,7 @@ _WITH_EFFECT = {
     "logit_scale": 1.0, "logits_scaling": 1.0, "mlp_bias": None, "n_shared_experts": 0,
     "no_rope_layers": None, "num_experts": 0, "num_local_experts": 0,
     "num_nextn_predict_layers": 0, "parallel_attn": None, "partial_rotary_factor": 1.0,
-    "per_layer_config": None, "pretraining_tp": 1, "q_lora_rank": None, "qk_layernorm": None,
+    "per_layer_config": None, "q_lora_rank": None, "qk_layernorm": None,
     "qk_norm": None, "quantization": None, "quantization_config": None,
     "query_pre_attn_scalar": None, "residual_multiplier": 1.0, "rope_interleaved": None,
     "rope_local_base_freq": None, "sliding_window": None, "sliding_window_pattern": None,

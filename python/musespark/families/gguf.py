@@ -18,6 +18,7 @@ from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.families import gguf_names, read_config
 from musespark.families.fields import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH
 from musespark.families.gguf_names import ARCHITECTURES, Architecture
+from musespark.families.lacking import GGUF_LACKING, LACKING
 from musespark.families.spec import LayerSpec, ModelSpec, NormSpec, RopeSpec
 from musespark.families.tensors import Part, TensorMap, canonical_shapes, match_tensors
 
@@ -106,6 +107,11 @@ class _Keys:
         name = metadata.get("general.architecture")
         if name is None:
             raise CorruptFile("general.architecture is missing")
+        lacking = GGUF_LACKING.get(name, name) if isinstance(name, str) else ""
+        if lacking in LACKING and name not in ARCHITECTURES:
+            raise UnsupportedModel(
+                f"general.architecture is {name!r:.80}: {LACKING[lacking]} not part of this version"
+            )
         if not isinstance(name, str) or name not in ARCHITECTURES:
             raise UnsupportedModel(
                 f"general.architecture is {name!r:.80}: supported are "

@@ -244,6 +244,9 @@ ARCHITECTURES: dict[str, Architecture] = {
             ),
         },
     ),
+    # Mistral Small 3.x, whose text is a mistral without a window. What Ministral 3 has beyond it
+    # stands in keys that are refused.
+    "mistral3": Architecture("mistral", constants={"sliding_window": None}, interleaved=True),
     "qwen2": Architecture("qwen2"),
     "qwen2moe": Architecture(
         "qwen2_moe",

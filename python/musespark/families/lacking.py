@@ -60,3 +60,23 @@ LACKING = {
     "whisper": _ENCODER_DECODER,
     "zamba2": _STATE_SPACE,
 }
+
+# general.architecture of GGUF files -> model_type above, where dashes are not the only difference.
+GGUF_LACKING = {
+    "command-r": "cohere",
+    "deepseek2": "deepseek_v3",
+    "deepseek32": "deepseek_v32",
+    "falcon-h1": "falcon_h1",
+    "glm4moe": "glm4_moe",
+    "gptneox": "gpt_neox",
+    "granitehybrid": "granitemoehybrid",
+    "kimi-linear": "kimi_linear",
+    "lfm2moe": "lfm2_moe",
+    "phi2": "phi",
+    "qwen2vl": "qwen2_vl",
+    "qwen35": "qwen3_5",
+    "qwen35moe": "qwen3_5_moe",
+    "qwen3next": "qwen3_next",
+    "qwen3vl": "qwen3_vl",
+    "qwen3vlmoe": "qwen3_vl_moe",
+}

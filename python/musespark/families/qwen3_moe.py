@@ -62,7 +62,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         num_key_value_heads=4,
         max_position_embeddings=32768,
     )
-    c.get("max_window_layers")
     window = None
     if c.flag("use_sliding_window", False):
         window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)

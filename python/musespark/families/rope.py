@@ -15,6 +15,7 @@ _KEYS = {
     "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
     "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate",
     "short_factor", "long_factor",
+    "attn_factor", "finetuned",  # in published configs; transformers reads neither, a note tells
 }  # fmt: skip
 KINDS = {kind: kind for kind in ("default", "linear", "llama3", "yarn", "longrope")}
 _NOTHING: Mapping[str, Any] = {}

@@ -47,7 +47,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     c = Fields.of(config)
     c.architecture(*architectures)
     c.must_be_absent("quantization_config", "per_layer_config")
-    c.must_be("pretraining_tp", 1, None)
     size = read_sizes(
         c,
         vocab_size=128256,

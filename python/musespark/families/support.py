@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from musespark.families import MODULES, Family
+from musespark.families import FAMILIES, MODULES, Family
 from musespark.families.gguf_names import ARCHITECTURES
 
 BEGIN, END = "<!-- families -->", "<!-- /families -->"
@@ -33,11 +33,15 @@ def _row(family: Family) -> str:
 
 
 def _gguf_names(family: Family) -> list[str]:
-    return [
-        name
-        for name, arch in ARCHITECTURES.items()
-        if {one.model_type for one in (arch, *arch.variants.values())} & {*family.model_types}
-    ]
+    """Of its own name where llama.cpp has one for a family that we read as another's."""
+    found = []
+    for name, arch in ARCHITECTURES.items():
+        model_types = {one.model_type for one in (arch, *arch.variants.values())}
+        if {name} & {*FAMILIES} - model_types:
+            model_types = {name}
+        if model_types & {*family.model_types}:
+            found.append(name)
+    return found
 
 
 def with_table(readme: str) -> str:
