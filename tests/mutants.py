@@ -167,6 +167,34 @@ MUTANTS = (
         "if before is not None and entry.begin < before.begin:",
         "test_gguf_reader.py",
     ),
+    Mutant(
+        "experts: ties go to the higher index",
+        "csrc/ops/experts.cc",
+        "if (keys[i] > best)",
+        "if (keys[i] >= best)",
+        "test_experts.py",
+    ),
+    Mutant(
+        "experts: the first score for all of a row's experts",
+        "csrc/ops/experts.cc",
+        "out[i] += weights_[at] * y[i]",
+        "out[i] += weights_[static_cast<std::size_t>(row * k)] * y[i]",
+        "test_model_reference.py",
+    ),
+    Mutant(
+        "encoder: later tiles read the first queries",
+        "csrc/ops/full_attention.cc",
+        "tile(rows + at * ld + head * d",
+        "tile(rows + head * d",
+        "test_encoder.py",
+    ),
+    Mutant(
+        "longrope: keys of the other factors are shared",
+        "csrc/decode/schedule.cc",
+        "entry.source->short_rope != entry.short_rope",
+        "false",
+        "test_engine_longrope.py",
+    ),
 )
 
 

@@ -15,8 +15,10 @@
 #include "cache/page_pool.h"
 #include "cache/sequence.h"
 #include "formats/weights_codec.h"
+#include "kernels/dispatch.h"
 #include "model/prepared.h"
 #include "model/text_model.h"
+#include "ops/experts.h"
 #include "ops/rope.h"
 #include "register.h"
 #include "spec_from_python.h"
@@ -103,6 +105,32 @@ class TestModel {
   std::unique_ptr<TextModel> model_;
 };
 
+using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+py::tuple choose(const FloatArray& logits, const std::string& scores, std::int64_t chosen,
+                 bool renormalize, const std::optional<FloatArray>& correction, float scale,
+                 float routed_scale) {
+  Router router;
+  router.scores = scores == "softmax"          ? Router::Scores::softmax
+                  : scores == "softmax_chosen" ? Router::Scores::softmax_chosen
+                                               : Router::Scores::sigmoid;
+  router.renormalize = renormalize;
+  router.correction = correction ? correction->data() : nullptr;
+  router.scale = scale;
+  router.routed_scale = routed_scale;
+  router.chosen = chosen;
+  const std::int64_t rows = logits.shape(0), n = logits.shape(1);
+  py::array_t<std::int32_t> experts({rows, chosen});
+  py::array_t<float> weights({rows, chosen});
+  std::vector<float> row(static_cast<std::size_t>(n)), keys(static_cast<std::size_t>(n));
+  for (std::int64_t r = 0; r < rows; ++r) {
+    std::copy_n(logits.data(r, 0), n, row.data());
+    choose_experts(kernels(), router, n, row.data(), keys.data(), experts.mutable_data(r, 0),
+                   weights.mutable_data(r, 0));
+  }
+  return py::make_tuple(experts, weights);
+}
+
 void register_cache(py::module_& m) {
   py::class_<PagePool, std::shared_ptr<PagePool>>(m, "PagePool")
       .def(py::init(
@@ -166,6 +194,10 @@ void register_model_testing(py::module_& core) {
       .def("forward", &TestModel::forward, py::arg("spans"), py::kw_only(),
            py::arg("interrupt_at") = py::none());
   register_cache(m);
+  m.def("choose_experts", &choose, py::arg("logits"), py::kw_only(), py::arg("scores"),
+        py::arg("chosen"), py::arg("renormalize") = false, py::arg("correction") = std::nullopt,
+        py::arg("scale") = 1.0f, py::arg("routed_scale") = 1.0f,
+        "float32 logits [rows, experts] -> experts int32, weights float32 [rows, chosen].");
   m.def(
       "rope_table",
       [](const py::object& spec, std::int64_t positions) {
