@@ -41,6 +41,7 @@ TEXTS = [
     "12345 6789012",
     "\r\r\n\n\r",
     "_under __dunder__",
+    "{};\n//b\n/*c*/\r\n/",
 ]
 
 # Where llama.cpp only approximates the pattern of the model's own tokenizer.json: its engine has no

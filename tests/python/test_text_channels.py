@@ -199,7 +199,7 @@ def test_muse_odd_turns(text: str, expected: tuple[str, str, int]) -> None:
     parser, _ = muse(text)
     assert (parser.turn.content, parser.turn.reasoning, len(parser.turn.errors)) == expected
     assert len(parser.turn.protocol_errors) == expected[2]
-    assert all(reason and raw in text + "assistant" for reason, raw in parser.turn.protocol_errors)
+    assert all(reason and raw in "assistant" + text for reason, raw in parser.turn.protocol_errors)
 
 
 @settings(max_examples=150, deadline=None)

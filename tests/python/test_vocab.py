@@ -189,6 +189,19 @@ def test_spm_keys() -> None:
     assert bare.decode(bare.encode(" hello")) == " hello"
 
 
+def test_no_text_merges_into_a_byte_token() -> None:
+    """Pieces that would make ``<0x41>``: typed, it stays six characters."""
+    metadata = zoo.spm(**{_G + "add_space_prefix": False})
+    pieces = ["<", "0", "x", "4", "1", ">", "<0", "<0x", "<0x4", "<0x41"]
+    metadata[_G + "tokens"] += pieces
+    metadata[_G + "token_type"] = [*metadata[_G + "token_type"], *[zoo.NORMAL] * len(pieces)]
+    metadata[_G + "scores"] = [*metadata[_G + "scores"], *[-9.0] * len(pieces)]
+    ours = built(metadata)
+    ids = ours.encode("<0x41>")
+    assert [ours.token(i) for i in ids] == ["<0x41", ">"]
+    assert ours.decode(ids) == "<0x41>"
+
+
 def test_phi3_markers_take_the_space_after_them() -> None:
     ours = built(zoo.spm(**{"general.architecture": "phi3"}))
     end = ours.id("<|end|>")
