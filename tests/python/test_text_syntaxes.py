@@ -305,6 +305,23 @@ def test_nested_markers() -> None:
     assert turn.malformed_tool_calls == ["{"]
 
 
+@pytest.mark.parametrize(
+    ("text", "content", "reasoning"),
+    [
+        ("\n<think>a", "", "a"),
+        ("\n<think>a</think>\n\n", "", "a"),
+        ('\n<tool_call>{"name": "weather"}</tool_call>\n', "", ""),
+        ("\n\nb", "\n\nb", ""),
+        ("\n\n", "\n\n", ""),
+    ],
+)
+def test_separators_around_tags_belong_to_nothing(text: str, content: str, reasoning: str) -> None:
+    case = Case("think+hermes", text)
+    ids = writer(protocol_of(case)).encode(text, parse_special=True)
+    for parser, _ in (as_text(case, list(text)), as_ids(case, ids)):
+        assert (parser.turn.content, parser.turn.reasoning) == (content, reasoning)
+
+
 # ---- calls without tags -------------------------------------------------------------------------
 
 
