@@ -55,9 +55,6 @@ class TagMachine(Machine):
         if self._calls.offered:
             names = {t.open for t in self.protocol.tags if t.kind == TOOL}
             names |= set(self.protocol.silent)
-        for tag in self.protocol.tags:
-            if tag.kind == ANSWER:
-                names |= {tag.open, tag.close}
         names &= self._spelled
         opening = self._thought.open if self._thought and self._spelled_thought else None
         if self._start and opening and text.lstrip().startswith(opening):

@@ -42,7 +42,7 @@ class Headers:
 
 @dataclass(frozen=True)
 class Tag:
-    """A pair of tags around a ``thought``, an ``answer`` or a ``tool`` call.
+    """A pair of tags around a ``thought`` or a ``tool`` call.
 
     ``close`` is empty where only the next call or the turn's end ends it. ``syntax`` names the
     parser of a call's text (syntaxes.py), ``inner`` the markers in it. ``lead``: text after the
