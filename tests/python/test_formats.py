@@ -131,10 +131,10 @@ def test_sources(form: str) -> None:
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("form", FORMATS)
 def test_row_blocks_do_not_know_of_each_other(form: str, quick: bool) -> None:
-    """Enough blocks that one packer makes several, the last of three rows, columns in two tiles."""
-    w = np.random.default_rng(8).standard_normal((16 * 40 + 3, 300)).astype(np.float32)
-    whole = pack(form, w, quick=quick).reshape(41, -1)
-    for block in (0, 1, 39, 40):
+    """One packer makes several, the last of them of three rows; columns in two tiles."""
+    w = np.random.default_rng(8).standard_normal((16 * 42 + 3, 300)).astype(np.float32)
+    whole = pack(form, w, quick=quick).reshape(43, -1)
+    for block in (0, 1, 41, 42):
         alone = pack(form, w[16 * block : 16 * block + 16], quick=quick)
         np.testing.assert_array_equal(whole[block], alone, err_msg=str(block))
     np.testing.assert_array_equal(pack(form, w, quick=quick, threads=3), whole.reshape(-1))

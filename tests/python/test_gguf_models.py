@@ -13,6 +13,7 @@ import pytest
 import musespark
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from musespark.families import read_config
 from musespark.families.tensors import canonical_shapes
 from musespark.reference import stored
 from musespark.weights import convert, inspect, open_model
@@ -206,6 +207,15 @@ def test_what_is_not_supported_is_named(more: Callable, message: str, tmp_path: 
     file = write_gguf(tmp_path / "m.gguf", config, checkpoint_of(config), more=more)
     with pytest.raises(UnsupportedModel, match=message):
         open_model(file)
+
+
+def test_a_theta_that_is_not_said_is_that_of_llama_cpp(tmp_path: Path) -> None:
+    """Not the family's default, which is what a config.json without one means."""
+    config = {**CASES["llama"], "model_type": "smollm3", "num_hidden_layers": 1}
+    del config["rope_theta"]
+    file = write_gguf(tmp_path / "m.gguf", config, checkpoint_of(config))
+    assert open_model(file, progress=False).spec.ropes[0].theta == 10000.0
+    assert read_config(config)[1].ropes[0].theta == 2000000.0
 
 
 def test_keys_without_effect_are_taken(tmp_path: Path) -> None:

@@ -151,6 +151,9 @@ class _Keys:
         return value
 
 
+_DEFAULT_THETA = 10000.0  # what llama.cpp takes where a file does not say, whatever the model
+
+
 def config_of(
     keys: _Keys,
     arch: Architecture,
@@ -167,6 +170,7 @@ def config_of(
         elif key in arch.required:
             raise CorruptFile(f"{keys.name}.{key} is missing")
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    config.setdefault("rope_theta", _DEFAULT_THETA)
     config["vocab_size"] = _vocab(keys, shapes)
     _read_pattern(keys, config)
     config["tie_word_embeddings"] = gguf_names.NAMES["head"] not in shapes
