@@ -218,8 +218,8 @@ def _check_keys(keys: _Keys, arch: Architecture) -> None:
     for key in keys.own():
         if key in read:
             continue
-        neutral = gguf_names.NEUTRAL.get(key)
-        if neutral is None or keys.get(key) != neutral:
+        neutral, value = gguf_names.NEUTRAL.get(key), keys.get(key)
+        if neutral is None or not np.isscalar(value) or value != neutral:
             raise keys.refuse(key, "this key is not supported")
 
 
@@ -268,10 +268,10 @@ def _check_head(keys: _Keys, config: dict[str, Any]) -> None:
 
 def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
     kind = keys.get("rope.scaling.type")
-    if kind in (None, "none"):
+    if kind is None or (isinstance(kind, str) and kind == "none"):
         return None
     scaling: dict[str, Any] = {"rope_type": kind}
-    if kind not in ("linear", "yarn"):
+    if not isinstance(kind, str) or kind not in ("linear", "yarn"):
         raise keys.refuse("rope.scaling.type", "supported are none, linear, yarn")
     if not keys.has("rope.scaling.factor"):
         raise CorruptFile(f"{keys.name}.rope.scaling.factor is missing")
