@@ -36,6 +36,8 @@ _OLMO3 = _causal("olmo3", "Olmo3")
 _MIXTRAL = _causal("mixtral", "Mixtral")
 _QWEN2_MOE = _causal("qwen2_moe", "Qwen2Moe")
 _GEMMA = _causal("gemma", "Gemma")
+_GLM = _causal("glm", "Glm") | {"pad_token_id": 0}
+_GLM4 = _causal("glm4", "Glm4") | {"pad_token_id": 0}
 _GRANITE = _causal("granite", "Granite")
 _VISION = {
     "model_type": "muse_glimmer_vision",
@@ -1089,6 +1091,39 @@ _CASES: dict[str, Case] = {
             },
         },
         50,
+    ),
+    # Half of each head rotates by default, neighbouring floats as pairs; biases on q, k, v.
+    "glm4_defaults": Case(
+        "glm4",
+        _GLM4 | _sizes(97, 48, 72, 3, 4) | {"num_key_value_heads": 2, "head_dim": 20},
+        43,
+    ),
+    "glm4_share": Case(
+        "glm4",
+        _GLM4
+        | _sizes(83, 60, 88, 2, 3)
+        | {
+            "num_key_value_heads": 1,
+            "head_dim": 24,
+            "partial_rotary_factor": 0.75,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "rope_theta": 500.0,
+        },
+        70,
+    ),
+    # 2024: no norms after the halves.
+    "glm_old": Case(
+        "glm4",
+        _GLM
+        | _sizes(71, 40, 64, 4, 5)
+        | {
+            "num_key_value_heads": 5,
+            "head_dim": 16,
+            "partial_rotary_factor": 0.5,
+            "rms_norm_eps": 1e-5,
+        },
+        47,
     ),
 }
 CASES = {name: case._replace(name=name) for name, case in _CASES.items()}

@@ -70,11 +70,15 @@ def _frequencies(rope):
 
 
 def _rotate(x, rope):
-    """x [positions, heads, head_dim], pairs (i, i + dim/2)."""
+    """x [positions, heads, head_dim], pairs (i, i + dim/2) or neighbours."""
     angle = np.arange(x.shape[0])[:, None] * _frequencies(rope)
     cos = np.cos(angle)[:, None] * rope.attention_factor
     sin = np.sin(angle)[:, None] * rope.attention_factor
     half = rope.dim // 2
+    if rope.interleaved:
+        a, b = x[..., 0 : rope.dim : 2], x[..., 1 : rope.dim : 2]
+        turned = np.stack([a * cos - b * sin, b * cos + a * sin], -1)
+        return np.concatenate([turned.reshape(*x.shape[:-1], -1), x[..., rope.dim :]], -1)
     a, b = x[..., :half], x[..., half : rope.dim]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin, x[..., rope.dim :]], -1)
 

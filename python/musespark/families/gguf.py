@@ -20,7 +20,7 @@ from musespark.families.fields import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH
 from musespark.families.gguf_names import ARCHITECTURES, Architecture
 from musespark.families.lacking import GGUF_LACKING, LACKING
 from musespark.families.spec import LayerSpec, ModelSpec, NormSpec, RopeSpec
-from musespark.families.tensors import Part, TensorMap, canonical_shapes, match_tensors
+from musespark.families.tensors import Part, TensorMap, canonical_shapes, match_tensors, row_parts
 
 Shape = tuple[int, ...]
 
@@ -76,25 +76,20 @@ def _variant(keys: _Keys, arch: Architecture) -> Architecture:
 def sources(arch: Architecture, spec: ModelSpec) -> Callable[[str], str | Part]:
     """Canonical name -> the file's name, or the part of the file's tensor that it is."""
     shapes = canonical_shapes(spec)
-    fused = {part: stored for stored, parts in arch.fused.items() for part in parts}
+    fused = row_parts(spec, "blk.{}.", arch.fused)
 
     def source_of(canonical: str) -> str | Part:
+        if canonical in fused:
+            return fused[canonical]
         if canonical in gguf_names.NAMES:
             return gguf_names.NAMES[canonical]
         _, index, part = canonical.split(".", 2)
         at = f"blk.{index}."
-        if part.startswith("experts."):
-            _, expert, part = part.split(".")
-            count = spec.layers[int(index)].mlp.experts
-            stored = (count, *shapes[canonical])
-            return Part(at + arch.layer_names[f"experts.{part}"], stored, int(expert))
-        if part not in fused:
+        if not part.startswith("experts."):
             return at + arch.layer_names[part]
-        parts = arch.fused[fused[part]]
-        rows = [shapes[f"layers.{index}.{one}"][0] for one in parts]
-        before = sum(rows[: parts.index(part)])
-        stored = (sum(rows), shapes[canonical][1])
-        return Part(at + fused[part], stored, start=before, count=shapes[canonical][0])
+        _, expert, part = part.split(".")
+        stored = (spec.layers[int(index)].mlp.experts, *shapes[canonical])
+        return Part(at + arch.layer_names[f"experts.{part}"], stored, int(expert))
 
     return source_of
 
@@ -227,8 +222,8 @@ def _check_keys(keys: _Keys, arch: Architecture) -> None:
     for key in keys.own():
         if key in read:
             continue
-        neutral = gguf_names.NEUTRAL.get(key)
-        if neutral is None or keys.get(key) != neutral:
+        neutral, value = gguf_names.NEUTRAL.get(key), keys.get(key)
+        if neutral is None or not np.isscalar(value) or value != neutral:
             raise keys.refuse(key, "this key is not supported")
 
 
@@ -270,17 +265,17 @@ def _check_head(keys: _Keys, config: dict[str, Any]) -> None:
         rotated = keys.integer("rope.dimension_count")
         if not 2 <= rotated <= head:
             raise keys.refuse("rope.dimension_count", f"heads are {head} wide")
-        if rotated != head:
-            # A little more, so that rounding down gives this number again.
-            config["partial_rotary_factor"] = (rotated + 0.5) / head
+        # A little more than the share, so that rounding down gives this number again.
+        share = 1.0 if rotated == head else (rotated + 0.5) / head
+        config["partial_rotary_factor"] = share
 
 
 def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
     kind = keys.get("rope.scaling.type")
-    if kind in (None, "none"):
+    if kind is None or (isinstance(kind, str) and kind == "none"):
         return None
     scaling: dict[str, Any] = {"rope_type": kind}
-    if kind not in ("linear", "yarn"):
+    if not isinstance(kind, str) or kind not in ("linear", "yarn"):
         raise keys.refuse("rope.scaling.type", "supported are none, linear, yarn")
     if not keys.has("rope.scaling.factor"):
         raise CorruptFile(f"{keys.name}.rope.scaling.factor is missing")

@@ -316,6 +316,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         complete=_phi3_window,
         fused={"attn_qkv.weight": ("q", "k", "v"), "ffn_up.weight": ("gate", "up")},
     ),
+    "glm4": Architecture(
+        "glm4",
+        biases={"attention_bias": "attn_q.bias"},
+        fused={"ffn_up.weight": ("gate", "up")},
+    ),
     "smollm3": Architecture(
         "smollm3",
         biases=_ATTENTION_BIAS | {"mlp_bias": "ffn_up.bias"},

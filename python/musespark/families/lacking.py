@@ -23,8 +23,6 @@ LACKING = {
     "falcon_mamba": _STATE_SPACE,
     "gemma3n": "per-layer embeddings and alternating updates are",
     "gemma4": "per-layer embeddings and shared key-value layers are",
-    "glm": "rotation of neighbouring pairs in a partly rotated head is",
-    "glm4": "rotation of neighbouring pairs in a partly rotated head is",
     "glm4_moe": "experts with groups and a shared expert beside them are",
     "gpt2": _NO_ROPE,
     "gpt_neox": "layers whose halves run side by side are",

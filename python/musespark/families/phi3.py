@@ -14,13 +14,17 @@ from musespark.families.decoder import read_sizes
 from musespark.families.fields import MAX_CONTEXT, Fields
 from musespark.families.rope import rope_from_config
 from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
-from musespark.families.tensors import Part, TensorMap, match_tensors
+from musespark.families.tensors import TensorMap, match_tensors, row_parts
 
 name = "phi3"
 model_types = ("phi3",)
 architectures = ("Phi3ForCausalLM",)
 models = "Phi-3, Phi-3.5, Phi-4, Phi-4-mini (text)"
 
+_FUSED = {
+    "self_attn.qkv_proj.weight": ("q", "k", "v"),
+    "mlp.gate_up_proj.weight": ("gate", "up"),
+}
 # Phi3Config takes "su" and "yarn", older names, for longrope.
 _ROPE_KINDS = {
     "default": "default",
@@ -82,26 +86,9 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
 
 def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
     """Maps the checkpoint's tensor names: q, k, v and gate, up are row ranges of stored ones."""
-    a, width = model.layers[0].attention, model.layers[0].mlp.intermediate
-    q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
-    ranges = {  # canonical -> stored matrix, its rows, first row, rows
-        "q": ("self_attn.qkv_proj.weight", q + 2 * kv, 0, q),
-        "k": ("self_attn.qkv_proj.weight", q + 2 * kv, q, kv),
-        "v": ("self_attn.qkv_proj.weight", q + 2 * kv, q + kv, kv),
-        "gate": ("mlp.gate_up_proj.weight", 2 * width, 0, width),
-        "up": ("mlp.gate_up_proj.weight", 2 * width, width, width),
-    }
+    parts = row_parts(model, "model.layers.{}.", _FUSED)
     whole = llama.namer("model", llama.LAYER_NAMES)
-
-    def source_of(canonical: str) -> str | Part:
-        *layer, part = canonical.split(".")
-        if not layer or part not in ranges:
-            return whole(canonical)
-        stored, rows, start, count = ranges[part]
-        stored = f"model.layers.{layer[1]}.{stored}"
-        return Part(stored, (rows, model.hidden), start=start, count=count)
-
-    return match_tensors(model, names, source_of, llama.IGNORABLE)
+    return match_tensors(model, names, lambda c: parts.get(c) or whole(c), llama.IGNORABLE)
 
 
 def notes(config: Mapping[str, Any] | Fields) -> list[str]:

@@ -61,6 +61,7 @@ def rope_from_config(
     *,
     default_theta: float = _DEFAULT_THETA,
     partial: bool = False,
+    default_share: float = 1.0,
     kinds: Mapping[str, str] = KINDS,
     trained_context: int | None = None,
     default: Mapping[str, Any] = _NOTHING,
@@ -68,15 +69,15 @@ def rope_from_config(
     """The RopeSpec of a config whose layers all rotate the same way.
 
     ``rope_theta`` inside the rope parameters wins over the one beside them, and so does
-    ``partial_rotary_factor``, which only families with `partial` may have. A rope type that is not
-    known, and a key that would change the rotation, is refused.
+    ``partial_rotary_factor`` (default `default_share`), which only families with `partial` may
+    have. A rope type that is not known, and a key that would change the rotation, is refused.
 
     `kinds` are the rope types that a family may have, with what they mean; `trained_context` is the
     family's default of ``original_max_position_embeddings`` beside the rope parameters;
     `default` is what stands for rope parameters where a config has none.
     """
     params = _rope_parameters(config, default)
-    share = 1.0
+    share = default_share
     for where in (config, params):
         if not partial:
             where.must_be("partial_rotary_factor", 1.0, None)

@@ -13,7 +13,7 @@ shared_down, shared_router. Encoders have ``positions``, ``token_types`` and ``e
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -194,6 +194,30 @@ def match_tensors(
         more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         raise CorruptFile(f"tensor {min(left)!r} is not a part of this model{more}")
     return TensorMap(sources, ignored, spare)
+
+
+def row_parts(
+    spec: ModelSpec, prefix: str, fused: Mapping[str, tuple[str, ...]]
+) -> dict[str, Part]:
+    """Canonical matrices that are stored one below the other in one -> their rows of it.
+
+    `fused` is stored name -> parts of a layer, first rows first; `prefix` holds the layer's number,
+    as ``model.layers.{}.``.
+    """
+    shapes = canonical_shapes(spec)
+    parts: dict[str, Part] = {}
+    for layer in range(len(spec.layers)):
+        for stored, names in fused.items():
+            rows = [shapes[f"layers.{layer}.{name}"][0] for name in names]
+            columns = shapes[f"layers.{layer}.{names[0]}"][1]
+            for i, name in enumerate(names):
+                parts[f"layers.{layer}.{name}"] = Part(
+                    prefix.format(layer) + stored,
+                    (sum(rows), columns),
+                    start=sum(rows[:i]),
+                    count=rows[i],
+                )
+    return parts
 
 
 def _part(source: str | Part, shape: Shape) -> Part:
