@@ -80,7 +80,7 @@ class Float4Linear(Linear):
     ):
         super().__init__(stored, name)
         self.group = 32 if whole is None else 16
-        self.kind = "MXFP4" if whole is None else "NVFP4"
+        self.kind = "MXFP4 pairs" if whole is None else "NVFP4 pairs"
         self.parts = (data, scale) if whole is None else (data, scale, whole)
         self._expert = expert
         if expert is None:
@@ -154,7 +154,7 @@ class Turned:
 class Experts:
     """A stack of MXFP4 matrices, for the family [experts, inputs, outputs]; indexed by expert."""
 
-    kind = "MXFP4"
+    kind = "MXFP4 stacks"
 
     def __init__(self, stored: Stored, name: str):
         self.stored, self.name = stored, name

@@ -95,7 +95,7 @@ class GptqLinear(IntegerLinear):
             stored.need(order, ("I32",), (cols,), weight)
             self.parts = (*self.parts, order)
         elif scheme.desc_act:
-            raise CorruptFile(f"tensor {order!r:.120} is missing, and the config has desc_act")
+            raise stored.missing(order, ", and the config has desc_act")
         self.kind = f"GPTQ {self.bits} bits"
 
     def _read_bits(self, scheme: IntegerScheme, zeros: str, words: int, rows: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -39,10 +39,15 @@ class Stored:
         """File and tensor, for messages."""
         return f"{self.checkpoint.file_of[name].path}: tensor {name!r:.120}"
 
+    def missing(self, name: str, why: str = "") -> CorruptFile:
+        """The error for a tensor that should be there."""
+        folder = self.checkpoint.files[0].path.parent
+        return CorruptFile(f"{folder}: tensor {name!r:.120} is missing{why}")
+
     def shape(self, name: str, dtypes: tuple[str, ...], dimensions: int) -> tuple[int, ...]:
         """The shape of a tensor that must be there, of one of `dtypes`; no length is 0."""
         if name not in self.checkpoint.file_of:
-            raise CorruptFile(f"tensor {name!r:.120} is missing")
+            raise self.missing(name)
         entry = self.checkpoint.entry(name)
         if entry.dtype not in dtypes:
             raise CorruptFile(
@@ -251,7 +256,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, part: slice) -> Rows:
+    @overload
+    def __getitem__(self, part: slice) -> Rows: ...
+    @overload
+    def __getitem__(self, part: int) -> np.ndarray: ...
+    def __getitem__(self, part: slice | int) -> Rows | np.ndarray:
+        if isinstance(part, int):
+            return np.asarray(self[part : part + 1])[0]
         return Rows(self.linear, self.rows[part])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
