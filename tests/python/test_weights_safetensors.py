@@ -145,7 +145,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> N
 
 
 def test_other_types_are_known_but_are_no_weights(tmp_path: Path) -> None:
-    header = {"a": entry("I64", [2], 0, 16), "b": entry("F8_E4M3", [48], 16, 64)}
+    header = {"a": entry("F64", [2], 0, 16), "b": entry("BOOL", [48], 16, 64)}
     file = SafetensorsFile(write(tmp_path / "a.safetensors", header, DATA))
     for name in header:
         with pytest.raises(UnsupportedModel, match="dtype"):

@@ -109,7 +109,7 @@ class Int8Linear(IntegerLinear):
             self._rows = 1
         elif found not in ((), (1,), (1, 1)):
             sizes = [g for g in group_sizes if g > 0 and found == (rows, -(-cols // g))]
-            if not sizes:
+            if len(sizes) != 1:
                 raise CorruptFile(
                     f"{stored.where(scale)} has shape {list(found)}; [1], {[rows, 1]} or groups of "
                     f"{list(group_sizes)} inputs are needed by {weight!r:.120} of {[rows, cols]}"

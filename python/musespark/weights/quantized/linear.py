@@ -144,7 +144,7 @@ class Linear(ABC):
         if self.kept == Kept(form, True):
             self._pack_exact(rows, out, threads)
         else:
-            values = _by_parts(self.floats, rows, threads)
+            values = by_parts(self.floats, rows, threads)
             _core.pack(form, values, dtype="f32", out=out, threads=threads)
 
     def _pack_exact(self, rows: range, out: np.ndarray, threads: int) -> None:
@@ -157,7 +157,7 @@ class Linear(ABC):
         return sum(entry.end - entry.begin for entry in entries)
 
 
-def _by_parts(decode: Callable[[range], np.ndarray], rows: range, threads: int) -> np.ndarray:
+def by_parts(decode: Callable[[range], np.ndarray], rows: range, threads: int) -> np.ndarray:
     """What `decode` gives for `rows`, a few rows at a time: as many as stay in a cache."""
 
     def one(begin: int) -> np.ndarray:
@@ -219,7 +219,7 @@ class IntegerLinear(Linear):
 
     def _pack_exact(self, rows: range, out: np.ndarray, threads: int) -> None:
         form = self.kept.form
-        levels = _by_parts(self.levels, rows, threads)
+        levels = by_parts(self.levels, rows, threads)
         codes = levels + np.int8(8) if form == "q4g32h" else levels
         assert isinstance(self.group, int)
         blocks = -(-self.shape[1] // _BLOCK)
