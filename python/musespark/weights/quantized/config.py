@@ -71,9 +71,9 @@ def read_quantization(config: Mapping[str, Any]) -> tuple[Reader | None, list[st
         raise fields.refuse(KEYS[1], f"{KEYS[0]} is there too")
     section = fields.section(given[0])
     method = section.get("quant_method", "compressed-tensors" if given[0] == KEYS[1] else None)
-    if not isinstance(method, str) or method not in _METHODS:
-        raise section.refuse("quant_method", f"supported are {', '.join(sorted(_METHODS))}")
-    reader = _METHODS[method](section)
+    if not isinstance(method, str) or method not in METHODS:
+        raise section.refuse("quant_method", f"supported are {', '.join(sorted(METHODS))}")
+    reader = METHODS[method](section)
     unknown = [path for path in section.unknown() if path.rpartition(".")[2] not in _IDLE.split()]
     if not unknown:
         return reader, []
@@ -315,7 +315,7 @@ def _collect_compressed(groups: _Groups) -> Reader:
     return collect
 
 
-_METHODS: dict[str, Callable[[Fields], Reader]] = {
+METHODS: dict[str, Callable[[Fields], Reader]] = {
     "gptq": _gptq,
     "awq": _awq,
     "auto-round": _auto_round,
