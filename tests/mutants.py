@@ -35,6 +35,27 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "order of AWQ's outputs",
+        "python/musespark/weights/quantized/gptq.py",
+        "np.array([0, 4, 1, 5, 2, 6, 3, 7])",
+        "np.array([0, 2, 4, 6, 1, 3, 5, 7])",
+        "test_quantized_golden.py",
+    ),
+    Mutant(
+        "GPTQ's zero points without the borrow",
+        "python/musespark/weights/quantized/gptq.py",
+        "_ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}",
+        "_ONES: dict[int, int] = {}",
+        "test_quantized_readers.py",
+    ),
+    Mutant(
+        "scales taken for f16",
+        "python/musespark/weights/quantized/linear.py",
+        "if self._blocks_fit() and self._scales_fit():",
+        "if self._blocks_fit():",
+        "test_quantized_readers.py",
+    ),
+    Mutant(
         "wrong lane",
         "csrc/kernels/qmatmul/unpack_avx512.inl",
         "0x0f800f80, 0x0e800e80,",

@@ -68,8 +68,8 @@ def load(
     ``org/name@revision``, ``org/name:Q4_K_M`` and ``org/name/file.gguf``. A path that exists wins
     over a hub id. What is not cached is downloaded, and what is not packed is packed once into the
     cache folder, with a progress bar on a terminal (``progress``: False for none, or a function of
-    done, total and what). ``quantize``: auto (a quantized GGUF file keeps its precision), none (as
-    stored), q8 or q4. ``kv``: auto, f32 or kv8, the format
+    done, total and what). ``quantize``: auto (what is quantized already keeps its precision), none
+    (as stored), q8 or q4. ``kv``: auto, f32 or kv8, the format
     of keys and values. ``context``: the most tokens of one sequence; None is the model's own limit
     or what fits in half of the free memory. ``threads``: None is every core this process may use.
     ``model.info`` says what was chosen.

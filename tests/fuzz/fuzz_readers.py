@@ -1,4 +1,4 @@
-"""Feeds mutated files to the safetensors, GGUF and packed readers.
+"""Feeds mutated files to the safetensors, quantized, GGUF and packed readers.
 
     python tests/fuzz/fuzz_readers.py 100000        # N mutations; needs the package on the path
 
@@ -53,6 +53,7 @@ from musespark.weights.safetensors import (  # noqa: E402
 )
 from support.fuzz_gguf import valid_gguf  # noqa: E402
 from support.model_folder import CASES, checkpoint_weights, to_bf16, write_folder  # noqa: E402
+from support.quantized_models import both_folders, gpt_oss_folders  # noqa: E402
 
 LIMIT_BYTES = 64 << 20  # of memory to open a file, besides the file itself
 LIMIT_S = 0.1  # of processor time to open a file: a busy machine must not count as a finding
@@ -119,6 +120,20 @@ def read_folder(path: Path) -> Callable[[], None]:
 
     def read() -> None:
         convert(path.parent, target, quantize="q4", progress=False)
+        read_packed(target)()
+
+    return read
+
+
+def read_quantized(path: Path) -> Callable[[], None]:
+    """Understands the folder of a mutated file, whose matrices are quantized, and packs it."""
+    folder = understand(path.parent)
+    folder.plan(folder.recipe("auto"))
+    folder.checkpoint.close()
+    target = path.parent / "packed.out"
+
+    def read() -> None:
+        convert(path.parent, target, quantize="auto", progress=False)
         read_packed(target)()
 
     return read
@@ -194,6 +209,22 @@ def mutate_index(rng: random.Random, data: bytes) -> bytes:
     return json.dumps(values).encode()
 
 
+def mutate_data(rng: random.Random, data: bytes) -> bytes:
+    """Bytes of tensors flipped, most of them at a tensor's beginning."""
+    header, body = split(data)
+    begin = len(data) - len(body)
+    offsets = [v["data_offsets"][0] for k, v in header.items() if k != "__metadata__"]
+    low = begin + (rng.choice(offsets) if rng.random() < 0.7 else 0)
+    return flip(rng, data, low, low + 256 if rng.random() < 0.7 else len(data))
+
+
+def mutate_quantization(rng: random.Random, data: bytes) -> bytes:
+    """A config.json that says something else of how its matrices are quantized."""
+    config = json.loads(data)
+    mutate_json(rng, config["quantization_config"])
+    return json.dumps(config).encode()
+
+
 def best_of_three(
     reader: Callable[[Path], Callable[[], None]], path: Path
 ) -> tuple[Callable[[], None] | Exception, float]:
@@ -241,6 +272,10 @@ class Fuzzer:
         packs = {q: folder / f"{q}.packed" for q in ("q4", "none")}
         for quantize, path in packs.items():
             convert(one.parent, path, quantize=quantize, progress=False)
+        quantized = [
+            *(both_folders(folder / kind, kind)[0] for kind in ("gptq_act_order", "awq", "mixed")),
+            gpt_oss_folders(folder / "gpt_oss")[0],
+        ]
         gguf = valid_gguf(folder / "m.gguf")
         broken = [mutate_gguf.mutate_numbers, mutate_gguf.mutate_bytes, mutate_gguf.mutate_nested]
         either = [mutate_bytes, mutate_header]
@@ -253,6 +288,11 @@ class Fuzzer:
             (packs["q4"], read_packed, [*either, mutate_packed, mutate_spec, mutate_spec]),
             (packs["none"], read_packed, [*either, mutate_packed, mutate_spec]),
         ]
+        for one in quantized:
+            path = one / "model.safetensors"
+            self.targets.append((path, read_quantized, [*either, mutate_data]))
+        for one in quantized[:3]:
+            self.targets.append((one / "config.json", read_quantized, [mutate_quantization]))
         self.valid = {path: path.read_bytes() for path, _, _ in self.targets}
 
     def case(self, number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from musespark import _core
 from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.weights.quantized import numbers
-from musespark.weights.quantized.config import read_quantization
+from musespark.weights.quantized.config import METHODS, read_quantization
 from musespark.weights.quantized.linear import Stored
 from musespark.weights.quantized.source import QuantizedSource
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile
@@ -434,6 +435,12 @@ REFUSED = [
 def test_configs_that_are_refused(section: dict) -> None:
     with pytest.raises(UnsupportedModel, match=r"config\.quantization_config\."):
         read_quantization({"quantization_config": section})
+
+
+def test_every_method_stands_in_the_readme() -> None:
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    (row,) = re.findall(r"^\| quantized safetensors \| (.*)", readme.read_text("utf-8"), re.M)
+    assert set(re.findall(r"`([\w-]+)`", row)) == set(METHODS)
 
 
 def test_where_a_config_is_found() -> None:

@@ -155,6 +155,19 @@ def test_codes_with_other_scales(form: str, dtype: str) -> None:
         np.testing.assert_array_equal(_core.unpack(form, out, 17, cols), expected)
 
 
+@pytest.mark.parametrize("form", SOURCES)
+def test_a_row_of_one_scale_keeps_all_its_bits(form: str) -> None:
+    rng = np.random.default_rng(5)
+    codes = rng.integers(0, 16, (17, 100)).astype(np.int8)
+    scales = (rng.standard_normal((17, 1)) * 10.0 ** rng.integers(-20, 20, (17, 1))).astype("f4")
+    out = np.empty(_core.packed_nbytes(form, 17, 100), np.uint8)
+    each = np.ascontiguousarray(np.repeat(scales, 4, axis=1))
+    _core.pack_codes(form, codes, each, out=out, scale_dtype="f32")
+    level = codes if form == "q8g32h" else formats.LEVELS[form][codes]
+    expected = level.astype(np.float32) * scales
+    np.testing.assert_array_equal(_core.unpack(form, out, 17, 100), expected)
+
+
 def test_codes_that_do_not_fit() -> None:
     out = np.empty(_core.packed_nbytes("q4g32h", 3, 40), np.uint8)
     codes = np.ones((3, 40), np.int8)

@@ -12,6 +12,8 @@ import pytest
 
 from musespark.weights import gguf, safetensors
 from musespark.weights.gguf import GgufFile
+from musespark.weights.quantized import gptq
+from musespark.weights.quantized.linear import Stored
 
 FUZZ = Path(__file__).resolve().parent.parent / "fuzz"
 sys.path.insert(0, str(FUZZ))
@@ -28,7 +30,7 @@ def test_mutated_files(tmp_path: Path) -> None:
     kinds = {name.split()[0] for name in ends}
     assert kinds == {
         "read_safetensors", "read_index", "read_folder", "read_packed", "read_gguf",
-        "read_gguf_model",
+        "read_gguf_model", "read_quantized",
     }  # fmt: skip
     for kind in kinds:  # both ways out were taken, or the mutations are too tame or too wild
         assert ends[f"{kind} CorruptFile"] and ends[f"{kind} loaded"], ends
@@ -64,6 +66,22 @@ def test_the_fuzzer_finds_a_tensor_beyond_the_end(
         fuzz_readers.fuzz(400, seed=1, folder=tmp_path)
 
 
+def test_the_fuzzer_finds_an_order_that_nobody_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the check that the groups of inputs exist, some flipped byte must show."""
+
+    def lax(stored: Stored, part: str, cols: int, groups: int, group: int) -> np.ndarray:
+        return stored.array(part)
+
+    monkeypatch.setattr(gptq, "read_order", lax)
+    fuzzer = fuzz_readers.Fuzzer(tmp_path, seed=1)
+    fuzzer.targets = [t for t in fuzzer.targets if t[1] is fuzz_readers.read_quantized][:1]
+    with pytest.raises(IndexError):
+        for number in range(300):
+            fuzzer.case(number)
+
+
 @pytest.mark.skipif(
     "MUSESPARK_TEST_SANITIZED" in os.environ, reason="a sanitizer needs all of the address space"
 )
@@ -73,8 +91,8 @@ def test_the_fuzzer_finds_memory_taken_on_a_claim(
     """Without the cap on counts, an array that claims to be long must show."""
 
     def lax(self: gguf._Cursor, what: str, each: int, limit: int) -> int:
-        count = self.integer(what)
-        np.empty(count % 2**40, np.uint8)[:] = 0
+        count = self.integer(what) % 2**40
+        np.empty(count, np.uint8)[:] = 0
         return count
 
     monkeypatch.setattr(gguf._Cursor, "count", lax)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -284,10 +285,13 @@ def _through_cache(
     key = cache.source_key(folder.path, folder.checkpoint, folder.assets, recipe)
     target = cache.cached_path(key, folder.path, recipe)
     report = progress_function(progress)
-    planned = sum(p.nbytes for p in folder.plan(recipe))
+
+    @functools.cache
+    def planned() -> int:  # reads the scales of a quantized folder: not where it is packed already
+        return sum(p.nbytes for p in folder.plan(recipe))
 
     def waiting(written: int) -> None:
-        report(min(written, planned - 1), planned, _WAITING)
+        report(min(written, planned() - 1), planned(), _WAITING)
 
     try:
         loaded = _open_cached(folder, target) if target.exists() else None
@@ -295,7 +299,7 @@ def _through_cache(
             return loaded
         with cache.packing_lock(target, waiting) as waited:
             if waited:
-                report(planned, planned, _WAITING)
+                report(planned(), planned(), _WAITING)
             # Another process may have written it while this one waited.
             loaded = _open_cached(folder, target) if target.exists() else None
             if loaded is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from musespark.vocab import tokenizer_assets
 from musespark.weights import pack
 from musespark.weights.gguf import is_gguf
 from musespark.weights.gguf_source import GgufSource, open_gguf
+from musespark.weights.quantized.config import KEYS, Reader, read_quantization
+from musespark.weights.quantized.linear import Stored
+from musespark.weights.quantized.source import QuantizedSource, refuse_unexplained
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
 
 # Files of sentence-transformers that say how an encoder's rows become an embedding; in the config
@@ -168,13 +172,11 @@ def _understand_folder(folder: Path, headers: Checkpoint | None = None) -> Model
         for name in ASSETS
         if (folder / name).exists()
     }
-    family, spec, notes = read_config_files(assets, folder)
-    checkpoint = _open_checkpoint(folder) if headers is None else headers
+    family, spec, notes, reader = read_config_files(assets, folder)
+    files = _open_checkpoint(folder) if headers is None else headers
     try:
-        try:
-            mapping = family.tensors(spec, checkpoint.file_of)
-        except CorruptFile as error:
-            raise CorruptFile(f"{folder}: {error}") from None
+        stored = Stored(files, readable=headers is None)
+        checkpoint, mapping = _match(family, spec, stored, reader, folder)
         if mapping.spare_head is not None and headers is not None:
             notes.append("whether the head is the embedding is not known without the weights")
         elif mapping.spare_head is not None and _heads_differ(checkpoint, mapping):
@@ -182,7 +184,7 @@ def _understand_folder(folder: Path, headers: Checkpoint | None = None) -> Model
             spec = dataclasses.replace(spec, tied_head=False)
             mapping = family.tensors(spec, checkpoint.file_of)
     except BaseException:
-        checkpoint.close()
+        files.close()
         raise
     notes += mapping.ignored
     own = [folder / name for name in (*ASSETS, "model.safetensors.index.json")]
@@ -190,10 +192,33 @@ def _understand_folder(folder: Path, headers: Checkpoint | None = None) -> Model
     return ModelFolder(folder, checkpoint, assets, family.name, spec, mapping, notes, own)
 
 
+def _match(
+    family: Family, spec: ModelSpec, stored: Stored, reader: Reader | None, folder: Path
+) -> tuple[Checkpoint | QuantizedSource, TensorMap]:
+    """The stored tensors, with quantized matrices put together, and what they become."""
+    if reader is None:
+        refuse_unexplained(stored.checkpoint)
+    source = None if reader is None else QuantizedSource(stored, reader(stored))
+    checkpoint = source or stored.checkpoint
+    try:
+        try:
+            mapping = family.tensors(spec, checkpoint.file_of)
+        except CorruptFile:
+            if source is None or not source.drop_zero_biases():
+                raise
+            mapping = family.tensors(spec, checkpoint.file_of)
+    except CorruptFile as error:
+        raise CorruptFile(f"{folder}: {error}") from None
+    if source is not None:
+        mapping.ignored |= source.ignored
+    return checkpoint, mapping
+
+
 def read_config_files(
     assets: Mapping[str, bytes], folder: Path
-) -> tuple[Family, ModelSpec, list[str]]:
-    """Family, spec and notes of a folder's ``config.json`` and the files beside it."""
+) -> tuple[Family, ModelSpec, list[str], Reader | None]:
+    """What a folder's ``config.json`` and the files beside it say: family, spec, notes, and the
+    reader of matrices that are quantized."""
     where = folder / "config.json"
     config = parse_json_object(assets["config.json"], str(where))
     beside = {
@@ -204,7 +229,10 @@ def read_config_files(
     if beside:
         config["sentence_transformers"] = beside
     try:
-        return read_config(config)
+        reader, notes = read_quantization(config)
+        plain = {key: value for key, value in config.items() if key not in KEYS}
+        family, spec, more = read_config(plain)
+        return family, spec, more + notes, reader
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{where}: {error}") from None
 
@@ -220,15 +248,15 @@ def _open_checkpoint(folder: Path) -> Checkpoint:
     raise InvalidRequest(f"{folder} has no model.safetensors and no index of shards{hint}")
 
 
-def _heads_differ(checkpoint: Checkpoint, mapping: TensorMap) -> bool:
+def _heads_differ(checkpoint: Checkpoint | QuantizedSource, mapping: TensorMap) -> bool:
     embed, head = mapping.sources["embed"].name, mapping.spare_head or ""
     ours, theirs = checkpoint.entry(embed), checkpoint.entry(head)
     if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
         return True
     a, b = checkpoint.array(embed), checkpoint.array(head)
-    step = max(1, (16 << 20) // max(1, a[0].nbytes))
+    step = max(1, (16 << 20) // max(1, a.itemsize * math.prod(a.shape[1:])))
     bits = np.dtype(f"u{a.itemsize}")
+    pieces = (slice(i, i + step) for i in range(0, a.shape[0], step))
     return any(
-        not np.array_equal(a[i : i + step].view(bits), b[i : i + step].view(bits))
-        for i in range(0, len(a), step)
+        not np.array_equal(np.asarray(a[i]).view(bits), np.asarray(b[i]).view(bits)) for i in pieces
     )

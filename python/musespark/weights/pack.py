@@ -7,9 +7,10 @@ Recipes (``quantize``):
   they are where four bits cost most. Measured in benchmarks/quality.py.
 - ``none``: as stored: f32 stays f32, bf16 stays bf16; f16 becomes f32, which holds it exactly.
 - ``auto``: q8 up to 50 million parameters, else q4. It looks at the model alone, never the machine.
-  A GGUF file whose matrices are quantized keeps their precision: ``gguf``, which cannot be asked
-  for: each in the format of ours that is nearest (:data:`KEPT`), its scales found by a quick search
-  (what is lost was lost before); the error goes into the notes.
+  A model whose matrices are quantized already keeps their precision: ``gguf``, or ``kept`` from
+  safetensors, which cannot be asked for: each in the format of ours that is nearest (:data:`KEPT`,
+  weights/quantized), its scales found by a quick search (what is lost was lost before); the error
+  goes into the notes.
 
 Vectors (norms, biases) are always f32. Routers of experts and learned positions stay as stored with
 every recipe: they are small, and a router decides.
@@ -29,6 +30,8 @@ from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families.tensors import Part
 from musespark.weights.files import write_aside
 from musespark.weights.packed import Planned, write_packed
+from musespark.weights.quantized.linear import Rows
+from musespark.weights.quantized.source import QuantizedEntry
 
 RECIPES = ("q4", "q8", "none")
 QUANTIZE = ("auto", "none", "q8", "q4")
@@ -42,6 +45,7 @@ KEPT = {
     "IQ4_XS": "iq4g32h", "Q2_K": "q4", "Q3_K": "q4g32h", "Q4_1": "q6", "Q4_K": "q6", "Q5_0": "q6",
     "Q5_1": "q6", "Q5_K": "q6", "Q6_K": "q8",
 }  # fmt: skip
+_KEEPING = ("gguf", "kept")
 _PIECE_BYTES = 16 << 20  # of source and of result held at a time, per piece
 _SAMPLES = 4  # row blocks of a matrix whose error is measured
 
@@ -74,10 +78,11 @@ class SourceFile(Protocol):
 
 
 class TensorSource(Protocol):
-    """Where tensors come from: safetensors (Checkpoint) or GGUF (GgufSource).
+    """Where tensors come from: safetensors (Checkpoint, QuantizedSource) or GGUF (GgufSource).
 
     ``array`` gives what ``_core.pack`` takes with the dtype in lower case: it has ``shape`` and
-    ``itemsize``, and ``array(name)[begin:end]`` is a NumPy array of these rows.
+    ``itemsize``, and ``array(name)[begin:end]`` is a NumPy array of these rows. Where the entry is
+    a QuantizedEntry these are Rows, which pack themselves.
     """
 
     @property
@@ -103,6 +108,8 @@ def resolve_quantize(quantize: str, shapes: dict[str, Shape], stored: set[str]) 
         return quantize
     if stored & KEPT.keys():
         return "gguf"
+    if stored - _STORED.keys():
+        return "kept"
     return "q8" if count_parameters(shapes) <= AUTO_Q8_PARAMETERS else "q4"
 
 
@@ -112,10 +119,10 @@ def count_parameters(shapes: dict[str, Shape]) -> int:
 
 
 def matrix_format(quantize: str, name: str, stored: str) -> str:
-    """The packed format of matrix `name` (canonical), stored as dtype `stored`."""
+    """The packed format of matrix `name` (canonical), stored as dtype or block type `stored`."""
     if quantize == "none" or name.endswith(".router") or name in ("positions", "token_types"):
         return _STORED.get(stored, "f32")
-    if quantize == "gguf":
+    if quantize in _KEEPING:
         # The few floats beside quantized matrices are what their maker held to be sensitive.
         return KEPT.get(stored, "q8")
     if quantize == "q4" and name in ("embed", "head"):
@@ -126,13 +133,17 @@ def matrix_format(quantize: str, name: str, stored: str) -> str:
 def plan(
     checkpoint: TensorSource, shapes: dict[str, Shape], sources: dict[str, Part], quantize: str
 ) -> list[Planned]:
-    """What to write: checks dtype and shape of every source tensor, without reading its data."""
+    """What to write: checks dtype and shape of every source tensor, without reading its data.
+
+    The recipe ``kept`` reads scales and zero points, which decide what can hold them.
+    """
     planned = []
     for name, shape in shapes.items():
         part = sources[name]
         entry = checkpoint.entry(part.name)
         where = f"{checkpoint.file_of[entry.name].path}: tensor {entry.name!r:.120}"
-        if entry.dtype not in _STORED and entry.dtype not in KEPT:
+        quantized = isinstance(entry, QuantizedEntry)
+        if not quantized and entry.dtype not in _STORED and entry.dtype not in KEPT:
             raise UnsupportedModel(
                 f"{where} has dtype {entry.dtype}; weights may be F32, F16 or BF16"
             )
@@ -144,6 +155,8 @@ def plan(
             planned.append(Planned(name, "f32", 1, shape[0], True))
         else:
             packed_as = matrix_format(quantize, name, entry.dtype)
+            if quantized and quantize == "kept":
+                packed_as = part.of(checkpoint.array(part.name)).kept.form
             planned.append(Planned(name, packed_as, shape[0], shape[1], False))
     return planned
 
@@ -187,15 +200,25 @@ def _matrix_pieces(
     blocks = max(1, min(_PIECE_BYTES // block_bytes, _PIECE_BYTES // source_bytes))
     out = np.empty(blocks * block_bytes, np.uint8)
     for begin in range(0, p.rows, 16 * blocks):
-        rows = np.ascontiguousarray(array[begin : begin + 16 * blocks])
+        rows = array[begin : begin + 16 * blocks]
         piece = out[: -(-rows.shape[0] // 16) * block_bytes]
         try:
-            _core.pack(p.format, rows, dtype=dtype, out=piece, threads=threads, quick=quick)
+            _pack_rows(p.format, rows, dtype, piece, threads, quick)
         except InvalidRequest as error:  # a number that is not finite
             raise CorruptFile(f"{where}, rows from {begin}: {error}") from None
         except UnsupportedModel as error:  # scales of MXFP4 that lie too far apart
             raise UnsupportedModel(f"{where}, rows from {begin}: {error}") from None
         yield piece
+
+
+def _pack_rows(
+    form: str, rows: np.ndarray | Rows, dtype: str, out: np.ndarray, threads: int, quick: bool
+) -> None:
+    if isinstance(rows, Rows):
+        rows.pack(form, out, threads, quick)
+    else:
+        rows = np.ascontiguousarray(rows)
+        _core.pack(form, rows, dtype=dtype, out=out, threads=threads, quick=quick)
 
 
 def error_notes(
@@ -204,21 +227,25 @@ def error_notes(
     """How far quantized matrices move by being stored in another format, one line for each pair.
 
     The relative error is sqrt(sum of squared differences / sum of squares), over up to four blocks
-    of 16 rows of every matrix; what is measured there are the very bytes that are packed.
+    of 16 rows of every matrix; what is measured there are the very bytes that are packed. Rows that
+    their format holds to the bit are not looked at: packing them rounds nothing or fails.
     """
     sums: dict[tuple[str, str], np.ndarray] = {}
     for p in planned:
         part = sources[p.name]
-        dtype = checkpoint.entry(part.name).dtype
-        if p.vector or dtype not in KEPT:
+        entry = checkpoint.entry(part.name)
+        if p.vector or entry.dtype in _STORED:
             continue
         array = part.of(checkpoint.array(part.name))
-        found = sums.setdefault((dtype, p.format), np.zeros(3))
+        found = sums.setdefault((entry.dtype, p.format), np.zeros(3))
+        found[2] += 1
+        if isinstance(array, Rows) and array.is_exact_in(p.format):
+            continue
         blocks = -(-p.rows // 16)
         for block in sorted({i * blocks // _SAMPLES for i in range(_SAMPLES)}):
             rows = array[16 * block : 16 * block + 16]
-            found[:2] += _squares(p.format, rows, dtype.lower(), quick)
-        found[2] += 1
+            found[:2] += _squares(p.format, rows, _dtype(entry), quick)
+        checkpoint.forget(part.name)
     notes = []
     for (dtype, form), (missed, whole, count) in sums.items():
         error = float(np.sqrt(missed / whole)) if whole else 0.0
@@ -227,12 +254,19 @@ def error_notes(
     return notes
 
 
-def _squares(form: str, rows: np.ndarray, dtype: str, quick: bool) -> tuple[float, float]:
+def _dtype(entry: StoredEntry) -> str:
+    """What ``_core`` calls the numbers of a tensor."""
+    return "f32" if isinstance(entry, QuantizedEntry) else entry.dtype.lower()
+
+
+def _squares(
+    form: str, rows: np.ndarray | Rows, dtype: str, quick: bool
+) -> tuple[float, float]:
     """Sums of the squared differences, and of the squares, of rows that are packed."""
-    values = _core.decode(dtype, rows)
+    values = _core.decode(dtype, np.asarray(rows))
     packed = np.empty(_core.packed_nbytes(form, *values.shape), np.uint8)
     try:
-        _core.pack(form, rows, dtype=dtype, out=packed, quick=quick)
+        _pack_rows(form, rows, dtype, packed, 1, quick)
     except (InvalidRequest, UnsupportedModel):  # packing itself says where
         return 0.0, 0.0
     got = _core.unpack(form, packed, *values.shape)
@@ -263,7 +297,7 @@ def pack_checkpoint(
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
-    notes = notes + error_notes(checkpoint, sources, planned, quantize == "gguf")
+    notes = notes + error_notes(checkpoint, sources, planned, quantize in _KEEPING)
     total = sum(stored_nbytes(checkpoint, shapes[name], part) for name, part in sources.items())
     done = 0
 
@@ -275,10 +309,10 @@ def pack_checkpoint(
         array = part.of(checkpoint.array(part.name))
         size, before = stored_nbytes(checkpoint, shapes[p.name], part), done
         if p.vector:
-            yield _vector_bytes(array[:], entry.dtype.lower(), where)
+            yield _vector_bytes(array[:], _dtype(entry), where)
         else:
             yielded = 0
-            dtype, quick = entry.dtype.lower(), quantize == "gguf"
+            dtype, quick = _dtype(entry), quantize in _KEEPING
             for piece in _matrix_pieces(p, array, dtype, workers, quick, where):
                 yield piece
                 yielded += piece.nbytes

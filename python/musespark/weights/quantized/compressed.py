@@ -45,7 +45,7 @@ class PackedLinear(IntegerLinear):
                 f"{stored.where(scale)} has shape {[scale_rows, self._groups]}; {rows} rows of "
                 f"groups that divide {cols} are needed by {data!r:.120}"
             )
-        self.parts = (data, scale, f"{name}.weight_shape")
+        self.parts, self.scale = (data, scale, f"{name}.weight_shape"), scale
         self._zero = zero if stored.has(zero) else None
         if self._zero:
             wanted = (-(-rows * self.bits // 32), self._groups)
@@ -101,7 +101,7 @@ class Int8Linear(IntegerLinear):
         super().__init__(stored, name)
         weight, scale, zero = (f"{name}.weight{part}" for part in ("", "_scale", "_zero_point"))
         self.shape = rows, cols = stored.shape(weight, ("I8",), 2)  # type: ignore[assignment]
-        self.parts = (weight, scale)
+        self.parts, self.scale = (weight, scale), scale
         dimensions = len(stored.checkpoint.entry(scale).shape) if stored.has(scale) else 0
         found = stored.shape(scale, SCALES, dimensions)
         self._rows, self.group = rows, cols
@@ -109,7 +109,7 @@ class Int8Linear(IntegerLinear):
             self._rows = 1
         elif found not in ((), (1,), (1, 1)):
             sizes = [g for g in group_sizes if g > 0 and found == (rows, -(-cols // g))]
-            if not sizes:
+            if len(sizes) != 1:
                 raise CorruptFile(
                     f"{stored.where(scale)} has shape {list(found)}; [1], {[rows, 1]} or groups of "
                     f"{list(group_sizes)} inputs are needed by {weight!r:.120} of {[rows, cols]}"

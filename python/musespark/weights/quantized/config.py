@@ -71,9 +71,9 @@ def read_quantization(config: Mapping[str, Any]) -> tuple[Reader | None, list[st
         raise fields.refuse(KEYS[1], f"{KEYS[0]} is there too")
     section = fields.section(given[0])
     method = section.get("quant_method", "compressed-tensors" if given[0] == KEYS[1] else None)
-    if not isinstance(method, str) or method not in _METHODS:
-        raise section.refuse("quant_method", f"supported are {', '.join(sorted(_METHODS))}")
-    reader = _METHODS[method](section)
+    if not isinstance(method, str) or method not in METHODS:
+        raise section.refuse("quant_method", f"supported are {', '.join(sorted(METHODS))}")
+    reader = METHODS[method](section)
     unknown = [path for path in section.unknown() if path.rpartition(".")[2] not in _IDLE.split()]
     if not unknown:
         return reader, []
@@ -181,7 +181,7 @@ def _pair(section: Fields, name: str) -> tuple[int, int] | None:
     return value[0], value[1]
 
 
-def _collect_float8(block: tuple[int, int] | None, group: int = 0) -> Reader:
+def _collect_float8(*tiles: tuple[int, int]) -> Reader:
     def collect(stored: Stored) -> Collection:
         found = Collection()
         for name in stored.checkpoint.file_of:
@@ -191,7 +191,7 @@ def _collect_float8(block: tuple[int, int] | None, group: int = 0) -> Reader:
                 if stored.has(inverse) and stored.has(scale):
                     raise CorruptFile(f"{stored.where(scale)} and {inverse!r:.120} are both there")
                 scale = inverse if stored.has(inverse) else scale
-                found.add(name, Float8Linear(stored, base, scale, block, group))
+                found.add(name, Float8Linear(stored, base, scale, tiles))
         return _drop_scales_of_activations(stored, found)
 
     return collect
@@ -207,7 +207,7 @@ def _fp8(section: Fields) -> Reader:
 
 
 def _fbgemm_fp8(section: Fields) -> Reader:
-    return _collect_float8(None)
+    return _collect_float8()
 
 
 def _mxfp4(section: Fields) -> Reader:
@@ -237,7 +237,12 @@ class _Groups:
 
     bits: tuple[int, ...]
     sizes: tuple[int, ...]
-    block: tuple[int, int] | None
+    blocks: tuple[tuple[int, int], ...]
+
+    @property
+    def tiles(self) -> tuple[tuple[int, int], ...]:
+        """[rows, cols] that may share a scale."""
+        return *self.blocks, *((1, size) for size in self.sizes if size > 0)
 
 
 def _compressed_tensors(section: Fields) -> Reader:
@@ -281,9 +286,7 @@ def _read_groups(groups: Fields) -> _Groups:
             blocks.add(block)
         for key in ("symmetric", "actorder", "observer", "observer_kwargs", "zp_dtype"):
             weights.get(key)
-    if len(blocks) > 1:
-        raise groups.refuse(min(groups.values), "only one block_structure is supported")
-    return _Groups(tuple(sorted(bits)), tuple(sorted(sizes)), next(iter(blocks), None))
+    return _Groups(tuple(sorted(bits)), tuple(sorted(sizes)), tuple(sorted(blocks)))
 
 
 def _collect_compressed(groups: _Groups) -> Reader:
@@ -297,8 +300,7 @@ def _collect_compressed(groups: _Groups) -> Reader:
     def plain(stored: Stored, base: str) -> Linear:
         if stored.checkpoint.entry(f"{base}.weight").dtype == "I8":
             return Int8Linear(stored, base, groups.sizes)
-        group = next((g for g in groups.sizes if g > 0), 0)
-        return Float8Linear(stored, base, f"{base}.weight_scale", groups.block, group)
+        return Float8Linear(stored, base, f"{base}.weight_scale", groups.tiles)
 
     def collect(stored: Stored) -> Collection:
         found = Collection()
@@ -313,7 +315,7 @@ def _collect_compressed(groups: _Groups) -> Reader:
     return collect
 
 
-_METHODS: dict[str, Callable[[Fields], Reader]] = {
+METHODS: dict[str, Callable[[Fields], Reader]] = {
     "gptq": _gptq,
     "awq": _awq,
     "auto-round": _auto_round,

@@ -17,7 +17,7 @@ import numpy as np
 
 from musespark import _core
 from musespark.errors import CorruptFile
-from musespark.weights.quantized.linear import Kept, Linear, Rows, Stored
+from musespark.weights.quantized.linear import Kept, Linear, Rows, Stored, by_parts
 from musespark.weights.quantized.numbers import E2M1, floats, nibbles
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
@@ -26,11 +26,9 @@ _REACH = 39  # binades between the largest and the smallest scale of a row that 
 
 
 class Float8Linear(Linear):
-    """Float8 with scales; ``block`` is what the config says of blocks [rows, cols]."""
+    """Float8 with scales; `tiles` are the [rows, cols] the config has, of which the shapes pick."""
 
-    def __init__(
-        self, stored: Stored, name: str, scale: str, block: tuple[int, int] | None, group: int = 0
-    ):
+    def __init__(self, stored: Stored, name: str, scale: str, tiles: tuple[tuple[int, int], ...]):
         super().__init__(stored, name)
         weight = f"{name}.weight"
         self.shape = rows, cols = stored.shape(weight, FLOAT8, 2)  # type: ignore[assignment]
@@ -44,14 +42,15 @@ class Float8Linear(Linear):
         if found in ((rows,), (rows, 1)):
             self._rows = 1
             return
-        tile = (1, group) if group else block
-        if tile is None or found != (-(-rows // tile[0]), -(-cols // tile[1])):
-            wanted = [1] if tile is None else [-(-rows // tile[0]), -(-cols // tile[1])]
+        shapes = {tile: (-(-rows // tile[0]), -(-cols // tile[1])) for tile in tiles}
+        fitting = [tile for tile, shape in shapes.items() if shape == found]
+        if len(fitting) != 1:
+            wanted = " or ".join(str(list(s)) for s in ((1,), (rows, 1), *shapes.values()))
             raise CorruptFile(
-                f"{stored.where(scale)} has shape {list(found)}; {wanted} or {[rows, 1]} is needed "
-                f"by {weight!r:.120} of shape {[rows, cols]}"
+                f"{stored.where(scale)} has shape {list(found)}; {wanted} is needed by "
+                f"{weight!r:.120} of shape {[rows, cols]}"
             )
-        self._rows, self.group = tile
+        self._rows, self.group = fitting[0]
 
     def levels(self, rows: range) -> np.ndarray:
         return self.stored.floats(self.parts[0], slice(rows.start, rows.stop, rows.step))
@@ -80,7 +79,7 @@ class Float4Linear(Linear):
     ):
         super().__init__(stored, name)
         self.group = 32 if whole is None else 16
-        self.kind = "MXFP4" if whole is None else "NVFP4"
+        self.kind = "MXFP4 pairs" if whole is None else "NVFP4 pairs"
         self.parts = (data, scale) if whole is None else (data, scale, whole)
         self._expert = expert
         if expert is None:
@@ -135,7 +134,7 @@ class Float4Linear(Linear):
 
     def _pack_exact(self, rows: range, out: np.ndarray, threads: int) -> None:
         if self.kept.form == "bf16":
-            bits = (self.floats(rows).view(np.uint32) >> 16).astype(np.uint16)
+            bits = (by_parts(self.floats, rows, threads).view(np.uint32) >> 16).astype(np.uint16)
             _core.pack("bf16", bits, dtype="bf16", out=out, threads=threads)
             return
         codes = nibbles(self._part(0, rows)).view(np.int8)
@@ -154,7 +153,7 @@ class Turned:
 class Experts:
     """A stack of MXFP4 matrices, for the family [experts, inputs, outputs]; indexed by expert."""
 
-    kind = "MXFP4"
+    kind = "MXFP4 stacks"
 
     def __init__(self, stored: Stored, name: str):
         self.stored, self.name = stored, name

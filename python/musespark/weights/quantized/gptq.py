@@ -89,13 +89,13 @@ class GptqLinear(IntegerLinear):
         self._first_version = scheme.first_version
         self._group = _group_of(scheme, stored, name, groups, cols)
         self._groups = groups
-        self.parts = (weight, zeros, scales)
+        self.parts, self.scale = (weight, zeros, scales), scales
         order = f"{name}.g_idx"
         if stored.has(order):
             stored.need(order, ("I32",), (cols,), weight)
             self.parts = (*self.parts, order)
         elif scheme.desc_act:
-            raise CorruptFile(f"tensor {order!r:.120} is missing, and the config has desc_act")
+            raise stored.missing(order, ", and the config has desc_act")
         self.kind = f"GPTQ {self.bits} bits"
 
     def _read_bits(self, scheme: IntegerScheme, zeros: str, words: int, rows: int) -> int:
@@ -154,7 +154,7 @@ class AwqLinear(IntegerLinear):
         stored.need(zeros, ("I32",), (groups, words), weight)
         self.shape = (rows, cols)
         self.group = _group_of(scheme, stored, name, groups, cols)
-        self.parts = (weight, zeros, scales)
+        self.parts, self.scale = (weight, zeros, scales), scales
 
     def _outputs(self, part: int, rows: range) -> np.ndarray:
         """uint8 [len(rows), first length of the part]: the fields of these outputs."""

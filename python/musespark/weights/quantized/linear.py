@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -39,10 +39,15 @@ class Stored:
         """File and tensor, for messages."""
         return f"{self.checkpoint.file_of[name].path}: tensor {name!r:.120}"
 
+    def missing(self, name: str, why: str = "") -> CorruptFile:
+        """The error for a tensor that should be there."""
+        folder = self.checkpoint.files[0].path.parent
+        return CorruptFile(f"{folder}: tensor {name!r:.120} is missing{why}")
+
     def shape(self, name: str, dtypes: tuple[str, ...], dimensions: int) -> tuple[int, ...]:
         """The shape of a tensor that must be there, of one of `dtypes`; no length is 0."""
         if name not in self.checkpoint.file_of:
-            raise CorruptFile(f"tensor {name!r:.120} is missing")
+            raise self.missing(name)
         entry = self.checkpoint.entry(name)
         if entry.dtype not in dtypes:
             raise CorruptFile(
@@ -139,7 +144,7 @@ class Linear(ABC):
         if self.kept == Kept(form, True):
             self._pack_exact(rows, out, threads)
         else:
-            values = _by_parts(self.floats, rows, threads)
+            values = by_parts(self.floats, rows, threads)
             _core.pack(form, values, dtype="f32", out=out, threads=threads)
 
     def _pack_exact(self, rows: range, out: np.ndarray, threads: int) -> None:
@@ -152,7 +157,7 @@ class Linear(ABC):
         return sum(entry.end - entry.begin for entry in entries)
 
 
-def _by_parts(decode: Callable[[range], np.ndarray], rows: range, threads: int) -> np.ndarray:
+def by_parts(decode: Callable[[range], np.ndarray], rows: range, threads: int) -> np.ndarray:
     """What `decode` gives for `rows`, a few rows at a time: as many as stay in a cache."""
 
     def one(begin: int) -> np.ndarray:
@@ -167,6 +172,7 @@ class IntegerLinear(Linear):
     """Unsigned codes of ``bits`` minus a zero point per group: level = code - zero."""
 
     bits: int
+    scale: str  # the stored tensor of the scales
 
     @abstractmethod
     def codes(self, rows: range) -> np.ndarray:
@@ -208,13 +214,15 @@ class IntegerLinear(Linear):
         return isinstance(self.group, int) and (self.group % _BLOCK == 0 or self.groups == 1)
 
     def _scales_fit(self) -> bool:
+        if self.stored.checkpoint.entry(self.scale).dtype == "F16":
+            return True
         step = max(1, _SCAN // self.groups)
         rows = range(self.shape[0])
         return all(are_halves(self.scales(rows[i : i + step])) for i in rows[::step])
 
     def _pack_exact(self, rows: range, out: np.ndarray, threads: int) -> None:
         form = self.kept.form
-        levels = _by_parts(self.levels, rows, threads)
+        levels = by_parts(self.levels, rows, threads)
         codes = levels + np.int8(8) if form == "q4g32h" else levels
         assert isinstance(self.group, int)
         blocks = -(-self.shape[1] // _BLOCK)
@@ -251,7 +259,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, part: slice) -> Rows:
+    @overload
+    def __getitem__(self, part: slice) -> Rows: ...
+    @overload
+    def __getitem__(self, part: int) -> np.ndarray: ...
+    def __getitem__(self, part: slice | int) -> Rows | np.ndarray:
+        if isinstance(part, int):
+            return np.asarray(self[part : part + 1])[0]
         return Rows(self.linear, self.rows[part])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

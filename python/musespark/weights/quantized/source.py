@@ -7,13 +7,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from musespark.errors import CorruptFile
-from musespark.weights.quantized.config import Collection
+from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.weights.quantized.config import KEYS, Collection
 from musespark.weights.quantized.floating import Experts
 from musespark.weights.quantized.linear import Rows
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile, TensorEntry
 
 _ZERO_BIASES = "biases that hold only zeros"
+
+
+_MARKS = (".qweight", ".weight_packed", ".weight_scale_inv", ".SCB", ".weight.absmax")
+
+
+def refuse_unexplained(checkpoint: Checkpoint) -> None:
+    """UnsupportedModel for a part of a quantized matrix where no config says how to read it."""
+    for name, file in checkpoint.file_of.items():
+        if name.endswith(_MARKS):
+            raise UnsupportedModel(
+                f"{file.path}: tensor {name!r:.120} belongs to a quantized matrix, but "
+                f"config.json has no {KEYS[0]}"
+            )
 
 
 @dataclass(frozen=True)
