@@ -1,4 +1,4 @@
-"""Choosing experts, against the twin and at its edges: ties, not-a-numbers, underflow."""
+"""Choosing experts, against the twin and at its edges: ties, infinities, NaN, underflow."""
 
 from __future__ import annotations
 
