@@ -1,6 +1,6 @@
 """Feeds mutated files to the safetensors, quantized, GGUF and packed readers.
 
-    python tests/fuzz/fuzz_readers.py 100000        # N mutations; needs the package on the path
+    python tests/fuzz/fuzz_readers.py 100000 [SEED [KIND]]    # needs the package on the path
 
 Each must end in CorruptFile or UnsupportedModel, or in a load: then every byte that the load
 offers is read, through NumPy and through the core's decoder, and the engine continues a prompt with
@@ -259,10 +259,18 @@ def limited_memory(path: Path) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+# What is opened how, by the kind of file.
+KINDS = {
+    "safetensors": (read_safetensors, read_index, read_folder, read_packed),
+    "gguf": (read_gguf, read_gguf_model),
+    "quantized": (read_quantized,),
+}
+
+
 class Fuzzer:
     """Seeds (valid files) in a folder of its own, and the loop over their mutations."""
 
-    def __init__(self, folder: Path, seed: int):
+    def __init__(self, folder: Path, seed: int, kind: str | None = None):
         self.folder, self.seed = folder, seed
         weights = checkpoint_weights(_CASE, 11)
         half = {name: to_bf16(value) for name, value in weights.items()}
@@ -293,6 +301,8 @@ class Fuzzer:
             self.targets.append((path, read_quantized, [*either, mutate_data]))
         for one in quantized[:3]:
             self.targets.append((one / "config.json", read_quantized, [mutate_quantization]))
+        if kind is not None:
+            self.targets = [target for target in self.targets if target[1] in KINDS[kind]]
         self.valid = {path: path.read_bytes() for path, _, _ in self.targets}
 
     def case(self, number: int) -> str:
@@ -318,9 +328,11 @@ class Fuzzer:
         return f"{reader.__name__} {ended}"
 
 
-def fuzz(count: int, seed: int, folder: Path, first: int = 0) -> Counter[str]:
-    """Runs `count` mutations and counts how they ended."""
-    fuzzer = Fuzzer(folder, seed)
+def fuzz(
+    count: int, seed: int, folder: Path, kind: str | None = None, first: int = 0
+) -> Counter[str]:
+    """Runs `count` mutations, of files of one `kind` or of all, and counts how they ended."""
+    fuzzer = Fuzzer(folder, seed, kind)
     ends: Counter[str] = Counter()
     for number in range(first, first + count):
         ends[fuzzer.case(number)] += 1
@@ -330,9 +342,10 @@ def fuzz(count: int, seed: int, folder: Path, first: int = 0) -> Counter[str]:
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    kind = sys.argv[3] if len(sys.argv) > 3 else None
     folder = Path(tempfile.mkdtemp(prefix="musespark-fuzz-"))
     begin = time.monotonic()
-    ends = fuzz(count, seed, folder)
+    ends = fuzz(count, seed, folder, kind)
     for name, times in sorted(ends.items()):
         print(f"{times:8d}  {name}")
     print(f"{count} mutations, seed {seed}, {time.monotonic() - begin:.0f} s: no finding")
