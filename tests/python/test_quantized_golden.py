@@ -72,10 +72,10 @@ def test_values_of_the_tools(case: str, tmp_path: Path) -> None:
     dtype, expected = tensors.pop("values")
     path = tmp_path / "model.safetensors"
     path.write_bytes(write.safetensors_bytes(tensors))
-    checkpoint = Checkpoint([SafetensorsFile(path)])
+    stored = Stored(Checkpoint([SafetensorsFile(path)]))
     reader, notes = read_quantization({"quantization_config": section_of(case)})
     assert reader is not None and notes == []
-    source = QuantizedSource(checkpoint, reader(Stored(checkpoint)))
+    source = QuantizedSource(stored, reader(stored))
     (name,) = source.file_of
     assert source.entry(name).shape == expected.shape
     if expected.ndim == 2:

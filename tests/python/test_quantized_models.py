@@ -11,6 +11,8 @@ import pytest
 from musespark import _core
 from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.weights import convert, inspect, open_model, pack
+from musespark.weights.model_source import understand
+from musespark.weights.safetensors import Checkpoint, SafetensorsFile
 from support import quantized as write
 from support.quantized_models import (
     GPTQ,
@@ -182,3 +184,24 @@ def test_a_mix_of_formats(tmp_path: Path) -> None:
     kept = opened(quantized)
     assert kept.info["formats"].keys() == {"q4g32h", "q8g32h", "mxfp4", "q6", "q8", "f32"}
     assert len(kept.info["notes"]) == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_headers_alone_tell_what_packing_takes(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a model on a hub. The guess is right where the config tells of zeros and order."""
+    quantized, _ = both_folders(tmp_path, kind)
+    expected = understand(quantized).plan("kept")
+
+    def unread(self: Checkpoint, name: str) -> np.ndarray:
+        raise AssertionError(f"{name} was read")
+
+    monkeypatch.setattr(Checkpoint, "array", unread)
+    headers = Checkpoint([SafetensorsFile(quantized / "model.safetensors")])
+    found = understand(quantized, headers)
+    assert found.recipe("auto") == "kept"
+    if kind == "mixed":
+        assert len(found.plan("kept")) == len(expected)
+    else:
+        assert found.plan("kept") == expected

@@ -21,10 +21,10 @@ from support import quantized as write
 def source_of(tmp_path: Path, section: dict, tensors: write.Tensors) -> QuantizedSource:
     path = tmp_path / "model.safetensors"
     path.write_bytes(write.safetensors_bytes(tensors))
-    checkpoint = Checkpoint([SafetensorsFile(path)])
+    stored = Stored(Checkpoint([SafetensorsFile(path)]))
     reader, _ = read_quantization({"quantization_config": section})
     assert reader is not None
-    return QuantizedSource(checkpoint, reader(Stored(checkpoint)))
+    return QuantizedSource(stored, reader(stored))
 
 
 def check(rows, expected: np.ndarray, kept: tuple[str, bool]) -> None:

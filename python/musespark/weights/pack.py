@@ -259,9 +259,7 @@ def _dtype(entry: StoredEntry) -> str:
     return "f32" if isinstance(entry, QuantizedEntry) else entry.dtype.lower()
 
 
-def _squares(
-    form: str, rows: np.ndarray | Rows, dtype: str, quick: bool
-) -> tuple[float, float]:
+def _squares(form: str, rows: np.ndarray | Rows, dtype: str, quick: bool) -> tuple[float, float]:
     """Sums of the squared differences, and of the squares, of rows that are packed."""
     values = _core.decode(dtype, np.asarray(rows))
     packed = np.empty(_core.packed_nbytes(form, *values.shape), np.uint8)

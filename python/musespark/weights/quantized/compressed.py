@@ -30,7 +30,7 @@ class PackedLinear(IntegerLinear):
             f"{name}.weight_{part}" for part in ("packed", "scale", "zero_point", "g_idx")
         )
         rows, words = stored.shape(data, ("I32",), 2)
-        cols = self._read_cols(f"{name}.weight_shape", rows)
+        cols = self._read_cols(f"{name}.weight_shape", rows, words, bits)
         self.shape = (rows, cols)
         fitting = [b for b in bits if -(-cols * b // 32) == words]
         if len(fitting) != 1:
@@ -47,6 +47,7 @@ class PackedLinear(IntegerLinear):
             )
         self.parts, self.scale = (data, scale, f"{name}.weight_shape"), scale
         self._zero = zero if stored.has(zero) else None
+        self.symmetric = self._zero is None
         if self._zero:
             wanted = (-(-rows * self.bits // 32), self._groups)
             stored.need(zero, ("I32",), wanted, data)
@@ -57,8 +58,10 @@ class PackedLinear(IntegerLinear):
             self.parts += (order,)
         self.kind = f"compressed-tensors {self.bits} bits"
 
-    def _read_cols(self, part: str, rows: int) -> int:
+    def _read_cols(self, part: str, rows: int, words: int, bits: tuple[int, ...]) -> int:
         self.stored.need(part, ("I64", "I32"), (2,), part)
+        if not self.stored.readable:
+            return words * 32 // max(bits, default=8)
         shape = [int(n) for n in self.stored.array(part)]
         if shape[0] != rows or not 0 < shape[1] < 2**31:
             raise CorruptFile(
@@ -69,7 +72,7 @@ class PackedLinear(IntegerLinear):
     @cached_property
     def group(self) -> int | np.ndarray:  # type: ignore[override]
         group = self.shape[1] // self._groups
-        if self._order is None:
+        if self._order is None or not self.stored.readable:
             return group
         return read_order(self.stored, self._order, self.shape[1], self._groups, group)
 
@@ -116,6 +119,7 @@ class Int8Linear(IntegerLinear):
                 )
             self._rows, self.group = 1, sizes[0]
         self._zero = zero if stored.has(zero) else None
+        self.symmetric = self._zero is None
         if self._zero:
             stored.need(zero, ("I8",), found, weight)
             self.parts += (zero,)

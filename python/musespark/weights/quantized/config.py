@@ -125,6 +125,7 @@ def _gptq(section: Fields) -> Reader:
         bits=bits,
         group=_group_size(section, "group_size", 128),
         mixed=bool(section.get("dynamic")),
+        symmetric=section.flag("sym", True),
         desc_act=section.flag("desc_act", False),
         first_version=form == "gptq",
     )
@@ -140,7 +141,9 @@ def _awq(section: Fields) -> Reader:
     if section.get("backend") == "llm-awq":
         raise section.refuse("backend", "supported: the gemm layout of AutoAWQ")
     size = "q_group_size" if section.has("q_group_size") else "group_size"
-    return _collect_words(AwqLinear, IntegerScheme(4, _group_size(section, size, 128)))
+    symmetric = not section.flag("zero_point", True)
+    scheme = IntegerScheme(4, _group_size(section, size, 128), symmetric=symmetric)
+    return _collect_words(AwqLinear, scheme)
 
 
 def _auto_round(section: Fields) -> Reader:
@@ -149,11 +152,12 @@ def _auto_round(section: Fields) -> Reader:
     packing = _one_of(section, "packing_format", packings, None)
     mixed = bool(section.get("extra_config"))
     group = _group_size(section, "group_size", 128)
+    symmetric = section.flag("sym", True)
     if packing == packings[1]:
         _one_of(section, "bits", (4,), None)
-        return _collect_words(AwqLinear, IntegerScheme(4, group, mixed))
+        return _collect_words(AwqLinear, IntegerScheme(4, group, mixed, symmetric))
     bits = _one_of(section, "bits", GPTQ_BITS, None)
-    return _collect_words(GptqLinear, IntegerScheme(bits, group, mixed))
+    return _collect_words(GptqLinear, IntegerScheme(bits, group, mixed, symmetric))
 
 
 # --- FP8 and MXFP4 -------------------------------------------------------------------------------

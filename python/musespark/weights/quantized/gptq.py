@@ -42,6 +42,7 @@ class IntegerScheme:
     bits: int
     group: int
     mixed: bool = False
+    symmetric: bool = True
     desc_act: bool = False
     first_version: bool = True
 
@@ -81,12 +82,13 @@ class GptqLinear(IntegerLinear):
         words, rows = stored.shape(weight, ("I32",), 2)
         groups, zero_words = stored.shape(zeros, ("I32",), 2)
         stored.need(scales, SCALES, (groups, rows), weight)
+        self.symmetric = scheme.symmetric
         self.bits = self._read_bits(scheme, zeros, zero_words, rows)
         if words * 32 % self.bits:
             raise CorruptFile(f"{stored.where(weight)} has {words} words of {self.bits} bits")
         cols = words * 32 // self.bits
         self.shape = (rows, cols)
-        self._first_version = scheme.first_version
+        self._first_version, self._desc_act = scheme.first_version, scheme.desc_act
         self._group = _group_of(scheme, stored, name, groups, cols)
         self._groups = groups
         self.parts, self.scale = (weight, zeros, scales), scales
@@ -110,7 +112,9 @@ class GptqLinear(IntegerLinear):
 
     @cached_property
     def group(self) -> int | np.ndarray:  # type: ignore[override]
-        if len(self.parts) == 3:
+        if not self.stored.readable and self._desc_act:
+            return np.arange(self.shape[1], dtype=np.int32) // self._group
+        if len(self.parts) == 3 or not self.stored.readable:
             return self._group
         return read_order(self.stored, self.parts[3], self.shape[1], self._groups, self._group)
 
@@ -152,6 +156,7 @@ class AwqLinear(IntegerLinear):
                 f"needed by {weight!r:.120}"
             )
         stored.need(zeros, ("I32",), (groups, words), weight)
+        self.symmetric = scheme.symmetric
         self.shape = (rows, cols)
         self.group = _group_of(scheme, stored, name, groups, cols)
         self.parts, self.scale = (weight, zeros, scales), scales

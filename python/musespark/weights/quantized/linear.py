@@ -30,10 +30,14 @@ class Kept:
 
 
 class Stored:
-    """The tensors of a checkpoint, taken with their type and shape checked."""
+    """The tensors of a checkpoint, taken with their type and shape checked.
 
-    def __init__(self, checkpoint: Checkpoint):
+    Not `readable` where only the headers are here: then what the data decide is guessed.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, readable: bool = True):
         self.checkpoint = checkpoint
+        self.readable = readable
 
     def where(self, name: str) -> str:
         """File and tensor, for messages."""
@@ -136,16 +140,18 @@ class Linear(ABC):
             return grouped.reshape(len(rows), cols)
         return levels * self.spread(scales)
 
-    def pack(self, form: str, rows: range, out: np.ndarray, threads: int) -> None:
+    def pack(
+        self, form: str, rows: range, out: np.ndarray, threads: int, quick: bool = False
+    ) -> None:
         """Packs these rows into `out`; to the bit where `form` holds them so.
 
-        InvalidRequest for a number that is not finite.
+        InvalidRequest for a number that is not finite. `quick` tries fewer scales.
         """
         if self.kept == Kept(form, True):
             self._pack_exact(rows, out, threads)
         else:
             values = by_parts(self.floats, rows, threads)
-            _core.pack(form, values, dtype="f32", out=out, threads=threads)
+            _core.pack(form, values, dtype="f32", out=out, threads=threads, quick=quick)
 
     def _pack_exact(self, rows: range, out: np.ndarray, threads: int) -> None:
         raise NotImplementedError(self.kind)
@@ -164,8 +170,18 @@ def by_parts(decode: Callable[[range], np.ndarray], rows: range, threads: int) -
         with np.errstate(all="ignore"):
             return decode(rows[begin : begin + _PART])
 
+    first = one(0)
+    if len(rows) <= _PART:
+        return first
+    out = np.empty((len(rows), first.shape[1]), first.dtype)
+    out[:_PART] = first
+
+    def fill(begin: int) -> None:
+        out[begin : begin + _PART] = one(begin)
+
     with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(pool.map(one, range(0, len(rows), _PART))))
+        list(pool.map(fill, range(_PART, len(rows), _PART)))
+    return out
 
 
 class IntegerLinear(Linear):
@@ -173,6 +189,7 @@ class IntegerLinear(Linear):
 
     bits: int
     scale: str  # the stored tensor of the scales
+    symmetric: bool  # what config and names say of the zero points: a guess, the data decide
 
     @abstractmethod
     def codes(self, rows: range) -> np.ndarray:
@@ -185,6 +202,9 @@ class IntegerLinear(Linear):
     @cached_property
     def level_range(self) -> tuple[int, int]:
         """Lowest and highest level that codes and zero points could give."""
+        if not self.stored.readable:
+            half = 1 << (self.bits - 1)
+            return (-half, half - 1) if self.symmetric else (1 - 2 * half, 2 * half - 1)
         zeros = self.zeros(range(self.shape[0]))
         low, high = (zeros, zeros) if isinstance(zeros, int) else (zeros.min(), zeros.max())
         return -int(high), (1 << self.bits) - 1 - int(low)
@@ -214,7 +234,7 @@ class IntegerLinear(Linear):
         return isinstance(self.group, int) and (self.group % _BLOCK == 0 or self.groups == 1)
 
     def _scales_fit(self) -> bool:
-        if self.stored.checkpoint.entry(self.scale).dtype == "F16":
+        if not self.stored.readable or self.stored.checkpoint.entry(self.scale).dtype == "F16":
             return True
         step = max(1, _SCAN // self.groups)
         rows = range(self.shape[0])
@@ -278,9 +298,13 @@ class Rows:
         """See :attr:`Linear.kept`."""
         return self.linear.kept
 
-    def pack(self, form: str, out: np.ndarray, threads: int) -> None:
+    def is_exact_in(self, form: str) -> bool:
+        """Whether `form` holds these rows to the bit."""
+        return form == "f32" or self.kept == Kept(form, True)
+
+    def pack(self, form: str, out: np.ndarray, threads: int, quick: bool = False) -> None:
         """See :meth:`Linear.pack`."""
-        self.linear.pack(form, self.rows, out, threads)
+        self.linear.pack(form, self.rows, out, threads, quick)
 
 
 class Turned:

@@ -10,7 +10,7 @@ import numpy as np
 from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.weights.quantized.config import KEYS, Collection
 from musespark.weights.quantized.floating import Experts
-from musespark.weights.quantized.linear import Rows
+from musespark.weights.quantized.linear import Rows, Stored
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile, TensorEntry
 
 _ZERO_BIASES = "biases that hold only zeros"
@@ -41,13 +41,14 @@ class QuantizedEntry:
 
 
 class QuantizedSource:
-    """The tensors of `checkpoint`, of which `collection` are quantized matrices.
+    """The tensors of a checkpoint, of which `collection` are quantized matrices.
 
     ``ignored`` is reason -> names of tensors that are left out.
     """
 
-    def __init__(self, checkpoint: Checkpoint, collection: Collection):
-        self._checkpoint = checkpoint
+    def __init__(self, stored: Stored, collection: Collection):
+        self._stored = stored
+        self._checkpoint = checkpoint = stored.checkpoint
         self._matrices = collection.matrices
         self.ignored = dict(collection.ignored)
         taken = {part for matrix in self._matrices.values() for part in matrix.parts}
@@ -87,7 +88,8 @@ class QuantizedSource:
         found = []
         for name in self._matrices:
             bias = name.removesuffix(".weight") + ".bias"
-            if bias in self.file_of and not self._checkpoint.array(bias).any():
+            readable = self._stored.readable
+            if bias in self.file_of and not (readable and self._checkpoint.array(bias).any()):
                 found.append(bias)
                 del self.file_of[bias]
         if found:
