@@ -44,6 +44,7 @@ __all__ = ["Engine", "Event", "Finished", "Handle", "LogitsRows", "Request", "Re
 # How long the core decodes before events are handed out: short enough to look immediate.
 _SLICE_S = 0.02
 _PREFILL_CHUNK = 512  # prompt tokens of one step
+CLOSED_MEANWHILE = "the model was closed while this request ran"
 # How often a waiting caller looks whether the driver is alive.
 _ALIVE_S = 1.0
 
@@ -58,6 +59,7 @@ class _Stream:
     def __init__(self) -> None:
         self.events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
         self.ended = False  # set by the driver after it has put the last event
+        self.given_up = False  # its caller has cancelled it
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     def put(self, event: Event | Exception) -> None:
@@ -184,6 +186,10 @@ class _Driver:
             with self._lock:  # a submit that is still registering its stream holds it
                 stream = self._streams.get(request)
                 if kind == "finished":
+                    # Closing cancels in the core. Who did not ask for it hears of it from _end,
+                    # whichever comes first: a closed model has one outcome.
+                    if self.closed and rest[0] == "cancelled" and stream and not stream.given_up:
+                        continue
                     self._streams.pop(request, None)
             if stream is None:  # its submit was interrupted, which has cancelled it
                 continue
@@ -203,7 +209,7 @@ class _Driver:
             streams, self._streams = self._streams, {}
         for stream in streams.values():
             if self.failure is None:
-                stream.put(Cancelled("the model was closed while this request ran"))
+                stream.put(Cancelled(CLOSED_MEANWHILE))
             else:
                 error = Error(f"the engine failed: {self.failure}")
                 error.__cause__ = self.failure
@@ -294,6 +300,7 @@ class Handle:
     def cancel(self) -> None:
         """Ends the request within one layer; its tokens so far stay. No effect after its end."""
         if self.ids and not self.stream.ended:
+            self.stream.given_up = True
             self._driver.quietly("cancel", self.id)
 
     def discard(self) -> None:
@@ -338,6 +345,26 @@ class Handle:
                     self._driver.check()
                 if not self._driver.thread.is_alive() and self.stream.events.empty():
                     return Error("the engine's thread is gone")
+
+    def end(self) -> Finished:
+        """Cancels, and waits for the last event; tokens before it are dropped."""
+        self.cancel()
+        while True:
+            event = self._next()
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, Finished):
+                return event
+
+    async def aend(self) -> Finished:
+        """The same for an event loop."""
+        self.cancel()
+        while True:
+            event = await self.stream.aget()
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, Finished):
+                return event
 
     def result(self) -> Result:
         """Waits for the end and returns everything."""

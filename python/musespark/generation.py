@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from musespark.engine import Handle
-from musespark.errors import Error
+from musespark.errors import Error, InvalidRequest
 from musespark.events import Event, Finished, Tokens
 from musespark.options import GenerationOptions
 from musespark.results import ChatResult, Completion, Delta, Timings, TokenLogprob, Usage
@@ -178,19 +178,50 @@ class ChatCollector:
         return [Delta(text)]
 
 
+def _read_by_one(error: Exception) -> InvalidRequest | None:
+    """The error of a generator that is running already, which it raises without a frame of its
+    own, as one of ours; None for any other."""
+    trace = error.__traceback__
+    if trace is None or trace.tb_next is not None:
+        return None
+    return InvalidRequest("this stream is being read already; one reader at a time")
+
+
 class _Driven:
     """What both streams share: the collector's state and the result."""
 
     def __init__(self, handle: Handle, collector: Collector):
         self.handle, self._collector = handle, collector
         self._result: Any = None
+        self._failure: Exception | None = None
+        self._closed = False
 
     @property
     def result(self) -> Any:
-        """The final object; there once the iteration has ended."""
-        if self._result is None:
-            raise Error("the stream has not ended yet; its result is not there")
+        """The final object; there once the iteration has ended or the stream was closed.
+
+        Closed early it holds what was read until then, with finish_reason ``cancelled``. What ended
+        the iteration with an error raises that error here too.
+        """
+        if self._result is not None:
+            return self._result
+        if self._failure is not None:
+            raise self._failure
+        if not self._closed:
+            raise Error("the stream has not ended yet; read it to the end or close it")
+        return self._partial()
+
+    def _partial(self) -> Any:
+        try:
+            self._cut(self.handle.end())
+        except Error as error:
+            self._failure = error
+            raise
         return self._result
+
+    def _cut(self, end: Finished) -> None:
+        """The result of a stream that nobody read to this end."""
+        _, self._result = self._collector.finish(end._replace(reason="cancelled"))
 
     def cancel(self) -> None:
         """Ends the request within one layer; the iteration then ends with what there is."""
@@ -216,19 +247,40 @@ class Stream(_Driven):
         self._deltas = self._run()
 
     def _run(self) -> Iterator[Delta]:
-        for event in self.handle:
-            yield from self._step(event)
+        try:
+            for event in self.handle:
+                yield from self._step(event)
+        except Error as error:
+            self._failure = error
+            raise
 
     def __iter__(self) -> Iterator[Delta]:
         return self
 
     def __next__(self) -> Delta:
-        return next(self._deltas)
+        try:
+            return next(self._deltas)
+        except ValueError as error:
+            if refused := _read_by_one(error):
+                raise refused from None
+            raise
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        """Cancels the request if it still runs."""
-        self._deltas.close()
+        """Cancels the request if it still runs. Another thread that reads comes to an end."""
         self.handle.cancel()
+        try:
+            self._deltas.close()
+        except ValueError as error:
+            if not _read_by_one(error):
+                raise
+        else:
+            self._closed = True
 
     def drain(self) -> Any:
         """Runs to the end and returns the result; what ends it early cancels."""
@@ -248,20 +300,46 @@ class AsyncStream(_Driven):
         self._deltas = self._run()
 
     async def _run(self) -> AsyncIterator[Delta]:
-        async for event in self.handle:
-            for delta in self._step(event):
-                yield delta
+        try:
+            async for event in self.handle:
+                for delta in self._step(event):
+                    yield delta
+        except Error as error:
+            self._failure = error
+            raise
 
     def __aiter__(self) -> AsyncIterator[Delta]:
         return self
 
     async def __anext__(self) -> Delta:
-        return await self._deltas.__anext__()
+        try:
+            return await self._deltas.__anext__()
+        except RuntimeError as error:
+            if refused := _read_by_one(error):
+                raise refused from None
+            raise
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
 
     async def aclose(self) -> None:
-        """Cancels the request if it still runs."""
-        await self._deltas.aclose()
+        """Cancels the request if it still runs, and waits until it has ended."""
         self.handle.cancel()
+        try:
+            await self._deltas.aclose()
+        except RuntimeError as error:
+            if not _read_by_one(error):
+                raise
+            return  # who reads it comes to an end
+        if self._result is None and self._failure is None:
+            try:
+                self._cut(await self.handle.aend())
+            except Error as error:  # the model was closed: result says so
+                self._failure = error
+        self._closed = True
 
     async def drain(self) -> Any:
         async for _ in self:

@@ -14,6 +14,7 @@ from musespark import prompts
 from musespark.assets import json_asset, template_of, tokenizer_of
 from musespark.encoder import Encoder
 from musespark.engine import (
+    CLOSED_MEANWHILE,
     Engine,
     Handle,
     Retained,
@@ -21,7 +22,13 @@ from musespark.engine import (
     kv_bytes,
     kv_bytes_per_token,
 )
-from musespark.errors import ContextOverflow, InvalidRequest, UnsupportedModel
+from musespark.errors import (
+    Cancelled,
+    ContextOverflow,
+    Error,
+    InvalidRequest,
+    UnsupportedModel,
+)
 from musespark.events import Request
 from musespark.families.spec import ModelSpec
 from musespark.generation import (
@@ -295,7 +302,11 @@ class Model:
     # ---- life ---------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Ends every request and gives memory and files back. Idempotent."""
+        """Ends every request and gives memory and files back. Idempotent.
+
+        Whoever waits for a request then, in whatever form (a call, a batch, a stream, a turn of a
+        session, logits or scores), gets :class:`Cancelled`; what is asked later, Error.
+        """
         self._engine.close()
         self._weights.close()
 
@@ -399,6 +410,10 @@ class Model:
                 prepared = prepare(item, {**options, "seed": seed})
                 streams.append(Stream(*self._submit(*prepared)))
             return [stream.drain() for stream in streams]
+        except Error as error:
+            if streams and self._engine.closed and not isinstance(error, Cancelled):
+                raise Cancelled(CLOSED_MEANWHILE) from error
+            raise
         finally:
             for stream in streams:
                 stream.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,28 +16,37 @@ if TYPE_CHECKING:
     from musespark.model import Model
 
 
+class _Turn:
+    """The right to the next turn of a session: held until it ends or nobody knows of it."""
+
+    ended = False
+
+
 class SessionStream(Stream):
     """A streamed turn: the session takes it in at its end, and forgets it when closed early."""
 
-    def __init__(self, session: Session, sent: list[dict[str, Any]], *args: Any):
-        self._session, self._sent = session, sent
-        self.ended = False
+    def __init__(self, session: Session, turn: _Turn, sent: list[dict[str, Any]], *args: Any):
+        self._session, self._turn, self._sent = session, turn, sent
+        self._forgotten = False
         super().__init__(*args)
 
     def _run(self) -> Iterator[Delta]:
         try:
             yield from super()._run()
-            self._session._take(self._sent, self.result, self.handle.retained)
+            if not self._forgotten:
+                self._session._take(self._sent, self.result, self.handle.retained)
         finally:
             self._end()
 
     def close(self) -> None:
+        """Ends the turn; the session forgets it unless it was complete."""
+        self._forgotten = True
         super().close()
         self._end()
 
     def _end(self) -> None:
         self._session._drop(self.handle)
-        self.ended = True
+        self._turn.ended = True
 
 
 class Session:
@@ -48,13 +58,16 @@ class Session:
     """
 
     def __init__(self, model: Model, *, system: str | None = None):
+        if system is not None and not isinstance(system, str):
+            raise InvalidRequest(f"system: got {type(system).__name__}, allowed is a str or None")
         self._model = model
         self.system = system
         self.messages: list[dict[str, Any]] = []
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         self._kept: Retained | None = None
-        self._turn: weakref.ref[SessionStream] | None = None  # the one under way
+        self._claiming = threading.Lock()
+        self._turn: weakref.ref[_Turn] | None = None  # the one under way
 
     def chat(
         self,
@@ -66,33 +79,34 @@ class Session:
         """The next turn: a str (the user's), a message, or several (tool results).
 
         Options as :meth:`Model.chat`. If the turn fails or is stopped by closing the stream, the
-        conversation is as it was before.
+        conversation is as it was before. InvalidRequest while another turn is under way, in
+        whatever thread.
         """
-        turn = None if self._turn is None else self._turn()
-        if turn is not None and not turn.ended:
-            raise InvalidRequest(
-                "the session's last turn has not ended; read its stream to the end or close it"
-            )
-        if isinstance(message, str):
-            sent = [{"role": "user", "content": message}]
-        elif isinstance(message, Mapping):
-            sent = [dict(message)]
-        elif isinstance(message, Sequence) and all(isinstance(m, Mapping) for m in message):
-            sent = [dict(m) for m in message]
-        else:
-            raise InvalidRequest(
-                f"message: got {type(message).__name__}, "
-                "allowed is a str, a message or a list of them"
-            )
-        prepared = self._model._chat_request([*self.messages, *sent], options, retain=True)
-        handle, collector = self._model._submit(*prepared, base=self._kept)
+        sent = _as_messages(message)
+        turn = _Turn()
         try:
-            out = SessionStream(self, sent, handle, collector)
-            self._turn = weakref.ref(out)
+            self._claim(turn)
+            prepared = self._model._chat_request([*self.messages, *sent], options, retain=True)
+            handle, collector = self._model._submit(*prepared, base=self._kept)
+        except BaseException:
+            turn.ended = True
+            raise
+        try:
+            out = SessionStream(self, turn, sent, handle, collector)
             return out if stream else out.drain()
         except BaseException:
             self._drop(handle)
+            turn.ended = True
             raise
+
+    def _claim(self, turn: _Turn) -> None:
+        with self._claiming:
+            before = None if self._turn is None else self._turn()
+            if before is not None and not before.ended:
+                raise InvalidRequest(
+                    "the session's last turn has not ended; read its stream to the end or close it"
+                )
+            self._turn = weakref.ref(turn)
 
     def fork(self) -> Session:
         """A second conversation that goes on from here; memory is shared until they differ."""
@@ -131,3 +145,18 @@ class Session:
             for m in self.messages
         )
         return f"<table>{rows}</table>"
+
+
+def _as_messages(message: Any) -> list[dict[str, Any]]:
+    """What a turn sends: the message or messages a caller gave in any of their forms."""
+    if isinstance(message, str):
+        return [{"role": "user", "content": message}]
+    if isinstance(message, Mapping):
+        return [dict(message)]
+    if not isinstance(message, Sequence) or not all(isinstance(m, Mapping) for m in message):
+        raise InvalidRequest(
+            f"message: got {type(message).__name__}, allowed is a str, a message or a list of them"
+        )
+    if not message:
+        raise InvalidRequest("message: got an empty list, allowed is at least one message")
+    return [dict(m) for m in message]
