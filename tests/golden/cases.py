@@ -36,6 +36,8 @@ _OLMO3 = _causal("olmo3", "Olmo3")
 _MIXTRAL = _causal("mixtral", "Mixtral")
 _QWEN2_MOE = _causal("qwen2_moe", "Qwen2Moe")
 _GEMMA = _causal("gemma", "Gemma")
+_GRANITE_MOE = _causal("granitemoe", "GraniteMoe")
+_STARCODER2 = _causal("starcoder2", "Starcoder2")
 _GLM = _causal("glm", "Glm") | {"pad_token_id": 0}
 _GLM4 = _causal("glm4", "Glm4") | {"pad_token_id": 0}
 _GRANITE = _causal("granite", "Granite")
@@ -1124,6 +1126,80 @@ _CASES: dict[str, Case] = {
             "rms_norm_eps": 1e-5,
         },
         47,
+    ),
+    "granitemoe_plain": Case(
+        "granitemoe",
+        _GRANITE_MOE
+        | _sizes(97, 48, 40, 3, 4)
+        | {
+            "num_key_value_heads": 2,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "attention_multiplier": 0.2,
+        },
+        42,
+    ),
+    "granitemoe_multipliers": Case(
+        "granitemoe",
+        _GRANITE_MOE
+        | _sizes(83, 60, 24, 2, 5)
+        | {
+            "num_key_value_heads": 1,
+            "num_local_experts": 9,
+            "num_experts_per_tok": 4,
+            "embedding_multiplier": 0.5,
+            "logits_scaling": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.25,
+            "tie_word_embeddings": True,
+        },
+        45,
+    ),
+    "granitemoe_biases": Case(
+        "granitemoe",
+        _GRANITE_MOE
+        | _sizes(71, 40, 56, 4, 5)
+        | {
+            "num_key_value_heads": 5,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "attention_bias": True,
+            "attention_multiplier": 0.35,
+            "rope_theta": 1000000.0,
+        },
+        70,
+    ),
+    # LayerNorm with biases, an MLP without a gate; tied by default.
+    "starcoder2_defaults": Case(
+        "starcoder2", _STARCODER2 | _sizes(97, 48, 72, 3, 4) | {"num_key_value_heads": 2}, 43
+    ),
+    "starcoder2_window": Case(
+        "starcoder2",
+        _STARCODER2
+        | _sizes(83, 60, 88, 2, 5)
+        | {
+            "num_key_value_heads": 1,
+            "sliding_window": 9,
+            "tie_word_embeddings": False,
+            "rope_theta": 100000,
+            "norm_type": "layer_norm",
+            "mlp_type": "default",
+        },
+        46,
+    ),
+    "starcoder2_no_biases": Case(
+        "starcoder2",
+        _STARCODER2
+        | _sizes(71, 56, 64, 4, 7)
+        | {
+            "num_key_value_heads": 7,
+            "use_bias": False,
+            "tie_word_embeddings": False,
+            "hidden_act": "gelu",
+            "norm_epsilon": 1e-6,
+            "sliding_window": 66,
+        },
+        90,
     ),
 }
 CASES = {name: case._replace(name=name) for name, case in _CASES.items()}

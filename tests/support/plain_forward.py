@@ -19,6 +19,7 @@ def covers(spec):
         layer.mlp.kind == "dense"
         and not (layer.residual_gates or layer.attention.joint_qk_norm or layer.attention.sinks)
         and layer.residual_scale == 1.0
+        and layer.attn_norm.kind != "layer"
         and layer.attention.out_norm.kind == "none"
         for layer in spec.layers
     ) and all(rope.scaling != "factors" for rope in spec.ropes)

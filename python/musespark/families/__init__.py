@@ -19,6 +19,7 @@ from musespark.families import (
     glm4,
     gpt_oss,
     granite,
+    granitemoe,
     llama,
     mistral,
     mistral3,
@@ -33,6 +34,7 @@ from musespark.families import (
     qwen3,
     qwen3_moe,
     smollm3,
+    starcoder2,
 )
 from musespark.families.fields import Fields
 from musespark.families.lacking import LACKING
@@ -77,6 +79,8 @@ MODULES = cast(
         olmo2,
         olmo3,
         granite,
+        granitemoe,
+        starcoder2,
         bert,
     ),
 )

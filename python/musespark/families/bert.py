@@ -53,6 +53,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     c.architecture(*architectures)
     c.must_be("position_embedding_type", "absolute", "absolute")
     c.must_be("is_decoder", False, False)
+    c.get("tie_word_embeddings")  # of heads that an encoder does not have
     c.must_be("add_cross_attention", False, False)
     size = read_sizes(
         c,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from musespark.families import llama
@@ -18,10 +18,8 @@ architectures = ("GraniteForCausalLM",)
 models = "Granite 3.x, dense"
 
 
-def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
-    """ModelSpec of a ``config.json``; keys that are missing take GraniteConfig's defaults."""
-    c = Fields.of(config)
-    c.architecture(*architectures)
+def granite_spec(c: Fields, read_mlp: Callable[[Fields, int], MlpSpec]) -> ModelSpec:
+    """What the dense and the sparse family share; `read_mlp` takes intermediate_size."""
     c.must_be_absent("quantization_config", "per_layer_config")
     size = read_sizes(
         c,
@@ -45,11 +43,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
             qkv_bias=bias,
             o_bias=bias,
         ),
-        mlp=MlpSpec(
-            activation=c.activation("hidden_act", "silu"),
-            bias=c.flag("mlp_bias", False),
-            intermediate=size.intermediate,
-        ),
+        mlp=read_mlp(c, size.intermediate),
         attn_norm=norm,
         mlp_norm=norm,
         residual_scale=c.number("residual_multiplier", 1.0),
@@ -66,6 +60,21 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         ropes=[rope],
         layers=[layer] * size.layers,
     )
+
+
+def _dense(c: Fields, intermediate: int) -> MlpSpec:
+    return MlpSpec(
+        activation=c.activation("hidden_act", "silu"),
+        bias=c.flag("mlp_bias", False),
+        intermediate=intermediate,
+    )
+
+
+def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
+    """ModelSpec of a ``config.json``; keys that are missing take GraniteConfig's defaults."""
+    c = Fields.of(config)
+    c.architecture(*architectures)
+    return granite_spec(c, _dense)
 
 
 def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:

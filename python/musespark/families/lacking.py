@@ -51,7 +51,6 @@ LACKING = {
     "qwen3_vl_moe": "positions in three dimensions (mrope) are",
     "recurrent_gemma": "recurrent layers (RG-LRU) are",
     "rwkv": "recurrent (RWKV) layers are",
-    "starcoder2": "LayerNorm decoders of this shape are",
     "stablelm": "LayerNorm decoders of this shape are",
     "t5": _ENCODER_DECODER,
     "t5gemma": _ENCODER_DECODER,

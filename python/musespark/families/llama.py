@@ -54,8 +54,8 @@ def namer(
             return f"{root}.embed_tokens.weight"
         if canonical == "head":
             return head
-        if canonical == "final_norm":
-            return f"{root}.norm.weight"
+        if canonical.startswith("final_norm"):
+            return f"{root}.norm.{'bias' if canonical.endswith('_bias') else 'weight'}"
         _, index, part = canonical.split(".")
         return f"{root}.layers.{index}.{layer_names[part]}"
 
