@@ -114,6 +114,7 @@ def test_inspect_and_convert(tmp_path: Path) -> None:
     quantized, _ = both_folders(tmp_path, "gptq")
     info = inspect(quantized)
     assert info["formats"].keys() == {"GPTQ 4 bits", "F32"} and not info["packed"]
+    assert info["weights"].keys() == {"q4", "q8", "none", "kept"}
     down = next(t for t in info["tensors"] if t["name"] == "layers.0.down")
     nbytes = 64 * 96 // 2 + 3 * 64 // 2 + 3 * 64 * 2
     assert down["shape"] == [64, 96] and down["bytes"] == nbytes

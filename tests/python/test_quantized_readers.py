@@ -70,6 +70,15 @@ def test_fields_of_every_width(bits: int) -> None:
     np.testing.assert_array_equal(numbers.fields(words.T.copy().T, bits), codes)
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_fields_picked_out_of_a_row(bits: int) -> None:
+    codes = np.random.default_rng(bits).integers(0, 1 << bits, (3, 70))
+    words = write.along(codes, bits)
+    for picked in (range(70), range(33, 34), range(31, 65), range(5, 70, 7), range(64, 70)):
+        found = numbers.fields_of(words, bits, picked)
+        np.testing.assert_array_equal(found, codes[:, picked.start : picked.stop : picked.step])
+
+
 def test_scales_that_f16_holds() -> None:
     fine = np.array([[1.0, 0.0, 2.0**-39, -0.75], [1e30, 2e30, 0, 0]], np.float32)
     fine[1] = np.ldexp(np.float32(2047), [90, 80, 70, 62])
@@ -142,6 +151,17 @@ def test_gptq_groups_of_other_sizes(tmp_path: Path) -> None:
         source = source_of(tmp_path, GPTQ | {"group_size": group}, write.gptq("x", m, 4))
         kept = ("q4g32h", True) if group == 64 else ("q6", False)
         check(source.array("x.weight"), m.values, kept)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_gptq_of_many_rows(tmp_path: Path, bits: int) -> None:
+    """Zero points lie across the parts of rows that are decoded at a time."""
+    m = write.random_matrix(np.random.default_rng(5), 160, 64, bits=bits, symmetric=False)
+    source = source_of(tmp_path, GPTQ | {"bits": bits}, write.gptq("x", m, bits))
+    kept = ("q4g32h", True) if bits == 3 else ("q6", False)
+    check(source.array("x.weight"), m.values, kept)
+    rows = source.array("x.weight")[30:150:7]
+    np.testing.assert_array_equal(np.asarray(rows), m.values[30:150:7])
 
 
 def test_gptq_modules_that_differ(tmp_path: Path) -> None:
@@ -302,6 +322,13 @@ def test_pack_quantized(tmp_path: Path, bits: int, symmetric: bool, group: int) 
     else:
         kept = {4: ("q6", False), 6: ("q8g32h", True), 8: ("q8", False)}[bits]
     check(source_of(tmp_path, section, tensors).array("x.weight"), m.values, kept)
+
+
+def test_pack_quantized_of_many_rows(tmp_path: Path) -> None:
+    m = write.random_matrix(np.random.default_rng(15), 150, 64, bits=3, symmetric=False)
+    section = compressed_config("pack-quantized", num_bits=3, group_size=32)
+    tensors = write.compressed("x", m, 3, symmetric=False, dtype="F16")
+    check(source_of(tmp_path, section, tensors).array("x.weight"), m.values, ("q4g32h", True))
 
 
 def test_pack_quantized_in_another_order(tmp_path: Path) -> None:

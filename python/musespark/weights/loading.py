@@ -194,7 +194,7 @@ def _refuse_early(path: Path, quantize: str = "auto", admit: Admit | None = None
     if not config.exists():
         return
     files = {config.name: read_small_file(config, MAX_TOKENIZER_BYTES)}
-    _, spec, _ = read_config_files(files, path)
+    _, spec, _, _ = read_config_files(files, path)
     if admit is not None:
         shapes = canonical_shapes(spec)
         admit(spec, pack.least_nbytes(shapes), pack.resolve_quantize(quantize, shapes, set()))

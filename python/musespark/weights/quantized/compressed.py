@@ -18,7 +18,7 @@ import numpy as np
 from musespark.errors import CorruptFile
 from musespark.weights.quantized.gptq import SCALES, read_order
 from musespark.weights.quantized.linear import IntegerLinear, Stored
-from musespark.weights.quantized.numbers import fields
+from musespark.weights.quantized.numbers import fields, fields_of, floats
 
 
 class PackedLinear(IntegerLinear):
@@ -87,8 +87,7 @@ class PackedLinear(IntegerLinear):
     def zeros(self, rows: range) -> np.ndarray | int:
         if self._zero is None:
             return 1 << (self.bits - 1)
-        found = fields(self.stored.array(self._zero).T, self.bits)
-        return found[:, rows.start : rows.stop : rows.step].T.astype(np.int16)
+        return fields_of(self.stored.array(self._zero).T, self.bits, rows).T.astype(np.int16)
 
     def scales(self, rows: range) -> np.ndarray:
         return self.stored.floats(self.parts[1], slice(rows.start, rows.stop, rows.step))
@@ -131,10 +130,11 @@ class Int8Linear(IntegerLinear):
     def zeros(self, rows: range) -> np.ndarray | int:
         if self._zero is None:
             return 128
-        return self._each(self.stored.array(self._zero), rows).astype(np.int16) + 128
+        return self._each(self._zero, rows).astype(np.int16) + 128
 
     def scales(self, rows: range) -> np.ndarray:
-        return self._each(self.stored.floats(self.parts[1]), rows)
+        return floats(self._each(self.scale, rows), self.stored.checkpoint.entry(self.scale).dtype)
 
-    def _each(self, array: np.ndarray, rows: range) -> np.ndarray:
-        return array.reshape(-1, self.groups)[np.array(rows) // self._rows]
+    def _each(self, part: str, rows: range) -> np.ndarray:
+        array = self.stored.array(part).reshape(-1, self.groups)
+        return array[np.array(rows) // self._rows]

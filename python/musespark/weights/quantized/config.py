@@ -30,16 +30,16 @@ _SCALES_OF_ACTIVATIONS = "scales of activations, which stay as they are here"
 # Tuning, bookkeeping and the choice of a kernel: nothing that the bytes depend on.
 _IDLE = """
     act_group_aware activation_scale_ub amp autoround_version backend batch_size
-    block_name_to_quantize cache_block_outputs damp_auto_increment damp_percent data_type
-    dataset dequantize do_fuse enable_alg_ext enable_minmax_tuning enable_norm_bias_tuning
-    enable_quanted_input exllama_config extra_config failsafe fuse_max_seq_len
-    global_compression_ratio gptaq gradient_accumulate_steps hyb_act ignore ignored_layers iters
-    lm_head low_gpu_mem_usage lr max_input_length meta minmax_lr model_file_base_name
-    model_name_or_path model_seqlen module_name_preceding_first_block
-    modules_in_block_to_quantize modules_to_fuse modules_to_not_convert mse nsamples
-    offload_to_disk pad_token_id quantization_status run_compressed scale_dtype seqlen
-    static_groups sym to_quant_block_names tokenizer true_sequential use_cuda_fp16 use_exllama
-    v2 version zero_point
+    block_name_to_quantize cache_block_outputs cache_examples_on_gpu damp_auto_increment
+    damp_percent data_type dataset dequantize disable_exllama do_fuse enable_alg_ext
+    enable_minmax_tuning enable_norm_bias_tuning enable_quanted_input exllama_config
+    extra_config failsafe fuse_max_seq_len global_compression_ratio gptaq
+    gradient_accumulate_steps hyb_act ignore ignored_layers iters kv_cache_dtype lm_head
+    low_gpu_mem_usage lr max_input_length meta minmax_lr model_file_base_name model_name_or_path
+    model_seqlen module_name_preceding_first_block modules_in_block_to_quantize modules_to_fuse
+    modules_to_not_convert mse nsamples offload_to_disk pad_token_id quantization_status
+    run_compressed scale_dtype seqlen static_groups sym to_quant_block_names tokenizer
+    true_sequential use_cuda_fp16 use_exllama use_exllama_v2 v2 version zero_point
 """
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from musespark.errors import CorruptFile
 from musespark.weights.quantized.linear import IntegerLinear, Stored
-from musespark.weights.quantized.numbers import fields
+from musespark.weights.quantized.numbers import fields, fields_of
 
 GPTQ_BITS = (2, 3, 4, 8)
 SCALES = ("F16", "BF16", "F32")
@@ -128,12 +128,11 @@ class GptqLinear(IntegerLinear):
 
     def zeros(self, rows: range) -> np.ndarray:
         words = self.stored.array(self.parts[1]).view(np.uint32)
-        if self._first_version and self.bits in _ONES:
-            words = words + np.uint32(_ONES[self.bits])
-        found = fields(words, self.bits)
-        if self._first_version and self.bits not in _ONES:
+        add = _ONES.get(self.bits, 0) if self._first_version else 0
+        found = fields_of(words, self.bits, rows, np.uint32(add))
+        if self._first_version and not add:
             found = found + 1 & (1 << self.bits) - 1
-        return found[:, rows.start : rows.stop : rows.step].T.astype(np.int16)
+        return found.T.astype(np.int16)
 
     def scales(self, rows: range) -> np.ndarray:
         return self.stored.floats(self.parts[2], np.s_[:, rows.start : rows.stop : rows.step]).T

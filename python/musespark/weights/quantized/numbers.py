@@ -42,6 +42,14 @@ def fields(words: np.ndarray, bits: int) -> np.ndarray:
     return out.reshape(*data.shape[:-1], -1)
 
 
+def fields_of(words: np.ndarray, bits: int, picked: range, add: int | np.uint32 = 0) -> np.ndarray:
+    """The `picked` ones of the fields along the last axis; looks at no other words. `add` goes to
+    each word first, and may carry from field to field."""
+    low, high = picked.start // 32, -(-picked.stop // 32)  # 32 fields are `bits` words
+    near = fields(words[..., low * bits : high * bits] + add, bits)
+    return near[..., picked.start - 32 * low : picked.stop - 32 * low : picked.step]
+
+
 def _odd_fields(data: np.ndarray, bits: int) -> np.ndarray:
     count = data.shape[-1] * 8 // bits
     each = np.unpackbits(data, axis=-1, bitorder="little")[..., : count * bits]
