@@ -112,6 +112,7 @@ RequestParams params_from_python(const py::dict& params) {
   }
   if (d.has("deadline_s")) out.deadline_s = d.real("deadline_s");
   if (d.has("retain")) out.retain = d.boolean("retain");
+  if (d.has("adapter")) out.adapter = d.integer("adapter");
   d.finish();
   return out;
 }
@@ -201,6 +202,13 @@ class PyEngine {
     return engine_->submit(std::move(ids), std::move(request), base);
   }
 
+  std::int64_t add_adapter(const py::dict& tensors) {
+    HeldBuffers held;
+    const auto views = tensors_from_python(tensors, held);
+    const py::gil_scoped_release unlocked;
+    return engine_->add_adapter(views);
+  }
+
   py::list run_until(double max_seconds) {
     std::vector<Event> events;
     {
@@ -221,6 +229,7 @@ class PyEngine {
         py::arg("retained") = s.retained, py::arg("steps") = s.steps, py::arg("rows") = s.rows,
         py::arg("preemptions") = s.preemptions, py::arg("redone_steps") = s.redone_steps,
         py::arg("kv_bytes_used") = s.kv_bytes_used, py::arg("kv_bytes_limit") = s.kv_bytes_limit,
+        py::arg("adapters") = s.adapters, py::arg("adapter_bytes") = s.adapter_bytes,
         py::arg("threads") = pool_.threads(), py::arg("context") = context_,
         py::arg("isa") = isa_name(kernels().isa));
   }
@@ -307,6 +316,12 @@ void register_engine(py::module_& m) {
            "Queues a request, returns its id. `tokens`: int32 array [n]. `base`: a retained id "
            "whose\n"
            "common prefix is reused. InvalidRequest, ContextOverflow, MemoryBudgetExceeded.")
+      .def("add_adapter", &PyEngine::add_adapter, py::arg("tensors"),
+           "Takes a LoRA adapter in, copying its tensors; returns its id, for params['adapter'].\n"
+           "`tensors`: as the model's, 'layers.{i}.{target}.lora_a' [rank, inputs] and '....lora_b'\n"
+           "[outputs, rank], scale multiplied in. CorruptFile, UnsupportedModel.")
+      .def("remove_adapter", with_engine(&Engine::remove_adapter), py::arg("id"), unlocked(),
+           "No later request may name it; those under way keep it.")
       .def("cancel", with_engine(&Engine::cancel), py::arg("id"), unlocked(),
            "Ends a sequence within one layer.")
       .def(

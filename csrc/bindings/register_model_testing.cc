@@ -16,12 +16,14 @@
 #include "cache/sequence.h"
 #include "formats/weights_codec.h"
 #include "kernels/dispatch.h"
+#include "model/adapter.h"
 #include "model/prepared.h"
 #include "model/text_model.h"
 #include "ops/experts.h"
 #include "ops/rope.h"
 #include "register.h"
 #include "spec_from_python.h"
+#include "tensors_from_python.h"
 
 namespace py = pybind11;
 
@@ -64,13 +66,22 @@ class TestModel {
 
   using Steps = std::vector<std::tuple<TestSequence*, std::vector<std::int32_t>, std::string>>;
 
+  // An adapter, for forward(adapters=).
+  std::shared_ptr<Adapter> adapter(const py::dict& tensors) const {
+    HeldBuffers held;
+    return std::make_shared<Adapter>(model_->spec(), tensors_from_python(tensors, held));
+  }
+
   // spans: (sequence, tokens, "none" | "last" | "all"). None if it was interrupted, which happens
-  // at check number `interrupt_at` (0 is the one before the first layer).
-  py::object forward(const Steps& from, std::optional<int> interrupt_at) {
+  // at check number `interrupt_at` (0 is the one before the first layer). adapters: of the spans;
+  // empty: none has one.
+  py::object forward(const Steps& from, std::optional<int> interrupt_at,
+                     const std::vector<Adapter*>& adapters) {
     std::vector<StepSpan> spans;
     for (const auto& [sequence, tokens, logits] : from) {
+      const Adapter* adapter = adapters.empty() ? nullptr : adapters.at(spans.size());
       spans.push_back({&sequence->seq, tokens.data(), static_cast<std::int64_t>(tokens.size()),
-                       logits_mode(logits)});
+                       logits_mode(logits), false, adapter});
     }
     py::array_t<float> out({TextModel::logit_rows(spans), model_->spec().vocab});
     float* values = out.mutable_data();
@@ -188,11 +199,13 @@ void register_cache(py::module_& m) {
 
 void register_model_testing(py::module_& core) {
   py::module_ m = core.def_submodule("testing");
+  py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter");
   py::class_<TestModel>(m, "TextModel")
       .def(py::init<const py::object&, const py::dict&, int, const std::string&>(), py::arg("spec"),
            py::arg("tensors"), py::kw_only(), py::arg("threads") = 1, py::arg("kv") = "f32")
       .def("forward", &TestModel::forward, py::arg("spans"), py::kw_only(),
-           py::arg("interrupt_at") = py::none());
+           py::arg("interrupt_at") = py::none(), py::arg("adapters") = std::vector<Adapter*>())
+      .def("adapter", &TestModel::adapter, py::arg("tensors"));
   register_cache(m);
   m.def("choose_experts", &choose, py::arg("logits"), py::kw_only(), py::arg("scores"),
         py::arg("chosen"), py::arg("renormalize") = false, py::arg("correction") = std::nullopt,

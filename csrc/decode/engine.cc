@@ -137,6 +137,7 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
                                 std::chrono::duration<double>(*entry->params.deadline_s));
   }
   const std::lock_guard lock(mutex);
+  if (entry->params.adapter) entry->adapter = adapter_of(*entry->params.adapter, "adapter");
   if (base) {
     entry->source = &retained(*base, "base");
     ++entry->source->pins;
@@ -146,6 +147,30 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
   waiting.emplace(id, entry.get());
   entries.emplace(id, std::move(entry));
   return id;
+}
+
+AdapterId Engine::Impl::add_adapter(const std::map<std::string, TensorView>& tensors) {
+  auto adapter = std::make_shared<const Adapter>(model.spec(), tensors);
+  const std::lock_guard lock(mutex);
+  adapters.emplace(next_adapter, std::move(adapter));
+  return next_adapter++;
+}
+
+const std::shared_ptr<const Adapter>& Engine::Impl::adapter_of(AdapterId id,
+                                                               const char* field) const {
+  const auto found = adapters.find(id);
+  if (found == adapters.end()) {
+    throw InvalidRequest(std::string(field) + ": got " + std::to_string(id) +
+                         ", allowed is an adapter that was added and not removed");
+  }
+  return found->second;
+}
+
+void Engine::Impl::remove_adapter(AdapterId id) {
+  std::shared_ptr<const Adapter> last;  // freed after the lock
+  const std::lock_guard lock(mutex);
+  last = adapter_of(id, "id");
+  adapters.erase(id);
 }
 
 void Engine::Impl::check_given_out(RequestId id) const {
@@ -173,6 +198,7 @@ RequestId Engine::Impl::fork(RequestId id) {
   twin->id = next_id++;
   twin->phase = Phase::retained;
   twin->stats = from.stats;
+  twin->adapter = from.adapter;
   twin->source = &from;
   ++from.pins;
   entries.emplace(twin->id, std::move(entry));
@@ -273,6 +299,10 @@ RequestId Engine::submit(std::vector<std::int32_t> tokens, RequestParams params,
                          std::optional<RequestId> base) {
   return impl_->submit(std::move(tokens), std::move(params), base);
 }
+AdapterId Engine::add_adapter(const std::map<std::string, TensorView>& tensors) {
+  return impl_->add_adapter(tensors);
+}
+void Engine::remove_adapter(AdapterId id) { impl_->remove_adapter(id); }
 void Engine::cancel(RequestId id) { impl_->cancel(id); }
 void Engine::cancel_all() {
   const std::lock_guard lock(impl_->mutex);
@@ -294,6 +324,8 @@ EngineStats Engine::stats() const {
   stats.running = static_cast<std::int64_t>(impl_->running.size());
   stats.retained = static_cast<std::int64_t>(impl_->kept.size());
   stats.kv_bytes_limit = impl_->budget;
+  stats.adapters = static_cast<std::int64_t>(impl_->adapters.size());
+  for (const auto& [id, adapter] : impl_->adapters) stats.adapter_bytes += adapter->bytes();
   return stats;
 }
 

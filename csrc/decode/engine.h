@@ -14,6 +14,7 @@
 
 #include "decode/sampler.h"
 #include "decode/stop.h"
+#include "model/adapter.h"
 #include "model/text_model.h"
 
 namespace musespark {
@@ -27,6 +28,9 @@ enum class LogitsMode : std::uint32_t {
 };
 inline constexpr std::int64_t kLogitsRows = 64;
 
+// Given out in ascending order, never twice.
+using AdapterId = std::int64_t;
+
 struct RequestParams {
   SamplingParams sampling;
   std::optional<std::int64_t> max_new_tokens;  // >= 0; none: what the context leaves
@@ -35,6 +39,7 @@ struct RequestParams {
   LogitsMode logits = LogitsMode::none;
   std::optional<double> deadline_s;  // from now, >= 0
   bool retain = false;               // keep the pages after the end, until release()
+  std::optional<AdapterId> adapter;  // none: the model alone
 };
 
 struct EngineOptions {
@@ -80,6 +85,7 @@ struct EngineStats {
   std::int64_t waiting = 0, running = 0, retained = 0;
   std::int64_t steps = 0, rows = 0, preemptions = 0, redone_steps = 0;
   std::int64_t kv_bytes_used = 0, kv_bytes_limit = 0;
+  std::int64_t adapters = 0, adapter_bytes = 0;  // not counting those removed
 };
 
 // Thread-safe but for run_until, which one thread at a time may call.
@@ -90,9 +96,17 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
+  // Takes an adapter in; its tensors are copied. Throws as Adapter does.
+  AdapterId add_adapter(const std::map<std::string, TensorView>& tensors);
+
+  // No later request may name it. Requests under way run on with it, and so do retained sequences;
+  // its memory is given back with the last of them. Throws InvalidRequest for an id that is none.
+  void remove_adapter(AdapterId id);
+
   // Queues a request. `base`: a retained sequence; the pages of the longest common prefix are
-  // shared, and the base stays as it is. Throws InvalidRequest (naming the field),
-  // ContextOverflow(needed, limit), MemoryBudgetExceeded where the request alone could never fit.
+  // shared, and the base stays as it is; where its adapter is another one, nothing is shared.
+  // Throws InvalidRequest (naming the field), ContextOverflow(needed, limit), MemoryBudgetExceeded
+  // where the request alone could never fit.
   RequestId submit(std::vector<std::int32_t> tokens, RequestParams params,
                    std::optional<RequestId> base = std::nullopt);
 

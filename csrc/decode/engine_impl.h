@@ -33,6 +33,9 @@ struct Engine::Impl {
   // engine.cc
   RequestId submit(std::vector<std::int32_t> tokens, RequestParams params,
                    std::optional<RequestId> base);
+  AdapterId add_adapter(const std::map<std::string, TensorView>& tensors);
+  void remove_adapter(AdapterId id);
+  const std::shared_ptr<const Adapter>& adapter_of(AdapterId id, const char* field) const;
   RequestId fork(RequestId id);
   void release(RequestId id);
   void cancel(RequestId id);
@@ -93,9 +96,11 @@ struct Engine::Impl {
   std::map<RequestId, Entry*> waiting;  // oldest first
   std::vector<Entry*> running;          // oldest first
   std::map<RequestId, Entry*> kept;     // retained
-  std::vector<Entry*> unsettled;        // forks to make, releases to carry out
-  std::int64_t reserved_bytes = 0;      // of running and retained
-  std::int64_t retained_bytes = 0;      // of these, of retained
+  std::map<AdapterId, std::shared_ptr<const Adapter>> adapters;
+  AdapterId next_adapter = 0;
+  std::vector<Entry*> unsettled;    // forks to make, releases to carry out
+  std::int64_t reserved_bytes = 0;  // of running and retained
+  std::int64_t retained_bytes = 0;  // of these, of retained
   EngineStats counters;
 
   std::mutex run_mutex;  // held by run_until

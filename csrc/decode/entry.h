@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -36,6 +37,7 @@ struct Entry {
   Phase phase = Phase::waiting;
   std::vector<std::int32_t> tokens;  // prompt, then completion
   RequestParams params;
+  std::shared_ptr<const Adapter> adapter;  // what made the keys and values in `kv`, or null
   Sampler sampler;
   StopRules stop;
   std::optional<Sequence> kv;

@@ -208,12 +208,13 @@ void Engine::Impl::follow_length(Entry& entry) {
   entry.short_rope = wanted;
 }
 
-// Gives the entry its sequence: empty, or the longest prefix it shares with its base. The last
+// Gives the entry its sequence: empty, or the longest prefix it shares with its base, whose keys
+// and values the same adapter must have made. The last
 // prompt token is always computed, for its logits.
 void Engine::Impl::attach_base(Entry& entry) {
   entry.short_rope = wants_short_rope(entry);
   if (entry.source == nullptr || !entry.source->kv ||
-      entry.source->short_rope != entry.short_rope) {
+      entry.source->short_rope != entry.short_rope || entry.source->adapter != entry.adapter) {
     unpin_source(entry);
     entry.kv.emplace(pool);
     return;
@@ -245,8 +246,8 @@ void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
   } else if (count == entry.pending() && (mode == LogitsMode::last || entry.stop.limit() > 0)) {
     wanted = StepSpan::Logits::last;
   }
-  spans.push_back(
-      {&*entry.kv, entry.tokens.data() + entry.length(), count, wanted, entry.short_rope});
+  spans.push_back({&*entry.kv, entry.tokens.data() + entry.length(), count, wanted,
+                   entry.short_rope, entry.adapter.get()});
   span_entries.push_back(&entry);
 }
 

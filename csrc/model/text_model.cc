@@ -10,6 +10,7 @@
 #include "base/errors.h"
 #include "base/float_env.h"
 #include "kernels/dispatch.h"
+#include "model/adapter.h"
 #include "model/prepared.h"
 #include "model/workspace.h"
 
@@ -83,7 +84,8 @@ struct TextModel::Impl {
   void map_pages(std::span<const StepSpan> spans);
   StepOutcome run(std::span<const StepSpan> spans, const StepControl& control, float* logits_out);
   void attention(std::size_t index, bool last);
-  void mlp(const PreparedLayer& layer, const Norm& next, const Needs& next_needs);
+  void mlp(std::size_t index, const Norm& next, const Needs& next_needs);
+  void gate_and_up(std::size_t index, const Rows& in, const Rows& hidden);
   void joint_norm(const Norm& norm, float* x, std::int64_t ld, std::int64_t cols);
 
   Residual residual() const {
@@ -102,6 +104,7 @@ struct TextModel::Impl {
   Workspace work;
   AttentionPlan plan;
   ExpertsRunner experts;
+  AdaptedRows adapted;
   std::int64_t rows = 0;               // of the batch; from the last layer's end: rows wanted
   std::vector<std::int32_t> tokens;    // [rows]
   std::vector<std::int64_t> all_rows;  // 0, 1, ...
@@ -235,6 +238,12 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
       LinearOutput{&in, &layer.q, work.qkv, ld}, LinearOutput{&in, &layer.k, k, ld},
       LinearOutput{&in, &layer.v, v, ld}, LinearOutput{&in, &layer.attn_gate, work.gate, ld_gate}};
   linear(jobs, kernels, std::span(outputs).first(layer.output_gate() ? 4 : 3));
+  const std::array<AdaptedRows::Product, 4> products = {
+      {{AdapterTarget::q, &in, work.qkv, ld},
+       {AdapterTarget::k, &in, k, ld},
+       {AdapterTarget::v, &in, v, ld},
+       {AdapterTarget::attn_gate, &in, work.gate, ld_gate}}};
+  adapted.add(jobs, kernels, index, products);
   joint_norm(layer.joint_q_norm, work.qkv, ld, layer.q_cols());
   joint_norm(layer.joint_k_norm, k, ld, layer.k_cols());
 
@@ -269,6 +278,7 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
     attended = wanted_spans;
     chosen = wanted;
     gather_rows(residual(), wanted);
+    adapted.keep(wanted);
     rows = static_cast<std::int64_t>(wanted.size());
     if (rows == 0) return;
   }
@@ -279,21 +289,49 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
              layer.output_gate() ? work.gate : nullptr, ld_gate, joined);
   const LinearOutput out{&joined, &layer.o, work.delta, RowsBuffer::padded(spec.hidden)};
   linear(jobs, kernels, std::span(&out, 1));
+  const AdaptedRows::Product product{AdapterTarget::o, &joined, work.delta, out.ldo};
+  adapted.add(jobs, kernels, index, std::span(&product, 1));
   add_norm(jobs, kernels, residual(), work.delta, layer.post_attn_norm, layer.attn_join,
            layer.mlp_norm, normed(layer.mlp_needs));
 }
 
+// hidden = f(gate) * up of the rows. Where a row's adapter adds to gate or up, which comes before
+// the activation, they are made one after the other for all rows: the bits are the fused job's.
+void TextModel::Impl::gate_and_up(std::size_t index, const Rows& in, const Rows& hidden) {
+  const PreparedLayer& layer = model.layers[index];
+  const Matrix* gate = layer.mlp.gate_or_null();
+  if (!adapted.any(index, AdapterTarget::gate) && !adapted.any(index, AdapterTarget::up)) {
+    const GatedOutput inner{&in, gate, &layer.mlp.up, hidden};
+    gated_linear(jobs, kernels, layer.gating, std::span(&inner, 1));
+    return;
+  }
+  const AdaptedRows::Inner room = adapted.inner(rows, layer.intermediate);
+  const std::int64_t ld = RowsBuffer::padded(layer.intermediate);
+  const std::array<LinearOutput, 2> outputs = {LinearOutput{&in, &layer.mlp.up, room.up, ld},
+                                               LinearOutput{&in, gate, room.gate, ld}};
+  linear(jobs, kernels, std::span(outputs).first(gate ? 2 : 1));
+  const std::array<AdaptedRows::Product, 2> products = {
+      {{AdapterTarget::up, &in, room.up, ld}, {AdapterTarget::gate, &in, room.gate, ld}}};
+  adapted.add(jobs, kernels, index, products);
+  gate_rows(jobs, kernels, layer.gating, gate ? room.gate : nullptr, room.up, ld, hidden);
+}
+
 // Normed rows in, the residual's sum and the next norm's rows out.
-void TextModel::Impl::mlp(const PreparedLayer& layer, const Norm& next, const Needs& next_needs) {
+void TextModel::Impl::mlp(std::size_t index, const Norm& next, const Needs& next_needs) {
+  const PreparedLayer& layer = model.layers[index];
   const Rows in = normed(layer.mlp_needs);
   if (layer.experts) {
     experts.run(jobs, kernels, *layer.experts, in, work.delta);
   } else {
-    const Rows hidden = work.mlp.view(rows, layer.intermediate, layer.down_needs, false);
-    const GatedOutput inner{&in, layer.mlp.gate_or_null(), &layer.mlp.up, hidden};
-    gated_linear(jobs, kernels, layer.gating, std::span(&inner, 1));
+    Rows hidden = work.mlp.view(rows, layer.intermediate, layer.down_needs, false);
+    if (!hidden.x && adapted.any(index, AdapterTarget::down)) {
+      hidden.x = adapted.inner(rows, layer.intermediate).hidden;
+    }
+    gate_and_up(index, in, hidden);
     const LinearOutput out{&hidden, &layer.mlp.down, work.delta, RowsBuffer::padded(spec.hidden)};
     linear(jobs, kernels, std::span(&out, 1));
+    const AdaptedRows::Product product{AdapterTarget::down, &hidden, work.delta, out.ldo};
+    adapted.add(jobs, kernels, index, std::span(&product, 1));
   }
   add_norm(jobs, kernels, residual(), work.delta, layer.post_mlp_norm, layer.mlp_join, next,
            normed(next_needs));
@@ -305,6 +343,7 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
   const auto interrupted = [&] { return control.interrupted && control.interrupted(); };
   check(spans);
   collect_rows(spans);
+  adapted.begin(spans);
   work.reserve(widths, rows);
   jobs.reserve_scratch(scratch_bytes(rows));
   for (const StepSpan& span : spans) {
@@ -321,7 +360,7 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
     const bool last = i + 1 == model.layers.size();
     attention(i, last);
     if (rows == 0) break;  // nobody asked for logits: keys and values are all there is to make
-    mlp(model.layers[i], last ? model.final_norm : model.layers[i + 1].attn_norm,
+    mlp(i, last ? model.final_norm : model.layers[i + 1].attn_norm,
         last ? model.head_needs : model.layers[i + 1].attn_needs);
   }
   if (interrupted()) return StepOutcome::interrupted;

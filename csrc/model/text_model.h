@@ -24,6 +24,8 @@ struct TensorView {
   std::int64_t bytes;
 };
 
+class Adapter;  // model/adapter.h
+
 // Consecutive tokens of one sequence in a step: positions seq->length() .. + count - 1.
 struct StepSpan {
   enum class Logits : std::uint8_t { none, last, all };
@@ -34,6 +36,8 @@ struct StepSpan {
   // The whole sequence, with this span, is within TextModel::original_context(): its keys and
   // queries take the ropes' short factors. The same in every step of a sequence.
   bool short_rope = false;
+  // Made for this model, or null. The same in every step of a sequence.
+  const Adapter* adapter = nullptr;
 };
 
 // Asked on the calling thread before every layer and before the head; true discards the step.

@@ -124,6 +124,19 @@ void limited_swiglu(const KernelTable& kernels, const Gating& gating, std::int64
   kernels.rowwise.sigmoid_mul(up, gate, n, up);
 }
 
+// hidden = f(gate) * up of `count` columns of a row; gate null: f(up). Overwrites both.
+void combine(const KernelTable& kernels, const Gating& gating, std::int64_t count, float* gate,
+             float* up, float* hidden) {
+  if (!gate) {
+    kernels.rowwise.activate(gating.activation, up, count, hidden);
+  } else if (gating.limit > 0) {
+    limited_swiglu(kernels, gating, count, gate, up);
+    if (hidden != up) std::memcpy(hidden, up, static_cast<std::size_t>(count) * sizeof(float));
+  } else {
+    kernels.rowwise.activate_mul(gating.activation, gate, up, count, hidden);
+  }
+}
+
 struct GatedColumns {
   const KernelTable& kernels;
   const Gating& gating;
@@ -144,21 +157,11 @@ struct GatedColumns {
     for (std::int64_t r = 0; r < rows; ++r) {
       const Rows& out = piece.out;
       float* hidden = out.x ? out.x + r * out.ldx + first : floats + r * ld;
-      combine(floats + r * ld, ups + r * ld, count, hidden);
+      float* gate = piece.gate ? floats + r * ld : nullptr;
+      combine(kernels, gating, count, gate, ups + r * ld, hidden);
       if (!out.q.q) continue;
       const QuantizedRows part = out.q.part(r, first, ld);
       kernels.quantize_rows(hidden, count, 1, count, &part);
-    }
-  }
-
-  void combine(float* gate, float* up, std::int64_t count, float* hidden) const {
-    if (!piece.gate) {
-      kernels.rowwise.activate(gating.activation, up, count, hidden);
-    } else if (gating.limit > 0) {
-      limited_swiglu(kernels, gating, count, gate, up);
-      std::memcpy(hidden, up, static_cast<std::size_t>(count) * sizeof(float));
-    } else {
-      kernels.rowwise.activate_mul(gating.activation, gate, up, count, hidden);
     }
   }
 };
@@ -224,6 +227,19 @@ void gated_linear(Jobs& jobs, const KernelTable& kernels, const Gating& gating,
                  columns(at, to, floats, floats + 2 * piece.in->rows * (to - at) * kActGroup);
                }
              });
+}
+
+void gate_rows(Jobs& jobs, const KernelTable& kernels, const Gating& gating, float* gate, float* up,
+               std::int64_t ld, const Rows& out) {
+  jobs.run(out.rows, static_cast<double>(out.cols), [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      float* hidden = out.x ? out.x + r * out.ldx : up + r * ld;
+      combine(kernels, gating, out.cols, gate ? gate + r * ld : nullptr, up + r * ld, hidden);
+      if (!out.q.q) continue;
+      const QuantizedRows quantized = out.quantized_row(r);
+      kernels.quantize_rows(hidden, out.cols, 1, out.cols, &quantized);
+    }
+  });
 }
 
 }  // namespace musespark

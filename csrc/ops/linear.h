@@ -79,4 +79,9 @@ void linear(Jobs& jobs, const KernelTable& kernels, std::span<const LinearOutput
 void gated_linear(Jobs& jobs, const KernelTable& kernels, const Gating& gating,
                   std::span<const GatedOutput> outputs);
 
+// What gated_linear does with finished gate and up [out.rows][ld], to the same bits: out = f(gate)
+// * up, quantized where out.q is there. gate null: out = f(up). Overwrites both.
+void gate_rows(Jobs& jobs, const KernelTable& kernels, const Gating& gating, float* gate, float* up,
+               std::int64_t ld, const Rows& out);
+
 }  // namespace musespark

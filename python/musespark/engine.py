@@ -146,12 +146,15 @@ class _Driver:
             self._streams[handle.id] = handle.stream
         self._wake.put(None)
 
+    def add_adapter(self, ids: list[int], tensors: dict[str, tuple]) -> None:
+        _note_id(ids, self.check().add_adapter, tensors)
+
     def fork(self, ids: list[int], request: int) -> None:
         _note_id(ids, self.check().fork, request)
         self._wake.put(None)
 
     def quietly(self, method: str, request: int) -> None:
-        """Cancel or release as clean-up: nothing to do where it is done or the engine is gone."""
+        """Cancel, release or remove as clean-up: nothing to do where it is done or the engine is gone."""
         core = self.core
         if core is None or self.closed or self.failure is not None or os.getpid() != self.pid:
             return
@@ -432,6 +435,14 @@ class Engine:
             handle.discard()
             raise
         return handle
+
+    def add_adapter(self, ids: list[int], tensors: dict[str, tuple]) -> None:
+        """Takes a LoRA adapter in (csrc/model/adapter.h) and appends its id to `ids`."""
+        self._driver.add_adapter(ids, tensors)
+
+    def remove_adapter(self, adapter: int) -> None:
+        """No later request may name it; those under way keep it. Nothing once the engine is gone."""
+        self._driver.quietly("remove_adapter", adapter)
 
     def stats(self) -> dict[str, Any]:
         """Counters, bytes of keys and values, threads and the instruction set in use."""

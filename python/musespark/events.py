@@ -18,6 +18,7 @@ class Request:
 
     ``logits``: ``none``, ``last``, ``all`` or ``score`` (the log-probability of each token but the
     first); anything but ``none`` samples nothing. ``deadline``: seconds from submission.
+    ``adapter``: an id from :meth:`musespark.engine.Engine.add_adapter`.
     ``retain``: keep keys and values after the end, see :attr:`musespark.engine.Handle.retained`.
     """
 
@@ -40,6 +41,7 @@ class Request:
     logits: str = "none"
     deadline: float | None = None
     retain: bool = False
+    adapter: int | None = None
 
     def params(self) -> dict[str, Any]:
         """The core's parameter dict."""

@@ -58,6 +58,15 @@ class TensorMap:
     spare_head: str | None = None  # a head beside a config that says tied: compared by the loader
 
 
+class _EveryName(str):
+    """See :data:`EVERY_NAME`."""
+
+
+# In place of a checkpoint's names: one that has whatever the model needs. The TensorMap then says
+# how a checkpoint of the family is laid out, which is what names in an adapter refer to.
+EVERY_NAME = _EveryName("every name")
+
+
 def _norm_shapes(name: str, spec: NormSpec, width: int) -> dict[str, Shape]:
     names = [name] * spec.weighted + [f"{name}_bias"] * spec.bias
     return dict.fromkeys(names, (width,))
@@ -164,6 +173,7 @@ def match_tensors(
     either name.
     """
     left = set(names)
+    every = any(name is EVERY_NAME for name in left)
     used: set[str] = set()
     sources: dict[str, Part] = {}
     missing: list[str] = []
@@ -172,7 +182,7 @@ def match_tensors(
         part = _part(source_of(canonical), shape)
         if canonical == "embed" and spec.tied_head and part.name not in left and head in left:
             part = Part(head, shape)
-        if part.name in left:
+        if part.name in left or every:
             used.add(part.name)
             sources[canonical] = part
         else:
@@ -181,7 +191,7 @@ def match_tensors(
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise CorruptFile(f"tensor {missing[0]!r} is missing{more}")
 
-    left -= used
+    left -= {*used, EVERY_NAME}
     spare = head if spec.tied_head and head in left else None
     left.discard(head)
     ignored: dict[str, list[str]] = {}

@@ -3,6 +3,8 @@
 ``logits(spec, weights, tokens)`` is what ``csrc/model`` computes, in the order it is written in
 papers. ``spec`` is a ``families.spec.ModelSpec`` (anything with its attributes); ``weights`` maps
 the canonical tensor names (``csrc/model/README.md``) to arrays. Matrices are [outputs, inputs].
+A LoRA adapter is further weights: ``<matrix>.lora_a`` [rank, inputs] and ``<matrix>.lora_b``
+[outputs, rank], its scale multiplied in.
 
 Only the rope tables follow the core's rounding: frequencies and angles are float32 numbers by
 definition (transformers computes them so), and at position 1000 that rounding is already 3e-5.
@@ -142,6 +144,14 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, a: Any, sinks: Any) -> n
     return out
 
 
+def product(x: np.ndarray, w: Weights, name: str, bias: bool = False) -> np.ndarray:
+    """x . W^T, the bias where there is one, then what an adapter adds: (x . A^T) . B^T."""
+    y = x @ w[name].T + (w[f"{name}_bias"] if bias else 0)
+    if f"{name}.lora_a" in w:
+        y = y + (x @ w[f"{name}.lora_a"].T) @ w[f"{name}.lora_b"].T
+    return y
+
+
 def attention(x: np.ndarray, a: Any, w: Weights, ropes: Any) -> np.ndarray:
     """The attention half of a layer, from normed rows to what post_attn_norm takes."""
 
@@ -149,7 +159,7 @@ def attention(x: np.ndarray, a: Any, w: Weights, ropes: Any) -> np.ndarray:
         return norm(rows, kind, w.get(name), w.get(f"{name}_bias", 0))
 
     def heads(name: str, count: int, kind: Any) -> np.ndarray:
-        y = x @ w[name].T + (w[f"{name}_bias"] if a.qkv_bias else 0)
+        y = product(x, w, name, a.qkv_bias)
         if kind is None:
             return y.reshape(len(x), count, a.head_dim)
         if a.joint_qk_norm:
@@ -163,15 +173,15 @@ def attention(x: np.ndarray, a: Any, w: Weights, ropes: Any) -> np.ndarray:
     out = attend(q * a.query_scale, k, v, a, w["sinks"] if a.sinks else None)
     out = normed(out, a.out_norm, "out_norm").reshape(len(x), -1)
     if a.output_gate:
-        out = out / (1 + np.exp(-(x @ w["attn_gate"].T)))
-    return out @ w["o"].T + (w["o_bias"] if a.o_bias else 0)
+        out = out / (1 + np.exp(-product(x, w, "attn_gate")))
+    return product(out, w, "o", a.o_bias)
 
 
 def mlp(x: np.ndarray, m: Any, w: Weights, prefix: str = "") -> np.ndarray:
     """A dense MLP, from normed rows to what post_mlp_norm takes; tensors ``<prefix>gate``, ..."""
 
     def linear(name: str, rows: np.ndarray) -> np.ndarray:
-        return rows @ w[f"{prefix}{name}"].T + (w[f"{prefix}{name}_bias"] if m.bias else 0)
+        return product(rows, w, f"{prefix}{name}", m.bias)
 
     up = linear("up", x)
     if m.gated and m.swiglu_limit:

@@ -6,6 +6,14 @@
 
 from __future__ import annotations
 
+from musespark.weights.adapters import (
+    LoraConfig,
+    LoraWeights,
+    can_merge,
+    merge,
+    read_adapter,
+    read_adapter_config,
+)
 from musespark.weights.files import WriteFailed
 from musespark.weights.inspection import Inspection, inspect, look
 from musespark.weights.loading import LoadedWeights, Source, convert, open_model
@@ -15,10 +23,16 @@ __all__ = [
     "QUANTIZE",
     "Inspection",
     "LoadedWeights",
+    "LoraConfig",
+    "LoraWeights",
     "Source",
     "WriteFailed",
+    "can_merge",
     "convert",
     "inspect",
     "look",
+    "merge",
     "open_model",
+    "read_adapter",
+    "read_adapter_config",
 ]
