@@ -48,10 +48,11 @@ from musespark.options import (
     split_seeds,
     unknown_argument,
     unused_defaults,
+    within,
 )
 from musespark.results import ChatResult, Completion, ModelInfo
 from musespark.session import Session
-from musespark.text import ChatTemplate
+from musespark.text import ChatTemplate, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
 from musespark.weights import LoadedWeights, open_model
@@ -179,7 +180,8 @@ class Model:
         markers in it are plain text) or token ids, taken as they are. No chat template.
 
         Options, None meaning the model's default (its generation_config.json, else greedy):
-        ``max_new_tokens`` (alias ``max_tokens``; else up to the context), ``min_new_tokens``,
+        ``max_new_tokens`` (alias ``max_tokens``; the model's own is cut to what the context leaves,
+        yours raises ContextOverflow; without any up to the context), ``min_new_tokens``,
         ``temperature`` (0: greedy), ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``,
         ``presence_penalty``, ``frequency_penalty``, ``seed``, ``stop`` (a string or several),
         ``logprobs`` (how many alternatives a token), ``logit_bias`` {token id: addend},
@@ -224,9 +226,10 @@ class Model:
         """Answers a conversation: OpenAI-shaped messages, or a str for one user turn.
 
         ``tools``: OpenAI-shaped function descriptions the model may call. ``reasoning_effort``:
-        low, medium, high or xhigh, where the model's template knows it. ``mode``: auto (the model
-        decides), instant (no thought) or thinking (a thought first); a contradiction raises. The
-        other options are those of :meth:`generate`; ``stop`` looks at the answer only.
+        low, medium, high or xhigh. ``mode``: auto (the model decides), instant (no thought) or
+        thinking (a thought first); a contradiction raises. What the model's template does not use
+        raises InvalidRequest: nothing is ignored. The other options are those of :meth:`generate`;
+        ``stop`` looks at the answer only.
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
         ``tool``; its ``.result`` is the ChatResult.
         """
@@ -260,13 +263,13 @@ class Model:
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """float32 [n, vocab]: the logits after each of n token ids."""
-        with_all = Request(tokens=self._ids(ids, "ids"), logits="all")
+        with_all = Request(tokens=self._ids(ids, "ids", most=self.info.context), logits="all")
         return self._engine.submit(with_all).result().logits
 
     def score(self, text: str | Sequence[int]) -> np.ndarray:
         """float32 [n]: the natural-log probability of each token of ``text`` (encoded as
         :meth:`generate` does, or given as ids) after those before it. The first has none: NaN."""
-        ids = self._ids(text, "text")
+        ids = self._ids(text, "text", most=self.info.context)
         out = np.full(len(ids), np.nan, np.float32)
         if len(ids) > 1:
             out[1:] = (
@@ -347,8 +350,11 @@ class Model:
 
     # ---- requests -----------------------------------------------------------------------------
 
-    def _ids(self, prompt: str | Sequence[int], name: str) -> np.ndarray:
+    def _ids(
+        self, prompt: str | Sequence[int], name: str, *, most: int | None = None
+    ) -> np.ndarray:
         if isinstance(prompt, str):
+            refuse_early(self.tokenizer, len(prompt), most)
             ids = self.tokenizer.encode(prompt, add_special=True)
         else:
             ids = prompts.token_ids(prompt, name)
@@ -360,7 +366,9 @@ class Model:
         self, prompt: str | Sequence[int], given: Mapping[str, Any]
     ) -> tuple[Request, CompletionCollector]:
         options = resolve(given, self._defaults, self.info.vocab, also_known=("stream",))
-        request = self._request(self._ids(prompt, "prompt"), options)
+        ids = self._ids(prompt, "prompt", most=self.info.context)
+        options = within(options, given, self.info.context - len(ids))
+        request = self._request(ids, options)
         decoder = self.tokenizer.stream(skip_special=True, continuing=True)
         collector = CompletionCollector(decoder, self._stop_ids, options)
         return request, collector
@@ -376,7 +384,15 @@ class Model:
         rest = {name: value for name, value in given.items() if name not in chat}
         known = (*CHAT_OPTIONS, "stream")
         options = resolve(rest, self._defaults, self.info.vocab, also_known=known)
-        ids = prompts.chat_ids(self.tokenizer, self.template, self._protocol, messages, **chat)
+        ids = prompts.chat_ids(
+            self.tokenizer,
+            self.template,
+            self._protocol,
+            messages,
+            context=self.info.context,
+            **chat,
+        )
+        options = within(options, rest, self.info.context - len(ids))
         parser = ChannelParser.for_prompt(
             self._protocol,
             self.tokenizer,

@@ -205,13 +205,28 @@ def resolve(
             raise InvalidRequest(f"{alias} and {name} are the same option; give one of them")
         values[name] = _check(name, value, vocab)
     options = replace(defaults, **values)
-    if options.max_new_tokens is not None and options.min_new_tokens > options.max_new_tokens:
+    most = options.max_new_tokens
+    if most is not None and options.min_new_tokens > most:
+        if "min_new_tokens" not in values:  # the model's own yields to what is asked for
+            return resolve({**given, "min_new_tokens": most}, defaults, vocab)
+        whose = "" if "max_new_tokens" in values else " (from the model's generation_config.json)"
         raise InvalidRequest(
             f"min_new_tokens: got {options.min_new_tokens}, "
-            f"more than max_new_tokens = {options.max_new_tokens}"
+            f"more than max_new_tokens = {most}{whose}"
         )
     if "seed" not in values and options.temperature > 0:
         options = replace(options, seed=int.from_bytes(os.urandom(4), "little"))
+    return options
+
+
+def within(options: GenerationOptions, given: Mapping[str, Any], room: int) -> GenerationOptions:
+    """The options where ``room`` tokens are left of the context: the model's own lengths are cut
+    to it; what the caller asked for stays, and overflows."""
+    asked = {_ALIASES.get(name, name) for name, value in given.items() if value is not None}
+    if "max_new_tokens" not in asked and (options.max_new_tokens or 0) > room:
+        options = replace(options, max_new_tokens=None)  # up to the context
+    if "min_new_tokens" not in asked and options.min_new_tokens > room:
+        options = replace(options, min_new_tokens=max(0, room))
     return options
 
 

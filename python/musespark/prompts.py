@@ -7,15 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from musespark.errors import InvalidRequest, UnsupportedModel
+from musespark.errors import ContextOverflow, InvalidRequest
 from musespark.options import EFFORTS, MODES
-from musespark.text import ChatTemplate, Tokenizer, encode_chat
+from musespark.text import (
+    ChatTemplate,
+    Tokenizer,
+    checked_messages,
+    checked_tools,
+    encode_chat,
+)
 from musespark.text.protocols import Protocol
 
 # How templates name the effort; the first that a template reads is set.
 _EFFORT_VARIABLES = ("reasoning_strength", "reasoning_effort")
 _THINK_VARIABLE = "enable_thinking"
-_IMAGE_PARTS = ("image", "image_url", "input_image", "video", "audio", "input_audio")
+# How templates name the tools; SmolLM3's takes them as xml_tools or python_tools.
+_TOOL_VARIABLES = ("tools", "xml_tools", "python_tools")
 
 
 def token_ids(value: Any, name: str) -> np.ndarray:
@@ -54,9 +61,12 @@ def chat_ids(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     reasoning_effort: str | None = None,
-    mode: str | None = "auto",
+    mode: str | None = None,
+    context: int | None = None,
 ) -> list[int]:
     """The prompt ids of a conversation, up to where the model writes.
+
+    ``context``: the most ids there may be, to refuse what is far too long at once.
 
     Raises InvalidRequest where the template cannot express an option: nothing is ignored.
     """
@@ -66,20 +76,14 @@ def chat_ids(
             "model.template = musespark.ChatTemplate(path or text), or put a chat_template.jinja "
             "into its folder, or use generate(), which needs none"
         )
-    mode = mode or "auto"
-    if mode == "contemplating":
-        raise InvalidRequest("mode: 'contemplating' is not part of this version")
-    if mode not in MODES:
-        raise InvalidRequest(f"mode: got {mode!r}, allowed is one of {list(MODES)}")
-    if mode == "instant" and reasoning_effort is not None:
-        raise InvalidRequest(
-            f"mode 'instant' (no thought) contradicts reasoning_effort {reasoning_effort!r}"
-        )
-    _check_contents(messages, template)
-    if isinstance(messages, Sequence) and not isinstance(messages, str) and not messages:
-        raise InvalidRequest("messages: got an empty list, allowed is at least one message")
-    variables = {**_effort(template, reasoning_effort), **_thinking(template, protocol, mode)}
-    ids = encode_chat(tokenizer, template, messages, tools=tools, **variables)
+    mode = "auto" if mode is None else mode
+    _check_mode(mode, reasoning_effort)
+    messages = checked_messages(messages, "".join(template.sources))
+    given = _Rendering(tokenizer, template, messages, checked_tools(tools))
+    given.variables |= _effort(given, reasoning_effort)
+    given.variables |= _thinking(given, protocol, mode)
+    given.name_tools()
+    ids = given.ids(context)
     if protocol.headers and mode != "auto":
         headers = protocol.headers
         ids += tokenizer.encode_pieces(
@@ -88,42 +92,107 @@ def chat_ids(
     return ids
 
 
-def _effort(template: ChatTemplate, effort: str | None) -> dict[str, Any]:
+def _check_mode(mode: Any, effort: Any) -> None:
+    if mode == "contemplating":
+        raise InvalidRequest("mode: 'contemplating' is not part of this version")
+    if not isinstance(mode, str) or mode not in MODES:
+        raise InvalidRequest(f"mode: got {mode!r:.60}, allowed is one of {list(MODES)}")
+    if mode == "instant" and effort is not None:
+        raise InvalidRequest(f"mode 'instant' (no thought) contradicts reasoning_effort {effort!r}")
+
+
+class _Rendering:
+    """A conversation and the template variables it is rendered with.
+
+    A variable that a template reads is not always one that it uses. So what a caller asked for is
+    rendered with another value too: where nothing changes, it would have been ignored.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+    ):
+        self.tokenizer, self.messages, self.tools = tokenizer, messages, tools
+        self.template = template.chosen(tools)
+        self.variables: dict[str, Any] = {}
+
+    def name_tools(self) -> None:
+        """Gives the tools the name that the template has for them."""
+        if not self.tools:
+            return
+        known = [name for name in _TOOL_VARIABLES if name in self.template.variables]
+        if known and known[0] != "tools":
+            self.variables[known[0]], self.tools = self.tools, None
+        if not known or not self.changes({known[0]: None}):
+            raise InvalidRequest(
+                f"tools: the chat template {self.template.origin} does not use tools; "
+                "the model would not hear of them"
+            )
+
+    def changes(self, other: Mapping[str, Any]) -> bool:
+        """Whether other values of some variables give another text."""
+        try:
+            return self._text(other) != self._text({})
+        except InvalidRequest:
+            self._text({})  # it is the caller's own rendering that fails: say how
+            return True
+
+    def _text(self, other: Mapping[str, Any]) -> str:
+        # The caller's variables come before the tokenizer's, as in ids.
+        names = {"tools": self.tools, **self.tokenizer.special_tokens, **self.variables, **other}
+        return self.template.render(self.messages, add_generation_prompt=True, **names)
+
+    def ids(self, context: int | None) -> list[int]:
+        try:
+            return encode_chat(
+                self.tokenizer,
+                self.template,
+                self.messages,
+                tools=self.tools,
+                most_tokens=context,
+                **self.variables,
+            )
+        except InvalidRequest as error:
+            needs = self.tools is None and "tools" in self.template.variables
+            if isinstance(error, ContextOverflow) or not needs or "NoneType" not in str(error):
+                raise
+            raise InvalidRequest(
+                f"{error} (there are no tools; this template may be written for tools only: "
+                "pass tools=[...])"
+            ) from error
+
+
+def _effort(given: _Rendering, effort: str | None) -> dict[str, Any]:
     if effort is None:
         return {}
-    if effort not in EFFORTS:
-        raise InvalidRequest(f"reasoning_effort: got {effort!r}, allowed is one of {list(EFFORTS)}")
+    if not isinstance(effort, str) or effort not in EFFORTS:
+        raise InvalidRequest(
+            f"reasoning_effort: got {effort!r:.60}, allowed is one of {list(EFFORTS)}"
+        )
     for name in _EFFORT_VARIABLES:
-        if name in template.source:
-            return {name: effort}
+        if name in given.template.variables:
+            given.variables[name] = effort
+            others = (level for level in EFFORTS if level != effort)
+            if any(given.changes({name: level}) for level in others):
+                return {name: effort}
+            break
     raise InvalidRequest(
-        f"reasoning_effort: got {effort!r}, but this model's chat template knows no effort"
+        f"reasoning_effort: got {effort!r}, but the chat template {given.template.origin} "
+        "knows no effort"
     )
 
 
-def _thinking(template: ChatTemplate, protocol: Protocol, mode: str) -> dict[str, Any]:
+def _thinking(given: _Rendering, protocol: Protocol, mode: str) -> dict[str, Any]:
     if mode == "auto" or protocol.headers:
         return {}
-    if _THINK_VARIABLE in template.source:
-        return {_THINK_VARIABLE: mode == "thinking"}
-    raise InvalidRequest(f"mode: got {mode!r}, but this model's chat template cannot choose it")
-
-
-def _check_contents(messages: Any, template: ChatTemplate) -> None:
-    """Refuses what a template would drop without a word: media, and parts it does not name."""
-    if isinstance(messages, str) or not isinstance(messages, Sequence):
-        return
-    for index, message in enumerate(messages):
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if not isinstance(content, (str, list, tuple, Mapping, int, float, type(None))):
-            raise InvalidRequest(
-                f"messages[{index}]: content is of type {type(content).__name__}, "
-                "allowed is a str or a list of parts"
-            )
-        for part in content if isinstance(content, (list, tuple)) else ():
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            known = kind == "text" or (isinstance(kind, str) and kind in template.source)
-            if kind in _IMAGE_PARTS or not isinstance(part, Mapping) or not known:
-                raise UnsupportedModel(
-                    f"messages[{index}]: a part of type {kind!r}; this version runs text only"
-                )
+    chosen = {_THINK_VARIABLE: mode == "thinking"}
+    if _THINK_VARIABLE in given.template.variables:
+        given.variables |= chosen
+        if given.changes({_THINK_VARIABLE: mode != "thinking"}):
+            return chosen
+    raise InvalidRequest(
+        f"mode: got {mode!r}, but the chat template {given.template.origin} cannot choose it"
+    )

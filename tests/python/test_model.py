@@ -290,7 +290,9 @@ def test_bad_requests(model):
         model.chat([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}])
     with pytest.raises(musespark.UnsupportedModel, match="'input_file'"):
         model.chat([{"role": "user", "content": [{"type": "input_file", "file_id": "a"}]}])
-    with pytest.raises(musespark.InvalidRequest, match="content is of type ndarray"):
+    with pytest.raises(
+        musespark.InvalidRequest, match=r"\[0\]\.content: got a value of type ndarr"
+    ):
         model.chat([{"role": "user", "content": np.zeros((2, 2, 3))}])
     with pytest.raises(musespark.InvalidRequest):
         model.chat([])

@@ -1,8 +1,9 @@
 """Text in and out: tokenizer, chat template, and the channels of a model's turn.
 
-tokenizer.py: ids and markers (markers.py finds them in text); decoding.py: ids to text as they
-come; template.py: conversation to prompt, run in sandbox.py within the budget of meter.py, with
-conversation.py and guard.py for what callers give and template_globals.py for what templates get.
+tokenizer.py: ids and markers (markers.py finds them in text, long_texts.py encodes in pieces);
+decoding.py: ids to text as they come; template.py: conversation to prompt, run in sandbox.py within
+the budget of meter.py, with given.py, conversation.py and guard.py for what callers give and
+template_globals.py for what templates get.
 
 channels.py: a model's output to events (events.py), by the tables of protocols.py, which
 detection.py chooses from. machine.py with machine_headers.py and machine_tags.py keeps a turn's
@@ -22,8 +23,9 @@ from musespark.text.channels import (
 )
 from musespark.text.decoding import StreamDecoder
 from musespark.text.detection import detect_protocol
+from musespark.text.given import checked_messages, checked_tools
 from musespark.text.protocols import PROTOCOLS, Protocol
-from musespark.text.template import ChatTemplate, encode_chat
+from musespark.text.template import ChatTemplate, encode_chat, refuse_early
 from musespark.text.tokenizer import Tokenizer
 from musespark.text.toolcalls import ToolCall, ToolCallError
 
@@ -31,7 +33,10 @@ __all__ = [
     "ChatTemplate",
     "StreamDecoder",
     "Tokenizer",
+    "checked_messages",
+    "checked_tools",
     "encode_chat",
+    "refuse_early",
     "PROTOCOLS",
     "Protocol",
     "detect_protocol",

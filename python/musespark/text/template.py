@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 
-from musespark.errors import CorruptFile, Error, InvalidRequest
+from musespark.errors import ContextOverflow, CorruptFile, Error, InvalidRequest
 from musespark.text.conversation import hide, hide_message, plain_inputs, size_of
 from musespark.text.guard import Disguise, Guard
 from musespark.text.markers import MarkerFinder
@@ -201,6 +201,7 @@ class ChatTemplate:
             node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
         }
         self.literals = frozenset(constants | {n.data for n in tree.find_all(nodes.TemplateData)})
+        self.variables = frozenset(meta.find_undeclared_variables(tree))
         self._names = constants | {node.attr for node in tree.find_all(nodes.Getattr)}
 
     # ---- rendering ----------------------------------------------------------------------------
@@ -331,9 +332,11 @@ def encode_chat(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    most_tokens: int | None = None,
     **variables: Any,
 ) -> list[int]:
-    """The prompt ids of a conversation.
+    """The prompt ids of a conversation. ContextOverflow where they are surely more than
+    ``most_tokens``, before they are made.
 
     Marker ids come from the template alone. Equal to encoding the whole rendering with markers
     parsed wherever messages, tools and variables spell none.
@@ -347,11 +350,24 @@ def encode_chat(
         special_tokens=tokenizer.special_tokens,
         **variables,
     )
+    refuse_early(tokenizer, sum(len(text) for text, marker in pieces if not marker), most_tokens)
     words = tokenizer.markers.keys() - control
     if words:
         finder = MarkerFinder(words)
         pieces = [p for piece in pieces for p in ([piece] if piece[1] else finder.split(piece[0]))]
     return tokenizer.encode_pieces(pieces)
+
+
+def refuse_early(tokenizer: Tokenizer, chars: int, most_tokens: int | None) -> None:
+    """ContextOverflow for a text that surely has more tokens than the context."""
+    needed = tokenizer.at_least(chars)
+    if most_tokens is not None and needed > most_tokens:
+        raise ContextOverflow(
+            f"the prompt has {chars} characters, at least {needed} tokens; "
+            f"the context has {most_tokens}",
+            needed=needed,
+            limit=most_tokens,
+        )
 
 
 def _read_text(path: Path) -> str:

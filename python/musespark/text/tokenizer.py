@@ -28,6 +28,7 @@ import tokenizers
 
 from musespark.errors import CorruptFile, InvalidRequest
 from musespark.text.decoding import StreamDecoder, compile_decoder, push_all
+from musespark.text.long_texts import LongTexts
 from musespark.text.markers import MarkerFinder
 from musespark.untrusted import (
     MAX_TOKENIZER_BYTES,
@@ -130,6 +131,7 @@ class Tokenizer:
         self._rule = compile_decoder(data.get("decoder"))
         try:
             self._collect_markers(data, config)
+            self._long = LongTexts(data, self._full.get_vocab)
             self._plain = self._build_plain(data)
         except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
             if isinstance(error, CorruptFile):
@@ -345,7 +347,7 @@ class Tokenizer:
                 raise InvalidRequest(f"piece {text!r} is not a marker of {self.source}")
             expected += self.markers[text] in self._forbidden
             parts.append(self._names[text])
-        encoding = _encode(self._plain, "".join(parts), False)
+        encoding = self._encode_plain("".join(parts))
         found = sum(map(self._forbidden.__contains__, encoding.ids))
         if found != expected:  # unreachable unless a tokenizer rewrites names; never let it pass
             raise InvalidRequest(
@@ -355,6 +357,21 @@ class Tokenizer:
         if add_special:
             encoding = self._plain.post_process(encoding, None, True)
         return list(encoding.ids)
+
+    def _encode_plain(self, text: str) -> tokenizers.Encoding:
+        if len(text) < _LONG_TEXT:
+            return _encode(self._plain, text, False)
+        try:
+            pieces = self._long.pieces(text, lambda part: _encode(self._plain, part, False).ids)
+            encoded = [_encode(self._plain, piece, False) for piece in pieces]
+        except InvalidRequest:
+            return _encode(self._plain, text, False)  # its message counts from the beginning
+        return encoded[0] if len(encoded) == 1 else tokenizers.Encoding.merge(encoded)
+
+    def at_least(self, chars: int) -> int:
+        """Tokens that a text of so many characters has at least, 0 where nothing is known: what
+        is far too long need not be encoded to be refused."""
+        return self._long.at_least(chars)
 
     def split_markers(self, text: str) -> list[tuple[str, bool]]:
         """A trusted text as the pieces of :meth:`encode_pieces`: leftmost, longest markers."""

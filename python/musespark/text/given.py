@@ -1,0 +1,167 @@
+"""What callers give in OpenAI's shapes, checked before a template sees it: messages and tools.
+
+A template would drop what it does not expect without a word, or fail on it in its own terms.
+Every InvalidRequest here names the field, as ``messages[2].tool_calls[0].function.name``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from musespark.errors import InvalidRequest, UnsupportedModel
+
+_MEDIA = ("image", "image_url", "input_image", "video", "audio", "input_audio")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_MAX_DEPTH = 64
+_TOOL_SHAPE = '{"type": "function", "function": {"name": ..., "description": ..., "parameters": …}}'
+
+
+def _wrong(where: str, value: Any, allowed: str) -> InvalidRequest:
+    plain = value is None or isinstance(value, (str, bool, int, float))
+    got = f"{value!r:.60}" if plain else f"a value of type {type(value).__name__}"
+    return InvalidRequest(f"{where:.200}: got {got}, allowed is {allowed}")
+
+
+def _fields(value: Any, where: str, what: str) -> dict[str, Any]:
+    """A mapping, a dataclass or a pydantic object as a dict."""
+    if callable(getattr(value, "model_dump", None)):
+        value = value.model_dump()
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if not isinstance(value, Mapping):
+        raise _wrong(where, value, what)
+    return dict(value)
+
+
+def _list(value: Any, where: str, what: str) -> Sequence[Any]:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Sequence):
+        raise _wrong(where, value, what)
+    return value
+
+
+# ---- messages -----------------------------------------------------------------------------------
+
+
+def checked_messages(messages: Any, parts: str) -> list[dict[str, Any]]:
+    """Messages as dicts. ``parts``: the template's text; a part of a kind that it does not name
+    raises UnsupportedModel, as every image does."""
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    messages = _list(messages, "messages", "a str or a list of messages")
+    if not messages:
+        raise InvalidRequest("messages: got an empty list, allowed is at least one message")
+    return [_message(message, f"messages[{i}]", parts) for i, message in enumerate(messages)]
+
+
+def _message(given: Any, where: str, parts: str) -> dict[str, Any]:
+    message = _fields(given, where, "a dict with role and content")
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise _wrong(f"{where}.role", role, "a str: user, assistant, system or tool")
+    calls = message.get("tool_calls")
+    if calls is not None:
+        calls = _list(calls, f"{where}.tool_calls", "a list of tool calls")
+        for index, call in enumerate(calls):
+            _check_call(call, f"{where}.tool_calls[{index}]")
+    for name in (*_THOUGHTS, "tool_call_id", "name"):
+        if not isinstance(message.get(name, ""), (str, type(None))):
+            raise _wrong(f"{where}.{name}", message[name], "a str")
+    thought = any(message.get(name) for name in _THOUGHTS)
+    may_lack = role == "assistant" and (calls or thought)
+    _check_content(message.get("content"), f"{where}.content", role, bool(may_lack), parts)
+    return message
+
+
+def _check_content(content: Any, where: str, role: str, may_lack: bool, parts: str) -> None:
+    if isinstance(content, str) or (content is None and may_lack):
+        return
+    if role == "tool" and isinstance(content, Mapping):  # a result as data; templates write JSON
+        _json(content, where)
+        return
+    allowed = "a str or a list of parts"
+    if role == "assistant":
+        allowed += "; it may be missing beside tool_calls"
+    for index, part in enumerate(_list(content, where, allowed)):
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        known = kind == "text" or (isinstance(kind, str) and kind in parts)
+        if kind in _MEDIA or not isinstance(part, Mapping) or not known:
+            raise UnsupportedModel(
+                f"{where}[{index}]: a part of type {kind!r:.60}; this version runs text only"
+            )
+        if kind == "text" and not isinstance(part.get("text"), str):
+            raise _wrong(f"{where}[{index}].text", part.get("text"), "a str")
+
+
+def _check_call(given: Any, where: str) -> None:
+    call = _fields(given, where, 'a dict with "function"')
+    function = call
+    if "function" in call:
+        where += ".function"
+        function = _fields(call["function"], where, "a dict with name and arguments")
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise _wrong(f"{where}.name", function.get("name"), "the function's name, a str")
+    arguments = function.get("arguments")
+    if not isinstance(arguments, (str, Mapping, type(None))):
+        raise _wrong(f"{where}.arguments", arguments, "JSON text or a dict")
+    _json(arguments, f"{where}.arguments")
+
+
+# ---- tools --------------------------------------------------------------------------------------
+
+
+def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
+    """Tools as plain data. What OpenAI lets out is filled in, since templates read it anyway: an
+    empty description, and parameters that are an object without properties."""
+    if tools is None:
+        return None
+    tools = _list(tools, "tools", f"a list of {_TOOL_SHAPE}")
+    return [_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+
+
+def _tool(given: Any, where: str) -> dict[str, Any]:
+    tool = _json(_fields(given, where, _TOOL_SHAPE), where)
+    if tool.setdefault("type", "function") != "function":
+        raise _wrong(f"{where}.type", tool["type"], "'function'")
+    if "function" not in tool:
+        raise InvalidRequest(f"{where}.function is missing; a tool is {_TOOL_SHAPE}")
+    where += ".function"
+    function = _fields(tool["function"], where, "a dict with name, description and parameters")
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise _wrong(f"{where}.name", function.get("name"), "the function's name, a str")
+    if function.get("description") is None:
+        function["description"] = ""
+    if not isinstance(function["description"], str):
+        raise _wrong(f"{where}.description", function["description"], "a str")
+    parameters = function.get("parameters")
+    if parameters is None:
+        parameters = {}
+    if not isinstance(parameters, dict):
+        raise _wrong(f"{where}.parameters", parameters, "a JSON schema, a dict")
+    for name, value in (("type", "object"), ("properties", {})):
+        parameters.setdefault(name, value)
+    return {**tool, "function": {**function, "parameters": parameters}}
+
+
+def _json(value: Any, where: str, depth: int = 0) -> Any:
+    """A copy in JSON's types; InvalidRequest for anything that JSON cannot say."""
+    if depth > _MAX_DEPTH:
+        raise InvalidRequest(f"{where:.200}: nested more than {_MAX_DEPTH} deep")
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _wrong(where, value, "a finite number")
+        return value
+    if isinstance(value, Mapping):
+        wrong = [key for key in value if not isinstance(key, str)]
+        if wrong:
+            raise _wrong(where, wrong[0], "a str as key")
+        return {key: _json(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        return _json(value.item(), where, depth + 1)  # a NumPy scalar
+    raise _wrong(where, value, "a value that JSON knows")
