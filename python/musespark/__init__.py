@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _DEFINED_IN = {
     "model": ("load", "Model"),
     "session": ("Session",),
+    "adapters": ("Adapter",),
     "machine": ("doctor",),
     "memory": ("estimate", "inspect", "Estimate"),
     "weights": ("convert",),

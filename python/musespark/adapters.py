@@ -8,7 +8,8 @@ from typing import Any
 
 from musespark.engine import Engine
 from musespark.errors import InvalidRequest
-from musespark.weights import LoraWeights
+from musespark.families.spec import ModelSpec
+from musespark.weights import LoraWeights, read_adapter, read_adapter_config
 
 
 class Adapter:
@@ -37,6 +38,16 @@ class Adapter:
             raise
 
     @property
+    def id(self) -> int | None:
+        """The engine's; None once it is closed."""
+        ids = self._ids
+        return ids[0] if ids else None
+
+    def belongs_to(self, engine: Any) -> bool:
+        """Whether that engine has it."""
+        return self._engine is engine
+
+    @property
     def closed(self) -> bool:
         """Whether it was closed, or its model was."""
         return not self._ids or self._engine.closed
@@ -59,12 +70,30 @@ class Adapter:
 
 
 class Adapters:
-    """The adapters of one model, by name. Thread-safe."""
+    """The adapters of one model, by name. Thread-safe.
 
-    def __init__(self, engine: Engine):
-        self._engine = engine
+    ``own``: the one that the model was loaded with, for every request; then there are no others.
+    ``merged``: its numbers are in the weights already.
+    """
+
+    def __init__(self, engine: Any, own: LoraWeights | None = None, *, merged: bool = False):
+        self._engine = engine  # an Encoder takes none: read_adapter refuses its models
         self._lock = threading.Lock()
         self._by_name: dict[str, Adapter] = {}
+        self._own = own
+        self._of_all = None if own is None or merged else self.add(_name(own.folder, None), own)
+
+    def load(
+        self, path: str | os.PathLike[str], name: str | None, spec: ModelSpec, family: str
+    ) -> Adapter:
+        """Reads an adapter's folder and takes it in; errors as :meth:`Model.load_adapter`."""
+        if self._own is not None:
+            raise InvalidRequest(
+                f"load_adapter: the model was loaded with the adapter {os.fspath(self._own.folder)}"
+                "; load it without one to choose them by request"
+            )
+        config = read_adapter_config(path)
+        return self.add(_name(path, name), read_adapter(config, spec, family))
 
     def add(self, name: str, weights: LoraWeights) -> Adapter:
         """Takes one in; InvalidRequest where another that is not closed has the name."""
@@ -74,33 +103,49 @@ class Adapters:
             adapter = self._by_name[name] = Adapter(self._engine, name, weights)
         return adapter
 
-    def open(self) -> tuple[Adapter, ...]:
-        """Those that are not closed, in the order of loading."""
-        with self._lock:
-            return tuple(a for a in self._by_name.values() if not a.closed)
+    def described(self) -> tuple[str, ...]:
+        """What ``Model.info`` says of those that are open, in the order of loading."""
+        if self._own is not None:
+            how = "merged into the weights" if self._of_all is None else "for every request"
+            return (_described(_name(self._own.folder, None), self._own, how),)
+        return tuple(_described(a.name, a, f"{a.bytes:,} bytes") for a in self._open())
 
     def id_of(self, given: Any) -> int | None:
         """The engine's id of what a caller gave as ``adapter``: one of these, a name, or None."""
         if given is None:
-            return None
+            return None if self._of_all is None else self._of_all.id
         if isinstance(given, str):
             with self._lock:
                 adapter = self._by_name.get(given)
         else:
             adapter = given if isinstance(given, Adapter) else None
-        names = [a.name for a in self.open()]
-        allowed = f"allowed is None or what load_adapter gave: {names or 'none is loaded'}"
-        if adapter is None:
-            raise InvalidRequest(f"adapter: got {given!r:.80}, {allowed}")
-        if adapter._engine is not self._engine:
-            raise InvalidRequest(f"adapter: {adapter.name!r:.80} is of another model; {allowed}")
-        try:
-            return adapter._ids[0]
-        except IndexError:
-            raise InvalidRequest(f"adapter: {adapter.name!r:.80} is closed; {allowed}") from None
+        if adapter is None or not adapter.belongs_to(self._engine):
+            raise self._refused(f"got {given!r:.120}")
+        if adapter.id is None:
+            raise self._refused(f"{adapter.name!r:.80} is closed")
+        return adapter.id
+
+    def _open(self) -> tuple[Adapter, ...]:
+        with self._lock:
+            return tuple(a for a in self._by_name.values() if not a.closed)
+
+    def _refused(self, what: str) -> InvalidRequest:
+        names = ", ".join(repr(a.name) for a in self._open()) or "none is loaded"
+        return InvalidRequest(
+            f"adapter: {what}; allowed is None or what this model's load_adapter gave ({names})"
+        )
 
 
-def adapter_name(path: str | os.PathLike[str], given: Any) -> str:
+def split_adapters(given: Any, rows: int) -> list[Any]:
+    """One adapter for each row of a batch: one (or None) serves all rows, a list names each."""
+    if not isinstance(given, (list, tuple)):
+        return [given] * rows
+    if len(given) != rows:
+        raise InvalidRequest(f"adapter: got {len(given)} of them, allowed is one or {rows}")
+    return list(given)
+
+
+def _name(path: str | os.PathLike[str], given: Any) -> str:
     """The name of an adapter: `given`, else its folder's."""
     if given is None:
         return os.path.basename(os.path.abspath(os.fspath(path))) or "adapter"
@@ -109,7 +154,5 @@ def adapter_name(path: str | os.PathLike[str], given: Any) -> str:
     return given
 
 
-def described(name: str, weights: LoraWeights, how: str) -> str:
-    """What ``Model.info`` says of an adapter."""
-    kinds = ", ".join(weights.targets)
-    return f"{name} (rank {weights.rank} on {kinds}; {how})"
+def _described(name: str, adapter: Adapter | LoraWeights, how: str) -> str:
+    return f"{name}: rank {adapter.rank} on {', '.join(adapter.targets)}; {how}"

@@ -146,15 +146,13 @@ class _Driver:
             self._streams[handle.id] = handle.stream
         self._wake.put(None)
 
-    def add_adapter(self, ids: list[int], tensors: dict[str, tuple]) -> None:
-        _note_id(ids, self.check().add_adapter, tensors)
-
-    def fork(self, ids: list[int], request: int) -> None:
-        _note_id(ids, self.check().fork, request)
+    def take(self, ids: list[int], method: str, argument: Any) -> None:
+        """Calls what gives out an id: fork, or add_adapter."""
+        _note_id(ids, getattr(self.check(), method), argument)
         self._wake.put(None)
 
     def quietly(self, method: str, request: int) -> None:
-        """Cancel, release or remove as clean-up: nothing to do where it is done or the engine is gone."""
+        """Ends something as clean-up: nothing to do where it is done or the engine is gone."""
         core = self.core
         if core is None or self.closed or self.failure is not None or os.getpid() != self.pid:
             return
@@ -266,7 +264,7 @@ class Retained:
         """A twin that shares all pages until written to; only after the request has ended."""
         twin = Retained(self._driver, [])
         try:
-            self._driver.fork(twin._ids, self.id)
+            self._driver.take(twin._ids, "fork", self.id)
         except BaseException:  # as in Engine.submit
             twin.release()
             raise
@@ -438,10 +436,10 @@ class Engine:
 
     def add_adapter(self, ids: list[int], tensors: dict[str, tuple]) -> None:
         """Takes a LoRA adapter in (csrc/model/adapter.h) and appends its id to `ids`."""
-        self._driver.add_adapter(ids, tensors)
+        self._driver.take(ids, "add_adapter", tensors)
 
     def remove_adapter(self, adapter: int) -> None:
-        """No later request may name it; those under way keep it. Nothing once the engine is gone."""
+        """No later request may name it; those under way keep it. Nothing on a closed engine."""
         self._driver.quietly("remove_adapter", adapter)
 
     def stats(self) -> dict[str, Any]:

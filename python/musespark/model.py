@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
 import numpy as np
 
 from musespark import prompts
+from musespark.adapters import Adapter, Adapters, split_adapters
 from musespark.assets import json_asset, template_of, tokenizer_of
 from musespark.encoder import Encoder
 from musespark.engine import (
@@ -55,7 +57,15 @@ from musespark.session import Session
 from musespark.text import ChatTemplate, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
-from musespark.weights import LoadedWeights, open_model
+from musespark.weights import (
+    LoadedWeights,
+    LoraWeights,
+    can_merge,
+    merge,
+    open_model,
+    read_adapter,
+    read_adapter_config,
+)
 
 _LATER_KV = ("kv8v4", "kv4")
 
@@ -67,6 +77,7 @@ def load(
     kv: str = "auto",
     context: int | None = None,
     threads: int | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     progress: Any = None,
 ) -> Model:
     """Loads a model.
@@ -80,7 +91,10 @@ def load(
     (as stored), q8 or q4. ``kv``: auto, f32 or kv8, the format
     of keys and values. ``context``: the most tokens of one sequence; None is the model's own limit
     or what fits in half of the free memory. ``threads``: None is every core this process may use.
-    ``model.info`` says what was chosen.
+    ``adapter``: the folder of a LoRA adapter (PEFT's adapter_config.json and
+    adapter_model.safetensors) that every request gets: merged into weights that are floats
+    (``quantize="none"``), beside packed ones. To switch adapters, or to have none in some requests,
+    leave it out and use :meth:`Model.load_adapter`. ``model.info`` says what was chosen.
 
     Raises UnsupportedModel, CorruptFile, InvalidRequest; MemoryBudgetExceeded, which says what
     would fit; HubUnavailable and AccessDenied; and OSError where the disk is full.
@@ -97,12 +111,19 @@ def load(
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
         raise InvalidRequest(f"threads: got {threads!r}, allowed is an integer >= 1 or None")
 
+    lora = None if adapter is None else read_adapter_config(adapter)
+
     def admit(spec: ModelSpec, weights: dict[str, int], recipe: str) -> None:
         choose_context(spec, weights, recipe, KV_FORMATS[kv], context)
 
     weights = open_model(source, quantize=quantize, progress=progress, admit=admit)
     try:
-        return Model(weights, kv=kv, context=context, threads=threads)
+        adapted = None
+        if lora is not None:
+            adapted = read_adapter(lora, weights.spec, weights.info["family"])
+            if can_merge(weights, adapted):
+                merge(weights, adapted)
+        return Model(weights, kv=kv, context=context, threads=threads, adapter=adapted)
     except BaseException:
         weights.close()
         raise
@@ -118,7 +139,13 @@ class Model:
     """
 
     def __init__(
-        self, weights: LoadedWeights, *, kv: str, context: int | None, threads: int | None
+        self,
+        weights: LoadedWeights,
+        *,
+        kv: str,
+        context: int | None,
+        threads: int | None,
+        adapter: LoraWeights | None = None,
     ):
         self._weights = weights
         spec, assets = weights.spec, weights.assets
@@ -142,6 +169,7 @@ class Model:
             kv=KV_FORMATS[kv],
             memory_budget=fit.budget,
         )
+        self._adapters = Adapters(self._engine, adapter, merged=info.get("merged", False))
         if kv == "auto" and self._encoder is None:
             notes.append("kv auto: kv8 for every layer")
         notes.append(f"chat protocol: {self._protocol.name if self.template else 'no template'}")
@@ -150,7 +178,7 @@ class Model:
             notes.append(f"quantize auto: {info['quantize']}")
         if threads is None:
             notes.append(f"threads auto: {count}, every core this process may use")
-        self.info = ModelInfo(
+        self._info = ModelInfo(
             source=str(info["source"]),
             family=info["family"],
             parameters=info["parameters"],
@@ -171,6 +199,11 @@ class Model:
             notes=(*info.get("notes", ()), *notes),
         )
 
+    @property
+    def info(self) -> ModelInfo:
+        """What was loaded and what was chosen; ``adapters`` are those open now."""
+        return replace(self._info, adapters=self._adapters.described())
+
     # ---- text ---------------------------------------------------------------------------------
 
     def generate(
@@ -185,7 +218,8 @@ class Model:
         ``temperature`` (0: greedy), ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``,
         ``presence_penalty``, ``frequency_penalty``, ``seed``, ``stop`` (a string or several),
         ``logprobs`` (how many alternatives a token), ``logit_bias`` {token id: addend},
-        ``deadline`` (seconds from now; what is there then is returned). ``stream=True``: an
+        ``deadline`` (seconds from now; what is there then is returned), ``adapter`` (what
+        :meth:`load_adapter` gave, or its name; None: the model as loaded). ``stream=True``: an
         iterator of :class:`Delta` whose ``.result`` is the completion.
 
         Raises InvalidRequest (unknown or wrong option, with the nearest name) and ContextOverflow.
@@ -208,7 +242,7 @@ class Model:
         self, prompts: Sequence[str | Sequence[int]], **options: Any
     ) -> list[Completion]:
         """:meth:`generate` for several prompts in one engine run; the same results as one by one.
-        ``seed`` may be a list, one for each prompt."""
+        ``seed`` and ``adapter`` may be lists, one for each prompt."""
         return self._batch(self._text_request, prompts, options)
 
     # ---- chat ---------------------------------------------------------------------------------
@@ -255,26 +289,50 @@ class Model:
         """:meth:`chat` for several conversations in one engine run."""
         return self._batch(self._chat_request, conversations, options)
 
-    def session(self, system: str | None = None) -> Session:
-        """A conversation that remembers, and computes only what is new in each turn."""
-        return Session(self, system=system)
+    def session(
+        self, system: str | None = None, *, adapter: Adapter | str | None = None
+    ) -> Session:
+        """A conversation that remembers, and computes only what is new in each turn.
+
+        ``adapter``: of all its turns, as in :meth:`generate`.
+        """
+        self._adapters.id_of(adapter)
+        return Session(self, system=system, adapter=adapter)
+
+    # ---- adapters -----------------------------------------------------------------------------
+
+    def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> Adapter:
+        """Loads a LoRA adapter beside the model, to be given to requests as ``adapter``.
+
+        ``path``: a folder with PEFT's adapter_config.json and adapter_model.safetensors. ``name``:
+        what it is called, its folder's name where None. Requests with different adapters, or with
+        none, run in one batch, each with the result it has alone.
+
+        Raises InvalidRequest (no such folder, a name in use, a model loaded with an adapter of its
+        own), UnsupportedModel naming what the adapter changes that is not computed here, and
+        CorruptFile.
+        """
+        return self._adapters.load(path, name, self._weights.spec, self._info.family)
 
     # ---- scores -------------------------------------------------------------------------------
 
-    def logits(self, ids: Sequence[int]) -> np.ndarray:
+    def logits(self, ids: Sequence[int], *, adapter: Adapter | str | None = None) -> np.ndarray:
         """float32 [n, vocab]: the logits after each of n token ids."""
-        with_all = Request(tokens=self._ids(ids, "ids", most=self.info.context), logits="all")
+        chosen, most = self._adapters.id_of(adapter), self._info.context
+        with_all = Request(tokens=self._ids(ids, "ids", most=most), logits="all", adapter=chosen)
         return self._engine.submit(with_all).result().logits
 
-    def score(self, text: str | Sequence[int]) -> np.ndarray:
+    def score(
+        self, text: str | Sequence[int], *, adapter: Adapter | str | None = None
+    ) -> np.ndarray:
         """float32 [n]: the natural-log probability of each token of ``text`` (encoded as
         :meth:`generate` does, or given as ids) after those before it. The first has none: NaN."""
-        ids = self._ids(text, "text", most=self.info.context)
+        ids = self._ids(text, "text", most=self._info.context)
+        chosen = self._adapters.id_of(adapter)
         out = np.full(len(ids), np.nan, np.float32)
         if len(ids) > 1:
-            out[1:] = (
-                self._engine.submit(Request(tokens=ids, logits="score")).result().logits.ravel()
-            )
+            request = Request(tokens=ids, logits="score", adapter=chosen)
+            out[1:] = self._engine.submit(request).result().logits.ravel()
         return out
 
     def embed(
@@ -365,10 +423,12 @@ class Model:
     def _text_request(
         self, prompt: str | Sequence[int], given: Mapping[str, Any]
     ) -> tuple[Request, CompletionCollector]:
-        options = resolve(given, self._defaults, self.info.vocab, also_known=("stream",))
-        ids = self._ids(prompt, "prompt", most=self.info.context)
-        options = within(options, given, self.info.context - len(ids))
-        request = self._request(ids, options)
+        rest = {name: value for name, value in given.items() if name != "adapter"}
+        options = resolve(rest, self._defaults, self._vocab, also_known=("stream", "adapter"))
+        adapter = self._adapters.id_of(given.get("adapter"))
+        ids = self._ids(prompt, "prompt", most=self._info.context)
+        options = within(options, rest, self._info.context - len(ids))
+        request = self._request(ids, options, adapter=adapter)
         decoder = self.tokenizer.stream(skip_special=True, continuing=True)
         collector = CompletionCollector(decoder, self._stop_ids, options)
         return request, collector
@@ -381,18 +441,19 @@ class Model:
         retain: bool = False,
     ) -> tuple[Request, ChatCollector]:
         chat = {name: given[name] for name in CHAT_OPTIONS if name in given}
-        rest = {name: value for name, value in given.items() if name not in chat}
-        known = (*CHAT_OPTIONS, "stream")
-        options = resolve(rest, self._defaults, self.info.vocab, also_known=known)
+        rest = {n: value for n, value in given.items() if n not in chat and n != "adapter"}
+        known = (*CHAT_OPTIONS, "stream", "adapter")
+        options = resolve(rest, self._defaults, self._vocab, also_known=known)
+        adapter = self._adapters.id_of(given.get("adapter"))
         ids = prompts.chat_ids(
             self.tokenizer,
             self.template,
             self._protocol,
             messages,
-            context=self.info.context,
+            context=self._info.context,
             **chat,
         )
-        options = within(options, rest, self.info.context - len(ids))
+        options = within(options, rest, self._info.context - len(ids))
         parser = ChannelParser.for_prompt(
             self._protocol,
             self.tokenizer,
@@ -400,7 +461,7 @@ class Model:
             tools=chat.get("tools"),
             first_call=prompts.calls_so_far(messages) + 1,
         )
-        request = self._request(np.asarray(ids, np.int32), options, retain=retain)
+        request = self._request(np.asarray(ids, np.int32), options, retain=retain, adapter=adapter)
         return request, ChatCollector(parser, options)
 
     def _submit(
@@ -408,11 +469,9 @@ class Model:
     ) -> tuple[Handle, Collector]:
         return self._engine.submit(request, base=base), collector
 
-    def _request(
-        self, ids: np.ndarray, options: GenerationOptions, *, retain: bool = False
-    ) -> Request:
+    def _request(self, ids: np.ndarray, options: GenerationOptions, **more: Any) -> Request:
         given = {name: getattr(options, name) for name in OPTION_NAMES if name != "stop"}
-        return Request(tokens=ids, stop_ids=sorted(self._stop_ids), retain=retain, **given)
+        return Request(tokens=ids, stop_ids=sorted(self._stop_ids), **more, **given)
 
     def _batch(self, prepare: Any, items: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
         if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
@@ -420,10 +479,11 @@ class Model:
         if "stream" in options:
             raise unknown_argument("stream", OPTION_NAMES)
         seeds = split_seeds(options.get("seed"), len(items))
+        adapters = split_adapters(options.get("adapter"), len(items))
         streams: list[Stream] = []
         try:
-            for item, seed in zip(items, seeds, strict=True):
-                prepared = prepare(item, {**options, "seed": seed})
+            for item, seed, adapter in zip(items, seeds, adapters, strict=True):
+                prepared = prepare(item, {**options, "seed": seed, "adapter": adapter})
                 streams.append(Stream(*self._submit(*prepared)))
             return [stream.drain() for stream in streams]
         except Error as error:

@@ -208,6 +208,7 @@ class ModelInfo:
     kv_bytes_full_context: int
     threads: int
     isa: str
+    adapters: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:

@@ -12,6 +12,7 @@ from musespark.generation import Stream
 from musespark.results import ChatResult, Delta
 
 if TYPE_CHECKING:
+    from musespark.adapters import Adapter
     from musespark.engine import Handle, Retained
     from musespark.model import Model
 
@@ -57,10 +58,13 @@ class Session:
     taken from memory (``usage.cached_tokens``). One turn at a time.
     """
 
-    def __init__(self, model: Model, *, system: str | None = None):
+    def __init__(
+        self, model: Model, *, system: str | None = None, adapter: Adapter | str | None = None
+    ):
         if system is not None and not isinstance(system, str):
             raise InvalidRequest(f"system: got {type(system).__name__}, allowed is a str or None")
         self._model = model
+        self._adapter = adapter  # made the keys and values of every turn
         self.system = system
         self.messages: list[dict[str, Any]] = []
         if system is not None:
@@ -86,7 +90,8 @@ class Session:
         turn = _Turn()
         try:
             self._claim(turn)
-            prepared = self._model._chat_request([*self.messages, *sent], options, retain=True)
+            given = self._with_adapter(options)
+            prepared = self._model._chat_request([*self.messages, *sent], given, retain=True)
             handle, collector = self._model._submit(*prepared, base=self._kept)
         except BaseException:
             turn.ended = True
@@ -99,6 +104,13 @@ class Session:
             turn.ended = True
             raise
 
+    def _with_adapter(self, options: dict[str, Any]) -> dict[str, Any]:
+        if "adapter" in options:
+            raise InvalidRequest(
+                "adapter: a session has one for all its turns; give it to model.session"
+            )
+        return {**options, "adapter": self._adapter}
+
     def _claim(self, turn: _Turn) -> None:
         with self._claiming:
             before = None if self._turn is None else self._turn()
@@ -110,7 +122,7 @@ class Session:
 
     def fork(self) -> Session:
         """A second conversation that goes on from here; memory is shared until they differ."""
-        twin = Session(self._model, system=self.system)
+        twin = Session(self._model, system=self.system, adapter=self._adapter)
         twin.messages = [dict(m) for m in self.messages]
         twin._kept = None if self._kept is None else self._kept.fork()
         return twin

@@ -26,6 +26,7 @@ Ctrl-C stops the answer being written."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
+    common.add_adapter_argument(parser)
     common.add_sampling_arguments(parser)
     parser.add_argument("--system", help="system message")
     parser.add_argument("--effort", choices=EFFORTS, help="how long to think")

@@ -24,6 +24,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=None)
 
 
+def add_adapter_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--adapter", metavar="PATH", help="folder of a LoRA adapter, as PEFT saves it"
+    )
+
+
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--max-new-tokens", type=int, default=None)
     parser.add_argument("-t", "--temperature", type=float, default=None)
@@ -42,6 +48,7 @@ def load_model(args: argparse.Namespace) -> Any:
         kv=args.kv,
         context=args.context,
         threads=args.threads,
+        adapter=getattr(args, "adapter", None),
     )
 
 

@@ -12,6 +12,7 @@ from musespark.errors import InvalidRequest
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="the text to continue; - reads standard input")
     common.add_model_arguments(parser)
+    common.add_adapter_argument(parser)
     common.add_sampling_arguments(parser)
     parser.add_argument("--stop", action="append", default=[], help="stop string (repeatable)")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")

@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT saves them: a folder with adapter_config.json and adapter_model.safetensors.
+"""LoRA adapters as PEFT saves them: adapter_config.json and adapter_model.safetensors.
 
 For a matrix W an adapter means W + scale B A, with A [rank, inputs], B [outputs, rank] and scale =
 alpha / rank (alpha / sqrt(rank) with ``use_rslora``). Everything is checked against the model's
@@ -35,7 +35,8 @@ _DTYPES = ("F32", "F16", "BF16")
 _WITHOUT_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
     "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout",
-    "peft_version", "revision", "runtime_config", "target_modules", "task_type",
+    "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "target_modules", "task_type",
 }  # fmt: skip
 _READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias",
          "init_lora_weights"}  # fmt: skip
@@ -288,7 +289,7 @@ def can_merge(weights: LoadedWeights, lora: LoraWeights) -> bool:
 def merge(weights: LoadedWeights, lora: LoraWeights) -> None:
     """Replaces each matrix W by W + scale B A: in memory, as float32, the file stays as it is.
 
-    The sum is in float64, ranks ascending, and rounded once.
+    The sum is in float64, ranks ascending, and rounded once. ``info["merged"]`` is set.
     """
     formats = weights.info["formats"]
     for name, (a, b) in lora.matrices.items():
@@ -309,6 +310,7 @@ def merge(weights: LoadedWeights, lora: LoraWeights) -> None:
         formats["f32"] = formats.get("f32", 0) + out.nbytes
     weights.info["formats"] = {form: size for form, size in formats.items() if size}
     weights.info["bytes"] = sum(formats.values())
+    weights.info["merged"] = True
 
 
 def _aligned(nbytes: int) -> np.ndarray:
