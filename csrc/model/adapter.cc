@@ -44,6 +44,8 @@ Shape shape_of(const ModelSpec& spec, const LayerSpec& layer, AdapterTarget targ
   return {0, 0};
 }
 
+std::int64_t item_bytes(WeightFormat format) { return format == WeightFormat::bf16 ? 2 : 4; }
+
 }  // namespace
 
 Matrix Adapter::copy(const std::string& name, const TensorView& from, std::int64_t rows,
@@ -62,10 +64,16 @@ Matrix Adapter::copy(const std::string& name, const TensorView& from, std::int64
     throw CorruptFile(where + ": " + std::to_string(from.bytes) + " bytes; " +
                       std::to_string(layout.bytes) + " are needed");
   }
-  AlignedBuffer& own = data_.emplace_back(static_cast<std::size_t>(layout.bytes));
-  std::memcpy(own.data(), from.data, own.size());
-  bytes_ += layout.bytes;
-  return {packed_matrix(from.format, rows, cols, own.data(), own.size(), where), nullptr};
+  // Row blocks without their padding columns, which float kernels do not read: of B, with a few
+  // columns of 64, they would be most of it.
+  const std::int64_t block = (cols + 1) / 2 * 2 * kRowBlock * item_bytes(from.format);
+  AlignedBuffer& own = data_.emplace_back(static_cast<std::size_t>(layout.row_blocks * block));
+  for (std::int64_t i = 0; i < layout.row_blocks; ++i) {
+    std::memcpy(own.data() + i * block, from.data + i * layout.row_block_bytes,
+                static_cast<std::size_t>(block));
+  }
+  bytes_ += layout.row_blocks * block;
+  return {{own.as<std::uint8_t>(), block, rows, cols, from.format}, nullptr};
 }
 
 Adapter::Adapter(const ModelSpec& spec, const std::map<std::string, TensorView>& tensors) {

@@ -9,7 +9,8 @@ from typing import Any
 from musespark.engine import Engine
 from musespark.errors import InvalidRequest
 from musespark.families.spec import ModelSpec
-from musespark.weights import LoraWeights, read_adapter, read_adapter_config
+from musespark.results import human_bytes
+from musespark.weights import LoraWeights, core_bytes, read_adapter, read_adapter_config
 
 
 class Adapter:
@@ -31,7 +32,7 @@ class Adapter:
         self.bytes = 0
         try:
             tensors = weights.tensors()
-            self.bytes = sum(tensor[3].nbytes for tensor in tensors.values())
+            self.bytes = core_bytes(tensors)
             engine.add_adapter(self._ids, tensors)
         except BaseException:  # Ctrl-C just after the engine took it
             self.close()
@@ -57,6 +58,10 @@ class Adapter:
         ids, self._ids = self._ids, []
         for adapter in ids:
             self._engine.remove_adapter(adapter)
+
+    def __del__(self) -> None:  # Ctrl-C may drop one before its model has it
+        if hasattr(self, "_ids"):
+            self.close()
 
     def __enter__(self) -> Adapter:
         return self
@@ -108,7 +113,7 @@ class Adapters:
         if self._own is not None:
             how = "merged into the weights" if self._of_all is None else "for every request"
             return (_described(_name(self._own.folder, None), self._own, how),)
-        return tuple(_described(a.name, a, f"{a.bytes:,} bytes") for a in self._open())
+        return tuple(_described(a.name, a, human_bytes(a.bytes)) for a in self._open())
 
     def id_of(self, given: Any) -> int | None:
         """The engine's id of what a caller gave as ``adapter``: one of these, a name, or None."""

@@ -5,9 +5,8 @@
     for event in handle:            # Tokens, LogitsRows, and at last Finished
         ...
 
-One daemon thread per engine drives it; it sleeps when there is nothing to do. Any number of threads
-and event loops may submit: what they submit runs as one batch. Waiting can be interrupted (Ctrl-C),
-and an iteration that is left early cancels its request.
+One daemon thread per engine drives it. Any number of threads and event loops may submit, into one
+batch. Waiting can be interrupted (Ctrl-C); an iteration that is left early cancels its request.
 """
 
 from __future__ import annotations
@@ -246,10 +245,8 @@ def _stop_all() -> None:
 
 
 class Retained:
-    """Keys and values kept after a request: pass as ``base`` to reuse the common prefix.
-
-    Released by :meth:`release`, or when collected.
-    """
+    """Keys and values kept after a request: pass as ``base`` to reuse the common prefix (with the
+    same adapter). Released by :meth:`release`, or when collected."""
 
     def __init__(self, driver: _Driver, ids: list[int]) -> None:
         self._driver = driver

@@ -190,7 +190,7 @@ class ModelInfo:
     ``kv_bytes_per_token``: keys and values of a token in all layers together, once packed. It is no
     factor of the length: layers with a window hold no more than their window, and the tokens of the
     step at hand are not packed yet. ``kv_bytes_full_context``: the most that one sequence of
-    ``context`` tokens takes, all of that counted.
+    ``context`` tokens takes, all of that counted. ``adapters``: a line for each that is loaded.
     """
 
     source: str
@@ -244,6 +244,7 @@ class ModelInfo:
             ("context", f"{self.context:,} tokens, the model's own limit is {self.max_context:,}"),
             ("keys and values", self._keys_and_values()),
             ("runs on", f"{self.threads} threads, {self.isa}"),
+            *(("adapter", adapter) for adapter in self.adapters),
         ]
 
     def _keys_and_values(self) -> str:

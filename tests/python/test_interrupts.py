@@ -114,7 +114,7 @@ def test_an_interrupted_fork_leaves_nothing() -> None:
         handle.result()
         functions = [
             engine_module.Retained.fork,
-            engine_module._Driver.fork,
+            engine_module._Driver.take,
             engine_module._note_id,
         ]
         twins: list = []

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from tests.support.compare import assert_same_bits, assert_within
@@ -15,6 +20,7 @@ from tests.support.tiny_models import (
     unpack,
 )
 
+from musespark import _core
 from musespark.reference import forward as reference
 
 pytestmark = pytest.mark.isa
@@ -148,11 +154,47 @@ def test_numbers_that_bf16_holds_are_kept_so() -> None:
     assert {t[0] for t in short.values()} == {"bf16"}
     long = {}
     for name, value in weights.items():
-        from musespark import _core
-
         data = np.empty(_core.packed_nbytes("f32", *value.shape), np.uint8)
         _core.pack("f32", value, out=data)
         long[name] = ("f32", *value.shape, data)
     tokens = random_tokens(model.spec, 70)
     got = [model.logits(tokens, model.runner.model.adapter(t)) for t in (short, long)]
     assert_same_bits(got[0], got[1], "bf16 and f32")
+
+
+DIGEST_SCRIPT = """
+import sys
+sys.path[:0] = {paths!r}
+from tests.python.test_lora_bits import digests
+print(digests())
+"""
+
+
+def digests() -> str:
+    """One line for adapters on all models and recipes."""
+    out = hashlib.sha256()
+    for name in NAMES:
+        for recipe in ("f32", "q8", "q4", "mixed"):
+            model = Adapted(name, recipe, kv="kv8")
+            tokens = random_tokens(model.spec, 100)
+            out.update(model.logits(tokens, model.adapter(), 70).tobytes())
+    return out.hexdigest()
+
+
+def test_every_instruction_set_level_in_fresh_processes() -> None:
+    levels = list(_core.testing.kernel_levels())
+    assert "scalar" in levels
+    paths = [p for p in sys.path if p] + [os.getcwd()]
+    results = {}
+    for level in levels:
+        done = subprocess.run(
+            [sys.executable, "-c", DIGEST_SCRIPT.format(paths=paths)],
+            env=os.environ | {"MUSESPARK_ISA": level},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == 0, f"{level}: {done.stderr[-2000:]}"
+        results[level] = done.stdout.strip()
+    assert len(set(results.values())) == 1, results

@@ -28,7 +28,8 @@
 //     out = F * row[n]
 //
 // f32 and bf16 weights take the float activations: acc = +0; acc = fma(x[m][k], W[n][k], acc) for
-// k = 0..K-1 ascending, one accumulator per output; out = acc.
+// k = 0..K-1 ascending, one accumulator per output; out = acc. Of a row block the columns 0..K-1
+// alone are read (bf16: whole pairs), so that adapters may leave the padding out.
 //
 // NaN results are canonical on no instruction set by themselves: ops treats them by value only.
 //

@@ -41,7 +41,7 @@ _WITHOUT_EFFECT = {
 _READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias",
          "init_lora_weights"}  # fmt: skip
 # The others (pissa, olora, corda, loftq) also change the base model when training begins.
-_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
+_INITS = (None, "gaussian", "eva", "orthogonal")
 _NAME = re.compile(r"base_model\.model\.(.+)\.(lora_A|lora_B)\.weight")
 _LAYER = re.compile(r"(?:(.+)\.)?layers\.(0|[1-9]\d{0,5})\.(.+)")
 # Where a text tower may stand in a model of transformers, whose releases moved it about.
@@ -111,6 +111,15 @@ class LoraWeights:
         return out
 
 
+def core_bytes(tensors: dict[str, tuple[str, int, int, np.ndarray]]) -> int:
+    """What the core's copy of :meth:`LoraWeights.tensors` takes: padding columns are left out."""
+    sizes = {"f32": 4, "bf16": 2}
+    return sum(
+        -(-rows // 16) * 16 * -(-cols // 2) * 2 * sizes[form]
+        for form, rows, cols, _ in tensors.values()
+    )
+
+
 def _packed(values: np.ndarray) -> tuple[str, int, int, np.ndarray]:
     """Numbers that bfloat16 holds are kept so: half the memory, the same bits of every result."""
     values = np.ascontiguousarray(values)
@@ -147,7 +156,7 @@ def read_adapter_config(path: str | os.PathLike[str]) -> LoraConfig:
     if config.get("bias", "none") != "none":
         raise _refuse(where, "bias", config["bias"], "none is supported")
     init = config.get("init_lora_weights")
-    if not any(init is known or init == known != 1 for known in _INITS):
+    if not isinstance(init, bool) and init not in _INITS:
         raise _refuse(where, "init_lora_weights", init, "it changes the base model")
     for key, value in config.items():
         if key not in _READ | _WITHOUT_EFFECT and value not in (None, False, "", [], {}):
