@@ -35,6 +35,34 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "an adapter's rows one off",
+        "csrc/model/adapter.cc",
+        "Rows in = product.in->slice(range.first, range.count);",
+        "Rows in = product.in->slice(0, range.count);",
+        "test_lora_bits.py",
+    ),
+    Mutant(
+        "rows of the last layer keep the places of the whole batch",
+        "csrc/model/text_model.cc",
+        "    adapted.keep(wanted);\n",
+        "",
+        "test_lora_bits.py",
+    ),
+    Mutant(
+        "a base made with another adapter",
+        "csrc/decode/schedule.cc",
+        " || entry.source->adapter != entry.adapter",
+        "",
+        "test_lora_engine.py",
+    ),
+    Mutant(
+        "rsLoRA's root forgotten",
+        "python/musespark/weights/adapters.py",
+        "math.sqrt(rank) if self.rank_stabilized else rank",
+        "rank",
+        "test_lora_golden.py test_lora_reader.py",
+    ),
+    Mutant(
         "order of AWQ's outputs",
         "python/musespark/weights/quantized/gptq.py",
         "np.array([0, 4, 1, 5, 2, 6, 3, 7])",

@@ -224,6 +224,7 @@ RANKS = {
     "model": 8,
     "session": 7,
     "memory": 7,
+    "adapters": 6,
     "generation": 6,
     "assets": 6,
     "prompts": 6,

@@ -317,11 +317,9 @@ void register_engine(py::module_& m) {
            "whose\n"
            "common prefix is reused. InvalidRequest, ContextOverflow, MemoryBudgetExceeded.")
       .def("add_adapter", &PyEngine::add_adapter, py::arg("tensors"),
-           "Takes a LoRA adapter in, copying its tensors; returns its id, for params['adapter'].\n"
-           "`tensors`: as the model's, 'layers.{i}.{target}.lora_a' [rank, inputs] and '....lora_b'\n"
-           "[outputs, rank], scale multiplied in. CorruptFile, UnsupportedModel.")
+           "Copies an adapter's tensors (csrc/model/README.md); its id is for params['adapter'].")
       .def("remove_adapter", with_engine(&Engine::remove_adapter), py::arg("id"), unlocked(),
-           "No later request may name it; those under way keep it.")
+           "No later request may name it.")
       .def("cancel", with_engine(&Engine::cancel), py::arg("id"), unlocked(),
            "Ends a sequence within one layer.")
       .def(

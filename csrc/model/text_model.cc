@@ -83,6 +83,7 @@ struct TextModel::Impl {
   void collect_rows(std::span<const StepSpan> spans);
   void map_pages(std::span<const StepSpan> spans);
   StepOutcome run(std::span<const StepSpan> spans, const StepControl& control, float* logits_out);
+  void project(std::size_t index);
   void attention(std::size_t index, bool last);
   void mlp(std::size_t index, const Norm& next, const Needs& next_needs);
   void gate_and_up(std::size_t index, const Rows& in, const Rows& hidden);
@@ -224,11 +225,9 @@ void TextModel::Impl::joint_norm(const Norm& norm, float* x, std::int64_t ld, st
   norm_rows(jobs, kernels, x, ld, norm, {rows, cols, x, ld, {}});
 }
 
-// Norm'ed rows in, the attention's share of the residual in work.delta. In the last layer only the
-// wanted rows go on from here, and become the batch.
-void TextModel::Impl::attention(std::size_t index, bool last) {
+// Queries, keys and values of the normed rows into work.qkv, the attention's gate into work.gate.
+void TextModel::Impl::project(std::size_t index) {
   const PreparedLayer& layer = model.layers[index];
-  const AttentionShape& shape = layer.shape;
   const Rows in = normed(layer.attn_needs);
   const std::int64_t ld = RowsBuffer::padded(layer.qkv_cols());
   const std::int64_t ld_gate = RowsBuffer::padded(layer.q_cols());
@@ -246,6 +245,16 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
   adapted.add(jobs, kernels, index, products);
   joint_norm(layer.joint_q_norm, work.qkv, ld, layer.q_cols());
   joint_norm(layer.joint_k_norm, k, ld, layer.k_cols());
+}
+
+// Norm'ed rows in, the attention's share of the residual in work.delta. In the last layer only the
+// wanted rows go on from here, and become the batch.
+void TextModel::Impl::attention(std::size_t index, bool last) {
+  const PreparedLayer& layer = model.layers[index];
+  const AttentionShape& shape = layer.shape;
+  const std::int64_t ld = RowsBuffer::padded(layer.qkv_cols());
+  const std::int64_t ld_gate = RowsBuffer::padded(layer.q_cols());
+  project(index);
 
   const auto& spans = spans_of[static_cast<std::size_t>(places[index].page_class)];
   const HeadsArgs heads{
