@@ -293,6 +293,18 @@ py::tuple sample_row(const py::array_t<float, py::array::c_style>& row, std::uin
   return py::make_tuple(out.token, out.logprob, top_list(out.top));
 }
 
+void register_engine_testing(py::module_& m) {
+  auto testing = m.def_submodule("testing");
+  py::class_<PrefillPace>(testing, "PrefillPace")
+      .def(py::init<>())
+      .def("observe", &PrefillPace::observe, py::arg("prefill_rows"), py::arg("seconds"))
+      .def("rows", &PrefillPace::rows, py::arg("most"));
+  testing.def("sample", &sample_row, py::arg("row"), py::kw_only(), py::arg("position"),
+              py::arg("params"), py::arg("prompt") = py::tuple(),
+              py::arg("completion") = py::tuple(), py::arg("blocked") = py::tuple(),
+              "(token, logprob, top) of one row of logits; see csrc/decode/sampler.h.");
+}
+
 }  // namespace
 
 void register_engine(py::module_& m) {
@@ -345,16 +357,7 @@ void register_engine(py::module_& m) {
         "steps\nof `step`: what the engine reserves for it. Layers with a window count up to it.");
   m.def("kv_bytes_per_token", &kv_bytes_per_token, py::arg("spec"), py::kw_only(), py::arg("kv"),
         "Bytes that a token takes in all layers together once its page is full.");
-
-  auto testing = m.def_submodule("testing");
-  py::class_<PrefillPace>(testing, "PrefillPace")
-      .def(py::init<>())
-      .def("observe", &PrefillPace::observe, py::arg("prefill_rows"), py::arg("seconds"))
-      .def("rows", &PrefillPace::rows, py::arg("most"));
-  testing.def("sample", &sample_row, py::arg("row"), py::kw_only(), py::arg("position"),
-              py::arg("params"), py::arg("prompt") = py::tuple(),
-              py::arg("completion") = py::tuple(), py::arg("blocked") = py::tuple(),
-              "(token, logprob, top) of one row of logits; see csrc/decode/sampler.h.");
+  register_engine_testing(m);
 }
 
 }  // namespace musespark
