@@ -81,7 +81,8 @@ struct E2m1Levels {
 constexpr float kTableScales[] = {0.76f, 0.82f, 0.88f, 0.93f, 0.97f, 1.0f, 1.03f, 1.07f, 1.12f};
 constexpr float kQuickTableScales[] = {0.93f, 1.0f};
 
-// The level nearest to t, t in units of levels.
+// The level nearest to t, t in units of levels; halfway between two the lower, and the lowest for
+// what is not a number.
 template <class Levels>
 MUSESPARK_INLINE F32 nearest_level(F32 t) {
   F32 level = splat(Levels::level(0));
@@ -93,33 +94,75 @@ MUSESPARK_INLINE F32 nearest_level(F32 t) {
   return level;
 }
 
+// The same for neighbouring integers, without a comparison for each.
+template <>
+MUSESPARK_INLINE F32 nearest_level<Int4Levels>(F32 t) {
+  F32 level = rounded(t);
+  level = level - t == 0.5f ? level - 1.0f : level;
+  level = level > -8.0f ? level : splat(-8.0f);
+  return level < 7.0f ? level : splat(7.0f);
+}
+
+// The place of the nearest level in ascending order, 0 for the lowest.
+template <class Levels>
+MUSESPARK_INLINE F32 nearest_index(F32 t) {
+  F32 index = {};
+#pragma GCC unroll 15
+  for (int i = 1; i < Levels::kCount; ++i) {
+    const float border = 0.5f * (Levels::level(i - 1) + Levels::level(i));
+    index += t > border ? splat(1.0f) : F32{};
+  }
+  return index;
+}
+
+template <>
+MUSESPARK_INLINE F32 nearest_index<Int4Levels>(F32 t) {
+  return nearest_level<Int4Levels>(t) + 8.0f;
+}
+
+// Sums that a trial scale gives: of u * level and of level^2.
+struct Fit {
+  F32 dot = {}, square = {};
+};
+
+template <class Levels>
+MUSESPARK_INLINE Fit fit_levels(const float* u, int n, F32 inverse) {
+  Fit fit;
+  for (int k = 0; k < n; ++k) {
+    const F32 x = load(u + k * kRowBlock), level = nearest_level<Levels>(x * inverse);
+    fit.dot += x * level;
+    fit.square += level * level;
+  }
+  return fit;
+}
+
 // The scale d of n <= 32 columns with the least sum of (u - d * level)^2, where d is the
 // least-squares scale of the levels that a trial scale gives: that error is
-// sum u^2 - (sum u*level)^2 / sum level^2.
+// sum u^2 - (sum u*level)^2 / sum level^2. Tried with both signs; where quick with the one that
+// takes the largest number to the table's long end.
 template <class Levels>
 MUSESPARK_INLINE F32 fit_group_table(const float* u, int n, bool quick) {
-  F32 amax = {};
-  for (int k = 0; k < n; ++k) amax = larger(magnitude(load(u + k * kRowBlock)), amax);
+  F32 amax = {}, extreme = {};
+  for (int k = 0; k < n; ++k) {
+    const F32 x = load(u + k * kRowBlock);
+    extreme = magnitude(x) > amax ? x : extreme;
+    amax = larger(magnitude(x), amax);
+  }
   F32 best_gain = {}, best_scale = {};
-  const int trials = quick ? 2 : 9;
-  for (int trial = 0; trial < trials; ++trial) {
-    const float factor = quick ? kQuickTableScales[trial] : kTableScales[trial];
+  const auto attempt = [&](F32 inverse) {
+    const Fit fit = fit_levels<Levels>(u, n, inverse);
+    const F32 scale = fit.dot / fit.square, gain = fit.dot * scale;
+    best_scale = gain > best_gain ? scale : best_scale;
+    best_gain = gain > best_gain ? gain : best_gain;
+  };
+  if (quick) {
+    for (const float factor : kQuickTableScales) attempt(-Levels::kLargest / (extreme * factor));
+    return best_scale;
+  }
+  for (const float factor : kTableScales) {
     const F32 inverse = Levels::kLargest / (amax * factor);  // inf for all zeros: no gain below
-    F32 dot[2] = {}, square[2] = {};
-    for (int k = 0; k < n; ++k) {
-      const F32 x = load(u + k * kRowBlock), t = x * inverse;
-      const F32 plus = nearest_level<Levels>(t), minus = nearest_level<Levels>(-t);
-      dot[0] += x * plus;
-      square[0] += plus * plus;
-      dot[1] -= x * minus;
-      square[1] += minus * minus;
-    }
-    for (int sign = 0; sign < 2; ++sign) {
-      const F32 scale = dot[sign] / square[sign];
-      const F32 gain = dot[sign] * scale;
-      best_scale = gain > best_gain ? (sign ? -scale : scale) : best_scale;
-      best_gain = gain > best_gain ? gain : best_gain;
-    }
+    attempt(inverse);
+    attempt(-inverse);
   }
   return best_scale;
 }
@@ -128,13 +171,7 @@ MUSESPARK_INLINE F32 fit_group_table(const float* u, int n, bool quick) {
 template <class Levels>
 MUSESPARK_INLINE void encode_group_table(const float* u, int n, F32 inverse, std::uint8_t* codes) {
   for (int k = 0; k < n; ++k) {
-    const F32 t = load(u + k * kRowBlock) * inverse;
-    F32 index = {};
-#pragma GCC unroll 15
-    for (int i = 1; i < Levels::kCount; ++i) {
-      const float border = 0.5f * (Levels::level(i - 1) + Levels::level(i));
-      index += t > border ? splat(1.0f) : F32{};
-    }
+    const F32 index = nearest_index<Levels>(load(u + k * kRowBlock) * inverse);
     store_bytes(codes + k * kRowBlock, Levels::code(index));
   }
 }
