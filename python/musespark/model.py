@@ -29,6 +29,7 @@ from musespark.errors import (
     ContextOverflow,
     Error,
     InvalidRequest,
+    MemoryBudgetExceeded,
     UnsupportedModel,
 )
 from musespark.events import Request
@@ -40,11 +41,13 @@ from musespark.generation import (
     CompletionCollector,
     Stream,
 )
+from musespark.machine import available_memory
 from musespark.memory import KV_FORMATS, choose_context
 from musespark.options import (
     CHAT_OPTIONS,
     OPTION_NAMES,
     GenerationOptions,
+    check_stream,
     model_defaults,
     resolve,
     split_seeds,
@@ -67,6 +70,7 @@ from musespark.weights import (
     read_adapter_config,
 )
 
+MAX_THREADS, MAX_CONTEXT = 1024, 2**31 - 1
 _LATER_KV = ("kv8v4", "kv4")
 
 
@@ -79,6 +83,7 @@ def load(
     threads: int | None = None,
     adapter: str | os.PathLike[str] | None = None,
     progress: Any = None,
+    verify: bool = False,
 ) -> Model:
     """Loads a model.
 
@@ -88,13 +93,18 @@ def load(
     over a hub id. What is not cached is downloaded, and what is not packed is packed once into the
     cache folder, with a progress bar on a terminal (``progress``: False for none, or a function of
     done, total and what). ``quantize``: auto (what is quantized already keeps its precision), none
-    (as stored), q8 or q4. ``kv``: auto, f32 or kv8, the format
-    of keys and values. ``context``: the most tokens of one sequence; None is the model's own limit
-    or what fits in half of the free memory. ``threads``: None is every core this process may use.
+    (as stored), q8 or q4; auto is q8 up to 50 million parameters and q4 above. ``kv``: auto, f32 or
+    kv8, the format of keys and values. ``context``: the most tokens of one sequence; None is the
+    model's own limit or what fits in half of the free memory. ``threads``: None is every core this
+    process may use. ``verify``: check every checksum of the packed file first; it reads all of it.
     ``adapter``: the folder of a LoRA adapter (PEFT's adapter_config.json and
     adapter_model.safetensors) that every request gets: merged into weights that are floats
     (``quantize="none"``), beside packed ones. To switch adapters, or to have none in some requests,
     leave it out and use :meth:`Model.load_adapter`. ``model.info`` says what was chosen.
+
+    The packed file is mapped, not copied. Replace it by renaming another over it, and the running
+    model keeps the old one; who overwrites or truncates it in place changes the model, or ends the
+    process with SIGBUS.
 
     Raises UnsupportedModel, CorruptFile, InvalidRequest; MemoryBudgetExceeded, which says what
     would fit; HubUnavailable and AccessDenied; and OSError where the disk is full.
@@ -108,8 +118,10 @@ def load(
         if kv in _LATER_KV:
             raise InvalidRequest(f"kv: {kv!r} is not part of this version; there are {known}")
         raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {known}")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
-        raise InvalidRequest(f"threads: got {threads!r}, allowed is an integer >= 1 or None")
+    _check_count("threads", threads, MAX_THREADS)
+    _check_count("context", context, MAX_CONTEXT)
+    if not isinstance(verify, bool):
+        raise InvalidRequest(f"verify: got {verify!r:.60}, allowed is a bool")
 
     lora = None if adapter is None else read_adapter_config(adapter)
 
@@ -118,6 +130,8 @@ def load(
 
     weights = open_model(source, quantize=quantize, progress=progress, admit=admit)
     try:
+        if verify:
+            weights.verify(progress)
         adapted = None
         if lora is not None:
             adapted = read_adapter(lora, weights.spec, weights.info["family"])
@@ -127,6 +141,12 @@ def load(
     except BaseException:
         weights.close()
         raise
+
+
+def _check_count(name: str, value: Any, most: int) -> None:
+    if value is None or (type(value) is int and 1 <= value <= most):
+        return
+    raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is 1 to {most} or None")
 
 
 class Model:
@@ -150,7 +170,7 @@ class Model:
         self._weights = weights
         spec, assets = weights.spec, weights.assets
         config = json_asset(assets, "generation_config.json")
-        self.tokenizer = tokenizer_of(assets)
+        self.tokenizer = tokenizer_of(assets, str(weights.info["source"]))
         self._vocab = spec.vocab
         self.template = template_of(assets)
         self._defaults = model_defaults(config, spec.vocab)
@@ -224,6 +244,7 @@ class Model:
 
         Raises InvalidRequest (unknown or wrong option, with the nearest name) and ContextOverflow.
         """
+        check_stream(stream)
         out = Stream(*self._submit(*self._text_request(prompt, options)))
         return out if stream else out.drain()
 
@@ -234,6 +255,7 @@ class Model:
 
         The prompt is encoded in a thread; cancelling the task cancels the request.
         """
+        check_stream(stream)
         prepared = await asyncio.to_thread(self._text_request, prompt, options)
         out = AsyncStream(*self._submit(*prepared))
         return out if stream else await out.drain()
@@ -267,6 +289,7 @@ class Model:
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
         ``tool``; its ``.result`` is the ChatResult.
         """
+        check_stream(stream)
         given = {"tools": tools, "reasoning_effort": reasoning_effort, "mode": mode, **options}
         out = Stream(*self._submit(*self._chat_request(messages, given)))
         return out if stream else out.drain()
@@ -279,6 +302,7 @@ class Model:
         **options: Any,
     ) -> ChatResult | AsyncStream:
         """:meth:`chat` for an event loop, as :meth:`agenerate`."""
+        check_stream(stream)
         prepared = await asyncio.to_thread(self._chat_request, messages, options)
         out = AsyncStream(*self._submit(*prepared))
         return out if stream else await out.drain()
@@ -317,9 +341,19 @@ class Model:
     # ---- scores -------------------------------------------------------------------------------
 
     def logits(self, ids: Sequence[int], *, adapter: Adapter | str | None = None) -> np.ndarray:
-        """float32 [n, vocab]: the logits after each of n token ids."""
-        chosen, most = self._adapters.id_of(adapter), self._info.context
-        with_all = Request(tokens=self._ids(ids, "ids", most=most), logits="all", adapter=chosen)
+        """float32 [n, vocab]: the logits after each of n token ids.
+
+        MemoryBudgetExceeded where the array does not fit into the memory that is free.
+        """
+        chosen = self._adapters.id_of(adapter)
+        ids = self._ids(ids, "ids", most=self._info.context)
+        needed, free = 4 * len(ids) * self._vocab, available_memory()
+        if needed > free:
+            raise MemoryBudgetExceeded(
+                f"logits of {len(ids)} tokens are {needed} bytes ({self._vocab} numbers each); "
+                f"{free} are free; give fewer tokens at once, or use score"
+            )
+        with_all = Request(tokens=ids, logits="all", adapter=chosen)
         return self._engine.submit(with_all).result().logits
 
     def score(
