@@ -127,7 +127,7 @@ def test_a_home_is_expanded(folder, own_cache, monkeypatch) -> None:
 
 @pytest.mark.parametrize("source", ["", "~/nope", "/tmp/\0x", "./not/there", Path("not-there")])
 def test_what_is_not_there_is_said_first(source, monkeypatch) -> None:
-    with pytest.raises(InvalidRequest, match=r"no such file or folder|no NUL"):
+    with pytest.raises(InvalidRequest, match="no such file or folder"):
         musespark.load(source)
 
 
