@@ -89,7 +89,7 @@ def test_piped_chat_answers_every_line(capsys, monkeypatch):
         want = model.chat("What is 2 + 3?", max_new_tokens=60)
     assert want.content in first
     assert want.content in after
-    assert f"completion_tokens={len(want.tokens)}" in after
+    assert f"answer      {len(want.tokens)} tokens" in first
     assert "\x1b" not in out, "escape sequences outside a terminal"
 
 

@@ -122,8 +122,10 @@ def convert(
 ) -> dict[str, Any]:
     """Packs the model folder or GGUF file `source` into `destination`; returns its ``info``.
 
-    The file appears whole or not at all, in place of one that is there; a full disk raises
-    :class:`musespark.weights.WriteFailed`. Peak memory stays below 500 MB besides the mapped file.
+    `quantize`: q4 unless given; q8, none (as stored), or auto as in :func:`musespark.load`. The
+    file appears whole or not at all, in place of one that is there; a full disk raises
+    :class:`musespark.WriteFailed`. What a killed conversion to the same destination left is
+    removed. Peak memory stays below 500 MB besides the mapped file.
     """
     pack.check_quantize(quantize)
     target = Path(destination).expanduser()
