@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import mmap
 import os
 import shutil
@@ -12,7 +14,9 @@ import pytest
 
 import musespark
 from musespark import model as model_module
+from musespark.engine import kv_bytes
 from musespark.errors import CorruptFile, InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
+from musespark.families import read_config
 from musespark.weights import cache, files, loading, open_model, pack
 from musespark.weights.files import AsideFile, WriteFailed, remove_left_behind, write_aside
 
@@ -45,6 +49,17 @@ def test_a_context_beyond_the_model_is_refused_before_packing(folder, own_cache,
     (folder / "tokenizer.json").write_bytes((loading._NANO / "tokenizer.json").read_bytes())
     with pytest.raises(InvalidRequest, match="the model's own"):
         musespark.load(folder, context=2**30)
+
+
+def test_a_context_of_millions_is_cut_to_what_runs(folder) -> None:
+    """Ten million in a config, for "no limit", was refused whatever context was asked for."""
+    config = json.loads((folder / "config.json").read_text())
+    _, spec, notes = read_config(config | {"max_position_embeddings": 10_000_000})
+    assert spec.max_context == 1 << 20
+    assert kv_bytes(spec, "kv8", 64) > 0  # the core takes it, and no more
+    assert any("10000000, at most 1048576" in note for note in notes)
+    with pytest.raises(UnsupportedModel, match="max_context"):
+        kv_bytes(dataclasses.replace(spec, max_context=(1 << 20) + 1), "kv8", 64)
 
 
 def test_a_missing_tokenizer_is_missed_before_packing(folder, own_cache, unpacked) -> None:
