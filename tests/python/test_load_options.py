@@ -8,14 +8,17 @@ import json
 import mmap
 import os
 import shutil
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import musespark
 from musespark import model as model_module
 from musespark.engine import kv_bytes
 from musespark.errors import CorruptFile, InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
+from musespark.events import Finished, LogitsRows, collect
 from musespark.families import read_config
 from musespark.weights import cache, files, loading, open_model, pack
 from musespark.weights.files import AsideFile, WriteFailed, remove_left_behind, write_aside
@@ -225,3 +228,13 @@ def test_wrong_values_give_the_documented_range(model, options, message) -> None
 def test_decoding_takes_ids_only(model, wrong) -> None:
     with pytest.raises(InvalidRequest):
         model.tokenizer.decode(wrong)
+
+
+def test_joined_logits_are_held_once() -> None:
+    """Joining by concatenation took twice the memory that logits() had found to be free."""
+    events: list = [LogitsRows(8 * i, np.full((8, 4), i, np.float32)) for i in range(5)]
+    alive = [weakref.ref(event.values) for event in events]
+    events.append(Finished("length", {}))
+    logits = collect(events).logits
+    assert events == [] and [one() for one in alive] == [None] * 5
+    assert np.array_equal(logits, np.repeat(np.arange(5), 8)[:, None] * np.ones(4))
