@@ -18,7 +18,8 @@ __version__ = "0.1.0"
 
 # Module -> the public names it defines.
 _DEFINED_IN = {
-    "model": ("load", "Model"),
+    "loading": ("load",),
+    "model": ("Model",),
     "session": ("Session",),
     "adapters": ("Adapter",),
     "machine": ("doctor",),
