@@ -64,6 +64,7 @@ clean:
 	rm -rf $(VENV) build dist
 
 $(VENV)/.base: pyproject.toml .ci/venv .ci/requirements.py
+	@echo "making $(VENV) from the package index"
 	.ci/system-packages
 	.ci/venv $(VENV) build project
 	touch $@
@@ -77,7 +78,8 @@ $(VENV)/.tools: $(VENV)/.base
 # A plain install, not an editable one: what is tested is what is shipped. The build folder stays, so
 # only changed C++ files are compiled again.
 $(VENV)/.installed: $(VENV)/.base $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps .
+	@echo "building musespark: some minutes the first time"
+	@$(BIN)/python .ci/progress.py $(BIN)/python -m pip install --verbose --no-build-isolation --no-deps .
 	touch $@
 
 build/sanitize/.installed: $(VENV)/.base $(SOURCES)

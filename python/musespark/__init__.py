@@ -1,9 +1,10 @@
-"""musespark: reasoning models that see, on an ordinary CPU.
+"""musespark: reasoning models on an ordinary CPU, with visible thoughts.
 
     import musespark
 
     model = musespark.load()                      # Spark Nano, inside the package
-    print(model.chat("What is 17 + 25?"))
+    answer = model.chat("What is 17 + 25?")
+    print(answer.reasoning, answer.content, sep="\n")
 
 The names below are imported when first used, so ``import musespark`` itself costs next to nothing.
 """
@@ -17,12 +18,13 @@ __version__ = "0.1.0"
 
 # Module -> the public names it defines.
 _DEFINED_IN = {
-    "model": ("load", "Model"),
+    "loading": ("load",),
+    "model": ("Model",),
     "session": ("Session",),
     "adapters": ("Adapter",),
     "machine": ("doctor",),
     "memory": ("estimate", "inspect", "Estimate"),
-    "weights": ("convert",),
+    "weights": ("convert", "WriteFailed"),
     "text": ("Tokenizer", "ChatTemplate"),
     "results": ("Completion", "ChatResult", "Delta", "Usage", "Timings", "ModelInfo"),
     "errors": (

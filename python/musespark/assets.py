@@ -7,7 +7,7 @@ from typing import Any
 
 from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.text import ChatTemplate, Tokenizer
-from musespark.untrusted import parse_json_object
+from musespark.untrusted import no_tokenizer, parse_json_object
 
 _TEMPLATE = "chat_template.jinja"
 
@@ -17,11 +17,9 @@ def json_asset(assets: Mapping[str, bytes], name: str) -> dict[str, Any]:
     return parse_json_object(assets[name], name) if name in assets else {}
 
 
-def tokenizer_of(assets: Mapping[str, bytes]) -> Tokenizer:
+def tokenizer_of(assets: Mapping[str, bytes], source: str = "the model") -> Tokenizer:
     if "tokenizer.json" not in assets:
-        raise UnsupportedModel(
-            "tokenizer.json is missing; other tokenizer files are not part of this version"
-        )
+        raise UnsupportedModel(no_tokenizer(source))
     return Tokenizer.from_json(
         assets["tokenizer.json"],
         config={

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from musespark import _core
-from musespark.errors import Error, UnsupportedModel
+from musespark.errors import Cancelled, Error, UnsupportedModel
 
 # Rows a batch may have: enough that weights are read for many, little enough for any memory.
 _BATCH_ROWS = 4096
@@ -43,6 +43,8 @@ class Encoder:
                 rows += len(texts[end])
                 end += 1
             with self._one_call:
+                if self._core is None and begin:
+                    raise Cancelled("the model was closed while these texts were embedded")
                 if self._core is None:
                     raise Error("the model is closed")
                 out[begin:end] = self._core.embed(texts[begin:end])

@@ -344,26 +344,6 @@ class Handle:
                 if not self._driver.thread.is_alive() and self.stream.events.empty():
                     return Error("the engine's thread is gone")
 
-    def end(self) -> Finished:
-        """Cancels, and waits for the last event; tokens before it are dropped."""
-        self.cancel()
-        while True:
-            event = self._next()
-            if isinstance(event, Exception):
-                raise event
-            if isinstance(event, Finished):
-                return event
-
-    async def aend(self) -> Finished:
-        """The same for an event loop."""
-        self.cancel()
-        while True:
-            event = await self.stream.aget()
-            if isinstance(event, Exception):
-                raise event
-            if isinstance(event, Finished):
-                return event
-
     def result(self) -> Result:
         """Waits for the end and returns everything."""
         return collect(list(self))

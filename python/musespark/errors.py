@@ -32,7 +32,7 @@ class ContextOverflow(InvalidRequest):
 
 
 class Cancelled(Error):  # noqa: N818
-    """The caller cancelled the request."""
+    """The request was cancelled: its model was closed while somebody waited for it."""
 
 
 class DeadlineExceeded(Error, TimeoutError):  # noqa: N818

@@ -105,21 +105,31 @@ def token_array(tokens: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def _joined(rows: list[np.ndarray]) -> np.ndarray:
+    """All rows as one array; ``rows`` is emptied on the way, so that no row is held twice."""
     if len(rows) == 1:
         return rows[0]
+    count = sum(len(part) for part in rows)
     try:
-        return np.concatenate(rows)
+        out = np.empty((count, *rows[0].shape[1:]), rows[0].dtype)  # pages come as they are written
     except MemoryError:
-        count = sum(len(part) for part in rows)
         raise MemoryBudgetExceeded(f"no memory for the logits of {count} positions") from None
+    while rows:
+        part = rows.pop()
+        out[count - len(part) : count] = part
+        count -= len(part)
+    return out
 
 
 def collect(events: list[Event]) -> Result:
-    """All events of one request, in order and ended by :class:`Finished`, as its result."""
+    """All events of one request, in order and ended by :class:`Finished`, as its result.
+
+    ``events`` is emptied: logits fill most of the memory there is, and stay in it once.
+    """
     finished = events[-1]
     assert isinstance(finished, Finished)
     parts = [e for e in events if isinstance(e, Tokens)]
     rows = [e.values for e in events if isinstance(e, LogitsRows)]
+    events.clear()
     with_logprobs = bool(parts) and parts[0].logprobs is not None
     return Result(
         tokens=[t for p in parts for t in p.ids],

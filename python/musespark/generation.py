@@ -212,16 +212,19 @@ class _Driven:
         return self._partial()
 
     def _partial(self) -> Any:
+        self.handle.cancel()
         try:
-            self._cut(self.handle.end())
+            for event in self.handle:  # what nobody read, and the end
+                self._cut(event)
         except Error as error:
             self._failure = error
             raise
         return self._result
 
-    def _cut(self, end: Finished) -> None:
+    def _cut(self, event: Event) -> None:
         """The result of a stream that nobody read to this end."""
-        _, self._result = self._collector.finish(end._replace(reason="cancelled"))
+        if isinstance(event, Finished):
+            _, self._result = self._collector.finish(event._replace(reason="cancelled"))
 
     def cancel(self) -> None:
         """Ends the request within one layer; the iteration then ends with what there is."""
@@ -336,7 +339,8 @@ class AsyncStream(_Driven):
             return  # who reads it comes to an end
         if self._result is None and self._failure is None:
             try:
-                self._cut(await self.handle.aend())
+                async for event in self.handle:
+                    self._cut(event)
             except Error as error:  # the model was closed: result says so
                 self._failure = error
         self._closed = True

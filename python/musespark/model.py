@@ -1,4 +1,4 @@
-"""The public face: :func:`load` and :class:`Model`."""
+"""The public face of a loaded model."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from musespark.errors import (
     ContextOverflow,
     Error,
     InvalidRequest,
+    MemoryBudgetExceeded,
     UnsupportedModel,
 )
 from musespark.events import Request
-from musespark.families.spec import ModelSpec
 from musespark.generation import (
     AsyncStream,
     ChatCollector,
@@ -40,11 +40,13 @@ from musespark.generation import (
     CompletionCollector,
     Stream,
 )
+from musespark.machine import available_memory
 from musespark.memory import KV_FORMATS, choose_context
 from musespark.options import (
     CHAT_OPTIONS,
     OPTION_NAMES,
     GenerationOptions,
+    check_stream,
     model_defaults,
     resolve,
     split_seeds,
@@ -57,80 +59,11 @@ from musespark.session import Session
 from musespark.text import ChatTemplate, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
-from musespark.weights import (
-    LoadedWeights,
-    LoraWeights,
-    can_merge,
-    merge,
-    open_model,
-    read_adapter,
-    read_adapter_config,
-)
-
-_LATER_KV = ("kv8v4", "kv4")
-
-
-def load(
-    source: str | os.PathLike[str] | None = None,
-    *,
-    quantize: str = "auto",
-    kv: str = "auto",
-    context: int | None = None,
-    threads: int | None = None,
-    adapter: str | os.PathLike[str] | None = None,
-    progress: Any = None,
-) -> Model:
-    """Loads a model.
-
-    ``source``: None is Spark Nano, the model inside the package; else a folder (config.json,
-    safetensors, tokenizer.json), a GGUF file, a packed file, or a hub id: ``org/name``,
-    ``org/name@revision``, ``org/name:Q4_K_M`` and ``org/name/file.gguf``. A path that exists wins
-    over a hub id. What is not cached is downloaded, and what is not packed is packed once into the
-    cache folder, with a progress bar on a terminal (``progress``: False for none, or a function of
-    done, total and what). ``quantize``: auto (what is quantized already keeps its precision), none
-    (as stored), q8 or q4. ``kv``: auto, f32 or kv8, the format
-    of keys and values. ``context``: the most tokens of one sequence; None is the model's own limit
-    or what fits in half of the free memory. ``threads``: None is every core this process may use.
-    ``adapter``: the folder of a LoRA adapter (PEFT's adapter_config.json and
-    adapter_model.safetensors) that every request gets: merged into weights that are floats
-    (``quantize="none"``), beside packed ones. To switch adapters, or to have none in some requests,
-    leave it out and use :meth:`Model.load_adapter`. ``model.info`` says what was chosen.
-
-    Raises UnsupportedModel, CorruptFile, InvalidRequest; MemoryBudgetExceeded, which says what
-    would fit; HubUnavailable and AccessDenied; and OSError where the disk is full.
-    """
-    if source is not None and not isinstance(source, (str, os.PathLike)):
-        raise InvalidRequest(f"source: got {source!r:.60}, allowed is a path or None")
-    if progress is not None and not isinstance(progress, bool) and not callable(progress):
-        raise InvalidRequest(f"progress: got {progress!r:.60}, allowed is a bool or a function")
-    if not isinstance(kv, str) or kv not in KV_FORMATS:
-        known = list(KV_FORMATS)
-        if kv in _LATER_KV:
-            raise InvalidRequest(f"kv: {kv!r} is not part of this version; there are {known}")
-        raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {known}")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int)):
-        raise InvalidRequest(f"threads: got {threads!r}, allowed is an integer >= 1 or None")
-
-    lora = None if adapter is None else read_adapter_config(adapter)
-
-    def admit(spec: ModelSpec, weights: dict[str, int], recipe: str) -> None:
-        choose_context(spec, weights, recipe, KV_FORMATS[kv], context)
-
-    weights = open_model(source, quantize=quantize, progress=progress, admit=admit)
-    try:
-        adapted = None
-        if lora is not None:
-            adapted = read_adapter(lora, weights.spec, weights.info["family"])
-            if can_merge(weights, adapted):
-                merge(weights, adapted)
-        return Model(weights, kv=kv, context=context, threads=threads, adapter=adapted)
-    except BaseException:
-        weights.close()
-        raise
+from musespark.weights import LoadedWeights, LoraWeights
 
 
 class Model:
-    """A loaded model. Made by :func:`load`; close it, or use it as a context manager.
+    """A loaded model. Made by :func:`musespark.load`; close it, or use it as a context manager.
 
     Safe to use from any number of threads and event loops: what they ask runs as one batch, and
     every result is the one it would be alone. After ``os.fork`` load again in the child.
@@ -150,7 +83,7 @@ class Model:
         self._weights = weights
         spec, assets = weights.spec, weights.assets
         config = json_asset(assets, "generation_config.json")
-        self.tokenizer = tokenizer_of(assets)
+        self.tokenizer = tokenizer_of(assets, str(weights.info["source"]))
         self._vocab = spec.vocab
         self.template = template_of(assets)
         self._defaults = model_defaults(config, spec.vocab)
@@ -224,6 +157,7 @@ class Model:
 
         Raises InvalidRequest (unknown or wrong option, with the nearest name) and ContextOverflow.
         """
+        check_stream(stream)
         out = Stream(*self._submit(*self._text_request(prompt, options)))
         return out if stream else out.drain()
 
@@ -234,6 +168,7 @@ class Model:
 
         The prompt is encoded in a thread; cancelling the task cancels the request.
         """
+        check_stream(stream)
         prepared = await asyncio.to_thread(self._text_request, prompt, options)
         out = AsyncStream(*self._submit(*prepared))
         return out if stream else await out.drain()
@@ -267,6 +202,7 @@ class Model:
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
         ``tool``; its ``.result`` is the ChatResult.
         """
+        check_stream(stream)
         given = {"tools": tools, "reasoning_effort": reasoning_effort, "mode": mode, **options}
         out = Stream(*self._submit(*self._chat_request(messages, given)))
         return out if stream else out.drain()
@@ -279,6 +215,7 @@ class Model:
         **options: Any,
     ) -> ChatResult | AsyncStream:
         """:meth:`chat` for an event loop, as :meth:`agenerate`."""
+        check_stream(stream)
         prepared = await asyncio.to_thread(self._chat_request, messages, options)
         out = AsyncStream(*self._submit(*prepared))
         return out if stream else await out.drain()
@@ -317,9 +254,19 @@ class Model:
     # ---- scores -------------------------------------------------------------------------------
 
     def logits(self, ids: Sequence[int], *, adapter: Adapter | str | None = None) -> np.ndarray:
-        """float32 [n, vocab]: the logits after each of n token ids."""
-        chosen, most = self._adapters.id_of(adapter), self._info.context
-        with_all = Request(tokens=self._ids(ids, "ids", most=most), logits="all", adapter=chosen)
+        """float32 [n, vocab]: the logits after each of n token ids.
+
+        MemoryBudgetExceeded where the array does not fit into the memory that is free.
+        """
+        chosen = self._adapters.id_of(adapter)
+        ids = self._ids(ids, "ids", most=self._info.context)
+        needed, free = 4 * len(ids) * self._vocab, available_memory()
+        if needed > free:
+            raise MemoryBudgetExceeded(
+                f"logits of {len(ids)} tokens are {needed} bytes ({self._vocab} numbers each); "
+                f"{free} are free; give fewer tokens at once, or use score"
+            )
+        with_all = Request(tokens=ids, logits="all", adapter=chosen)
         return self._engine.submit(with_all).result().logits
 
     def score(

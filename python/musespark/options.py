@@ -37,6 +37,7 @@ CHAT_OPTIONS = ("tools", "reasoning_effort", "mode")
 EFFORTS = ("low", "medium", "high", "xhigh")
 MODES = ("auto", "instant", "thinking")
 MAX_LOGPROBS = 64
+MAX_TOKENS = 2**31 - 1
 MAX_STOP_STRINGS = 64
 
 
@@ -64,7 +65,16 @@ OPTION_NAMES = tuple(f.name for f in fields(GenerationOptions))
 
 
 def _fail(name: str, value: object, allowed: str) -> InvalidRequest:
-    return InvalidRequest(f"{name}: got {value!r}, allowed is {allowed}")
+    try:
+        got = f"{value!r:.80}"
+    except ValueError:  # an integer of more digits than Python writes
+        got = f"a huge {type(value).__name__}"
+    return InvalidRequest(f"{name}: got {got}, allowed is {allowed}")
+
+
+def check_stream(value: Any) -> None:
+    if not isinstance(value, bool):
+        raise _fail("stream", value, "True or False")
 
 
 def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -96,6 +106,8 @@ def _stop(value: Any) -> tuple[str, ...]:
     items = (value,) if isinstance(value, str) else value
     if not isinstance(items, Sequence) or not all(isinstance(s, str) and s for s in items):
         raise _fail("stop", value, "a non-empty string or a sequence of them")
+    if any("\ud800" <= char <= "\udfff" for text in items for char in text):
+        raise _fail("stop", value, "text; no text has a lone surrogate")
     if len(items) > MAX_STOP_STRINGS:
         raise _fail("stop", f"{len(items)} strings", f"at most {MAX_STOP_STRINGS}")
     return tuple(items)
@@ -113,11 +125,9 @@ def _logit_bias(value: Any, vocab: int) -> dict[int, float]:
 
 def _check(name: str, value: Any, vocab: int) -> Any:
     if name == "max_new_tokens":
-        return _integer(name, value, 1)
-    if name == "min_new_tokens":
-        return _integer(name, value, 0)
-    if name == "top_k":
-        return _integer(name, value, 0)
+        return _integer(name, value, 1, MAX_TOKENS)
+    if name in ("min_new_tokens", "top_k"):
+        return _integer(name, value, 0, MAX_TOKENS)
     if name == "logprobs":
         return _integer(name, value, 0, min(MAX_LOGPROBS, vocab))
     if name == "seed":

@@ -79,6 +79,11 @@ def chat_ids(
     mode = "auto" if mode is None else mode
     _check_mode(mode, reasoning_effort)
     messages = checked_messages(messages, "".join(template.sources))
+    if messages[-1]["role"] == "assistant":
+        raise InvalidRequest(
+            f"messages[{len(messages) - 1}]: the last message is the assistant's; going on with it "
+            "is not part of this version: end with a user's or a tool's"
+        )
     given = _Rendering(tokenizer, template, messages, checked_tools(tools))
     given.variables |= _effort(given, reasoning_effort)
     given.variables |= _thinking(given, protocol, mode)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from musespark.errors import InvalidRequest
 from musespark.generation import Stream
+from musespark.options import check_stream
 from musespark.results import ChatResult, Delta
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Session:
         conversation is as it was before. InvalidRequest while another turn is under way, in
         whatever thread.
         """
+        check_stream(stream)
         sent = _as_messages(message)
         turn = _Turn()
         try:

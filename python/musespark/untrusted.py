@@ -23,7 +23,12 @@ _MAX_DEPTH = 32
 
 def open_regular(path: Path) -> int:
     """Opens a regular file for reading; a pipe, device or folder is refused without waiting."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        if not os.path.islink(path):
+            raise
+        raise CorruptFile(f"{path}: a link to {os.readlink(path)}, which is not there") from None
     try:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode):
@@ -42,6 +47,18 @@ def read_small_file(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise CorruptFile(f"{path}: more than {limit} bytes")
     return data
+
+
+def refuse_lfs_pointer(data: bytes | str, where: str) -> None:
+    """CorruptFile where a file is only what Git LFS puts in its place until it is fetched."""
+    start = data[:8]
+    if start in (b"version ", "version "):
+        raise CorruptFile(f"{where}: a Git LFS pointer, not the file itself; run: git lfs pull")
+
+
+def no_tokenizer(where: str) -> str:
+    """What to say of a model without one."""
+    return f"{where}: tokenizer.json is missing; other tokenizer files are not part of this version"
 
 
 class _RefusedError(ValueError):
@@ -100,9 +117,10 @@ def parse_json(data: bytes | str, where: str, limit: int = MAX_CONFIG_BYTES) -> 
     """
     if len(data) > limit:
         raise CorruptFile(f"{where}: {len(data)} bytes, more than the limit of {limit}")
+    refuse_lfs_pointer(data, where)
     try:
         value = json.loads(
-            data if isinstance(data, str) else data.decode("utf-8"),
+            data if isinstance(data, str) else data.decode("utf-8-sig"),
             object_pairs_hook=_object,
             parse_int=_integer,
             parse_float=_real,

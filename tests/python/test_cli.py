@@ -84,12 +84,12 @@ def test_piped_chat_answers_every_line(capsys, monkeypatch):
     lines = "What is 2 + 3?\n\n/stats\n/reset\nWhat is 2 + 3?\n/quit\nnever read\n"
     assert run("chat", "-n", 60, *FAST, given=lines, monkeypatch=monkeypatch) == 0
     out = capsys.readouterr().out
-    first, after = out.split("Usage(", 1)
+    first, after = out.split("tokens/s", 1)
     with musespark.load(context=256, threads=1) as model:
         want = model.chat("What is 2 + 3?", max_new_tokens=60)
     assert want.content in first
     assert want.content in after
-    assert f"completion_tokens={len(want.tokens)}" in after
+    assert f"answer      {len(want.tokens)} tokens" in first
     assert "\x1b" not in out, "escape sequences outside a terminal"
 
 
@@ -395,3 +395,120 @@ def test_ctrl_c_ends_a_piped_chat():
     _, err = process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in err
+
+
+# ---- questions, signals, texts that are none ---------------------------------------------------
+
+
+def test_one_question_is_answered_and_left(capsys, monkeypatch):
+    assert run("chat", "What is 2 + 3?", "--effort", "low", *FAST) == 0
+    assert capsys.readouterr().out.strip()
+    assert run("chat", "What is 2 + 3?", "--json", "--mode", "instant", "--seed", 5, *FAST) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["reasoning"], report["seed"]) == ("", 5)
+    assert run("chat", "--json", *FAST) == 1
+    assert "a question is needed" in capsys.readouterr().err
+
+
+def test_every_sampling_option_reaches_the_model(capsys):
+    options = ["--repetition-penalty", "1.1", "--presence-penalty", "0.5", "--deadline", "60"]
+    options += ["--frequency-penalty", "0.5", "--logprobs", "2", "-n", "3", "--json"]
+    assert run("generate", "Once", *options, *FAST) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["logprobs"]) == 3 and len(report["logprobs"][0]["top"]) == 2
+    for flag, field in (("--presence-penalty", "presence_penalty"), ("--deadline", "deadline")):
+        assert run("generate", "Once", flag, "-1000", *FAST) == 1
+        assert f"{field}: got -1000" in capsys.readouterr().err
+
+
+def test_bench_takes_what_the_context_has(capsys):
+    assert run("bench", "-r", "1", "--json", "--context", "100", "--threads", "1") == 0
+    tests = [row["test"] for row in json.loads(capsys.readouterr().out)["rows"]]
+    assert tests == ["prefill 99", "decode 64"]
+
+
+def test_stats_are_a_table():
+    with musespark.load(context=256, threads=1) as model:
+        text = chat.stats(model.generate("Once", max_new_tokens=3, seed=9))
+    assert re.search(r"^answer +3 tokens, 0 of them thought$", text, re.M)
+    assert re.search(r"^seed +9$", text, re.M) and "Usage(" not in text
+
+
+@pytest.mark.parametrize("arguments", [["generate", "-", "-n", "1"], ["chat"]])
+def test_bytes_that_are_no_text_are_called_so(arguments):
+    for encoding in ("utf-8:strict", "utf-8:surrogateescape"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        ended = subprocess.run(
+            [sys.executable, "-m", "musespark", *arguments, *FAST],
+            input=b"ab\xff\n", capture_output=True, timeout=120, env=environment,
+        )  # fmt: skip
+        assert ended.returncode == 1
+        assert b"standard input: not UTF-8 (byte 0xff" in ended.stderr
+
+
+def test_an_argument_that_is_no_text_is_called_so(capsys):
+    assert run("generate", "ab\udcff", *FAST) == 1
+    assert "prompt: not UTF-8 (byte 0xff at character 2)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["", "/nowhere/model", "./nowhere"])
+def test_a_mistyped_path_is_no_such_folder(capsys, model):
+    assert run("generate", "x", "-m", model) == 1
+    assert "no such file or folder" in capsys.readouterr().err
+
+
+def test_chat_without_a_template_says_so_at_the_start(capsys, monkeypatch):
+    class Untemplated:
+        template, info = None, type("Info", (), {"source": "here"})
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            return None
+
+    monkeypatch.setattr(common, "load_model", lambda args: Untemplated())
+    assert run("chat", given="", monkeypatch=monkeypatch) == 1
+    assert "here has no chat template and cannot chat" in capsys.readouterr().err
+
+
+def test_convert_says_what_auto_chose(folder, tmp_path, capsys):
+    assert run("convert", folder, tmp_path / "out.safetensors", "--quantize", "auto") == 0
+    assert ", q8, " in capsys.readouterr().out
+
+
+PACK_AND_WAIT = """
+import sys, time
+from musespark.cli import main
+from musespark.weights import loading
+from musespark.weights.files import write_aside
+def convert(source, destination, *, quantize):
+    with write_aside(__import__('pathlib').Path(destination)):
+        print('packing', flush=True)
+        time.sleep(60)
+import musespark
+musespark.convert = convert
+sys.exit(main(['convert', 'a', sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_cleans_up(tmp_path, number, status):
+    """SIGTERM left the partial file, under a hidden name, for ever."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PACK_AND_WAIT, str(tmp_path / "out.safetensors")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "packing\n"
+    assert len(list(tmp_path.glob(".*.partial"))) == 1
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, list(tmp_path.glob(".*.partial"))) == (status, [])
+    assert "Traceback" not in error
+
+
+def test_ctrl_c_before_the_command_is_there_is_silent():
+    """The launcher printed the traceback of whichever import it had come to."""
+    text = "import signal, musespark.__main__; signal.raise_signal(signal.SIGINT)"
+    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")

@@ -98,9 +98,9 @@ PATHS = [
 @pytest.mark.parametrize("text", PATHS, ids=range(len(PATHS)))
 def test_what_looks_like_a_path_is_no_id_and_goes_to_no_network(text, no_network):
     assert parse_hub_id(text) is None
-    with pytest.raises(InvalidRequest, match="neither a folder nor a file"):
+    with pytest.raises(InvalidRequest, match="no such file or folder"):
         open_model(text)
-    with pytest.raises(InvalidRequest, match="neither a folder nor a file"):
+    with pytest.raises(InvalidRequest, match="no such file or folder"):
         open_model(Path("org/name"))  # a path object is a path
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import musespark
 from musespark.cli import common
@@ -29,6 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="musespark",
         description="Reasoning models on an ordinary CPU; without --model, Spark Nano.",
+        epilog="MUSESPARK_CACHE is the folder for packed models and the chat history "
+        "(default: ~/.cache/musespark); MUSESPARK_MEMORY says how much memory may be used; "
+        "MUSESPARK_ISA forces an instruction set.",
     )
     parser.add_argument("--version", action="version", version=f"musespark {musespark.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -45,7 +51,34 @@ def _drop_output() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (0 done, 1 error, 2 usage, 130 interrupted)."""
+    """Run one command; returns the exit status (0 done, 1 error, 2 usage, 130 interrupted).
+
+    A SIGTERM cleans up as Ctrl-C does, and leaves with status 143.
+    """
+    with _terminable():
+        return _run(argv)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    def leave(*_: object) -> None:
+        raise SystemExit(143)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL:  # somebody has decided already
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         if sys.stdout is None:
             raise Error("standard output is closed")

@@ -14,8 +14,14 @@ from musespark.machine import human_bytes
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
-    parser.add_argument("-p", "--prefill", type=int, nargs="+", default=[128, 512])
-    parser.add_argument("-d", "--decode", type=int, default=64, help="tokens decoded in a round")
+    parser.add_argument(
+        "-p",
+        "--prefill",
+        type=int,
+        nargs="+",
+        help="tokens of a prompt (default: 128 and 512)",
+    )
+    parser.add_argument("-d", "--decode", type=int, help="tokens decoded in a round (default: 64)")
     parser.add_argument("-r", "--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
 
@@ -59,12 +65,16 @@ def _row(test: str, tokens: int, speeds: list[float]) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.rounds < 1 or args.decode < 1 or min(args.prefill) < 1:
+    asked = [args.rounds, *(args.prefill or ()), *([] if args.decode is None else [args.decode])]
+    if min(asked) < 1:
         raise InvalidRequest("bench: --rounds, --decode and --prefill must be at least 1")
     start = time.perf_counter()
     with common.load_model(args) as model:
         load_s = time.perf_counter() - start
-        rows = measure(model, args.prefill, args.decode, args.rounds)
+        context = model.info.context
+        prefill = args.prefill or sorted({min(n, max(1, context - 1)) for n in (128, 512)})
+        decode = max(1, min(64, context - 2)) if args.decode is None else args.decode
+        rows = measure(model, prefill, decode, args.rounds)
         info = model.info
     peak = common.peak_memory_bytes()
     if args.json:

@@ -10,7 +10,7 @@ from typing import Any
 
 from musespark.cli import common
 from musespark.errors import Error, InvalidRequest
-from musespark.options import EFFORTS
+from musespark.options import EFFORTS, MODES
 
 HELP = """\
 /help            this text
@@ -25,9 +25,12 @@ Ctrl-C stops the answer being written."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("question", nargs="?", help="ask this one question, answer and leave")
     common.add_model_arguments(parser)
     common.add_adapter_argument(parser)
     common.add_sampling_arguments(parser)
+    parser.add_argument("--mode", default="auto", choices=MODES, help="whether to think first")
+    parser.add_argument("--json", action="store_true", help="with a question: the whole result")
     parser.add_argument("--system", help="system message")
     parser.add_argument("--effort", choices=EFFORTS, help="how long to think")
     parser.add_argument("--no-thoughts", action="store_true", help="hide thoughts")
@@ -79,13 +82,33 @@ def read_message(prompt: str) -> str:
     return "\n".join(lines).removesuffix('"""' if block else "").strip()
 
 
+def stats(result: Any) -> str:
+    """Tokens, speed and seed of an answer, as a table."""
+    usage, timings = result.usage, result.timings
+    rows = [
+        ("prompt", f"{usage.prompt_tokens} tokens, {usage.cached_tokens} of them from memory"),
+        ("answer", f"{usage.completion_tokens} tokens, {usage.reasoning_tokens} of them thought"),
+        ("prefill", f"{timings.prefill_s:.3f} s"),
+        ("first token", f"after {timings.first_token_s:.3f} s"),
+        ("decode", f"{timings.decode_s:.3f} s, {result.tokens_per_second:.1f} tokens/s"),
+        ("ended by", result.finish_reason),
+        ("seed", str(result.seed)),
+    ]
+    return "\n".join(f"{name:<12}{value}" for name, value in rows)
+
+
 class Repl:
     """The state of one terminal conversation and its commands."""
 
     def __init__(self, model: Any, args: argparse.Namespace):
         self.model = model
         self.effort = args.effort
-        self.options = common.sampling_options(args)
+        self.options = {"mode": args.mode, **common.sampling_options(args)}
+        if model.template is None:
+            raise InvalidRequest(
+                f"{model.info.source} has no chat template and cannot chat; musespark generate "
+                "needs none"
+            )
         self.thoughts = not args.no_thoughts
         self.session = model.session(system=args.system)
         self.last: Any = None
@@ -108,12 +131,7 @@ class Repl:
         elif name == "reset":
             self.session = self.model.session(system=self.session.system)
         elif name == "stats":
-            last = self.last
-            print(
-                "no answer yet"
-                if last is None
-                else f"{last.usage}\n{last.timings}\nseed={last.seed}"
-            )
+            print("no answer yet" if self.last is None else stats(self.last))
         elif name in ("help", "?"):
             print(HELP)
         else:
@@ -143,7 +161,24 @@ class Repl:
             print(f"({self.last.finish_reason})", flush=True)
 
 
+def _answer(args: argparse.Namespace) -> int:
+    """One question: its answer on standard output."""
+    question = common.text_given(args.question, "question")
+    with common.load_model(args) as model:
+        repl = Repl(model, args)
+        if not args.json:
+            repl.say(question)
+            return 0
+        result = repl.session.chat(question, reasoning_effort=args.effort, **repl.options)
+        common.show_json(result.to_dict())
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.question is not None:
+        return _answer(args)
+    if args.json:
+        raise InvalidRequest("--json: a question is needed, as in: musespark chat --json QUESTION")
     if sys.stdin is None:
         raise InvalidRequest("standard input is closed; chat reads messages from it")
     interactive = sys.stdin.isatty()
@@ -156,7 +191,9 @@ def run(args: argparse.Namespace) -> int:
             common.show(f"{model.info.source}: /help for commands, Ctrl-D to leave")
         while True:
             try:
-                line = read_message("> " if interactive else "")
+                line = common.standard_input(
+                    lambda: read_message("> " if interactive else ""), "standard input"
+                )
             except EOFError:
                 return status
             except KeyboardInterrupt:

@@ -6,9 +6,29 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import IO, Any
 
-SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+from musespark.errors import InvalidRequest
+
+# Option -> its type and what --help says; each is an option of Model.generate under the same name.
+SAMPLING: dict[str, tuple[type, str]] = {
+    "max_new_tokens": (int, "the most tokens to write (default: the model's, else the context)"),
+    "temperature": (float, "0 is greedy (default: the model's, else greedy)"),
+    "top_k": (int, "sample from the K most likely"),
+    "top_p": (float, "sample from the most likely of this probability together"),
+    "min_p": (float, "drop what is less likely than this share of the most likely"),
+    "repetition_penalty": (float, "1 is none"),
+    "presence_penalty": (float, "0 is none"),
+    "frequency_penalty": (float, "0 is none"),
+    "seed": (int, "repeat a run (each result names its seed)"),
+    "deadline": (float, "seconds; what is there then is printed"),
+}
+_SHORT = {"max_new_tokens": ["-n"], "temperature": ["-t"]}
+_QUANTIZE = (
+    "none: as stored; auto: what is quantized already keeps its precision, else q8 up to 50 "
+    "million parameters and q4 above"
+)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +38,27 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="model folder, GGUF file, packed file or hub id (default: Spark Nano)",
     )
-    parser.add_argument("--quantize", default="auto", choices=["auto", "none", "q8", "q4"])
-    parser.add_argument("--kv", default="auto", choices=["auto", "f32", "kv8"])
+    add_quantize_argument(parser, "auto")
+    parser.add_argument(
+        "--kv",
+        default="auto",
+        choices=["auto", "f32", "kv8"],
+        help="format of keys and values (default: auto, which is kv8)",
+    )
     parser.add_argument("--context", type=int, default=None, help="context limit in tokens")
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=None, help="default: every core")
+    parser.add_argument(
+        "--verify", action="store_true", help="check the packed file's checksums before running"
+    )
+
+
+def add_quantize_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--quantize",
+        default=default,
+        choices=["auto", "none", "q8", "q4"],
+        help=f"{_QUANTIZE} (default: {default})",
+    )
 
 
 def add_adapter_argument(parser: argparse.ArgumentParser) -> None:
@@ -31,25 +68,46 @@ def add_adapter_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", "--max-new-tokens", type=int, default=None)
-    parser.add_argument("-t", "--temperature", type=float, default=None)
-    parser.add_argument("--top-k", type=int, default=None)
-    parser.add_argument("--top-p", type=float, default=None)
-    parser.add_argument("--min-p", type=float, default=None)
-    parser.add_argument("--seed", type=int, default=None)
+    for name, (kind, text) in SAMPLING.items():
+        flags = [*_SHORT.get(name, ()), "--" + name.replace("_", "-")]
+        parser.add_argument(*flags, type=kind, default=None, help=text)
 
 
 def load_model(args: argparse.Namespace) -> Any:
     import musespark
 
-    return musespark.load(
+    model = musespark.load(
         args.model,
         quantize=args.quantize,
         kv=args.kv,
         context=args.context,
         threads=args.threads,
         adapter=getattr(args, "adapter", None),
+        verify=args.verify,
     )
+    for note in model.info.notes:
+        if note.startswith("quantize auto") and sys.stderr is not None:
+            print(harmless(note, sys.stderr), file=sys.stderr)
+    return model
+
+
+def text_given(text: str, where: str) -> str:
+    """A text from outside; InvalidRequest where its bytes were no UTF-8, as Python then has it
+    with lone surrogates."""
+    for index, char in enumerate(text):
+        if "\udc80" <= char <= "\udcff":
+            byte = ord(char) - 0xDC00
+            raise InvalidRequest(f"{where}: not UTF-8 (byte 0x{byte:02x} at character {index})")
+    return text
+
+
+def standard_input(read: Callable[[], str], where: str) -> str:
+    """What `read` reads from standard input, checked to be UTF-8."""
+    try:
+        return text_given(read(), where)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InvalidRequest(f"{where}: not UTF-8 (byte 0x{byte:02x})") from error
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:

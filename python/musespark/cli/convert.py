@@ -12,12 +12,12 @@ from musespark.machine import human_bytes
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="model folder (config.json, *.safetensors …) or hub id")
     parser.add_argument("destination", help="packed file to write")
-    parser.add_argument("--quantize", default="q4", choices=["auto", "none", "q8", "q4"])
+    common.add_quantize_argument(parser, "q4")
 
 
 def run(args: argparse.Namespace) -> int:
     info = musespark.convert(args.source, args.destination, quantize=args.quantize)
     formats = ", ".join(f"{name} {human_bytes(size)}" for name, size in info["formats"].items())
     size = f"{info['parameters'] / 1e6:.1f} M parameters"
-    common.show(f"{args.destination}: {info['family']}, {size}, {formats}")
+    common.show(f"{args.destination}: {info['family']}, {info['quantize']}, {size}, {formats}")
     return 0

@@ -7,6 +7,7 @@ them), ``models`` (what a user knows them by), ``spec(config) -> ModelSpec``,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast
 
@@ -84,6 +85,8 @@ MODULES = cast(
         bert,
     ),
 )
+# What the core's tables of positions hold (csrc/ops/rope.h).
+MOST_CONTEXT = 1 << 20
 FAMILIES: dict[str, Family] = {
     model_type: family for family in MODULES for model_type in family.model_types
 }
@@ -112,6 +115,9 @@ def read_config(config: Mapping[str, Any]) -> tuple[Family, ModelSpec, list[str]
     fields = Fields(config)
     spec = family.spec(fields)
     notes = family.notes(fields)
+    if spec.max_context > MOST_CONTEXT:  # "no limit" is written as millions
+        notes.append(f"context: the config says {spec.max_context}, at most {MOST_CONTEXT} is run")
+        spec = dataclasses.replace(spec, max_context=MOST_CONTEXT)
     unknown = fields.unknown()
     if unknown:
         notes.append(f"config keys that this version does not read: {', '.join(sorted(unknown))}")

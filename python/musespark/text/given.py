@@ -16,13 +16,23 @@ from musespark.errors import InvalidRequest, UnsupportedModel
 _MEDIA = ("image", "image_url", "input_image", "video", "audio", "input_audio")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _MAX_DEPTH = 64
-_TOOL_SHAPE = '{"type": "function", "function": {"name": ..., "description": ..., "parameters": …}}'
+_TOOL_SHAPE = (
+    '{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}'
+)
 
 
 def _wrong(where: str, value: Any, allowed: str) -> InvalidRequest:
     plain = value is None or isinstance(value, (str, bool, int, float))
     got = f"{value!r:.60}" if plain else f"a value of type {type(value).__name__}"
     return InvalidRequest(f"{where:.200}: got {got}, allowed is {allowed}")
+
+
+def _check_text(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"{where:.200}: a lone surrogate at index {error.start}, which no text has"
+        raise InvalidRequest(what) from None
 
 
 def _fields(value: Any, where: str, what: str) -> dict[str, Any]:
@@ -76,7 +86,10 @@ def _message(given: Any, where: str, parts: str) -> dict[str, Any]:
 
 
 def _check_content(content: Any, where: str, role: str, may_lack: bool, parts: str) -> None:
-    if isinstance(content, str) or (content is None and may_lack):
+    if isinstance(content, str):
+        _check_text(content, where)
+        return
+    if content is None and may_lack:
         return
     if role == "tool" and isinstance(content, Mapping):  # a result as data; templates write JSON
         _json(content, where)
@@ -93,6 +106,8 @@ def _check_content(content: Any, where: str, role: str, may_lack: bool, parts: s
             )
         if kind == "text" and not isinstance(part.get("text"), str):
             raise _wrong(f"{where}[{index}].text", part.get("text"), "a str")
+        if kind == "text":
+            _check_text(part["text"], f"{where}[{index}].text")
 
 
 def _check_call(given: Any, where: str) -> None:
@@ -149,6 +164,8 @@ def _json(value: Any, where: str, depth: int = 0) -> Any:
     """A copy in JSON's types; InvalidRequest for anything that JSON cannot say."""
     if depth > _MAX_DEPTH:
         raise InvalidRequest(f"{where:.200}: nested more than {_MAX_DEPTH} deep")
+    if isinstance(value, str):
+        _check_text(value, where)
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):

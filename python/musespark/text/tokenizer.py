@@ -17,6 +17,7 @@ The unknown-token id is the exception: text that the vocabulary lacks yields it.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 import secrets
@@ -181,7 +182,7 @@ class Tokenizer:
             config=config,
             generation_config=generation_config,
             source=source,
-            text=text if isinstance(text, str) else text.decode(),
+            text=text if isinstance(text, str) else text.decode("utf-8-sig"),
         )
 
     # ---- construction -------------------------------------------------------------------------
@@ -405,6 +406,10 @@ class Tokenizer:
         as everywhere in Unicode), added tokens of byte-level tokenizers decode to their own text,
         and ids outside the vocabulary raise InvalidRequest instead of vanishing.
         """
+        try:
+            ids = [operator.index(token_id) for token_id in ids]
+        except TypeError:
+            raise InvalidRequest(f"ids: got {ids!r:.60}, allowed is a list of ids") from None
         return push_all(self.stream(skip_special=skip_special, continuing=continuing), ids)
 
     def stream(self, *, skip_special: bool = False, continuing: bool = False) -> StreamDecoder:

@@ -13,6 +13,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import pwd
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ def cache_folder() -> Path:
     own = os.environ.get("MUSESPARK_CACHE")
     if own:
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    home = os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir  # an empty HOME is none
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
     return Path(base) / "musespark"
 
 
@@ -170,6 +172,8 @@ def entries() -> list[Entry]:
 
 def find(name: str) -> Entry:
     """The entry of that name, or the only one whose name begins so; InvalidRequest otherwise."""
+    if not name:
+        raise InvalidRequest("cache: got an empty name, allowed is a name or its beginning")
     found = [entry for entry in entries() if entry.whole and entry.name.startswith(name)]
     exact = [entry for entry in found if entry.name == name]
     if len(exact or found) != 1:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import glob
 import mmap
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from musespark.errors import CorruptFile, Error
+from musespark.errors import CorruptFile, Error, MemoryBudgetExceeded
 from musespark.untrusted import open_regular
 
 
@@ -20,7 +24,7 @@ class WriteFailed(Error, OSError):  # noqa: N818 - named as the other public err
 
 
 class MappedFile:
-    """A regular file mapped read-only; ``bytes`` is uint8 over all of it.
+    """A regular file to be mapped read-only.
 
     The map shows the file as it is: who truncates it while it is mapped makes later reads of the
     lost part fail with SIGBUS, as with every mapped model file. Replace such files by renaming
@@ -29,16 +33,60 @@ class MappedFile:
 
     def __init__(self, path: Path):
         self.path = path
-        fd = open_regular(path)
+        self._map: mmap.mmap | None = None
+        self._bytes: np.ndarray | None = None
+        self._mapping = threading.Lock()
+        self._fd = open_regular(path)
         try:
-            self.stat = os.fstat(fd)
-            size = self.stat.st_size
-            if size == 0:
+            self.stat = os.fstat(self._fd)
+            if self.stat.st_size == 0:
                 raise CorruptFile(f"{path}: the file is empty")
-            self._map: mmap.mmap | None = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
-        finally:
-            os.close(fd)
-        self.bytes: np.ndarray = np.frombuffer(self._map, dtype=np.uint8)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def bytes(self) -> np.ndarray:
+        """uint8 over the whole file, mapped when first asked for."""
+        with self._mapping:
+            if self._bytes is None:
+                self._map = self._mapped()
+                self._bytes = np.frombuffer(self._map, dtype=np.uint8)
+                self._let_go()
+            return self._bytes
+
+    def _mapped(self) -> mmap.mmap:
+        size = self.stat.st_size
+        try:
+            return mmap.mmap(self._fd, size, access=mmap.ACCESS_READ)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise MemoryBudgetExceeded(
+                f"{self.path}: no address space to map {size} bytes; a limit is set (ulimit -v)"
+            ) from error
+        except ValueError as error:  # shorter than it was a moment ago
+            raise CorruptFile(f"{self.path}: {error}") from error
+
+    def read(self, begin: int, end: int) -> bytes:
+        """The bytes begin … end, read without mapping anything; CorruptFile where there are less.
+        Only until the file is mapped."""
+        parts = []
+        while begin < end and (part := os.pread(self._fd, end - begin, begin)):
+            parts.append(part)
+            begin += len(part)
+        if begin < end:
+            raise CorruptFile(f"{self.path}: the file ends at byte {begin}, {end} are needed")
+        return b"".join(parts)
+
+    def _let_go(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            self._let_go()
 
     @property
     def nbytes(self) -> int:
@@ -54,8 +102,8 @@ class MappedFile:
 
     def close(self) -> None:
         """Drops this object's hold; the map itself goes when the last view of it is gone."""
-        self.bytes = np.empty(0, np.uint8)
-        self._map = None
+        self._bytes, self._map = np.empty(0, np.uint8), None
+        self._let_go()
 
 
 class AsideFile:
@@ -66,6 +114,9 @@ class AsideFile:
         self.aside = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._fd = os.open(self.aside, flags, 0o666)
+        # Held as long as this process lives: a partial file that can be locked was left behind.
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.position = 0
 
     def write(self, data: bytes | memoryview | np.ndarray) -> None:
@@ -101,14 +152,41 @@ class AsideFile:
             os.unlink(self.aside)
 
 
+def check_disk(path: Path, needed: int) -> None:
+    """WriteFailed where the disk of `path` has no room for `needed` bytes."""
+    remove_left_behind(path)
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return  # writing says what is wrong
+    free = disk.f_bavail * disk.f_frsize
+    if needed > free:
+        text = f"no room: {needed} bytes are needed, {free} are free"
+        raise WriteFailed(errno.ENOSPC, text, str(path))
+
+
+def remove_left_behind(path: Path) -> None:
+    """Removes the partial files of `path` whose writers were killed."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError):  # a lock that is held, or another who cleans up
+            fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(partial)
+            finally:
+                os.close(fd)
+
+
 @contextlib.contextmanager
 def write_aside(path: Path) -> Iterator[AsideFile]:
     """Yields an :class:`AsideFile`; commits at the end of the block, discards on any exception.
+    What a killed process left of the same file is removed first.
 
     System errors (disk full above all) come out as :class:`WriteFailed`, with errno and path.
     """
     aside: AsideFile | None = None
     try:
+        remove_left_behind(path)
         aside = AsideFile(path)
         yield aside
         aside.commit()

@@ -104,6 +104,7 @@ def _opened(
         weights = folder.weights()
         if admit is not None:
             admit(folder.spec, weights, folder.recipe(quantize))
+            folder.check_tokenizer()
         loaded = _through_cache(folder, quantize, progress)
     finally:
         folder.checkpoint.close()
@@ -121,11 +122,13 @@ def convert(
 ) -> dict[str, Any]:
     """Packs the model folder or GGUF file `source` into `destination`; returns its ``info``.
 
-    The file appears whole or not at all, in place of one that is there; a full disk raises
-    :class:`musespark.weights.WriteFailed`. Peak memory stays below 500 MB besides the mapped file.
+    `quantize`: q4 unless given; q8, none (as stored), or auto as in :func:`musespark.load`. The
+    file appears whole or not at all, in place of one that is there; a full disk raises
+    :class:`musespark.WriteFailed`. What a killed conversion to the same destination left is
+    removed. Peak memory stays below 500 MB besides the mapped file.
     """
     pack.check_quantize(quantize)
-    target = Path(destination)
+    target = Path(destination).expanduser()
     if target.is_dir():
         raise InvalidRequest(f"destination {target} is a folder; a file name is needed")
     if not target.parent.is_dir():
@@ -174,6 +177,11 @@ def local_path(source: Source) -> Path | None:
             raise InvalidRequest("source is None: this installation has no embedded model")
         return _NANO
     text = os.fspath(source)  # os.path.exists: Path.exists raises for names that are too long
+    if not os.path.lexists(text):
+        text = os.path.expanduser(text)
+    if os.path.islink(text) and not os.path.exists(text):
+        target = os.readlink(text)
+        raise InvalidRequest(f"source {text!r:.300}: a link to {target!r:.300}, which is not there")
     return Path(text) if text and os.path.exists(text) else None
 
 
@@ -182,7 +190,7 @@ def hub_id_of(source: Source) -> HubId:
     hub_id = parse_hub_id(source) if isinstance(source, str) else None
     if hub_id is None:
         raise InvalidRequest(
-            f"source {os.fspath(source or '')!r:.300} is neither a folder nor a file, and it looks "
+            f"source {os.fspath(source or '')!r:.300}: no such file or folder, and it looks "
             f"like a path; a hub id is {GRAMMAR}, and {SCHEME}org/name is one in any case"
         )
     return hub_id

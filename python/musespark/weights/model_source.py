@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,13 @@ from musespark.families import Family, read_config
 from musespark.families.gguf import read_gguf
 from musespark.families.spec import ModelSpec
 from musespark.families.tensors import TensorMap, canonical_shapes
-from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json, parse_json_object, read_small_file
+from musespark.untrusted import (
+    MAX_TOKENIZER_BYTES,
+    no_tokenizer,
+    parse_json,
+    parse_json_object,
+    read_small_file,
+)
 from musespark.vocab import tokenizer_assets
 from musespark.weights import pack
 from musespark.weights.gguf import is_gguf
@@ -67,6 +74,11 @@ class ModelFolder:
     own_files: list[Path]
     made_assets: Callable[[], dict[str, bytes]] = dict
     licence: str | None = None  # what a GGUF file says of it
+
+    def check_tokenizer(self) -> None:
+        """UnsupportedModel where it has none: nobody waits for it to be packed in vain."""
+        if self.made_assets is dict and "tokenizer.json" not in self.assets:
+            raise UnsupportedModel(no_tokenizer(str(self.path)))
 
     def recipe(self, quantize: str) -> str:
         """What `quantize` stands for here."""
@@ -165,12 +177,12 @@ def _gguf_assets(metadata: Mapping[str, Any], path: Path) -> dict[str, bytes]:
 
 
 def _understand_folder(folder: Path, headers: Checkpoint | None = None) -> ModelFolder:
-    if not (folder / "config.json").exists():
+    if not os.path.lexists(folder / "config.json"):
         raise InvalidRequest(f"{folder} has no config.json; a model folder has one")
     assets = {
         name: read_small_file(folder / name, MAX_TOKENIZER_BYTES)
         for name in ASSETS
-        if (folder / name).exists()
+        if os.path.lexists(folder / name)
     }
     family, spec, notes, reader = read_config_files(assets, folder)
     files = _open_checkpoint(folder) if headers is None else headers

@@ -28,7 +28,7 @@ import numpy as np
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families.tensors import Part
-from musespark.weights.files import write_aside
+from musespark.weights.files import check_disk, write_aside
 from musespark.weights.packed import Planned, write_packed
 from musespark.weights.quantized.linear import Rows
 from musespark.weights.quantized.source import QuantizedEntry
@@ -320,6 +320,7 @@ def pack_checkpoint(
         done = before + size
         progress(done, total, label)
 
+    check_disk(destination, sum(p.nbytes for p in planned) + sum(map(len, assets.values())))
     with write_aside(destination) as file:
         write_packed(
             file,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from musespark.errors import CorruptFile, UnsupportedModel
-from musespark.untrusted import parse_json_object, read_json_object
+from musespark.untrusted import parse_json_object, read_json_object, refuse_lfs_pointer
 from musespark.weights.files import MappedFile
 
 MAX_HEADER_BYTES = 32 << 20
@@ -69,13 +69,15 @@ class SafetensorsFile:
         size = self.mapped.nbytes
         if size < 10:
             raise CorruptFile(f"{self.path}: {size} bytes are too few for a safetensors file")
-        length = int.from_bytes(self.mapped.bytes[:8].tobytes(), "little")
+        start = self.mapped.read(0, 8)
+        refuse_lfs_pointer(start, str(self.path))
+        length = int.from_bytes(start, "little")
         if length < 2 or length > min(size - 8, MAX_HEADER_BYTES):
             raise CorruptFile(
                 f"{self.path}: header length is {length}; the file has {size} bytes and the "
                 f"limit is {MAX_HEADER_BYTES}"
             )
-        header = self.mapped.bytes[8 : 8 + length].tobytes()
+        header = self.mapped.read(8, 8 + length)
         if header[:1] != b"{":
             raise CorruptFile(f"{self.path}: header does not begin with '{{'")
         return header

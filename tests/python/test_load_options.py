@@ -1,0 +1,240 @@
+"""What load and the calls refuse at once, by name: options, damaged and missing files, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import mmap
+import os
+import shutil
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import musespark
+from musespark import model as model_module
+from musespark.engine import kv_bytes
+from musespark.errors import CorruptFile, InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
+from musespark.events import Finished, LogitsRows, collect
+from musespark.families import read_config
+from musespark.weights import cache, files, loading, open_model, pack
+from musespark.weights.files import AsideFile, WriteFailed, remove_left_behind, write_aside
+
+
+@pytest.fixture(scope="module")
+def model():
+    with musespark.load(context=512, threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def unpacked(monkeypatch):
+    """Packing fails the test."""
+
+    def pack_nothing(*args, **kwargs):
+        raise AssertionError("it was packed first")
+
+    monkeypatch.setattr(loading, "_pack", pack_nothing)
+
+
+@pytest.mark.parametrize("name", ["threads", "context"])
+@pytest.mark.parametrize("wrong", [0, -1, 10**30, 2.0, "5", True, [1]])
+def test_counts_are_checked_before_packing(folder, own_cache, unpacked, name, wrong) -> None:
+    """A large model was packed for a minute, and then refused; 10**30 was Python's own error."""
+    with pytest.raises(InvalidRequest, match=rf"{name}: got .*allowed is 1 to"):
+        musespark.load(folder, **{name: wrong})
+
+
+def test_a_context_beyond_the_model_is_refused_before_packing(folder, own_cache, unpacked) -> None:
+    (folder / "tokenizer.json").write_bytes((loading._NANO / "tokenizer.json").read_bytes())
+    with pytest.raises(InvalidRequest, match="the model's own"):
+        musespark.load(folder, context=2**30)
+
+
+def test_a_context_of_millions_is_cut_to_what_runs(folder) -> None:
+    """Ten million in a config, for "no limit", was refused whatever context was asked for."""
+    config = json.loads((folder / "config.json").read_text())
+    _, spec, notes = read_config(config | {"max_position_embeddings": 10_000_000})
+    assert spec.max_context == 1 << 20
+    assert kv_bytes(spec, "kv8", 64) > 0  # the core takes it, and no more
+    assert any("10000000, at most 1048576" in note for note in notes)
+    with pytest.raises(UnsupportedModel, match="max_context"):
+        kv_bytes(dataclasses.replace(spec, max_context=(1 << 20) + 1), "kv8", 64)
+
+
+def test_a_missing_tokenizer_is_missed_before_packing(folder, own_cache, unpacked) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UnsupportedModel, match=rf"{folder}: tokenizer\.json is missing"):
+        musespark.load(folder)
+
+
+def test_verify_finds_what_loading_does_not_read(tmp_path) -> None:
+    packed = tmp_path / "nano.safetensors"
+    shutil.copy(loading._NANO_PACKED, packed)
+    with musespark.load(packed, verify=True, threads=1, context=64, progress=False) as model:
+        assert model.generate("Once", max_new_tokens=2).tokens
+    loaded = open_model(packed)
+    entry = max(loaded.packed.file.entries.values(), key=lambda e: e.end - e.begin)
+    loaded.close()
+    with open(packed, "r+b") as file:
+        file.seek(entry.begin + 5)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(CorruptFile, match="checksum"):
+        musespark.load(packed, verify=True, progress=False)
+    with pytest.raises(InvalidRequest, match="verify: got 1"):
+        musespark.load(packed, verify=1)
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+
+def test_a_cached_pack_does_not_map_its_source(folder, own_cache, monkeypatch) -> None:
+    open_model(folder, quantize="q8", progress=False).close()
+    mapped = []
+    real = files.MappedFile._mapped
+
+    def noted(self):
+        mapped.append(self.path)
+        return real(self)
+
+    monkeypatch.setattr(files.MappedFile, "_mapped", noted)
+    open_model(folder, quantize="q8", progress=False).close()
+    assert mapped and not [path for path in mapped if folder in path.parents]
+
+
+def test_no_address_space_is_a_typed_error(folder, own_cache, monkeypatch) -> None:
+    def no_memory(*args, **kwargs):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", no_memory)
+    with pytest.raises(MemoryBudgetExceeded, match=r"model\.safetensors: no address space to map"):
+        open_model(folder, quantize="q8", progress=False)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "generation_config.json"])
+def test_a_dangling_link_is_called_one(folder, own_cache, name) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/nowhere/at-all")
+    with pytest.raises(musespark.Error, match="a link to /nowhere/at-all, which is not there"):
+        open_model(folder, progress=False)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_git_lfs_pointer_is_called_one(folder, own_cache, name) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1045368\n"
+    (folder / name).write_text(text)
+    with pytest.raises(CorruptFile, match=rf"{name}: a Git LFS pointer.*git lfs pull"):
+        musespark.load(folder, progress=False)
+
+
+def test_a_byte_order_mark_is_no_part_of_json(folder, own_cache) -> None:
+    config = (folder / "config.json").read_bytes()
+    (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + config)
+    open_model(folder, progress=False).close()
+
+
+def test_a_home_is_expanded(folder, own_cache, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    open_model(f"~/{folder.name}", progress=False).close()
+
+
+@pytest.mark.parametrize("source", ["", "~/nope", "/tmp/\0x", "./not/there", Path("not-there")])
+def test_what_is_not_there_is_said_first(source, monkeypatch) -> None:
+    with pytest.raises(InvalidRequest, match="no such file or folder"):
+        musespark.load(source)
+
+
+def test_an_empty_home_is_none(monkeypatch) -> None:
+    for name in ("MUSESPARK_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("HOME")
+    own = cache.cache_folder()
+    monkeypatch.setenv("HOME", "")
+    assert cache.cache_folder() == own and own.is_absolute()
+
+
+def test_an_empty_name_removes_nothing(own_cache) -> None:
+    with pytest.raises(InvalidRequest, match="empty name"):
+        cache.find("")
+
+
+# ---- what a killed process leaves ---------------------------------------------------------------
+
+
+def test_partial_files_of_the_dead_are_removed(tmp_path) -> None:
+    """A terminated conversion left its gigabytes under a hidden name for ever."""
+    target = tmp_path / "model[1].safetensors"
+    dead = AsideFile(target)
+    dead.write(b"half")
+    os.close(dead._fd)  # as the end of a process does
+    dead._fd = -1
+    others = tmp_path / ".other.safetensors.1.ab.partial"
+    others.write_bytes(b"not ours")
+    living = AsideFile(target)
+    with write_aside(target) as file:
+        assert not dead.aside.exists() and living.aside.exists()
+        file.write(b"whole")
+    living.discard()
+    remove_left_behind(target)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [others.name, target.name]
+
+
+def test_a_disk_without_room_is_told_before_writing(folder, tmp_path, monkeypatch) -> None:
+    class Disk:
+        f_bavail, f_frsize = 3, 512
+
+    monkeypatch.setattr(os, "statvfs", lambda path: Disk)
+    with pytest.raises(WriteFailed, match=r"no room: \d+ bytes are needed, 1536 are free"):
+        musespark.convert(folder, tmp_path / "out.safetensors", progress=False)
+    assert not (tmp_path / "out.safetensors").exists()
+    assert pack.check_disk is files.check_disk
+
+
+# ---- calls --------------------------------------------------------------------------------------
+
+
+def test_logits_beyond_memory_are_refused_at_once(model, monkeypatch) -> None:
+    monkeypatch.setattr(model_module, "available_memory", lambda: 4 * model.info.vocab * 10)
+    assert model.logits([5] * 10).shape == (10, model.info.vocab)
+    with pytest.raises(MemoryBudgetExceeded, match="logits of 11 tokens are"):
+        model.logits([5] * 11)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 10**30}, "allowed is an integer from 1 to 2147483647"),
+        ({"max_new_tokens": 10**5000}, "got a huge int, allowed is an integer from 1 to"),
+        ({"min_new_tokens": 10**30}, "allowed is an integer from 0 to 2147483647"),
+        ({"top_k": 10**30}, "allowed is an integer from 0 to 2147483647"),
+        ({"seed": 10**30}, "allowed is an integer from 0 to"),
+        ({"stop": "\ud800"}, "no text has a lone surrogate"),
+        ({"stream": "no"}, "stream: got 'no', allowed is True or False"),
+        ({"stream": 1}, "stream: got 1"),
+    ],
+)
+def test_wrong_values_give_the_documented_range(model, options, message) -> None:
+    for call in (model.generate, model.chat, model.session().chat):
+        with pytest.raises(InvalidRequest, match=message):
+            call("hi", **options)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "abc", [1.5], [None], [[1]], ["a"], [2**70]])
+def test_decoding_takes_ids_only(model, wrong) -> None:
+    with pytest.raises(InvalidRequest):
+        model.tokenizer.decode(wrong)
+
+
+def test_joined_logits_are_held_once() -> None:
+    """Joining by concatenation took twice the memory that logits() had found to be free."""
+    events: list = [LogitsRows(8 * i, np.full((8, 4), i, np.float32)) for i in range(5)]
+    alive = [weakref.ref(event.values) for event in events]
+    events.append(Finished("length", {}))
+    logits = collect(events).logits
+    assert events == [] and [one() for one in alive] == [None] * 5
+    assert np.array_equal(logits, np.repeat(np.arange(5), 8)[:, None] * np.ones(4))
