@@ -477,7 +477,9 @@ def test_convert_says_what_auto_chose(folder, tmp_path, capsys):
     assert ", q8, " in capsys.readouterr().out
 
 
-PACK_AND_WAIT = """
+# Where the suite runs in the background Python starts with Ctrl-C ignored.
+HEAR_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+PACK_AND_WAIT = f"""{HEAR_CTRL_C}
 import sys, time
 from musespark.cli import main
 from musespark.weights import loading
@@ -509,6 +511,6 @@ def test_a_signal_cleans_up(tmp_path, number, status):
 
 def test_ctrl_c_before_the_command_is_there_is_silent():
     """The launcher printed the traceback of whichever import it had come to."""
-    text = "import signal, musespark.__main__; signal.raise_signal(signal.SIGINT)"
+    text = HEAR_CTRL_C + "import musespark.__main__; signal.raise_signal(signal.SIGINT)"
     ended = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=60)
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")
