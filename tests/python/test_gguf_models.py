@@ -197,8 +197,8 @@ def _key(key: str, value: Any, method: str) -> Callable[[Any], None]:
         (_key("llama.expert_shared_count", 1, "add_uint32"), "expert_shared_count is 1: this key"),
         (_key("llama.attention.value_length", 8, "add_uint32"), "value_length is 8: key heads"),
         (
-            _key("llama.rope.scaling.type", "longrope", "add_string"),
-            "rope.scaling.type is 'longrope': supported are none, linear, yarn",
+            _key("llama.rope.scaling.type", "dynamic", "add_string"),
+            "rope.scaling.type is 'dynamic': supported are none, linear, yarn, longrope",
         ),
     ],
 )
