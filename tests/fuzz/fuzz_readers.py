@@ -285,6 +285,7 @@ class Fuzzer:
             gpt_oss_folders(folder / "gpt_oss")[0],
         ]
         gguf = valid_gguf(folder / "m.gguf")
+        biased = valid_gguf(folder / "biases.gguf", biases=True)
         broken = [mutate_gguf.mutate_numbers, mutate_gguf.mutate_bytes, mutate_gguf.mutate_nested]
         either = [mutate_bytes, mutate_header]
         self.targets = [
@@ -293,6 +294,7 @@ class Fuzzer:
             (index, read_index, [mutate_index]),
             (gguf, read_gguf, [*broken, mutate_gguf.mutate_numbers]),
             (gguf, read_gguf_model, [*broken, mutate_gguf.mutate_numbers]),
+            (biased, read_gguf_model, [*broken, mutate_gguf.mutate_numbers]),
             (packs["q4"], read_packed, [*either, mutate_packed, mutate_spec, mutate_spec]),
             (packs["none"], read_packed, [*either, mutate_packed, mutate_spec]),
         ]

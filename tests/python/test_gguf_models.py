@@ -16,7 +16,7 @@ from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families import read_config
 from musespark.families.tensors import canonical_shapes
 from musespark.reference import stored
-from musespark.weights import convert, inspect, open_model
+from musespark.weights import convert, inspect, open_model, pack
 from support.model_folder import write_folder
 from support.run_engine import engine, logits
 
@@ -99,6 +99,29 @@ def test_stored_numbers_arrive_exactly(kind: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits_of(file, "q8"), logits_of(folder, "q8"))
 
 
+@pytest.mark.parametrize("quantize", ["none", "auto"])
+def test_vectors_in_blocks_arrive_in_our_order(quantize: str, tmp_path: Path) -> None:
+    config = CASES["llama"] | {"attention_bias": True}
+    weights = checkpoint_of(config)
+
+    def encode(name: str, weight: np.ndarray):
+        return quantized("Q8_0")(name, weight[None])[0][0], gguf.GGMLQuantizationType.Q8_0
+
+    def biases_in_blocks(name: str, weight: np.ndarray):
+        return encode(name, weight) if name.endswith(".bias") else plain(name, weight)
+
+    file = write_gguf(tmp_path / "m.gguf", config, weights, biases_in_blocks)
+    found = numbers(open_model(file, quantize=quantize, progress=False))
+    rounded = {
+        name: gguf.quants.dequantize(*encode(name, w)) if name.endswith(".bias") else w
+        for name, w in weights.items()
+    }
+    folder = write_folder(tmp_path / "hf", config, rounded)
+    expected = numbers(open_model(folder, quantize="none", progress=False))
+    for name in ("q_bias", "k_bias", "v_bias", "o_bias"):
+        np.testing.assert_array_equal(found[f"layers.1.{name}"], expected[f"layers.1.{name}"])
+
+
 def test_auto_keeps_the_precision_of_the_file_and_says_the_error(tmp_path: Path) -> None:
     config = CASES["qwen3"]
     file = write_gguf(tmp_path / "m.gguf", config, checkpoint_of(config), quantized("Q5_0"))
@@ -106,7 +129,7 @@ def test_auto_keeps_the_precision_of_the_file_and_says_the_error(tmp_path: Path)
     assert model.info["quantize"] == "gguf"
     (note,) = model.info["notes"]
     assert note.startswith("Q5_0 (16 tensors) kept as q6: relative error ")
-    said = float(note.rpartition(" ")[2].rstrip("%")) / 100
+    said = float(re.search(r"error ([\d.]+)%, measured on up to 64 rows of each", note)[1]) / 100
     exact = numbers(open_model(file, quantize="none", progress=False))
     found = numbers(model)
     matrices = [name for name, value in exact.items() if value.ndim == 2]
@@ -116,6 +139,31 @@ def test_auto_keeps_the_precision_of_the_file_and_says_the_error(tmp_path: Path)
     # Floats have no precision to keep: as from a folder.
     floats = write_gguf(tmp_path / "f.gguf", config, checkpoint_of(config))
     assert open_model(floats, progress=False).info["quantize"] == "q8"
+
+
+def test_exact_is_said_only_of_what_a_format_always_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of zeros where it was measured, nor of rows that happen to lose nothing."""
+    config = CASES["qwen3"]
+
+    def note(kind: str, quantize: str = "auto") -> str:
+        def encode(name: str, weight: np.ndarray):
+            if weight.ndim == 2:
+                weight = weight * (np.arange(len(weight)) // 16 == 2)[:, None]
+                weight = weight if len(weight) > 64 else np.zeros_like(weight)
+            return quantized(kind)(name, weight)
+
+        file = write_gguf(tmp_path / f"{kind}.gguf", config, checkpoint_of(config), encode)
+        notes = open_model(file, quantize=quantize, progress=False).info["notes"]
+        (said,) = {one.partition(": ")[2] for one in notes}
+        return said
+
+    assert note("Q5_0") == note("Q8_0", "q4") == note("Q8_0", "q8") == "not measured (zeros)"
+    assert note("Q8_0") == note("Q5_0", "none") == "exact"
+    monkeypatch.setattr(pack, "_squares", lambda *_: (0.0, 1.0))
+    rows = "measured on up to 64 rows of each matrix"
+    assert note("Q5_1") == f"relative error 0.00%, {rows}"
 
 
 def test_convert_and_inspect(tmp_path: Path) -> None:
@@ -197,8 +245,8 @@ def _key(key: str, value: Any, method: str) -> Callable[[Any], None]:
         (_key("llama.expert_shared_count", 1, "add_uint32"), "expert_shared_count is 1: this key"),
         (_key("llama.attention.value_length", 8, "add_uint32"), "value_length is 8: key heads"),
         (
-            _key("llama.rope.scaling.type", "longrope", "add_string"),
-            "rope.scaling.type is 'longrope': supported are none, linear, yarn",
+            _key("llama.rope.scaling.type", "dynamic", "add_string"),
+            "rope.scaling.type is 'dynamic': supported are none, linear, yarn, longrope",
         ),
     ],
 )

@@ -38,7 +38,7 @@ def _keys() -> list[bytes]:
     ]
 
 
-def _tensors() -> list[tuple[str, list[int], int]]:
+def _tensors(biases: bool) -> list[tuple[str, list[int], int]]:
     found = [
         ("token_embd.weight", [_HIDDEN, _VOCAB], _F16),
         ("output_norm.weight", [_HIDDEN], _F32),
@@ -49,14 +49,16 @@ def _tensors() -> list[tuple[str, list[int], int]]:
         found += [(f"{at}attn_{name}.weight", [_HIDDEN, 64], _Q8_0) for name in ("q", "output")]
         found += [(f"{at}attn_{name}.weight", [_HIDDEN, 32], _Q4_0) for name in ("k", "v")]
         found += [(f"{at}ffn_{name}.weight", [64, 64], _Q4_0) for name in ("gate", "up", "down")]
+        widths = {"q": 64, "k": 32, "v": 32, "output": 64} if biases else {}
+        found += [(f"{at}attn_{name}.bias", [n], _Q8_0) for name, n in widths.items()]
     return found
 
 
-def valid_gguf(path: Path) -> Path:
-    """Writes the model, about 30 kB."""
+def valid_gguf(path: Path, biases: bool = False) -> Path:
+    """Writes the model, about 30 kB; with `biases`, attention's are there, in blocks of Q8_0."""
     rng = np.random.default_rng(1)
     infos, data = [], b""
-    for name, lengths, kind in _tensors():
+    for name, lengths, kind in _tensors(biases):
         values, size = _BYTES[kind]
         count = int(np.prod(lengths))
         infos.append(g.info(name, lengths, kind, len(data)))

@@ -67,6 +67,15 @@ MAX_VOCAB = 2**24
 MAX_CONTEXT = 2**31 - 1
 
 
+class FieldRefused(UnsupportedModel):
+    """A config in which ``field`` is not supported, and ``why``."""
+
+    def __init__(self, message: str, *, field: str = "", why: str = ""):
+        super().__init__(message)
+        self.field = field
+        self.why = why
+
+
 class Fields:
     """One JSON object of a config, which keeps account of the keys that were read.
 
@@ -86,9 +95,10 @@ class Fields:
         """A config as Fields; one that is Fields already goes on with its account."""
         return config if isinstance(config, Fields) else cls(config)
 
-    def refuse(self, name: str, why: str) -> UnsupportedModel:
+    def refuse(self, name: str, why: str) -> FieldRefused:
         """The error for field `name`, with its value."""
-        return UnsupportedModel(f"{self.where}.{name} is {self.values.get(name)!r:.120}: {why}")
+        message = f"{self.where}.{name} is {self.values.get(name)!r:.120}: {why}"
+        return FieldRefused(message, field=name, why=why)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value as it stands."""

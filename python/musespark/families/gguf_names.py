@@ -10,7 +10,6 @@ Adding one: the ``model_type`` of the family, what differs from ``_DECODER_KEYS`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,41 +32,33 @@ _EXPERT_KEYS = {
     "expert_feed_forward_length": "moe_intermediate_size",
 }
 # What a file of any decoder must say.
-_REQUIRED = (
+_REQUIRED = frozenset({
     "embedding_length",
     "block_count",
     "feed_forward_length",
     "attention.head_count",
     "attention.layer_norm_rms_epsilon",
     "context_length",
-)
-# Keys that are read in code (gguf.py), and keys that change nothing.
-READ_IN_CODE = (
-    "attention.sliding_window_pattern",
-    "attention.value_length",
-    "vocab_size",
-    "rope.dimension_count",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scaling.attn_factor",
-    "rope.scaling.original_context_length",
-    "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow",
-    "rope.dimension_count_swa",
-)
-WITHOUT_EFFECT = ("rope.scaling.finetuned", "tensor_data_layout", "pooling_type")
-# Keys that say nothing where they have this value and are not supported with another.
-NEUTRAL: dict[str, Any] = {
-    "attention.causal": True,
-    "attention.sliding_window": 0,
-    "expert_count": 0,
-    "expert_used_count": 0,
-    "expert_shared_count": 0,
-    "use_parallel_residual": False,
-    "rope.scale_linear": 1.0,
-    "rope.scaling.yarn_log_multiplier": 0.0,
-    "rope.scaling.yarn_ext_factor": 1.0,
-    "rope.scaling.yarn_attn_factor": 1.0,
+})  # fmt: skip
+_SPARSE_REQUIRED = _REQUIRED | {"expert_count", "expert_used_count"}
+# Keys that change nothing.
+WITHOUT_EFFECT = ("rope.scaling.finetuned", "tensor_data_layout")
+# Keys that nobody has to read where they have one of these values, of this type.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.sliding_window": (0,),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "expert_shared_count": (0,),
+    "use_parallel_residual": (False,),
+    "rope.scale_linear": (0.0, 1.0),
+    "rope.scaling.factor": (0.0, 1.0),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_beta_fast": (32.0,),
+    "rope.scaling.yarn_beta_slow": (1.0,),
 }
 
 # Canonical name of a layer's part (families/tensors.py) -> what follows ``blk.{i}.``. Experts are
@@ -114,11 +105,33 @@ NAMES = {
 }
 ROPE_FACTORS = "rope_freqs.weight"
 LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
-# Reason -> names that are left out knowingly.
-IGNORABLE = {
-    "frequency factors, which are read as a part of the rotation": re.compile(
-        r"rope_freqs\.weight|rope_factors_(long|short)\.weight"
-    ),
+# Read as a part of the rotation, so no tensors of the model.
+ROTATION = (ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS)
+
+
+# Config field -> the keys that it is made of, beyond Architecture.keys: what a refusal names.
+FIELD_KEYS = {
+    "attention_factor": ("rope.scaling.attn_factor",),
+    "beta_fast": ("rope.scaling.yarn_beta_fast",),
+    "beta_slow": ("rope.scaling.yarn_beta_slow",),
+    "factor": ("rope.scaling.factor",),
+    "head_dim": ("attention.head_count",),
+    "layer_rope_theta": ("rope.freq_base",),
+    "layer_types": ("attention.sliding_window_pattern",),
+    "num_key_value_heads": ("attention.head_count",),
+    "original_max_position_embeddings": ("rope.scaling.original_context_length",),
+    "partial_rotary_factor": ("rope.dimension_count",),
+    "query_pre_attn_scalar": ("attention.key_length", "attention.head_count"),
+    "rope_type": ("rope.scaling.type", "rope.scaling.factor"),
+    "vocab_size": ("vocab_size",),
+}
+# Config field -> the tensor that says it, where no key does.
+FIELD_TENSORS = {
+    "long_factor": LONG_FACTORS,
+    "rope_type": LONG_FACTORS,
+    "short_factor": SHORT_FACTORS,
+    "tie_word_embeddings": NAMES["head"],
+    "vocab_size": NAMES["embed"],
 }
 
 
@@ -193,7 +206,7 @@ class Architecture:
 
     model_type: str
     keys: Mapping[str, str] = field(default_factory=lambda: _DECODER_KEYS)
-    required: tuple[str, ...] = _REQUIRED
+    required: frozenset[str] = _REQUIRED
     constants: Mapping[str, Any] = field(default_factory=dict)
     complete: Complete = _as_it_is
     biases: Mapping[str, str] = field(default_factory=dict)
@@ -205,7 +218,6 @@ class Architecture:
     variants: Mapping[str, Architecture] = field(default_factory=dict)
 
 
-_SPARSE_REQUIRED = (*_REQUIRED, "expert_count", "expert_used_count")
 _WINDOW = {"attention.sliding_window": "sliding_window"}
 _ATTENTION_BIAS = {"attention_bias": "attn_output.bias"}
 _MIXTRAL = Architecture(
@@ -253,17 +265,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         keys=_DECODER_KEYS
         | _EXPERT_KEYS
         | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
-        required=(
-            *_SPARSE_REQUIRED,
-            "expert_feed_forward_length",
-            "expert_shared_feed_forward_length",
-        ),
+        required=_SPARSE_REQUIRED
+        | {"expert_feed_forward_length", "expert_shared_feed_forward_length"},
     ),
     "qwen3": Architecture("qwen3", biases=_ATTENTION_BIAS),
     "qwen3moe": Architecture(
         "qwen3_moe",
         keys=_DECODER_KEYS | _EXPERT_KEYS,
-        required=(*_SPARSE_REQUIRED, "expert_feed_forward_length"),
+        required=_SPARSE_REQUIRED | {"expert_feed_forward_length"},
         constants={"norm_topk_prob": True},
         biases=_ATTENTION_BIAS,
     ),
@@ -276,11 +285,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             "expert_count": "num_local_experts",
             "expert_used_count": "num_experts_per_tok",
         },
-        required=(
-            *(key for key in _SPARSE_REQUIRED if key != "feed_forward_length"),
-            "expert_feed_forward_length",
-            "attention.sliding_window",
-        ),
+        required=_SPARSE_REQUIRED - {"feed_forward_length"}
+        | {"expert_feed_forward_length", "attention.sliding_window"},
         complete=_gpt_oss_rope,
         biases=_ATTENTION_BIAS,
         layer_names=LAYER_NAMES | {"mlp_norm": "post_attention_norm.weight"},

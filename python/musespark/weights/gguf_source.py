@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -163,19 +164,26 @@ class GgufSource:
         return self._checkpoint.files
 
     def entry(self, name: str) -> GgufEntry:
-        """Type, shape and place of a tensor."""
-        return self._checkpoint.entry(name)
+        """Type, shape and place of a tensor; F32 for a vector that :meth:`array` decodes."""
+        entry = self._checkpoint.entry(name)
+        if name in self._interleaved and len(entry.shape) == 1:
+            return dataclasses.replace(entry, dtype="F32")
+        return entry
 
     def array(self, name: str) -> np.ndarray | _Reordered:
-        """The stored rows in our order; only sliced (``[begin:end]``)."""
-        stored, entry = self._checkpoint.array(name), self.entry(name)
+        """The stored rows in our order; only sliced (``[begin:end]``).
+
+        A vector whose numbers change places is decoded first, for it may be made of blocks:
+        float32 [n].
+        """
+        stored, entry = self._checkpoint.array(name), self._checkpoint.entry(name)
         heads = self._interleaved.get(name)
         if heads is None:
             return stored
         order = unweave(entry.shape[0], heads)
         if len(entry.shape) > 1:
             return _Reordered(stored, order)
-        return stored.reshape(entry.shape[0], -1)[order].reshape(-1)
+        return _core.decode(entry.dtype.lower(), stored[None])[0][order]
 
     def forget(self, name: str) -> None:
         """See :meth:`GgufFile.forget`."""

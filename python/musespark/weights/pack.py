@@ -37,14 +37,15 @@ RECIPES = ("q4", "q8", "none")
 QUANTIZE = ("auto", "none", "q8", "q4")
 AUTO_Q8_PARAMETERS = 50_000_000
 _STORED = {"F32": "f32", "F16": "f32", "BF16": "bf16"}
-# Stored block type -> the format that keeps its precision. The first four are held exactly and
-# IQ4_XS but for a rounding of its scales; the others are what adds least to the type's own error
-# at about its own bits (tests/python/test_gguf_models.py has the bounds).
+# Stored block type -> the format that keeps its precision: to the bit (_KEPT_EXACTLY), IQ4_XS but
+# for a rounding of its scales; the others are what adds least to the type's own error at about its
+# own bits (tests/python/test_gguf_models.py has the bounds).
 KEPT = {
     "Q4_0": "q4g32h", "IQ4_NL": "iq4g32h", "MXFP4": "mxfp4", "Q8_0": "q8g32h",
     "IQ4_XS": "iq4g32h", "Q2_K": "q4", "Q3_K": "q4g32h", "Q4_1": "q6", "Q4_K": "q6", "Q5_0": "q6",
     "Q5_1": "q6", "Q5_K": "q6", "Q6_K": "q8",
 }  # fmt: skip
+_KEPT_EXACTLY = ("Q4_0", "IQ4_NL", "MXFP4", "Q8_0")
 _KEEPING = ("gguf", "kept")
 _PIECE_BYTES = 16 << 20  # of source and of result held at a time, per piece
 _SAMPLES = 4  # row blocks of a matrix whose error is measured
@@ -226,32 +227,47 @@ def error_notes(
 ) -> list[str]:
     """How far quantized matrices move by being stored in another format, one line for each pair.
 
-    The relative error is sqrt(sum of squared differences / sum of squares), over up to four blocks
-    of 16 rows of every matrix; what is measured there are the very bytes that are packed. Rows that
-    their format holds to the bit are not looked at: packing them rounds nothing or fails.
+    "exact" is said of matrices that their format holds to the bit, whatever is in them: packing
+    them rounds nothing or fails. Of the others the relative error is sqrt(sum of squared
+    differences / sum of squares), over up to four blocks of 16 rows of each matrix; what is
+    measured there are the very bytes that are packed.
     """
-    sums: dict[tuple[str, str], np.ndarray] = {}
+    sums: dict[tuple[str, str, bool], np.ndarray] = {}
     for p in planned:
         part = sources[p.name]
         entry = checkpoint.entry(part.name)
         if p.vector or entry.dtype in _STORED:
             continue
         array = part.of(checkpoint.array(part.name))
-        found = sums.setdefault((entry.dtype, p.format), np.zeros(3))
+        exact = holds_exactly(p.format, array, entry.dtype)
+        found = sums.setdefault((entry.dtype, p.format, exact), np.zeros(3))
         found[2] += 1
-        if isinstance(array, Rows) and array.is_exact_in(p.format):
+        if exact:
             continue
         blocks = -(-p.rows // 16)
         for block in sorted({i * blocks // _SAMPLES for i in range(_SAMPLES)}):
             rows = array[16 * block : 16 * block + 16]
             found[:2] += _squares(p.format, rows, _dtype(entry), quick)
         checkpoint.forget(part.name)
-    notes = []
-    for (dtype, form), (missed, whole, count) in sums.items():
-        error = float(np.sqrt(missed / whole)) if whole else 0.0
-        how = "exact" if error == 0 else f"relative error {error:.2%}"
-        notes.append(f"{dtype} ({count:.0f} tensors) kept as {form}: {how}")
-    return notes
+    return [
+        f"{dtype} ({count:.0f} tensors) kept as {form}: "
+        + ("exact" if exact else _error_in_words(missed, whole))
+        for (dtype, form, exact), (missed, whole, count) in sums.items()
+    ]
+
+
+def holds_exactly(form: str, array: Any, dtype: str) -> bool:
+    """Whether `form` holds any quantized rows of this kind to the bit, or cannot be packed."""
+    if isinstance(array, Rows):
+        return array.is_exact_in(form)
+    return form == "f32" or (dtype in _KEPT_EXACTLY and form == KEPT[dtype])
+
+
+def _error_in_words(missed: float, whole: float) -> str:
+    if not whole:
+        return "not measured (zeros)"
+    error = np.sqrt(missed / whole)
+    return f"relative error {error:.2%}, measured on up to {16 * _SAMPLES} rows of each matrix"
 
 
 def _dtype(entry: StoredEntry) -> str:
