@@ -18,6 +18,7 @@
 #include "kernels/dispatch.h"
 #include "model/prepared.h"
 #include "model/text_model.h"
+#include "model/workspace.h"
 #include "register.h"
 #include "spec_from_python.h"
 #include "tensors_from_python.h"
@@ -26,6 +27,8 @@ namespace py = pybind11;
 
 namespace musespark {
 namespace {
+
+constexpr std::int64_t kMostStepRows = std::int64_t{1} << 12;
 
 KvFormat kv_format(const std::string& name) {
   if (name == "f32") return KvFormat::f32;
@@ -258,6 +261,15 @@ std::int64_t kv_bytes(const py::object& spec, const std::string& kv, std::int64_
   return unfilled_pool(spec, kv).bytes_for(tokens, std::min(step, tokens));
 }
 
+std::int64_t step_bytes_of(const py::object& spec, std::int64_t rows) {
+  if (rows < 1 || rows > kMostStepRows) {
+    DictReader::fail("rows", std::to_string(rows), "1 to " + std::to_string(kMostStepRows));
+  }
+  const ModelSpec model_spec = spec_from_python(spec);
+  check_spec(model_spec);
+  return step_bytes(model_spec, rows);
+}
+
 double kv_bytes_per_token(const py::object& spec, const std::string& kv) {
   const PagePool pool = unfilled_pool(spec, kv);
   std::int64_t page = 0;
@@ -357,6 +369,8 @@ void register_engine(py::module_& m) {
         "steps\nof `step`: what the engine reserves for it. Layers with a window count up to it.");
   m.def("kv_bytes_per_token", &kv_bytes_per_token, py::arg("spec"), py::kw_only(), py::arg("kv"),
         "Bytes that a token takes in all layers together once its page is full.");
+  m.def("step_bytes", &step_bytes_of, py::arg("spec"), py::kw_only(), py::arg("rows"),
+        "The most bytes of activations that a step of `rows` rows takes, experts included.");
   register_engine_testing(m);
 }
 

@@ -205,7 +205,8 @@ void register_model_testing(py::module_& core) {
            py::arg("tensors"), py::kw_only(), py::arg("threads") = 1, py::arg("kv") = "f32")
       .def("forward", &TestModel::forward, py::arg("spans"), py::kw_only(),
            py::arg("interrupt_at") = py::none(), py::arg("adapters") = std::vector<Adapter*>())
-      .def("adapter", &TestModel::adapter, py::arg("tensors"));
+      .def("adapter", &TestModel::adapter, py::arg("tensors"))
+      .def("work_bytes", [](TestModel& m) { return m.model().work_bytes(); });
   register_cache(m);
   m.def("choose_experts", &choose, py::arg("logits"), py::kw_only(), py::arg("scores"),
         py::arg("chosen"), py::arg("renormalize") = false, py::arg("correction") = std::nullopt,

@@ -72,12 +72,12 @@ struct TextModel::Impl {
         kernels(musespark::kernels()),
         model(prepare_model(spec, tensors, kv)),
         layout(kv_layout_of(spec, kv)),
-        jobs(pool) {
-    for (const PreparedLayer& layer : model.layers) widen(layer);
-    widths.hidden = spec.hidden;
+        jobs(pool),
+        widths(step_widths(spec)) {
+    widths.mlp_floats = std::any_of(model.layers.begin(), model.layers.end(),
+                                    [](const PreparedLayer& l) { return l.down_needs.floats; });
   }
 
-  void widen(const PreparedLayer& layer);
   std::int64_t scratch_bytes(std::int64_t rows) const;
   void check(std::span<const StepSpan> spans) const;
   void collect_rows(std::span<const StepSpan> spans);
@@ -115,16 +115,6 @@ struct TextModel::Impl {
   std::vector<AttentionSpan> wanted_spans;
   std::vector<KvPlace> places;  // by layer
 };
-
-void TextModel::Impl::widen(const PreparedLayer& layer) {
-  const std::int64_t q = layer.q_cols();
-  widths.qkv = std::max(widths.qkv, layer.qkv_cols());
-  if (layer.output_gate()) widths.gate = std::max(widths.gate, q);
-  widths.heads = std::max(widths.heads, layer.shape.heads * layer.shape.padded_dim);
-  widths.joined = std::max(widths.joined, q);
-  widths.hidden_mlp = std::max(widths.hidden_mlp, layer.intermediate);
-  widths.mlp_floats = widths.mlp_floats || layer.down_needs.floats;
-}
 
 std::int64_t TextModel::Impl::scratch_bytes(std::int64_t n) const {
   std::int64_t bytes = model.scratch_bytes(n);
@@ -410,6 +400,8 @@ std::int64_t TextModel::original_context() const {
 }
 
 const KvLayout& TextModel::kv_layout() const { return impl_->layout; }
+
+std::int64_t TextModel::work_bytes() const { return impl_->work.bytes() + impl_->experts.bytes(); }
 
 StepOutcome TextModel::forward(std::span<const StepSpan> spans, const StepControl& control,
                                float* logits_out) {

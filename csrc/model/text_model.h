@@ -67,6 +67,8 @@ class TextModel {
   std::int64_t original_context() const;
   // What the page pool of this model's sequences is made with.
   const KvLayout& kv_layout() const;
+  // Bytes of activations held now, for the largest step so far (model/workspace.h: step_bytes).
+  std::int64_t work_bytes() const;
 
   // Runs all spans as one batch and writes the logits asked for, one row of `vocab` floats each, in
   // the order of spans and positions. Row bits depend on the sequence's tokens alone.

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "model/spec.h"
 #include "ops/rows_buffer.h"
 
 namespace musespark {
@@ -15,8 +16,14 @@ struct StepWidths {
   std::int64_t heads = 0;       // heads x padded head dimension
   std::int64_t joined = 0;      // heads x head dimension
   std::int64_t hidden_mlp = 0;  // intermediate
-  bool mlp_floats = false;      // some down matrix reads floats
+  bool mlp_floats = true;       // some down matrix reads floats
 };
+
+StepWidths step_widths(const ModelSpec& spec);
+
+// The most bytes of activations that a step of `rows` rows takes, experts included: exactly those
+// where matrices read floats, as f32 and bf16 ones do. Scratch of threads is not in it.
+std::int64_t step_bytes(const ModelSpec& spec, std::int64_t rows);
 
 class Workspace {
  public:
@@ -26,6 +33,11 @@ class Workspace {
     carve_from(buffer_, [&](Carver* carver) { carve(w, rows, carver); });
   }
   std::int64_t bytes() const { return static_cast<std::int64_t>(buffer_.size()); }
+  static std::int64_t bytes_for(const StepWidths& w, std::int64_t rows) {
+    Carver measure{nullptr};
+    Workspace().carve(w, rows, &measure);
+    return static_cast<std::int64_t>(measure.used);
+  }
 
   float* residual = nullptr;  // [rows][padded hidden]
   float* delta = nullptr;     // [rows][padded hidden]

@@ -96,25 +96,57 @@ void choose_experts(const KernelTable& kernels, const Router& router, std::int64
   weigh(kernels, router, logits, experts, weights);
 }
 
-void ExpertsRunner::carve(const Experts& e, std::int64_t rows) {
-  const std::int64_t entries = rows * e.router.chosen;
-  const auto count = static_cast<std::int64_t>(e.list.size());
-  carve_from(buffer_, [&](Carver* c) {
-    logits_ = c->floats(rows, count);
-    keys_ = c->floats(rows, count);
-    narrow_ = c->floats(e.pooled() ? rows : 0, e.width);
-    pooled_ = c->rows(e.pooled() ? rows : 0, e.width, true);
-    gathered_ = c->rows(rows > 1 ? entries : 0, e.width, e.in_needs.floats);
-    inner_ = c->rows(entries, e.intermediate, e.down_needs.floats);
-    results_ = c->floats(entries, e.width);
-    total_ = c->rows(e.pooled() ? rows : 0, e.width, true);
-    shared_inner_ = c->rows(e.has_shared() ? rows : 0, e.shared_intermediate, e.down_needs.floats);
-    shared_out_ = c->floats(e.has_shared() ? rows : 0, e.hidden);
-  });
-  experts_.resize(static_cast<std::size_t>(entries));
-  weights_.resize(static_cast<std::size_t>(entries));
-  entry_of_.resize(static_cast<std::size_t>(entries));
-  row_of_.resize(static_cast<std::size_t>(entries));
+ExpertsSizes Experts::sizes() const {
+  return {.experts = static_cast<std::int64_t>(list.size()),
+          .chosen = router.chosen,
+          .hidden = hidden,
+          .width = width,
+          .intermediate = intermediate,
+          .shared_intermediate = has_shared() ? shared_intermediate : 0,
+          .pooled = pooled(),
+          .in_floats = in_needs.floats,
+          .down_floats = down_needs.floats};
+}
+
+void ExpertsRunner::carve(const ExpertsSizes& s, std::int64_t rows, Carver* c) {
+  const std::int64_t entries = rows * s.chosen;
+  const std::int64_t pooled_rows = s.pooled ? rows : 0;
+  const std::int64_t shared_rows = s.shared_intermediate > 0 ? rows : 0;
+  logits_ = c->floats(rows, s.experts);
+  keys_ = c->floats(rows, s.experts);
+  narrow_ = c->floats(pooled_rows, s.width);
+  pooled_ = c->rows(pooled_rows, s.width, true);
+  gathered_ = c->rows(rows > 1 ? entries : 0, s.width, s.in_floats);
+  inner_ = c->rows(entries, s.intermediate, s.down_floats);
+  results_ = c->floats(entries, s.width);
+  total_ = c->rows(pooled_rows, s.width, true);
+  shared_inner_ = c->rows(shared_rows, s.shared_intermediate, s.down_floats);
+  shared_out_ = c->floats(shared_rows, s.hidden);
+}
+
+void ExpertsRunner::reserve(const ExpertsSizes& sizes, std::int64_t rows) {
+  carve_from(buffer_, [&](Carver* c) { carve(sizes, rows, c); });
+  const auto entries = static_cast<std::size_t>(rows * sizes.chosen);
+  experts_.resize(entries);
+  weights_.resize(entries);
+  entry_of_.resize(entries);
+  row_of_.resize(entries);
+}
+
+std::int64_t ExpertsRunner::bytes() const {
+  const std::size_t lists =
+      experts_.capacity() * sizeof(experts_[0]) + weights_.capacity() * sizeof(weights_[0]) +
+      entry_of_.capacity() * sizeof(entry_of_[0]) + row_of_.capacity() * sizeof(row_of_[0]);
+  return static_cast<std::int64_t>(buffer_.size() + lists);
+}
+
+std::int64_t ExpertsRunner::bytes_for(const ExpertsSizes& sizes, std::int64_t rows) {
+  ExpertsRunner none;
+  Carver measure{nullptr};
+  none.carve(sizes, rows, &measure);
+  const auto entry = static_cast<std::int64_t>(sizeof(none.experts_[0]) + sizeof(none.weights_[0]) +
+                                               sizeof(none.entry_of_[0]) + sizeof(none.row_of_[0]));
+  return static_cast<std::int64_t>(measure.used) + rows * sizes.chosen * entry;
 }
 
 // The router's products, with those of `in` in the same job, and each row's choice.
@@ -250,7 +282,7 @@ void ExpertsRunner::run(Jobs& jobs, const KernelTable& kernels, const Experts& e
                          " columns into experts of " + std::to_string(e.hidden));
   }
   if (x.rows == 0) return;
-  carve(e, x.rows);
+  reserve(e.sizes(), x.rows);
   route(jobs, kernels, e, x);
   group(e, x.rows);
   Rows input = x;

@@ -35,6 +35,14 @@ struct Expert {
   const Matrix* gate_or_null() const { return gate.packed.data ? &gate : nullptr; }
 };
 
+// What the working memory of a layer depends on.
+struct ExpertsSizes {
+  std::int64_t experts = 0, chosen = 0, hidden = 0, width = 0, intermediate = 0;
+  std::int64_t shared_intermediate = 0;  // 0: no shared expert
+  bool pooled = false;
+  bool in_floats = true, down_floats = true;  // some gate or up, some down matrix reads floats
+};
+
 struct Experts {
   Router router;
   std::vector<Expert> list;
@@ -51,6 +59,7 @@ struct Experts {
 
   bool pooled() const { return in.packed.data != nullptr; }
   bool has_shared() const { return shared.up.packed.data != nullptr; }
+  ExpertsSizes sizes() const;
 };
 
 // Runs layers of experts; keeps its lists and buffers between calls, grown as needed.
@@ -62,11 +71,17 @@ class ExpertsRunner {
   void run(Jobs& jobs, const KernelTable& kernels, const Experts& experts, const Rows& x,
            float* out);
 
+  // Working memory held now; what `rows` rows of such a layer take. Without the lists that grow
+  // with the experts and not with the rows.
+  std::int64_t bytes() const;
+  static std::int64_t bytes_for(const ExpertsSizes& sizes, std::int64_t rows);
+
  private:
   struct Group {  // one expert and its rows: entries first .. first + count - 1
     std::int64_t expert, first, count;
   };
-  void carve(const Experts& experts, std::int64_t rows);
+  void reserve(const ExpertsSizes& sizes, std::int64_t rows);
+  void carve(const ExpertsSizes& sizes, std::int64_t rows, Carver* c);
   void route(Jobs& jobs, const KernelTable& kernels, const Experts& experts, const Rows& x);
   void group(const Experts& experts, std::int64_t rows);
   Rows gather(Jobs& jobs, const Rows& input);

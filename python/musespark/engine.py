@@ -453,6 +453,11 @@ def kv_bytes_per_token(spec: Any, kv: str) -> float:
     return _core.kv_bytes_per_token(_spec_dict(spec), kv=kv)
 
 
+def step_bytes(spec: Any) -> int:
+    """The most bytes of activations that the engine's largest step takes, experts included."""
+    return _core.step_bytes(_spec_dict(spec), rows=_PREFILL_CHUNK)
+
+
 def _spec_dict(spec: Any) -> Any:
     is_value = dataclasses.is_dataclass(spec) and not isinstance(spec, type)
     return dataclasses.asdict(spec) if is_value else spec

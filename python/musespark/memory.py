@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from musespark.engine import kv_bytes
+from musespark.engine import kv_bytes, step_bytes
 from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.families.spec import ModelSpec
 from musespark.machine import available_memory
@@ -28,7 +28,6 @@ KV_SHARE = 0.5
 LEAST_CONTEXT = 512
 _LADDER = (4096, 16384, 65536)
 _MOST_AGENTS = 4096
-_STEP_ROWS = 512
 # Interpreter, NumPy and tokenizer: 50 MB with 2,560 tokens, measured; the rest grows with them.
 _PROCESS_BYTES, _BYTES_PER_TOKEN = 50 << 20, 1 << 10
 
@@ -207,15 +206,8 @@ def _estimate(
 
 def working_bytes(spec: ModelSpec, agents: int = 1) -> int:
     """About what a process needs beside weights, keys and values: itself, the activations of the
-    largest step (csrc/model/workspace.h) and a row of logits for each sequence."""
-    width = 0
-    for layer in spec.layers:
-        a = layer.attention
-        heads = a.heads * a.head_dim
-        qkv = heads + 2 * a.kv_heads * a.head_dim
-        gate = heads if a.output_gate else 0
-        width = max(width, 4 * (qkv + gate + 3 * heads) + 5 * layer.mlp.intermediate)
-    rows = _STEP_ROWS * (width + 13 * spec.hidden)
+    largest step (as the core carves them) and a row of logits for each sequence."""
+    rows = step_bytes(spec)
     return _PROCESS_BYTES + _BYTES_PER_TOKEN * spec.vocab + rows + 4 * spec.vocab * agents
 
 

@@ -526,6 +526,29 @@ def test_a_cached_file_of_another_length_is_fetched_again(fake, resumable):
     assert fetch_big().read_bytes() == BIG
 
 
+def test_a_content_of_another_length_is_fetched_again_too(fake, resumable):
+    """The snapshot has no name for it yet: the library would link it as it is."""
+    fake.add("org/big", {"big-Q4_0.gguf": BIG})
+    path = fetch_big()
+    os.truncate(path.resolve(), 1000)
+    path.unlink()
+    assert fetch_big().read_bytes() == BIG
+
+
+def test_a_damaged_file_is_counted_with_those_to_come(fake, resumable, monkeypatch, tmp_path):
+    """Bytes that come again need room and are shown as any others."""
+    fake.add("org/big", {"big-Q4_0.gguf": BIG})
+    os.truncate(fetch_big().resolve(), 1000)
+    with monkeypatch.context() as full:
+        usage = shutil.disk_usage(tmp_path)
+        full.setattr(hubtransfer.shutil, "disk_usage", lambda p: usage._replace(free=1000))
+        with pytest.raises(WriteFailed, match="org/big needs"):
+            fetch_big()
+    seen: list[tuple[int, int]] = []
+    fetch_big(progress=lambda done, total, label: seen.append((done, total)))
+    assert seen[-1] == (len(BIG), len(BIG))
+
+
 def test_a_full_disk_is_said_before_the_first_byte(fake, resumable, monkeypatch, tmp_path):
     fake.add("org/big", {"big-Q4_0.gguf": BIG})
     usage = shutil.disk_usage(tmp_path)

@@ -9,16 +9,17 @@ from contextlib import closing
 import pytest
 
 import musespark
-from musespark import machine
+from musespark import _core, machine
 from musespark.cli import main
 from musespark.engine import kv_bytes
 from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.families import family_for
+from musespark.memory import working_bytes
 from musespark.weights import convert, hub, loading, look, open_model
 from musespark.weights.hubheaders import remote_checkpoint
 from musespark.weights.hubids import HubId
 from musespark.weights.licence import licence_of
-from support import bert_models
+from support import bert_models, tiny_models
 from support.fake_hub import etag_of
 from support.hub_cases import CASE, model_files
 from support.model_folder import CASES, checkpoint_weights, safetensors_bytes, write_folder
@@ -58,6 +59,33 @@ def test_keys_and_values_are_the_engines_and_agents_multiply_them():
     (four,) = musespark.estimate(context=1024, kv="kv8", quantize="q8", agents=4).needs
     assert four.keys_values == 4 * need.keys_values
     assert four.total == four.weights + four.keys_values + four.working
+
+
+@pytest.mark.parametrize("name", ["llama", "muse", "everything", "experts"])
+@pytest.mark.parametrize("count", [1, 70])
+def test_activations_are_what_a_step_takes(name, count):
+    """Exactly, where matrices read floats; a little more than what quantized ones take."""
+    spec = tiny_models.SPECS[name]()
+    weights = tiny_models.random_weights(spec, seed=3)
+    figure = _core.step_bytes(dataclasses.asdict(spec), rows=count)
+    held = {}
+    for recipe in ("f32", "q8"):
+        runner = tiny_models.Runner(spec, tiny_models.pack(weights, recipe))
+        runner.logits(tiny_models.random_tokens(spec, count))
+        held[recipe] = runner.model.work_bytes()
+    assert held["f32"] == figure
+    assert 0.5 * figure < held["q8"] <= figure
+
+
+def test_working_memory_knows_of_experts():
+    spec = tiny_models.SPECS["experts"]()
+    (layer,) = {layer.mlp for layer in spec.layers if layer.mlp.shared_intermediate}
+    wide = dataclasses.replace(layer, experts=64, experts_per_token=48, intermediate=4096)
+    layers = [
+        dataclasses.replace(one, mlp=wide) if one.mlp == layer else one for one in spec.layers
+    ]
+    more = working_bytes(dataclasses.replace(spec, layers=layers)) - working_bytes(spec)
+    assert more > 512 * 48 * 4096  # the chosen experts' insides, a byte each at least
 
 
 def test_every_choice_has_a_row_and_auto_is_the_one_load_takes(folder):
@@ -191,12 +219,13 @@ def test_what_does_not_fit_says_what_would(free):
 def test_what_does_not_fit_is_neither_packed_nor_downloaded(fake, tmp_path, free):
     fake.add("org/tiny", model_files())
     free("1M")
-    with pytest.raises(MemoryBudgetExceeded, match="nothing of this model"):
+    with pytest.raises(MemoryBudgetExceeded, match=r"nothing of this model.* least they can be"):
         musespark.load("org/tiny")
     assert fake.count(part="model.safetensors") == 0
     folder = write_folder(tmp_path / "model", CASE.config, checkpoint_weights(CASE, 1))
-    with pytest.raises(MemoryBudgetExceeded):
+    with pytest.raises(MemoryBudgetExceeded) as caught:
         musespark.load(folder)
+    assert "least they can be" not in str(caught.value), "what is here is counted to the byte"
     assert not (tmp_path / "packed").exists()
 
 

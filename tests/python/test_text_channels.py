@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,39 @@ def test_second_pair_in_text_is_text() -> None:
     parser.push_text("<think>a</think>b<think>c</think>")
     parser.finish()
     assert (parser.turn.reasoning, parser.turn.content) == ("a", "b<think>c</think>")
+
+
+@pytest.mark.parametrize("lead, thinks", [(256, True), (257, False)])
+@pytest.mark.parametrize("cut", [1, 7, 200, 10_000])
+def test_white_space_before_a_spelled_tag_is_waited_for_up_to_a_limit(lead, thinks, cut) -> None:
+    """Beyond it the turn is an answer, and what comes is given on."""
+    parser = ChannelParser(THINK, without_think_tokens())
+    text = "\t" * lead + "<think>a</think>b"
+    for at in range(0, len(text), cut):
+        parser.push_text(text[at : at + cut])
+    parser.finish()
+    found = (parser.turn.reasoning, parser.turn.content.lstrip("\t"))
+    assert found == (("a", "b") if thinks else ("", "<think>a</think>b"))
+
+
+def test_white_space_at_the_beginning_is_given_on() -> None:
+    parser = ChannelParser(THINK, without_think_tokens())
+    given = [event for _ in range(300) for event in parser.push_text("\t")]
+    assert any(isinstance(event, Text) for event in given)
+
+
+@pytest.mark.parametrize("opened", [None, "thought"])
+def test_long_white_space_is_linear(opened) -> None:
+    """200,000 line ends, one at a time, at the beginning of a turn and inside a thought."""
+    parser = ChannelParser(THINK, without_think_tokens(), opened=opened)
+    begun = time.process_time()
+    for piece in ["x" if opened else "", *["\n"] * 200_000, "y"]:
+        parser.push_text(piece)
+    assert (
+        time.process_time() - begun < 4
+    )  # measured: under 1; reading all of it each time: 7 and 66
+    parser.finish()
+    assert (parser.turn.reasoning or parser.turn.content).endswith("\ny")
 
 
 def test_interleaved_thoughts_and_calls() -> None:

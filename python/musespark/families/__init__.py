@@ -2,14 +2,15 @@
 
 A family is a module with ``name``, ``model_types`` and ``architectures`` (as transformers names
 them), ``models`` (what a user knows them by), ``spec(config) -> ModelSpec``,
-``tensors(spec, names) -> TensorMap`` and ``notes(config) -> list of str``.
+``tensors(spec, names) -> TensorMap`` and, where there is something to say,
+``notes(config) -> list of str``: what a user should know about how a config is read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from musespark.errors import UnsupportedModel
 from musespark.families import (
@@ -53,6 +54,10 @@ class Family(Protocol):
 
     def spec(self, config: Mapping[str, Any] | Fields) -> ModelSpec: ...
     def tensors(self, model: ModelSpec, names: Iterable[str]) -> TensorMap: ...
+
+
+@runtime_checkable
+class _WithNotes(Protocol):
     def notes(self, config: Mapping[str, Any] | Fields) -> list[str]: ...
 
 
@@ -114,7 +119,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[Family, ModelSpec, list[str]
     family = family_for(config)
     fields = Fields(config)
     spec = family.spec(fields)
-    notes = family.notes(fields)
+    notes = family.notes(fields) if isinstance(family, _WithNotes) else []
     if spec.max_context > MOST_CONTEXT:  # "no limit" is written as millions
         notes.append(f"context: the config says {spec.max_context}, at most {MOST_CONTEXT} is run")
         spec = dataclasses.replace(spec, max_context=MOST_CONTEXT)

@@ -114,8 +114,3 @@ def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
     names = list(names)
     source_of = llama.namer_beside_towers(names, LAYER_NAMES)
     return match_tensors(model, names, source_of, _IGNORABLE)
-
-
-def notes(config: Mapping[str, Any] | Fields) -> list[str]:
-    """What a user should know about how this config is read: nothing for this family."""
-    return []

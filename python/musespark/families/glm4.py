@@ -80,8 +80,3 @@ def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
     parts = row_parts(model, "model.layers.{}.", _FUSED)
     whole = llama.namer("model", _LAYER_NAMES)
     return match_tensors(model, names, lambda c: parts.get(c) or whole(c), llama.IGNORABLE)
-
-
-def notes(config: Mapping[str, Any] | Fields) -> list[str]:
-    """What a user should know about how this config is read: nothing for this family."""
-    return []

@@ -128,8 +128,3 @@ def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
         return Part(f"{at}gate_up_proj", stored, number, True, start, width, 2)
 
     return match_tensors(model, names, source_of, llama.IGNORABLE)
-
-
-def notes(config: Mapping[str, Any] | Fields) -> list[str]:
-    """What a user should know about how this config is read: nothing for this family."""
-    return []

@@ -60,8 +60,3 @@ def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
         return Part(f"{at}input_linear.weight", stored, number, start=start, count=width)
 
     return match_tensors(model, names, source_of, llama.IGNORABLE)
-
-
-def notes(config: Mapping[str, Any] | Fields) -> list[str]:
-    """What a user should know about how this config is read: nothing for this family."""
-    return []

@@ -85,8 +85,3 @@ def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
         return f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{stored}.weight"
 
     return match_tensors(model, names, source_of, llama.IGNORABLE)
-
-
-def notes(config: Mapping[str, Any] | Fields) -> list[str]:
-    """What a user should know about how this config is read: nothing for this family."""
-    return []

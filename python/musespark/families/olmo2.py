@@ -80,8 +80,3 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
 def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
     """Maps the checkpoint's tensor names; see :func:`match_tensors`."""
     return match_tensors(model, names, llama.namer("model", LAYER_NAMES), llama.IGNORABLE)
-
-
-def notes(config: Mapping[str, Any] | Fields) -> list[str]:
-    """What a user should know about how this config is read: nothing for this family."""
-    return []

@@ -50,8 +50,3 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
 def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
     """As :func:`olmo2.tensors`."""
     return olmo2.tensors(model, names)
-
-
-def notes(config: Mapping[str, Any] | Fields) -> list[str]:
-    """What a user should know about how this config is read: nothing for this family."""
-    return []

@@ -114,8 +114,3 @@ def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
         return Part(f"model.layers.{layer[1]}.{_SHARED_ROUTER}", (1, model.hidden), 0)
 
     return match_tensors(model, names, source_of, llama.IGNORABLE)
-
-
-def notes(config: Mapping[str, Any] | Fields) -> list[str]:
-    """What a user should know about how this config is read: nothing for this family."""
-    return []

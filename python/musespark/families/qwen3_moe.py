@@ -114,8 +114,3 @@ def tensors(model: ModelSpec, names: Iterable[str]) -> TensorMap:
     """Maps the checkpoint's tensor names; every expert's matrices are tensors of their own."""
     source_of = expert_namer(llama.namer("model", _LAYER_NAMES))
     return match_tensors(model, names, source_of, llama.IGNORABLE)
-
-
-def notes(config: Mapping[str, Any] | Fields) -> list[str]:
-    """What a user should know about how this config is read: nothing for this family."""
-    return []

@@ -85,10 +85,7 @@ def rope_from_config(
             share = where.number("partial_rotary_factor", 1.0)
             if share > 1.0:
                 raise where.refuse("partial_rotary_factor", "a share of at most 1 is needed")
-    theta = (
-        config.number("rope_theta", default_theta) if config.has("rope_theta") else default_theta
-    )
-    dim = int(head_dim * share)
+    dim, theta = int(head_dim * share), _theta(config, default_theta)
     return rope_of(config, params, dim, theta, max_context, kinds, trained_context)
 
 
@@ -111,9 +108,7 @@ def rope_of(
             raise params.refuse(str(key), f"known rope parameters are {sorted(_KEYS)}")
     if dim < 2 or dim % 2:
         raise config.refuse("head_dim", f"rotary positions need an even head size, got {dim}")
-    theta = (
-        params.number("rope_theta", default_theta) if params.has("rope_theta") else default_theta
-    )
+    theta = _theta(params, default_theta)
     key = "rope_type" if params.has("rope_type") else "type"
     said = params.get(key) if params.has(key) else "default"
     kind = kinds.get(said) if isinstance(said, str) else None

@@ -46,7 +46,7 @@ class Machine:
         self._marks: dict[str, list[int]] = {}  # of a tool channel: where its inner markers came
         self._written = {THOUGHT: False, ANSWER: False}  # has a channel of this kind had text?
         self._fresh = self._trim_start = False
-        self._held = ""  # trailing separators of a thought
+        self._held: list[str] = []  # trailing separators of a thought
         self._pending = ""  # text that may turn out to be a marker
 
     # ---- what comes in ------------------------------------------------------------------------
@@ -114,9 +114,11 @@ class Machine:
             text = text.lstrip(trim)
             self._trim_start = not text
         if self.kind == THOUGHT and trim:
-            text = self._held + text
             kept = text.rstrip(trim)
-            text, self._held = kept, text[len(kept) :]
+            if not kept:
+                self._held.append(text)
+                return
+            text, self._held = "".join([*self._held, kept]), [text[len(kept) :]]
         if not text:
             return
         if self._fresh and self._written[self.kind]:
@@ -142,9 +144,9 @@ class Machine:
             self.out += self._calls.read(self._syntax, text, self._recipient, closed=closed)
         elif kind == FOREIGN:
             self.error(raw, "text of another role")
-        elif cut and self._held:
-            self.out.append(Text(kind, self._held))
-        self._held, self._raw, self._raw_length, self._marks = "", [], 0, {}
+        elif cut and (held := "".join(self._held)):
+            self.out.append(Text(kind, held))
+        self._held, self._raw, self._raw_length, self._marks = [], [], 0, {}
         self.kind = None
         if kind != FOREIGN:
             self.out.append(ChannelEnd(kind))

@@ -11,6 +11,7 @@ from musespark.text.protocols import Tag
 from musespark.text.syntaxes import may_be_calls
 
 _BARE_HEAD = 64  # so many characters tell whether an answer may be a call
+_MOST_LEAD = 256  # white space before a spelled think tag; after more of it the turn is an answer
 
 
 class TagMachine(Machine):
@@ -34,7 +35,7 @@ class TagMachine(Machine):
         self._lead = ""  # text after an opening tag that belongs to it
         self._lead_seen = ""
         self._after_thought = False
-        self._blank = ""  # separators that came where no channel is open
+        self._blank: list[str] = []  # separators that came where no channel is open
         self._bare: list[str] | None = None  # an answer that may be calls without tags
         self._bare_checked = 0
         self._may_bare = bool(self.protocol.bare) and self._calls.offered
@@ -57,7 +58,7 @@ class TagMachine(Machine):
             names |= set(self.protocol.silent)
         names &= self._spelled
         opening = self._thought.open if self._thought and self._spelled_thought else None
-        if self._start and opening and text.lstrip().startswith(opening):
+        if self._start and opening and text.lstrip().startswith(opening) and self._may_lead(text):
             names.add(opening)
         return names
 
@@ -65,7 +66,11 @@ class TagMachine(Machine):
         if not (self._start and self._spelled_thought and self._thought and self.kind is None):
             return False
         bare, opening = text.lstrip(), self._thought.open
-        return bare != opening and opening.startswith(bare)
+        return self._may_lead(text) and bare != opening and opening.startswith(bare)
+
+    def _may_lead(self, text: str) -> bool:
+        """Whether the white space that a turn begins with is little enough to await a tag."""
+        return len(text) - len(text.lstrip()) <= _MOST_LEAD
 
     def leads(self, text: str, marker: str) -> bool:
         return self._thought is not None and marker == self._thought.open and not text.strip()
@@ -75,18 +80,19 @@ class TagMachine(Machine):
     def text(self, text: str) -> None:
         if self._lead:
             text = self._without_lead(text)
-        self._start = self._start and not text.strip()
+        self._start = self._start and not text.strip() and self._may_lead(text)
         if self.kind is not None:
             self.write(text)
             return
         if self._bare is not None:
             self._hold(text)
             return
-        text, self._blank = self._blank + text, ""
         bare = text.lstrip(self.protocol.trim)
         if not bare:
-            self._blank = text  # of the answer, if one follows, else of nothing
-        elif self._may_bare:
+            self._blank.append(text)  # of the answer, if one follows, else of nothing
+            return
+        text, self._blank = "".join([*self._blank, text]), []
+        if self._may_bare:
             self._hold(bare if self._after_thought or self._after_tool else text)
         else:
             self._answer(text)
@@ -99,10 +105,10 @@ class TagMachine(Machine):
             self.take(marker)
         elif marker in self.protocol.silent:
             self._settle()
-            self._start, self._blank = False, ""
+            self._start, self._blank = False, []
         elif tag is not None:
             self._settle()
-            self._start, self._blank = False, ""
+            self._start, self._blank = False, []
             if self.kind == THOUGHT and self._fresh and tag.kind == THOUGHT:
                 return  # the prompt opened the thought and the model did it again
             self.close()
@@ -121,9 +127,9 @@ class TagMachine(Machine):
 
     def leave(self, *, cut: bool = False) -> None:
         self._settle()
-        if self._blank and not self._after_thought and not self._after_tool:
-            self._answer(self._blank)
-        self._blank = ""
+        blank, self._blank = "".join(self._blank), []
+        if blank and not self._after_thought and not self._after_tool:
+            self._answer(blank)
         self.close(cut=cut)
 
     def inner(self) -> frozenset[str]:

@@ -117,7 +117,8 @@ def _download(
 ) -> Wanted:
     wanted = fetch_small(snapshot, assets)
     refuse(snapshot.folder / (wanted.entry or ""))
-    missing = {name: snapshot.files[name] or 0 for name in wanted.weights if _lacks(snapshot, name)}
+    to_come = [name for name in wanted.weights if _state(snapshot, name) in ("damaged", "missing")]
+    missing = {name: snapshot.files[name] or 0 for name in to_come}
     total, done = sum(missing.values()), 0
     transfer.check_room(
         snapshot.hub_id.repo, {snapshot.blobs.get(n, n): size for n, size in missing.items()}
@@ -136,15 +137,16 @@ def _download(
     return wanted
 
 
-def _lacks(snapshot: Snapshot, name: str) -> bool:
-    """Whether the content of a file is nowhere in the cache."""
-    blob = transfer.storage_of(snapshot.hub_id.repo) / "blobs" / snapshot.blobs.get(name, "-")
-    return not (snapshot.folder / name).exists() and not blob.exists()
+def _state(snapshot: Snapshot, name: str) -> transfer.State:
+    """What the cache has of a file."""
+    blob = snapshot.blobs.get(name)
+    kept = transfer.storage_of(snapshot.hub_id.repo) / "blobs" / blob if blob else None
+    return transfer.state_of(snapshot.folder / name, kept, snapshot.files[name])
 
 
 def _fetch(snapshot: Snapshot, name: str, count: transfer.Count) -> Path:
-    size = snapshot.files[name]
-    return transfer.fetch_file(snapshot.hub_id, snapshot.commit, name, size, count)
+    size, state = snapshot.files[name], _state(snapshot, name)
+    return transfer.fetch_file(snapshot.hub_id, snapshot.commit, name, size, state, count)
 
 
 def _expanded(snapshot: Snapshot, wanted: Wanted) -> Wanted:

@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import musespark
@@ -28,6 +28,9 @@ from musespark.weights.hubids import HubId
 
 # Called with the bytes of the file at hand that are on the disk.
 Count = Callable[[int], None]
+# Of a file of a commit: in the snapshot; its content under the cache's name for it alone; there
+# with another length than the hub says; nowhere.
+State = Literal["here", "blob", "damaged", "missing"]
 TIMEOUT_S = 10.0
 _PAUSE_S = 1.0  # before a connection that broke is made anew
 _RESUMABLE = 8 << 20  # smaller files are not worth the second request
@@ -129,16 +132,26 @@ class _CallerError(BaseException):
         self.error = error
 
 
-def fetch_file(hub_id: HubId, commit: str, name: str, size: int | None, count: Count) -> Path:
+def state_of(target: Path, blob: Path | None, size: int | None) -> State:
+    """What the cache has of a file of `size` bytes (None: not known), `target` in its snapshot,
+    whose content it would keep as `blob` (None: not known)."""
+    for path, found in ((target, "here"), (blob, "blob")):
+        if path is not None and path.exists():
+            return found if size in (None, path.stat().st_size) else "damaged"
+    return "missing"
+
+
+def fetch_file(
+    hub_id: HubId, commit: str, name: str, size: int | None, state: State, count: Count
+) -> Path:
     """The path of a file in the cached snapshot of `commit`; downloads it where it is not there.
 
-    A file appears in the snapshot whole or not at all; one of another length than `size` is
-    downloaded again. What `count` raises ends the download and comes out as it is.
+    A file appears in the snapshot whole or not at all; one whose `state` is damaged is downloaded
+    again. What `count` raises ends the download and comes out as it is.
     """
-    target = storage_of(hub_id.repo) / "snapshots" / commit / name
-    damaged = target.exists() and size not in (None, target.stat().st_size)
-    if target.exists() and not damaged:
-        return target
+    if state == "here":
+        return storage_of(hub_id.repo) / "snapshots" / commit / name
+    damaged = state == "damaged"
 
     def counted(bytes_here: int) -> None:
         try:

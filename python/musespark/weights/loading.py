@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from musespark.errors import CorruptFile, InvalidRequest
+from musespark.errors import CorruptFile, InvalidRequest, MemoryBudgetExceeded
 from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
 from musespark.families.tensors import canonical_shapes
 from musespark.untrusted import MAX_TOKENIZER_BYTES, read_small_file
@@ -28,6 +28,7 @@ Source = str | os.PathLike[str] | None
 # Called with the model, the bytes of its weights for each recipe, and the recipe to be used.
 Admit = Callable[[ModelSpec, dict[str, int], str], None]
 EMBEDDED = "Spark Nano, inside the package"
+_AT_LEAST = "The weights are not here yet: their bytes are the least they can be"
 _WAITING = "waiting for the process that packs this model"
 _NANO = Path(__file__).resolve().parent.parent / "nano"
 # Made from _NANO by `musespark convert`; a test packs it again and compares.
@@ -205,7 +206,11 @@ def _refuse_early(path: Path, quantize: str = "auto", admit: Admit | None = None
     _, spec, _, _ = read_config_files(files, path)
     if admit is not None:
         shapes = canonical_shapes(spec)
-        admit(spec, pack.least_nbytes(shapes), pack.resolve_quantize(quantize, shapes, set()))
+        recipe = pack.resolve_quantize(quantize, shapes, set())
+        try:
+            admit(spec, pack.least_nbytes(shapes), recipe)
+        except MemoryBudgetExceeded as error:
+            raise MemoryBudgetExceeded(f"{error}. {_AT_LEAST}") from None
 
 
 def _shapes_of(where: Path) -> Callable[[Any], dict[str, tuple[int, ...]]]:
