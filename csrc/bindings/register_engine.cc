@@ -337,9 +337,8 @@ void register_engine(py::module_& m) {
            py::arg("prefill_chunk") = 512, py::arg("max_batch") = 64)
       .def("submit", &PyEngine::submit, py::arg("tokens"), py::kw_only(), py::arg("params"),
            py::arg("base") = py::none(),
-           "Queues a request, returns its id. `tokens`: int32 array [n]. `base`: a retained id "
-           "whose\n"
-           "common prefix is reused. InvalidRequest, ContextOverflow, MemoryBudgetExceeded.")
+           "Queues a request, returns its id. `tokens`: int32 array [n]. `base`: a retained id\n"
+           "whose common prefix is reused. InvalidRequest, ContextOverflow, MemoryBudgetExceeded.")
       .def("add_adapter", &PyEngine::add_adapter, py::arg("tensors"),
            "Copies an adapter's tensors (csrc/model/README.md); its id is for params['adapter'].")
       .def("remove_adapter", with_engine(&Engine::remove_adapter), py::arg("id"), unlocked(),
