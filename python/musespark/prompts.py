@@ -17,6 +17,7 @@ from musespark.text import (
     encode_chat,
 )
 from musespark.text.protocols import Protocol
+from musespark.text.written import refuse_unwritten
 
 # How templates name the effort; the first that a template reads is set.
 _EFFORT_VARIABLES = ("reasoning_strength", "reasoning_effort")
@@ -68,7 +69,8 @@ def chat_ids(
 
     ``context``: the most ids there may be, to refuse what is far too long at once.
 
-    Raises InvalidRequest where the template cannot express an option: nothing is ignored.
+    Raises InvalidRequest where the template cannot express an option or leaves out a message:
+    nothing is ignored.
     """
     if template is None:
         raise InvalidRequest(
@@ -88,6 +90,7 @@ def chat_ids(
     given.variables |= _effort(given, reasoning_effort)
     given.variables |= _thinking(given, protocol, mode)
     given.name_tools()
+    given.refuse_unwritten()
     ids = given.ids(context)
     if protocol.headers and mode != "auto":
         headers = protocol.headers
@@ -137,6 +140,10 @@ class _Rendering:
                 "the model would not hear of them"
             )
 
+    def refuse_unwritten(self) -> None:
+        """InvalidRequest for a message that the template leaves out."""
+        refuse_unwritten(self.messages, lambda tried: self._text({}, tried), self.template.origin)
+
     def changes(self, other: Mapping[str, Any]) -> bool:
         """Whether other values of some variables give another text."""
         try:
@@ -145,10 +152,11 @@ class _Rendering:
             self._text({})  # it is the caller's own rendering that fails: say how
             return True
 
-    def _text(self, other: Mapping[str, Any]) -> str:
+    def _text(self, other: Mapping[str, Any], messages: Any = None) -> str:
         # The caller's variables come before the tokenizer's, as in ids.
         names = {"tools": self.tools, **self.tokenizer.special_tokens, **self.variables, **other}
-        return self.template.render(self.messages, add_generation_prompt=True, **names)
+        messages = messages or self.messages
+        return self.template.render(messages, add_generation_prompt=True, **names)
 
     def ids(self, context: int | None) -> list[int]:
         try:
