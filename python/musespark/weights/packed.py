@@ -110,8 +110,9 @@ def write_packed(
 ) -> None:
     """Writes a packed file; `payload` yields a weight's bytes in pieces, in the order of `planned`.
 
-    `notes` is asked before the first and after the last of them, and may be shorter then. Nothing but the piece at hand is held in memory. Raises whatever writing raises; the caller
-    discards the file then (see :func:`musespark.weights.files.write_aside`).
+    `notes` is asked before the first and after the last of them, and may be shorter then. Nothing
+    but the piece at hand is held in memory. Raises whatever writing raises; the caller discards the
+    file then (see :func:`musespark.weights.files.write_aside`).
     """
     planned = [p for p in planned if not p.vector] + [p for p in planned if p.vector]
     head = {

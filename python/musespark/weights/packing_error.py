@@ -1,4 +1,4 @@
-"""How far quantized matrices move by being stored in another format, measured as they are packed."""
+"""How far quantized matrices move by being stored in another format, measured while packing."""
 
 from __future__ import annotations
 
