@@ -31,7 +31,7 @@ from musespark.vocab import tokenizer_assets
 from musespark.weights import pack
 from musespark.weights.gguf import is_gguf
 from musespark.weights.gguf_source import GgufSource, open_gguf
-from musespark.weights.quantized.config import KEYS, Reader, read_quantization
+from musespark.weights.quantized.config import FILES, KEYS, Reader, read_quantization
 from musespark.weights.quantized.linear import Stored
 from musespark.weights.quantized.source import QuantizedSource, refuse_unexplained
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
@@ -53,6 +53,7 @@ ASSETS = (
     "chat_template.jinja",
     "chat_template.json",
     *SENTENCE_FILES.values(),
+    *FILES,
 )
 
 
@@ -240,13 +241,29 @@ def read_config_files(
     }
     if beside:
         config["sentence_transformers"] = beside
+    reader, notes = _read_settings(config, assets, folder)
     try:
-        reader, notes = read_quantization(config)
         plain = {key: value for key, value in config.items() if key not in KEYS}
         family, spec, more = read_config(plain)
         return family, spec, more + notes, reader
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{where}: {error}") from None
+
+
+def _read_settings(
+    config: Mapping[str, Any], assets: Mapping[str, bytes], folder: Path
+) -> tuple[Reader | None, list[str]]:
+    beside = {
+        name: parse_json(assets[name], str(folder / name)) for name in FILES if name in assets
+    }
+    try:
+        return read_quantization(config, beside)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{folder}: {error}") from None
+
+
+# Adapters, and the second copy of the weights in the form of Mistral's own tools.
+_OTHER_FORMS = ("adapter_", "consolidated")
 
 
 def _open_checkpoint(folder: Path) -> Checkpoint:
@@ -255,8 +272,13 @@ def _open_checkpoint(folder: Path) -> Checkpoint:
         return Checkpoint([SafetensorsFile(single)])
     if index.exists():
         return open_sharded(index)
+    named = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith(_OTHER_FORMS))
+    if len(named) == 1:
+        return Checkpoint([SafetensorsFile(named[0])])
     others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
     hint = f"; {others[0]} is pickled, which is never read" if others else ""
+    if named:
+        hint = f"; of several files none is chosen: {', '.join(p.name for p in named[:8])}"
     raise InvalidRequest(f"{folder} has no model.safetensors and no index of shards{hint}")
 
 
