@@ -59,7 +59,7 @@ from musespark.session import Session
 from musespark.text import ChatTemplate, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
-from musespark.weights import LoadedWeights, LoraWeights
+from musespark.weights import LoadedWeights, LoraWeights, core_bytes
 
 
 class Model:
@@ -88,7 +88,11 @@ class Model:
         self.template = template_of(assets)
         self._defaults = model_defaults(config, spec.vocab)
         info = weights.info
-        fit = choose_context(spec, info["weights"], info["quantize"], KV_FORMATS[kv], context)
+        merged = info.get("merged", False)
+        beside = 0 if adapter is None or merged else core_bytes(adapter.tensors())
+        fit = choose_context(
+            spec, info["weights"], info["quantize"], KV_FORMATS[kv], context, beside
+        )
         limit, notes = fit.context, fit.notes
         count = default_threads() if threads is None else threads
         self._encoder = None
@@ -102,7 +106,7 @@ class Model:
             kv=KV_FORMATS[kv],
             memory_budget=fit.budget,
         )
-        self._adapters = Adapters(self._engine, adapter, merged=info.get("merged", False))
+        self._adapters = Adapters(self._engine, adapter, merged=merged)
         if kv == "auto" and self._encoder is None:
             notes.append("kv auto: kv8 for every layer")
         notes.append(f"chat protocol: {self._protocol.name if self.template else 'no template'}")
@@ -111,25 +115,13 @@ class Model:
             notes.append(f"quantize auto: {info['quantize']}")
         if threads is None:
             notes.append(f"threads auto: {count}, every core this process may use")
-        self._info = ModelInfo(
-            source=str(info["source"]),
-            family=info["family"],
-            parameters=info["parameters"],
-            weight_formats=dict(info["formats"]),
-            weight_bytes=info["bytes"],
-            vocab=spec.vocab,
-            layers=len(spec.layers),
-            hidden=spec.hidden,
+        self._info = _info_of(
+            weights,
             context=limit,
-            max_context=spec.max_context,
-            kv="none" if self._encoder else KV_FORMATS[kv],
-            kv_bytes_per_token=0
-            if self._encoder
-            else ceil(kv_bytes_per_token(spec, KV_FORMATS[kv])),
-            kv_bytes_full_context=0 if self._encoder else kv_bytes(spec, KV_FORMATS[kv], limit),
+            kv=KV_FORMATS[kv],
             threads=count,
             isa=self._engine.stats()["isa"],
-            notes=(*info.get("notes", ()), *notes),
+            notes=notes,
         )
 
     @property
@@ -440,3 +432,28 @@ class Model:
         finally:
             for stream in streams:
                 stream.close()
+
+
+def _info_of(
+    weights: LoadedWeights, *, context: int, kv: str, threads: int, isa: str, notes: list[str]
+) -> ModelInfo:
+    spec, info = weights.spec, weights.info
+    none = spec.bidirectional  # an encoder keeps no keys and values
+    return ModelInfo(
+        source=str(info["source"]),
+        family=info["family"],
+        parameters=info["parameters"],
+        weight_formats=dict(info["formats"]),
+        weight_bytes=info["bytes"],
+        vocab=spec.vocab,
+        layers=len(spec.layers),
+        hidden=spec.hidden,
+        context=context,
+        max_context=spec.max_context,
+        kv="none" if none else kv,
+        kv_bytes_per_token=0 if none else ceil(kv_bytes_per_token(spec, kv)),
+        kv_bytes_full_context=0 if none else kv_bytes(spec, kv, context),
+        threads=threads,
+        isa=isa,
+        notes=(*info.get("notes", ()), *notes),
+    )
