@@ -325,6 +325,18 @@ def test_chat_templates() -> None:
 
 # ---- what nobody vouches for -------------------------------------------------------------------
 
+
+
+def _nested_pieces(letters: int, longest: int) -> dict[str, Any]:
+    """SentencePiece pieces x, xx, xxx … of each letter: every cut of every one is a merge."""
+    runs = [chr(0x4E00 + i) * n for i in range(letters) for n in range(1, longest + 1)]
+    return {
+        **zoo.spm(),
+        _G + "tokens": ["<unk>", "<s>", "</s>", *runs],
+        _G + "token_type": np.array([2, 3, 3] + [1] * len(runs), np.int32),
+    }
+
+
 HOSTILE: dict[str, tuple[Any, str]] = {
     "tokens missing": (zoo.bpe(**{_G + "tokens": None}), "tokens: missing"),
     "tokens empty": (zoo.bpe(**{_G + "tokens": []}), "tokens: missing or empty"),
@@ -378,6 +390,10 @@ HOSTILE: dict[str, tuple[Any, str]] = {
         },
         "too long to merge",
     ),
+    "pieces inside pieces": (
+        {**_nested_pieces(120, 60), _G + "scores": np.zeros(3 + 120 * 60, np.float32)},
+        "merges have more than 16 times",
+    ),
 }
 
 
@@ -392,6 +408,17 @@ def test_hostile_metadata_is_refused_by_name(name: str) -> None:
         with pytest.raises(CorruptFile, match=message):
             tokenizer_assets(metadata)
     assert time.perf_counter() - begin < 2.0
+
+
+def test_pieces_inside_pieces_are_merged_where_they_are_few() -> None:
+    metadata = {**_nested_pieces(100, 20), _G + "scores": np.zeros(3 + 2000, np.float32)}
+    assert built(metadata).vocab_size == 2003
+
+
+def test_a_tokenizer_has_a_limit_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("musespark.vocab.assets.MAX_TOKENIZER_BYTES", 1000)
+    with pytest.raises(CorruptFile, match=r"bytes as tokenizer\.json, more than the limit of 1000"):
+        tokenizer_assets(zoo.bpe())
 
 
 def test_empty_tokens_keep_their_ids() -> None:
