@@ -82,6 +82,9 @@ def test_no_key_of_a_known_config_goes_unread(name: str) -> None:
         ("qwen3_moe_plain", "num_experts_per_tok", 8),
         ("qwen3_moe_plain", "num_experts", 10**6),
         ("qwen3_moe_plain", "mlp_only_layers", "0"),
+        ("qwen3_moe_plain", "mlp_only_layers", [0] * 10_000),
+        ("qwen3_moe_plain", "mlp_only_layers", [-1]),
+        ("qwen3_moe_plain", "mlp_only_layers", [10**9]),
         ("qwen3_moe_plain", "layer_types", ["full_attention"] * 3),
         ("gpt_oss_defaults", "hidden_act", "gelu"),
         ("gpt_oss_defaults", "experts_per_token", 3),
@@ -107,6 +110,13 @@ def test_what_is_not_supported_is_named(name: str, field: str, value: object) ->
     assert field.split(".")[-1] in message
     if not isinstance(value, dict | list):
         assert repr(value) in message
+
+
+def test_experts_are_counted_over_all_layers() -> None:
+    """Each count is within its limit; the names of all experts would take 1.5 GB."""
+    config = CASES["qwen3_moe_plain"].config | {"num_hidden_layers": 1024, "num_experts": 4096}
+    with pytest.raises(UnsupportedModel, match="4194304 experts together, at most 65536"):
+        read_config(config)
 
 
 ODD = (None, True, 0, 1, -1, 2, 3, 2**31, 2**70, 0.0, 0.5, 1.0, -2.5, 1e-300, 1e300, float("nan"),
