@@ -224,7 +224,7 @@ def test_threads_load_and_use_adapters(model, folders) -> None:
 
 
 def test_an_adapter_that_is_closed_meanwhile_is_not_the_model_alone(model, folders) -> None:
-    """Another thread closes it while a request asks for its id, which None would be no error for."""
+    """Another thread closes it while a request asks for its id; None would be the base model."""
 
     class Closing(adapters_module.Adapter):
         asked = 0

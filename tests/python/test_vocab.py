@@ -326,7 +326,6 @@ def test_chat_templates() -> None:
 # ---- what nobody vouches for -------------------------------------------------------------------
 
 
-
 def _nested_pieces(letters: int, longest: int) -> dict[str, Any]:
     """SentencePiece pieces x, xx, xxx … of each letter: every cut of every one is a merge."""
     runs = [chr(0x4E00 + i) * n for i in range(letters) for n in range(1, longest + 1)]
