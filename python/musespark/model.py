@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any
@@ -284,6 +285,25 @@ class Model:
         cut, its last token kept (which ends it); else it raises ContextOverflow. UnsupportedModel
         for a model that generates text.
         """
+        return self._embed(texts, truncate)
+
+    async def aembed(
+        self, texts: str | Sequence[str | Sequence[int]], *, truncate: bool = False
+    ) -> np.ndarray:
+        """:meth:`embed` for an event loop: in a thread; cancelling the task ends it with the batch
+        of texts at hand."""
+        stop = threading.Event()
+        try:
+            return await asyncio.to_thread(self._embed, texts, truncate, stop.is_set)
+        finally:
+            stop.set()
+
+    def _embed(
+        self,
+        texts: str | Sequence[str | Sequence[int]],
+        truncate: bool,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> np.ndarray:
         if self._encoder is None:
             raise UnsupportedModel(f"{self.info.family} models write text; they give no embeddings")
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
@@ -297,7 +317,7 @@ class Model:
                 what = f"texts[{i}] has {len(ids)} tokens; the model takes {limit} (truncate=True)"
                 raise ContextOverflow(what, needed=len(ids), limit=limit)
             rows[i] = np.concatenate([ids[: limit - 1], ids[-1:]])
-        return self._encoder.embed(rows)
+        return self._encoder.embed(rows, stopped)
 
     # ---- life ---------------------------------------------------------------------------------
 
