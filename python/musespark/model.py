@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -182,6 +182,7 @@ class Model:
         tools: Sequence[Mapping[str, Any]] | None = None,
         reasoning_effort: str | None = None,
         mode: str = "auto",
+        continue_final_message: bool = False,
         stream: bool = False,
         **options: Any,
     ) -> ChatResult | Stream:
@@ -191,12 +192,14 @@ class Model:
         low, medium, high or xhigh. ``mode``: auto (the model decides), instant (no thought) or
         thinking (a thought first); a contradiction raises. What the model's template does not use
         raises InvalidRequest: nothing is ignored. The other options are those of :meth:`generate`;
-        ``stop`` looks at the answer only.
+        ``stop`` looks at the answer only. ``continue_final_message``: the last message is the
+        beginning of the answer, which the model goes on with; the result has what it adds.
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
         ``tool``; its ``.result`` is the ChatResult.
         """
         check_stream(stream)
         given = {"tools": tools, "reasoning_effort": reasoning_effort, "mode": mode, **options}
+        given["continue_final_message"] = continue_final_message
         out = Stream(*self._submit(*self._chat_request(messages, given)))
         return out if stream else out.drain()
 
@@ -358,6 +361,12 @@ class Model:
         self._stop_ids = prompts.stop_ids(self.tokenizer, protocol, self._vocab)
         self._template, self._protocol = given, protocol
 
+    def __reduce__(self) -> NoReturn:
+        raise InvalidRequest(
+            "a model cannot be pickled or copied: its memory and threads belong to this process; "
+            f"load it again there, from {self._info.source!r:.300}"
+        )
+
     def __repr__(self) -> str:
         i = self.info
         return f"<musespark.Model {i.family} {i.parameters / 1e6:.1f}M {i.source!r} kv={i.kv}>"
@@ -419,6 +428,7 @@ class Model:
             ids,
             tools=chat.get("tools"),
             first_call=prompts.calls_so_far(messages) + 1,
+            continuing=chat.get("continue_final_message", False),
         )
         request = self._request(np.asarray(ids, np.int32), options, retain=retain, adapter=adapter)
         return request, ChatCollector(parser, options)
