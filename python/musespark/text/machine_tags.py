@@ -39,7 +39,10 @@ class TagMachine(Machine):
         self._bare: list[str] | None = None  # an answer that may be calls without tags
         self._bare_checked = 0
         self._may_bare = bool(self.protocol.bare) and self._calls.offered
-        if opened:
+        if opened == ANSWER:
+            self._start = self._may_bare = False
+            self.open(ANSWER)
+        elif opened:
             self._start, self._tag = False, self._thought
             self.open(opened, trim_start=True)
 

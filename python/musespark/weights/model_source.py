@@ -30,7 +30,7 @@ from musespark.untrusted import (
 from musespark.vocab import tokenizer_assets
 from musespark.weights import pack
 from musespark.weights.gguf import is_gguf
-from musespark.weights.gguf_source import GgufSource, open_gguf
+from musespark.weights.gguf_source import GgufCheckpoint, GgufSource, open_gguf
 from musespark.weights.quantized.config import FILES, KEYS, Reader, read_quantization
 from musespark.weights.quantized.linear import Stored
 from musespark.weights.quantized.source import QuantizedSource, refuse_unexplained
@@ -108,11 +108,13 @@ class ModelFolder:
         return {recipe: sum(nbytes(p, recipe) for p in planned) for recipe in recipes}
 
 
-def understand(path: Path, headers: Checkpoint | None = None) -> ModelFolder:
+def understand(path: Path, headers: Checkpoint | GgufCheckpoint | None = None) -> ModelFolder:
     """Maps the weights of a folder or GGUF file and matches their names; reads no matrix.
 
-    With `headers` the weights are not in the folder: these are what is known of them.
+    With `headers` the weights are not there: these are what is known of them.
     """
+    if isinstance(headers, GgufCheckpoint):
+        return _understand_gguf(path, headers)
     if headers is not None:
         return _understand_folder(path, headers)
     gguf = path if path.is_file() and is_gguf(path) else _only_gguf(path)
@@ -134,14 +136,15 @@ def _only_gguf(folder: Path) -> Path | None:
     return firsts[0] if firsts else None
 
 
-def _understand_gguf(path: Path) -> ModelFolder:
-    checkpoint = open_gguf(path)
+def _understand_gguf(path: Path, headers: GgufCheckpoint | None = None) -> ModelFolder:
+    checkpoint = headers or open_gguf(path)
+    name = checkpoint.files[0].path
     try:
         shapes = {name: checkpoint.entry(name).shape for name in checkpoint.file_of}
         try:
             model = read_gguf(checkpoint.metadata, shapes, checkpoint.vector)
         except (UnsupportedModel, CorruptFile) as error:
-            raise type(error)(f"{path}: {error}") from None
+            raise type(error)(f"{name}: {error}") from None
     except BaseException:
         checkpoint.close()
         raise
@@ -154,7 +157,7 @@ def _understand_gguf(path: Path) -> ModelFolder:
         mapping=model.mapping,
         notes=model.notes,
         own_files=[file.path for file in checkpoint.files],
-        made_assets=functools.partial(_gguf_assets, checkpoint.metadata, path),
+        made_assets=functools.partial(_gguf_assets, checkpoint.metadata, name),
         licence=_gguf_licence(checkpoint.metadata),
     )
 
