@@ -340,12 +340,27 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "tokens missing": (zoo.bpe(**{_G + "tokens": None}), "tokens: missing"),
     "tokens empty": (zoo.bpe(**{_G + "tokens": []}), "tokens: missing or empty"),
     "tokens a string": (zoo.bpe(**{_G + "tokens": "abc"}), "tokens: expected an array"),
-    "tokens of numbers": (zoo.bpe(**{_G + "tokens": np.arange(9)}), r"tokens\[0\]: expected a str"),
+    "tokens of numbers": (
+        zoo.bpe(**{_G + "tokens": np.arange(9), _G + "token_type": None}),
+        r"tokens\[0\]: expected a str",
+    ),
     "too many tokens": (zoo.bpe(**{_G + "tokens": np.zeros(3 << 20, np.int8)}), "tokens: 3145728"),
-    "duplicate": (zoo.bpe(**{_G + "tokens": ["a", "b", "a"]}), r"tokens\[0\]: 'a'.*again as 2"),
-    "long token": (zoo.bpe(**{_G + "tokens": ["a" * 5000]}), r"tokens\[0\]: 5000 characters"),
-    "invalid UTF-8": (zoo.bpe(**{_G + "tokens": ["a", b"\xff"]}), r"tokens\[1\]: not valid UTF-8"),
-    "surrogate": (zoo.bpe(**{_G + "tokens": ["a", "\ud800"]}), r"tokens\[1\]: not valid UTF-8"),
+    "duplicate": (
+        zoo.bpe(**{_G + "tokens": ["a", "b", "a"], _G + "token_type": None}),
+        r"tokens\[0\]: 'a'.*again as 2",
+    ),
+    "long token": (
+        zoo.bpe(**{_G + "tokens": ["a" * 5000], _G + "token_type": None}),
+        r"tokens\[0\]: 5000 characters",
+    ),
+    "invalid UTF-8": (
+        zoo.bpe(**{_G + "tokens": ["a", b"\xff"], _G + "token_type": None}),
+        r"tokens\[1\]: not valid UTF-8",
+    ),
+    "surrogate": (
+        zoo.bpe(**{_G + "tokens": ["a", "\ud800"], _G + "token_type": None}),
+        r"tokens\[1\]: not valid UTF-8",
+    ),
     "type count": (zoo.bpe(**{_G + "token_type": [1]}), "token_type: 1 entries, but"),
     "type value": (zoo.spm(**{_G + "token_type": [9] * 283}), r"token_type\[0\]: 9"),
     "types of floats": (zoo.spm(**{_G + "token_type": [1.5] * 283}), "token_type: expected"),
@@ -366,7 +381,15 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "merge empty": (zoo.bpe(**{_G + "merges": ["h e", ""]}), r"merges\[1\]: '' is not two"),
     "merges numbers": (zoo.bpe(**{_G + "merges": [1, 2]}), r"merges\[0\]: expected a string"),
     "model a number": (zoo.bpe(**{_G + "model": 5}), "model: expected a string"),
-    "pre a list": (zoo.bpe(**{_G + "pre": ["gpt-2"]}), "pre: expected a string"),
+    "types before tokens": (
+        zoo.bpe(**{_G + "tokens": [b"\xff"] * 5000}),
+        "token_type: .* entries, but tokenizer.ggml.tokens has 5000",
+    ),
+    "scores before tokens": (
+        zoo.spm(**{_G + "tokens": [b"\xff"] * 5000}),
+        "scores: .* entries, but tokenizer.ggml.tokens has 5000",
+    ),
+    "pre a list": (zoo.bpe(**{_G + "pre": ["gpt-2"]}), "pre: expected a string, got an array of 1"),
     "eos wanted": (
         zoo.bpe(**{_G + "add_eos_token": True, _G + "eos_token_id": None}),
         "add_eos_token is true, but",
@@ -390,7 +413,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
         "too long to merge",
     ),
     "pieces inside pieces": (
-        {**_nested_pieces(120, 60), _G + "scores": np.zeros(3 + 120 * 60, np.float32)},
+        {**_nested_pieces(30, 60), _G + "scores": np.zeros(3 + 30 * 60, np.float32)},
         "merges have more than 16 times",
     ),
 }

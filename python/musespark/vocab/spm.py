@@ -25,6 +25,7 @@ from musespark.vocab.vocabulary import (
     USER_DEFINED,
     Vocabulary,
     around_text,
+    count_tokens,
     read_vocabulary,
     tokenizer_json,
 )
@@ -39,18 +40,13 @@ _FEW_CHARS = 4096  # a vocabulary of fewer may have what is allowed to these
 
 def spm_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
     """The vocabulary and tokenizer.json of a SentencePiece file."""
+    scores = _scores(fields)
     vocabulary = read_vocabulary(fields, _DEFAULTS)
     if fields.flag("tokenizer.ggml.remove_extra_whitespaces"):
         raise UnsupportedModel(
             "tokenizer.ggml.remove_extra_whitespaces is true, which is not supported for "
             "SentencePiece vocabularies with merges"
         )
-    scores = fields.numbers("tokenizer.ggml.scores", "float", len(vocabulary.tokens))
-    if scores is None:
-        raise CorruptFile("tokenizer.ggml.scores: missing")
-    if np.isnan(scores).any():
-        at = int(np.argmax(np.isnan(scores)))
-        raise CorruptFile(f"tokenizer.ggml.scores[{at}]: not a number")
     prefix = fields.flag("tokenizer.ggml.add_space_prefix") is not False
     roles = vocabulary.roles
     before = ["bos"] if fields.flag("tokenizer.ggml.add_bos_token") is not False else []
@@ -70,6 +66,16 @@ def spm_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
             vocabulary, merges_by_score(vocabulary, scores), unk_token=unknown, byte_fallback=True
         ),
     )
+
+
+def _scores(fields: Fields) -> np.ndarray:
+    scores = fields.numbers("tokenizer.ggml.scores", "float", count_tokens(fields))
+    if scores is None:
+        raise CorruptFile("tokenizer.ggml.scores: missing")
+    if np.isnan(scores).any():
+        at = int(np.argmax(np.isnan(scores)))
+        raise CorruptFile(f"tokenizer.ggml.scores[{at}]: not a number")
+    return scores
 
 
 def merging_model(

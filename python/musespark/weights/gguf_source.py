@@ -12,6 +12,7 @@ import numpy as np
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest
 from musespark.families.gguf import unweave
+from musespark.untrusted import plain_value
 from musespark.weights.gguf import GgufEntry, GgufFile
 
 MAX_PARTS = 1_024
@@ -81,7 +82,7 @@ def open_gguf(path: Path, part: Open = GgufFile) -> GgufCheckpoint:
 
 
 def _split_key(file: GgufFile, key: str) -> int:
-    value = file.metadata.get(key)
+    value = plain_value(file.metadata, key)
     if type(value) is not int:
         raise CorruptFile(f"{file.path}: {key} is {value!r:.80}, an integer is needed")
     return value
