@@ -294,6 +294,47 @@ def test_longrope_says_both_sets_and_the_attention_factor() -> None:
     assert rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(5) / math.log(64)))
 
 
+def test_what_transformers_drops_of_a_kind_of_layers_is_refused() -> None:
+    for scaling, field in (
+        ({"type": "linear", "factor": 8.0}, "rope_scaling.type is 'linear'"),
+        (YARN | {"truncate": False}, "rope_scaling.truncate is False"),
+    ):
+        for model_type in ("gemma3_text", "olmo3"):
+            with pytest.raises(UnsupportedModel, match=f"config.{field}: .*transformers"):
+                read_config({"model_type": model_type, "rope_scaling": scaling})
+    nested = {"rope_parameters": {"full_attention": {"type": "linear", "factor": 8.0}}}
+    assert read_config({"model_type": "olmo3"} | nested)[1].ropes[1].scaling == "linear"
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "olmo3"])
+@pytest.mark.parametrize(
+    "keys", [{"rope_scaling": YARN}, {"rope_parameters": {"full_attention": YARN}}]
+)
+def test_scaling_of_one_kind_of_layers_looks_at_nothing_else(model_type: str, keys: dict) -> None:
+    """What stands beside it, transformers 5.23 reads only where all layers rotate the same way."""
+    base = {"model_type": model_type, "max_position_embeddings": 4096}
+    config = base | keys | {"original_max_position_embeddings": 1024}
+    _, spec, notes = read_config(config)
+    assert spec.ropes[1].original_context == 4096
+    assert notes[-1].endswith("does not read: config.original_max_position_embeddings")
+    inside = YARN | {"original_max_position_embeddings": 2048}
+    _, spec, notes = read_config(base | {"rope_parameters": {"full_attention": inside}})
+    assert spec.ropes[1].original_context == 2048 and not notes
+
+
+def test_the_pattern_of_gemma3_has_no_underscore() -> None:
+    """Gemma3TextConfig writes ``_sliding_window_pattern``, but reads the key without it."""
+    base = {"model_type": "gemma3_text", "num_hidden_layers": 12}
+    key = "sliding_window_pattern"
+    for keys, every in (({}, 6), ({f"_{key}": 3}, 6), ({key: 3}, 3)):
+        _, spec, notes = read_config(base | keys)
+        full = [i for i, layer in enumerate(spec.layers) if not layer.attention.window]
+        assert full == list(range(every - 1, 12, every)) and not notes
+
+
 def test_yarn_between_dimensions_is_yarn_where_the_ends_are_whole() -> None:
     """With a ramp from 2 to 5 exactly both ways of saying it give the same frequencies."""
     from musespark.families.fields import Fields
