@@ -310,7 +310,7 @@ def _collect_compressed(groups: _Groups) -> Reader:
     def packed(stored: Stored, base: str) -> Linear:
         data, scale = f"{base}.weight_packed", f"{base}.weight_scale"
         if stored.checkpoint.entry(data).dtype != "U8":
-            return PackedLinear(stored, base, groups.bits)
+            return PackedLinear(stored, base, groups.bits, groups.sizes)
         whole = f"{base}.weight_global_scale"
         return Float4Linear(stored, base, data, scale, whole if stored.has(whole) else None)
 
