@@ -103,8 +103,13 @@ def read_gguf(path: Path) -> Callable[[], None]:
 
 
 def read_gguf_model(path: Path) -> Callable[[], None]:
-    """Understands a GGUF model and packs it: one that is wrong may not be packed."""
-    understand(path).checkpoint.close()
+    """Understands a GGUF model, makes its tokenizer and packs it: one that is wrong may not be
+    packed."""
+    folder = understand(path)
+    try:
+        folder.made_assets()
+    finally:
+        folder.checkpoint.close()
     target = path.parent / "packed.out"
 
     def read() -> None:
@@ -286,6 +291,7 @@ class Fuzzer:
         ]
         gguf = valid_gguf(folder / "m.gguf")
         biased = valid_gguf(folder / "biases.gguf", biases=True)
+        pieces = valid_gguf(folder / "pieces.gguf", vocabulary="llama")
         broken = [mutate_gguf.mutate_numbers, mutate_gguf.mutate_bytes, mutate_gguf.mutate_nested]
         either = [mutate_bytes, mutate_header]
         self.targets = [
@@ -295,6 +301,8 @@ class Fuzzer:
             (gguf, read_gguf, [*broken, mutate_gguf.mutate_numbers]),
             (gguf, read_gguf_model, [*broken, mutate_gguf.mutate_numbers]),
             (biased, read_gguf_model, [*broken, mutate_gguf.mutate_numbers]),
+            (gguf, read_gguf_model, [mutate_gguf.mutate_values]),
+            (pieces, read_gguf_model, [*broken, mutate_gguf.mutate_values]),
             (packs["q4"], read_packed, [*either, mutate_packed, mutate_spec, mutate_spec]),
             (packs["none"], read_packed, [*either, mutate_packed, mutate_spec]),
         ]

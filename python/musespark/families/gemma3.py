@@ -66,10 +66,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms_centered", c.number("rms_norm_eps", 1e-6))
     query_scale = c.number("query_pre_attn_scalar", 256) ** -0.5
-    pattern = "sliding_window_pattern"
-    if not c.has(pattern) and c.has(f"_{pattern}"):
-        pattern = f"_{pattern}"
-    every = c.integer(pattern, 6, MAX_LAYERS)
+    every = c.integer("sliding_window_pattern", 6, MAX_LAYERS)
     kinds = [
         "sliding_attention" if (i + 1) % every else "full_attention" for i in range(size.layers)
     ]

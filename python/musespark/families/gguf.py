@@ -61,10 +61,7 @@ def read_gguf(
         spec = dataclasses.replace(
             spec, ropes=[stretched(rope, keys, vector) for rope in spec.ropes]
         )
-    if arch.one_added:
-        spec = _with_plain_norms(spec)
-    if arch.weighted_heads:
-        spec = _with_weighted_heads(spec)
+    spec = _with_norms_as_stored(spec, arch)
     read = gguf_names.ROTATION if spec.ropes else ()
     mapping = match_tensors(spec, shapes.keys() - {*read}, sources(arch, spec), {})
     interleaved = _interleaved(spec, mapping) if arch.interleaved else {}
@@ -259,37 +256,29 @@ def unweave(rows: int, heads: int) -> np.ndarray:
     return order.swapaxes(1, 2).reshape(rows)
 
 
-def _with_plain_norms(spec: ModelSpec) -> ModelSpec:
-    """The spec with norms that multiply by w where the family's multiply by 1 + w."""
+def _with_norms_as_stored(spec: ModelSpec, arch: Architecture) -> ModelSpec:
+    """The spec with norms that multiply by w where the family's multiply by 1 + w (``one_added``),
+    and with weights for those of queries and keys that have none (``weighted_heads``)."""
+    everywhere = {"rms_centered": "rms"} if arch.one_added else {}
+    of_heads = everywhere | ({"rms_scaleless": "rms"} if arch.weighted_heads else {})
+    if not of_heads:
+        return spec
 
-    def plain(norm: NormSpec) -> NormSpec:
-        return dataclasses.replace(norm, kind="rms") if norm.kind == "rms_centered" else norm
+    def stored(holder: Any, kinds: Mapping[str, str], *names: str) -> dict[str, NormSpec]:
+        norms = {name: getattr(holder, name) for name in names}
+        return {
+            name: dataclasses.replace(norm, kind=kinds.get(norm.kind, norm.kind))
+            for name, norm in norms.items()
+        }
 
     def layer(one: LayerSpec) -> LayerSpec:
         a = one.attention
-        return dataclasses.replace(
-            one,
-            attention=dataclasses.replace(a, q_norm=plain(a.q_norm), k_norm=plain(a.k_norm)),
-            attn_norm=plain(one.attn_norm),
-            post_attn_norm=plain(one.post_attn_norm),
-            mlp_norm=plain(one.mlp_norm),
-            post_mlp_norm=plain(one.post_mlp_norm),
-        )
+        around = stored(one, everywhere, "attn_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm")
+        a = dataclasses.replace(a, **stored(a, of_heads, "q_norm", "k_norm"))
+        return dataclasses.replace(one, attention=a, **around)
 
     return dataclasses.replace(
-        spec, final_norm=plain(spec.final_norm), layers=[layer(one) for one in spec.layers]
+        spec,
+        layers=[layer(one) for one in spec.layers],
+        **stored(spec, everywhere, "final_norm"),
     )
-
-
-def _with_weighted_heads(spec: ModelSpec) -> ModelSpec:
-    """The spec with a weight for each norm of queries and keys that has none."""
-
-    def weighted(norm: NormSpec) -> NormSpec:
-        return dataclasses.replace(norm, kind="rms") if norm.kind == "rms_scaleless" else norm
-
-    def layer(one: LayerSpec) -> LayerSpec:
-        a = one.attention
-        norms = {"q_norm": weighted(a.q_norm), "k_norm": weighted(a.k_norm)}
-        return dataclasses.replace(one, attention=dataclasses.replace(a, **norms))
-
-    return dataclasses.replace(spec, layers=[layer(one) for one in spec.layers])

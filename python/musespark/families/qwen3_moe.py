@@ -39,9 +39,11 @@ def mlps(c: Fields, layers: int, dense: MlpSpec, sparse: MlpSpec) -> list[MlpSpe
     """Which of the two each layer has, from ``decoder_sparse_step`` and ``mlp_only_layers``."""
     every = c.integer("decoder_sparse_step", 1, MAX_LAYERS)
     only = c.get("mlp_only_layers") or []
-    if not isinstance(only, list) or any(type(i) is not int for i in only):
-        raise c.refuse("mlp_only_layers", "a list of layer numbers is needed")
-    return [sparse if i not in only and (i + 1) % every == 0 else dense for i in range(layers)]
+    known = isinstance(only, list) and len(only) <= layers
+    if not known or any(type(i) is not int or not 0 <= i < layers for i in only):
+        raise c.refuse("mlp_only_layers", f"a list of layers, of 0 … {layers - 1}, is needed")
+    chosen = set(only)
+    return [sparse if i not in chosen and (i + 1) % every == 0 else dense for i in range(layers)]
 
 
 def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:

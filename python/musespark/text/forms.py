@@ -73,8 +73,11 @@ def with_call_form(messages: Messages, form: CallForm) -> Messages:
             if isinstance(call, dict) and isinstance(call.get("function"), dict):
                 _set_arguments(call["function"], form.text)
         if message["role"] == "assistant" and not message.get("content"):
-            message.pop("content", None)
-            message.update(form.blank if calls else {"content": ""})
+            if calls:
+                message.pop("content", None)
+                message.update(form.blank)
+            elif "reasoning_content" in message:
+                message["content"] = ""
     return messages
 
 

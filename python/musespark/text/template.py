@@ -12,6 +12,7 @@ template gets the form it is written for.
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,14 @@ import jinja2
 from jinja2 import meta, nodes
 
 from musespark.errors import ContextOverflow, CorruptFile, Error, InvalidRequest
-from musespark.text.conversation import hide, hide_message, plain_inputs, size_of
+from musespark.text.conversation import (
+    cut_at,
+    hide,
+    hide_message,
+    mark_end,
+    plain_inputs,
+    size_of,
+)
 from musespark.text.forms import (
     CallForm,
     Messages,
@@ -112,16 +120,20 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
         """The prompt text. ``messages``: OpenAI-shaped dicts, or a str for one user turn;
         ``variables`` are further template variables (``bos_token``, ``enable_thinking``, …).
+        ``continue_final_message``: the text ends with the last message, an assistant's, which is
+        not closed; what its content ends with in white space is the template's to keep or trim.
 
         Raises InvalidRequest where the template refuses the conversation or fails on it, and
         DeadlineExceeded past the time budget.
         """
         chosen = self.chosen(tools)
-        pieces = chosen._render(messages, tools, add_generation_prompt, variables, None)
+        ending = _ending(add_generation_prompt, continue_final_message)
+        pieces = chosen._render(messages, tools, ending, variables, None)
         return "".join(text for text, _ in pieces)
 
     def render_segments(
@@ -131,6 +143,7 @@ class ChatTemplate:
         markers: Collection[str],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         special_tokens: Mapping[str, str] | None = None,
         **variables: Any,
     ) -> list[tuple[str, bool]]:
@@ -141,9 +154,8 @@ class ChatTemplate:
         messages."""
         chosen = self.chosen(tools)
         guard = chosen._guard_of(frozenset(markers))
-        return chosen._render(
-            messages, tools, add_generation_prompt, variables, guard, special_tokens or {}
-        )
+        ending = _ending(add_generation_prompt, continue_final_message)
+        return chosen._render(messages, tools, ending, variables, guard, special_tokens or {})
 
     @property
     def sources(self) -> list[str]:
@@ -217,7 +229,7 @@ class ChatTemplate:
         self,
         messages: Any,
         tools: Any,
-        add_generation_prompt: bool,
+        ending: str,
         variables: dict[str, Any],
         guard: Guard | None,
         special_tokens: Mapping[str, str] | None = None,
@@ -226,9 +238,12 @@ class ChatTemplate:
             messages, tools, variables = plain_inputs(messages, tools, variables)
             # As in transformers, variables of the caller come before the tokenizer's own tokens.
             given = {**self.special_tokens, **(special_tokens or {}), **variables}
-            given.update(tools=tools, add_generation_prompt=add_generation_prompt)
+            given.update(tools=tools, add_generation_prompt=ending == _PROMPT)
             given.setdefault("documents", None)
             messages = self._in_its_forms(messages, given)
+            # Nobody can write it: a character of no words, and letters that nobody knows.
+            mark = f"\U00100000{secrets.token_hex(16)} "
+            final = mark_end(messages, mark) if ending == _CONTINUED else None
             disguise = None
             if guard is not None:
                 disguise = Disguise(guard, [messages, tools, variables])
@@ -242,7 +257,18 @@ class ChatTemplate:
         given.update(variables, messages=messages, tools=tools)
         reveal = disguise.reveal if disguise else str
         text = self._run(given, size_of([messages, tools, variables]), reveal)
+        if final is not None:
+            text = self._up_to(text, mark, final.strip(), reveal)
         return disguise.pieces(text) if disguise else [(text, False)]
+
+    def _up_to(self, text: str, mark: str, final: str, reveal: Any) -> str:
+        cut = cut_at(text, mark)
+        if cut is None or final not in reveal(cut):
+            raise InvalidRequest(
+                f"continue_final_message: {self.origin} does not write the final message as it is: "
+                f"{final!r:.80}"
+            )
+        return cut
 
     def _run(self, given: dict[str, Any], size: int, reveal: Any) -> str:
         environment = _shared_environment()
@@ -287,6 +313,15 @@ class ChatTemplate:
         return with_contents(messages, lambda tried: attempt(tried, given))
 
 
+_PROMPT, _CONTINUED, _CLOSED = "prompt", "continued", "closed"
+
+
+def _ending(prompt: bool, continued: bool) -> str:
+    if prompt and continued:
+        raise InvalidRequest("continue_final_message contradicts add_generation_prompt")
+    return _PROMPT if prompt else _CONTINUED if continued else _CLOSED
+
+
 def _named(found: Any, origin: str) -> dict[str, str]:
     """{name: template text} of a ``chat_template`` field in any of its forms."""
     if isinstance(found, str):
@@ -311,11 +346,13 @@ def encode_chat(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     most_tokens: int | None = None,
     **variables: Any,
 ) -> list[int]:
-    """The prompt ids of a conversation. ContextOverflow where they are surely more than
-    ``most_tokens``, before they are made.
+    """The prompt ids of a conversation; with ``continue_final_message`` without the generation
+    prompt, up to where the last message's content ends. ContextOverflow where they are surely more
+    than ``most_tokens``, before they are made.
 
     Marker ids come from the template alone. Equal to encoding the whole rendering with markers
     parsed wherever messages, tools and variables spell none.
@@ -325,7 +362,8 @@ def encode_chat(
         messages,
         markers=control,
         tools=tools,
-        add_generation_prompt=add_generation_prompt,
+        add_generation_prompt=add_generation_prompt and not continue_final_message,
+        continue_final_message=continue_final_message,
         special_tokens=tokenizer.special_tokens,
         **variables,
     )

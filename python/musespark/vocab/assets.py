@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.untrusted import MAX_TOKENIZER_BYTES
 from musespark.vocab.bpe import bpe_tokenizer, gemma4_tokenizer
 from musespark.vocab.fields import Fields
 from musespark.vocab.spm import spm_tokenizer
@@ -73,6 +74,11 @@ def tokenizer_assets(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         name: json.dumps(value, ensure_ascii=False).encode()
         for name, value in {**assets, "tokenizer_config.json": config}.items()
     }
+    if len(files["tokenizer.json"]) > MAX_TOKENIZER_BYTES:
+        raise CorruptFile(
+            f"tokenizer.ggml: {len(files['tokenizer.json'])} bytes as tokenizer.json, more than "
+            f"the limit of {MAX_TOKENIZER_BYTES}"
+        )
     if templates and "chat_template" not in config:
         files["chat_template.jinja"] = templates["default"].encode()
     return files

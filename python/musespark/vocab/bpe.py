@@ -19,6 +19,9 @@ from musespark.vocab.vocabulary import (
     tokenizer_json,
 )
 
+# Two in vocabularies in use, whose merges are one for each token or all that their ranks allow.
+_MERGES_A_TOKEN = 64
+
 
 def bpe_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
     """The vocabulary and tokenizer.json of a byte-level BPE file."""
@@ -80,7 +83,8 @@ def pre_tokenizer_of(name: str | None) -> PreTokenizer:
 def read_merges(fields: Fields, vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """The merges as pairs; of equal ones the first counts. CorruptFile for parts or results that
     are no tokens."""
-    lines = fields.strings("tokenizer.ggml.merges", MAX_MERGES)
+    limit = min(MAX_MERGES, _MERGES_A_TOKEN * len(vocabulary.tokens))
+    lines = fields.strings("tokenizer.ggml.merges", limit)
     if lines is None:
         raise CorruptFile("tokenizer.ggml.merges: missing")
     ids = vocabulary.ids

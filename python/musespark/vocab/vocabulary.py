@@ -57,12 +57,20 @@ class Vocabulary:
         ]
 
 
+def count_tokens(fields: Fields) -> int:
+    """The size of a file's vocabulary, before any of it is decoded."""
+    count = fields.length("tokenizer.ggml.tokens", MAX_TOKENS)
+    if not count:
+        raise CorruptFile("tokenizer.ggml.tokens: missing or empty")
+    return count
+
+
 def read_vocabulary(fields: Fields, defaults: dict[str, int]) -> Vocabulary:
     """The vocabulary of a file. ``defaults``: ids of roles that the kind has where no key says so
     and such a token is there. Raises CorruptFile naming the field."""
-    tokens = fields.strings("tokenizer.ggml.tokens", MAX_TOKENS)
-    if not tokens:
-        raise CorruptFile("tokenizer.ggml.tokens: missing or empty")
+    count = count_tokens(fields)
+    types = fields.numbers("tokenizer.ggml.token_type", "int", count)
+    tokens = fields.strings("tokenizer.ggml.tokens", MAX_TOKENS) or []
     if "" in tokens:  # as llama.cpp names them, so that ids stay distinct
         tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
     ids = {token: i for i, token in enumerate(tokens)}
@@ -71,9 +79,8 @@ def read_vocabulary(fields: Fields, defaults: dict[str, int]) -> Vocabulary:
         raise CorruptFile(
             f"tokenizer.ggml.tokens[{at}]: {tokens[at]!r:.60} is there again as {ids[tokens[at]]}"
         )
-    types = fields.numbers("tokenizer.ggml.token_type", "int", len(tokens))
     if types is None:
-        types = np.full(len(tokens), NORMAL, np.int64)
+        types = np.full(count, NORMAL, np.int64)
     known = (types >= 0) & (types <= BYTE)  # 0 is "undefined"
     if not known.all():
         at = int(np.argmin(known))
