@@ -26,8 +26,21 @@ def tokenizer_of(assets: Mapping[str, bytes], source: str = "the model") -> Toke
             **json_asset(assets, "special_tokens_map.json"),
             **json_asset(assets, "tokenizer_config.json"),
         },
-        generation_config=json_asset(assets, "generation_config.json"),
+        generation_config=_ends(assets) | json_asset(assets, "generation_config.json"),
     )
+
+
+def _ends(assets: Mapping[str, bytes]) -> dict[str, Any]:
+    """``eos_token_id`` of config.json: it counts where generation_config.json has none, as in
+    transformers."""
+    config = json_asset(assets, "config.json")
+    inner = config.get("text_config")
+    found = config.get(
+        "eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None
+    )
+    ids = found if isinstance(found, list) else [found]
+    usable = [i for i in ids if type(i) is int and i >= 0]  # -1 is none
+    return {"eos_token_id": usable} if usable else {}
 
 
 def template_of(assets: Mapping[str, bytes]) -> ChatTemplate | None:

@@ -110,8 +110,8 @@ class Model:
         self._adapters = Adapters(self._engine, adapter, merged=merged)
         if kv == "auto" and self._encoder is None:
             notes.append("kv auto: kv8 for every layer")
-        notes.append(f"chat protocol: {self._protocol.name if self.template else 'no template'}")
         notes += [f"generation_config.json: {f} is not applied" for f in unused_defaults(config)]
+        notes += prompts.foreign_ends(self.tokenizer, spec.vocab)
         if info.get("quantize_auto"):
             notes.append(f"quantize auto: {info['quantize']}")
         if threads is None:
@@ -128,7 +128,13 @@ class Model:
     @property
     def info(self) -> ModelInfo:
         """What was loaded and what was chosen; ``adapters`` are those open now."""
-        return replace(self._info, adapters=self._adapters.described())
+        protocol = self._protocol.name if self.template else "no template"
+        return replace(
+            self._info,
+            adapters=self._adapters.described(),
+            stop_tokens=prompts.spelled(self.tokenizer, self._stop_ids),
+            notes=(*self._info.notes, f"chat protocol: {protocol}"),
+        )
 
     # ---- text ---------------------------------------------------------------------------------
 
@@ -358,7 +364,7 @@ class Model:
                 )
             given = ChatTemplate(given)
         protocol = detect_protocol(self.tokenizer, given)
-        self._stop_ids = prompts.stop_ids(self.tokenizer, protocol, self._vocab)
+        self._stop_ids = prompts.stop_ids(self.tokenizer, given, protocol, self._vocab)
         self._template, self._protocol = given, protocol
 
     def __reduce__(self) -> NoReturn:
@@ -428,6 +434,7 @@ class Model:
             ids,
             tools=chat.get("tools"),
             first_call=prompts.calls_so_far(messages) + 1,
+            ends=self._stop_ids,
             continuing=chat.get("continue_final_message", False),
         )
         request = self._request(np.asarray(ids, np.int32), options, retain=retain, adapter=adapter)

@@ -32,6 +32,14 @@ _NOT_APPLIED: dict[str, Any] = {
     "forced_bos_token_id": None,
     "forced_eos_token_id": None,
     "guidance_scale": 1.0,
+    "penalty_alpha": 0.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "top_h": None,
+    "diversity_penalty": 0.0,
+    "exponential_decay_length_penalty": None,
+    "stop_strings": None,
+    "max_time": None,
 }
 CHAT_OPTIONS = ("tools", "reasoning_effort", "mode", "continue_final_message")
 EFFORTS = ("low", "medium", "high", "xhigh")

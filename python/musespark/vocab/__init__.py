@@ -6,10 +6,12 @@ package and no tokenizer library: what it gives is data, loaded by ``musespark.t
 kept by ``convert`` beside the weights.
 
 fields.py reads metadata that nobody vouches for; vocabulary.py what all kinds share; spm.py, bpe.py
-(with pretokenizers.py) and wordpiece.py are the kinds; assets.py puts the files together.
+(with pretokenizers.py) and wordpiece.py are the kinds; assets.py puts the files together;
+ends.py knows what ends a turn.
 """
 
 from musespark.vocab.assets import TOKENIZER_MODELS, tokenizer_assets
+from musespark.vocab.ends import turn_ends
 from musespark.vocab.pretokenizers import PRE_TOKENIZERS
 
-__all__ = ["PRE_TOKENIZERS", "TOKENIZER_MODELS", "tokenizer_assets"]
+__all__ = ["PRE_TOKENIZERS", "TOKENIZER_MODELS", "tokenizer_assets", "turn_ends"]
