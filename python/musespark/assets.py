@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from musespark.families.spec import ModelSpec
 from musespark.text import ChatTemplate, Tokenizer
 from musespark.untrusted import no_tokenizer, parse_json_object
 
@@ -27,6 +28,7 @@ def tokenizer_of(assets: Mapping[str, bytes], source: str = "the model") -> Toke
             **json_asset(assets, "tokenizer_config.json"),
         },
         generation_config=_ends(assets) | json_asset(assets, "generation_config.json"),
+        source=f"{source}: tokenizer.json",
     )
 
 
@@ -43,8 +45,41 @@ def _ends(assets: Mapping[str, bytes]) -> dict[str, Any]:
     return {"eos_token_id": usable} if usable else {}
 
 
-def template_of(assets: Mapping[str, bytes]) -> ChatTemplate | None:
-    """The chat template, None where the model has none."""
+def check_usable(
+    spec: ModelSpec, assets: Mapping[str, bytes], source: str, use: str | None
+) -> None:
+    """What a model must have, asked before it is packed: a tokenizer and a template that can be
+    read, and what its use needs."""
+    tokenizer_of(assets, source)
+    check_use(spec, assets, source, use)
+
+
+def check_use(spec: ModelSpec, assets: Mapping[str, bytes], source: str, use: str | None) -> None:
+    """UnsupportedModel or InvalidRequest where a model is not for chat, generate or embed (None:
+    for any use)."""
+    template = template_of(assets, source)
+    if spec.bidirectional and use in ("chat", "generate"):
+        raise UnsupportedModel(
+            f"{source} is an embedding model, which writes no text: use musespark embed, or "
+            "model.embed"
+        )
+    if not spec.bidirectional and use == "embed":
+        raise UnsupportedModel(f"{source} writes text; it gives no embeddings")
+    if use == "chat" and template is None:
+        raise InvalidRequest(
+            f"{source} has no chat template and cannot chat; musespark generate needs none"
+        )
+
+
+def template_of(assets: Mapping[str, bytes], source: str = "the model") -> ChatTemplate | None:
+    """The chat template, None where the model has none. ``source`` begins what errors say of it."""
+    try:
+        return _template_of(assets)
+    except CorruptFile as error:
+        raise CorruptFile(f"{source}: {error}") from error
+
+
+def _template_of(assets: Mapping[str, bytes]) -> ChatTemplate | None:
     if _TEMPLATE in assets:
         try:
             text = assets[_TEMPLATE].decode()

@@ -86,7 +86,7 @@ class Model:
         config = json_asset(assets, "generation_config.json")
         self.tokenizer = tokenizer_of(assets, str(weights.info["source"]))
         self._vocab = spec.vocab
-        self.template = template_of(assets)
+        self.template = template_of(assets, str(weights.info["source"]))
         self._defaults = model_defaults(config, spec.vocab)
         info = weights.info
         merged = info.get("merged", False)
@@ -419,6 +419,8 @@ class Model:
         known = (*CHAT_OPTIONS, "stream", "adapter")
         options = resolve(rest, self._defaults, self._vocab, also_known=known)
         adapter = self._adapters.id_of(given.get("adapter"))
+        if self._encoder is not None:
+            self._encoder.submit()  # says what it is, whatever else is missing
         ids = prompts.chat_ids(
             self.tokenizer,
             self.template,

@@ -78,6 +78,11 @@ class ModelFolder:
     made_assets: Callable[[], dict[str, bytes]] = dict
     licence: str | None = None  # what a GGUF file says of it
 
+    @functools.cached_property
+    def all_assets(self) -> dict[str, bytes]:
+        """Every file beside the weights, the made ones too."""
+        return self.assets | self.made_assets()
+
     def check_tokenizer(self) -> None:
         """UnsupportedModel where it has none: nobody waits for it to be packed in vain."""
         if self.made_assets is dict and "tokenizer.json" not in self.assets:
