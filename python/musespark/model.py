@@ -150,7 +150,7 @@ class Model:
         ``temperature`` (0: greedy), ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``,
         ``presence_penalty``, ``frequency_penalty``, ``seed``, ``stop`` (a string or several),
         ``logprobs`` (how many alternatives a token), ``logit_bias`` {token id: addend},
-        ``deadline`` (seconds from now; what is there then is returned), ``adapter`` (what
+        ``deadline`` (seconds from the call; what is there then is returned), ``adapter`` (what
         :meth:`load_adapter` gave, or its name; None: the model as loaded). ``stream=True``: an
         iterator of :class:`Delta` whose ``.result`` is the completion.
 

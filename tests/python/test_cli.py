@@ -477,6 +477,21 @@ def test_what_a_model_is_not_for_is_said_before_it_is_packed(own_cache, tmp_path
     assert "has no chat template" in capsys.readouterr().err
 
 
+def test_embed_gives_a_line_for_each_text(tmp_path, capsys, monkeypatch):
+    folder = bert_folder(tmp_path / "encoder", next(iter(BERTS)), 3)
+    with musespark.load(folder, threads=1) as model:
+        expected = model.embed(["ab c", "d"])
+    capsys.readouterr()
+    for arguments, given in ((["ab c", "d"], ""), ([], "ab c\nd\n")):
+        assert run("embed", *arguments, "-m", folder, given=given, monkeypatch=monkeypatch) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["text"] for line in lines] == ["ab c", "d"]
+        for line, row in zip(lines, expected, strict=True):
+            assert line["embedding"] == row.tolist()
+    assert run("embed", "x") == 1
+    assert "Spark Nano, inside the package writes text; it gives no" in capsys.readouterr().err
+
+
 def test_convert_says_what_auto_chose(folder, tmp_path, capsys):
     assert run("convert", folder, tmp_path / "out.safetensors", "--quantize", "auto") == 0
     assert ", q8, " in capsys.readouterr().out

@@ -301,7 +301,10 @@ def packed_at(path: Path) -> PackedFile | None:
         file.close()
         if (path.parent / "config.json").exists():
             raise InvalidRequest(f"{path} is not packed; give its folder, {path.parent}")
-        raise CorruptFile(f"{path}: the packed header (__metadata__.musespark) is missing")
+        raise CorruptFile(
+            f"{path}: the packed header (__metadata__.musespark) is missing; of one that is not "
+            "packed give the folder, with config.json and tokenizer.json beside the weights"
+        )
     return _open_packed(file)
 
 
@@ -334,7 +337,12 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
 
 
 def _pack(
-    folder: ModelFolder, target: Path, recipe: str, progress: bool | ProgressFn | None, label: str
+    folder: ModelFolder,
+    target: Path,
+    recipe: str,
+    progress: bool | ProgressFn | None,
+    label: str,
+    origin: str | None = None,
 ) -> None:
     pack.pack_checkpoint(
         folder.checkpoint,
@@ -348,6 +356,7 @@ def _pack(
         assets=folder.all_assets,
         progress=progress_function(progress),
         label=label,
+        origin=origin,
     )
 
 
@@ -383,7 +392,7 @@ def _through_cache(
             loaded = _open_cached(folder, target) if target.exists() else None
             if loaded is None:
                 label = f"packing into {cache.packed_folder()}"
-                _pack(folder, target, recipe, progress, label)
+                _pack(folder, target, recipe, progress, label, str(folder.path.resolve()))
     except OSError as error:
         if error.errno in _NOT_WRITABLE:
             return _packed_for_now(folder, recipe, progress, error)

@@ -27,6 +27,7 @@ from musespark.untrusted import (
     parse_json,
     parse_json_object,
     plain_value,
+    read_json_object,
     read_small_file,
 )
 from musespark.vocab import tokenizer_assets
@@ -148,6 +149,8 @@ def _understand_gguf(path: Path, headers: GgufCheckpoint | None = None) -> Model
     name = checkpoint.files[0].path
     try:
         shapes = {name: checkpoint.entry(name).shape for name in checkpoint.file_of}
+        if not shapes:
+            raise UnsupportedModel(f"{name}: holds no tensors (a vocabulary only): no model to run")
         try:
             model = read_gguf(checkpoint.metadata, shapes, checkpoint.vector)
         except (UnsupportedModel, CorruptFile) as error:
@@ -197,7 +200,7 @@ def _gguf_assets(metadata: Mapping[str, Any], path: Path, rows: int) -> dict[str
 
 def _understand_folder(folder: Path, headers: Checkpoint | None = None) -> ModelFolder:
     if not os.path.lexists(folder / "config.json"):
-        raise InvalidRequest(f"{folder} has no config.json; a model folder has one")
+        raise _no_model(folder)
     assets = {
         name: read_small_file(folder / name, MAX_TOKENIZER_BYTES)
         for name in ASSETS
@@ -221,6 +224,18 @@ def _understand_folder(folder: Path, headers: Checkpoint | None = None) -> Model
     own = [folder / name for name in (*ASSETS, "model.safetensors.index.json")]
     own += [file.path for file in checkpoint.files]
     return ModelFolder(folder, checkpoint, assets, family.name, spec, mapping, notes, own)
+
+
+def _no_model(folder: Path) -> InvalidRequest:
+    """What to say of a folder without a config.json."""
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file():
+        return InvalidRequest(f"{folder} has no config.json; a model folder has one")
+    base = read_json_object(adapter).get("base_model_name_or_path")
+    return InvalidRequest(
+        f"{folder} is an adapter (for {base!r:.200}), no model: load the model that it was made "
+        "for, with adapter= this folder"
+    )
 
 
 def _match(
