@@ -102,8 +102,9 @@ std::vector<IsaStatus> read_machine() {
 
   std::string amx = avx512;
   if (amx.empty()) {
-    amx = missing("the processor",
-                  {{"amx_tile", bit(leaf7.edx, 24)}, {"amx_int8", bit(leaf7.edx, 25)}});
+    amx = missing("the processor", {{"amx_tile", bit(leaf7.edx, 24)},
+                                    {"amx_int8", bit(leaf7.edx, 25)},
+                                    {"avx512_vbmi", bit(leaf7.ecx, 1)}});
   }
   if (amx.empty() && !tiles_saved) amx = "the operating system does not save the tile registers";
   if (amx.empty()) amx = request_tiles();
