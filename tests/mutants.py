@@ -191,8 +191,8 @@ MUTANTS = (
     Mutant(
         "stored q5_k: high bit of the wrong group",
         "csrc/formats/stored.cc",
-        "(h[i] >> g & 1) << 4",
-        "(h[i] >> (g ^ 1) & 1) << 4",
+        "bits_of(read_bytes(h + g % 2 * 16), g / 2, 1) << 4",
+        "bits_of(read_bytes(h + g % 2 * 16), g / 2 ^ 1, 1) << 4",
         "test_stored.py",
     ),
     Mutant(
