@@ -8,6 +8,7 @@ from typing import Any
 from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.text import ChatTemplate, Tokenizer
 from musespark.untrusted import no_tokenizer, parse_json_object
+from musespark.vocab import OUTLINE, read_outline
 
 _TEMPLATE = "chat_template.jinja"
 
@@ -20,14 +21,16 @@ def json_asset(assets: Mapping[str, bytes], name: str) -> dict[str, Any]:
 def tokenizer_of(assets: Mapping[str, bytes], source: str = "the model") -> Tokenizer:
     if "tokenizer.json" not in assets:
         raise UnsupportedModel(no_tokenizer(source))
-    return Tokenizer.from_json(
-        assets["tokenizer.json"],
-        config={
-            **json_asset(assets, "special_tokens_map.json"),
-            **json_asset(assets, "tokenizer_config.json"),
-        },
-        generation_config=json_asset(assets, "generation_config.json"),
-    )
+    text = assets["tokenizer.json"]
+    config = {
+        **json_asset(assets, "special_tokens_map.json"),
+        **json_asset(assets, "tokenizer_config.json"),
+    }
+    generation = json_asset(assets, "generation_config.json")
+    if OUTLINE in assets:
+        outline = read_outline(assets[OUTLINE])
+        return Tokenizer.from_outline(outline, text, config=config, generation_config=generation)
+    return Tokenizer.from_json(text, config=config, generation_config=generation)
 
 
 def template_of(assets: Mapping[str, bytes]) -> ChatTemplate | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -169,6 +168,8 @@ class Model:
         The prompt is encoded in a thread; cancelling the task cancels the request.
         """
         check_stream(stream)
+        import asyncio  # here: it takes longer than mapping the weights
+
         prepared = await asyncio.to_thread(self._text_request, prompt, options)
         out = AsyncStream(*self._submit(*prepared))
         return out if stream else await out.drain()
@@ -216,6 +217,8 @@ class Model:
     ) -> ChatResult | AsyncStream:
         """:meth:`chat` for an event loop, as :meth:`agenerate`."""
         check_stream(stream)
+        import asyncio  # here: it takes longer than mapping the weights
+
         prepared = await asyncio.to_thread(self._chat_request, messages, options)
         out = AsyncStream(*self._submit(*prepared))
         return out if stream else await out.drain()

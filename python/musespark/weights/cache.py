@@ -27,7 +27,7 @@ from musespark.weights.pack import TensorSource
 from musespark.weights.packed import VERSION
 
 _POLL_S = 0.1  # how often a waiting process looks whether the other is done
-RECIPE_VERSION = 1  # bumped whenever pack.py would write other bytes for the same source
+RECIPE_VERSION = 2  # bumped whenever pack.py would write other bytes for the same source
 
 
 def cache_folder() -> Path:

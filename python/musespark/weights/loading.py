@@ -15,6 +15,7 @@ from musespark.errors import CorruptFile, InvalidRequest, MemoryBudgetExceeded
 from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
 from musespark.families.tensors import canonical_shapes
 from musespark.untrusted import MAX_TOKENIZER_BYTES, read_small_file
+from musespark.vocab import OUTLINE, make_outline
 from musespark.weights import cache, hub, pack
 from musespark.weights.files import WriteFailed
 from musespark.weights.gguf import is_gguf
@@ -29,6 +30,7 @@ Source = str | os.PathLike[str] | None
 Admit = Callable[[ModelSpec, dict[str, int], str], None]
 EMBEDDED = "Spark Nano, inside the package"
 _AT_LEAST = "The weights are not here yet: their bytes are the least they can be"
+_OUTLINE_FROM = 1 << 20  # bytes of a tokenizer.json; smaller ones are built in milliseconds
 _WAITING = "waiting for the process that packs this model"
 _NANO = Path(__file__).resolve().parent.parent / "nano"
 # Made from _NANO by `musespark convert`; a test packs it again and compares.
@@ -284,10 +286,17 @@ def _pack(
         spec=spec_to_file(folder.spec),
         family=folder.family,
         notes=folder.notes,
-        assets=folder.assets | folder.made_assets(),
+        assets=_with_outline(folder.assets | folder.made_assets()),
         progress=progress_function(progress),
         label=label,
     )
+
+
+def _with_outline(assets: dict[str, bytes]) -> dict[str, bytes]:
+    """The assets, and what spares the next load from building a large tokenizer."""
+    text = assets.get("tokenizer.json", b"")
+    outline = make_outline(text) if len(text) >= _OUTLINE_FROM else None
+    return assets if outline is None else assets | {OUTLINE: outline}
 
 
 def _through_cache(
