@@ -40,6 +40,8 @@ _REQUIRED = frozenset({
     "attention.layer_norm_rms_epsilon",
     "context_length",
 })  # fmt: skip
+# Norms that take the mean off: another epsilon.
+_EPSILON, _RMS_EPSILON = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"
 _SPARSE_REQUIRED = _REQUIRED | {"expert_count", "expert_used_count"}
 # Keys that change nothing.
 WITHOUT_EFFECT = ("rope.scaling.finetuned", "tensor_data_layout")
@@ -65,6 +67,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 # stacks [experts, rows, columns] of one name.
 LAYER_NAMES = {
     "attn_norm": "attn_norm.weight",
+    "attn_norm_bias": "attn_norm.bias",
     "q": "attn_q.weight",
     "k": "attn_k.weight",
     "v": "attn_v.weight",
@@ -78,6 +81,7 @@ LAYER_NAMES = {
     "sinks": "attn_sinks.weight",
     "post_attn_norm": "post_attention_norm.weight",
     "mlp_norm": "ffn_norm.weight",
+    "mlp_norm_bias": "ffn_norm.bias",
     "gate": "ffn_gate.weight",
     "up": "ffn_up.weight",
     "down": "ffn_down.weight",
@@ -101,6 +105,7 @@ LAYER_NAMES = {
 NAMES = {
     "embed": "token_embd.weight",
     "final_norm": "output_norm.weight",
+    "final_norm_bias": "output_norm.bias",
     "head": "output.weight",
 }
 ROPE_FACTORS = "rope_freqs.weight"
@@ -220,10 +225,19 @@ class Architecture:
 
 _WINDOW = {"attention.sliding_window": "sliding_window"}
 _ATTENTION_BIAS = {"attention_bias": "attn_output.bias"}
+_LOCAL_EXPERT_KEYS = {
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
+}
+_GRANITE_KEYS = _DECODER_KEYS | {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
 _MIXTRAL = Architecture(
     "mixtral",
-    keys=_DECODER_KEYS
-    | {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+    keys=_DECODER_KEYS | _LOCAL_EXPERT_KEYS,
     required=_SPARSE_REQUIRED,
     interleaved=True,
 )
@@ -282,8 +296,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         | _WINDOW
         | {
             "expert_feed_forward_length": "intermediate_size",
-            "expert_count": "num_local_experts",
-            "expert_used_count": "num_experts_per_tok",
+            **_LOCAL_EXPERT_KEYS,
         },
         required=_SPARSE_REQUIRED - {"feed_forward_length"}
         | {"expert_feed_forward_length", "attention.sliding_window"},
@@ -337,15 +350,23 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "granite": Architecture(
         "granite",
-        keys=_DECODER_KEYS
-        | {
-            "attention.scale": "attention_multiplier",
-            "embedding_scale": "embedding_multiplier",
-            "residual_scale": "residual_multiplier",
-            "logit_scale": "logits_scaling",
-        },
+        keys=_GRANITE_KEYS,
         complete=_granite_scales,
         biases=_ATTENTION_BIAS | {"mlp_bias": "ffn_up.bias"},
         interleaved=True,
+    ),
+    "granitemoe": Architecture(
+        "granitemoe",
+        keys=_GRANITE_KEYS | _LOCAL_EXPERT_KEYS,
+        required=_SPARSE_REQUIRED,
+        complete=_granite_scales,
+        biases=_ATTENTION_BIAS,
+        interleaved=True,
+    ),
+    "starcoder2": Architecture(
+        "starcoder2",
+        keys=_DECODER_KEYS | {_EPSILON: "norm_epsilon"},
+        required=_REQUIRED - {_RMS_EPSILON} | {_EPSILON},
+        biases={"use_bias": "attn_output.bias"},
     ),
 }
