@@ -104,6 +104,10 @@ LAYER_NAMES = {
 }
 NAMES = {
     "embed": "token_embd.weight",
+    "embed_norm": "token_embd_norm.weight",
+    "embed_norm_bias": "token_embd_norm.bias",
+    "positions": "position_embd.weight",
+    "token_types": "token_types.weight",
     "final_norm": "output_norm.weight",
     "final_norm_bias": "output_norm.bias",
     "head": "output.weight",
@@ -195,6 +199,12 @@ def _muse_text(config: dict[str, Any]) -> dict[str, Any]:
     return tied | {"model_type": "muse_glimmer", "text_config": text | {"qk_scale_factor": 1.0}}
 
 
+def _bert(config: dict[str, Any]) -> dict[str, Any]:
+    # What only decoders have.
+    gone = ("rope_theta", "num_key_value_heads", "tie_word_embeddings", "partial_rotary_factor")
+    return {name: value for name, value in config.items() if name not in gone}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How the files of one general.architecture are read.
@@ -202,11 +212,11 @@ class Architecture:
     ``keys``: key -> config field; ``required`` of them; ``constants``: config fields that hold for
     every file; ``complete``: what else the family needs; ``biases``: config flag -> the tensor of
     layer 0 whose presence sets it. ``fused``: stored part -> the canonical parts whose rows it
-    holds one after the other. ``interleaved``: rows of Q and K alternate between the halves that
-    rotate together (llama.cpp's pairs are neighbours, ours half a head apart). ``one_added``: norm
-    weights are stored as 1 + w. ``weighted_heads``: norms of queries and keys have weights, which
-    the family's do not. ``variants``: key -> how a file is read in which it is there and
-    not 0: an architecture that llama.cpp shares between families.
+    holds one after the other. ``encoder``: it gives embeddings. ``interleaved``: rows of Q and K
+    alternate between the halves that rotate together (llama.cpp's pairs are neighbours, ours half a
+    head apart). ``one_added``: norm weights are stored as 1 + w. ``weighted_heads``: norms of
+    queries and keys have weights, which the family's do not. ``variants``: key -> how a file is
+    read in which it is there and not 0: an architecture that llama.cpp shares between families.
     """
 
     model_type: str
@@ -217,6 +227,7 @@ class Architecture:
     biases: Mapping[str, str] = field(default_factory=dict)
     layer_names: Mapping[str, str] = field(default_factory=lambda: LAYER_NAMES)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    encoder: bool = False
     interleaved: bool = False
     one_added: bool = False
     weighted_heads: bool = False
@@ -225,6 +236,14 @@ class Architecture:
 
 _WINDOW = {"attention.sliding_window": "sliding_window"}
 _ATTENTION_BIAS = {"attention_bias": "attn_output.bias"}
+_BERT_KEYS = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    _EPSILON: "layer_norm_eps",
+    "context_length": "max_position_embeddings",
+}
 _LOCAL_EXPERT_KEYS = {
     "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
@@ -368,5 +387,19 @@ ARCHITECTURES: dict[str, Architecture] = {
         keys=_DECODER_KEYS | {_EPSILON: "norm_epsilon"},
         required=_REQUIRED - {_RMS_EPSILON} | {_EPSILON},
         biases={"use_bias": "attn_output.bias"},
+    ),
+    "bert": Architecture(
+        "bert",
+        keys=_BERT_KEYS,
+        required=frozenset(_BERT_KEYS),
+        complete=_bert,
+        layer_names=LAYER_NAMES
+        | {
+            "attn_norm": "attn_output_norm.weight",
+            "attn_norm_bias": "attn_output_norm.bias",
+            "mlp_norm": "layer_output_norm.weight",
+            "mlp_norm_bias": "layer_output_norm.bias",
+        },
+        encoder=True,
     ),
 }
