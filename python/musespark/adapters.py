@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 from musespark.engine import Engine
@@ -85,7 +86,10 @@ class Adapters:
         self._engine = engine  # an Encoder takes none: read_adapter refuses its models
         self._lock = threading.Lock()
         self._by_name: dict[str, Adapter] = {}
-        self._own = own
+        self._own: tuple[Path, str] | None = None  # its folder and what to say of it
+        if own is not None:
+            how = "merged into the weights" if merged else "for every request"
+            self._own = own.folder, _described(_name(own.folder, None), own, how)
         self._of_all = None if own is None or merged else self.add(_name(own.folder, None), own)
 
     def load(
@@ -94,7 +98,7 @@ class Adapters:
         """Reads an adapter's folder and takes it in; errors as :meth:`Model.load_adapter`."""
         if self._own is not None:
             raise InvalidRequest(
-                f"load_adapter: the model was loaded with the adapter {os.fspath(self._own.folder)}"
+                f"load_adapter: the model was loaded with the adapter {os.fspath(self._own[0])}"
                 "; load it without one to choose them by request"
             )
         config = read_adapter_config(path)
@@ -111,8 +115,7 @@ class Adapters:
     def described(self) -> tuple[str, ...]:
         """What ``Model.info`` says of those that are open, in the order of loading."""
         if self._own is not None:
-            how = "merged into the weights" if self._of_all is None else "for every request"
-            return (_described(_name(self._own.folder, None), self._own, how),)
+            return (self._own[1],)
         return tuple(_described(a.name, a, human_bytes(a.bytes)) for a in self._open())
 
     def id_of(self, given: Any) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -30,14 +30,19 @@ class Encoder:
         self._threads = threads
         self._one_call = threading.Lock()
 
-    def embed(self, texts: Sequence[np.ndarray]) -> np.ndarray:
+    def embed(
+        self, texts: Sequence[np.ndarray], stopped: Callable[[], bool] = lambda: False
+    ) -> np.ndarray:
         """float32 [texts, hidden]; a text's row is the same alone and in any batch.
 
-        Runs in batches of a few thousand rows; Ctrl-C takes effect between them.
+        Runs in batches of a few thousand rows; Ctrl-C takes effect between them, and so does
+        `stopped` (Cancelled).
         """
         out = np.empty((len(texts), self._width), np.float32)
         begin = 0
         while begin < len(texts):
+            if stopped():
+                raise Cancelled("the task that embedded these texts was cancelled")
             end, rows = begin + 1, len(texts[begin])
             while end < len(texts) and rows + len(texts[end]) <= _BATCH_ROWS:
                 rows += len(texts[end])

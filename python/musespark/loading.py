@@ -67,7 +67,9 @@ def load(
     lora = None if adapter is None else read_adapter_config(adapter)
 
     def admit(spec: ModelSpec, weights: dict[str, int], recipe: str) -> None:
-        choose_context(spec, weights, recipe, KV_FORMATS[kv], context)
+        # Merged into floats it takes nothing of its own; the model counts what it then is.
+        beside = lora.stored_bytes() if lora is not None and recipe != "none" else 0
+        choose_context(spec, weights, recipe, KV_FORMATS[kv], context, beside)
 
     weights = open_model(source, quantize=quantize, progress=progress, admit=admit)
     try:

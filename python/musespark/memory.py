@@ -238,13 +238,19 @@ class Choice:
 
 
 def choose_context(
-    spec: ModelSpec, weights: Mapping[str, int], recipe: str, kv: str, asked: int | None
+    spec: ModelSpec,
+    weights: Mapping[str, int],
+    recipe: str,
+    kv: str,
+    asked: int | None,
+    adapter: int = 0,
 ) -> Choice:
     """The context of a model that is being loaded, from what is free on this machine.
 
     `weights` are the bytes of each recipe the model can have, `recipe` the one that is loaded.
-    `asked` None: the model's own limit, or what fits in half of the free memory. What does not fit
-    raises MemoryBudgetExceeded and says what would.
+    `asked` None: the model's own limit, or what fits in half of the free memory. `adapter`: bytes
+    of one that is loaded with the model, beside its weights. What does not fit raises
+    MemoryBudgetExceeded and says what would.
     """
     most = spec.max_context
     if asked is not None and (
@@ -252,11 +258,11 @@ def choose_context(
     ):
         raise InvalidRequest(f"context: got {asked!r:.60}, allowed is 1 to {most}, the model's own")
     free, tokens_kv = available_memory(), _KvBytes(spec)
-    room = free - weights[recipe] - working_bytes(spec)
+    room = free - weights[recipe] - adapter - working_bytes(spec)
     least = min(LEAST_CONTEXT, most) if asked is None else asked
     needed = tokens_kv(kv, least)
     if needed > room:
-        raise MemoryBudgetExceeded(_too_large(spec, weights, recipe, kv, least, free))
+        raise MemoryBudgetExceeded(_too_large(spec, weights, recipe, kv, least, free, adapter))
     share = max(needed, min(int(free * KV_SHARE), room))
     if asked is not None:
         return Choice(asked, share, [])
@@ -269,7 +275,13 @@ def choose_context(
 
 
 def _too_large(
-    spec: ModelSpec, weights: Mapping[str, int], recipe: str, kv: str, tokens: int, free: int
+    spec: ModelSpec,
+    weights: Mapping[str, int],
+    recipe: str,
+    kv: str,
+    tokens: int,
+    free: int,
+    adapter: int,
 ) -> str:
     """What to tell of a choice that does not fit: its parts, and the choices that would."""
     bytes_kv, working = _KvBytes(spec), working_bytes(spec)
@@ -277,14 +289,15 @@ def _too_large(
     fitting = []
     for one, size in weights.items():
         for form in _formats(spec, None):
-            most = bytes_kv.largest_context(form, free - size - working)
+            most = bytes_kv.largest_context(form, free - size - adapter - working)
             if most >= min(LEAST_CONTEXT, spec.max_context):
                 fitting.append(f"quantize={_asked(one)!r}, kv={form!r} with up to {most:,} tokens")
+    beside = f"the adapter {human_bytes(adapter)}, " if adapter else ""
     return (
         f"quantize={_asked(recipe)!r}, kv={kv!r} and {tokens:,} tokens need "
-        f"{human_bytes(weights[recipe] + needed + working)} (weights "
-        f"{human_bytes(weights[recipe])}, keys and values {human_bytes(needed)}, the rest about "
-        f"{human_bytes(working)}); {human_bytes(free)} are free. "
+        f"{human_bytes(weights[recipe] + adapter + needed + working)} (weights "
+        f"{human_bytes(weights[recipe])}, keys and values {human_bytes(needed)}, "
+        f"{beside}the rest about {human_bytes(working)}); {human_bytes(free)} are free. "
         f"What would fit: {'; '.join(fitting) or 'nothing of this model'}. "
         "MUSESPARK_MEMORY says how much may be used, where that is not what is free"
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -58,7 +59,7 @@ from musespark.session import Session
 from musespark.text import ChatTemplate, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
-from musespark.weights import LoadedWeights, LoraWeights
+from musespark.weights import LoadedWeights, LoraWeights, core_bytes
 
 
 class Model:
@@ -87,7 +88,11 @@ class Model:
         self.template = template_of(assets)
         self._defaults = model_defaults(config, spec.vocab)
         info = weights.info
-        fit = choose_context(spec, info["weights"], info["quantize"], KV_FORMATS[kv], context)
+        merged = info.get("merged", False)
+        beside = 0 if adapter is None or merged else core_bytes(adapter.tensors())
+        fit = choose_context(
+            spec, info["weights"], info["quantize"], KV_FORMATS[kv], context, beside
+        )
         limit, notes = fit.context, fit.notes
         count = default_threads() if threads is None else threads
         self._encoder = None
@@ -101,7 +106,7 @@ class Model:
             kv=KV_FORMATS[kv],
             memory_budget=fit.budget,
         )
-        self._adapters = Adapters(self._engine, adapter, merged=info.get("merged", False))
+        self._adapters = Adapters(self._engine, adapter, merged=merged)
         if kv == "auto" and self._encoder is None:
             notes.append("kv auto: kv8 for every layer")
         notes.append(f"chat protocol: {self._protocol.name if self.template else 'no template'}")
@@ -110,25 +115,13 @@ class Model:
             notes.append(f"quantize auto: {info['quantize']}")
         if threads is None:
             notes.append(f"threads auto: {count}, every core this process may use")
-        self._info = ModelInfo(
-            source=str(info["source"]),
-            family=info["family"],
-            parameters=info["parameters"],
-            weight_formats=dict(info["formats"]),
-            weight_bytes=info["bytes"],
-            vocab=spec.vocab,
-            layers=len(spec.layers),
-            hidden=spec.hidden,
+        self._info = _info_of(
+            weights,
             context=limit,
-            max_context=spec.max_context,
-            kv="none" if self._encoder else KV_FORMATS[kv],
-            kv_bytes_per_token=0
-            if self._encoder
-            else ceil(kv_bytes_per_token(spec, KV_FORMATS[kv])),
-            kv_bytes_full_context=0 if self._encoder else kv_bytes(spec, KV_FORMATS[kv], limit),
+            kv=KV_FORMATS[kv],
             threads=count,
             isa=self._engine.stats()["isa"],
-            notes=(*info.get("notes", ()), *notes),
+            notes=notes,
         )
 
     @property
@@ -190,6 +183,7 @@ class Model:
         tools: Sequence[Mapping[str, Any]] | None = None,
         reasoning_effort: str | None = None,
         mode: str = "auto",
+        continue_final_message: bool = False,
         stream: bool = False,
         **options: Any,
     ) -> ChatResult | Stream:
@@ -199,12 +193,14 @@ class Model:
         low, medium, high or xhigh. ``mode``: auto (the model decides), instant (no thought) or
         thinking (a thought first); a contradiction raises. What the model's template does not use
         raises InvalidRequest: nothing is ignored. The other options are those of :meth:`generate`;
-        ``stop`` looks at the answer only.
+        ``stop`` looks at the answer only. ``continue_final_message``: the last message is the
+        beginning of the answer, which the model goes on with; the result has what it adds.
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
         ``tool``; its ``.result`` is the ChatResult.
         """
         check_stream(stream)
         given = {"tools": tools, "reasoning_effort": reasoning_effort, "mode": mode, **options}
+        given["continue_final_message"] = continue_final_message
         out = Stream(*self._submit(*self._chat_request(messages, given)))
         return out if stream else out.drain()
 
@@ -295,6 +291,25 @@ class Model:
         cut, its last token kept (which ends it); else it raises ContextOverflow. UnsupportedModel
         for a model that generates text.
         """
+        return self._embed(texts, truncate)
+
+    async def aembed(
+        self, texts: str | Sequence[str | Sequence[int]], *, truncate: bool = False
+    ) -> np.ndarray:
+        """:meth:`embed` for an event loop: in a thread; cancelling the task ends it with the batch
+        of texts at hand."""
+        stop = threading.Event()
+        try:
+            return await asyncio.to_thread(self._embed, texts, truncate, stop.is_set)
+        finally:
+            stop.set()
+
+    def _embed(
+        self,
+        texts: str | Sequence[str | Sequence[int]],
+        truncate: bool,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> np.ndarray:
         if self._encoder is None:
             raise UnsupportedModel(f"{self.info.family} models write text; they give no embeddings")
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
@@ -308,7 +323,7 @@ class Model:
                 what = f"texts[{i}] has {len(ids)} tokens; the model takes {limit} (truncate=True)"
                 raise ContextOverflow(what, needed=len(ids), limit=limit)
             rows[i] = np.concatenate([ids[: limit - 1], ids[-1:]])
-        return self._encoder.embed(rows)
+        return self._encoder.embed(rows, stopped)
 
     # ---- life ---------------------------------------------------------------------------------
 
@@ -348,6 +363,12 @@ class Model:
         protocol = detect_protocol(self.tokenizer, given)
         self._stop_ids = prompts.stop_ids(self.tokenizer, protocol, self._vocab)
         self._template, self._protocol = given, protocol
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidRequest(
+            "a model cannot be pickled or copied: its memory and threads belong to this process; "
+            f"load it again there, from {self._info.source!r:.300}"
+        )
 
     def __repr__(self) -> str:
         i = self.info
@@ -410,6 +431,7 @@ class Model:
             ids,
             tools=chat.get("tools"),
             first_call=prompts.calls_so_far(messages) + 1,
+            continuing=chat.get("continue_final_message", False),
         )
         request = self._request(np.asarray(ids, np.int32), options, retain=retain, adapter=adapter)
         return request, ChatCollector(parser, options)
@@ -443,3 +465,28 @@ class Model:
         finally:
             for stream in streams:
                 stream.close()
+
+
+def _info_of(
+    weights: LoadedWeights, *, context: int, kv: str, threads: int, isa: str, notes: list[str]
+) -> ModelInfo:
+    spec, info = weights.spec, weights.info
+    none = spec.bidirectional  # an encoder keeps no keys and values
+    return ModelInfo(
+        source=str(info["source"]),
+        family=info["family"],
+        parameters=info["parameters"],
+        weight_formats=dict(info["formats"]),
+        weight_bytes=info["bytes"],
+        vocab=spec.vocab,
+        layers=len(spec.layers),
+        hidden=spec.hidden,
+        context=context,
+        max_context=spec.max_context,
+        kv="none" if none else kv,
+        kv_bytes_per_token=0 if none else ceil(kv_bytes_per_token(spec, kv)),
+        kv_bytes_full_context=0 if none else kv_bytes(spec, kv, context),
+        threads=threads,
+        isa=isa,
+        notes=(*info.get("notes", ()), *notes),
+    )

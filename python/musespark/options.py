@@ -33,7 +33,7 @@ _NOT_APPLIED: dict[str, Any] = {
     "forced_eos_token_id": None,
     "guidance_scale": 1.0,
 }
-CHAT_OPTIONS = ("tools", "reasoning_effort", "mode")
+CHAT_OPTIONS = ("tools", "reasoning_effort", "mode", "continue_final_message")
 EFFORTS = ("low", "medium", "high", "xhigh")
 MODES = ("auto", "instant", "thinking")
 MAX_LOGPROBS = 64

@@ -62,6 +62,7 @@ def chat_ids(
     tools: Sequence[Mapping[str, Any]] | None = None,
     reasoning_effort: str | None = None,
     mode: str | None = None,
+    continue_final_message: bool = False,
     context: int | None = None,
 ) -> list[int]:
     """The prompt ids of a conversation, up to where the model writes.
@@ -79,12 +80,8 @@ def chat_ids(
     mode = "auto" if mode is None else mode
     _check_mode(mode, reasoning_effort)
     messages = checked_messages(messages, "".join(template.sources))
-    if messages[-1]["role"] == "assistant":
-        raise InvalidRequest(
-            f"messages[{len(messages) - 1}]: the last message is the assistant's; going on with it "
-            "is not part of this version: end with a user's or a tool's"
-        )
-    given = _Rendering(tokenizer, template, messages, checked_tools(tools))
+    _check_end(messages, continue_final_message, mode)
+    given = _Rendering(tokenizer, template, messages, checked_tools(tools), continue_final_message)
     given.variables |= _effort(given, reasoning_effort)
     given.variables |= _thinking(given, protocol, mode)
     given.name_tools()
@@ -106,6 +103,31 @@ def _check_mode(mode: Any, effort: Any) -> None:
         raise InvalidRequest(f"mode 'instant' (no thought) contradicts reasoning_effort {effort!r}")
 
 
+def _check_end(messages: list[dict[str, Any]], continued: Any, mode: str) -> None:
+    """What the last message may be: the assistant's where it is to be continued, and only then."""
+    if not isinstance(continued, bool):
+        raise InvalidRequest(
+            f"continue_final_message: got {continued!r:.60}, allowed is True or False"
+        )
+    last, where = messages[-1], f"messages[{len(messages) - 1}]"
+    if not continued:
+        if last["role"] == "assistant":
+            raise InvalidRequest(
+                f"{where}: the last message is the assistant's; end with a user's or a tool's, or "
+                "go on with it by continue_final_message=True"
+            )
+        return
+    if last["role"] != "assistant" or last.get("tool_calls"):
+        what = "calls tools" if last.get("tool_calls") else f"is of the role {last['role']!r:.60}"
+        raise InvalidRequest(
+            f"continue_final_message: {where} {what}; allowed is an assistant's with content alone"
+        )
+    if mode != "auto":
+        raise InvalidRequest(
+            f"mode {mode!r} contradicts continue_final_message: the answer has begun"
+        )
+
+
 class _Rendering:
     """A conversation and the template variables it is rendered with.
 
@@ -119,7 +141,9 @@ class _Rendering:
         template: ChatTemplate,
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None,
+        continued: bool = False,
     ):
+        self.continued = continued
         self.tokenizer, self.messages, self.tools = tokenizer, messages, tools
         self.template = template.chosen(tools)
         self.variables: dict[str, Any] = {}
@@ -148,7 +172,12 @@ class _Rendering:
     def _text(self, other: Mapping[str, Any]) -> str:
         # The caller's variables come before the tokenizer's, as in ids.
         names = {"tools": self.tools, **self.tokenizer.special_tokens, **self.variables, **other}
-        return self.template.render(self.messages, add_generation_prompt=True, **names)
+        return self.template.render(
+            self.messages,
+            add_generation_prompt=not self.continued,
+            continue_final_message=self.continued,
+            **names,
+        )
 
     def ids(self, context: int | None) -> list[int]:
         try:
@@ -157,6 +186,7 @@ class _Rendering:
                 self.template,
                 self.messages,
                 tools=self.tools,
+                continue_final_message=self.continued,
                 most_tokens=context,
                 **self.variables,
             )

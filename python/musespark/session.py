@@ -111,6 +111,11 @@ class Session:
             raise InvalidRequest(
                 "adapter: a session has one for all its turns; give it to model.session"
             )
+        if options.get("continue_final_message"):
+            raise InvalidRequest(
+                "continue_final_message: a session keeps whole turns; use model.chat with its "
+                "messages"
+            )
         return {**options, "adapter": self._adapter}
 
     def _claim(self, turn: _Turn) -> None:

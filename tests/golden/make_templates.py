@@ -1,4 +1,5 @@
-"""Makes templates.json: what transformers renders for every chat template and conversation.
+"""Makes templates.json: what transformers renders for every chat template and conversation, and
+continued.json: what it renders where the final message is to be continued.
 
     python tests/golden/make_templates.py ../shared/data/templates
 
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 import transformers
-from template_cases import CASES, VARIABLES, FixedClock, digest
+from template_cases import CASES, CONTINUED, VARIABLES, FixedClock, digest
 from transformers.utils import chat_template_utils
 
 
@@ -33,7 +34,20 @@ def render(source: str, case: dict, add_generation_prompt: bool) -> str:
         return "error"
 
 
-def _rendered(source: str, messages: list, case: dict, add_generation_prompt: bool) -> str:
+def continued(source: str, case: dict) -> str:
+    """The digest of a rendering whose final message is left open. Refused where it is the user's,
+    which transformers would continue too."""
+    if case["messages"][-1]["role"] != "assistant":
+        return "error"
+    try:
+        return digest(_rendered(source, case["messages"], case, False, continue_final_message=True))
+    except Exception:
+        return "error"
+
+
+def _rendered(
+    source: str, messages: list, case: dict, add_generation_prompt: bool, **more: bool
+) -> str:
     """As PreTrainedTokenizerBase.apply_chat_template does: no None values in messages."""
     messages = [{k: v for k, v in m.items() if v is not None} for m in messages]
     texts, _ = chat_template_utils.render_jinja_template(
@@ -41,6 +55,7 @@ def _rendered(source: str, messages: list, case: dict, add_generation_prompt: bo
         tools=case.get("tools"),
         chat_template=source,
         add_generation_prompt=add_generation_prompt,
+        **more,
         **{**VARIABLES, **case.get("variables", {})},
     )
     return texts[0]
@@ -57,12 +72,14 @@ def _with_text_arguments(message: dict) -> dict:
 def main(folder: Path) -> None:
     chat_template_utils.datetime = FixedClock
     made = {"transformers": transformers.__version__, "templates": {}}
+    open_ended = {}
     for path in sorted(folder.glob("*.jinja")):
         source = path.read_text(encoding="utf-8")
         made["templates"][path.name] = {
             name: [render(source, case, flag) for flag in (False, True)]
             for name, case in CASES.items()
         }
+        open_ended[path.name] = {name: continued(source, c) for name, c in CONTINUED.items()}
     out = Path(__file__).with_name("templates.json")
     lines = ",\n".join(
         f"{json.dumps(name)}: {json.dumps(made['templates'][name], separators=(',', ':'))}"
@@ -70,6 +87,15 @@ def main(folder: Path) -> None:
     )
     head = json.dumps(made["transformers"])
     out.write_text(f'{{"transformers": {head}, "templates": {{\n{lines}\n}}}}\n', encoding="utf-8")
+    out.with_name("continued.json").write_text(
+        "{\n"
+        + ",\n".join(
+            f"{json.dumps(name)}: {json.dumps(found, separators=(',', ':'))}"
+            for name, found in open_ended.items()
+        )
+        + "\n}\n",
+        encoding="utf-8",
+    )
     print(f"{out}: {len(made['templates'])} templates, {len(CASES)} conversations")
 
 

@@ -282,3 +282,25 @@ def digest(text: str) -> str:
 def spelled_markers(source: str) -> set[str]:
     """What looks like a marker in a template's source."""
     return set(re.findall(r"<[|｜][^\s<>]*[|｜]>|</?[a-z_]+>|\[/?[A-Z_]+\]", source))
+
+
+# Conversations that end with the beginning of an answer, to be continued.
+CONTINUED: dict[str, dict[str, Any]] = {
+    "plain": {"messages": [_user("2+2?"), _assistant("The answer is")]},
+    "space": {"messages": [SYSTEM, _user("Count"), _assistant("One, two, ")]},
+    "lines": {"messages": [_user("A list"), _assistant("\n1. a\n2.\n")]},
+    "empty": {"messages": [_user("2+2?"), _assistant("")]},
+    "parts": {
+        "messages": [
+            _user([{"type": "text", "text": "What is this?"}]),
+            _assistant([{"type": "text", "text": "That"}, {"type": "text", "text": " is "}]),
+        ]
+    },
+    "reasoning": {"messages": [_user("2+2?"), _assistant("It is", reasoning_content="Two and.")]},
+    "tagged": {"messages": [_user("2+2?"), _assistant("<think>\nTwo.\n</think>\n\nIt is")]},
+    "turns": {
+        "messages": [_user("a"), _assistant("b"), _user("c"), _assistant("b <|im_end|> x")],
+        "tools": TOOLS,
+    },
+    "not_the_assistants": {"messages": [_user("2+2?")]},
+}

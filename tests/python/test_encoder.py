@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import importlib.util
@@ -9,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 
 import musespark
 from musespark import _core
+from musespark import encoder as encoder_module
 from musespark.errors import ContextOverflow, CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families import bert
 from musespark.families.spec import ModelSpec, NormSpec
@@ -283,6 +286,48 @@ def test_embed_from_a_folder(folder: Path) -> None:
         assert model.info.kv == "none"
     with pytest.raises(musespark.Error, match="closed"):
         model.embed("a")
+
+
+def test_the_async_twin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop stays free, and a cancelled task does not go on computing."""
+    texts = ["ab c", "zebra"] * 20
+    monkeypatch.setattr(encoder_module, "_BATCH_ROWS", 10)
+    with musespark.load(folder, quantize="none", threads=1) as model:
+        expected, batches = model.embed(texts), 0
+        assert_same_bits(asyncio.run(model.aembed(texts)), expected, "async")
+        with pytest.raises(ContextOverflow):
+            asyncio.run(model.aembed("a " * 200))
+        assert_same_bits(
+            asyncio.run(model.aembed("a " * 200, truncate=True)),
+            model.embed("a " * 200, truncate=True),
+            "cut",
+        )
+        at_work, go_on, core = threading.Event(), threading.Event(), model._encoder._core
+
+        class Slow:
+            def embed(self, some):
+                nonlocal batches
+                batches += 1
+                at_work.set()
+                go_on.wait(10)
+                return core.embed(some)
+
+        model._encoder._core = Slow()
+
+        async def cancelled() -> None:
+            task = asyncio.ensure_future(model.aembed(texts))
+            while not at_work.is_set():
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            go_on.set()
+
+        asyncio.run(cancelled())  # waits for the loop's threads
+        assert batches == 1
+        model._encoder._core = core
+    with musespark.load() as model, pytest.raises(UnsupportedModel, match="no embeddings"):
+        asyncio.run(model.aembed("a"))
 
 
 def test_long_texts_are_cut_only_when_asked(folder: Path) -> None:

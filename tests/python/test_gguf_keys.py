@@ -121,6 +121,13 @@ def test_factors_for_long_texts(valid: Any) -> None:
         read(valid, keys, BOTH | {LONG_FACTORS: -np.ones(HEAD // 2, np.float32)})
 
 
+def test_long_texts_without_an_attention_factor(valid: Any) -> None:
+    """llama.cpp takes 1 where the key is missing; the formula of transformers was taken."""
+    for kind in (None, "longrope"):
+        (rope,) = read(valid, {ORIGINAL: 16, TYPE: kind}, BOTH).spec.ropes
+        assert (rope.scaling, rope.attention_factor) == ("factors", 1.0)
+
+
 def test_factors_that_are_missing(valid: Any) -> None:
     long = "rope_factors_long.weight' is missing"
     with pytest.raises(CorruptFile, match=f"{TYPE} is 'longrope', tensor '{long}"):

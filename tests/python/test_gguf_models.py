@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import musespark
 from musespark import _core
@@ -16,7 +17,7 @@ from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families import read_config
 from musespark.families.tensors import canonical_shapes
 from musespark.reference import stored
-from musespark.weights import convert, inspect, open_model, pack
+from musespark.weights import convert, inspect, open_model, pack, packing_error
 from support.model_folder import write_folder
 from support.run_engine import engine, logits
 
@@ -161,9 +162,37 @@ def test_exact_is_said_only_of_what_a_format_always_holds(
 
     assert note("Q5_0") == note("Q8_0", "q4") == note("Q8_0", "q8") == "not measured (zeros)"
     assert note("Q8_0") == note("Q5_0", "none") == "exact"
-    monkeypatch.setattr(pack, "_squares", lambda *_: (0.0, 1.0))
+    monkeypatch.setattr(packing_error, "squares", lambda *_: (0.0, 1.0))
     rows = "measured on up to 64 rows of each matrix"
     assert note("Q5_1") == f"relative error 0.00%, {rows}"
+
+
+def test_the_error_is_measured_within_packing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the very bytes that are written: it was a second packing, before the progress began."""
+    config = CASES["qwen3"]
+    file = write_gguf(tmp_path / "m.gguf", config, checkpoint_of(config), quantized("Q5_0"))
+    packed_rows, real = [0], pack._core.pack
+
+    def counted(form: str, array: np.ndarray, **more: Any) -> None:
+        packed_rows[0] += len(array)
+        real(form, array, **more)
+
+    monkeypatch.setattr(pack._core, "pack", counted)
+    made = []
+    for i, threads in enumerate((1, 3)):
+        monkeypatch.setattr(pack._core, "count_cores", lambda n=threads: {"usable": n})
+        packed_rows[0] = 0
+        convert(file, tmp_path / f"{i}.safetensors", quantize="auto", progress=False)
+        made.append((tmp_path / f"{i}.safetensors").read_bytes())
+    (note,) = open_model(tmp_path / "0.safetensors").info["notes"]
+    assert "relative error" in note
+    matrices = [p for p in open_model(tmp_path / "0.safetensors").tensors.values() if p[1] > 1]
+    assert packed_rows[0] == sum(rows for _, rows, _, _ in matrices)
+    assert made[0] == made[1]
+    with safe_open(tmp_path / "0.safetensors", "np") as other:  # another reader takes the padding
+        assert len(list(other.keys())) > 16
 
 
 def test_convert_and_inspect(tmp_path: Path) -> None:

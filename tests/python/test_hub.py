@@ -273,9 +273,7 @@ def test_gguf_of_a_repository_without_any(fake):
 
 def test_one_gguf_file_is_all_that_comes(fake, tmp_path):
     commit = fake.add("org/tiny", GGUF)
-    found = hub.fetch(
-        HubId("org/tiny", quant="Q8_0"), ASSETS, lambda *step: None, lambda path: None
-    )
+    found = hub.fetch(HubId("org/tiny", quant="Q8_0"), ASSETS, lambda *step: None, lambda *_: None)
     assert found.path.read_bytes() == GGUF["a-Q8_0.gguf"]
     assert found.name == f"org/tiny:Q8_0@{commit}"
     assert snapshot_files(tmp_path) == {"a-Q8_0.gguf"}
@@ -303,12 +301,12 @@ def test_offline_too_several_gguf_files_leave_a_choice(fake, monkeypatch):
     fake.add("org/tiny", GGUF)
     for quant in ("Q8_0", "Q4_K_M"):
         wanted = HubId("org/tiny", quant=quant)
-        hub.fetch(wanted, ASSETS, lambda *step: None, lambda path: None)
+        hub.fetch(wanted, ASSETS, lambda *step: None, lambda *_: None)
     fake.status = 503
     with pytest.raises(InvalidRequest, match="the cached snapshot of org/tiny has several GGUF"):
-        hub.fetch(HubId("org/tiny"), ASSETS, lambda *step: None, lambda path: None)
+        hub.fetch(HubId("org/tiny"), ASSETS, lambda *step: None, lambda *_: None)
     with pytest.raises(HubUnavailable, match="is not whole"):
-        hub.fetch(HubId("org/tiny", quant="Q4_K_XL"), ASSETS, lambda *s: None, lambda path: None)
+        hub.fetch(HubId("org/tiny", quant="Q4_K_XL"), ASSETS, lambda *s: None, lambda *_: None)
 
 
 # ---- without a network -------------------------------------------------------------------------

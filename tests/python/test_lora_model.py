@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 from pathlib import Path
@@ -14,9 +15,12 @@ from tests.python.test_interrupts import strikes
 import musespark
 from musespark import adapters as adapters_module
 from musespark import engine as engine_module
+from musespark import memory
 from musespark.cli import main
+from musespark.engine import kv_bytes
 from musespark.families import MODULES
 from musespark.families.tensors import EVERY_NAME
+from musespark.weights import LoraWeights, loading
 from support.lora import LoraGolden, lora_config, write_adapter
 
 TEXT = "Once upon a time"
@@ -244,6 +248,52 @@ def test_load_with_an_adapter_merges_into_floats(folders, own_cache) -> None:
             merged.load_adapter(folders[1])
     assert np.abs(found - beside).max() < 1e-4 * np.ptp(beside)
     assert np.abs(found - without).max() > 0.01 * np.ptp(beside)
+
+
+def test_an_adapter_of_all_requests_is_counted(model, folders, monkeypatch) -> None:
+    """Its bytes were free for keys and values too."""
+    with model.load_adapter(folders[0]) as adapter:
+        taken = adapter.bytes
+    spec = model._weights.spec
+    fixed = model.info.weight_bytes + memory.working_bytes(spec)
+    needed = fixed + kv_bytes(spec, "kv8", 1000) + taken
+    monkeypatch.setenv("MUSESPARK_MEMORY", str(needed))
+    musespark.load(context=1000, threads=1, adapter=folders[0]).close()
+    gc.collect()
+    assert not [one for one in gc.get_objects() if isinstance(one, LoraWeights)]
+    monkeypatch.setenv("MUSESPARK_MEMORY", str(needed - 1))
+    with pytest.raises(musespark.MemoryBudgetExceeded, match=r"the adapter [\d.]+ .iB, the rest"):
+        musespark.load(context=1000, threads=1, adapter=folders[0])
+    musespark.load(context=1000, threads=1).close()
+
+
+def test_weights_that_an_adapter_made_larger_are_counted(folders, own_cache, monkeypatch) -> None:
+    settings = {"context": 512, "threads": 1, "quantize": "none", "kv": "f32"}
+    with musespark.load(**settings) as plain, musespark.load(adapter=folders[0], **settings) as one:
+        spec, larger = plain._weights.spec, one.info.weight_bytes
+        assert larger > plain.info.weight_bytes  # bfloat16 became float32
+    needed = larger + memory.working_bytes(spec) + kv_bytes(spec, "f32", 512)
+    for count, fits in ((needed, True), (needed - 1, False)):
+        monkeypatch.setenv("MUSESPARK_MEMORY", str(count))
+        if fits:
+            musespark.load(adapter=folders[0], **settings).close()
+        else:
+            with pytest.raises(musespark.MemoryBudgetExceeded):
+                musespark.load(adapter=folders[0], **settings)
+
+
+def test_what_does_not_fit_with_its_adapter_is_refused_early(folders, monkeypatch) -> None:
+    """Before the model is packed: what the adapter's file has stands in for its bytes."""
+    with musespark.load(context=512, threads=1) as model:
+        spec, weights = model._weights.spec, model.info.weight_bytes
+    monkeypatch.setenv(
+        "MUSESPARK_MEMORY",
+        str(weights + memory.working_bytes(spec) + kv_bytes(spec, "kv8", 512) + 10_000),
+    )
+    monkeypatch.setattr(loading, "_NANO_PACKED", Path("nowhere"))
+    monkeypatch.setattr(loading, "_through_cache", lambda *_: pytest.fail("it was packed"))
+    with pytest.raises(musespark.MemoryBudgetExceeded, match="the adapter"):
+        musespark.load(context=512, threads=1, adapter=folders[0])
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path) -> None:

@@ -345,14 +345,15 @@ def test_of_two_heads_no_guess_is_made_without_the_weights(fake):
 
 
 def test_what_is_not_known_before_it_is_here_is_said(fake):
-    data = b"GGUF" * 10
-    fake.add("org/gguf", {"a-Q4_0.gguf": data}, card={"license": "mit"})
-    report = musespark.inspect("org/gguf")
+    """Of a file that is packed, or may be: it says of itself what it is."""
+    data = b"what packed files have" * 10
+    fake.add("org/packed", {"a.safetensors": data}, card={"license": "mit"})
+    report = musespark.inspect("org/packed")
     assert (report["family"], report["memory"], report["bytes"]) == (None, None, len(data))
     assert report["licence"] == "mit (the hub)"
     assert "not known before it is here" in report["notes"][0]
     with pytest.raises(UnsupportedModel, match="not known before it is here"):
-        musespark.estimate("org/gguf")
+        musespark.estimate("org/packed")
     assert fake.count(part=etag_of(data)) == fake.count(part="resolve") == 0
 
 

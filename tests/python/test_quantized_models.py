@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from musespark import _core
-from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.weights import convert, inspect, open_model, pack
 from musespark.weights.model_source import understand
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile
@@ -96,6 +97,68 @@ def test_the_error_that_is_said(tmp_path: Path) -> None:
     missed = sum(((found[n].astype(np.float64) - exact[n]) ** 2).sum() for n in names)
     whole = sum((exact[n].astype(np.float64) ** 2).sum() for n in names)
     assert said == pytest.approx(np.sqrt(missed / whole), rel=0.02)
+
+
+def settings_beside(folder: Path, name: str, settings: dict[str, Any]) -> Path:
+    """The folder with its quantization settings in a file of their own, as older tools wrote it."""
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("quantization_config", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / name).write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "settings"),
+    [
+        ("gptq", "quantize_config.json", {"bits": 4, "group_size": 32, "model_name_or_path": ""}),
+        (
+            "gptq_v2_asymmetric",
+            "quantize_config.json",
+            GPTQ | {"checkpoint_format": "gptq_v2", "sym": False, "desc_act": False},
+        ),
+        ("awq", "quant_config.json", {"w_bit": 4, "q_group_size": 32, "zero_point": True}),
+        ("awq", "quantize_config.json", {"w_bit": 4, "q_group_size": 32, "version": "GEMM"}),
+    ],
+)
+def test_settings_in_a_file_of_their_own(
+    kind: str, file: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    quantized, plain = both_folders(tmp_path, kind)
+    said_in_config = numbers(opened(quantized))
+    folder = settings_beside(quantized, file, settings)
+    found = opened(folder, "none")
+    np.testing.assert_array_equal(logits_of(found), logits_of(opened(plain, "none")))
+    kept = opened(folder)
+    assert kept.info["quantize"] == "kept" and file in kept.assets
+    for name, value in numbers(kept).items():
+        np.testing.assert_array_equal(value, said_in_config[name], err_msg=name)
+
+
+def test_settings_of_both_files(tmp_path: Path) -> None:
+    """config.json is stronger; what is wrong in the other file is said of the other file."""
+    quantized, plain = both_folders(tmp_path, "gptq")
+    (quantized / "quantize_config.json").write_text('{"bits": 77}')
+    expected = logits_of(opened(plain, "none"))
+    np.testing.assert_array_equal(logits_of(opened(quantized, "none")), expected)
+    settings_beside(quantized, "quantize_config.json", {"bits": 77})
+    with pytest.raises(UnsupportedModel, match=r"quantized: quantize_config\.json\.bits is 77"):
+        opened(quantized)
+    (quantized / "quantize_config.json").write_text("[4]")
+    with pytest.raises(UnsupportedModel, match=r"quantize_config\.json: an object is needed"):
+        opened(quantized)
+
+
+def test_one_file_of_another_name(tmp_path: Path) -> None:
+    """As the same tools named it; of two such files none is chosen."""
+    quantized, plain = both_folders(tmp_path, "gptq")
+    other = quantized / "gptq_model-4bit-32g.safetensors"
+    (quantized / "model.safetensors").rename(other)
+    expected = logits_of(opened(plain, "none"))
+    np.testing.assert_array_equal(logits_of(opened(quantized, "none")), expected)
+    (quantized / "second.safetensors").write_bytes(other.read_bytes())
+    with pytest.raises(InvalidRequest, match=r"gptq_model-4bit-32g\.safetensors, second"):
+        opened(quantized)
 
 
 def test_gpt_oss(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from musespark.text import (
 from support.tokenizers_zoo import byte_level, unigram
 
 NANO = Path(__file__).parents[2] / "python" / "musespark" / "nano"
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 MUSE, THINK, PLAIN = PROTOCOLS["muse"], PROTOCOLS["think+hermes"], PROTOCOLS["plain"]
 
 
@@ -336,6 +337,52 @@ def test_long_white_space_is_linear(opened) -> None:
     )  # measured: under 1; reading all of it each time: 7 and 66
     parser.finish()
     assert (parser.turn.reasoning or parser.turn.content).endswith("\ny")
+
+
+@pytest.mark.parametrize("opened", [None, "thought"])
+@pytest.mark.parametrize("white", [" ", "\n"])
+def test_a_million_separators_are_given_on_as_they_come(opened, white) -> None:
+    """Of separators before or after a channel 256 are waited with; they were kept without bound."""
+    parser = ChannelParser(THINK, without_think_tokens(), opened=opened, tools=TOOLS)
+    begun, given = time.process_time(), 0
+    for piece in ["x" if opened else "", *[white * 16] * 62_500]:
+        given += sum(len(e.text) for e in parser.push_text(piece) if isinstance(e, Text))
+    assert given > 1_000_000 - 1_000
+    assert time.process_time() - begun < 1
+    parser.finish()
+    assert len(parser.turn.reasoning or parser.turn.content) >= 1_000_000
+
+
+@pytest.mark.parametrize("count", [255, 256, 257, 511, 512, 513, 900])
+@pytest.mark.parametrize("cut", [1, 7, 300])
+def test_long_separators_are_cut_the_same_however_they_come(count, cut) -> None:
+    """After a thought, before an answer, a call in text and a call without tags."""
+    blank = "\n" * count
+    texts = [
+        ("think+hermes", f"<think>a{blank}</think>{blank}b{blank}", "thought"),
+        ("think+hermes", f"<think>a{blank}b{blank}", "thought"),
+        ("hermes", f'{blank}<tool_call>{{"name": "f", "arguments": {{}}}}</tool_call>', "call"),
+        ("llama-3", f'{blank}{{"name": "f", "parameters": {{}}}}', "call"),
+        ("hermes", blank, None),
+    ]
+    for name, text, holds in texts:
+        parses = []
+        for step in (cut, len(text)):
+            parser = ChannelParser(PROTOCOLS[name], None, tools=TOOLS)
+            pieces = (text[at : at + step] for at in range(0, len(text), step))
+            events = [event for piece in pieces for event in parser.push_text(piece)]
+            parses.append(merged(events + parser.finish()))
+        assert parses[0] == parses[1], (name, text[:12])
+        if holds == "thought":
+            kept = parser.turn.reasoning.count("\n")
+            closed = "</think>" in text
+            assert kept == (max(count - 256, 0) if closed else 2 * count)
+        elif holds == "call":
+            found = bool(parser.turn.tool_calls)
+            assert found == (name == "hermes" or count <= 256)
+            assert not parser.turn.content or count > 256
+        else:
+            assert parser.turn.content == blank
 
 
 def test_interleaved_thoughts_and_calls() -> None:

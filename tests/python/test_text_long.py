@@ -16,6 +16,9 @@ WORDS = ["the", "fox", "Straße", "日本語", "it's", "42", "3.14", "x+=1", "\n
          "🙂", "<|eot|>", "A", "HELLO", 'arguments": {"', 'type": "object', "2b"]  # fmt: skip
 
 
+WORD_BY_WORD = ("unigram", "word_piece")
+
+
 @pytest.fixture(scope="module")
 def model():
     with musespark.load(context=512, threads=1) as loaded:
@@ -33,7 +36,9 @@ def text(words: int, seed: int) -> str:
     )
 
 
-@pytest.mark.parametrize("made", [None, "byte_level", "ignoring_merges", "merging_markers"])
+@pytest.mark.parametrize(
+    "made", [None, "byte_level", "ignoring_merges", "merging_markers", *WORD_BY_WORD]
+)
 def test_pieces_give_the_ids_of_the_whole(model, monkeypatch, made) -> None:
     tokenizer = model.tokenizer if made is None else of(getattr(tokenizers_zoo, made)())
     for seed in range(8):
@@ -44,21 +49,44 @@ def test_pieces_give_the_ids_of_the_whole(model, monkeypatch, made) -> None:
             given, lambda part: tokenizer._plain.encode(part, add_special_tokens=False).ids
         )
         assert "".join(pieces) == given
-        if made is None:
+        if made is None or made in WORD_BY_WORD:
             assert len(pieces) > 20
         assert tokenizer.encode(given) == whole
 
 
 def test_a_tokenizer_whose_words_have_spaces_is_not_cut(monkeypatch) -> None:
-    """SentencePiece merges over spaces, and a Unigram weighs the whole text."""
+    """SentencePiece merges over spaces, and a Unigram without words weighs the whole text."""
     monkeypatch.setattr(long_texts, "PIECE_CHARS", 50)
-    for made in (
-        tokenizers_zoo.sentencepiece_bpe,
-        tokenizers_zoo.unigram,
-        tokenizers_zoo.word_piece,
-    ):
-        tokenizer = of(made())
+    whole, bare, words = tokenizers_zoo.unigram(), tokenizers_zoo.unigram(), word_piece_of_texts()
+    whole.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(split=False)
+    bare.pre_tokenizer = tokenizers.pre_tokenizers.Split("b", "isolated")
+    for made in (tokenizers_zoo.sentencepiece_bpe(), whole, bare, words):
+        tokenizer = of(made)
         assert tokenizer._long.pieces("ab cd " * 100, list) == ["ab cd " * 100]
+
+
+def word_piece_of_texts() -> tokenizers.Tokenizer:
+    """A WordPiece that nothing divides into words."""
+    built = tokenizers_zoo.word_piece()
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Digits()
+    return built
+
+
+@pytest.mark.parametrize("made", WORD_BY_WORD)
+def test_ctrl_c_takes_effect_between_words(monkeypatch, made) -> None:
+    tokenizer, seen = of(getattr(tokenizers_zoo, made)()), []
+    real = tokenizer_module._encode
+
+    def interrupted(inner, given, add_special):
+        seen.append(len(given))
+        if len(seen) == 8:
+            raise KeyboardInterrupt
+        return real(inner, given, add_special)
+
+    monkeypatch.setattr(tokenizer_module, "_encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode("word " * 200_000)
+    assert max(seen) < 2 * long_texts.PIECE_CHARS
 
 
 def test_a_cut_that_changes_ids_is_not_made(monkeypatch) -> None:

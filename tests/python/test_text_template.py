@@ -78,6 +78,54 @@ def test_disguise_changes_no_text(name: str, shared_data: Path, fixed_clock: Non
     assert not checked or found or not markers - {"<BOS>", "<EOS>"}
 
 
+# ---- a final message that is continued -----------------------------------------------------------
+
+CONTINUED = json.loads((_GOLDEN / "continued.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(CONTINUED))
+def test_a_continued_message_as_transformers(
+    name: str, shared_data: Path, fixed_clock: None
+) -> None:
+    template = ChatTemplate(shared_data / "templates" / name)
+    markers = {*cases.spelled_markers(template.source), "<BOS>", "<EOS>"}
+    assert CONTINUED[name].keys() == cases.CONTINUED.keys()
+    for case_name, expected in CONTINUED[name].items():
+        case = cases.CONTINUED[case_name]
+        given = {"tools": case.get("tools"), "continue_final_message": True}
+        try:
+            text = template.render(case["messages"], **given, **cases.VARIABLES)
+        except InvalidRequest:
+            # What transformers cuts there is a list as Python writes it.
+            closed = "" if expected == "error" else _render(template, case, False)
+            assert expected == "error" or "{'type': 'text'" in closed, case_name
+            continue
+        assert cases.digest(text) == expected, case_name
+        pieces = template.render_segments(
+            case["messages"], markers=markers, special_tokens=cases.VARIABLES, **given
+        )
+        assert "".join(piece for piece, _ in pieces) == text
+        if case_name == "turns":  # what the assistant's text spells is no marker
+            assert "b <|im_end|> x" in "".join(
+                piece if not marker else "\0" for piece, marker in pieces
+            )
+
+
+def test_a_continued_message_that_no_template_can_continue() -> None:
+    swallowing = ChatTemplate("{% for m in messages %}{{ m.role }}{% endfor %}")
+    cutting = ChatTemplate("{% for m in messages %}{{ m.content[2:] }}{% endfor %}")
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "begun"}]
+    for template in (swallowing, cutting):
+        with pytest.raises(InvalidRequest, match="does not write the final message as it is: 'beg"):
+            template.render(messages, continue_final_message=True)
+    with pytest.raises(InvalidRequest, match="contradicts add_generation_prompt"):
+        cutting.render(messages, continue_final_message=True, add_generation_prompt=True)
+    with pytest.raises(InvalidRequest, match="no content to go on with"):
+        cutting.render([{"role": "assistant"}], continue_final_message=True)
+    with pytest.raises(InvalidRequest, match="must be the assistant's, not 'user'"):
+        cutting.render("a", continue_final_message=True)
+
+
 # ---- what people type stays text ---------------------------------------------------------------
 
 

@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="with a question: the whole result")
     parser.add_argument("--system", help="system message")
     parser.add_argument("--effort", choices=EFFORTS, help="how long to think")
+    parser.add_argument(
+        "--begin", metavar="TEXT", help="with a question: how the answer begins; the model goes on"
+    )
     parser.add_argument("--no-thoughts", action="store_true", help="hide thoughts")
 
 
@@ -138,10 +141,25 @@ class Repl:
             raise InvalidRequest(f"no command /{name}; /help lists them")
         return True
 
-    def say(self, text: str) -> None:
+    def ask(self, text: str, **more: Any) -> Any:
+        """The next turn of the conversation."""
+        return self.session.chat(text, reasoning_effort=self.effort, **self.options, **more)
+
+    def go_on(self, question: str, begun: str, **more: Any) -> Any:
+        """An answer to `question`, of which the beginning is given; no part of the conversation."""
+        turns = [("user", question), ("assistant", begun)]
+        messages = [*self.session.messages, *({"role": r, "content": c} for r, c in turns)]
+        options = {"reasoning_effort": self.effort, **self.options, **more}
+        return self.model.chat(messages, continue_final_message=True, **options)
+
+    def say(self, text: str, begun: str | None = None) -> None:
         """One turn, streamed; an interrupted turn is taken out of the conversation again."""
         printer = common.ChannelPrinter(common.Style(), thoughts=self.thoughts)
-        stream = self.session.chat(text, reasoning_effort=self.effort, stream=True, **self.options)
+        if begun is None:
+            stream = self.ask(text, stream=True)
+        else:
+            stream = self.go_on(text, begun, stream=True)
+            common.show(begun, end="")
         try:
             for delta in stream:
                 printer(delta)
@@ -164,12 +182,13 @@ class Repl:
 def _answer(args: argparse.Namespace) -> int:
     """One question: its answer on standard output."""
     question = common.text_given(args.question, "question")
+    begun = None if args.begin is None else common.text_given(args.begin, "--begin")
     with common.load_model(args) as model:
         repl = Repl(model, args)
         if not args.json:
-            repl.say(question)
+            repl.say(question, begun)
             return 0
-        result = repl.session.chat(question, reasoning_effort=args.effort, **repl.options)
+        result = repl.ask(question) if begun is None else repl.go_on(question, begun)
         common.show_json(result.to_dict())
     return 0
 
@@ -179,6 +198,8 @@ def run(args: argparse.Namespace) -> int:
         return _answer(args)
     if args.json:
         raise InvalidRequest("--json: a question is needed, as in: musespark chat --json QUESTION")
+    if args.begin is not None:
+        raise InvalidRequest("--begin: a question is needed, which the answer is to")
     if sys.stdin is None:
         raise InvalidRequest("standard input is closed; chat reads messages from it")
     interactive = sys.stdin.isatty()

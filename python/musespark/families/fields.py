@@ -149,6 +149,10 @@ class Fields:
             return None
         return self.number(name, default or 0.0)
 
+    def number_or(self, name: str, default: float) -> float:
+        """As :meth:`number`; null counts as absent."""
+        return self.number(name, default) if self.has(name) else default
+
     def flag(self, name: str, default: bool) -> bool:
         """A boolean; null counts as absent."""
         value = self.get(name)

@@ -51,7 +51,7 @@ def read_gguf(
     keys = Keys(metadata)
     arch = _variant(keys, ARCHITECTURES[keys.name])
     config = config_of(keys, arch, shapes, vector)
-    pooling = _pooling_notes(keys)
+    pooling = _encoder_notes(keys) if arch.encoder else _pooling_notes(keys)
     keys.refuse_unread(gguf_names.NEUTRAL, gguf_names.WITHOUT_EFFECT)
     try:
         family, spec, notes = read_config(config)
@@ -61,10 +61,7 @@ def read_gguf(
         spec = dataclasses.replace(
             spec, ropes=[stretched(rope, keys, vector) for rope in spec.ropes]
         )
-    if arch.one_added:
-        spec = _with_plain_norms(spec)
-    if arch.weighted_heads:
-        spec = _with_weighted_heads(spec)
+    spec = _with_norms_as_stored(spec, arch)
     read = gguf_names.ROTATION if spec.ropes else ()
     mapping = match_tensors(spec, shapes.keys() - {*read}, sources(arch, spec), {})
     interleaved = _interleaved(spec, mapping) if arch.interleaved else {}
@@ -152,9 +149,12 @@ def config_of(
         config[flag] = f"blk.0.{part}" in shapes
     config |= rope_scaling(keys, shapes, vector)
     _check_head(keys, config)
+    if arch.encoder:
+        config |= _encoder_config(keys, shapes)
     return arch.complete(config)
 
 
+_POOLING_MODES = {1: "mean_tokens", 2: "cls_token"}
 _POOLINGS = {1: "mean", 2: "first token", 3: "last token"}
 
 
@@ -172,6 +172,28 @@ def _pooling_notes(keys: Keys) -> list[str]:
         f"an embedding model; {keys.name}.{key} {pooling} ({_POOLINGS[pooling]}) is not applied: "
         "it is read as a model that generates text"
     ]
+
+
+def _encoder_config(keys: Keys, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """How rows become one embedding, as the files of sentence-transformers say it."""
+    if keys.get("attention.causal") is not False:
+        raise keys.refuse("attention.causal", "an encoder sees both ways: false is needed")
+    types = shapes.get(gguf_names.NAMES["token_types"], ())
+    found: dict[str, Any] = {"type_vocab_size": types[0] if len(types) == 2 else 1}
+    pooling = keys.integer("pooling_type") if keys.has("pooling_type") else 0
+    modules = [{"type": "Transformer", "path": ""}, {"type": "Pooling", "path": "1_Pooling"}]
+    modules.append({"type": "Normalize", "path": "2_Normalize"})
+    files: dict[str, Any] = {"modules": modules}
+    if pooling in _POOLING_MODES:
+        files["pooling"] = {f"pooling_mode_{_POOLING_MODES[pooling]}": True}
+    elif pooling:
+        what = f" ({_POOLINGS[pooling]})" if pooling in _POOLINGS else ""
+        raise keys.refuse("pooling_type", f"not supported{what}; known are 0 to 2: none, mean, cls")
+    return found | {"sentence_transformers": files}
+
+
+def _encoder_notes(keys: Keys) -> list[str]:
+    return [f"{keys.name}: an embedding is divided by its length, as llama.cpp does: no key says"]
 
 
 def _read_pattern(keys: Keys, config: dict[str, Any]) -> None:
@@ -259,37 +281,29 @@ def unweave(rows: int, heads: int) -> np.ndarray:
     return order.swapaxes(1, 2).reshape(rows)
 
 
-def _with_plain_norms(spec: ModelSpec) -> ModelSpec:
-    """The spec with norms that multiply by w where the family's multiply by 1 + w."""
+def _with_norms_as_stored(spec: ModelSpec, arch: Architecture) -> ModelSpec:
+    """The spec with norms that multiply by w where the family's multiply by 1 + w (``one_added``),
+    and with weights for those of queries and keys that have none (``weighted_heads``)."""
+    everywhere = {"rms_centered": "rms"} if arch.one_added else {}
+    of_heads = everywhere | ({"rms_scaleless": "rms"} if arch.weighted_heads else {})
+    if not of_heads:
+        return spec
 
-    def plain(norm: NormSpec) -> NormSpec:
-        return dataclasses.replace(norm, kind="rms") if norm.kind == "rms_centered" else norm
+    def stored(holder: Any, kinds: Mapping[str, str], *names: str) -> dict[str, NormSpec]:
+        norms = {name: getattr(holder, name) for name in names}
+        return {
+            name: dataclasses.replace(norm, kind=kinds.get(norm.kind, norm.kind))
+            for name, norm in norms.items()
+        }
 
     def layer(one: LayerSpec) -> LayerSpec:
         a = one.attention
-        return dataclasses.replace(
-            one,
-            attention=dataclasses.replace(a, q_norm=plain(a.q_norm), k_norm=plain(a.k_norm)),
-            attn_norm=plain(one.attn_norm),
-            post_attn_norm=plain(one.post_attn_norm),
-            mlp_norm=plain(one.mlp_norm),
-            post_mlp_norm=plain(one.post_mlp_norm),
-        )
+        around = stored(one, everywhere, "attn_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm")
+        a = dataclasses.replace(a, **stored(a, of_heads, "q_norm", "k_norm"))
+        return dataclasses.replace(one, attention=a, **around)
 
     return dataclasses.replace(
-        spec, final_norm=plain(spec.final_norm), layers=[layer(one) for one in spec.layers]
+        spec,
+        layers=[layer(one) for one in spec.layers],
+        **stored(spec, everywhere, "final_norm"),
     )
-
-
-def _with_weighted_heads(spec: ModelSpec) -> ModelSpec:
-    """The spec with a weight for each norm of queries and keys that has none."""
-
-    def weighted(norm: NormSpec) -> NormSpec:
-        return dataclasses.replace(norm, kind="rms") if norm.kind == "rms_scaleless" else norm
-
-    def layer(one: LayerSpec) -> LayerSpec:
-        a = one.attention
-        norms = {"q_norm": weighted(a.q_norm), "k_norm": weighted(a.k_norm)}
-        return dataclasses.replace(one, attention=dataclasses.replace(a, **norms))
-
-    return dataclasses.replace(spec, layers=[layer(one) for one in spec.layers])

@@ -74,16 +74,16 @@ def _scaling_kind(keys: Keys, shapes: Mapping[str, Shape]) -> str:
 def _longrope(
     keys: Keys, shapes: Mapping[str, Shape], vector: Callable[[str], np.ndarray]
 ) -> dict[str, Any]:
-    """A number for each frequency, one set of them for long texts."""
+    """A number for each frequency, one set of them for long texts. As in llama.cpp scores are not
+    scaled where no key says so, whatever the family's formula."""
     if SHORT_FACTORS not in shapes:
         raise CorruptFile(f"tensor {SHORT_FACTORS!r} is missing, {LONG_FACTORS!r} is there")
     scaling: dict[str, Any] = {
         "rope_type": "longrope",
         "long_factor": vector(LONG_FACTORS).tolist(),
         "short_factor": vector(SHORT_FACTORS).tolist(),
+        "attention_factor": keys.number(_ATTENTION) if keys.has(_ATTENTION) else 1.0,
     }
-    if keys.has(_ATTENTION):
-        scaling["attention_factor"] = keys.number(_ATTENTION)
     original = keys.integer(_ORIGINAL)
     return {"rope_scaling": scaling, "original_max_position_embeddings": original}
 

@@ -42,9 +42,6 @@ class _Rope:
         where = self.params if inside and not beside else self.config
         return where.integer(key, self.max_context, MAX_CONTEXT)
 
-    def optional(self, name: str, default: float) -> float:
-        return self.params.number(name, default) if self.params.has(name) else default
-
 
 def _rope_parameters(config: Fields, default: Mapping[str, Any]) -> Fields:
     # As in transformers 5: rope_scaling where not empty takes the place of rope_parameters.
@@ -85,12 +82,8 @@ def rope_from_config(
             share = where.number("partial_rotary_factor", 1.0)
             if share > 1.0:
                 raise where.refuse("partial_rotary_factor", "a share of at most 1 is needed")
-    dim, theta = int(head_dim * share), _theta(config, default_theta)
+    dim, theta = int(head_dim * share), config.number_or("rope_theta", default_theta)
     return rope_of(config, params, dim, theta, max_context, kinds, trained_context)
-
-
-def _theta(where: Fields, default: float) -> float:
-    return where.number("rope_theta", default) if where.has("rope_theta") else default
 
 
 def rope_of(
@@ -108,7 +101,7 @@ def rope_of(
             raise params.refuse(str(key), f"known rope parameters are {sorted(_KEYS)}")
     if dim < 2 or dim % 2:
         raise config.refuse("head_dim", f"rotary positions need an even head size, got {dim}")
-    theta = _theta(params, default_theta)
+    theta = params.number_or("rope_theta", default_theta)
     key = "rope_type" if params.has("rope_type") else "type"
     said = params.get(key) if params.has(key) else "default"
     kind = kinds.get(said) if isinstance(said, str) else None
@@ -143,11 +136,11 @@ def ropes_of_kinds(
     if scaling.values:
         full = scaling.laid_over(full)
     own = theta if local_theta is None else c.number("rope_local_base_freq", local_theta)
-    if local_theta is None and c.has("rope_theta") and c.number("rope_theta", theta) != theta:
+    if local_theta is None and c.number_or("rope_theta", theta) != theta:
         raise c.refuse("rope_theta", f"beside layers of two kinds only {theta:g} is supported")
     return [
         rope_of(c, local, head_dim, own, max_context),
-        rope_of(c, full, head_dim, _theta(c, theta), max_context),
+        rope_of(c, full, head_dim, c.number_or("rope_theta", theta), max_context),
     ]
 
 
@@ -194,10 +187,10 @@ def _yarn(r: _Rope) -> RopeSpec:
         theta=r.theta,
         scaling="yarn",
         factor=factor,
-        beta_fast=r.optional("beta_fast", 32.0),
-        beta_slow=r.optional("beta_slow", 1.0),
+        beta_fast=r.params.number_or("beta_fast", 32.0),
+        beta_slow=r.params.number_or("beta_slow", 1.0),
         original_context=r.original_context(),
-        attention_factor=r.optional("attention_factor", attention),
+        attention_factor=r.params.number_or("attention_factor", attention),
     )
     return made if r.params.flag("truncate", True) else _untruncated(made)
 
@@ -241,14 +234,14 @@ def _longrope(r: _Rope) -> RopeSpec:
         raise r.config.refuse(
             "original_max_position_embeddings", f"longrope needs at least 2, not {original}"
         )
-    factor = r.optional("factor", r.max_context / original)
+    factor = r.params.number_or("factor", r.max_context / original)
     attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return RopeSpec(
         dim=r.dim,
         theta=r.theta,
         scaling="factors",
         original_context=original,
-        attention_factor=r.optional("attention_factor", attention),
+        attention_factor=r.params.number_or("attention_factor", attention),
         factors=factors("long_factor"),
         short_factors=factors("short_factor"),
     )

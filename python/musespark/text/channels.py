@@ -111,9 +111,13 @@ class ChannelParser:
         *,
         tools: Iterable[Mapping[str, Any]] | None = None,
         first_call: int = 1,
+        continuing: bool = False,
     ) -> ChannelParser:
-        """A parser for what follows these prompt ids: an open thought or header is continued."""
+        """A parser for what follows these prompt ids: an open thought or header is continued, or
+        (``continuing``) the answer that the prompt ends with."""
         opened, header = opened_by(protocol, tokenizer, prompt)
+        if continuing and not protocol.headers:
+            opened = ANSWER
         return cls(
             protocol, tokenizer, tools=tools, opened=opened, header=header, first_call=first_call
         )

@@ -70,6 +70,36 @@ def plain_inputs(messages: Any, tools: Any, variables: dict[str, Any]) -> tuple[
     return copied, list(tools) if tools is not None else None, _plain(variables)
 
 
+def mark_end(messages: list[dict[str, Any]], mark: str) -> str:
+    """Writes `mark` behind the last text of the final message, an assistant's, and returns the text
+    before it."""
+    last = messages[-1] if messages else {}
+    if last.get("role") != "assistant":
+        raise InvalidRequest(
+            "continue_final_message: the last message must be the assistant's, not "
+            f"{last.get('role')!r:.60}"
+        )
+    content = last.get("content")
+    if isinstance(content, str):
+        last["content"] = content + mark
+        return content
+    for part in reversed(content if isinstance(content, (list, tuple)) else ()):
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            text = part["text"]
+            part["text"] = text + mark
+            return text
+    raise InvalidRequest("continue_final_message: the last message has no content to go on with")
+
+
+def cut_at(rendered: str, mark: str) -> str | None:
+    """A rendering up to `mark`, which ends with a space; where the template trimmed that, what it
+    trimmed before the mark is left out too. None where the mark is not there."""
+    at = rendered.rfind(mark.rstrip())
+    if at < 0:
+        return None
+    return rendered[:at] if rendered.startswith(mark, at) else rendered[:at].rstrip()
+
+
 def hide(disguise: Disguise, value: Any) -> Any:
     if isinstance(value, str):
         return disguise.hide(value)

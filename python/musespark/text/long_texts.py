@@ -5,9 +5,9 @@ megabyte. Two things help, where the tokenizer's own rules allow them:
 
 - No token covers more than some characters, so a text that cannot fit a context is refused unread.
 - Byte-level BPE looks inside the pieces that regular expressions cut, and those see no further than
-  a character beyond a piece. So a text may be cut where a letter is followed by a space and a
-  letter. As nobody can prove that of every expression, each cut is tried on the text around it
-  first.
+  a character beyond a piece; WordPiece and most Unigram tokenizers look at words between spaces. So
+  a text may be cut where a letter is followed by a space and a letter. As nobody can prove that of
+  every expression and normalizer, each cut is tried on the text around it first.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ class LongTexts:
         sentencepiece = bool(model.get("byte_fallback")) and all(map(_keeps_length, normal))
         self._bounded = bpe and not strips and ((byte_level and composing) or sentencepiece)
         self._cuttable = (
-            bpe
-            and byte_level
-            and composing
+            ((bpe and byte_level and composing) or _word_by_word(model, normal, before))
             # An added token is found wherever it stands: no longer than what is tried.
             and all(len(str(entry.get("content"))) <= _AROUND for entry in added)
         )
@@ -87,6 +85,31 @@ class LongTexts:
             left, right = text[max(0, cut - _AROUND) : cut], text[cut : cut + _AROUND]
             if ids(left + right) == ids(left) + ids(right):
                 yield cut
+
+
+_LOCAL = {
+    "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "Replace",
+    "StripAccents",
+}  # fmt: skip
+_AT_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
+_WITHIN_WORDS = {"Digits", "Metaspace", "Punctuation"}
+
+
+def _word_by_word(
+    model: dict[str, Any], normal: list[dict[str, Any]], before: list[dict[str, Any]]
+) -> bool:
+    """Whether the model sees one word between spaces at a time."""
+    kinds = {str(step.get("type")) for step in before}
+    spaces = [
+        step for step in before if step.get("type") == "Metaspace" and step.get("split", True)
+    ]
+    divided = bool(kinds & _AT_SPACES) if model.get("type") == "WordPiece" else bool(spaces)
+    return (
+        model.get("type") in ("WordPiece", "Unigram")
+        and divided
+        and kinds <= _AT_SPACES | _WITHIN_WORDS
+        and all(step.get("type") in _LOCAL for step in normal)
+    )
 
 
 def _is_byte_level_step(step: dict[str, Any]) -> bool:

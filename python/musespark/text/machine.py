@@ -26,6 +26,7 @@ from musespark.text.syntaxes import CallReader
 from musespark.text.toolcalls import Raw
 
 FOREIGN = "foreign"  # a channel of a role that is not the assistant's
+MOST_HELD = 256  # separators beside a channel that are waited with; what is more belongs to it
 
 
 class Machine:
@@ -47,6 +48,7 @@ class Machine:
         self._written = {THOUGHT: False, ANSWER: False}  # has a channel of this kind had text?
         self._fresh = self._trim_start = False
         self._held: list[str] = []  # trailing separators of a thought
+        self._held_length = 0
         self._pending = ""  # text that may turn out to be a marker
 
     # ---- what comes in ------------------------------------------------------------------------
@@ -114,11 +116,7 @@ class Machine:
             text = text.lstrip(trim)
             self._trim_start = not text
         if self.kind == THOUGHT and trim:
-            kept = text.rstrip(trim)
-            if not kept:
-                self._held.append(text)
-                return
-            text, self._held = "".join([*self._held, kept]), [text[len(kept) :]]
+            text = self._hold_separators(text)
         if not text:
             return
         if self._fresh and self._written[self.kind]:
@@ -126,14 +124,33 @@ class Machine:
         self._fresh, self._written[self.kind] = False, True
         self.out.append(Text(self.kind, text))
 
+    def _hold_separators(self, text: str) -> str:
+        """What is certain of a thought's text; its last separators wait for more, up to a limit."""
+        separators = len(text) - len(text.rstrip(self.protocol.trim))
+        if separators == len(text):
+            self._held.append(text)
+            self._held_length += separators
+            # Let go in lumps, so that not every piece is copied again.
+            return self._let_go() if self._held_length > 2 * MOST_HELD else ""
+        self._held_length = min(separators, MOST_HELD)
+        split = len(text) - self._held_length
+        before, self._held = self._held, [text[split:]]
+        return "".join([*before, text[:split]])
+
+    def _let_go(self) -> str:
+        """All held separators but the last, which may still be the thought's end."""
+        held = "".join(self._held)
+        self._held, self._held_length = [held[-MOST_HELD:]], min(len(held), MOST_HELD)
+        return held[:-MOST_HELD]
+
     def write_mark(self, marker: str) -> None:
         """A marker inside a tool channel, as the syntax of its calls has it."""
         self._marks.setdefault(marker, []).append(self._raw_length)
         self.write(marker)
 
     def close(self, *, cut: bool = False, closed: bool = False) -> None:
-        """End the open channel, if any. ``cut``: it keeps its trailing separators; ``closed``: by
-        its own closing marker."""
+        """End the open channel, if any. ``cut``: it keeps its trailing separators (else it loses
+        MOST_HELD of them at most); ``closed``: by its own closing marker."""
         kind, raw = self.kind, "".join(self._raw)
         if kind is None:
             return
@@ -144,9 +161,10 @@ class Machine:
             self.out += self._calls.read(self._syntax, text, self._recipient, closed=closed)
         elif kind == FOREIGN:
             self.error(raw, "text of another role")
-        elif cut and (held := "".join(self._held)):
+        elif held := "".join(self._held) if cut else self._let_go():
             self.out.append(Text(kind, held))
-        self._held, self._raw, self._raw_length, self._marks = [], [], 0, {}
+        self._held, self._held_length = [], 0
+        self._raw, self._raw_length, self._marks = [], 0, {}
         self.kind = None
         if kind != FOREIGN:
             self.out.append(ChannelEnd(kind))

@@ -6,12 +6,11 @@ from collections.abc import Collection
 from typing import Any
 
 from musespark.text.events import ANSWER, THOUGHT, TOOL, ChannelEnd, ChannelStart, Text
-from musespark.text.machine import Machine
+from musespark.text.machine import MOST_HELD, Machine
 from musespark.text.protocols import Tag
 from musespark.text.syntaxes import may_be_calls
 
 _BARE_HEAD = 64  # so many characters tell whether an answer may be a call
-_MOST_LEAD = 256  # white space before a spelled think tag; after more of it the turn is an answer
 
 
 class TagMachine(Machine):
@@ -36,10 +35,14 @@ class TagMachine(Machine):
         self._lead_seen = ""
         self._after_thought = False
         self._blank: list[str] = []  # separators that came where no channel is open
+        self._blank_length = 0
         self._bare: list[str] | None = None  # an answer that may be calls without tags
         self._bare_checked = 0
         self._may_bare = bool(self.protocol.bare) and self._calls.offered
-        if opened:
+        if opened == ANSWER:
+            self._start = self._may_bare = False
+            self.open(ANSWER)
+        elif opened:
             self._start, self._tag = False, self._thought
             self.open(opened, trim_start=True)
 
@@ -70,7 +73,7 @@ class TagMachine(Machine):
 
     def _may_lead(self, text: str) -> bool:
         """Whether the white space that a turn begins with is little enough to await a tag."""
-        return len(text) - len(text.lstrip()) <= _MOST_LEAD
+        return len(text) - len(text.lstrip()) <= MOST_HELD
 
     def leads(self, text: str, marker: str) -> bool:
         return self._thought is not None and marker == self._thought.open and not text.strip()
@@ -87,15 +90,29 @@ class TagMachine(Machine):
         if self._bare is not None:
             self._hold(text)
             return
-        bare = text.lstrip(self.protocol.trim)
-        if not bare:
-            self._blank.append(text)  # of the answer, if one follows, else of nothing
+        text = self._with_separators(text)
+        if not text:
             return
-        text, self._blank = "".join([*self._blank, text]), []
         if self._may_bare:
-            self._hold(bare if self._after_thought or self._after_tool else text)
+            self._hold(text)
         else:
             self._answer(text)
+
+    def _with_separators(self, text: str) -> str:
+        """Text where no channel is open, after the separators before it; empty where no more than
+        these came: they are of the answer, if one follows, else of nothing."""
+        bare = text.lstrip(self.protocol.trim)
+        if self._after_thought or self._after_tool:
+            return bare
+        self._blank.append(text)
+        self._blank_length += len(text) - len(bare)
+        if self._blank_length > MOST_HELD:
+            self._may_bare = False  # the turn is an answer
+        return self._take_blank() if bare or self._blank_length > MOST_HELD else ""
+
+    def _take_blank(self) -> str:
+        blank, self._blank, self._blank_length = "".join(self._blank), [], 0
+        return blank
 
     def marker(self, marker: str) -> None:
         tag = self._by_open.get(marker)
@@ -105,10 +122,12 @@ class TagMachine(Machine):
             self.take(marker)
         elif marker in self.protocol.silent:
             self._settle()
-            self._start, self._blank = False, []
+            self._start = False
+            self._take_blank()
         elif tag is not None:
             self._settle()
-            self._start, self._blank = False, []
+            self._start = False
+            self._take_blank()
             if self.kind == THOUGHT and self._fresh and tag.kind == THOUGHT:
                 return  # the prompt opened the thought and the model did it again
             self.close()
@@ -127,7 +146,7 @@ class TagMachine(Machine):
 
     def leave(self, *, cut: bool = False) -> None:
         self._settle()
-        blank, self._blank = "".join(self._blank), []
+        blank = self._take_blank()
         if blank and not self._after_thought and not self._after_tool:
             self._answer(blank)
         self.close(cut=cut)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,14 @@ import jinja2
 from jinja2 import meta, nodes
 
 from musespark.errors import ContextOverflow, CorruptFile, Error, InvalidRequest
-from musespark.text.conversation import hide, hide_message, plain_inputs, size_of
+from musespark.text.conversation import (
+    cut_at,
+    hide,
+    hide_message,
+    mark_end,
+    plain_inputs,
+    size_of,
+)
 from musespark.text.guard import Disguise, Guard
 from musespark.text.markers import MarkerFinder
 from musespark.text.meter import Meter
@@ -105,16 +113,20 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
         """The prompt text. ``messages``: OpenAI-shaped dicts, or a str for one user turn;
         ``variables`` are further template variables (``bos_token``, ``enable_thinking``, …).
+        ``continue_final_message``: the text ends with the last message, an assistant's, which is
+        not closed; what its content ends with in white space is the template's to keep or trim.
 
         Raises InvalidRequest where the template refuses the conversation or fails on it, and
         DeadlineExceeded past the time budget.
         """
         chosen = self.chosen(tools)
-        pieces = chosen._render(messages, tools, add_generation_prompt, variables, None)
+        ending = _ending(add_generation_prompt, continue_final_message)
+        pieces = chosen._render(messages, tools, ending, variables, None)
         return "".join(text for text, _ in pieces)
 
     def render_segments(
@@ -124,6 +136,7 @@ class ChatTemplate:
         markers: Collection[str],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         special_tokens: Mapping[str, str] | None = None,
         **variables: Any,
     ) -> list[tuple[str, bool]]:
@@ -134,9 +147,8 @@ class ChatTemplate:
         messages."""
         chosen = self.chosen(tools)
         guard = chosen._guard_of(frozenset(markers))
-        return chosen._render(
-            messages, tools, add_generation_prompt, variables, guard, special_tokens or {}
-        )
+        ending = _ending(add_generation_prompt, continue_final_message)
+        return chosen._render(messages, tools, ending, variables, guard, special_tokens or {})
 
     @property
     def sources(self) -> list[str]:
@@ -210,7 +222,7 @@ class ChatTemplate:
         self,
         messages: Any,
         tools: Any,
-        add_generation_prompt: bool,
+        ending: str,
         variables: dict[str, Any],
         guard: Guard | None,
         special_tokens: Mapping[str, str] | None = None,
@@ -218,6 +230,9 @@ class ChatTemplate:
         try:
             messages, tools, variables = plain_inputs(messages, tools, variables)
             messages = self._with_arguments(messages)
+            # Nobody can write it: a character of no words, and letters that nobody knows.
+            mark = f"\U00100000{secrets.token_hex(16)} "
+            final = mark_end(messages, mark) if ending == _CONTINUED else None
             disguise = None
             if guard is not None:
                 disguise = Disguise(guard, [messages, tools, variables])
@@ -230,11 +245,23 @@ class ChatTemplate:
             raise InvalidRequest("messages or tools are nested too deeply") from error
         # As in transformers, variables of the caller come before the tokenizer's special tokens.
         given = {**self.special_tokens, **(special_tokens or {}), **variables}
-        given.update(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt)
+        prompt = ending == _PROMPT
+        given.update(messages=messages, tools=tools, add_generation_prompt=prompt)
         given.setdefault("documents", None)
         reveal = disguise.reveal if disguise else str
         text = self._run(given, size_of([messages, tools, variables]), reveal)
+        if final is not None:
+            text = self._up_to(text, mark, final.strip(), reveal)
         return disguise.pieces(text) if disguise else [(text, False)]
+
+    def _up_to(self, text: str, mark: str, final: str, reveal: Any) -> str:
+        cut = cut_at(text, mark)
+        if cut is None or final not in reveal(cut):
+            raise InvalidRequest(
+                f"continue_final_message: {self.origin} does not write the final message as it is: "
+                f"{final!r:.80}"
+            )
+        return cut
 
     def _run(self, given: dict[str, Any], size: int, reveal: Any) -> str:
         environment = _shared_environment()
@@ -308,6 +335,15 @@ class ChatTemplate:
         return not works(value) and works(json.dumps(value))
 
 
+_PROMPT, _CONTINUED, _CLOSED = "prompt", "continued", "closed"
+
+
+def _ending(prompt: bool, continued: bool) -> str:
+    if prompt and continued:
+        raise InvalidRequest("continue_final_message contradicts add_generation_prompt")
+    return _PROMPT if prompt else _CONTINUED if continued else _CLOSED
+
+
 def _named(found: Any, origin: str) -> dict[str, str]:
     """{name: template text} of a ``chat_template`` field in any of its forms."""
     if isinstance(found, str):
@@ -332,11 +368,13 @@ def encode_chat(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
     most_tokens: int | None = None,
     **variables: Any,
 ) -> list[int]:
-    """The prompt ids of a conversation. ContextOverflow where they are surely more than
-    ``most_tokens``, before they are made.
+    """The prompt ids of a conversation; with ``continue_final_message`` without the generation
+    prompt, up to where the last message's content ends. ContextOverflow where they are surely more
+    than ``most_tokens``, before they are made.
 
     Marker ids come from the template alone. Equal to encoding the whole rendering with markers
     parsed wherever messages, tools and variables spell none.
@@ -346,7 +384,8 @@ def encode_chat(
         messages,
         markers=control,
         tools=tools,
-        add_generation_prompt=add_generation_prompt,
+        add_generation_prompt=add_generation_prompt and not continue_final_message,
+        continue_final_message=continue_final_message,
         special_tokens=tokenizer.special_tokens,
         **variables,
     )

@@ -61,6 +61,10 @@ class LoraConfig:
     ranks: dict[str, int]  # rank_pattern
     alphas: dict[str, float]  # alpha_pattern
 
+    def stored_bytes(self) -> int:
+        """Bytes of the file with the weights: the least, but for its header, that they can take."""
+        return os.path.getsize(self.folder / WEIGHTS)
+
     def rank_of(self, module: str) -> int:
         """The rank of a module, named as in the base model."""
         return _matching(self.ranks, module, self.rank)
@@ -319,6 +323,7 @@ def merge(weights: LoadedWeights, lora: LoraWeights) -> None:
         formats["f32"] = formats.get("f32", 0) + out.nbytes
     weights.info["formats"] = {form: size for form, size in formats.items() if size}
     weights.info["bytes"] = sum(formats.values())
+    weights.info["weights"] |= {weights.info["quantize"]: weights.info["bytes"]}
     weights.info["merged"] = True
 
 

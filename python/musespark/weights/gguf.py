@@ -84,6 +84,10 @@ class _Array:
     items: tuple[_Array, ...] = ()
 
 
+class EndsEarly(CorruptFile):
+    """A header that goes on where the bytes at hand end."""
+
+
 class _Cursor:
     """Reads forward in the header; every read says what it is for."""
 
@@ -102,8 +106,9 @@ class _Cursor:
         """The offset of the next `length` bytes, which are passed over."""
         begin = self.at
         if length > self.size - begin:
-            raise self.refuse(
-                f"{what} at byte {begin} takes {length} bytes, {self.size - begin} are left"
+            raise EndsEarly(
+                f"{self.path}: {what} at byte {begin} takes {length} bytes, {self.size - begin} "
+                "are left"
             )
         self.at = begin + length
         return begin
@@ -135,9 +140,10 @@ class _Cursor:
         count = self.integer(what)
         fits = (self.size - self.at) // each
         if count > min(limit, fits):
-            raise self.refuse(
-                f"{what} is {count}; at most {fits} fit in the {self.size - self.at} bytes left, "
-                f"and the limit is {limit}"
+            kind = CorruptFile if count > limit else EndsEarly
+            raise kind(
+                f"{self.path}: {what} is {count}; at most {fits} fit in the "
+                f"{self.size - self.at} bytes left, and the limit is {limit}"
             )
         return count
 
@@ -180,7 +186,7 @@ class _Cursor:
             try:
                 self.at = int(_core.string_ends(self.data[: self.size], begin, count)[-1])
             except CorruptFile as error:
-                raise self.refuse(f"{what}: {error}") from None
+                raise EndsEarly(f"{self.path}: {what}: {error}") from None
         return _Array(_STRING, begin, count)
 
     def _arrays(self, what: str, depth: int) -> _Array:
@@ -250,11 +256,15 @@ class Metadata(Mapping[str, Any]):
 
 
 class GgufFile:
-    """One mapped file: ``metadata``, ``entries`` by name, ``version`` and ``alignment``."""
+    """One mapped file: ``metadata``, ``entries`` by name, ``version`` and ``alignment``.
 
-    def __init__(self, path: Path):
+    ``mapped`` stands in for a file that is not here; of its ``bytes`` the header is read, and
+    EndsEarly raised where it goes on behind them.
+    """
+
+    def __init__(self, path: Path, mapped: Any = None):
         self.path = Path(path)
-        self.mapped = MappedFile(self.path)
+        self.mapped = MappedFile(self.path) if mapped is None else mapped
         try:
             self._open()
         except BaseException:
@@ -274,9 +284,10 @@ class GgufFile:
         keys = cursor.count("metadata_kv_count", 13, MAX_KEYS)
         self.metadata = Metadata(self.mapped.bytes, self._read_keys(cursor, keys))
         if tensors > min(MAX_TENSORS, (cursor.size - cursor.at) // 24):
-            raise cursor.refuse(
-                f"tensor_count is {tensors}; {cursor.size - cursor.at} bytes are left for them, "
-                f"and the limit is {MAX_TENSORS}"
+            kind = CorruptFile if tensors > MAX_TENSORS else EndsEarly
+            raise kind(
+                f"{self.path}: tensor_count is {tensors}; {cursor.size - cursor.at} bytes are left "
+                f"for them, and the limit is {MAX_TENSORS}"
             )
         self.alignment = self._read_alignment(cursor)
         infos = [self._read_info(cursor) for _ in range(tensors)]

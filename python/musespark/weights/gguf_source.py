@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +64,15 @@ class GgufCheckpoint:
 _PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
-def open_gguf(path: Path) -> GgufCheckpoint:
-    """Opens a GGUF file; of a split one give the first part, the others must lie beside it."""
-    files = [GgufFile(path)]
+Open = Callable[[Path], GgufFile]
+
+
+def open_gguf(path: Path, part: Open = GgufFile) -> GgufCheckpoint:
+    """Opens a GGUF file; of a split one give the first part, the others must lie beside it. `part`
+    opens each."""
+    files = [part(path)]
     try:
-        files += _other_parts(files[0])
+        files += _other_parts(files[0], part)
         return GgufCheckpoint(files)
     except BaseException:
         for file in files:
@@ -83,7 +87,7 @@ def _split_key(file: GgufFile, key: str) -> int:
     return value
 
 
-def _other_parts(first: GgufFile) -> list[GgufFile]:
+def _other_parts(first: GgufFile, part: Open) -> list[GgufFile]:
     if "split.count" not in first.metadata:
         return []
     count = _split_key(first, "split.count")
@@ -107,9 +111,12 @@ def _other_parts(first: GgufFile) -> list[GgufFile]:
     try:
         for i in range(1, count):
             path = first.path.with_name(f"{name['stem']}-{i + 1:05d}-of-{count:05d}.gguf")
-            if not path.exists():
-                raise CorruptFile(f"{first.path}: part {i + 1} of {count}, {path.name}, is missing")
-            files.append(GgufFile(path))
+            try:
+                files.append(part(path))
+            except FileNotFoundError:
+                raise CorruptFile(
+                    f"{first.path}: part {i + 1} of {count}, {path.name}, is missing"
+                ) from None
             found = _split_key(files[-1], "split.no"), _split_key(files[-1], "split.count")
             if found != (i, count):
                 raise CorruptFile(

@@ -60,12 +60,12 @@ def fetch(
     hub_id: HubId,
     assets: tuple[str, ...],
     progress: ProgressFn,
-    refuse: Callable[[Path], None],
+    refuse: Callable[[Snapshot, Wanted], None],
 ) -> Fetched:
     """The model of a hub id, downloaded where the cache does not have it.
 
-    `assets` are the small files a model folder may have. When they are here `refuse` is called with
-    the path that will be opened: it raises for what cannot be run, before the weights come.
+    `assets` are the small files a model folder may have. When they are here `refuse` is called: it
+    raises for what cannot be run, before the weights come.
     `progress` counts bytes of all files that were not here.
 
     Raises InvalidRequest (no such model, revision or file; several GGUF files and none chosen),
@@ -113,10 +113,10 @@ def _download(
     snapshot: Snapshot,
     assets: tuple[str, ...],
     progress: ProgressFn,
-    refuse: Callable[[Path], None],
+    refuse: Callable[[Snapshot, Wanted], None],
 ) -> Wanted:
     wanted = fetch_small(snapshot, assets)
-    refuse(snapshot.folder / (wanted.entry or ""))
+    refuse(snapshot, wanted)
     to_come = [name for name in wanted.weights if _state(snapshot, name) in ("damaged", "missing")]
     missing = {name: snapshot.files[name] or 0 for name in to_come}
     total, done = sum(missing.values()), 0

@@ -168,6 +168,45 @@ def fetch_file(
         raise carried.error from None
 
 
+def read_range(hub_id: HubId, commit: str, name: str, begin: int, end: int) -> tuple[bytes, int]:
+    """The bytes begin … end of a file on the hub (fewer where it ends before), and how many it has.
+
+    HubUnavailable where the answer is another: what was not asked for is not received.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    doing = f"reading bytes {begin} to {end} of {name} of {hub_id.repo}"
+    url = hf_hub_url(hub_id.repo, name, revision=commit)
+    headers = build_hf_headers(**_OURS)
+    headers |= {"range": f"bytes={begin}-{end - 1}", "accept-encoding": "identity"}
+    with typed_errors(hub_id, doing), _streamed(get_session(), url, headers) as response:
+        hf_raise_for_status(response)
+        said = response.headers.get("content-range", "")
+        span = re.fullmatch(rf"bytes {begin}-(\d{{1,18}})/(\d{{1,18}})", said)
+        last, size = (int(span[1]), int(span[2])) if span else (0, 0)
+        if response.status_code != 206 or last != min(end, size) - 1:
+            raise HubUnavailable(
+                f"{doing}: the answer is {response.status_code} with range {said!r:.80}"
+            )
+        pieces = getattr(response, "iter_bytes", None) or response.iter_content
+        data = bytearray()
+        for piece in pieces(chunk_size=1 << 16):
+            data += piece
+            if len(data) > last + 1 - begin:
+                break
+        if len(data) != last + 1 - begin:
+            raise HubUnavailable(f"{doing}: {len(data)} bytes came")
+    return bytes(data), size
+
+
+def _streamed(session: Any, url: str, headers: dict[str, str]) -> Any:
+    """A GET whose body is read as it comes: by httpx or, in older versions, by requests."""
+    if callable(getattr(session, "stream", None)):
+        return session.stream("GET", url, headers=headers, timeout=TIMEOUT_S)
+    return session.get(url, headers=headers, timeout=TIMEOUT_S, stream=True)
+
+
 def note_revision(hub_id: HubId, commit: str) -> None:
     """Lets the cache remember which commit the branch is at: last, so that a revision never names
     a partial snapshot. A cache that cannot be written remembers nothing, which is no error."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from musespark.errors import HubUnavailable
 from musespark.families.spec import ModelSpec
 from musespark.families.tensors import canonical_shapes
 from musespark.weights import hub, pack
-from musespark.weights.hubheaders import remote_checkpoint
+from musespark.weights.hubheaders import remote_checkpoint, remote_gguf
 from musespark.weights.licence import licence_of
 from musespark.weights.loading import (
     ASSETS,
@@ -84,7 +85,7 @@ def _of_hub(snapshot: hub.Snapshot, verify: bool) -> Inspection:
     if here:
         found = _of_path(snapshot.folder / (wanted.entry or ""), verify)
     elif wanted.entry is not None and wanted.entry.lower().endswith(".gguf"):
-        found = _unknown(snapshot, wanted)
+        found = _of_gguf_headers(snapshot, wanted, wanted.entry)
     elif (snapshot.folder / "config.json").exists():
         headers = remote_checkpoint(snapshot, wanted.weights)
         found = _of_folder(understand(snapshot.folder, headers), snapshot.name)
@@ -96,6 +97,16 @@ def _of_hub(snapshot: hub.Snapshot, verify: bool) -> Inspection:
     licence = f"{snapshot.licence} (the hub)" if snapshot.licence else found.report["licence"]
     report = found.report | {"source": snapshot.name, "licence": licence, "notes": notes}
     return Inspection(report, found.spec, found.weights, found.auto)
+
+
+def _of_gguf_headers(snapshot: hub.Snapshot, wanted: hub.Wanted, entry: str) -> Inspection:
+    try:
+        headers = remote_gguf(snapshot, entry)
+    except HubUnavailable as error:  # a mirror that answers no ranges
+        found = _unknown(snapshot, wanted)
+        found.report["notes"].append(str(error))
+        return found
+    return _of_folder(understand(snapshot.folder / entry, headers), snapshot.name)
 
 
 def _unknown(snapshot: hub.Snapshot, wanted: hub.Wanted) -> Inspection:

@@ -11,23 +11,32 @@ from typing import Any
 
 import numpy as np
 
-from musespark.errors import CorruptFile, InvalidRequest, MemoryBudgetExceeded
+from musespark.errors import (
+    CorruptFile,
+    HubUnavailable,
+    InvalidRequest,
+    MemoryBudgetExceeded,
+    UnsupportedModel,
+)
 from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
 from musespark.families.tensors import canonical_shapes
-from musespark.untrusted import MAX_TOKENIZER_BYTES, read_small_file
+from musespark.untrusted import MAX_TOKENIZER_BYTES, no_tokenizer, read_small_file
 from musespark.vocab import OUTLINE, make_outline
 from musespark.weights import cache, hub, pack
 from musespark.weights.files import WriteFailed
 from musespark.weights.gguf import is_gguf
+from musespark.weights.hubheaders import remote_gguf
 from musespark.weights.hubids import GRAMMAR, SCHEME, HubId, parse_hub_id
 from musespark.weights.model_source import ASSETS, ModelFolder, read_config_files, understand
 from musespark.weights.packed import PackedFile, is_packed
 from musespark.weights.progress import ProgressFn, progress_function
+from musespark.weights.quantized.config import FILES as QUANTIZATION_FILES
 from musespark.weights.safetensors import SafetensorsFile
 
 Source = str | os.PathLike[str] | None
 # Called with the model, the bytes of its weights for each recipe, and the recipe to be used.
 Admit = Callable[[ModelSpec, dict[str, int], str], None]
+Refuse = Callable[[hub.Snapshot, hub.Wanted], None]
 EMBEDDED = "Spark Nano, inside the package"
 _AT_LEAST = "The weights are not here yet: their bytes are the least they can be"
 _OUTLINE_FROM = 1 << 20  # bytes of a tokenizer.json; smaller ones are built in milliseconds
@@ -82,7 +91,7 @@ def open_model(
     packed, and raises for what does not fit.
     """
     pack.check_quantize(quantize)
-    located = locate(source, progress, lambda path: _refuse_early(path, quantize, admit))
+    located = locate(source, progress, _refusal(quantize, admit))
     path = located.path
     if source is None and quantize in ("auto", "q8") and _NANO_PACKED.exists():
         path = _NANO_PACKED
@@ -157,11 +166,11 @@ def convert(
 def locate(
     source: Source,
     progress: bool | ProgressFn | None = None,
-    refuse: Callable[[Path], None] | None = None,
+    refuse: Refuse | None = None,
 ) -> hub.Fetched:
     """The folder or file that a source names; a hub id is downloaded where it is not cached.
 
-    `refuse` is called with its path before weights are downloaded; see :func:`hub.fetch`.
+    `refuse` is called before weights are downloaded; see :func:`hub.fetch`.
 
     A path that exists always wins, and nothing that looks like a path goes to a network (see
     :func:`musespark.weights.hubids.parse_hub_id`). InvalidRequest where there is none of both.
@@ -169,7 +178,7 @@ def locate(
     path = local_path(source)
     if path is None:
         report = progress_function(progress)
-        return hub.fetch(hub_id_of(source), ASSETS, report, refuse or _refuse_early)
+        return hub.fetch(hub_id_of(source), ASSETS, report, refuse or _refusal())
     return hub.Fetched(path, EMBEDDED if source is None else str(path))
 
 
@@ -199,13 +208,30 @@ def hub_id_of(source: Source) -> HubId:
     return hub_id
 
 
-def _refuse_early(path: Path, quantize: str = "auto", admit: Admit | None = None) -> None:
-    """Refuses by its config a model that cannot be run, before its weights are downloaded."""
-    config = path / "config.json"
-    if not config.exists():
-        return
-    files = {config.name: read_small_file(config, MAX_TOKENIZER_BYTES)}
-    _, spec, _, _ = read_config_files(files, path)
+def _refusal(quantize: str = "auto", admit: Admit | None = None) -> Refuse:
+    """Refuses a model that cannot be run, before its weights are downloaded: by its config, by the
+    header of its GGUF file."""
+
+    def refuse(snapshot: hub.Snapshot, wanted: hub.Wanted) -> None:
+        entry, folder = wanted.entry or "", snapshot.folder
+        if all((folder / name).exists() for name in wanted.weights):
+            return  # opening it tells
+        if entry.lower().endswith(".gguf"):
+            _refuse_gguf(snapshot, entry, quantize, admit)
+        elif (folder / entry / "config.json").exists():
+            _refuse_config(folder / entry / "config.json", quantize, admit)
+
+    return refuse
+
+
+def _refuse_config(config: Path, quantize: str, admit: Admit | None) -> None:
+    folder = config.parent
+    files = {
+        name: read_small_file(folder / name, MAX_TOKENIZER_BYTES)
+        for name in (config.name, *QUANTIZATION_FILES)
+        if (folder / name).exists()
+    }
+    _, spec, _, _ = read_config_files(files, folder)
     if admit is not None:
         shapes = canonical_shapes(spec)
         recipe = pack.resolve_quantize(quantize, shapes, set())
@@ -213,6 +239,19 @@ def _refuse_early(path: Path, quantize: str = "auto", admit: Admit | None = None
             admit(spec, pack.least_nbytes(shapes), recipe)
         except MemoryBudgetExceeded as error:
             raise MemoryBudgetExceeded(f"{error}. {_AT_LEAST}") from None
+
+
+def _refuse_gguf(snapshot: hub.Snapshot, entry: str, quantize: str, admit: Admit | None) -> None:
+    try:
+        headers = remote_gguf(snapshot, entry)
+    except HubUnavailable:
+        return  # a mirror that answers no ranges: the downloaded file tells
+    folder = understand(snapshot.folder / entry, headers)
+    assets, weights = folder.made_assets(), folder.weights()
+    if admit is not None:
+        if "tokenizer.json" not in assets:
+            raise UnsupportedModel(no_tokenizer(f"{snapshot.hub_id.repo}/{entry}"))
+        admit(folder.spec, weights, folder.recipe(quantize))
 
 
 def _shapes_of(where: Path) -> Callable[[Any], dict[str, tuple[int, ...]]]:

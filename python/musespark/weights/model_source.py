@@ -30,8 +30,8 @@ from musespark.untrusted import (
 from musespark.vocab import tokenizer_assets
 from musespark.weights import pack
 from musespark.weights.gguf import is_gguf
-from musespark.weights.gguf_source import GgufSource, open_gguf
-from musespark.weights.quantized.config import KEYS, Reader, read_quantization
+from musespark.weights.gguf_source import GgufCheckpoint, GgufSource, open_gguf
+from musespark.weights.quantized.config import FILES, KEYS, Reader, read_quantization
 from musespark.weights.quantized.linear import Stored
 from musespark.weights.quantized.source import QuantizedSource, refuse_unexplained
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
@@ -53,6 +53,7 @@ ASSETS = (
     "chat_template.jinja",
     "chat_template.json",
     *SENTENCE_FILES.values(),
+    *FILES,
 )
 
 
@@ -107,11 +108,13 @@ class ModelFolder:
         return {recipe: sum(nbytes(p, recipe) for p in planned) for recipe in recipes}
 
 
-def understand(path: Path, headers: Checkpoint | None = None) -> ModelFolder:
+def understand(path: Path, headers: Checkpoint | GgufCheckpoint | None = None) -> ModelFolder:
     """Maps the weights of a folder or GGUF file and matches their names; reads no matrix.
 
-    With `headers` the weights are not in the folder: these are what is known of them.
+    With `headers` the weights are not there: these are what is known of them.
     """
+    if isinstance(headers, GgufCheckpoint):
+        return _understand_gguf(path, headers)
     if headers is not None:
         return _understand_folder(path, headers)
     gguf = path if path.is_file() and is_gguf(path) else _only_gguf(path)
@@ -133,14 +136,15 @@ def _only_gguf(folder: Path) -> Path | None:
     return firsts[0] if firsts else None
 
 
-def _understand_gguf(path: Path) -> ModelFolder:
-    checkpoint = open_gguf(path)
+def _understand_gguf(path: Path, headers: GgufCheckpoint | None = None) -> ModelFolder:
+    checkpoint = headers or open_gguf(path)
+    name = checkpoint.files[0].path
     try:
         shapes = {name: checkpoint.entry(name).shape for name in checkpoint.file_of}
         try:
             model = read_gguf(checkpoint.metadata, shapes, checkpoint.vector)
         except (UnsupportedModel, CorruptFile) as error:
-            raise type(error)(f"{path}: {error}") from None
+            raise type(error)(f"{name}: {error}") from None
     except BaseException:
         checkpoint.close()
         raise
@@ -153,7 +157,7 @@ def _understand_gguf(path: Path) -> ModelFolder:
         mapping=model.mapping,
         notes=model.notes,
         own_files=[file.path for file in checkpoint.files],
-        made_assets=functools.partial(_gguf_assets, checkpoint.metadata, path),
+        made_assets=functools.partial(_gguf_assets, checkpoint.metadata, name),
         licence=_gguf_licence(checkpoint.metadata),
     )
 
@@ -240,13 +244,29 @@ def read_config_files(
     }
     if beside:
         config["sentence_transformers"] = beside
+    reader, notes = _read_settings(config, assets, folder)
     try:
-        reader, notes = read_quantization(config)
         plain = {key: value for key, value in config.items() if key not in KEYS}
         family, spec, more = read_config(plain)
         return family, spec, more + notes, reader
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{where}: {error}") from None
+
+
+def _read_settings(
+    config: Mapping[str, Any], assets: Mapping[str, bytes], folder: Path
+) -> tuple[Reader | None, list[str]]:
+    beside = {
+        name: parse_json(assets[name], str(folder / name)) for name in FILES if name in assets
+    }
+    try:
+        return read_quantization(config, beside)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{folder}: {error}") from None
+
+
+# Adapters, and the second copy of the weights in the form of Mistral's own tools.
+_OTHER_FORMS = ("adapter_", "consolidated")
 
 
 def _open_checkpoint(folder: Path) -> Checkpoint:
@@ -255,8 +275,13 @@ def _open_checkpoint(folder: Path) -> Checkpoint:
         return Checkpoint([SafetensorsFile(single)])
     if index.exists():
         return open_sharded(index)
+    named = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith(_OTHER_FORMS))
+    if len(named) == 1:
+        return Checkpoint([SafetensorsFile(named[0])])
     others = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
     hint = f"; {others[0]} is pickled, which is never read" if others else ""
+    if named:
+        hint = f"; of several files none is chosen: {', '.join(p.name for p in named[:8])}"
     raise InvalidRequest(f"{folder} has no model.safetensors and no index of shards{hint}")
 
 

@@ -30,6 +30,7 @@ from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families.tensors import Part
 from musespark.weights.files import check_disk, write_aside
 from musespark.weights.packed import Planned, write_packed
+from musespark.weights.packing_error import PackingError
 from musespark.weights.quantized.linear import Rows
 from musespark.weights.quantized.source import QuantizedEntry
 
@@ -48,7 +49,6 @@ KEPT = {
 _KEPT_EXACTLY = ("Q4_0", "IQ4_NL", "MXFP4", "Q8_0")
 _KEEPING = ("gguf", "kept")
 _PIECE_BYTES = 16 << 20  # of source and of result held at a time, per piece
-_SAMPLES = 4  # row blocks of a matrix whose error is measured
 
 Shape = tuple[int, ...]
 
@@ -194,8 +194,8 @@ def _vector_bytes(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
 
 def _matrix_pieces(
     p: Planned, array: Any, dtype: str, threads: int, quick: bool, where: str
-) -> Iterator[np.ndarray]:
-    """Packs rows in pieces: whole row blocks, which are packed independently of each other."""
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Packs rows in pieces: (first row, whole row blocks, which are packed independently)."""
     block_bytes = int(_core.packed_nbytes(p.format, 16, p.cols))
     source_bytes = 16 * array.shape[-1] * array.itemsize
     blocks = max(1, min(_PIECE_BYTES // block_bytes, _PIECE_BYTES // source_bytes))
@@ -209,7 +209,7 @@ def _matrix_pieces(
             raise CorruptFile(f"{where}, rows from {begin}: {error}") from None
         except UnsupportedModel as error:  # scales of MXFP4 that lie too far apart
             raise UnsupportedModel(f"{where}, rows from {begin}: {error}") from None
-        yield piece
+        yield begin, piece
 
 
 def _pack_rows(
@@ -222,38 +222,18 @@ def _pack_rows(
         _core.pack(form, rows, dtype=dtype, out=out, threads=threads, quick=quick)
 
 
-def error_notes(
-    checkpoint: TensorSource, sources: dict[str, Part], planned: list[Planned], quick: bool
-) -> list[str]:
-    """How far quantized matrices move by being stored in another format, one line for each pair.
-
-    "exact" is said of matrices that their format holds to the bit, whatever is in them: packing
-    them rounds nothing or fails. Of the others the relative error is sqrt(sum of squared
-    differences / sum of squares), over up to four blocks of 16 rows of each matrix; what is
-    measured there are the very bytes that are packed.
-    """
-    sums: dict[tuple[str, str, bool], np.ndarray] = {}
+def _kinds(
+    checkpoint: TensorSource, sources: dict[str, Part], planned: list[Planned]
+) -> dict[str, tuple[str, bool]]:
+    """Of each matrix that is stored quantized: its type, and whether its format holds that."""
+    out = {}
     for p in planned:
         part = sources[p.name]
-        entry = checkpoint.entry(part.name)
-        if p.vector or entry.dtype in _STORED:
-            continue
-        array = part.of(checkpoint.array(part.name))
-        exact = holds_exactly(p.format, array, entry.dtype)
-        found = sums.setdefault((entry.dtype, p.format, exact), np.zeros(3))
-        found[2] += 1
-        if exact:
-            continue
-        blocks = -(-p.rows // 16)
-        for block in sorted({i * blocks // _SAMPLES for i in range(_SAMPLES)}):
-            rows = array[16 * block : 16 * block + 16]
-            found[:2] += _squares(p.format, rows, _dtype(entry), quick)
-        checkpoint.forget(part.name)
-    return [
-        f"{dtype} ({count:.0f} tensors) kept as {form}: "
-        + ("exact" if exact else _error_in_words(missed, whole))
-        for (dtype, form, exact), (missed, whole, count) in sums.items()
-    ]
+        dtype = checkpoint.entry(part.name).dtype
+        if not p.vector and dtype not in _STORED:
+            array = part.of(checkpoint.array(part.name))
+            out[p.name] = dtype, holds_exactly(p.format, array, dtype)
+    return out
 
 
 def holds_exactly(form: str, array: Any, dtype: str) -> bool:
@@ -263,29 +243,9 @@ def holds_exactly(form: str, array: Any, dtype: str) -> bool:
     return form == "f32" or (dtype in _KEPT_EXACTLY and form == KEPT[dtype])
 
 
-def _error_in_words(missed: float, whole: float) -> str:
-    if not whole:
-        return "not measured (zeros)"
-    error = np.sqrt(missed / whole)
-    return f"relative error {error:.2%}, measured on up to {16 * _SAMPLES} rows of each matrix"
-
-
 def _dtype(entry: StoredEntry) -> str:
     """What ``_core`` calls the numbers of a tensor."""
     return "f32" if isinstance(entry, QuantizedEntry) else entry.dtype.lower()
-
-
-def _squares(form: str, rows: np.ndarray | Rows, dtype: str, quick: bool) -> tuple[float, float]:
-    """Sums of the squared differences, and of the squares, of rows that are packed."""
-    values = _core.decode(dtype, np.asarray(rows))
-    packed = np.empty(_core.packed_nbytes(form, *values.shape), np.uint8)
-    try:
-        _pack_rows(form, rows, dtype, packed, 1, quick)
-    except (InvalidRequest, UnsupportedModel):  # packing itself says where
-        return 0.0, 0.0
-    got = _core.unpack(form, packed, *values.shape)
-    exact = values.astype(np.float64)
-    return float(((got - exact) ** 2).sum()), float((exact**2).sum())
 
 
 def pack_checkpoint(
@@ -311,7 +271,8 @@ def pack_checkpoint(
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
-    notes = notes + error_notes(checkpoint, sources, planned, quantize in _KEEPING)
+    kinds = _kinds(checkpoint, sources, planned)
+    error = PackingError(planned, kinds, workers)
     total = sum(stored_nbytes(checkpoint, shapes[name], part) for name, part in sources.items())
     done = 0
 
@@ -327,7 +288,8 @@ def pack_checkpoint(
         else:
             yielded = 0
             dtype, quick = _dtype(entry), quantize in _KEEPING
-            for piece in _matrix_pieces(p, array, dtype, workers, quick, where):
+            for begin, piece in _matrix_pieces(p, array, dtype, workers, quick, where):
+                error.measure(p, array, dtype, begin, piece)
                 yield piece
                 yielded += piece.nbytes
                 progress(before + size * yielded // p.nbytes, total, label)
@@ -343,7 +305,7 @@ def pack_checkpoint(
             spec=spec,
             family=family,
             quantize=quantize,
-            notes=notes,
+            notes=lambda: notes + error.notes(),
             assets=assets,
             planned=planned,
             payload=payload,

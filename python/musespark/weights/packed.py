@@ -104,15 +104,16 @@ def write_packed(
     spec: dict[str, Any],
     family: str,
     quantize: str,
-    notes: list[str],
+    notes: Callable[[], list[str]],
     assets: dict[str, bytes],
     planned: list[Planned],
     payload: Callable[[Planned], Iterable[np.ndarray]],
 ) -> None:
     """Writes a packed file; `payload` yields a weight's bytes in pieces, in the order of `planned`.
 
-    Nothing but the piece at hand is held in memory. Raises whatever writing raises; the caller
-    discards the file then (see :func:`musespark.weights.files.write_aside`).
+    `notes` is asked before the first and after the last of them, and may be shorter then. Nothing
+    but the piece at hand is held in memory. Raises whatever writing raises; the caller discards the
+    file then (see :func:`musespark.weights.files.write_aside`).
     """
     planned = [p for p in planned if not p.vector] + [p for p in planned if p.vector]
     head = {
@@ -120,7 +121,7 @@ def write_packed(
         "arithmetic": _core.arithmetic_version,
         "family": family,
         "quantize": quantize,
-        "notes": notes,
+        "notes": notes(),
         "spec": spec,
         "tensors": {
             p.name: {"format": p.format, "rows": p.rows, "cols": p.cols, "checksum": _NO_SUM}
@@ -132,7 +133,7 @@ def write_packed(
         },
     }
     table = _table(planned, assets)
-    file.position = len(_encode(head, table))
+    room = file.position = len(_encode(head, table))
     for p in planned:
         checksum, written = Checksum(), 0
         for piece in payload(p):
@@ -144,7 +145,8 @@ def write_packed(
         head["tensors"][p.name]["checksum"] = checksum.hex()
     for data in assets.values():
         file.write(data + bytes(-len(data) % ALIGN))
-    file.write_at(0, _encode(head, table))
+    head["notes"] = notes()
+    file.write_at(0, _encode(head, table, room))
 
 
 def _table(planned: list[Planned], assets: dict[str, bytes]) -> dict[str, dict[str, Any]]:
@@ -164,11 +166,12 @@ def _table(planned: list[Planned], assets: dict[str, bytes]) -> dict[str, dict[s
     return table
 
 
-def _encode(head: dict[str, Any], table: dict[str, dict[str, Any]]) -> bytes:
-    """Header length and header; as long for every value of the checksums."""
+def _encode(head: dict[str, Any], table: dict[str, dict[str, Any]], least: int = 0) -> bytes:
+    """Header length and header, `least` bytes or more; as long for every value of the checksums."""
     text = json.dumps(head, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     metadata = {_KEY: text, _SUM_KEY: _header_sum(text, table)}
     encoded = json.dumps({"__metadata__": metadata} | table, separators=(",", ":")).encode()
+    encoded = encoded.ljust(least - 8)
     encoded += b" " * (-(8 + len(encoded)) % ALIGN)
     return len(encoded).to_bytes(8, "little") + encoded
 

@@ -25,6 +25,9 @@ from musespark.weights.quantized.gptq import (
 from musespark.weights.quantized.linear import Linear, Stored
 
 KEYS = ("quantization_config", "compression_config")
+# Files beside config.json that have the settings where it has none, as older tools wrote them.
+FILES = ("quantize_config.json", "quant_config.json")
+_OF_AWQ = {"w_bit", "q_group_size", "zero_point"}
 MAX_GROUP = 1 << 20
 _SCALES_OF_ACTIVATIONS = "scales of activations, which stay as they are here"
 # Tuning, bookkeeping and the choice of a kernel: nothing that the bytes depend on.
@@ -58,19 +61,29 @@ class Collection:
 Reader = Callable[[Stored], Collection]
 
 
-def read_quantization(config: Mapping[str, Any]) -> tuple[Reader | None, list[str]]:
+def read_quantization(
+    config: Mapping[str, Any], beside: Mapping[str, Any] | None = None
+) -> tuple[Reader | None, list[str]]:
     """The reader that a ``config.json`` asks for, None for plain floats; and notes.
 
-    UnsupportedModel names a method, format or option that is not supported.
+    `beside`: name -> content of those of :data:`FILES` that are there; the first counts, where the
+    config says nothing. UnsupportedModel names a method, format or option that is not supported.
     """
     fields = Fields(config)
     given = [key for key in KEYS if fields.has(key)]
-    if not given:
-        return None, []
     if len(given) == 2:
         raise fields.refuse(KEYS[1], f"{KEYS[0]} is there too")
-    section = fields.section(given[0])
-    method = section.get("quant_method", "compressed-tensors" if given[0] == KEYS[1] else None)
+    if given:
+        default = "compressed-tensors" if given[0] == KEYS[1] else None
+        return _reader_of(fields.section(given[0]), default)
+    for name, content in (beside or {}).items():
+        section = Fields(content, name)
+        return _reader_of(section, "awq" if _OF_AWQ & section.values.keys() else "gptq")
+    return None, []
+
+
+def _reader_of(section: Fields, default: str | None) -> tuple[Reader, list[str]]:
+    method = section.get("quant_method", default)
     if not isinstance(method, str) or method not in METHODS:
         raise section.refuse("quant_method", f"supported are {', '.join(sorted(METHODS))}")
     reader = METHODS[method](section)
