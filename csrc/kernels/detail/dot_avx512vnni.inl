@@ -13,6 +13,9 @@ using dot_weight = std::int8_t;
 // Accumulators of one register tile: rows x blocks of 16 lanes, with the operands in 32 registers.
 constexpr int kTileRows = 6;
 constexpr int kTileBlocks = 4;
+constexpr int kDotSteps = 1;  // steps whose weights are loaded at once
+constexpr int kKeyBias = -128;
+constexpr int kValueBias = 0;
 
 struct vcodes {
   __m512i v;
@@ -23,8 +26,9 @@ MS_INLINE vcodes load_codes(const std::uint8_t* p) {
   return {_mm512_loadu_si512(p)};
 }
 
-// acc + sum of four codes * weights in each lane.
-template <bool kUnsignedWeights>
+// acc + sum of four codes * weights in each lane. w: the weights of kDotSteps steps, kStep is
+// which.
+template <bool kUnsignedWeights, int kStep>
 MS_INLINE vi vdot(vi acc, vcodes codes, const dot_weight* w) {
   std::int32_t four;
   __builtin_memcpy(&four, w, 4);

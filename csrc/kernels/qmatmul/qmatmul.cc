@@ -5,8 +5,13 @@
 namespace musespark {
 namespace {
 
-// Rows of activations kept in a second form at a time: int16 pairs, or tiles padded to 16 rows.
+// Rows of activations kept in a second form at a time: int16 pairs, or tiles padded to 16 rows; on
+// AArch64 pairs of rows, two bytes a column for 64 pairs.
+#if defined(__aarch64__)
+constexpr std::int64_t kWidenedRows = 64;
+#else
 constexpr std::int64_t kWidenedRows = 16;
+#endif
 // An unpacked panel, and the result tiles of a matrix unit.
 constexpr std::int64_t kPanelBytes = 32 * 1024 * 2;
 // Float sums between panels: 64 weight rows x up to 512 activation rows.
