@@ -26,7 +26,8 @@ constexpr Shape kShapes[] = {{1, 1, 1},     {16, 64, 1},    {40, 1100, 1},  {33,
                              {20, 2112, 7}, {48, 256, 8},   {16, 1088, 11}, {5, 513, 16},
                              {19, 130, 37}, {16, 192, 131}, {3, 64, 515}};
 
-enum class Kind { plain, extreme, nan, infinite, tiny, huge };
+// ties: halves, and the largest of each group such that they meet the rounding as they are.
+enum class Kind { plain, extreme, nan, infinite, tiny, huge, ties };
 
 // A packed matrix of random bytes: a file may hold any codes and sub-scales.
 struct Packed {
@@ -89,6 +90,9 @@ void fill_input(Random& random, Kind kind, std::int64_t cols, std::span<float> x
     float& value = x[static_cast<std::size_t>(i)];
     if (kind == Kind::tiny) value = std::ldexp(value, -static_cast<int>(i / cols % 50) - 90);
     if (kind == Kind::huge) value = std::copysign(3e38f, value);
+    if (kind == Kind::ties) {
+      value = i % cols % 64 == 0 ? -127.0f : static_cast<float>(random.below(252) - 126) + 0.5f;
+    }
     if (kind == Kind::extreme) value = i % cols / 64 % 2 ? 1.0f : -1.0f;
     if (kind == Kind::plain && i % cols < 64 && i / cols % 3 == 1) value = 0.0f;
   }
@@ -152,7 +156,7 @@ Bytes multiply(const KernelTable& kernels, const PackedMatrix& w, std::span<floa
 }
 
 const char* name_of(Kind kind) {
-  constexpr const char* kNames[] = {"plain", "extreme", "nan", "infinite", "tiny", "huge"};
+  constexpr const char* kNames[] = {"plain", "extreme", "nan", "infinite", "tiny", "huge", "ties"};
   return kNames[static_cast<int>(kind)];
 }
 
