@@ -190,8 +190,8 @@ void quantize_case(Shape shape, Kind kind) {
 }  // namespace
 
 void matmul_digests() {
-  constexpr Kind kAll[] = {Kind::plain,    Kind::extreme, Kind::nan,
-                           Kind::infinite, Kind::tiny,    Kind::huge};
+  constexpr Kind kAll[] = {Kind::plain, Kind::extreme, Kind::nan, Kind::infinite,
+                           Kind::tiny,  Kind::huge,    Kind::ties};
   for (const Kind kind : kAll) {
     for (const Shape shape : {Shape{0, 1, 3}, {0, 64, 1}, {0, 100, 60}, {0, 257, 60}}) {
       quantize_case(shape, kind);

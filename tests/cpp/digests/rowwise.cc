@@ -13,7 +13,7 @@ constexpr std::int64_t kLengths[] = {1, 5, 15, 16, 17, 33, 100, 260};
 constexpr Activation kActivations[] = {Activation::silu, Activation::gelu_tanh, Activation::gelu,
                                        Activation::relu, Activation::relu2};
 
-enum class Kind { plain, any, special };
+enum class Kind { plain, any, special, zeros };
 
 void fill(Random& random, Kind kind, std::span<float> x) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -21,6 +21,7 @@ void fill(Random& random, Kind kind, std::span<float> x) {
                            -1e-40f, 88.8f, -104.5f,   3e38f,      0.625f};
   random.fill(x, 4.0f);
   for (float& value : x) {
+    if (kind == Kind::zeros) value = std::copysign(0.0f, value);
     if (kind == Kind::any) value = random.any_finite();
     if (kind == Kind::special && random.below(3) == 0) value = special[random.below(11)];
   }
@@ -59,7 +60,7 @@ Bytes run_all(const RowwiseKernels& k, Inputs& in) {
 }
 
 void row_case(std::int64_t n, Kind kind) {
-  constexpr const char* kNames[] = {"plain", "any", "special"};
+  constexpr const char* kNames[] = {"plain", "any", "special", "zeros"};
   const std::string name = "rowwise/" + std::to_string(n) + "/" + kNames[static_cast<int>(kind)];
   Random random(xxh64(name.data(), name.size()));
   Inputs in(n);
@@ -105,7 +106,7 @@ void rotate_case(std::int64_t d) {
 
 void rowwise_digests() {
   for (const std::int64_t n : kLengths) {
-    for (const Kind kind : {Kind::plain, Kind::any, Kind::special}) row_case(n, kind);
+    for (const Kind kind : {Kind::plain, Kind::any, Kind::special, Kind::zeros}) row_case(n, kind);
   }
   for (const std::int64_t half : {1, 3, 8, 20, 64}) {
     rope_case(half, 0);
