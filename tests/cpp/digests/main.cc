@@ -1,6 +1,7 @@
 // core_digests [--plant] [part...]: prints a digest of what each part of the core computes, one
-// "name digest" line for each case. Each kernel runs at every level this process may use and must
-// give scalar's bytes; exits with 1, naming the case, where one does not.
+// "name digest" line for each case. Each kernel runs at every level this process may use (named in
+// the first line of stderr) and must give scalar's bytes; exits with 1, naming the case, where one
+// does not.
 //
 // The lines are the same on every architecture: tests/golden/core_digests.txt holds them as x86-64
 // printed them, and tests/python/test_core_digests.py runs this program on AArch64 and x86-64.
@@ -109,9 +110,9 @@ int main(int argc, char** argv) {
     plant = true;
     --argc, ++argv;
   }
-  std::printf("# levels:");
-  for (const Isa level : isa_levels()) std::printf(" %s", isa_name(level));
-  std::printf("\n");
+  std::fprintf(stderr, "levels:");
+  for (const Isa level : isa_levels()) std::fprintf(stderr, " %s", isa_name(level));
+  std::fprintf(stderr, "\n");
   for (const Part& part : kParts) {
     if (wanted(part.name, argc - 1, argv + 1)) part.run();
   }
