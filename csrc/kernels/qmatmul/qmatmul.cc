@@ -2,16 +2,13 @@
 
 #include <algorithm>
 
+#include "kernels/qmatmul/layout.inl"
+
 namespace musespark {
 namespace {
 
-// Rows of activations kept in a second form at a time: int16 pairs, or tiles padded to 16 rows; on
-// AArch64 pairs of rows, two bytes a column for 64 pairs.
-#if defined(__aarch64__)
-constexpr std::int64_t kWidenedRows = 64;
-#else
+// Rows of activations kept in a second form at a time: int16 pairs, or tiles padded to 16 rows.
 constexpr std::int64_t kWidenedRows = 16;
-#endif
 // An unpacked panel, and the result tiles of a matrix unit.
 constexpr std::int64_t kPanelBytes = 32 * 1024 * 2;
 // Float sums between panels: 64 weight rows x up to 512 activation rows.
@@ -24,7 +21,12 @@ std::int64_t matmul_scratch_bytes(WeightFormat format, std::int64_t cols, std::i
   if (format == WeightFormat::f32 || format == WeightFormat::bf16) return 64;
   const std::int64_t kp = (cols + kActGroup - 1) / kActGroup * kActGroup;
   const std::int64_t rows = (std::min(m, kSumRows) + 15) / 16 * 16;
-  return 2 * kp * kWidenedRows + kPanelBytes + rows * kRowBytes;
+#if defined(__aarch64__)
+  const std::int64_t second_form = kp * std::min(rows, paired_rows(kp));
+#else
+  const std::int64_t second_form = 2 * kp * kWidenedRows;
+#endif
+  return second_form + kPanelBytes + rows * kRowBytes;
 }
 
 }  // namespace musespark

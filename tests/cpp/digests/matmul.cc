@@ -207,6 +207,10 @@ void matmul_digests() {
     matmul_case(format, {50, 65, 1}, Kind::plain, 2);
     matmul_case(format, {50, 65, 9}, Kind::plain, 2);
   }
+  // More rows than the pairs of one pass at many columns (paired_rows).
+  for (const WeightFormat format : {WeightFormat::q8, WeightFormat::q4, WeightFormat::mxfp4}) {
+    matmul_case(format, {17, 16400, 67}, Kind::plain);
+  }
 }
 
 }  // namespace musespark::digests
