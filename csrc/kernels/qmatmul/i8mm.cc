@@ -117,6 +117,7 @@ MS_INLINE PairScales pair_scales(const std::uint16_t* block) {
 
 // What a tile reads and writes: weight rows 8 * half .. of the panel, activation pairs from `pair`.
 struct TileAt {
+  const std::uint8_t* fetch;  // next_codes, or null
   const std::int8_t* panel;
   const std::int8_t* pairs;
   const float* scale;          // of row 2 * pair and the panel's first group
@@ -130,12 +131,13 @@ MS_INLINE float32x4_t row_scales(const float* first, const float* second) {
   return vcombine_f32(vld1_dup_f32(first), vld1_dup_f32(second));
 }
 
-template <int kPairs>
+template <WeightFormat kFormat, int kPairs>
 MS_INLINE void tile_g32(const Pass& p, TileAt at) {
   const std::int64_t kp = p.args->xq->cols, all_groups = kp / kActGroup;
   for (std::int64_t k = 0; k < p.cols; k += 64, at.block += 2 * kRowBlock) {
     int32x4_t acc[kPairs][4];
     float32x4_t f[kPairs][4];  // rests in memory during the second half
+    if (at.fetch) fetch_codes<kFormat>(at.fetch + k / kActGroup * code_stride(kFormat));
     tile_dot<32, kPairs>(at.panel + 16 * k, at.pairs + 2 * k, kp, acc);
     const PairScales first = pair_scales(at.block);
     unroll<kPairs>([&](auto c) MS_LAMBDA {
@@ -167,6 +169,7 @@ MS_INLINE void tile_block(const Pass& p, TileAt at) {
       [&](auto c) MS_LAMBDA { unroll<4>([&](auto i) MS_LAMBDA { f[c][i] = vdupq_n_f32(0.0f); }); });
   for (std::int64_t group = 0; group < groups; ++group) {
     int32x4_t acc[kPairs][4];
+    if (at.fetch) fetch_codes<kFormat>(at.fetch + group * code_stride(kFormat));
     tile_dot<64, kPairs>(at.panel + 1024 * group, at.pairs + 128 * group, kp, acc);
     unroll<kPairs>([&](auto c) MS_LAMBDA {
       const std::int64_t g = 2 * c * all_groups + group;
@@ -188,13 +191,17 @@ MS_INLINE void tile_block(const Pass& p, TileAt at) {
   }
 }
 
-// kPairs activation pairs from `pair` of the pass over the panel.
+// kPairs activation pairs from `pair` of the pass over the panel. Not inlined: it has all registers
+// to itself.
 template <WeightFormat kFormat, int kPairs>
-void tile(const Pass& p, std::int64_t pair) {
+[[gnu::noinline]] void tile(const Pass& p, std::int64_t pair) {
   const std::int64_t kp = p.args->xq->cols, all_groups = kp / kActGroup;
   const bool whole = 2 * (pair + kPairs) <= p.rows;
   for (int half = 0; half < 2 * p.blocks; ++half) {
     TileAt at;
+    const bool first = pair == 0 && half % 2 == 0;
+    at.fetch =
+        first ? next_codes<kFormat>(*p.args, p.rb[half / 2], p.k0, p.cols, kPanelBlocks) : nullptr;
     at.panel = p.panel + half / 2 * kBlockPanel + half % 2 * 4 * kPairBytes;
     at.pairs = p.pairs + 2 * (pair * kp + p.k0);
     at.scale = p.args->xq->scale + (p.m0 + 2 * pair) * all_groups + p.k0 / kActGroup;
@@ -202,7 +209,7 @@ void tile(const Pass& p, std::int64_t pair) {
     at.block = p.rb[half / 2].block + p.k0 / block_cols(kFormat) * kRowBlock + half % 2 * 8;
     at.sums = p.sums + kPairSums * pair + 16 * half;
     if constexpr (is_g32(kFormat)) {
-      tile_g32<kPairs>(p, at);
+      tile_g32<kFormat, kPairs>(p, at);
     } else {
       tile_block<kFormat, kPairs>(p, at);
     }

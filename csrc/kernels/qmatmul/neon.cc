@@ -79,9 +79,7 @@ void few_rows(const MatmulArgs& a, std::int64_t m0, std::int64_t index) {
     const std::uint8_t* codes = rb.codes + g * kStride;
     const std::int8_t* q = a.xq->q + m0 * kp + g * kActGroup;
     const bool block_ends = (g + 1) % kGroups == 0 || g + 1 == groups;
-    for (std::int64_t line = 0; line < kStride; line += 64) {
-      __builtin_prefetch(codes + kFetchAhead + line);
-    }
+    fetch_codes<kFormat>(codes + kFetchAhead);
 #pragma GCC unroll 1
     for (int part = 0; part < kParts; ++part) {
       const Halves<kRows> sum =
@@ -117,10 +115,11 @@ void few_rows(const MatmulArgs& a, std::int64_t m0, std::int64_t index) {
 struct Pass {
   const MatmulArgs* args;
   RowBlock rb;
-  std::int64_t m0, rows;     // activation rows m0 .. m0 + rows - 1
-  std::int64_t k0, cols;     // columns of the panel
-  const std::int8_t* panel;  // [cols / 4][16 rows][4]
-  float* sums;               // [rows][16]
+  std::int64_t m0, rows;      // activation rows m0 .. m0 + rows - 1
+  std::int64_t k0, cols;      // columns of the panel
+  const std::int8_t* panel;   // [cols / 4][16 rows][4]
+  const std::uint8_t* fetch;  // next_codes, or null
+  float* sums;                // [rows][16]
 };
 
 template <int kRows>
@@ -152,7 +151,7 @@ MS_INLINE void tile_dot(const std::int8_t* panel, const std::int8_t* q, std::int
 }
 
 // kRows activation rows (m of the pass on) over the panel, for formats with a scale per 32 columns.
-template <int kRows>
+template <WeightFormat kFormat, int kRows>
 MS_INLINE void tile_g32(const Pass& p, std::int64_t m) {
   const std::int64_t kp = p.args->xq->cols, all_groups = kp / kActGroup;
   const std::int8_t* q = p.args->xq->q + (p.m0 + m) * kp + p.k0;
@@ -162,6 +161,7 @@ MS_INLINE void tile_g32(const Pass& p, std::int64_t m) {
   for (std::int64_t k = 0; k < p.cols; k += 64, block += 2 * kRowBlock, ++scale) {
     Tile<kRows> acc;
     float32x4_t f[kRows][kParts];  // rests in memory during the second half
+    if (p.fetch) fetch_codes<kFormat>(p.fetch + k / kActGroup * code_stride(kFormat));
     tile_dot<32, kRows>(p.panel + 16 * k, q + k, kp, acc);
     unroll<kParts>([&](auto part) MS_LAMBDA {
       const float32x4_t s = block_scales(block + 4 * part);
@@ -196,6 +196,7 @@ MS_INLINE void tile_block(const Pass& p, std::int64_t m) {
   });
   for (std::int64_t g = 0; g < groups; ++g) {
     Tile<kRows> acc;
+    if (p.fetch) fetch_codes<kFormat>(p.fetch + g * code_stride(kFormat));
     tile_dot<64, kRows>(p.panel + 1024 * g, q + 64 * g, kp, acc);
     unroll<kRows>([&](auto c) MS_LAMBDA {
       const float s = scale[c * all_groups + g];
@@ -216,10 +217,11 @@ MS_INLINE void tile_block(const Pass& p, std::int64_t m) {
   }
 }
 
+// Not inlined: it has all registers to itself.
 template <WeightFormat kFormat, int kRows>
-void tile(const Pass& p, std::int64_t m) {
+[[gnu::noinline]] void tile(const Pass& p, std::int64_t m) {
   if constexpr (is_g32(kFormat)) {
-    tile_g32<kRows>(p, m);
+    tile_g32<kFormat, kRows>(p, m);
   } else {
     tile_block<kFormat, kRows>(p, m);
   }
@@ -255,8 +257,11 @@ void pass_block(Pass p, std::int64_t index, std::int8_t* panel) {
       unpack_panel<kFormat>(p, panel);
       p.panel = panel;
     }
+    p.fetch = next_codes<kFormat>(a, p.rb, p.k0, p.cols, 1);
     std::int64_t m = 0;
-    for (; m + kTileRows <= p.rows; m += kTileRows) tile<kFormat, kTileRows>(p, m);
+    for (; m + kTileRows <= p.rows; m += kTileRows, p.fetch = nullptr) {
+      tile<kFormat, kTileRows>(p, m);
+    }
     if (p.rows - m == 3) tile<kFormat, 3>(p, m);
     if (p.rows - m == 2) tile<kFormat, 2>(p, m);
     if (p.rows - m == 1) tile<kFormat, 1>(p, m);

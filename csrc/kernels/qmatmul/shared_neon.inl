@@ -38,6 +38,24 @@ MS_INLINE void store_rows(float* out, const float32x4_t (&v)[kParts], std::int64
   for (std::int64_t i = 0; i < rows; ++i) out[i] = lane[i];
 }
 
+// Fetches the codes of 64 columns.
+template <WeightFormat kFormat>
+MS_INLINE void fetch_codes(const std::uint8_t* codes) {
+  unroll<static_cast<int>(code_stride(kFormat) / 64)>(
+      [&](auto line) MS_LAMBDA { __builtin_prefetch(codes + 64 * line); });
+}
+
+// The codes that the panel of `cols` columns from k0 is followed by: of the same row block, or of
+// the one `blocks` further. Tiles of the first activation rows fetch them, so that memory works
+// while the panel is computed: at 5 to 16 rows both take about as long.
+template <WeightFormat kFormat>
+MS_INLINE const std::uint8_t* next_codes(const MatmulArgs& a, const RowBlock& rb, std::int64_t k0,
+                                         std::int64_t cols, int blocks) {
+  const std::int64_t end = k0 + cols;
+  return end < a.xq->cols ? rb.codes + end / kActGroup * code_stride(kFormat)
+                          : rb.codes + blocks * a.w.row_block_bytes;
+}
+
 // The format's template argument as a value: f(Format<q4>{}). False for f32 and bf16.
 template <WeightFormat kFormat>
 struct Format {
