@@ -9,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "cache/page_pool.h"
 #include "cases.h"
+#include "decode/sampler.h"
 #include "formats/pack.h"
 #include "formats/weights_codec.h"
 #include "model/text_model.h"
@@ -53,7 +54,9 @@ class Tensors {
   std::vector<std::unique_ptr<Guarded>> memory_;
 };
 
-ModelSpec small_model() {
+constexpr std::int64_t kExperts = 5;
+
+ModelSpec small_model(bool experts) {
   ModelSpec spec;
   spec.vocab = kVocab;
   spec.hidden = kHidden;
@@ -74,12 +77,19 @@ ModelSpec small_model() {
     layer.attention.query_scale = 0.2f;
     layer.attention.output_gate = true;
     layer.mlp.intermediate = kWidth;
+    if (experts && i == 1) {
+      layer.mlp.kind = MlpKind::experts;
+      layer.mlp.experts = kExperts;
+      layer.mlp.experts_per_token = 2;
+      layer.mlp.router = RouterKind::sigmoid;
+      layer.mlp.router_renormalize = true;
+    }
     spec.layers.push_back(layer);
   }
   return spec;
 }
 
-void fill_tensors(const std::vector<WeightFormat>& formats, Tensors& to) {
+void fill_tensors(const std::vector<WeightFormat>& formats, bool experts, Tensors& to) {
   std::size_t next = 0;
   const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
     to.matrix(name, formats[next++ % formats.size()], rows, cols);
@@ -96,18 +106,26 @@ void fill_tensors(const std::vector<WeightFormat>& formats, Tensors& to) {
     matrix(layer + "v", kKvHeads * kHeadDim, kHidden);
     matrix(layer + "attn_gate", kHeads * kHeadDim, kHidden);
     matrix(layer + "o", kHidden, kHeads * kHeadDim);
-    matrix(layer + "gate", kWidth, kHidden);
-    matrix(layer + "up", kWidth, kHidden);
-    matrix(layer + "down", kHidden, kWidth);
+    const auto mlp = [&](const std::string& at) {
+      matrix(at + "gate", kWidth, kHidden);
+      matrix(at + "up", kWidth, kHidden);
+      matrix(at + "down", kHidden, kWidth);
+    };
+    if (!experts || i == 0) {
+      mlp(layer);
+      continue;
+    }
+    to.matrix(layer + "router", WeightFormat::f32, kExperts, kHidden);
+    for (int e = 0; e < kExperts; ++e) mlp(layer + "experts." + std::to_string(e) + ".");
   }
 }
 
 void forward_case(const std::string& name, const std::vector<WeightFormat>& formats, KvFormat kv,
-                  int threads) {
+                  int threads, bool experts = false) {
   Tensors tensors(11);
-  fill_tensors(formats, tensors);
+  fill_tensors(formats, experts, tensors);
   ThreadPool pool(threads);
-  TextModel model(small_model(), tensors.views, pool, kv);
+  TextModel model(small_model(experts), tensors.views, pool, kv);
   PagePool pages(model.kv_layout(), std::int64_t{1} << 30);
   Sequence sequence(pages);
 
@@ -132,6 +150,29 @@ void forward_case(const std::string& name, const std::vector<WeightFormat>& form
   report("forward/" + name, bytes);
 }
 
+// Tokens and log-probabilities drawn from random rows.
+void sampler_case() {
+  Random random(12);
+  std::vector<float> row(kVocab);
+  SamplerScratch scratch;
+  Bytes bytes;
+  for (std::uint64_t i = 0; i < 200; ++i) {
+    random.fill(row, 3.0f);
+    SamplingParams params;
+    params.temperature = i % 4 == 0 ? 0.0f : 0.3f * static_cast<float>(i % 5 + 1);
+    params.top_k = static_cast<std::int64_t>(i % 3 * 20);
+    params.top_p = i % 2 ? 0.9 : 1.0;
+    params.min_p = i % 7 ? 0.0f : 0.05f;
+    params.seed = 5;
+    params.logprobs = 3;
+    const SampledToken token = Sampler(params, kVocab).sample(row.data(), i, {}, scratch);
+    append(bytes, &token.token, 1);
+    append(bytes, &token.logprob, 1);
+    for (const TokenLogprob& top : token.top) append(bytes, &top.logprob, 1);
+  }
+  report("forward/sampler", bytes);
+}
+
 }  // namespace
 
 void forward_digests() {
@@ -139,7 +180,9 @@ void forward_digests() {
   forward_case("q4", {q6, q4, q4, q8}, KvFormat::kv8, 1);
   forward_case("q8", {q8}, KvFormat::kv8, 3);
   forward_case("exact", {q8g32h, q4g32h, iq4g32h, mxfp4}, KvFormat::kv8, 1);
+  forward_case("experts", {q4, q8}, KvFormat::kv8, 2, true);
   forward_case("f32", {f32, bf16}, KvFormat::f32, 2);
+  sampler_case();
 }
 
 }  // namespace musespark::digests
