@@ -1,4 +1,5 @@
 // What dot_neon.inl and dot_i8mm.inl share: sixteen lanes in four registers, weights taken by lane.
+// Four rows x 16 lanes x 16 codes: 64 dot products, 20 loads, and 16 EOR at the neon level.
 #pragma once
 
 #include <cstdint>
