@@ -77,7 +77,9 @@ MS_INLINE vf activation(vf x) {
   if constexpr (kKind == Activation::silu) return vdiv(x, vlogistic_denominator(x));
   if constexpr (kKind == Activation::gelu_tanh) return vgelu_tanh(x);
   if constexpr (kKind == Activation::gelu) return vgelu(x);
-  const vf y = vmax(vset(0.0f), x);
+  std::int32_t zero = 0;
+  __asm__("" : "+r"(zero));  // see relu_of in scalar.cc
+  const vf y = vmax(vfloat(iset(zero)), x);
   return kKind == Activation::relu ? y : vmul(y, y);
 }
 
