@@ -126,6 +126,20 @@ MUTANTS = (
         "test_qmatmul_levels.py",
     ),
     Mutant(
+        "weights of AArch64 cut instead of rounded",
+        "csrc/kernels/qmatmul/unpack_neon.inl",
+        "vraddhn_high_s16(vraddhn_s16(p0, p0), p1, p1)",
+        "vaddhn_high_s16(vaddhn_s16(p0, p0), p1, p1)",
+        "test_core_digests.py",
+    ),
+    Mutant(
+        "a pair's second row with the scales of its first",
+        "csrc/kernels/qmatmul/i8mm.cc",
+        "at.second = whole ? at.scale + all_groups : at.scale;",
+        "at.second = whole ? at.scale : at.scale;",
+        "test_core_digests.py",
+    ),
+    Mutant(
         "one exponent too many in a row",
         "csrc/formats/repack.cc",
         "kHalfLowest = -24",
