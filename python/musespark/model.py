@@ -298,6 +298,8 @@ class Model:
     ) -> np.ndarray:
         """:meth:`embed` for an event loop: in a thread; cancelling the task ends it with the batch
         of texts at hand."""
+        import asyncio  # only here: it is slow to import
+
         stop = threading.Event()
         try:
             return await asyncio.to_thread(self._embed, texts, truncate, stop.is_set)
