@@ -172,7 +172,6 @@ def _with(name: str, field: str, value: object) -> dict:
         ("llama_plain", "architectures", ["LlamaForSequenceClassification"]),
         ("llama_plain", "hidden_act", "mish"),
         ("llama_plain", "hidden_act", ["silu"]),
-        ("llama_plain", "pretraining_tp", 2),
         ("llama_plain", "quantization_config", {"quant_method": "awq"}),
         ("llama_plain", "num_key_value_heads", 2),
         ("llama_plain", "num_key_value_heads", 6),

@@ -22,6 +22,7 @@ from musespark.families.gguf_names import ARCHITECTURES, Architecture
 from musespark.families.gguf_rope import rope_scaling, stretched
 from musespark.families.spec import LayerSpec, ModelSpec, NormSpec
 from musespark.families.tensors import Part, TensorMap, canonical_shapes, match_tensors, row_parts
+from musespark.untrusted import plain_value
 
 Shape = tuple[int, ...]
 
@@ -48,6 +49,7 @@ def read_gguf(
     ``vector`` reads a small tensor as float32 [n]. UnsupportedModel names the key or tensor that
     this version cannot follow; CorruptFile the one that is missing or contradicts another.
     """
+    _check_type(metadata)
     keys = Keys(metadata)
     arch = _variant(keys, ARCHITECTURES[keys.name])
     config = config_of(keys, arch, shapes, vector)
@@ -66,6 +68,13 @@ def read_gguf(
     mapping = match_tensors(spec, shapes.keys() - {*read}, sources(arch, spec), {})
     interleaved = _interleaved(spec, mapping) if arch.interleaved else {}
     return GgufModel(family.name, config, spec, mapping, interleaved, notes + pooling)
+
+
+def _check_type(metadata: Mapping[str, Any]) -> None:
+    """UnsupportedModel for files that hold something beside a model: an adapter, a projector."""
+    kind = plain_value(metadata, "general.type")
+    if kind not in (None, "model"):
+        raise UnsupportedModel(f"general.type is {kind!r:.80}: only a 'model' can be loaded")
 
 
 def _in_terms_of_the_file(

@@ -78,7 +78,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     c = Fields.of(config)
     c.architecture(*architectures)
     c.must_be_absent("quantization_config", "sliding_window", "per_layer_config")
-    c.must_be("pretraining_tp", 1, 1)
     size = read_sizes(
         c,
         vocab_size=32000,

@@ -9,7 +9,7 @@ fields.py reads metadata that nobody vouches for; vocabulary.py what all kinds s
 (with pretokenizers.py) and wordpiece.py are the kinds; assets.py puts the files together.
 """
 
-from musespark.vocab.assets import TOKENIZER_MODELS, tokenizer_assets
+from musespark.vocab.assets import TOKENIZER_MODELS, sampling_notes, tokenizer_assets
 from musespark.vocab.pretokenizers import PRE_TOKENIZERS
 
-__all__ = ["PRE_TOKENIZERS", "TOKENIZER_MODELS", "tokenizer_assets"]
+__all__ = ["PRE_TOKENIZERS", "TOKENIZER_MODELS", "sampling_notes", "tokenizer_assets"]

@@ -114,6 +114,14 @@ def _defaults(fields: Fields, vocabulary: Vocabulary) -> dict[str, Any]:
     return found
 
 
+def sampling_notes(metadata: Mapping[str, Any]) -> list[str]:
+    """What a file says of how its maker samples that is not among our defaults."""
+    others = sorted(k for k in metadata if k.startswith("general.sampling.") and k not in _SAMPLING)
+    if not others:
+        return []
+    return [f"generation defaults that this version does not read: {', '.join(others)}"[:1000]]
+
+
 def turn_ends(vocabulary: Vocabulary) -> list[int]:
     """The ids that end a text or turn: those the keys name, and those known by their text."""
     named = [vocabulary.roles[r] for r in ("eos", "eot", "eom") if r in vocabulary.roles]
