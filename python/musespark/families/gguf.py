@@ -53,7 +53,7 @@ def read_gguf(
     keys = Keys(metadata)
     arch = _variant(keys, ARCHITECTURES[keys.name])
     config = config_of(keys, arch, shapes, vector)
-    pooling = _pooling_notes(keys)
+    pooling = _encoder_notes(keys) if arch.encoder else _pooling_notes(keys)
     keys.refuse_unread(gguf_names.NEUTRAL, gguf_names.WITHOUT_EFFECT)
     try:
         family, spec, notes = read_config(config)
@@ -158,9 +158,12 @@ def config_of(
         config[flag] = f"blk.0.{part}" in shapes
     config |= rope_scaling(keys, shapes, vector)
     _check_head(keys, config)
+    if arch.encoder:
+        config |= _encoder_config(keys, shapes)
     return arch.complete(config)
 
 
+_POOLING_MODES = {1: "mean_tokens", 2: "cls_token"}
 _POOLINGS = {1: "mean", 2: "first token", 3: "last token"}
 
 
@@ -178,6 +181,28 @@ def _pooling_notes(keys: Keys) -> list[str]:
         f"an embedding model; {keys.name}.{key} {pooling} ({_POOLINGS[pooling]}) is not applied: "
         "it is read as a model that generates text"
     ]
+
+
+def _encoder_config(keys: Keys, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """How rows become one embedding, as the files of sentence-transformers say it."""
+    if keys.get("attention.causal") is not False:
+        raise keys.refuse("attention.causal", "an encoder sees both ways: false is needed")
+    types = shapes.get(gguf_names.NAMES["token_types"], ())
+    found: dict[str, Any] = {"type_vocab_size": types[0] if len(types) == 2 else 1}
+    pooling = keys.integer("pooling_type") if keys.has("pooling_type") else 0
+    modules = [{"type": "Transformer", "path": ""}, {"type": "Pooling", "path": "1_Pooling"}]
+    modules.append({"type": "Normalize", "path": "2_Normalize"})
+    files: dict[str, Any] = {"modules": modules}
+    if pooling in _POOLING_MODES:
+        files["pooling"] = {f"pooling_mode_{_POOLING_MODES[pooling]}": True}
+    elif pooling:
+        what = f" ({_POOLINGS[pooling]})" if pooling in _POOLINGS else ""
+        raise keys.refuse("pooling_type", f"not supported{what}; known are 0 to 2: none, mean, cls")
+    return found | {"sentence_transformers": files}
+
+
+def _encoder_notes(keys: Keys) -> list[str]:
+    return [f"{keys.name}: an embedding is divided by its length, as llama.cpp does: no key says"]
 
 
 def _read_pattern(keys: Keys, config: dict[str, Any]) -> None:
