@@ -29,7 +29,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """
     outer = Fields.of(config)
     outer.architecture(*architectures)
-    outer.must_be_absent("quantization_config")
     c = outer.section("text_config")
     if not c.values:
         raise outer.refuse("text_config", "this family needs one")

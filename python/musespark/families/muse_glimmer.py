@@ -17,7 +17,7 @@ from musespark.families import llama
 from musespark.families.decoder import read_sizes, read_windows
 from musespark.families.fields import MAX_CONTEXT, Fields
 from musespark.families.rope import rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "muse_glimmer"
@@ -76,9 +76,7 @@ def tied_head(c: Fields, text: Fields) -> bool:
 
 def _text_config(outer: Fields) -> Fields:
     outer.architecture(*architectures)
-    outer.must_be_absent("quantization_config")
     c = outer.section("text_config")
-    c.must_be_absent("quantization_config", "per_layer_config")
     c.must_be("model_type", "muse_glimmer_text", "muse_glimmer_text")
     return c
 
@@ -109,10 +107,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     rotated = rotated_layers(c, size.layers)
 
     def layer(window: int, rope: bool) -> LayerSpec:
-        attention = AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
+        attention = size.attention(
             window=window,
             rope=0 if rope else -1,
             q_norm=bare,

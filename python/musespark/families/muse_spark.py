@@ -51,9 +51,7 @@ _ROPE = {"rope_type": "default", "rope_theta": 500000.0}
 
 def _text_config(outer: Fields) -> Fields:
     outer.architecture(*architectures)
-    outer.must_be_absent("quantization_config")
     c = outer.section("text_config")
-    c.must_be_absent("quantization_config", "per_layer_config")
     c.must_be("model_type", "muse_spark_text", "muse_spark_text")
     return c
 
@@ -91,10 +89,7 @@ def _attention(c: Fields, size: Sizes, eps: float) -> list[AttentionSpec]:
     query_scale = c.number("qk_scale_factor", 5.4730064863875) * size.head_dim**-0.5
     rotated = rotated_layers(c, size.layers)
     return [
-        AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
+        size.attention(
             window=window,
             rope=0 if rope else -1,
             q_norm=bare,

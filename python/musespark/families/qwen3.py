@@ -9,7 +9,7 @@ from musespark.families import llama
 from musespark.families.decoder import read_sizes, read_windows
 from musespark.families.fields import MAX_CONTEXT, Fields
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "qwen3"
@@ -41,7 +41,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take Qwen3Config's defaults."""
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "per_layer_config")
     size = read_sizes(
         c,
         vocab_size=151936,
@@ -58,15 +57,10 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     mlp = MlpSpec(activation=c.activation("hidden_act", "silu"), intermediate=size.intermediate)
 
     def layer(window: int) -> LayerSpec:
-        attention = AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
+        attention = size.attention(
             window=window,
-            rope=0,
             q_norm=norm,
             k_norm=norm,
-            query_scale=size.head_dim**-0.5,
             qkv_bias=bias,
             o_bias=bias,
         )
