@@ -64,6 +64,14 @@ def read_sizes(
     return sizes
 
 
+def chosen_window(c: Fields) -> int | None:
+    """``sliding_window`` where ``use_sliding_window`` says so; else transformers writes 0 there."""
+    if c.flag("use_sliding_window", False):
+        return c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
+    c.get("sliding_window")
+    return None
+
+
 def read_windows(c: Fields, window: int | None, default: list[str]) -> list[int]:
     """The window of each layer (0 = full attention) from ``layer_types``, else from `default`.
 

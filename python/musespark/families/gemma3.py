@@ -7,7 +7,6 @@ full one, and positions of their own for each of the two kinds (older keys: ``ro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from musespark.families.gemma2 import LAYER_NAMES as GEMMA2_LAYER_NAMES
 from musespark.families.gemma2 import gemma_layer
 from musespark.families.rope import ropes_of_kinds
 from musespark.families.spec import LayerSpec, ModelSpec, NormSpec
-from musespark.families.tensors import TensorMap, match_tensors
+from musespark.families.tensors import TensorMap, match_tensors, vision_tower
 
 name = "gemma3"
 model_types = ("gemma3", "gemma3_text")
@@ -29,9 +28,7 @@ LAYER_NAMES = GEMMA2_LAYER_NAMES | {
     "q_norm": "self_attn.q_norm.weight",
     "k_norm": "self_attn.k_norm.weight",
 }
-_IGNORABLE = llama.IGNORABLE | {
-    "vision tower: not yet run": re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..+")
-}
+_IGNORABLE = llama.IGNORABLE | vision_tower("vision_tower", "multi_modal_projector")
 
 
 def _text_config(outer: Fields) -> Fields:

@@ -9,7 +9,6 @@ soft-capped.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from musespark.families.decoder import read_sizes, read_windows
 from musespark.families.fields import MAX_CONTEXT, Fields
 from musespark.families.rope import rope_from_config
 from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
-from musespark.families.tensors import TensorMap, match_tensors
+from musespark.families.tensors import TensorMap, match_tensors, vision_tower
 
 name = "muse_glimmer"
 model_types = ("muse_glimmer",)
@@ -31,11 +30,7 @@ LAYER_NAMES = llama.LAYER_NAMES | {
     "mlp_norm": "pre_feedforward_layernorm.weight",
     "post_mlp_norm": "post_feedforward_layernorm.weight",
 }
-_IGNORABLE = {
-    "vision tower: not yet run": re.compile(
-        r"model\.(vision_tower|vision_adapter|vision_projection)\..+"
-    )
-}
+_IGNORABLE = vision_tower("vision_tower", "vision_adapter", "vision_projection")
 
 
 def rotated_layers(c: Fields, layers: int) -> list[bool]:
@@ -101,7 +96,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     query_scale = c.number("qk_scale_factor", 3.87) * size.head_dim**-0.5
     before = NormSpec("rms_centered", eps)
     after = NormSpec("rms_centered", c.number("post_norm_eps", 1e-8))
-    bare = NormSpec("rms_scaleless", eps)
+    scaleless = NormSpec("rms_scaleless", eps)
     activation = c.activation("hidden_activation", "silu")
     mlp = MlpSpec(activation=activation, intermediate=size.intermediate)
     rotated = rotated_layers(c, size.layers)
@@ -110,8 +105,8 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         attention = size.attention(
             window=window,
             rope=0 if rope else -1,
-            q_norm=bare,
-            k_norm=bare,
+            q_norm=scaleless,
+            k_norm=scaleless,
             query_scale=query_scale,
             qkv_bias=bias,
             o_bias=bias,
@@ -130,7 +125,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         vocab=size.vocab,
         hidden=size.hidden,
         max_context=size.context,
-        embed_norm=bare,
+        embed_norm=scaleless,
         final_norm=NormSpec("rms", eps),
         tied_head=tied_head(outer, c),
         logit_scale=c.number("output_multiplier", 0.19611613513818404),

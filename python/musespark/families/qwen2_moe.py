@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from musespark.families import llama, qwen3_moe
-from musespark.families.decoder import read_sizes, read_windows
-from musespark.families.fields import MAX_CONTEXT, MAX_EXPERTS, MAX_WIDTH, Fields
+from musespark.families.decoder import chosen_window, read_sizes, read_windows
+from musespark.families.fields import MAX_EXPERTS, MAX_WIDTH, Fields
 from musespark.families.rope import context_with, rope_from_config
 from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import Part, TensorMap, match_tensors
@@ -31,11 +31,7 @@ _SHARED_ROUTER = "mlp.shared_expert_gate.weight"
 
 
 def _windows(c: Fields, layers: int) -> list[int]:
-    window = None
-    if c.flag("use_sliding_window", False):
-        window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
-    else:
-        c.get("sliding_window")  # transformers writes 0 there
+    window = chosen_window(c)
     last = c.integer("max_window_layers", 28, 2**31, low=0)
     default = [
         "sliding_attention" if window and i % 2 == 0 and i < last else "full_attention"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from musespark.families import llama
-from musespark.families.decoder import read_sizes, read_windows
-from musespark.families.fields import MAX_CONTEXT, Fields
+from musespark.families.decoder import chosen_window, read_sizes, read_windows
+from musespark.families.fields import Fields
 from musespark.families.rope import context_with, rope_from_config
 from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
@@ -25,11 +25,7 @@ LAYER_NAMES = llama.LAYER_NAMES | {
 
 def windows(c: Fields, layers: int) -> list[int]:
     """The window of each layer, as qwen2 and qwen3 say it."""
-    window = None
-    if c.flag("use_sliding_window", False):
-        window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
-    else:
-        c.get("sliding_window")
+    window = chosen_window(c)
     first = c.integer("max_window_layers", 28, 2**31, low=0)
     default = [
         "sliding_attention" if window and i >= first else "full_attention" for i in range(layers)

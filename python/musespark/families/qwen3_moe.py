@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from musespark.families import llama, qwen3
-from musespark.families.decoder import read_sizes
-from musespark.families.fields import MAX_CONTEXT, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Fields
+from musespark.families.decoder import chosen_window, read_sizes
+from musespark.families.fields import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Fields
 from musespark.families.rope import context_with, rope_from_config
 from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
@@ -63,11 +63,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         num_key_value_heads=4,
         max_position_embeddings=32768,
     )
-    window = None
-    if c.flag("use_sliding_window", False):
-        window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
-    else:
-        c.get("sliding_window")
+    window = chosen_window(c)
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-6))
     attention = size.attention(

@@ -5,7 +5,7 @@ tokenizer_config.json, generation_config.json and the chat template. It needs no
 package and no tokenizer library: what it gives is data, loaded by ``musespark.text.Tokenizer`` and
 kept by ``convert`` beside the weights.
 
-fields.py reads metadata that nobody vouches for; vocabulary.py what all kinds share; spm.py, bpe.py
+keys.py reads metadata that nobody vouches for; vocabulary.py what all kinds share; spm.py, bpe.py
 (with pretokenizers.py) and wordpiece.py are the kinds; assets.py puts the files together.
 """
 
