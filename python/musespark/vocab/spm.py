@@ -34,7 +34,7 @@ SPACE = "▁"
 _DEFAULTS = {"bos": 1, "eos": 2, "unk": 0}
 # For each character of a vocabulary: to cut Llama's pieces everywhere copies 6.3, and its merges
 # have 2.0. Short pieces one inside the other could give a thousand times as many.
-_MOST_CUT, _MOST_MERGED = 64, 16
+_MOST_CUT, _MOST_MERGED = 64, 8
 _FEW_CHARS = 4096  # a vocabulary of fewer may have what is allowed to these
 
 
