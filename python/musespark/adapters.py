@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from musespark.engine import Engine
 from musespark.errors import InvalidRequest
@@ -75,6 +76,10 @@ class Adapter:
         return f"<musespark.Adapter {self.name!r} rank {self.rank} on {self.targets}{state}>"
 
 
+class _Claim:
+    """The right to a name while its adapter is made: ends with whoever makes it, Ctrl-C or not."""
+
+
 class Adapters:
     """The adapters of one model, by name. Thread-safe.
 
@@ -86,6 +91,7 @@ class Adapters:
         self._engine = engine  # an Encoder takes none: read_adapter refuses its models
         self._lock = threading.Lock()
         self._by_name: dict[str, Adapter] = {}
+        self._claims: WeakValueDictionary[str, _Claim] = WeakValueDictionary()
         self._own: tuple[Path, str] | None = None  # its folder and what to say of it
         if own is not None:
             how = "merged into the weights" if merged else "for every request"
@@ -105,12 +111,26 @@ class Adapters:
         return self.add(_name(path, name), read_adapter(config, spec, family))
 
     def add(self, name: str, weights: LoraWeights) -> Adapter:
-        """Takes one in; InvalidRequest where another that is not closed has the name."""
-        with self._lock:
-            if name in self._by_name and not self._by_name[name].closed:
-                raise InvalidRequest(f"name: got {name!r:.80}, which an adapter of this model has")
-            adapter = self._by_name[name] = Adapter(self._engine, name, weights)
+        """Takes one in; InvalidRequest where another that is not closed has the name.
+
+        It is packed outside the lock: requests for others do not wait for it.
+        """
+        claim = self._claim(name)
+        try:
+            adapter = Adapter(self._engine, name, weights)
+            with self._lock:
+                self._by_name[name] = adapter
+        finally:
+            del claim
         return adapter
+
+    def _claim(self, name: str) -> _Claim:
+        with self._lock:
+            before = self._by_name.get(name)
+            if name in self._claims or (before is not None and not before.closed):
+                raise InvalidRequest(f"name: got {name!r:.80}, which an adapter of this model has")
+            claim = self._claims[name] = _Claim()
+        return claim
 
     def described(self) -> tuple[str, ...]:
         """What ``Model.info`` says of those that are open, in the order of loading."""
@@ -120,18 +140,18 @@ class Adapters:
 
     def id_of(self, given: Any) -> int | None:
         """The engine's id of what a caller gave as ``adapter``: one of these, a name, or None."""
-        if given is None:
-            return None if self._of_all is None else self._of_all.id
+        if given is None and self._of_all is None:
+            return None
+        adapter = self._of_all if given is None else given
         if isinstance(given, str):
             with self._lock:
                 adapter = self._by_name.get(given)
-        else:
-            adapter = given if isinstance(given, Adapter) else None
-        if adapter is None or not adapter.belongs_to(self._engine):
+        if not isinstance(adapter, Adapter) or not adapter.belongs_to(self._engine):
             raise self._refused(f"got {given!r:.120}")
-        if adapter.id is None:
+        found = adapter.id  # once: another thread may close it, and None is the model without any
+        if found is None:
             raise self._refused(f"{adapter.name!r:.80} is closed")
-        return adapter.id
+        return found
 
     def _open(self) -> tuple[Adapter, ...]:
         with self._lock:

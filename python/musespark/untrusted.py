@@ -1,6 +1,7 @@
 """Small files that nobody vouches for: limits first, ``CorruptFile`` for everything.
 
-The one reader of every JSON file a model folder or packed file carries.
+The one reader of every JSON file a model folder or packed file carries, and of what is no array in
+the metadata of a GGUF file.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +153,33 @@ def parse_json_object(
 def read_json_object(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """The JSON object in a regular file of at most ``limit`` bytes."""
     return parse_json_object(read_small_file(path, limit), str(path), limit)
+
+
+# ---- metadata -----------------------------------------------------------------------------------
+
+
+class ArrayOf:
+    """What is told of an array where a plain value is looked for: its length, for arrays of a file
+    may be large and take long to decode."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __repr__(self) -> str:
+        return f"an array of {self.count}"
+
+
+def array_length(metadata: Mapping[str, Any], key: str) -> int | None:
+    """The number of items of a key's array, None where it is none. ``metadata`` may know it
+    without decoding it (``length``)."""
+    known = getattr(metadata, "length", None)
+    if known is not None:
+        return known(key)
+    value = metadata.get(key)
+    return len(value) if isinstance(value, list | tuple) or getattr(value, "ndim", 0) else None
+
+
+def plain_value(metadata: Mapping[str, Any], key: str) -> Any:
+    """A key's value, an :class:`ArrayOf` in place of an array, None where there is none."""
+    count = array_length(metadata, key)
+    return metadata.get(key) if count is None else ArrayOf(count)

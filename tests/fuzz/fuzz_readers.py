@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,6 @@ from mutate import (  # noqa: E402
 
 from musespark import _core  # noqa: E402
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel  # noqa: E402
-from musespark.families.spec import spec_to_dict  # noqa: E402
 from musespark.weights import LoadedWeights, convert, open_model, packed  # noqa: E402
 from musespark.weights.gguf_source import open_gguf  # noqa: E402
 from musespark.weights.model_source import understand  # noqa: E402
@@ -103,8 +103,13 @@ def read_gguf(path: Path) -> Callable[[], None]:
 
 
 def read_gguf_model(path: Path) -> Callable[[], None]:
-    """Understands a GGUF model and packs it: one that is wrong may not be packed."""
-    understand(path).checkpoint.close()
+    """Understands a GGUF model, makes its tokenizer and packs it: one that is wrong may not be
+    packed."""
+    folder = understand(path)
+    try:
+        folder.made_assets()
+    finally:
+        folder.checkpoint.close()
     target = path.parent / "packed.out"
 
     def read() -> None:
@@ -160,7 +165,7 @@ def read_packed(path: Path) -> Callable[[], None]:
 def run(model: LoadedWeights) -> None:
     """Continues three tokens by three. Weights that are damaged may end it as bad logits."""
     core = _core.Engine(
-        spec_to_dict(model.spec),
+        asdict(model.spec),
         model.tensors,
         threads=1,
         context=min(16, model.spec.max_context),
@@ -286,6 +291,7 @@ class Fuzzer:
         ]
         gguf = valid_gguf(folder / "m.gguf")
         biased = valid_gguf(folder / "biases.gguf", biases=True)
+        pieces = valid_gguf(folder / "pieces.gguf", vocabulary="llama")
         broken = [mutate_gguf.mutate_numbers, mutate_gguf.mutate_bytes, mutate_gguf.mutate_nested]
         either = [mutate_bytes, mutate_header]
         self.targets = [
@@ -295,6 +301,8 @@ class Fuzzer:
             (gguf, read_gguf, [*broken, mutate_gguf.mutate_numbers]),
             (gguf, read_gguf_model, [*broken, mutate_gguf.mutate_numbers]),
             (biased, read_gguf_model, [*broken, mutate_gguf.mutate_numbers]),
+            (gguf, read_gguf_model, [mutate_gguf.mutate_values]),
+            (pieces, read_gguf_model, [*broken, mutate_gguf.mutate_values]),
             (packs["q4"], read_packed, [*either, mutate_packed, mutate_spec, mutate_spec]),
             (packs["none"], read_packed, [*either, mutate_packed, mutate_spec]),
         ]

@@ -20,9 +20,11 @@ class _Walk:
         self.found: list[Place] = []
         self.number("version", 4)
         tensors = self.number("count", 8)
+        self.values: list[tuple[str, int, int]] = []  # key, and where its type and value stand
         for _ in range(self.number("count", 8)):
-            self.string()
+            key, begin = self.string(), self.at
             self.value(self.number("type", 4))
+            self.values.append((key, begin, self.at))
         for _ in range(tensors):
             self.string()
             for _ in range(self.number("dimensions", 4)):
@@ -35,9 +37,10 @@ class _Walk:
         self.at += size
         return int.from_bytes(self.data[self.at - size : self.at], "little")
 
-    def string(self) -> None:
+    def string(self) -> str:
         length = self.number("string length", 8)
         self.at += length
+        return self.data[self.at - length : self.at].decode()
 
     def value(self, kind: int) -> None:
         if kind == 8:
@@ -104,3 +107,22 @@ def mutate_nested(rng: random.Random, data: bytes) -> bytes:
     key = struct.pack("<Q", 1) + b"n" + struct.pack("<I", 9) + value + bytes(rng.randrange(64))
     count = int.from_bytes(data[16:24], "little") + 1
     return data[:16] + count.to_bytes(8, "little") + key + data[24:]
+
+
+def mutate_values(rng: random.Random, data: bytes) -> bytes:
+    """The value of a key, most often of one of the vocabulary, becomes an array of many strings or
+    numbers: empty ones, equal ones, or runs that are one inside the other."""
+    values = _Walk(data).values
+    arrays = [one for one in values if one[0].startswith("tokenizer.")]
+    _, begin, end = rng.choice(arrays if rng.random() < 0.7 else values)
+    count = rng.choice([0, 1, 39, 40, 41, 1000, 400_000])
+    kind = rng.choice([4, 5, 6, 8, 8, 8])
+    if kind == 8:
+        step = rng.choice([0, 0, 1, 16, 64, 101])
+        texts = [b"a" * (step * (i + 1) % 4097) for i in range(min(count, 1000) if step else count)]
+        items = b"".join(struct.pack("<Q", len(text)) + text for text in texts)
+        count = len(texts)
+    else:
+        items = rng.choice([bytes(4), b"\1\0\0\0"]) * count
+    value = struct.pack("<IIQ", 9, kind, count) + items
+    return data[:begin] + value + data[end:]

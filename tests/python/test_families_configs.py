@@ -82,6 +82,9 @@ def test_no_key_of_a_known_config_goes_unread(name: str) -> None:
         ("qwen3_moe_plain", "num_experts_per_tok", 8),
         ("qwen3_moe_plain", "num_experts", 10**6),
         ("qwen3_moe_plain", "mlp_only_layers", "0"),
+        ("qwen3_moe_plain", "mlp_only_layers", [0] * 10_000),
+        ("qwen3_moe_plain", "mlp_only_layers", [-1]),
+        ("qwen3_moe_plain", "mlp_only_layers", [10**9]),
         ("qwen3_moe_plain", "layer_types", ["full_attention"] * 3),
         ("gpt_oss_defaults", "hidden_act", "gelu"),
         ("gpt_oss_defaults", "experts_per_token", 3),
@@ -107,6 +110,13 @@ def test_what_is_not_supported_is_named(name: str, field: str, value: object) ->
     assert field.split(".")[-1] in message
     if not isinstance(value, dict | list):
         assert repr(value) in message
+
+
+def test_experts_are_counted_over_all_layers() -> None:
+    """Each count is within its limit; the names of all experts would take 1.5 GB."""
+    config = CASES["qwen3_moe_plain"].config | {"num_hidden_layers": 1024, "num_experts": 4096}
+    with pytest.raises(UnsupportedModel, match="4194304 experts together, at most 65536"):
+        read_config(config)
 
 
 ODD = (None, True, 0, 1, -1, 2, 3, 2**31, 2**70, 0.0, 0.5, 1.0, -2.5, 1e-300, 1e300, float("nan"),
@@ -247,7 +257,7 @@ PUBLISHED: dict[str, dict] = {
     },
     "llama": {
         "architectures": ["LlamaForCausalLM"], "is_llama_config": True, "rope_interleaved": False,
-        "pretraining_tp": 1, "rope_scaling": None, "transformers.js_config": {"dtype": "q4"},
+        "pretraining_tp": 2, "rope_scaling": None, "transformers.js_config": {"dtype": "q4"},
     },
 }  # fmt: skip
 
@@ -282,6 +292,47 @@ def test_longrope_says_both_sets_and_the_attention_factor() -> None:
     assert (rope.scaling, rope.original_context, len(rope.factors)) == ("factors", 64, 4)
     assert rope.factors[-1] == 6.0 and rope.short_factors[-1] == 1.6
     assert rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(5) / math.log(64)))
+
+
+def test_what_transformers_drops_of_a_kind_of_layers_is_refused() -> None:
+    for scaling, field in (
+        ({"type": "linear", "factor": 8.0}, "rope_scaling.type is 'linear'"),
+        (YARN | {"truncate": False}, "rope_scaling.truncate is False"),
+    ):
+        for model_type in ("gemma3_text", "olmo3"):
+            with pytest.raises(UnsupportedModel, match=f"config.{field}: .*transformers"):
+                read_config({"model_type": model_type, "rope_scaling": scaling})
+    nested = {"rope_parameters": {"full_attention": {"type": "linear", "factor": 8.0}}}
+    assert read_config({"model_type": "olmo3"} | nested)[1].ropes[1].scaling == "linear"
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "olmo3"])
+@pytest.mark.parametrize(
+    "keys", [{"rope_scaling": YARN}, {"rope_parameters": {"full_attention": YARN}}]
+)
+def test_scaling_of_one_kind_of_layers_looks_at_nothing_else(model_type: str, keys: dict) -> None:
+    """What stands beside it, transformers 5.23 reads only where all layers rotate the same way."""
+    base = {"model_type": model_type, "max_position_embeddings": 4096}
+    config = base | keys | {"original_max_position_embeddings": 1024}
+    _, spec, notes = read_config(config)
+    assert spec.ropes[1].original_context == 4096
+    assert notes[-1].endswith("does not read: config.original_max_position_embeddings")
+    inside = YARN | {"original_max_position_embeddings": 2048}
+    _, spec, notes = read_config(base | {"rope_parameters": {"full_attention": inside}})
+    assert spec.ropes[1].original_context == 2048 and not notes
+
+
+def test_the_pattern_of_gemma3_has_no_underscore() -> None:
+    """Gemma3TextConfig writes ``_sliding_window_pattern``, but reads the key without it."""
+    base = {"model_type": "gemma3_text", "num_hidden_layers": 12}
+    key = "sliding_window_pattern"
+    for keys, every in (({}, 6), ({f"_{key}": 3}, 6), ({key: 3}, 3)):
+        _, spec, notes = read_config(base | keys)
+        full = [i for i, layer in enumerate(spec.layers) if not layer.attention.window]
+        assert full == list(range(every - 1, 12, every)) and not notes
 
 
 def test_yarn_between_dimensions_is_yarn_where_the_ends_are_whole() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ import pytest
 from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.families.gguf import GgufModel, read_gguf
 from musespark.families.gguf_names import ARCHITECTURES, LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS
+from musespark.weights.gguf import Metadata
 from musespark.weights.gguf_source import open_gguf
+from musespark.weights.model_source import understand
+from support import gguf_bytes as g
 from support.fuzz_gguf import valid_gguf
 
 SCALING = "rope.scaling."
@@ -177,7 +181,7 @@ def test_an_embedding_model_says_so(valid: Any) -> None:
         ("phi3", {FACTOR: 2.0}, f"{FACTOR} is 2.0: supported: default, longrope"),
         ("phi3", {TYPE: "linear", FACTOR: 2.0}, f"{TYPE} is 'linear': supported: default, longr"),
         ("llama", {"attention.sliding_window_pattern": np.array([True])},
-         "attention.sliding_window_pattern is array.* this key is not supported in this family"),
+         "attention.sliding_window_pattern is an array of 1: this key is not supported"),
     ],
 )  # fmt: skip
 def test_a_family_refuses_in_terms_of_the_file(
@@ -194,3 +198,59 @@ def test_a_family_refuses_in_terms_of_the_file(
 def test_required_keys_are_among_those_that_are_read(name: str) -> None:
     for arch in (ARCHITECTURES[name], *ARCHITECTURES[name].variants.values()):
         assert arch.required <= arch.keys.keys()
+
+
+MANY = (g.STRING, [""] * 50_000)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("llama.foo", MANY, r"llama\.foo is an array of 50000: this key is not supported"),
+        ("llama.rope.scaling.factor", MANY, r"factor is an array of 50000, a number is needed"),
+        ("llama.rope.scaling.type", MANY, r"type is an array of 50000: supported are"),
+        ("llama.attention.sliding_window_pattern", MANY, "is an array of 50000: 1 booleans are"),
+        ("general.license", MANY, None),
+        ("general.architecture", MANY, "general.architecture is an array of 50000: supported are"),
+        ("general.alignment", MANY, "general.alignment is an array of 50000, a power of two"),
+        ("split.count", MANY, "split.count is an array of 50000, an integer is needed"),
+        ("tokenizer.ggml.tokens", MANY, "tokens has 50000 entries, the embedding 40 rows"),
+        ("tokenizer.ggml.merges", MANY, "merges: 50000 entries, at most 2560 are allowed"),
+        ("tokenizer.ggml.token_type", MANY, "token_type: 50000 entries, but .* has 40"),
+        ("tokenizer.ggml.bos_token_id", MANY, "bos_token_id: expected a token id, got an array of"),
+        ("tokenizer.chat_template", MANY, "chat_template: expected a string, got an array of"),
+        ("tokenizer.ggml.add_bos_token", MANY, "token: expected a boolean, got an array of 50000"),
+        ("general.sampling.temp", MANY, "temp: expected a number, got an array of 50000"),
+    ],
+)
+def test_long_arrays_are_not_decoded_to_be_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, message: str | None
+) -> None:
+    decode = Metadata._decode
+
+    def short(self: Metadata, array: Any) -> Any:
+        assert array.count < 1000
+        return decode(self, array)
+
+    path = valid_gguf(tmp_path / "m.gguf", keys={key: g.key(key, g.ARRAY, value)})
+    monkeypatch.setattr(Metadata, "_decode", short)
+    if message is None:
+        understand(path).made_assets()
+        return
+    with pytest.raises((CorruptFile, UnsupportedModel), match=message):
+        understand(path).made_assets()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "mmproj", 5])
+def test_only_models_are_models(valid: Any, kind: Any) -> None:
+    metadata, shapes = valid
+    read((metadata | {"general.type": "model"}, shapes), {})
+    with pytest.raises(UnsupportedModel, match=f"general.type is {kind!r}: only a 'model'"):
+        read((metadata | {"general.type": kind}, shapes), {})
+
+
+def test_other_ways_to_sample_are_told(tmp_path: Path) -> None:
+    names = ("general.sampling.xtc_probability", "general.sampling.temp")
+    keys = {name: g.key(name, g.F32, 0.5) for name in names}
+    folder = understand(valid_gguf(tmp_path / "m.gguf", keys=keys))
+    assert folder.notes == [f"generation defaults that this version does not read: {names[0]}"]

@@ -182,6 +182,7 @@ def test_an_interrupted_load_leaves_nothing(model, folders) -> None:
     functions = [
         adapters_module.Adapter.__init__,
         adapters_module.Adapters.add,
+        adapters_module.Adapters._claim,
         adapters_module.Adapters.load,
         engine_module.Engine.add_adapter,
         engine_module._Driver.take,
@@ -220,6 +221,55 @@ def test_threads_load_and_use_adapters(model, folders) -> None:
 
 
 # ---- load(adapter=) and the command line --------------------------------------------------------
+
+
+def test_an_adapter_that_is_closed_meanwhile_is_not_the_model_alone(model, folders) -> None:
+    """Another thread closes it while a request asks for its id; None would be the base model."""
+
+    class Closing(adapters_module.Adapter):
+        asked = 0
+
+        @property
+        def id(self) -> int | None:
+            self.asked += 1
+            if self.asked > 1:
+                self.close()
+            return super().id
+
+    adapter = model.load_adapter(folders[0])
+    adapter.__class__ = Closing
+    assert model._adapters.id_of(adapter) is not None
+    with pytest.raises(musespark.InvalidRequest, match="is closed"):
+        model._adapters.id_of(adapter)
+
+
+def test_requests_do_not_wait_for_an_adapter_that_is_taken_in(
+    model, loaded, folders, monkeypatch
+) -> None:
+    packing, go_on = threading.Event(), threading.Event()
+    tensors = LoraWeights.tensors
+
+    def slowly(weights: LoraWeights):
+        packing.set()
+        assert go_on.wait(30)
+        return tensors(weights)
+
+    monkeypatch.setattr(LoraWeights, "tensors", slowly)
+    loading = threading.Thread(target=lambda: model.load_adapter(folders[0], "third").close())
+    loading.start()
+    try:
+        assert packing.wait(30)
+        asked = threading.Thread(target=lambda: model._adapters.id_of("other"), daemon=True)
+        asked.start()
+        asked.join(5)
+        assert not asked.is_alive()
+        with pytest.raises(musespark.InvalidRequest, match="'third', which an adapter of this"):
+            model.load_adapter(folders[1], "third")
+        with pytest.raises(musespark.InvalidRequest, match="got 'third'"):
+            model._adapters.id_of("third")
+    finally:
+        go_on.set()
+        loading.join(30)
 
 
 def test_load_with_an_adapter_on_packed_weights(model, folders) -> None:

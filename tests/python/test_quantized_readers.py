@@ -338,6 +338,47 @@ def test_pack_quantized_in_another_order(tmp_path: Path) -> None:
     check(source_of(tmp_path, section, tensors).array("x.weight"), m.values, ("q6", False))
 
 
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        (FP8 | {"activation_scheme": "dynamic"}, "activation_scheme"),
+        (
+            compressed_config("int-quantized", num_bits=8) | {"kv_cache_scheme": {}},
+            "kv_cache_scheme",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "quantization_config": {
+                    "config_groups": {"group_0": {"input_activations": {"num_bits": 8}}}
+                },
+            },
+            "quantization_config.config_groups.group_0.input_activations",
+        ),
+        (compressed_config("int-quantized", num_bits=8), None),
+    ],
+)
+def test_activations_that_stay_as_they_are_are_told(section: dict, said: str | None) -> None:
+    _, notes = read_quantization({"quantization_config": section})
+    where = f"config.quantization_config.{said}"
+    assert notes == ([f"activations stay as they are, whatever {where} says"] if said else [])
+
+
+def test_pack_quantized_groups_are_those_of_the_config(tmp_path: Path) -> None:
+    """The last may have fewer inputs; as many scales of groups of another size are refused."""
+    m = write.random_matrix(np.random.default_rng(15), 21, 96, group=64, dtype="F16")
+    tensors = write.compressed("x", m, 4, symmetric=True, dtype="F16")
+    section = compressed_config("pack-quantized", num_bits=4, group_size=64)
+    check(source_of(tmp_path, section, tensors).array("x.weight"), m.values, ("q4g32h", True))
+    for sizes in ((32,), (), (64, 80)):
+        section = compressed_config("pack-quantized", num_bits=4)
+        for i, size in enumerate(sizes):
+            weights = {"num_bits": 4, "group_size": size}
+            section["config_groups"][f"group_{i + 1}"] = {"weights": weights}
+        with pytest.raises(CorruptFile, match=r"weight_scale' has shape \[21, 2\]; .* groups of"):
+            source_of(tmp_path, section, tensors)
+
+
 def test_pack_quantized_groups_of_different_widths(tmp_path: Path) -> None:
     rng = np.random.default_rng(16)
     four = write.random_matrix(rng, 20, 64, dtype="BF16")
@@ -588,7 +629,7 @@ def test_orders_that_name_other_groups(tmp_path: Path) -> None:
 def test_shapes_that_lie(tmp_path: Path) -> None:
     section, tensors = DAMAGE["packed"]
     for shape in ([32, 63], [31, 64], [32, 2**40], [32, -64], [-1, 64]):
-        with pytest.raises(CorruptFile, match=r"tensor 'x.weight_(shape|packed|scale)'"):
+        with pytest.raises(CorruptFile, match=r"tensor 'x.weight_(shape|packed|scale|g_idx)'"):
             source_of(tmp_path, section, tensors | {"x.weight_shape": ("I64", np.array(shape))})
 
 

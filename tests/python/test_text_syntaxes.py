@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ from musespark.text import (
     Tokenizer,
     ToolCallError,
     TurnEnd,
+    checked_messages,
     detect_protocol,
 )
 from musespark.text.protocols import CALLS, THOUGHTS
-from musespark.text.syntaxes import SYNTAXES, may_be_calls
+from musespark.text.syntaxes import SYNTAXES, CallReader, may_be_calls
 from support.tokenizers_zoo import byte_level
 from support.turns import CASES, END, TOOLS, Case, protocol_of, writer
 
@@ -210,7 +212,22 @@ def test_cut_turns_lose_nothing(name: str) -> None:
 
 
 MALFORMED = {
-    "think+hermes": ["<tool_call>{bad}</tool_call>", '<tool_call>{"name": 5}</tool_call>'],
+    "think+hermes": [
+        "<tool_call>{bad}</tool_call>",
+        '<tool_call>{"name": 5}</tool_call>',
+        '<tool_call>{"name": "weather", "args": {"city": "a"}}</tool_call>',
+        '<tool_call>{"name": "weather", "city": "a"}</tool_call>',
+        '<tool_call>{"function": {"name": "weather"}, "arguments": {"city": "a"}}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": {}, "parameters": {"city": 1}}</tool_call>',
+        '<tool_call>{"function": {"name": "weather", "arguments": {}}, "arguments": 1}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": {"city": "a", "city": "b"}}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": "{\\"a\\": 1, \\"a\\": 2}"}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": {"city": "\\ud800"}}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": {"\\ud800": 1}}</tool_call>',
+        '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "weather", "arguments": {}, "id": "\\ud800"}</tool_call>',
+        f'<tool_call>{{"name": "weather", "arguments": {{"a": {"[" * 70}{"]" * 70}}}}}</tool_call>',
+    ],
     "xml": [
         "<tool_call>weather</tool_call>",
         "<tool_call><function=weather><parameter=days>three</parameter></function></tool_call>",
@@ -249,6 +266,9 @@ MALFORMED = {
         "<|tool_call_start|>[weather(city='a'<|tool_call_end|>",
         "<|tool_call_start|>[weather(days=" + "[" * 500 + ")]<|tool_call_end|>",
         "<|tool_call_start|>[weather(days=1e999)]<|tool_call_end|>",
+        "<|tool_call_start|>[weather(days={'a': 1, 'a': 2})]<|tool_call_end|>",
+        "<|tool_call_start|>print(weather(days=1)<|tool_call_end|>",
+        "<|tool_call_start|>print()<|tool_call_end|>",
         "<|tool_call_start|>[weather(city='\\ud800')]<|tool_call_end|>",
         "<|tool_call_start|>__import__('os').system('x')<|tool_call_end|>",
     ],
@@ -257,6 +277,7 @@ MALFORMED = {
         "<|tool_call>call:weather{city:<tool_call|>",
         '<|tool_call>call:weather{city:<|"|>a}<tool_call|>',
         "<|tool_call>call:weather{} x<tool_call|>",
+        "<|tool_call>call:weather{days:1,days:2}<tool_call|>",
     ],
     "llama-3": ["<|python_tag|>print(1); import os", "<|python_tag|>"],
     "harmony": [" to=functions.weather<|message|>{bad<|call|>"],
@@ -285,6 +306,69 @@ def test_a_good_call_before_a_bad_one_counts() -> None:
     turn = as_text(Case("mistral", ""), [text])[0].turn
     assert [c.id for c in turn.tool_calls] == ["call00001"]
     assert turn.malformed_tool_calls == ['weather[ARGS]{"city']
+
+
+@pytest.mark.parametrize(
+    ("protocol", "text", "expected"),
+    [
+        (
+            "gemma-4",
+            '<|tool_call>call:weather{city:<|"|>x<escape>y<|"|>}<tool_call|>',
+            [{"city": "x<escape>y"}],
+        ),
+        (
+            "function-gemma",
+            '<start_function_call>call:weather{city:<escape>x<|"|>y<escape>}<end_function_call>',
+            [{"city": 'x<|"|>y'}],
+        ),
+        (
+            "mistral",
+            '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "sys.argv[ARGS] here"}}]',
+            [{"city": "sys.argv[ARGS] here"}],
+        ),
+        (
+            "gemma",
+            "```tool_code\nprint(weather(city='a'))\nprint( weather(city='b') , weather())\n```",
+            [{"city": "a"}, {"city": "b"}, {}],
+        ),
+        (
+            "think+hermes",
+            '<tool_call>{"type": "function", "function": {"name": "weather"}}</tool_call>',
+            [{}],
+        ),
+    ],
+)
+def test_what_stands_inside_arguments_is_theirs(
+    protocol: str, text: str, expected: list[dict[str, Any]]
+) -> None:
+    turn = as_text(Case(protocol, ""), [text])[0].turn
+    assert not turn.malformed_tool_calls
+    assert [call.arguments for call in turn.tool_calls] == expected
+
+
+def test_calls_that_were_read_can_be_sent_again() -> None:
+    """As deep as a call may be, its message is taken: the conversation goes on."""
+    for depth in range(55, 70):
+        value = "[" * depth + "]" * depth
+        for protocol, text in (
+            ("hermes", f'<tool_call>{{"name": "f", "arguments": {{"a": {value}}}}}</tool_call>'),
+            ("gemma-4", f"<|tool_call>call:weather{{a:{value}}}<tool_call|>"),
+        ):
+            turn = as_text(Case(protocol, ""), [text])[0].turn
+            assert len(turn.tool_calls) == (depth <= 64), depth
+            sent = [{"role": "assistant", "tool_calls": [c.to_openai() for c in turn.tool_calls]}]
+            if turn.tool_calls:
+                checked_messages(sent, "")
+
+
+def test_many_values_are_read_in_one_walk() -> None:
+    """Not each one looked for to the end of the text, or the rest of it copied: 17 s."""
+    begin = time.process_time()
+    reader = CallReader(TOOLS, "call_{}", 1)
+    assert len(reader.read("json", '{"name": "f"} ' * 40_000)) == 40_000
+    numbers = "1," * 200_000
+    assert len(reader.read("gemma", f"call:f{{a:[{numbers}]}}")[0].arguments["a"]) == 200_000
+    assert time.process_time() - begin < 6
 
 
 def test_ids_that_come_twice_are_replaced() -> None:

@@ -325,16 +325,42 @@ def test_chat_templates() -> None:
 
 # ---- what nobody vouches for -------------------------------------------------------------------
 
+
+def _nested_pieces(letters: int, longest: int) -> dict[str, Any]:
+    """SentencePiece pieces x, xx, xxx … of each letter: every cut of every one is a merge."""
+    runs = [chr(0x4E00 + i) * n for i in range(letters) for n in range(1, longest + 1)]
+    return {
+        **zoo.spm(),
+        _G + "tokens": ["<unk>", "<s>", "</s>", *runs],
+        _G + "token_type": np.array([2, 3, 3] + [1] * len(runs), np.int32),
+    }
+
+
 HOSTILE: dict[str, tuple[Any, str]] = {
     "tokens missing": (zoo.bpe(**{_G + "tokens": None}), "tokens: missing"),
     "tokens empty": (zoo.bpe(**{_G + "tokens": []}), "tokens: missing or empty"),
     "tokens a string": (zoo.bpe(**{_G + "tokens": "abc"}), "tokens: expected an array"),
-    "tokens of numbers": (zoo.bpe(**{_G + "tokens": np.arange(9)}), r"tokens\[0\]: expected a str"),
+    "tokens of numbers": (
+        zoo.bpe(**{_G + "tokens": np.arange(9), _G + "token_type": None}),
+        r"tokens\[0\]: expected a str",
+    ),
     "too many tokens": (zoo.bpe(**{_G + "tokens": np.zeros(3 << 20, np.int8)}), "tokens: 3145728"),
-    "duplicate": (zoo.bpe(**{_G + "tokens": ["a", "b", "a"]}), r"tokens\[0\]: 'a'.*again as 2"),
-    "long token": (zoo.bpe(**{_G + "tokens": ["a" * 5000]}), r"tokens\[0\]: 5000 characters"),
-    "invalid UTF-8": (zoo.bpe(**{_G + "tokens": ["a", b"\xff"]}), r"tokens\[1\]: not valid UTF-8"),
-    "surrogate": (zoo.bpe(**{_G + "tokens": ["a", "\ud800"]}), r"tokens\[1\]: not valid UTF-8"),
+    "duplicate": (
+        zoo.bpe(**{_G + "tokens": ["a", "b", "a"], _G + "token_type": None}),
+        r"tokens\[0\]: 'a'.*again as 2",
+    ),
+    "long token": (
+        zoo.bpe(**{_G + "tokens": ["a" * 5000], _G + "token_type": None}),
+        r"tokens\[0\]: 5000 characters",
+    ),
+    "invalid UTF-8": (
+        zoo.bpe(**{_G + "tokens": ["a", b"\xff"], _G + "token_type": None}),
+        r"tokens\[1\]: not valid UTF-8",
+    ),
+    "surrogate": (
+        zoo.bpe(**{_G + "tokens": ["a", "\ud800"], _G + "token_type": None}),
+        r"tokens\[1\]: not valid UTF-8",
+    ),
     "type count": (zoo.bpe(**{_G + "token_type": [1]}), "token_type: 1 entries, but"),
     "type value": (zoo.spm(**{_G + "token_type": [9] * 283}), r"token_type\[0\]: 9"),
     "types of floats": (zoo.spm(**{_G + "token_type": [1.5] * 283}), "token_type: expected"),
@@ -355,7 +381,15 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "merge empty": (zoo.bpe(**{_G + "merges": ["h e", ""]}), r"merges\[1\]: '' is not two"),
     "merges numbers": (zoo.bpe(**{_G + "merges": [1, 2]}), r"merges\[0\]: expected a string"),
     "model a number": (zoo.bpe(**{_G + "model": 5}), "model: expected a string"),
-    "pre a list": (zoo.bpe(**{_G + "pre": ["gpt-2"]}), "pre: expected a string"),
+    "types before tokens": (
+        zoo.bpe(**{_G + "tokens": [b"\xff"] * 5000}),
+        "token_type: .* entries, but tokenizer.ggml.tokens has 5000",
+    ),
+    "scores before tokens": (
+        zoo.spm(**{_G + "tokens": [b"\xff"] * 5000}),
+        "scores: .* entries, but tokenizer.ggml.tokens has 5000",
+    ),
+    "pre a list": (zoo.bpe(**{_G + "pre": ["gpt-2"]}), "pre: expected a string, got an array of 1"),
     "eos wanted": (
         zoo.bpe(**{_G + "add_eos_token": True, _G + "eos_token_id": None}),
         "add_eos_token is true, but",
@@ -378,6 +412,10 @@ HOSTILE: dict[str, tuple[Any, str]] = {
         },
         "too long to merge",
     ),
+    "pieces inside pieces": (
+        {**_nested_pieces(30, 60), _G + "scores": np.zeros(3 + 30 * 60, np.float32)},
+        "merges have more than 8 times",
+    ),
 }
 
 
@@ -392,6 +430,17 @@ def test_hostile_metadata_is_refused_by_name(name: str) -> None:
         with pytest.raises(CorruptFile, match=message):
             tokenizer_assets(metadata)
     assert time.perf_counter() - begin < 2.0
+
+
+def test_pieces_inside_pieces_are_merged_where_they_are_few() -> None:
+    metadata = {**_nested_pieces(200, 10), _G + "scores": np.zeros(3 + 2000, np.float32)}
+    assert built(metadata).vocab_size == 2003
+
+
+def test_a_tokenizer_has_a_limit_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("musespark.vocab.assets.MAX_TOKENIZER_BYTES", 1000)
+    with pytest.raises(CorruptFile, match=r"bytes as tokenizer\.json, more than the limit of 1000"):
+        tokenizer_assets(zoo.bpe())
 
 
 def test_empty_tokens_keep_their_ids() -> None:

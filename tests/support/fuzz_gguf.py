@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,29 +15,33 @@ _F32, _F16, _Q4_0, _Q8_0 = 0, 1, 2, 8
 _BYTES = {_F32: (1, 4), _F16: (1, 2), _Q4_0: (32, 18), _Q8_0: (32, 34)}
 
 
-def _keys() -> list[bytes]:
+def _keys(vocabulary: str) -> dict[str, bytes]:
     letters = [chr(i) for i in range(33, 33 + _VOCAB - 1)]
     numbers = {
         "context_length": 64, "embedding_length": _HIDDEN, "block_count": _LAYERS,
         "feed_forward_length": _INNER, "attention.head_count": _HEADS, "vocab_size": _VOCAB,
         "attention.head_count_kv": 1, "rope.dimension_count": _HIDDEN // _HEADS,
     }  # fmt: skip
-    return [
-        g.key("general.architecture", g.STRING, "llama"),
-        g.key("general.alignment", g.U32, 64),
-        *(g.key(f"llama.{name}", g.U32, value) for name, value in numbers.items()),
-        g.key("llama.attention.layer_norm_rms_epsilon", g.F32, 1e-5),
-        g.key("llama.rope.freq_base", g.F32, 1e4),
-        g.key("tokenizer.ggml.model", g.STRING, "gpt2"),
-        g.key("tokenizer.ggml.pre", g.STRING, "gpt-2"),
-        g.key("tokenizer.ggml.tokens", g.ARRAY, (g.STRING, [*letters, "<|endoftext|>"])),
-        g.key("tokenizer.ggml.token_type", g.ARRAY, (g.I32, [1] * (_VOCAB - 1) + [3])),
-        g.key("tokenizer.ggml.merges", g.ARRAY, (g.STRING, [])),
-        g.key("tokenizer.ggml.eos_token_id", g.U32, _VOCAB - 1),
-        g.key("nested", g.ARRAY, (g.ARRAY, [(g.U16, [1, 2]), (g.STRING, ["a", ""])])),
-        g.key("flags", g.ARRAY, (g.BOOL, [0, 1])),
-        g.key("wide", g.I64, -5),
-    ]
+    values: dict[str, tuple[int, Any]] = {
+        "general.architecture": (g.STRING, "llama"),
+        "general.alignment": (g.U32, 64),
+        **{f"llama.{name}": (g.U32, value) for name, value in numbers.items()},
+        "llama.attention.layer_norm_rms_epsilon": (g.F32, 1e-5),
+        "llama.rope.freq_base": (g.F32, 1e4),
+        "tokenizer.ggml.model": (g.STRING, vocabulary),
+        "tokenizer.ggml.tokens": (g.ARRAY, (g.STRING, [*letters, "<|endoftext|>"])),
+        "tokenizer.ggml.token_type": (g.ARRAY, (g.I32, [1] * (_VOCAB - 1) + [3])),
+        "tokenizer.ggml.eos_token_id": (g.U32, _VOCAB - 1),
+        "nested": (g.ARRAY, (g.ARRAY, [(g.U16, [1, 2]), (g.STRING, ["a", ""])])),
+        "flags": (g.ARRAY, (g.BOOL, [0, 1])),
+        "wide": (g.I64, -5),
+    }
+    if vocabulary == "gpt2":
+        values["tokenizer.ggml.pre"] = (g.STRING, "gpt-2")
+        values["tokenizer.ggml.merges"] = (g.ARRAY, (g.STRING, []))
+    else:
+        values["tokenizer.ggml.scores"] = (g.ARRAY, (g.F32, [0.0] * _VOCAB))
+    return {name: g.key(name, *value) for name, value in values.items()}
 
 
 def _tensors(biases: bool) -> list[tuple[str, list[int], int]]:
@@ -54,8 +60,16 @@ def _tensors(biases: bool) -> list[tuple[str, list[int], int]]:
     return found
 
 
-def valid_gguf(path: Path, biases: bool = False) -> Path:
-    """Writes the model, about 30 kB; with `biases`, attention's are there, in blocks of Q8_0."""
+def valid_gguf(
+    path: Path,
+    biases: bool = False,
+    vocabulary: str = "gpt2",
+    keys: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Writes the model, about 30 kB; with `biases`, attention's are there, in blocks of Q8_0.
+
+    ``vocabulary``: gpt2 or llama (SentencePiece). ``keys``: some more, or in place of its own.
+    """
     rng = np.random.default_rng(1)
     infos, data = [], b""
     for name, lengths, kind in _tensors(biases):
@@ -71,5 +85,6 @@ def valid_gguf(path: Path, biases: bool = False) -> Path:
             blocks[:, :2] = np.float16([0.01]).view(np.uint8)
             raw = blocks.tobytes()
         data += raw + bytes(-len(raw) % 64)
-    path.write_bytes(g.file_bytes(_keys(), infos, data, alignment=64))
+    written = _keys(vocabulary) | dict(keys or {})
+    path.write_bytes(g.file_bytes(list(written.values()), infos, data, alignment=64))
     return path

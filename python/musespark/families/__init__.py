@@ -40,7 +40,7 @@ from musespark.families import (
 )
 from musespark.families.fields import Fields
 from musespark.families.lacking import LACKING
-from musespark.families.spec import ModelSpec
+from musespark.families.spec import ModelSpec, check_spec
 from musespark.families.tensors import TensorMap
 
 
@@ -114,7 +114,8 @@ def read_config(config: Mapping[str, Any]) -> tuple[Family, ModelSpec, list[str]
     """The family of a ``config.json``, its ModelSpec, and notes on how the config was read.
 
     A key that is known to change what some model computes, but is no part of this family, is
-    refused (UnsupportedModel); one that nothing here reads is named in a note.
+    refused (UnsupportedModel), and so is a spec beyond what is run; one that nothing here reads is
+    named in a note.
     """
     family = family_for(config)
     fields = Fields(config)
@@ -123,6 +124,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[Family, ModelSpec, list[str]
     if spec.max_context > MOST_CONTEXT:  # "no limit" is written as millions
         notes.append(f"context: the config says {spec.max_context}, at most {MOST_CONTEXT} is run")
         spec = dataclasses.replace(spec, max_context=MOST_CONTEXT)
+    check_spec(spec, "config", UnsupportedModel)
     unknown = fields.unknown()
     if unknown:
         notes.append(f"config keys that this version does not read: {', '.join(sorted(unknown))}")

@@ -22,7 +22,8 @@ _ACTIVATIONS = {
 # the tokenizer and generation_config.json give), and the parts of a model that are not its text.
 _IDLE_KEYS = """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path
-    _vision_feature_layer add_cross_attention architectures attn_implementation audio_config
+    _sliding_window_pattern _vision_feature_layer
+    add_cross_attention architectures attn_implementation audio_config
     audio_token_id auto_map bad_words_ids boi_token_id boi_token_index bos_token_id
     cache_implementation chunk_size_feed_forward cross_attention_hidden_size
     decoder_start_token_id description dtype eoi_token_id eoi_token_index eos_token_id

@@ -19,9 +19,10 @@ from musespark.families import gguf_names, read_config
 from musespark.families.fields import MAX_LAYERS, MAX_WIDTH, FieldRefused
 from musespark.families.gguf_keys import Keys
 from musespark.families.gguf_names import ARCHITECTURES, Architecture
-from musespark.families.gguf_rope import rope_scaling, stretched
+from musespark.families.gguf_rope import rope_scaling, with_frequency_factors
 from musespark.families.spec import LayerSpec, ModelSpec, NormSpec
 from musespark.families.tensors import Part, TensorMap, canonical_shapes, match_tensors, row_parts
+from musespark.untrusted import plain_value
 
 Shape = tuple[int, ...]
 
@@ -48,6 +49,7 @@ def read_gguf(
     ``vector`` reads a small tensor as float32 [n]. UnsupportedModel names the key or tensor that
     this version cannot follow; CorruptFile the one that is missing or contradicts another.
     """
+    _check_type(metadata)
     keys = Keys(metadata)
     arch = _variant(keys, ARCHITECTURES[keys.name])
     config = config_of(keys, arch, shapes, vector)
@@ -59,13 +61,20 @@ def read_gguf(
         raise _in_terms_of_the_file(error, keys, arch, shapes) from None
     if gguf_names.ROPE_FACTORS in shapes:
         spec = dataclasses.replace(
-            spec, ropes=[stretched(rope, keys, vector) for rope in spec.ropes]
+            spec, ropes=[with_frequency_factors(rope, keys, vector) for rope in spec.ropes]
         )
     spec = _with_norms_as_stored(spec, arch)
     read = gguf_names.ROTATION if spec.ropes else ()
     mapping = match_tensors(spec, shapes.keys() - {*read}, sources(arch, spec), {})
     interleaved = _interleaved(spec, mapping) if arch.interleaved else {}
     return GgufModel(family.name, config, spec, mapping, interleaved, notes + pooling)
+
+
+def _check_type(metadata: Mapping[str, Any]) -> None:
+    """UnsupportedModel for files that hold something beside a model: an adapter, a projector."""
+    kind = plain_value(metadata, "general.type")
+    if kind not in (None, "model"):
+        raise UnsupportedModel(f"general.type is {kind!r:.80}: only a 'model' can be loaded")
 
 
 def _in_terms_of_the_file(
@@ -272,7 +281,7 @@ def _interleaved(spec: ModelSpec, mapping: TensorMap) -> dict[str, int]:
     return heads
 
 
-def unweave(rows: int, heads: int) -> np.ndarray:
+def unpermute(rows: int, heads: int) -> np.ndarray:
     """For each row of Q or K in our order, its row in llama.cpp's.
 
     A head's pair i of rows that rotate together is (2 i, 2 i + 1) there and (i, i + D / 2) here.

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.families.fields import MAX_LAYERS
 from musespark.families.gguf_names import ARCHITECTURES
 from musespark.families.lacking import GGUF_LACKING, LACKING
+from musespark.untrusted import ArrayOf, array_length, plain_value
 
 
 class Keys:
@@ -23,7 +25,7 @@ class Keys:
     def __init__(self, metadata: Mapping[str, Any]):
         self._metadata = metadata
         self._read: set[str] = set()
-        name = metadata.get("general.architecture")
+        name = plain_value(metadata, "general.architecture")
         if name is None:
             raise CorruptFile("general.architecture is missing")
         lacking = GGUF_LACKING.get(name, name) if isinstance(name, str) else ""
@@ -43,15 +45,19 @@ class Keys:
         return f"{self.name}.{key}" in self._metadata
 
     def get(self, key: str) -> Any:
-        """The value as it stands, None where there is none. Whoever asks must act on it."""
+        """The value as it stands, None where there is none; an array of more items than a model
+        may have layers only as its length. Whoever asks must act on it."""
         self._read.add(key)
+        count = array_length(self._metadata, f"{self.name}.{key}")
+        if count is not None and count > MAX_LAYERS:
+            return ArrayOf(count)
         return self._metadata.get(f"{self.name}.{key}")
 
     def refuse(self, key: str, why: str) -> UnsupportedModel:
         """The error for a key, with its value."""
         if not self.has(key):
             return UnsupportedModel(f"{self.name}.{key} is missing: {why}")
-        value = self._metadata[f"{self.name}.{key}"]
+        value = plain_value(self._metadata, f"{self.name}.{key}")
         return UnsupportedModel(f"{self.name}.{key} is {value!r:.80}: {why}")
 
     def number(self, key: str) -> int | float:
@@ -76,12 +82,12 @@ class Keys:
 
     def refuse_unread(self, neutral: Mapping[str, tuple[Any, ...]], idle: tuple[str, ...]) -> None:
         """UnsupportedModel for a key that nobody read, unless it is `idle` or, with this value and
-        of this type, `neutral`."""
+        of this type, `neutral`: which no array is."""
         prefix = self.name + "."
         for full in self._metadata:
             key = full[len(prefix) :]
             if not full.startswith(prefix) or key in self._read or key in idle:
                 continue
-            value, known = self._metadata[full], neutral.get(key, ())
+            value, known = plain_value(self._metadata, full), neutral.get(key, ())
             if not any(type(value) is type(one) and value == one for one in known):
                 raise self.refuse(key, "this key is not supported")

@@ -24,7 +24,10 @@ _DEFAULT_THETA = 10000.0  # transformers: RotaryEmbeddingConfigMixin.default_the
 
 @dataclass(frozen=True)
 class _Rope:
-    """What the scalings are made of; ``params`` is the object that says them."""
+    """What the scalings are made of; ``params`` is the object that says them.
+
+    ``nested``: it is that of one kind of layers, for which transformers looks at nothing else.
+    """
 
     config: Fields
     params: Fields
@@ -32,10 +35,13 @@ class _Rope:
     theta: float
     max_context: int
     trained_context: int | None
+    nested: bool
 
     def original_context(self) -> int:
         # transformers prefers the field beside the rope parameters, then the one inside.
         key = "original_max_position_embeddings"
+        if self.nested:
+            return self.params.integer(key, self.max_context, MAX_CONTEXT)
         inside, beside = self.params.has(key), self.config.has(key)
         if not beside and self.trained_context is not None:
             return self.trained_context
@@ -94,8 +100,12 @@ def rope_of(
     max_context: int,
     kinds: Mapping[str, str] = KINDS,
     trained_context: int | None = None,
+    nested: bool = False,
 ) -> RopeSpec:
-    """The RopeSpec that one object of rope parameters describes; `dim` floats of a head rotate."""
+    """The RopeSpec that one object of rope parameters describes; `dim` floats of a head rotate.
+
+    `nested`: the object is that of one kind of layers.
+    """
     for key in params.values:
         if key not in _KEYS:
             raise params.refuse(str(key), f"known rope parameters are {sorted(_KEYS)}")
@@ -113,7 +123,7 @@ def rope_of(
         factor = params.number("factor", math.nan)
         return RopeSpec(dim=dim, theta=theta, scaling="linear", factor=factor)
     make = {"llama3": _llama3, "yarn": _yarn, "longrope": _longrope}[kind]
-    return make(_Rope(config, params, dim, theta, max_context, trained_context))
+    return make(_Rope(config, params, dim, theta, max_context, trained_context, nested))
 
 
 def ropes_of_kinds(
@@ -125,7 +135,8 @@ def ropes_of_kinds(
     (default `theta`) and ``rope_scaling`` for full layers; the latter is laid over what
     ``rope_parameters`` says, as in transformers. ``rope_local_base_freq`` (default `local_theta`)
     is for window layers; with None they share ``rope_theta``, which transformers 5.23 gives to full
-    layers alone, so a value beside it is refused.
+    layers alone, so a value beside it is refused. So is what transformers drops without a word:
+    ``type`` in ``rope_scaling``, which there is no ``rope_type``, and ``truncate`` of a kind.
     """
     nested = c.section("rope_parameters")
     for key in nested.values:
@@ -133,14 +144,16 @@ def ropes_of_kinds(
             raise nested.refuse(str(key), "known are full_attention and sliding_attention")
     full, local = nested.section("full_attention"), nested.section("sliding_attention")
     scaling = c.section("rope_scaling")
+    if scaling.has("type") and not scaling.has("rope_type"):
+        raise scaling.refuse("type", "beside layers of two kinds transformers reads only rope_type")
     if scaling.values:
         full = scaling.laid_over(full)
     own = theta if local_theta is None else c.number("rope_local_base_freq", local_theta)
     if local_theta is None and c.number_or("rope_theta", theta) != theta:
         raise c.refuse("rope_theta", f"beside layers of two kinds only {theta:g} is supported")
     return [
-        rope_of(c, local, head_dim, own, max_context),
-        rope_of(c, full, head_dim, c.number_or("rope_theta", theta), max_context),
+        rope_of(c, local, head_dim, own, max_context, nested=True),
+        rope_of(c, full, head_dim, c.number_or("rope_theta", theta), max_context, nested=True),
     ]
 
 
@@ -192,7 +205,11 @@ def _yarn(r: _Rope) -> RopeSpec:
         original_context=r.original_context(),
         attention_factor=r.params.number_or("attention_factor", attention),
     )
-    return made if r.params.flag("truncate", True) else _untruncated(made)
+    if r.params.flag("truncate", True):
+        return made
+    if r.nested:
+        raise r.params.refuse("truncate", "transformers truncates where layers are of two kinds")
+    return _untruncated(made)
 
 
 def _untruncated(yarn: RopeSpec) -> RopeSpec:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from musespark.errors import CorruptFile
+from musespark.errors import CorruptFile, Error
 
 NORM_KINDS = ("none", "rms", "rms_centered", "rms_scaleless", "rms_input_scaled", "layer")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn", "factors")
@@ -205,11 +205,6 @@ _MAX_LIST = 4096  # layers, ropes
 _MAX_EXPERTS = 2**16  # of all layers together
 
 
-def spec_to_dict(spec: ModelSpec) -> dict[str, Any]:
-    """The nested dict that the core takes: every field."""
-    return dataclasses.asdict(spec)
-
-
 def spec_to_file(spec: Any) -> dict[str, Any]:
     """The nested dict that the packed header takes: :func:`spec_from_dict` reads it back.
 
@@ -240,12 +235,12 @@ def spec_from_dict(values: Any, where: str) -> ModelSpec:
     return spec
 
 
-def check_spec(spec: ModelSpec, where: str) -> None:
-    """Refuses (``CorruptFile``) a spec whose numbers contradict each other."""
+def check_spec(spec: ModelSpec, where: str, error: type[Error] = CorruptFile) -> None:
+    """Refuses (`error`) a spec whose numbers contradict each other or are beyond what is run."""
 
     def need(ok: bool, what: str) -> None:
         if not ok:
-            raise CorruptFile(f"{where}: {what}")
+            raise error(f"{where}: {what}")
 
     need(1 <= spec.vocab <= 2**24, f"vocab is {spec.vocab}, 1 … 2^24 is needed")
     need(1 <= spec.hidden <= 2**20, f"hidden is {spec.hidden}, 1 … 2^20 is needed")
@@ -263,9 +258,10 @@ def check_spec(spec: ModelSpec, where: str) -> None:
                 f"ropes[{i}].{name} has {len(factors)} numbers, dim is {rope.dim}",
             )
             need(all(f > 0 for f in factors), f"ropes[{i}].{name} must be above 0")
+    experts = sum(layer.mlp.experts for layer in spec.layers)
     need(
-        sum(layer.mlp.experts for layer in spec.layers) <= _MAX_EXPERTS,
-        f"there are more than {_MAX_EXPERTS} experts",
+        experts <= _MAX_EXPERTS,
+        f"the layers have {experts} experts together, at most {_MAX_EXPERTS} are allowed",
     )
     for name in ("positions", "token_types"):
         rows = getattr(spec, name)

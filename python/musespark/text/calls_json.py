@@ -4,6 +4,7 @@ Kimi, harmony. Each function takes a tool channel's text and gives its calls in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ Found = list[ToolCall | ToolCallError]
 _NAMES = ("name", "tool_name")
 _ARGUMENTS = ("arguments", "parameters")
 _IDS = ("id", "call_id", "tool_call_id")
+_NO_ARGUMENTS = {*_NAMES, *_IDS, "type", "function", "index"}  # keys beside them
+_JSON_CALLS = re.compile(r"\s*\[?\s*\{")
 
 
 def parse_json(text: str, schemas: Mapping[str, Any], recipient: str | None = None) -> Found:
@@ -34,7 +37,8 @@ def parse_json(text: str, schemas: Mapping[str, Any], recipient: str | None = No
             value, end = json_at(text, at)
         except ValueError as error:
             return [*calls, ToolCallError(text[at:] if calls else str(text), f"not JSON: {error}")]
-        whole = len(text[end:].strip()) == 0 and not calls and not isinstance(value, list)
+        alone = not calls and not isinstance(value, list)
+        whole = alone and skip_space(text, end) == len(text)
         raw = str(text) if whole else text[at:end]
         calls += [_of_value(item, raw) for item in (value if isinstance(value, list) else [value])]
         at = skip_space(text, end)
@@ -51,12 +55,25 @@ def _of_value(value: Any, raw: str) -> ToolCall | ToolCallError:
     name = next((call[key] for key in _NAMES if key in call), None)
     if not isinstance(name, str) or not name:
         return ToolCallError(raw, "expected an object with a name")
-    given = next((call[key] for key in _ARGUMENTS if key in call), {})
     call_id = next((value[key] for key in _IDS if isinstance(value.get(key), str)), "")
     try:
-        return ToolCall(name, _object(given), raw, call_id)
+        return ToolCall(name, _object(_arguments(call, value)), raw, call_id)
     except Malformed as error:
         return ToolCallError(raw, str(error))
+
+
+def _arguments(call: dict[str, Any], outer: dict[str, Any]) -> Any:
+    """What stands under the key of the arguments; none must stand under another key."""
+    layers = [call] if call is outer else [call, outer]
+    given = [(layer, key) for layer in layers for key in _ARGUMENTS if key in layer]
+    if len(given) > 1:
+        raise Malformed(f"arguments are given twice, as {' and '.join(key for _, key in given)}")
+    if given and given[0][0] is call:
+        return call[given[0][1]]
+    others = [key for key in (*call, *outer) if key not in _NO_ARGUMENTS]
+    if others:
+        raise Malformed(f"neither {' nor '.join(_ARGUMENTS)}, but {others[0]!r:.60}")
+    return {}
 
 
 def _object(given: Any) -> dict[str, Any]:
@@ -88,7 +105,7 @@ def parse_mistral(text: str, schemas: Mapping[str, Any], recipient: str | None =
     """What follows ``[TOOL_CALLS]``: a JSON list with ids (Nemo), or ``name[ARGS]{…}`` with
     ``[CALL_ID]id`` after the name (Small 3.2) or without (Ministral, Devstral)."""
     arguments = find_mark(text, "[ARGS]")
-    if arguments < 0:
+    if arguments < 0 or _JSON_CALLS.match(text):
         return parse_json(text, schemas, recipient)
     head, body = text[:arguments], text[arguments + len("[ARGS]") :]
     number = find_mark(text, "[CALL_ID]")

@@ -8,17 +8,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from musespark.text.given import MAX_DEPTH
 from musespark.text.toolcalls import (
     Malformed,
     ToolCall,
     ToolCallError,
     find_mark,
+    mark_at,
     skip_space,
     strict_json,
 )
 
 Found = list[ToolCall | ToolCallError]
-_DEPTH = 64
 _NAME = re.compile(r"[^\W\d]\w*(?:[.-]\w+)*")
 _KEYWORD = re.compile(r"([^\W\d]\w*)\s*=\s*")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -65,9 +66,9 @@ class _Reader:
     def value(self, at: int, depth: int = 0) -> tuple[Any, int]:
         """The value that begins at ``at``, and the position after it; raises Malformed."""
         text = self.text
-        if depth > _DEPTH:
+        if depth > MAX_DEPTH:
             raise Malformed("nested too deeply")
-        if self.quote is not None and find_mark(text, self.quote, at) == at:
+        if self.quote is not None and mark_at(text, self.quote, at):
             return self._marked(at)
         if text[at : at + 1] in ("[", "("):
             closing = "]" if text[at] == "[" else ")"
@@ -105,12 +106,14 @@ class _Reader:
             at = skip_space(self.text, at)
             if not self.text.startswith(":", at):
                 raise Malformed(f"expected ':' at {self.text[at : at + 40]!r}")
+            if key in found:
+                raise Malformed(f"key {key!r:.60} is given twice")
             found[key], at = self.value(skip_space(self.text, at + 1), depth + 1)
             at = self._comma(at, "}")
         return found, at + 1
 
     def _key(self, at: int, depth: int) -> tuple[str, int]:
-        if self.quote is not None and find_mark(self.text, self.quote, at) != at:
+        if self.quote is not None and not mark_at(self.text, self.quote, at):
             end = self.text.find(":", at)  # Gemma writes names bare
             if end < 0 or not self.text[at:end].strip():
                 raise Malformed(f"expected a key at {self.text[at : at + 40]!r}")
@@ -128,6 +131,19 @@ class _Reader:
             return at
         cut = at >= len(self.text)
         raise Malformed("cut short" if cut else f"expected ',' at {self.text[at : at + 40]!r}")
+
+    def printed(self, at: int, schemas: Mapping[str, Any]) -> tuple[list[ToolCall], int]:
+        """A call, or those that stand in ``print(…)`` where no tool is called so."""
+        opening = "print("
+        if "print" in schemas or not self.text.startswith(opening, at):
+            call, at = self.call(at, schemas)
+            return [call], at
+        calls, at = [], skip_space(self.text, at + len(opening))
+        while not calls or not self.text.startswith(")", at):
+            call, at = self.call(at, schemas)
+            calls.append(call)
+            at = skip_space(self.text, self._comma(at, ")"))
+        return calls, at + 1
 
     def call(self, at: int, schemas: Mapping[str, Any]) -> tuple[ToolCall, int]:
         """A call ``name(key=value, …)``; values without keys go by the schema's order."""
@@ -182,22 +198,20 @@ _FENCE = re.compile(r"\s*```(?:tool_code|python|tool_call)?[ \t]*\n(.*?)\n?```\s
 
 def parse_python(text: str, schemas: Mapping[str, Any], recipient: str | None = None) -> Found:
     """``[name(key=value), …]``, or calls after each other with ``,``, ``;`` or lines between them;
-    all of it may stand in a fence, and one call in ``print(…)``."""
+    all of it may stand in a fence, and calls in ``print(…)``."""
     fenced = _FENCE.fullmatch(text)
     body = fenced[1].strip() if fenced else text.strip()
     listed = body.startswith("[") and body.endswith("]")
     if body.startswith("[") and not listed:
         return [ToolCallError(str(text), "the list of calls does not end")]
     inner = body[1:-1] if listed else body
-    if inner.startswith("print(") and inner.endswith(")"):
-        inner = inner[len("print(") : -1]
     reader, calls, at = _Reader(inner), [], skip_space(inner, 0)
     while at < len(inner):
         try:
-            call, at = reader.call(at, schemas)
+            found, at = reader.printed(at, schemas)
         except Malformed as error:
             return [*calls, ToolCallError(inner[at:] if calls else str(text), str(error))]
-        calls.append(call)
+        calls += found
         at = skip_space(inner, at)
         if inner[at : at + 1] in (",", ";"):
             at = skip_space(inner, at + 1)
@@ -205,9 +219,18 @@ def parse_python(text: str, schemas: Mapping[str, Any], recipient: str | None = 
 
 
 def parse_gemma(text: str, schemas: Mapping[str, Any], recipient: str | None = None) -> Found:
-    """``call:name{key:value,…}``; strings stand between ``<|"|>`` (Gemma 4) or ``<escape>``
-    (FunctionGemma) and are taken as they are."""
-    quote = '<|"|>' if find_mark(text, "<escape>") < 0 else "<escape>"
+    """``call:name{key:value,…}``; strings stand between ``<|"|>`` and are taken as they are."""
+    return _quoted_call(text, '<|"|>')
+
+
+def parse_function_gemma(
+    text: str, schemas: Mapping[str, Any], recipient: str | None = None
+) -> Found:
+    """As :func:`parse_gemma`, with ``<escape>`` around strings."""
+    return _quoted_call(text, "<escape>")
+
+
+def _quoted_call(text: str, quote: str) -> Found:
     at = skip_space(text, 0)
     begin = text.find("{", at)
     name = text[at + len("call:") : begin].strip() if begin >= 0 else ""

@@ -15,7 +15,7 @@ from musespark.errors import InvalidRequest, UnsupportedModel
 
 _MEDIA = ("image", "image_url", "input_image", "video", "audio", "input_audio")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-_MAX_DEPTH = 64
+MAX_DEPTH = 64  # of values, in what callers give and in what models write
 _TOOL_SHAPE = (
     '{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}'
 )
@@ -75,10 +75,11 @@ def _message(given: Any, where: str, parts: str) -> dict[str, Any]:
     if calls is not None:
         calls = _list(calls, f"{where}.tool_calls", "a list of tool calls")
         for index, call in enumerate(calls):
-            _check_call(call, f"{where}.tool_calls[{index}]")
+            check_call(call, f"{where}.tool_calls[{index}]")
     for name in (*_THOUGHTS, "tool_call_id", "name"):
         if not isinstance(message.get(name, ""), (str, type(None))):
             raise _wrong(f"{where}.{name}", message[name], "a str")
+        _check_text(message.get(name) or "", f"{where}.{name}")
     thought = any(message.get(name) for name in _THOUGHTS)
     may_lack = role == "assistant" and (calls or thought)
     _check_content(message.get("content"), f"{where}.content", role, bool(may_lack), parts)
@@ -110,14 +111,18 @@ def _check_content(content: Any, where: str, role: str, may_lack: bool, parts: s
             _check_text(part["text"], f"{where}[{index}].text")
 
 
-def _check_call(given: Any, where: str) -> None:
+def check_call(given: Any, where: str) -> None:
+    """InvalidRequest where a tool call of a message is none, or cannot be written as text."""
     call = _fields(given, where, 'a dict with "function"')
+    if isinstance(call.get("id"), str):
+        _check_text(call["id"], f"{where}.id")
     function = call
     if "function" in call:
         where += ".function"
         function = _fields(call["function"], where, "a dict with name and arguments")
     if not isinstance(function.get("name"), str) or not function["name"]:
         raise _wrong(f"{where}.name", function.get("name"), "the function's name, a str")
+    _check_text(function["name"], f"{where}.name")
     arguments = function.get("arguments")
     if not isinstance(arguments, (str, Mapping, type(None))):
         raise _wrong(f"{where}.arguments", arguments, "JSON text or a dict")
@@ -156,14 +161,17 @@ def _tool(given: Any, where: str) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise _wrong(f"{where}.parameters", parameters, "a JSON schema, a dict")
     for name, value in (("type", "object"), ("properties", {})):
-        parameters.setdefault(name, value)
+        if parameters.get(name) is None:
+            parameters[name] = value
+    if not isinstance(parameters["properties"], dict):
+        raise _wrong(f"{where}.parameters.properties", parameters["properties"], "a dict")
     return {**tool, "function": {**function, "parameters": parameters}}
 
 
 def _json(value: Any, where: str, depth: int = 0) -> Any:
     """A copy in JSON's types; InvalidRequest for anything that JSON cannot say."""
-    if depth > _MAX_DEPTH:
-        raise InvalidRequest(f"{where:.200}: nested more than {_MAX_DEPTH} deep")
+    if depth > MAX_DEPTH:
+        raise InvalidRequest(f"{where:.200}: nested more than {MAX_DEPTH} deep")
     if isinstance(value, str):
         _check_text(value, where)
     if value is None or isinstance(value, (str, bool, int)):
@@ -176,6 +184,8 @@ def _json(value: Any, where: str, depth: int = 0) -> Any:
         wrong = [key for key in value if not isinstance(key, str)]
         if wrong:
             raise _wrong(where, wrong[0], "a str as key")
+        for key in value:
+            _check_text(key, f"a key of {where}")
         return {key: _json(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_json(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]

@@ -190,7 +190,7 @@ CALLS: dict[str, Protocol] = {
         _calls("gemma-4", "<|tool_call>", "<tool_call|>", "gemma", '<|"|>', ends=("<turn|>",)),
         _calls(
             "function-gemma",
-            *("<start_function_call>", "<end_function_call>", "gemma", "<escape>"),
+            *("<start_function_call>", "<end_function_call>", "function-gemma", "<escape>"),
             ends=("<end_of_turn>",),
         ),
         _calls(

@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from musespark.errors import InvalidRequest
 from musespark.text import calls_json, calls_python, calls_tagged
+from musespark.text.given import check_call
 from musespark.text.toolcalls import Raw, ToolCall, ToolCallError, schemas_of
 
 Syntax = Callable[[str, Mapping[str, Any], "str | None"], list["ToolCall | ToolCallError"]]
@@ -35,6 +37,7 @@ SYNTAXES: dict[str, Syntax] = {
     "harmony": calls_json.parse_harmony,
     "python": calls_python.parse_python,
     "gemma": calls_python.parse_gemma,
+    "function-gemma": calls_python.parse_function_gemma,
     "code": parse_code,
 }
 # Only the closing tag says that a call in this syntax is whole.
@@ -62,6 +65,16 @@ def may_be_calls(text: str, kinds: Collection[str]) -> bool:
     return "list" in kinds and _LIST_START.fullmatch(text) is not None
 
 
+def _that_can_be_sent(call: ToolCall | ToolCallError) -> ToolCall | ToolCallError:
+    """The call, or an error where a message with it would be refused: no turn could follow."""
+    if isinstance(call, ToolCall):
+        try:
+            check_call(call.to_openai(), "tool call")
+        except InvalidRequest as error:
+            return ToolCallError(call.raw, str(error))
+    return call
+
+
 class CallReader:
     """Reads the calls of one turn and gives them ids.
 
@@ -85,13 +98,14 @@ class CallReader:
         """The calls of a tool channel's text; ``closed``: its own closing tag ended it."""
         if not closed and syntax in _UNBOUNDED:
             return [ToolCallError(str(text), "cut short")]
-        found = SYNTAXES[syntax](text, self.schemas, recipient)
+        found = map(_that_can_be_sent, SYNTAXES[syntax](text, self.schemas, recipient))
         return [self._with_id(call) if isinstance(call, ToolCall) else call for call in found]
 
     def read_bare(self, text: str) -> Sequence[ToolCall]:
         """The calls of an answer that is nothing but calls to tools on offer; else none."""
         fence = re.fullmatch(r"\s*```json\n(.*?)\n?```\s*", text, re.DOTALL)
-        found = SYNTAXES["code"](fence[1] if fence else text, self.schemas, None)
+        read = SYNTAXES["code"](fence[1] if fence else text, self.schemas, None)
+        found = list(map(_that_can_be_sent, read))
         calls = [c for c in found if isinstance(c, ToolCall) and c.name in self.schemas]
         return [self._with_id(c) for c in calls] if len(calls) == len(found) else []
 

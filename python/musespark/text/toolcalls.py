@@ -69,6 +69,15 @@ def find_mark(text: str, marker: str, at: int = 0) -> int:
     return text.find(marker, at)
 
 
+def mark_at(text: str, marker: str, at: int) -> bool:
+    """Whether such a marker stands at a position; looks nowhere else."""
+    if isinstance(text, Raw) and marker in text.marks:
+        places = text.marks[marker]
+        index = bisect_left(places, at)
+        return index < len(places) and places[index] == at
+    return text.startswith(marker, at)
+
+
 def schemas_of(tools: Iterable[Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
     """Tool name -> JSON schema of its parameters, from OpenAI-shaped or bare function objects."""
     found = {}
@@ -93,11 +102,23 @@ def _finite(text: str) -> float:
     return value
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(pairs)
+    if len(built) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"key {twice!r:.60} is given twice")
+    return built
+
+
+_DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_object
+)
 
 
 def strict_json(text: str) -> Any:
-    """Strict JSON (no NaN, Infinity or 1e999); ValueError otherwise, too deep nesting included."""
+    """Strict JSON (no NaN, Infinity, 1e999 or key that is given twice); ValueError otherwise, too
+    deep nesting included."""
     value, end = json_at(text, skip_space(text, 0))
     if skip_space(text, end) < len(text):
         raise ValueError(f"text after the value: {text[end : end + 40]!r}")
@@ -129,7 +150,7 @@ def _types(schema: Any) -> set[str] | None:
     for union in ("anyOf", "oneOf"):
         if isinstance(schema.get(union), list):
             parts = [_types(part) for part in schema[union]]
-            return None if None in parts else set().union(*parts)
+            return None if None in parts else set().union(*parts) or None
     values = schema["enum"] if isinstance(schema.get("enum"), list) else None
     if values is None and "const" in schema:
         values = [schema["const"]]

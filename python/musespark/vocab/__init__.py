@@ -5,11 +5,11 @@ tokenizer_config.json, generation_config.json and the chat template. It needs no
 package and no tokenizer library: what it gives is data, loaded by ``musespark.text.Tokenizer`` and
 kept by ``convert`` beside the weights. outline.py shortens a tokenizer.json of any source.
 
-fields.py reads metadata that nobody vouches for; vocabulary.py what all kinds share; spm.py, bpe.py
+keys.py reads metadata that nobody vouches for; vocabulary.py what all kinds share; spm.py, bpe.py
 (with pretokenizers.py) and wordpiece.py are the kinds; assets.py puts the files together.
 """
 
-from musespark.vocab.assets import TOKENIZER_MODELS, tokenizer_assets
+from musespark.vocab.assets import TOKENIZER_MODELS, sampling_notes, tokenizer_assets
 from musespark.vocab.outline import OUTLINE, Outline, make_outline, read_outline, rest_of
 from musespark.vocab.pretokenizers import PRE_TOKENIZERS
 
@@ -21,5 +21,6 @@ __all__ = [
     "make_outline",
     "read_outline",
     "rest_of",
+    "sampling_notes",
     "tokenizer_assets",
 ]

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.untrusted import MAX_TOKENIZER_BYTES
 from musespark.vocab.bpe import bpe_tokenizer, gemma4_tokenizer
-from musespark.vocab.fields import Fields
+from musespark.vocab.keys import VocabularyKeys
 from musespark.vocab.spm import spm_tokenizer
 from musespark.vocab.vocabulary import CONTROL, USER_DEFINED, Vocabulary
 from musespark.vocab.wordpiece import wordpiece_tokenizer
 
-Maker = Callable[[Fields], tuple[Vocabulary, dict[str, Any]]]
+Maker = Callable[[VocabularyKeys], tuple[Vocabulary, dict[str, Any]]]
 _MAKERS: dict[str, Maker] = {
     "llama": spm_tokenizer,
     "gpt2": bpe_tokenizer,
@@ -52,8 +53,8 @@ def tokenizer_assets(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     arrays. Raises UnsupportedModel for a kind of vocabulary or pre-tokenizer that is not known,
     and CorruptFile, naming the field, for metadata that does not make sense.
     """
-    fields = Fields(metadata)
-    kind = fields.text("tokenizer.ggml.model")
+    keys = VocabularyKeys(metadata)
+    kind = keys.text("tokenizer.ggml.model")
     if kind is None:
         raise UnsupportedModel("tokenizer.ggml.model: missing, the file has no vocabulary")
     maker = _MAKERS.get(kind)
@@ -61,18 +62,23 @@ def tokenizer_assets(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         raise UnsupportedModel(
             f"tokenizer.ggml.model: {kind!r} is not known; known are {', '.join(_MAKERS)}"
         )
-    vocabulary, tokenizer = maker(fields)
-    if kind == "llama" and fields.text("general.architecture") == "phi3":
+    vocabulary, tokenizer = maker(keys)
+    if kind == "llama" and keys.text("general.architecture") == "phi3":
         _strip_after_markers(tokenizer)
     config = _config(vocabulary)
-    assets = {"tokenizer.json": tokenizer, "generation_config.json": _defaults(fields, vocabulary)}
-    templates = _templates(fields)
+    assets = {"tokenizer.json": tokenizer, "generation_config.json": _defaults(keys, vocabulary)}
+    templates = _templates(keys)
     if len(templates) > 1 or (templates and "default" not in templates):
         config["chat_template"] = [{"name": n, "template": t} for n, t in templates.items()]
     files = {
         name: json.dumps(value, ensure_ascii=False).encode()
         for name, value in {**assets, "tokenizer_config.json": config}.items()
     }
+    if len(files["tokenizer.json"]) > MAX_TOKENIZER_BYTES:
+        raise CorruptFile(
+            f"tokenizer.ggml: {len(files['tokenizer.json'])} bytes as tokenizer.json, more than "
+            f"the limit of {MAX_TOKENIZER_BYTES}"
+        )
     if templates and "chat_template" not in config:
         files["chat_template.jinja"] = templates["default"].encode()
     return files
@@ -94,11 +100,11 @@ def _config(vocabulary: Vocabulary) -> dict[str, Any]:
     return {"bos_token": None, "eos_token": None, **found}
 
 
-def _defaults(fields: Fields, vocabulary: Vocabulary) -> dict[str, Any]:
+def _defaults(keys: VocabularyKeys, vocabulary: Vocabulary) -> dict[str, Any]:
     """generation_config.json: what ends a turn, and how its maker samples."""
     found: dict[str, Any] = {"eos_token_id": turn_ends(vocabulary)}
     for key, (name, low, high) in _SAMPLING.items():
-        value = fields.number(key, low, high)
+        value = keys.number(key, low, high)
         if value is not None:
             found[name] = value
     if found.keys() & {"temperature", "top_k", "top_p", "min_p"}:
@@ -106,6 +112,14 @@ def _defaults(fields: Fields, vocabulary: Vocabulary) -> dict[str, Any]:
         if not found["do_sample"]:
             del found["temperature"]
     return found
+
+
+def sampling_notes(metadata: Mapping[str, Any]) -> list[str]:
+    """What a file says of how its maker samples that is not among our defaults."""
+    others = sorted(k for k in metadata if k.startswith("general.sampling.") and k not in _SAMPLING)
+    if not others:
+        return []
+    return [f"generation defaults that this version does not read: {', '.join(others)}"[:1000]]
 
 
 def turn_ends(vocabulary: Vocabulary) -> list[int]:
@@ -125,14 +139,14 @@ def turn_ends(vocabulary: Vocabulary) -> list[int]:
     return list(found)
 
 
-def _templates(fields: Fields) -> dict[str, str]:
+def _templates(keys: VocabularyKeys) -> dict[str, str]:
     """The chat templates by name."""
     found = {}
-    plain = fields.text("tokenizer.chat_template")
+    plain = keys.text("tokenizer.chat_template")
     if plain is not None:
         found["default"] = plain
-    for name in fields.strings("tokenizer.chat_templates", _MAX_NAMED_TEMPLATES) or []:
-        text = fields.text(f"tokenizer.chat_template.{name}")
+    for name in keys.strings("tokenizer.chat_templates", _MAX_NAMED_TEMPLATES) or []:
+        text = keys.text(f"tokenizer.chat_template.{name}")
         if text is None and name not in found:
             raise CorruptFile(f"tokenizer.chat_templates names {name!r}, which is not there")
         if text is not None:

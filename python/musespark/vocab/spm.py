@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from musespark.errors import CorruptFile, UnsupportedModel
-from musespark.vocab.fields import Fields
+from musespark.vocab.keys import VocabularyKeys
 from musespark.vocab.vocabulary import (
     BYTE,
     CONTROL,
@@ -25,34 +25,32 @@ from musespark.vocab.vocabulary import (
     USER_DEFINED,
     Vocabulary,
     around_text,
+    count_tokens,
     read_vocabulary,
     tokenizer_json,
 )
 
 SPACE = "▁"
 _DEFAULTS = {"bos": 1, "eos": 2, "unk": 0}
-# Cutting a piece of n characters copies about n² of them; a real vocabulary needs 20 million.
-_MAX_CUT_CHARS = 1 << 28
+# For each character of a vocabulary: to cut Llama's pieces everywhere copies 6.3, and its merges
+# have 2.0. Short pieces one inside the other could give a thousand times as many.
+_MOST_CUT, _MOST_MERGED = 64, 8
+_FEW_CHARS = 4096  # a vocabulary of fewer may have what is allowed to these
 
 
-def spm_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
+def spm_tokenizer(keys: VocabularyKeys) -> tuple[Vocabulary, dict[str, Any]]:
     """The vocabulary and tokenizer.json of a SentencePiece file."""
-    vocabulary = read_vocabulary(fields, _DEFAULTS)
-    if fields.flag("tokenizer.ggml.remove_extra_whitespaces"):
+    scores = _scores(keys)
+    vocabulary = read_vocabulary(keys, _DEFAULTS)
+    if keys.flag("tokenizer.ggml.remove_extra_whitespaces"):
         raise UnsupportedModel(
             "tokenizer.ggml.remove_extra_whitespaces is true, which is not supported for "
             "SentencePiece vocabularies with merges"
         )
-    scores = fields.numbers("tokenizer.ggml.scores", "float", len(vocabulary.tokens))
-    if scores is None:
-        raise CorruptFile("tokenizer.ggml.scores: missing")
-    if np.isnan(scores).any():
-        at = int(np.argmax(np.isnan(scores)))
-        raise CorruptFile(f"tokenizer.ggml.scores[{at}]: not a number")
-    prefix = fields.flag("tokenizer.ggml.add_space_prefix") is not False
+    prefix = keys.flag("tokenizer.ggml.add_space_prefix") is not False
     roles = vocabulary.roles
-    before = ["bos"] if fields.flag("tokenizer.ggml.add_bos_token") is not False else []
-    after = ["eos"] if fields.flag("tokenizer.ggml.add_eos_token") else []
+    before = ["bos"] if keys.flag("tokenizer.ggml.add_bos_token") is not False else []
+    after = ["eos"] if keys.flag("tokenizer.ggml.add_eos_token") else []
     for role in (*before, *after):
         if role not in roles:
             raise CorruptFile(f"tokenizer.ggml.{role}_token_id: missing, but it is to be added")
@@ -68,6 +66,16 @@ def spm_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
             vocabulary, merges_by_score(vocabulary, scores), unk_token=unknown, byte_fallback=True
         ),
     )
+
+
+def _scores(keys: VocabularyKeys) -> np.ndarray:
+    scores = keys.numbers("tokenizer.ggml.scores", "float", count_tokens(keys))
+    if scores is None:
+        raise CorruptFile("tokenizer.ggml.scores: missing")
+    if np.isnan(scores).any():
+        at = int(np.argmax(np.isnan(scores)))
+        raise CorruptFile(f"tokenizer.ggml.scores[{at}]: not a number")
+    return scores
 
 
 def merging_model(
@@ -111,20 +119,29 @@ def merges_by_score(vocabulary: Vocabulary, scores: np.ndarray) -> list[tuple[st
     """Every cut of every piece in two pieces, best piece first.
 
     Control, unknown, user-defined and byte tokens are no pieces: no text merges into them.
+    CorruptFile where cuts or merges are many times what a vocabulary of that size has.
     """
     apart = {vocabulary.tokens[i] for i in vocabulary.of_type(UNKNOWN, CONTROL, USER_DEFINED, BYTE)}
     tokens, pieces = vocabulary.tokens, vocabulary.ids.keys() - apart
-    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-    if int((lengths * lengths).sum()) > _MAX_CUT_CHARS:
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
+    chars = max(_FEW_CHARS, int(lengths.sum()))
+    if int((lengths * lengths).sum()) > _MOST_CUT * chars:
         raise CorruptFile(
             f"tokenizer.ggml.tokens: pieces of up to {lengths.max()} characters, too long to merge"
         )
-    merges = []
+    merges, merged = [], 0
     for i in np.argsort(-scores, kind="stable").tolist():
         piece = tokens[i]
         if piece not in pieces:
             continue
+        before = len(merges)
         for cut, left in enumerate(accumulate(piece[:-1]), 1):
             if left in pieces and piece[cut:] in pieces:
                 merges.append((left, piece[cut:]))
+        merged += len(piece) * (len(merges) - before)
+        if merged > _MOST_MERGED * chars:
+            raise CorruptFile(
+                f"tokenizer.ggml.tokens: the pieces' merges have more than {_MOST_MERGED} times "
+                f"the {chars} characters that are allowed for"
+            )
     return merges

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +66,34 @@ class LoraConfig:
         """Bytes of the file with the weights: the least, but for its header, that they can take."""
         return os.path.getsize(self.folder / WEIGHTS)
 
+    @cached_property
+    def _patterns(self) -> tuple[_ByEnd, _ByEnd]:
+        return _ByEnd(self.ranks), _ByEnd(self.alphas)
+
     def rank_of(self, module: str) -> int:
         """The rank of a module, named as in the base model."""
-        return _matching(self.ranks, module, self.rank)
+        return self._patterns[0].of(module, self.rank)
 
     def scale_of(self, module: str) -> float:
         """What B A is multiplied with."""
         rank = self.rank_of(module)
         divisor = math.sqrt(rank) if self.rank_stabilized else rank
-        return _matching(self.alphas, module, self.alpha) / divisor
+        return self._patterns[1].of(module, self.alpha) / divisor
 
 
-def _matching(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """PEFT's rule for literal names: the first key that is the module or the end of its path."""
-    found = (v for key, v in pattern.items() if module == key or module.endswith(f".{key}"))
-    return next(found, default)
+class _ByEnd:
+    """PEFT's rule for literal names: the first key that is a module or the end of its path."""
+
+    def __init__(self, pattern: dict[str, Any]):
+        self._values = pattern
+        self._order = {key: i for i, key in enumerate(pattern)}
+
+    def of(self, module: str, default: Any) -> Any:
+        """The value of a module; looks at no more keys than its path has ends."""
+        parts = module.split(".")
+        ends = (".".join(parts[i:]) for i in range(len(parts)))
+        found = [end for end in ends if end in self._order]
+        return self._values[min(found, key=self._order.__getitem__)] if found else default
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import numpy as np
 
 from musespark import _core
 from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.untrusted import plain_value
 from musespark.weights.files import MappedFile
 
 MAGIC = b"GGUF"
@@ -221,6 +222,9 @@ class Metadata(Mapping[str, Any]):
                 return value
         return value
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._values
+
     def length(self, key: str) -> int | None:
         """The number of items of an array, without decoding it; None where it is none."""
         value = self._values.get(key)
@@ -323,12 +327,12 @@ class GgufFile:
         return values
 
     def _read_alignment(self, cursor: _Cursor) -> int:
-        value = self.metadata.get("general.alignment", 32)
+        key = "general.alignment"
+        value = plain_value(self.metadata, key) if key in self.metadata else 32
         known = type(value) is int and 8 <= value <= MAX_ALIGNMENT and value & (value - 1) == 0
         if not known:
             raise cursor.refuse(
-                f"general.alignment is {value!r:.80}, a power of two in 8 … {MAX_ALIGNMENT} is "
-                "needed"
+                f"{key} is {value!r:.80}, a power of two in 8 … {MAX_ALIGNMENT} is needed"
             )
         return value
 

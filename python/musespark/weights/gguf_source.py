@@ -11,7 +11,8 @@ import numpy as np
 
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest
-from musespark.families.gguf import unweave
+from musespark.families.gguf import unpermute
+from musespark.untrusted import plain_value
 from musespark.weights.gguf import GgufEntry, GgufFile
 
 MAX_PARTS = 1_024
@@ -81,7 +82,7 @@ def open_gguf(path: Path, part: Open = GgufFile) -> GgufCheckpoint:
 
 
 def _split_key(file: GgufFile, key: str) -> int:
-    value = file.metadata.get(key)
+    value = plain_value(file.metadata, key)
     if type(value) is not int:
         raise CorruptFile(f"{file.path}: {key} is {value!r:.80}, an integer is needed")
     return value
@@ -156,7 +157,7 @@ class GgufSource:
     """The tensors of `checkpoint` for weights/pack.py.
 
     ``interleaved``: stored tensor -> heads, where llama.cpp wove the halves of each head's rows
-    (families/gguf.py: unweave). A tensor of one dimension is uint8 [bytes], a matrix
+    (families/gguf.py: unpermute). A tensor of one dimension is uint8 [bytes], a matrix
     uint8 [rows, bytes of a row].
     """
 
@@ -187,7 +188,7 @@ class GgufSource:
         heads = self._interleaved.get(name)
         if heads is None:
             return stored
-        order = unweave(entry.shape[0], heads)
+        order = unpermute(entry.shape[0], heads)
         if len(entry.shape) > 1:
             return _Reordered(stored, order)
         return _core.decode(entry.dtype.lower(), stored[None])[0][order]

@@ -22,12 +22,14 @@ from musespark.families.spec import ModelSpec
 from musespark.families.tensors import TensorMap, canonical_shapes
 from musespark.untrusted import (
     MAX_TOKENIZER_BYTES,
+    array_length,
     no_tokenizer,
     parse_json,
     parse_json_object,
+    plain_value,
     read_small_file,
 )
-from musespark.vocab import tokenizer_assets
+from musespark.vocab import sampling_notes, tokenizer_assets
 from musespark.weights import pack
 from musespark.weights.gguf import is_gguf
 from musespark.weights.gguf_source import GgufCheckpoint, GgufSource, open_gguf
@@ -155,22 +157,30 @@ def _understand_gguf(path: Path, headers: GgufCheckpoint | None = None) -> Model
         family=model.family,
         spec=model.spec,
         mapping=model.mapping,
-        notes=model.notes,
+        notes=model.notes + sampling_notes(checkpoint.metadata),
         own_files=[file.path for file in checkpoint.files],
-        made_assets=functools.partial(_gguf_assets, checkpoint.metadata, name),
+        made_assets=functools.partial(_gguf_assets, checkpoint.metadata, name, model.spec.vocab),
         licence=_gguf_licence(checkpoint.metadata),
     )
 
 
 def _gguf_licence(metadata: Mapping[str, Any]) -> str | None:
-    said = metadata.get("general.license")
+    said = plain_value(metadata, "general.license")
     return f"{said[:200]} (general.license)" if isinstance(said, str) and said else None
 
 
-def _gguf_assets(metadata: Mapping[str, Any], path: Path) -> dict[str, bytes]:
-    """Tokenizer, template and defaults of a GGUF file; none where it has no vocabulary."""
+def _gguf_assets(metadata: Mapping[str, Any], path: Path, rows: int) -> dict[str, bytes]:
+    """Tokenizer, template and defaults of a GGUF file; none where it has no vocabulary.
+
+    ``rows`` of the embedding are there, and so many tokens at most.
+    """
     if "tokenizer.ggml.model" not in metadata:
         return {}
+    tokens = array_length(metadata, "tokenizer.ggml.tokens") or 0
+    if tokens > rows:
+        raise CorruptFile(
+            f"{path}: tokenizer.ggml.tokens has {tokens} entries, the embedding {rows} rows"
+        )
     try:
         return tokenizer_assets(metadata)
     except (UnsupportedModel, CorruptFile) as error:

@@ -21,10 +21,22 @@ from musespark.weights.quantized.linear import IntegerLinear, Stored
 from musespark.weights.quantized.numbers import fields, fields_of, floats
 
 
-class PackedLinear(IntegerLinear):
-    """pack-quantized; `bits` are the widths that the config has, of which the shapes pick one."""
+def _group_size(cols: int, groups: int, sizes: tuple[int, ...]) -> int | None:
+    """How many inputs share a scale where a row has `groups` of them: the one of the config's
+    `sizes` that gives so many; None where none does, or several."""
+    if groups == 1:
+        return cols
+    fitting = [size for size in sizes if size > 0 and -(-cols // size) == groups]
+    return fitting[0] if len(fitting) == 1 else None
 
-    def __init__(self, stored: Stored, name: str, bits: tuple[int, ...]):
+
+class PackedLinear(IntegerLinear):
+    """pack-quantized; `bits` are the widths and `group_sizes` the sizes of groups that the config
+    has, of which the shapes pick one."""
+
+    def __init__(
+        self, stored: Stored, name: str, bits: tuple[int, ...], group_sizes: tuple[int, ...]
+    ):
         super().__init__(stored, name)
         data, scale, zero, order = (
             f"{name}.weight_{part}" for part in ("packed", "scale", "zero_point", "g_idx")
@@ -40,11 +52,16 @@ class PackedLinear(IntegerLinear):
             )
         self.bits = fitting[0]
         scale_rows, self._groups = stored.shape(scale, SCALES, 2)
-        if scale_rows != rows or cols % self._groups:
+        size = _group_size(cols, self._groups, group_sizes)
+        if not stored.readable:  # then cols are a guess
+            size = size or -(-cols // self._groups)
+        if scale_rows != rows or size is None:
             raise CorruptFile(
                 f"{stored.where(scale)} has shape {[scale_rows, self._groups]}; {rows} rows of "
-                f"groups that divide {cols} are needed by {data!r:.120}"
+                f"scales for groups of {list(group_sizes)} inputs are needed by {data!r:.120} of "
+                f"{[rows, cols]}"
             )
+        self._size = size
         self.parts, self.scale = (data, scale, f"{name}.weight_shape"), scale
         self._zero = zero if stored.has(zero) else None
         self.symmetric = self._zero is None
@@ -71,10 +88,9 @@ class PackedLinear(IntegerLinear):
 
     @cached_property
     def group(self) -> int | np.ndarray:  # type: ignore[override]
-        group = self.shape[1] // self._groups
         if self._order is None or not self.stored.readable:
-            return group
-        return read_order(self.stored, self._order, self.shape[1], self._groups, group)
+            return self._size
+        return read_order(self.stored, self._order, self.shape[1], self._groups, self._size)
 
     @property
     def groups(self) -> int:
@@ -110,13 +126,14 @@ class Int8Linear(IntegerLinear):
         if found in ((rows,), (rows, 1)):
             self._rows = 1
         elif found not in ((), (1,), (1, 1)):
-            sizes = [g for g in group_sizes if g > 0 and found == (rows, -(-cols // g))]
-            if len(sizes) != 1:
+            wide = len(found) == 2 and found[0] == rows
+            size = _group_size(cols, found[1], group_sizes) if wide else None
+            if size is None:
                 raise CorruptFile(
                     f"{stored.where(scale)} has shape {list(found)}; [1], {[rows, 1]} or groups of "
                     f"{list(group_sizes)} inputs are needed by {weight!r:.120} of {[rows, cols]}"
                 )
-            self._rows, self.group = 1, sizes[0]
+            self._rows, self.group = 1, size
         self._zero = zero if stored.has(zero) else None
         self.symmetric = self._zero is None
         if self._zero:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from musespark.errors import CorruptFile
+from musespark.untrusted import ArrayOf, array_length, plain_value
 
 # Beyond every vocabulary in use (262,144 tokens and about twice as many merges), far below harm.
 MAX_TOKENS = 1 << 21
@@ -17,7 +18,7 @@ MAX_TOKEN_CHARS = 4096
 MAX_TOTAL_CHARS = 1 << 27
 
 
-class Fields:
+class VocabularyKeys:
     """The metadata of one file; every method raises CorruptFile that names the field."""
 
     def __init__(self, metadata: Mapping[str, Any]):
@@ -25,20 +26,18 @@ class Fields:
 
     def text(self, key: str) -> str | None:
         """A string; None where the key is missing."""
-        value = self._metadata.get(key)
-        if value is None:
-            return None
-        return _text(value, key)
+        value = plain_value(self._metadata, key)
+        return None if value is None else _text(value, key)
 
     def flag(self, key: str) -> bool | None:
-        value = self._metadata.get(key)
+        value = plain_value(self._metadata, key)
         if value is None or isinstance(value, (bool, np.bool_)):
             return None if value is None else bool(value)
         raise CorruptFile(f"{key}: expected a boolean, got {_shown(value)}")
 
     def number(self, key: str, low: float, high: float) -> float | int | None:
         """A number from ``low`` to ``high``; an int where the file holds an integer."""
-        value = self._metadata.get(key)
+        value = plain_value(self._metadata, key)
         if value is None:
             return None
         integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
@@ -50,7 +49,7 @@ class Fields:
 
     def token_id(self, key: str, count: int) -> int | None:
         """A token id below ``count``."""
-        value = self._metadata.get(key)
+        value = plain_value(self._metadata, key)
         if value is None:
             return None
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
@@ -59,11 +58,20 @@ class Fields:
             raise CorruptFile(f"{key}: token id {value}, but tokenizer.ggml.tokens has {count}")
         return int(value)
 
+    def length(self, key: str, limit: int) -> int | None:
+        """The number of items of an array, at most ``limit``: known before it is decoded."""
+        count = array_length(self._metadata, key)
+        if count is None and self._metadata.get(key) is not None:
+            raise CorruptFile(f"{key}: expected an array, got {_shown(self._metadata[key])}")
+        if count is not None and count > limit:
+            raise CorruptFile(f"{key}: {count} entries, at most {limit} are allowed")
+        return count
+
     def strings(self, key: str, limit: int) -> list[str] | None:
         """An array of at most ``limit`` strings of Unicode text."""
-        value = self._array(key, limit)
-        if value is None:
+        if self.length(key, limit) is None:
             return None
+        value = self._metadata[key]
         items = value.tolist() if isinstance(value, np.ndarray) else list(value)
         if not all(map(str.__instancecheck__, items)):
             items = [_text(item, f"{key}[{i}]") for i, item in enumerate(items)]
@@ -84,11 +92,12 @@ class Fields:
 
     def numbers(self, key: str, kind: str, count: int) -> np.ndarray | None:
         """An array of exactly ``count`` numbers; ``kind``: ``int`` or ``float``."""
-        value = self._array(key, MAX_TOKENS)
-        if value is None:
+        found = self.length(key, MAX_TOKENS)
+        if found is None:
             return None
-        if len(value) != count:
-            raise CorruptFile(f"{key}: {len(value)} entries, but tokenizer.ggml.tokens has {count}")
+        if found != count:
+            raise CorruptFile(f"{key}: {found} entries, but tokenizer.ggml.tokens has {count}")
+        value = self._metadata[key]
         try:
             array = np.asarray(value)
         except (ValueError, TypeError, OverflowError):
@@ -96,16 +105,6 @@ class Fields:
         if array.ndim != 1 or array.dtype.kind not in ("iu" if kind == "int" else "iuf"):
             raise CorruptFile(f"{key}: expected an array of {kind}s, got {_shown(value)}")
         return array.astype(np.int64 if kind == "int" else np.float64)
-
-    def _array(self, key: str, limit: int) -> Sequence[Any] | np.ndarray | None:
-        value = self._metadata.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, (list, tuple)) and getattr(value, "ndim", None) != 1:
-            raise CorruptFile(f"{key}: expected an array, got {_shown(value)}")
-        if len(value) > limit:
-            raise CorruptFile(f"{key}: {len(value)} entries, at most {limit} are allowed")
-        return value
 
 
 def _text(value: Any, name: str) -> str:
@@ -121,4 +120,6 @@ def _text(value: Any, name: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, ArrayOf):
+        return repr(value)
     return f"{type(value).__name__} {reprlib.repr(value)}"
