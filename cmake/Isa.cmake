@@ -4,7 +4,7 @@ set(MUSESPARK_ISA_FLAGS_x86_64
     "avx512vnni=-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c -mbmi2"
     "avxvnni=-mavxvnni -mavx2 -mfma -mf16c -mbmi2"
     "avx2=-mavx2 -mfma -mf16c -mbmi2"
-    "amx=-mamx-tile -mamx-int8 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c -mbmi2")
+    "amx=-mamx-tile -mamx-int8 -mavx512vbmi -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c -mbmi2")
 # GCC 12 warns about its own AVX-512 intrinsics ("'__Y' may be used uninitialized", GCC bug 105593).
 foreach(level avx512vnni amx)
   list(TRANSFORM MUSESPARK_ISA_FLAGS_x86_64 APPEND " -Wno-uninitialized -Wno-maybe-uninitialized" REGEX "^${level}=")

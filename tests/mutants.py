@@ -126,6 +126,20 @@ MUTANTS = (
         "test_qmatmul_levels.py",
     ),
     Mutant(
+        "weights of AArch64 cut instead of rounded",
+        "csrc/kernels/qmatmul/unpack_neon.inl",
+        "vraddhn_high_s16(vraddhn_s16(p0, p0), p1, p1)",
+        "vaddhn_high_s16(vaddhn_s16(p0, p0), p1, p1)",
+        "test_core_digests.py",
+    ),
+    Mutant(
+        "a pair's second row with the scales of its first",
+        "csrc/kernels/qmatmul/i8mm.cc",
+        "at.second = whole ? at.scale + all_groups : at.scale;",
+        "at.second = whole ? at.scale : at.scale;",
+        "test_core_digests.py",
+    ),
+    Mutant(
         "one exponent too many in a row",
         "csrc/formats/repack.cc",
         "kHalfLowest = -24",
@@ -191,9 +205,30 @@ MUTANTS = (
     Mutant(
         "stored q5_k: high bit of the wrong group",
         "csrc/formats/stored.cc",
-        "(h[i] >> g & 1) << 4",
-        "(h[i] >> (g ^ 1) & 1) << 4",
+        "bits_of(read_bytes(h + g % 2 * 16), g / 2, 1) << 4",
+        "bits_of(read_bytes(h + g % 2 * 16), g / 2 ^ 1, 1) << 4",
         "test_stored.py",
+    ),
+    Mutant(
+        "packing: ranges of levels that end at their borders",
+        "csrc/formats/pack.inl",
+        "(t + 114.25f)",
+        "(t + 118.25f)",
+        "test_formats.py",
+    ),
+    Mutant(
+        "packing: rows of bytes zipped with the wrong ones",
+        "csrc/formats/pack_moves.inl",
+        "next[2 * i + 1] = zip_high(v[i], v[i + 8]);",
+        "next[2 * i + 1] = zip_high(v[i + 8], v[i]);",
+        "test_stored.py",
+    ),
+    Mutant(
+        "an outline of another tokenizer.json",
+        "python/musespark/text/tokenizer.py",
+        " or rest_of(data) != self._rest",
+        "",
+        "test_text_outline.py",
     ),
     Mutant(
         "a packer's rows of the block before",

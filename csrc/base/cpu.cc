@@ -10,6 +10,8 @@
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -102,8 +104,9 @@ std::vector<IsaStatus> read_machine() {
 
   std::string amx = avx512;
   if (amx.empty()) {
-    amx = missing("the processor",
-                  {{"amx_tile", bit(leaf7.edx, 24)}, {"amx_int8", bit(leaf7.edx, 25)}});
+    amx = missing("the processor", {{"amx_tile", bit(leaf7.edx, 24)},
+                                    {"amx_int8", bit(leaf7.edx, 25)},
+                                    {"avx512_vbmi", bit(leaf7.ecx, 1)}});
   }
   if (amx.empty() && !tiles_saved) amx = "the operating system does not save the tile registers";
   if (amx.empty()) amx = request_tiles();
@@ -120,19 +123,44 @@ std::vector<IsaStatus> read_machine() {
 
 #elif defined(__aarch64__)
 
-std::vector<IsaStatus> read_machine() {
-  std::string neon, i8mm;
+// What the levels ask for: half precision arithmetic, dot products, int8 matrix products.
+struct ArmFeatures {
+  bool asimdhp = false, asimddp = false, i8mm = false;
+};
+
 #if defined(__linux__)
-  const unsigned long caps = getauxval(AT_HWCAP);
-  const unsigned long caps2 = getauxval(AT_HWCAP2);
-  neon = missing("the processor",
-                 {{"asimdhp", (caps >> 10 & 1) != 0}, {"asimddp", (caps >> 20 & 1) != 0}});
-  i8mm = neon.empty() ? missing("the processor", {{"i8mm", (caps2 >> 13 & 1) != 0}}) : neon;
+
+// Bits of the kernel's <asm/hwcap.h>, which older headers lack.
+ArmFeatures read_features() {
+  constexpr unsigned long kAsimdHp = 1ul << 10, kAsimdDp = 1ul << 20;  // AT_HWCAP
+  constexpr unsigned long kI8mm = 1ul << 13;                           // AT_HWCAP2
+  const unsigned long caps = getauxval(AT_HWCAP), caps2 = getauxval(AT_HWCAP2);
+  return {(caps & kAsimdHp) != 0, (caps & kAsimdDp) != 0, (caps2 & kI8mm) != 0};
+}
+
 #elif defined(__APPLE__)
-  i8mm = "not detected on this operating system";  // every Apple core has fp16 and dot products
+
+// A name the system does not know is a feature it does not have.
+bool has_feature(const char* name) {
+  int value = 0;
+  std::size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+
+ArmFeatures read_features() {
+  return {has_feature("hw.optional.arm.FEAT_FP16"), has_feature("hw.optional.arm.FEAT_DotProd"),
+          has_feature("hw.optional.arm.FEAT_I8MM")};
+}
+
 #else
-  neon = i8mm = "not detected on this operating system";
+#error "musespark reads AArch64 features on Linux and macOS"
 #endif
+
+std::vector<IsaStatus> read_machine() {
+  const ArmFeatures has = read_features();
+  const std::string neon =
+      missing("the processor", {{"asimdhp", has.asimdhp}, {"asimddp", has.asimddp}});
+  const std::string i8mm = neon.empty() ? missing("the processor", {{"i8mm", has.i8mm}}) : neon;
   const std::string other = "belongs to x86-64, this is AArch64";
   return {{Isa::amx, false, other},        {Isa::avx512vnni, false, other},
           {Isa::avxvnni, false, other},    {Isa::avx2, false, other},

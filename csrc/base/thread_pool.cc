@@ -74,6 +74,13 @@ thread_local const void* pool_inside = nullptr;
 // closes it when no chunk is left, and waits for the count to reach zero. Whoever did not join in
 // time has missed the job and touches nothing of it, so the job's fields are plain variables.
 struct ThreadPool::State {
+  // Items one thread takes first, in order: what it reads next follows in memory what it has just
+  // read, and its prefetches are its own. Threads without items left help the others.
+  struct alignas(64) Share {
+    std::atomic<std::int64_t> next{0};
+    std::int64_t end = 0;
+  };
+
   static constexpr std::uint32_t kJob = 1u << 16;
   static constexpr std::uint32_t kOpen = 1u << 15;
   static constexpr std::uint32_t kCallerSleeps = 1u << 14;
@@ -87,7 +94,7 @@ struct ThreadPool::State {
   const ChunkTask* task = nullptr;
   std::int64_t items = 0;
   std::int64_t chunk = 0;
-  alignas(64) std::atomic<std::int64_t> next{0};
+  std::vector<Share> shares;  // one for each thread
 
   alignas(64) std::mutex failure_lock;
   std::exception_ptr failure;
@@ -103,11 +110,24 @@ struct ThreadPool::State {
   void open();
   void close_and_wait();
   void stop();
+  void cut_shares();
+  void work_on(Share& share, int worker);
   void record_failure(std::int64_t item);
 };
 
+// Shares of whole chunks, alike to one chunk.
+void ThreadPool::State::cut_shares() {
+  const auto count = static_cast<std::int64_t>(shares.size());
+  const std::int64_t chunks = (items + chunk - 1) / chunk;
+  for (std::int64_t i = 0; i < count; ++i) {
+    Share& share = shares[static_cast<std::size_t>(i)];
+    share.next.store(chunks * i / count * chunk, std::memory_order_relaxed);
+    share.end = std::min(chunks * (i + 1) / count * chunk, items);
+  }
+}
+
 void ThreadPool::State::record_failure(std::int64_t item) {
-  next.store(items, std::memory_order_relaxed);  // no further chunks
+  for (Share& share : shares) share.next.store(share.end, std::memory_order_relaxed);
   const std::lock_guard guard(failure_lock);
   if (!failure || item < failed_item) {
     failure = std::current_exception();
@@ -118,16 +138,21 @@ void ThreadPool::State::record_failure(std::int64_t item) {
 void ThreadPool::State::work(int worker) {
   const FloatEnv environment;
   const void* outer = std::exchange(pool_inside, this);
-  while (true) {
-    const std::int64_t begin = next.fetch_add(chunk, std::memory_order_relaxed);
-    if (begin >= items) break;
+  const std::size_t count = shares.size(), own = static_cast<std::size_t>(worker);
+  for (std::size_t i = 0; i < count; ++i) work_on(shares[(own + i) % count], worker);
+  pool_inside = outer;
+}
+
+void ThreadPool::State::work_on(Share& share, int worker) {
+  while (share.next.load(std::memory_order_relaxed) < share.end) {
+    const std::int64_t begin = share.next.fetch_add(chunk, std::memory_order_relaxed);
+    if (begin >= share.end) return;
     try {
-      (*task)(begin, std::min(chunk, items - begin) + begin, worker);
+      (*task)(begin, std::min(chunk, share.end - begin) + begin, worker);
     } catch (...) {
       record_failure(begin);
     }
   }
-  pool_inside = outer;
 }
 
 void ThreadPool::State::leave() {
@@ -188,6 +213,7 @@ ThreadPool::ThreadPool(int threads) {
   watch_forks();
   state_ = std::make_unique<State>();
   state_->generation = fork_generation.load();
+  state_->shares = std::vector<State::Share>(static_cast<std::size_t>(threads));
   state_->threads.reserve(static_cast<std::size_t>(threads) - 1);
   try {
     for (int worker = 1; worker < threads; ++worker) {
@@ -223,9 +249,9 @@ void ThreadPool::run_chunks(std::int64_t items, std::int64_t chunk, ChunkTask ta
   const std::lock_guard one_job(state.callers);
   state.task = &task;
   state.items = items;
-  // Every thread overshoots the counter once, by one chunk: it must not pass the type's end.
+  // Every thread overshoots a counter at most once, by one chunk: it must not pass the type's end.
   state.chunk = std::min(chunk, items);
-  state.next.store(0, std::memory_order_relaxed);
+  state.cut_shares();
   state.failure = nullptr;
   const bool shared = !state.threads.empty() && items > state.chunk;
   if (shared) state.open();

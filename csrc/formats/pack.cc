@@ -1,6 +1,7 @@
 #include "formats/pack.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -17,6 +18,7 @@
 namespace musespark {
 namespace {
 
+static_assert(kPackGroup == kStoredGroup);
 constexpr float kSmallestRow = 1e-30f;  // largest magnitude of a row that is not packed to zeros
 
 const PackSteps& steps_of_machine() {
@@ -30,6 +32,11 @@ const PackSteps& steps_of_machine() {
   return pack_steps_scalar;
 }
 
+// Columns that get a scale of their own from PackSteps::fit.
+std::int64_t group_columns(WeightFormat format) {
+  return format == WeightFormat::q8 ? kBlockQ8 : kSubGroup;
+}
+
 // Work space of one row block, reused for the next.
 class RowBlockPacker {
  public:
@@ -38,9 +45,10 @@ class RowBlockPacker {
         from_(from),
         steps_(steps),
         layout_(weight_layout(format, from.rows, from.cols)),
-        tile_(kPackTile * kRowBlock * sizeof(float)),
+        tile_(std::max(sizeof(PackTile), kPackTile * kRowBlock * sizeof(float))),
         columns_(static_cast<std::size_t>(layout_.padded_cols) * kRowBlock * sizeof(float)) {
     if (!is_quantized(format)) return;
+    groups_ = (from.cols + group_columns(format) - 1) / group_columns(format);
     const auto padded = static_cast<std::size_t>(layout_.padded_cols);
     codes_ = AlignedBuffer(padded * kRowBlock);
     scales_ = AlignedBuffer(padded / kSubGroup * kRowBlock * sizeof(float));
@@ -48,13 +56,14 @@ class RowBlockPacker {
   }
 
   void pack(std::int64_t index, std::uint8_t* to) {
-    std::memset(to, 0, static_cast<std::size_t>(layout_.row_block_bytes));
     load(index * kRowBlock);
     if (format_ == WeightFormat::f32) {
       std::memcpy(to, columns_.data(), static_cast<std::size_t>(layout_.row_block_bytes));
     } else if (format_ == WeightFormat::bf16) {
+      std::memset(to, 0, static_cast<std::size_t>(layout_.row_block_bytes));
       write_bf16(reinterpret_cast<std::uint16_t*>(to));
     } else {
+      std::memset(to, 0, static_cast<std::size_t>(layout_.codes_offset));
       quantize(to);
     }
   }
@@ -65,12 +74,12 @@ class RowBlockPacker {
     rows_ = std::min<std::int64_t>(kRowBlock, from_.rows - first);
     std::uint32_t largest[kRowBlock] = {};
     if (rows_ < kRowBlock) std::memset(tile_.data(), 0, tile_.size());
+    const bool has_blocks = stored_type_info(from_.type).values > 1;
     for (std::int64_t k = 0; k < from_.cols; k += kPackTile) {
       const std::int64_t count = std::min(kPackTile, from_.cols - k);
-      for (std::int64_t r = 0; r < rows_; ++r) {
-        decode(first + r, k, count, tile_.as<float>() + r * kPackTile);
-      }
-      steps_.turn(tile_.as<float>(), count, columns_.as<float>() + k * kRowBlock, largest);
+      float* columns = columns_.as<float>() + k * kRowBlock;
+      has_blocks ? load_integers(first, k, count, columns, largest)
+                 : load_floats(first, k, count, columns, largest);
     }
     for (std::int64_t r = 0; r < kRowBlock; ++r) {
       if (largest[r] >= 0x7f800000u) refuse(first + r);
@@ -78,16 +87,36 @@ class RowBlockPacker {
     std::memcpy(amax_, largest, sizeof amax_);
   }
 
-  // Columns k .. k + count - 1 of a row; k is a multiple of kPackTile.
-  void decode(std::int64_t row, std::int64_t k, std::int64_t count, float* to) const {
+  // Columns k .. k + count - 1 of the rows; k is a multiple of kPackTile.
+  void load_floats(std::int64_t first, std::int64_t k, std::int64_t count, float* columns,
+                   std::uint32_t* largest) {
+    float* tile = tile_.as<float>();
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      decode_stored(from_.type, at(first + r, k), count, tile + r * kPackTile);
+    }
+    steps_.turn(tile, count, columns, largest);
+  }
+
+  void load_integers(std::int64_t first, std::int64_t k, std::int64_t count, float* columns,
+                     std::uint32_t* largest) {
+    PackTile& tile = *tile_.as<PackTile>();
+    const std::int64_t blocks = count / stored_type_info(from_.type).values;
+    for (std::int64_t r = 0; r < rows_; ++r) {
+      decode_integers(from_.type, at(first + r, k), blocks,
+                      {tile.codes[r], &tile.scales[0][r], &tile.leasts[0][r], kRowBlock});
+    }
+    steps_.turn_integers(tile, count, columns, largest);
+  }
+
+  const std::uint8_t* at(std::int64_t row, std::int64_t k) const {
     const StoredTypeInfo& info = stored_type_info(from_.type);
-    const std::uint8_t* at = from_.data + row * from_.row_bytes + k / info.values * info.bytes;
-    decode_stored(from_.type, at, count / info.values, to);
+    return from_.data + row * from_.row_bytes + k / info.values * info.bytes;
   }
 
   [[noreturn]] void refuse(std::int64_t row) const {
     std::vector<float> values(static_cast<std::size_t>(from_.cols));
-    decode(row, 0, from_.cols, values.data());
+    const std::int64_t blocks = from_.cols / stored_type_info(from_.type).values;
+    decode_stored(from_.type, at(row, 0), blocks, values.data());
     for (std::size_t k = 0; k < values.size(); ++k) {
       std::uint32_t bits;
       std::memcpy(&bits, &values[k], 4);
@@ -111,24 +140,23 @@ class RowBlockPacker {
   }
 
   void quantize(std::uint8_t* to) {
-    float* columns = columns_.as<float>();
     float to_unit[kRowBlock];
     for (int r = 0; r < kRowBlock; ++r) {
       to_unit[r] = amax_[r] < kSmallestRow ? 0.0f : 1.0f / amax_[r];
-    }
-    for (std::int64_t k = 0; k < from_.cols; ++k) {
-      for (int r = 0; r < kRowBlock; ++r) columns[k * kRowBlock + r] *= to_unit[r];
     }
     const PackRows rows{format_,
                         from_.quick,
                         from_.cols,
                         block_columns(format_),
-                        columns,
+                        to_unit,
+                        columns_.as<float>(),
                         scales_.as<float>(),
                         inverse_.as<float>(),
                         reinterpret_cast<std::int8_t*>(to + layout_.sub_offset),
                         codes_.as<std::uint8_t>()};
-    std::memset(codes_.data(), 0, codes_.size());
+    const std::int64_t padding = layout_.padded_cols - from_.cols;
+    std::memset(codes_.as<std::uint8_t>() + from_.cols * kRowBlock, 0,
+                static_cast<std::size_t>(padding * kRowBlock));
     steps_.fit(rows);
     choose_scales(to);
     steps_.encode(rows);
@@ -140,34 +168,47 @@ class RowBlockPacker {
   // Row and block scales from the groups' scales; inverse_ for the second step.
   void choose_scales(std::uint8_t* to) {
     const bool is_signed = block_columns(format_) == kBlockG32;  // else sub-scales have signs
-    const std::int64_t width = format_ == WeightFormat::q8 ? kBlockQ8 : kSubGroup;
-    const std::int64_t per_block = block_columns(format_) / width;
-    const std::int64_t groups = (from_.cols + width - 1) / width;
-    const float* scales = scales_.as<float>();
-    float* inverse = inverse_.as<float>();
+    float largest[kRowBlock] = {}, row[kRowBlock], ratio[kRowBlock];
+    find_steps(largest);
     for (int r = 0; r < kRowBlock; ++r) {
-      float largest = 0.0f;
-      for (std::int64_t b = 0; b < layout_.blocks; ++b) {
-        // One w8 step: the largest group of the block gets sub-scale 127 of 128.
-        float step = 0.0f;
-        for (std::int64_t g = b * per_block; g < std::min(groups, (b + 1) * per_block); ++g) {
-          const float scale = scales[g * kRowBlock + r];
-          step = std::max(step, scale < 0.0f ? -scale : scale);
-        }
-        if (format_ == WeightFormat::q4) step *= 128.0f / 127.0f;
-        if (format_ == WeightFormat::q6) step *= 32.0f / 127.0f;
-        inverse[b * kRowBlock + r] = step;
-        largest = std::max(largest, step);
+      row[r] = amax_[r] < kSmallestRow ? 0.0f : amax_[r] * largest[r];
+    }
+    std::memcpy(to, row, sizeof row);
+    const float* scales = scales_.as<float>();
+    for (std::int64_t b = 0; b < layout_.blocks; ++b, scales += kRowBlock) {
+      float* step = inverse_.as<float>() + b * kRowBlock;
+      for (int r = 0; r < kRowBlock; ++r) {
+        ratio[r] = largest[r] == 0.0f ? 0.0f : step[r] / largest[r];
+        if (is_signed && b < groups_ && scales[r] < 0.0f) ratio[r] = -ratio[r];
       }
-      const float row = amax_[r] < kSmallestRow ? 0.0f : amax_[r] * largest;
-      std::memcpy(to + r * 4, &row, 4);
-      for (std::int64_t b = 0; b < layout_.blocks; ++b) {
-        float ratio = largest == 0.0f ? 0.0f : inverse[b * kRowBlock + r] / largest;
-        if (is_signed && b < groups && scales[b * kRowBlock + r] < 0.0f) ratio = -ratio;
-        const std::uint16_t block = f32_to_f16(ratio);
-        std::memcpy(to + layout_.block_offset + (b * kRowBlock + r) * 2, &block, 2);
-        const float step = f16_to_f32(block) * largest;
-        inverse[b * kRowBlock + r] = step == 0.0f ? 0.0f : 1.0f / step;
+      std::uint16_t block[kRowBlock];
+      f32_to_f16(ratio, block, kRowBlock);
+      std::memcpy(to + layout_.block_offset + b * kRowBlock * 2, block, sizeof block);
+      f16_to_f32(block, ratio, kRowBlock);
+      for (int r = 0; r < kRowBlock; ++r) {
+        const float rounded = ratio[r] * largest[r];
+        step[r] = rounded == 0.0f ? 0.0f : 1.0f / rounded;
+      }
+    }
+  }
+
+  // One w8 step of each block into inverse_, and the largest of each row: the largest group of a
+  // block gets sub-scale 127 of 128.
+  void find_steps(float* largest) {
+    const std::int64_t per_block = block_columns(format_) / group_columns(format_);
+    const float factor = format_ == WeightFormat::q4   ? 128.0f / 127.0f
+                         : format_ == WeightFormat::q6 ? 32.0f / 127.0f
+                                                       : 1.0f;
+    for (std::int64_t b = 0; b < layout_.blocks; ++b) {
+      float* step = inverse_.as<float>() + b * kRowBlock;
+      std::fill(step, step + kRowBlock, 0.0f);
+      for (std::int64_t g = b * per_block; g < std::min(groups_, (b + 1) * per_block); ++g) {
+        const float* scale = scales_.as<float>() + g * kRowBlock;
+        for (int r = 0; r < kRowBlock; ++r) step[r] = std::max(step[r], std::fabs(scale[r]));
+      }
+      for (int r = 0; r < kRowBlock; ++r) {
+        step[r] *= factor;
+        largest[r] = std::max(largest[r], step[r]);
       }
     }
   }
@@ -185,10 +226,11 @@ class RowBlockPacker {
   StoredMatrix from_;
   const PackSteps& steps_;
   WeightLayout layout_;
-  AlignedBuffer tile_;  // [16][kPackTile]
+  AlignedBuffer tile_;  // floats [16][kPackTile], or a PackTile
   AlignedBuffer columns_, codes_, scales_, inverse_;
   float amax_[kRowBlock] = {};
   std::int64_t rows_ = kRowBlock;  // of the block at hand
+  std::int64_t groups_ = 0;
 };
 
 // A row block of iq4_xs as iq4g32h by way of iq4_nl, whose codes it has; false where a scale is not

@@ -2,55 +2,18 @@
 // that the same operations in the same order give the same bits with any vector width. Included
 // once per instruction set (pack_scalar.cc and so on). No fma (contraction is off), no libm.
 //
-// Numbers come as u[column][row], every row divided by its largest magnitude, so |u| <= 1.
+// Numbers come as u[column][row]; fit divides every row by its largest magnitude, so that |u| <= 1.
 #pragma once
 
 #include <cstdint>
 
+#include "formats/pack_lanes.inl"
+#include "formats/pack_moves.inl"
 #include "formats/pack_steps.h"
 #include "formats/weights.h"
 
 namespace musespark {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-typedef float F32 __attribute__((vector_size(4 * kLanes)));
-typedef std::int32_t I32 __attribute__((vector_size(4 * kLanes)));
-
-#define MUSESPARK_INLINE [[gnu::always_inline]] inline
-
-MUSESPARK_INLINE F32 load(const float* p) {
-  F32 v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
-
-MUSESPARK_INLINE void store(float* p, F32 v) { __builtin_memcpy(p, &v, sizeof v); }
-
-MUSESPARK_INLINE F32 splat(float x) { return F32{} + x; }
-
-MUSESPARK_INLINE F32 magnitude(F32 v) { return (F32)((I32)v & 0x7fffffff); }
-
-MUSESPARK_INLINE F32 larger(F32 a, F32 b) { return a > b ? a : b; }
-
-// Nearest integer, ties to even, for |v| < 2^22.
-MUSESPARK_INLINE F32 rounded(F32 v) { return (v + 12582912.0f) - 12582912.0f; }
-
-MUSESPARK_INLINE F32 clamped(F32 v, float low, float high) {
-  v = v < low ? splat(low) : v;
-  return v > high ? splat(high) : v;
-}
-
-MUSESPARK_INLINE void store_bytes(std::uint8_t* to, F32 integers) {
-  const I32 v = __builtin_convertvector(integers, I32);
-  for (int r = 0; r < kLanes; ++r) to[r] = static_cast<std::uint8_t>(v[r]);
-}
 
 // ---- tables of levels -------------------------------------------------------------------------
 
@@ -94,13 +57,37 @@ MUSESPARK_INLINE F32 nearest_level(F32 t) {
   return level;
 }
 
+// The table of q4 and the borders between its levels.
+struct Q4Borders {
+  float level[16] = {}, border[16] = {};
+  constexpr Q4Borders() {
+    for (int i = 0; i < 16; ++i) level[i] = kQ4Level[i];
+    for (int i = 0; i < 15; ++i) border[i] = 0.5f * (level[i] + level[i + 1]);
+  }
+};
+constexpr Q4Borders kQ4;
+
+// The place of the nearest level in ascending order (lane & 15: 0 for what is not a number).
+// Fifteen ranges of 14.5, the outer two without end, have one border each, which is the only one to
+// compare with. No range ends within 0.2 of a border, so that it does not matter how its number is
+// rounded.
+MUSESPARK_INLINE I32 nearest_q4(F32 t) {
+  const F32 range = clamped((t + 114.25f) * (1.0f / 14.5f), 0.0f, 14.0f);
+  const I32 lower = __builtin_convertvector(range, I32);
+  return t > look_up(kQ4.border, lower) ? lower + 1 : lower;
+}
+
+template <>
+MUSESPARK_INLINE F32 nearest_level<Q4Levels>(F32 t) {
+  return look_up(kQ4.level, nearest_q4(t));
+}
+
 // The same for neighbouring integers, without a comparison for each.
 template <>
 MUSESPARK_INLINE F32 nearest_level<Int4Levels>(F32 t) {
   F32 level = rounded(t);
   level = level - t == 0.5f ? level - 1.0f : level;
-  level = level > -8.0f ? level : splat(-8.0f);
-  return level < 7.0f ? level : splat(7.0f);
+  return smaller(larger(level, splat(-8.0f)), splat(7.0f));
 }
 
 // The place of the nearest level in ascending order, 0 for the lowest.
@@ -113,6 +100,11 @@ MUSESPARK_INLINE F32 nearest_index(F32 t) {
     index += t > border ? splat(1.0f) : F32{};
   }
   return index;
+}
+
+template <>
+MUSESPARK_INLINE F32 nearest_index<Q4Levels>(F32 t) {
+  return __builtin_convertvector(nearest_q4(t), F32);
 }
 
 template <>
@@ -193,6 +185,14 @@ MUSESPARK_INLINE void make_table(F32 sub, Q4Table* table) {
   }
 }
 
+// The number of borders below x.
+MUSESPARK_INLINE F32 table_place(const Q4Table& table, F32 x) {
+  I32 place = {};
+#pragma GCC unroll 15
+  for (int i = 0; i < 15; ++i) place = add_if_greater(place, x, table.border[i]);
+  return __builtin_convertvector(place, F32);
+}
+
 // Squared error of n columns t (units of w8) under the table.
 MUSESPARK_INLINE F32 table_error(const Q4Table& table, const F32* t, int n) {
   F32 error = {};
@@ -226,11 +226,7 @@ MUSESPARK_INLINE void encode_group_q4(const float* u, int n, F32 scale, F32 inve
   store_bytes(reinterpret_cast<std::uint8_t*>(sub), best_sub);
   make_table(best_sub, &table);
   for (int k = 0; k < n; ++k) {
-    const F32 x = t[k] * table.sign;
-    F32 code = {};
-#pragma GCC unroll 15
-    for (int i = 0; i < 15; ++i) code += x > table.border[i] ? splat(1.0f) : F32{};
-    store_bytes(codes + k * kRowBlock, code);
+    store_bytes(codes + k * kRowBlock, table_place(table, t[k] * table.sign));
   }
 }
 
@@ -317,8 +313,16 @@ MUSESPARK_INLINE F32 fit_group_bytes(const float* u, int n) {
   return amax / 127.0f;
 }
 
+// Divides n columns by their rows' largest magnitudes.
+MUSESPARK_INLINE void to_unit(const PackRows& rows, std::int64_t k, int n, int lane) {
+  float* u = rows.u + k * kRowBlock + lane;
+  const F32 by = load(rows.to_unit + lane);
+  for (int i = 0; i < n; ++i) store(u + i * kRowBlock, load(u + i * kRowBlock) * by);
+}
+
 // Scales of the group of `n` columns at k, rows lane .. lane + kLanes - 1.
 MUSESPARK_INLINE void fit_group(const PackRows& rows, std::int64_t k, int n, int lane) {
+  to_unit(rows, k, n, lane);
   const float* u = rows.u + k * kRowBlock + lane;
   F32 scale;
   switch (rows.format) {
@@ -376,56 +380,6 @@ MUSESPARK_INLINE void all_groups(const PackRows& rows) {
     for (int lane = 0; lane < kRowBlock; lane += kLanes) {
       kStep(rows, k, static_cast<int>(left < width ? left : width), lane);
     }
-  }
-}
-
-// ---- moving numbers ---------------------------------------------------------------------------
-
-MUSESPARK_INLINE void turn_rows(const float* rows, std::int64_t count, float* columns,
-                                std::uint32_t* largest) {
-  std::uint32_t most[kRowBlock];
-  for (int r = 0; r < kRowBlock; ++r) most[r] = largest[r];
-  for (std::int64_t k = 0; k < count; ++k) {
-    for (int r = 0; r < kRowBlock; ++r) {
-      const float value = rows[r * kPackTile + k];
-      std::uint32_t bits;
-      __builtin_memcpy(&bits, &value, 4);
-      bits &= 0x7fffffffu;
-      most[r] = bits > most[r] ? bits : most[r];
-      columns[k * kRowBlock + r] = value;
-    }
-  }
-  for (int r = 0; r < kRowBlock; ++r) largest[r] = most[r];
-}
-
-// A quad's bytes [k][row] to [row][k].
-MUSESPARK_INLINE void turn_quad(const std::uint8_t* from, std::uint8_t* to) {
-  for (int r = 0; r < kRowBlock; ++r) {
-    for (int k = 0; k < 4; ++k) to[r * 4 + k] = from[k * kRowBlock + r];
-  }
-}
-
-MUSESPARK_INLINE void lay_out_codes(const std::uint8_t* codes, std::int64_t padded_cols, int bits,
-                                    std::uint8_t* to) {
-  for (std::int64_t chunk = 0; chunk < padded_cols / 64; ++chunk) {
-    const std::uint8_t* c = codes + chunk * 64 * kRowBlock;  // quad q at c + 64 * q
-    std::uint8_t joined[64];
-    for (int v = 0; v < 16 && bits == 8; ++v) turn_quad(c + v * 64, to + v * 64);
-    for (int v = 0; v < 8 && bits != 8; ++v) {
-      for (int i = 0; i < 64; ++i) {
-        joined[i] = static_cast<std::uint8_t>((c[v * 64 + i] & 15) | c[(v + 8) * 64 + i] << 4);
-      }
-      turn_quad(joined, to + v * 64);
-    }
-    for (int u = 0; u < 4 && bits == 6; ++u) {
-      for (int i = 0; i < 64; ++i) {
-        const std::uint8_t* high = c + u * 64 + i;
-        joined[i] = static_cast<std::uint8_t>((high[0] >> 4 & 3) | (high[256] >> 4 & 3) << 2 |
-                                              (high[512] >> 4 & 3) << 4 | high[768] >> 4 << 6);
-      }
-      turn_quad(joined, to + 512 + u * 64);
-    }
-    to += 128 * bits;
   }
 }
 

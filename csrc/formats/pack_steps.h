@@ -14,7 +14,8 @@ struct PackRows {
   bool quick;
   std::int64_t cols;  // K, unpadded
   std::int64_t block_cols;
-  const float* u;        // [K][16]
+  const float* to_unit;  // [16], one over the largest magnitude of a row, or 0
+  float* u;              // [K][16], multiplied by to_unit by fit
   float* scales;         // [groups][16], written by fit, read by encode
   const float* inverse;  // [blocks][16], read by encode: w8 = u * inverse
   std::int8_t* sub;      // [Kp/32][16], written by encode (q4, q6)
@@ -22,11 +23,23 @@ struct PackRows {
 };
 
 inline constexpr std::int64_t kPackTile = 256;  // columns that are turned at a time
+inline constexpr std::int64_t kPackGroup = 16;  // kStoredGroup of stored.h
+
+// kPackTile columns of 16 rows as decode_integers gives them: value k of row r is
+// scales[k / 16][r] * codes[r][k] - leasts[k / 16][r].
+struct PackTile {
+  std::int8_t codes[kRowBlock][kPackTile];
+  float scales[kPackTile / kPackGroup][kRowBlock];
+  float leasts[kPackTile / kPackGroup][kRowBlock];
+};
 
 struct PackSteps {
   // `count` columns of 16 rows, row r at rows + r * kPackTile, to columns [count][16]; largest[r]
   // becomes the largest of itself and the bits of the row's magnitudes.
   void (*turn)(const float* rows, std::int64_t count, float* columns, std::uint32_t* largest);
+  // The same from integers; `count` is a multiple of kPackGroup.
+  void (*turn_integers)(const PackTile& tile, std::int64_t count, float* columns,
+                        std::uint32_t* largest);
   void (*fit)(const PackRows& rows);
   void (*encode)(const PackRows& rows);
   // Codes [padded_cols][16] of `bits` (8, 6 or 4) to their places in a row block (weights.h).

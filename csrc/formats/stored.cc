@@ -32,151 +32,173 @@ void decode_bf16(const Byte* from, std::int64_t count, float* to) {
   bf16_to_f32(reinterpret_cast<const std::uint16_t*>(from), to, count);
 }
 
+// ---- sixteen bytes at a time ------------------------------------------------------------------
+
+typedef std::uint8_t Bytes __attribute__((vector_size(16)));
+typedef std::uint64_t Words __attribute__((vector_size(16)));
+
+Bytes read_bytes(const Byte* at) {
+  Bytes bytes;
+  std::memcpy(&bytes, at, 16);
+  return bytes;
+}
+
+// The bits of `mask` above `shift` of each byte; what a byte gets from the next one is above them.
+Bytes bits_of(Bytes bytes, int shift, Byte mask) { return (Bytes)((Words)bytes >> shift) & mask; }
+
+// Bit i of two bytes as 16 or 0 in byte i.
+Bytes sixteen_where_set(const Byte* bits) {
+  const Words both = {bits[0] * 0x0101010101010101u, bits[1] * 0x0101010101010101u};
+  const Bytes alone = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  return (Bytes)(((Bytes)both & alone) != 0) & 16;
+}
+
+// Where a block's integers go.
+struct Out : StoredIntegers {
+  void put(int k, Bytes bytes) const { std::memcpy(codes + k, &bytes, 16); }
+
+  void group(int g, float scale, float least = 0.0f) const {
+    scales[g * stride] = scale;
+    leasts[g * stride] = least;
+  }
+
+  void groups_of_32(int g, float scale, float least = 0.0f) const {
+    group(2 * g, scale, least);
+    group(2 * g + 1, scale, least);
+  }
+};
+
 // ---- blocks of 32 -----------------------------------------------------------------------------
 
-template <class Value>
-void nibbles_32(const Byte* q, float* to, Value value) {
-  for (int i = 0; i < 16; ++i) to[i] = value(q[i] & 15, i);
-  for (int i = 0; i < 16; ++i) to[16 + i] = value(q[i] >> 4, 16 + i);
+void levels_32(const Byte* q, const std::int8_t (&levels)[16], std::int8_t* to) {
+  for (int i = 0; i < 16; ++i) {
+    to[i] = levels[q[i] & 15];
+    to[16 + i] = levels[q[i] >> 4];
+  }
 }
 
-void block_q4_0(const Byte* b, float* to) {
-  const float d = read_f16(b);
-  nibbles_32(b + 2, to, [d](int q, int) { return d * static_cast<float>(q - 8); });
+Bytes low_nibbles(const Byte* q) { return bits_of(read_bytes(q), 0, 15); }
+Bytes high_nibbles(const Byte* q) { return bits_of(read_bytes(q), 4, 15); }
+
+void block_q4_0(const Byte* b, const Out& to) {
+  to.groups_of_32(0, read_f16(b));
+  to.put(0, low_nibbles(b + 2) - 8);
+  to.put(16, high_nibbles(b + 2) - 8);
 }
 
-void block_q4_1(const Byte* b, float* to) {
-  const float d = read_f16(b), m = read_f16(b + 2);
-  nibbles_32(b + 4, to, [d, m](int q, int) { return d * static_cast<float>(q) + m; });
+void block_q4_1(const Byte* b, const Out& to) {
+  to.groups_of_32(0, read_f16(b), -read_f16(b + 2));
+  to.put(0, low_nibbles(b + 4));
+  to.put(16, high_nibbles(b + 4));
 }
 
-void block_q5_0(const Byte* b, float* to) {
-  const float d = read_f16(b);
-  std::uint32_t h;
-  std::memcpy(&h, b + 2, 4);
-  nibbles_32(b + 6, to, [d, h](int q, int k) {
-    const int code = q | static_cast<int>(h >> k & 1) << 4;
-    return d * static_cast<float>(code - 16);
-  });
+void block_q5_0(const Byte* b, const Out& to) {
+  to.groups_of_32(0, read_f16(b));
+  to.put(0, (low_nibbles(b + 6) | sixteen_where_set(b + 2)) - 16);
+  to.put(16, (high_nibbles(b + 6) | sixteen_where_set(b + 4)) - 16);
 }
 
-void block_q5_1(const Byte* b, float* to) {
-  const float d = read_f16(b), m = read_f16(b + 2);
-  std::uint32_t h;
-  std::memcpy(&h, b + 4, 4);
-  nibbles_32(b + 8, to, [d, m, h](int q, int k) {
-    const int code = q | static_cast<int>(h >> k & 1) << 4;
-    return d * static_cast<float>(code) + m;
-  });
+void block_q5_1(const Byte* b, const Out& to) {
+  to.groups_of_32(0, read_f16(b), -read_f16(b + 2));
+  to.put(0, low_nibbles(b + 8) | sixteen_where_set(b + 4));
+  to.put(16, high_nibbles(b + 8) | sixteen_where_set(b + 6));
 }
 
-void block_q8_0(const Byte* b, float* to) {
-  const float d = read_f16(b);
-  for (int i = 0; i < 32; ++i) to[i] = d * static_cast<float>(static_cast<std::int8_t>(b[2 + i]));
+void block_q8_0(const Byte* b, const Out& to) {
+  to.groups_of_32(0, read_f16(b));
+  std::memcpy(to.codes, b + 2, 32);
 }
 
-void block_iq4_nl(const Byte* b, float* to) {
-  const float d = read_f16(b);
-  nibbles_32(b + 2, to, [d](int q, int) { return d * static_cast<float>(kQ4Level[q]); });
+void block_iq4_nl(const Byte* b, const Out& to) {
+  to.groups_of_32(0, read_f16(b));
+  levels_32(b + 2, kQ4Level, to.codes);
 }
 
-void block_mxfp4(const Byte* b, float* to) {
+void block_mxfp4(const Byte* b, const Out& to) {
   const std::uint32_t e = b[0];  // half of 2^(e - 127): kE2m1Level holds doubled values
   const std::uint32_t bits = e < 2 ? 0x00200000u << e : (e - 1) << 23;
   float d;
   std::memcpy(&d, &bits, 4);
-  nibbles_32(b + 1, to, [d](int q, int) { return d * static_cast<float>(kE2m1Level[q]); });
+  to.groups_of_32(0, d);
+  levels_32(b + 1, kE2m1Level, to.codes);
 }
 
 // ---- blocks of 256 ----------------------------------------------------------------------------
 
-void block_q2_k(const Byte* b, float* to) {
+void block_q2_k(const Byte* b, const Out& to) {
   const Byte* q = b + 16;
   const float d = read_f16(b + 80), m = read_f16(b + 82);
   for (int g = 0; g < 16; ++g) {
-    const float scale = d * static_cast<float>(b[g] & 15);
-    const float least = m * static_cast<float>(b[g] >> 4);
-    const Byte* bytes = q + g / 8 * 32 + g % 2 * 16;
-    const int shift = g % 8 / 2 * 2;
-    for (int i = 0; i < 16; ++i) {
-      to[g * 16 + i] = scale * static_cast<float>(bytes[i] >> shift & 3) - least;
-    }
+    to.group(g, d * static_cast<float>(b[g] & 15), m * static_cast<float>(b[g] >> 4));
+  }
+#pragma GCC unroll 16
+  for (int g = 0; g < 16; ++g) {
+    to.put(g * 16, bits_of(read_bytes(q + g / 8 * 32 + g % 2 * 16), g % 8 / 2 * 2, 3));
   }
 }
 
-void block_q3_k(const Byte* b, float* to) {
+void block_q3_k(const Byte* b, const Out& to) {
   const Byte *h = b, *q = b + 32, *s = b + 96;
   const float d = read_f16(b + 108);
   for (int g = 0; g < 16; ++g) {
     const int low = s[g % 8] >> (g / 8 * 4) & 15;
     const int high = s[8 + g % 4] >> (g / 4 * 2) & 3;
-    const float scale = d * static_cast<float>((low | high << 4) - 32);
-    const Byte* bytes = q + g / 8 * 32 + g % 2 * 16;
-    const Byte* mask = h + g % 2 * 16;
-    const int shift = g % 8 / 2 * 2, bit = g / 2;
-    for (int i = 0; i < 16; ++i) {
-      const int code = (bytes[i] >> shift & 3) - (mask[i] >> bit & 1 ? 0 : 4);
-      to[g * 16 + i] = scale * static_cast<float>(code);
-    }
+    to.group(g, d * static_cast<float>((low | high << 4) - 32));
+  }
+#pragma GCC unroll 16
+  for (int g = 0; g < 16; ++g) {
+    const Bytes low = bits_of(read_bytes(q + g / 8 * 32 + g % 2 * 16), g % 8 / 2 * 2, 3);
+    to.put(g * 16, (low | bits_of(read_bytes(h + g % 2 * 16), g / 2, 1) << 2) - 4);
   }
 }
 
-struct ScaleMin {
-  float scale, least;
-};
-
-// Group g of the twelve bytes that q4_k and q5_k share.
-ScaleMin scale_min_k(const Byte* s, int g, float d, float m) {
-  int scale, least;
-  if (g < 4) {
-    scale = s[g] & 63;
-    least = s[4 + g] & 63;
-  } else {
-    scale = (s[4 + g] & 15) | s[g - 4] >> 6 << 4;
-    least = s[4 + g] >> 4 | s[g] >> 6 << 4;
-  }
-  return {d * static_cast<float>(scale), m * static_cast<float>(least)};
-}
-
-void block_q4_k(const Byte* b, float* to) {
+// The scales of the twelve bytes that q4_k and q5_k share.
+void groups_k(const Byte* b, const Out& to) {
   const float d = read_f16(b), m = read_f16(b + 2);
+  const Byte* s = b + 4;
+  for (int g = 0; g < 8; ++g) {
+    int scale, least;
+    if (g < 4) {
+      scale = s[g] & 63;
+      least = s[4 + g] & 63;
+    } else {
+      scale = (s[4 + g] & 15) | s[g - 4] >> 6 << 4;
+      least = s[4 + g] >> 4 | s[g] >> 6 << 4;
+    }
+    to.groups_of_32(g, d * static_cast<float>(scale), m * static_cast<float>(least));
+  }
+}
+
+void block_q4_k(const Byte* b, const Out& to) {
   const Byte* q = b + 16;
-  for (int g = 0; g < 8; ++g) {
-    const ScaleMin at = scale_min_k(b + 4, g, d, m);
-    const Byte* bytes = q + g / 2 * 32;
-    const int shift = g % 2 * 4;
-    for (int i = 0; i < 32; ++i) {
-      to[g * 32 + i] = at.scale * static_cast<float>(bytes[i] >> shift & 15) - at.least;
-    }
+  groups_k(b, to);
+#pragma GCC unroll 16
+  for (int g = 0; g < 16; ++g) {
+    to.put(g * 16, bits_of(read_bytes(q + g / 4 * 32 + g % 2 * 16), g % 4 / 2 * 4, 15));
   }
 }
 
-void block_q5_k(const Byte* b, float* to) {
-  const float d = read_f16(b), m = read_f16(b + 2);
+void block_q5_k(const Byte* b, const Out& to) {
   const Byte *h = b + 16, *q = b + 48;
-  for (int g = 0; g < 8; ++g) {
-    const ScaleMin at = scale_min_k(b + 4, g, d, m);
-    const Byte* bytes = q + g / 2 * 32;
-    const int shift = g % 2 * 4;
-    for (int i = 0; i < 32; ++i) {
-      const int code = (bytes[i] >> shift & 15) | (h[i] >> g & 1) << 4;
-      to[g * 32 + i] = at.scale * static_cast<float>(code) - at.least;
-    }
+  groups_k(b, to);
+#pragma GCC unroll 16
+  for (int g = 0; g < 16; ++g) {
+    const Bytes low = bits_of(read_bytes(q + g / 4 * 32 + g % 2 * 16), g % 4 / 2 * 4, 15);
+    to.put(g * 16, low | bits_of(read_bytes(h + g % 2 * 16), g / 2, 1) << 4);
   }
 }
 
-void block_q6_k(const Byte* b, float* to) {
+void block_q6_k(const Byte* b, const Out& to) {
   const Byte *q = b, *h = b + 128, *s = b + 192;
   const float d = read_f16(b + 208);
   for (int g = 0; g < 16; ++g) {
-    const float scale = d * static_cast<float>(static_cast<std::int8_t>(s[g]));
-    const Byte* bytes = q + g / 8 * 64 + g % 4 * 16;
-    const Byte* high = h + g / 8 * 32 + g % 2 * 16;
-    const int shift = g % 8 / 4 * 4, two = g % 8 / 2 * 2;
-    for (int i = 0; i < 16; ++i) {
-      const int code = (bytes[i] >> shift & 15) | (high[i] >> two & 3) << 4;
-      to[g * 16 + i] = scale * static_cast<float>(code - 32);
-    }
+    to.group(g, d * static_cast<float>(static_cast<std::int8_t>(s[g])));
+  }
+#pragma GCC unroll 16
+  for (int g = 0; g < 16; ++g) {
+    const Bytes low = bits_of(read_bytes(q + g / 8 * 64 + g % 4 * 16), g % 8 / 4 * 4, 15);
+    const Bytes high = bits_of(read_bytes(h + g / 8 * 32 + g % 2 * 16), g % 8 / 2 * 2, 3);
+    to.put(g * 16, (low | high << 4) - 32);
   }
 }
 
@@ -187,35 +209,46 @@ float scale_iq4_xs(const Byte* b, int g) {
   return read_f16(b) * static_cast<float>(code - 32);
 }
 
-void block_iq4_xs(const Byte* b, float* to) {
+void block_iq4_xs(const Byte* b, const Out& to) {
   for (int g = 0; g < 8; ++g) {
-    const float scale = scale_iq4_xs(b, g);
-    nibbles_32(b + 8 + 16 * g, to + 32 * g,
-               [scale](int q, int) { return scale * static_cast<float>(kQ4Level[q]); });
+    to.groups_of_32(g, scale_iq4_xs(b, g));
+    levels_32(b + 8 + 16 * g, kQ4Level, to.codes + 32 * g);
   }
 }
 
 // ---- the table --------------------------------------------------------------------------------
 
-template <void (*block)(const Byte*, float*), int bytes, int values>
-void decode_blocks(const Byte* from, std::int64_t blocks, float* to) {
-  for (std::int64_t i = 0; i < blocks; ++i) block(from + i * bytes, to + i * values);
+template <void (*block)(const Byte*, const Out&), int bytes, int values>
+void decode_blocks(const Byte* from, std::int64_t blocks, const StoredIntegers& to) {
+  Out out{to};
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    block(from + i * bytes, out);
+    out.codes += values;
+    out.scales += values / kStoredGroup * out.stride;
+    out.leasts += values / kStoredGroup * out.stride;
+  }
 }
 
 struct Entry {
   StoredTypeInfo info;
-  void (*decode)(const Byte* from, std::int64_t blocks, float* to);
+  void (*floats)(const Byte* from, std::int64_t count, float* to);
+  void (*integers)(const Byte* from, std::int64_t blocks, const StoredIntegers& to);
 };
 
-template <void (*block)(const Byte*, float*), int bytes, int values>
+constexpr Entry plain(StoredType type, const char* name, std::int64_t bytes,
+                      void (*floats)(const Byte*, std::int64_t, float*)) {
+  return {{type, name, 1, bytes}, floats, nullptr};
+}
+
+template <void (*block)(const Byte*, const Out&), int bytes, int values>
 constexpr Entry entry(StoredType type, const char* name) {
-  return {{type, name, values, bytes}, decode_blocks<block, bytes, values>};
+  return {{type, name, values, bytes}, nullptr, decode_blocks<block, bytes, values>};
 }
 
 constexpr Entry kTypes[] = {
-    {{StoredType::f32, "f32", 1, 4}, decode_f32},
-    {{StoredType::f16, "f16", 1, 2}, decode_f16},
-    {{StoredType::bf16, "bf16", 1, 2}, decode_bf16},
+    plain(StoredType::f32, "f32", 4, decode_f32),
+    plain(StoredType::f16, "f16", 2, decode_f16),
+    plain(StoredType::bf16, "bf16", 2, decode_bf16),
     entry<block_q4_0, 18, 32>(StoredType::q4_0, "q4_0"),
     entry<block_q4_1, 20, 32>(StoredType::q4_1, "q4_1"),
     entry<block_q5_0, 22, 32>(StoredType::q5_0, "q5_0"),
@@ -252,8 +285,23 @@ const StoredTypeInfo& stored_type_from_name(const std::string& name) {
   throw InvalidRequest("dtype: '" + name + "' is not one of " + known);
 }
 
+void decode_integers(StoredType type, const std::uint8_t* from, std::int64_t blocks,
+                     const StoredIntegers& to) {
+  entry_of(type).integers(from, blocks, to);
+}
+
 void decode_stored(StoredType type, const std::uint8_t* from, std::int64_t blocks, float* to) {
-  entry_of(type).decode(from, blocks, to);
+  const Entry& entry = entry_of(type);
+  if (entry.floats != nullptr) return entry.floats(from, blocks, to);
+  std::int8_t codes[256];
+  float scales[256 / kStoredGroup], leasts[256 / kStoredGroup];
+  for (std::int64_t i = 0; i < blocks; ++i, to += entry.info.values) {
+    entry.integers(from + i * entry.info.bytes, 1, {codes, scales, leasts, 1});
+    for (std::int64_t k = 0; k < entry.info.values; ++k) {
+      const std::int64_t g = k / kStoredGroup;
+      to[k] = scales[g] * static_cast<float>(codes[k]) - leasts[g];
+    }
+  }
 }
 
 bool iq4_xs_to_iq4_nl(const std::uint8_t* from, std::int64_t blocks, std::uint8_t* to) {

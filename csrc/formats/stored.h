@@ -82,6 +82,23 @@ const StoredTypeInfo& stored_type_from_name(const std::string& name);
 // `blocks` blocks to floats: to[0 .. blocks * values).
 void decode_stored(StoredType type, const std::uint8_t* from, std::int64_t blocks, float* to);
 
+// Every block type is integers with a float scale and least per 16 values:
+//
+//   value[k] = scale[k / 16] * code[k] - least[k / 16]
+//
+// in exactly these operations; least is 0 in types that have none.
+inline constexpr std::int64_t kStoredGroup = 16;
+
+struct StoredIntegers {
+  std::int8_t* codes;      // [values]
+  float *scales, *leasts;  // the one of group g at [g * stride]
+  std::int64_t stride;
+};
+
+// `blocks` blocks of a block type (info.values > 1).
+void decode_integers(StoredType type, const std::uint8_t* from, std::int64_t blocks,
+                     const StoredIntegers& to);
+
 // iq4_xs blocks as eight iq4_nl blocks each: the same codes, each scale d * (sc - 32) rounded to
 // f16. False, and `to` unfinished, where one is not finite as f16.
 bool iq4_xs_to_iq4_nl(const std::uint8_t* from, std::int64_t blocks, std::uint8_t* to);

@@ -26,6 +26,11 @@ const KernelTable kTables[] = {
      seal_page_avx512vnni, rowwise_avx512vnni},
     {Isa::avx2, quantize_rows_avx2, matmul_avx2, attend_chunk_avx2, attention_merge_avx2,
      attention_finish_avx2, write_token_avx2, seal_page_avx2, rowwise_avx2},
+#elif defined(__aarch64__)
+    {Isa::i8mm, quantize_rows_neon, matmul_i8mm, attend_chunk_i8mm, attention_merge_neon,
+     attention_finish_neon, write_token_neon, seal_page_neon, rowwise_neon},
+    {Isa::neon, quantize_rows_neon, matmul_neon, attend_chunk_neon, attention_merge_neon,
+     attention_finish_neon, write_token_neon, seal_page_neon, rowwise_neon},
 #endif
     {Isa::scalar, quantize_rows_scalar, matmul_scalar, attend_chunk_scalar, attention_merge_scalar,
      attention_finish_scalar, write_token_scalar, seal_page_scalar, rowwise_scalar},

@@ -64,6 +64,30 @@ void seal_page_avx512vnni(std::int64_t d, const std::uint8_t* open, std::uint8_t
 extern const RowwiseKernels rowwise_avx2;
 extern const RowwiseKernels rowwise_avx512vnni;
 
+#elif defined(__aarch64__)
+
+// qmatmul/
+void quantize_rows_neon(const float* x, std::int64_t ldx, std::int64_t m, std::int64_t k,
+                        const QuantizedRows* out);
+void matmul_neon(const MatmulArgs* args);
+void matmul_float_neon(const MatmulArgs* args);  // the f32 and bf16 part of the line above
+void matmul_i8mm(const MatmulArgs* args);
+
+// attention/
+void attend_chunk_neon(const AttendChunkArgs* args);
+void attention_merge_neon(std::int64_t rows, std::int64_t d, AttentionPartial* state, float* o,
+                          const AttentionPartial* other, const float* other_o);
+void attention_finish_neon(std::int64_t rows, std::int64_t d, const AttentionPartial* state,
+                           const float* o, const float* sink, float* out, std::int64_t ldo,
+                           std::int64_t head_dim_out);
+void write_token_neon(KvFormat format, std::int64_t d, std::int64_t slot, const float* k,
+                      const float* v, std::uint8_t* open);
+void seal_page_neon(std::int64_t d, const std::uint8_t* open, std::uint8_t* sealed);
+void attend_chunk_i8mm(const AttendChunkArgs* args);
+
+// rowwise/
+extern const RowwiseKernels rowwise_neon;
+
 #endif
 
 }  // namespace musespark

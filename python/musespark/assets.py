@@ -9,6 +9,7 @@ from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families.spec import ModelSpec
 from musespark.text import ChatTemplate, Tokenizer
 from musespark.untrusted import no_tokenizer, parse_json_object
+from musespark.vocab import OUTLINE, read_outline
 
 _TEMPLATE = "chat_template.jinja"
 
@@ -21,15 +22,17 @@ def json_asset(assets: Mapping[str, bytes], name: str) -> dict[str, Any]:
 def tokenizer_of(assets: Mapping[str, bytes], source: str = "the model") -> Tokenizer:
     if "tokenizer.json" not in assets:
         raise UnsupportedModel(no_tokenizer(source))
-    return Tokenizer.from_json(
-        assets["tokenizer.json"],
-        config={
-            **json_asset(assets, "special_tokens_map.json"),
-            **json_asset(assets, "tokenizer_config.json"),
-        },
-        generation_config=_ends(assets) | json_asset(assets, "generation_config.json"),
-        source=f"{source}: tokenizer.json",
-    )
+    text = assets["tokenizer.json"]
+    config = {
+        **json_asset(assets, "special_tokens_map.json"),
+        **json_asset(assets, "tokenizer_config.json"),
+    }
+    generation = _ends(assets) | json_asset(assets, "generation_config.json")
+    given = {"config": config, "generation_config": generation}
+    where = f"{source}: tokenizer.json"
+    if OUTLINE in assets:
+        return Tokenizer.from_outline(read_outline(assets[OUTLINE]), text, **given, source=where)
+    return Tokenizer.from_json(text, **given, source=where)
 
 
 def _ends(assets: Mapping[str, bytes]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ batch. Waiting can be interrupted (Ctrl-C); an iteration that is left early canc
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import dataclasses
@@ -21,7 +20,7 @@ import queue
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +36,9 @@ from musespark.events import (
     collect,
     token_array,
 )
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Engine", "Event", "Finished", "Handle", "LogitsRows", "Request", "Result", "Tokens"]
 
@@ -80,6 +82,8 @@ class _Stream:
         return None
 
     async def aget(self) -> Event | Exception:
+        import asyncio  # here: it takes longer than mapping the weights
+
         ready = asyncio.Event()
         self._waiter = (asyncio.get_running_loop(), ready)
         try:

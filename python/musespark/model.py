@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -168,6 +167,8 @@ class Model:
         The prompt is encoded in a thread; cancelling the task cancels the request.
         """
         check_stream(stream)
+        import asyncio  # here: it takes longer than mapping the weights
+
         prepared = await asyncio.to_thread(self._text_request, prompt, options)
         out = AsyncStream(*self._submit(*prepared))
         return out if stream else await out.drain()
@@ -218,6 +219,8 @@ class Model:
     ) -> ChatResult | AsyncStream:
         """:meth:`chat` for an event loop, as :meth:`agenerate`."""
         check_stream(stream)
+        import asyncio  # here: it takes longer than mapping the weights
+
         prepared = await asyncio.to_thread(self._chat_request, messages, options)
         out = AsyncStream(*self._submit(*prepared))
         return out if stream else await out.drain()
@@ -301,6 +304,8 @@ class Model:
     ) -> np.ndarray:
         """:meth:`embed` for an event loop: in a thread; cancelling the task ends it with the batch
         of texts at hand."""
+        import asyncio  # only here: it is slow to import
+
         stop = threading.Event()
         try:
             return await asyncio.to_thread(self._embed, texts, truncate, stop.is_set)
@@ -421,15 +426,11 @@ class Model:
         adapter = self._adapters.id_of(given.get("adapter"))
         if self._encoder is not None:
             self._encoder.submit()  # says what it is, whatever else is missing
+        limit = self._info.context
         ids = prompts.chat_ids(
-            self.tokenizer,
-            self.template,
-            self._protocol,
-            messages,
-            context=self._info.context,
-            **chat,
+            self.tokenizer, self.template, self._protocol, messages, context=limit, **chat
         )
-        options = within(options, rest, self._info.context - len(ids))
+        options = within(options, rest, limit - len(ids))
         parser = ChannelParser.for_prompt(
             self._protocol,
             self.tokenizer,

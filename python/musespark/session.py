@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 
 
 class _Turn:
-    """The right to the next turn of a session: held until it ends or nobody knows of it."""
+    """The right to the next turn of a session: held until it ends or nobody knows of it.
+
+    ``closings``: how often the session had been closed when it began.
+    """
 
     ended = False
+
+    def __init__(self, closings: int):
+        self.closings = closings
 
 
 class SessionStream(Stream):
@@ -36,7 +42,7 @@ class SessionStream(Stream):
         try:
             yield from super()._run()
             if not self._forgotten:
-                self._session._take(self._sent, self.result, self.handle.retained)
+                self._session._take(self._turn, self._sent, self.result, self.handle.retained)
         finally:
             self._end()
 
@@ -72,6 +78,7 @@ class Session:
             self.messages.append({"role": "system", "content": system})
         self._kept: Retained | None = None
         self._claiming = threading.Lock()
+        self._closings = 0
         self._turn: weakref.ref[_Turn] | None = None  # the one under way
 
     def chat(
@@ -89,7 +96,7 @@ class Session:
         """
         check_stream(stream)
         sent = _as_messages(message)
-        turn = _Turn()
+        turn = _Turn(self._closings)
         try:
             self._claim(turn)
             given = self._with_adapter(options)
@@ -134,14 +141,19 @@ class Session:
         twin._kept = None if self._kept is None else self._kept.fork()
         return twin
 
-    def _take(self, sent: list[dict[str, Any]], result: ChatResult, kept: Retained | None) -> None:
+    def _take(
+        self, turn: _Turn, sent: list[dict[str, Any]], result: ChatResult, kept: Retained | None
+    ) -> None:
         # In this order Ctrl-C between two steps leaves a session that works: what is kept may know
         # more than the conversation has, or less.
-        before, self._kept = self._kept, kept
+        before = self._kept
         try:
+            with self._claiming:
+                if turn.closings == self._closings:  # else closed meanwhile: _drop gives it back
+                    self._kept = kept
             self.messages.extend([*sent, result.message])
         finally:
-            if before is not None:
+            if before is not None and before is not self._kept:
                 before.release()
 
     def _drop(self, handle: Handle) -> None:
@@ -150,10 +162,19 @@ class Session:
             handle.discard()
 
     def close(self) -> None:
-        """Gives the session's memory back; the messages stay."""
-        kept, self._kept = self._kept, None
+        """Gives the session's memory back, that of a turn under way at its end; the messages
+        stay. A later turn computes all of them."""
+        with self._claiming:
+            self._closings += 1
+            kept, self._kept = self._kept, None
         if kept is not None:
             kept.release()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def _repr_html_(self) -> str:
         import html

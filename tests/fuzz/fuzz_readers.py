@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,6 @@ from mutate import (  # noqa: E402
 
 from musespark import _core  # noqa: E402
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel  # noqa: E402
-from musespark.families.spec import spec_to_dict  # noqa: E402
 from musespark.weights import LoadedWeights, convert, open_model, packed  # noqa: E402
 from musespark.weights.gguf_source import open_gguf  # noqa: E402
 from musespark.weights.model_source import understand  # noqa: E402
@@ -165,7 +165,7 @@ def read_packed(path: Path) -> Callable[[], None]:
 def run(model: LoadedWeights) -> None:
     """Continues three tokens by three. Weights that are damaged may end it as bad logits."""
     core = _core.Engine(
-        spec_to_dict(model.spec),
+        asdict(model.spec),
         model.tensors,
         threads=1,
         context=min(16, model.spec.max_context),

@@ -257,7 +257,7 @@ PUBLISHED: dict[str, dict] = {
     },
     "llama": {
         "architectures": ["LlamaForCausalLM"], "is_llama_config": True, "rope_interleaved": False,
-        "pretraining_tp": 1, "rope_scaling": None, "transformers.js_config": {"dtype": "q4"},
+        "pretraining_tp": 2, "rope_scaling": None, "transformers.js_config": {"dtype": "q4"},
     },
 }  # fmt: skip
 

@@ -239,3 +239,18 @@ def test_long_arrays_are_not_decoded_to_be_refused(
         return
     with pytest.raises((CorruptFile, UnsupportedModel), match=message):
         understand(path).made_assets()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "mmproj", 5])
+def test_only_models_are_models(valid: Any, kind: Any) -> None:
+    metadata, shapes = valid
+    read((metadata | {"general.type": "model"}, shapes), {})
+    with pytest.raises(UnsupportedModel, match=f"general.type is {kind!r}: only a 'model'"):
+        read((metadata | {"general.type": kind}, shapes), {})
+
+
+def test_other_ways_to_sample_are_told(tmp_path: Path) -> None:
+    names = ("general.sampling.xtc_probability", "general.sampling.temp")
+    keys = {name: g.key(name, g.F32, 0.5) for name in names}
+    folder = understand(valid_gguf(tmp_path / "m.gguf", keys=keys))
+    assert folder.notes == [f"generation defaults that this version does not read: {names[0]}"]

@@ -207,6 +207,23 @@ def test_a_session_survives_an_interrupt_anywhere(model) -> None:
     assert quiet(model._engine)
 
 
+def test_a_session_closed_during_a_turn_keeps_no_memory(model) -> None:
+    """The turn counts, but its keys and values are given back when it ends."""
+    session = model.session()
+    for _ in range(2):
+        stream = session.chat(QUESTION, max_new_tokens=8, stream=True)
+        next(stream)
+        session.close()
+        for _ in stream:
+            pass
+        assert quiet(model._engine)
+    assert len(session.messages) == 4
+    with session:
+        session.chat("And 1 + 1?", max_new_tokens=2)
+        assert quiet(model._engine, kept=1)
+    assert quiet(model._engine)
+
+
 def test_a_turn_that_ctrl_c_ends_is_forgotten_at_once(model) -> None:
     session = model.session()
     timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])

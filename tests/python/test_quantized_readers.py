@@ -338,6 +338,32 @@ def test_pack_quantized_in_another_order(tmp_path: Path) -> None:
     check(source_of(tmp_path, section, tensors).array("x.weight"), m.values, ("q6", False))
 
 
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        (FP8 | {"activation_scheme": "dynamic"}, "activation_scheme"),
+        (
+            compressed_config("int-quantized", num_bits=8) | {"kv_cache_scheme": {}},
+            "kv_cache_scheme",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "quantization_config": {
+                    "config_groups": {"group_0": {"input_activations": {"num_bits": 8}}}
+                },
+            },
+            "quantization_config.config_groups.group_0.input_activations",
+        ),
+        (compressed_config("int-quantized", num_bits=8), None),
+    ],
+)
+def test_activations_that_stay_as_they_are_are_told(section: dict, said: str | None) -> None:
+    _, notes = read_quantization({"quantization_config": section})
+    where = f"config.quantization_config.{said}"
+    assert notes == ([f"activations stay as they are, whatever {where} says"] if said else [])
+
+
 def test_pack_quantized_groups_are_those_of_the_config(tmp_path: Path) -> None:
     """The last may have fewer inputs; as many scales of groups of another size are refused."""
     m = write.random_matrix(np.random.default_rng(15), 21, 96, group=64, dtype="F16")

@@ -13,6 +13,7 @@ gguf = pytest.importorskip("gguf")
 
 TYPES = list(stored.TYPES)
 BLOCK_TYPES = [name for name in TYPES if name not in ("f32", "f16", "bf16")]
+EXACT = {"q4_0": "q4g32h", "iq4_nl": "iq4g32h", "q8_0": "q8g32h", "mxfp4": "mxfp4"}
 # Where the f16 numbers of a block stand (mxfp4 has a one-byte exponent instead).
 F16_AT = {
     "q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,), "iq4_nl": (0,),
@@ -97,8 +98,10 @@ def test_rows_of_several_blocks_and_strides(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TYPES)
-@pytest.mark.parametrize("form", ["f32", "bf16", "q8", "q6", "q4"])
+@pytest.mark.parametrize("form", ["f32", "bf16", "q8", "q6", "q4", "q4g32h"])
 def test_packing_blocks_is_packing_their_values(name: str, form: str) -> None:
+    if EXACT.get(name) == form:
+        return
     size = stored.TYPES[name][0]
     rng = np.random.default_rng(6)
     if name in BLOCK_TYPES:
@@ -112,13 +115,11 @@ def test_packing_blocks_is_packing_their_values(name: str, form: str) -> None:
         rows = rows.view(np.uint8)
     values = _core.decode(name, rows)
     expected = np.empty(_core.packed_nbytes(form, *values.shape), np.uint8)
-    _core.pack(form, values, out=expected)
-    actual = np.empty_like(expected)
-    _core.pack(form, rows, dtype=name, out=actual, threads=2)
-    np.testing.assert_array_equal(actual, expected)
-
-
-EXACT = {"q4_0": "q4g32h", "iq4_nl": "iq4g32h", "q8_0": "q8g32h", "mxfp4": "mxfp4"}
+    for quick in (False, True):
+        _core.pack(form, values, out=expected, quick=quick)
+        actual = np.empty_like(expected)
+        _core.pack(form, rows, dtype=name, out=actual, threads=2, quick=quick)
+        np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("name", EXACT)

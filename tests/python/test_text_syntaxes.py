@@ -219,6 +219,7 @@ MALFORMED = {
         '<tool_call>{"name": "weather", "city": "a"}</tool_call>',
         '<tool_call>{"function": {"name": "weather"}, "arguments": {"city": "a"}}</tool_call>',
         '<tool_call>{"name": "weather", "arguments": {}, "parameters": {"city": 1}}</tool_call>',
+        '<tool_call>{"function": {"name": "weather", "arguments": {}}, "arguments": 1}</tool_call>',
         '<tool_call>{"name": "weather", "arguments": {"city": "a", "city": "b"}}</tool_call>',
         '<tool_call>{"name": "weather", "arguments": "{\\"a\\": 1, \\"a\\": 2}"}</tool_call>',
         '<tool_call>{"name": "weather", "arguments": {"city": "\\ud800"}}</tool_call>',

@@ -414,7 +414,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     ),
     "pieces inside pieces": (
         {**_nested_pieces(30, 60), _G + "scores": np.zeros(3 + 30 * 60, np.float32)},
-        "merges have more than 16 times",
+        "merges have more than 8 times",
     ),
 }
 
@@ -433,7 +433,7 @@ def test_hostile_metadata_is_refused_by_name(name: str) -> None:
 
 
 def test_pieces_inside_pieces_are_merged_where_they_are_few() -> None:
-    metadata = {**_nested_pieces(100, 20), _G + "scores": np.zeros(3 + 2000, np.float32)}
+    metadata = {**_nested_pieces(200, 10), _G + "scores": np.zeros(3 + 2000, np.float32)}
     assert built(metadata).vocab_size == 2003
 
 

@@ -23,7 +23,7 @@ ARCHITECTURES = {
     "mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
     "gpt_oss": "gpt-oss", "olmo3": "olmo2", "muse_glimmer": "muse-glimmer",
 }  # fmt: skip
-WOVEN = ("llama", "mistral3", "smollm3", "granite", "muse-glimmer")
+WOVEN = ("llama", "mistral3", "smollm3", "granite", "granitemoe", "muse-glimmer")
 # gguf-py may be older than this family.
 MUSE_NAMES = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -124,6 +124,13 @@ def _converted(
                 out[f"{stem}up{suffix}"] = turned[:, 1::2]
             else:
                 out[stem + suffix] = turned
+        elif name.endswith("block_sparse_moe.input_linear.weight"):
+            at = name.removesuffix("block_sparse_moe.input_linear.weight") + "mlp.experts."
+            half = value.shape[1] // 2
+            out[f"{at}gate_proj.weight"], out[f"{at}up_proj.weight"] = (
+                value[:, :half],
+                value[:, half:],
+            )
         elif name.endswith("sinks"):
             out[name + ".weight"] = value
         elif name.endswith("shared_expert_gate.weight"):
@@ -144,7 +151,10 @@ def _write_keys(writer: Any, case: Case, spec: ModelSpec) -> None:
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(a.heads)
     writer.add_head_count_kv(a.kv_heads)
-    writer.add_layer_norm_rms_eps(spec.final_norm.eps)
+    if spec.final_norm.kind == "layer":
+        writer.add_layer_norm_eps(spec.final_norm.eps)
+    else:
+        writer.add_layer_norm_rms_eps(spec.final_norm.eps)
     writer.add_rope_freq_base(spec.ropes[-1].theta)
     if "head_dim" in config or case.family == "gpt_oss":
         writer.add_key_length(a.head_dim)
@@ -157,7 +167,7 @@ def _write_keys(writer: Any, case: Case, spec: ModelSpec) -> None:
     if mlp.kind == "experts":
         writer.add_expert_count(mlp.experts)
         writer.add_expert_used_count(mlp.experts_per_token)
-        if case.family != "mixtral":
+        if case.family not in ("mixtral", "granitemoe"):
             writer.add_expert_feed_forward_length(mlp.intermediate)
         if mlp.shared_intermediate:
             writer.add_expert_shared_feed_forward_length(mlp.shared_intermediate)
@@ -165,7 +175,7 @@ def _write_keys(writer: Any, case: Case, spec: ModelSpec) -> None:
         writer.add_attn_logit_softcapping(a.softcap)
     if spec.logit_softcap:
         writer.add_final_logit_softcapping(spec.logit_softcap)
-    if case.family == "granite":
+    if case.family in ("granite", "granitemoe"):
         writer.add_attention_scale(a.query_scale)
         writer.add_embedding_scale(spec.embed_scale)
         writer.add_residual_scale(layer.residual_scale)
@@ -179,7 +189,7 @@ def _write_rope(writer: Any, case: Case, spec: ModelSpec) -> None:
     rope = spec.ropes[-1]  # of full layers, where there are two
     if case.family == "gemma3":
         writer.add_float32("gemma3.rope.freq_base_swa", spec.ropes[0].theta)
-    else:
+    elif case.family != "starcoder2":
         writer.add_rope_dimension_count(rope.dim)
     if case.family == "phi3":
         writer.add_rope_scaling_orig_ctx_len(rope.original_context or 4096)

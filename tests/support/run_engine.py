@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from musespark import _core
-from musespark.families.spec import ModelSpec, spec_to_dict
+from musespark.families.spec import ModelSpec
 
 Packed = dict[str, tuple[str, int, int, np.ndarray]]
 
@@ -37,7 +38,7 @@ def aligned(nbytes: int) -> np.ndarray:
 def engine(spec: ModelSpec, tensors: Packed, *, context: int, kv: str = "f32", **more: Any) -> Any:
     """A core engine with one thread and room for one sequence of `context` tokens."""
     settings: dict[str, Any] = {"threads": 1, "memory_budget": 256 << 20} | more
-    return _core.Engine(spec_to_dict(spec), tensors, context=context, kv=kv, **settings)
+    return _core.Engine(asdict(spec), tensors, context=context, kv=kv, **settings)
 
 
 def _drain(core: Any, request: int) -> tuple[list[int], list[np.ndarray]]:

@@ -217,11 +217,13 @@ def dispatch_tables() -> dict[str, dict[str, str]]:
     return tables
 
 
-def weak_symbols(path: Path, flags: list[str], folder: Path, compiler: str) -> list[str]:
+def weak_symbols(
+    path: Path, flags: list[str], folder: Path, compiler: str, nm: str = "nm"
+) -> list[str]:
     """Symbols of a C++ file built at -O0 that a linker may merge with another object's."""
     target = folder / (path.stem + ".o")
     command = [compiler, "-std=c++20", "-O0", "-fPIC", "-ffp-contract=off", "-w", *flags]
     subprocess.run([*command, f"-I{CSRC}", "-c", path, "-o", target], check=True, timeout=300)
-    listed = subprocess.run(["nm", "-C", target], check=True, capture_output=True, text=True)
+    listed = subprocess.run([nm, "-C", target], check=True, capture_output=True, text=True)
     kinds = re.compile(r"^[0-9a-f ]*\s([WwVvu])\s(.*)$", re.MULTILINE)
     return [name for _, name in kinds.findall(listed.stdout)]

@@ -16,6 +16,14 @@ namespace {
 
 constexpr float kTiny = 1e-30f;
 
+std::int32_t sum_of(vi x) {
+  std::int32_t lanes[16];
+  istore(lanes, x);
+  std::int32_t sum = 0;
+  for (std::int32_t lane : lanes) sum += lane;
+  return sum;
+}
+
 // Queries as int8 codes with one scale a row.
 void prepare_queries(RowBlock* block) {
   for (std::int64_t r = 0; r < block->rows; ++r) {
@@ -37,11 +45,7 @@ void prepare_queries(RowBlock* block) {
       sum = iadd(sum, code);
       store_weights(block->query + r * block->dim + d, code);
     }
-    std::int32_t lanes[16];
-    istore(lanes, sum);
-    std::int32_t total = 0;
-    for (std::int32_t lane : lanes) total += lane;
-    block->sealed[r].bias = -128 * total;
+    block->sealed[r].bias = kKeyBias * sum_of(sum);
   }
 }
 
@@ -154,9 +158,9 @@ AttentionPartial softmax(float* score, std::int64_t first, std::int64_t last, fl
   return {m, canonical(vtree_sum(total))};
 }
 
-// One row's P of one sealed page: 8-bit steps, low plane and (page 0) high plane. Gives the step.
-float quantize_weights(const float* p, const float* value_scale, std::int64_t first,
-                       std::int64_t last, bool two_planes, dot_weight* weight) {
+// One row's P of one sealed page: 8-bit steps, low plane and (page 0) high plane.
+void quantize_weights(const float* p, const float* value_scale, std::int64_t first,
+                      std::int64_t last, bool two_planes, dot_weight* weight, SealedRow* row) {
   vf w[4];
   vi largest = iset(0);
   for (int b = 0; b < 4; ++b) {
@@ -172,16 +176,20 @@ float quantize_weights(const float* p, const float* value_scale, std::int64_t fi
   const bool finite = bits < 0x7f800000;
   const bool zero = !finite || wmax < kTiny;
   const float inverse = zero ? 0.0f : steps / wmax;
+  vi plane_sum[2] = {iset(0), iset(0)};
   for (int b = 0; b < 4; ++b) {
     const vi code = zero ? iset(0) : vround(vmul(w[b], vset(inverse)));
-    if (two_planes) {
-      store_weights(weight + 16 * b, iand(code, iset(255)));
-      store_weights(weight + kPageTokens + 16 * b, ishr<8>(code));
-    } else {
-      store_weights(weight + 16 * b, code);
-    }
+    const vi low = two_planes ? iand(code, iset(255)) : code;
+    store_weights(weight + 16 * b, low);
+    plane_sum[0] = iadd(plane_sum[0], low);
+    if (!two_planes) continue;
+    store_weights(weight + kPageTokens + 16 * b, ishr<8>(code));
+    plane_sum[1] = iadd(plane_sum[1], ishr<8>(code));
   }
-  return !finite ? __builtin_nanf("") : zero ? 0.0f : wmax / steps;
+  if constexpr (kValueBias != 0) {
+    for (int i = 0; i < 2; ++i) row->value_bias[i] = kValueBias * sum_of(plane_sum[i]);
+  }
+  row->step = !finite ? __builtin_nanf("") : zero ? 0.0f : wmax / steps;
 }
 
 void add_sealed(RowBlock* block, std::int64_t p, std::int64_t begin, std::int64_t end) {
@@ -193,9 +201,9 @@ void add_sealed(RowBlock* block, std::int64_t p, std::int64_t begin, std::int64_
     vstore(value_scale + 16 * b, vabs(vload_f16(page + at.v_scale + 32 * b)));
   }
   for (std::int64_t r = begin; r < end; ++r) {
-    block->sealed[r].step = quantize_weights(
-        block->score + r * kMergeChunk + p * kPageTokens, value_scale, first_slot(*block, r, p),
-        last_slot(*block, r, p), two_planes, block->weight + r * kPlaneStride);
+    quantize_weights(block->score + r * kMergeChunk + p * kPageTokens, value_scale,
+                     first_slot(*block, r, p), last_slot(*block, r, p), two_planes,
+                     block->weight + r * kPlaneStride, block->sealed + r);
   }
   each_tile(end - begin, block->dim / 16,
             [&](std::int64_t i, std::int64_t height, std::int64_t b, std::int64_t width) {

@@ -9,6 +9,9 @@ namespace {
 using dot_weight = std::int16_t;
 constexpr int kTileRows = 4;
 constexpr int kTileBlocks = 1;
+constexpr int kDotSteps = 1;
+constexpr int kKeyBias = -128;
+constexpr int kValueBias = 0;
 
 // Codes 0, 1 and codes 2, 3 of each lane as int16 pairs; lanes 0-7 and 8-15.
 struct vcodes {
@@ -46,7 +49,7 @@ MS_INLINE vcodes load_codes(const std::uint8_t* p) {
           widen_pair<kUnsignedWeights, 0>(b), widen_pair<kUnsignedWeights, 2>(b)};
 }
 
-template <bool kUnsignedWeights>
+template <bool kUnsignedWeights, int kStep>
 MS_INLINE vi vdot(vi acc, vcodes codes, const dot_weight* w) {
   std::int32_t pair[2];
   __builtin_memcpy(pair, w, 8);

@@ -7,12 +7,15 @@ namespace {
 
 // What a weight (a query or a probability step) is kept as, four to a 32-bit broadcast.
 using dot_weight = std::int8_t;
-// VPDPBUSD wants one unsigned operand. Codes of keys are unsigned (+128, undone by starting the sum
-// at -128 * the sum of the weights) and meet signed weights; codes of values are signed and meet
-// unsigned weights (0..255).
 // Accumulators of one register tile: rows x blocks of 16 lanes, with the operands in 32 registers.
 constexpr int kTileRows = 6;
 constexpr int kTileBlocks = 4;
+constexpr int kDotSteps = 1;  // steps whose weights are loaded at once
+// A sum starts at these times the sum of its weights. VPDPBUSD wants one unsigned operand: codes of
+// keys are unsigned (+128, which the bias undoes) and meet signed weights; codes of values are
+// signed and meet unsigned weights (0..255).
+constexpr int kKeyBias = -128;
+constexpr int kValueBias = 0;
 
 struct vcodes {
   __m512i v;
@@ -23,8 +26,8 @@ MS_INLINE vcodes load_codes(const std::uint8_t* p) {
   return {_mm512_loadu_si512(p)};
 }
 
-// acc + sum of four codes * weights in each lane.
-template <bool kUnsignedWeights>
+// acc + sum of four codes * weights in each lane. w: the weights of kDotSteps steps; kStep: which.
+template <bool kUnsignedWeights, int kStep>
 MS_INLINE vi vdot(vi acc, vcodes codes, const dot_weight* w) {
   std::int32_t four;
   __builtin_memcpy(&four, w, 4);

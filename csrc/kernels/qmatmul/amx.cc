@@ -13,10 +13,13 @@
 // one 256-column block, copied together because their rows lie a power of two apart.
 // Formats with a scale per 32 columns need the sums of 32: their products have tiles of half the
 // depth, and a step is 128 columns.
-// Up to four rows and float weights go to the AVX-512 kernels.
+// Up to 16 rows take few_amx.inl, up to four few_avx512.inl and stream_avx512.inl; float weights go
+// to the AVX-512 kernels.
 #include <immintrin.h>
 
 #include "kernels/entries.h"
+#include "kernels/qmatmul/few_amx.inl"
+#include "kernels/qmatmul/few_avx512.inl"
 #include "kernels/qmatmul/layout.inl"
 #include "kernels/qmatmul/shared_avx512.inl"
 #include "kernels/qmatmul/unpack_avx512.inl"
@@ -38,8 +41,6 @@ constexpr int product_cols(WeightFormat format) { return is_g32(format) ? 32 : 6
 constexpr std::int64_t panel_cols(WeightFormat format) {
   return kStepGroups * product_cols(format);
 }
-
-inline void compiler_barrier() { __asm__ volatile("" ::: "memory"); }
 
 // Tile registers 0..3: results, 4 and 5: `rows` activation rows, 6 and 7: weights; products of
 // `depth` columns.
@@ -267,16 +268,16 @@ void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::int8_
   const std::int64_t ahead = p->last ? to_next - p->k0 / 64 * code_stride(kFormat)
                                      : panel_cols(kFormat) / 64 * code_stride(kFormat);
   p->w8 = to;
-  const __m512i levels = level_bytes<false>(a.w.format);
+  const __m512i levels = code_levels<kFormat, false>(a.w.format);
   for (int b = 0; b < kBlocks; ++b) {
-    std::uint8_t* bytes = reinterpret_cast<std::uint8_t*>(to) + b * kPanelCols * kRowBlock;
     p->block[b] = rb[b].block + p->k0 / block_cols(kFormat) * kRowBlock;
-    for (std::int64_t k = p->k0; k < p->k0 + p->cols; k += 64) {
-      const std::uint8_t* codes = rb[b].codes + k / 64 * code_stride(kFormat);
-      for (int line = 0; line < code_stride(kFormat); line += 64) prefetch(codes + ahead + line);
+  }
+  for (std::int64_t k = p->k0; k < p->k0 + p->cols; k += 64) {
+    for (int b = 0; b < kBlocks; ++b) {
       prefetch(reinterpret_cast<const std::uint8_t*>(rb[b].row) + to_next + k);
-      unpack64<kFormat, false>(codes, rb[b].sub + k / kSubGroup * kRowBlock, levels,
-                               bytes + (k - p->k0) * kRowBlock);
+      unpack64<kFormat, false>(
+          rb[b].codes + k / 64 * code_stride(kFormat), ahead, rb[b].sub + k / kSubGroup * kRowBlock,
+          levels, reinterpret_cast<std::uint8_t*>(to) + (b * kPanelCols + k - p->k0) * kRowBlock);
     }
   }
   compiler_barrier();
@@ -319,8 +320,14 @@ void row_blocks(const Call& call, std::int64_t first_block) {
 
 template <WeightFormat kFormat>
 void matmul_quantized(const MatmulArgs& a) {
+  if (a.m <= 4) return few_rows<kFormat>(a);
   const Call call(a);
   configure_tiles(call.rows, product_cols(kFormat));
+  if (a.m <= kTileRows) {
+    few_rows_amx<kFormat>(a);
+    _tile_release();
+    return;
+  }
   std::int64_t b = a.block_begin;
   for (; b + 4 <= a.block_end; b += 4) row_blocks<kFormat, 4>(call, b);
   for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(call, b);
@@ -331,7 +338,6 @@ void matmul_quantized(const MatmulArgs& a) {
 }  // namespace
 
 void matmul_amx(const MatmulArgs* args) {
-  if (args->m <= 4) return matmul_avx512vnni(args);
   switch (args->w.format) {
     case WeightFormat::q8:
       return matmul_quantized<WeightFormat::q8>(*args);

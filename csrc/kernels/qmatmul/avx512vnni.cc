@@ -1,18 +1,18 @@
 // Quantized matmul with AVX-512 VNNI. Bit-identical to scalar.cc.
 //
-//   M = 1..4  weights are unpacked to int16 in registers and meet int16 activations in vpdpwssd
-//             (no sub-scales: biased bytes in vpdpbusd): the row streams once, nothing is stored.
-//   M >= 5    a panel of 32 rows x kPanelCols columns is unpacked to biased bytes in L1, then a
+//   M <= 16   weights stream from memory to registers: stream_avx512.inl (M <= 2 with sub-scales),
+//             few_avx512.inl.
+//   M > 16    a panel of 32 rows x kPanelCols columns is unpacked to biased bytes in L1, then a
 //             register tile of 32 rows x up to 6 columns (4 where a scale holds for 32 columns)
 //             runs over it; sums between panels rest in
 //             scratch memory.
 #include <immintrin.h>
 
 #include "kernels/entries.h"
+#include "kernels/qmatmul/few_avx512.inl"
 #include "kernels/qmatmul/layout.inl"
 #include "kernels/qmatmul/quantize_avx512.inl"
 #include "kernels/qmatmul/shared_avx512.inl"
-#include "kernels/qmatmul/stream_avx512.inl"
 #include "kernels/qmatmul/unpack_avx512.inl"
 
 namespace musespark {
@@ -252,16 +252,15 @@ void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::uint8
   const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
   const std::int64_t ahead = p->last ? to_next - p->k0 / 64 * code_stride(kFormat)
                                      : kPanelCols / 64 * code_stride(kFormat);
-  const __m512i levels = level_bytes<true>(a.w.format);
+  const __m512i levels = code_levels<kFormat, true>(a.w.format);
   for (int b = 0; b < kBlocks; ++b) {
     std::uint8_t* bytes = to + b * kPanelCols * kRowBlock;
     p->bytes[b] = bytes;
     p->block[b] = rb[b].block + p->k0 / block_cols(kFormat) * kRowBlock;
     for (std::int64_t k = p->k0; k < p->k0 + p->cols; k += 64) {
-      const std::uint8_t* codes = rb[b].codes + k / 64 * code_stride(kFormat);
-      for (int line = 0; line < code_stride(kFormat); line += 64) prefetch(codes + ahead + line);
       prefetch(reinterpret_cast<const std::uint8_t*>(rb[b].row) + to_next + k);
-      unpack64<kFormat, true>(codes, rb[b].sub + k / kSubGroup * kRowBlock, levels,
+      unpack64<kFormat, true>(rb[b].codes + k / 64 * code_stride(kFormat), ahead,
+                              rb[b].sub + k / kSubGroup * kRowBlock, levels,
                               bytes + (k - p->k0) * kRowBlock);
     }
   }
@@ -294,18 +293,7 @@ void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
 
 template <WeightFormat kFormat>
 void matmul_quantized(const MatmulArgs& a) {
-  switch (a.m) {
-    case 1:
-      return stream<kFormat, 1>(a);
-    case 2:
-      return stream<kFormat, 2>(a);
-    case 3:
-      return stream<kFormat, 3>(a);
-    case 4:
-      return stream<kFormat, 4>(a);
-    default:
-      break;
-  }
+  if (a.m <= 16) return few_rows<kFormat>(a);
   std::int64_t b = a.block_begin;
   for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(a, b);
   if (b < a.block_end) row_blocks<kFormat, 1>(a, b);

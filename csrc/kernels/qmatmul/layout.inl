@@ -41,6 +41,14 @@ constexpr const std::int8_t (&levels_of(WeightFormat format))[16] {
                                          : kQ4Level;
 }
 
+// Activation rows that the i8mm kernel keeps in pairs at a time: a second-level cache holds them,
+// for every panel of weights reads them all.
+constexpr std::int64_t paired_rows(std::int64_t kp) {
+  constexpr std::int64_t kBytes = 1 << 20, kMost = 256, kTile = 8;
+  const std::int64_t rows = kBytes / kp / kTile * kTile;
+  return rows > kMost ? kMost : rows < kTile ? kTile : rows;
+}
+
 struct RowBlock {
   const float* row;            // [16]
   const std::uint16_t* block;  // [ceil(Kp/B)][16] f16

@@ -2,16 +2,27 @@
 
 #include <algorithm>
 
+#include "kernels/qmatmul/layout.inl"
+
 namespace musespark {
 namespace {
 
-// Rows of activations kept in a second form at a time: int16 pairs, or tiles padded to 16 rows.
-constexpr std::int64_t kWidenedRows = 16;
 // An unpacked panel, and the result tiles of a matrix unit.
 constexpr std::int64_t kPanelBytes = 32 * 1024 * 2;
 // Float sums between panels: 64 weight rows x up to 512 activation rows.
 constexpr std::int64_t kSumRows = 512;
 constexpr std::int64_t kRowBytes = 64 * 4;
+
+// Rows of activations kept in a second form at a time: pairs of rows; on x86-64 int16 pairs, or
+// tiles padded to 16 rows.
+std::int64_t second_form_bytes(std::int64_t kp, std::int64_t rows) {
+#if defined(__aarch64__)
+  return kp * std::min(rows, paired_rows(kp));
+#else
+  (void)rows;
+  return 2 * kp * 16;
+#endif
+}
 
 }  // namespace
 
@@ -19,7 +30,7 @@ std::int64_t matmul_scratch_bytes(WeightFormat format, std::int64_t cols, std::i
   if (format == WeightFormat::f32 || format == WeightFormat::bf16) return 64;
   const std::int64_t kp = (cols + kActGroup - 1) / kActGroup * kActGroup;
   const std::int64_t rows = (std::min(m, kSumRows) + 15) / 16 * 16;
-  return 2 * kp * kWidenedRows + kPanelBytes + rows * kRowBytes;
+  return second_form_bytes(kp, rows) + kPanelBytes + rows * kRowBytes;
 }
 
 }  // namespace musespark

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/qmatmul/layout.inl"
+#include "kernels/qmatmul/shared_avx512.inl"
 
 namespace musespark {
 namespace {
@@ -42,9 +43,15 @@ struct Bytes {  // quad v (low) and quad v + 8 (high) of 64 columns
 };
 
 inline Bytes nibble_levels(__m512i code, __m512i levels) {
+#ifdef __AVX512VBMI__  // vpermb looks at six bits: with four copies of the table none need be
+                       // masked
+  return {_mm512_permutexvar_epi8(code, levels),
+          _mm512_permutexvar_epi8(_mm512_srli_epi16(code, 4), levels)};
+#else
   const __m512i nibble = _mm512_set1_epi8(15);
   return {_mm512_shuffle_epi8(levels, _mm512_and_si512(code, nibble)),
           _mm512_shuffle_epi8(levels, _mm512_and_si512(_mm512_srli_epi16(code, 4), nibble))};
+#endif
 }
 
 struct Words {  // quad v (low) and quad v + 8 (high) of one code vector, as int16
@@ -90,55 +97,85 @@ inline Words q6_words(__m512i code, __m512i high, __m512i sub_low, __m512i sub_h
 // (even & 0xff) | odd << 8, plus 128 in every byte if kBias.
 template <bool kBias>
 inline __m512i pack_words(__m512i even, __m512i odd) {
-  const __m512i bytes =
-      _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x00ff), even, _mm512_slli_epi16(odd, 8), 0xca);
+  const __m512i low_bytes =
+      _mm512_broadcast_i32x4(_mm_set_epi32(0x0e0e0c0c, 0x0a0a0808, 0x06060404, 0x02020000));
+  const __m512i bytes = _mm512_mask_shuffle_epi8(even, 0xaaaaaaaaaaaaaaaa, odd, low_bytes);
   return kBias ? _mm512_xor_si512(bytes, _mm512_set1_epi8(-128)) : bytes;
 }
 
 inline __m512i load512(const void* p) { return _mm512_loadu_si512(p); }
 
-// Code vector v (0..7) of 64 columns of a format without sub-scales; plus 128 if kBias. `levels`
-// are those of level_bytes<kBias>.
+// Code vector v (0..7) of 64 columns as int16 weights.
+template <WeightFormat kFormat>
+inline Words code_words(const std::uint8_t* codes, int v, __m512i levels, __m512i sub_low,
+                        __m512i sub_high) {
+  static_assert(has_sub(kFormat));
+  const __m512i code = load512(codes + 64 * v);
+  if constexpr (kFormat == WeightFormat::q4) return q4_words(code, levels, sub_low, sub_high);
+  const __m512i high = load512(codes + 512 + 64 * (v % 4));
+  return v < 4 ? q6_words<0>(code, high, sub_low, sub_high)
+               : q6_words<1>(code, high, sub_low, sub_high);
+}
+
+// The table that code_words and code_bytes<kBias> look levels up in.
 template <WeightFormat kFormat, bool kBias>
-inline Bytes plain_bytes(const std::uint8_t* codes, int v, __m512i levels) {
+inline __m512i code_levels(WeightFormat format) {
+  return has_sub(kFormat) ? level_bytes(WeightFormat::q4) : level_bytes<kBias>(format);
+}
+
+// Code vector v (0..7) of 64 columns as int8 weights; plus 128 if kBias.
+template <WeightFormat kFormat, bool kBias>
+inline Bytes code_bytes(const std::uint8_t* codes, int v, __m512i levels, __m512i sub_low,
+                        __m512i sub_high) {
   if constexpr (is_byte(kFormat)) {
     const __m512i flip = _mm512_set1_epi8(kBias ? -128 : 0);
     return {_mm512_xor_si512(load512(codes + 64 * v), flip),
             _mm512_xor_si512(load512(codes + 64 * (v + 8)), flip)};
+  } else if constexpr (has_sub(kFormat)) {
+    const Words w = code_words<kFormat>(codes, v, levels, sub_low, sub_high);
+    return {pack_words<kBias>(w.low_even, w.low_odd), pack_words<kBias>(w.high_even, w.high_odd)};
   } else {
     return nibble_levels(load512(codes + 64 * v), levels);
   }
 }
 
-// 64 columns of one row block to [16 quads][16 rows][4 k]: w8 (kBias: w8 + 128, unsigned). `levels`
-// are those of level_bytes<kBias>, of use for formats without sub-scales.
+// Sub-scales of both halves of 64 columns, where the format has them.
+struct SubWords {
+  __m512i low = {}, high = {};
+};
+template <WeightFormat kFormat>
+inline SubWords sub_scales(const std::int8_t* sub) {
+  if constexpr (!has_sub(kFormat)) return {};
+  return {sub_words(sub), sub_words(sub + kRowBlock)};
+}
+
+// Fetches the lines `ahead` of those that code vector v reads.
+template <WeightFormat kFormat>
+inline void prefetch_codes(const std::uint8_t* codes, std::int64_t ahead, int v) {
+  prefetch(codes + ahead + 64 * v);
+  if (is_byte(kFormat)) prefetch(codes + ahead + 64 * (v + 8));
+  if (kFormat == WeightFormat::q6 && v < 4) prefetch(codes + ahead + 64 * (v + 8));
+}
+
+// From codes of group g to those to be fetched: kAheadBytes on, or in the row blocks `to_next` on.
+template <WeightFormat kFormat>
+inline std::int64_t fetch_distance(std::int64_t g, std::int64_t groups, std::int64_t to_next) {
+  constexpr std::int64_t kStride = code_stride(kFormat), kAhead = kAheadBytes / kStride;
+  return g + kAhead < groups ? kAhead * kStride : (kAhead - groups) * kStride + to_next;
+}
+
+// 64 columns of one row block to [16 quads][16 rows][4 k]: w8 (kBias: w8 + 128, unsigned); fetches
+// the codes `ahead`. `levels` are code_levels<kFormat, kBias>.
 template <WeightFormat kFormat, bool kBias>
-inline void unpack64(const std::uint8_t* codes, const std::int8_t* sub, __m512i levels,
-                     std::uint8_t* to) {
-  if constexpr (!has_sub(kFormat)) {
+inline void unpack64(const std::uint8_t* codes, std::int64_t ahead, const std::int8_t* sub,
+                     __m512i levels, std::uint8_t* to) {
+  const SubWords scales = sub_scales<kFormat>(sub);
 #pragma GCC unroll 8
-    for (int v = 0; v < 8; ++v) {
-      const Bytes w = plain_bytes<kFormat, kBias>(codes, v, levels);
-      _mm512_store_si512(to + 64 * v, w.low);
-      _mm512_store_si512(to + 64 * (v + 8), w.high);
-    }
-  } else {
-    const __m512i sub_low = sub_words(sub), sub_high = sub_words(sub + kRowBlock);
-    const __m512i q4_levels = level_bytes(WeightFormat::q4);
-#pragma GCC unroll 8
-    for (int v = 0; v < 8; ++v) {
-      const __m512i code = load512(codes + 64 * v);
-      Words w;
-      if constexpr (kFormat == WeightFormat::q4) {
-        w = q4_words(code, q4_levels, sub_low, sub_high);
-      } else {
-        const __m512i high = load512(codes + 512 + 64 * (v % 4));
-        w = v < 4 ? q6_words<0>(code, high, sub_low, sub_high)
-                  : q6_words<1>(code, high, sub_low, sub_high);
-      }
-      _mm512_store_si512(to + 64 * v, pack_words<kBias>(w.low_even, w.low_odd));
-      _mm512_store_si512(to + 64 * (v + 8), pack_words<kBias>(w.high_even, w.high_odd));
-    }
+  for (int v = 0; v < 8; ++v) {
+    prefetch_codes<kFormat>(codes, ahead, v);
+    const Bytes w = code_bytes<kFormat, kBias>(codes, v, levels, scales.low, scales.high);
+    _mm512_store_si512(to + 64 * v, w.low);
+    _mm512_store_si512(to + 64 * (v + 8), w.high);
   }
 }
 

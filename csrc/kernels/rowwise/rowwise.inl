@@ -22,8 +22,7 @@ MS_INLINE vf zero_from(vf x, std::int64_t count) {
 }
 
 MS_INLINE float inverse_deviation(float sum, std::int64_t n, float eps) {
-  const __m128 v = _mm_set_ss(sum / static_cast<float>(n) + eps);
-  return 1.0f / _mm_cvtss_f32(_mm_sqrt_ss(v));
+  return 1.0f / __builtin_sqrtf(sum / static_cast<float>(n) + eps);
 }
 
 void rms_norm(const float* x, const float* w, float eps, std::int64_t n, float* out) {
@@ -78,7 +77,9 @@ MS_INLINE vf activation(vf x) {
   if constexpr (kKind == Activation::silu) return vdiv(x, vlogistic_denominator(x));
   if constexpr (kKind == Activation::gelu_tanh) return vgelu_tanh(x);
   if constexpr (kKind == Activation::gelu) return vgelu(x);
-  const vf y = vmax(vset(0.0f), x);
+  std::int32_t zero = 0;
+  __asm__("" : "+r"(zero));  // see relu_of in scalar.cc
+  const vf y = vmax(vfloat(iset(zero)), x);
   return kKind == Activation::relu ? y : vmul(y, y);
 }
 

@@ -73,6 +73,14 @@ void scale(const float* x, float s, std::int64_t n, float* out) {
   for (std::int64_t i = 0; i < n; ++i) out[i] = canonical(x[i] * s);
 }
 
+// 0 for what is below it; -0 and NaN stay. The zero is one that Clang does not know: on AArch64 it
+// takes a comparison with a known one for FMAX, which makes +0 of -0.
+float relu_of(float x) {
+  std::uint32_t zero = 0;
+  __asm__("" : "+r"(zero));
+  return max_of(float_of(zero), x);
+}
+
 float activation(Activation kind, float x) {
   switch (kind) {
     case Activation::silu:
@@ -82,9 +90,9 @@ float activation(Activation kind, float x) {
     case Activation::gelu:
       return gelu_of(x);
     case Activation::relu:
-      return max_of(0.0f, x);
+      return relu_of(x);
     case Activation::relu2:
-      return max_of(0.0f, x) * max_of(0.0f, x);
+      return relu_of(x) * relu_of(x);
   }
   return x;
 }

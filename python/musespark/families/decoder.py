@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from musespark.families.fields import MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
+from musespark.families.spec import AttentionSpec
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,14 @@ class Sizes:
     kv_heads: int
     head_dim: int
     context: int
+
+    def attention(self, **more: Any) -> AttentionSpec:
+        """Attention of these heads that rotates with the first rope and has the usual scale, with
+        what a family says besides or in place of it."""
+        usual: dict[str, Any] = {"rope": 0, "query_scale": self.head_dim**-0.5}
+        return AttentionSpec(
+            heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, **(usual | more)
+        )
 
 
 def read_sizes(
@@ -52,6 +62,14 @@ def read_sizes(
     )
     c.check_heads(sizes.heads, sizes.kv_heads, sizes.head_dim)
     return sizes
+
+
+def chosen_window(c: Fields) -> int | None:
+    """``sliding_window`` where ``use_sliding_window`` says so; else transformers writes 0 there."""
+    if c.flag("use_sliding_window", False):
+        return c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
+    c.get("sliding_window")
+    return None
 
 
 def read_windows(c: Fields, window: int | None, default: list[str]) -> list[int]:

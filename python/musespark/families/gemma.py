@@ -12,7 +12,7 @@ from musespark.families import llama
 from musespark.families.decoder import read_sizes
 from musespark.families.fields import Fields
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "gemma"
@@ -29,7 +29,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "per_layer_config")
     c.must_be("use_bidirectional_attention", False, None)
     size = read_sizes(
         c,
@@ -47,15 +46,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms_centered", c.number("rms_norm_eps", 1e-6))
     layer = LayerSpec(
-        attention=AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
-            rope=0,
-            query_scale=size.head_dim**-0.5,
-            qkv_bias=bias,
-            o_bias=bias,
-        ),
+        attention=size.attention(qkv_bias=bias, o_bias=bias),
         mlp=MlpSpec(
             activation="gelu_tanh" if activation == "gelu" else activation,
             intermediate=size.intermediate,

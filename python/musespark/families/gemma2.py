@@ -43,7 +43,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take Gemma2Config's defaults."""
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "per_layer_config")
     c.must_be("use_bidirectional_attention", False, None)
     size = read_sizes(
         c,
@@ -64,12 +63,8 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
 
     def layer(window: int) -> LayerSpec:
-        attention = AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
+        attention = size.attention(
             window=window,
-            rope=0,
             query_scale=query_scale,
             softcap=softcap,
             qkv_bias=bias,

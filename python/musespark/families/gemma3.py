@@ -7,7 +7,6 @@ full one, and positions of their own for each of the two kinds (older keys: ``ro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,8 +16,8 @@ from musespark.families.fields import MAX_CONTEXT, MAX_LAYERS, Fields
 from musespark.families.gemma2 import LAYER_NAMES as GEMMA2_LAYER_NAMES
 from musespark.families.gemma2 import gemma_layer
 from musespark.families.rope import ropes_of_kinds
-from musespark.families.spec import AttentionSpec, LayerSpec, ModelSpec, NormSpec
-from musespark.families.tensors import TensorMap, match_tensors
+from musespark.families.spec import LayerSpec, ModelSpec, NormSpec
+from musespark.families.tensors import TensorMap, match_tensors, vision_tower
 
 name = "gemma3"
 model_types = ("gemma3", "gemma3_text")
@@ -29,18 +28,15 @@ LAYER_NAMES = GEMMA2_LAYER_NAMES | {
     "q_norm": "self_attn.q_norm.weight",
     "k_norm": "self_attn.k_norm.weight",
 }
-_IGNORABLE = llama.IGNORABLE | {
-    "vision tower: not yet run": re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..+")
-}
+_IGNORABLE = llama.IGNORABLE | vision_tower("vision_tower", "multi_modal_projector")
 
 
 def _text_config(outer: Fields) -> Fields:
     outer.architecture(*architectures)
-    outer.must_be_absent("quantization_config")
     if outer.get("model_type") == "gemma3_text":
         return outer
     c = outer.section("text_config")
-    c.must_be_absent("quantization_config", "final_logit_softcapping")
+    c.must_be_absent("final_logit_softcapping")
     c.must_be("model_type", "gemma3_text", "gemma3_text")
     return c
 
@@ -50,7 +46,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     outer = Fields.of(config)
     c = _text_config(outer)
     # Gemma3Attention of transformers 5.23 does not read its soft cap.
-    c.must_be_absent("per_layer_config", "attn_logit_softcapping")
+    c.must_be_absent("attn_logit_softcapping")
     c.must_be("use_bidirectional_attention", False, None)
     size = read_sizes(
         c,
@@ -73,10 +69,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
 
     def layer(window: int) -> LayerSpec:
-        attention = AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
+        attention = size.attention(
             window=window,
             rope=0 if window else 1,
             q_norm=norm,

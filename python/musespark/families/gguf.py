@@ -19,9 +19,10 @@ from musespark.families import gguf_names, read_config
 from musespark.families.fields import MAX_LAYERS, MAX_WIDTH, FieldRefused
 from musespark.families.gguf_keys import Keys
 from musespark.families.gguf_names import ARCHITECTURES, Architecture
-from musespark.families.gguf_rope import rope_scaling, stretched
+from musespark.families.gguf_rope import rope_scaling, with_frequency_factors
 from musespark.families.spec import LayerSpec, ModelSpec, NormSpec
 from musespark.families.tensors import Part, TensorMap, canonical_shapes, match_tensors, row_parts
+from musespark.untrusted import plain_value
 
 Shape = tuple[int, ...]
 
@@ -48,10 +49,11 @@ def read_gguf(
     ``vector`` reads a small tensor as float32 [n]. UnsupportedModel names the key or tensor that
     this version cannot follow; CorruptFile the one that is missing or contradicts another.
     """
+    _check_type(metadata)
     keys = Keys(metadata)
     arch = _variant(keys, ARCHITECTURES[keys.name])
     config = config_of(keys, arch, shapes, vector)
-    pooling = _pooling_notes(keys)
+    pooling = _encoder_notes(keys) if arch.encoder else _pooling_notes(keys)
     keys.refuse_unread(gguf_names.NEUTRAL, gguf_names.WITHOUT_EFFECT)
     try:
         family, spec, notes = read_config(config)
@@ -59,13 +61,20 @@ def read_gguf(
         raise _in_terms_of_the_file(error, keys, arch, shapes) from None
     if gguf_names.ROPE_FACTORS in shapes:
         spec = dataclasses.replace(
-            spec, ropes=[stretched(rope, keys, vector) for rope in spec.ropes]
+            spec, ropes=[with_frequency_factors(rope, keys, vector) for rope in spec.ropes]
         )
     spec = _with_norms_as_stored(spec, arch)
     read = gguf_names.ROTATION if spec.ropes else ()
     mapping = match_tensors(spec, shapes.keys() - {*read}, sources(arch, spec), {})
     interleaved = _interleaved(spec, mapping) if arch.interleaved else {}
     return GgufModel(family.name, config, spec, mapping, interleaved, notes + pooling)
+
+
+def _check_type(metadata: Mapping[str, Any]) -> None:
+    """UnsupportedModel for files that hold something beside a model: an adapter, a projector."""
+    kind = plain_value(metadata, "general.type")
+    if kind not in (None, "model"):
+        raise UnsupportedModel(f"general.type is {kind!r:.80}: only a 'model' can be loaded")
 
 
 def _in_terms_of_the_file(
@@ -149,9 +158,12 @@ def config_of(
         config[flag] = f"blk.0.{part}" in shapes
     config |= rope_scaling(keys, shapes, vector)
     _check_head(keys, config)
+    if arch.encoder:
+        config |= _encoder_config(keys, shapes)
     return arch.complete(config)
 
 
+_POOLING_MODES = {1: "mean_tokens", 2: "cls_token"}
 _POOLINGS = {1: "mean", 2: "first token", 3: "last token"}
 
 
@@ -169,6 +181,28 @@ def _pooling_notes(keys: Keys) -> list[str]:
         f"an embedding model; {keys.name}.{key} {pooling} ({_POOLINGS[pooling]}) is not applied: "
         "it is read as a model that generates text"
     ]
+
+
+def _encoder_config(keys: Keys, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """How rows become one embedding, as the files of sentence-transformers say it."""
+    if keys.get("attention.causal") is not False:
+        raise keys.refuse("attention.causal", "an encoder sees both ways: false is needed")
+    types = shapes.get(gguf_names.NAMES["token_types"], ())
+    found: dict[str, Any] = {"type_vocab_size": types[0] if len(types) == 2 else 1}
+    pooling = keys.integer("pooling_type") if keys.has("pooling_type") else 0
+    modules = [{"type": "Transformer", "path": ""}, {"type": "Pooling", "path": "1_Pooling"}]
+    modules.append({"type": "Normalize", "path": "2_Normalize"})
+    files: dict[str, Any] = {"modules": modules}
+    if pooling in _POOLING_MODES:
+        files["pooling"] = {f"pooling_mode_{_POOLING_MODES[pooling]}": True}
+    elif pooling:
+        what = f" ({_POOLINGS[pooling]})" if pooling in _POOLINGS else ""
+        raise keys.refuse("pooling_type", f"not supported{what}; known are 0 to 2: none, mean, cls")
+    return found | {"sentence_transformers": files}
+
+
+def _encoder_notes(keys: Keys) -> list[str]:
+    return [f"{keys.name}: an embedding is divided by its length, as llama.cpp does: no key says"]
 
 
 def _read_pattern(keys: Keys, config: dict[str, Any]) -> None:
@@ -247,7 +281,7 @@ def _interleaved(spec: ModelSpec, mapping: TensorMap) -> dict[str, int]:
     return heads
 
 
-def unweave(rows: int, heads: int) -> np.ndarray:
+def unpermute(rows: int, heads: int) -> np.ndarray:
     """For each row of Q or K in our order, its row in llama.cpp's.
 
     A head's pair i of rows that rotate together is (2 i, 2 i + 1) there and (i, i + D / 2) here.

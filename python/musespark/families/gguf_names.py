@@ -40,6 +40,8 @@ _REQUIRED = frozenset({
     "attention.layer_norm_rms_epsilon",
     "context_length",
 })  # fmt: skip
+# Norms that take the mean off: another epsilon.
+_EPSILON, _RMS_EPSILON = "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"
 _SPARSE_REQUIRED = _REQUIRED | {"expert_count", "expert_used_count"}
 # Keys that change nothing.
 WITHOUT_EFFECT = ("rope.scaling.finetuned", "tensor_data_layout")
@@ -65,6 +67,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 # stacks [experts, rows, columns] of one name.
 LAYER_NAMES = {
     "attn_norm": "attn_norm.weight",
+    "attn_norm_bias": "attn_norm.bias",
     "q": "attn_q.weight",
     "k": "attn_k.weight",
     "v": "attn_v.weight",
@@ -78,6 +81,7 @@ LAYER_NAMES = {
     "sinks": "attn_sinks.weight",
     "post_attn_norm": "post_attention_norm.weight",
     "mlp_norm": "ffn_norm.weight",
+    "mlp_norm_bias": "ffn_norm.bias",
     "gate": "ffn_gate.weight",
     "up": "ffn_up.weight",
     "down": "ffn_down.weight",
@@ -100,7 +104,12 @@ LAYER_NAMES = {
 }
 NAMES = {
     "embed": "token_embd.weight",
+    "embed_norm": "token_embd_norm.weight",
+    "embed_norm_bias": "token_embd_norm.bias",
+    "positions": "position_embd.weight",
+    "token_types": "token_types.weight",
     "final_norm": "output_norm.weight",
+    "final_norm_bias": "output_norm.bias",
     "head": "output.weight",
 }
 ROPE_FACTORS = "rope_freqs.weight"
@@ -190,6 +199,12 @@ def _muse_text(config: dict[str, Any]) -> dict[str, Any]:
     return tied | {"model_type": "muse_glimmer", "text_config": text | {"qk_scale_factor": 1.0}}
 
 
+def _bert(config: dict[str, Any]) -> dict[str, Any]:
+    # What only decoders have.
+    gone = ("rope_theta", "num_key_value_heads", "tie_word_embeddings", "partial_rotary_factor")
+    return {name: value for name, value in config.items() if name not in gone}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How the files of one general.architecture are read.
@@ -197,11 +212,11 @@ class Architecture:
     ``keys``: key -> config field; ``required`` of them; ``constants``: config fields that hold for
     every file; ``complete``: what else the family needs; ``biases``: config flag -> the tensor of
     layer 0 whose presence sets it. ``fused``: stored part -> the canonical parts whose rows it
-    holds one after the other. ``interleaved``: rows of Q and K alternate between the halves that
-    rotate together (llama.cpp's pairs are neighbours, ours half a head apart). ``one_added``: norm
-    weights are stored as 1 + w. ``weighted_heads``: norms of queries and keys have weights, which
-    the family's do not. ``variants``: key -> how a file is read in which it is there and
-    not 0: an architecture that llama.cpp shares between families.
+    holds one after the other. ``encoder``: it gives embeddings. ``interleaved``: rows of Q and K
+    alternate between the halves that rotate together (llama.cpp's pairs are neighbours, ours half a
+    head apart). ``one_added``: norm weights are stored as 1 + w. ``weighted_heads``: norms of
+    queries and keys have weights, which the family's do not. ``variants``: key -> how a file is
+    read in which it is there and not 0: an architecture that llama.cpp shares between families.
     """
 
     model_type: str
@@ -212,6 +227,7 @@ class Architecture:
     biases: Mapping[str, str] = field(default_factory=dict)
     layer_names: Mapping[str, str] = field(default_factory=lambda: LAYER_NAMES)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    encoder: bool = False
     interleaved: bool = False
     one_added: bool = False
     weighted_heads: bool = False
@@ -220,10 +236,27 @@ class Architecture:
 
 _WINDOW = {"attention.sliding_window": "sliding_window"}
 _ATTENTION_BIAS = {"attention_bias": "attn_output.bias"}
+_BERT_KEYS = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    _EPSILON: "layer_norm_eps",
+    "context_length": "max_position_embeddings",
+}
+_LOCAL_EXPERT_KEYS = {
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
+}
+_GRANITE_KEYS = _DECODER_KEYS | {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
 _MIXTRAL = Architecture(
     "mixtral",
-    keys=_DECODER_KEYS
-    | {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+    keys=_DECODER_KEYS | _LOCAL_EXPERT_KEYS,
     required=_SPARSE_REQUIRED,
     interleaved=True,
 )
@@ -282,8 +315,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         | _WINDOW
         | {
             "expert_feed_forward_length": "intermediate_size",
-            "expert_count": "num_local_experts",
-            "expert_used_count": "num_experts_per_tok",
+            **_LOCAL_EXPERT_KEYS,
         },
         required=_SPARSE_REQUIRED - {"feed_forward_length"}
         | {"expert_feed_forward_length", "attention.sliding_window"},
@@ -337,15 +369,37 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "granite": Architecture(
         "granite",
-        keys=_DECODER_KEYS
-        | {
-            "attention.scale": "attention_multiplier",
-            "embedding_scale": "embedding_multiplier",
-            "residual_scale": "residual_multiplier",
-            "logit_scale": "logits_scaling",
-        },
+        keys=_GRANITE_KEYS,
         complete=_granite_scales,
         biases=_ATTENTION_BIAS | {"mlp_bias": "ffn_up.bias"},
         interleaved=True,
+    ),
+    "granitemoe": Architecture(
+        "granitemoe",
+        keys=_GRANITE_KEYS | _LOCAL_EXPERT_KEYS,
+        required=_SPARSE_REQUIRED,
+        complete=_granite_scales,
+        biases=_ATTENTION_BIAS,
+        interleaved=True,
+    ),
+    "starcoder2": Architecture(
+        "starcoder2",
+        keys=_DECODER_KEYS | {_EPSILON: "norm_epsilon"},
+        required=_REQUIRED - {_RMS_EPSILON} | {_EPSILON},
+        biases={"use_bias": "attn_output.bias"},
+    ),
+    "bert": Architecture(
+        "bert",
+        keys=_BERT_KEYS,
+        required=frozenset(_BERT_KEYS),
+        complete=_bert,
+        layer_names=LAYER_NAMES
+        | {
+            "attn_norm": "attn_output_norm.weight",
+            "attn_norm_bias": "attn_output_norm.bias",
+            "mlp_norm": "layer_output_norm.weight",
+            "mlp_norm_bias": "layer_output_norm.bias",
+        },
+        encoder=True,
     ),
 }

@@ -94,7 +94,9 @@ _LLAMA3_LOW, _LLAMA3_HIGH = 1.0, 4.0
 _LLAMA3_CONTEXT = 8192
 
 
-def stretched(rope: RopeSpec, keys: Keys, vector: Callable[[str], np.ndarray]) -> RopeSpec:
+def with_frequency_factors(
+    rope: RopeSpec, keys: Keys, vector: Callable[[str], np.ndarray]
+) -> RopeSpec:
     """The rotation of a file with ``rope_freqs.weight``: numbers that divide the frequencies.
 
     llama.cpp computes them from the llama3 scaling, whose parameters it does not keep. Where the

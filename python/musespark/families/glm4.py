@@ -15,7 +15,7 @@ from musespark.families import llama
 from musespark.families.decoder import read_sizes
 from musespark.families.fields import Fields
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors, row_parts
 
 name = "glm4"
@@ -34,7 +34,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; missing keys take GlmConfig's and Glm4Config's defaults."""
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "per_layer_config")
     size = read_sizes(
         c,
         vocab_size=151552,
@@ -49,14 +48,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     norm = NormSpec("rms", c.number("rms_norm_eps", 1.5625e-07))
     after = norm if c.get("model_type") == "glm4" else NormSpec()
     layer = LayerSpec(
-        attention=AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
-            rope=0,
-            query_scale=size.head_dim**-0.5,
-            qkv_bias=c.flag("attention_bias", True),
-        ),
+        attention=size.attention(qkv_bias=c.flag("attention_bias", True)),
         mlp=MlpSpec(activation=c.activation("hidden_act", "silu"), intermediate=size.intermediate),
         attn_norm=norm,
         post_attn_norm=after,

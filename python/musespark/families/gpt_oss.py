@@ -14,7 +14,7 @@ from musespark.families import llama
 from musespark.families.decoder import read_sizes, read_windows
 from musespark.families.fields import MAX_CONTEXT, MAX_EXPERTS, Fields
 from musespark.families.rope import rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import Part, TensorMap, match_tensors
 
 name = "gpt_oss"
@@ -59,7 +59,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take GptOssConfig's defaults."""
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "per_layer_config")
     size = read_sizes(
         c,
         vocab_size=201088,
@@ -78,17 +77,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     window = c.optional_integer("sliding_window", 128, MAX_CONTEXT)
 
     def layer(window: int) -> LayerSpec:
-        attention = AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
-            window=window,
-            rope=0,
-            query_scale=size.head_dim**-0.5,
-            sinks=True,
-            qkv_bias=bias,
-            o_bias=bias,
-        )
+        attention = size.attention(window=window, sinks=True, qkv_bias=bias, o_bias=bias)
         return LayerSpec(attention, mlp, attn_norm=norm, mlp_norm=norm)
 
     return ModelSpec(

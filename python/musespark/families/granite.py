@@ -9,7 +9,7 @@ from musespark.families import llama
 from musespark.families.decoder import read_sizes
 from musespark.families.fields import Fields
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "granite"
@@ -20,7 +20,6 @@ models = "Granite 3.x, dense"
 
 def granite_spec(c: Fields, read_mlp: Callable[[Fields, int], MlpSpec]) -> ModelSpec:
     """What the dense and the sparse family share; `read_mlp` takes intermediate_size."""
-    c.must_be_absent("quantization_config", "per_layer_config")
     size = read_sizes(
         c,
         vocab_size=32000,
@@ -34,11 +33,7 @@ def granite_spec(c: Fields, read_mlp: Callable[[Fields, int], MlpSpec]) -> Model
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-6))
     layer = LayerSpec(
-        attention=AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
-            rope=0,
+        attention=size.attention(
             query_scale=c.number("attention_multiplier", 1.0),
             qkv_bias=bias,
             o_bias=bias,

@@ -9,7 +9,7 @@ from typing import Any
 from musespark.families.decoder import read_sizes
 from musespark.families.fields import Fields
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "llama"
@@ -77,8 +77,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take LlamaConfig's defaults."""
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "sliding_window", "per_layer_config")
-    c.must_be("pretraining_tp", 1, 1)
     size = read_sizes(
         c,
         vocab_size=32000,
@@ -92,15 +90,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-6))
     layer = LayerSpec(
-        attention=AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
-            rope=0,
-            query_scale=size.head_dim**-0.5,
-            qkv_bias=bias,
-            o_bias=bias,
-        ),
+        attention=size.attention(qkv_bias=bias, o_bias=bias),
         mlp=MlpSpec(
             activation=c.activation("hidden_act", "silu"),
             bias=c.flag("mlp_bias", False),

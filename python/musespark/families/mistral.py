@@ -9,7 +9,7 @@ from musespark.families import llama
 from musespark.families.decoder import read_sizes
 from musespark.families.fields import MAX_CONTEXT, Fields
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "mistral"
@@ -30,7 +30,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
 
 def text_spec(c: Fields, tied_head: bool) -> ModelSpec:
     """The ModelSpec of a mistral config, or of one inside another's ``text_config``."""
-    c.must_be_absent("quantization_config", "per_layer_config", "layer_types")
     c.get("tie_word_embeddings")
     size = read_sizes(
         c,
@@ -44,13 +43,8 @@ def text_spec(c: Fields, tied_head: bool) -> ModelSpec:
     )
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-6))
     layer = LayerSpec(
-        attention=AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
+        attention=size.attention(
             window=c.optional_integer("sliding_window", 4096, MAX_CONTEXT) or 0,
-            rope=0,
-            query_scale=size.head_dim**-0.5,
         ),
         mlp=MlpSpec(activation=c.activation("hidden_act", "silu"), intermediate=size.intermediate),
         attn_norm=norm,

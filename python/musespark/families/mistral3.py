@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from musespark.families import llama, mistral
 from musespark.families.fields import Fields
 from musespark.families.spec import ModelSpec
-from musespark.families.tensors import TensorMap, match_tensors
+from musespark.families.tensors import TensorMap, match_tensors, vision_tower
 
 name = "mistral3"
 model_types = ("mistral3",)
 architectures = ("Mistral3ForConditionalGeneration",)
 models = "Mistral Small 3.1 and 3.2 (text)"
 
-_IGNORABLE = llama.IGNORABLE | {
-    "vision tower: not yet run": re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..+")
-}
+_IGNORABLE = llama.IGNORABLE | vision_tower("vision_tower", "multi_modal_projector")
 
 
 def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
@@ -29,7 +26,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """
     outer = Fields.of(config)
     outer.architecture(*architectures)
-    outer.must_be_absent("quantization_config")
     c = outer.section("text_config")
     if not c.values:
         raise outer.refuse("text_config", "this family needs one")

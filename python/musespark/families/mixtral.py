@@ -9,7 +9,7 @@ from musespark.families import llama
 from musespark.families.decoder import read_sizes
 from musespark.families.fields import MAX_CONTEXT, MAX_EXPERTS, Fields
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "mixtral"
@@ -25,7 +25,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take MixtralConfig's defaults."""
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "per_layer_config", "layer_types")
     size = read_sizes(
         c,
         vocab_size=32000,
@@ -40,13 +39,8 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-5))
     experts = c.integer("num_local_experts", 8, MAX_EXPERTS)
     layer = LayerSpec(
-        attention=AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
+        attention=size.attention(
             window=c.optional_integer("sliding_window", None, MAX_CONTEXT) or 0,
-            rope=0,
-            query_scale=size.head_dim**-0.5,
         ),
         mlp=MlpSpec(
             kind="experts",

@@ -9,7 +9,6 @@ soft-capped.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,8 +16,8 @@ from musespark.families import llama
 from musespark.families.decoder import read_sizes, read_windows
 from musespark.families.fields import MAX_CONTEXT, Fields
 from musespark.families.rope import rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
-from musespark.families.tensors import TensorMap, match_tensors
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.tensors import TensorMap, match_tensors, vision_tower
 
 name = "muse_glimmer"
 model_types = ("muse_glimmer",)
@@ -31,11 +30,7 @@ LAYER_NAMES = llama.LAYER_NAMES | {
     "mlp_norm": "pre_feedforward_layernorm.weight",
     "post_mlp_norm": "post_feedforward_layernorm.weight",
 }
-_IGNORABLE = {
-    "vision tower: not yet run": re.compile(
-        r"model\.(vision_tower|vision_adapter|vision_projection)\..+"
-    )
-}
+_IGNORABLE = vision_tower("vision_tower", "vision_adapter", "vision_projection")
 
 
 def rotated_layers(c: Fields, layers: int) -> list[bool]:
@@ -76,9 +71,7 @@ def tied_head(c: Fields, text: Fields) -> bool:
 
 def _text_config(outer: Fields) -> Fields:
     outer.architecture(*architectures)
-    outer.must_be_absent("quantization_config")
     c = outer.section("text_config")
-    c.must_be_absent("quantization_config", "per_layer_config")
     c.must_be("model_type", "muse_glimmer_text", "muse_glimmer_text")
     return c
 
@@ -103,20 +96,17 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     query_scale = c.number("qk_scale_factor", 3.87) * size.head_dim**-0.5
     before = NormSpec("rms_centered", eps)
     after = NormSpec("rms_centered", c.number("post_norm_eps", 1e-8))
-    bare = NormSpec("rms_scaleless", eps)
+    scaleless = NormSpec("rms_scaleless", eps)
     activation = c.activation("hidden_activation", "silu")
     mlp = MlpSpec(activation=activation, intermediate=size.intermediate)
     rotated = rotated_layers(c, size.layers)
 
     def layer(window: int, rope: bool) -> LayerSpec:
-        attention = AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
+        attention = size.attention(
             window=window,
             rope=0 if rope else -1,
-            q_norm=bare,
-            k_norm=bare,
+            q_norm=scaleless,
+            k_norm=scaleless,
             query_scale=query_scale,
             qkv_bias=bias,
             o_bias=bias,
@@ -135,7 +125,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         vocab=size.vocab,
         hidden=size.hidden,
         max_context=size.context,
-        embed_norm=bare,
+        embed_norm=scaleless,
         final_norm=NormSpec("rms", eps),
         tied_head=tied_head(outer, c),
         logit_scale=c.number("output_multiplier", 0.19611613513818404),

@@ -23,7 +23,7 @@ from musespark.families.muse_glimmer import (
 )
 from musespark.families.rope import rope_from_config
 from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec, RopeSpec
-from musespark.families.tensors import Part, TensorMap, match_tensors
+from musespark.families.tensors import Part, TensorMap, match_tensors, vision_tower
 
 name = "muse_spark"
 model_types = ("muse_spark",)
@@ -40,10 +40,7 @@ LAYER_NAMES = GLIMMER_LAYER_NAMES | {
     "expert_out_norm": "mlp.experts.post_expert_norm.weight",
     "expert_out": "mlp.post_expert_proj.weight",
 }
-_IGNORABLE = {
-    "vision tower: not yet run": re.compile(
-        r"model\.(vision_tower|vision_adapter|vision_projection)\..+"
-    ),
+_IGNORABLE = vision_tower("vision_tower", "vision_adapter", "vision_projection") | {
     "audio tower: not part of this version": re.compile(r"model\.audio_tower\..+"),
 }
 _ROPE = {"rope_type": "default", "rope_theta": 500000.0}
@@ -51,9 +48,7 @@ _ROPE = {"rope_type": "default", "rope_theta": 500000.0}
 
 def _text_config(outer: Fields) -> Fields:
     outer.architecture(*architectures)
-    outer.must_be_absent("quantization_config")
     c = outer.section("text_config")
-    c.must_be_absent("quantization_config", "per_layer_config")
     c.must_be("model_type", "muse_spark_text", "muse_spark_text")
     return c
 
@@ -86,24 +81,21 @@ def _mlps(c: Fields, size: Sizes, eps: float, post_eps: float) -> list[MlpSpec]:
 
 
 def _attention(c: Fields, size: Sizes, eps: float) -> list[AttentionSpec]:
-    bare = NormSpec("rms_scaleless", eps)
+    scaleless = NormSpec("rms_scaleless", eps)
     bias = c.flag("attention_bias", False)
     query_scale = c.number("qk_scale_factor", 5.4730064863875) * size.head_dim**-0.5
     rotated = rotated_layers(c, size.layers)
     return [
-        AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
+        size.attention(
             window=window,
             rope=0 if rope else -1,
-            q_norm=bare,
-            k_norm=bare,
+            q_norm=scaleless,
+            k_norm=scaleless,
             query_scale=query_scale,
             qkv_bias=bias,
             o_bias=bias,
             output_gate=True,
-            out_norm=bare,
+            out_norm=scaleless,
         )
         for window, rope in zip(layer_windows(c, size.layers), rotated, strict=True)
     ]

@@ -13,7 +13,7 @@ from musespark.families import llama
 from musespark.families.decoder import Sizes, read_sizes
 from musespark.families.fields import Fields
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "olmo2"
@@ -31,7 +31,6 @@ LAYER_NAMES = llama.LAYER_NAMES | {
 
 def read_layer(c: Fields) -> tuple[Sizes, LayerSpec]:
     """Sizes, and a layer without a window that rotates with the first rope."""
-    c.must_be_absent("quantization_config", "per_layer_config")
     size = read_sizes(
         c,
         vocab_size=50304,
@@ -44,15 +43,10 @@ def read_layer(c: Fields) -> tuple[Sizes, LayerSpec]:
     )
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-5))
-    attention = AttentionSpec(
-        heads=size.heads,
-        kv_heads=size.kv_heads,
-        head_dim=size.head_dim,
-        rope=0,
+    attention = size.attention(
         q_norm=norm,
         k_norm=norm,
         joint_qk_norm=True,
-        query_scale=size.head_dim**-0.5,
         qkv_bias=bias,
         o_bias=bias,
     )

@@ -13,7 +13,7 @@ from musespark.families import llama
 from musespark.families.decoder import read_sizes
 from musespark.families.fields import MAX_CONTEXT, Fields
 from musespark.families.rope import rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors, row_parts
 
 name = "phi3"
@@ -39,7 +39,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take Phi3Config's defaults."""
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "per_layer_config")
     size = read_sizes(
         c,
         vocab_size=32064,
@@ -53,13 +52,8 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     c.get("original_max_position_embeddings")  # longrope alone reads it
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-5))
     layer = LayerSpec(
-        attention=AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
+        attention=size.attention(
             window=c.optional_integer("sliding_window", None, MAX_CONTEXT) or 0,
-            rope=0,
-            query_scale=size.head_dim**-0.5,
         ),
         mlp=MlpSpec(activation=c.activation("hidden_act", "silu"), intermediate=size.intermediate),
         attn_norm=norm,

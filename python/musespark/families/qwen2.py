@@ -10,7 +10,7 @@ from musespark.families.decoder import read_sizes
 from musespark.families.fields import Fields
 from musespark.families.qwen3 import windows
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "qwen2"
@@ -23,7 +23,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take Qwen2Config's defaults."""
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "per_layer_config")
     size = read_sizes(
         c,
         vocab_size=151936,
@@ -39,15 +38,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     mlp = MlpSpec(activation=c.activation("hidden_act", "silu"), intermediate=size.intermediate)
 
     def layer(window: int) -> LayerSpec:
-        attention = AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
-            window=window,
-            rope=0,
-            query_scale=size.head_dim**-0.5,
-            qkv_bias=True,
-        )
+        attention = size.attention(window=window, qkv_bias=True)
         return LayerSpec(attention=attention, mlp=mlp, attn_norm=norm, mlp_norm=norm)
 
     rope = rope_from_config(c, size.head_dim, size.context)

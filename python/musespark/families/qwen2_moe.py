@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from musespark.families import llama, qwen3_moe
-from musespark.families.decoder import read_sizes, read_windows
-from musespark.families.fields import MAX_CONTEXT, MAX_EXPERTS, MAX_WIDTH, Fields
+from musespark.families.decoder import chosen_window, read_sizes, read_windows
+from musespark.families.fields import MAX_EXPERTS, MAX_WIDTH, Fields
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import Part, TensorMap, match_tensors
 
 name = "qwen2_moe"
@@ -31,11 +31,7 @@ _SHARED_ROUTER = "mlp.shared_expert_gate.weight"
 
 
 def _windows(c: Fields, layers: int) -> list[int]:
-    window = None
-    if c.flag("use_sliding_window", False):
-        window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
-    else:
-        c.get("sliding_window")  # transformers writes 0 there
+    window = chosen_window(c)
     last = c.integer("max_window_layers", 28, 2**31, low=0)
     default = [
         "sliding_attention" if window and i % 2 == 0 and i < last else "full_attention"
@@ -63,7 +59,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take Qwen2MoeConfig's defaults."""
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "per_layer_config")
     size = read_sizes(
         c,
         vocab_size=151936,
@@ -80,15 +75,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     mlps = qwen3_moe.mlps(c, size.layers, dense, _sparse(c))
 
     def layer(window: int, mlp: MlpSpec) -> LayerSpec:
-        attention = AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
-            window=window,
-            rope=0,
-            query_scale=size.head_dim**-0.5,
-            qkv_bias=bias,
-        )
+        attention = size.attention(window=window, qkv_bias=bias)
         return LayerSpec(attention, mlp, attn_norm=norm, mlp_norm=norm)
 
     rope = rope_from_config(c, size.head_dim, size.context)

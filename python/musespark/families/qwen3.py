@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from musespark.families import llama
-from musespark.families.decoder import read_sizes, read_windows
-from musespark.families.fields import MAX_CONTEXT, Fields
+from musespark.families.decoder import chosen_window, read_sizes, read_windows
+from musespark.families.fields import Fields
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "qwen3"
@@ -25,11 +25,7 @@ LAYER_NAMES = llama.LAYER_NAMES | {
 
 def windows(c: Fields, layers: int) -> list[int]:
     """The window of each layer, as qwen2 and qwen3 say it."""
-    window = None
-    if c.flag("use_sliding_window", False):
-        window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
-    else:
-        c.get("sliding_window")
+    window = chosen_window(c)
     first = c.integer("max_window_layers", 28, 2**31, low=0)
     default = [
         "sliding_attention" if window and i >= first else "full_attention" for i in range(layers)
@@ -41,7 +37,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take Qwen3Config's defaults."""
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "per_layer_config")
     size = read_sizes(
         c,
         vocab_size=151936,
@@ -58,15 +53,10 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     mlp = MlpSpec(activation=c.activation("hidden_act", "silu"), intermediate=size.intermediate)
 
     def layer(window: int) -> LayerSpec:
-        attention = AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
+        attention = size.attention(
             window=window,
-            rope=0,
             q_norm=norm,
             k_norm=norm,
-            query_scale=size.head_dim**-0.5,
             qkv_bias=bias,
             o_bias=bias,
         )

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from musespark.families import llama, qwen3
-from musespark.families.decoder import read_sizes
-from musespark.families.fields import MAX_CONTEXT, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Fields
+from musespark.families.decoder import chosen_window, read_sizes
+from musespark.families.fields import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Fields
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "qwen3_moe"
@@ -53,7 +53,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "per_layer_config", "layer_types")
     size = read_sizes(
         c,
         vocab_size=151936,
@@ -64,22 +63,13 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         num_key_value_heads=4,
         max_position_embeddings=32768,
     )
-    window = None
-    if c.flag("use_sliding_window", False):
-        window = c.optional_integer("sliding_window", 4096, MAX_CONTEXT)
-    else:
-        c.get("sliding_window")
+    window = chosen_window(c)
     bias = c.flag("attention_bias", False)
     norm = NormSpec("rms", c.number("rms_norm_eps", 1e-6))
-    attention = AttentionSpec(
-        heads=size.heads,
-        kv_heads=size.kv_heads,
-        head_dim=size.head_dim,
+    attention = size.attention(
         window=window or 0,
-        rope=0,
         q_norm=norm,
         k_norm=norm,
-        query_scale=size.head_dim**-0.5,
         qkv_bias=bias,
         o_bias=bias,
     )

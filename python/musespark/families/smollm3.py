@@ -12,7 +12,7 @@ from musespark.families import llama
 from musespark.families.decoder import read_sizes, read_windows
 from musespark.families.fields import MAX_CONTEXT, MAX_LAYERS, Fields
 from musespark.families.rope import context_with, rope_from_config
-from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
+from musespark.families.spec import LayerSpec, MlpSpec, ModelSpec, NormSpec
 from musespark.families.tensors import TensorMap, match_tensors
 
 name = "smollm3"
@@ -46,7 +46,6 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take SmolLM3Config's defaults."""
     c = Fields.of(config)
     c.architecture(*architectures)
-    c.must_be_absent("quantization_config", "per_layer_config")
     size = read_sizes(
         c,
         vocab_size=128256,
@@ -67,13 +66,9 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     rotated = _rotated(c, size.layers)
 
     def layer(window: int, rope: bool) -> LayerSpec:
-        attention = AttentionSpec(
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
+        attention = size.attention(
             window=window,
             rope=0 if rope else -1,
-            query_scale=size.head_dim**-0.5,
             qkv_bias=bias,
             o_bias=bias,
         )

@@ -205,11 +205,6 @@ _MAX_LIST = 4096  # layers, ropes
 _MAX_EXPERTS = 2**16  # of all layers together
 
 
-def spec_to_dict(spec: ModelSpec) -> dict[str, Any]:
-    """The nested dict that the core takes: every field."""
-    return dataclasses.asdict(spec)
-
-
 def spec_to_file(spec: Any) -> dict[str, Any]:
     """The nested dict that the packed header takes: :func:`spec_from_dict` reads it back.
 

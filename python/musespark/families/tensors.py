@@ -206,6 +206,11 @@ def match_tensors(
     return TensorMap(sources, ignored, spare)
 
 
+def vision_tower(*parts: str) -> dict[str, re.Pattern[str]]:
+    """For :func:`match_tensors`: the tensors of a tower that is not run, stored under `parts`."""
+    return {"vision tower: not yet run": re.compile(rf"(model\.)?({'|'.join(parts)})\..+")}
+
+
 def row_parts(
     spec: ModelSpec, prefix: str, fused: Mapping[str, tuple[str, ...]]
 ) -> dict[str, Part]:

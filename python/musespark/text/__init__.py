@@ -1,6 +1,7 @@
 """Text in and out: tokenizer, chat template, and the channels of a model's turn.
 
-tokenizer.py: ids and markers (markers.py finds them in text, long_texts.py encodes in pieces);
+tokenizer.py: ids and markers (markers.py finds them in text, long_texts.py encodes in pieces,
+building.py makes the library's instances);
 decoding.py: ids to text as they come; template.py: conversation to prompt, run in sandbox.py within
 the budget of meter.py, with given.py, conversation.py and guard.py for what callers give and
 template_globals.py for what templates get.

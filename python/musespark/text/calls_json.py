@@ -64,11 +64,12 @@ def _of_value(value: Any, raw: str) -> ToolCall | ToolCallError:
 
 def _arguments(call: dict[str, Any], outer: dict[str, Any]) -> Any:
     """What stands under the key of the arguments; none must stand under another key."""
-    given = [key for key in _ARGUMENTS if key in call]
+    layers = [call] if call is outer else [call, outer]
+    given = [(layer, key) for layer in layers for key in _ARGUMENTS if key in layer]
     if len(given) > 1:
-        raise Malformed(f"{' and '.join(given)} are both given")
-    if given:
-        return call[given[0]]
+        raise Malformed(f"arguments are given twice, as {' and '.join(key for _, key in given)}")
+    if given and given[0][0] is call:
+        return call[given[0][1]]
     others = [key for key in (*call, *outer) if key not in _NO_ARGUMENTS]
     if others:
         raise Malformed(f"neither {' nor '.join(_ARGUMENTS)}, but {others[0]!r:.60}")

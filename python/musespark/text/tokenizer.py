@@ -20,7 +20,7 @@ import json
 import operator
 import os
 import re
-import secrets
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 import tokenizers
 
 from musespark.errors import CorruptFile, InvalidRequest
+from musespark.text.building import build, rename_in_model
 from musespark.text.decoding import StreamDecoder, compile_decoder, push_all
 from musespark.text.long_texts import LongTexts
 from musespark.text.markers import MarkerFinder
@@ -37,6 +38,7 @@ from musespark.untrusted import (
     read_json_object,
     read_small_file,
 )
+from musespark.vocab import OUTLINE, Outline, rest_of
 
 # From this many characters on a text is encoded in a batch of one, which lets other Python threads
 # run meanwhile: tokenizers holds the interpreter lock while it encodes a single text.
@@ -60,47 +62,6 @@ def is_marker(content: str, special: bool) -> bool:
     return special or _TAG.match(content.strip()) is not None
 
 
-def _build(text: str, source: str) -> tokenizers.Tokenizer:
-    """A tokenizers instance from tokenizer.json; CorruptFile where the library refuses."""
-    try:
-        built = tokenizers.Tokenizer.from_str(text)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic in the Rust library derives from BaseException
-        raise CorruptFile(f"{source}: tokenizers cannot load it: {error}") from error
-    # A file may ask for truncation or padding; a model's prompt is never silently cut or filled.
-    built.no_truncation()
-    built.no_padding()
-    return built
-
-
-def _rename_in_model(model: dict[str, Any], names: dict[int, str]) -> None:
-    """Give the vocabulary entries with these ids other names, and drop merges that touch them."""
-    vocab = model.get("vocab")
-    if isinstance(vocab, list):  # Unigram: (piece, score), the id is the index
-        for token_id, name in names.items():
-            if token_id < len(vocab):
-                vocab[token_id] = [name, vocab[token_id][1]]
-        return
-    if not isinstance(vocab, dict):
-        return
-    gone = {token: names[i] for token, i in vocab.items() if i in names}
-    if not gone:
-        return
-    model["vocab"] = {gone.get(token, token): i for token, i in vocab.items()}
-    if model.get("unk_token") in gone:
-        model["unk_token"] = gone[model["unk_token"]]
-    prefix = model.get("continuing_subword_prefix") or ""
-
-    def survives(merge: Any) -> bool:
-        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-        joined = left + (right.removeprefix(prefix) if prefix else right)
-        return left not in gone and right not in gone and joined not in gone
-
-    if model.get("merges"):
-        model["merges"] = [merge for merge in model["merges"] if survives(merge)]
-
-
 class Tokenizer:
     """Text to ids and back; see the module's docstring for what ``encode`` guarantees.
 
@@ -110,7 +71,8 @@ class Tokenizer:
     ``markers`` (text -> id).
 
     Made by :meth:`load` and :meth:`from_json`; ``data`` is consumed, and ``text`` may be the JSON
-    that it was parsed from.
+    that it was parsed from. With ``tokens`` (:meth:`from_outline`) ``data`` lacks the vocabulary,
+    and ``text`` is read and built when a text has to be encoded.
     """
 
     def __init__(
@@ -121,6 +83,7 @@ class Tokenizer:
         generation_config: dict[str, Any] | None = None,
         source: str = "tokenizer.json",
         text: str | None = None,
+        tokens: list[str | None] | None = None,
     ):
         if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
             raise CorruptFile(f"{source}: field 'model' is missing")
@@ -128,12 +91,21 @@ class Tokenizer:
         if data["model"].get("dropout"):  # a training aid; encoding must have one result
             data["model"]["dropout"] = text = None
         self.source = source
-        self._full = _build(text or json.dumps(data, ensure_ascii=False), source)
+        self._text = text or json.dumps(data, ensure_ascii=False)
+        self._building = threading.Lock()
+        self._built_full = None if tokens else build(self._text, source)
+        self._built_plain: tokenizers.Tokenizer | None = None
+        self._tokens = tokens or []
+        self._ids = {token: i for i, token in enumerate(self._tokens) if token is not None}
         self._rule = compile_decoder(data.get("decoder"))
         try:
             self._collect_markers(data, config)
-            self._long = LongTexts(data, self._full.get_vocab)
-            self._plain = self._build_plain(data)
+            self._long = LongTexts(data, self._vocabulary)
+            self._name_markers(data)
+            if tokens:
+                self._rest = data
+            else:
+                self._built_plain, self._text = self._build_plain(data), ""
         except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
             if isinstance(error, CorruptFile):
                 raise
@@ -185,7 +157,53 @@ class Tokenizer:
             text=text if isinstance(text, str) else text.decode("utf-8-sig"),
         )
 
+    @classmethod
+    def from_outline(
+        cls,
+        outline: Outline,
+        text: bytes,
+        *,
+        config: dict[str, Any] | None = None,
+        generation_config: dict[str, Any] | None = None,
+        source: str = "tokenizer.json",
+    ) -> Tokenizer:
+        """From what a packed model file carries: the contents of a tokenizer.json and its outline.
+
+        The former is read when it is needed; CorruptFile then where it is not what the outline is
+        of, which a packer never writes.
+        """
+        return cls(
+            outline.rest,
+            config=config,
+            generation_config=generation_config,
+            source=source,
+            text=text.decode("utf-8-sig"),
+            tokens=outline.tokens,
+        )
+
     # ---- construction -------------------------------------------------------------------------
+
+    @property
+    def _full(self) -> tokenizers.Tokenizer:
+        """The instance in which markers are themselves."""
+        with self._building:
+            if self._built_full is None:
+                self._built_full = build(self._text, self.source)
+            return self._built_full
+
+    @property
+    def _plain(self) -> tokenizers.Tokenizer:
+        """The instance in which no text spells a marker."""
+        with self._building:
+            if self._built_plain is None:
+                data = parse_json_object(self._text, self.source, MAX_TOKENIZER_BYTES)
+                if not isinstance(data.get("model"), dict) or rest_of(data) != self._rest:
+                    raise CorruptFile(f"{self.source}: {OUTLINE} is not its outline")
+                self._built_plain = self._build_plain(data)
+            return self._built_plain
+
+    def _vocabulary(self) -> dict[str, int]:
+        return self._ids or self._full.get_vocab()
 
     def _collect_markers(self, data: dict[str, Any], config: dict[str, Any]) -> None:
         flagged: set[str] = set()
@@ -202,10 +220,10 @@ class Tokenizer:
         added, special = set(), set()
         for entry in data.get("added_tokens") or []:
             content, token_id = str(entry["content"]), int(entry["id"])
-            if self._full.token_to_id(content) != token_id:
+            if self.find(content) != token_id:
                 raise CorruptFile(
                     f"{self.source}: added token {content!r} has id {token_id}, "
-                    f"the tokenizer gives it {self._full.token_to_id(content)}"
+                    f"the tokenizer gives it {self.find(content)}"
                 )
             added.add(token_id)
             is_special = bool(entry.get("special")) or content in flagged
@@ -214,33 +232,38 @@ class Tokenizer:
             if is_marker(content, is_special):
                 self.markers[content] = token_id
         self._added, self._special = frozenset(added), frozenset(special)
-        vocab = data["model"].get("vocab")
+        vocab = self._tokens or data["model"].get("vocab")
         ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
         self.vocab_size = 1 + max([max(ids, default=-1), *added])
         if not self.vocab_size:
             raise CorruptFile(f"{self.source}: the vocabulary is empty")
 
-    def _build_plain(self, data: dict[str, Any]) -> tokenizers.Tokenizer:
-        """The instance in which no text spells a marker; ``data`` is consumed."""
+    def _name_markers(self, data: dict[str, Any]) -> None:
+        """Random names for the markers, for the instance in which no text spells one."""
         # The random part cannot be guessed, and a private-use first character that no other added
         # token contains keeps a neighbouring added token from swallowing the start of a name.
         used = {c for entry in data.get("added_tokens") or [] for c in entry["content"]}
         first = next(c for c in map(chr, range(0xF0000, 0xFFFFD)) if c not in used)
         self._names = {
-            content: first + "".join(chr(97 + b % 26) for b in secrets.token_bytes(32))
+            content: first + "".join(chr(97 + b % 26) for b in os.urandom(32))
             for content in self.markers
         }
-        names_by_id = {self.markers[content]: name for content, name in self._names.items()}
-        for entry in data.get("added_tokens") or []:
-            entry["content"] = self._names.get(entry["content"], entry["content"])
         unknown = data["model"].get("unk_token")
-        if unknown is None and isinstance(data["model"].get("unk_id"), int):
-            unknown = data["model"]["vocab"][data["model"]["unk_id"]][0]
-        _rename_in_model(data["model"], names_by_id)
+        unknown_id = data["model"].get("unk_id")
+        if unknown is None and isinstance(unknown_id, int):
+            vocab = data["model"].get("vocab")
+            unknown = self._tokens[unknown_id] if self._tokens else vocab[unknown_id][0]
         # Markers whose id plain text must not yield: all but the unknown token.
         self._forbidden = frozenset(i for c, i in self.markers.items() if c != unknown)
         self._finder = MarkerFinder(self.markers)
-        return _build(json.dumps(data, ensure_ascii=False), self.source)
+
+    def _build_plain(self, data: dict[str, Any]) -> tokenizers.Tokenizer:
+        """Consumes ``data``."""
+        names_by_id = {self.markers[content]: name for content, name in self._names.items()}
+        for entry in data.get("added_tokens") or []:
+            entry["content"] = self._names.get(entry["content"], entry["content"])
+        rename_in_model(data["model"], names_by_id)
+        return build(json.dumps(data, ensure_ascii=False), self.source)
 
     def _name_ends(self, data: dict, config: dict, generation: dict) -> None:
         self.special_tokens = {
@@ -286,7 +309,7 @@ class Tokenizer:
 
     def find(self, token: str) -> int | None:
         """The id of a token given in the vocabulary's own spelling, or None."""
-        return self._full.token_to_id(token)
+        return self._ids.get(token) if self._ids else self._full.token_to_id(token)
 
     def id(self, token: str) -> int:
         """As :meth:`find`; raises InvalidRequest for a token that is not in the vocabulary."""
@@ -298,8 +321,8 @@ class Tokenizer:
     def token(self, token_id: int) -> str:
         """The vocabulary's spelling of an id; raises InvalidRequest for an id it does not have."""
         try:
-            found = self._full.id_to_token(token_id) if token_id >= 0 else None
-        except (OverflowError, TypeError):
+            found = self._spelling(token_id) if token_id >= 0 else None
+        except (IndexError, OverflowError, TypeError):
             found = None
         if found is None:
             raise InvalidRequest(
@@ -307,6 +330,9 @@ class Tokenizer:
                 f"(vocabulary size {self.vocab_size})"
             )
         return found
+
+    def _spelling(self, token_id: int) -> str | None:
+        return self._tokens[token_id] if self._tokens else self._full.id_to_token(token_id)
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """The bytes an id adds in the middle of a text; None where the tokenizer decodes only whole

@@ -10,12 +10,12 @@ from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.untrusted import MAX_TOKENIZER_BYTES
 from musespark.vocab.bpe import bpe_tokenizer, gemma4_tokenizer
 from musespark.vocab.ends import turn_ends
-from musespark.vocab.fields import Fields
+from musespark.vocab.keys import VocabularyKeys
 from musespark.vocab.spm import spm_tokenizer
 from musespark.vocab.vocabulary import CONTROL, USER_DEFINED, Vocabulary
 from musespark.vocab.wordpiece import wordpiece_tokenizer
 
-Maker = Callable[[Fields], tuple[Vocabulary, dict[str, Any]]]
+Maker = Callable[[VocabularyKeys], tuple[Vocabulary, dict[str, Any]]]
 _MAKERS: dict[str, Maker] = {
     "llama": spm_tokenizer,
     "gpt2": bpe_tokenizer,
@@ -42,8 +42,8 @@ def tokenizer_assets(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     arrays. Raises UnsupportedModel for a kind of vocabulary or pre-tokenizer that is not known,
     and CorruptFile, naming the field, for metadata that does not make sense.
     """
-    fields = Fields(metadata)
-    kind = fields.text("tokenizer.ggml.model")
+    keys = VocabularyKeys(metadata)
+    kind = keys.text("tokenizer.ggml.model")
     if kind is None:
         raise UnsupportedModel("tokenizer.ggml.model: missing, the file has no vocabulary")
     maker = _MAKERS.get(kind)
@@ -51,12 +51,12 @@ def tokenizer_assets(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         raise UnsupportedModel(
             f"tokenizer.ggml.model: {kind!r} is not known; known are {', '.join(_MAKERS)}"
         )
-    vocabulary, tokenizer = maker(fields)
-    if kind == "llama" and fields.text("general.architecture") == "phi3":
+    vocabulary, tokenizer = maker(keys)
+    if kind == "llama" and keys.text("general.architecture") == "phi3":
         _strip_after_markers(tokenizer)
     config = _config(vocabulary)
-    assets = {"tokenizer.json": tokenizer, "generation_config.json": _defaults(fields, vocabulary)}
-    templates = _templates(fields)
+    assets = {"tokenizer.json": tokenizer, "generation_config.json": _defaults(keys, vocabulary)}
+    templates = _templates(keys)
     if len(templates) > 1 or (templates and "default" not in templates):
         config["chat_template"] = [{"name": n, "template": t} for n, t in templates.items()]
     files = {
@@ -89,11 +89,11 @@ def _config(vocabulary: Vocabulary) -> dict[str, Any]:
     return {"bos_token": None, "eos_token": None, **found}
 
 
-def _defaults(fields: Fields, vocabulary: Vocabulary) -> dict[str, Any]:
+def _defaults(keys: VocabularyKeys, vocabulary: Vocabulary) -> dict[str, Any]:
     """generation_config.json: what ends a turn, and how its maker samples."""
     found: dict[str, Any] = {"eos_token_id": _turn_ends(vocabulary)}
     for key, (name, low, high) in _SAMPLING.items():
-        value = fields.number(key, low, high)
+        value = keys.number(key, low, high)
         if value is not None:
             found[name] = value
     if found.keys() & {"temperature", "top_k", "top_p", "min_p"}:
@@ -101,6 +101,14 @@ def _defaults(fields: Fields, vocabulary: Vocabulary) -> dict[str, Any]:
         if not found["do_sample"]:
             del found["temperature"]
     return found
+
+
+def sampling_notes(metadata: Mapping[str, Any]) -> list[str]:
+    """What a file says of how its maker samples that is not among our defaults."""
+    others = sorted(k for k in metadata if k.startswith("general.sampling.") and k not in _SAMPLING)
+    if not others:
+        return []
+    return [f"generation defaults that this version does not read: {', '.join(others)}"[:1000]]
 
 
 def _turn_ends(vocabulary: Vocabulary) -> list[int]:
@@ -112,14 +120,14 @@ def _turn_ends(vocabulary: Vocabulary) -> list[int]:
     return turn_ends(named, {**markers, **named_too}, control)
 
 
-def _templates(fields: Fields) -> dict[str, str]:
+def _templates(keys: VocabularyKeys) -> dict[str, str]:
     """The chat templates by name."""
     found = {}
-    plain = fields.text("tokenizer.chat_template")
+    plain = keys.text("tokenizer.chat_template")
     if plain is not None:
         found["default"] = plain
-    for name in fields.strings("tokenizer.chat_templates", _MAX_NAMED_TEMPLATES) or []:
-        text = fields.text(f"tokenizer.chat_template.{name}")
+    for name in keys.strings("tokenizer.chat_templates", _MAX_NAMED_TEMPLATES) or []:
+        text = keys.text(f"tokenizer.chat_template.{name}")
         if text is None and name not in found:
             raise CorruptFile(f"tokenizer.chat_templates names {name!r}, which is not there")
         if text is not None:

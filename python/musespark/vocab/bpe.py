@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from musespark.errors import CorruptFile, UnsupportedModel
-from musespark.vocab.fields import MAX_MERGES, Fields
+from musespark.vocab.keys import MAX_MERGES, VocabularyKeys
 from musespark.vocab.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from musespark.vocab.spm import SPACE, merging_model, spaced_decoder
 from musespark.vocab.vocabulary import (
@@ -23,10 +23,10 @@ from musespark.vocab.vocabulary import (
 _MERGES_A_TOKEN = 64
 
 
-def bpe_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
+def bpe_tokenizer(keys: VocabularyKeys) -> tuple[Vocabulary, dict[str, Any]]:
     """The vocabulary and tokenizer.json of a byte-level BPE file."""
-    pre = pre_tokenizer_of(fields.text("tokenizer.ggml.pre"))
-    vocabulary = read_vocabulary(fields, {})
+    pre = pre_tokenizer_of(keys.text("tokenizer.ggml.pre"))
+    vocabulary = read_vocabulary(keys, {})
     words = [
         {"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False}
         for p in pre.patterns
@@ -40,20 +40,20 @@ def bpe_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
     return vocabulary, tokenizer_json(
         vocabulary,
         pre_tokenizer={"type": "Sequence", "pretokenizers": [*words, byte_level]},
-        post_processor=_added(fields, vocabulary, bos=pre.add_bos, sep=pre.add_sep),
+        post_processor=_added(keys, vocabulary, bos=pre.add_bos, sep=pre.add_sep),
         decoder=byte_level,
         model=merging_model(
             vocabulary,
-            read_merges(fields, vocabulary),
+            read_merges(keys, vocabulary),
             fuse_unk=False,
             ignore_merges=pre.ignore_merges,
         ),
     )
 
 
-def gemma4_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
+def gemma4_tokenizer(keys: VocabularyKeys) -> tuple[Vocabulary, dict[str, Any]]:
     """The vocabulary and tokenizer.json of a Gemma 4 file: merges on ``▁`` text, byte fallback."""
-    vocabulary = read_vocabulary(fields, {})
+    vocabulary = read_vocabulary(keys, {})
     unknown = vocabulary.roles.get("unk")
     return vocabulary, tokenizer_json(
         vocabulary,
@@ -63,7 +63,7 @@ def gemma4_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
         decoder=spaced_decoder(strip=False),
         model=merging_model(
             vocabulary,
-            read_merges(fields, vocabulary),
+            read_merges(keys, vocabulary),
             unk_token=None if unknown is None else vocabulary.tokens[unknown],
             byte_fallback=True,
         ),
@@ -80,11 +80,11 @@ def pre_tokenizer_of(name: str | None) -> PreTokenizer:
     return found
 
 
-def read_merges(fields: Fields, vocabulary: Vocabulary) -> list[tuple[str, str]]:
+def read_merges(keys: VocabularyKeys, vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """The merges as pairs; of equal ones the first counts. CorruptFile for parts or results that
     are no tokens."""
     limit = min(MAX_MERGES, _MERGES_A_TOKEN * len(vocabulary.tokens))
-    lines = fields.strings("tokenizer.ggml.merges", limit)
+    lines = keys.strings("tokenizer.ggml.merges", limit)
     if lines is None:
         raise CorruptFile("tokenizer.ggml.merges: missing")
     ids = vocabulary.ids
@@ -98,11 +98,11 @@ def read_merges(fields: Fields, vocabulary: Vocabulary) -> list[tuple[str, str]]
     return list(dict.fromkeys(pairs))
 
 
-def _added(fields: Fields, vocabulary: Vocabulary, *, bos: bool, sep: bool) -> dict | None:
+def _added(keys: VocabularyKeys, vocabulary: Vocabulary, *, bos: bool, sep: bool) -> dict | None:
     """What goes around a text: BOS, and SEP or EOS."""
     wanted = {"bos": bos, "eos": False, "sep": sep}
     for role in wanted:
-        said = fields.flag(f"tokenizer.ggml.add_{role}_token")
+        said = keys.flag(f"tokenizer.ggml.add_{role}_token")
         wanted[role] = wanted[role] if said is None else said
         if said and role not in vocabulary.roles:
             raise CorruptFile(f"tokenizer.ggml.add_{role}_token is true, but no id is given for it")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from musespark.errors import CorruptFile, UnsupportedModel
-from musespark.vocab.fields import Fields
+from musespark.vocab.keys import VocabularyKeys
 from musespark.vocab.vocabulary import (
     BYTE,
     CONTROL,
@@ -34,23 +34,23 @@ SPACE = "▁"
 _DEFAULTS = {"bos": 1, "eos": 2, "unk": 0}
 # For each character of a vocabulary: to cut Llama's pieces everywhere copies 6.3, and its merges
 # have 2.0. Short pieces one inside the other could give a thousand times as many.
-_MOST_CUT, _MOST_MERGED = 64, 16
+_MOST_CUT, _MOST_MERGED = 64, 8
 _FEW_CHARS = 4096  # a vocabulary of fewer may have what is allowed to these
 
 
-def spm_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
+def spm_tokenizer(keys: VocabularyKeys) -> tuple[Vocabulary, dict[str, Any]]:
     """The vocabulary and tokenizer.json of a SentencePiece file."""
-    scores = _scores(fields)
-    vocabulary = read_vocabulary(fields, _DEFAULTS)
-    if fields.flag("tokenizer.ggml.remove_extra_whitespaces"):
+    scores = _scores(keys)
+    vocabulary = read_vocabulary(keys, _DEFAULTS)
+    if keys.flag("tokenizer.ggml.remove_extra_whitespaces"):
         raise UnsupportedModel(
             "tokenizer.ggml.remove_extra_whitespaces is true, which is not supported for "
             "SentencePiece vocabularies with merges"
         )
-    prefix = fields.flag("tokenizer.ggml.add_space_prefix") is not False
+    prefix = keys.flag("tokenizer.ggml.add_space_prefix") is not False
     roles = vocabulary.roles
-    before = ["bos"] if fields.flag("tokenizer.ggml.add_bos_token") is not False else []
-    after = ["eos"] if fields.flag("tokenizer.ggml.add_eos_token") else []
+    before = ["bos"] if keys.flag("tokenizer.ggml.add_bos_token") is not False else []
+    after = ["eos"] if keys.flag("tokenizer.ggml.add_eos_token") else []
     for role in (*before, *after):
         if role not in roles:
             raise CorruptFile(f"tokenizer.ggml.{role}_token_id: missing, but it is to be added")
@@ -68,8 +68,8 @@ def spm_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
     )
 
 
-def _scores(fields: Fields) -> np.ndarray:
-    scores = fields.numbers("tokenizer.ggml.scores", "float", count_tokens(fields))
+def _scores(keys: VocabularyKeys) -> np.ndarray:
+    scores = keys.numbers("tokenizer.ggml.scores", "float", count_tokens(keys))
     if scores is None:
         raise CorruptFile("tokenizer.ggml.scores: missing")
     if np.isnan(scores).any():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from musespark.errors import CorruptFile
-from musespark.vocab.fields import MAX_TOKENS, Fields
+from musespark.vocab.keys import MAX_TOKENS, VocabularyKeys
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 # Keys of special ids; llama.cpp spells the separator's so.
@@ -57,20 +57,20 @@ class Vocabulary:
         ]
 
 
-def count_tokens(fields: Fields) -> int:
+def count_tokens(keys: VocabularyKeys) -> int:
     """The size of a file's vocabulary, before any of it is decoded."""
-    count = fields.length("tokenizer.ggml.tokens", MAX_TOKENS)
+    count = keys.length("tokenizer.ggml.tokens", MAX_TOKENS)
     if not count:
         raise CorruptFile("tokenizer.ggml.tokens: missing or empty")
     return count
 
 
-def read_vocabulary(fields: Fields, defaults: dict[str, int]) -> Vocabulary:
+def read_vocabulary(keys: VocabularyKeys, defaults: dict[str, int]) -> Vocabulary:
     """The vocabulary of a file. ``defaults``: ids of roles that the kind has where no key says so
     and such a token is there. Raises CorruptFile naming the field."""
-    count = count_tokens(fields)
-    types = fields.numbers("tokenizer.ggml.token_type", "int", count)
-    tokens = fields.strings("tokenizer.ggml.tokens", MAX_TOKENS) or []
+    count = count_tokens(keys)
+    types = keys.numbers("tokenizer.ggml.token_type", "int", count)
+    tokens = keys.strings("tokenizer.ggml.tokens", MAX_TOKENS) or []
     if "" in tokens:  # as llama.cpp names them, so that ids stay distinct
         tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
     ids = {token: i for i, token in enumerate(tokens)}
@@ -87,7 +87,7 @@ def read_vocabulary(fields: Fields, defaults: dict[str, int]) -> Vocabulary:
         raise CorruptFile(f"tokenizer.ggml.token_type[{at}]: {types[at]}, allowed is 0 to {BYTE}")
     roles = {role: i for role, i in defaults.items() if i < len(tokens)}
     for role, key in _ROLE_KEYS.items():
-        found = fields.token_id(key, len(tokens))
+        found = keys.token_id(key, len(tokens))
         if found is not None:
             roles[role] = found
     return Vocabulary(tokens, types, roles, ids)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from musespark.errors import CorruptFile
-from musespark.vocab.fields import Fields
+from musespark.vocab.keys import VocabularyKeys
 from musespark.vocab.spm import SPACE
 from musespark.vocab.vocabulary import (
     CONTROL,
@@ -23,9 +23,9 @@ from musespark.vocab.vocabulary import (
 _DEFAULTS = {"bos": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103}
 
 
-def wordpiece_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
+def wordpiece_tokenizer(keys: VocabularyKeys) -> tuple[Vocabulary, dict[str, Any]]:
     """The vocabulary (tokens in BERT's own spelling) and tokenizer.json of a BERT file."""
-    vocabulary = read_vocabulary(fields, _DEFAULTS)
+    vocabulary = read_vocabulary(keys, _DEFAULTS)
     for role in ("bos", "unk", "sep"):
         if role not in vocabulary.roles:
             raise CorruptFile(f"tokenizer.ggml.{role}_token_id: missing")
@@ -38,10 +38,10 @@ def wordpiece_tokenizer(fields: Fields) -> tuple[Vocabulary, dict[str, Any]]:
         at = next(i for i, token in enumerate(tokens) if ids[token] != i)
         raise CorruptFile(f"tokenizer.ggml.tokens[{at}]: {tokens[at]!r:.60} is there twice")
     vocabulary.tokens, vocabulary.ids = tokens, ids
-    lowercase = fields.flag("tokenizer.ggml.normalizer.lowercase") is not False
-    accents = fields.flag("tokenizer.ggml.normalizer.strip_accents")
-    after = ["sep"] if fields.flag("tokenizer.ggml.add_sep_token") is not False else []
-    before = ["bos"] if fields.flag("tokenizer.ggml.add_bos_token") is not False else []
+    lowercase = keys.flag("tokenizer.ggml.normalizer.lowercase") is not False
+    accents = keys.flag("tokenizer.ggml.normalizer.strip_accents")
+    after = ["sep"] if keys.flag("tokenizer.ggml.add_sep_token") is not False else []
+    before = ["bos"] if keys.flag("tokenizer.ggml.add_bos_token") is not False else []
     return vocabulary, tokenizer_json(
         vocabulary,
         normalizer={

@@ -11,7 +11,7 @@ import numpy as np
 
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest
-from musespark.families.gguf import unweave
+from musespark.families.gguf import unpermute
 from musespark.untrusted import plain_value
 from musespark.weights.gguf import GgufEntry, GgufFile
 
@@ -157,7 +157,7 @@ class GgufSource:
     """The tensors of `checkpoint` for weights/pack.py.
 
     ``interleaved``: stored tensor -> heads, where llama.cpp wove the halves of each head's rows
-    (families/gguf.py: unweave). A tensor of one dimension is uint8 [bytes], a matrix
+    (families/gguf.py: unpermute). A tensor of one dimension is uint8 [bytes], a matrix
     uint8 [rows, bytes of a row].
     """
 
@@ -188,7 +188,7 @@ class GgufSource:
         heads = self._interleaved.get(name)
         if heads is None:
             return stored
-        order = unweave(entry.shape[0], heads)
+        order = unpermute(entry.shape[0], heads)
         if len(entry.shape) > 1:
             return _Reordered(stored, order)
         return _core.decode(entry.dtype.lower(), stored[None])[0][order]

@@ -23,6 +23,7 @@ from musespark.errors import (
 from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
 from musespark.families.tensors import canonical_shapes
 from musespark.untrusted import MAX_TOKENIZER_BYTES, no_tokenizer, read_small_file
+from musespark.vocab import OUTLINE, make_outline
 from musespark.weights import cache, hub, pack
 from musespark.weights.files import WriteFailed
 from musespark.weights.gguf import is_gguf
@@ -42,6 +43,7 @@ Ready = Callable[[ModelSpec, dict[str, bytes], str], None]
 Refuse = Callable[[hub.Snapshot, hub.Wanted], None]
 EMBEDDED = "Spark Nano, inside the package"
 _AT_LEAST = "The weights are not here yet: their bytes are the least they can be"
+_OUTLINE_FROM = 1 << 20  # bytes of a tokenizer.json; smaller ones are built in milliseconds
 _OTHER_SUFFIXES = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".json", ".onnx")
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 _SET_CACHE = "set MUSESPARK_CACHE to a folder that can be written"
@@ -353,11 +355,18 @@ def _pack(
         spec=spec_to_file(folder.spec),
         family=folder.family,
         notes=folder.notes,
-        assets=folder.all_assets,
+        assets=_with_outline(folder.all_assets),
         progress=progress_function(progress),
         label=label,
         origin=origin,
     )
+
+
+def _with_outline(assets: dict[str, bytes]) -> dict[str, bytes]:
+    """The assets, and what spares the next load from building a large tokenizer."""
+    text = assets.get("tokenizer.json", b"")
+    outline = make_outline(text) if len(text) >= _OUTLINE_FROM else None
+    return assets if outline is None else assets | {OUTLINE: outline}
 
 
 def _through_cache(

@@ -30,7 +30,7 @@ from musespark.untrusted import (
     read_json_object,
     read_small_file,
 )
-from musespark.vocab import tokenizer_assets
+from musespark.vocab import sampling_notes, tokenizer_assets
 from musespark.weights import pack
 from musespark.weights.gguf import is_gguf
 from musespark.weights.gguf_source import GgufCheckpoint, GgufSource, open_gguf
@@ -165,7 +165,7 @@ def _understand_gguf(path: Path, headers: GgufCheckpoint | None = None) -> Model
         family=model.family,
         spec=model.spec,
         mapping=model.mapping,
-        notes=model.notes,
+        notes=model.notes + sampling_notes(checkpoint.metadata),
         own_files=[file.path for file in checkpoint.files],
         made_assets=functools.partial(_gguf_assets, checkpoint.metadata, name, model.spec.vocab),
         licence=_gguf_licence(checkpoint.metadata),

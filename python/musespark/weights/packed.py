@@ -4,8 +4,9 @@ Its tensors, in this order, each beginning at a multiple of 64 bytes in the file
 
 - one U8 tensor for each weight matrix, in a format of ``csrc/formats/weights.h``;
 - one F32 tensor for each vector, filled up with zeros to a multiple of 16;
-- one U8 tensor ``asset/<file name>`` for each file of the model folder that is not weights,
-  filled up with zero bytes to a multiple of 64.
+- one U8 tensor ``asset/<file name>`` for each file of the model folder that is not weights, and
+  for the outline of a large tokenizer.json (vocab/outline.py), filled up with zero bytes to a
+  multiple of 64.
 
 ``__metadata__["musespark"]`` is a JSON object: version, arithmetic, family, quantize, notes, spec
 (the fields of csrc/model/spec.h), tensors {name: {format, rows, cols, checksum}},

@@ -87,10 +87,25 @@ def _reader_of(section: Fields, default: str | None) -> tuple[Reader, list[str]]
     if not isinstance(method, str) or method not in METHODS:
         raise section.refuse("quant_method", f"supported are {', '.join(sorted(METHODS))}")
     reader = METHODS[method](section)
+    said = _of_activations(section.values, section.where)
+    notes = [f"activations stay as they are, whatever {said[0]:.200} says"] if said else []
     unknown = [path for path in section.unknown() if path.rpartition(".")[2] not in _IDLE.split()]
-    if not unknown:
-        return reader, []
-    return reader, [f"config keys that this version does not read: {', '.join(sorted(unknown))}"]
+    if unknown:
+        notes += [f"config keys that this version does not read: {', '.join(sorted(unknown))}"]
+    return reader, notes
+
+
+def _of_activations(values: Any, where: str) -> list[str]:
+    """The keys that say how activations, or keys and values, are quantized."""
+    names = ("activation_scheme", "kv_cache_scheme", "input_activations", "output_activations")
+    inside = ("quantization_config", "config_groups")
+    found = []
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        if key in names and value is not None:
+            found.append(f"{where}.{key}")
+        elif key in inside or where.endswith(".config_groups"):
+            found += _of_activations(value, f"{where}.{key}")
+    return found
 
 
 def _one_of(section: Fields, name: str, known: tuple[Any, ...], default: Any) -> Any:

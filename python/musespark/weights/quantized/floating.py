@@ -142,8 +142,8 @@ class Float4Linear(Linear):
         _core.pack_codes("mxfp4", codes, scales, out=out, scale_dtype="e8m0", threads=threads)
 
 
-class Turned:
-    """A matrix that the family knows as [inputs, outputs]; it is only turned back (``.T``)."""
+class Transposed:
+    """A matrix that the family knows as [inputs, outputs]; only ``.T`` is asked of it."""
 
     def __init__(self, linear: Float4Linear):
         self.T = Rows(linear)
@@ -168,8 +168,8 @@ class Experts:
             self._experts[expert] = Float4Linear(self.stored, name, *self.parts, expert=expert)
         return self._experts[expert]
 
-    def __getitem__(self, expert: int) -> Turned:
-        return Turned(self._expert(expert))
+    def __getitem__(self, expert: int) -> Transposed:
+        return Transposed(self._expert(expert))
 
     @property
     def nbytes(self) -> int:

@@ -305,11 +305,3 @@ class Rows:
     def pack(self, form: str, out: np.ndarray, threads: int, quick: bool = False) -> None:
         """See :meth:`Linear.pack`."""
         self.linear.pack(form, self.rows, out, threads, quick)
-
-
-class Turned:
-    """A matrix that the family knows as [inputs, outputs]; it is only turned back (``.T``)."""
-
-    def __init__(self, linear: Linear):
-        self.T = Rows(linear)
-        self.shape = self.T.shape[::-1]

@@ -18,7 +18,7 @@ MAX_TOKEN_CHARS = 4096
 MAX_TOTAL_CHARS = 1 << 27
 
 
-class Fields:
+class VocabularyKeys:
     """The metadata of one file; every method raises CorruptFile that names the field."""
 
     def __init__(self, metadata: Mapping[str, Any]):

@@ -1,0 +1,34 @@
+// Attention kernels for the neon level. The vocabulary comes first: the rest is written in it.
+#include "kernels/detail/vector_neon.inl"
+
+#include "kernels/detail/dot_neon.inl"
+
+#include "kernels/attention/attend.inl"
+#include "kernels/attention/pages.inl"
+#include "kernels/entries.h"
+
+namespace musespark {
+
+void attend_chunk_neon(const AttendChunkArgs* args) { attend_rows(args); }
+
+void attention_merge_neon(std::int64_t rows, std::int64_t d, AttentionPartial* state, float* o,
+                          const AttentionPartial* other, const float* other_o) {
+  merge_rows(rows, d, state, o, other, other_o);
+}
+
+void attention_finish_neon(std::int64_t rows, std::int64_t d, const AttentionPartial* state,
+                           const float* o, const float* sink, float* out, std::int64_t ldo,
+                           std::int64_t head_dim_out) {
+  finish_rows(rows, d, state, o, sink, out, ldo, head_dim_out);
+}
+
+void write_token_neon(KvFormat format, std::int64_t d, std::int64_t slot, const float* k,
+                      const float* v, std::uint8_t* open) {
+  write_slot(format, d, slot, k, v, open);
+}
+
+void seal_page_neon(std::int64_t d, const std::uint8_t* open, std::uint8_t* sealed) {
+  seal_rows(d, open, sealed);
+}
+
+}  // namespace musespark

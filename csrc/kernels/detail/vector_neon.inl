@@ -1,0 +1,184 @@
+// The vector vocabulary on AArch64: sixteen float lanes in four registers (lanes 0-3 in a, 4-7 in
+// b, 8-11 in c, 12-15 in d). vector_avx512.inl has the comments; the bits are the same.
+//
+// FMAX and FMIN give a NaN where one operand is one, and +0 for a pair of zeros: the larger and the
+// smaller are a comparison and a select, as the vocabulary says.
+#include <arm_neon.h>
+
+#include <cstdint>
+
+namespace musespark {
+namespace {
+
+#define MS_INLINE static inline __attribute__((always_inline))
+#define MS_EACH_1(f, x) {f(x.a), f(x.b), f(x.c), f(x.d)}
+#define MS_EACH_2(f, x, y) {f(x.a, y.a), f(x.b, y.b), f(x.c, y.c), f(x.d, y.d)}
+
+struct vf {
+  float32x4_t a, b, c, d;
+};
+struct vi {
+  int32x4_t a, b, c, d;
+};
+struct vm {  // all ones or all zeros in each lane
+  uint32x4_t a, b, c, d;
+};
+
+MS_INLINE vf vset(float x) {
+  const float32x4_t v = vdupq_n_f32(x);
+  return {v, v, v, v};
+}
+MS_INLINE vf vload(const float* p) {
+  return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)};
+}
+MS_INLINE void vstore(float* p, vf x) {
+  vst1q_f32(p, x.a);
+  vst1q_f32(p + 4, x.b);
+  vst1q_f32(p + 8, x.c);
+  vst1q_f32(p + 12, x.d);
+}
+MS_INLINE vi iset(std::int32_t x) {
+  const int32x4_t v = vdupq_n_s32(x);
+  return {v, v, v, v};
+}
+MS_INLINE vi iload(const std::int32_t* p) {
+  return {vld1q_s32(p), vld1q_s32(p + 4), vld1q_s32(p + 8), vld1q_s32(p + 12)};
+}
+MS_INLINE void istore(void* p, vi x) {
+  std::uint8_t* to = static_cast<std::uint8_t*>(p);
+  vst1q_u8(to, vreinterpretq_u8_s32(x.a));
+  vst1q_u8(to + 16, vreinterpretq_u8_s32(x.b));
+  vst1q_u8(to + 32, vreinterpretq_u8_s32(x.c));
+  vst1q_u8(to + 48, vreinterpretq_u8_s32(x.d));
+}
+MS_INLINE vi ilane() {
+  static constexpr std::int32_t kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return iload(kLane);
+}
+// The rest of a row: through memory, for nothing outside it may be read or written.
+MS_INLINE vf vload_n(const float* p, std::int64_t n) {
+  if (n == 16) return vload(p);
+  float lane[16] = {};
+  for (std::int64_t i = 0; i < n; ++i) lane[i] = p[i];
+  return vload(lane);
+}
+MS_INLINE void vstore_n(float* p, vf x, std::int64_t n) {
+  if (n == 16) {
+    vstore(p, x);
+  } else {
+    float lane[16];
+    vstore(lane, x);
+    for (std::int64_t i = 0; i < n; ++i) p[i] = lane[i];
+  }
+}
+
+MS_INLINE vf vadd(vf x, vf y) { return MS_EACH_2(vaddq_f32, x, y); }
+MS_INLINE vf vsub(vf x, vf y) { return MS_EACH_2(vsubq_f32, x, y); }
+MS_INLINE vf vmul(vf x, vf y) { return MS_EACH_2(vmulq_f32, x, y); }
+MS_INLINE vf vdiv(vf x, vf y) { return MS_EACH_2(vdivq_f32, x, y); }
+MS_INLINE vf vfma(vf x, vf y, vf z) {
+  return {vfmaq_f32(z.a, x.a, y.a), vfmaq_f32(z.b, x.b, y.b), vfmaq_f32(z.c, x.c, y.c),
+          vfmaq_f32(z.d, x.d, y.d)};
+}
+MS_INLINE float32x4_t larger(float32x4_t x, float32x4_t y) {
+  return vbslq_f32(vcgtq_f32(x, y), x, y);
+}
+MS_INLINE float32x4_t smaller(float32x4_t x, float32x4_t y) {
+  return vbslq_f32(vcltq_f32(x, y), x, y);
+}
+MS_INLINE vf vmax(vf x, vf y) { return MS_EACH_2(larger, x, y); }
+MS_INLINE vf vmin(vf x, vf y) { return MS_EACH_2(smaller, x, y); }
+
+MS_INLINE vi vbits(vf x) { return MS_EACH_1(vreinterpretq_s32_f32, x); }
+MS_INLINE vf vfloat(vi x) { return MS_EACH_1(vreinterpretq_f32_s32, x); }
+MS_INLINE vi iadd(vi x, vi y) { return MS_EACH_2(vaddq_s32, x, y); }
+MS_INLINE vi iand(vi x, vi y) { return MS_EACH_2(vandq_s32, x, y); }
+MS_INLINE vi ior(vi x, vi y) { return MS_EACH_2(vorrq_s32, x, y); }
+MS_INLINE vi ixor(vi x, vi y) { return MS_EACH_2(veorq_s32, x, y); }
+MS_INLINE vi imax(vi x, vi y) { return MS_EACH_2(vmaxq_s32, x, y); }
+template <int kBits>
+MS_INLINE vi ishl(vi x) {
+  return {vshlq_n_s32(x.a, kBits), vshlq_n_s32(x.b, kBits), vshlq_n_s32(x.c, kBits),
+          vshlq_n_s32(x.d, kBits)};
+}
+template <int kBits>
+MS_INLINE vi ishr(vi x) {
+  return {vshrq_n_s32(x.a, kBits), vshrq_n_s32(x.b, kBits), vshrq_n_s32(x.c, kBits),
+          vshrq_n_s32(x.d, kBits)};
+}
+MS_INLINE vi vround(vf x) { return MS_EACH_1(vcvtnq_s32_f32, x); }
+MS_INLINE vf vconvert(vi x) { return MS_EACH_1(vcvtq_f32_s32, x); }
+
+MS_INLINE vm vless(vf x, vf y) { return MS_EACH_2(vcltq_f32, x, y); }
+MS_INLINE uint32x4_t unordered(float32x4_t x) { return vmvnq_u32(vceqq_f32(x, x)); }
+MS_INLINE vm vunordered(vf x) { return MS_EACH_1(unordered, x); }
+MS_INLINE vf vselect(vm m, vf yes, vf no) {
+  return {vbslq_f32(m.a, yes.a, no.a), vbslq_f32(m.b, yes.b, no.b), vbslq_f32(m.c, yes.c, no.c),
+          vbslq_f32(m.d, yes.d, no.d)};
+}
+MS_INLINE vi iselect(vm m, vi yes, vi no) { return vbits(vselect(m, vfloat(yes), vfloat(no))); }
+MS_INLINE vm igreater(vi x, vi y) { return MS_EACH_2(vcgtq_s32, x, y); }
+MS_INLINE vm vrange(std::int64_t first, std::int64_t end) {
+  const std::int64_t low = first < 0 ? 0 : first > 16 ? 16 : first;
+  const std::int64_t high = end < 0 ? 0 : end > 16 ? 16 : end;
+  const vm from = igreater(ilane(), iset(static_cast<std::int32_t>(low) - 1));
+  const vm to = igreater(iset(static_cast<std::int32_t>(high)), ilane());
+  return MS_EACH_2(vandq_u32, from, to);
+}
+
+// Without a scaling instruction: two factors, the first exact.
+MS_INLINE float32x4_t power_of_two(int32x4_t e) {
+  return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(e, vdupq_n_s32(127)), 23));
+}
+MS_INLINE float32x4_t scale2_quarter(float32x4_t p, float32x4_t n) {
+  const int32x4_t k = vcvtnq_s32_f32(n);
+  const int32x4_t first = vshrq_n_s32(k, 1);
+  return vmulq_f32(vmulq_f32(p, power_of_two(first)), power_of_two(vsubq_s32(k, first)));
+}
+MS_INLINE vf vscale2(vf p, vf n) { return MS_EACH_2(scale2_quarter, p, n); }
+
+MS_INLINE float vtree_sum(vf x) {
+  const float32x4_t quarter = vaddq_f32(vaddq_f32(x.a, x.c), vaddq_f32(x.b, x.d));
+  const float32x2_t pair = vadd_f32(vget_low_f32(quarter), vget_high_f32(quarter));
+  return vget_lane_f32(pair, 0) + vget_lane_f32(pair, 1);
+}
+MS_INLINE float vtree_max(vf x) {
+  const float32x4_t quarter = larger(larger(x.d, x.b), larger(x.c, x.a));
+  const float32x4_t pair = larger(vextq_f32(quarter, quarter, 2), quarter);
+  return vgetq_lane_f32(larger(vrev64q_f32(pair), pair), 0);
+}
+MS_INLINE std::int32_t itree_max(vi x) {
+  return vmaxvq_s32(vmaxq_s32(vmaxq_s32(x.a, x.b), vmaxq_s32(x.c, x.d)));
+}
+
+MS_INLINE vf vswap1(vf x) { return MS_EACH_1(vrev64q_f32, x); }
+MS_INLINE float32x4_t swap_halves(float32x4_t x) { return vextq_f32(x, x, 2); }
+MS_INLINE vf vswap2(vf x) { return MS_EACH_1(swap_halves, x); }
+MS_INLINE vf vswap4(vf x) { return {x.b, x.a, x.d, x.c}; }
+MS_INLINE vf vswap8(vf x) { return {x.c, x.d, x.a, x.b}; }
+MS_INLINE vf vtwice(vf x) {
+  return {vzip1q_f32(x.a, x.a), vzip2q_f32(x.a, x.a), vzip1q_f32(x.b, x.b), vzip2q_f32(x.b, x.b)};
+}
+
+// FCVTL and FCVTN; FPCR as FloatEnv sets it (IEEE halves, to nearest even, subnormals kept).
+MS_INLINE float32x4_t load_f16x4(const std::uint8_t* p) {
+  return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)));
+}
+MS_INLINE void store_f16x4(std::uint8_t* p, float32x4_t x) {
+  vst1_u8(p, vreinterpret_u8_f16(vcvt_f16_f32(x)));
+}
+MS_INLINE vf vload_f16(const std::uint8_t* p) {
+  return {load_f16x4(p), load_f16x4(p + 8), load_f16x4(p + 16), load_f16x4(p + 24)};
+}
+MS_INLINE void vstore_f16(std::uint8_t* p, vf x) {
+  store_f16x4(p, x.a);
+  store_f16x4(p + 8, x.b);
+  store_f16x4(p + 16, x.c);
+  store_f16x4(p + 24, x.d);
+}
+
+#undef MS_EACH_1
+#undef MS_EACH_2
+
+}  // namespace
+}  // namespace musespark
