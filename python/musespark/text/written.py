@@ -7,6 +7,7 @@ and what an assistant says beside its calls, which families write or leave out a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,17 +18,18 @@ from musespark.text.conversation import plain_inputs
 
 @dataclass
 class _Words:
-    """Words that occur nowhere else, of equal length so that none is part of another."""
+    """Words that occur nowhere else, each with the place that it stands for."""
 
     places: list[str] = field(default_factory=list)
 
     def new(self, place: str) -> str:
         self.places.append(place)
-        return self.word(len(self.places) - 1)
+        return f"qz{len(self.places) - 1:07d}x"
 
     @staticmethod
-    def word(index: int) -> str:
-        return f"qz{index:07d}x"
+    def found(text: str) -> set[int]:
+        """The numbers of the words in a text."""
+        return {int(digits) for digits in re.findall(r"qz(\d{7})x", text)}
 
 
 def refuse_unwritten(
@@ -42,10 +44,13 @@ def refuse_unwritten(
         text = render(marked)
     except InvalidRequest:
         return  # the conversation itself fails likewise and says how
+    written = words.found(text)
     for index, place in enumerate(words.places):
-        if words.word(index) not in text:
+        if index not in written:
+            hint = "; give the call as text, in a content" if ".tool_calls[" in place else ""
             raise InvalidRequest(
                 f"{place}: the chat template {origin} does not write it; the model would not see it"
+                f"{hint}"
             )
 
 

@@ -149,11 +149,12 @@ def _understand_gguf(path: Path, headers: GgufCheckpoint | None = None) -> Model
     name = checkpoint.files[0].path
     try:
         shapes = {name: checkpoint.entry(name).shape for name in checkpoint.file_of}
-        if not shapes:
-            raise UnsupportedModel(f"{name}: holds no tensors (a vocabulary only): no model to run")
         try:
             model = read_gguf(checkpoint.metadata, shapes, checkpoint.vector)
         except (UnsupportedModel, CorruptFile) as error:
+            if not shapes and isinstance(error, CorruptFile):
+                text = f"{name}: holds no tensors (a vocabulary only), and is no model to run"
+                raise UnsupportedModel(text) from None
             raise type(error)(f"{name}: {error}") from None
     except BaseException:
         checkpoint.close()
