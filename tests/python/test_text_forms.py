@@ -122,6 +122,34 @@ def test_every_text_is_written_or_refused_in_every_form(name: str, shared_data: 
     assert written >= 3, written  # what each takes differs; users and assistants all do
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Qwen-Qwen3-0.6B",
+        "Qwen-QwQ-32B",
+        "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
+        "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
+        "meta-llama-Llama-3.1-8B-Instruct",
+        "Muse-Glimmer-30B",
+    ],
+)
+def test_a_call_without_a_content_is_written(name: str, shared_data: Path) -> None:
+    """What the OpenAI SDK hands back; these templates ask for a content, for none, or for None."""
+    template = ChatTemplate(shared_data / "templates" / f"{name}.jinja")
+    for what in ("tool", "after tool"):
+        text = shown(template, CHATS[what], TOOLS)
+        assert text is not None and "look_up" in text and "Quokka" in text, what
+
+
+@pytest.mark.parametrize(
+    "name", ["microsoft-Phi-3.5-mini-instruct", "ibm-granite-granite-3.3-2B-Instruct"]
+)
+def test_a_call_that_a_template_drops_is_refused(name: str, shared_data: Path) -> None:
+    template = ChatTemplate(shared_data / "templates" / f"{name}.jinja")
+    with pytest.raises(InvalidRequest, match=r"\[1\]\.tool_calls\[0\].*as text, in a content"):
+        refuse_unwritten([USER, CALLING, LAST], template.render, template.origin)
+
+
 def test_a_template_for_lists_only_gets_lists() -> None:
     source = (
         "{% for m in messages %}{{ m.role }}: {% for p in m.content %}{{ p.text }}{% endfor %};"
