@@ -18,13 +18,13 @@ __version__ = "0.1.0"
 
 # Module -> the public names it defines.
 _DEFINED_IN = {
-    "loading": ("load",),
+    "loading": ("load", "convert"),
     "model": ("Model",),
     "session": ("Session",),
     "adapters": ("Adapter",),
     "machine": ("doctor",),
     "memory": ("estimate", "inspect", "Estimate"),
-    "weights": ("convert", "WriteFailed"),
+    "weights": ("WriteFailed",),
     "text": ("Tokenizer", "ChatTemplate"),
     "results": ("Completion", "ChatResult", "Delta", "Usage", "Timings", "ModelInfo"),
     "errors": (

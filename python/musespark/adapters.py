@@ -22,12 +22,13 @@ class Adapter:
     ``adapter``. Close it, or use it as a context manager; closing the model closes it too.
 
     Attributes: ``name``, ``path``, ``rank`` (the largest), ``targets`` (kinds of matrices it adds
-    to), ``parameters`` and ``bytes`` (of memory it takes).
+    to), ``base`` (the model that its maker names), ``parameters`` and ``bytes`` (of memory it
+    takes).
     """
 
     def __init__(self, engine: Engine, name: str, weights: LoraWeights):
         self.name, self.path = name, str(weights.folder)
-        self.rank, self.targets = weights.rank, weights.targets
+        self.rank, self.targets, self.base = weights.rank, weights.targets, weights.base
         self.parameters = sum(a.size + b.size for a, b in weights.matrices.values())
         self._engine = engine
         self._ids: list[int] = []
@@ -128,7 +129,10 @@ class Adapters:
         with self._lock:
             before = self._by_name.get(name)
             if name in self._claims or (before is not None and not before.closed):
-                raise InvalidRequest(f"name: got {name!r:.80}, which an adapter of this model has")
+                raise InvalidRequest(
+                    f"name: got {name!r:.80}, which an adapter of this model has; "
+                    "give another with name="
+                )
             claim = self._claims[name] = _Claim()
         return claim
 
@@ -183,4 +187,5 @@ def _name(path: str | os.PathLike[str], given: Any) -> str:
 
 
 def _described(name: str, adapter: Adapter | LoraWeights, how: str) -> str:
-    return f"{name}: rank {adapter.rank} on {', '.join(adapter.targets)}; {how}"
+    made_for = f"; made for {adapter.base!r}" if adapter.base else ""
+    return f"{name}: rank {adapter.rank} on {', '.join(adapter.targets)}; {how}{made_for}"

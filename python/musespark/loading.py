@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from musespark.assets import check_usable, check_use
 from musespark.errors import InvalidRequest
 from musespark.families.spec import ModelSpec
 from musespark.memory import KV_FORMATS, choose_context
 from musespark.model import Model
+from musespark.options import unknown_argument
 from musespark.weights import can_merge, merge, open_model, read_adapter, read_adapter_config
+from musespark.weights import convert as pack_into
 
 MAX_THREADS, MAX_CONTEXT = 1024, 2**31 - 1
 _LATER_KV = ("kv8v4", "kv4")
+LOAD_OPTIONS = ("quantize", "kv", "context", "threads", "adapter", "progress", "verify")
 
 
 def load(
@@ -25,6 +29,7 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     progress: Any = None,
     verify: bool = False,
+    **unknown: Any,
 ) -> Model:
     """Loads a model.
 
@@ -50,6 +55,26 @@ def load(
     Raises UnsupportedModel, CorruptFile, InvalidRequest; MemoryBudgetExceeded, which says what
     would fit; HubUnavailable and AccessDenied; and OSError where the disk is full.
     """
+    if unknown:
+        raise unknown_argument(next(iter(unknown)), LOAD_OPTIONS)
+    given = {"quantize": quantize, "kv": kv, "context": context, "threads": threads}
+    return load_for(None, source, adapter=adapter, progress=progress, verify=verify, **given)
+
+
+def load_for(
+    use: str | None,
+    source: str | os.PathLike[str] | None,
+    *,
+    quantize: str,
+    kv: str,
+    context: int | None,
+    threads: int | None,
+    adapter: str | os.PathLike[str] | None,
+    progress: Any,
+    verify: bool,
+) -> Model:
+    """:func:`load` for one use (chat, generate, embed; None: any): a model that is not for it is
+    refused before it is packed."""
     if source is not None and not isinstance(source, (str, os.PathLike)):
         raise InvalidRequest(f"source: got {source!r:.60}, allowed is a path or None")
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
@@ -71,8 +96,14 @@ def load(
         beside = lora.stored_bytes() if lora is not None and recipe != "none" else 0
         choose_context(spec, weights, recipe, KV_FORMATS[kv], context, beside)
 
-    weights = open_model(source, quantize=quantize, progress=progress, admit=admit)
+    def ready(spec: ModelSpec, assets: dict[str, bytes], name: str) -> None:
+        check_usable(spec, assets, name, use)
+
+    options = {"quantize": quantize, "progress": progress}
+    weights = open_model(source, admit=admit, ready=ready, **options)
     try:
+        if use is not None:  # what was packed before has not been asked
+            check_use(weights.spec, weights.assets, str(weights.info["source"]), use)
         if verify:
             weights.verify(progress)
         adapted = None
@@ -84,6 +115,30 @@ def load(
     except BaseException:
         weights.close()
         raise
+
+
+def convert(
+    source: str | os.PathLike[str] | None,
+    destination: str | os.PathLike[str],
+    *,
+    quantize: str = "q4",
+    progress: Any = None,
+) -> dict[str, Any]:
+    """Packs the model folder or GGUF file ``source`` into the file ``destination``, which
+    :func:`load` takes; returns what was packed: family, quantize, parameters, bytes, formats …
+
+    ``quantize``: q4 unless given; q8, none (as stored), or auto as in :func:`load`. The file
+    appears whole or not at all, in place of one that is there. Peak memory stays below 500 MB
+    besides the mapped file.
+
+    Raises what :func:`load` raises for a model that cannot be read, before anything is written;
+    InvalidRequest for a destination that could not be read back; and :class:`WriteFailed`.
+    """
+
+    def ready(spec: ModelSpec, assets: dict[str, bytes], name: str) -> None:
+        check_usable(spec, assets, name, None)
+
+    return pack_into(source, destination, quantize=quantize, progress=progress, ready=ready)
 
 
 def _check_count(name: str, value: Any, most: int) -> None:

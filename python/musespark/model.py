@@ -85,7 +85,7 @@ class Model:
         config = json_asset(assets, "generation_config.json")
         self.tokenizer = tokenizer_of(assets, str(weights.info["source"]))
         self._vocab = spec.vocab
-        self.template = template_of(assets)
+        self.template = template_of(assets, str(weights.info["source"]))
         self._defaults = model_defaults(config, spec.vocab)
         info = weights.info
         merged = info.get("merged", False)
@@ -109,8 +109,8 @@ class Model:
         self._adapters = Adapters(self._engine, adapter, merged=merged)
         if kv == "auto" and self._encoder is None:
             notes.append("kv auto: kv8 for every layer")
-        notes.append(f"chat protocol: {self._protocol.name if self.template else 'no template'}")
         notes += [f"generation_config.json: {f} is not applied" for f in unused_defaults(config)]
+        notes += prompts.foreign_ends(self.tokenizer, spec.vocab)
         if info.get("quantize_auto"):
             notes.append(f"quantize auto: {info['quantize']}")
         if threads is None:
@@ -127,7 +127,13 @@ class Model:
     @property
     def info(self) -> ModelInfo:
         """What was loaded and what was chosen; ``adapters`` are those open now."""
-        return replace(self._info, adapters=self._adapters.described())
+        protocol = self._protocol.name if self.template else "no template"
+        return replace(
+            self._info,
+            adapters=self._adapters.described(),
+            stop_tokens=prompts.spelled(self.tokenizer, self._stop_ids),
+            notes=(*self._info.notes, f"chat protocol: {protocol}"),
+        )
 
     # ---- text ---------------------------------------------------------------------------------
 
@@ -143,7 +149,7 @@ class Model:
         ``temperature`` (0: greedy), ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``,
         ``presence_penalty``, ``frequency_penalty``, ``seed``, ``stop`` (a string or several),
         ``logprobs`` (how many alternatives a token), ``logit_bias`` {token id: addend},
-        ``deadline`` (seconds from now; what is there then is returned), ``adapter`` (what
+        ``deadline`` (seconds from the call; what is there then is returned), ``adapter`` (what
         :meth:`load_adapter` gave, or its name; None: the model as loaded). ``stream=True``: an
         iterator of :class:`Delta` whose ``.result`` is the completion.
 
@@ -363,7 +369,7 @@ class Model:
                 )
             given = ChatTemplate(given)
         protocol = detect_protocol(self.tokenizer, given)
-        self._stop_ids = prompts.stop_ids(self.tokenizer, protocol, self._vocab)
+        self._stop_ids = prompts.stop_ids(self.tokenizer, given, protocol, self._vocab)
         self._template, self._protocol = given, protocol
 
     def __reduce__(self) -> NoReturn:
@@ -418,21 +424,20 @@ class Model:
         known = (*CHAT_OPTIONS, "stream", "adapter")
         options = resolve(rest, self._defaults, self._vocab, also_known=known)
         adapter = self._adapters.id_of(given.get("adapter"))
+        if self._encoder is not None:
+            self._encoder.submit()  # says what it is, whatever else is missing
+        limit = self._info.context
         ids = prompts.chat_ids(
-            self.tokenizer,
-            self.template,
-            self._protocol,
-            messages,
-            context=self._info.context,
-            **chat,
+            self.tokenizer, self.template, self._protocol, messages, context=limit, **chat
         )
-        options = within(options, rest, self._info.context - len(ids))
+        options = within(options, rest, limit - len(ids))
         parser = ChannelParser.for_prompt(
             self._protocol,
             self.tokenizer,
             ids,
             tools=chat.get("tools"),
             first_call=prompts.calls_so_far(messages) + 1,
+            ends=self._stop_ids,
             continuing=chat.get("continue_final_message", False),
         )
         request = self._request(np.asarray(ids, np.int32), options, retain=retain, adapter=adapter)

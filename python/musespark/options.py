@@ -6,8 +6,9 @@ import difflib
 import math
 import operator
 import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from musespark.errors import CorruptFile, InvalidRequest
@@ -32,6 +33,14 @@ _NOT_APPLIED: dict[str, Any] = {
     "forced_bos_token_id": None,
     "forced_eos_token_id": None,
     "guidance_scale": 1.0,
+    "penalty_alpha": 0.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "top_h": None,
+    "diversity_penalty": 0.0,
+    "exponential_decay_length_penalty": None,
+    "stop_strings": None,
+    "max_time": None,
 }
 CHAT_OPTIONS = ("tools", "reasoning_effort", "mode", "continue_final_message")
 EFFORTS = ("low", "medium", "high", "xhigh")
@@ -43,7 +52,10 @@ MAX_STOP_STRINGS = 64
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Checked options of one request; with every field final."""
+    """Checked options of one request; with every field final.
+
+    ``began``: when they were given, by ``time.monotonic``; the deadline counts from there.
+    """
 
     max_new_tokens: int | None = None
     min_new_tokens: int = 0
@@ -59,9 +71,10 @@ class GenerationOptions:
     logprobs: int = 0
     logit_bias: Mapping[int, float] | None = None
     deadline: float | None = None
+    began: float = field(default=0.0, compare=False)
 
 
-OPTION_NAMES = tuple(f.name for f in fields(GenerationOptions))
+OPTION_NAMES = tuple(f.name for f in fields(GenerationOptions) if f.name != "began")
 
 
 def _fail(name: str, value: object, allowed: str) -> InvalidRequest:
@@ -214,7 +227,7 @@ def resolve(
             alias = next(a for a, of in _ALIASES.items() if of == name)
             raise InvalidRequest(f"{alias} and {name} are the same option; give one of them")
         values[name] = _check(name, value, vocab)
-    options = replace(defaults, **values)
+    options = replace(defaults, began=time.monotonic(), **values)
     most = options.max_new_tokens
     if most is not None and options.min_new_tokens > most:
         if "min_new_tokens" not in values:  # the model's own yields to what is asked for
@@ -231,12 +244,15 @@ def resolve(
 
 def within(options: GenerationOptions, given: Mapping[str, Any], room: int) -> GenerationOptions:
     """The options where ``room`` tokens are left of the context: the model's own lengths are cut
-    to it; what the caller asked for stays, and overflows."""
+    to it; what the caller asked for stays, and overflows. The deadline is what is left of it."""
     asked = {_ALIASES.get(name, name) for name, value in given.items() if value is not None}
     if "max_new_tokens" not in asked and (options.max_new_tokens or 0) > room:
         options = replace(options, max_new_tokens=None)  # up to the context
     if "min_new_tokens" not in asked and options.min_new_tokens > room:
         options = replace(options, min_new_tokens=max(0, room))
+    if options.deadline is not None:
+        left = options.deadline - (time.monotonic() - options.began)
+        options = replace(options, deadline=max(0.0, left))
     return options
 
 

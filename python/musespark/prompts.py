@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,10 @@ from musespark.text import (
     checked_tools,
     encode_chat,
 )
+from musespark.text.detection import end_of_answer
 from musespark.text.protocols import Protocol
+from musespark.text.written import refuse_unwritten
+from musespark.vocab import turn_ends
 
 # How templates name the effort; the first that a template reads is set.
 _EFFORT_VARIABLES = ("reasoning_strength", "reasoning_effort")
@@ -39,11 +42,27 @@ def token_ids(value: Any, name: str) -> np.ndarray:
     return array.astype(np.int32)
 
 
-def stop_ids(tokenizer: Tokenizer, protocol: Protocol, vocab: int) -> frozenset[int]:
-    """Every id that ends a turn: the configuration's and the protocol's own."""
-    found = set(tokenizer.eos_ids)
-    found.update(tokenizer.markers[m] for m in protocol.ends if m in tokenizer.markers)
+def stop_ids(
+    tokenizer: Tokenizer, template: ChatTemplate | None, protocol: Protocol, vocab: int
+) -> frozenset[int]:
+    """Every id that ends a turn: the configuration's, the protocol's own, those known by their
+    text, and what the template writes behind an answer."""
+    found = set(turn_ends(list(tokenizer.eos_ids), tokenizer.markers, tokenizer.special_ids))
+    ends = {*protocol.ends, end_of_answer(tokenizer, template, protocol)}
+    found.update(tokenizer.markers[m] for m in ends if m in tokenizer.markers)
     return frozenset(i for i in found if i < vocab)
+
+
+def foreign_ends(tokenizer: Tokenizer, vocab: int) -> list[str]:
+    """A note for each end that the model cannot write."""
+    wrong = (i for i in tokenizer.eos_ids if i >= vocab)
+    return [f"eos_token_id: {i} is not in the vocabulary of {vocab}" for i in wrong]
+
+
+def spelled(tokenizer: Tokenizer, ids: Collection[int]) -> tuple[str, ...]:
+    """The spellings of ids; a model may have more of them than its tokenizer."""
+    known = tokenizer.vocab_size
+    return tuple(tokenizer.token(i) if i < known else f"id {i}" for i in sorted(ids))
 
 
 def calls_so_far(messages: Any) -> int:
@@ -69,7 +88,8 @@ def chat_ids(
 
     ``context``: the most ids there may be, to refuse what is far too long at once.
 
-    Raises InvalidRequest where the template cannot express an option: nothing is ignored.
+    Raises InvalidRequest where the template cannot express an option or leaves out a message:
+    nothing is ignored.
     """
     if template is None:
         raise InvalidRequest(
@@ -85,6 +105,7 @@ def chat_ids(
     given.variables |= _effort(given, reasoning_effort)
     given.variables |= _thinking(given, protocol, mode)
     given.name_tools()
+    given.refuse_unwritten()
     ids = given.ids(context)
     if protocol.headers and mode != "auto":
         headers = protocol.headers
@@ -161,6 +182,10 @@ class _Rendering:
                 "the model would not hear of them"
             )
 
+    def refuse_unwritten(self) -> None:
+        """InvalidRequest for a message that the template leaves out."""
+        refuse_unwritten(self.messages, lambda tried: self._text({}, tried), self.template.origin)
+
     def changes(self, other: Mapping[str, Any]) -> bool:
         """Whether other values of some variables give another text."""
         try:
@@ -169,11 +194,11 @@ class _Rendering:
             self._text({})  # it is the caller's own rendering that fails: say how
             return True
 
-    def _text(self, other: Mapping[str, Any]) -> str:
+    def _text(self, other: Mapping[str, Any], messages: Any = None) -> str:
         # The caller's variables come before the tokenizer's, as in ids.
         names = {"tools": self.tools, **self.tokenizer.special_tokens, **self.variables, **other}
         return self.template.render(
-            self.messages,
+            messages or self.messages,
             add_generation_prompt=not self.continued,
             continue_final_message=self.continued,
             **names,

@@ -191,6 +191,7 @@ class ModelInfo:
     factor of the length: layers with a window hold no more than their window, and the tokens of the
     step at hand are not packed yet. ``kv_bytes_full_context``: the most that one sequence of
     ``context`` tokens takes, all of that counted. ``adapters``: a line for each that is loaded.
+    ``stop_tokens`` end a text or turn wherever the model writes them.
     """
 
     source: str
@@ -209,6 +210,7 @@ class ModelInfo:
     threads: int
     isa: str
     adapters: tuple[str, ...] = ()
+    stop_tokens: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -244,6 +246,7 @@ class ModelInfo:
             ("context", f"{self.context:,} tokens, the model's own limit is {self.max_context:,}"),
             ("keys and values", self._keys_and_values()),
             ("runs on", f"{self.threads} threads, {self.isa}"),
+            ("stops at", " ".join(self.stop_tokens) or "nothing: up to max_new_tokens"),
             *(("adapter", adapter) for adapter in self.adapters),
         ]
 

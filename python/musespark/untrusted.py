@@ -51,11 +51,17 @@ def read_small_file(path: Path, limit: int) -> bytes:
     return data
 
 
-def refuse_lfs_pointer(data: bytes | str, where: str) -> None:
-    """CorruptFile where a file is only what Git LFS puts in its place until it is fetched."""
-    start = data[:8]
-    if start in (b"version ", "version "):
+def refuse_stand_in(data: bytes | str, where: str) -> None:
+    """CorruptFile where a file begins as what is often found in its place: what Git LFS puts there
+    until it is fetched, a page instead of a download."""
+    start = data[:64] if isinstance(data, str) else data[:64].decode("latin-1")
+    if start.startswith("version "):
         raise CorruptFile(f"{where}: a Git LFS pointer, not the file itself; run: git lfs pull")
+    if start.lstrip("\ufeff \t\r\n").lower().startswith(("<!doctype", "<html")):
+        raise CorruptFile(
+            f"{where}: a web page (HTML), not the file itself; the download was of the page that "
+            "shows the file"
+        )
 
 
 def no_tokenizer(where: str) -> str:
@@ -119,7 +125,7 @@ def parse_json(data: bytes | str, where: str, limit: int = MAX_CONFIG_BYTES) -> 
     """
     if len(data) > limit:
         raise CorruptFile(f"{where}: {len(data)} bytes, more than the limit of {limit}")
-    refuse_lfs_pointer(data, where)
+    refuse_stand_in(data, where)
     try:
         value = json.loads(
             data if isinstance(data, str) else data.decode("utf-8-sig"),

@@ -9,47 +9,50 @@ own licences); ``error`` where transformers raises.
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from pathlib import Path
 
 import transformers
-from template_cases import CASES, CONTINUED, VARIABLES, FixedClock, digest
+from template_cases import (
+    CASES,
+    CONTINUED,
+    EXPLICIT_NONE,
+    VARIABLES,
+    FixedClock,
+    digest,
+    other_forms,
+)
 from transformers.utils import chat_template_utils
 
 
-def render(source: str, case: dict, add_generation_prompt: bool) -> str:
-    """The digest of what transformers renders. Tool-call arguments are given as dicts; where a
-    template fails on those and not on JSON text, the digest of that, marked ``text:``."""
-    try:
-        return digest(_rendered(source, case["messages"], case, add_generation_prompt))
-    except Exception:  # whatever the template raises; the fixture records that it does
-        if '"tool_calls"' not in json.dumps(case):
-            return "error"
-    try:
-        messages = [_with_text_arguments(message) for message in case["messages"]]
-        return "text:" + digest(_rendered(source, messages, case, add_generation_prompt))
-    except Exception:
-        return "error"
+def render(source: str, case: dict, add_generation_prompt: bool, **more: bool) -> list[str]:
+    """Digests of what transformers renders: of the conversation as it is given, then the others
+    that its other forms (template_cases.other_forms) give."""
+    found = []
+    for messages in (case["messages"], *other_forms(case["messages"])):
+        try:
+            found.append(digest(_rendered(source, messages, case, add_generation_prompt, **more)))
+        except Exception:  # whatever the template raises; the fixture records that it does
+            found.append("error")
+    return [found[0], *sorted({*found[1:]} - {found[0], "error"})]
 
 
-def continued(source: str, case: dict) -> str:
-    """The digest of a rendering whose final message is left open. Refused where it is the user's,
+def continued(source: str, case: dict) -> list[str]:
+    """The digests of a rendering whose final message is left open. Refused where it is the user's,
     which transformers would continue too."""
     if case["messages"][-1]["role"] != "assistant":
-        return "error"
-    try:
-        return digest(_rendered(source, case["messages"], case, False, continue_final_message=True))
-    except Exception:
-        return "error"
+        return ["error"]
+    return render(source, case, False, continue_final_message=True)
 
 
 def _rendered(
     source: str, messages: list, case: dict, add_generation_prompt: bool, **more: bool
 ) -> str:
-    """As PreTrainedTokenizerBase.apply_chat_template does: no None values in messages."""
+    """As PreTrainedTokenizerBase.apply_chat_template does: no None values in messages, but for
+    the content of a form that is None on purpose."""
     messages = [{k: v for k, v in m.items() if v is not None} for m in messages]
+    messages = [{**m, "content": None} if m.pop(EXPLICIT_NONE, False) else m for m in messages]
     texts, _ = chat_template_utils.render_jinja_template(
         [messages],
         tools=case.get("tools"),
@@ -59,14 +62,6 @@ def _rendered(
         **{**VARIABLES, **case.get("variables", {})},
     )
     return texts[0]
-
-
-def _with_text_arguments(message: dict) -> dict:
-    message = copy.deepcopy(message)
-    for call in message.get("tool_calls") or []:
-        function = call["function"]
-        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-    return message
 
 
 def main(folder: Path) -> None:

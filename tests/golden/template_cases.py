@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from copy import deepcopy
 from datetime import datetime as real_datetime
+from itertools import combinations, product
 from typing import Any
 
 VARIABLES = {"bos_token": "<BOS>", "eos_token": "<EOS>", "pad_token": "<PAD>"}
@@ -272,6 +275,41 @@ CASES: dict[str, dict[str, Any]] = {
         "variables": {"enable_thinking": True, "thinking": True, "custom": ["x", 1]},
     },
 }
+
+
+EXPLICIT_NONE = "explicit_none"
+
+
+def other_forms(messages: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The same conversation in every other form that a template may be written for: arguments as
+    JSON text, lists of text parts joined, a developer as the system, and a blank content beside
+    calls missing, empty or None."""
+    lists = sorted({m["role"] for m in messages if _is_text_parts(m.get("content"))})
+    joined = [set(found) for n in range(len(lists) + 1) for found in combinations(lists, n)]
+    forms = product(joined, (False, True), ({}, {"content": ""}, {EXPLICIT_NONE: True}))
+    made = [[_formed(m, *form) for m in messages] for form in forms]
+    return [form for form in made if form != messages]
+
+
+def _is_text_parts(content: Any) -> bool:
+    return isinstance(content, list) and all(part["type"] == "text" for part in content)
+
+
+def _formed(
+    message: dict[str, Any], joined: set[str], as_text: bool, blank: dict[str, Any]
+) -> dict[str, Any]:
+    message = deepcopy(message)
+    if message["role"] in joined and _is_text_parts(message.get("content")):
+        message["content"] = "\n".join(part["text"] for part in message["content"])
+    message["role"] = message["role"].replace("developer", "system")
+    for call in message.get("tool_calls") or []:
+        if as_text:
+            arguments = call["function"]["arguments"]
+            call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
+    if message.get("tool_calls") and not message.get("content"):
+        message.pop("content", None)
+        message.update(blank)
+    return message
 
 
 def digest(text: str) -> str:

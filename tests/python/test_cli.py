@@ -16,21 +16,23 @@ import pytest
 import musespark
 from musespark.cli import COMMANDS, chat, common, main
 from musespark.results import Delta
-from support.model_folder import CASES, checkpoint_weights, write_folder
+from support.bert_models import CASES as BERTS
+from support.bert_models import folder_of as bert_folder
+from support.chat_folder import chat_folder
 
 FAST = ["--context", "256", "--threads", "1"]
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def own_cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("MUSESPARK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A tiny random llama as a Hugging Face folder, without a tokenizer."""
-    case = next(c for c in CASES.values() if c.family == "llama")
-    return write_folder(tmp_path / "model", case.config, checkpoint_weights(case, 1))
+    """A tiny random llama as a Hugging Face folder."""
+    return chat_folder(tmp_path / "model")
 
 
 def run(*arguments: object, given: str = "", monkeypatch=None) -> int:
@@ -173,6 +175,7 @@ def test_convert_that_cannot_be_written_fails_and_leaves_nothing(folder, tmp_pat
 
 
 def test_a_model_without_tokenizer_is_refused_by_name(folder, capsys):
+    (folder / "tokenizer.json").unlink()
     assert run("generate", "x", "-m", folder, *FAST[2:]) == 1
     assert "tokenizer.json is missing" in capsys.readouterr().err
 
@@ -323,7 +326,7 @@ def out_of(monkeypatch, stream, *arguments) -> str:
 
 
 def test_what_a_model_writes_cannot_steer_the_terminal(monkeypatch):
-    monkeypatch.setattr(common, "load_model", lambda args: Says())
+    monkeypatch.setattr(common, "load_model", lambda args, use: Says())
     assert out_of(monkeypatch, Terminal(), "generate", ">") == f">{SHOWN}\n"
     assert out_of(monkeypatch, Pipe(), "generate", ">") == f">{HOSTILE}\n"
     text = out_of(monkeypatch, Terminal(), "generate", ">", "--json")
@@ -457,19 +460,36 @@ def test_a_mistyped_path_is_no_such_folder(capsys, model):
     assert "no such file or folder" in capsys.readouterr().err
 
 
-def test_chat_without_a_template_says_so_at_the_start(capsys, monkeypatch):
-    class Untemplated:
-        template, info = None, type("Info", (), {"source": "here"})
+def test_what_a_model_is_not_for_is_said_before_it_is_packed(own_cache, tmp_path, capsys):
+    """A model of 708 MiB was packed, and then could not chat."""
+    bare = chat_folder(tmp_path / "bare", template=None)
+    encoder = bert_folder(tmp_path / "encoder", next(iter(BERTS)), 3)
+    for command, source, what in (
+        ("chat", bare, f"{bare} has no chat template and cannot chat; musespark generate needs"),
+        ("chat", encoder, f"{encoder} is an embedding model"),
+        ("generate", encoder, f"{encoder} is an embedding model"),
+    ):
+        assert run(command, "x", "-m", str(source)) == 1
+        assert what in capsys.readouterr().err
+        assert not own_cache.exists()
+    musespark.load(bare).close()  # packed now; the answer is the same
+    assert run("chat", "x", "-m", str(bare)) == 1
+    assert "has no chat template" in capsys.readouterr().err
 
-        def __enter__(self):
-            return self
 
-        def __exit__(self, *exc):
-            return None
-
-    monkeypatch.setattr(common, "load_model", lambda args: Untemplated())
-    assert run("chat", given="", monkeypatch=monkeypatch) == 1
-    assert "here has no chat template and cannot chat" in capsys.readouterr().err
+def test_embed_gives_a_line_for_each_text(tmp_path, capsys, monkeypatch):
+    folder = bert_folder(tmp_path / "encoder", next(iter(BERTS)), 3)
+    with musespark.load(folder, threads=1) as model:
+        expected = model.embed(["ab c", "d"])
+    capsys.readouterr()
+    for arguments, given in ((["ab c", "d"], ""), ([], "ab c\nd\n")):
+        assert run("embed", *arguments, "-m", folder, given=given, monkeypatch=monkeypatch) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["text"] for line in lines] == ["ab c", "d"]
+        for line, row in zip(lines, expected, strict=True):
+            assert line["embedding"] == row.tolist()
+    assert run("embed", "x") == 1
+    assert "Spark Nano, inside the package writes text; it gives no" in capsys.readouterr().err
 
 
 def test_convert_says_what_auto_chose(folder, tmp_path, capsys):

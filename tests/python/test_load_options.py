@@ -7,7 +7,9 @@ import errno
 import json
 import mmap
 import os
+import re
 import shutil
+import tempfile
 import weakref
 from pathlib import Path
 
@@ -16,12 +18,15 @@ import pytest
 
 import musespark
 from musespark import model as model_module
+from musespark import options
 from musespark.engine import kv_bytes
 from musespark.errors import CorruptFile, InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.events import Finished, LogitsRows, collect
 from musespark.families import read_config
 from musespark.weights import cache, files, loading, open_model, pack
 from musespark.weights.files import AsideFile, WriteFailed, remove_left_behind, write_aside
+from support.chat_folder import chat_folder
+from support.gguf_bytes import STRING, file_bytes, key
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,101 @@ def test_a_missing_tokenizer_is_missed_before_packing(folder, own_cache, unpacke
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UnsupportedModel, match=rf"{folder}: tokenizer\.json is missing"):
         musespark.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("tokenizer.json", '{"version": "1.0"}', "{}: tokenizer.json: field 'model' is missing"),
+        ("chat_template.jinja", "{% for %}", "{}: chat_template.jinja: not a valid chat template"),
+    ],
+)
+def test_broken_files_are_met_before_packing(tmp_path, own_cache, unpacked, name, text, what):
+    """They left a packed model in the cache, which nothing could use."""
+    folder = chat_folder(tmp_path / "m")
+    (folder / name).write_text(text)
+    with pytest.raises(CorruptFile, match=re.escape(what.format(folder))):
+        musespark.load(folder)
+    assert not own_cache.exists()
+
+
+def test_a_packed_file_could_be_read_back(tmp_path) -> None:
+    """A folder without a tokenizer, and a file called .gguf, were packed in vain."""
+    folder = chat_folder(tmp_path / "m")
+    with pytest.raises(InvalidRequest, match=r"out\.gguf: a packed file is .*call it out\.safete"):
+        musespark.convert(folder, tmp_path / "out.gguf")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UnsupportedModel, match=rf"{folder}: tokenizer\.json is missing"):
+        musespark.convert(folder, tmp_path / "out.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, number) -> None:
+    """A home that is read-only meant no model at all."""
+    folder = chat_folder(tmp_path / "m")
+    monkeypatch.setenv("MUSESPARK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with musespark.load(folder, threads=1) as model:
+        expected = model.generate("Once", max_new_tokens=8).tokens
+        assert not any("cache" in note for note in model.info.notes)
+    shutil.rmtree(tmp_path / "cache")
+
+    def refuse(*args, **options):
+        raise OSError(number, os.strerror(number), str(tmp_path / "cache"))
+
+    monkeypatch.setattr(cache, "packing_lock", refuse)
+    before = set(tmp_path.iterdir())
+    with musespark.load(folder, threads=1) as model:
+        (note,) = [note for note in model.info.notes if "cache" in note]
+        assert f"({os.strerror(number)}): packed into {tmp_path} for this process alone" in note
+        assert model.generate("Once", max_new_tokens=8).tokens == expected
+        assert set(tmp_path.iterdir()) == before  # nothing lies about, while it runs either
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(WriteFailed, match="nor is there room for a temporary file; set MUSESPARK_"):
+        musespark.load(folder)
+
+
+PAGE = b"\n<!DOCTYPE html><html><body>Sign in to download</body></html>" + b" " * 200
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "m.safetensors", "f/config.json"])
+def test_a_page_instead_of_a_download_is_recognised(tmp_path, name) -> None:
+    (tmp_path / "f").mkdir()
+    (tmp_path / name).write_bytes(PAGE)
+    path = tmp_path / name
+    with pytest.raises(CorruptFile, match=f"{name}: a web page"):
+        musespark.load(path.parent if "/" in name else path)
+
+
+def test_files_are_known_by_what_is_in_them(tmp_path) -> None:
+    """A packed file under the name of another kind was read as that kind."""
+    musespark.convert(None, tmp_path / "nano.safetensors", quantize="q8")
+    (tmp_path / "nano.safetensors").rename(tmp_path / "nano.gguf")
+    with musespark.load(tmp_path / "nano.gguf", threads=1, context=256) as model:
+        assert model.generate("Once", max_new_tokens=2).tokens
+
+
+def test_what_is_no_model_is_called_what_it_is(tmp_path) -> None:
+    folder = chat_folder(tmp_path / "m")
+    (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
+    with pytest.raises(CorruptFile, match=r"give the folder, with config\.json and tokenizer"):
+        musespark.load(tmp_path / "model.safetensors")
+    adapter = tmp_path / "a"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    for look in (musespark.load, musespark.inspect):
+        with pytest.raises(InvalidRequest, match=r"is an adapter \(for 'org/base'\), no model"):
+            look(adapter)
+    empty = tmp_path / "vocabulary.gguf"
+    empty.write_bytes(file_bytes([key("general.architecture", STRING, "llama")], []))
+    with pytest.raises(UnsupportedModel, match=r"gguf: holds no tensors \(a vocabulary only\)"):
+        musespark.inspect(empty)
+
+
+def test_an_option_that_nobody_knows_is_named(folder) -> None:
+    with pytest.raises(InvalidRequest, match="unknown argument 'contxt'; did you mean 'context'"):
+        musespark.load(folder, contxt=5)
 
 
 def test_verify_finds_what_loading_does_not_read(tmp_path) -> None:
@@ -184,7 +284,9 @@ def test_partial_files_of_the_dead_are_removed(tmp_path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [others.name, target.name]
 
 
-def test_a_disk_without_room_is_told_before_writing(folder, tmp_path, monkeypatch) -> None:
+def test_a_disk_without_room_is_told_before_writing(tmp_path, monkeypatch) -> None:
+    folder = chat_folder(tmp_path / "m")
+
     class Disk:
         f_bavail, f_frsize = 3, 512
 
@@ -196,6 +298,18 @@ def test_a_disk_without_room_is_told_before_writing(folder, tmp_path, monkeypatc
 
 
 # ---- calls --------------------------------------------------------------------------------------
+
+
+def test_encoding_counts_against_the_deadline(model, monkeypatch) -> None:
+    """A deadline of half a second took the encoding of a long prompt, and then half a second."""
+    clock = iter([100.0, 100.3, 200.0, 209.0])
+    monkeypatch.setattr(options.time, "monotonic", lambda: next(clock))
+    request, _ = model._text_request("Once", {"deadline": 0.5})
+    assert request.deadline == pytest.approx(0.2)
+    request, _ = model._chat_request("Hello", {"deadline": 0.5})
+    assert request.deadline == 0
+    monkeypatch.undo()
+    assert model.chat("Hello", deadline=0, max_new_tokens=9).finish_reason == "deadline"
 
 
 def test_logits_beyond_memory_are_refused_at_once(model, monkeypatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -75,6 +76,19 @@ def test_an_adapter_says_what_it_is(model, loaded, folders) -> None:
     two.close()
     assert two.closed and len(model.info.adapters) == 1
     assert "number1" in model.info._repr_html_()
+
+
+def test_an_adapter_names_the_model_it_was_made_for(model, folders, tmp_path) -> None:
+    """One made for another model of the same shapes was taken without a word."""
+    other = shutil.copytree(folders[0], tmp_path / "number1")
+    config = json.loads((other / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "org/another-model"
+    (other / "adapter_config.json").write_text(json.dumps(config))
+    with model.load_adapter(folders[0]), model.load_adapter(other, "b") as adapter:
+        assert adapter.base == "org/another-model"
+        assert model.info.adapters[1].endswith("; made for 'org/another-model'")
+        with pytest.raises(musespark.InvalidRequest, match=r"'number1'.*give another with name="):
+            model.load_adapter(other)
 
 
 def test_requests_choose_and_a_batch_mixes(model, loaded) -> None:

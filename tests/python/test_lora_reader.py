@@ -110,6 +110,7 @@ def test_what_changes_the_result_is_refused_by_name(
     [
         {"init_lora_weights": "gaussian"},
         {"init_lora_weights": False},
+        {"layers_to_transform": [2, 0]},
         {"modules_to_save": None, "use_dora": False, "loftq_config": {}, "lora_dropout": 0.1},
         {"of_a_later_peft": None, "target_modules": "all-linear", "inference_mode": True},
     ],
@@ -129,6 +130,9 @@ def test_what_does_not_is_read_over(tmp_path: Path, changes: dict) -> None:
         ({"lora_alpha": 1e300}, "lora_alpha"),
         ({"use_rslora": 1}, "use_rslora is 1"),
         ({"rank_pattern": [1]}, "rank_pattern is"),
+        ({"layers_to_transform": ["0"]}, "layers_to_transform is"),
+        ({"layers_to_transform": [0]}, r"2\.self_attn.* layers_to_transform .* it has \[0\]"),
+        ({"layers_to_transform": 0}, r"layers_to_transform of adapter_config.json leaves out"),
         ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern.q_proj is None"),
         ({"r": 5}, r"has shape \[4, 60\]; .* ask for \[5, 60\]"),
     ],

@@ -51,6 +51,22 @@ def holder(path: Path) -> subprocess.Popen:
     return process
 
 
+def test_what_was_made_from_what_is_shown_and_orphans_can_go(folder: Path, capsys) -> None:
+    """Entries of folders that were moved or removed looked like all others, for ever."""
+    open_model(folder, quantize="q8").close()
+    moved = folder.with_name("moved")
+    folder.rename(moved)
+    open_model(moved, quantize="q4").close()
+    found = {entry.name[:8]: (entry.source, entry.stale) for entry in cache.entries()}
+    assert found == {"My-model": (str(folder), True), "moved-q4": (str(moved), False)}
+    assert main(["cache"]) == 0
+    shown = capsys.readouterr().out
+    assert f"of {folder} (gone)\n" in shown and f"of {moved}\n" in shown
+    assert main(["cache", "--stale"]) == 0
+    assert "removed 1 file," in capsys.readouterr().out
+    assert [entry.source for entry in cache.entries()] == [str(moved)]
+
+
 def test_names_say_what_they_are_and_no_lock_stays(folder: Path) -> None:
     for quantize in ("q8", "q4"):
         open_model(folder, quantize=quantize).close()

@@ -523,7 +523,7 @@ def test_harmony_prompts() -> None:
         parser = ChannelParser.for_prompt(harmony, tokenizer, ids)
         parser.push(tokenizer.encode("x")[0])
         assert parser.turn.parts[kind] == ["x"]
-    ends = stop_ids(tokenizer, harmony, tokenizer.vocab_size)
+    ends = stop_ids(tokenizer, None, harmony, tokenizer.vocab_size)
     assert ends == {tokenizer.id(t) for t in ("<|return|>", "<|call|>", END)}
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "three questions and a story on the embedded model",
     "chat": "talk to a model in the terminal",
     "generate": "continue a prompt",
+    "embed": "texts to vectors, with an embedding model",
     "bench": "prefill and decode speed of a model on this machine",
     "doctor": "what this machine offers and what musespark chose",
     "inspect": "what is in a model and what it needs, without loading it",

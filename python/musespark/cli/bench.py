@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if min(asked) < 1:
         raise InvalidRequest("bench: --rounds, --decode and --prefill must be at least 1")
     start = time.perf_counter()
-    with common.load_model(args) as model:
+    with common.load_model(args, "generate") as model:
         load_s = time.perf_counter() - start
         context = model.info.context
         prefill = args.prefill or sorted({min(n, max(1, context - 1)) for n in (128, 512)})

@@ -24,12 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="remove these (a name's beginning will do)",
     )
     action.add_argument("--clear", action="store_true", help="remove all of it")
+    action.add_argument(
+        "--stale", action="store_true", help="remove those whose model is gone, or was moved"
+    )
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     from musespark.weights import cache
 
+    if args.stale:
+        return _remove([entry for entry in cache.entries() if entry.stale])
     if args.remove or args.clear:
         chosen = [cache.find(name) for name in args.remove] if args.remove else cache.entries()
         return _remove(list(dict.fromkeys(chosen)))
@@ -44,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     for entry in models:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         common.show(f"  {entry.name:<60} {human_bytes(entry.bytes):>10}   used {used}")
+        if entry.source is not None:
+            common.show(f"    of {entry.source}{' (gone)' if entry.stale else ''}")
     if left:
         common.show(f"unfinished, being packed or left by a killed process: {_count(left, 'file')}")
     return 0

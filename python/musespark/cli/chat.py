@@ -107,11 +107,6 @@ class Repl:
         self.model = model
         self.effort = args.effort
         self.options = {"mode": args.mode, **common.sampling_options(args)}
-        if model.template is None:
-            raise InvalidRequest(
-                f"{model.info.source} has no chat template and cannot chat; musespark generate "
-                "needs none"
-            )
         self.thoughts = not args.no_thoughts
         self.session = model.session(system=args.system)
         self.last: Any = None
@@ -183,7 +178,7 @@ def _answer(args: argparse.Namespace) -> int:
     """One question: its answer on standard output."""
     question = common.text_given(args.question, "question")
     begun = None if args.begin is None else common.text_given(args.begin, "--begin")
-    with common.load_model(args) as model:
+    with common.load_model(args, "chat") as model:
         repl = Repl(model, args)
         if not args.json:
             repl.say(question, begun)
@@ -206,7 +201,7 @@ def run(args: argparse.Namespace) -> int:
     if interactive:
         _history()
     status = 0
-    with common.load_model(args) as model:
+    with common.load_model(args, "chat") as model:
         repl = Repl(model, args)
         if interactive:
             common.show(f"{model.info.source}: /help for commands, Ctrl-D to leave")

@@ -73,20 +73,23 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(*flags, type=kind, default=None, help=text)
 
 
-def load_model(args: argparse.Namespace) -> Any:
-    import musespark
+def load_model(args: argparse.Namespace, use: str) -> Any:
+    """The model for a use (chat, generate, embed); what one should know of it on standard error."""
+    from musespark.loading import load_for
 
-    model = musespark.load(
+    model = load_for(
+        use,
         args.model,
         quantize=args.quantize,
         kv=args.kv,
         context=args.context,
         threads=args.threads,
         adapter=getattr(args, "adapter", None),
+        progress=None,
         verify=args.verify,
     )
     for note in model.info.notes:
-        if note.startswith("quantize auto") and sys.stderr is not None:
+        if note.startswith(("quantize auto", "the packing cache")) and sys.stderr is not None:
             print(harmless(note, sys.stderr), file=sys.stderr)
     return model
 

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             raise InvalidRequest("--logprobs: only --json shows them")
         options["logprobs"] = args.logprobs
-    with common.load_model(args) as model:
+    with common.load_model(args, "generate") as model:
         if args.json:
             common.show_json(model.generate(prompt, stop=args.stop, **options).to_dict())
             return 0

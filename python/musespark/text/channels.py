@@ -67,7 +67,8 @@ class ChannelParser:
     marker is looked for in the text. ``opened``: the kind of the channel that the prompt left open,
     if any; ``header``: the header text after the prompt's last start marker (protocols with
     headers). ``first_call``: the number of the first tool call's id (``call_<n>``, where the model
-    gives none itself), so that ids stay unique in a conversation.
+    gives none itself), so that ids stay unique in a conversation. ``ends``: ids that end the turn
+    beside those of protocol and configuration.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class ChannelParser:
         opened: str | None = None,
         header: str | None = None,
         first_call: int = 1,
+        ends: Iterable[int] = (),
     ):
         self.protocol, self.turn = protocol, Turn()
         self._tokenizer = tokenizer
@@ -94,12 +96,10 @@ class ChannelParser:
         else:
             self._machine = TagMachine(opened, protocol, calls, spelled)
         self._names = {known[n]: n for n in protocol.markers - spelled if n in known}
-        ends = {known[n] for n in protocol.ends if n in known} - self._names.keys()
-        self._ends = frozenset(ends)
-        self._special: frozenset[int] = frozenset()
-        if tokenizer:
-            self._ends |= frozenset(tokenizer.eos_ids) - self._names.keys()
-            self._special = tokenizer.special_ids
+        ends = {*ends, *(known[n] for n in protocol.ends if n in known)}
+        ends |= {*tokenizer.eos_ids} if tokenizer else set()
+        self._ends = frozenset(ends - self._names.keys())
+        self._special = tokenizer.special_ids if tokenizer else frozenset()
         self._pending_tokens = 0
 
     @classmethod
@@ -111,6 +111,7 @@ class ChannelParser:
         *,
         tools: Iterable[Mapping[str, Any]] | None = None,
         first_call: int = 1,
+        ends: Iterable[int] = (),
         continuing: bool = False,
     ) -> ChannelParser:
         """A parser for what follows these prompt ids: an open thought or header is continued, or
@@ -118,9 +119,8 @@ class ChannelParser:
         opened, header = opened_by(protocol, tokenizer, prompt)
         if continuing and not protocol.headers:
             opened = ANSWER
-        return cls(
-            protocol, tokenizer, tools=tools, opened=opened, header=header, first_call=first_call
-        )
+        given = {"tools": tools, "first_call": first_call, "ends": ends}
+        return cls(protocol, tokenizer, opened=opened, header=header, **given)
 
     def push(self, token_id: int) -> list[Event]:
         """The events of one generated id. Raises InvalidRequest for an id out of range."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from musespark.errors import Error
 from musespark.text.protocols import HARMONY, MUSE, THOUGHTS, Protocol, compose
 from musespark.text.template import ChatTemplate
 from musespark.text.tokenizer import Tokenizer
@@ -58,3 +59,28 @@ def detect_protocol(tokenizer: Tokenizer, template: ChatTemplate | str | None) -
         known = tokenizer.markers.keys()
         calls = next((n for n, signs in _TOKEN_SIGNS if known >= set(signs)), None)
     return compose(thoughts, calls)
+
+
+def end_of_answer(
+    tokenizer: Tokenizer, template: ChatTemplate | None, protocol: Protocol
+) -> str | None:
+    """The marker that a template writes behind an answer, None where there is none.
+
+    What ends a turn in the prompts that a model learned from ends its own, whatever the
+    configuration calls the end of a text. A marker of the protocol's own goes on with the turn.
+    """
+    if template is None or protocol.headers:
+        return None
+    answer = "qzanswerx"
+    turn = [{"role": "user", "content": "qzuserx"}, {"role": "assistant", "content": answer}]
+    for messages in (turn, [*turn, turn[0]]):
+        try:
+            text = template.render(messages, **tokenizer.special_tokens)
+        except Error:  # a template that takes no such conversation
+            continue
+        _, found, behind = text.rpartition(answer)
+        if found and behind.strip():
+            begun = [m for m in tokenizer.markers if behind.lstrip().startswith(m)]
+            end = max(begun, key=len, default=None)
+            return None if end in protocol.markers else end
+    return None

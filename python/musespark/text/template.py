@@ -5,13 +5,12 @@
 in the tests for every template at hand), from a template that runs in a metered sandbox.
 :func:`encode_chat` gives ids, and keeps the rule that what people typed never becomes a marker.
 
-One deliberate difference: tool-call arguments may be given as JSON text, the OpenAI form, or as a
-dict; each template gets the form it is written for.
+Deliberate differences, where OpenAI's messages have several forms of one thing (forms.py): each
+template gets the form it is written for.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import threading
@@ -30,6 +29,14 @@ from musespark.text.conversation import (
     mark_end,
     plain_inputs,
     size_of,
+)
+from musespark.text.forms import (
+    CallForm,
+    Messages,
+    find_call_form,
+    with_call_form,
+    with_contents,
+    with_known_roles,
 )
 from musespark.text.guard import Disguise, Guard
 from musespark.text.markers import MarkerFinder
@@ -102,7 +109,7 @@ class ChatTemplate:
             self._tool_use.special_tokens = self.special_tokens
         self._compile(failure)
         self._guards: dict[frozenset[str], Guard] = {}
-        self._wants_text: bool | None = None
+        self._call_form: CallForm | None = None
 
     def __repr__(self) -> str:
         return f"ChatTemplate({self.origin!r}, {len(self.source)} characters)"
@@ -229,7 +236,11 @@ class ChatTemplate:
     ) -> list[tuple[str, bool]]:
         try:
             messages, tools, variables = plain_inputs(messages, tools, variables)
-            messages = self._with_arguments(messages)
+            # As in transformers, variables of the caller come before the tokenizer's own tokens.
+            given = {**self.special_tokens, **(special_tokens or {}), **variables}
+            given.update(tools=tools, add_generation_prompt=ending == _PROMPT)
+            given.setdefault("documents", None)
+            messages = self._in_its_forms(messages, given)
             # Nobody can write it: a character of no words, and letters that nobody knows.
             mark = f"\U00100000{secrets.token_hex(16)} "
             final = mark_end(messages, mark) if ending == _CONTINUED else None
@@ -243,11 +254,7 @@ class ChatTemplate:
                 )
         except RecursionError as error:
             raise InvalidRequest("messages or tools are nested too deeply") from error
-        # As in transformers, variables of the caller come before the tokenizer's special tokens.
-        given = {**self.special_tokens, **(special_tokens or {}), **variables}
-        prompt = ending == _PROMPT
-        given.update(messages=messages, tools=tools, add_generation_prompt=prompt)
-        given.setdefault("documents", None)
+        given.update(variables, messages=messages, tools=tools)
         reveal = disguise.reveal if disguise else str
         text = self._run(given, size_of([messages, tools, variables]), reveal)
         if final is not None:
@@ -285,54 +292,25 @@ class ChatTemplate:
         finally:
             environment.stop(before)
 
-    def _with_arguments(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Tool-call arguments in the form (dict or JSON text) this template is written for."""
-        calls = [
-            call["function"]
-            for message in messages
-            for call in message.get("tool_calls") or []
-            if isinstance(call, dict) and isinstance(call.get("function"), dict)
-        ]
-        if not calls:
-            return messages
-        if self._wants_text is None:
-            self._wants_text = self._probe_arguments()
-        for function in calls:  # the messages are our own copy
-            arguments = function.get("arguments")
-            if self._wants_text and isinstance(arguments, dict):
-                function["arguments"] = json.dumps(arguments, ensure_ascii=False)
-            elif not self._wants_text and isinstance(arguments, str):
-                try:
-                    parsed = json.loads(arguments)
-                except (ValueError, RecursionError):
-                    continue  # not JSON: the template gets what the model wrote
-                if isinstance(parsed, dict):
-                    function["arguments"] = parsed
-        return messages
+    def _in_its_forms(self, messages: Messages, given: dict[str, Any]) -> Messages:
+        """The messages (our own copy) in the forms that this template is written for."""
 
-    def _probe_arguments(self) -> bool:
-        """Whether the template wants arguments as text: it fails on a dict, and not on text."""
+        def attempt(tried: Messages, names: dict[str, Any]) -> str | None:
+            size = size_of([tried, names.get("tools")])
+            try:
+                return self._run({**names, "messages": tried}, size, str)
+            except InvalidRequest:  # this is the question: the template cannot take this form
+                return None
 
-        def works(arguments: Any) -> bool:
-            call = {
-                "id": "call000001",
-                "type": "function",
-                "function": {"name": "probe", "arguments": arguments},
-            }
-            given = {"tools": None, "documents": None, "bos_token": "", "eos_token": ""}
-            given |= {**self.special_tokens, "add_generation_prompt": False}
-            for content in ({"content": ""}, {}):  # some templates read calls only without content
-                message = {"role": "assistant", **content, "tool_calls": [call]}
-                chat = [{"role": "user", "content": "probe"}, message]
-                try:
-                    if "argument_value" in self._run({**given, "messages": chat}, 0, str):
-                        return True
-                except Error:  # this is the question: the template cannot take this form
-                    continue
-            return False
+        def probe(tried: Messages, tools: Any) -> str | None:
+            names = {"documents": None, "bos_token": "", "eos_token": "", **self.special_tokens}
+            return attempt(tried, {**names, "tools": tools, "add_generation_prompt": False})
 
-        value = {"argument_name": "argument_value"}
-        return not works(value) and works(json.dumps(value))
+        messages = with_known_roles(messages, self.literals)
+        if any(message.get("tool_calls") for message in messages) and self._call_form is None:
+            self._call_form = find_call_form(probe)
+        messages = with_call_form(messages, self._call_form or CallForm())
+        return with_contents(messages, lambda tried: attempt(tried, given))
 
 
 _PROMPT, _CONTINUED, _CLOSED = "prompt", "continued", "closed"

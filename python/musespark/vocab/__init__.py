@@ -6,10 +6,12 @@ package and no tokenizer library: what it gives is data, loaded by ``musespark.t
 kept by ``convert`` beside the weights. outline.py shortens a tokenizer.json of any source.
 
 keys.py reads metadata that nobody vouches for; vocabulary.py what all kinds share; spm.py, bpe.py
-(with pretokenizers.py) and wordpiece.py are the kinds; assets.py puts the files together.
+(with pretokenizers.py) and wordpiece.py are the kinds; assets.py puts the files together;
+ends.py knows what ends a turn.
 """
 
 from musespark.vocab.assets import TOKENIZER_MODELS, sampling_notes, tokenizer_assets
+from musespark.vocab.ends import turn_ends
 from musespark.vocab.outline import OUTLINE, Outline, make_outline, read_outline, rest_of
 from musespark.vocab.pretokenizers import PRE_TOKENIZERS
 
@@ -23,4 +25,5 @@ __all__ = [
     "rest_of",
     "sampling_notes",
     "tokenizer_assets",
+    "turn_ends",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.untrusted import MAX_TOKENIZER_BYTES
 from musespark.vocab.bpe import bpe_tokenizer, gemma4_tokenizer
+from musespark.vocab.ends import turn_ends
 from musespark.vocab.keys import VocabularyKeys
 from musespark.vocab.spm import spm_tokenizer
 from musespark.vocab.vocabulary import CONTROL, USER_DEFINED, Vocabulary
@@ -22,18 +23,6 @@ _MAKERS: dict[str, Maker] = {
     "bert": wordpiece_tokenizer,
 }
 TOKENIZER_MODELS = tuple(_MAKERS)
-# Tokens that end a turn though no key says so: files name one end, models have several. The list
-# is llama.cpp's, without the tokens of code infilling.
-_ENDS = frozenset(
-    [
-        *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>"),
-        *("<|calls|>", "<|flush|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>"),
-        *("<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "<turn|>", "<|tool_response>"),
-        *("<｜end▁of▁sentence｜>", "[e~["),
-    ]
-)
-# These letters are also ordinary tags in some vocabularies: only control tokens count.
-_CONTROL_ENDS = frozenset(["</s>", "<eos>", "[EOS]"])
 _MAX_NAMED_TEMPLATES = 64
 # GGUF key -> (name in generation_config.json, lowest, highest)
 _SAMPLING = {
@@ -102,7 +91,7 @@ def _config(vocabulary: Vocabulary) -> dict[str, Any]:
 
 def _defaults(keys: VocabularyKeys, vocabulary: Vocabulary) -> dict[str, Any]:
     """generation_config.json: what ends a turn, and how its maker samples."""
-    found: dict[str, Any] = {"eos_token_id": turn_ends(vocabulary)}
+    found: dict[str, Any] = {"eos_token_id": _turn_ends(vocabulary)}
     for key, (name, low, high) in _SAMPLING.items():
         value = keys.number(key, low, high)
         if value is not None:
@@ -122,21 +111,13 @@ def sampling_notes(metadata: Mapping[str, Any]) -> list[str]:
     return [f"generation defaults that this version does not read: {', '.join(others)}"[:1000]]
 
 
-def turn_ends(vocabulary: Vocabulary) -> list[int]:
-    """The ids that end a text or turn: those the keys name, and those known by their text."""
+def _turn_ends(vocabulary: Vocabulary) -> list[int]:
     named = [vocabulary.roles[r] for r in ("eos", "eot", "eom") if r in vocabulary.roles]
     kinds = vocabulary.types
-    ends = [
-        i
-        for text, i in vocabulary.ids.items()
-        if (text in _ENDS and kinds[i] in (CONTROL, USER_DEFINED))
-        or (text in _CONTROL_ENDS and kinds[i] == CONTROL)
-    ]
-    found = dict.fromkeys(named + sorted(ends))
-    texts = {vocabulary.tokens[i]: i for i in found}
-    if ("<|return|>" in texts or "<|flush|>" in texts) and texts.keys() & {"<|call|>", "<|calls|>"}:
-        found.pop(texts.get("<|end|>"), None)  # harmony: it ends a channel, the turn goes on
-    return list(found)
+    markers = {t: i for t, i in vocabulary.ids.items() if kinds[i] in (CONTROL, USER_DEFINED)}
+    named_too = {vocabulary.tokens[i]: i for i in named}
+    control = {i for i in markers.values() if kinds[i] == CONTROL}
+    return turn_ends(named, {**markers, **named_too}, control)
 
 
 def _templates(keys: VocabularyKeys) -> dict[str, str]:

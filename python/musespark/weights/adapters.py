@@ -34,13 +34,14 @@ _DTYPES = ("F32", "F16", "BF16")
 # Keys of a LoraConfig that do not change what a saved adapter computes: which matrices have one is
 # said by the tensors, and the rest is of training.
 _WITHOUT_EFFECT = {
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config",
-    "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout",
+    "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "inference_mode", "layers_pattern", "lora_dropout",
     "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config",
     "target_modules", "task_type",
 }  # fmt: skip
-_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias",
-         "init_lora_weights"}  # fmt: skip
+_READ = {"alpha_pattern", "base_model_name_or_path", "bias", "init_lora_weights",
+         "layers_to_transform", "lora_alpha", "peft_type", "r", "rank_pattern",
+         "use_rslora"}  # fmt: skip
 # The others (pissa, olora, corda, loftq) also change the base model when training begins.
 _INITS = (None, "gaussian", "eva", "orthogonal")
 _NAME = re.compile(r"base_model\.model\.(.+)\.(lora_A|lora_B)\.weight")
@@ -61,6 +62,8 @@ class LoraConfig:
     rank_stabilized: bool
     ranks: dict[str, int]  # rank_pattern
     alphas: dict[str, float]  # alpha_pattern
+    base: str = ""  # the model it was made for, by its maker's name
+    layers: frozenset[int] | None = None  # layers_to_transform; None is every layer
 
     def stored_bytes(self) -> int:
         """Bytes of the file with the weights: the least, but for its header, that they can take."""
@@ -99,12 +102,14 @@ class _ByEnd:
 @dataclass(frozen=True)
 class LoraWeights:
     """An adapter's numbers, checked: canonical matrix -> (A [rank, inputs], B [outputs, rank]).
+    ``base``: the model that its maker names.
 
     float32; the scale is multiplied into B, rounded once.
     """
 
     folder: Path
     matrices: dict[str, tuple[np.ndarray, np.ndarray]]
+    base: str = ""
 
     @property
     def rank(self) -> int:
@@ -190,7 +195,18 @@ def read_adapter_config(path: str | os.PathLike[str]) -> LoraConfig:
         stabilized,
         {k: _rank(where, f"rank_pattern.{k}", v) for k, v in _pattern(where, config, "rank")},
         {k: _alpha(where, f"alpha_pattern.{k}", v) for k, v in _pattern(where, config, "alpha")},
+        str(config.get("base_model_name_or_path") or "")[:200],
+        _layers(where, config.get("layers_to_transform")),
     )
+
+
+def _layers(where: Path, given: Any) -> frozenset[int] | None:
+    if given is None or given == []:
+        return None
+    layers = given if isinstance(given, list) else [given]
+    if not all(type(layer) is int and layer >= 0 for layer in layers):
+        raise CorruptFile(f"{where}: layers_to_transform is {given!r:.80}, not numbers of layers")
+    return frozenset(layers)
 
 
 def _refuse(where: Path, key: str, value: Any, why: str) -> UnsupportedModel:
@@ -233,7 +249,7 @@ def read_adapter(config: LoraConfig, spec: ModelSpec, family: str) -> LoraWeight
         raise UnsupportedModel(f"{config.folder}: {family} models take no adapter")
     file = SafetensorsFile(config.folder / WEIGHTS)
     try:
-        return LoraWeights(config.folder, _matrices(file, config, spec, family))
+        return LoraWeights(config.folder, _matrices(file, config, spec, family), config.base)
     finally:
         file.close()
 
@@ -272,6 +288,11 @@ def _matrices(
                 f"{file.path}: tensor {next(iter(pair.values()))!r:.160}: a model of the family "
                 f"{family} takes adapters on its {len(spec.layers)} layers' matrices of attention "
                 "and of dense MLPs alone"
+            )
+        if config.layers is not None and int(place[2]) not in config.layers:
+            raise CorruptFile(
+                f"{file.path}: tensor {next(iter(pair.values()))!r:.160} is of a layer that "
+                f"layers_to_transform of {CONFIG} leaves out: it has {sorted(config.layers)[:8]}"
             )
         if len(pair) == 1:
             raise CorruptFile(f"{file.path}: tensor {pair.popitem()[1]!r:.160} has no partner")

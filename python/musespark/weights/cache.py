@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import IO
 
 from musespark import _core
-from musespark.errors import InvalidRequest
+from musespark.errors import Error, InvalidRequest
 from musespark.weights.pack import TensorSource
-from musespark.weights.packed import VERSION
+from musespark.weights.packed import SOURCE_KEY, VERSION
+from musespark.weights.safetensors import SafetensorsFile
 
 _POLL_S = 0.1  # how often a waiting process looks whether the other is done
 RECIPE_VERSION = 2  # bumped whenever pack.py would write other bytes for the same source
@@ -146,13 +147,31 @@ def _held(lock: IO[bytes], path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Entry:
-    """A packed file, or what a process that was killed left of one (``whole`` is false)."""
+    """A packed file, or what a process that was killed left of one (``whole`` is false).
+
+    ``source``: the folder or file it was made from; None where the file does not say.
+    """
 
     name: str
     path: Path
     bytes: int
     used: float  # seconds since the epoch
     whole: bool
+    source: str | None = None
+
+    @property
+    def stale(self) -> bool:
+        """Whether what it was made from is gone: nothing will ask for it again."""
+        return self.source is not None and not os.path.lexists(self.source)
+
+
+def _source(path: Path) -> str | None:
+    try:
+        file = SafetensorsFile(path)
+    except (Error, OSError):  # damaged or removed; loading tells
+        return None
+    file.close()
+    return file.metadata.get(SOURCE_KEY)
 
 
 def entries() -> list[Entry]:
@@ -166,7 +185,8 @@ def entries() -> list[Entry]:
             stat = path.stat()
             used = max(stat.st_atime, stat.st_mtime)
             name = path.stem if whole else path.name
-            found.append(Entry(name, path, stat.st_size, used, whole))
+            source = _source(path) if whole else None
+            found.append(Entry(name, path, stat.st_size, used, whole, source))
     return sorted(found, key=lambda entry: (not entry.whole, -entry.used, entry.name))
 
 

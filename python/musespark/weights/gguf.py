@@ -23,7 +23,7 @@ import numpy as np
 
 from musespark import _core
 from musespark.errors import CorruptFile, UnsupportedModel
-from musespark.untrusted import plain_value
+from musespark.untrusted import plain_value, refuse_stand_in
 from musespark.weights.files import MappedFile
 
 MAGIC = b"GGUF"
@@ -280,6 +280,7 @@ class GgufFile:
         begin = cursor.take(4, "magic")
         magic = self.mapped.bytes[begin : begin + 4].tobytes()
         if magic != MAGIC:
+            refuse_stand_in(self.mapped.bytes[:64].tobytes(), str(self.path))
             raise cursor.refuse(f"magic is {magic!r}, {MAGIC!r} is needed")
         self.version = self._read_version(cursor)
         # A tensor takes at least a name's length, dimensions, type and offset; a key its length,
@@ -408,10 +409,10 @@ class GgufFile:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file is named as a GGUF file or begins as one."""
-    if path.suffix.lower() == ".gguf":
-        return True
+    """Whether a file begins as a GGUF file, or is named as one and begins as nothing else known."""
+    named = path.suffix.lower() == ".gguf"
     if not path.is_file():
-        return False
+        return named
     with open(path, "rb") as file:
-        return file.read(4) == MAGIC
+        start = file.read(9)
+    return start[:4] == MAGIC or (named and start[8:] != b"{")  # safetensors begin so

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +38,15 @@ from musespark.weights.safetensors import SafetensorsFile
 Source = str | os.PathLike[str] | None
 # Called with the model, the bytes of its weights for each recipe, and the recipe to be used.
 Admit = Callable[[ModelSpec, dict[str, int], str], None]
+# Called with the model, the files beside its weights, and the source's name, before it is packed.
+Ready = Callable[[ModelSpec, dict[str, bytes], str], None]
 Refuse = Callable[[hub.Snapshot, hub.Wanted], None]
 EMBEDDED = "Spark Nano, inside the package"
 _AT_LEAST = "The weights are not here yet: their bytes are the least they can be"
 _OUTLINE_FROM = 1 << 20  # bytes of a tokenizer.json; smaller ones are built in milliseconds
+_OTHER_SUFFIXES = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".json", ".onnx")
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+_SET_CACHE = "set MUSESPARK_CACHE to a folder that can be written"
 _WAITING = "waiting for the process that packs this model"
 _NANO = Path(__file__).resolve().parent.parent / "nano"
 # Made from _NANO by `musespark convert`; a test packs it again and compares.
@@ -80,6 +87,7 @@ def open_model(
     quantize: str = "auto",
     progress: bool | ProgressFn | None = None,
     admit: Admit | None = None,
+    ready: Ready | None = None,
 ) -> LoadedWeights:
     """Opens a model for running. Nothing of a packed file is read before it is used.
 
@@ -88,21 +96,26 @@ def open_model(
     is not packed is packed once, into the cache (musespark.weights.cache), with a progress bar on a
     terminal; ``info["path"]`` says where. `quantize`: see weights/pack.py; for a packed file
     ``auto`` or what it was packed with. `admit` is asked before anything large is downloaded or
-    packed, and raises for what does not fit.
+    packed, and raises for what does not fit; `ready` before anything is packed, and raises for what
+    could not be used then.
     """
     pack.check_quantize(quantize)
     located = locate(source, progress, _refusal(quantize, admit))
     path = located.path
     if source is None and quantize in ("auto", "q8") and _NANO_PACKED.exists():
         path = _NANO_PACKED
-    loaded = _opened(path, quantize, progress, admit)
+    loaded = _opened(path, quantize, progress, admit, ready)
     loaded.info["source"] = located.name
     loaded.info["notes"] += located.notes
     return loaded
 
 
 def _opened(
-    path: Path, quantize: str, progress: bool | ProgressFn | None, admit: Admit | None
+    path: Path,
+    quantize: str,
+    progress: bool | ProgressFn | None,
+    admit: Admit | None,
+    ready: Ready | None,
 ) -> LoadedWeights:
     packed = packed_at(path)
     if packed is not None:
@@ -117,7 +130,7 @@ def _opened(
         if admit is not None:
             admit(folder.spec, weights, folder.recipe(quantize))
             folder.check_tokenizer()
-        loaded = _through_cache(folder, quantize, progress)
+        loaded = _through_cache(folder, quantize, progress, ready)
     finally:
         folder.checkpoint.close()
     loaded.info["quantize_auto"] = quantize == "auto"
@@ -131,13 +144,15 @@ def convert(
     *,
     quantize: str = "q4",
     progress: bool | ProgressFn | None = None,
+    ready: Ready | None = None,
 ) -> dict[str, Any]:
     """Packs the model folder or GGUF file `source` into `destination`; returns its ``info``.
 
     `quantize`: q4 unless given; q8, none (as stored), or auto as in :func:`musespark.load`. The
     file appears whole or not at all, in place of one that is there; a full disk raises
     :class:`musespark.WriteFailed`. What a killed conversion to the same destination left is
-    removed. Peak memory stays below 500 MB besides the mapped file.
+    removed. Peak memory stays below 500 MB besides the mapped file. `ready`: as for
+    :func:`open_model`.
     """
     pack.check_quantize(quantize)
     target = Path(destination).expanduser()
@@ -154,6 +169,13 @@ def convert(
     try:
         if target.exists() and any(f.exists() and target.samefile(f) for f in folder.own_files):
             raise InvalidRequest(f"destination {target} is a file of the source")
+        if target.suffix.lower() in _OTHER_SUFFIXES:
+            raise InvalidRequest(
+                f"destination {target}: a packed file is safetensors, and is not read as "
+                f"{target.suffix}; call it {target.with_suffix('.safetensors').name}"
+            )
+        if ready is not None:
+            ready(folder.spec, folder.all_assets, str(folder.path))
         recipe = folder.recipe(quantize)
         _pack(folder, target, recipe, progress, f"packing {target.name}")
     finally:
@@ -281,7 +303,10 @@ def packed_at(path: Path) -> PackedFile | None:
         file.close()
         if (path.parent / "config.json").exists():
             raise InvalidRequest(f"{path} is not packed; give its folder, {path.parent}")
-        raise CorruptFile(f"{path}: the packed header (__metadata__.musespark) is missing")
+        raise CorruptFile(
+            f"{path}: the packed header (__metadata__.musespark) is missing; of one that is not "
+            "packed give the folder, with config.json and tokenizer.json beside the weights"
+        )
     return _open_packed(file)
 
 
@@ -314,7 +339,12 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
 
 
 def _pack(
-    folder: ModelFolder, target: Path, recipe: str, progress: bool | ProgressFn | None, label: str
+    folder: ModelFolder,
+    target: Path,
+    recipe: str,
+    progress: bool | ProgressFn | None,
+    label: str,
+    origin: str | None = None,
 ) -> None:
     pack.pack_checkpoint(
         folder.checkpoint,
@@ -325,9 +355,10 @@ def _pack(
         spec=spec_to_file(folder.spec),
         family=folder.family,
         notes=folder.notes,
-        assets=_with_outline(folder.assets | folder.made_assets()),
+        assets=_with_outline(folder.all_assets),
         progress=progress_function(progress),
         label=label,
+        origin=origin,
     )
 
 
@@ -339,7 +370,10 @@ def _with_outline(assets: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _through_cache(
-    folder: ModelFolder, quantize: str, progress: bool | ProgressFn | None
+    folder: ModelFolder,
+    quantize: str,
+    progress: bool | ProgressFn | None,
+    ready: Ready | None = None,
 ) -> LoadedWeights:
     """Opens the folder's packed file in the cache; writes it first where it is not there."""
     recipe = folder.recipe(quantize)
@@ -358,6 +392,8 @@ def _through_cache(
         loaded = _open_cached(folder, target) if target.exists() else None
         if loaded is not None:
             return loaded
+        if ready is not None:
+            ready(folder.spec, folder.all_assets, str(folder.path))
         with cache.packing_lock(target, waiting) as waited:
             if waited:
                 report(planned(), planned(), _WAITING)
@@ -365,14 +401,15 @@ def _through_cache(
             loaded = _open_cached(folder, target) if target.exists() else None
             if loaded is None:
                 label = f"packing into {cache.packed_folder()}"
-                _pack(folder, target, recipe, progress, label)
+                _pack(folder, target, recipe, progress, label, str(folder.path.resolve()))
     except OSError as error:
+        if error.errno in _NOT_WRITABLE:
+            return _packed_for_now(folder, recipe, progress, error)
         if isinstance(error, WriteFailed):
             raise
         raise WriteFailed(
             error.errno or 0,
-            f"the packing cache cannot be used ({error.strerror}); "
-            "set MUSESPARK_CACHE to a folder that can be written",
+            f"the packing cache cannot be used ({error.strerror}); {_SET_CACHE}",
             str(target.parent),
         ) from error
     if loaded is None:
@@ -381,6 +418,34 @@ def _through_cache(
         )
         loaded.info["ignored"] = _ignored(folder)
     return loaded
+
+
+def _packed_for_now(
+    folder: ModelFolder, recipe: str, progress: bool | ProgressFn | None, why: OSError
+) -> LoadedWeights:
+    """Packs into a file without a name, in the folder for temporary files or else in memory: it is
+    gone when the model is closed."""
+    for parent in dict.fromkeys([tempfile.gettempdir(), "/dev/shm"]):
+        try:
+            with tempfile.TemporaryDirectory(prefix="musespark-", dir=parent) as made:
+                target = Path(made) / "packed.safetensors"
+                _pack(folder, target, recipe, progress, f"packing into {parent}, for now")
+                packed = _open_packed(SafetensorsFile(target))
+        except OSError:  # full, or not writable either
+            continue
+        loaded = loaded_from(packed, folder.path, recipe, cached=False)
+        loaded.info["ignored"] = _ignored(folder)
+        loaded.info["notes"].append(
+            f"the packing cache {cache.packed_folder()} cannot be used ({os.strerror(why.errno)}): "
+            f"packed into {parent} for this process alone; {_SET_CACHE}"
+        )
+        return loaded
+    raise WriteFailed(
+        why.errno or 0,
+        f"the packing cache cannot be used ({os.strerror(why.errno)}), nor is there room for a "
+        f"temporary file; {_SET_CACHE}",
+        str(cache.packed_folder()),
+    ) from why
 
 
 def _open_cached(folder: ModelFolder, target: Path) -> LoadedWeights | None:

@@ -27,6 +27,7 @@ from musespark.untrusted import (
     parse_json,
     parse_json_object,
     plain_value,
+    read_json_object,
     read_small_file,
 )
 from musespark.vocab import sampling_notes, tokenizer_assets
@@ -77,6 +78,11 @@ class ModelFolder:
     own_files: list[Path]
     made_assets: Callable[[], dict[str, bytes]] = dict
     licence: str | None = None  # what a GGUF file says of it
+
+    @functools.cached_property
+    def all_assets(self) -> dict[str, bytes]:
+        """Every file beside the weights, the made ones too."""
+        return self.assets | self.made_assets()
 
     def check_tokenizer(self) -> None:
         """UnsupportedModel where it has none: nobody waits for it to be packed in vain."""
@@ -146,6 +152,9 @@ def _understand_gguf(path: Path, headers: GgufCheckpoint | None = None) -> Model
         try:
             model = read_gguf(checkpoint.metadata, shapes, checkpoint.vector)
         except (UnsupportedModel, CorruptFile) as error:
+            if not shapes and isinstance(error, CorruptFile):
+                text = f"{name}: holds no tensors (a vocabulary only), and is no model to run"
+                raise UnsupportedModel(text) from None
             raise type(error)(f"{name}: {error}") from None
     except BaseException:
         checkpoint.close()
@@ -192,7 +201,7 @@ def _gguf_assets(metadata: Mapping[str, Any], path: Path, rows: int) -> dict[str
 
 def _understand_folder(folder: Path, headers: Checkpoint | None = None) -> ModelFolder:
     if not os.path.lexists(folder / "config.json"):
-        raise InvalidRequest(f"{folder} has no config.json; a model folder has one")
+        raise _no_model(folder)
     assets = {
         name: read_small_file(folder / name, MAX_TOKENIZER_BYTES)
         for name in ASSETS
@@ -216,6 +225,18 @@ def _understand_folder(folder: Path, headers: Checkpoint | None = None) -> Model
     own = [folder / name for name in (*ASSETS, "model.safetensors.index.json")]
     own += [file.path for file in checkpoint.files]
     return ModelFolder(folder, checkpoint, assets, family.name, spec, mapping, notes, own)
+
+
+def _no_model(folder: Path) -> InvalidRequest:
+    """What to say of a folder without a config.json."""
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file():
+        return InvalidRequest(f"{folder} has no config.json; a model folder has one")
+    base = read_json_object(adapter).get("base_model_name_or_path")
+    return InvalidRequest(
+        f"{folder} is an adapter (for {base!r:.200}), no model: load the model that it was made "
+        "for, with adapter= this folder"
+    )
 
 
 def _match(

@@ -262,12 +262,14 @@ def pack_checkpoint(
     progress: Callable[[int, int, str], None],
     label: str,
     threads: int | None = None,
+    origin: str | None = None,
 ) -> None:
     """Packs every tensor of `checkpoint` into the packed file `destination`.
 
     `shapes` are the canonical tensors, `sources` where they are in the checkpoint; `quantize` is a
     resolved recipe. Streams: one piece of a tensor is in memory at a time, besides the map.
-    Progress counts source bytes, under `label`. `threads` None uses every core.
+    Progress counts source bytes, under `label`. `threads` None uses every core. `origin`: see
+    :func:`write_packed`.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
@@ -309,4 +311,5 @@ def pack_checkpoint(
             assets=assets,
             planned=planned,
             payload=payload,
+            source=origin,
         )

@@ -12,7 +12,8 @@ Its tensors, in this order, each beginning at a multiple of 64 bytes in the file
 (the fields of csrc/model/spec.h), tensors {name: {format, rows, cols, checksum}},
 assets {name: {bytes, checksum}}.
 Vectors have format f32 and rows 1. ``__metadata__["musespark_checksum"]`` covers this JSON and the
-safetensors table. A checksum is XXH64 in 16 hexadecimal digits, of the XXH64 of each MiB: it finds
+safetensors table; ``["musespark_source"]``, of a file in the packing cache, is the path that it was
+made from. A checksum is XXH64 in 16 hexadecimal digits, of the XXH64 of each MiB: it finds
 damage, not forgery. Opening checks the header, vectors and assets; :meth:`PackedFile.verify` all.
 """
 
@@ -36,6 +37,7 @@ FORMATS = _core.weight_formats
 ALIGN = 64
 _KEY = "musespark"
 _SUM_KEY = "musespark_checksum"
+SOURCE_KEY = "musespark_source"
 _PIECE = 1 << 20
 _NO_SUM = "0" * 16
 _ASSET = "asset/"
@@ -108,10 +110,12 @@ def write_packed(
     assets: dict[str, bytes],
     planned: list[Planned],
     payload: Callable[[Planned], Iterable[np.ndarray]],
+    source: str | None = None,
 ) -> None:
     """Writes a packed file; `payload` yields a weight's bytes in pieces, in the order of `planned`.
 
-    `notes` is asked before the first and after the last of them, and may be shorter then. Nothing
+    `source`: where it comes from, for whoever lists packed files; no part of the model. `notes` is
+    asked before the first and after the last of them, and may be shorter then. Nothing
     but the piece at hand is held in memory. Raises whatever writing raises; the caller discards the
     file then (see :func:`musespark.weights.files.write_aside`).
     """
@@ -133,7 +137,7 @@ def write_packed(
         },
     }
     table = _table(planned, assets)
-    room = file.position = len(_encode(head, table))
+    room = file.position = len(_encode(head, table, source=source))
     for p in planned:
         checksum, written = Checksum(), 0
         for piece in payload(p):
@@ -146,7 +150,7 @@ def write_packed(
     for data in assets.values():
         file.write(data + bytes(-len(data) % ALIGN))
     head["notes"] = notes()
-    file.write_at(0, _encode(head, table, room))
+    file.write_at(0, _encode(head, table, room, source))
 
 
 def _table(planned: list[Planned], assets: dict[str, bytes]) -> dict[str, dict[str, Any]]:
@@ -166,10 +170,17 @@ def _table(planned: list[Planned], assets: dict[str, bytes]) -> dict[str, dict[s
     return table
 
 
-def _encode(head: dict[str, Any], table: dict[str, dict[str, Any]], least: int = 0) -> bytes:
+def _encode(
+    head: dict[str, Any],
+    table: dict[str, dict[str, Any]],
+    least: int = 0,
+    source: str | None = None,
+) -> bytes:
     """Header length and header, `least` bytes or more; as long for every value of the checksums."""
     text = json.dumps(head, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     metadata = {_KEY: text, _SUM_KEY: _header_sum(text, table)}
+    if source is not None:
+        metadata[SOURCE_KEY] = source
     encoded = json.dumps({"__metadata__": metadata} | table, separators=(",", ":")).encode()
     encoded = encoded.ljust(least - 8)
     encoded += b" " * (-(8 + len(encoded)) % ALIGN)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from musespark.errors import CorruptFile, UnsupportedModel
-from musespark.untrusted import parse_json_object, read_json_object, refuse_lfs_pointer
+from musespark.untrusted import parse_json_object, read_json_object, refuse_stand_in
 from musespark.weights.files import MappedFile
 
 MAX_HEADER_BYTES = 32 << 20
@@ -69,9 +69,9 @@ class SafetensorsFile:
         size = self.mapped.nbytes
         if size < 10:
             raise CorruptFile(f"{self.path}: {size} bytes are too few for a safetensors file")
-        start = self.mapped.read(0, 8)
-        refuse_lfs_pointer(start, str(self.path))
-        length = int.from_bytes(start, "little")
+        start = self.mapped.read(0, min(size, 64))
+        refuse_stand_in(start, str(self.path))
+        length = int.from_bytes(start[:8], "little")
         if length < 2 or length > min(size - 8, MAX_HEADER_BYTES):
             raise CorruptFile(
                 f"{self.path}: header length is {length}; the file has {size} bytes and the "
