@@ -19,7 +19,7 @@ COMMANDS = {
     "demo": "three questions and a story on the embedded model",
     "chat": "talk to a model in the terminal",
     "generate": "continue a prompt",
-    "bench": "prefill and decode speed of a model on this machine",
+    "bench": "speed of a model on this machine, and how much of the machine that is",
     "doctor": "what this machine offers and what musespark chose",
     "inspect": "what is in a model and what it needs, without loading it",
     "estimate": "what a model needs in memory for each choice",
