@@ -13,13 +13,9 @@ namespace {
 // first-level cache (M = 1) or second-level cache (large M) for gate and up together.
 constexpr std::int64_t kGatedFloats = 1 << 14;
 
-// Row blocks that stay together when a product is cut for threads: matrix-vector kernels stream
-// eight row blocks at once, the others take panels of up to four.
-std::int64_t row_block_grain(std::int64_t rows) { return rows == 1 ? 8 : 4; }
-
-// One row streams the weights from memory, best in long runs; many rows compute, and short cuts
-// keep threads level.
-int row_block_cuts(std::int64_t rows) { return rows == 1 ? 4 : 8; }
+// Row blocks that stay together when a product is cut for threads: kernels stream four at once, or
+// take panels of up to four.
+constexpr std::int64_t kRowBlockGrain = 4;
 
 std::string shape_of(const Matrix& m) {
   return std::to_string(m.packed.rows) + " x " + std::to_string(m.packed.cols);
@@ -74,8 +70,8 @@ void multiply(const KernelTable& kernels, const Matrix& matrix, const Rows& in, 
 // Runs task(piece, begin, end, worker) over cuts of the items of all pieces, which lie one after
 // the other; `own(piece)` is how many a piece has.
 template <class Piece, class Own, class Task>
-void run_pieces(Jobs& jobs, std::span<const Piece> pieces, double cost, std::int64_t rows,
-                std::int64_t grain, const Own& own, const Task& task) {
+void run_pieces(Jobs& jobs, std::span<const Piece> pieces, double cost, std::int64_t grain,
+                const Own& own, const Task& task) {
   std::int64_t items = 0;
   for (const Piece& piece : pieces) items += own(piece);
   if (items == 0) return;
@@ -91,7 +87,7 @@ void run_pieces(Jobs& jobs, std::span<const Piece> pieces, double cost, std::int
           base += own(piece);
         }
       },
-      grain, row_block_cuts(rows));
+      grain);
 }
 
 std::int64_t gated_groups(std::int64_t rows) {
@@ -181,17 +177,15 @@ std::int64_t gated_scratch_bytes(WeightFormat format, std::int64_t cols, std::in
 
 void linear(Jobs& jobs, const KernelTable& kernels, std::span<const LinearOutput> outputs) {
   double cost = 0;
-  std::int64_t rows = 0;
   for (const LinearOutput& output : outputs) {
     check_input("linear", *output.in, *output.matrix);
-    rows = std::max(rows, output.in->rows);
     cost += row_block_cost(*output.matrix, output.in->rows) *
             static_cast<double>(output.matrix->row_blocks());
   }
   const auto blocks = [](const LinearOutput& output) {
     return output.in->rows == 0 ? 0 : output.matrix->row_blocks();
   };
-  run_pieces(jobs, outputs, cost, rows, row_block_grain(rows), blocks,
+  run_pieces(jobs, outputs, cost, kRowBlockGrain, blocks,
              [&](const LinearOutput& output, std::int64_t begin, std::int64_t end, int worker) {
                multiply(kernels, *output.matrix, *output.in, begin, end,
                         output.out + begin * kRowBlock, output.ldo, jobs.scratch(worker));
@@ -201,11 +195,9 @@ void linear(Jobs& jobs, const KernelTable& kernels, std::span<const LinearOutput
 void gated_linear(Jobs& jobs, const KernelTable& kernels, const Gating& gating,
                   std::span<const GatedOutput> outputs) {
   double cost = 0;
-  std::int64_t rows = 0;
   for (const GatedOutput& piece : outputs) {
     check_gated(piece);
     const std::int64_t own = piece.in->rows;
-    rows = std::max(rows, own);
     const double blocks =
         row_block_cost(*piece.up, own) + (piece.gate ? row_block_cost(*piece.gate, own) : 0.0);
     cost += blocks * static_cast<double>(piece.up->row_blocks()) +
@@ -214,9 +206,8 @@ void gated_linear(Jobs& jobs, const KernelTable& kernels, const Gating& gating,
   const auto groups = [](const GatedOutput& piece) {
     return piece.in->rows == 0 ? 0 : (piece.out.cols + kActGroup - 1) / kActGroup;
   };
-  const std::int64_t grain =
-      std::max<std::int64_t>(1, row_block_grain(rows) * kRowBlock / kActGroup);
-  run_pieces(jobs, outputs, cost, rows, grain, groups,
+  constexpr std::int64_t kGrain = kRowBlockGrain * kRowBlock / kActGroup;
+  run_pieces(jobs, outputs, cost, kGrain, groups,
              [&](const GatedOutput& piece, std::int64_t begin, std::int64_t end, int worker) {
                const GatedColumns columns{kernels, gating, piece};
                const std::int64_t at_once = gated_groups(piece.in->rows);

@@ -30,11 +30,17 @@ inline __m512i sub_words(const std::int8_t* sub) {
   return _mm512_srai_epi16(_mm512_shuffle_epi8(rows, pick), 8);
 }
 
-// The levels of a 4-bit format in each 128-bit lane, for vpshufb; plus 128 if kBias.
+// Low four bits of a q6 code to their share of its level.
+constexpr std::int8_t kQ6Low[16] = {0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60};
+
+inline __m512i table_bytes(const std::int8_t (&table)[16]) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+}
+
+// The levels of a 4-bit format in each 128-bit lane; plus 128 if kBias.
 template <bool kBias = false>
 inline __m512i level_bytes(WeightFormat format) {
-  const __m512i levels =
-      _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(levels_of(format))));
+  const __m512i levels = table_bytes(levels_of(format));
   return kBias ? _mm512_xor_si512(levels, _mm512_set1_epi8(-128)) : levels;
 }
 
@@ -59,39 +65,24 @@ struct Words {  // quad v (low) and quad v + 8 (high) of one code vector, as int
 };
 
 // mulhrs(level << 8, sub) = (level * sub + 64) >> 7
-inline Words q4_words(__m512i code, __m512i levels, __m512i sub_low, __m512i sub_high) {
+inline Words scaled_words(Bytes levels, __m512i sub_low, __m512i sub_high) {
   const __m512i upper = _mm512_set1_epi16(static_cast<short>(0xff00));
-  const auto [low, high] = nibble_levels(code, levels);
   Words w;
-  w.low_even = _mm512_mulhrs_epi16(_mm512_slli_epi16(low, 8), sub_low);
-  w.low_odd = _mm512_mulhrs_epi16(_mm512_and_si512(low, upper), sub_low);
-  w.high_even = _mm512_mulhrs_epi16(_mm512_slli_epi16(high, 8), sub_high);
-  w.high_odd = _mm512_mulhrs_epi16(_mm512_and_si512(high, upper), sub_high);
+  w.low_even = _mm512_mulhrs_epi16(_mm512_slli_epi16(levels.low, 8), sub_low);
+  w.low_odd = _mm512_mulhrs_epi16(_mm512_and_si512(levels.low, upper), sub_low);
+  w.high_even = _mm512_mulhrs_epi16(_mm512_slli_epi16(levels.high, 8), sub_high);
+  w.high_odd = _mm512_mulhrs_epi16(_mm512_and_si512(levels.high, upper), sub_high);
   return w;
 }
 
-// One q6 position: `low` has the nibble at bits 10..13, `high` the two high bits at 14..15. The
-// word they make is code << 10 = level << 8.
-inline __m512i q6_position(__m512i low, __m512i high, __m512i sub) {
-  const __m512i top = _mm512_and_si512(high, _mm512_set1_epi16(static_cast<short>(0xc000)));
-  const __m512i word = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x3c00), low, top, 0xea);
-  return _mm512_mulhrs_epi16(word, sub);
-}
-
-// Code vector v (0..7) and its high-bit vector u = v % 4: quad v has the bits at 2 * (v / 4), quad
-// v + 8 those at 2 * (v / 4) + 4.
-template <int kHalf>  // v / 4
-inline Words q6_words(__m512i code, __m512i high, __m512i sub_low, __m512i sub_high) {
-  Words w;
-  w.low_even =
-      q6_position(_mm512_slli_epi16(code, 10), _mm512_slli_epi16(high, 14 - 2 * kHalf), sub_low);
-  w.high_even =
-      q6_position(_mm512_slli_epi16(code, 6), _mm512_slli_epi16(high, 10 - 2 * kHalf), sub_high);
-  w.low_odd =
-      q6_position(_mm512_slli_epi16(code, 2), _mm512_slli_epi16(high, 6 - 2 * kHalf), sub_low);
-  w.high_odd = q6_position(_mm512_srli_epi16(code, 2),
-                           kHalf == 0 ? _mm512_slli_epi16(high, 2) : high, sub_high);
-  return w;
+// Levels of q6, code << 2: `low_bits` are nibble_levels of kQ6Low, `high` the vector of high bits
+// u = v % 4. Quad v has its bits at 2 * (v / 4), quad v + 8 at 2 * (v / 4) + 4.
+inline Bytes q6_levels(Bytes low_bits, __m512i high, int v) {
+  const __m512i top = _mm512_set1_epi8(static_cast<char>(0xc0));
+  const __m512i low = v < 4 ? _mm512_slli_epi16(high, 6) : _mm512_slli_epi16(high, 4);
+  const __m512i up = v < 4 ? _mm512_slli_epi16(high, 2) : high;
+  return {_mm512_ternarylogic_epi32(low_bits.low, low, top, 0xf8),  // a | (b & c)
+          _mm512_ternarylogic_epi32(low_bits.high, up, top, 0xf8)};
 }
 
 // (even & 0xff) | odd << 8, plus 128 in every byte if kBias.
@@ -110,16 +101,17 @@ template <WeightFormat kFormat>
 inline Words code_words(const std::uint8_t* codes, int v, __m512i levels, __m512i sub_low,
                         __m512i sub_high) {
   static_assert(has_sub(kFormat));
-  const __m512i code = load512(codes + 64 * v);
-  if constexpr (kFormat == WeightFormat::q4) return q4_words(code, levels, sub_low, sub_high);
-  const __m512i high = load512(codes + 512 + 64 * (v % 4));
-  return v < 4 ? q6_words<0>(code, high, sub_low, sub_high)
-               : q6_words<1>(code, high, sub_low, sub_high);
+  Bytes w = nibble_levels(load512(codes + 64 * v), levels);
+  if constexpr (kFormat == WeightFormat::q6) {
+    w = q6_levels(w, load512(codes + 512 + 64 * (v % 4)), v);
+  }
+  return scaled_words(w, sub_low, sub_high);
 }
 
 // The table that code_words and code_bytes<kBias> look levels up in.
 template <WeightFormat kFormat, bool kBias>
 inline __m512i code_levels(WeightFormat format) {
+  if constexpr (kFormat == WeightFormat::q6) return table_bytes(kQ6Low);
   return has_sub(kFormat) ? level_bytes(WeightFormat::q4) : level_bytes<kBias>(format);
 }
 
