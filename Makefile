@@ -20,9 +20,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed $(VENV)/.tools
 	.ci/test $(BIN)/python
 
-# One script for each claim. decode and prefill make their model (5 GB) and their llama.cpp (about 8
-# minutes) under build/bench the first time. quality needs the real test data.
-BENCHMARKS := formats kernels attention pack gguf decode prefill
+# One script for each claim. peers and gguf_files make other engines' environments and random models
+# under build/bench the first time (10 GB, half an hour). quality needs the real test data.
+BENCHMARKS := limits formats kernels attention pack gguf_files peers serving
 
 bench: $(VENV)/.installed
 	.ci/venv $(VENV) bench

@@ -148,7 +148,7 @@ def test_an_error_in_an_answer_leaves_no_dimmed_terminal(monkeypatch):
     assert terminal.getvalue().rstrip().endswith(style.reset)
 
 
-# ---- inspect, convert, doctor, bench -----------------------------------------------------------
+# ---- inspect, convert, doctor ------------------------------------------------------------------
 
 
 def test_convert_then_inspect(folder, tmp_path, capsys):
@@ -198,15 +198,6 @@ def test_doctor_says_what_was_chosen(capsys):
     for key in ("threads", "memory available", "memory limit (cgroup)", "cache folder"):
         assert f"{key}: {report[key]}" in text
     assert "blas" in report["build"]
-
-
-def test_bench_measures_what_it_was_asked(capsys):
-    assert run("bench", "-p", 8, 16, "-d", 4, "-r", 2, "--json", *FAST) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert [row["test"] for row in report["rows"]] == ["prefill 8", "prefill 16", "decode 4"]
-    assert all(0 < row["low"] <= row["median"] <= row["high"] for row in report["rows"])
-    assert run("bench", "-p", 256, *FAST) == 1
-    assert "257 tokens asked, the context is 256" in capsys.readouterr().err
 
 
 # ---- bad arguments -----------------------------------------------------------------------------
@@ -422,12 +413,6 @@ def test_every_sampling_option_reaches_the_model(capsys):
     for flag, field in (("--presence-penalty", "presence_penalty"), ("--deadline", "deadline")):
         assert run("generate", "Once", flag, "-1000", *FAST) == 1
         assert f"{field}: got -1000" in capsys.readouterr().err
-
-
-def test_bench_takes_what_the_context_has(capsys):
-    assert run("bench", "-r", "1", "--json", "--context", "100", "--threads", "1") == 0
-    tests = [row["test"] for row in json.loads(capsys.readouterr().out)["rows"]]
-    assert tests == ["prefill 99", "decode 64"]
 
 
 def test_stats_are_a_table():

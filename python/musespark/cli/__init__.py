@@ -20,7 +20,7 @@ COMMANDS = {
     "chat": "talk to a model in the terminal",
     "generate": "continue a prompt",
     "embed": "texts to vectors, with an embedding model",
-    "bench": "prefill and decode speed of a model on this machine",
+    "bench": "speed of a model on this machine, and how much of the machine that is",
     "doctor": "what this machine offers and what musespark chose",
     "inspect": "what is in a model and what it needs, without loading it",
     "estimate": "what a model needs in memory for each choice",
