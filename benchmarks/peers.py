@@ -125,7 +125,9 @@ class Run:
     def _timed(
         self, worker: Worker, task: Task, counts: bool
     ) -> tuple[dict[str, Any], tuple[float, float] | None]:
-        if not (task.bound_by_memory and counts):
+        if not counts:
+            return worker.ask(task.warm_up.question), None
+        if not task.bound_by_memory:
             return worker.ask(task.question), None
         before = self._limits.read_bandwidth(self._threads)
         answer = worker.ask(task.question)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 OURS = "musespark"
@@ -27,6 +27,11 @@ class Task:
         if self.tokens:
             return {"test": "prefill", "tokens": self.tokens}
         return {"test": "step", "rows": self.rows, "steps": self.steps}
+
+    @property
+    def warm_up(self) -> Task:
+        """The same with few steps: what is made at the first call is made at their first."""
+        return replace(self, steps=min(self.steps, 4))
 
     @property
     def bound_by_memory(self) -> bool:

@@ -39,6 +39,8 @@ def test_values_are_tokens_a_second_or_milliseconds_of_a_step():
     assert STEP.value(0.02) == 20 and STEP.unit == "ms"
     assert PREFILL.question == {"test": "prefill", "tokens": 100}
     assert STEP.question == {"test": "step", "rows": 4, "steps": 8}
+    assert STEP.warm_up.question == {"test": "step", "rows": 4, "steps": 4}
+    assert PREFILL.warm_up == PREFILL
 
 
 def test_a_spread_is_median_lowest_and_highest():

@@ -81,11 +81,11 @@ class Limits:
         """Bytes a second that ``threads`` cores read from memory now, the best of ``passes``.
 
         The first reading of a number of threads looks for the streams and the prefetch distance
-        that suit this machine, in about two seconds; later ones use them.
+        that suit this machine, in two or three seconds; later ones use them.
         """
         if threads not in self._best:
             speeds = {
-                setting: self._read(threads, *setting, passes=2)
+                setting: self._read(threads, *setting, passes=3)
                 for setting in itertools.product(_STREAMS, _AHEAD)
             }
             self._best[threads] = max(speeds, key=speeds.__getitem__)
