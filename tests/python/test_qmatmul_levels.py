@@ -65,10 +65,11 @@ def test_counts(form: str, count: int) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_many_rows_and_columns(form: str) -> None:
-    """Beyond one pass of activation rows, and beyond one panel of columns."""
+    """Beyond one pass of activation rows, one panel of columns, and the panels that share them."""
     rng = np.random.default_rng(5)
     shapes = ((33, 2112, 7), (17, 1100, 19), (40, 70, 505), (16, 64, 520), (64, 64, 1029))
-    for rows, cols, m in shapes:
+    panels = ((330, 1100, 19), (250, 2112, 12), (230, 320, 530))
+    for rows, cols, m in shapes + panels:
         check(random_case(rng, form, rows, cols, m, "plain"), "large")
 
 

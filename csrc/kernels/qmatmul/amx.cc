@@ -29,6 +29,7 @@ namespace {
 
 constexpr std::int64_t kPanelCols = 256;  // room: 64 rows x 256 bytes = 16 KiB of L1
 constexpr int kMaxBlocks = 4;
+constexpr std::int64_t kPanels = 2;      // of kMaxBlocks that share a chunk of activations
 constexpr std::int64_t kPassRows = 512;  // activation rows per unpacked panel
 constexpr std::int64_t kTileRows = 16;
 constexpr std::int64_t kTileBytes = 1024;
@@ -92,7 +93,7 @@ class Call {  // what is the same for a whole call
   std::int8_t* panel;
   std::int8_t* x;       // [2][kStepGroups][16][64]: activations of this and the next 256 columns
   std::int32_t* tiles;  // [kLag + 1][kStepGroups][16][16]
-  float* sums;          // [m tiles][blocks][16][16]
+  float* sums;          // of the panel: [m tiles][blocks][16][16]
 };
 
 // What the scaling of a step needs.
@@ -261,12 +262,11 @@ void all_rows(const Call& call, const Panel& p, std::int64_t m0, std::int64_t ro
   }
 }
 
-// Unpacks the panel; fetches the codes of the next one, and a line of the next row blocks' scales.
+// Unpacks the panel; fetches the codes `ahead`, and a line of the next row blocks' scales.
 template <WeightFormat kFormat, int kBlocks>
-void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::int8_t* to, Panel* p) {
+void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::int64_t ahead,
+                  std::int8_t* to, Panel* p) {
   const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
-  const std::int64_t ahead = p->last ? to_next - p->k0 / 64 * code_stride(kFormat)
-                                     : panel_cols(kFormat) / 64 * code_stride(kFormat);
   p->w8 = to;
   const __m512i levels = code_levels<kFormat, false>(a.w.format);
   for (int b = 0; b < kBlocks; ++b) {
@@ -294,44 +294,62 @@ void all_groups(const Call& call, const Panel& p, std::int64_t m0, std::int64_t 
   }
 }
 
+// kBlocks row blocks from `first_block` on in `count` panels side by side: each chunk of the
+// activations meets all of them while it is in the second-level cache.
 template <WeightFormat kFormat, int kBlocks>
-void row_blocks(const Call& call, std::int64_t first_block) {
+void row_blocks(Call& call, std::int64_t m0, std::int64_t rows, std::int64_t first_block,
+                std::int64_t count) {
   const MatmulArgs& a = call.a;
   const std::int64_t kp = a.xq->cols;
-  RowBlock rb[kBlocks];
+  const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
+  constexpr std::int64_t kCols = panel_cols(kFormat);
+  float* const sums = call.sums;
   Panel p;
-  for (int b = 0; b < kBlocks; ++b) {
-    rb[b] = row_block(a.w, first_block + b);
-    p.row[b] = rb[b].row;
-    p.mask[b] = row_mask(a.w, first_block + b);
-  }
-  p.out_row = first_block * kRowBlock;
-  for (std::int64_t m0 = 0; m0 < a.m; m0 += kPassRows) {
-    const std::int64_t rows = a.m - m0 < kPassRows ? a.m - m0 : kPassRows;
-    for (p.k0 = 0; p.k0 < kp; p.k0 += panel_cols(kFormat)) {
-      p.cols = kp - p.k0 < panel_cols(kFormat) ? kp - p.k0 : panel_cols(kFormat);
-      p.first = p.k0 == 0;
-      p.last = p.k0 + p.cols == kp;
-      unpack_panel<kFormat, kBlocks>(a, rb, call.panel, &p);
+  const std::int64_t panel_sums = (rows + kTileRows - 1) / kTileRows * kBlocks * kTileInts;
+  for (p.k0 = 0; p.k0 < kp; p.k0 += kCols) {
+    p.cols = kp - p.k0 < kCols ? kp - p.k0 : kCols;
+    p.first = p.k0 == 0;
+    p.last = p.k0 + p.cols == kp;
+    for (std::int64_t i = 0; i < count; ++i) {
+      RowBlock rb[kBlocks];
+      for (int b = 0; b < kBlocks; ++b) {
+        const std::int64_t index = first_block + i * kBlocks + b;
+        rb[b] = row_block(a.w, index);
+        p.row[b] = rb[b].row;
+        p.mask[b] = row_mask(a.w, index);
+      }
+      p.out_row = (first_block + i * kBlocks) * kRowBlock;
+      call.sums = sums + i * panel_sums;
+      const std::int64_t chunk = p.last ? count * to_next - p.k0 / 64 * code_stride(kFormat)
+                                        : kCols / 64 * code_stride(kFormat);
+      const std::int64_t ahead = i + 1 < count ? to_next : chunk - (count - 1) * to_next;
+      unpack_panel<kFormat, kBlocks>(a, rb, ahead, call.panel, &p);
       all_groups<kFormat, kBlocks>(call, p, m0, rows);
     }
   }
+  call.sums = sums;
 }
 
 template <WeightFormat kFormat>
 void matmul_quantized(const MatmulArgs& a) {
   if (a.m <= 4) return few_rows<kFormat>(a);
-  const Call call(a);
+  Call call(a);
   configure_tiles(call.rows, product_cols(kFormat));
   if (a.m <= kTileRows) {
     few_rows_amx<kFormat>(a);
     _tile_release();
     return;
   }
-  std::int64_t b = a.block_begin;
-  for (; b + 4 <= a.block_end; b += 4) row_blocks<kFormat, 4>(call, b);
-  for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(call, b);
-  if (b < a.block_end) row_blocks<kFormat, 1>(call, b);
+  for (std::int64_t m0 = 0; m0 < a.m; m0 += kPassRows) {
+    const std::int64_t rows = a.m - m0 < kPassRows ? a.m - m0 : kPassRows;
+    std::int64_t b = a.block_begin;
+    for (; b + 4 * kPanels <= a.block_end; b += 4 * kPanels) {
+      row_blocks<kFormat, 4>(call, m0, rows, b, kPanels);
+    }
+    for (; b + 4 <= a.block_end; b += 4) row_blocks<kFormat, 4>(call, m0, rows, b, 1);
+    for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(call, m0, rows, b, 1);
+    if (b < a.block_end) row_blocks<kFormat, 1>(call, m0, rows, b, 1);
+  }
   _tile_release();
 }
 

@@ -4,8 +4,9 @@
 //             few_avx512.inl.
 //   M > 16    a panel of 32 rows x kPanelCols columns is unpacked to biased bytes in L1, then a
 //             register tile of 32 rows x up to 6 columns (4 where a scale holds for 32 columns)
-//             runs over it; sums between panels rest in
-//             scratch memory.
+//             runs over it; sums between panels rest in scratch memory. A pass of activation rows
+//             meets all row blocks of the call, a chunk of its columns kPanels panels, while they
+//             are in the second-level cache.
 #include <immintrin.h>
 
 #include "kernels/entries.h"
@@ -20,6 +21,7 @@ namespace {
 
 constexpr std::int64_t kPanelCols = 1024;  // 32 x 1024 bytes = 32 KiB of L1
 constexpr std::int64_t kPassRows = 504;    // activation rows per unpacked panel
+constexpr std::int64_t kPanels = 4;        // that share a chunk of activations
 constexpr int kTileCols = 6;
 constexpr int kTileColsG32 = 4;  // two sums for each output; more would have to leave the registers
 
@@ -246,12 +248,11 @@ void all_rows(const MatmulArgs& a, const Panel& p) {
   last_rows<kFormat, kBlocks, kTile - 1>(a, p, m, end - m);
 }
 
-// Unpacks the panel; fetches the codes of the next one, and a line of the next row blocks' scales.
+// Unpacks the panel; fetches the codes `ahead`, and a line of the next row blocks' scales.
 template <WeightFormat kFormat, int kBlocks>
-void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::uint8_t* to, Panel* p) {
+void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::int64_t ahead,
+                  std::uint8_t* to, Panel* p) {
   const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
-  const std::int64_t ahead = p->last ? to_next - p->k0 / 64 * code_stride(kFormat)
-                                     : kPanelCols / 64 * code_stride(kFormat);
   const __m512i levels = code_levels<kFormat, true>(a.w.format);
   for (int b = 0; b < kBlocks; ++b) {
     std::uint8_t* bytes = to + b * kPanelCols * kRowBlock;
@@ -266,26 +267,36 @@ void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::uint8
   }
 }
 
+// kBlocks row blocks from `first_block` on in `count` panels side by side: each chunk of the
+// activations meets all of them while it is in the second-level cache.
 template <WeightFormat kFormat, int kBlocks>
-void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
+void row_blocks(const MatmulArgs& a, std::int64_t m0, std::int64_t rows, std::int64_t first_block,
+                std::int64_t count) {
   std::uint8_t* scratch = static_cast<std::uint8_t*>(a.scratch);
+  float* sums = reinterpret_cast<float*>(scratch + 2 * kPanelCols * kRowBlock);
   const std::int64_t kp = a.xq->cols;
-  RowBlock rb[kBlocks];
+  const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
   Panel p;
-  for (int b = 0; b < kBlocks; ++b) {
-    rb[b] = row_block(a.w, first_block + b);
-    p.row[b] = rb[b].row;
-    p.mask[b] = row_mask(a.w, first_block + b);
-  }
-  p.out_row = first_block * kRowBlock;
-  p.sums = reinterpret_cast<float*>(scratch + 2 * kPanelCols * kRowBlock);
-  for (p.m0 = 0; p.m0 < a.m; p.m0 += kPassRows) {
-    p.rows = a.m - p.m0 < kPassRows ? a.m - p.m0 : kPassRows;
-    for (p.k0 = 0; p.k0 < kp; p.k0 += kPanelCols) {
-      p.cols = kp - p.k0 < kPanelCols ? kp - p.k0 : kPanelCols;
-      p.first = p.k0 == 0;
-      p.last = p.k0 + p.cols == kp;
-      unpack_panel<kFormat, kBlocks>(a, rb, scratch, &p);
+  p.m0 = m0;
+  p.rows = rows;
+  for (p.k0 = 0; p.k0 < kp; p.k0 += kPanelCols) {
+    p.cols = kp - p.k0 < kPanelCols ? kp - p.k0 : kPanelCols;
+    p.first = p.k0 == 0;
+    p.last = p.k0 + p.cols == kp;
+    for (std::int64_t i = 0; i < count; ++i) {
+      RowBlock rb[kBlocks];
+      for (int b = 0; b < kBlocks; ++b) {
+        const std::int64_t index = first_block + i * kBlocks + b;
+        rb[b] = row_block(a.w, index);
+        p.row[b] = rb[b].row;
+        p.mask[b] = row_mask(a.w, index);
+      }
+      p.out_row = (first_block + i * kBlocks) * kRowBlock;
+      p.sums = sums + i * kBlocks * kRowBlock * p.rows;
+      const std::int64_t chunk = p.last ? count * to_next - p.k0 / 64 * code_stride(kFormat)
+                                        : kPanelCols / 64 * code_stride(kFormat);
+      const std::int64_t ahead = i + 1 < count ? to_next : chunk - (count - 1) * to_next;
+      unpack_panel<kFormat, kBlocks>(a, rb, ahead, scratch, &p);
       all_rows<kFormat, kBlocks>(a, p);
     }
   }
@@ -294,9 +305,17 @@ void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
 template <WeightFormat kFormat>
 void matmul_quantized(const MatmulArgs& a) {
   if (a.m <= 16) return few_rows<kFormat>(a);
-  std::int64_t b = a.block_begin;
-  for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(a, b);
-  if (b < a.block_end) row_blocks<kFormat, 1>(a, b);
+  for (std::int64_t m0 = 0; m0 < a.m; m0 += kPassRows) {
+    const std::int64_t rows = a.m - m0 < kPassRows ? a.m - m0 : kPassRows;
+    std::int64_t b = a.block_begin;
+    while (b + 2 <= a.block_end) {
+      const std::int64_t left = (a.block_end - b) / 2;
+      const std::int64_t count = left < kPanels ? left : kPanels;
+      row_blocks<kFormat, 2>(a, m0, rows, b, count);
+      b += 2 * count;
+    }
+    if (b < a.block_end) row_blocks<kFormat, 1>(a, m0, rows, b, 1);
+  }
 }
 
 }  // namespace

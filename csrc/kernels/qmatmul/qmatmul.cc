@@ -9,9 +9,9 @@ namespace {
 
 // An unpacked panel, and the result tiles of a matrix unit.
 constexpr std::int64_t kPanelBytes = 32 * 1024 * 2;
-// Float sums between panels: 64 weight rows x up to 512 activation rows.
+// Float sums between panels: 128 weight rows x up to 512 activation rows.
 constexpr std::int64_t kSumRows = 512;
-constexpr std::int64_t kRowBytes = 64 * 4;
+constexpr std::int64_t kRowBytes = 128 * 4;
 
 // Rows of activations kept in a second form at a time: pairs of rows; on x86-64 int16 pairs, or
 // tiles padded to 16 rows.
