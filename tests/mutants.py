@@ -105,6 +105,20 @@ MUTANTS = (
         "test_qmatmul_levels.py",
     ),
     Mutant(
+        "half of the bias dropped",
+        "csrc/kernels/qmatmul/few_avxvnni.inl",
+        "bias[2 * m] + bias[2 * m + 1]",
+        "bias[2 * m]",
+        "test_qmatmul_levels.py",
+    ),
+    Mutant(
+        "block scales of one half of the rows for both",
+        "csrc/kernels/qmatmul/avxvnni.cc",
+        "block_scales(scales + 8)",
+        "block_scales(scales)",
+        "test_qmatmul_levels.py",
+    ),
+    Mutant(
         "specification: bias of the weights' rounding",
         "csrc/kernels/qmatmul/scalar.cc",
         "(sub < -127 ? -127 : sub) + 64) >> 7;",

@@ -24,6 +24,8 @@ const KernelTable kTables[] = {
     {Isa::avx512vnni, quantize_rows_avx512vnni, matmul_avx512vnni, attend_chunk_avx512vnni,
      attention_merge_avx512vnni, attention_finish_avx512vnni, write_token_avx512vnni,
      seal_page_avx512vnni, rowwise_avx512vnni},
+    {Isa::avxvnni, quantize_rows_avx2, matmul_avxvnni, attend_chunk_avx2, attention_merge_avx2,
+     attention_finish_avx2, write_token_avx2, seal_page_avx2, rowwise_avx2},
     {Isa::avx2, quantize_rows_avx2, matmul_avx2, attend_chunk_avx2, attention_merge_avx2,
      attention_finish_avx2, write_token_avx2, seal_page_avx2, rowwise_avx2},
 #elif defined(__aarch64__)

@@ -34,6 +34,7 @@ void quantize_rows_avx2(const float* x, std::int64_t ldx, std::int64_t m, std::i
                         const QuantizedRows* out);
 void matmul_avx2(const MatmulArgs* args);
 void matmul_float_avx2(const MatmulArgs* args);  // the f32 and bf16 part of the line above
+void matmul_avxvnni(const MatmulArgs* args);
 void quantize_rows_avx512vnni(const float* x, std::int64_t ldx, std::int64_t m, std::int64_t k,
                               const QuantizedRows* out);
 void matmul_avx512vnni(const MatmulArgs* args);

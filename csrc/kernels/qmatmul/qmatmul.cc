@@ -14,13 +14,13 @@ constexpr std::int64_t kSumRows = 512;
 constexpr std::int64_t kRowBytes = 128 * 4;
 
 // Rows of activations kept in a second form at a time: pairs of rows; on x86-64 int16 pairs, or
-// tiles padded to 16 rows.
+// tiles padded to 16 rows, and their scales.
 std::int64_t second_form_bytes(std::int64_t kp, std::int64_t rows) {
 #if defined(__aarch64__)
   return kp * std::min(rows, paired_rows(kp));
 #else
   (void)rows;
-  return 2 * kp * 16;
+  return (2 * kp + kp / kActGroup * 4) * 16;
 #endif
 }
 

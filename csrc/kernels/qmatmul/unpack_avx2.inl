@@ -1,5 +1,5 @@
-// Codes of every quantized format to int16 weights w8, 256-bit: one half (8 rows) of a 64-byte code
-// vector.
+// Codes of every quantized format to int16 weights w8, 256-bit: 8 of the 16 rows of a 64-byte code
+// vector, and one of its quads.
 //
 // A dword lane is a row; the w8 of its columns k%4 = 0, 2 come out as int16 words "even", those of
 // 1, 3 as "odd", so that vpmaddwd with the same pair of activations sums two columns exactly.
@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "kernels/qmatmul/layout.inl"
+#include "kernels/qmatmul/stream.inl"
 
 namespace musespark {
 namespace {
@@ -30,55 +31,32 @@ inline __m256i level_bytes(WeightFormat format) {
       _mm_loadu_si128(reinterpret_cast<const __m128i*>(levels_of(format))));
 }
 
-struct Bytes {  // quad v (low) and quad v + 8 (high) of 64 columns
-  __m256i low, high;
-};
-
-inline Bytes nibble_levels(__m256i code, __m256i levels) {
-  const __m256i nibble = _mm256_set1_epi8(15);
-  return {_mm256_shuffle_epi8(levels, _mm256_and_si256(code, nibble)),
-          _mm256_shuffle_epi8(levels, _mm256_and_si256(_mm256_srli_epi16(code, 4), nibble))};
+// Quad v (kSecond = 0) or v + 8 (1) of a vector of 4-bit codes.
+template <int kSecond>
+inline __m256i nibble_levels(__m256i code, __m256i levels) {
+  const __m256i nibbles = kSecond == 0 ? code : _mm256_srli_epi16(code, 4);
+  return _mm256_shuffle_epi8(levels, _mm256_and_si256(nibbles, _mm256_set1_epi8(15)));
 }
 
-struct Words {  // quad v (low) and quad v + 8 (high) of one code vector, as int16
-  __m256i low_even, low_odd, high_even, high_odd;
+struct Pair {  // one quad as int16
+  __m256i even, odd;
 };
 
-// mulhrs(level << 8, sub) = (level * sub + 64) >> 7
-inline Words q4_words(__m256i code, __m256i levels, __m256i sub_low, __m256i sub_high) {
+// Levels, bytes of one quad, to weights: mulhrs(level << 8, sub) = (level * sub + 64) >> 7.
+inline Pair scaled_pair(__m256i levels, __m256i sub) {
   const __m256i upper = _mm256_set1_epi16(static_cast<short>(0xff00));
-  const auto [low, high] = nibble_levels(code, levels);
-  Words w;
-  w.low_even = _mm256_mulhrs_epi16(_mm256_slli_epi16(low, 8), sub_low);
-  w.low_odd = _mm256_mulhrs_epi16(_mm256_and_si256(low, upper), sub_low);
-  w.high_even = _mm256_mulhrs_epi16(_mm256_slli_epi16(high, 8), sub_high);
-  w.high_odd = _mm256_mulhrs_epi16(_mm256_and_si256(high, upper), sub_high);
-  return w;
+  return {_mm256_mulhrs_epi16(_mm256_slli_epi16(levels, 8), sub),
+          _mm256_mulhrs_epi16(_mm256_and_si256(levels, upper), sub)};
 }
 
-// One q6 position: `low` has the nibble at bits 10..13, `high` the two high bits at 14..15. The
-// word they make is code << 10 = level << 8.
-inline __m256i q6_position(__m256i low, __m256i high, __m256i sub) {
-  const __m256i word =
-      _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi16(0x3c00)),
-                      _mm256_and_si256(high, _mm256_set1_epi16(static_cast<short>(0xc000))));
-  return _mm256_mulhrs_epi16(word, sub);
-}
-
-// Code vector v (0..7) and its high-bit vector u = v % 4: quad v has the bits at 2 * (v / 4), quad
-// v + 8 those at 2 * (v / 4) + 4.
-template <int kHalf>  // v / 4
-inline Words q6_words(__m256i code, __m256i high, __m256i sub_low, __m256i sub_high) {
-  Words w;
-  w.low_even =
-      q6_position(_mm256_slli_epi16(code, 10), _mm256_slli_epi16(high, 14 - 2 * kHalf), sub_low);
-  w.high_even =
-      q6_position(_mm256_slli_epi16(code, 6), _mm256_slli_epi16(high, 10 - 2 * kHalf), sub_high);
-  w.low_odd =
-      q6_position(_mm256_slli_epi16(code, 2), _mm256_slli_epi16(high, 6 - 2 * kHalf), sub_low);
-  w.high_odd = q6_position(_mm256_srli_epi16(code, 2),
-                           kHalf == 0 ? _mm256_slli_epi16(high, 2) : high, sub_high);
-  return w;
+// Levels of q6, code << 2, of quad v (kSecond = 0) or v + 8 (1); `high` is the vector of high bits
+// u = v % 4. Quad v has its bits at 2 * (v / 4), quad v + 8 at 2 * (v / 4) + 4.
+template <int kSecond>
+inline __m256i q6_levels(__m256i code, __m256i high, int v) {
+  const __m256i low = kSecond == 0 ? _mm256_slli_epi16(code, 2) : _mm256_srli_epi16(code, 2);
+  const __m256i top = _mm256_slli_epi16(high, 6 - 4 * kSecond - 2 * (v / 4));
+  return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi8(0x3c)),
+                         _mm256_and_si256(top, _mm256_set1_epi8(static_cast<char>(0xc0))));
 }
 
 inline __m256i even_words(__m256i bytes) {
@@ -86,42 +64,43 @@ inline __m256i even_words(__m256i bytes) {
 }
 inline __m256i odd_words(__m256i bytes) { return _mm256_srai_epi16(bytes, 8); }
 
-// Calls use(v, words) for the eight code vectors of 64 columns, rows 8 * half .. 8 * half + 7.
-// `levels` are those of a format without sub-scales.
-template <WeightFormat kFormat, class Use>
-[[gnu::always_inline]] inline void each_words(const std::uint8_t* codes, const std::int8_t* sub,
-                                              __m256i levels, int half, Use use) {
-  codes += 32 * half;
-  if constexpr (!has_sub(kFormat)) {
-#pragma GCC unroll 8
-    for (int v = 0; v < 8; ++v) {
-      __m256i low, high;
-      if constexpr (is_byte(kFormat)) {
-        low = load256(codes + 64 * v);
-        high = load256(codes + 64 * (v + 8));
-      } else {
-        const Bytes w = nibble_levels(load256(codes + 64 * v), levels);
-        low = w.low;
-        high = w.high;
-      }
-      use(v, Words{even_words(low), odd_words(low), even_words(high), odd_words(high)});
-    }
+// Quad v + 8 * kSecond of 64 columns; `codes` from the first of the 8 rows on.
+template <WeightFormat kFormat, int kSecond>
+inline Pair code_pair(const std::uint8_t* codes, int v, __m256i levels, __m256i sub) {
+  if constexpr (kFormat == WeightFormat::q4) {
+    return scaled_pair(nibble_levels<kSecond>(load256(codes + 64 * v), levels), sub);
+  } else if constexpr (kFormat == WeightFormat::q6) {
+    const __m256i code = load256(codes + 64 * v), high = load256(codes + 512 + 64 * (v % 4));
+    return scaled_pair(q6_levels<kSecond>(code, high, v), sub);
+  } else if constexpr (is_byte(kFormat)) {
+    const __m256i bytes = load256(codes + 64 * (v + 8 * kSecond));
+    return {even_words(bytes), odd_words(bytes)};
   } else {
-    const __m256i sub_low = sub_words(sub + 8 * half);
-    const __m256i sub_high = sub_words(sub + kRowBlock + 8 * half);
-    const __m256i q4_levels = level_bytes(WeightFormat::q4);
-#pragma GCC unroll 8
-    for (int v = 0; v < 8; ++v) {
-      const __m256i code = load256(codes + 64 * v);
-      if constexpr (kFormat == WeightFormat::q4) {
-        use(v, q4_words(code, q4_levels, sub_low, sub_high));
-      } else {
-        const __m256i high = load256(codes + 512 + 64 * (v % 4));
-        use(v, v < 4 ? q6_words<0>(code, high, sub_low, sub_high)
-                     : q6_words<1>(code, high, sub_low, sub_high));
-      }
-    }
+    const __m256i bytes = nibble_levels<kSecond>(load256(codes + 64 * v), levels);
+    return {even_words(bytes), odd_words(bytes)};
   }
+}
+
+// The table that code_pair looks levels up in.
+template <WeightFormat kFormat>
+inline __m256i code_levels(WeightFormat format) {
+  return level_bytes(has_sub(kFormat) ? WeightFormat::q4 : format);
+}
+
+// Sub-scales of 8 rows of a group of 32 columns, where the format has them.
+template <WeightFormat kFormat>
+inline __m256i sub_scales(const std::int8_t* sub) {
+  if constexpr (has_sub(kFormat)) return sub_words(sub);
+  return _mm256_setzero_si256();
+}
+
+// 64 columns are unpacked in four quarters of eight vectors: 8 rows x 32 columns each. Fetches the
+// share of quarter q's vector v in the lines of codes `ahead`, one line at a time.
+template <WeightFormat kFormat>
+[[gnu::always_inline]] inline void prefetch_quarter(const std::uint8_t* codes, std::int64_t ahead,
+                                                    int q, int v) {
+  constexpr int kLines = code_stride(kFormat) / 64 / 4;
+  if (v * kLines % 8 < kLines) prefetch(codes + ahead + 64 * (q * kLines + v * kLines / 8));
 }
 
 }  // namespace

@@ -149,13 +149,6 @@ inline void prefetch_codes(const std::uint8_t* codes, std::int64_t ahead, int v)
   if (kFormat == WeightFormat::q6 && v < 4) prefetch(codes + ahead + 64 * (v + 8));
 }
 
-// From codes of group g to those to be fetched: kAheadBytes on, or in the row blocks `to_next` on.
-template <WeightFormat kFormat>
-inline std::int64_t fetch_distance(std::int64_t g, std::int64_t groups, std::int64_t to_next) {
-  constexpr std::int64_t kStride = code_stride(kFormat), kAhead = kAheadBytes / kStride;
-  return g + kAhead < groups ? kAhead * kStride : (kAhead - groups) * kStride + to_next;
-}
-
 // 64 columns of one row block to [16 quads][16 rows][4 k]: w8 (kBias: w8 + 128, unsigned); fetches
 // the codes `ahead`. `levels` are code_levels<kFormat, kBias>.
 template <WeightFormat kFormat, bool kBias>
