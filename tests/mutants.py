@@ -93,8 +93,8 @@ MUTANTS = (
     Mutant(
         "swapped group",
         "csrc/kernels/qmatmul/unpack_avx512.inl",
-        "sub_low = sub_words(sub), sub_high = sub_words(sub + kRowBlock)",
-        "sub_high = sub_words(sub), sub_low = sub_words(sub + kRowBlock)",
+        "return {sub_words(sub), sub_words(sub + kRowBlock)};",
+        "return {sub_words(sub + kRowBlock), sub_words(sub)};",
         "test_qmatmul_levels.py",
     ),
     Mutant(
