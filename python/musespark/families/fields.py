@@ -40,6 +40,7 @@ _IDLE_KEYS = """
     transformers.js_config transformers_version unk_token_id unsloth_fixed unsloth_version
     use_bfloat16 use_cache video_token_id vision_config vision_feature_layer
     attention_dropout attn_dropout attn_pdrop classifier_dropout embd_dropout embd_pdrop
+    embedding_dropout
     attention_probs_dropout_prob gradient_checkpointing hidden_dropout hidden_dropout_prob
     layerdrop mlp_dropout resid_dropout resid_pdrop residual_dropout
 """
