@@ -234,10 +234,14 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
     assert not list((tmp_path / "cache").glob("*limits*"))
 
 
-def test_a_probe_that_ends_says_so(probe, monkeypatch):
+@pytest.mark.parametrize("gone", [False, True], ids=["ending", "gone"])
+def test_a_probe_that_ends_says_so(probe, monkeypatch, gone):
+    """Before the question is written (a broken pipe, also for close) or while it is waited for."""
     monkeypatch.setenv("MUSESPARK_CACHE", str(probe.path.parent))
     with limits.Limits() as own:
         own._process.kill()
+        if gone:
+            own._process.wait()
         with pytest.raises(limits.Unmeasured, match="ended with status -9"):
             own.peak(own.names[0], 1)
 

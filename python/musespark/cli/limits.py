@@ -9,6 +9,7 @@ The probe is C, compiled with the system's compiler when it is first used, into 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -128,7 +129,9 @@ class Limits:
         """Ends the process. Idempotent."""
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                # A probe that has ended leaves what could not be written; closing tries once more.
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
         self._process.wait()
 
     def __enter__(self) -> Limits:
