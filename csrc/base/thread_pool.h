@@ -1,8 +1,9 @@
 // One pool of threads that spin for a moment and then sleep.
 //
 // A job is a range of items. Each thread has an equal share of neighbours, which it takes chunk by
-// chunk; who is done claims chunks of the others' shares. The calling thread works too. Nothing about a result may depend on which thread took which chunk: jobs write
-// disjoint outputs. A worker that does not get a core in time is not waited for.
+// chunk; who is done claims chunks of the others' shares. The calling thread works too. Nothing
+// about a result may depend on which thread took which chunk: jobs write disjoint outputs. A worker
+// that does not get a core in time is not waited for.
 #pragma once
 
 #include <cstdint>

@@ -248,22 +248,9 @@ void quantize_rows_avx2(const float* x, std::int64_t ldx, std::int64_t m, std::i
 }
 
 void matmul_avx2(const MatmulArgs* args) {
-  switch (args->w.format) {
-    case WeightFormat::q8:
-      return matmul_quantized<WeightFormat::q8>(*args);
-    case WeightFormat::q6:
-      return matmul_quantized<WeightFormat::q6>(*args);
-    case WeightFormat::q4:
-      return matmul_quantized<WeightFormat::q4>(*args);
-    case WeightFormat::q8g32h:
-      return matmul_quantized<WeightFormat::q8g32h>(*args);
-    case WeightFormat::q4g32h:
-    case WeightFormat::iq4g32h:
-    case WeightFormat::mxfp4:
-      return matmul_quantized<WeightFormat::q4g32h>(*args);
-    default:
-      return matmul_float_avx2(args);
-  }
+  const bool quantized =
+      with_format(args->w.format, [&](auto format) { matmul_quantized<format.value>(*args); });
+  if (!quantized) matmul_float_avx2(args);
 }
 
 }  // namespace musespark

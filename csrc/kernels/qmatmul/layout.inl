@@ -76,5 +76,35 @@ struct RowBlock {
   return rb;
 }
 
+// The format's template argument as a value: f(Format<q4>{}). False for f32 and bf16.
+template <WeightFormat kFormat>
+struct Format {
+  static constexpr WeightFormat value = kFormat;
+};
+template <class F>
+[[maybe_unused]] inline bool with_format(WeightFormat format, F f) {
+  switch (format) {
+    case WeightFormat::q8:
+      f(Format<WeightFormat::q8>{});
+      return true;
+    case WeightFormat::q6:
+      f(Format<WeightFormat::q6>{});
+      return true;
+    case WeightFormat::q4:
+      f(Format<WeightFormat::q4>{});
+      return true;
+    case WeightFormat::q8g32h:
+      f(Format<WeightFormat::q8g32h>{});
+      return true;
+    case WeightFormat::q4g32h:
+    case WeightFormat::iq4g32h:
+    case WeightFormat::mxfp4:
+      f(Format<WeightFormat::q4g32h>{});
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 }  // namespace musespark
