@@ -71,7 +71,8 @@ class GuardedBuffer {
   std::byte* data_ = nullptr;
 };
 
-// Activations as quantize_rows leaves them, in memory of exactly the size the contract promises.
+// Activations as quantize_rows leaves them, in memory of exactly the size the contract promises;
+// rows of q lie apart as a caller may have them.
 struct Activations {
   GuardedBuffer q, scale, bias, half_bias;
   QuantizedRows rows;
@@ -80,7 +81,7 @@ struct Activations {
 
  private:
   Activations(std::int64_t m, std::int64_t kp, int)
-      : q(static_cast<std::size_t>(m * kp)),
+      : q(static_cast<std::size_t>((m - 1) * (kp + 64) + kp)),
         scale(static_cast<std::size_t>(m * kp / kActGroup) * sizeof(float)),
         bias(static_cast<std::size_t>(m * kp / kActGroup) * sizeof(std::int32_t)),
         half_bias(2 * bias.size()),
@@ -89,7 +90,8 @@ struct Activations {
              bias.as<std::int32_t>(),
              half_bias.as<std::int32_t>(),
              m,
-             kp} {}
+             kp,
+             kp + 64} {}
 };
 
 void check_2d(const py::array& a, const char* what) {
@@ -104,8 +106,11 @@ py::tuple quantize_rows(const Array<float>& x, const std::string& isa) {
   std::copy_n(x.data(), x.size(), from.as<float>());
   table_of(isa).quantize_rows(from.as<float>(), k, m, k, &a.rows);
   const std::int64_t kp = a.rows.cols, groups = kp / kActGroup;
-  return py::make_tuple(Array<std::int8_t>({m, kp}, a.rows.q),
-                        Array<float>({m, groups}, a.rows.scale),
+  Array<std::int8_t> q({m, kp});
+  for (std::int64_t i = 0; i < m; ++i) {
+    std::copy_n(a.rows.q + i * a.rows.stride, kp, q.mutable_data(i, 0));
+  }
+  return py::make_tuple(q, Array<float>({m, groups}, a.rows.scale),
                         Array<std::int32_t>({m, groups}, a.rows.bias),
                         Array<std::int32_t>({m, 2 * groups}, a.rows.half_bias));
 }

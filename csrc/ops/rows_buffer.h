@@ -25,11 +25,19 @@ struct RowsBuffer {
     if (needs.quantized) {
       out.q = q;
       out.q.rows = rows;
-      out.q.cols = (cols + kActGroup - 1) / kActGroup * kActGroup;
+      out.q.cols = padded_groups(cols);
+      out.q.stride = spread(out.q.cols);
     }
     return out;
   }
   static std::int64_t padded(std::int64_t cols) { return (cols + 15) / 16 * 16; }
+  static std::int64_t padded_groups(std::int64_t cols) {
+    return (cols + kActGroup - 1) / kActGroup * kActGroup;
+  }
+  // Bytes between quantized rows: not a multiple of 4096, for such rows share a few cache sets.
+  static std::int64_t spread(std::int64_t bytes) {
+    return bytes % 4096 == 0 ? bytes + static_cast<std::int64_t>(kCacheLine) : bytes;
+  }
 };
 
 // Hands out cache-line aligned pieces from `base` on; with base null it only measures.
@@ -48,10 +56,10 @@ struct Carver {
     return take<float>(rows * RowsBuffer::padded(cols));
   }
   RowsBuffer rows(std::int64_t rows, std::int64_t cols, bool floats) {
-    const std::int64_t kp = (cols + kActGroup - 1) / kActGroup * kActGroup;
+    const std::int64_t kp = RowsBuffer::padded_groups(cols);
     RowsBuffer out;
     if (floats) out.x = take<float>(rows * RowsBuffer::padded(cols));
-    out.q.q = take<std::int8_t>(rows * kp);
+    out.q.q = take<std::int8_t>(rows * RowsBuffer::spread(kp));
     out.q.scale = take<float>(rows * kp / kActGroup);
     out.q.bias = take<std::int32_t>(rows * kp / kActGroup);
     out.q.half_bias = take<std::int32_t>(2 * rows * kp / kActGroup);

@@ -214,12 +214,13 @@ inline void scale_step(const Call& call, const Panel& p, const Step& step) {
 // The panel's columns of the activation rows from m on, tile by tile.
 template <int kGroups>
 inline void gather_activations(const Call& call, const Panel& p, std::int64_t m, std::int8_t* to) {
-  const std::int64_t kp = call.a.xq->cols;
-  const std::int8_t* from = call.a.xq->q + m * kp + p.k0;
+  const std::int64_t stride = call.a.xq->stride;
+  const std::int8_t* from = call.a.xq->q + m * stride + p.k0;
   for (std::int64_t r = 0; r < call.rows; ++r) {
 #pragma GCC unroll 4
     for (int g = 0; g < kGroups; ++g) {
-      _mm512_store_si512(to + g * kTileBytes + r * 64, _mm512_load_si512(from + r * kp + g * 64));
+      _mm512_store_si512(to + g * kTileBytes + r * 64,
+                         _mm512_load_si512(from + r * stride + g * 64));
     }
   }
 }

@@ -221,7 +221,7 @@ void matmul_quantized(const MatmulArgs& a) {
   for (p.m0 = 0; p.m0 < a.m; p.m0 += kPassRows) {
     p.rows = a.m - p.m0 < kPassRows ? a.m - p.m0 : kPassRows;
     for (std::int64_t m = 0; m < p.rows; ++m) {
-      widen_row(a.xq->q + (p.m0 + m) * kp, kp, pairs + m * (kp / 2));
+      widen_row(a.xq->q + (p.m0 + m) * a.xq->stride, kp, pairs + m * (kp / 2));
     }
     for (std::int64_t b = a.block_begin; b < a.block_end; ++b) pass_block<kFormat>(p, b, words);
   }
@@ -241,7 +241,7 @@ void quantize_rows_avx2(const float* x, std::int64_t ldx, std::int64_t m, std::i
         for (std::int64_t j = 0; j < kActGroup; ++j) group[j] = j < left ? from[j] : 0.0f;
         from = group;
       }
-      quantize_64(from, out->q + i * out->cols + g * kActGroup, out->scale + i * groups + g,
+      quantize_64(from, out->q + i * out->stride + g * kActGroup, out->scale + i * groups + g,
                   out->bias + i * groups + g, out->half_bias + 2 * (i * groups + g));
     }
   }

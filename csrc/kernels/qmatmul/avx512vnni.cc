@@ -20,7 +20,7 @@ namespace musespark {
 namespace {
 
 constexpr std::int64_t kPanelCols = 1024;  // 32 x 1024 bytes = 32 KiB of L1
-constexpr std::int64_t kPassRows = 504;    // activation rows per unpacked panel
+constexpr std::int64_t kPassRows = 512;    // activation rows per unpacked panel
 constexpr std::int64_t kPanels = 4;        // that share a chunk of activations
 constexpr int kTileCols = 6;
 constexpr int kTileColsG32 = 4;  // two sums for each output; more would have to leave the registers
@@ -48,7 +48,7 @@ struct TileAt {
   const float* scale;
   const std::int32_t* bias;
   const std::int32_t* half_bias;
-  std::int64_t kp, groups;
+  std::int64_t stride, groups;
 };
 
 // Exact sums over the 64 columns of group g.
@@ -63,7 +63,7 @@ inline void tile_dot(const TileAt<kBlocks>& t, std::int64_t g, __m512i (&acc)[kB
     for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_load_si512(t.w8[b] + g * 1024 + v * 64);
 #pragma GCC unroll 8
     for (int c = 0; c < kRows; ++c) {
-      const __m512i x = _mm512_set1_epi32(load_i32(t.q + c * t.kp + g * 64 + v * 4));
+      const __m512i x = _mm512_set1_epi32(load_i32(t.q + c * t.stride + g * 64 + v * 4));
       for (int b = 0; b < kBlocks; ++b) acc[b][c] = _mm512_dpbusd_epi32(acc[b][c], w[b], x);
     }
   }
@@ -156,7 +156,7 @@ inline void tile_dot_halves(const TileAt<kBlocks>& t, std::int64_t g,
       for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_load_si512(t.w8[b] + g * 1024 + quad * 64);
 #pragma GCC unroll 8
       for (int c = 0; c < kRows; ++c) {
-        const __m512i x = _mm512_set1_epi32(load_i32(t.q + c * t.kp + g * 64 + quad * 4));
+        const __m512i x = _mm512_set1_epi32(load_i32(t.q + c * t.stride + g * 64 + quad * 4));
         for (int b = 0; b < kBlocks; ++b) {
           acc[h][b][c] = _mm512_dpbusd_epi32(acc[h][b][c], w[b], x);
         }
@@ -198,9 +198,9 @@ inline void tile_blocks_of_32(const TileAt<kBlocks>& t, const Panel& p, float* s
 template <WeightFormat kFormat, int kBlocks, int kRows>
 inline void tile(const MatmulArgs& a, const Panel& p, std::int64_t m) {
   TileAt<kBlocks> t;
-  t.kp = a.xq->cols;
-  t.groups = t.kp / kActGroup;
-  t.q = a.xq->q + m * t.kp + p.k0;
+  t.stride = a.xq->stride;
+  t.groups = a.xq->cols / kActGroup;
+  t.q = a.xq->q + m * t.stride + p.k0;
   t.scale = a.xq->scale + m * t.groups + p.k0 / kActGroup;
   t.bias = a.xq->bias + m * t.groups + p.k0 / kActGroup;
   t.half_bias = a.xq->half_bias + 2 * (m * t.groups + p.k0 / kActGroup);
@@ -244,8 +244,12 @@ void all_rows(const MatmulArgs& a, const Panel& p) {
   constexpr int kTile = is_g32(kFormat) ? kTileColsG32 : kTileCols;
   std::int64_t m = p.m0;
   const std::int64_t end = p.m0 + p.rows;
-  for (; m + kTile <= end; m += kTile) tile<kFormat, kBlocks, kTile>(a, p, m);
-  last_rows<kFormat, kBlocks, kTile - 1>(a, p, m, end - m);
+  for (; m + 2 * kTile <= end || m + kTile == end; m += kTile)
+    tile<kFormat, kBlocks, kTile>(a, p, m);
+  // More than a tile is left as two of about one height: low ones spend more loads on each product.
+  const std::int64_t half = end - m > kTile ? (end - m + 1) / 2 : 0;
+  if (half > 0) last_rows<kFormat, kBlocks, kTile>(a, p, m, half);
+  last_rows<kFormat, kBlocks, kTile - 1>(a, p, m + half, end - m - half);
 }
 
 // Unpacks the panel; fetches the codes `ahead`, and a line of the next row blocks' scales.
@@ -326,7 +330,7 @@ void quantize_rows_avx512vnni(const float* x, std::int64_t ldx, std::int64_t m, 
   for (std::int64_t i = 0; i < m; ++i) {
     for (std::int64_t g = 0; g < groups; ++g) {
       quantize_group(x + i * ldx + g * kActGroup, k - g * kActGroup,
-                     out->q + i * out->cols + g * kActGroup, out->scale + i * groups + g,
+                     out->q + i * out->stride + g * kActGroup, out->scale + i * groups + g,
                      out->bias + i * groups + g, out->half_bias + 2 * (i * groups + g));
     }
   }

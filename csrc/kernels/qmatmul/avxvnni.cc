@@ -35,16 +35,17 @@ struct Panel {
   std::int64_t k0, cols;      // the chunk
 };
 
-// acc += the exact sums over kQuads * 4 columns of rows 0..7 and 8..15, activation rows `kp` apart.
+// acc += the exact sums over kQuads * 4 columns of rows 0..7 and 8..15, activation rows `stride`
+// apart.
 template <int kQuads, int kRows>
-inline void tile_dot(const std::uint8_t* bytes, const std::int8_t* q, std::int64_t kp,
+inline void tile_dot(const std::uint8_t* bytes, const std::int8_t* q, std::int64_t stride,
                      __m256i (&acc)[kRows][2]) {
 #pragma GCC unroll 16
   for (int v = 0; v < kQuads; ++v) {
     const __m256i w0 = load256(bytes + 64 * v), w1 = load256(bytes + 64 * v + 32);
 #pragma GCC unroll 6
     for (int c = 0; c < kRows; ++c) {
-      const __m256i x = _mm256_set1_epi32(load_i32(q + c * kp + 4 * v));
+      const __m256i x = _mm256_set1_epi32(load_i32(q + c * stride + 4 * v));
       acc[c][0] = _mm256_dpbusd_avx_epi32(acc[c][0], w0, x);
       acc[c][1] = _mm256_dpbusd_avx_epi32(acc[c][1], w1, x);
     }
@@ -60,12 +61,12 @@ inline void add_scaled(float* sum, __m256 f, __m256 scale) {
 template <int kRows>
 inline void tile_g32(const Panel& p, std::int64_t m) {
   const QuantizedRows& xq = *p.args->xq;
-  const std::int64_t kp = xq.cols, all_groups = kp / kActGroup;
+  const std::int64_t all_groups = xq.cols / kActGroup;
   const std::int64_t first = (p.m0 + m) * all_groups + p.k0 / kActGroup;
   const std::uint16_t* block = p.rb.block + p.k0 / kBlockG32 * kRowBlock;
   float* sums = p.sums + m * kRowBlock;
   for (std::int64_t g = 0; g < p.cols / kActGroup; ++g, block += 2 * kRowBlock) {
-    const std::int8_t* q = xq.q + (p.m0 + m) * kp + p.k0 + g * kActGroup;
+    const std::int8_t* q = xq.q + (p.m0 + m) * xq.stride + p.k0 + g * kActGroup;
     const std::uint8_t* bytes = p.bytes + g * kActGroup * kRowBlock;
     __m256 f[kRows][2];  // rests in memory during the second half
 #pragma GCC unroll 2
@@ -77,7 +78,7 @@ inline void tile_g32(const Panel& p, std::int64_t m) {
         const std::int32_t* bias = xq.half_bias + 2 * (first + c * all_groups + g);
         acc[c][0] = acc[c][1] = _mm256_set1_epi32(bias[second]);
       }
-      tile_dot<8, kRows>(bytes + second * 512, q + second * 32, kp, acc);
+      tile_dot<8, kRows>(bytes + second * 512, q + second * 32, xq.stride, acc);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const __m256 s = block_scales(block + second * kRowBlock + 8 * half);
@@ -102,7 +103,7 @@ inline void tile(const Panel& p, std::int64_t m) {
   if constexpr (is_g32(kFormat)) return tile_g32<kRows>(p, m);
   constexpr std::int64_t kGroups = is_g32(kFormat) ? 1 : block_cols(kFormat) / kActGroup;
   const QuantizedRows& xq = *p.args->xq;
-  const std::int64_t kp = xq.cols, all_groups = kp / kActGroup, groups = p.cols / kActGroup;
+  const std::int64_t all_groups = xq.cols / kActGroup, groups = p.cols / kActGroup;
   const std::int64_t first = (p.m0 + m) * all_groups + p.k0 / kActGroup;
   const std::uint16_t* block = p.rb.block + p.k0 / block_cols(kFormat) * kRowBlock;
   float* sums = p.sums + m * kRowBlock;
@@ -116,7 +117,7 @@ inline void tile(const Panel& p, std::int64_t m) {
       acc[c][0] = acc[c][1] = _mm256_set1_epi32(xq.bias[first + c * all_groups + g]);
     }
     tile_dot<16, kRows>(p.bytes + g * kActGroup * kRowBlock,
-                        xq.q + (p.m0 + m) * kp + p.k0 + g * kActGroup, kp, acc);
+                        xq.q + (p.m0 + m) * xq.stride + p.k0 + g * kActGroup, xq.stride, acc);
 #pragma GCC unroll 6
     for (int c = 0; c < kRows; ++c) {
       const __m256 x = _mm256_set1_ps(xq.scale[first + c * all_groups + g]);

@@ -73,13 +73,13 @@ class FewRows {
     const std::uint8_t* w = w8_ + n % 2 * kBytes;
     std::int32_t* to = sums_ + n % 2 * kHalves * kInts;
     _tile_zero(0);
-    _tile_loadd(4, x, a_.xq->cols);
+    _tile_loadd(4, x, a_.xq->stride);
     _tile_loadd(6, w, 64);
     _tile_dpbssd(0, 4, 6);
     _tile_stored(0, to, 64);
     if constexpr (kHalves == 2) {
       _tile_zero(1);
-      _tile_loadd(5, x + kActGroup / 2, a_.xq->cols);
+      _tile_loadd(5, x + kActGroup / 2, a_.xq->stride);
       _tile_loadd(7, w + kBytes / 2, 64);
       _tile_dpbssd(1, 5, 7);
       _tile_stored(1, to + kInts, 64);

@@ -57,8 +57,8 @@ struct WordRows {
       for (std::int64_t m = 0; m < kRows; ++m, row += 32) {
         *out_scale++ = m < x.rows ? x.scale[m * groups + g] : 0.0f;
         if (m < x.rows) {
-          widen_32(x.q + m * x.cols + g * kActGroup, row);
-          widen_32(x.q + m * x.cols + g * kActGroup + 32, row + 16);
+          widen_32(x.q + m * x.stride + g * kActGroup, row);
+          widen_32(x.q + m * x.stride + g * kActGroup + 32, row + 16);
         } else {
           __builtin_memset(row, 0, 32 * sizeof *row);
         }

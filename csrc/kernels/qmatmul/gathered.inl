@@ -30,7 +30,7 @@ struct Gathered {
         const std::int64_t group = m * groups + g;
         std::int8_t* dots = out_q + g * kDots + m * kActGroup;
         if (real) {
-          __builtin_memcpy(dots, x.q + m * x.cols + g * kActGroup, kActGroup);
+          __builtin_memcpy(dots, x.q + m * x.stride + g * kActGroup, kActGroup);
         } else {
           __builtin_memset(dots, 0, kActGroup);
         }

@@ -264,8 +264,8 @@ void many_rows(const MatmulArgs& a) {
     p.rows = a.m - p.m0 < pass_rows ? a.m - p.m0 : pass_rows;
     p.sums = reinterpret_cast<float*>(p.pairs + (p.rows + 1) / 2 * 2 * kp);
     for (std::int64_t m = 0; m < p.rows; m += 2) {
-      const std::int8_t* row = a.xq->q + (p.m0 + m) * kp;
-      pair_rows(row, m + 1 < p.rows ? row + kp : nullptr, kp, p.pairs + m * kp);
+      const std::int8_t* row = a.xq->q + (p.m0 + m) * a.xq->stride;
+      pair_rows(row, m + 1 < p.rows ? row + a.xq->stride : nullptr, kp, p.pairs + m * kp);
     }
     for (std::int64_t b = a.block_begin; b < a.block_end; b += p.blocks) {
       p.blocks = a.block_end - b < kPanelBlocks ? 1 : kPanelBlocks;

@@ -37,16 +37,16 @@ struct Halves {  // exact sums over the first and the last 32 of 64 columns
   int32x4_t low[kRows], high[kRows];
 };
 
-// 64 columns of four weight rows times activation rows `kp` apart.
+// 64 columns of four weight rows times activation rows `stride` apart.
 template <WeightFormat kFormat, int kRows>
 MS_INLINE Halves<kRows> dot64(const std::uint8_t* codes, const std::int8_t* sub, int8x16_t levels,
-                              int part, const std::int8_t* q, std::int64_t kp) {
+                              int part, const std::int8_t* q, std::int64_t stride) {
   Halves<kRows> acc;
   unroll<kRows>([&](auto c) MS_LAMBDA { acc.low[c] = acc.high[c] = vdupq_n_s32(0); });
   each_quads<kFormat>(codes, sub, levels, part, [&](auto v, Quads w) MS_LAMBDA {
     constexpr int kVector = v.value / 4, kLane = v.value % 4;
     unroll<kRows>([&](auto c) MS_LAMBDA {
-      const std::int8_t* row = q + c * kp + 16 * kVector;
+      const std::int8_t* row = q + c * stride + 16 * kVector;
       acc.low[c] = vdotq_laneq_s32(acc.low[c], w.low, vld1q_s8(row), kLane);
       acc.high[c] = vdotq_laneq_s32(acc.high[c], w.high, vld1q_s8(row + 32), kLane);
     });
@@ -67,7 +67,7 @@ template <WeightFormat kFormat, int kRows>
 void few_rows(const MatmulArgs& a, std::int64_t m0, std::int64_t index) {
   constexpr std::int64_t kGroups = groups_per_block(kFormat);
   constexpr std::int64_t kStride = code_stride(kFormat);
-  const std::int64_t kp = a.xq->cols, groups = kp / kActGroup;
+  const std::int64_t stride = a.xq->stride, groups = a.xq->cols / kActGroup;
   const int8x16_t levels = level_bytes(a.w.format);
   const RowBlock rb = row_block(a.w, index);
   const float* scale = a.xq->scale + m0 * groups;
@@ -77,13 +77,13 @@ void few_rows(const MatmulArgs& a, std::int64_t m0, std::int64_t index) {
   }
   for (std::int64_t g = 0; g < groups; ++g) {
     const std::uint8_t* codes = rb.codes + g * kStride;
-    const std::int8_t* q = a.xq->q + m0 * kp + g * kActGroup;
+    const std::int8_t* q = a.xq->q + m0 * stride + g * kActGroup;
     const bool block_ends = (g + 1) % kGroups == 0 || g + 1 == groups;
     fetch_codes<kFormat>(codes + kFetchAhead);
 #pragma GCC unroll 1
     for (int part = 0; part < kParts; ++part) {
       const Halves<kRows> sum =
-          dot64<kFormat, kRows>(codes, rb.sub + 2 * kRowBlock * g, levels, part, q, kp);
+          dot64<kFormat, kRows>(codes, rb.sub + 2 * kRowBlock * g, levels, part, q, stride);
       unroll<kRows>([&](auto c) MS_LAMBDA {
         const float s = scale[c * groups + g];
         float32x4_t& sums = total[c][part];
@@ -125,9 +125,9 @@ struct Pass {
 template <int kRows>
 using Tile = int32x4_t[kRows][kParts];
 
-// Exact sums over kCols columns of 16 weight rows and kRows activation rows `kp` apart.
+// Exact sums over kCols columns of 16 weight rows and kRows activation rows `stride` apart.
 template <int kCols, int kRows>
-MS_INLINE void tile_dot(const std::int8_t* panel, const std::int8_t* q, std::int64_t kp,
+MS_INLINE void tile_dot(const std::int8_t* panel, const std::int8_t* q, std::int64_t stride,
                         Tile<kRows>& acc) {
   unroll<kRows>([&](auto c) MS_LAMBDA {
     unroll<kParts>([&](auto part) MS_LAMBDA { acc[c][part] = vdupq_n_s32(0); });
@@ -136,7 +136,7 @@ MS_INLINE void tile_dot(const std::int8_t* panel, const std::int8_t* q, std::int
   __asm__("" : "+r"(end));  // a loop: GCC 12 spills the accumulators of two unrolled steps
   for (int k = 0; k < end; k += 16) {
     int8x16_t x[kRows];
-    unroll<kRows>([&](auto c) MS_LAMBDA { x[c] = vld1q_s8(q + c * kp + k); });
+    unroll<kRows>([&](auto c) MS_LAMBDA { x[c] = vld1q_s8(q + c * stride + k); });
     unroll<4>([&](auto lane) MS_LAMBDA {
       int8x16_t w[kParts];
       unroll<kParts>([&](auto part)
@@ -153,8 +153,9 @@ MS_INLINE void tile_dot(const std::int8_t* panel, const std::int8_t* q, std::int
 // kRows activation rows (m of the pass on) over the panel, for formats with a scale per 32 columns.
 template <WeightFormat kFormat, int kRows>
 MS_INLINE void tile_g32(const Pass& p, std::int64_t m) {
-  const std::int64_t kp = p.args->xq->cols, all_groups = kp / kActGroup;
-  const std::int8_t* q = p.args->xq->q + (p.m0 + m) * kp + p.k0;
+  const std::int64_t all_groups = p.args->xq->cols / kActGroup;
+  const std::int64_t stride = p.args->xq->stride;
+  const std::int8_t* q = p.args->xq->q + (p.m0 + m) * stride + p.k0;
   const float* scale = p.args->xq->scale + (p.m0 + m) * all_groups + p.k0 / kActGroup;
   const std::uint16_t* block = p.rb.block + p.k0 / kBlockG32 * kRowBlock;
   float* sums = p.sums + m * kRowBlock;
@@ -162,13 +163,13 @@ MS_INLINE void tile_g32(const Pass& p, std::int64_t m) {
     Tile<kRows> acc;
     float32x4_t f[kRows][kParts];  // rests in memory during the second half
     if (p.fetch) fetch_codes<kFormat>(p.fetch + k / kActGroup * code_stride(kFormat));
-    tile_dot<32, kRows>(p.panel + 16 * k, q + k, kp, acc);
+    tile_dot<32, kRows>(p.panel + 16 * k, q + k, stride, acc);
     unroll<kParts>([&](auto part) MS_LAMBDA {
       const float32x4_t s = block_scales(block + 4 * part);
       unroll<kRows>([&](auto c)
                         MS_LAMBDA { f[c][part] = vmulq_f32(vcvtq_f32_s32(acc[c][part]), s); });
     });
-    tile_dot<32, kRows>(p.panel + 16 * (k + 32), q + k + 32, kp, acc);
+    tile_dot<32, kRows>(p.panel + 16 * (k + 32), q + k + 32, stride, acc);
     unroll<kParts>([&](auto part) MS_LAMBDA {
       const float32x4_t s = block_scales(block + kRowBlock + 4 * part);
       unroll<kRows>([&](auto c) MS_LAMBDA {
@@ -184,8 +185,9 @@ MS_INLINE void tile_g32(const Pass& p, std::int64_t m) {
 template <WeightFormat kFormat, int kRows>
 MS_INLINE void tile_block(const Pass& p, std::int64_t m) {
   constexpr std::int64_t kGroups = groups_per_block(kFormat);
-  const std::int64_t kp = p.args->xq->cols, all_groups = kp / kActGroup;
-  const std::int8_t* q = p.args->xq->q + (p.m0 + m) * kp + p.k0;
+  const std::int64_t all_groups = p.args->xq->cols / kActGroup;
+  const std::int64_t stride = p.args->xq->stride;
+  const std::int8_t* q = p.args->xq->q + (p.m0 + m) * stride + p.k0;
   const float* scale = p.args->xq->scale + (p.m0 + m) * all_groups + p.k0 / kActGroup;
   const std::uint16_t* block = p.rb.block + p.k0 / block_cols(kFormat) * kRowBlock;
   const std::int64_t groups = p.cols / kActGroup;
@@ -197,7 +199,7 @@ MS_INLINE void tile_block(const Pass& p, std::int64_t m) {
   for (std::int64_t g = 0; g < groups; ++g) {
     Tile<kRows> acc;
     if (p.fetch) fetch_codes<kFormat>(p.fetch + g * code_stride(kFormat));
-    tile_dot<64, kRows>(p.panel + 1024 * g, q + 64 * g, kp, acc);
+    tile_dot<64, kRows>(p.panel + 1024 * g, q + 64 * g, stride, acc);
     unroll<kRows>([&](auto c) MS_LAMBDA {
       const float s = scale[c * all_groups + g];
       unroll<kParts>([&](auto part) MS_LAMBDA {
@@ -313,7 +315,7 @@ void quantize_rows_neon(const float* x, std::int64_t ldx, std::int64_t m, std::i
         for (std::int64_t j = 0; j < kActGroup; ++j) group[j] = j < left ? from[j] : 0.0f;
         from = group;
       }
-      quantize_64(from, out->q + i * out->cols + g * kActGroup, out->scale + i * groups + g,
+      quantize_64(from, out->q + i * out->stride + g * kActGroup, out->scale + i * groups + g,
                   out->bias + i * groups + g, out->half_bias + 2 * (i * groups + g));
     }
   }

@@ -45,25 +45,33 @@
 
 namespace musespark {
 
-// Quantized activations of M rows. q: [M][Kp] int8, 64-byte aligned; scale and bias: [M][Kp/64];
-// half_bias: [M][Kp/32].
+// Quantized activations of M rows. q: M rows of Kp int8, 64-byte aligned and `stride` bytes apart;
+// scale and bias: [M][Kp/64]; half_bias: [M][Kp/32].
 struct QuantizedRows {
   std::int8_t* q;
   float* scale;
   std::int32_t* bias;
   std::int32_t* half_bias;
-  std::int64_t rows;  // M
-  std::int64_t cols;  // Kp, multiple of 64
+  std::int64_t rows;    // M
+  std::int64_t cols;    // Kp, multiple of 64
+  std::int64_t stride;  // multiple of 64, >= Kp
 
   // `count` rows from `row`, as a view.
   QuantizedRows slice(std::int64_t row, std::int64_t count) const {
     const std::int64_t group = row * (cols / kActGroup);
-    return {q + row * cols, scale + group, bias + group, half_bias + 2 * group, count, cols};
+    return {
+        q + row * stride, scale + group, bias + group, half_bias + 2 * group, count, cols, stride};
   }
   // `count` columns from `first` (a multiple of 64) of one row, as a view of its own.
   QuantizedRows part(std::int64_t row, std::int64_t first, std::int64_t count) const {
     const std::int64_t group = (row * cols + first) / kActGroup;
-    return {q + row * cols + first, scale + group, bias + group, half_bias + 2 * group, 1, count};
+    return {q + row * stride + first,
+            scale + group,
+            bias + group,
+            half_bias + 2 * group,
+            1,
+            count,
+            count};
   }
 };
 

@@ -98,7 +98,7 @@ float quantized_output(const MatmulArgs& a, const RowBlock& rb, std::int64_t r,
     float f = 0.0f;
     for (std::int64_t g = b * per_block; g < groups && g < (b + 1) * per_block; ++g) {
       const std::int64_t k = g * kActGroup;
-      const std::int32_t sum = dot(x.q + m * x.cols + k, w8 + k, kActGroup);
+      const std::int32_t sum = dot(x.q + m * x.stride + k, w8 + k, kActGroup);
       f = std::fmaf(static_cast<float>(sum), x.scale[m * groups + g], f);
     }
     total = std::fmaf(f, f16_to_f32(rb.block[b * kRowBlock + r]), total);
@@ -114,7 +114,7 @@ float g32_output(const MatmulArgs& a, const RowBlock& rb, std::int64_t r, const 
   float total = 0.0f;
   for (std::int64_t g = 0; g < groups; ++g) {
     const std::int64_t k = g * kActGroup;
-    const std::int8_t* q = x.q + m * x.cols + k;
+    const std::int8_t* q = x.q + m * x.stride + k;
     const std::int32_t sum0 = dot(q, w8 + k, 32), sum1 = dot(q + 32, w8 + k + 32, 32);
     const float block0 = f16_to_f32(rb.block[2 * g * kRowBlock + r]);
     const float block1 = f16_to_f32(rb.block[(2 * g + 1) * kRowBlock + r]);
@@ -152,7 +152,7 @@ void quantize_rows_scalar(const float* x, std::int64_t ldx, std::int64_t m, std:
     for (std::int64_t g = 0; g < groups; ++g) {
       const std::int64_t left = k - g * kActGroup;
       quantize_group(x + i * ldx + g * kActGroup, left < kActGroup ? left : kActGroup,
-                     out->q + i * out->cols + g * kActGroup, out->scale + i * groups + g,
+                     out->q + i * out->stride + g * kActGroup, out->scale + i * groups + g,
                      out->bias + i * groups + g, out->half_bias + 2 * (i * groups + g));
     }
   }

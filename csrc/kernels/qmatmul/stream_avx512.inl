@@ -104,7 +104,8 @@ template <WeightFormat kFormat, int kRows>
 void stream(const MatmulArgs& a) {
   const std::int64_t kp = a.xq->cols;
   std::int32_t* pairs = static_cast<std::int32_t*>(a.scratch);
-  for (int m = 0; m < kRows; ++m) widen_activations(a.xq->q + m * kp, kp, pairs + m * (kp / 2));
+  for (int m = 0; m < kRows; ++m)
+    widen_activations(a.xq->q + m * a.xq->stride, kp, pairs + m * (kp / 2));
   std::int64_t b = a.block_begin;
   for (; b + kStreams <= a.block_end; b += kStreams)
     stream_blocks<kFormat, kStreams, kRows>(a, b, pairs);

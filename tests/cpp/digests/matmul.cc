@@ -103,17 +103,17 @@ struct Quantized {
   Quantized(const KernelTable& kernels, std::span<float> x, std::int64_t m, std::int64_t cols)
       : kp((cols + kActGroup - 1) / kActGroup * kActGroup),
         groups(kp / kActGroup),
-        q(m * kp),
+        q((m - 1) * (kp + 64) + kp),
         scale(m * groups),
         bias(m * groups),
         half_bias(2 * m * groups) {
-    rows = {q.data(), scale.data(), bias.data(), half_bias.data(), m, kp};
+    rows = {q.data(), scale.data(), bias.data(), half_bias.data(), m, kp, kp + 64};
     kernels.quantize_rows(x.data(), cols, m, cols, &rows);
   }
 
   Bytes bytes() {
     Bytes out;
-    append(out, q.data(), q.size());
+    for (std::int64_t i = 0; i < rows.rows; ++i) append(out, q.data() + i * rows.stride, kp);
     append(out, scale.data(), scale.size());
     append(out, bias.data(), bias.size());
     append(out, half_bias.data(), half_bias.size());
