@@ -10,7 +10,9 @@ from musespark.cli.bench import prefill_seconds, step_seconds
 
 class Ours:
     def __init__(self, path: str, threads: int, context: int):
-        self._model = musespark.load(path, threads=threads, context=context, progress=False)
+        self._model = musespark.load(
+            path, threads=threads, context=context, prefix_cache=False, progress=False
+        )
         info = self._model.info
         self.info = {"version": musespark.__version__, "isa": info.isa, "kv": info.kv}
 

@@ -184,7 +184,7 @@ class PyEngine {
  public:
   PyEngine(const py::object& spec, const py::dict& tensors, int threads, std::int64_t context,
            const std::string& kv, std::int64_t memory_budget, std::int64_t prefill_chunk,
-           std::int64_t max_batch)
+           std::int64_t max_batch, bool prefix_cache)
       : pool_(threads) {
     ModelSpec model_spec = spec_from_python(spec);
     const auto views = tensors_from_python(tensors, buffers_);
@@ -192,8 +192,8 @@ class PyEngine {
     const py::gil_scoped_release unlocked;
     model_ = std::make_unique<TextModel>(std::move(model_spec), views, pool_, format);
     pages_ = std::make_unique<PagePool>(model_->kv_layout(), memory_budget);
-    engine_ = std::make_unique<Engine>(*model_, *pages_, pool_,
-                                       EngineOptions{context, prefill_chunk, max_batch});
+    engine_ = std::make_unique<Engine>(
+        *model_, *pages_, pool_, EngineOptions{context, prefill_chunk, max_batch, prefix_cache});
     context_ = context;
   }
 
@@ -232,9 +232,9 @@ class PyEngine {
         py::arg("retained") = s.retained, py::arg("steps") = s.steps, py::arg("rows") = s.rows,
         py::arg("preemptions") = s.preemptions, py::arg("redone_steps") = s.redone_steps,
         py::arg("kv_bytes_used") = s.kv_bytes_used, py::arg("kv_bytes_limit") = s.kv_bytes_limit,
-        py::arg("adapters") = s.adapters, py::arg("adapter_bytes") = s.adapter_bytes,
-        py::arg("threads") = pool_.threads(), py::arg("context") = context_,
-        py::arg("isa") = isa_name(kernels().isa));
+        py::arg("prefix_bytes") = s.prefix_bytes, py::arg("adapters") = s.adapters,
+        py::arg("adapter_bytes") = s.adapter_bytes, py::arg("threads") = pool_.threads(),
+        py::arg("context") = context_, py::arg("isa") = isa_name(kernels().isa));
   }
 
   Engine& engine() { return *engine_; }
@@ -331,10 +331,11 @@ void register_engine(py::module_& m) {
       "(format, rows, cols, buffer), whose buffers stay held. Errors: InvalidRequest,\n"
       "UnsupportedModel, CorruptFile.")
       .def(py::init<const py::object&, const py::dict&, int, std::int64_t, const std::string&,
-                    std::int64_t, std::int64_t, std::int64_t>(),
+                    std::int64_t, std::int64_t, std::int64_t, bool>(),
            py::arg("spec"), py::arg("tensors"), py::kw_only(), py::arg("threads"),
            py::arg("context"), py::arg("kv"), py::arg("memory_budget"),
-           py::arg("prefill_chunk") = 512, py::arg("max_batch") = 64)
+           py::arg("prefill_chunk") = 512, py::arg("max_batch") = 64,
+           py::arg("prefix_cache") = true)
       .def("submit", &PyEngine::submit, py::arg("tokens"), py::kw_only(), py::arg("params"),
            py::arg("base") = py::none(),
            "Queues a request, returns its id. `tokens`: int32 array [n]. `base`: a retained id\n"

@@ -59,7 +59,7 @@ PagePool::PagePool(KvLayout layout, std::int64_t byte_budget)
 
 PagePool::Usage PagePool::usage() const {
   const auto pages = static_cast<std::int64_t>(pages_.size() - free_ids_.size());
-  return {budget_, in_use_, allocated_, peak_, pages, open_pages_};
+  return {budget_, in_use_, kept_, allocated_, peak_, pages, open_pages_};
 }
 
 std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step) const {
@@ -95,17 +95,18 @@ bool PagePool::make_room(std::int64_t bytes) noexcept {
 }
 
 AlignedBuffer PagePool::take(std::vector<AlignedBuffer>* spare, std::int64_t bytes) {
+  while (spare->empty() && !make_room(bytes)) {
+    if (reclaim_ && reclaim_()) continue;
+    throw MemoryBudgetExceeded("[page_pool] a page of keys and values needs " +
+                               std::to_string(bytes) + " bytes; " + std::to_string(in_use_) +
+                               " of the budget of " + std::to_string(budget_) +
+                               " bytes are in use");
+  }
   AlignedBuffer buffer;
   if (!spare->empty()) {
     buffer = std::move(spare->back());
     spare->pop_back();
   } else {
-    if (!make_room(bytes)) {
-      throw MemoryBudgetExceeded("[page_pool] a page of keys and values needs " +
-                                 std::to_string(bytes) + " bytes; " + std::to_string(in_use_) +
-                                 " of the budget of " + std::to_string(budget_) +
-                                 " bytes are in use");
-    }
     buffer = AlignedBuffer(static_cast<std::size_t>(bytes));
     allocated_ += bytes;
   }
@@ -160,6 +161,7 @@ void PagePool::drop_sealed(PageId id) noexcept {
 
 void PagePool::share(PageId id, bool with_open) noexcept {
   Page& page = pages_[static_cast<std::size_t>(id)];
+  kept_ -= kept_bytes(page);
   ++page.references;
   if (with_open) ++page.open_references;
 }
@@ -167,9 +169,24 @@ void PagePool::share(PageId id, bool with_open) noexcept {
 void PagePool::release(PageId id, bool with_open) noexcept {
   if (with_open) release_open(id);
   Page& page = pages_[static_cast<std::size_t>(id)];
-  if (--page.references > 0) return;
+  --page.references;
+  kept_ += kept_bytes(page);
+  if (page.references > 0) return;
   drop_sealed(id);
   free_ids_.push_back(id);  // capacity was reserved when the page was made
+}
+
+void PagePool::set_kept(PageId id, bool kept) noexcept {
+  Page& page = pages_[static_cast<std::size_t>(id)];
+  kept_ -= kept_bytes(page);
+  page.kept = kept;
+  kept_ += kept_bytes(page);
+}
+
+std::int64_t PagePool::kept_bytes(const Page& page) const {
+  if (!page.kept || page.references != 1) return 0;
+  const Class& cls = classes_[static_cast<std::size_t>(page.page_class)];
+  return layout_.format == KvFormat::f32 ? cls.open_bytes : cls.sealed_bytes;
 }
 
 void PagePool::release_open(PageId id) noexcept {

@@ -16,6 +16,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include "base/aligned.h"
@@ -63,10 +65,11 @@ class PagePool {
 
   struct Usage {
     std::int64_t budget;      // bytes
-    std::int64_t in_use;      // bytes of parts that sequences hold
+    std::int64_t in_use;      // bytes of parts that sequences or the prefix tree hold
+    std::int64_t kept;        // of these, of pages that nobody but the tree holds
     std::int64_t allocated;   // in_use and parts kept for reuse; never above the budget
     std::int64_t peak;        // highest in_use so far
-    std::int64_t pages;       // pages that sequences hold
+    std::int64_t pages;       // pages held
     std::int64_t open_pages;  // of these, with an open part
   };
   Usage usage() const;
@@ -74,6 +77,10 @@ class PagePool {
   // The most bytes one unshared sequence of `tokens` tokens ever holds when it is written in steps
   // of at most `step` tokens and each step is accepted before the next: what admission reserves.
   std::int64_t bytes_for(std::int64_t tokens, std::int64_t step) const;
+
+  // Who gives pages back when the budget is used up: asked again and again, until there is room or
+  // it returns false.
+  void on_full(std::function<bool()> reclaim) { reclaim_ = std::move(reclaim); }
 
   // --- for Sequence ---
 
@@ -86,6 +93,8 @@ class PagePool {
   void share(PageId page, bool with_open) noexcept;
   void release(PageId page, bool with_open) noexcept;
   void release_open(PageId page) noexcept;
+  // Whether the prefix tree holds one of the page's references.
+  void set_kept(PageId page, bool kept) noexcept;
   int references(PageId page) const { return pages_[page].references; }
   bool has_sealed(PageId page) const { return pages_[page].sealed.data() != nullptr; }
 
@@ -107,6 +116,7 @@ class PagePool {
     int page_class = 0;
     int references = 0;
     int open_references = 0;
+    bool kept = false;
     AlignedBuffer open;
     AlignedBuffer sealed;
   };
@@ -114,14 +124,17 @@ class PagePool {
   AlignedBuffer take(std::vector<AlignedBuffer>* spare, std::int64_t bytes);
   void keep(std::vector<AlignedBuffer>* spare, AlignedBuffer buffer) noexcept;
   bool make_room(std::int64_t bytes) noexcept;
+  // Bytes of a page that the tree alone holds; 0 of another.
+  std::int64_t kept_bytes(const Page& page) const;
 
   KvLayout layout_;
   std::vector<Class> classes_;
   std::vector<KvPlace> places_;
   std::vector<Page> pages_;
   std::vector<PageId> free_ids_;
+  std::function<bool()> reclaim_;
   std::int64_t budget_;
-  std::int64_t in_use_ = 0, allocated_ = 0, peak_ = 0, open_pages_ = 0;
+  std::int64_t in_use_ = 0, kept_ = 0, allocated_ = 0, peak_ = 0, open_pages_ = 0;
 };
 
 }  // namespace musespark

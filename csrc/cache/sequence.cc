@@ -7,17 +7,23 @@
 #include "base/errors.h"
 
 namespace musespark {
-namespace {
-
-// First position that a query at `position` sees through `window` (0: everything).
-std::int64_t first_visible(std::int64_t position, std::int64_t window) {
-  return window == 0 ? 0 : std::max<std::int64_t>(0, position - window + 1);
-}
-
-}  // namespace
 
 Sequence::Sequence(PagePool& pool)
     : pool_(&pool), tables_(static_cast<std::size_t>(pool.classes())) {}
+
+Sequence::Sequence(PagePool& pool, std::int64_t length, const std::vector<Pages>& pages)
+    : Sequence(pool) {
+  const bool open = pool.format() == KvFormat::f32;
+  for (std::size_t c = 0; c < tables_.size(); ++c) {
+    tables_[c].first = pages[c].first;
+    tables_[c].entries.reserve(pages[c].ids.size());
+    for (const PageId page : pages[c].ids) {
+      pool.share(page, open);
+      tables_[c].entries.push_back({page, open});
+    }
+  }
+  length_ = accepted_ = length;
+}
 
 Sequence::~Sequence() { clear(); }
 
@@ -182,6 +188,13 @@ Sequence::Parts Sequence::parts(int page_class, std::int64_t page) const {
   if (at < 0 || at >= static_cast<std::int64_t>(table.entries.size())) return {nullptr, nullptr};
   const Entry& entry = table.entries[static_cast<std::size_t>(at)];
   return {entry.open ? pool_->open(entry.page) : nullptr, pool_->sealed(entry.page)};
+}
+
+PageId Sequence::page(int page_class, std::int64_t page) const {
+  const Table& table = tables_[static_cast<std::size_t>(page_class)];
+  const std::int64_t at = page - table.first;
+  const bool held = at >= 0 && at < static_cast<std::int64_t>(table.entries.size());
+  return held ? table.entries[static_cast<std::size_t>(at)].page : -1;
 }
 
 std::int64_t Sequence::pages(int page_class) const {

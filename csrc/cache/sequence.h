@@ -12,10 +12,24 @@
 
 namespace musespark {
 
+// First position that a query at `position` sees through `window` (0: everything).
+inline std::int64_t first_visible(std::int64_t position, std::int64_t window) {
+  return window == 0 || position < window ? 0 : position - window + 1;
+}
+
 // Moves, never copies; fork() copies. Ends with its pages given back; the pool must outlive it.
 class Sequence {
  public:
+  // Pages first, first + 1, ... of a page class.
+  struct Pages {
+    std::int64_t first = 0;
+    std::vector<PageId> ids;
+  };
+
   explicit Sequence(PagePool& pool);
+  // Of `length` accepted tokens, whole pages: shares these pages, by class, those that a query at
+  // `length` sees.
+  Sequence(PagePool& pool, std::int64_t length, const std::vector<Pages>& pages);
   ~Sequence();
   Sequence(Sequence&& other) noexcept;
   Sequence& operator=(Sequence&& other) noexcept;
@@ -55,6 +69,9 @@ class Sequence {
     std::uint8_t* sealed;
   };
   Parts parts(int page_class, std::int64_t page) const;
+
+  // The page itself, or -1 where the sequence does not hold it.
+  PageId page(int page_class, std::int64_t page) const;
 
   // Pages held in a class, for tests and statistics.
   std::int64_t pages(int page_class) const;

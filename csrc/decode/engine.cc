@@ -82,6 +82,7 @@ Engine::Impl::Impl(TextModel& model_in, PagePool& pool_in, ThreadPool& threads_i
                          std::to_string(model.spec().max_context));
   }
   for (int i = 0; i < pool.classes(); ++i) widest_window = std::max(widest_window, pool.window(i));
+  if (options.prefix_cache) prefixes.emplace(pool);
   control.interrupted = [this] { return interrupted(); };
 }
 
@@ -171,6 +172,7 @@ void Engine::Impl::remove_adapter(AdapterId id) {
   const std::lock_guard lock(mutex);
   last = adapter_of(id, "id");
   adapters.erase(id);
+  removed_adapters.push_back(id);
 }
 
 void Engine::Impl::check_given_out(RequestId id) const {
@@ -252,6 +254,7 @@ void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std
   unpin_source(entry);
   if (entry.phase == Phase::waiting) waiting.erase(entry.id);
   if (entry.phase == Phase::running) std::erase(running, &entry);
+  entry.shared.reset();
   if (entry.params.retain && !entry.released) {
     entry.phase = Phase::retained;
     entry.last_used = counters.steps;

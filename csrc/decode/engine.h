@@ -46,6 +46,7 @@ struct EngineOptions {
   std::int64_t context = 0;          // tokens a sequence may have, prompt and completion
   std::int64_t prefill_chunk = 512;  // prompt rows of one step, all sequences together
   std::int64_t max_batch = 64;       // sequences that run at once
+  bool prefix_cache = true;          // keep what prompts begin with
 };
 
 using RequestId = std::int64_t;
@@ -84,7 +85,9 @@ using Event = std::variant<TokensEvent, LogitsEvent, FinishedEvent>;
 struct EngineStats {
   std::int64_t waiting = 0, running = 0, retained = 0;
   std::int64_t steps = 0, rows = 0, preemptions = 0, redone_steps = 0;
-  std::int64_t kv_bytes_used = 0, kv_bytes_limit = 0;
+  std::int64_t kv_bytes_used = 0, kv_bytes_limit = 0;  // used: by sequences
+  std::int64_t prefix_bytes =
+      0;  // of keys and values that no sequence uses, kept for prompts to come
   std::int64_t adapters = 0, adapter_bytes = 0;  // not counting those removed
 };
 

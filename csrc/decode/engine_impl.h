@@ -60,6 +60,9 @@ struct Engine::Impl {
   void admit(Clock::time_point now);
   bool start(Entry& entry, Clock::time_point now);
   void attach_base(Entry& entry);
+  void attach_known(Entry& entry);
+  bool follows_running(Entry& entry);
+  bool fits(const Entry& entry, std::int64_t tokens) const;
   void unpin_source(Entry& entry);
   bool wants_short_rope(const Entry& entry) const;
   void follow_length(Entry& entry);
@@ -78,6 +81,9 @@ struct Engine::Impl {
                   Clock::time_point now);
   void collect_jobs(std::size_t first, std::size_t count);
   void run_jobs();
+  void remember(Entry& entry);
+  void remember_end(Entry& entry);
+  void count_pages();
   void book_sampled(Entry& entry, SampledToken token, Clock::time_point now);
   void book_logits(Entry& entry, const float* rows, std::int64_t count);
   void book_scores(Entry& entry, std::int64_t rows, std::span<const Job> scored);
@@ -91,6 +97,7 @@ struct Engine::Impl {
   std::int64_t widest_window = 0;
 
   mutable std::mutex mutex;
+  std::optional<PrefixTree> prefixes;  // outlives the entries, which pin its nodes
   std::unordered_map<RequestId, std::unique_ptr<Entry>> entries;
   RequestId next_id = 0;
   std::map<RequestId, Entry*> waiting;  // oldest first
@@ -98,9 +105,10 @@ struct Engine::Impl {
   std::map<RequestId, Entry*> kept;     // retained
   std::map<AdapterId, std::shared_ptr<const Adapter>> adapters;
   AdapterId next_adapter = 0;
-  std::vector<Entry*> unsettled;    // forks to make, releases to carry out
-  std::int64_t reserved_bytes = 0;  // of running and retained
-  std::int64_t retained_bytes = 0;  // of these, of retained
+  std::vector<AdapterId> removed_adapters;  // whose prefixes are to be forgotten
+  std::vector<Entry*> unsettled;            // forks to make, releases to carry out
+  std::int64_t reserved_bytes = 0;          // of running and retained
+  std::int64_t retained_bytes = 0;          // of these, of retained
   EngineStats counters;
 
   std::mutex run_mutex;  // held by run_until

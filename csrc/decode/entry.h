@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "cache/prefix_tree.h"
 #include "decode/engine.h"
 
 namespace musespark {
@@ -33,6 +34,13 @@ struct Entry {
   std::int64_t pending() const { return size() - length(); }
   bool samples() const { return params.logits == LogitsMode::none; }
 
+  PrefixKey prefix_key() const { return {params.adapter.value_or(-1), short_rope}; }
+  void drop_pages() {
+    kv.reset();
+    prompt_kv.reset();
+    shared.reset();
+  }
+
   RequestId id = -1;
   Phase phase = Phase::waiting;
   std::vector<std::int32_t> tokens;  // prompt, then completion
@@ -41,6 +49,9 @@ struct Entry {
   Sampler sampler;
   StopRules stop;
   std::optional<Sequence> kv;
+  PrefixTree::Pin shared;  // what `kv` began with, held in the tree
+  // Lengths, whole pages, from which others will go on (PrefixTree::insert).
+  std::vector<std::int64_t> marks;
   // At the prompt's end, of a sequence to be retained by a model with windows: the pages that a
   // continuation from there sees are gone from `kv` once the completion is longer than a window.
   std::optional<Sequence> prompt_kv;

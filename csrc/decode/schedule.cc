@@ -1,5 +1,6 @@
 // Who may run, with which rows, in whose memory. Everything here is called with the mutex held.
 #include <algorithm>
+#include <utility>
 
 #include "decode/engine_impl.h"
 
@@ -37,6 +38,12 @@ void Engine::Impl::unpin_source(Entry& entry) {
 // Makes the forks and carries out the releases that were asked for since the last step. A fork may
 // be another's source, and was asked for after it; unpinning may append releases while this runs.
 void Engine::Impl::settle_requests() {
+  for (const AdapterId id : std::exchange(removed_adapters, {})) {
+    for (Entry* entry : running) {
+      if (entry->params.adapter == id) entry->shared.reset();
+    }
+    if (prefixes) prefixes->drop_adapter(id);
+  }
   for (std::size_t i = 0; i < unsettled.size(); ++i) {
     if (unsettled[i] == nullptr) continue;
     Entry& entry = *unsettled[i];
@@ -83,8 +90,9 @@ void Engine::Impl::end_cancelled(Clock::time_point now) {
 // Room for `bytes` more, taken from retained sequences, least recently used first, where needed.
 // They keep their tokens and lose their pages: a later request on them computes its prefix again.
 bool Engine::Impl::make_room(std::int64_t bytes) {
-  if (reserved_bytes - retained_bytes + bytes > budget) return false;
-  while (reserved_bytes + bytes > budget) {
+  const std::int64_t pinned = prefixes ? prefixes->pinned_bytes() : 0;
+  if (reserved_bytes - retained_bytes + pinned + bytes > budget) return false;
+  while (reserved_bytes + pinned + bytes > budget) {
     Entry* oldest = nullptr;
     for (const auto& [id, entry] : kept) {
       if (entry->kv && (oldest == nullptr || entry->last_used < oldest->last_used)) oldest = entry;
@@ -92,8 +100,7 @@ bool Engine::Impl::make_room(std::int64_t bytes) {
     if (oldest == nullptr) return false;
     retained_bytes -= oldest->reserved_bytes;
     set_reserved(*oldest, 0, 0);
-    oldest->kv.reset();
-    oldest->prompt_kv.reset();
+    oldest->drop_pages();
   }
   return true;
 }
@@ -105,9 +112,15 @@ std::int64_t Engine::Impl::prompt_kv_bytes(std::int64_t prompt, const RequestPar
   return pool.bytes_for(std::min(prompt, widest_window + 2 * kPageTokens), 1);
 }
 
+// Not what the sequence shares with the prefix tree: that is counted there.
 std::int64_t Engine::Impl::bytes_for(const Entry& entry, std::int64_t tokens) const {
-  return pool.bytes_for(tokens, std::min(options.prefill_chunk, tokens)) +
+  return pool.bytes_for(tokens, std::min(options.prefill_chunk, tokens)) - entry.shared.bytes() +
          prompt_kv_bytes(entry.stats.prompt_tokens, entry.params);
+}
+
+bool Engine::Impl::fits(const Entry& entry, std::int64_t tokens) const {
+  const std::int64_t pinned = prefixes ? prefixes->pinned_bytes() : 0;
+  return reserved_bytes - retained_bytes + pinned + bytes_for(entry, tokens) <= budget;
 }
 
 // Reserves memory for `tokens` tokens of the entry in place of what it has.
@@ -144,8 +157,7 @@ void Engine::Impl::grow_reservations() {
 }
 
 void Engine::Impl::preempt(Entry& entry) {
-  entry.kv.reset();
-  entry.prompt_kv.reset();
+  entry.drop_pages();
   set_reserved(entry, 0, 0);
   std::erase(running, &entry);
   entry.phase = Phase::waiting;
@@ -156,9 +168,11 @@ void Engine::Impl::preempt(Entry& entry) {
 }
 
 void Engine::Impl::admit(Clock::time_point now) {
-  while (!waiting.empty() && static_cast<std::int64_t>(running.size()) < options.max_batch) {
-    Entry& entry = *waiting.begin()->second;
-    if (start(entry, now)) continue;
+  for (auto next = waiting.begin();
+       next != waiting.end() && static_cast<std::int64_t>(running.size()) < options.max_batch;) {
+    Entry& entry = *next->second;
+    ++next;
+    if (follows_running(entry) || start(entry, now)) continue;
     if (!running.empty()) return;  // its turn comes when one of these ends
     finish(entry, FinishReason::error, ErrorKind::memory,
            "the memory budget of " + std::to_string(budget) +
@@ -171,13 +185,18 @@ bool Engine::Impl::start(Entry& entry, Clock::time_point now) {
   const bool growing = entry.samples() && !entry.params.max_new_tokens;
   const std::int64_t wanted = growing ? std::min(options.context, entry.size() + kGrowth) : known;
   const std::int64_t least = growing ? entry.size() : known;
-  const auto fits = [&](std::int64_t tokens) {
-    return reserved_bytes - retained_bytes + bytes_for(entry, tokens) <= budget;
-  };
-  if (!fits(least)) return false;
+  entry.short_rope = wants_short_rope(entry);
+  attach_known(entry);
+  if (!fits(entry, least)) {
+    entry.drop_pages();
+    return false;
+  }
   // Before room is made: the base's own pages may have to go for it.
   attach_base(entry);
-  if (!reserve(entry, fits(wanted) ? wanted : least)) return false;
+  if (!reserve(entry, fits(entry, wanted) ? wanted : least)) {
+    entry.drop_pages();
+    return false;
+  }
   waiting.erase(entry.id);
   entry.phase = Phase::running;
   entry.last_used = counters.steps;
@@ -201,41 +220,81 @@ bool Engine::Impl::wants_short_rope(const Entry& entry) const {
 void Engine::Impl::follow_length(Entry& entry) {
   const bool wanted = wants_short_rope(entry);
   if (entry.short_rope != wanted && entry.length() > 0) {
+    entry.drop_pages();
     entry.kv.emplace(pool);
-    entry.prompt_kv.reset();
     entry.stats.cached_tokens = 0;
   }
   entry.short_rope = wanted;
 }
 
-// Gives the entry its sequence: empty, or the longest prefix it shares with its base, whose keys
-// and values the same adapter must have made. The last
-// prompt token is always computed, for its logits.
+// Gives the entry its sequence: empty, or the longest known prefix. The last prompt token is always
+// computed, for its logits; those that want logits for each token share nothing.
+void Engine::Impl::attach_known(Entry& entry) {
+  entry.stats.cached_tokens = 0;
+  const LogitsMode mode = entry.params.logits;
+  if (prefixes && mode != LogitsMode::all && mode != LogitsMode::score) {
+    const PrefixTree::Found found =
+        prefixes->find(entry.prefix_key(), entry.tokens, entry.size() - 1);
+    if (found.known > found.usable) entry.marks.push_back(found.known);
+    if (found.usable > 0) {
+      auto [sequence, pin] = prefixes->take(entry.prefix_key(), entry.tokens, found.usable);
+      entry.kv = std::move(sequence);
+      entry.shared = std::move(pin);
+      if (entry.stats.preemptions == 0) entry.stats.cached_tokens = found.usable;
+      return;
+    }
+  }
+  entry.kv.emplace(pool);
+}
+
+// Takes over from the entry's base what they have in common, whose keys and values the same adapter
+// must have made, if that is more than what it has.
 void Engine::Impl::attach_base(Entry& entry) {
-  entry.short_rope = wants_short_rope(entry);
-  if (entry.source == nullptr || !entry.source->kv ||
-      entry.source->short_rope != entry.short_rope || entry.source->adapter != entry.adapter) {
-    unpin_source(entry);
-    entry.kv.emplace(pool);
-    return;
-  }
+  if (entry.source == nullptr) return;
   Entry& base = *entry.source;
-  const std::int64_t most = std::min(base.length(), entry.size() - 1);
-  std::int64_t common = 0;
-  while (common < most && base.tokens[common] == entry.tokens[common]) ++common;
-  const auto share = [common](const Sequence& from) {
-    Sequence sequence = from.fork();
-    if (common < sequence.length()) sequence.truncate(common);
-    return sequence;
-  };
-  entry.kv = share(*base.kv);
-  if (base.prompt_kv && entry.kv->length() < common) {
-    Sequence other = share(*base.prompt_kv);
-    if (other.length() > entry.kv->length()) entry.kv = std::move(other);
+  if (base.kv && base.short_rope == entry.short_rope && base.adapter == entry.adapter) {
+    const std::int64_t most = std::min(base.length(), entry.size() - 1);
+    std::int64_t common = 0;
+    while (common < most && base.tokens[common] == entry.tokens[common]) ++common;
+    const auto try_share = [&](const Sequence& from) {
+      if (std::min(common, from.length()) <= entry.length()) return;
+      Sequence sequence = from.fork();
+      if (common < sequence.length()) sequence.truncate(common);
+      if (sequence.length() <= entry.length()) return;
+      entry.kv = std::move(sequence);
+      entry.shared.reset();
+    };
+    try_share(*base.kv);
+    if (base.prompt_kv) try_share(*base.prompt_kv);
+    if (entry.stats.preemptions == 0) entry.stats.cached_tokens = entry.length();
+    base.last_used = counters.steps;
   }
-  entry.stats.cached_tokens = entry.kv->length();
-  base.last_used = counters.steps;
   unpin_source(entry);
+}
+
+// Whether a sequence that is being prefilled will leave more of the entry's prompt in the prefix
+// tree than there is now: then the entry waits for it, instead of computing the same beside it.
+bool Engine::Impl::follows_running(Entry& entry) {
+  if (!prefixes || entry.source != nullptr || !entry.samples()) return false;
+  entry.short_rope = wants_short_rope(entry);
+  std::int64_t usable = -1;
+  for (Entry* other : running) {
+    if (other->pending() <= 1 || other->prefix_key() != entry.prefix_key()) continue;
+    const std::int64_t most = std::min(other->size(), entry.size() - 1);
+    std::int64_t common = 0;
+    while (common < most && other->tokens[common] == entry.tokens[common]) ++common;
+    common = common / kPageTokens * kPageTokens;
+    if (common <= other->length()) continue;
+    if (usable < 0) {
+      usable = prefixes->find(entry.prefix_key(), entry.tokens, entry.size() - 1).usable;
+    }
+    if (common <= usable) continue;
+    if (std::ranges::find(other->marks, common) == other->marks.end()) {
+      other->marks.push_back(common);
+    }
+    return true;
+  }
+  return false;
 }
 
 void Engine::Impl::add_span(Entry& entry, std::int64_t count) {

@@ -19,7 +19,7 @@ bool Engine::Impl::step() {
     const std::lock_guard lock(mutex);
     plan(begin);
     if (spans.empty()) {
-      counters.kv_bytes_used = pool.usage().in_use;
+      count_pages();
       return false;
     }
   }
@@ -106,12 +106,19 @@ void Engine::Impl::book(std::size_t first, std::size_t count) {
     }
     row += rows * vocab;
   }
-  counters.kv_bytes_used = pool.usage().in_use;
+  count_pages();
+}
+
+void Engine::Impl::count_pages() {
+  const PagePool::Usage usage = pool.usage();
+  counters.kv_bytes_used = usage.in_use - usage.kept;
+  counters.prefix_bytes = usage.kept;
 }
 
 // What one sequence got from the step: `rows` rows of logits and what was made of them.
 void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t rows,
                               std::span<Job> done, Clock::time_point now) {
+  remember(entry);
   entry.kv->accept(entry.kv->length());
   if (entry.params.retain && widest_window > 0 && entry.samples() &&
       entry.length() == entry.stats.prompt_tokens) {
@@ -131,6 +138,31 @@ void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t ro
   } else if (entry.pending() == 0) {
     finish(entry, FinishReason::length);  // max_new_tokens = 0: the prompt alone
   }
+}
+
+// Puts the pages that the step filled into the prefix tree, before those outside windows go.
+void Engine::Impl::remember(Entry& entry) {
+  const std::int64_t before = entry.kv->accepted(), now = entry.length();
+  const bool prompt_ends = before < entry.stats.prompt_tokens && now >= entry.stats.prompt_tokens;
+  if (!prefixes || (now / kPageTokens == before / kPageTokens && !prompt_ends)) return;
+  if (entry.params.adapter && !adapters.contains(*entry.params.adapter)) return;  // removed
+  // What the prompt's last step has in sight: the next prompt may differ in its last message.
+  if (prompt_ends && widest_window > 0) {
+    for (std::int64_t page = (before + kPageTokens - 1) / kPageTokens; page <= now / kPageTokens;
+         ++page) {
+      entry.marks.push_back(page * kPageTokens);
+    }
+  }
+  prefixes->insert(entry.prefix_key(), entry.tokens, *entry.kv, entry.marks);
+  std::erase_if(entry.marks, [now](std::int64_t mark) { return mark <= now; });
+}
+
+// A next turn goes on from here.
+void Engine::Impl::remember_end(Entry& entry) {
+  const std::int64_t end = entry.length() / kPageTokens * kPageTokens;
+  if (!prefixes || end == 0) return;
+  if (entry.params.adapter && !adapters.contains(*entry.params.adapter)) return;
+  prefixes->insert(entry.prefix_key(), entry.tokens, *entry.kv, {&end, 1});
 }
 
 // The rows that are looked at here: one for each sequence that gets a token, and those to score.
@@ -192,7 +224,9 @@ void Engine::Impl::book_sampled(Entry& entry, SampledToken sampled, Clock::time_
   entry.unreported.push_back(std::move(sampled));
   ++entry.stats.completion_tokens;
   FinishReason reason;
-  if (entry.stop.ends(token, entry.stats.completion_tokens, &reason)) finish(entry, reason);
+  if (!entry.stop.ends(token, entry.stats.completion_tokens, &reason)) return;
+  if (widest_window > 0) remember_end(entry);
+  finish(entry, reason);
 }
 
 // `count` rows of logits, up to the sequence's new end.

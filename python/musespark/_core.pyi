@@ -71,6 +71,7 @@ class Engine:
         memory_budget: int,
         prefill_chunk: int = 512,
         max_batch: int = 64,
+        prefix_cache: bool = True,
     ) -> None: ...
     def submit(
         self,

@@ -366,7 +366,7 @@ class Engine:
 
     ``spec``: a ``families.spec.ModelSpec`` or its dict. ``tensors``: name -> (format, rows, cols,
     buffer). ``context``: tokens a sequence may have. ``kv``: ``f32`` or ``kv8``. ``memory_budget``:
-    bytes of keys and values.
+    bytes of keys and values. ``prefix_cache``: keep what prompts begin with.
     """
 
     def __init__(
@@ -380,6 +380,7 @@ class Engine:
         memory_budget: int,
         prefill_chunk: int = _PREFILL_CHUNK,
         max_batch: int = 64,
+        prefix_cache: bool = True,
     ) -> None:
         core = _core.Engine(
             _spec_dict(spec),
@@ -390,6 +391,7 @@ class Engine:
             memory_budget=memory_budget,
             prefill_chunk=prefill_chunk,
             max_batch=max_batch,
+            prefix_cache=prefix_cache,
         )
         self.context = context
         self._driver = _Driver(core)

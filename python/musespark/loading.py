@@ -16,7 +16,16 @@ from musespark.weights import convert as pack_into
 
 MAX_THREADS, MAX_CONTEXT = 1024, 2**31 - 1
 _LATER_KV = ("kv8v4", "kv4")
-LOAD_OPTIONS = ("quantize", "kv", "context", "threads", "adapter", "progress", "verify")
+LOAD_OPTIONS = (
+    "quantize",
+    "kv",
+    "context",
+    "threads",
+    "prefix_cache",
+    "adapter",
+    "progress",
+    "verify",
+)
 
 
 def load(
@@ -26,6 +35,7 @@ def load(
     kv: str = "auto",
     context: int | None = None,
     threads: int | None = None,
+    prefix_cache: bool = True,
     adapter: str | os.PathLike[str] | None = None,
     progress: Any = None,
     verify: bool = False,
@@ -42,7 +52,10 @@ def load(
     (as stored), q8 or q4; auto is q8 up to 50 million parameters and q4 above. ``kv``: auto, f32 or
     kv8, the format of keys and values. ``context``: the most tokens of one sequence; None is the
     model's own limit or what fits in half of the free memory. ``threads``: None is every core this
-    process may use. ``verify``: check every checksum of the packed file first; it reads all of it.
+    process may use. ``prefix_cache``: keep the keys and values of past prompts and answers in
+    memory that is free for keys and values, so that a request which begins as an earlier one did
+    computes only what is new (``usage.cached_tokens``); results are the same. ``verify``: check
+    every checksum of the packed file first; it reads all of it.
     ``adapter``: the folder of a LoRA adapter (PEFT's adapter_config.json and
     adapter_model.safetensors) that every request gets: merged into weights that are floats
     (``quantize="none"``), beside packed ones. To switch adapters, or to have none in some requests,
@@ -58,6 +71,7 @@ def load(
     if unknown:
         raise unknown_argument(next(iter(unknown)), LOAD_OPTIONS)
     given = {"quantize": quantize, "kv": kv, "context": context, "threads": threads}
+    given["prefix_cache"] = prefix_cache
     return load_for(None, source, adapter=adapter, progress=progress, verify=verify, **given)
 
 
@@ -72,6 +86,7 @@ def load_for(
     adapter: str | os.PathLike[str] | None,
     progress: Any,
     verify: bool,
+    prefix_cache: bool = True,
 ) -> Model:
     """:func:`load` for one use (chat, generate, embed; None: any): a model that is not for it is
     refused before it is packed."""
@@ -86,8 +101,9 @@ def load_for(
         raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {known}")
     _check_count("threads", threads, MAX_THREADS)
     _check_count("context", context, MAX_CONTEXT)
-    if not isinstance(verify, bool):
-        raise InvalidRequest(f"verify: got {verify!r:.60}, allowed is a bool")
+    for name, value in (("verify", verify), ("prefix_cache", prefix_cache)):
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is a bool")
 
     lora = None if adapter is None else read_adapter_config(adapter)
 
@@ -111,7 +127,14 @@ def load_for(
             adapted = read_adapter(lora, weights.spec, weights.info["family"])
             if can_merge(weights, adapted):
                 merge(weights, adapted)
-        return Model(weights, kv=kv, context=context, threads=threads, adapter=adapted)
+        return Model(
+            weights,
+            kv=kv,
+            context=context,
+            threads=threads,
+            prefix_cache=prefix_cache,
+            adapter=adapted,
+        )
     except BaseException:
         weights.close()
         raise

@@ -78,6 +78,7 @@ class Model:
         kv: str,
         context: int | None,
         threads: int | None,
+        prefix_cache: bool = True,
         adapter: LoraWeights | None = None,
     ):
         self._weights = weights
@@ -105,6 +106,7 @@ class Model:
             context=limit,
             kv=KV_FORMATS[kv],
             memory_budget=fit.budget,
+            prefix_cache=prefix_cache,
         )
         self._adapters = Adapters(self._engine, adapter, merged=merged)
         if kv == "auto" and self._encoder is None:

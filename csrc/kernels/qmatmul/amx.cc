@@ -13,7 +13,7 @@
 // one 256-column block, copied together because their rows lie a power of two apart.
 // Formats with a scale per 32 columns need the sums of 32: their products have tiles of half the
 // depth, and a step is 128 columns.
-// Up to 16 rows take few_amx.inl, up to four few_avx512.inl and stream_avx512.inl; float weights go
+// Up to 48 rows take few_amx.inl, up to four few_avx512.inl and stream_avx512.inl; float weights go
 // to the AVX-512 kernels.
 #include <immintrin.h>
 
@@ -32,6 +32,7 @@ constexpr int kMaxBlocks = 4;
 constexpr std::int64_t kPanels = 2;      // of kMaxBlocks that share a chunk of activations
 constexpr std::int64_t kPassRows = 512;  // activation rows per unpacked panel
 constexpr std::int64_t kTileRows = 16;
+constexpr std::int64_t kFewRows = 48;  // few_amx.inl; at 64 panels are as fast
 constexpr std::int64_t kTileBytes = 1024;
 constexpr int kStepGroups = 4;  // products per step
 constexpr std::int64_t kTileInts = 256;
@@ -336,7 +337,7 @@ void matmul_quantized(const MatmulArgs& a) {
   if (a.m <= 4) return few_rows<kFormat>(a);
   Call call(a);
   configure_tiles(call.rows, product_cols(kFormat));
-  if (a.m <= kTileRows) {
+  if (a.m <= kFewRows) {
     few_rows_amx<kFormat>(a);
     _tile_release();
     return;

@@ -1,4 +1,4 @@
-// Quantized matmul for 5 to 16 rows with AMX: weights go from memory through a kilobyte of L1 to
+// Quantized matmul for 5 to 48 rows with AMX: weights go from memory through a kilobyte of L1 to
 // the tiles, so that reading, unpacking, products and scaling of different columns run side by
 // side.
 #pragma once
@@ -18,14 +18,18 @@ namespace {
 // Step n is 64 columns of one of kBlocks row blocks, which take turns. It is unpacked while step
 // n - 1 is multiplied and n - 2 scaled, each with two places for what it hands on. (8192 x 2048 q4,
 // 8 rows, Emerald Rapids, 2 cores: panel after panel 0.53 ms, so 0.37; reading alone takes 0.29.)
-template <WeightFormat kFormat, int kBlocks>
+// Activation rows come in kTiles tiles of 16; the last overlaps its neighbour rather than end
+// early.
+template <WeightFormat kFormat, int kBlocks, int kTiles>
 class FewRows {
  public:
   FewRows(const MatmulArgs& a, std::int64_t first_block) : a_(a), first_(first_block) {
     w8_ = static_cast<std::uint8_t*>(a.scratch);
     sums_ = reinterpret_cast<std::int32_t*>(w8_ + 2 * kBytes);
-    f_ = reinterpret_cast<float*>(sums_ + 2 * kHalves * kInts);
-    total_ = f_ + kBlocks * kInts;
+    f_ = reinterpret_cast<float*>(sums_ + 2 * kTiles * kHalves * kInts);
+    total_ = f_ + kBlocks * kTiles * kInts;
+    for (int t = 0; t < kTiles; ++t) start_[t] = t + 1 < kTiles || t == 0 ? 16 * t : a.m - 16;
+    rows_ = a.m < 16 ? a.m : 16;
     for (int i = 0; i < kBlocks; ++i) rb_[i] = row_block(a.w, first_block + i);
     groups_ = a.xq->cols / kActGroup;
     to_next_ = kBlocks * a.w.row_block_bytes;
@@ -33,7 +37,7 @@ class FewRows {
   }
 
   void run() {
-    for (std::int64_t i = 0; i < 2 * kBlocks * kInts; i += 16) {
+    for (std::int64_t i = 0; i < 2 * kBlocks * kTiles * kInts; i += 16) {
       _mm512_store_ps(f_ + i, _mm512_setzero_ps());
     }
     const std::int64_t steps = groups_ * kBlocks;
@@ -44,12 +48,7 @@ class FewRows {
       if (n >= 2) scale(n - 2);
     }
     for (int i = 0; i < kBlocks; ++i) {
-      const __m512 row = _mm512_loadu_ps(rb_[i].row);
-      for (std::int64_t m = 0; m < a_.m; ++m) {
-        _mm512_mask_storeu_ps(a_.out + m * a_.ldo + (first_ + i) * kRowBlock,
-                              row_mask(a_.w, first_ + i),
-                              _mm512_mul_ps(_mm512_load_ps(total_ + i * kInts + 16 * m), row));
-      }
+      for (int t = 0; t < kTiles; ++t) write(i, t);
     }
   }
 
@@ -68,42 +67,75 @@ class FewRows {
                              rb.sub + 2 * kRowBlock * g, levels_, w8_ + n % 2 * kBytes);
   }
 
+  // Neighbouring tiles take turns with the result registers, which are immediates.
+  template <int kTile>
+  void products(const std::int8_t* x, std::int32_t* to) {
+    x += start_[kTile] * a_.xq->stride;
+    to += kTile * kHalves * kInts;
+    _tile_loadd(4, x, a_.xq->stride);
+    if constexpr (kHalves == 2) _tile_loadd(5, x + kActGroup / 2, a_.xq->stride);
+    if constexpr (kTile % 2 == 0) {
+      _tile_zero(0);
+      _tile_dpbssd(0, 4, 6);
+      _tile_stored(0, to, 64);
+    } else {
+      _tile_zero(2);
+      _tile_dpbssd(2, 4, 6);
+      _tile_stored(2, to, 64);
+    }
+    if constexpr (kHalves == 2 && kTile % 2 == 0) {
+      _tile_zero(1);
+      _tile_dpbssd(1, 5, 7);
+      _tile_stored(1, to + kInts, 64);
+    } else if constexpr (kHalves == 2) {
+      _tile_zero(3);
+      _tile_dpbssd(3, 5, 7);
+      _tile_stored(3, to + kInts, 64);
+    }
+  }
+
   void multiply(std::int64_t n) {
     const std::int8_t* x = a_.xq->q + n / kBlocks * kActGroup;
     const std::uint8_t* w = w8_ + n % 2 * kBytes;
-    std::int32_t* to = sums_ + n % 2 * kHalves * kInts;
-    _tile_zero(0);
-    _tile_loadd(4, x, a_.xq->stride);
+    std::int32_t* to = sums_ + n % 2 * kTiles * kHalves * kInts;
     _tile_loadd(6, w, 64);
-    _tile_dpbssd(0, 4, 6);
-    _tile_stored(0, to, 64);
-    if constexpr (kHalves == 2) {
-      _tile_zero(1);
-      _tile_loadd(5, x + kActGroup / 2, a_.xq->stride);
-      _tile_loadd(7, w + kBytes / 2, 64);
-      _tile_dpbssd(1, 5, 7);
-      _tile_stored(1, to + kInts, 64);
-    }
+    if constexpr (kHalves == 2) _tile_loadd(7, w + kBytes / 2, 64);
+    products<0>(x, to);
+    if constexpr (kTiles > 1) products<1>(x, to);
+    if constexpr (kTiles > 2) products<2>(x, to);
   }
 
   void scale(std::int64_t n) {
     const std::int64_t g = n / kBlocks, i = n % kBlocks;
-    const std::int32_t* sums = sums_ + n % 2 * kHalves * kInts;
-    const float* x = a_.xq->scale + g;
-    float* total = total_ + i * kInts;
-    if constexpr (is_g32(kFormat)) {
-      const std::uint16_t* block = rb_[i].block + 2 * g * kRowBlock;
-      scale_halves(sums, x, block_scales(block), block_scales(block + kRowBlock), total);
-    } else {
-      const bool block_ends = (g + 1) % kGroups == 0 || g + 1 == groups_;
-      scale_group(sums, x, f_ + i * kInts, total,
-                  block_ends ? rb_[i].block + g / kGroups * kRowBlock : nullptr);
+    for (int t = 0; t < kTiles; ++t) {
+      const std::int32_t* sums = sums_ + (n % 2 * kTiles + t) * kHalves * kInts;
+      const float* x = a_.xq->scale + start_[t] * groups_ + g;
+      const std::int64_t at = (i * kTiles + t) * kInts;
+      if constexpr (is_g32(kFormat)) {
+        const std::uint16_t* block = rb_[i].block + 2 * g * kRowBlock;
+        scale_halves(sums, x, block_scales(block), block_scales(block + kRowBlock), total_ + at);
+      } else {
+        const bool block_ends = (g + 1) % kGroups == 0 || g + 1 == groups_;
+        scale_group(sums, x, f_ + at, total_ + at,
+                    block_ends ? rb_[i].block + g / kGroups * kRowBlock : nullptr);
+      }
+    }
+  }
+
+  void write(int i, int t) {
+    const __m512 row = _mm512_loadu_ps(rb_[i].row);
+    const __mmask16 mask = row_mask(a_.w, first_ + i);
+    const float* total = total_ + (i * kTiles + t) * kInts;
+    float* out = a_.out + start_[t] * a_.ldo + (first_ + i) * kRowBlock;
+    for (std::int64_t m = 0; m < rows_; ++m) {
+      _mm512_mask_storeu_ps(out + m * a_.ldo, mask,
+                            _mm512_mul_ps(_mm512_load_ps(total + 16 * m), row));
     }
   }
 
   void scale_halves(const std::int32_t* sums, const float* x, __m512 block0, __m512 block1,
                     float* total) {
-    for (std::int64_t m = 0; m < a_.m; ++m) {
+    for (std::int64_t m = 0; m < rows_; ++m) {
       __m512 t = _mm512_mul_ps(as_floats(sums + 16 * m), block0);
       t = _mm512_fmadd_ps(as_floats(sums + kInts + 16 * m), block1, t);
       t = _mm512_fmadd_ps(t, _mm512_set1_ps(x[m * groups_]), _mm512_load_ps(total + 16 * m));
@@ -115,7 +147,7 @@ class FewRows {
   void scale_group(const std::int32_t* sums, const float* x, float* f, float* total,
                    const std::uint16_t* block) {
     const __m512 scale = block ? block_scales(block) : _mm512_setzero_ps();
-    for (std::int64_t m = 0; m < a_.m; ++m) {
+    for (std::int64_t m = 0; m < rows_; ++m) {
       __m512 t = _mm512_fmadd_ps(as_floats(sums + 16 * m), _mm512_set1_ps(x[m * groups_]),
                                  _mm512_load_ps(f + 16 * m));
       if (block) {
@@ -132,19 +164,28 @@ class FewRows {
 
   const MatmulArgs& a_;
   std::int64_t first_, groups_, to_next_;
+  std::int64_t rows_;           // of a tile of activations
+  std::int64_t start_[kTiles];  // its first row
   RowBlock rb_[kBlocks];
   __m512i levels_;
   std::uint8_t* w8_;    // [2][16 quads][16 rows][4 k]
-  std::int32_t* sums_;  // [2][halves][16][16]
-  float* f_;            // [blocks][16][16]
+  std::int32_t* sums_;  // [2][tiles][halves][16][16]
+  float* f_;            // [blocks][tiles][16][16]
   float* total_;        // the same
 };
 
+template <WeightFormat kFormat, int kTiles>
+void few_tiles(const MatmulArgs& a) {
+  std::int64_t b = a.block_begin;
+  for (; b + kStreams <= a.block_end; b += kStreams) FewRows<kFormat, kStreams, kTiles>(a, b).run();
+  for (; b < a.block_end; ++b) FewRows<kFormat, 1, kTiles>(a, b).run();
+}
+
 template <WeightFormat kFormat>
 void few_rows_amx(const MatmulArgs& a) {
-  std::int64_t b = a.block_begin;
-  for (; b + kStreams <= a.block_end; b += kStreams) FewRows<kFormat, kStreams>(a, b).run();
-  for (; b < a.block_end; ++b) FewRows<kFormat, 1>(a, b).run();
+  if (a.m <= 16) return few_tiles<kFormat, 1>(a);
+  if (a.m <= 32) return few_tiles<kFormat, 2>(a);
+  few_tiles<kFormat, 3>(a);
 }
 
 }  // namespace

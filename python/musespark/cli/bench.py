@@ -210,7 +210,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequest("bench: --rounds, --decode, --prefill and --batch must be at least 1")
     with contextlib.ExitStack() as stack:
         start = time.perf_counter()
-        model = stack.enter_context(common.load_model(args, "generate"))
+        model = stack.enter_context(common.load_model(args, "generate", prefix_cache=False))
         load_s = time.perf_counter() - start
         prefill_seconds(model, 1)
         first_s = time.perf_counter() - start

@@ -73,7 +73,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(*flags, type=kind, default=None, help=text)
 
 
-def load_model(args: argparse.Namespace, use: str) -> Any:
+def load_model(args: argparse.Namespace, use: str, *, prefix_cache: bool = True) -> Any:
     """The model for a use (chat, generate, embed); what one should know of it on standard error."""
     from musespark.loading import load_for
 
@@ -87,6 +87,7 @@ def load_model(args: argparse.Namespace, use: str) -> Any:
         adapter=getattr(args, "adapter", None),
         progress=None,
         verify=args.verify,
+        prefix_cache=prefix_cache,
     )
     for note in model.info.notes:
         if note.startswith(("quantize auto", "the packing cache")) and sys.stderr is not None:
