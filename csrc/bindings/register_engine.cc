@@ -308,7 +308,7 @@ py::tuple sample_row(const py::array_t<float, py::array::c_style>& row, std::uin
 void register_engine_testing(py::module_& m) {
   auto testing = m.def_submodule("testing");
   py::class_<PrefillPace>(testing, "PrefillPace")
-      .def(py::init<>())
+      .def(py::init<double>(), py::kw_only(), py::arg("weight"))
       .def(
           "observe",
           [](PrefillPace& pace, std::int64_t decode_rows, std::int64_t prefill_rows, double keys,
@@ -317,6 +317,7 @@ void register_engine_testing(py::module_& m) {
           py::arg("seconds"))
       .def("wants_alone", &PrefillPace::wants_alone, py::arg("decode_rows"))
       .def("units", &PrefillPace::units)
+      .def("most_rows", &PrefillPace::most_rows)
       .def("cost", &PrefillPace::cost, py::arg("keys"));
   testing.def(
       "share_prefill",

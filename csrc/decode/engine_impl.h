@@ -18,6 +18,9 @@
 
 namespace musespark {
 
+// The weight of PrefillPace, from the shape.
+double key_weight(const ModelSpec& spec);
+
 struct Engine::Impl {
   struct Job {  // one row to sample from, or to score a known token with
     Entry* entry;
@@ -66,7 +69,7 @@ struct Engine::Impl {
   void set_reserved(Entry& entry, std::int64_t tokens, std::int64_t bytes);
   void choose_rows();
   double keys_before(std::int64_t position) const;
-  void choose_prefill(double units);
+  void choose_prefill(std::int64_t rows, double units);
   void add_span(Entry& entry, std::int64_t count);
 
   // step.cc

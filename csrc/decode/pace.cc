@@ -14,10 +14,15 @@ constexpr std::int64_t kUnmeasured = 32;
 constexpr std::int64_t kLeastShare = 16;
 // Steps with prefill between two measurements of decode rows alone: of the same, of others.
 constexpr std::int64_t kSameAlone = 32, kOtherAlone = 4;
-// What older steps count for the weight of a key.
-constexpr double kDecay = 0.97;
-// The prior of that weight counts as much as steps whose keys spread by so many.
-constexpr double kPriorKeys = 100;
+// Steps that measure decode rows alone in a row, at most. After more, for which there was nothing
+// to prefill, the first step takes this part: other rows decode now, and another prompt comes.
+constexpr std::int64_t kMostAlone = 2;
+constexpr double kFirstPart = 0.75;
+// A step whose time the last full one foretells takes at most so much of what prefill is to add,
+// and so many times its rows.
+constexpr double kMostPart = 1.25, kMostGrowth = 4;
+// Part of units() from which on a step is full.
+constexpr double kFull = 0.8;
 // A unit falls by no more in one step: a measurement may be wrong, and a step too long cannot be
 // made good.
 constexpr double kFall = 0.8;
@@ -36,26 +41,36 @@ void PrefillPace::observe(const StepRows& rows, double seconds) {
   if (rows.prefill < (rows.decode > 0 ? kLeastRows : kUnmeasured)) return;
   const auto count = static_cast<double>(rows.prefill);
   const double added = std::max(seconds - alone_seconds(rows.decode), 1e-9);
-  learn_weight(count, rows.keys, added / count);
-  const double units = count * cost(rows.keys);
-  const double unit = added / units;
+  const double cost_of_all = count * cost(rows.keys);
+  if (rows.decode > 0) {
+    const double growth = std::min(kMostPart * kAddedSeconds / added, kMostGrowth);
+    const bool full = cost_of_all >= kFull * units() || count >= kFull * most_rows_;
+    most_rows_ = full ? count * growth : std::max(most_rows_, count * growth);
+  }
+  const double unit = added / cost_of_all;
   if (unit_ == 0) {
     unit_ = unit;
     return;
   }
   // The last rows of a prompt say little about a step full of rows.
-  const double share = 0.5 * std::min(1.0, units * unit_ / kAddedSeconds);
+  const double share = 0.5 * std::min(1.0, cost_of_all * unit_ / kAddedSeconds);
   unit_ = std::max((1 - share) * unit_ + share * unit, kFall * unit_);
 }
 
 bool PrefillPace::wants_alone(std::int64_t decode_rows) const {
-  if (alone_in_row_ >= 2) return false;
+  if (alone_in_row_ >= kMostAlone) return false;
   const bool known = alone_[0].speaks_for(decode_rows) && alone_[1].speaks_for(decode_rows);
   return known ? mixed_since_ >= kSameAlone : mixed_since_ == 0 || mixed_since_ >= kOtherAlone;
 }
 
 double PrefillPace::units() const {
-  return unit_ == 0 ? static_cast<double>(kUnmeasured) : kAddedSeconds / unit_;
+  if (unit_ == 0) return static_cast<double>(kUnmeasured);
+  return (alone_in_row_ > kMostAlone ? kFirstPart : 1.0) * kAddedSeconds / unit_;
+}
+
+std::int64_t PrefillPace::most_rows() const {
+  return most_rows_ == 0 ? kUnmeasured
+                         : std::max(static_cast<std::int64_t>(most_rows_), kLeastRows);
 }
 
 std::int64_t PrefillPace::rows_within(double units, double keys) const {
@@ -75,24 +90,6 @@ double PrefillPace::alone_seconds(std::int64_t decode_rows) const {
     if (!alone_[1].speaks_for(decode_rows)) break;
   }
   return least;
-}
-
-void PrefillPace::learn_weight(double rows, double keys, double row_seconds) {
-  Sums& s = sums_;
-  for (double* sum : {&s.rows, &s.keys, &s.seconds, &s.keys_keys, &s.keys_seconds}) *sum *= kDecay;
-  s.rows += rows;
-  s.keys += rows * keys;
-  s.seconds += rows * row_seconds;
-  s.keys_keys += rows * keys * keys;
-  s.keys_seconds += rows * keys * row_seconds;
-
-  // The slope of the line, with the prior as further points; then what it is of the line's foot.
-  const double level = s.seconds / s.rows, mean = s.keys / s.rows;
-  const double spread = s.keys_keys - s.keys * mean, prior = s.rows * kPriorKeys * kPriorKeys;
-  const double prior_slope = level * kWeight / (1 + kWeight * mean);
-  const double slope = (s.keys_seconds - s.keys * level + prior * prior_slope) / (spread + prior);
-  const double foot = std::max(level - slope * mean, 0.1 * level);
-  weight_ = std::max(slope, 0.0) / foot;
 }
 
 std::vector<std::int64_t> share_prefill(const PrefillPace& pace, std::span<const PrefillWork> work,

@@ -6,10 +6,11 @@
 // alone(d): measured in steps without prefill. While prefill waits, one such step comes now and
 // then
 //   and two where the number of decode rows has changed; the shorter of the two newest counts.
-// unit: seconds of a row at the prompt's start. It follows what steps take quickly, so that a
-//   wrong form of the line above matters only where a step differs much from the one before.
-// weight: what a key costs of what the rest of a row does; a line through the seconds of a row over
-//   its keys, newer steps counting more.
+// unit: seconds of a row at the prompt's start. It follows what steps take quickly.
+// weight: what a key costs of what the rest of a row does, given. Learnt from steps it would take
+// in
+//   whatever else differs between them. Where it is too large, the step from a long prompt to a
+//   short one would be too long: rows grow no faster than the last full step's time allows.
 #pragma once
 
 #include <array>
@@ -29,6 +30,8 @@ struct StepRows {
 
 class PrefillPace {
  public:
+  explicit PrefillPace(double weight) : weight_(weight) {}
+
   // That prefill is to add to a step with decode rows. The promise is 150 ms; measurements lag
   // behind what a step costs (the machine does other things, too).
   static constexpr double kAddedSeconds = 0.105;
@@ -40,6 +43,9 @@ class PrefillPace {
 
   // What prefill may take of a step with decode rows: rows, if each came first in its prompt.
   double units() const;
+
+  // And no more rows than these, wherever they come in their prompts.
+  std::int64_t most_rows() const;
 
   // Units of a row that attends to so many keys.
   double cost(double keys) const { return 1 + weight_ * keys; }
@@ -55,22 +61,13 @@ class PrefillPace {
       return rows > 0 && rows <= decode_rows && decode_rows <= rows + rows / 4;
     }
   };
-  struct Sums {  // over steps, weighted by their rows
-    double rows = 0, keys = 0, seconds = 0, keys_keys = 0, keys_seconds = 0;
-  };
-
   double alone_seconds(std::int64_t decode_rows) const;
-  void learn_weight(double rows, double keys, double row_seconds);
-
-  // What a key costs before anything is known: a model of 1B parameters with 16 layers. It is less
-  // in larger ones, and in smaller ones whole chunks fit.
-  static constexpr double kWeight = 1.0 / 4000;
 
   std::array<Alone, 2> alone_;  // newest first
   std::int64_t alone_in_row_ = 0, mixed_since_ = 0;
-  Sums sums_;
-  double weight_ = kWeight;
-  double unit_ = 0;  // 0: not known
+  double weight_;
+  double unit_ = 0;       // 0: not known
+  double most_rows_ = 0;  // 0: not known
 };
 
 // A sequence that prefills. limit: the most rows it may have in this step.
