@@ -308,9 +308,27 @@ py::tuple sample_row(const py::array_t<float, py::array::c_style>& row, std::uin
 void register_engine_testing(py::module_& m) {
   auto testing = m.def_submodule("testing");
   py::class_<PrefillPace>(testing, "PrefillPace")
-      .def(py::init<>())
-      .def("observe", &PrefillPace::observe, py::arg("prefill_rows"), py::arg("seconds"))
-      .def("rows", &PrefillPace::rows, py::arg("most"));
+      .def(py::init<double>(), py::kw_only(), py::arg("weight"))
+      .def(
+          "observe",
+          [](PrefillPace& pace, std::int64_t decode_rows, std::int64_t prefill_rows, double keys,
+             double seconds) { pace.observe({decode_rows, prefill_rows, keys}, seconds); },
+          py::kw_only(), py::arg("decode_rows"), py::arg("prefill_rows"), py::arg("keys"),
+          py::arg("seconds"))
+      .def("wants_alone", &PrefillPace::wants_alone, py::arg("decode_rows"))
+      .def("units", &PrefillPace::units)
+      .def("most_rows", &PrefillPace::most_rows)
+      .def("cost", &PrefillPace::cost, py::arg("keys"));
+  testing.def(
+      "share_prefill",
+      [](const PrefillPace& pace, const std::vector<std::pair<std::int64_t, double>>& work,
+         std::int64_t rows, double units) {
+        std::vector<PrefillWork> all;
+        for (const auto& [limit, keys] : work) all.push_back({limit, keys});
+        return share_prefill(pace, all, rows, units);
+      },
+      py::arg("pace"), py::arg("work"), py::kw_only(), py::arg("rows"), py::arg("units"),
+      "Rows of each (limit, keys); see csrc/decode/pace.h.");
   testing.def("sample", &sample_row, py::arg("row"), py::kw_only(), py::arg("position"),
               py::arg("params"), py::arg("prompt") = py::tuple(),
               py::arg("completion") = py::tuple(), py::arg("blocked") = py::tuple(),

@@ -72,6 +72,7 @@ Engine::Impl::Impl(TextModel& model_in, PagePool& pool_in, ThreadPool& threads_i
       options(options_in),
       vocab(model_in.spec().vocab),
       budget(pool_in.usage().budget),
+      pace(key_weight(model_in.spec())),
       scratch(static_cast<std::size_t>(threads_in.threads())) {
   check_positive("context", options.context);
   check_positive("prefill_chunk", options.prefill_chunk);

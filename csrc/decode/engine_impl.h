@@ -18,6 +18,9 @@
 
 namespace musespark {
 
+// The weight of PrefillPace, from the shape.
+double key_weight(const ModelSpec& spec);
+
 struct Engine::Impl {
   struct Job {  // one row to sample from, or to score a known token with
     Entry* entry;
@@ -68,7 +71,8 @@ struct Engine::Impl {
   void follow_length(Entry& entry);
   void set_reserved(Entry& entry, std::int64_t tokens, std::int64_t bytes);
   void choose_rows();
-  void choose_prefill(std::int64_t rows, std::int64_t logit_rows);
+  double keys_before(std::int64_t position) const;
+  void choose_prefill(std::int64_t rows, double units);
   void add_span(Entry& entry, std::int64_t count);
 
   // step.cc
@@ -119,7 +123,7 @@ struct Engine::Impl {
   // The step under way.
   std::vector<StepSpan> spans;
   std::vector<Entry*> span_entries;
-  std::int64_t prefill_rows = 0;
+  StepRows step_rows{};
   std::vector<float> logits;
   StepControl control;
   PrefillPace pace;

@@ -1,5 +1,6 @@
 // Who may run, with which rows, in whose memory. Everything here is called with the mutex held.
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "decode/engine_impl.h"
@@ -9,8 +10,6 @@ namespace {
 
 // Tokens a sequence of unknown length reserves ahead.
 constexpr std::int64_t kGrowth = 256;
-// Rows a prefilling sequence gets at least when several share a step.
-constexpr std::int64_t kLeastShare = 16;
 
 }  // namespace
 
@@ -310,45 +309,81 @@ void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
   span_entries.push_back(&entry);
 }
 
+// What a key costs a row, of what the rest of the row does: by multiplications, of which attention
+// does a fourth of a matmul's in the same time (1B shape, prefill of 512 and 2000, Emerald Rapids).
+double key_weight(const ModelSpec& spec) {
+  double keys = 0, rest = 0;
+  for (const LayerSpec& layer : spec.layers) {
+    const AttentionSpec& attention = layer.attention;
+    const MlpSpec& mlp = layer.mlp;
+    const std::int64_t width = mlp.expert_width > 0 ? mlp.expert_width : spec.hidden;
+    const std::int64_t values = mlp.kind == MlpKind::dense
+                                    ? spec.hidden * mlp.intermediate
+                                    : width * mlp.intermediate * mlp.experts_per_token +
+                                          spec.hidden * mlp.shared_intermediate;
+    keys += static_cast<double>(2 * attention.heads * attention.head_dim);
+    rest += static_cast<double>((mlp.gated ? 3 : 2) * values);
+    rest += static_cast<double>(2 * spec.hidden * attention.head_dim *
+                                (attention.heads + attention.kv_heads));
+  }
+  return 4 * keys / rest;
+}
+
 // Every decode row, and as much prefill as the step may take.
 void Engine::Impl::choose_rows() {
   spans.clear();
   span_entries.clear();
-  prefill_rows = 0;
+  step_rows = {};
   for (Entry* entry : running) {
     follow_length(*entry);
     if (entry->pending() == 1) add_span(*entry, 1);
   }
+  step_rows.decode = static_cast<std::int64_t>(spans.size());
   if (spans.size() == running.size()) return;
-  choose_prefill(spans.empty() ? options.prefill_chunk : pace.rows(options.prefill_chunk),
-                 kLogitsRows);
+  if (step_rows.decode == 0) {
+    choose_prefill(options.prefill_chunk, std::numeric_limits<double>::infinity());
+  } else if (!pace.wants_alone(step_rows.decode)) {
+    choose_prefill(std::min(options.prefill_chunk, pace.most_rows()), pace.units());
+  }
 }
 
-// Shares `rows` among the prefilling sequences, those first that have waited longest for rows;
-// `logit_rows` bounds the rows of those that want logits for each.
-void Engine::Impl::choose_prefill(std::int64_t rows, std::int64_t logit_rows) {
+// Tokens before a position that it attends to, their mean over the layers.
+double Engine::Impl::keys_before(std::int64_t position) const {
+  double sum = 0;
+  for (const LayerSpec& layer : model.spec().layers) {
+    const std::int64_t window = layer.attention.window;
+    sum += static_cast<double>(window == 0 ? position : std::min(position, window));
+  }
+  return sum / static_cast<double>(model.spec().layers.size());
+}
+
+// Shares the step among the prefilling sequences, those first that have waited longest for rows.
+void Engine::Impl::choose_prefill(std::int64_t rows, double units) {
   std::vector<Entry*> order;
   for (Entry* entry : running) {
     if (entry->pending() > 1) order.push_back(entry);
   }
   std::stable_sort(order.begin(), order.end(),
                    [](const Entry* a, const Entry* b) { return a->last_used < b->last_used; });
-  const auto sharers = static_cast<std::int64_t>(order.size());
-  const std::int64_t share = std::max((rows + sharers - 1) / sharers, kLeastShare);
-  for (std::size_t i = 0; i < order.size() && rows > 0; ++i) {
-    Entry& entry = *order[i];
-    const bool all =
-        entry.params.logits == LogitsMode::all || entry.params.logits == LogitsMode::score;
-    // The last of those that get any takes what is left.
-    std::int64_t count = std::min({entry.pending(), i + 1 == order.size() ? rows : share, rows});
-    if (all) count = std::min(count, logit_rows);
-    if (count == 0) continue;
-    if (all) logit_rows -= count;
-    rows -= count;
-    prefill_rows += count;
-    entry.last_used = counters.steps + 1;
-    add_span(entry, count);
+  std::int64_t logit_rows = kLogitsRows;  // of those that want logits for each row
+  std::vector<PrefillWork> work;
+  for (const Entry* entry : order) {
+    const LogitsMode mode = entry->params.logits;
+    const bool all = mode == LogitsMode::all || mode == LogitsMode::score;
+    const std::int64_t limit = all ? std::min(entry->pending(), logit_rows) : entry->pending();
+    if (all) logit_rows -= limit;
+    work.push_back({limit, keys_before(entry->length())});
   }
+  const auto counts = share_prefill(pace, work, rows, units);
+  double keys = 0;
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    if (counts[i] == 0) continue;
+    keys += static_cast<double>(counts[i]) * keys_before(order[i]->length() + counts[i] / 2);
+    step_rows.prefill += counts[i];
+    order[i]->last_used = counters.steps + 1;
+    add_span(*order[i], counts[i]);
+  }
+  step_rows.keys = keys / static_cast<double>(std::max<std::int64_t>(step_rows.prefill, 1));
 }
 
 }  // namespace musespark

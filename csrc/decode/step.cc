@@ -26,7 +26,7 @@ bool Engine::Impl::step() {
   const std::int64_t redone = counters.redone_steps;
   execute(0, spans.size());
   if (redone == counters.redone_steps) {
-    pace.observe(prefill_rows, std::chrono::duration<double>(Clock::now() - begin).count());
+    pace.observe(step_rows, std::chrono::duration<double>(Clock::now() - begin).count());
   }
   return true;
 }

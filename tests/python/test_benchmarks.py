@@ -375,20 +375,29 @@ def test_a_tokenizer_has_every_byte_and_only_valid_merges():
 
 # ---- serving ------------------------------------------------------------------------------------
 
-SINGLE = serving.Single(prefill_token_s=0.01, step_s={1: 1.0, 2: 1.0, 4: 2.0})
+SINGLE = serving.Single(
+    prefill_s={100: 1.0, 200: 3.0},
+    step_s={1: [(0, 1.0), (100, 2.0)], 2: [(0, 1.0), (100, 1.0)], 4: [(0, 2.0), (100, 2.0)]},
+)
 
 
-def test_a_step_between_measured_rows_is_between_their_times():
-    assert [SINGLE.step(rows) for rows in (1, 2, 3, 4, 9)] == [1.0, 1.0, 1.5, 2.0, 2.0]
+def test_figures_between_the_measured_ones_are_on_the_line():
+    assert [SINGLE.prefill(n) for n in (50, 100, 150, 300)] == [0.5, 1.0, 2.0, 5.0]
+    assert [SINGLE.step(rows, 0) for rows in (1, 2, 3, 4, 9)] == [1.0, 1.0, 1.5, 2.0, 2.0]
+    assert [SINGLE.step(1, behind) for behind in (50, 100, 200)] == [1.5, 2.0, 3.0]
+    assert SINGLE.gain(4) == [2.0, 4.0]
 
 
 def test_the_prediction_computes_prompts_one_by_one_and_rows_together():
+    flat = serving.Single({100: 1.0}, {1: [(0, 1.0)], 2: [(0, 1.0)]})
     one = [serving.Arrival(0.0, 100)]
-    assert serving.predicted_seconds(one, 5, SINGLE) == pytest.approx(1 + 4)
+    assert serving.predicted_seconds(one, 5, flat) == pytest.approx(1 + 4)
     two = [serving.Arrival(0.0, 100), serving.Arrival(0.5, 200)]
-    assert serving.predicted_seconds(two, 5, SINGLE) == pytest.approx(1 + 2 + 4)
+    assert serving.predicted_seconds(two, 5, flat) == pytest.approx(1 + 2 + 4)
     late = [serving.Arrival(0.0, 100), serving.Arrival(50.0, 100)]
-    assert serving.predicted_seconds(late, 5, SINGLE) == pytest.approx(50 + 1 + 4)
+    assert serving.predicted_seconds(late, 5, flat) == pytest.approx(50 + 1 + 4)
+    # With 100, then 101 tokens behind the row.
+    assert serving.predicted_seconds(one, 3, SINGLE) == pytest.approx(1 + 2.0 + 2.01)
 
 
 def test_arrivals_are_a_function_of_the_seed():
@@ -399,33 +408,36 @@ def test_arrivals_are_a_function_of_the_seed():
     assert all(20 <= a.prompt <= 2000 for a in asked)
 
 
-def test_gaps_know_who_prefilled_and_how_many_decoded():
+def test_gaps_know_who_prefilled_how_many_decoded_and_what_is_behind_them():
     first = serving.Served(serving.Arrival(0.0, 5), [1, 2, 3, 4], [1.0, 2.0, 5.0, 6.0])
-    second = serving.Served(serving.Arrival(2.5, 5), [1, 2], [5.0, 6.0])
+    second = serving.Served(serving.Arrival(2.5, 7), [1, 2], [5.0, 6.0])
     found = serving.gaps([first, second])
-    assert [(g.seconds, g.rows, g.prefilling) for g in found] == [
-        (1.0, 1, False), (3.0, 1, True), (1.0, 2, False), (1.0, 2, False)
+    assert [(g.seconds, g.rows, g.behind, g.prefilling) for g in found] == [
+        (1.0, 1, 5, False), (3.0, 1, 6, True), (1.0, 2, 14, False), (1.0, 2, 14, False)
     ]  # fmt: skip
-    figures = serving.summary([first, second], [first.arrival, second.arrival], 4, SINGLE)
-    assert figures["longest_gap_while_prefilling_s"] == 3.0
-    assert figures["longest_added_by_prefill_s"] == 2.0
+    flat = serving.Single({100: 1.0}, {1: [(0, 0.75)], 2: [(0, 0.5)]})
+    figures = serving.summary([first, second], 4, flat)
+    assert figures["added_by_prefill_s"] == {"p50": 2.25, "p90": 2.25, "p99": 2.25, "max": 2.25,
+                                             "n": 1}  # fmt: skip
+    assert figures["added_without_prefill_s"]["max"] == 0.5
     assert figures["output_tokens_per_s"] == 1.0
-    assert figures["gain_of_all_rows"] == 2.0
+    assert figures["gain_of_rows"][2] == [3.0]
 
 
 def test_sequences_that_arrive_at_random_get_the_tokens_they_get_alone():
     server = serving.Server(None, 1, sequences=3, tokens=700)
     try:
-        single = server.measure(3, 40, rounds=1)
-        assert set(single.step_s) == {1, 2, 3} and min(single.step_s.values()) > 0
-        asked = serving.arrivals(3, 5, 60, 0.01)
+        asked = serving.arrivals(3, 20, 60, 0.01)
         served = server.serve(asked, 300)
         assert [len(one.tokens) for one in served] == [300] * 3
         assert all(one.times == sorted(one.times) for one in served)
+        single = server.measure(served, rounds=1)
+        assert set(single.step_s) == set(serving.ROWS)
+        assert all(s > 0 for steps in single.step_s.values() for _, s in steps)
         assert serving.check(server, served, 3, 300) == 3
         served[1].tokens[-1] += 1
         with pytest.raises(SystemExit, match="gives other tokens alone"):
             serving.check(server, served, 3, 300)
-        json.dumps(serving.summary(served, asked, 300, single))
+        json.dumps(serving.summary(served, 300, single))
     finally:
         server.close()
