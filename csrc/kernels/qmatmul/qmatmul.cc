@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/qmatmul/layout.inl"
+#include "kernels/qmatmul/widened.inl"
 
 namespace musespark {
 namespace {
@@ -13,14 +14,14 @@ constexpr std::int64_t kPanelBytes = 32 * 1024 * 2;
 constexpr std::int64_t kSumRows = 512;
 constexpr std::int64_t kRowBytes = 128 * 4;
 
-// Rows of activations kept in a second form at a time: pairs of rows; on x86-64 int16 pairs, or
-// tiles padded to 16 rows, and their scales.
+// Rows of activations kept in a second form at a time: pairs of rows; on x86-64 int16 pairs of a
+// pass or of a few rows, or tiles padded to 16 rows, and their scales.
 std::int64_t second_form_bytes(std::int64_t kp, std::int64_t rows) {
 #if defined(__aarch64__)
   return kp * std::min(rows, paired_rows(kp));
 #else
-  (void)rows;
-  return (2 * kp + kp / kActGroup * 4) * 16;
+  const std::int64_t of_few = (2 * kp + kp / kActGroup * 4) * 16;
+  return std::max(of_few, 2 * kp * std::min(rows, widened_rows(kp)));
 #endif
 }
 
