@@ -16,7 +16,10 @@ from musespark.weights import convert as pack_into
 
 MAX_THREADS, MAX_CONTEXT = 1024, 2**31 - 1
 _LATER_KV = ("kv8v4", "kv4")
-LOAD_OPTIONS = ("quantize", "kv", "context", "threads", "adapter", "progress", "verify")
+LOAD_OPTIONS = (
+    *("quantize", "kv", "context", "threads", "adapter", "progress", "verify"),
+    *("lock_memory", "huge_pages"),
+)
 
 
 def load(
@@ -29,6 +32,8 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     progress: Any = None,
     verify: bool = False,
+    lock_memory: bool = False,
+    huge_pages: bool = False,
     **unknown: Any,
 ) -> Model:
     """Loads a model.
@@ -47,10 +52,15 @@ def load(
     adapter_model.safetensors) that every request gets: merged into weights that are floats
     (``quantize="none"``), beside packed ones. To switch adapters, or to have none in some requests,
     leave it out and use :meth:`Model.load_adapter`. ``model.info`` says what was chosen.
+    ``lock_memory``: read all weights in and keep them in memory, whatever else asks for it; what
+    the system does not allow raises MemoryBudgetExceeded with the limit. ``huge_pages``: copy the
+    weights into memory of this process, in huge pages where the system has them; some processors
+    read those faster, some slower (``musespark bench --huge-pages`` measures it), and processes no
+    longer share the weights.
 
-    The packed file is mapped, not copied. Replace it by renaming another over it, and the running
-    model keeps the old one; who overwrites or truncates it in place changes the model, or ends the
-    process with SIGBUS.
+    The packed file is mapped, not copied, but for ``huge_pages``. Replace it by renaming another
+    over it, and the running model keeps the old one; who overwrites or truncates it in place
+    changes the model, or ends the process with SIGBUS.
 
     Raises UnsupportedModel, CorruptFile, InvalidRequest; MemoryBudgetExceeded, which says what
     would fit; HubUnavailable and AccessDenied; and OSError where the disk is full.
@@ -58,6 +68,7 @@ def load(
     if unknown:
         raise unknown_argument(next(iter(unknown)), LOAD_OPTIONS)
     given = {"quantize": quantize, "kv": kv, "context": context, "threads": threads}
+    given |= {"lock_memory": lock_memory, "huge_pages": huge_pages}
     return load_for(None, source, adapter=adapter, progress=progress, verify=verify, **given)
 
 
@@ -72,6 +83,8 @@ def load_for(
     adapter: str | os.PathLike[str] | None,
     progress: Any,
     verify: bool,
+    lock_memory: bool,
+    huge_pages: bool,
 ) -> Model:
     """:func:`load` for one use (chat, generate, embed; None: any): a model that is not for it is
     refused before it is packed."""
@@ -86,8 +99,10 @@ def load_for(
         raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {known}")
     _check_count("threads", threads, MAX_THREADS)
     _check_count("context", context, MAX_CONTEXT)
-    if not isinstance(verify, bool):
-        raise InvalidRequest(f"verify: got {verify!r:.60}, allowed is a bool")
+    switches = {"verify": verify, "lock_memory": lock_memory, "huge_pages": huge_pages}
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is a bool")
 
     lora = None if adapter is None else read_adapter_config(adapter)
 
@@ -111,7 +126,15 @@ def load_for(
             adapted = read_adapter(lora, weights.spec, weights.info["family"])
             if can_merge(weights, adapted):
                 merge(weights, adapted)
-        return Model(weights, kv=kv, context=context, threads=threads, adapter=adapted)
+        return Model(
+            weights,
+            kv=kv,
+            context=context,
+            threads=threads,
+            adapter=adapted,
+            lock_memory=lock_memory,
+            huge_pages=huge_pages,
+        )
     except BaseException:
         weights.close()
         raise

@@ -59,7 +59,7 @@ from musespark.session import Session
 from musespark.text import ChatTemplate, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
-from musespark.weights import LoadedWeights, LoraWeights, core_bytes
+from musespark.weights import LoadedWeights, LoraWeights, core_bytes, into_huge_pages, lock
 
 
 class Model:
@@ -79,6 +79,8 @@ class Model:
         context: int | None,
         threads: int | None,
         adapter: LoraWeights | None = None,
+        lock_memory: bool = False,
+        huge_pages: bool = False,
     ):
         self._weights = weights
         spec, assets = weights.spec, weights.assets
@@ -94,6 +96,10 @@ class Model:
             spec, info["weights"], info["quantize"], KV_FORMATS[kv], context, beside
         )
         limit, notes = fit.context, fit.notes
+        if huge_pages:
+            into_huge_pages(weights)
+        if lock_memory:
+            lock(weights)
         count = default_threads() if threads is None else threads
         self._encoder = None
         if spec.bidirectional:

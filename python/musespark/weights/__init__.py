@@ -19,6 +19,7 @@ from musespark.weights.files import WriteFailed
 from musespark.weights.inspection import Inspection, inspect, look
 from musespark.weights.loading import LoadedWeights, Source, convert, open_model
 from musespark.weights.pack import QUANTIZE
+from musespark.weights.placement import into_huge_pages, lock
 
 __all__ = [
     "QUANTIZE",
@@ -32,6 +33,8 @@ __all__ = [
     "convert",
     "core_bytes",
     "inspect",
+    "into_huge_pages",
+    "lock",
     "look",
     "merge",
     "open_model",
