@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -11,7 +12,7 @@ from musespark.families.spec import ModelSpec
 from musespark.memory import KV_FORMATS, choose_context
 from musespark.model import Model
 from musespark.options import unknown_argument
-from musespark.weights import can_merge, merge, open_model, read_adapter, read_adapter_config
+from musespark.weights import can_merge, merge, open_model, place, read_adapter, read_adapter_config
 from musespark.weights import convert as pack_into
 
 MAX_THREADS, MAX_CONTEXT = 1024, 2**31 - 1
@@ -99,10 +100,7 @@ def load_for(
         raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {known}")
     _check_count("threads", threads, MAX_THREADS)
     _check_count("context", context, MAX_CONTEXT)
-    switches = {"verify": verify, "lock_memory": lock_memory, "huge_pages": huge_pages}
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is a bool")
+    _check_switches(verify=verify, lock_memory=lock_memory, huge_pages=huge_pages)
 
     lora = None if adapter is None else read_adapter_config(adapter)
 
@@ -132,8 +130,7 @@ def load_for(
             context=context,
             threads=threads,
             adapter=adapted,
-            lock_memory=lock_memory,
-            huge_pages=huge_pages,
+            place=functools.partial(place, lock_memory=lock_memory, huge_pages=huge_pages),
         )
     except BaseException:
         weights.close()
@@ -168,3 +165,9 @@ def _check_count(name: str, value: Any, most: int) -> None:
     if value is None or (type(value) is int and 1 <= value <= most):
         return
     raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is 1 to {most} or None")
+
+
+def _check_switches(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is a bool")

@@ -59,7 +59,7 @@ from musespark.session import Session
 from musespark.text import ChatTemplate, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
-from musespark.weights import LoadedWeights, LoraWeights, core_bytes, into_huge_pages, lock
+from musespark.weights import LoadedWeights, LoraWeights, core_bytes
 
 
 class Model:
@@ -79,8 +79,7 @@ class Model:
         context: int | None,
         threads: int | None,
         adapter: LoraWeights | None = None,
-        lock_memory: bool = False,
-        huge_pages: bool = False,
+        place: Callable[[LoadedWeights], None] = lambda weights: None,
     ):
         self._weights = weights
         spec, assets = weights.spec, weights.assets
@@ -96,14 +95,10 @@ class Model:
             spec, info["weights"], info["quantize"], KV_FORMATS[kv], context, beside
         )
         limit, notes = fit.context, fit.notes
-        if huge_pages:
-            into_huge_pages(weights)
-        if lock_memory:
-            lock(weights)
+        place(weights)
         count = default_threads() if threads is None else threads
-        self._encoder = None
-        if spec.bidirectional:
-            self._encoder = Encoder(spec, weights.tensors, threads=count)
+        encodes = spec.bidirectional
+        self._encoder = Encoder(spec, weights.tensors, threads=count) if encodes else None
         self._engine = self._encoder or Engine(
             spec,
             weights.tensors,

@@ -19,7 +19,7 @@ from musespark.weights.files import WriteFailed
 from musespark.weights.inspection import Inspection, inspect, look
 from musespark.weights.loading import LoadedWeights, Source, convert, open_model
 from musespark.weights.pack import QUANTIZE
-from musespark.weights.placement import into_huge_pages, lock
+from musespark.weights.placement import place
 
 __all__ = [
     "QUANTIZE",
@@ -33,11 +33,10 @@ __all__ = [
     "convert",
     "core_bytes",
     "inspect",
-    "into_huge_pages",
-    "lock",
     "look",
     "merge",
     "open_model",
+    "place",
     "read_adapter",
     "read_adapter_config",
 ]

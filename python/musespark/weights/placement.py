@@ -1,10 +1,10 @@
 """Where the weights of an opened model lie: locked in memory, or copied into huge pages.
 
-Otherwise they are read where the file is mapped, and no advice is given. Measured on Emerald Rapids
-with 1.3 GB that are not in the page cache: sequential reading (first token after 1.9 s) and reading
-ahead (1.8 to 2.0 s) change no more than the time varies (2.0 to 2.5 s); random access, which experts
-might seem to ask for, took 41 s. Decoding from huge pages was 20% faster there (38 tokens/s, 31 from
-the map; ``benchmarks/load.py --huge-pages``), on another processor 20% slower.
+Otherwise they are read where the file is mapped, and no advice is given. Measured on Emerald
+Rapids with 1.3 GB that are not in the page cache: sequential reading (first token after 1.9 s) and
+reading ahead (1.8 to 2.0 s) change no more than the time varies (2.0 to 2.5 s); random access,
+which experts might seem to ask for, took 41 s. Decoding from huge pages was 20% faster there (38
+tokens/s, 31 from the map; ``benchmarks/load.py --huge-pages``), on another processor 20% slower.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ _ALIGN = 64
 _HUGE = 2 << 20
 
 
-def lock(weights: LoadedWeights) -> None:
+def place(weights: LoadedWeights, *, lock_memory: bool, huge_pages: bool) -> None:
+    """Moves and locks the weights as asked; ``info["notes"]`` says what came of it."""
+    if huge_pages:
+        _into_huge_pages(weights)
+    if lock_memory:
+        _lock(weights)
+
+
+def _lock(weights: LoadedWeights) -> None:
     """Reads all weights in and keeps them in memory. MemoryBudgetExceeded names limit and need."""
     views = [view for *_, view in weights.tensors.values()]
     _core.lock_memory(views)
@@ -32,7 +40,7 @@ def lock(weights: LoadedWeights) -> None:
     weights.info["notes"].append(f"lock_memory: {size} of weights stay in memory")
 
 
-def into_huge_pages(weights: LoadedWeights) -> None:
+def _into_huge_pages(weights: LoadedWeights) -> None:
     """Copies all weights into memory of this process, in huge pages as far as the system has them,
     and lets the file go."""
     at, places = 0, {}
