@@ -28,6 +28,7 @@ from musespark.families.gguf import sources as gguf_sources
 from musespark.families.gguf_names import ARCHITECTURES
 from musespark.families.spec import ModelSpec, spec_to_file
 from musespark.families.tensors import EVERY_NAME, canonical_shapes
+from musespark.vocab import OUTLINE, make_outline
 from musespark.weights.files import write_aside
 from musespark.weights.pack import matrix_format
 from musespark.weights.packed import Planned, write_packed
@@ -177,6 +178,8 @@ def write_ours(shape: Shape, path: Path, what: str) -> None:
 
     config = json.dumps(shape.config).encode()
     assets = {"config.json": config, "tokenizer.json": tokenizer_json(shape).encode()}
+    outline = make_outline(assets["tokenizer.json"])
+    assets |= {} if outline is None else {OUTLINE: outline}
     with write_aside(path) as file:
         write_packed(
             file,

@@ -3,12 +3,15 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "base/checked.h"
 #include "base/errors.h"
 #include "base/float_env.h"
 #include "base/hash.h"
+#include "base/locked_pages.h"
 #include "base/thread_pool.h"
 #include "formats/gguf_strings.h"
 #include "formats/pack.h"
@@ -216,6 +219,18 @@ void check_packed_buffer(const std::string& format_name, const py::buffer& buffe
   check_packed(packed_matrix(format, rows, cols, info.ptr, size, what), what);
 }
 
+void lock_buffers(const py::list& buffers) {
+  std::vector<py::buffer_info> held;
+  std::vector<std::span<const std::byte>> ranges;
+  for (const py::handle buffer : buffers) {
+    held.push_back(byte_buffer(buffer.cast<py::buffer>(), false, "lock_memory: buffer"));
+    ranges.emplace_back(static_cast<const std::byte*>(held.back().ptr),
+                        static_cast<std::size_t>(held.back().size * held.back().itemsize));
+  }
+  const py::gil_scoped_release release;
+  lock_pages(ranges);
+}
+
 }  // namespace
 
 void register_weights(py::module_& m) {
@@ -255,6 +270,9 @@ void register_weights(py::module_& m) {
         py::arg("cols"), py::kw_only(), py::arg("what"),
         "Raises CorruptFile, beginning with `what`, unless the scales of a quantized matrix are\n"
         "finite, no sub-scale is -128, and its padding is zero.");
+  m.def("lock_memory", &lock_buffers, py::arg("buffers"),
+        "Reads in and locks the pages of all byte buffers until they are unmapped. Raises\n"
+        "MemoryBudgetExceeded, naming bytes and limit.");
   m.def(
       "checksum",
       [](const py::buffer& buffer) {

@@ -239,7 +239,7 @@ void ExpertsRunner::down(Jobs& jobs, const KernelTable& kernels, const Experts& 
 // to[row] = the sum over its experts, ascending, of weight * output. One job.
 void ExpertsRunner::sum(Jobs& jobs, const KernelTable& kernels, const Experts& e, const Rows& to) {
   const std::int64_t ld = RowsBuffer::padded(e.width), k = e.router.chosen;
-  jobs.run(to.rows, static_cast<double>(k * e.width) * 0.3,
+  jobs.run(to.rows, static_cast<double>(k * e.width) * 0.2,
            [&](std::int64_t begin, std::int64_t end, int) {
              for (std::int64_t row = begin; row < end; ++row) {
                float* out = to.x + row * to.ldx;
@@ -248,7 +248,8 @@ void ExpertsRunner::sum(Jobs& jobs, const KernelTable& kernels, const Experts& e
                  const auto at = static_cast<std::size_t>(j);
                  float* y = results_ + entry_of_[at] * ld;
                  norm_row(kernels, e.out_norm, y, e.width, y);
-                 for (std::int64_t i = 0; i < e.width; ++i) out[i] += weights_[at] * y[i];
+                 kernels.rowwise.scale(y, weights_[at], e.width, y);
+                 kernels.rowwise.add(out, y, e.width, out);
                }
                if (!to.q.q) continue;
                const QuantizedRows quantized = to.quantized_row(row);

@@ -10,8 +10,8 @@ namespace musespark {
 namespace {
 
 // Columns of a gated product made at a time: whole activation groups, about what stays in the
-// first-level cache (M = 1) or second-level cache (large M) for gate and up together.
-constexpr std::int64_t kGatedFloats = 1 << 14;
+// second-level cache for gate and up together. Half of it makes experts of 32 rows 3% slower.
+constexpr std::int64_t kGatedFloats = 1 << 15;
 
 // Row blocks that stay together when a product is cut for threads: kernels stream four at once, or
 // take panels of up to four.

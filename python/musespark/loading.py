@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -11,20 +12,14 @@ from musespark.families.spec import ModelSpec
 from musespark.memory import KV_FORMATS, choose_context
 from musespark.model import Model
 from musespark.options import unknown_argument
-from musespark.weights import can_merge, merge, open_model, read_adapter, read_adapter_config
+from musespark.weights import can_merge, merge, open_model, place, read_adapter, read_adapter_config
 from musespark.weights import convert as pack_into
 
 MAX_THREADS, MAX_CONTEXT = 1024, 2**31 - 1
 _LATER_KV = ("kv8v4", "kv4")
 LOAD_OPTIONS = (
-    "quantize",
-    "kv",
-    "context",
-    "threads",
-    "prefix_cache",
-    "adapter",
-    "progress",
-    "verify",
+    *("quantize", "kv", "context", "threads", "prefix_cache", "adapter", "progress", "verify"),
+    *("lock_memory", "huge_pages"),
 )
 
 
@@ -39,6 +34,8 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     progress: Any = None,
     verify: bool = False,
+    lock_memory: bool = False,
+    huge_pages: bool = False,
     **unknown: Any,
 ) -> Model:
     """Loads a model.
@@ -60,10 +57,15 @@ def load(
     adapter_model.safetensors) that every request gets: merged into weights that are floats
     (``quantize="none"``), beside packed ones. To switch adapters, or to have none in some requests,
     leave it out and use :meth:`Model.load_adapter`. ``model.info`` says what was chosen.
+    ``lock_memory``: read all weights in and keep them in memory, whatever else asks for it; what
+    the system does not allow raises MemoryBudgetExceeded with the limit. ``huge_pages``: copy the
+    weights into memory of this process, in huge pages where the system has them; some processors
+    read those faster, some slower (``musespark bench --huge-pages`` measures it), and processes no
+    longer share the weights.
 
-    The packed file is mapped, not copied. Replace it by renaming another over it, and the running
-    model keeps the old one; who overwrites or truncates it in place changes the model, or ends the
-    process with SIGBUS.
+    The packed file is mapped, not copied, but for ``huge_pages``. Replace it by renaming another
+    over it, and the running model keeps the old one; who overwrites or truncates it in place
+    changes the model, or ends the process with SIGBUS.
 
     Raises UnsupportedModel, CorruptFile, InvalidRequest; MemoryBudgetExceeded, which says what
     would fit; HubUnavailable and AccessDenied; and OSError where the disk is full.
@@ -71,7 +73,7 @@ def load(
     if unknown:
         raise unknown_argument(next(iter(unknown)), LOAD_OPTIONS)
     given = {"quantize": quantize, "kv": kv, "context": context, "threads": threads}
-    given["prefix_cache"] = prefix_cache
+    given |= {"lock_memory": lock_memory, "huge_pages": huge_pages, "prefix_cache": prefix_cache}
     return load_for(None, source, adapter=adapter, progress=progress, verify=verify, **given)
 
 
@@ -86,6 +88,8 @@ def load_for(
     adapter: str | os.PathLike[str] | None,
     progress: Any,
     verify: bool,
+    lock_memory: bool,
+    huge_pages: bool,
     prefix_cache: bool = True,
 ) -> Model:
     """:func:`load` for one use (chat, generate, embed; None: any): a model that is not for it is
@@ -101,9 +105,8 @@ def load_for(
         raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {known}")
     _check_count("threads", threads, MAX_THREADS)
     _check_count("context", context, MAX_CONTEXT)
-    for name, value in (("verify", verify), ("prefix_cache", prefix_cache)):
-        if not isinstance(value, bool):
-            raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is a bool")
+    switches = {"verify": verify, "prefix_cache": prefix_cache}
+    _check_switches(**switches, lock_memory=lock_memory, huge_pages=huge_pages)
 
     lora = None if adapter is None else read_adapter_config(adapter)
 
@@ -134,6 +137,7 @@ def load_for(
             threads=threads,
             prefix_cache=prefix_cache,
             adapter=adapted,
+            place=functools.partial(place, lock_memory=lock_memory, huge_pages=huge_pages),
         )
     except BaseException:
         weights.close()
@@ -168,3 +172,9 @@ def _check_count(name: str, value: Any, most: int) -> None:
     if value is None or (type(value) is int and 1 <= value <= most):
         return
     raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is 1 to {most} or None")
+
+
+def _check_switches(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is a bool")

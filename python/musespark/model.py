@@ -80,6 +80,7 @@ class Model:
         threads: int | None,
         prefix_cache: bool = True,
         adapter: LoraWeights | None = None,
+        place: Callable[[LoadedWeights], None] = lambda weights: None,
     ):
         self._weights = weights
         spec, assets = weights.spec, weights.assets
@@ -95,10 +96,10 @@ class Model:
             spec, info["weights"], info["quantize"], KV_FORMATS[kv], context, beside
         )
         limit, notes = fit.context, fit.notes
+        place(weights)
         count = default_threads() if threads is None else threads
-        self._encoder = None
-        if spec.bidirectional:
-            self._encoder = Encoder(spec, weights.tensors, threads=count)
+        encodes = spec.bidirectional
+        self._encoder = Encoder(spec, weights.tensors, threads=count) if encodes else None
         self._engine = self._encoder or Engine(
             spec,
             weights.tensors,

@@ -7,66 +7,21 @@ anew: ``cmake --build build/<tag> --target core_digests``, then run the program 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from support.core_programs import absent, build, package_folder
+
 pytestmark = pytest.mark.timeout(600)  # the first test builds the core, about a minute
 
 CROSS = "aarch64-linux-gnu"
 ON_ARM = platform.machine() in {"aarch64", "arm64"}
-
-
-def absent(message: str) -> None:
-    """Skips; fails in CI, where .ci/system-packages puts it."""
-    if os.environ.get("CI") == "1":
-        pytest.fail(message)
-    pytest.skip(message)
-
-
-def tool(name: str) -> str:
-    """A program of the virtual environment or the path."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which(name, path=path)
-    if found is None:
-        absent(f"no {name} on the path")
-    return str(found)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One test process at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def build(source: Path, folder: Path, *options: str) -> Path:
-    with locked(folder):
-        if options:
-            configure = [tool("cmake"), "-S", source, "-B", folder, "-G", "Ninja", *options]
-            configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", "-DCMAKE_BUILD_TYPE=Release"]
-            configure += ["-DMUSESPARK_BINDINGS=OFF"]
-            run(configure)
-        run([tool("cmake"), "--build", folder, "--target", "core_digests"])
-    return folder / "core_digests"
-
-
-def run(command: list) -> None:
-    # Without a compiler cache: one may be set up for the compiler of this machine alone.
-    env = {k: v for k, v in os.environ.items() if k != "CMAKE_CXX_COMPILER_LAUNCHER"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=540, env=env)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 
 @dataclass
@@ -110,7 +65,7 @@ def arm64(repository: Path) -> list:
             absent(f"no {name} on the path (.ci/system-packages)")
     toolchain = repository / f"cmake/toolchains/{CROSS}.cmake"
     option = f"-DCMAKE_TOOLCHAIN_FILE={toolchain}"
-    program = build(repository, repository / "build/aarch64", option)
+    program = build("core_digests", repository, repository / "build/aarch64", option)
     return ["qemu-aarch64", "-L", f"/usr/{CROSS}", program]
 
 
@@ -165,12 +120,7 @@ def test_a_planted_difference_is_found(arm64: list) -> None:
 def test_this_machine_computes_what_the_golden_file_says(
     repository: Path, golden: list[str]
 ) -> None:
-    """In the build folder of the package, where the layers lie compiled."""
-    tag = f"cp{sys.version_info[0]}{sys.version_info[1]}"
-    folders = sorted((repository / "build").glob(f"{tag}-{tag}-*/CMakeCache.txt"))
-    if not folders:
-        pytest.skip("the package was not built from this source tree")
-    command = [build(repository, folders[0].parent)]
+    command = [build("core_digests", repository, package_folder(repository))]
     result = digests(command)
     assert (result.code, result.errors) == (0, [])
     assert result.digests == golden

@@ -8,7 +8,10 @@ import json
 import mmap
 import os
 import re
+import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import weakref
 from pathlib import Path
@@ -186,8 +189,112 @@ def test_verify_finds_what_loading_does_not_read(tmp_path) -> None:
         file.write(bytes([byte[0] ^ 1]))
     with pytest.raises(CorruptFile, match="checksum"):
         musespark.load(packed, verify=True, progress=False)
-    with pytest.raises(InvalidRequest, match="verify: got 1"):
-        musespark.load(packed, verify=1)
+
+
+@pytest.mark.parametrize("name", ["verify", "lock_memory", "huge_pages"])
+@pytest.mark.parametrize("wrong", [1, 0, None, "yes"])
+def test_switches_are_bools(name, wrong) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name}: got {wrong!r}, allowed is a bool"):
+        musespark.load(**{name: wrong})
+
+
+# ---- where weights lie --------------------------------------------------------------------------
+
+
+def in_process(code: str) -> list[str]:
+    """The lines that a process of its own prints: locks and limits are of the whole process."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+STATUS = """
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(name + ":"))
+"""
+# Root may lock what it likes: the process gives that right up, as capset(2) has it.
+WITHOUT_THE_RIGHT = """
+import ctypes, resource
+class Header(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+header, data = Header(0x20080522, 0), (ctypes.c_uint32 * 6)()
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.capget(ctypes.byref(header), data) == 0
+data[0] &= ~(1 << 14); data[1] &= ~(1 << 14)
+assert libc.capset(ctypes.byref(header), data) == 0
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))
+"""
+linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks /proc")
+
+
+@linux
+def test_locked_weights_stay_in_memory_until_the_model_is_closed() -> None:
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] < 5 << 20 and os.geteuid() != 0:
+        pytest.skip("this process may not lock the weights of Spark Nano")
+    code = STATUS + (
+        "import musespark\n"
+        "model = musespark.load(lock_memory=True, threads=1, context=64)\n"
+        "print(model.info.weight_bytes, status('VmLck'), *model.info.notes, sep='\\n')\n"
+        "model.close(); del model\n"
+        "import gc; gc.collect(); print(status('VmLck'))\n"
+    )
+    nbytes, locked, *notes, after = in_process(code)
+    assert int(nbytes) <= int(locked) < int(nbytes) + (1 << 20)
+    assert any(re.fullmatch(r"lock_memory: .*MiB of weights stay in memory", n) for n in notes)
+    assert int(after) == 0
+
+
+@linux
+def test_a_limit_of_locked_memory_is_named() -> None:
+    code = (
+        WITHOUT_THE_RIGHT
+        + STATUS
+        + (
+            "import musespark\n"
+            "need = musespark.load(threads=1, context=64).info.weight_bytes\n"
+            "try: musespark.load(lock_memory=True, threads=1, context=64)\n"
+            "except musespark.MemoryBudgetExceeded as error: print(need, status('VmLck'), error)\n"
+        )
+    )
+    (line,) = in_process(code)
+    need, locked, text = line.split(" ", 2)
+    assert locked == "0"
+    assert re.fullmatch(
+        rf"lock_memory: {need} bytes cannot be locked \(.*\): this process may lock 1048576 bytes; "
+        r"raise the limit \(ulimit -l, LimitMEMLOCK=\)",
+        text,
+    )
+
+
+@linux
+def test_weights_in_huge_pages_are_the_same_and_the_file_is_let_go(model) -> None:
+    before = model.generate("Once", max_new_tokens=8, temperature=0, logprobs=2)
+    path = str(loading._NANO_PACKED.resolve())
+    code = (
+        "import musespark\n"
+        "model = musespark.load(huge_pages=True, threads=1, context=512)\n"
+        "out = model.generate('Once', max_new_tokens=8, temperature=0)\n"
+        f"print(out.tokens, {path!r} in open('/proc/self/maps').read())\n"
+        "print(*model.info.notes, sep='\\n')\n"
+    )
+    first, *notes = in_process(code)
+    assert first == f"{before.tokens} False"
+    assert any(re.fullmatch(r"huge_pages: \d.* copied, \d.* lie in huge pages", n) for n in notes)
+
+
+def test_a_system_without_huge_pages_is_told(monkeypatch) -> None:
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    with pytest.raises(InvalidRequest, match="huge_pages: this system has none"):
+        musespark.load(huge_pages=True)
+
+
+def test_the_command_line_has_both() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "musespark", "generate", "-n", "2", "--huge-pages", "Once"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0 and "huge_pages:" in done.stderr, done.stderr
 
 
 # ---- files --------------------------------------------------------------------------------------

@@ -228,6 +228,7 @@ def run(args: argparse.Namespace) -> int:
         "isa": info.isa,
         "threads": info.threads,
         "kv": info.kv,
+        "huge_pages": args.huge_pages,
         "load_s": load_s,
         "first_token_s": first_s,
         "peak_bytes": common.peak_memory_bytes(),

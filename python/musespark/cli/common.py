@@ -25,6 +25,7 @@ SAMPLING: dict[str, tuple[type, str]] = {
     "deadline": (float, "seconds; what is there then is printed"),
 }
 _SHORT = {"max_new_tokens": ["-n"], "temperature": ["-t"]}
+_TOLD = ("quantize auto", "the packing cache", "lock_memory", "huge_pages")  # notes
 _QUANTIZE = (
     "none: as stored; auto: what is quantized already keeps its precision, else q8 up to 50 "
     "million parameters and q4 above"
@@ -49,6 +50,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=None, help="default: every core")
     parser.add_argument(
         "--verify", action="store_true", help="check the packed file's checksums before running"
+    )
+    parser.add_argument(
+        "--lock-memory", action="store_true", help="keep the weights in memory (mlock)"
+    )
+    parser.add_argument(
+        "--huge-pages", action="store_true", help="copy the weights into huge pages"
     )
 
 
@@ -87,10 +94,12 @@ def load_model(args: argparse.Namespace, use: str, *, prefix_cache: bool = True)
         adapter=getattr(args, "adapter", None),
         progress=None,
         verify=args.verify,
+        lock_memory=args.lock_memory,
+        huge_pages=args.huge_pages,
         prefix_cache=prefix_cache,
     )
     for note in model.info.notes:
-        if note.startswith(("quantize auto", "the packing cache")) and sys.stderr is not None:
+        if note.startswith(_TOLD) and sys.stderr is not None:
             print(harmless(note, sys.stderr), file=sys.stderr)
     return model
 

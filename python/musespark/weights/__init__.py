@@ -19,6 +19,7 @@ from musespark.weights.files import WriteFailed
 from musespark.weights.inspection import Inspection, inspect, look
 from musespark.weights.loading import LoadedWeights, Source, convert, open_model
 from musespark.weights.pack import QUANTIZE
+from musespark.weights.placement import place
 
 __all__ = [
     "QUANTIZE",
@@ -35,6 +36,7 @@ __all__ = [
     "look",
     "merge",
     "open_model",
+    "place",
     "read_adapter",
     "read_adapter_config",
 ]
