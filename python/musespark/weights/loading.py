@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from musespark import _core
 from musespark.errors import (
     CorruptFile,
     HubUnavailable,
@@ -25,6 +26,7 @@ from musespark.families.tensors import canonical_shapes
 from musespark.untrusted import MAX_TOKENIZER_BYTES, no_tokenizer, read_small_file
 from musespark.vocab import OUTLINE, make_outline
 from musespark.weights import cache, hub, pack
+from musespark.weights.calibration import Calibration, Guides, check_method
 from musespark.weights.files import WriteFailed
 from musespark.weights.gguf import is_gguf
 from musespark.weights.hubheaders import remote_gguf
@@ -33,6 +35,7 @@ from musespark.weights.model_source import ASSETS, ModelFolder, read_config_file
 from musespark.weights.packed import PackedFile, is_packed
 from musespark.weights.progress import ProgressFn, progress_function
 from musespark.weights.quantized.config import FILES as QUANTIZATION_FILES
+from musespark.weights.quantized.source import QuantizedSource
 from musespark.weights.safetensors import SafetensorsFile
 
 Source = str | os.PathLike[str] | None
@@ -40,6 +43,8 @@ Source = str | os.PathLike[str] | None
 Admit = Callable[[ModelSpec, dict[str, int], str], None]
 # Called with the model, the files beside its weights, and the source's name, before it is packed.
 Ready = Callable[[ModelSpec, dict[str, bytes], str], None]
+# Called like Ready, gives what to calibrate with.
+Calibrate = Callable[[ModelSpec, dict[str, bytes], str], Calibration]
 Refuse = Callable[[hub.Snapshot, hub.Wanted], None]
 EMBEDDED = "Spark Nano, inside the package"
 _AT_LEAST = "The weights are not here yet: their bytes are the least they can be"
@@ -145,6 +150,8 @@ def convert(
     quantize: str = "q4",
     progress: bool | ProgressFn | None = None,
     ready: Ready | None = None,
+    method: str | None = None,
+    calibrate: Calibrate | None = None,
 ) -> dict[str, Any]:
     """Packs the model folder or GGUF file `source` into `destination`; returns its ``info``.
 
@@ -152,7 +159,8 @@ def convert(
     file appears whole or not at all, in place of one that is there; a full disk raises
     :class:`musespark.WriteFailed`. What a killed conversion to the same destination left is
     removed. Peak memory stays below 500 MB besides the mapped file. `ready`: as for
-    :func:`open_model`.
+    :func:`open_model`. `method` and `calibrate`, both or none: see weights/calibration.py; the
+    model that runs is packed beside `target` into a file without a name.
     """
     pack.check_quantize(quantize)
     target = Path(destination).expanduser()
@@ -177,7 +185,11 @@ def convert(
         if ready is not None:
             ready(folder.spec, folder.all_assets, str(folder.path))
         recipe = folder.recipe(quantize)
-        _pack(folder, target, recipe, progress, f"packing {target.name}")
+        if method is not None and calibrate is not None:
+            check_method(method, recipe)
+            _pack_calibrated(folder, target, recipe, progress, calibrate)
+        else:
+            _pack(folder, target, recipe, progress, f"packing {target.name}")
     finally:
         folder.checkpoint.close()
     loaded = loaded_from(_open_packed(SafetensorsFile(target)), path, recipe, cached=False)
@@ -334,6 +346,7 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
         "cached": cached,
         "ignored": {},
         "notes": list(packed.notes),
+        "calibration": packed.calibration,
     }
     return LoadedWeights(spec, packed.tensors(), packed.assets, info, packed)
 
@@ -345,6 +358,7 @@ def _pack(
     progress: bool | ProgressFn | None,
     label: str,
     origin: str | None = None,
+    **more: Any,
 ) -> None:
     pack.pack_checkpoint(
         folder.checkpoint,
@@ -359,7 +373,41 @@ def _pack(
         progress=progress_function(progress),
         label=label,
         origin=origin,
+        **more,
     )
+
+
+def _pack_calibrated(
+    folder: ModelFolder,
+    target: Path,
+    recipe: str,
+    progress: bool | ProgressFn | None,
+    calibrate: Calibrate,
+) -> None:
+    """Packs with guides from a run of the model, unquantized where it is small, else as q8."""
+    if isinstance(folder.checkpoint, QuantizedSource):
+        raise InvalidRequest(f"{folder.path} is quantized already: calibration is for floats")
+    calibration = calibrate(folder.spec, folder.all_assets, str(folder.path))
+    small = pack.resolve_quantize("auto", canonical_shapes(folder.spec), set()) == "q8"
+    report = progress_function(progress)
+    total = folder.weights()[recipe]
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as made:
+        runs = Path(made) / "runs.safetensors"
+        _pack(folder, runs, "none" if small else "q8", progress, "packing what runs")
+        packed = _open_packed(SafetensorsFile(runs))
+    try:
+        guides = Guides(
+            calibration,
+            folder.spec,
+            packed.tensors(),
+            folder.plan(recipe),
+            threads=_core.count_cores()["usable"],
+            report=lambda what: report(0, total, what),
+        )
+        _pack(folder, target, recipe, progress, f"packing {target.name}", guides=guides,
+              calibration=calibration.record())  # fmt: skip
+    finally:
+        packed.close()
 
 
 def _with_outline(assets: dict[str, bytes]) -> dict[str, bytes]:

@@ -28,6 +28,7 @@ import numpy as np
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families.tensors import Part
+from musespark.weights.calibration import Guides
 from musespark.weights.files import check_disk, write_aside
 from musespark.weights.packed import Planned, write_packed
 from musespark.weights.packing_error import PackingError
@@ -193,7 +194,13 @@ def _vector_bytes(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
 
 
 def _matrix_pieces(
-    p: Planned, array: Any, dtype: str, threads: int, quick: bool, where: str
+    p: Planned,
+    array: Any,
+    dtype: str,
+    threads: int,
+    quick: bool,
+    where: str,
+    guide: Mapping[str, np.ndarray],
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Packs rows in pieces: (first row, whole row blocks, which are packed independently)."""
     block_bytes = int(_core.packed_nbytes(p.format, 16, p.cols))
@@ -204,7 +211,7 @@ def _matrix_pieces(
         rows = array[begin : begin + 16 * blocks]
         piece = out[: -(-rows.shape[0] // 16) * block_bytes]
         try:
-            _pack_rows(p.format, rows, dtype, piece, threads, quick)
+            _pack_rows(p.format, rows, dtype, piece, threads, quick, guide)
         except InvalidRequest as error:  # a number that is not finite
             raise CorruptFile(f"{where}, rows from {begin}: {error}") from None
         except UnsupportedModel as error:  # scales of MXFP4 that lie too far apart
@@ -213,13 +220,19 @@ def _matrix_pieces(
 
 
 def _pack_rows(
-    form: str, rows: np.ndarray | Rows, dtype: str, out: np.ndarray, threads: int, quick: bool
+    form: str,
+    rows: np.ndarray | Rows,
+    dtype: str,
+    out: np.ndarray,
+    threads: int,
+    quick: bool,
+    guide: Mapping[str, np.ndarray],
 ) -> None:
     if isinstance(rows, Rows):
         rows.pack(form, out, threads, quick)
     else:
         rows = np.ascontiguousarray(rows)
-        _core.pack(form, rows, dtype=dtype, out=out, threads=threads, quick=quick)
+        _core.pack(form, rows, dtype=dtype, out=out, threads=threads, quick=quick, **guide)
 
 
 def _kinds(
@@ -263,13 +276,16 @@ def pack_checkpoint(
     label: str,
     threads: int | None = None,
     origin: str | None = None,
+    guides: Guides | None = None,
+    calibration: dict[str, Any] | None = None,
 ) -> None:
     """Packs every tensor of `checkpoint` into the packed file `destination`.
 
     `shapes` are the canonical tensors, `sources` where they are in the checkpoint; `quantize` is a
     resolved recipe. Streams: one piece of a tensor is in memory at a time, besides the map.
     Progress counts source bytes, under `label`. `threads` None uses every core. `origin`: see
-    :func:`write_packed`.
+    :func:`write_packed`. `guides` guide the rounding of matrices that are stored as floats, and
+    `calibration` says so in the file.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
@@ -290,7 +306,9 @@ def pack_checkpoint(
         else:
             yielded = 0
             dtype, quick = _dtype(entry), quantize in _KEEPING
-            for begin, piece in _matrix_pieces(p, array, dtype, workers, quick, where):
+            for begin, piece in _matrix_pieces(
+                p, array, dtype, workers, quick, where, guides.of(p) if guides else {}
+            ):
                 error.measure(p, array, dtype, begin, piece)
                 yield piece
                 yielded += piece.nbytes
@@ -307,9 +325,10 @@ def pack_checkpoint(
             spec=spec,
             family=family,
             quantize=quantize,
-            notes=lambda: notes + error.notes(),
+            notes=lambda: notes + error.notes() + (guides.notes() if guides else []),
             assets=assets,
             planned=planned,
             payload=payload,
             source=origin,
+            calibration=calibration,
         )
