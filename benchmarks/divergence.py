@@ -134,12 +134,13 @@ def stories(data: Path) -> TestBed:
 
 
 def nano() -> TestBed:
+    from tokenizers import Tokenizer
+
     import musespark
     from musespark.lab import mix, protocol
     from musespark.lab.tasks import draw_item
     from musespark.lab.tasks import text as words
     from musespark.lab.tokenizer import words_of
-    from tokenizers import Tokenizer
 
     folder = Path(musespark.__file__).parent / "nano"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -23,12 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import divergence
-import musespark
 import numpy as np
 from common import machine, save
 from divergence import Divergence, TestBed
 from ggml import KINDS, bits, theirs
 
+import musespark
 from musespark import _core
 from musespark.weights import open_model
 from musespark.weights.calibration import input_of

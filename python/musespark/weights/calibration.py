@@ -8,8 +8,9 @@ each as a sequence of its own, and every input x of a matrix is summed up:
   q8 has no search.
 - ``error-feedback``: all products x[i] * x[j]. What rounding a column misses is carried to the
   columns after it, so that the sum of the squared errors of x . W is small rather than that of W
-  (GPTQ); scales are chosen as with ``importance``. One factorization per input; the products of a matrix with K inputs take 4 K^2 bytes and
-  their factorization 12 K^2 more for a moment: 1.1 GB at K = 8192.
+  (GPTQ); scales are chosen as with ``importance``. One factorization per input; the products of a
+  matrix with K inputs take 4 K^2 bytes and their factorization 12 K^2 more for a moment: 1.1 GB at
+  K = 8192.
 
 The inputs are those of the unquantized model up to 50 million parameters, and of the model as q8
 above: a choice by the model alone. Sums have the same bits on every machine and with any number of
@@ -35,7 +36,9 @@ METHODS = ("importance", "error-feedback")
 CHUNK = 512  # tokens of a chunk at most
 PASS_BYTES = 1 << 30  # of products that are summed up in one run
 LEAST_TOKENS = 256
-DAMPING = 0.01  # of the mean square, added to each column's: no column counts for nothing
+# Of the mean square, added to each column's: none counts for nothing, and the factorization holds.
+# Errors move by no more than 3% for a third or ten times of either (benchmarks/divergence.py).
+FLOOR, DAMPING = 0.1, 0.01
 _GUIDED = {"importance": ("q4", "q6"), "error-feedback": ("q4", "q6", "q8")}
 _INPUTS = {
     "q": "attn", "k": "attn", "v": "attn", "attn_gate": "attn", "o": "o",
@@ -201,21 +204,21 @@ class Guides:
         for i, chunk in enumerate(chunks):
             self._report(f"calibrating {len(wanted)} of {left} inputs, chunk {i} of {len(chunks)}")
             self._core.run(chunk)
-        for key in wanted:
+        # The head last: what is not finite is said of where it begins.
+        for key in sorted(wanted, key=lambda key: (key[0] == "head", key[1])):
             del self._waiting[key]
             self._found[key] = self._guide(key)
 
     def _guide(self, key: Input) -> _Found:
         rows, squares, products = self._core.take(*key)
         if not np.isfinite(squares).all():
-            raise InvalidRequest(
-                f"calibration: the inputs of {key[0]} in layer {key[1]} are not finite"
-            )
+            where = key[0] + (f" in layer {key[1]}" if key[0] != "head" else "")
+            raise InvalidRequest(f"calibration: the inputs of {where} are not finite")
         expert = key[0].startswith("expert") and key[0] != "expert_out"
         if not squares.any() or (expert and rows < (squares.size if self._feeds else LEAST_TOKENS)):
             return _Found()
         mean = math.fsum(squares) / squares.size
-        guide = {"importance": (squares / mean + DAMPING).astype(np.float32)}
+        guide = {"importance": (squares / mean + FLOOR).astype(np.float32)}
         if products is not None:
             guide["factor"] = _linalg().factor(products, damping=DAMPING)
         return _Found(guide)
