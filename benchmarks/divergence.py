@@ -129,7 +129,7 @@ def stories(data: Path) -> TestBed:
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     chunks = [[BOS, *ids[i : i + CHUNK]] for i in range(0, len(ids) - CHUNK, CHUNK)]
     half = len(chunks) // 2
-    held_out = [np.array(c, np.int32) for c in chunks[half : half + 60]]
+    held_out = [np.array(c, np.int32) for c in chunks[half : half + 40]]
     return TestBed("stories260K", folder, *exact_weights(folder), chunks[:half], held_out)
 
 
@@ -151,10 +151,10 @@ def nano() -> TestBed:
         return protocol.encode(pieces + protocol.reply_pieces(item), tokenizer, None)[0]
 
     rng = Random(1)
-    calibration = [ids_of(mix.draw_training_item(rng, "main")) for _ in range(400)]
+    calibration = [ids_of(mix.draw_training_item(rng, "main")) for _ in range(250)]
     held_out = []
     tasks = [task for task in mix.WEIGHTS["main"] if task in _evaluated()]
-    while len(held_out) < 240:
+    while len(held_out) < 120:
         task, effort = rng.choice(tasks), rng.choice(("low", "medium", "high", "xhigh"))
         item = draw_item(rng, task, rng.choice(("easy", "middle")), effort, evaluation=True)
         if len(ids := ids_of(item)) <= CHUNK:

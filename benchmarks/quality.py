@@ -210,27 +210,26 @@ def model_table(bed: TestBed) -> dict:
     return {"held_out_tokens": tokens, "calibration_tokens": given, "rows": table}
 
 
-def show(errors: dict, models: dict) -> None:
+def show_errors(errors: dict) -> None:
     print("relative RMS error of the weights, percent")
     print(f"{'':24}" + "".join(f"{form:>8}" for form in (*OURS, *KINDS)))
     for name, row in errors.items():
-        print(f"{name:24}" + "".join(f"{row[form]:8.2f}" for form in (*OURS, *KINDS)))
-    for name, table in models.items():
-        print(f"\n{name}: {table['held_out_tokens']:,} tokens held out, calibrated on "
-              f"{table['calibration_tokens']:,}")  # fmt: skip
-        print(f"{'':32}{'bits':>7}{'perplexity':>12}{'KLD':>11}  95%")
-        for row, v in table["rows"].items():
-            print(f"{row:32}{v['bits']:7.3f}{v['perplexity']:12.4f}", end="")
-            if "kld" not in v:
-                print()
-                continue
+        print(f"{name:24}" + "".join(f"{row[form]:8.3f}" for form in (*OURS, *KINDS)))
+
+
+def show_model(name: str, table: dict) -> None:
+    print(f"\n{name}: {table['held_out_tokens']:,} tokens held out, calibrated on "
+          f"{table['calibration_tokens']:,}")  # fmt: skip
+    print(f"{'':32}{'bits':>7}{'perplexity':>12}{'KLD':>11}  95%")
+    for row, v in table["rows"].items():
+        line = f"{row:32}{v['bits']:7.3f}{v['perplexity']:12.4f}"
+        if "kld" in v:
             low, high = v["kld_95"]
-            over = ", ".join(
-                f"{r[0]:.2f} [{r[1]:.2f}, {r[2]:.2f}] of {key.removeprefix('kld over ')}'s"
-                for key, r in v.items()
-                if key.startswith("kld over")
-            )
-            print(f"{v['kld']:11.6f}  {low:.6f} to {high:.6f}  {over}")
+            line += f"{v['kld']:11.6f}  {low:.6f} to {high:.6f}"
+        for key in (key for key in v if key.startswith("kld over ")):
+            ratio, low, high = v[key]
+            line += f"  {ratio:.2f} [{low:.2f}, {high:.2f}] of {key.removeprefix('kld over ')}'s"
+        print(line, flush=True)
 
 
 def main() -> None:
@@ -240,8 +239,11 @@ def main() -> None:
     args = parser.parse_args()
     beds = [divergence.nano(), divergence.stories(args.data)]
     errors = weight_errors(beds)
-    models = {bed.name: model_table(bed) for bed in beds}
-    show(errors, models)
+    show_errors(errors)
+    models = {}
+    for bed in beds:
+        models[bed.name] = model_table(bed)
+        show_model(bed.name, models[bed.name])
     if args.save:
         save("quality", {"machine": machine(), "weight_error_percent": errors, "models": models})
 

@@ -9,10 +9,10 @@ namespace musespark {
 namespace {
 
 // u[k][r] += sum over i in [from, k) ascending of missed[i][r] * factor[i][k], n columns from k.
-// Four columns at a time stay in registers.
+// Eight columns at a time stay in registers.
 MUSESPARK_INLINE void carry_missed(const PackRows& rows, const PackFeedback& feedback,
                                    std::int64_t from, std::int64_t k, int n) {
-  constexpr int kAtOnce = 4;
+  constexpr int kAtOnce = 8;
   for (int lane = 0; lane < kRowBlock; lane += kLanes) {
     for (int j = 0; j < n; j += kAtOnce) {
       const int count = n - j < kAtOnce ? n - j : kAtOnce;

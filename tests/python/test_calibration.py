@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import musespark
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from musespark.families.spec import ModelSpec
 from musespark.reference import forward
 from musespark.reference.packing import proxy_loss
 from musespark.weights import Calibration, calibration, convert, inspect, open_model
@@ -58,9 +59,19 @@ class Watch:
         forward.logits(self.spec, self.weights, tokens)
 
 
-@pytest.mark.parametrize("name", sorted(tiny_models.SPECS))
+def wide() -> ModelSpec:
+    """More columns than products are made of at a time."""
+    spec = tiny_models.llama()
+    first = spec.layers[0]
+    return replace(spec, layers=[replace(first, mlp=replace(first.mlp, intermediate=700))])
+
+
+SPECS = tiny_models.SPECS | {"wide": wide}
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
 def test_sums_are_of_what_the_matrices_read(name: str, monkeypatch) -> None:
-    spec = tiny_models.SPECS[name]()
+    spec = SPECS[name]()
     weights = tiny_models.random_weights(spec)
     watch = Watch(monkeypatch, spec, weights)
     chunks = [tiny_models.random_tokens(spec, count, seed=count) for count in (90, 17)]
