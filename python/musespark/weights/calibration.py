@@ -132,6 +132,7 @@ class Guides:
         report: Report,
     ):
         self._calibration, self._spec, self._report = calibration, spec, report
+        self.record = calibration.record()
         self._core = _core.Calibrator(asdict(spec), dict(tensors), threads=threads)
         self._waiting: dict[Input, int] = {}  # columns of inputs whose sums are not there yet
         self._uses: dict[Input, int] = {}

@@ -277,15 +277,13 @@ def pack_checkpoint(
     threads: int | None = None,
     origin: str | None = None,
     guides: Guides | None = None,
-    calibration: dict[str, Any] | None = None,
 ) -> None:
     """Packs every tensor of `checkpoint` into the packed file `destination`.
 
     `shapes` are the canonical tensors, `sources` where they are in the checkpoint; `quantize` is a
     resolved recipe. Streams: one piece of a tensor is in memory at a time, besides the map.
     Progress counts source bytes, under `label`. `threads` None uses every core. `origin`: see
-    :func:`write_packed`. `guides` guide the rounding of matrices that are stored as floats, and
-    `calibration` says so in the file.
+    :func:`write_packed`. `guides` guide the rounding of matrices, and the file says so.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
@@ -306,9 +304,8 @@ def pack_checkpoint(
         else:
             yielded = 0
             dtype, quick = _dtype(entry), quantize in _KEEPING
-            for begin, piece in _matrix_pieces(
-                p, array, dtype, workers, quick, where, guides.of(p) if guides else {}
-            ):
+            guide = guides.of(p) if guides else {}
+            for begin, piece in _matrix_pieces(p, array, dtype, workers, quick, where, guide):
                 error.measure(p, array, dtype, begin, piece)
                 yield piece
                 yielded += piece.nbytes
@@ -330,5 +327,5 @@ def pack_checkpoint(
             planned=planned,
             payload=payload,
             source=origin,
-            calibration=calibration,
+            calibration=guides.record if guides else None,
         )
