@@ -24,10 +24,10 @@ SAMPLED = 60  # chunks of a test bed
 # Candidates for the recipe q4: formats by class, q4 where nothing is said.
 RECIPES = {
     "q4 everywhere": {},
-    "head q6 (the recipe)": {"embed": "q6"},
+    "head q6": {"embed": "q6"},
     "head q8": {"embed": "q8"},
     "head, v q6": {"embed": "q6", "v": "q6"},
-    "head, k, v q6": {"embed": "q6", "k": "q6", "v": "q6"},
+    "head, k, v q6 (the recipe)": {"embed": "q6", "k": "q6", "v": "q6"},
     "head, o q6": {"embed": "q6", "o": "q6"},
     "head, v, o q6": {"embed": "q6", "v": "q6", "o": "q6"},
     "head, down q6": {"embed": "q6", "down": "q6"},

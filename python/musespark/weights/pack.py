@@ -3,8 +3,9 @@
 Recipes (``quantize``):
 
 - ``q8``: every matrix q8.
-- ``q4``: matrices q4; the embedding and the head q6, as llama.cpp's Q4_0 files keep theirs in Q6_K:
-  they are where four bits cost most. Measured in benchmarks/quality.py.
+- ``q4``: matrices q4; q6 the embedding and the head, and the keys' and values' matrices where heads
+  share them (no more than half as many rows as columns): that is where a bit saves most
+  (benchmarks/recipe.py), and they are small.
 - ``none``: as stored: f32 stays f32, bf16 stays bf16; f16 becomes f32, which holds it exactly.
 - ``auto``: q8 up to 50 million parameters, else q4. It looks at the model alone, never the machine.
   A model whose matrices are quantized already keeps their precision: ``gguf``, or ``kept`` from
@@ -120,14 +121,15 @@ def count_parameters(shapes: dict[str, Shape]) -> int:
     return sum(int(np.prod(shape, dtype=object)) for shape in shapes.values())
 
 
-def matrix_format(quantize: str, name: str, stored: str) -> str:
+def matrix_format(quantize: str, name: str, stored: str, rows: int, cols: int) -> str:
     """The packed format of matrix `name` (canonical), stored as dtype or block type `stored`."""
     if quantize == "none" or name.endswith(".router") or name in ("positions", "token_types"):
         return _STORED.get(stored, "f32")
     if quantize in _KEEPING:
         # The few floats beside quantized matrices are what their maker held to be sensitive.
         return KEPT.get(stored, "q8")
-    if quantize == "q4" and name in ("embed", "head"):
+    shared = name.endswith((".k", ".v")) and 2 * rows <= cols
+    if quantize == "q4" and (shared or name in ("embed", "head")):
         return "q6"
     return quantize
 
@@ -156,7 +158,7 @@ def plan(
         if len(shape) == 1:
             planned.append(Planned(name, "f32", 1, shape[0], True))
         else:
-            packed_as = matrix_format(quantize, name, entry.dtype)
+            packed_as = matrix_format(quantize, name, entry.dtype, *shape)
             if quantized and quantize == "kept":
                 packed_as = part.of(checkpoint.array(part.name)).kept.form
             planned.append(Planned(name, packed_as, shape[0], shape[1], False))
@@ -171,7 +173,7 @@ def least_nbytes(shapes: dict[str, Shape]) -> dict[str, int]:
         planned = (
             Planned(name, "f32", 1, shape[0], True)
             if len(shape) == 1
-            else Planned(name, matrix_format(recipe, name, "BF16"), shape[0], shape[1], False)
+            else Planned(name, matrix_format(recipe, name, "BF16", *shape), *shape, False)
             for name, shape in shapes.items()
         )
         out[recipe] = sum(p.nbytes for p in planned)
@@ -283,7 +285,7 @@ def pack_checkpoint(
     `shapes` are the canonical tensors, `sources` where they are in the checkpoint; `quantize` is a
     resolved recipe. Streams: one piece of a tensor is in memory at a time, besides the map.
     Progress counts source bytes, under `label`. `threads` None uses every core. `origin`: see
-    :func:`write_packed`. `guides` guide the rounding of matrices, and the file says so.
+    :func:`write_packed`. `guides` guide the rounding, and the file says so.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
@@ -302,8 +304,7 @@ def pack_checkpoint(
         if p.vector:
             yield _vector_bytes(array[:], _dtype(entry), where)
         else:
-            yielded = 0
-            dtype, quick = _dtype(entry), quantize in _KEEPING
+            yielded, dtype, quick = 0, _dtype(entry), quantize in _KEEPING
             guide = guides.of(p) if guides else {}
             for begin, piece in _matrix_pieces(p, array, dtype, workers, quick, where, guide):
                 error.measure(p, array, dtype, begin, piece)
