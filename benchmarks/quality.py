@@ -27,11 +27,15 @@ import numpy as np
 from common import machine, save
 from divergence import Divergence, TestBed
 from ggml import KINDS, bits, theirs
+from models import spec_of
+from shapes import SHAPES
 
 import musespark
 from musespark import _core
+from musespark.families.tensors import canonical_shapes
 from musespark.weights import open_model
 from musespark.weights.calibration import input_of
+from musespark.weights.pack import matrix_format
 
 OURS = ("q8", "q6", "q4")
 METHODS = (None, "importance", "error-feedback")
@@ -132,6 +136,25 @@ def mean_bits(bed: TestBed, of: Callable[[str, int, int], float]) -> float:
     matrices = {n: w.shape for n, w in bed.weights.items() if w.ndim == 2}
     whole = sum(rows * cols for rows, cols in matrices.values())
     return sum(of(n, *shape) * shape[0] * shape[1] for n, shape in matrices.items()) / whole
+
+
+def shape_bits() -> dict[str, dict[str, float]]:
+    """Bits per weight of whole models of real widths: our recipe q4, and Q4_K_S."""
+    table = {}
+    for name, shape in SHAPES.items():
+        spec = spec_of(shape)
+        sizes = {n: dims for n, dims in canonical_shapes(spec).items() if len(dims) == 2}
+        whole = sum(rows * cols for rows, cols in sizes.values())
+        own = theirs = 0.0
+        for n, (rows, cols) in sizes.items():
+            form = matrix_format("q4", n, "BF16", rows, cols)
+            if form not in OURS or ".experts." in n:
+                break  # routers, experts: llama.cpp has rules of its own for them
+            own += our_bits(form, rows, cols) * rows * cols
+            theirs += bits(q4_k_s(n, len(spec.layers))) * rows * cols
+        else:
+            table[name] = {"q4": round(own / whole, 3), "Q4_K_S": round(theirs / whole, 3)}
+    return table
 
 
 def theirs_rows(bed: TestBed) -> dict[str, tuple[float, Change]]:
@@ -245,7 +268,8 @@ def main() -> None:
         models[bed.name] = model_table(bed)
         show_model(bed.name, models[bed.name])
     if args.save:
-        save("quality", {"machine": machine(), "weight_error_percent": errors, "models": models})
+        save("quality", {"machine": machine(), "weight_error_percent": errors,
+                         "bits_of_shapes": shape_bits(), "models": models})  # fmt: skip
 
 
 if __name__ == "__main__":
