@@ -10,7 +10,8 @@ each as a sequence of its own, and every input x of a matrix is summed up:
   columns after it, so that the sum of the squared errors of x . W is small rather than that of W
   (GPTQ); scales are chosen as with ``importance``. One factorization per input; the products of a
   matrix with K inputs take 4 K^2 bytes and their factorization 12 K^2 more for a moment: 1.1 GB at
-  K = 8192.
+  K = 8192. A layer of Llama-3.2-1B's widths took 0.5 core seconds for 512 tokens, 6 for its
+  factorizations and 12 for its rounding (two cores of Emerald Rapids with AVX-512).
 
 The inputs are those of the unquantized model up to 50 million parameters, and of the model as q8
 above: a choice by the model alone. Sums have the same bits on every machine and with any number of
