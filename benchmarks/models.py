@@ -157,7 +157,7 @@ def write_ours(shape: Shape, path: Path, what: str) -> None:
     planned = [
         Planned(name, "f32", 1, dims[0], True)
         if len(dims) == 1
-        else Planned(name, matrix_format(quantize, name, "F16"), *dims, False)
+        else Planned(name, matrix_format(quantize, name, "F16", *dims), *dims, False)
         for name, dims in canonical_shapes(spec).items()
     ]
     pieces: dict[tuple[str, int], np.ndarray] = {}

@@ -1,148 +1,275 @@
-"""What the formats cost: weight error, and perplexity of stories260K beside llama.cpp's Q4_0.
+"""What the formats cost beside llama.cpp's: weight error, and the divergence of whole models.
 
-    python benchmarks/quality.py --data ../shared/data     (needs gguf and tokenizers)
+    python benchmarks/quality.py --data ../shared/data [--save]
 
-Weight error is relative RMS in percent on random 512 x 2048 matrices. Perplexity: 16,000 tokens of
-the TinyStories sample in chunks of 400 after BOS, on our f32 kernels for dequantized weights, so
-that all rows differ in weights only; "engine" rows run the packed formats themselves, with int8
-activations. Q4_0 through gguf-py, rows filled up to 32 columns; "as llama-quantize" leaves what has
-no 32 columns in f16 (mlp.down here, 172 wide) and the tied head in Q8_0, as that program does.
+Needs llama.cpp's library (environments.py), which quantizes for its own formats. Weight error is
+relative RMS in percent, on random 512 x 2048 matrices and on all matrices of the test beds
+(divergence.py). Of the models: perplexity of held-out text and Kullback-Leibler divergence from the
+unquantized model in nats per token with 95% intervals, on our f32 kernels for dequantized weights,
+so that all rows differ in weights alone; ``engine`` is the packed file itself, with activations in
+int8. Bits are of all matrices together, blocks filled up to whole ones not counted as more.
+
+Q4_K_S is llama.cpp's mix of that name: Q4_K; Q5_K for v in the first four layers and for down in
+the first eighth; Q6_K for the head. Both test beds are narrower than its blocks of 256, so
+llama.cpp itself would take formats with more bits; here rows are filled up with zeros. The head is
+tied in both. "+ importance" of both sides means the same calibration text.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import divergence
 import numpy as np
 from common import machine, save
+from divergence import Divergence, TestBed
+from ggml import KINDS, bits, theirs
+from models import spec_of
+from shapes import SHAPES
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import musespark
 from musespark import _core
+from musespark.families.tensors import canonical_shapes
 from musespark.weights import open_model
-from support.run_engine import engine, pack_weights, scores
-from support.stories260k import BOS, convert_stories260k
+from musespark.weights.calibration import input_of
+from musespark.weights.pack import matrix_format
 
-CHUNK, CHUNKS = 400, 40
+OURS = ("q8", "q6", "q4")
+METHODS = (None, "importance", "error-feedback")
+Change = Callable[[str, np.ndarray], np.ndarray]
 
 
 def relative(found: np.ndarray, exact: np.ndarray) -> float:
     """Root of the squared error over the squared size, in percent."""
+    found, exact = found.astype(np.float64), exact.astype(np.float64)
     return 100 * float(np.sqrt(((found - exact) ** 2).sum() / (exact**2).sum()))
 
 
-def ours(fmt: str, matrix: np.ndarray) -> np.ndarray:
+def ours(form: str, matrix: np.ndarray) -> np.ndarray:
     """Through one of our formats and back."""
     matrix = np.ascontiguousarray(matrix, np.float32)
-    data = np.empty(_core.packed_nbytes(fmt, *matrix.shape), np.uint8)
-    _core.pack(fmt, matrix, dtype="f32", out=data)
-    return _core.unpack(fmt, data, *matrix.shape)
+    data = np.empty(_core.packed_nbytes(form, *matrix.shape), np.uint8)
+    _core.pack(form, matrix, dtype="f32", out=data)
+    return _core.unpack(form, data, *matrix.shape)
 
 
-def theirs(kind: str, matrix: np.ndarray) -> np.ndarray:
-    """Through one of llama.cpp's formats and back."""
-    import gguf
-
-    quant = gguf.GGMLQuantizationType[kind]
-    filled = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % 32)))
-    packed = gguf.quants.quantize(filled, quant)
-    return gguf.quants.dequantize(packed, quant)[:, : matrix.shape[1]]
+def our_bits(form: str, rows: int, cols: int) -> float:
+    """Bits per number without padding: code, sub-scale, block scale, row scale."""
+    block, sub = {"q8": (64, 0), "q6": (256, 32), "q4": (256, 32)}[form]
+    return int(form[1:]) + 16 / block + (8 / sub if sub else 0) + 32 / cols
 
 
-def weight_errors() -> dict[str, dict[str, float]]:
-    """Distribution -> format -> relative RMS in percent."""
+# ---- weights ------------------------------------------------------------------------------------
+
+
+def random_matrices() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    matrices = {
-        "normal": rng.standard_normal((512, 2048)),
-        "laplace": rng.laplace(size=(512, 2048)),
-        "student t5": rng.standard_t(5, size=(512, 2048)),
+    shape = (512, 2048)
+    drawn = {
+        "gaussian": rng.standard_normal(shape),
+        "laplace": rng.laplace(size=shape),
+        "student t5": rng.standard_t(5, size=shape),
+        "student t4": rng.standard_t(4, size=shape),
     }
+    return {name: matrix.astype(np.float32) for name, matrix in drawn.items()}
+
+
+def error_row(matrices: list[np.ndarray]) -> dict[str, float]:
+    """Format -> relative RMS over all of the matrices."""
+
+    def error(through: Callable[[np.ndarray], np.ndarray]) -> float:
+        missed = sum(float(((through(m) - m).astype(np.float64) ** 2).sum()) for m in matrices)
+        whole = sum(float((m.astype(np.float64) ** 2).sum()) for m in matrices)
+        return round(100 * (missed / whole) ** 0.5, 3)
+
+    row = {form: error(lambda m, f=form: ours(f, m)) for form in OURS}
+    return row | {kind: error(lambda m, k=kind: theirs(k, m)) for kind in KINDS}
+
+
+def weight_errors(beds: list[TestBed]) -> dict[str, dict[str, float]]:
+    """Source -> format -> relative RMS in percent; bits per weight at 2048 columns first."""
+    table = {"bits at 2048 columns": {form: round(our_bits(form, 16, 2048), 3) for form in OURS}}
+    table["bits at 2048 columns"] |= {kind: bits(kind) for kind in KINDS}
+    table |= {name: error_row([matrix]) for name, matrix in random_matrices().items()}
+    for bed in beds:
+        table[f"{bed.name}: all"] = error_row([w for w in bed.weights.values() if w.ndim == 2])
+        leaves = dict.fromkeys(n.split(".")[-1] for n, w in bed.weights.items() if w.ndim == 2)
+        for leaf in leaves:
+            chosen = [w for n, w in bed.weights.items() if n.split(".")[-1] == leaf and w.ndim == 2]
+            table[f"{bed.name}: {leaf}"] = error_row(chosen)
+    return table
+
+
+# ---- models -------------------------------------------------------------------------------------
+
+
+def q4_k_s(name: str, layers: int) -> str:
+    """llama.cpp's kind for a matrix in the mix Q4_K_S (llama-quant.cpp), the head tied."""
+    if name in ("embed", "head"):
+        return "Q6_K"
+    _, layer, leaf = name.split(".")
+    early_v = leaf == "v" and int(layer) < 4
+    early_down = leaf == "down" and int(layer) < layers // 8
+    return "Q5_K" if early_v or early_down else "Q4_K"
+
+
+def importance_of(bed: TestBed) -> dict[str, np.ndarray]:
+    """Mean squares of the inputs of each matrix on the calibration text."""
+    from dataclasses import asdict
+
+    from support.run_engine import pack_weights
+
+    core = _core.Calibrator(asdict(bed.spec), pack_weights(bed.weights), threads=2)
+    inputs = {n: input_of(n, bed.spec) for n, w in bed.weights.items() if w.ndim == 2}
+    for name, key in inputs.items():
+        core.want(*key, bed.weights[name].shape[1], products=False)
+    for chunk in bed.calibration:
+        core.run(np.array(chunk, np.int32))
+    found = {key: core.take(*key) for key in dict.fromkeys(inputs.values())}
+    return {n: (found[k][1] / found[k][0]).astype(np.float32) for n, k in inputs.items()}
+
+
+def mean_bits(bed: TestBed, of: Callable[[str, int, int], float]) -> float:
+    matrices = {n: w.shape for n, w in bed.weights.items() if w.ndim == 2}
+    whole = sum(rows * cols for rows, cols in matrices.values())
+    return sum(of(n, *shape) * shape[0] * shape[1] for n, shape in matrices.items()) / whole
+
+
+def shape_bits() -> dict[str, dict[str, float]]:
+    """Bits per weight of whole models of real widths: our recipe q4, and Q4_K_S."""
     table = {}
-    for name, matrix in matrices.items():
-        matrix = matrix.astype(np.float32)
-        row = {fmt: relative(ours(fmt, matrix), matrix) for fmt in ("q8", "q6", "q4")}
-        row |= {kind: relative(theirs(kind, matrix), matrix) for kind in ("Q8_0", "Q4_0")}
-        table[name] = {fmt: round(value, 3) for fmt, value in row.items()}
+    for name, shape in SHAPES.items():
+        spec = spec_of(shape)
+        sizes = {n: dims for n, dims in canonical_shapes(spec).items() if len(dims) == 2}
+        whole = sum(rows * cols for rows, cols in sizes.values())
+        own = theirs = 0.0
+        for n, (rows, cols) in sizes.items():
+            form = matrix_format("q4", n, "BF16", rows, cols)
+            if form not in OURS or ".experts." in n:
+                break  # routers, experts: llama.cpp has rules of its own for them
+            own += our_bits(form, rows, cols) * rows * cols
+            theirs += bits(q4_k_s(n, len(spec.layers))) * rows * cols
+        else:
+            table[name] = {"q4": round(own / whole, 3), "Q4_K_S": round(theirs / whole, 3)}
     return table
 
 
-def perplexities(data: Path) -> dict[str, float]:
-    """Kind of weights -> perplexity on the sample."""
-    from tokenizers import Tokenizer
+def theirs_rows(bed: TestBed) -> dict[str, tuple[float, Change]]:
+    """Name -> bits per weight, and what becomes of a matrix."""
+    layers, weighs = len(bed.spec.layers), importance_of(bed)
 
-    scratch = Path(tempfile.mkdtemp())
-    folder = convert_stories260k(data / "stories260K", scratch / "hf")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    text = (data / "text" / "tinystories.txt").read_text()
-    ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids)
-    exact = open_model(folder, quantize="none", progress=False)
-    weights = {
-        name: np.array(raw) if rows == 1 else _core.unpack(fmt, raw, rows, cols)
-        for name, (fmt, rows, cols, raw) in exact.tensors.items()
-    }
+    def mix(name: str) -> str:
+        return q4_k_s(name, layers)
 
-    def perplexity(tensors: dict) -> float:
-        core = engine(exact.spec, tensors, context=512)
-        total = 0.0
-        for i in range(CHUNKS):
-            chunk = np.concatenate([[BOS], ids[i * CHUNK : (i + 1) * CHUNK]])
-            total += float(scores(core, chunk).astype(np.float64).sum())
-        return round(float(np.exp(-total / (CHUNK * CHUNKS))), 4)
+    def head_in(kind: str) -> Callable[[str], str]:
+        return lambda name: "Q6_K" if name in ("embed", "head") else kind
 
-    def each(change) -> dict:
-        return pack_weights({n: change(n, w) if w.ndim == 2 else w for n, w in weights.items()})
-
-    def like_llama_quantize(name: str, w: np.ndarray) -> np.ndarray:
-        if name == "embed":
-            return theirs("Q8_0", w)
-        return theirs("Q4_0", w) if w.shape[1] % 32 == 0 else w.astype(np.float16)
-
-    table = {"f32": perplexity(pack_weights(weights))}
-    for quantize in ("q8", "q4"):
-        loaded = open_model(folder, quantize=quantize, progress=False)
-        table[f"{quantize} engine"] = perplexity(loaded.tensors)
-    table["q4 (embed q6)"] = perplexity(each(lambda n, w: ours("q6" if n == "embed" else "q4", w)))
-    table["q4 everywhere"] = perplexity(each(lambda n, w: ours("q4", w)))
-    table["Q4_0 everywhere"] = perplexity(each(lambda n, w: theirs("Q4_0", w)))
-    table["Q4_0, embed q6"] = perplexity(
-        each(lambda n, w: ours("q6", w) if n == "embed" else theirs("Q4_0", w))
-    )
-    table["Q4_0 as llama-quantize"] = perplexity(each(like_llama_quantize))
-    return table
-
-
-def bytes_per_token() -> dict[str, float]:
-    """MB of weights a token of a Llama-3.2-1B shape reads: recipes and Q4_0 with a Q6_K head."""
-    body = 16 * (2 * 2048 * 2048 + 2 * 512 * 2048 + 3 * 2048 * 8192)
-    head = 128256 * 2048
-
-    def q(fmt: str, count: int) -> float:
-        return _core.packed_nbytes(fmt, 2048, 2048) / 2048**2 * count / 1e6
+    def row(kind_of: Callable[[str], str], guided: bool = False) -> tuple[float, Change]:
+        return mean_bits(bed, lambda n, *_: bits(kind_of(n))), lambda n, w: theirs(
+            kind_of(n), w, weighs[n] if guided else None
+        )
 
     return {
-        "q4, head q6": round(q("q4", body) + q("q6", head), 1),
-        "q4, head q8": round(q("q4", body) + q("q8", head), 1),
-        "q4, head q4": round(q("q4", body) + q("q4", head), 1),
-        "Q4_0, head Q6_K": round((body * 4.5 + head * 6.5625) / 8e6, 1),
+        "Q8_0": row(lambda _: "Q8_0"),
+        "Q4_0, head Q6_K": row(head_in("Q4_0")),
+        "IQ4_NL, head Q6_K": row(head_in("IQ4_NL")),
+        "Q4_K, head Q6_K": row(head_in("Q4_K")),
+        "Q4_K_S": row(mix),
+        "Q4_K_S + importance": row(mix, guided=True),
+        "IQ4_NL, head Q6_K + importance": row(head_in("IQ4_NL"), guided=True),
     }
+
+
+def our_rows(bed: TestBed) -> dict[str, tuple[float, divergence.Packed]]:
+    """Recipe -> bits per weight, and the packed tensors."""
+    rows = {}
+    for quantize, method in [("q8", None), ("q8", METHODS[2]), *(("q4", m) for m in METHODS)]:
+        target = Path(tempfile.mkdtemp()) / "packed.safetensors"
+        guide = {"calibration": bed.calibration, "method": method} if method else {}
+        musespark.convert(bed.folder, target, quantize=quantize, progress=False, **guide)
+        tensors = open_model(target).tensors
+        spent = mean_bits(bed, lambda n, r, c, t=tensors: our_bits(t[n][0], r, c))
+        rows[quantize + (f" + {method}" if method else "")] = (spent, tensors)
+    return rows
+
+
+def unpacked(tensors: divergence.Packed) -> Change:
+    return lambda name, _: _core.unpack(*(tensors[name][i] for i in (0, 3, 1, 2)))
+
+
+def report(found: Divergence, spent: float, against: dict[str, Divergence]) -> dict:
+    out = {
+        "bits": round(spent, 3),
+        "perplexity": round(found.perplexity, 4),
+        "kld": found.mean(),
+        "kld_95": found.interval(),
+    }
+    for name, other in against.items():
+        ratio, between = found.ratio(other)
+        out[f"kld over {name}"] = [round(v, 3) for v in (ratio, *between)]
+    return out
+
+
+def model_table(bed: TestBed) -> dict:
+    exact = bed.exact()
+    one = divergence.measure(bed, exact, bed.changed(lambda _, w: w))
+    table = {"unquantized": {"bits": 32, "perplexity": round(one.perplexity, 4)}}
+    against: dict[str, Divergence] = {}
+    for name, (spent, change) in theirs_rows(bed).items():
+        found = divergence.measure(bed, exact, bed.changed(change))
+        if name in ("Q8_0", "Q4_K_S", "Q4_K_S + importance"):
+            against[name] = found
+        table[name] = report(found, spent, {})
+    for name, (spent, tensors) in our_rows(bed).items():
+        sides = {k: v for k, v in against.items() if (k == "Q8_0") == name.startswith("q8")}
+        found = divergence.measure(bed, exact, bed.changed(unpacked(tensors)))
+        table[name] = report(found, spent, sides)
+        table[f"{name}, engine"] = report(divergence.measure(bed, exact, tensors), spent, {})
+    tokens = sum(len(chunk) - 1 for chunk in bed.held_out)
+    given = sum(len(chunk) for chunk in bed.calibration)
+    return {"held_out_tokens": tokens, "calibration_tokens": given, "rows": table}
+
+
+def show_errors(errors: dict) -> None:
+    print("relative RMS error of the weights, percent")
+    print(f"{'':24}" + "".join(f"{form:>8}" for form in (*OURS, *KINDS)))
+    for name, row in errors.items():
+        print(f"{name:24}" + "".join(f"{row[form]:8.3f}" for form in (*OURS, *KINDS)))
+
+
+def show_model(name: str, table: dict) -> None:
+    print(f"\n{name}: {table['held_out_tokens']:,} tokens held out, calibrated on "
+          f"{table['calibration_tokens']:,}")  # fmt: skip
+    print(f"{'':32}{'bits':>7}{'perplexity':>12}{'KLD':>11}  95%")
+    for row, v in table["rows"].items():
+        line = f"{row:32}{v['bits']:7.3f}{v['perplexity']:12.4f}"
+        if "kld" in v:
+            low, high = v["kld_95"]
+            line += f"{v['kld']:11.6f}  {low:.6f} to {high:.6f}"
+        for key in (key for key in v if key.startswith("kld over ")):
+            ratio, low, high = v[key]
+            line += f"  {ratio:.2f} [{low:.2f}, {high:.2f}] of {key.removeprefix('kld over ')}'s"
+        print(line, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="the shared data folder")
-    report = {
-        "machine": machine(),
-        "weight_error_percent": weight_errors(),
-        "megabytes_per_token": bytes_per_token(),
-        "perplexity": perplexities(parser.parse_args().data),
-    }
-    for name in ("weight_error_percent", "megabytes_per_token", "perplexity"):
-        print(name)
-        for key, value in report[name].items():
-            print(f"  {key:24} {value}")
-    save("quality", report)
+    parser.add_argument("--save", action="store_true", help="write results/quality.json")
+    args = parser.parse_args()
+    beds = [divergence.nano(), divergence.stories(args.data)]
+    errors = weight_errors(beds)
+    show_errors(errors)
+    models = {}
+    for bed in beds:
+        models[bed.name] = model_table(bed)
+        show_model(bed.name, models[bed.name])
+    if args.save:
+        save("quality", {"machine": machine(), "weight_error_percent": errors,
+                         "bits_of_shapes": shape_bits(), "models": models})  # fmt: skip
 
 
 if __name__ == "__main__":

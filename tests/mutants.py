@@ -238,6 +238,20 @@ MUTANTS = (
         "test_stored.py",
     ),
     Mutant(
+        "packing: errors fed into the column before",
+        "csrc/formats/pack_feedback.inl",
+        "store(u, load(u) + missed * factor[j]);",
+        "store(u, load(u) + missed * factor[j - 1]);",
+        "test_packing_guides.py",
+    ),
+    Mutant(
+        "calibration: products of the strip before",
+        "csrc/calibrate/input_sums.cc",
+        "turned + first * count",
+        "turned + first / 2 * count",
+        "test_calibration.py",
+    ),
+    Mutant(
         "an outline of another tokenizer.json",
         "python/musespark/text/tokenizer.py",
         " or rest_of(data) != self._rest",

@@ -25,6 +25,8 @@ LAYERS = {
     "cache": {"kernels", "formats", "base"},
     "model": {"cache", "ops", "kernels", "formats", "base"},
     "decode": {"model", "cache", "ops", "kernels", "formats", "base"},
+    "calibrate": {"model", "cache", "ops", "kernels", "formats", "base"},
+    "linalg": {"base"},
 }
 GENERATED = {"build_info.h", "register_parts.inc"}
 INTRINSICS = {"immintrin.h", "arm_neon.h"}
@@ -234,6 +236,7 @@ RANKS = {
     "adapters": 6,
     "generation": 6,
     "assets": 6,
+    "calibration": 7,
     "prompts": 6,
     "machine": 6,
     "thinking": 6,
@@ -247,6 +250,7 @@ RANKS = {
     "nano": 2,
     "reference": 2,
     "_core": 1,
+    "_linalg": 1,
     "events": 1,
     "untrusted": 1,
     "results": 1,

@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -82,9 +84,9 @@ py::buffer_info byte_buffer(const py::buffer& buffer, bool writable, const char*
 }
 
 // Packs `from`, any kind of matrix that pack_row_blocks takes, into `to` on `threads` threads.
-template <class Matrix>
-void pack_threaded(WeightFormat format, const Matrix& from, const py::buffer_info& to,
-                   int threads) {
+template <class Matrix, class... Guide>
+void pack_threaded(WeightFormat format, const Matrix& from, const py::buffer_info& to, int threads,
+                   const Guide&... guide) {
   const WeightLayout layout = weight_layout(format, from.rows, from.cols);
   if (to.size * to.itemsize != layout.bytes) {
     throw InvalidRequest("pack: out has " + std::to_string(to.size * to.itemsize) +
@@ -94,18 +96,59 @@ void pack_threaded(WeightFormat format, const Matrix& from, const py::buffer_inf
   ThreadPool pool(threads);
   const std::int64_t chunk = std::clamp<std::int64_t>(layout.row_blocks / threads / 8, 1, 16);
   pool.run_chunks(layout.row_blocks, chunk, [&](std::int64_t begin, std::int64_t end, int) {
-    pack_row_blocks(format, from, begin, end, static_cast<std::uint8_t*>(to.ptr));
+    pack_row_blocks(format, from, begin, end, static_cast<std::uint8_t*>(to.ptr), guide...);
   });
 }
 
+using Floats = py::array_t<float, py::array::c_style>;
+
+void check_guide(const Floats& values, const char* name, bool positive) {
+  const float* data = values.data();
+  for (py::ssize_t i = 0; i < values.size(); ++i) {
+    if (std::isfinite(data[i]) && (!positive || data[i] > 0)) continue;
+    throw InvalidRequest(
+        std::string("pack: ") + name + " holds " + std::to_string(data[i]) +
+        (positive ? "; finite numbers above zero are allowed" : "; finite numbers are allowed"));
+  }
+}
+
+// Both arrays stay the caller's.
+PackGuide pack_guide(WeightFormat format, const StoredMatrix& matrix,
+                     const std::optional<Floats>& importance, const std::optional<Floats>& factor) {
+  PackGuide guide;
+  if (!importance && !factor) return guide;
+  if (!is_quantized(format) || holds_exactly(format, matrix.type)) {
+    throw InvalidRequest(std::string("pack: importance and factor are for rounding; ") +
+                         weight_format_name(format) + " holds these numbers");
+  }
+  if (importance) {
+    if (importance->ndim() != 1 || importance->shape(0) != matrix.cols) {
+      throw InvalidRequest("pack: importance has " + std::to_string(importance->size()) +
+                           " numbers, the matrix " + std::to_string(matrix.cols) + " columns");
+    }
+    check_guide(*importance, "importance", true);
+    guide.importance = importance->data();
+  }
+  if (factor) {
+    if (factor->ndim() != 2 || factor->shape(0) != matrix.cols || factor->shape(1) != matrix.cols) {
+      throw InvalidRequest("pack: factor has " + std::to_string(factor->size()) +
+                           " numbers, the matrix " + std::to_string(matrix.cols) + " columns");
+    }
+    check_guide(*factor, "factor", false);
+    guide.factor = factor->data();
+  }
+  return guide;
+}
+
 void pack(const std::string& format_name, const py::buffer& array, const py::buffer& out,
-          const std::string& dtype, int threads, bool quick) {
+          const std::string& dtype, int threads, bool quick,
+          const std::optional<Floats>& importance, const std::optional<Floats>& factor) {
   const WeightFormat format = weight_format_from_name(format_name);
   const py::buffer_info from = array.request();
   const py::buffer_info to = byte_buffer(out, true, "pack: out");
   StoredMatrix matrix = stored_matrix(from, dtype, "pack");
   matrix.quick = quick;
-  pack_threaded(format, matrix, to, threads);
+  pack_threaded(format, matrix, to, threads, pack_guide(format, matrix, importance, factor));
 }
 
 void pack_blocks(const std::string& format_name, const py::buffer& blocks, std::int64_t rows,
@@ -242,11 +285,13 @@ void register_weights(py::module_& m) {
       py::arg("format"), py::arg("rows"), py::arg("cols"), "Bytes of a packed rows x cols matrix.");
   m.def("pack", &pack, py::arg("format"), py::arg("array"), py::kw_only(), py::arg("out"),
         py::arg("dtype") = "f32", py::arg("threads") = 1, py::arg("quick") = false,
+        py::arg("importance") = py::none(), py::arg("factor") = py::none(),
         "Packs a 2-D array of the stored type `dtype` (float32, float16, uint16 bits, or\n"
         "uint8 rows of blocks of any stored type; rows may be strided) into `out`, a writable\n"
         "buffer of packed_nbytes(format, rows, cols) bytes. The bytes do not depend on threads or\n"
         "machine. Blocks that the format holds exactly are repacked (see pack_blocks). Raises "
-        "InvalidRequest for a number that is not finite. `quick` tries fewer scales.");
+        "InvalidRequest for a number that is not finite. `quick` tries fewer scales. `importance`\n"
+        "float32 [cols] and `factor` float32 [cols, cols] guide the rounding (formats/pack.h).");
   m.def("pack_blocks", &pack_blocks, py::arg("format"), py::arg("blocks"), py::kw_only(),
         py::arg("rows"), py::arg("cols"), py::arg("out"), py::arg("threads") = 1,
         "Packs rows of GGUF blocks, exactly: Q8_0 into q8g32h, Q4_0 into q4g32h, IQ4_NL into\n"

@@ -40,9 +40,11 @@ std::int64_t group_columns(WeightFormat format) {
 // Work space of one row block, reused for the next.
 class RowBlockPacker {
  public:
-  RowBlockPacker(WeightFormat format, const StoredMatrix& from, const PackSteps& steps)
+  RowBlockPacker(WeightFormat format, const StoredMatrix& from, const PackGuide& guide,
+                 const PackSteps& steps)
       : format_(format),
         from_(from),
+        guide_(guide),
         steps_(steps),
         layout_(weight_layout(format, from.rows, from.cols)),
         tile_(std::max(sizeof(PackTile), kPackTile * kRowBlock * sizeof(float))),
@@ -52,7 +54,12 @@ class RowBlockPacker {
     const auto padded = static_cast<std::size_t>(layout_.padded_cols);
     codes_ = AlignedBuffer(padded * kRowBlock);
     scales_ = AlignedBuffer(padded / kSubGroup * kRowBlock * sizeof(float));
-    inverse_ = AlignedBuffer(static_cast<std::size_t>(layout_.blocks) * kRowBlock * sizeof(float));
+    const auto floats_of_blocks = static_cast<std::size_t>(layout_.blocks) * kRowBlock * 4;
+    inverse_ = AlignedBuffer(floats_of_blocks);
+    step_ = AlignedBuffer(floats_of_blocks);
+    if (!guide.factor) return;
+    exact_ = AlignedBuffer(columns_.size());
+    missed_ = AlignedBuffer(columns_.size());
   }
 
   void pack(std::int64_t index, std::uint8_t* to) {
@@ -152,63 +159,96 @@ class RowBlockPacker {
                         columns_.as<float>(),
                         scales_.as<float>(),
                         inverse_.as<float>(),
+                        guide_.importance,
                         reinterpret_cast<std::int8_t*>(to + layout_.sub_offset),
                         codes_.as<std::uint8_t>()};
     const std::int64_t padding = layout_.padded_cols - from_.cols;
     std::memset(codes_.as<std::uint8_t>() + from_.cols * kRowBlock, 0,
                 static_cast<std::size_t>(padding * kRowBlock));
     steps_.fit(rows);
-    choose_scales(to);
-    steps_.encode(rows);
+    choose_row_scales(to);
+    if (guide_.factor) {
+      encode_fed(rows, to);
+    } else {
+      for (std::int64_t b = 0; b < layout_.blocks; ++b) choose_block_scale(b, to);
+      steps_.encode(rows);
+    }
     clear_padding_rows();
     steps_.lay_out(codes_.as<std::uint8_t>(), layout_.padded_cols, code_bits(format_),
                    to + layout_.codes_offset);
   }
 
-  // Row and block scales from the groups' scales; inverse_ for the second step.
-  void choose_scales(std::uint8_t* to) {
-    const bool is_signed = block_columns(format_) == kBlockG32;  // else sub-scales have signs
-    float largest[kRowBlock] = {}, row[kRowBlock], ratio[kRowBlock];
-    find_steps(largest);
+  // Row scales from the groups' scales: a row's largest step of w8.
+  void choose_row_scales(std::uint8_t* to) {
+    float row[kRowBlock];
+    std::fill(largest_, largest_ + kRowBlock, 0.0f);
+    for (std::int64_t b = 0; b < layout_.blocks; ++b) {
+      find_step(b);
+      const float* step = step_.as<float>() + b * kRowBlock;
+      for (int r = 0; r < kRowBlock; ++r) largest_[r] = std::max(largest_[r], step[r]);
+    }
     for (int r = 0; r < kRowBlock; ++r) {
-      row[r] = amax_[r] < kSmallestRow ? 0.0f : amax_[r] * largest[r];
+      row[r] = amax_[r] < kSmallestRow ? 0.0f : amax_[r] * largest_[r];
     }
     std::memcpy(to, row, sizeof row);
-    const float* scales = scales_.as<float>();
-    for (std::int64_t b = 0; b < layout_.blocks; ++b, scales += kRowBlock) {
-      float* step = inverse_.as<float>() + b * kRowBlock;
-      for (int r = 0; r < kRowBlock; ++r) {
-        ratio[r] = largest[r] == 0.0f ? 0.0f : step[r] / largest[r];
-        if (is_signed && b < groups_ && scales[r] < 0.0f) ratio[r] = -ratio[r];
-      }
-      std::uint16_t block[kRowBlock];
-      f32_to_f16(ratio, block, kRowBlock);
-      std::memcpy(to + layout_.block_offset + b * kRowBlock * 2, block, sizeof block);
-      f16_to_f32(block, ratio, kRowBlock);
-      for (int r = 0; r < kRowBlock; ++r) {
-        const float rounded = ratio[r] * largest[r];
-        step[r] = rounded == 0.0f ? 0.0f : 1.0f / rounded;
-      }
+  }
+
+  // The f16 scale of block b from its step, and what the step then is, with its inverse.
+  void choose_block_scale(std::int64_t b, std::uint8_t* to) {
+    const bool is_signed = block_columns(format_) == kBlockG32;  // else sub-scales have signs
+    const float* scales = scales_.as<float>() + b * kRowBlock;
+    float* step = step_.as<float>() + b * kRowBlock;
+    float* inverse = inverse_.as<float>() + b * kRowBlock;
+    float ratio[kRowBlock];
+    for (int r = 0; r < kRowBlock; ++r) {
+      ratio[r] = largest_[r] == 0.0f ? 0.0f : step[r] / largest_[r];
+      if (is_signed && b < groups_ && scales[r] < 0.0f) ratio[r] = -ratio[r];
+    }
+    std::uint16_t block[kRowBlock];
+    f32_to_f16(ratio, block, kRowBlock);
+    std::memcpy(to + layout_.block_offset + b * kRowBlock * 2, block, sizeof block);
+    f16_to_f32(block, ratio, kRowBlock);
+    for (int r = 0; r < kRowBlock; ++r) {
+      step[r] = ratio[r] * largest_[r];
+      inverse[r] = step[r] == 0.0f ? 0.0f : 1.0f / step[r];
     }
   }
 
-  // One w8 step of each block into inverse_, and the largest of each row: the largest group of a
-  // block gets sub-scale 127 of 128.
-  void find_steps(float* largest) {
+  // The w8 step of block b: its largest group gets sub-scale 127 of 128.
+  void find_step(std::int64_t b) {
     const std::int64_t per_block = block_columns(format_) / group_columns(format_);
     const float factor = format_ == WeightFormat::q4   ? 128.0f / 127.0f
                          : format_ == WeightFormat::q6 ? 32.0f / 127.0f
                                                        : 1.0f;
+    float* step = step_.as<float>() + b * kRowBlock;
+    std::fill(step, step + kRowBlock, 0.0f);
+    for (std::int64_t g = b * per_block; g < std::min(groups_, (b + 1) * per_block); ++g) {
+      const float* scale = scales_.as<float>() + g * kRowBlock;
+      for (int r = 0; r < kRowBlock; ++r) step[r] = std::max(step[r], std::fabs(scale[r]));
+    }
+    for (int r = 0; r < kRowBlock; ++r) step[r] *= factor;
+  }
+
+  // Scales and codes of one block after the other, errors fed forward.
+  void encode_fed(const PackRows& rows, std::uint8_t* to) {
+    std::memcpy(exact_.data(), columns_.data(), columns_.size());
+    const PackFeedback feedback{guide_.factor, exact_.as<float>(), step_.as<float>(),
+                                missed_.as<float>()};
+    const std::int64_t width = group_columns(format_);
     for (std::int64_t b = 0; b < layout_.blocks; ++b) {
-      float* step = inverse_.as<float>() + b * kRowBlock;
-      std::fill(step, step + kRowBlock, 0.0f);
-      for (std::int64_t g = b * per_block; g < std::min(groups_, (b + 1) * per_block); ++g) {
-        const float* scale = scales_.as<float>() + g * kRowBlock;
-        for (int r = 0; r < kRowBlock; ++r) step[r] = std::max(step[r], std::fabs(scale[r]));
+      const std::int64_t first = b * rows.block_cols;
+      const std::int64_t end = std::min(from_.cols, first + rows.block_cols);
+      if (first < end) steps_.carry(rows, feedback, 0, first, static_cast<int>(end - first));
+      for (std::int64_t k = first; k < end; k += width) {
+        steps_.refit(rows, k, static_cast<int>(std::min(end - k, width)));
       }
-      for (int r = 0; r < kRowBlock; ++r) {
-        step[r] *= factor;
-        largest[r] = std::max(largest[r], step[r]);
+      find_step(b);
+      choose_block_scale(b, to);
+      for (std::int64_t k = first; k < end; k += width) {
+        const int n = static_cast<int>(std::min(end - k, width));
+        steps_.carry(rows, feedback, first, k, n);
+        if (k > first) steps_.refit(rows, k, n);
+        steps_.encode_fed(rows, feedback, k, n);
       }
     }
   }
@@ -224,11 +264,15 @@ class RowBlockPacker {
 
   WeightFormat format_;
   StoredMatrix from_;
+  PackGuide guide_;
   const PackSteps& steps_;
   WeightLayout layout_;
   AlignedBuffer tile_;  // floats [16][kPackTile], or a PackTile
-  AlignedBuffer columns_, codes_, scales_, inverse_;
+  AlignedBuffer columns_, codes_, scales_;
+  AlignedBuffer step_, inverse_;  // [blocks][16]: u of one w8
+  AlignedBuffer exact_, missed_;  // feedback: as columns_
   float amax_[kRowBlock] = {};
+  float largest_[kRowBlock] = {};  // step of a row
   std::int64_t rows_ = kRowBlock;  // of the block at hand
   std::int64_t groups_ = 0;
 };
@@ -253,7 +297,7 @@ bool pack_iq4_xs(const StoredMatrix& from, std::int64_t index, std::vector<std::
 }  // namespace
 
 void pack_row_blocks(WeightFormat format, const StoredMatrix& from, std::int64_t begin,
-                     std::int64_t end, std::uint8_t* to) {
+                     std::int64_t end, std::uint8_t* to, const PackGuide& guide) {
   if (holds_exactly(format, from.type)) {
     const BlockMatrix blocks{from.data, from.rows, from.cols, from.row_bytes};
     return pack_row_blocks(format, blocks, begin, end, to);
@@ -261,7 +305,7 @@ void pack_row_blocks(WeightFormat format, const StoredMatrix& from, std::int64_t
   const std::int64_t bytes = weight_layout(format, from.rows, from.cols).row_block_bytes;
   const bool same_codes = format == WeightFormat::iq4g32h && from.type == StoredType::iq4_xs;
   const FloatEnv environment;
-  RowBlockPacker packer(format, from, steps_of_machine());
+  RowBlockPacker packer(format, from, guide, steps_of_machine());
   std::vector<std::uint8_t> blocks;
   for (std::int64_t b = begin; b < end; ++b) {
     if (!same_codes || !pack_iq4_xs(from, b, &blocks, to + b * bytes)) {

@@ -15,6 +15,16 @@
 // keeps its codes in iq4g32h, each scale rounded to f16.
 //
 // A row whose largest magnitude is below 1e-30 packs to zeros.
+//
+// With a PackGuide the squared errors that a search adds up are each times the column's importance;
+// and errors are fed forward: with H = X^T X of the inputs x that the matrix is multiplied with,
+// H = M M^T, M upper triangular, and factor[i][k] = M[i][k] / M[k][k], column k is rounded from
+//
+//     w[k] + sum over i < k of (w[i] - packed[i]) * factor[i][k]
+//
+// which is where sum |x . (w - packed)|^2 is least, given the columns before it. It is what GPTQ
+// does by way of the inverse of H. Row scales come from the matrix itself, block scales from what is
+// rounded when their block begins, sub-scales when their group begins.
 #pragma once
 
 #include <cstdint>
@@ -33,11 +43,16 @@ struct StoredMatrix {
   bool quick = false;      // fewer trial scales: for numbers that have been quantized before
 };
 
+struct PackGuide {
+  const float* importance = nullptr;  // [cols], finite and above zero; null: all alike
+  const float* factor = nullptr;      // [cols][cols], finite; null: no feedback
+};
+
 // Packs row blocks [begin, end) of `from` to their places in `to`, the start of the whole packed
 // matrix (weight_layout(...).bytes long). Calls on disjoint ranges may run at the same time. Takes
-// about 100 bytes per column of memory. Throws InvalidRequest for a number that is not finite,
-// naming its row and column.
+// about 100 bytes per column of memory (with feedback 250). A guide is for quantized formats.
+// Throws InvalidRequest for a number that is not finite, naming its row and column.
 void pack_row_blocks(WeightFormat format, const StoredMatrix& from, std::int64_t begin,
-                     std::int64_t end, std::uint8_t* to);
+                     std::int64_t end, std::uint8_t* to, const PackGuide& guide = {});
 
 }  // namespace musespark

@@ -112,18 +112,28 @@ MUSESPARK_INLINE F32 nearest_index<Int4Levels>(F32 t) {
   return nearest_level<Int4Levels>(t) + 8.0f;
 }
 
-// Sums that a trial scale gives: of u * level and of level^2.
+// Sums that a trial scale gives: of u * level and of level^2, each times the column's importance.
 struct Fit {
   F32 dot = {}, square = {};
 };
 
-template <class Levels>
-MUSESPARK_INLINE Fit fit_levels(const float* u, int n, F32 inverse) {
+// What counts as importance: an array of it by column, or nothing.
+struct Alike {
+  MUSESPARK_INLINE F32 operator()(int, F32 v) const { return v; }
+};
+struct Weighed {
+  const float* importance;
+  MUSESPARK_INLINE F32 operator()(int k, F32 v) const { return v * importance[k]; }
+};
+
+template <class Levels, class Weigh>
+MUSESPARK_INLINE Fit fit_levels(const float* u, int n, F32 inverse, Weigh weigh) {
   Fit fit;
   for (int k = 0; k < n; ++k) {
     const F32 x = load(u + k * kRowBlock), level = nearest_level<Levels>(x * inverse);
-    fit.dot += x * level;
-    fit.square += level * level;
+    const F32 weighed = weigh(k, level);
+    fit.dot += x * weighed;
+    fit.square += level * weighed;
   }
   return fit;
 }
@@ -132,8 +142,8 @@ MUSESPARK_INLINE Fit fit_levels(const float* u, int n, F32 inverse) {
 // least-squares scale of the levels that a trial scale gives: that error is
 // sum u^2 - (sum u*level)^2 / sum level^2. Tried with both signs; where quick with the one that
 // takes the largest number to the table's long end.
-template <class Levels>
-MUSESPARK_INLINE F32 fit_group_table(const float* u, int n, bool quick) {
+template <class Levels, class Weigh>
+MUSESPARK_INLINE F32 fit_group_table(const float* u, int n, bool quick, Weigh weigh) {
   F32 amax = {}, extreme = {};
   for (int k = 0; k < n; ++k) {
     const F32 x = load(u + k * kRowBlock);
@@ -142,7 +152,7 @@ MUSESPARK_INLINE F32 fit_group_table(const float* u, int n, bool quick) {
   }
   F32 best_gain = {}, best_scale = {};
   const auto attempt = [&](F32 inverse) {
-    const Fit fit = fit_levels<Levels>(u, n, inverse);
+    const Fit fit = fit_levels<Levels>(u, n, inverse, weigh);
     const F32 scale = fit.dot / fit.square, gain = fit.dot * scale;
     best_scale = gain > best_gain ? scale : best_scale;
     best_gain = gain > best_gain ? gain : best_gain;
@@ -193,24 +203,29 @@ MUSESPARK_INLINE F32 table_place(const Q4Table& table, F32 x) {
   return __builtin_convertvector(place, F32);
 }
 
+// The value nearest to x.
+MUSESPARK_INLINE F32 table_value(const Q4Table& table, F32 x) {
+  F32 value = table.value[0];
+#pragma GCC unroll 15
+  for (int i = 0; i < 15; ++i) value = x > table.border[i] ? table.value[i + 1] : value;
+  return value;
+}
+
 // Squared error of n columns t (units of w8) under the table.
-MUSESPARK_INLINE F32 table_error(const Q4Table& table, const F32* t, int n) {
+template <class Weigh>
+MUSESPARK_INLINE F32 table_error(const Q4Table& table, const F32* t, int n, Weigh weigh) {
   F32 error = {};
   for (int k = 0; k < n; ++k) {
-    const F32 x = t[k] * table.sign;
-    F32 value = table.value[0];
-#pragma GCC unroll 15
-    for (int i = 0; i < 15; ++i) value = x > table.border[i] ? table.value[i + 1] : value;
-    const F32 miss = x - value;
-    error += miss * miss;
+    const F32 x = t[k] * table.sign, miss = x - table_value(table, x);
+    error += weigh(k, miss * miss);
   }
   return error;
 }
 
-MUSESPARK_INLINE void encode_group_q4(const float* u, int n, F32 scale, F32 inverse, bool quick,
-                                      std::int8_t* sub, std::uint8_t* codes) {
-  F32 t[kSubGroup];
-  for (int k = 0; k < n; ++k) t[k] = load(u + k * kRowBlock) * inverse;
+// The table of the best sub-scale for t (units of w8), which is stored.
+template <class Weigh>
+MUSESPARK_INLINE Q4Table choose_table(const F32* t, int n, F32 scale, F32 inverse, bool quick,
+                                      Weigh weigh, std::int8_t* sub) {
   const F32 middle = rounded(scale * inverse * 128.0f);
   constexpr int kSteps[] = {0, 1, -1, 2, -2};
   F32 best_error = splat(3.0e38f), best_sub = quick ? clamped(middle, -127.0f, 127.0f) : F32{};
@@ -219,12 +234,21 @@ MUSESPARK_INLINE void encode_group_q4(const float* u, int n, F32 scale, F32 inve
     if (quick) break;
     const F32 candidate = clamped(middle + static_cast<float>(step), -127.0f, 127.0f);
     make_table(candidate, &table);
-    const F32 error = table_error(table, t, n);
+    const F32 error = table_error(table, t, n, weigh);
     best_sub = error < best_error ? candidate : best_sub;
     best_error = error < best_error ? error : best_error;
   }
   store_bytes(reinterpret_cast<std::uint8_t*>(sub), best_sub);
   make_table(best_sub, &table);
+  return table;
+}
+
+template <class Weigh>
+MUSESPARK_INLINE void encode_group_q4(const float* u, int n, F32 scale, F32 inverse, bool quick,
+                                      Weigh weigh, std::int8_t* sub, std::uint8_t* codes) {
+  F32 t[kSubGroup];
+  for (int k = 0; k < n; ++k) t[k] = load(u + k * kRowBlock) * inverse;
+  const Q4Table table = choose_table(t, n, scale, inverse, quick, weigh, sub);
   for (int k = 0; k < n; ++k) {
     store_bytes(codes + k * kRowBlock, table_place(table, t[k] * table.sign));
   }
@@ -235,7 +259,8 @@ MUSESPARK_INLINE void encode_group_q4(const float* u, int n, F32 scale, F32 inve
 // Scales tried, as multiples of (largest magnitude / 32).
 constexpr float kQ6Scales[] = {0.90f, 0.94f, 0.97f, 1.0f, 1.02f, 1.05f};
 
-MUSESPARK_INLINE F32 fit_group_q6(const float* u, int n, bool quick) {
+template <class Weigh>
+MUSESPARK_INLINE F32 fit_group_q6(const float* u, int n, bool quick, Weigh weigh) {
   F32 amax = {};
   for (int k = 0; k < n; ++k) amax = larger(magnitude(load(u + k * kRowBlock)), amax);
   F32 best_gain = {}, best_scale = {};
@@ -248,8 +273,9 @@ MUSESPARK_INLINE F32 fit_group_q6(const float* u, int n, bool quick) {
       for (int k = 0; k < n; ++k) {
         const F32 x = load(u + k * kRowBlock), t = x * inverse;
         const F32 code = clamped(rounded(sign ? -t : t), -32.0f, 31.0f);
-        dot += x * code;
-        square += code * code;
+        const F32 weighed = weigh(k, code);
+        dot += x * weighed;
+        square += code * weighed;
       }
       const F32 scale = dot / square;
       const F32 gain = dot * scale;
@@ -267,37 +293,51 @@ MUSESPARK_INLINE F32 code_q6(F32 t, F32 per_code) {
 
 MUSESPARK_INLINE F32 codes_per_w8(F32 sub) { return sub == 0.0f ? F32{} : 32.0f / sub; }
 
+// w8 of a code under a sub-scale.
+MUSESPARK_INLINE F32 value_q6(F32 code, I32 sub) {
+  return __builtin_convertvector((__builtin_convertvector(code, I32) * sub * 4 + 64) >> 7, F32);
+}
+
 // Squared error of n columns under a sub-scale.
-MUSESPARK_INLINE F32 error_q6(const float* u, int n, F32 sub, F32 inverse) {
+template <class Weigh>
+MUSESPARK_INLINE F32 error_q6(const float* u, int n, F32 sub, F32 inverse, Weigh weigh) {
   const I32 s = __builtin_convertvector(sub, I32);
   const F32 per_code = codes_per_w8(sub);
   F32 error = {};
   for (int k = 0; k < n; ++k) {
     const F32 t = load(u + k * kRowBlock) * inverse;
-    const I32 w8 = (__builtin_convertvector(code_q6(t, per_code), I32) * s * 4 + 64) >> 7;
-    const F32 miss = t - __builtin_convertvector(w8, F32);
-    error += miss * miss;
+    const F32 miss = t - value_q6(code_q6(t, per_code), s);
+    error += weigh(k, miss * miss);
   }
   return error;
 }
 
-MUSESPARK_INLINE void encode_group_q6(const float* u, int n, F32 scale, F32 inverse, bool quick,
-                                      std::int8_t* sub, std::uint8_t* codes) {
+// The best sub-scale, which is stored.
+template <class Weigh>
+MUSESPARK_INLINE F32 choose_sub_q6(const float* u, int n, F32 scale, F32 inverse, bool quick,
+                                   Weigh weigh, std::int8_t* sub) {
   const F32 middle = clamped(rounded(scale * inverse * 32.0f), -127.0f, 127.0f);
   constexpr int kSteps[] = {0, 1, -1};
   F32 best_error = splat(3.0e38f), best_sub = quick ? middle : F32{};
   for (const int step : kSteps) {
     if (quick) break;
     const F32 candidate = clamped(middle + static_cast<float>(step), -127.0f, 127.0f);
-    const F32 error = error_q6(u, n, candidate, inverse);
+    const F32 error = error_q6(u, n, candidate, inverse, weigh);
     best_sub = error < best_error ? candidate : best_sub;
     best_error = error < best_error ? error : best_error;
   }
-  const F32 per_code = codes_per_w8(best_sub);
+  store_bytes(reinterpret_cast<std::uint8_t*>(sub), best_sub);
+  return best_sub;
+}
+
+template <class Weigh>
+MUSESPARK_INLINE void encode_group_q6(const float* u, int n, F32 scale, F32 inverse, bool quick,
+                                      Weigh weigh, std::int8_t* sub, std::uint8_t* codes) {
+  const F32 best = choose_sub_q6(u, n, scale, inverse, quick, weigh, sub);
+  const F32 per_code = codes_per_w8(best);
   for (int k = 0; k < n; ++k) {
     store_bytes(codes + k * kRowBlock, code_q6(load(u + k * kRowBlock) * inverse, per_code));
   }
-  store_bytes(reinterpret_cast<std::uint8_t*>(sub), best_sub);
 }
 
 // ---- a row block ------------------------------------------------------------------------------
@@ -313,6 +353,8 @@ MUSESPARK_INLINE F32 fit_group_bytes(const float* u, int n) {
   return amax / 127.0f;
 }
 
+MUSESPARK_INLINE F32 code_q8(F32 t) { return clamped(rounded(t), -127.0f, 127.0f); }
+
 // Divides n columns by their rows' largest magnitudes.
 MUSESPARK_INLINE void to_unit(const PackRows& rows, std::int64_t k, int n, int lane) {
   float* u = rows.u + k * kRowBlock + lane;
@@ -320,33 +362,39 @@ MUSESPARK_INLINE void to_unit(const PackRows& rows, std::int64_t k, int n, int l
   for (int i = 0; i < n; ++i) store(u + i * kRowBlock, load(u + i * kRowBlock) * by);
 }
 
-// Scales of the group of `n` columns at k, rows lane .. lane + kLanes - 1.
-MUSESPARK_INLINE void fit_group(const PackRows& rows, std::int64_t k, int n, int lane) {
-  to_unit(rows, k, n, lane);
-  const float* u = rows.u + k * kRowBlock + lane;
-  F32 scale;
+template <class Weigh>
+MUSESPARK_INLINE F32 fit_group_of(const PackRows& rows, const float* u, int n, Weigh weigh) {
   switch (rows.format) {
     case WeightFormat::q4:
     case WeightFormat::iq4g32h:
-      scale = fit_group_table<Q4Levels>(u, n, rows.quick);
-      break;
+      return fit_group_table<Q4Levels>(u, n, rows.quick, weigh);
     case WeightFormat::q4g32h:
-      scale = fit_group_table<Int4Levels>(u, n, rows.quick);
-      break;
+      return fit_group_table<Int4Levels>(u, n, rows.quick, weigh);
     case WeightFormat::mxfp4:
-      scale = fit_group_table<E2m1Levels>(u, n, rows.quick);
-      break;
+      return fit_group_table<E2m1Levels>(u, n, rows.quick, weigh);
     case WeightFormat::q6:
-      scale = fit_group_q6(u, n, rows.quick);
-      break;
+      return fit_group_q6(u, n, rows.quick, weigh);
     default:
-      scale = fit_group_bytes(u, n);
-      break;
+      return fit_group_bytes(u, n);
   }
-  store(rows.scales + k / group_width(rows.format) * kRowBlock + lane, scale);
 }
 
-MUSESPARK_INLINE void encode_group(const PackRows& rows, std::int64_t k, int n, int lane) {
+// Scales of the group of `n` columns at k, rows lane .. lane + kLanes - 1.
+MUSESPARK_INLINE void fit_group(const PackRows& rows, std::int64_t k, int n, int lane) {
+  const float* u = rows.u + k * kRowBlock + lane;
+  store(rows.scales + k / group_width(rows.format) * kRowBlock + lane,
+        rows.importance ? fit_group_of(rows, u, n, Weighed{rows.importance + k})
+                        : fit_group_of(rows, u, n, Alike{}));
+}
+
+MUSESPARK_INLINE void fit_unit_group(const PackRows& rows, std::int64_t k, int n, int lane) {
+  to_unit(rows, k, n, lane);
+  fit_group(rows, k, n, lane);
+}
+
+template <class Weigh>
+MUSESPARK_INLINE void encode_group_of(const PackRows& rows, std::int64_t k, int n, int lane,
+                                      Weigh weigh) {
   const float* u = rows.u + k * kRowBlock + lane;
   const F32 inverse = load(rows.inverse + k / rows.block_cols * kRowBlock + lane);
   std::uint8_t* codes = rows.codes + k * kRowBlock + lane;
@@ -354,9 +402,9 @@ MUSESPARK_INLINE void encode_group(const PackRows& rows, std::int64_t k, int n, 
   std::int8_t* sub = rows.sub + k / kSubGroup * kRowBlock + lane;
   switch (rows.format) {
     case WeightFormat::q4:
-      return encode_group_q4(u, n, load(scale), inverse, rows.quick, sub, codes);
+      return encode_group_q4(u, n, load(scale), inverse, rows.quick, weigh, sub, codes);
     case WeightFormat::q6:
-      return encode_group_q6(u, n, load(scale), inverse, rows.quick, sub, codes);
+      return encode_group_q6(u, n, load(scale), inverse, rows.quick, weigh, sub, codes);
     case WeightFormat::q4g32h:
       return encode_group_table<Int4Levels>(u, n, inverse, codes);
     case WeightFormat::iq4g32h:
@@ -367,9 +415,21 @@ MUSESPARK_INLINE void encode_group(const PackRows& rows, std::int64_t k, int n, 
       break;
   }
   for (int i = 0; i < n; ++i) {
-    store_bytes(codes + i * kRowBlock,
-                clamped(rounded(load(u + i * kRowBlock) * inverse), -127.0f, 127.0f));
+    store_bytes(codes + i * kRowBlock, code_q8(load(u + i * kRowBlock) * inverse));
   }
+}
+
+MUSESPARK_INLINE void encode_group(const PackRows& rows, std::int64_t k, int n, int lane) {
+  if (rows.importance) {
+    encode_group_of(rows, k, n, lane, Weighed{rows.importance + k});
+  } else {
+    encode_group_of(rows, k, n, lane, Alike{});
+  }
+}
+
+template <void (*kStep)(const PackRows&, std::int64_t, int, int)>
+MUSESPARK_INLINE void all_lanes(const PackRows& rows, std::int64_t k, int n) {
+  for (int lane = 0; lane < kRowBlock; lane += kLanes) kStep(rows, k, n, lane);
 }
 
 template <void (*kStep)(const PackRows&, std::int64_t, int, int)>
@@ -377,9 +437,7 @@ MUSESPARK_INLINE void all_groups(const PackRows& rows) {
   const std::int64_t width = group_width(rows.format);
   for (std::int64_t k = 0; k < rows.cols; k += width) {
     const std::int64_t left = rows.cols - k;
-    for (int lane = 0; lane < kRowBlock; lane += kLanes) {
-      kStep(rows, k, static_cast<int>(left < width ? left : width), lane);
-    }
+    all_lanes<kStep>(rows, k, static_cast<int>(left < width ? left : width));
   }
 }
 

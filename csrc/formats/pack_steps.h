@@ -14,12 +14,22 @@ struct PackRows {
   bool quick;
   std::int64_t cols;  // K, unpadded
   std::int64_t block_cols;
-  const float* to_unit;  // [16], one over the largest magnitude of a row, or 0
-  float* u;              // [K][16], multiplied by to_unit by fit
-  float* scales;         // [groups][16], written by fit, read by encode
-  const float* inverse;  // [blocks][16], read by encode: w8 = u * inverse
-  std::int8_t* sub;      // [Kp/32][16], written by encode (q4, q6)
-  std::uint8_t* codes;   // [Kp][16], one code a byte, written by encode
+  const float* to_unit;     // [16], one over the largest magnitude of a row, or 0
+  float* u;                 // [K][16], multiplied by to_unit by fit
+  float* scales;            // [groups][16], written by fit, read by encode
+  const float* inverse;     // [blocks][16], read by encode: w8 = u * inverse
+  const float* importance;  // [K]: how much a column's squared error counts; null: all the same
+  std::int8_t* sub;         // [Kp/32][16], written by encode (q4, q6)
+  std::uint8_t* codes;      // [Kp][16], one code a byte, written by encode
+};
+
+// What error feedback adds to them (pack.h): u is then what columns are rounded from, and changes
+// as errors arrive.
+struct PackFeedback {
+  const float* factor;  // [K][K], upper triangle without its diagonal
+  const float* exact;   // [K][16], the numbers of the matrix in units of u
+  const float* step;    // [blocks][16], u of one w8
+  float* missed;        // [K][16], exact minus packed of the columns so far
 };
 
 inline constexpr std::int64_t kPackTile = 256;  // columns that are turned at a time
@@ -42,6 +52,13 @@ struct PackSteps {
                         std::uint32_t* largest);
   void (*fit)(const PackRows& rows);
   void (*encode)(const PackRows& rows);
+  // fit and encode of error feedback, `n` columns from k, of one block: refit leaves u alone; carry
+  // adds what columns [from, k) missed to u; encode_fed carries from column to column, and of
+  // formats with sub-scales takes one group.
+  void (*refit)(const PackRows& rows, std::int64_t k, int n);
+  void (*carry)(const PackRows& rows, const PackFeedback& feedback, std::int64_t from,
+                std::int64_t k, int n);
+  void (*encode_fed)(const PackRows& rows, const PackFeedback& feedback, std::int64_t k, int n);
   // Codes [padded_cols][16] of `bits` (8, 6 or 4) to their places in a row block (weights.h).
   void (*lay_out)(const std::uint8_t* codes, std::int64_t padded_cols, int bits, std::uint8_t* to);
 };

@@ -94,6 +94,10 @@ struct TextModel::Impl {
   }
   Rows normed(const Needs& needs) const { return work.normed.view(rows, spec.hidden, needs, true); }
 
+  void show(InputOf what, std::size_t index, const Rows& in) const {
+    if (tap) tap->see(what, static_cast<std::int64_t>(index), 0, in);
+  }
+
   const ModelSpec spec;
   const KernelTable& kernels;
   PreparedModel model;
@@ -102,6 +106,7 @@ struct TextModel::Impl {
   StepWidths widths;
 
   // The step under way.
+  InputTap* tap = nullptr;
   Workspace work;
   AttentionPlan plan;
   ExpertsRunner experts;
@@ -219,6 +224,7 @@ void TextModel::Impl::joint_norm(const Norm& norm, float* x, std::int64_t ld, st
 void TextModel::Impl::project(std::size_t index) {
   const PreparedLayer& layer = model.layers[index];
   const Rows in = normed(layer.attn_needs);
+  show(InputOf::attn, index, in);
   const std::int64_t ld = RowsBuffer::padded(layer.qkv_cols());
   const std::int64_t ld_gate = RowsBuffer::padded(layer.q_cols());
   float* k = work.qkv + layer.q_cols();
@@ -286,6 +292,7 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
   const Rows joined = work.joined.view(rows, layer.q_cols(), layer.o_needs, true);
   join_heads(jobs, kernels, shape, work.heads, batch, chosen, layer.out_norm,
              layer.output_gate() ? work.gate : nullptr, ld_gate, joined);
+  show(InputOf::o, index, joined);
   const LinearOutput out{&joined, &layer.o, work.delta, RowsBuffer::padded(spec.hidden)};
   linear(jobs, kernels, std::span(&out, 1));
   const AdaptedRows::Product product{AdapterTarget::o, &joined, work.delta, out.ldo};
@@ -319,14 +326,17 @@ void TextModel::Impl::gate_and_up(std::size_t index, const Rows& in, const Rows&
 void TextModel::Impl::mlp(std::size_t index, const Norm& next, const Needs& next_needs) {
   const PreparedLayer& layer = model.layers[index];
   const Rows in = normed(layer.mlp_needs);
+  show(InputOf::mlp, index, in);
   if (layer.experts) {
-    experts.run(jobs, kernels, *layer.experts, in, work.delta);
+    experts.run(jobs, kernels, *layer.experts, in, work.delta, tap,
+                static_cast<std::int64_t>(index));
   } else {
     Rows hidden = work.mlp.view(rows, layer.intermediate, layer.down_needs, false);
     if (!hidden.x && adapted.any(index, AdapterTarget::down)) {
       hidden.x = adapted.inner(rows, layer.intermediate).hidden;
     }
     gate_and_up(index, in, hidden);
+    show(InputOf::down, index, hidden);
     const LinearOutput out{&hidden, &layer.mlp.down, work.delta, RowsBuffer::padded(spec.hidden)};
     linear(jobs, kernels, std::span(&out, 1));
     const AdaptedRows::Product product{AdapterTarget::down, &hidden, work.delta, out.ldo};
@@ -340,6 +350,7 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
                                  float* logits_out) {
   const FloatEnv environment;
   const auto interrupted = [&] { return control.interrupted && control.interrupted(); };
+  tap = control.tap;
   check(spans);
   collect_rows(spans);
   adapted.begin(spans);
@@ -362,6 +373,7 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
     mlp(i, last ? model.final_norm : model.layers[i + 1].attn_norm,
         last ? model.head_needs : model.layers[i + 1].attn_needs);
   }
+  if (rows > 0) show(InputOf::head, 0, normed(model.head_needs));
   if (interrupted()) return StepOutcome::interrupted;
   if (rows > 0) {
     const Rows in = normed(model.head_needs);

@@ -12,6 +12,7 @@
 #include "cache/sequence.h"
 #include "formats/weights.h"
 #include "model/spec.h"
+#include "ops/tap.h"
 
 namespace musespark {
 
@@ -42,7 +43,8 @@ struct StepSpan {
 
 // Asked on the calling thread before every layer and before the head; true discards the step.
 struct StepControl {
-  std::function<bool()> interrupted;  // empty: never
+  std::function<bool()> interrupted = {};  // empty: never
+  InputTap* tap = nullptr;                 // sees the input of every matrix, or null
 };
 
 enum class StepOutcome : std::uint8_t { done, interrupted };

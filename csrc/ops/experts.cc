@@ -276,8 +276,17 @@ void ExpertsRunner::add_shared(Jobs& jobs, const KernelTable& kernels, const Exp
            });
 }
 
+// What gate and up, and down, of each expert read.
+void ExpertsRunner::show(InputTap& tap, std::int64_t layer) const {
+  for (std::size_t i = 0; i < groups_.size(); ++i) {
+    tap.see(InputOf::expert, layer, groups_[i].expert, *gated_[i].in);
+    tap.see(InputOf::expert_down, layer, groups_[i].expert, gated_[i].out);
+  }
+  if (gated_.size() > groups_.size()) tap.see(InputOf::shared_down, layer, 0, gated_.back().out);
+}
+
 void ExpertsRunner::run(Jobs& jobs, const KernelTable& kernels, const Experts& e, const Rows& x,
-                        float* out) {
+                        float* out, InputTap* tap, std::int64_t layer) {
   if (x.cols != e.hidden) {
     throw InvalidRequest("[experts] rows of " + std::to_string(x.cols) +
                          " columns into experts of " + std::to_string(e.hidden));
@@ -292,11 +301,13 @@ void ExpertsRunner::run(Jobs& jobs, const KernelTable& kernels, const Experts& e
     norm_rows(jobs, kernels, narrow_, RowsBuffer::padded(e.width), e.in_norm, input);
   }
   gate_and_up(jobs, kernels, e, x, input);
+  if (tap) show(*tap, layer);
   down(jobs, kernels, e);
   const std::int64_t ld = RowsBuffer::padded(e.hidden);
   if (e.pooled()) {
     const Rows total = total_.view(x.rows, e.width, e.out_needs, true);
     sum(jobs, kernels, e, total);
+    if (tap) tap->see(InputOf::expert_out, layer, 0, total);
     const LinearOutput output{&total, &e.out, out, ld};
     linear(jobs, kernels, std::span(&output, 1));
   } else {

@@ -10,6 +10,7 @@
 
 #include "ops/norm.h"
 #include "ops/rows_buffer.h"
+#include "ops/tap.h"
 
 namespace musespark {
 
@@ -68,8 +69,9 @@ class ExpertsRunner {
   // out[r] = the layer's output for row r of x, out [x.rows][padded hidden]. x has the forms that
   // router, `in`, shared expert and (not pooled) experts need; floats too where there is a
   // shared_router. Five jobs: router; gate and up; down; sums; and two more with a pooled width.
+  // `tap`, if any, sees what the layer `layer` feeds to experts, shared expert and `out`.
   void run(Jobs& jobs, const KernelTable& kernels, const Experts& experts, const Rows& x,
-           float* out);
+           float* out, InputTap* tap = nullptr, std::int64_t layer = 0);
 
   // Working memory held now; what `rows` rows of such a layer take. Without the lists that grow
   // with the experts and not with the rows.
@@ -89,6 +91,7 @@ class ExpertsRunner {
                    const Rows& input);
   void down(Jobs& jobs, const KernelTable& kernels, const Experts& experts);
   void sum(Jobs& jobs, const KernelTable& kernels, const Experts& experts, const Rows& to);
+  void show(InputTap& tap, std::int64_t layer) const;
   void add_shared(Jobs& jobs, const KernelTable& kernels, const Experts& experts, const Rows& x,
                   float* out);
 

@@ -27,6 +27,8 @@ def pack(
     dtype: str = "f32",
     threads: int = 1,
     quick: bool = False,
+    importance: NDArray[np.float32] | None = None,
+    factor: NDArray[np.float32] | None = None,
 ) -> None: ...
 def pack_blocks(
     format: str, blocks: Buffer, *, rows: int, cols: int, out: Buffer, threads: int = 1
@@ -49,6 +51,20 @@ def checksum(buffer: Buffer) -> int: ...
 def kv_bytes(spec: Mapping[str, Any], *, kv: str, tokens: int, step: int) -> int: ...
 def step_bytes(spec: Mapping[str, Any], *, rows: int) -> int: ...
 def kv_bytes_per_token(spec: Mapping[str, Any], *, kv: str) -> float: ...
+
+class Calibrator:
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        tensors: Mapping[str, tuple[str, int, int, Buffer]],
+        *,
+        threads: int,
+    ) -> None: ...
+    def want(self, what: str, layer: int, expert: int, cols: int, *, products: bool) -> None: ...
+    def run(self, tokens: NDArray[np.int32]) -> None: ...
+    def take(
+        self, what: str, layer: int, expert: int
+    ) -> tuple[int, NDArray[np.float64], NDArray[np.float32] | None]: ...
 
 class Encoder:
     def __init__(

@@ -7,12 +7,22 @@ import os
 from typing import Any
 
 from musespark.assets import check_usable, check_use
+from musespark.calibration import read_calibration
 from musespark.errors import InvalidRequest
 from musespark.families.spec import ModelSpec
 from musespark.memory import KV_FORMATS, choose_context
 from musespark.model import Model
 from musespark.options import unknown_argument
-from musespark.weights import can_merge, merge, open_model, place, read_adapter, read_adapter_config
+from musespark.weights import (
+    METHODS,
+    Calibration,
+    can_merge,
+    merge,
+    open_model,
+    place,
+    read_adapter,
+    read_adapter_config,
+)
 from musespark.weights import convert as pack_into
 
 MAX_THREADS, MAX_CONTEXT = 1024, 2**31 - 1
@@ -149,6 +159,8 @@ def convert(
     destination: str | os.PathLike[str],
     *,
     quantize: str = "q4",
+    calibration: Any = None,
+    method: str | None = None,
     progress: Any = None,
 ) -> dict[str, Any]:
     """Packs the model folder or GGUF file ``source`` into the file ``destination``, which
@@ -158,6 +170,15 @@ def convert(
     appears whole or not at all, in place of one that is there. Peak memory stays below 500 MB
     besides the mapped file.
 
+    ``calibration``: text like what the model will see, which makes rounding cheaper for it: the
+    path of a text file, a list of texts, or lists of token ids. ``method``: ``"error-feedback"``
+    (the default with a calibration: what rounding a column of a matrix misses is made up for by the
+    columns after it, as GPTQ does) or ``"importance"`` (columns whose inputs are large count more
+    when scales are chosen). The file is as large and as fast as without; it records method, number
+    of tokens and their checksum. Error feedback needs as many tokens as the widest matrix has
+    inputs, better several times that, and takes minutes and gigabytes with large models
+    (weights/calibration.py says what).
+
     Raises what :func:`load` raises for a model that cannot be read, before anything is written;
     InvalidRequest for a destination that could not be read back; and :class:`WriteFailed`.
     """
@@ -165,7 +186,24 @@ def convert(
     def ready(spec: ModelSpec, assets: dict[str, bytes], name: str) -> None:
         check_usable(spec, assets, name, None)
 
-    return pack_into(source, destination, quantize=quantize, progress=progress, ready=ready)
+    if calibration is None:
+        if method is not None:
+            raise InvalidRequest(f"method is {method!r:.40}, and there is no calibration for it")
+        return pack_into(source, destination, quantize=quantize, progress=progress, ready=ready)
+    chosen = METHODS[-1] if method is None else method
+
+    def calibrate(spec: ModelSpec, assets: dict[str, bytes], name: str) -> Calibration:
+        return read_calibration(calibration, chosen, spec, assets, name)
+
+    return pack_into(
+        source,
+        destination,
+        quantize=quantize,
+        progress=progress,
+        ready=ready,
+        method=chosen,
+        calibrate=calibrate,
+    )
 
 
 def _check_count(name: str, value: Any, most: int) -> None:

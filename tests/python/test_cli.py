@@ -489,7 +489,7 @@ import sys, time
 from musespark.cli import main
 from musespark.weights import loading
 from musespark.weights.files import write_aside
-def convert(source, destination, *, quantize):
+def convert(source, destination, **options):
     with write_aside(__import__('pathlib').Path(destination)):
         print('packing', flush=True)
         time.sleep(60)

@@ -45,7 +45,7 @@ def unpacked(monkeypatch):
     def pack_nothing(*args, **kwargs):
         raise AssertionError("it was packed first")
 
-    monkeypatch.setattr(loading, "_pack", pack_nothing)
+    monkeypatch.setattr(loading, "pack_folder", pack_nothing)
 
 
 @pytest.mark.parametrize("name", ["threads", "context"])

@@ -98,7 +98,13 @@ class TestContainer:
 
         assert formats("none") == {"f32"} and formats("q8") == {"q8"}
         assert formats("q4") == {"q4", "q6"} and formats("auto") == {"q8"}
-        assert open_model(folder, quantize="q4").tensors["embed"][0] == "q6"
+        packed = open_model(folder, quantize="q4").tensors
+        assert packed["embed"][0] == packed["layers.0.k"][0] == packed["layers.1.v"][0] == "q6"
+        assert packed["layers.0.q"][0] == packed["layers.0.o"][0] == "q4"
+        shared, own = (512, 2048), (2048, 2048)
+        assert pack.matrix_format("q4", "layers.3.v", "BF16", *shared) == "q6"
+        assert pack.matrix_format("q4", "layers.3.v", "BF16", *own) == "q4"
+        assert pack.matrix_format("q8", "layers.3.v", "BF16", *shared) == "q8"
         big = {"embed": (128_256, 2048)}
         assert pack.resolve_quantize("auto", big, {"BF16"}) == "q4"
         with pytest.raises(InvalidRequest, match="q5"):

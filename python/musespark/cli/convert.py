@@ -13,10 +13,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="model folder (config.json, *.safetensors …) or hub id")
     parser.add_argument("destination", help="packed file to write")
     common.add_quantize_argument(parser, "q4")
+    parser.add_argument("--calibration", metavar="FILE", help="text that guides the rounding")
+    parser.add_argument(
+        "--method",
+        choices=["importance", "error-feedback"],
+        help="how the calibration does so (default: error-feedback)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    info = musespark.convert(args.source, args.destination, quantize=args.quantize)
+    info = musespark.convert(
+        args.source,
+        args.destination,
+        quantize=args.quantize,
+        calibration=args.calibration,
+        method=args.method,
+    )
     formats = ", ".join(f"{name} {human_bytes(size)}" for name, size in info["formats"].items())
     size = f"{info['parameters'] / 1e6:.1f} M parameters"
     common.show(f"{args.destination}: {info['family']}, {info['quantize']}, {size}, {formats}")

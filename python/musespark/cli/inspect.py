@@ -56,6 +56,8 @@ def _text(key: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if key == "calibration":
+        return f"{value['method']}, {value['tokens']:,} tokens, checksum {value['checksum']}"
     if isinstance(value, dict):
         parts = (f"{name} {human_bytes(size)}" for name, size in value.items())
         return ", ".join(parts) or "-"

@@ -15,14 +15,19 @@ from musespark.weights.adapters import (
     read_adapter,
     read_adapter_config,
 )
+from musespark.weights.calibration import CHUNK, METHODS, Calibration
+from musespark.weights.converting import convert
 from musespark.weights.files import WriteFailed
 from musespark.weights.inspection import Inspection, inspect, look
-from musespark.weights.loading import LoadedWeights, Source, convert, open_model
+from musespark.weights.loading import LoadedWeights, Source, open_model
 from musespark.weights.pack import QUANTIZE
 from musespark.weights.placement import place
 
 __all__ = [
+    "CHUNK",
+    "METHODS",
     "QUANTIZE",
+    "Calibration",
     "Inspection",
     "LoadedWeights",
     "LoraConfig",

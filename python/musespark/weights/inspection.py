@@ -43,7 +43,8 @@ class Inspection:
 def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
     """Family, formats, sizes and tensors of a model.
 
-    Keys: source, packed, family, quantize (of a packed file), licence (None where none is stated),
+    Keys: source, packed, family, quantize (of a packed file), calibration (of one that was
+    calibrated: method, tokens and their checksum; else None), licence (None where none is stated),
     parameters, bytes, formats {format: bytes}, weights {recipe: bytes once packed}, layers, hidden,
     vocab, max_context, files, notes, verified, and tensors, a list of {name, format, shape, bytes}.
     With `verify` every checksum of a packed file is checked (``CorruptFile`` names the first that
@@ -117,6 +118,7 @@ def _unknown(snapshot: hub.Snapshot, wanted: hub.Wanted) -> Inspection:
         "packed": None,
         "family": None,
         "quantize": None,
+        "calibration": None,
         "licence": None,
         "bytes": sum(sizes),
         "formats": {},
@@ -145,6 +147,7 @@ def _of_packed(packed: PackedFile, path: Path, verify: bool) -> Inspection:
         "packed": True,
         "family": info["family"],
         "quantize": info["quantize"],
+        "calibration": info["calibration"],
         "licence": licence_of(path if path.is_dir() else path.parent),
         "parameters": info["parameters"],
         "bytes": info["bytes"],
@@ -176,6 +179,7 @@ def _of_folder(folder: ModelFolder, source: str) -> Inspection:
             "packed": False,
             "family": folder.family,
             "quantize": None,
+            "calibration": None,
             "licence": licence_of(where) or folder.licence,
             "parameters": pack.count_parameters(shapes),
             "bytes": sum(formats.values()),

@@ -44,7 +44,6 @@ Refuse = Callable[[hub.Snapshot, hub.Wanted], None]
 EMBEDDED = "Spark Nano, inside the package"
 _AT_LEAST = "The weights are not here yet: their bytes are the least they can be"
 _OUTLINE_FROM = 1 << 20  # bytes of a tokenizer.json; smaller ones are built in milliseconds
-_OTHER_SUFFIXES = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".json", ".onnx")
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 _SET_CACHE = "set MUSESPARK_CACHE to a folder that can be written"
 _WAITING = "waiting for the process that packs this model"
@@ -136,53 +135,6 @@ def _opened(
     loaded.info["quantize_auto"] = quantize == "auto"
     loaded.info["weights"] = weights
     return loaded
-
-
-def convert(
-    source: Source,
-    destination: str | os.PathLike[str],
-    *,
-    quantize: str = "q4",
-    progress: bool | ProgressFn | None = None,
-    ready: Ready | None = None,
-) -> dict[str, Any]:
-    """Packs the model folder or GGUF file `source` into `destination`; returns its ``info``.
-
-    `quantize`: q4 unless given; q8, none (as stored), or auto as in :func:`musespark.load`. The
-    file appears whole or not at all, in place of one that is there; a full disk raises
-    :class:`musespark.WriteFailed`. What a killed conversion to the same destination left is
-    removed. Peak memory stays below 500 MB besides the mapped file. `ready`: as for
-    :func:`open_model`.
-    """
-    pack.check_quantize(quantize)
-    target = Path(destination).expanduser()
-    if target.is_dir():
-        raise InvalidRequest(f"destination {target} is a folder; a file name is needed")
-    if not target.parent.is_dir():
-        raise InvalidRequest(f"destination {target}: the folder {target.parent} does not exist")
-    path = locate(source, progress).path
-    already = packed_at(path)
-    if already is not None:
-        already.close()
-        raise InvalidRequest(f"source {path} is packed already; give the original model folder")
-    folder = understand(path)
-    try:
-        if target.exists() and any(f.exists() and target.samefile(f) for f in folder.own_files):
-            raise InvalidRequest(f"destination {target} is a file of the source")
-        if target.suffix.lower() in _OTHER_SUFFIXES:
-            raise InvalidRequest(
-                f"destination {target}: a packed file is safetensors, and is not read as "
-                f"{target.suffix}; call it {target.with_suffix('.safetensors').name}"
-            )
-        if ready is not None:
-            ready(folder.spec, folder.all_assets, str(folder.path))
-        recipe = folder.recipe(quantize)
-        _pack(folder, target, recipe, progress, f"packing {target.name}")
-    finally:
-        folder.checkpoint.close()
-    loaded = loaded_from(_open_packed(SafetensorsFile(target)), path, recipe, cached=False)
-    loaded.close()
-    return loaded.info | {"ignored": _ignored(folder)}
 
 
 def locate(
@@ -280,7 +232,7 @@ def _shapes_of(where: Path) -> Callable[[Any], dict[str, tuple[int, ...]]]:
     return lambda spec: canonical_shapes(spec_from_dict(spec, str(where)))
 
 
-def _open_packed(file: SafetensorsFile) -> PackedFile:
+def open_packed(file: SafetensorsFile) -> PackedFile:
     return PackedFile(file, _shapes_of(file.path))
 
 
@@ -297,7 +249,7 @@ def packed_at(path: Path) -> PackedFile | None:
         if not is_packed(file):
             file.close()
             return None
-        return _open_packed(file)
+        return open_packed(file)
     file = SafetensorsFile(path)
     if not is_packed(file):
         file.close()
@@ -307,7 +259,7 @@ def packed_at(path: Path) -> PackedFile | None:
             f"{path}: the packed header (__metadata__.musespark) is missing; of one that is not "
             "packed give the folder, with config.json and tokenizer.json beside the weights"
         )
-    return _open_packed(file)
+    return open_packed(file)
 
 
 def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool) -> LoadedWeights:
@@ -334,17 +286,19 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
         "cached": cached,
         "ignored": {},
         "notes": list(packed.notes),
+        "calibration": packed.calibration,
     }
     return LoadedWeights(spec, packed.tensors(), packed.assets, info, packed)
 
 
-def _pack(
+def pack_folder(
     folder: ModelFolder,
     target: Path,
     recipe: str,
     progress: bool | ProgressFn | None,
     label: str,
     origin: str | None = None,
+    **more: Any,
 ) -> None:
     pack.pack_checkpoint(
         folder.checkpoint,
@@ -359,6 +313,7 @@ def _pack(
         progress=progress_function(progress),
         label=label,
         origin=origin,
+        **more,
     )
 
 
@@ -401,7 +356,7 @@ def _through_cache(
             loaded = _open_cached(folder, target) if target.exists() else None
             if loaded is None:
                 label = f"packing into {cache.packed_folder()}"
-                _pack(folder, target, recipe, progress, label, str(folder.path.resolve()))
+                pack_folder(folder, target, recipe, progress, label, str(folder.path.resolve()))
     except OSError as error:
         if error.errno in _NOT_WRITABLE:
             return _packed_for_now(folder, recipe, progress, error)
@@ -414,9 +369,9 @@ def _through_cache(
         ) from error
     if loaded is None:
         loaded = loaded_from(
-            _open_packed(SafetensorsFile(target)), folder.path, recipe, cached=False
+            open_packed(SafetensorsFile(target)), folder.path, recipe, cached=False
         )
-        loaded.info["ignored"] = _ignored(folder)
+        loaded.info["ignored"] = ignored(folder)
     return loaded
 
 
@@ -429,12 +384,12 @@ def _packed_for_now(
         try:
             with tempfile.TemporaryDirectory(prefix="musespark-", dir=parent) as made:
                 target = Path(made) / "packed.safetensors"
-                _pack(folder, target, recipe, progress, f"packing into {parent}, for now")
-                packed = _open_packed(SafetensorsFile(target))
+                pack_folder(folder, target, recipe, progress, f"packing into {parent}, for now")
+                packed = open_packed(SafetensorsFile(target))
         except OSError:  # full, or not writable either
             continue
         loaded = loaded_from(packed, folder.path, recipe, cached=False)
-        loaded.info["ignored"] = _ignored(folder)
+        loaded.info["ignored"] = ignored(folder)
         loaded.info["notes"].append(
             f"the packing cache {cache.packed_folder()} cannot be used ({os.strerror(why.errno)}): "
             f"packed into {parent} for this process alone; {_SET_CACHE}"
@@ -451,14 +406,14 @@ def _packed_for_now(
 def _open_cached(folder: ModelFolder, target: Path) -> LoadedWeights | None:
     """The cached file; None where it is damaged: it can be made again from the source."""
     try:
-        packed = _open_packed(SafetensorsFile(target))
+        packed = open_packed(SafetensorsFile(target))
     except (CorruptFile, FileNotFoundError):  # the latter: removed just now
         return None
     cache.mark_used(target)
     loaded = loaded_from(packed, folder.path, "auto", cached=True)
-    loaded.info["ignored"] = _ignored(folder)
+    loaded.info["ignored"] = ignored(folder)
     return loaded
 
 
-def _ignored(folder: ModelFolder) -> dict[str, int]:
+def ignored(folder: ModelFolder) -> dict[str, int]:
     return {reason: len(names) for reason, names in folder.mapping.ignored.items()}

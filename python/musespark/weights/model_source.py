@@ -110,7 +110,8 @@ class ModelFolder:
         def nbytes(p: pack.Planned, recipe: str) -> int:
             if p.vector:
                 return p.nbytes
-            return size(pack.matrix_format(recipe, p.name, stored[p.name]), p.rows, p.cols)
+            form = pack.matrix_format(recipe, p.name, stored[p.name], p.rows, p.cols)
+            return size(form, p.rows, p.cols)
 
         recipes = dict.fromkeys((*pack.RECIPES, self.recipe("auto")))
         return {recipe: sum(nbytes(p, recipe) for p in planned) for recipe in recipes}

@@ -3,8 +3,9 @@
 Recipes (``quantize``):
 
 - ``q8``: every matrix q8.
-- ``q4``: matrices q4; the embedding and the head q6, as llama.cpp's Q4_0 files keep theirs in Q6_K:
-  they are where four bits cost most. Measured in benchmarks/quality.py.
+- ``q4``: matrices q4; q6 the embedding and the head, and the keys' and values' matrices where heads
+  share them (no more than half as many rows as columns): that is where a bit saves most
+  (benchmarks/recipe.py), and they are small.
 - ``none``: as stored: f32 stays f32, bf16 stays bf16; f16 becomes f32, which holds it exactly.
 - ``auto``: q8 up to 50 million parameters, else q4. It looks at the model alone, never the machine.
   A model whose matrices are quantized already keeps their precision: ``gguf``, or ``kept`` from
@@ -28,6 +29,7 @@ import numpy as np
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families.tensors import Part
+from musespark.weights.calibration import Guides
 from musespark.weights.files import check_disk, write_aside
 from musespark.weights.packed import Planned, write_packed
 from musespark.weights.packing_error import PackingError
@@ -119,14 +121,15 @@ def count_parameters(shapes: dict[str, Shape]) -> int:
     return sum(int(np.prod(shape, dtype=object)) for shape in shapes.values())
 
 
-def matrix_format(quantize: str, name: str, stored: str) -> str:
+def matrix_format(quantize: str, name: str, stored: str, rows: int, cols: int) -> str:
     """The packed format of matrix `name` (canonical), stored as dtype or block type `stored`."""
     if quantize == "none" or name.endswith(".router") or name in ("positions", "token_types"):
         return _STORED.get(stored, "f32")
     if quantize in _KEEPING:
         # The few floats beside quantized matrices are what their maker held to be sensitive.
         return KEPT.get(stored, "q8")
-    if quantize == "q4" and name in ("embed", "head"):
+    shared = name.endswith((".k", ".v")) and 2 * rows <= cols
+    if quantize == "q4" and (shared or name in ("embed", "head")):
         return "q6"
     return quantize
 
@@ -155,7 +158,7 @@ def plan(
         if len(shape) == 1:
             planned.append(Planned(name, "f32", 1, shape[0], True))
         else:
-            packed_as = matrix_format(quantize, name, entry.dtype)
+            packed_as = matrix_format(quantize, name, entry.dtype, *shape)
             if quantized and quantize == "kept":
                 packed_as = part.of(checkpoint.array(part.name)).kept.form
             planned.append(Planned(name, packed_as, shape[0], shape[1], False))
@@ -170,7 +173,7 @@ def least_nbytes(shapes: dict[str, Shape]) -> dict[str, int]:
         planned = (
             Planned(name, "f32", 1, shape[0], True)
             if len(shape) == 1
-            else Planned(name, matrix_format(recipe, name, "BF16"), shape[0], shape[1], False)
+            else Planned(name, matrix_format(recipe, name, "BF16", *shape), *shape, False)
             for name, shape in shapes.items()
         )
         out[recipe] = sum(p.nbytes for p in planned)
@@ -193,7 +196,13 @@ def _vector_bytes(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
 
 
 def _matrix_pieces(
-    p: Planned, array: Any, dtype: str, threads: int, quick: bool, where: str
+    p: Planned,
+    array: Any,
+    dtype: str,
+    threads: int,
+    quick: bool,
+    where: str,
+    guide: Mapping[str, np.ndarray],
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Packs rows in pieces: (first row, whole row blocks, which are packed independently)."""
     block_bytes = int(_core.packed_nbytes(p.format, 16, p.cols))
@@ -204,7 +213,7 @@ def _matrix_pieces(
         rows = array[begin : begin + 16 * blocks]
         piece = out[: -(-rows.shape[0] // 16) * block_bytes]
         try:
-            _pack_rows(p.format, rows, dtype, piece, threads, quick)
+            _pack_rows(p.format, rows, dtype, piece, threads, quick, guide)
         except InvalidRequest as error:  # a number that is not finite
             raise CorruptFile(f"{where}, rows from {begin}: {error}") from None
         except UnsupportedModel as error:  # scales of MXFP4 that lie too far apart
@@ -213,13 +222,19 @@ def _matrix_pieces(
 
 
 def _pack_rows(
-    form: str, rows: np.ndarray | Rows, dtype: str, out: np.ndarray, threads: int, quick: bool
+    form: str,
+    rows: np.ndarray | Rows,
+    dtype: str,
+    out: np.ndarray,
+    threads: int,
+    quick: bool,
+    guide: Mapping[str, np.ndarray],
 ) -> None:
     if isinstance(rows, Rows):
         rows.pack(form, out, threads, quick)
     else:
         rows = np.ascontiguousarray(rows)
-        _core.pack(form, rows, dtype=dtype, out=out, threads=threads, quick=quick)
+        _core.pack(form, rows, dtype=dtype, out=out, threads=threads, quick=quick, **guide)
 
 
 def _kinds(
@@ -263,13 +278,14 @@ def pack_checkpoint(
     label: str,
     threads: int | None = None,
     origin: str | None = None,
+    guides: Guides | None = None,
 ) -> None:
     """Packs every tensor of `checkpoint` into the packed file `destination`.
 
     `shapes` are the canonical tensors, `sources` where they are in the checkpoint; `quantize` is a
     resolved recipe. Streams: one piece of a tensor is in memory at a time, besides the map.
     Progress counts source bytes, under `label`. `threads` None uses every core. `origin`: see
-    :func:`write_packed`.
+    :func:`write_packed`. `guides` guide the rounding, and the file says so.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
@@ -288,9 +304,9 @@ def pack_checkpoint(
         if p.vector:
             yield _vector_bytes(array[:], _dtype(entry), where)
         else:
-            yielded = 0
-            dtype, quick = _dtype(entry), quantize in _KEEPING
-            for begin, piece in _matrix_pieces(p, array, dtype, workers, quick, where):
+            yielded, dtype, quick = 0, _dtype(entry), quantize in _KEEPING
+            guide = guides.of(p) if guides else {}
+            for begin, piece in _matrix_pieces(p, array, dtype, workers, quick, where, guide):
                 error.measure(p, array, dtype, begin, piece)
                 yield piece
                 yielded += piece.nbytes
@@ -307,9 +323,10 @@ def pack_checkpoint(
             spec=spec,
             family=family,
             quantize=quantize,
-            notes=lambda: notes + error.notes(),
+            notes=lambda: notes + error.notes() + (guides.notes() if guides else []),
             assets=assets,
             planned=planned,
             payload=payload,
             source=origin,
+            calibration=guides.record if guides else None,
         )

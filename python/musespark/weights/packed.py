@@ -10,7 +10,8 @@ Its tensors, in this order, each beginning at a multiple of 64 bytes in the file
 
 ``__metadata__["musespark"]`` is a JSON object: version, arithmetic, family, quantize, notes, spec
 (the fields of csrc/model/spec.h), tensors {name: {format, rows, cols, checksum}},
-assets {name: {bytes, checksum}}.
+assets {name: {bytes, checksum}}, and of a file whose rounding was guided calibration
+{method, tokens, checksum} (weights/calibration.py).
 Vectors have format f32 and rows 1. ``__metadata__["musespark_checksum"]`` covers this JSON and the
 safetensors table; ``["musespark_source"]``, of a file in the packing cache, is the path that it was
 made from. A checksum is XXH64 in 16 hexadecimal digits, of the XXH64 of each MiB: it finds
@@ -111,6 +112,7 @@ def write_packed(
     planned: list[Planned],
     payload: Callable[[Planned], Iterable[np.ndarray]],
     source: str | None = None,
+    calibration: dict[str, Any] | None = None,
 ) -> None:
     """Writes a packed file; `payload` yields a weight's bytes in pieces, in the order of `planned`.
 
@@ -135,7 +137,7 @@ def write_packed(
             name: {"bytes": len(data), "checksum": checksum_of(data)}
             for name, data in assets.items()
         },
-    }
+    } | ({} if calibration is None else {"calibration": calibration})
     table = _table(planned, assets)
     room = file.position = len(_encode(head, table, source=source))
     for p in planned:
@@ -230,6 +232,7 @@ class PackedFile:
         if not isinstance(notes, list) or not all(isinstance(n, str) for n in notes):
             raise CorruptFile(f"{self.path}: notes must be a list of strings")
         self.notes: list[str] = notes
+        self.calibration = self._read_calibration(head)
         self.spec: Any = head.get("spec")
         self._sums: dict[str, str] = {}
         self.planned = self._check_tensors(self._object(head, "tensors"))
@@ -263,6 +266,17 @@ class PackedFile:
                     f"{self.path}: packed with {key} {found}, this musespark has {wanted}: "
                     "convert the original model again"
                 )
+
+    def _read_calibration(self, head: dict[str, Any]) -> dict[str, Any] | None:
+        found = head.get("calibration")
+        if found is None:
+            return None
+        kinds = {"method": str, "tokens": int, "checksum": str}
+        if not isinstance(found, dict) or {k: type(v) for k, v in found.items()} != kinds:
+            raise CorruptFile(
+                f"{self.path}: calibration is {found!r:.80}; method, tokens and checksum are needed"
+            )
+        return found
 
     def _string(self, head: dict[str, Any], key: str) -> str:
         value = head.get(key)
