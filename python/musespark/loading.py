@@ -108,11 +108,7 @@ def load_for(
         raise InvalidRequest(f"source: got {source!r:.60}, allowed is a path or None")
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise InvalidRequest(f"progress: got {progress!r:.60}, allowed is a bool or a function")
-    if not isinstance(kv, str) or kv not in KV_FORMATS:
-        known = list(KV_FORMATS)
-        if kv in _LATER_KV:
-            raise InvalidRequest(f"kv: {kv!r} is not part of this version; there are {known}")
-        raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {known}")
+    _check_kv(kv)
     _check_count("threads", threads, MAX_THREADS)
     _check_count("context", context, MAX_CONTEXT)
     switches = {"verify": verify, "prefix_cache": prefix_cache}
@@ -204,6 +200,15 @@ def convert(
         method=chosen,
         calibrate=calibrate,
     )
+
+
+def _check_kv(kv: Any) -> None:
+    if isinstance(kv, str) and kv in KV_FORMATS:
+        return
+    known = list(KV_FORMATS)
+    if kv in _LATER_KV:
+        raise InvalidRequest(f"kv: {kv!r} is not part of this version; there are {known}")
+    raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {known}")
 
 
 def _check_count(name: str, value: Any, most: int) -> None:

@@ -89,12 +89,10 @@ class Model:
         self._vocab = spec.vocab
         self.template = template_of(assets, str(weights.info["source"]))
         self._defaults = model_defaults(config, spec.vocab)
-        info = weights.info
-        merged = info.get("merged", False)
+        info, merged = weights.info, weights.info.get("merged", False)
         beside = 0 if adapter is None or merged else core_bytes(adapter.tensors())
-        fit = choose_context(
-            spec, info["weights"], info["quantize"], KV_FORMATS[kv], context, beside
-        )
+        recipe, keys = info["quantize"], KV_FORMATS[kv]
+        fit = choose_context(spec, info["weights"], recipe, keys, context, beside)
         limit, notes = fit.context, fit.notes
         place(weights)
         count = default_threads() if threads is None else threads
@@ -105,7 +103,7 @@ class Model:
             weights.tensors,
             threads=count,
             context=limit,
-            kv=KV_FORMATS[kv],
+            kv=keys,
             memory_budget=fit.budget,
             prefix_cache=prefix_cache,
         )
@@ -115,13 +113,13 @@ class Model:
         notes += [f"generation_config.json: {f} is not applied" for f in unused_defaults(config)]
         notes += prompts.foreign_ends(self.tokenizer, spec.vocab)
         if info.get("quantize_auto"):
-            notes.append(f"quantize auto: {info['quantize']}")
+            notes.append(f"quantize auto: {recipe}")
         if threads is None:
             notes.append(f"threads auto: {count}, every core this process may use")
         self._info = _info_of(
             weights,
             context=limit,
-            kv=KV_FORMATS[kv],
+            kv=keys,
             threads=count,
             isa=self._engine.stats()["isa"],
             notes=notes,

@@ -28,7 +28,7 @@ class Machine:
     read_s: float = 0.03
     decode_row_s: float = 1e-3
     cliff_s: float = 0.0
-    noise: Callable[[], float] = lambda: 0.0
+    noise: Callable[[], float] = field(default=lambda: 0.0, repr=False)
 
     def alone(self, decode: int) -> float:
         return self.read_s + decode * self.decode_row_s + (self.cliff_s if decode > 16 else 0)

@@ -21,7 +21,8 @@ from support.engine_cases import tokens
 
 @pytest.fixture(scope="module")
 def engine():
-    with cases.make_engine("muse_kv8", context=1024) as engine:
+    # What one test leaves must not shorten another's prefill.
+    with cases.make_engine("muse_kv8", context=1024, prefix_cache=False) as engine:
         yield engine
 
 
@@ -124,7 +125,7 @@ def test_more_requests_than_may_run_at_once() -> None:
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
-    with cases.make_engine(context=4096, prefill_chunk=32) as engine:
+    with cases.make_engine(context=4096, prefill_chunk=32, prefix_cache=False) as engine:
         long = engine.submit(Request(tokens=tokens(4000), max_new_tokens=1))
         short = engine.submit(Request(tokens=tokens(20), max_new_tokens=1))
         short.result()
@@ -362,7 +363,7 @@ def test_a_deadline_of_nothing(engine: Engine) -> None:
 @pytest.mark.parametrize("model", sorted(cases.MODELS))
 def test_a_base_changes_nothing_but_the_time(model: str) -> None:
     """Common prefixes that end on and around page borders, beyond the base, and at once."""
-    with cases.make_engine(model) as engine:
+    with cases.make_engine(model, prefix_cache=False) as engine:
         first = engine.submit(Request(tokens=tokens(200), max_new_tokens=60, retain=True))
         known = tokens(200) + first.result().tokens
         cached = {}
@@ -446,7 +447,7 @@ def test_a_running_sequence_is_no_base() -> None:
 def test_kept_pages_give_way_to_running_sequences() -> None:
     """Least recently used first; their next use computes again, with the same tokens."""
     needs = cases.bytes_needed("muse_kv8", 700)
-    with cases.make_engine(memory_budget=3 * needs) as engine:
+    with cases.make_engine(memory_budget=3 * needs, prefix_cache=False) as engine:
         made = [Request(tokens=tokens(600, i), max_new_tokens=100, retain=True) for i in range(4)]
         handles = [engine.submit(r) for r in made]
         results = [h.result() for h in handles]

@@ -9,6 +9,7 @@ import pytest
 from musespark.engine import Engine, Request
 from support import engine_cases as cases
 from support.engine_cases import fingerprint, tokens
+from support.lora import adapter_tensors, random_adapter
 
 MODELS = sorted(cases.MODELS)  # muse_kv8 has windows of 100 and 7, llama_f32 has none
 WINDOWED, FULL = "muse_kv8", "llama_f32"
@@ -158,3 +159,18 @@ def test_without_it_nothing_is_kept() -> None:
         assert [cached(engine, tokens(300)) for _ in range(2)] == [0, 0]
         stats = engine.stats()
         assert stats["prefix_bytes"] == stats["kv_bytes_used"] == 0
+
+
+def test_an_adapter_has_prefixes_of_its_own() -> None:
+    prompt = tokens(300)
+    with cases.make_engine() as engine:
+        spec, ids = cases.packed(WINDOWED)[0], []
+        for seed in (1, 2):
+            engine.add_adapter(ids, adapter_tensors(random_adapter(spec, seed)))
+        one, two = ids
+        for adapter in (None, one, two):
+            assert [cached(engine, prompt, adapter=adapter) for _ in range(2)] == [0, 256]
+        kept = engine.stats()["prefix_bytes"]
+        engine.remove_adapter(two)
+        assert cached(engine, prompt, adapter=one) == 256
+        assert engine.stats()["prefix_bytes"] <= kept * 2 // 3 + 1
