@@ -290,7 +290,7 @@ def slow_engine():
     )
     tensors = run_engine.pack_weights(tiny_models.random_weights(spec), "q8")
     settings = {"threads": 2, "context": 4096, "prefill_chunk": 4096, "memory_budget": 1 << 30}
-    with Engine(spec, tensors, kv="kv8", **settings) as engine:
+    with Engine(spec, tensors, kv="kv8", prefix_cache=False, **settings) as engine:
         begin = time.perf_counter()
         engine.submit(Request(tokens=tokens(3000, vocab=100), max_new_tokens=1)).result()
         yield engine, time.perf_counter() - begin
