@@ -32,7 +32,6 @@ constexpr int kMaxBlocks = 4;
 constexpr std::int64_t kPanels = 2;      // of kMaxBlocks that share a chunk of activations
 constexpr std::int64_t kPassRows = 512;  // activation rows per unpacked panel
 constexpr std::int64_t kTileRows = 16;
-constexpr std::int64_t kFewRows = 48;  // few_amx.inl; at 64 panels are as fast
 constexpr std::int64_t kTileBytes = 1024;
 constexpr int kStepGroups = 4;  // products per step
 constexpr std::int64_t kTileInts = 256;
@@ -337,7 +336,7 @@ void matmul_quantized(const MatmulArgs& a) {
   if (a.m <= 4) return few_rows<kFormat>(a);
   Call call(a);
   configure_tiles(call.rows, product_cols(kFormat));
-  if (a.m <= kFewRows) {
+  if (a.m <= few_rows_most(kFormat)) {
     few_rows_amx<kFormat>(a);
     _tile_release();
     return;
