@@ -34,7 +34,7 @@ def check(isa: str, form: str, dim: int) -> None:
             k, v = rng.standard_normal((2, dim)).astype(np.float32)
             testing.write_token("scalar", form, slot, k, v, page)
         pages.append(page)
-        sealed.append(testing.seal_page("scalar", dim, page) if form == "kv8" else None)
+        sealed.append(None if form == "f32" else testing.seal_page("scalar", form, dim, page))
     q = (rng.standard_normal((70, dim)) / np.sqrt(dim)).astype(np.float32)
     pos = np.arange(442, 512, dtype=np.int64)
     lo = np.zeros_like(pos)
@@ -49,7 +49,7 @@ def check(isa: str, form: str, dim: int) -> None:
 
 def measure(isa: str, form: str, dim: int, rounds: int) -> dict[str, dict[str, float]]:
     """Bytes a second of decode and operations a second of prefill."""
-    page = testing.open_page_bytes(form, dim) if form == "f32" else testing.sealed_page_bytes(dim)
+    page = testing.sealed_page_bytes(form, dim) or testing.open_page_bytes(form, dim)
     chunks = 8
     heads = max(1, MEGABYTES * 2**20 // (chunks * 8 * page))
     if isa == "scalar":

@@ -9,6 +9,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/attention/rows.inl"
 #include "kernels/attention/tiles.inl"
+#include "kernels/attention/unpack.inl"
 #include "kernels/detail/math.inl"
 
 namespace musespark {
@@ -51,7 +52,7 @@ void prepare_queries(RowBlock* block) {
 
 // mean_product[row][page] = q . mean for sealed pages [begin, end): lane = page.
 void multiply_means(const RowBlock& block, std::int64_t begin, std::int64_t end) {
-  const SealedKv8Layout at = sealed_kv8_layout(block.dim);
+  const SealedLayout at = sealed_layout(block.args->format, block.dim);
   for (std::int64_t i = 0; i < block.dim; ++i) vstore(block.mean + 16 * i, vset(0.0f));
   for (std::int64_t p = begin; p < end; ++p) {
     const std::uint8_t* page = block.args->sealed[p];
@@ -66,24 +67,46 @@ void multiply_means(const RowBlock& block, std::int64_t begin, std::int64_t end)
   float_tiles(panel, 1, block.rows, block.q, block.args->ldq, block.mean_product, 16, false);
 }
 
-// The sealed page after p if there is one (for the first tile of a page, which fetches it: the
-// hardware does not prefetch from page to page), else p.
-const std::uint8_t* next_page(const RowBlock& block, std::int64_t p, std::int64_t tile) {
-  const bool fetch = tile == 0 && p + 1 < kPagesPerChunk && block.args->sealed[p + 1];
-  return block.args->sealed[fetch ? p + 1 : p];
+// The sealed page after p if there is one, else p: the first that reads a page fetches the next,
+// for the hardware does not prefetch from page to page.
+const std::uint8_t* next_page(const RowBlock& block, std::int64_t p) {
+  const bool there = p + 1 < kPagesPerChunk && block.args->sealed[p + 1];
+  return block.args->sealed[there ? p + 1 : p];
 }
 
-void score_sealed(const RowBlock& block, std::int64_t p, std::int64_t begin, std::int64_t end) {
+// 8-bit codes of a page's keys or values, and those that the first tile of rows fetches meanwhile.
+struct Codes {
+  const std::uint8_t* data;
+  const std::uint8_t* next;
+};
+
+Codes key_codes(const RowBlock& block, const SealedLayout& at, std::int64_t p) {
   const std::uint8_t* page = block.args->sealed[p];
-  const SealedKv8Layout at = sealed_kv8_layout(block.dim);
+  const std::uint8_t* next = next_page(block, p);
+  if (!has_4bit_keys(block.args->format)) return {page + at.k_codes, next + at.k_codes};
+  unpack_keys(page, at, block.dim, next, block.tile);
+  return {block.tile, block.tile};
+}
+
+Codes value_codes(const RowBlock& block, const SealedLayout& at, std::int64_t p) {
+  const std::uint8_t* page = block.args->sealed[p];
+  const std::uint8_t* next = next_page(block, p);
+  if (!has_4bit_values(block.args->format)) return {page + at.v_codes, next + at.v_codes};
+  unpack_values(page, at, block.dim, next, block.tile);
+  return {block.tile, block.tile};
+}
+
+void score_rows(const RowBlock& block, const SealedLayout& at, const Codes& codes, std::int64_t p,
+                std::int64_t begin, std::int64_t end) {
+  const std::uint8_t* page = block.args->sealed[p];
   float key_scale[kPageTokens];
   for (int b = 0; b < 4; ++b) vstore(key_scale + 16 * b, vload_f16(page + at.k_scale + 32 * b));
   each_tile(
       end - begin, 4, [&](std::int64_t i, std::int64_t height, std::int64_t b, std::int64_t width) {
         const std::int64_t r = begin + i;
-        const std::int64_t offset = at.k_codes + b * 16 * block.dim;
-        const Panel<std::uint8_t> panel = {page + offset, 64, 16 * block.dim, block.dim / 4,
-                                           next_page(block, p, i) + offset};
+        const std::int64_t offset = b * 16 * block.dim;
+        const Panel<std::uint8_t> panel = {codes.data + offset, 64, 16 * block.dim, block.dim / 4,
+                                           (i == 0 ? codes.next : codes.data) + offset};
         with_count<kTileRows>(height, [&](auto h) {
           with_count<kTileBlocks>(width, [&](auto n) {
             key_tile<h.value, n.value>(panel, block.query + r * block.dim, block.dim,
@@ -93,6 +116,15 @@ void score_sealed(const RowBlock& block, std::int64_t p, std::int64_t begin, std
           });
         });
       });
+}
+
+void score_sealed(const RowBlock& block, std::int64_t p) {
+  const SealedLayout at = sealed_layout(block.args->format, block.dim);
+  Codes codes = {nullptr, nullptr};
+  each_run(block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
+    if (!codes.data) codes = key_codes(block, at, p);
+    score_rows(block, at, codes, p, begin, end);
+  });
 }
 
 // The keys of an open page, at least `slots` of them, as f32 in the page's own layout.
@@ -192,9 +224,9 @@ void quantize_weights(const float* p, const float* value_scale, std::int64_t fir
   row->step = !finite ? __builtin_nanf("") : zero ? 0.0f : wmax / steps;
 }
 
-void add_sealed(RowBlock* block, std::int64_t p, std::int64_t begin, std::int64_t end) {
+void add_rows(RowBlock* block, const SealedLayout& at, const Codes& codes, std::int64_t p,
+              std::int64_t begin, std::int64_t end) {
   const std::uint8_t* page = block->args->sealed[p];
-  const SealedKv8Layout at = sealed_kv8_layout(block->dim);
   const bool two_planes = block->args->chunk == 0 && p == 0;
   float value_scale[kPageTokens];
   for (int b = 0; b < 4; ++b) {
@@ -208,9 +240,9 @@ void add_sealed(RowBlock* block, std::int64_t p, std::int64_t begin, std::int64_
   each_tile(end - begin, block->dim / 16,
             [&](std::int64_t i, std::int64_t height, std::int64_t b, std::int64_t width) {
               const std::int64_t r = begin + i;
-              const std::int64_t offset = at.v_codes + 64 * b;
-              const Panel<std::uint8_t> panel = {page + offset, 4 * block->dim, 64, kPageTokens / 4,
-                                                 next_page(*block, p, i) + offset};
+              const Panel<std::uint8_t> panel = {codes.data + 64 * b, 4 * block->dim, 64,
+                                                 kPageTokens / 4,
+                                                 (i == 0 ? codes.next : codes.data) + 64 * b};
               const dot_weight* w = block->weight + r * kPlaneStride;
               float* o = block->o + r * block->dim + 16 * b;
               with_count<kTileRows>(height, [&](auto h) {
@@ -225,6 +257,15 @@ void add_sealed(RowBlock* block, std::int64_t p, std::int64_t begin, std::int64_
                 });
               });
             });
+}
+
+void add_sealed(RowBlock* block, std::int64_t p) {
+  const SealedLayout at = sealed_layout(block->args->format, block->dim);
+  Codes codes = {nullptr, nullptr};
+  each_run(*block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
+    if (!codes.data) codes = value_codes(*block, at, p);
+    add_rows(block, at, codes, p, begin, end);
+  });
 }
 
 void add_open_rows(const RowBlock& block, std::int64_t p, const float* values, std::int64_t r,
@@ -278,8 +319,7 @@ void attend_block(RowBlock* block) {
     multiply_means(*block, pages.first, sealed_end);
   }
   for (std::int64_t p = pages.first; p <= pages.last; ++p) {
-    each_run(*block, p, Source::sealed,
-             [&](std::int64_t begin, std::int64_t end) { score_sealed(*block, p, begin, end); });
+    score_sealed(*block, p);
     score_open(*block, p);
   }
   for (std::int64_t r = 0; r < block->rows; ++r) {
@@ -288,8 +328,7 @@ void attend_block(RowBlock* block) {
         softmax(block->score + r * kMergeChunk, block->first[r], block->last[r], a.softcap);
   }
   for (std::int64_t p = pages.first; p <= pages.last; ++p) {
-    each_run(*block, p, Source::sealed,
-             [&](std::int64_t begin, std::int64_t end) { add_sealed(block, p, begin, end); });
+    add_sealed(block, p);
     add_open(*block, p);
   }
   for (std::int64_t i = 0; i < block->rows * block->dim; i += 16) {

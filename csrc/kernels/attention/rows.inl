@@ -33,6 +33,7 @@ struct RowBlock {
   dot_weight* weight;   // [rows][2][64]
   float* page;          // [64 * dim] keys or values of an open page as f32
   float* mean;          // [dim][16], page p of the chunk in lane p
+  std::uint8_t* tile;   // [64 * dim] keys or values of 4 bits as 8-bit codes
 
   Source source(std::int64_t r, std::int64_t p) const {
     const std::int64_t begin = p * kPageTokens;
@@ -100,6 +101,7 @@ void lay_out(RowBlock* block, void* scratch) {
   block->weight = take<dot_weight>(&at, block->rows * kPlaneStride);
   block->page = take<float>(&at, kPageTokens * block->dim);
   block->mean = take<float>(&at, 16 * block->dim);
+  block->tile = take<std::uint8_t>(&at, kPageTokens * block->dim);
 }
 
 // Ranges of the rows and of the pages they touch; false if no row sees anything.
