@@ -110,6 +110,7 @@ py::tuple attend_chunk(const std::string& isa, const std::string& format, const 
                                 chunk,
                                 open_slabs.data(),
                                 sealed_slabs.data(),
+                                nullptr,
                                 softcap,
                                 out.rows.data(),
                                 out.o.mutable_data(),
@@ -196,13 +197,16 @@ double attend_seconds(const std::string& isa, const std::string& format, std::in
   }
   AlignedBuffer scratch(static_cast<std::size_t>(attention_scratch_bytes(rows, head_dim)));
   const auto run = [&](std::int64_t head, std::int64_t chunk) {
-    const std::uint8_t* slab[kPagesPerChunk];
-    for (std::int64_t p = 0; p < kPagesPerChunk; ++p) {
+    const std::uint8_t* slab[2 * kPagesPerChunk];
+    for (std::int64_t p = 0; p < 2 * kPagesPerChunk; ++p) {
       slab[p] = bytes + ((head * chunks + chunk) * kPagesPerChunk + p) * page_bytes;
     }
-    const AttendChunkArgs args = {kv,         head_dim,  rows,           q.data(), head_dim,
-                                  pos.data(), lo.data(), hi.data(),      chunk,    slab,
-                                  slab,       0.0f,      partial.data(), o.data(), scratch.data()};
+    const bool more = kv != KvFormat::f32 && chunk + 1 < chunks;
+    const AttendChunkArgs args = {
+        kv,       head_dim,       rows,      q.data(),
+        head_dim, pos.data(),     lo.data(), hi.data(),
+        chunk,    slab,           slab,      more ? slab + kPagesPerChunk : nullptr,
+        0.0f,     partial.data(), o.data(),  scratch.data()};
     kernels.attend_chunk(&args);
   };
   run(0, 0);

@@ -67,33 +67,68 @@ void multiply_means(const RowBlock& block, std::int64_t begin, std::int64_t end)
   float_tiles(panel, 1, block.rows, block.q, block.args->ldq, block.mean_product, 16, false);
 }
 
-// The sealed page after p if there is one, else p: the first that reads a page fetches the next,
-// for the hardware does not prefetch from page to page.
-const std::uint8_t* next_page(const RowBlock& block, std::int64_t p) {
-  const bool there = p + 1 < kPagesPerChunk && block.args->sealed[p + 1];
-  return block.args->sealed[there ? p + 1 : p];
-}
-
-// 8-bit codes of a page's keys or values, and those that the first tile of rows fetches meanwhile.
+// 8-bit codes of a page's keys or values, and what the first tile of rows fetches meanwhile: the
+// codes that are read next, `fetch_step` bytes for each vector of these. The hardware does not
+// prefetch from page to page.
 struct Codes {
   const std::uint8_t* data;
-  const std::uint8_t* next;
+  const std::uint8_t* fetch;
+  std::int64_t fetch_step;
 };
 
+// Keys are read page by page, then values, then the keys of the next chunk.
+void fetch_next(const RowBlock& block, const SealedLayout& at, std::int64_t p, bool keys,
+                Codes* codes) {
+  const AttendChunkArgs& a = *block.args;
+  const bool last = p + 1 == block.sealed_pages;
+  const bool next_keys = keys != last;
+  const std::uint8_t* page = !last    ? a.sealed[p + 1]
+                             : keys   ? a.sealed[block.first_page]
+                             : a.next ? a.next[0]
+                                      : nullptr;
+  codes->fetch = page ? page + (next_keys ? at.k_codes : at.v_codes) : a.sealed[p];
+  const bool four = next_keys ? has_4bit_keys(a.format) : has_4bit_values(a.format);
+  codes->fetch_step = !page ? 0 : four ? 32 : 64;
+}
+
 Codes key_codes(const RowBlock& block, const SealedLayout& at, std::int64_t p) {
-  const std::uint8_t* page = block.args->sealed[p];
-  const std::uint8_t* next = next_page(block, p);
-  if (!has_4bit_keys(block.args->format)) return {page + at.k_codes, next + at.k_codes};
-  unpack_keys(page, at, block.dim, next, block.tile);
-  return {block.tile, block.tile};
+  Codes codes = {block.args->sealed[p] + at.k_codes, nullptr, 0};
+  fetch_next(block, at, p, true, &codes);
+  if (has_4bit_keys(block.args->format)) {
+    unpack_keys(block.args->sealed[p], at, block.dim, block.tile);
+    codes.data = block.tile;
+  }
+  return codes;
 }
 
 Codes value_codes(const RowBlock& block, const SealedLayout& at, std::int64_t p) {
-  const std::uint8_t* page = block.args->sealed[p];
-  const std::uint8_t* next = next_page(block, p);
-  if (!has_4bit_values(block.args->format)) return {page + at.v_codes, next + at.v_codes};
-  unpack_values(page, at, block.dim, next, block.tile);
-  return {block.tile, block.tile};
+  Codes codes = {block.args->sealed[p] + at.v_codes, nullptr, 0};
+  fetch_next(block, at, p, false, &codes);
+  if (has_4bit_values(block.args->format)) {
+    unpack_values(block.args->sealed[p], at, block.dim, block.tile);
+    codes.data = block.tile;
+  }
+  return codes;
+}
+
+// A tile's part of the fetch: `vectors` are read before it.
+MS_INLINE Panel<std::uint8_t> code_panel(const Codes& codes, std::int64_t row, std::int64_t offset,
+                                         std::int64_t step_stride, std::int64_t block_stride,
+                                         std::int64_t steps, std::int64_t vectors) {
+  const std::int64_t fetch_step = row == 0 ? codes.fetch_step : 0;
+  return {codes.data + offset,
+          step_stride,
+          block_stride,
+          steps,
+          row == 0 ? codes.fetch + vectors * fetch_step : codes.data,
+          fetch_step};
+}
+
+// The small parts of the next chunk's pages: means, scales and steps.
+void fetch_tails(const RowBlock& block, const SealedLayout& at, std::int64_t p) {
+  const std::uint8_t* page = block.args->next ? block.args->next[p] : nullptr;
+  if (!page) return;
+  for (std::int64_t i = at.k_steps; i < at.bytes; i += 64) __builtin_prefetch(page + i);
 }
 
 void score_rows(const RowBlock& block, const SealedLayout& at, const Codes& codes, std::int64_t p,
@@ -104,9 +139,8 @@ void score_rows(const RowBlock& block, const SealedLayout& at, const Codes& code
   each_tile(
       end - begin, 4, [&](std::int64_t i, std::int64_t height, std::int64_t b, std::int64_t width) {
         const std::int64_t r = begin + i;
-        const std::int64_t offset = b * 16 * block.dim;
-        const Panel<std::uint8_t> panel = {codes.data + offset, 64, 16 * block.dim, block.dim / 4,
-                                           (i == 0 ? codes.next : codes.data) + offset};
+        const auto panel = code_panel(codes, i, b * 16 * block.dim, 64, 16 * block.dim,
+                                      block.dim / 4, b * block.dim / 4);
         with_count<kTileRows>(height, [&](auto h) {
           with_count<kTileBlocks>(width, [&](auto n) {
             key_tile<h.value, n.value>(panel, block.query + r * block.dim, block.dim,
@@ -120,7 +154,7 @@ void score_rows(const RowBlock& block, const SealedLayout& at, const Codes& code
 
 void score_sealed(const RowBlock& block, std::int64_t p) {
   const SealedLayout at = sealed_layout(block.args->format, block.dim);
-  Codes codes = {nullptr, nullptr};
+  Codes codes = {nullptr, nullptr, 0};
   each_run(block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
     if (!codes.data) codes = key_codes(block, at, p);
     score_rows(block, at, codes, p, begin, end);
@@ -162,31 +196,42 @@ void score_open(const RowBlock& block, std::int64_t p) {
   });
 }
 
+// f(j, edge) for the vectors of 16 scores from first to last; edge: not all of them are inside. The
+// inner ones are a loop without a condition.
+template <class F>
+MS_INLINE void each_vector(std::int64_t first, std::int64_t last, F f) {
+  std::int64_t j = first / 16 * 16;
+  if (j < first) {
+    f(j, Count<1>{});
+    j += 16;
+  }
+  for (; j + 15 <= last; j += 16) f(j, Count<0>{});
+  if (j <= last) f(j, Count<1>{});
+}
+
 // Scores [first, last] of one row -> exp(s - m), zero around them up to the vectors' ends.
 AttentionPartial softmax(float* score, std::int64_t first, std::int64_t last, float softcap) {
   const vf lowest = vset(-__builtin_inff());
-  const std::int64_t begin = first / 16 * 16;
-  vf lanes = lowest;
-  for (std::int64_t j = begin; j <= last; j += 16) {
-    vf s = vload(score + j);
-    const bool edge = j < first || j + 15 > last;
-    const bool changed = edge || softcap > 0.0f;
-    if (softcap > 0.0f) s = vmul(vset(softcap), vtanh(vdiv(s, vset(softcap))));
-    if (edge) s = vselect(vrange(first - j, last + 1 - j), s, lowest);
-    if (changed) vstore(score + j, s);
-    lanes = vmax(s, lanes);
+  if (softcap > 0.0f) {
+    for (std::int64_t j = first / 16 * 16; j <= last; j += 16) {
+      vstore(score + j, vmul(vset(softcap), vtanh(vdiv(vload(score + j), vset(softcap)))));
+    }
   }
+  vf lanes = lowest;
+  each_vector(first, last, [&](std::int64_t j, auto edge) MS_LAMBDA {
+    vf s = vload(score + j);
+    if constexpr (edge.value) s = vselect(vrange(first - j, last + 1 - j), s, lowest);
+    lanes = vmax(s, lanes);
+  });
   const float m = vtree_max(lanes);
   const vf top = vset(m);
   vf total = vset(0.0f);
-  for (std::int64_t j = begin; j <= last; j += 16) {
+  each_vector(first, last, [&](std::int64_t j, auto edge) MS_LAMBDA {
     vf e = vexp_below_89(vsub(vload(score + j), top));
-    if (j < first || j + 15 > last) {
-      e = vselect(vrange(first - j, last + 1 - j), e, vset(0.0f));
-    }
+    if constexpr (edge.value) e = vselect(vrange(first - j, last + 1 - j), e, vset(0.0f));
     vstore(score + j, e);
     total = vadd(total, e);
-  }
+  });
   return {m, canonical(vtree_sum(total))};
 }
 
@@ -240,9 +285,8 @@ void add_rows(RowBlock* block, const SealedLayout& at, const Codes& codes, std::
   each_tile(end - begin, block->dim / 16,
             [&](std::int64_t i, std::int64_t height, std::int64_t b, std::int64_t width) {
               const std::int64_t r = begin + i;
-              const Panel<std::uint8_t> panel = {codes.data + 64 * b, 4 * block->dim, 64,
-                                                 kPageTokens / 4,
-                                                 (i == 0 ? codes.next : codes.data) + 64 * b};
+              const auto panel =
+                  code_panel(codes, i, 64 * b, 4 * block->dim, 64, kPageTokens / 4, 16 * b);
               const dot_weight* w = block->weight + r * kPlaneStride;
               float* o = block->o + r * block->dim + 16 * b;
               with_count<kTileRows>(height, [&](auto h) {
@@ -261,9 +305,12 @@ void add_rows(RowBlock* block, const SealedLayout& at, const Codes& codes, std::
 
 void add_sealed(RowBlock* block, std::int64_t p) {
   const SealedLayout at = sealed_layout(block->args->format, block->dim);
-  Codes codes = {nullptr, nullptr};
+  Codes codes = {nullptr, nullptr, 0};
   each_run(*block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
-    if (!codes.data) codes = value_codes(*block, at, p);
+    if (!codes.data) {
+      codes = value_codes(*block, at, p);
+      fetch_tails(*block, at, p);
+    }
     add_rows(block, at, codes, p, begin, end);
   });
 }
@@ -312,11 +359,10 @@ void attend_block(RowBlock* block) {
   const AttendChunkArgs& a = *block->args;
   for (std::int64_t i = 0; i < block->rows * block->dim; i += 16) vstore(block->o + i, vset(0.0f));
   Slots pages;
-  std::int64_t sealed_end;
-  if (!find_ranges(block, &pages, &sealed_end)) return;
-  if (sealed_end > pages.first) {
+  if (!find_ranges(block, &pages)) return;
+  if (block->sealed_pages > block->first_page) {
     prepare_queries(block);
-    multiply_means(*block, pages.first, sealed_end);
+    multiply_means(*block, block->first_page, block->sealed_pages);
   }
   for (std::int64_t p = pages.first; p <= pages.last; ++p) {
     score_sealed(*block, p);

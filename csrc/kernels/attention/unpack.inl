@@ -39,22 +39,19 @@ MS_INLINE void spread_steps(const std::uint8_t* steps, std::int64_t dim, StepTab
   }
 }
 
-// `next`: the codes of the page that is read after this one, fetched meanwhile.
 void unpack_keys(const std::uint8_t* page, const SealedLayout& at, std::int64_t dim,
-                 const std::uint8_t* next, std::uint8_t* tile) {
+                 std::uint8_t* tile) {
   StepTable steps;
   spread_steps(page + at.k_steps, dim, &steps, [](vi step) MS_LAMBDA { return step; });
   const std::uint8_t* from = page + at.k_codes;
-  const std::uint8_t* ahead = next + at.k_codes;
   for (std::int64_t b = 0; b < 4; ++b) {
     for (std::int64_t d = 0; d < dim; d += kStepChannels) {
       const vi step = ispread(steps.byte[b / 2][d / kStepChannels] + b % 2 * 16);
       const vi size = ilookup(kStepSize, ior(step, iset(kOddBytes)));
       const vi shift = ilookup(kKeyShift, step);
       const std::int64_t end = d + kStepChannels < dim ? d + kStepChannels : dim;
-      for (std::int64_t i = d; i < end; i += 8, from += 64, ahead += 64, tile += 128) {
+      for (std::int64_t i = d; i < end; i += 8, from += 64, tile += 128) {
         const vi pairs = iload(reinterpret_cast<const std::int32_t*>(from));
-        __builtin_prefetch(ahead);
         istore(tile, iadd8(imul16(iand(pairs, iset(kNibbles)), size), shift));
         istore(tile + 64, iadd8(imul16(iand(ishr<4>(pairs), iset(kNibbles)), size), shift));
       }
@@ -89,7 +86,7 @@ MS_INLINE vi scale_quad(vi nibbles, const QuadSteps& steps) {
 }
 
 void unpack_values(const std::uint8_t* page, const SealedLayout& at, std::int64_t dim,
-                   const std::uint8_t* next, std::uint8_t* tile) {
+                   std::uint8_t* tile) {
   ValueSteps steps;
   const std::uint8_t* stored = page + at.v_steps;
   const vi holes = iset(kOddBytes);
@@ -100,7 +97,6 @@ void unpack_values(const std::uint8_t* page, const SealedLayout& at, std::int64_
   spread_steps(stored, dim, &steps.shift,
                [](vi step) MS_LAMBDA { return ilookup(kValueShift, step); });
   const std::uint8_t* from = page + at.v_codes;
-  const std::uint8_t* ahead = next + at.v_codes;
   for (std::int64_t quad = 0; quad < kPageTokens / 4; quad += 2) {
     std::uint8_t* first = tile + quad * 4 * dim;
     std::uint8_t* second = first + 4 * dim;
@@ -108,9 +104,8 @@ void unpack_values(const std::uint8_t* page, const SealedLayout& at, std::int64_
       const QuadSteps a = load_steps(steps, quad, d / kStepChannels);
       const QuadSteps b = load_steps(steps, quad + 1, d / kStepChannels);
       const std::int64_t end = d + kStepChannels < dim ? d + kStepChannels : dim;
-      for (std::int64_t i = d; i < end; i += 16, from += 64, ahead += 64) {
+      for (std::int64_t i = d; i < end; i += 16, from += 64) {
         const vi pairs = iload(reinterpret_cast<const std::int32_t*>(from));
-        __builtin_prefetch(ahead);
         istore(first + 4 * i, scale_quad(iand(pairs, iset(kNibbles)), a));
         istore(second + 4 * i, scale_quad(iand(ishr<4>(pairs), iset(kNibbles)), b));
       }
