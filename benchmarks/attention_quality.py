@@ -3,8 +3,8 @@
     python benchmarks/attention_quality.py [--positions 4096] [--save]
 
 One head of dimension 128: keys after rope (base 500,000 and 10,000), a bias of the given size on
-the 8 slowest of the 64 pairs, some channels larger than others, and (sink) a first key that draws
-about a third of the weight, with a small value. The formats of this package run in their own
+the 8 slowest of the 64 pairs, four channels 1 or 8 times as large, and (sink) a first key that
+draws about a third of the weight, with a small value. The formats of this package run in their own
 kernels. Beside them, written out in NumPy: q8_0 and q4_0 (a float16 scale for 32 numbers; queries
 as q8_0, as the engines that have them do) and Hadamard + q4_0 (rotated first); their weights stay
 floats. The last line says whether the claims hold:
@@ -53,10 +53,14 @@ def make_case(base: float, bias: float, outlier: float, sink: bool, positions: i
     values = rng.standard_normal((positions, DIM)) * rng.lognormal(0, 0.5, (positions, 1))
     at = np.arange(positions)
     keys, queries = rope(keys, at, base), rope(queries, at[-QUERIES:], base)
-    if sink:  # about half of what all others weigh together, for each query
-        logits = queries @ keys.T / np.sqrt(DIM)
-        goal = np.log(np.exp(logits - logits.max(1)[:, None])[:, 1:].sum(1)) + logits.max(1) - 0.7
-        keys[0] = np.linalg.lstsq(queries / np.sqrt(DIM), goal, rcond=None)[0]
+    if sink:  # along a direction that all queries share, with half the others' weight together
+        shared = rng.standard_normal(DIM)
+        shared /= np.linalg.norm(shared)
+        queries += 8 * shared
+        logits = (queries @ keys.T / np.sqrt(DIM))[:, 1:]
+        top = logits.max(axis=1)
+        goal = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top - np.log(2)
+        keys[0] = shared * np.median(goal) * np.sqrt(DIM) / 8
         values[0] *= 0.05
     return tuple(x.astype(np.float32) for x in (queries / np.sqrt(DIM), keys, values))
 
