@@ -43,9 +43,9 @@ struct Panel {
   std::int64_t step_stride;
   std::int64_t block_stride;
   std::int64_t steps;
-  // What is read later, fetched meanwhile: for each vector that is read, this many bytes on. Spread
-  // like that over the products and in ascending order it keeps memory busy and the few buffers of
-  // the first level free.
+  // What is read later, fetched meanwhile into the second-level cache: for each vector that is
+  // read, this many bytes on. Spread like that over the products, and in ascending order, it keeps
+  // memory busy and the few buffers of the first level free.
   const T* fetch = nullptr;
   std::int64_t fetch_step = 0;
 };
@@ -102,7 +102,7 @@ MS_INLINE void dot_steps(const Panel<std::uint8_t>& panel, const dot_weight* w, 
       vcodes column[kBlocks];
       unroll<kBlocks>([&](auto b) MS_LAMBDA {
         column[b] = load_codes<kUnsignedWeights>(data + b * panel.block_stride);
-        __builtin_prefetch(fetch);
+        __builtin_prefetch(fetch, 0, 2);
         fetch += panel.fetch_step;
       });
       unroll<kRows>([&](auto r) MS_LAMBDA {
