@@ -69,7 +69,7 @@ struct AttendChunkArgs {
   std::int64_t chunk;                 // positions chunk*512 ...
   const std::uint8_t* const* open;    // [8] open slabs of the chunk's pages, null where none
   const std::uint8_t* const* sealed;  // [8] sealed slabs, null where none
-  const std::uint8_t* const* next;    // [8] those of the chunk that comes after, to fetch; or null
+  const std::uint8_t* const* next;    // [8] sealed slabs of the chunk that is read next, or null
   float softcap;                      // 0 = none
   AttentionPartial* partial;          // [R] out
   float* o;                           // [R][D] out
