@@ -16,6 +16,7 @@
 #include "dict_reader.h"
 #include "formats/weights_codec.h"
 #include "kernels/dispatch.h"
+#include "kv_formats.h"
 #include "model/prepared.h"
 #include "model/text_model.h"
 #include "model/workspace.h"
@@ -31,9 +32,8 @@ namespace {
 constexpr std::int64_t kMostStepRows = std::int64_t{1} << 12;
 
 KvFormat kv_format(const std::string& name) {
-  if (name == "f32") return KvFormat::f32;
-  if (name == "kv8") return KvFormat::kv8;
-  DictReader::fail("kv", "'" + name + "'", "f32 or kv8");
+  if (const auto format = find_kv_format(name)) return *format;
+  DictReader::fail("kv", "'" + name + "'", kv_format_names());
 }
 
 std::vector<std::int32_t> ids_from_python(py::handle value, const std::string& path) {

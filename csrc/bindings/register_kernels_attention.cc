@@ -14,6 +14,7 @@
 #include "base/errors.h"
 #include "base/float_env.h"
 #include "kernels/dispatch.h"
+#include "kv_formats.h"
 #include "register.h"
 
 namespace py = pybind11;
@@ -33,8 +34,7 @@ const KernelTable& level(const std::string& isa) {
 }
 
 KvFormat format_of(const std::string& name) {
-  if (name == "f32") return KvFormat::f32;
-  if (name == "kv8") return KvFormat::kv8;
+  if (const auto format = find_kv_format(name)) return *format;
   throw InvalidRequest("no KV format is called " + name);
 }
 
@@ -91,7 +91,7 @@ py::tuple attend_chunk(const std::string& isa, const std::string& format, const 
        "attend_chunk: q [R][>= head_dim], pos, lo, hi [R]");
   const KvFormat kv = format_of(format);
   const auto open_slabs = slabs_of(open, open_page_bytes(kv, head_dim));
-  const auto sealed_slabs = slabs_of(sealed, sealed_kv8_layout(head_dim).bytes);
+  const auto sealed_slabs = slabs_of(sealed, sealed_page_bytes(kv, head_dim));
   const std::int64_t rows = q.shape(0);
   Partials out{std::vector<AttentionPartial>(static_cast<std::size_t>(rows), {NAN, NAN}),
                Array<float>({rows, head_dim})};
@@ -110,6 +110,7 @@ py::tuple attend_chunk(const std::string& isa, const std::string& format, const 
                                 chunk,
                                 open_slabs.data(),
                                 sealed_slabs.data(),
+                                nullptr,
                                 softcap,
                                 out.rows.data(),
                                 out.o.mutable_data(),
@@ -157,13 +158,15 @@ void write_token(const std::string& isa, const std::string& format, std::int64_t
                          open.mutable_data());
 }
 
-Array<std::uint8_t> seal_page(const std::string& isa, std::int64_t head_dim,
-                              const Array<std::uint8_t>& open) {
+Array<std::uint8_t> seal_page(const std::string& isa, const std::string& format,
+                              std::int64_t head_dim, const Array<std::uint8_t>& open) {
   const FloatEnv env;
-  need(open.size() == open_page_bytes(KvFormat::kv8, head_dim), "a slab of another size");
-  Array<std::uint8_t> sealed(sealed_kv8_layout(head_dim).bytes);
+  const KvFormat kv = format_of(format);
+  need(kv != KvFormat::f32, "an f32 page has no sealed form");
+  need(open.size() == open_page_bytes(kv, head_dim), "a slab of another size");
+  Array<std::uint8_t> sealed(sealed_page_bytes(kv, head_dim));
   std::memset(sealed.mutable_data(), 0xff, static_cast<std::size_t>(sealed.size()));
-  level(isa).seal_page(head_dim, open.data(), sealed.mutable_data());
+  level(isa).seal_page(kv, head_dim, open.data(), sealed.mutable_data());
   return sealed;
 }
 
@@ -177,7 +180,7 @@ double attend_seconds(const std::string& isa, const std::string& format, std::in
   const KvFormat kv = format_of(format);
   const KernelTable& kernels = level(isa);
   const std::int64_t page_bytes =
-      kv == KvFormat::f32 ? open_page_bytes(kv, head_dim) : sealed_kv8_layout(head_dim).bytes;
+      kv == KvFormat::f32 ? open_page_bytes(kv, head_dim) : sealed_page_bytes(kv, head_dim);
   const std::int64_t pages = heads * chunks * kPagesPerChunk;
   AlignedBuffer slabs(static_cast<std::size_t>(pages * page_bytes));
   auto* bytes = reinterpret_cast<std::uint8_t*>(slabs.data());
@@ -194,13 +197,16 @@ double attend_seconds(const std::string& isa, const std::string& format, std::in
   }
   AlignedBuffer scratch(static_cast<std::size_t>(attention_scratch_bytes(rows, head_dim)));
   const auto run = [&](std::int64_t head, std::int64_t chunk) {
-    const std::uint8_t* slab[kPagesPerChunk];
-    for (std::int64_t p = 0; p < kPagesPerChunk; ++p) {
+    const std::uint8_t* slab[2 * kPagesPerChunk];
+    for (std::int64_t p = 0; p < 2 * kPagesPerChunk; ++p) {
       slab[p] = bytes + ((head * chunks + chunk) * kPagesPerChunk + p) * page_bytes;
     }
-    const AttendChunkArgs args = {kv,         head_dim,  rows,           q.data(), head_dim,
-                                  pos.data(), lo.data(), hi.data(),      chunk,    slab,
-                                  slab,       0.0f,      partial.data(), o.data(), scratch.data()};
+    const bool more = kv != KvFormat::f32 && chunk + 1 < chunks;
+    const AttendChunkArgs args = {
+        kv,       head_dim,       rows,      q.data(),
+        head_dim, pos.data(),     lo.data(), hi.data(),
+        chunk,    slab,           slab,      more ? slab + kPagesPerChunk : nullptr,
+        0.0f,     partial.data(), o.data(),  scratch.data()};
     kernels.attend_chunk(&args);
   };
   run(0, 0);
@@ -219,15 +225,17 @@ double attend_seconds(const std::string& isa, const std::string& format, std::in
 }
 
 // Seconds a page takes to seal.
-double seal_seconds(const std::string& isa, std::int64_t head_dim, int repeats) {
+double seal_seconds(const std::string& isa, const std::string& format, std::int64_t head_dim,
+                    int repeats) {
   const FloatEnv env;
+  const KvFormat kv = format_of(format);
   const KernelTable& kernels = level(isa);
-  AlignedBuffer open(static_cast<std::size_t>(open_page_bytes(KvFormat::kv8, head_dim)));
-  AlignedBuffer sealed(static_cast<std::size_t>(sealed_kv8_layout(head_dim).bytes));
+  AlignedBuffer open(static_cast<std::size_t>(open_page_bytes(kv, head_dim)));
+  AlignedBuffer sealed(static_cast<std::size_t>(sealed_page_bytes(kv, head_dim)));
   std::memset(open.data(), 0x2c, open.size());
   const auto start = std::chrono::steady_clock::now();
   for (int i = 0; i < repeats; ++i) {
-    kernels.seal_page(head_dim, reinterpret_cast<const std::uint8_t*>(open.data()),
+    kernels.seal_page(kv, head_dim, reinterpret_cast<const std::uint8_t*>(open.data()),
                       reinterpret_cast<std::uint8_t*>(sealed.data()));
   }
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
@@ -248,8 +256,9 @@ void register_kernels_attention(py::module_& m) {
   testing.def("open_page_bytes", [](const std::string& format, std::int64_t head_dim) {
     return open_page_bytes(format_of(format), head_dim);
   });
-  testing.def("sealed_page_bytes",
-              [](std::int64_t head_dim) { return sealed_kv8_layout(head_dim).bytes; });
+  testing.def("sealed_page_bytes", [](const std::string& format, std::int64_t head_dim) {
+    return sealed_page_bytes(format_of(format), head_dim);
+  });
   testing.def("attend_seconds", &attend_seconds, py::arg("isa"), py::arg("format"),
               py::arg("head_dim"), py::arg("group"), py::arg("rows"), py::arg("chunks"),
               py::arg("heads"), py::arg("repeats"));

@@ -16,6 +16,7 @@
 #include "cache/sequence.h"
 #include "formats/weights_codec.h"
 #include "kernels/dispatch.h"
+#include "kv_formats.h"
 #include "model/adapter.h"
 #include "model/prepared.h"
 #include "model/text_model.h"
@@ -31,9 +32,8 @@ namespace musespark {
 namespace {
 
 KvFormat kv_format(const std::string& name) {
-  if (name == "f32") return KvFormat::f32;
-  if (name == "kv8") return KvFormat::kv8;
-  throw InvalidRequest("kv: '" + name + "' is not one of f32, kv8");
+  if (const auto format = find_kv_format(name)) return *format;
+  throw InvalidRequest("kv: '" + name + "' is not one of " + kv_format_names());
 }
 
 StepSpan::Logits logits_mode(const std::string& name) {

@@ -46,8 +46,7 @@ PagePool::PagePool(KvLayout layout, std::int64_t byte_budget)
     Class& cls = classes_[static_cast<std::size_t>(at - windows.begin())];
     const char* what = "[page_pool] bytes of a page";
     const std::int64_t open = open_page_bytes(layout_.format, layer.head_dim);
-    const std::int64_t sealed =
-        layout_.format == KvFormat::f32 ? 0 : sealed_kv8_layout(layer.head_dim).bytes;
+    const std::int64_t sealed = sealed_page_bytes(layout_.format, layer.head_dim);
     places_.push_back(
         {static_cast<int>(at - windows.begin()), cls.open_bytes, open, cls.sealed_bytes, sealed});
     cls.open_bytes = checked_add<InvalidRequest>(

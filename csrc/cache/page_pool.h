@@ -5,7 +5,7 @@
 //
 //     open     the rows as written (formats/kv_page.h); while the page is filled and until its last
 //              token is accepted; for KvFormat::f32 always
-//     sealed   kv8 only: the packed 64 rows, from the step that fills the page
+//     sealed   not for f32: the packed 64 rows, from the step that fills the page
 //
 //     part:    layers of the class ascending x [KV heads] x slab
 //
@@ -87,7 +87,7 @@ class PagePool {
   // A page with an open part and one reference of each kind. Throws MemoryBudgetExceeded with the
   // numbers; nothing has changed then.
   PageId acquire(int page_class);
-  // Gives the page its sealed part (kv8), if it has none yet. Throws as acquire does.
+  // Gives the page its sealed part (not for f32), if it has none yet. Throws as acquire does.
   void add_sealed(PageId page);
   void drop_sealed(PageId page) noexcept;
   void share(PageId page, bool with_open) noexcept;

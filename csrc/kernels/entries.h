@@ -22,7 +22,8 @@ void attention_finish_scalar(std::int64_t rows, std::int64_t d, const AttentionP
                              std::int64_t head_dim_out);
 void write_token_scalar(KvFormat format, std::int64_t d, std::int64_t slot, const float* k,
                         const float* v, std::uint8_t* open);
-void seal_page_scalar(std::int64_t d, const std::uint8_t* open, std::uint8_t* sealed);
+void seal_page_scalar(KvFormat format, std::int64_t d, const std::uint8_t* open,
+                      std::uint8_t* sealed);
 
 // rowwise/
 extern const RowwiseKernels rowwise_scalar;
@@ -50,7 +51,8 @@ void attention_finish_avx2(std::int64_t rows, std::int64_t d, const AttentionPar
                            std::int64_t head_dim_out);
 void write_token_avx2(KvFormat format, std::int64_t d, std::int64_t slot, const float* k,
                       const float* v, std::uint8_t* open);
-void seal_page_avx2(std::int64_t d, const std::uint8_t* open, std::uint8_t* sealed);
+void seal_page_avx2(KvFormat format, std::int64_t d, const std::uint8_t* open,
+                    std::uint8_t* sealed);
 void attend_chunk_avx512vnni(const AttendChunkArgs* args);
 void attention_merge_avx512vnni(std::int64_t rows, std::int64_t d, AttentionPartial* state,
                                 float* o, const AttentionPartial* other, const float* other_o);
@@ -59,7 +61,8 @@ void attention_finish_avx512vnni(std::int64_t rows, std::int64_t d, const Attent
                                  std::int64_t head_dim_out);
 void write_token_avx512vnni(KvFormat format, std::int64_t d, std::int64_t slot, const float* k,
                             const float* v, std::uint8_t* open);
-void seal_page_avx512vnni(std::int64_t d, const std::uint8_t* open, std::uint8_t* sealed);
+void seal_page_avx512vnni(KvFormat format, std::int64_t d, const std::uint8_t* open,
+                          std::uint8_t* sealed);
 
 // rowwise/
 extern const RowwiseKernels rowwise_avx2;
@@ -83,7 +86,8 @@ void attention_finish_neon(std::int64_t rows, std::int64_t d, const AttentionPar
                            std::int64_t head_dim_out);
 void write_token_neon(KvFormat format, std::int64_t d, std::int64_t slot, const float* k,
                       const float* v, std::uint8_t* open);
-void seal_page_neon(std::int64_t d, const std::uint8_t* open, std::uint8_t* sealed);
+void seal_page_neon(KvFormat format, std::int64_t d, const std::uint8_t* open,
+                    std::uint8_t* sealed);
 void attend_chunk_i8mm(const AttendChunkArgs* args);
 
 // rowwise/

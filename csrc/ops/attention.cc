@@ -163,13 +163,13 @@ struct AttentionRun {
               float* sink_rows) const;
 };
 
-// Finds the pages of a merge chunk and runs the kernel over it.
+// Finds the pages of a merge chunk, and those of the one after, and runs the kernel over it.
 void AttentionRun::attend_chunk(const AttentionSpan& span, std::int64_t kv_head,
                                 AttendChunkArgs* args) const {
-  const std::uint8_t* open[kPagesPerChunk];
-  const std::uint8_t* sealed[kPagesPerChunk];
+  const std::uint8_t* open[2 * kPagesPerChunk];
+  const std::uint8_t* sealed[2 * kPagesPerChunk];
   const std::int64_t last = (span.position + span.rows - 1) / kPageTokens;
-  for (std::int64_t i = 0; i < kPagesPerChunk; ++i) {
+  for (std::int64_t i = 0; i < 2 * kPagesPerChunk; ++i) {
     const std::int64_t page = args->chunk * kPagesPerChunk + i;
     const KvPageView view = page <= last ? span.pages[page] : KvPageView{nullptr, nullptr};
     open[i] = view.open ? view.open + shape.slabs.open_offset + kv_head * shape.slabs.open_stride
@@ -180,6 +180,7 @@ void AttentionRun::attend_chunk(const AttentionSpan& span, std::int64_t kv_head,
   }
   args->open = open;
   args->sealed = shape.format == KvFormat::f32 ? nullptr : sealed;
+  args->next = shape.format == KvFormat::f32 ? nullptr : sealed + kPagesPerChunk;
   kernels.attend_chunk(args);
 }
 

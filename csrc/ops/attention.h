@@ -56,8 +56,8 @@ struct HeadsArgs {
   float* queries;  // out [kv_heads][rows][group][Dp]
 };
 
-// Norms and rotates q and k heads, scales q, and (kv8) turns q, k and v into the pages' frame;
-// writes k and v into the open pages and seals the pages that are full. One job.
+// Norms and rotates q and k heads, scales q, and (but for f32) turns q, k and v into the pages'
+// frame; writes k and v into the open pages and seals the pages that are full. One job.
 void prepare_heads(Jobs& jobs, const KernelTable& kernels, const AttentionShape& shape,
                    std::span<const AttentionSpan> spans, std::int64_t rows, const HeadsArgs& args);
 

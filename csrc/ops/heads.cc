@@ -57,7 +57,7 @@ struct HeadWriter {
       kernels.write_token(shape.format, dp, position % kPageTokens, key, value, open);
     }
     if (shape.format != KvFormat::f32 && end == (page + 1) * kPageTokens) {
-      kernels.seal_page(dp, open,
+      kernels.seal_page(shape.format, dp, open,
                         span.pages[page].sealed + shape.slabs.sealed_offset +
                             kv_head * shape.slabs.sealed_stride);
     }

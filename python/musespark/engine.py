@@ -365,8 +365,9 @@ class Engine:
     """One model's engine. Close it, or let it be collected; at exit it ends by itself.
 
     ``spec``: a ``families.spec.ModelSpec`` or its dict. ``tensors``: name -> (format, rows, cols,
-    buffer). ``context``: tokens a sequence may have. ``kv``: ``f32`` or ``kv8``. ``memory_budget``:
-    bytes of keys and values. ``prefix_cache``: keep what prompts begin with.
+    buffer). ``context``: tokens a sequence may have. ``kv``: ``f32``, ``kv8``, ``kv8v4`` or
+    ``kv4``. ``memory_budget``: bytes of keys and values. ``prefix_cache``: keep what prompts begin
+    with.
     """
 
     def __init__(

@@ -26,7 +26,6 @@ from musespark.weights import (
 from musespark.weights import convert as pack_into
 
 MAX_THREADS, MAX_CONTEXT = 1024, 2**31 - 1
-_LATER_KV = ("kv8v4", "kv4")
 LOAD_OPTIONS = (
     *("quantize", "kv", "context", "threads", "prefix_cache", "adapter", "progress", "verify"),
     *("lock_memory", "huge_pages"),
@@ -56,13 +55,14 @@ def load(
     over a hub id. What is not cached is downloaded, and what is not packed is packed once into the
     cache folder, with a progress bar on a terminal (``progress``: False for none, or a function of
     done, total and what). ``quantize``: auto (what is quantized already keeps its precision), none
-    (as stored), q8 or q4; auto is q8 up to 50 million parameters and q4 above. ``kv``: auto, f32 or
-    kv8, the format of keys and values. ``context``: the most tokens of one sequence; None is the
-    model's own limit or what fits in half of the free memory. ``threads``: None is every core this
-    process may use. ``prefix_cache``: keep the keys and values of past prompts and answers in
-    memory that is free for keys and values, so that a request which begins as an earlier one did
-    computes only what is new (``usage.cached_tokens``); results are the same. ``verify``: check
-    every checksum of the packed file first; it reads all of it.
+    (as stored), q8 or q4; auto is q8 up to 50 million parameters and q4 above. ``kv``: the format
+    of keys and values: f32; kv8, 8 bits each, which is what auto takes; kv8v4, values in 4 bits;
+    kv4, both. ``context``: the most tokens of one sequence; None is the model's own limit or what
+    fits in half of the free memory. ``threads``: None is every core this process may use.
+    ``prefix_cache``: keep the keys and values of past prompts and answers in memory that is free
+    for keys and values, so that a request which begins as an earlier one did computes only what is
+    new (``usage.cached_tokens``); results are the same. ``verify``: check every checksum of the
+    packed file first; it reads all of it.
     ``adapter``: the folder of a LoRA adapter (PEFT's adapter_config.json and
     adapter_model.safetensors) that every request gets: merged into weights that are floats
     (``quantize="none"``), beside packed ones. To switch adapters, or to have none in some requests,
@@ -202,13 +202,9 @@ def convert(
     )
 
 
-def _check_kv(kv: Any) -> None:
-    if isinstance(kv, str) and kv in KV_FORMATS:
-        return
-    known = list(KV_FORMATS)
-    if kv in _LATER_KV:
-        raise InvalidRequest(f"kv: {kv!r} is not part of this version; there are {known}")
-    raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {known}")
+def _check_kv(kv: str) -> None:
+    if not isinstance(kv, str) or kv not in KV_FORMATS:
+        raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {list(KV_FORMATS)}")
 
 
 def _check_count(name: str, value: Any, most: int) -> None:

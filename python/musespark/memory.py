@@ -21,7 +21,7 @@ from musespark.results import human_bytes
 from musespark.weights import QUANTIZE, Inspection, Source, look
 
 # What ``kv`` may be, and what the engine takes for it.
-KV_FORMATS = {"auto": "kv8", "f32": "f32", "kv8": "kv8"}
+KV_FORMATS = {"auto": "kv8"} | {name: name for name in ("kv8", "kv8v4", "kv4", "f32")}
 # Where no context is asked for, keys and values may take this part of the memory that is free, and
 # a model that has not room for so many tokens is refused.
 KV_SHARE = 0.5
@@ -325,7 +325,7 @@ def _formats(spec: ModelSpec, asked: str | None) -> list[str]:
         raise InvalidRequest(f"kv: got {asked!r:.60}, allowed is one of {list(KV_FORMATS)}")
     if spec.bidirectional:
         return ["none"]
-    return sorted(set(KV_FORMATS.values()), reverse=True) if asked is None else [KV_FORMATS[asked]]
+    return list(dict.fromkeys(KV_FORMATS.values())) if asked is None else [KV_FORMATS[asked]]
 
 
 def _contexts(asked: int | Sequence[int] | None, most: int) -> list[int]:

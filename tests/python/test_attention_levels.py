@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from musespark._core import testing
+from musespark.reference import attention
 from support.attention_cases import (
     CHUNK,
+    FORMATS,
+    SEALED,
     attend,
     attend_chunk,
     blank_page,
@@ -40,7 +43,7 @@ def prefill_rows(length: int, count: int, group: int, window: int):
 
 
 @pytest.mark.parametrize("isa", LEVELS)
-@pytest.mark.parametrize("form", ["f32", "kv8"])
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("dim", DIMS)
 def test_rows_and_lengths(isa: str, form: str, dim: int) -> None:
     """1 to 40 rows, partial pages, one and two chunks; causal, and a window beginning in a page."""
@@ -66,7 +69,7 @@ def test_rows_and_lengths(isa: str, form: str, dim: int) -> None:
 
 
 @pytest.mark.parametrize("isa", LEVELS)
-@pytest.mark.parametrize("form", ["f32", "kv8"])
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("seed", range(4))
 def test_any_rows(isa: str, form: str, seed: int) -> None:
     """Rows in no order with windows of any place and size, some empty, two blocks of rows."""
@@ -89,7 +92,7 @@ def test_any_rows(isa: str, form: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("isa", LEVELS)
-@pytest.mark.parametrize("form", ["f32", "kv8"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_special_values(isa: str, form: str) -> None:
     """NaN and infinity in queries, keys and values; huge and tiny scores; zero rows."""
     dim, length, rows = 48, 200, 12
@@ -129,7 +132,7 @@ def test_pages(isa: str, dim: int) -> None:
         else:
             data = (rng.standard_normal((2, 64, dim)) * scale).astype(np.float32)
             data[:, 7] = 0
-        for form in ("f32", "kv8"):
+        for form in FORMATS:
             pages = []
             for level in ("scalar", isa):
                 page = blank_page(form, dim)
@@ -137,9 +140,40 @@ def test_pages(isa: str, dim: int) -> None:
                     testing.write_token(level, form, int(slot), data[0, slot], data[1, slot], page)
                 pages.append(page)
             assert_same_bits(pages[1], pages[0], f"{isa} {form} open page, D={dim}, {scale=}")
-        sealed = [testing.seal_page(level, dim, pages[0]) for level in ("scalar", isa)]
-        assert_same_bits(sealed[1], sealed[0], f"{isa} sealed page, D={dim}, {scale=}")
-    assert testing.sealed_page_bytes(128) / 64 <= 266
+            if form == "f32":
+                continue
+            sealed = [testing.seal_page(level, form, dim, pages[0]) for level in ("scalar", isa)]
+            assert_same_bits(sealed[1], sealed[0], f"{isa} {form} sealed page, D={dim}, {scale=}")
+
+
+def any_sealed_page(rng: np.random.Generator, form: str, dim: int) -> np.ndarray:
+    """Random codes and steps; mean and scales of ordinary size, some scales zero or NaN."""
+    page = rng.integers(0, 256, testing.sealed_page_bytes(form, dim), dtype=np.uint8)
+    bits = attention.KEY_BITS[form], attention.VALUE_BITS[form]
+    at = 64 * dim * sum(bits) // 8 + bits.count(4) * 32 * -(-dim // 32)
+    halves = page[at : at + 2 * dim + 256].view(np.float16)
+    halves[:dim] = rng.standard_normal(dim)
+    halves[dim:] = rng.lognormal(-6, 1, 128)
+    halves[dim + rng.integers(0, 128, 3)] = [0, np.nan, 1e-7]
+    return page
+
+
+@pytest.mark.parametrize("isa", LEVELS)
+@pytest.mark.parametrize("form", SEALED)
+@pytest.mark.parametrize("dim", DIMS)
+def test_any_sealed_bytes(isa: str, form: str, dim: int) -> None:
+    """Every pair of nibble and step, also those that sealing never writes together."""
+    rng = np.random.default_rng([7, dim])
+    pages = [any_sealed_page(rng, form, dim) for _ in range(8)]
+    q = queries(rng, 9, dim)
+    lo = rng.integers(0, 300, 9)
+    hi = lo + rng.integers(0, 212, 9)
+    args = (form, q, np.full(9, 600), lo, hi, 0, [None] * 8, pages, 0.0, dim)
+    actual, expected = testing.attend_chunk(isa, *args), testing.attend_chunk("scalar", *args)
+    assert_same_parts(actual, expected, f"{isa} {form} D={dim}")
+    if form != "kv8":
+        twin = attention.sealed_page(form, dim, pages[0])
+        assert np.abs(twin.value_codes).max() == 64
 
 
 def random_partials(rng: np.random.Generator, rows: int, dim: int) -> tuple:
@@ -176,7 +210,7 @@ def test_merge_and_finish(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ["scalar", *LEVELS])
-@pytest.mark.parametrize("form", ["f32", "kv8"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_rows_do_not_depend_on_the_call(isa: str, form: str) -> None:
     """One row alone, in any company and any order of rows, has the same bits."""
     rng = np.random.default_rng(23)
@@ -191,16 +225,17 @@ def test_rows_do_not_depend_on_the_call(isa: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ["scalar", *LEVELS])
-def test_own_page_open_earlier_sealed(isa: str) -> None:
+@pytest.mark.parametrize("form", SEALED)
+def test_own_page_open_earlier_sealed(isa: str, form: str) -> None:
     """In one call over a page border: a prefix that ends anywhere gives each row the same bits."""
     rng = np.random.default_rng(29)
     dim = 48
-    whole = random_cache("kv8", dim, 150, 2)
+    whole = random_cache(form, dim, 150, 2)
     pos, lo, hi = prefill_rows(150, 100, 1, 1 << 40)
     q = queries(rng, 100, dim)
     expected = attend(isa, whole, q, pos, lo, hi)
     for length in (51, 64, 65, 127, 128, 129):
-        cache = type(whole)("kv8", whole.keys[:length], whole.values[:length])
+        cache = type(whole)(form, whole.keys[:length], whole.values[:length])
         rows = pos < length
         actual = attend(isa, cache, q[rows], pos[rows], lo[rows], hi[rows])
-        assert_same_bits(actual, expected[rows], f"{isa} length {length}")
+        assert_same_bits(actual, expected[rows], f"{isa} {form} length {length}")

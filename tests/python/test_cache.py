@@ -26,7 +26,7 @@ class Twin:
         self.kv = kv
         self.length = self.accepted = 0
         self.first = dict.fromkeys(CLASSES, 0)  # first page held
-        self.open_from = 0  # first page with open rows (kv8)
+        self.open_from = 0  # first page with open rows (all but f32)
 
     def copy(self) -> Twin:
         other = Twin(self.kv)
@@ -38,7 +38,7 @@ class Twin:
 
     def accept(self, length: int) -> None:
         self.accepted = length
-        if self.kv == "kv8":
+        if self.kv != "f32":
             self.open_from = max(self.open_from, length // PAGE)
         for window in CLASSES[1:]:
             seen = max(0, length - window + 1)
@@ -68,7 +68,7 @@ def check(sequence, twin: Twin) -> None:
     assert held == [twin.pages(window) for window in CLASSES]
 
 
-@pytest.mark.parametrize("kv", ["f32", "kv8"])
+@pytest.mark.parametrize("kv", ["f32", "kv8", "kv4"])
 @pytest.mark.parametrize("seed", range(20))
 def test_random_histories(kv: str, seed: int) -> None:
     """Steps, drafts, cuts, forks and ends in random order; at the end everything is given back."""
@@ -112,7 +112,7 @@ def test_random_histories(kv: str, seed: int) -> None:
     assert (usage["in_use"], usage["pages"], usage["open_pages"]) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("kv", ["f32", "kv8"])
+@pytest.mark.parametrize("kv", ["f32", "kv8", "kv4"])
 def test_a_step_that_does_not_fit_takes_nothing(kv: str) -> None:
     """Whatever part of a step fails to fit, begin_step gives back what it had taken."""
     whole = new_pool(kv)
@@ -137,6 +137,12 @@ def test_page_sizes_follow_the_formats() -> None:
     assert pool.open_bytes(0) == 2 * 64 * 128 * 2
     assert pool.sealed_bytes(0) == -(-(64 * 2 * 128 + 2 * 128 + 256) // 64) * 64
     assert pool.sealed_bytes(0) / 64 <= 266
+    for kv, most in (("kv8v4", 204), ("kv4", 146)):
+        pool = _core.testing.PagePool(kv, [(2, 128, 0), (1, 64, 0)], 0)
+        assert pool.open_bytes(0) == 2 * 64 * (2 * 128 + 64) * 2
+        one, other = (_core.testing.sealed_page_bytes(kv, dim) for dim in (128, 64))
+        assert pool.sealed_bytes(0) == 2 * one + other
+        assert one <= 64 * most
     pool = _core.testing.PagePool("f32", [(3, 16, 0), (1, 32, 0), (1, 16, 9)], 0)
     assert [pool.window(c) for c in range(pool.classes)] == [0, 9]
     assert pool.open_bytes(0) == 2 * 64 * 4 * (3 * 16 + 32)

@@ -91,7 +91,10 @@ def test_working_memory_knows_of_experts():
 def test_every_choice_has_a_row_and_auto_is_the_one_load_takes(folder):
     found = musespark.estimate(folder, context=[100, 50])
     assert [(n.quantize, n.kv, n.context) for n in found.needs] == [
-        (q, kv, c) for q in ("q4", "q8", "none") for kv in ("kv8", "f32") for c in (50, 100)
+        (q, kv, c)
+        for q in ("q4", "q8", "none")
+        for kv in ("kv8", "kv8v4", "kv4", "f32")
+        for c in (50, 100)
     ]
     assert [q for q, *_ in musespark.estimate(folder, quantize="auto", kv="auto").largest] == ["q8"]
 

@@ -17,7 +17,7 @@ from musespark import _core
 pytestmark = pytest.mark.isa
 
 RECIPES = ("f32", "q8", "q4", "mixed")
-CACHES = ("f32", "kv8")
+CACHES = ("f32", "kv8", "kv8v4", "kv4")
 # Inside a page, at and around page and merge chunk borders, and uneven ones in turn.
 CUTS = (7, 64, [65, 1, 3], 512, [100, 411, 2, 1, 510])
 

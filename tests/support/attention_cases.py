@@ -10,6 +10,8 @@ from musespark import _core
 
 testing = _core.testing
 PAGE = 64
+SEALED = ("kv8", "kv8v4", "kv4")
+FORMATS = ("f32", *SEALED)
 CHUNK = 512
 
 
@@ -46,9 +48,9 @@ class Cache:
                     self.values[begin + slot],
                     page,
                 )
-            full = self.form == "kv8" and begin + PAGE <= length
+            full = self.form != "f32" and begin + PAGE <= length
             self.open.append(page)
-            self.sealed.append(testing.seal_page(self.isa, dim, page) if full else None)
+            self.sealed.append(testing.seal_page(self.isa, self.form, dim, page) if full else None)
 
     def slabs(self, chunk: int) -> tuple[list, list]:
         """The open and sealed slabs of a chunk's eight pages, None past the end."""

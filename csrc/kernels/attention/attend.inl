@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/codes.inl"
 #include "kernels/attention/rows.inl"
 #include "kernels/attention/tiles.inl"
 #include "kernels/detail/math.inl"
@@ -51,7 +52,7 @@ void prepare_queries(RowBlock* block) {
 
 // mean_product[row][page] = q . mean for sealed pages [begin, end): lane = page.
 void multiply_means(const RowBlock& block, std::int64_t begin, std::int64_t end) {
-  const SealedKv8Layout at = sealed_kv8_layout(block.dim);
+  const SealedLayout at = sealed_layout(block.args->format, block.dim);
   for (std::int64_t i = 0; i < block.dim; ++i) vstore(block.mean + 16 * i, vset(0.0f));
   for (std::int64_t p = begin; p < end; ++p) {
     const std::uint8_t* page = block.args->sealed[p];
@@ -66,24 +67,16 @@ void multiply_means(const RowBlock& block, std::int64_t begin, std::int64_t end)
   float_tiles(panel, 1, block.rows, block.q, block.args->ldq, block.mean_product, 16, false);
 }
 
-// The sealed page after p if there is one (for the first tile of a page, which fetches it: the
-// hardware does not prefetch from page to page), else p.
-const std::uint8_t* next_page(const RowBlock& block, std::int64_t p, std::int64_t tile) {
-  const bool fetch = tile == 0 && p + 1 < kPagesPerChunk && block.args->sealed[p + 1];
-  return block.args->sealed[fetch ? p + 1 : p];
-}
-
-void score_sealed(const RowBlock& block, std::int64_t p, std::int64_t begin, std::int64_t end) {
+void score_rows(const RowBlock& block, const SealedLayout& at, const Codes& codes, std::int64_t p,
+                std::int64_t begin, std::int64_t end) {
   const std::uint8_t* page = block.args->sealed[p];
-  const SealedKv8Layout at = sealed_kv8_layout(block.dim);
   float key_scale[kPageTokens];
   for (int b = 0; b < 4; ++b) vstore(key_scale + 16 * b, vload_f16(page + at.k_scale + 32 * b));
   each_tile(
       end - begin, 4, [&](std::int64_t i, std::int64_t height, std::int64_t b, std::int64_t width) {
         const std::int64_t r = begin + i;
-        const std::int64_t offset = at.k_codes + b * 16 * block.dim;
-        const Panel<std::uint8_t> panel = {page + offset, 64, 16 * block.dim, block.dim / 4,
-                                           next_page(block, p, i) + offset};
+        const auto panel = code_panel(codes, i, b * 16 * block.dim, 64, 16 * block.dim,
+                                      block.dim / 4, b * block.dim / 4);
         with_count<kTileRows>(height, [&](auto h) {
           with_count<kTileBlocks>(width, [&](auto n) {
             key_tile<h.value, n.value>(panel, block.query + r * block.dim, block.dim,
@@ -93,6 +86,15 @@ void score_sealed(const RowBlock& block, std::int64_t p, std::int64_t begin, std
           });
         });
       });
+}
+
+void score_sealed(const RowBlock& block, std::int64_t p) {
+  const SealedLayout at = sealed_layout(block.args->format, block.dim);
+  Codes codes = {nullptr, nullptr, 0};
+  each_run(block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
+    if (!codes.data) codes = key_codes(block, at, p);
+    score_rows(block, at, codes, p, begin, end);
+  });
 }
 
 // The keys of an open page, at least `slots` of them, as f32 in the page's own layout.
@@ -130,31 +132,42 @@ void score_open(const RowBlock& block, std::int64_t p) {
   });
 }
 
+// f(j, edge) for the vectors of 16 scores from first to last; edge: not all of them are inside. The
+// inner ones are a loop without a condition.
+template <class F>
+MS_INLINE void each_vector(std::int64_t first, std::int64_t last, F f) {
+  std::int64_t j = first / 16 * 16;
+  if (j < first) {
+    f(j, Count<1>{});
+    j += 16;
+  }
+  for (; j + 15 <= last; j += 16) f(j, Count<0>{});
+  if (j <= last) f(j, Count<1>{});
+}
+
 // Scores [first, last] of one row -> exp(s - m), zero around them up to the vectors' ends.
 AttentionPartial softmax(float* score, std::int64_t first, std::int64_t last, float softcap) {
   const vf lowest = vset(-__builtin_inff());
-  const std::int64_t begin = first / 16 * 16;
-  vf lanes = lowest;
-  for (std::int64_t j = begin; j <= last; j += 16) {
-    vf s = vload(score + j);
-    const bool edge = j < first || j + 15 > last;
-    const bool changed = edge || softcap > 0.0f;
-    if (softcap > 0.0f) s = vmul(vset(softcap), vtanh(vdiv(s, vset(softcap))));
-    if (edge) s = vselect(vrange(first - j, last + 1 - j), s, lowest);
-    if (changed) vstore(score + j, s);
-    lanes = vmax(s, lanes);
+  if (softcap > 0.0f) {
+    for (std::int64_t j = first / 16 * 16; j <= last; j += 16) {
+      vstore(score + j, vmul(vset(softcap), vtanh(vdiv(vload(score + j), vset(softcap)))));
+    }
   }
+  vf lanes = lowest;
+  each_vector(first, last, [&](std::int64_t j, auto edge) MS_LAMBDA {
+    vf s = vload(score + j);
+    if constexpr (edge.value) s = vselect(vrange(first - j, last + 1 - j), s, lowest);
+    lanes = vmax(s, lanes);
+  });
   const float m = vtree_max(lanes);
   const vf top = vset(m);
   vf total = vset(0.0f);
-  for (std::int64_t j = begin; j <= last; j += 16) {
+  each_vector(first, last, [&](std::int64_t j, auto edge) MS_LAMBDA {
     vf e = vexp_below_89(vsub(vload(score + j), top));
-    if (j < first || j + 15 > last) {
-      e = vselect(vrange(first - j, last + 1 - j), e, vset(0.0f));
-    }
+    if constexpr (edge.value) e = vselect(vrange(first - j, last + 1 - j), e, vset(0.0f));
     vstore(score + j, e);
     total = vadd(total, e);
-  }
+  });
   return {m, canonical(vtree_sum(total))};
 }
 
@@ -192,9 +205,9 @@ void quantize_weights(const float* p, const float* value_scale, std::int64_t fir
   row->step = !finite ? __builtin_nanf("") : zero ? 0.0f : wmax / steps;
 }
 
-void add_sealed(RowBlock* block, std::int64_t p, std::int64_t begin, std::int64_t end) {
+void add_rows(RowBlock* block, const SealedLayout& at, const Codes& codes, std::int64_t p,
+              std::int64_t begin, std::int64_t end) {
   const std::uint8_t* page = block->args->sealed[p];
-  const SealedKv8Layout at = sealed_kv8_layout(block->dim);
   const bool two_planes = block->args->chunk == 0 && p == 0;
   float value_scale[kPageTokens];
   for (int b = 0; b < 4; ++b) {
@@ -208,9 +221,8 @@ void add_sealed(RowBlock* block, std::int64_t p, std::int64_t begin, std::int64_
   each_tile(end - begin, block->dim / 16,
             [&](std::int64_t i, std::int64_t height, std::int64_t b, std::int64_t width) {
               const std::int64_t r = begin + i;
-              const std::int64_t offset = at.v_codes + 64 * b;
-              const Panel<std::uint8_t> panel = {page + offset, 4 * block->dim, 64, kPageTokens / 4,
-                                                 next_page(*block, p, i) + offset};
+              const auto panel =
+                  code_panel(codes, i, 64 * b, 4 * block->dim, 64, kPageTokens / 4, 16 * b);
               const dot_weight* w = block->weight + r * kPlaneStride;
               float* o = block->o + r * block->dim + 16 * b;
               with_count<kTileRows>(height, [&](auto h) {
@@ -225,6 +237,18 @@ void add_sealed(RowBlock* block, std::int64_t p, std::int64_t begin, std::int64_
                 });
               });
             });
+}
+
+void add_sealed(RowBlock* block, std::int64_t p) {
+  const SealedLayout at = sealed_layout(block->args->format, block->dim);
+  Codes codes = {nullptr, nullptr, 0};
+  each_run(*block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
+    if (!codes.data) {
+      codes = value_codes(*block, at, p);
+      fetch_tails(*block, at, p);
+    }
+    add_rows(block, at, codes, p, begin, end);
+  });
 }
 
 void add_open_rows(const RowBlock& block, std::int64_t p, const float* values, std::int64_t r,
@@ -271,15 +295,13 @@ void attend_block(RowBlock* block) {
   const AttendChunkArgs& a = *block->args;
   for (std::int64_t i = 0; i < block->rows * block->dim; i += 16) vstore(block->o + i, vset(0.0f));
   Slots pages;
-  std::int64_t sealed_end;
-  if (!find_ranges(block, &pages, &sealed_end)) return;
-  if (sealed_end > pages.first) {
+  if (!find_ranges(block, &pages)) return;
+  if (block->sealed_pages > block->first_page) {
     prepare_queries(block);
-    multiply_means(*block, pages.first, sealed_end);
+    multiply_means(*block, block->first_page, block->sealed_pages);
   }
   for (std::int64_t p = pages.first; p <= pages.last; ++p) {
-    each_run(*block, p, Source::sealed,
-             [&](std::int64_t begin, std::int64_t end) { score_sealed(*block, p, begin, end); });
+    score_sealed(*block, p);
     score_open(*block, p);
   }
   for (std::int64_t r = 0; r < block->rows; ++r) {
@@ -288,8 +310,7 @@ void attend_block(RowBlock* block) {
         softmax(block->score + r * kMergeChunk, block->first[r], block->last[r], a.softcap);
   }
   for (std::int64_t p = pages.first; p <= pages.last; ++p) {
-    each_run(*block, p, Source::sealed,
-             [&](std::int64_t begin, std::int64_t end) { add_sealed(block, p, begin, end); });
+    add_sealed(block, p);
     add_open(*block, p);
   }
   for (std::int64_t i = 0; i < block->rows * block->dim; i += 16) {

@@ -6,18 +6,19 @@
 // nothing, to the bit, whether skipped or masked, and whatever their slots hold (a stale NaN).
 // A row with none leaves max = -inf, sum = 0, o = 0.
 // A row reads the page that holds its own position pos[r] (and later ones) from `open`, every
-// earlier page from `sealed` (kv8) or `open` (f32 format: sealed is null).
+// earlier page from `sealed` (or `open` in the f32 format: sealed is null).
 // Fastest when rows that follow each other see nearly the same positions: order rows by position,
 // then by head. Any order gives the same bits.
 //
 // Scores (float32, rne, d ascending from 0, one accumulator from +0):
 //     f32, open:  s = fma(q[d], k[d], s)
-//     sealed:     u = fma(q[d], float(mean[d]), u) over d;  dot = sum qq[d] * code[d] (exact int32)
+//     sealed:     u = fma(q[d], float(mean[d]), u) over d;  dot = sum qq[d] * code[d] (exact int32;
+//                 code: of 8 bits, or m * level of 4, formats/kv_page.h)
 //                 s = fma(float(dot), qscale * float(kscale_j), u)
 //                 where q is quantized per row: qscale = amax/127, qq = clamp(rne(q*(127/amax)))
 //                 (amax < 1e-30: qscale = 0, qq = 0; not finite: qscale = NaN, qq = 0)
 //     softcap c > 0:  s = c * tanh(s / c)
-//   The query comes already scaled (1/sqrt(D), query factors) and, for kv8, rotated.
+//   The query comes already scaled (1/sqrt(D), query factors) and, but for f32, rotated.
 // Softmax in the chunk: m = max over existing positions: 16 lanes from -inf, l = s > l ? s : l (a
 // NaN
 //   is never taken), and the tree; p_j = exp(s_j - m);  sum: 16 lanes, lane = position mod 16,
@@ -68,6 +69,7 @@ struct AttendChunkArgs {
   std::int64_t chunk;                 // positions chunk*512 ...
   const std::uint8_t* const* open;    // [8] open slabs of the chunk's pages, null where none
   const std::uint8_t* const* sealed;  // [8] sealed slabs, null where none
+  const std::uint8_t* const* next;    // [8] sealed slabs of the chunk that is read next, or null
   float softcap;                      // 0 = none
   AttentionPartial* partial;          // [R] out
   float* o;                           // [R][D] out
@@ -85,8 +87,9 @@ using FinishFn = void (*)(std::int64_t rows, std::int64_t d, const AttentionPart
 // Writes one token's k and v ([D] floats) at slot 0..63 of an open page.
 using WriteTokenFn = void (*)(KvFormat format, std::int64_t d, std::int64_t slot, const float* k,
                               const float* v, std::uint8_t* open);
-// kv8: the sealed page of 64 open rows.
-using SealPageFn = void (*)(std::int64_t d, const std::uint8_t* open, std::uint8_t* sealed);
+// The sealed page of 64 open rows; not for f32.
+using SealPageFn = void (*)(KvFormat format, std::int64_t d, const std::uint8_t* open,
+                            std::uint8_t* sealed);
 
 std::int64_t attention_scratch_bytes(std::int64_t rows, std::int64_t head_dim);
 

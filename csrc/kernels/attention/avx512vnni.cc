@@ -6,6 +6,7 @@
 
 #include "kernels/attention/attend.inl"
 #include "kernels/attention/pages.inl"
+#include "kernels/attention/seal.inl"
 #include "kernels/entries.h"
 
 namespace musespark {
@@ -28,8 +29,9 @@ void write_token_avx512vnni(KvFormat format, std::int64_t d, std::int64_t slot, 
   write_slot(format, d, slot, k, v, open);
 }
 
-void seal_page_avx512vnni(std::int64_t d, const std::uint8_t* open, std::uint8_t* sealed) {
-  seal_rows(d, open, sealed);
+void seal_page_avx512vnni(KvFormat format, std::int64_t d, const std::uint8_t* open,
+                          std::uint8_t* sealed) {
+  seal_rows(format, d, open, sealed);
 }
 
 }  // namespace musespark

@@ -5,6 +5,7 @@
 
 #include "kernels/attention/attend.inl"
 #include "kernels/attention/pages.inl"
+#include "kernels/attention/seal.inl"
 #include "kernels/entries.h"
 
 namespace musespark {
@@ -27,8 +28,9 @@ void write_token_neon(KvFormat format, std::int64_t d, std::int64_t slot, const 
   write_slot(format, d, slot, k, v, open);
 }
 
-void seal_page_neon(std::int64_t d, const std::uint8_t* open, std::uint8_t* sealed) {
-  seal_rows(d, open, sealed);
+void seal_page_neon(KvFormat format, std::int64_t d, const std::uint8_t* open,
+                    std::uint8_t* sealed) {
+  seal_rows(format, d, open, sealed);
 }
 
 }  // namespace musespark

@@ -26,6 +26,8 @@ struct RowBlock {
   std::int64_t first[kAttendRowBlock];  // visible positions; first > last: none
   std::int64_t last[kAttendRowBlock];
   std::int64_t sealed_end[kAttendRowBlock];  // pages below are read sealed
+  std::int64_t first_page;                   // that some row sees
+  std::int64_t sealed_pages;                 // end of the pages that some row reads sealed
   SealedRow sealed[kAttendRowBlock];
   float* score;         // [rows][512]: scores, then exp(s - m)
   float* mean_product;  // [rows][16], page p of the chunk in lane p
@@ -33,6 +35,7 @@ struct RowBlock {
   dot_weight* weight;   // [rows][2][64]
   float* page;          // [64 * dim] keys or values of an open page as f32
   float* mean;          // [dim][16], page p of the chunk in lane p
+  std::uint8_t* tile;   // [64 * dim] keys or values of 4 bits as 8-bit codes
 
   Source source(std::int64_t r, std::int64_t p) const {
     const std::int64_t begin = p * kPageTokens;
@@ -100,14 +103,15 @@ void lay_out(RowBlock* block, void* scratch) {
   block->weight = take<dot_weight>(&at, block->rows * kPlaneStride);
   block->page = take<float>(&at, kPageTokens * block->dim);
   block->mean = take<float>(&at, 16 * block->dim);
+  block->tile = take<std::uint8_t>(&at, kPageTokens * block->dim);
 }
 
 // Ranges of the rows and of the pages they touch; false if no row sees anything.
-bool find_ranges(RowBlock* block, Slots* pages, std::int64_t* sealed_end) {
+bool find_ranges(RowBlock* block, Slots* pages) {
   const AttendChunkArgs& a = *block->args;
   const std::int64_t base = a.chunk * kMergeChunk;
   *pages = {kPagesPerChunk, -1};
-  *sealed_end = 0;
+  block->sealed_pages = 0;
   for (std::int64_t r = 0; r < block->rows; ++r) {
     const std::int64_t i = block->row + r;
     block->first[r] = (a.lo[i] > base ? a.lo[i] : base) - base;
@@ -121,8 +125,9 @@ bool find_ranges(RowBlock* block, Slots* pages, std::int64_t* sealed_end) {
     if (low < pages->first) pages->first = low;
     if (high > pages->last) pages->last = high;
     const std::int64_t end = block->sealed_end[r] < high + 1 ? block->sealed_end[r] : high + 1;
-    if (low < end && end > *sealed_end) *sealed_end = end;
+    if (low < end && end > block->sealed_pages) block->sealed_pages = end;
   }
+  block->first_page = pages->first;
   return pages->last >= 0;
 }
 

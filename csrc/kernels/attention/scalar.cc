@@ -3,77 +3,22 @@
 
 #include "base/half.h"
 #include "kernels/attention/attention.h"
-#include "kernels/detail/scalar_math.inl"
+#include "kernels/attention/scalar_pages.inl"
 #include "kernels/entries.h"
 
 namespace musespark {
 namespace {
 
-constexpr std::uint32_t kInfinityBits = 0x7f800000u;
 constexpr float kTiny = 1e-30f;
-
-// Nearest integer, ties to even, of |x| < 2^22.
-std::int32_t round_to_int(float x) {
-  return static_cast<std::int32_t>(bits_of(x + 0x1.8p23f) - bits_of(0x1.8p23f));
-}
-
-float load_f16(const std::uint8_t* at) {
-  return f16_to_f32(static_cast<std::uint16_t>(at[0] | at[1] << 8));
-}
-
-void store_f16(std::uint8_t* at, std::uint16_t bits) {
-  at[0] = static_cast<std::uint8_t>(bits);
-  at[1] = static_cast<std::uint8_t>(bits >> 8);
-}
-
-float load_f32(const std::uint8_t* at) {
-  float x;
-  __builtin_memcpy(&x, at, 4);
-  return x;
-}
-
-// The tree over 16 lanes; uses them up.
-float tree_sum(float* lane) {
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
-}
-
-// Element d of the key (value) at `slot` of an open page; K: [4][D][16], V: [64][D].
-float open_key(KvFormat format, const std::uint8_t* page, std::int64_t dim, std::int64_t slot,
-               std::int64_t d) {
-  const std::int64_t at = (slot / 16 * dim + d) * 16 + slot % 16;
-  return format == KvFormat::f32 ? load_f32(page + 4 * at) : load_f16(page + 2 * at);
-}
-
-float open_value(KvFormat format, const std::uint8_t* page, std::int64_t dim, std::int64_t slot,
-                 std::int64_t d) {
-  const std::int64_t at = kPageTokens * dim + slot * dim + d;
-  return format == KvFormat::f32 ? load_f32(page + 4 * at) : load_f16(page + 2 * at);
-}
-
-std::int64_t key_code_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
-  return ((slot / 16 * (dim / 4) + d / 4) * 16 + slot % 16) * 4 + d % 4;
-}
-
-std::int64_t value_code_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
-  return ((slot / 4 * (dim / 16) + d / 16) * 16 + d % 16) * 4 + slot % 4;
-}
-
-std::uint32_t magnitude_bits(float x) { return bits_of(x) & 0x7fffffffu; }
 
 // One row's query as sealed pages want it: int8 with a scale.
 struct QuantizedQuery {
-  std::int8_t code[512];
+  std::int8_t code[kMostHeadDim];
   float scale;
 };
 
 void quantize_query(const float* q, std::int64_t dim, QuantizedQuery* out) {
-  std::uint32_t largest = 0;
-  for (std::int64_t d = 0; d < dim; ++d) {
-    if (magnitude_bits(q[d]) > largest) largest = magnitude_bits(q[d]);
-  }
+  const std::uint32_t largest = largest_magnitude(q, dim);
   const float amax = float_of(largest);
   const bool finite = largest < kInfinityBits;
   const bool zero = !finite || amax < kTiny;
@@ -96,12 +41,12 @@ float open_score(const AttendChunkArgs& a, const float* q, const std::uint8_t* p
 
 float sealed_score(const AttendChunkArgs& a, const float* q, const QuantizedQuery& qq,
                    const std::uint8_t* page, std::int64_t slot) {
-  const SealedKv8Layout at = sealed_kv8_layout(a.head_dim);
+  const SealedLayout at = sealed_layout(a.format, a.head_dim);
   float u = 0.0f;
   std::int32_t dot = 0;
   for (std::int64_t d = 0; d < a.head_dim; ++d) {
     u = fma(q[d], load_f16(page + at.k_mean + 2 * d), u);
-    dot += qq.code[d] * (page[at.k_codes + key_code_at(a.head_dim, slot, d)] - 128);
+    dot += qq.code[d] * key_code(a.format, page, a.head_dim, slot, d);
   }
   const float scale = load_f16(page + at.k_scale + 2 * slot);
   return fma(static_cast<float>(dot), qq.scale * scale, u);
@@ -119,7 +64,7 @@ void add_open_values(const AttendChunkArgs& a, const std::uint8_t* page, std::in
 
 void add_sealed_values(const AttendChunkArgs& a, const std::uint8_t* page, bool first_page,
                        std::int64_t first, std::int64_t last, const float* p, float* o) {
-  const SealedKv8Layout at = sealed_kv8_layout(a.head_dim);
+  const SealedLayout at = sealed_layout(a.format, a.head_dim);
   float w[kPageTokens];
   std::uint32_t largest = 0;
   for (std::int64_t slot = first; slot <= last; ++slot) {
@@ -142,8 +87,7 @@ void add_sealed_values(const AttendChunkArgs& a, const std::uint8_t* page, bool 
   for (std::int64_t d = 0; d < a.head_dim; ++d) {
     std::int32_t sum = 0;
     for (std::int64_t slot = first; slot <= last; ++slot) {
-      sum += weight[slot] *
-             static_cast<std::int8_t>(page[at.v_codes + value_code_at(a.head_dim, slot, d)]);
+      sum += weight[slot] * value_code(a.format, page, a.head_dim, slot, d);
     }
     o[d] = fma(static_cast<float>(sum), step, o[d]);
   }
@@ -202,22 +146,6 @@ void attend_row(const AttendChunkArgs& a, std::int64_t r) {
 }
 
 bool is_empty(const AttentionPartial& p) { return p.max == -__builtin_inff() && p.sum == 0.0f; }
-
-// One sealed row of codes from x, and its scale.
-float row_scale(const float* x, std::int64_t dim, std::uint16_t* scale_bits) {
-  std::uint32_t largest = 0;
-  for (std::int64_t d = 0; d < dim; ++d) {
-    if (magnitude_bits(x[d]) > largest) largest = magnitude_bits(x[d]);
-  }
-  *scale_bits =
-      largest >= kInfinityBits ? kF16CanonicalNan : f32_to_f16(float_of(largest) / 127.0f);
-  return f16_to_f32(*scale_bits);
-}
-
-std::int32_t code_of(float x, float scale) {
-  if (!(scale > 0.0f)) return 0;  // an all-zero row, or one that is not finite
-  return round_to_int(max_of(-127.0f, min_of(127.0f, x / scale)));
-}
 
 }  // namespace
 
@@ -278,36 +206,20 @@ void write_token_scalar(KvFormat format, std::int64_t d, std::int64_t slot, cons
   }
 }
 
-void seal_page_scalar(std::int64_t d, const std::uint8_t* open, std::uint8_t* sealed) {
-  const SealedKv8Layout at = sealed_kv8_layout(d);
+void seal_page_scalar(KvFormat format, std::int64_t d, const std::uint8_t* open,
+                      std::uint8_t* sealed) {
+  const SealedLayout at = sealed_layout(format, d);
   for (std::int64_t i = at.v_scale + 2 * kPageTokens; i < at.bytes; ++i) sealed[i] = 0;
-  for (std::int64_t i = 0; i < d; ++i) {
-    float lane[16] = {};
-    for (std::int64_t j = 0; j < kPageTokens; ++j) {
-      lane[j % 16] += open_key(KvFormat::kv8, open, d, j, i);
-    }
-    const float mean = tree_sum(lane) * (1.0f / kPageTokens);
-    store_f16(sealed + at.k_mean + 2 * i, f32_to_f16(mean));
-  }
+  store_means(format, d, open, sealed);
   for (std::int64_t j = 0; j < kPageTokens; ++j) {
-    float key[512];
-    float value[512];
+    float key[kMostHeadDim];
+    float value[kMostHeadDim];
     for (std::int64_t i = 0; i < d; ++i) {
-      key[i] = open_key(KvFormat::kv8, open, d, j, i) - load_f16(sealed + at.k_mean + 2 * i);
-      value[i] = open_value(KvFormat::kv8, open, d, j, i);
+      key[i] = open_key(format, open, d, j, i) - load_f16(sealed + at.k_mean + 2 * i);
+      value[i] = open_value(format, open, d, j, i);
     }
-    std::uint16_t key_bits;
-    std::uint16_t value_bits;
-    const float key_scale = row_scale(key, d, &key_bits);
-    const float value_scale = row_scale(value, d, &value_bits);
-    store_f16(sealed + at.k_scale + 2 * j, key_bits);
-    store_f16(sealed + at.v_scale + 2 * j, value_bits);
-    for (std::int64_t i = 0; i < d; ++i) {
-      sealed[at.k_codes + key_code_at(d, j, i)] =
-          static_cast<std::uint8_t>(code_of(key[i], key_scale) + 128);
-      sealed[at.v_codes + value_code_at(d, j, i)] =
-          static_cast<std::uint8_t>(code_of(value[i], value_scale));
-    }
+    seal_key(format, d, j, key, sealed);
+    seal_value(format, d, j, value, sealed);
   }
 }
 

@@ -10,8 +10,9 @@ std::int64_t attention_scratch_bytes(std::int64_t rows, std::int64_t head_dim) {
                                + 16 * 4                   // q . mean of each page
                                + 2 * kPageTokens * 2;     // one page of P, two planes
   const std::int64_t shared = kPageTokens * head_dim * 4  // one open page as f32
-                              + 16 * head_dim * 4;        // means
-  return block * per_row + shared + 6 * 64;  // each of the six parts begins on 64 bytes
+                              + 16 * head_dim * 4         // means
+                              + kPageTokens * head_dim;   // one page of 8-bit codes
+  return block * per_row + shared + 7 * 64;  // each of the seven parts begins on 64 bytes
 }
 
 }  // namespace musespark

@@ -43,8 +43,11 @@ struct Panel {
   std::int64_t step_stride;
   std::int64_t block_stride;
   std::int64_t steps;
-  const T* next =
-      nullptr;  // what is read after it in the same order, fetched meanwhile (codes only)
+  // What is read later, fetched meanwhile into the second-level cache: for each vector that is
+  // read, this many bytes on. Spread like that over the products, and in ascending order, it keeps
+  // memory busy and the few buffers of the first level free.
+  const T* fetch = nullptr;
+  std::int64_t fetch_step = 0;
 };
 
 // out[r][block * 16 + lane] (+)= sum over steps, ascending, of w[r * ldw + step] * panel.
@@ -91,7 +94,7 @@ template <bool kUnsignedWeights, int kRows, int kBlocks>
 MS_INLINE void dot_steps(const Panel<std::uint8_t>& panel, const dot_weight* w, std::int64_t ldw,
                          vi (&acc)[kRows][kBlocks]) {
   const std::uint8_t* data = panel.data;
-  const std::uint8_t* next = panel.next;
+  const std::uint8_t* fetch = panel.fetch;
   for (std::int64_t step = 0; step < panel.steps; step += kDotSteps) {
     // The count hidden: GCC 12 unrolls sixteen steps of four and spills the accumulators.
     if constexpr (kDotSteps > 1) __asm__("" : "+r"(step));
@@ -99,7 +102,8 @@ MS_INLINE void dot_steps(const Panel<std::uint8_t>& panel, const dot_weight* w, 
       vcodes column[kBlocks];
       unroll<kBlocks>([&](auto b) MS_LAMBDA {
         column[b] = load_codes<kUnsignedWeights>(data + b * panel.block_stride);
-        __builtin_prefetch(next + b * panel.block_stride);
+        __builtin_prefetch(fetch, 0, 2);
+        fetch += panel.fetch_step;
       });
       unroll<kRows>([&](auto r) MS_LAMBDA {
         unroll<kBlocks>([&](auto b) MS_LAMBDA {
@@ -107,7 +111,6 @@ MS_INLINE void dot_steps(const Panel<std::uint8_t>& panel, const dot_weight* w, 
         });
       });
       data += panel.step_stride;
-      next += panel.step_stride;
     });
   }
 }

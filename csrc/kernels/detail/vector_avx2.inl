@@ -61,6 +61,7 @@ MS_INLINE vf vfloat(vi x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_p
 MS_INLINE __m256i load256(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
+MS_INLINE __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 MS_INLINE vi iload(const std::int32_t* p) { return {load256(p), load256(p + 8)}; }
 MS_INLINE void istore(void* p, vi x) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), x.a);
@@ -78,6 +79,22 @@ MS_INLINE vi ishl(vi x) {
 template <int kBits>
 MS_INLINE vi ishr(vi x) {
   return {_mm256_srai_epi32(x.a, kBits), _mm256_srai_epi32(x.b, kBits)};
+}
+MS_INLINE vi imul16(vi x, vi y) {
+  return {_mm256_mullo_epi16(x.a, y.a), _mm256_mullo_epi16(x.b, y.b)};
+}
+MS_INLINE vi iadd8(vi x, vi y) { return {_mm256_add_epi8(x.a, y.a), _mm256_add_epi8(x.b, y.b)}; }
+MS_INLINE vi iblend(vi mask, vi yes, vi no) { return ixor(no, iand(mask, ixor(yes, no))); }
+MS_INLINE vi ilookup(const std::uint8_t* table, vi index) {
+  const __m256i t = _mm256_broadcastsi128_si256(load128(table));
+  return {_mm256_shuffle_epi8(t, index.a), _mm256_shuffle_epi8(t, index.b)};
+}
+MS_INLINE vi ispread(const std::uint8_t* p) {
+  const __m256i bytes = _mm256_broadcastsi128_si256(load128(p));
+  const __m256i low = _mm256_setr_epi32(0x00000000, 0x01010101, 0x02020202, 0x03030303, 0x04040404,
+                                        0x05050505, 0x06060606, 0x07070707);
+  const __m256i high = _mm256_or_si256(low, _mm256_set1_epi8(8));
+  return {_mm256_shuffle_epi8(bytes, low), _mm256_shuffle_epi8(bytes, high)};
 }
 MS_INLINE vi vround(vf x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
 MS_INLINE vf vconvert(vi x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }

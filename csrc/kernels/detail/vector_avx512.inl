@@ -63,6 +63,26 @@ template <int kBits>
 MS_INLINE vi ishr(vi x) {
   return _mm512_srai_epi32(x, kBits);
 }
+// Products of 16-bit lanes (their low halves), sums of bytes, bits of yes where mask has ones.
+MS_INLINE vi imul16(vi a, vi b) { return _mm512_mullo_epi16(a, b); }
+MS_INLINE vi iadd8(vi a, vi b) { return _mm512_add_epi8(a, b); }
+MS_INLINE vi iblend(vi mask, vi yes, vi no) {
+  return _mm512_ternarylogic_epi32(mask, yes, no, 0xca);
+}
+// table[index] for each byte of index, 0 for 0x80 and above; the table has 16 bytes.
+MS_INLINE vi ilookup(const std::uint8_t* table, vi index) {
+  const __m128i t = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), index);
+}
+// Lane i: four times byte i of 16.
+MS_INLINE vi ispread(const std::uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m512i source =
+      _mm512_setr_epi32(0x00000000, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505,
+                        0x06060606, 0x07070707, 0x08080808, 0x09090909, 0x0a0a0a0a, 0x0b0b0b0b,
+                        0x0c0c0c0c, 0x0d0d0d0d, 0x0e0e0e0e, 0x0f0f0f0f);
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), source);
+}
 MS_INLINE vi vround(vf x) { return _mm512_cvtps_epi32(x); }
 MS_INLINE vf vconvert(vi x) { return _mm512_cvtepi32_ps(x); }
 

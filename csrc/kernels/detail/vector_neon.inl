@@ -106,6 +106,29 @@ MS_INLINE vi ishr(vi x) {
   return {vshrq_n_s32(x.a, kBits), vshrq_n_s32(x.b, kBits), vshrq_n_s32(x.c, kBits),
           vshrq_n_s32(x.d, kBits)};
 }
+MS_INLINE int32x4_t multiply16(int32x4_t x, int32x4_t y) {
+  return vreinterpretq_s32_s16(vmulq_s16(vreinterpretq_s16_s32(x), vreinterpretq_s16_s32(y)));
+}
+MS_INLINE vi imul16(vi x, vi y) { return MS_EACH_2(multiply16, x, y); }
+MS_INLINE int32x4_t add8(int32x4_t x, int32x4_t y) {
+  return vreinterpretq_s32_s8(vaddq_s8(vreinterpretq_s8_s32(x), vreinterpretq_s8_s32(y)));
+}
+MS_INLINE vi iadd8(vi x, vi y) { return MS_EACH_2(add8, x, y); }
+MS_INLINE vi iblend(vi mask, vi yes, vi no) { return ixor(no, iand(mask, ixor(yes, no))); }
+MS_INLINE int32x4_t lookup(uint8x16_t table, int32x4_t index) {
+  return vreinterpretq_s32_u8(vqtbl1q_u8(table, vreinterpretq_u8_s32(index)));
+}
+MS_INLINE vi ilookup(const std::uint8_t* table, vi index) {
+  const uint8x16_t t = vld1q_u8(table);
+  return {lookup(t, index.a), lookup(t, index.b), lookup(t, index.c), lookup(t, index.d)};
+}
+MS_INLINE vi ispread(const std::uint8_t* p) {
+  constexpr std::int32_t kFour = 0x01010101;
+  static constexpr std::int32_t kSource[16] = {
+      0 * kFour, 1 * kFour, 2 * kFour,  3 * kFour,  4 * kFour,  5 * kFour,  6 * kFour,  7 * kFour,
+      8 * kFour, 9 * kFour, 10 * kFour, 11 * kFour, 12 * kFour, 13 * kFour, 14 * kFour, 15 * kFour};
+  return ilookup(p, iload(kSource));
+}
 MS_INLINE vi vround(vf x) { return MS_EACH_1(vcvtnq_s32_f32, x); }
 MS_INLINE vf vconvert(vi x) { return MS_EACH_1(vcvtq_f32_s32, x); }
 

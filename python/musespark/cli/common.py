@@ -43,7 +43,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv",
         default="auto",
-        choices=["auto", "f32", "kv8"],
+        choices=["auto", "f32", "kv8", "kv8v4", "kv4"],
         help="format of keys and values (default: auto, which is kv8)",
     )
     parser.add_argument("--context", type=int, default=None, help="context limit in tokens")

@@ -24,6 +24,9 @@ from musespark.reference.float32 import (
 )
 
 PAGE = 64  # positions of a page
+GROUP = 32  # channels of a row that share a step, where in 4 bits
+KEY_BITS = {"kv8": 8, "kv8v4": 8, "kv4": 4}
+VALUE_BITS = {"kv8": 8, "kv8v4": 4, "kv4": 4}
 CHUNK = 512  # positions merged at once
 TINY = f32(1e-30)
 NAN = f32(np.nan)
@@ -39,7 +42,10 @@ class OpenPage:
 
 @dataclass
 class SealedPage:
-    """A kv8 page: int8 codes [64, D], scales [64], and the mean key [D], as float32."""
+    """A sealed page of any format: whole numbers [64, D], scales [64], and the mean key [D].
+
+    What is stored as nibbles stands here as m * level, which is at most 64.
+    """
 
     key_codes: np.ndarray
     value_codes: np.ndarray
@@ -49,7 +55,7 @@ class SealedPage:
 
 
 def open_page(form: str, dim: int, data: np.ndarray) -> OpenPage:
-    """From bytes: K [4 blocks][D][16 tokens], V [64][D]; float32 or (kv8) float16."""
+    """From bytes: K [4 blocks][D][16 tokens], V [64][D]; float32 (f32) or float16."""
     numbers = data.view(np.float32 if form == "f32" else np.float16).astype(f32)
     keys, values = numbers[: PAGE * dim], numbers[PAGE * dim :]
     return OpenPage(
@@ -57,19 +63,57 @@ def open_page(form: str, dim: int, data: np.ndarray) -> OpenPage:
     )
 
 
-def sealed_page(dim: int, data: np.ndarray) -> SealedPage:
-    """From bytes: K [4 blocks][D/4][16 tokens][4] + 128, V [16 quads][D/16][16 d][4], f16s."""
-    key_bytes, value_bytes = data[: PAGE * dim], data[PAGE * dim : 2 * PAGE * dim]
-    halves = data[2 * PAGE * dim : 2 * PAGE * dim + 2 * dim + 256].view(np.float16).astype(f32)
-    keys = key_bytes.reshape(4, dim // 4, 16, 4).transpose(0, 2, 1, 3).reshape(PAGE, dim)
-    values = value_bytes.view(np.int8).reshape(16, dim // 16, 16, 4)
+def sealed_page(form: str, dim: int, data: np.ndarray) -> SealedPage:
+    """From bytes: codes of K and V, steps of those in 4 bits, then float16s."""
+    parts = _Parts(data)
+    key_bytes = parts.take(PAGE * dim * KEY_BITS[form] // 8)
+    value_bytes = parts.take(PAGE * dim * VALUE_BITS[form] // 8)
+    if KEY_BITS[form] == 8:
+        keys = key_bytes.astype(np.int32) - 128
+    else:  # a byte: channels d and d + 4 of a token
+        keys = split(key_bytes.reshape(-1, 16, 4), 1)
+    keys = keys.reshape(4, dim // 4, 16, 4).transpose(0, 2, 1, 3).reshape(PAGE, dim)
+    if VALUE_BITS[form] == 8:
+        values = value_bytes.view(np.int8).astype(np.int32)
+    else:  # tokens j and j + 4 of a channel
+        values = split(value_bytes.reshape(8, -1, 4), 1)
+    values = values.reshape(16, dim // 16, 16, 4).transpose(0, 3, 1, 2).reshape(PAGE, dim)
+    if KEY_BITS[form] == 4:
+        keys = four_bit_codes(keys, parts.take_steps(dim))
+    if VALUE_BITS[form] == 4:
+        values = four_bit_codes(values, parts.take_steps(dim))
+    halves = parts.take(2 * dim + 4 * PAGE).view(np.float16).astype(f32)
     return SealedPage(
-        keys.astype(np.int32) - 128,
-        values.transpose(0, 3, 1, 2).reshape(PAGE, dim).astype(np.int32),
-        halves[:dim],
-        halves[dim : dim + PAGE],
-        halves[dim + PAGE : dim + 2 * PAGE],
+        keys, values, halves[:dim], halves[dim : dim + PAGE], halves[dim + PAGE : dim + 2 * PAGE]
     )
+
+
+class _Parts:
+    """The parts of a page's bytes, one after the other."""
+
+    def __init__(self, data: np.ndarray):
+        self._data, self._at = data, 0
+
+    def take(self, count: int) -> np.ndarray:
+        self._at += count
+        return self._data[self._at - count : self._at]
+
+    def take_steps(self, dim: int) -> np.ndarray:
+        """Steps as stored, [64, groups]: a byte has tokens j and j + 32 of a group."""
+        groups = -(-dim // GROUP)
+        pairs = self.take(groups * PAGE // 2).reshape(groups, PAGE // 2)
+        return split(pairs, 1).reshape(groups, PAGE).T
+
+
+def split(pairs: np.ndarray, axis: int) -> np.ndarray:
+    """Low nibbles, then high ones, side by side along a new axis."""
+    return np.stack([pairs & 15, pairs >> 4], axis).astype(np.int32)
+
+
+def four_bit_codes(nibbles: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """m * (nibble - 8 + side) of nibbles [64, D] and steps m - 1 + 8 side [64, groups]."""
+    steps = np.repeat(steps, GROUP, axis=1)[:, : nibbles.shape[1]]
+    return (steps % 8 + 1) * (nibbles - 8 + steps // 8)
 
 
 def to_half(x: np.ndarray) -> np.ndarray:
@@ -88,15 +132,72 @@ def row_codes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(good[:, None], codes, 0), scale
 
 
-def seal(page: OpenPage) -> SealedPage:
-    """Keys minus their mean, and values, as codes with one scale a row."""
+def levels_of(x: np.ndarray, inverse: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """Levels -8..7, or -7..8 on the positive side, of a group [64, n]; inverse, side: [64]."""
+    low = (side - 8).astype(f32)[:, None]
+    return np.rint(larger(low, smaller(low + f32(15), x * inverse[:, None])))
+
+
+def fit_group(x: np.ndarray, amax: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """m 1..8 and side 0, 1 [64] of a group of channels [64, n] of rows of largest magnitude amax.
+
+    Of two steps that reach the group's largest about level 7.25, that with the smaller error.
+    """
+    highest, lowest = np.maximum(x.max(axis=1), 0), np.minimum(x.min(axis=1), 0)
+    side = (highest > -lowest).astype(np.int32)
+    reach = larger(highest, -lowest) * (f32(8) / amax)
+    sizes, errors = [], []
+    for less in (0, 1):
+        m = np.maximum(np.clip(np.rint(reach), 1, 8) - less, 1).astype(f32)
+        t = amax / f32(58) * m
+        levels = levels_of(x, f32(1) / t, side)
+        error = np.zeros(PAGE, f32)
+        for i in range(x.shape[1]):
+            r = fma(-t, levels[:, i], x[:, i])
+            error = fma(r, r, error)
+        sizes.append(m)
+        errors.append(error)
+    return np.where(errors[1] < errors[0], sizes[1], sizes[0]).astype(np.int32), side
+
+
+def row_nibbles(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What 4 bits make of rows [64, D]: m * level, and float16 scales [64] by least squares."""
+    with np.errstate(all="ignore"):
+        amax = np.abs(x).max(axis=1)
+        some = np.isfinite(amax) & (amax > 0)
+        x, base = np.where(some[:, None], x, f32(0)), np.where(some, amax, f32(1))
+        num, den = np.zeros(PAGE, f32), np.zeros(PAGE, f32)
+        groups = []
+        for begin in range(0, x.shape[1], GROUP):
+            group = x[:, begin : begin + GROUP]
+            m, side = fit_group(group, base)
+            levels = levels_of(group, f32(1) / (base / f32(58) * m.astype(f32)), side)
+            for i in range(group.shape[1]):
+                w = m.astype(f32) * levels[:, i]
+                num, den = fma(group[:, i], w, num), fma(w, w, den)
+            groups.append((group, m, side))
+        scale = np.where(some, num / den, np.where(amax == 0, f32(0), NAN))
+        scale = scale.astype(np.float16).astype(f32)
+        good = scale > 0
+        codes = [
+            m[:, None] * levels_of(group, f32(1) / (np.where(good, scale, 1) * m.astype(f32)), side)
+            for group, m, side in groups
+        ]
+    return np.where(good[:, None], np.concatenate(codes, axis=1), 0).astype(np.int32), scale
+
+
+ENCODE = {8: row_codes, 4: row_nibbles}
+
+
+def seal(form: str, page: OpenPage) -> SealedPage:
+    """Keys minus their mean, and values, as whole numbers with one scale a row."""
     with np.errstate(all="ignore"):
         lanes = np.zeros((page.keys.shape[1], 16), f32)
         for block in range(4):
             lanes = lanes + page.keys[16 * block : 16 * block + 16].T
         mean = (tree(lanes) * f32(1 / PAGE)).astype(np.float16).astype(f32)
-        key_codes, key_scale = row_codes(page.keys - mean)
-    value_codes, value_scale = row_codes(page.values)
+        key_codes, key_scale = ENCODE[KEY_BITS[form]](page.keys - mean)
+    value_codes, value_scale = ENCODE[VALUE_BITS[form]](page.values)
     return SealedPage(key_codes, value_codes, mean, key_scale, value_scale)
 
 
@@ -192,7 +293,7 @@ def attend_row(q, own, first, last, chunk, open_pages, sealed_pages, softcap):
 def attend_chunk(q, pos, lo, hi, chunk, open_pages, sealed_pages, softcap=0.0):
     """(max [R], sum [R], o [R, D]) of queries [R, D] over positions 512 chunk .. + 511.
 
-    open_pages, sealed_pages: eight each, None where there is none; sealed ones only for kv8.
+    open_pages, sealed_pages: eight each, None where there is none; no sealed ones for f32.
     """
     base = chunk * CHUNK
     parts = []

@@ -132,8 +132,8 @@ struct Attention {
       kernels.write_token(KvFormat::kv8, dim, slot, token.data(), token.data() + dim, slab.data());
     }
     const std::size_t page = pages.size();
-    pages.push_back(std::make_unique<Array<std::uint8_t>>(sealed_kv8_layout(dim).bytes));
-    kernels.seal_page(dim, slab.data(), pages.back()->data());
+    pages.push_back(std::make_unique<Array<std::uint8_t>>(sealed_page_bytes(KvFormat::kv8, dim)));
+    kernels.seal_page(KvFormat::kv8, dim, slab.data(), pages.back()->data());
     sealed[page] = pages.back()->data();
   }
 

@@ -1,4 +1,4 @@
-// The attention kernels: both page formats, head dimensions with and without an odd factor, rows
+// The attention kernels: all page formats, head dimensions with and without an odd factor, rows
 // that see all, part or nothing of a chunk, and slots that hold what no row may touch.
 #include <algorithm>
 #include <cmath>
@@ -33,6 +33,18 @@ constexpr Case kCases[] = {
     {"kv8_huge", KvFormat::kv8, 32, 200, 7, 0, 0.0f, 1e30f},
     {"kv8_tiny", KvFormat::kv8, 32, 200, 7, 0, 0.0f, 1e-33f},
     {"kv8_largest", KvFormat::kv8, 512, 130, 3, 0, 0.0f, 0.0f},
+    {"kv8v4_one_row", KvFormat::kv8v4, 64, 700, 1, 0, 0.0f, 0.0f},
+    {"kv8v4_rows", KvFormat::kv8v4, 48, 300, 23, 0, 0.0f, 0.0f},
+    {"kv8v4_window", KvFormat::kv8v4, 128, 590, 11, 130, 30.0f, 0.0f},
+    {"kv8v4_infinity", KvFormat::kv8v4, 32, 200, 7, 0, 0.0f, kInfinity},
+    {"kv4_one_row", KvFormat::kv4, 64, 700, 1, 0, 0.0f, 0.0f},
+    {"kv4_rows", KvFormat::kv4, 80, 300, 23, 0, 0.0f, 0.0f},
+    {"kv4_window", KvFormat::kv4, 128, 590, 11, 130, 30.0f, 0.0f},
+    {"kv4_many", KvFormat::kv4, 32, 1100, 70, 0, 0.0f, 0.0f},
+    {"kv4_nan", KvFormat::kv4, 32, 200, 7, 0, 0.0f, std::numeric_limits<float>::quiet_NaN()},
+    {"kv4_huge", KvFormat::kv4, 16, 200, 7, 0, 0.0f, 1e30f},
+    {"kv4_tiny", KvFormat::kv4, 16, 200, 7, 0, 0.0f, 1e-33f},
+    {"kv4_largest", KvFormat::kv4, 512, 130, 3, 0, 0.0f, 0.0f},
 };
 
 // The pages of one head, made by the level's own write_token and seal_page.
@@ -48,8 +60,8 @@ struct Cache {
       }
       sealed.push_back(nullptr);
       if (c.format == KvFormat::f32 || begin + kPageTokens > c.length) continue;
-      sealed.back() = std::make_unique<Guarded>(sealed_kv8_layout(c.dim).bytes);
-      kernels.seal_page(c.dim, page, sealed.back()->as<std::uint8_t>());
+      sealed.back() = std::make_unique<Guarded>(sealed_page_bytes(c.format, c.dim));
+      kernels.seal_page(c.format, c.dim, page, sealed.back()->as<std::uint8_t>());
     }
   }
 

@@ -182,6 +182,8 @@ void forward_digests() {
   forward_case("exact", {q8g32h, q4g32h, iq4g32h, mxfp4}, KvFormat::kv8, 1);
   forward_case("experts", {q4, q8}, KvFormat::kv8, 2, true);
   forward_case("f32", {f32, bf16}, KvFormat::f32, 2);
+  forward_case("kv8v4", {q8}, KvFormat::kv8v4, 3);
+  forward_case("kv4", {q4, q6}, KvFormat::kv4, 1);
   sampler_case();
 }
 

@@ -1,0 +1,117 @@
+// Sealed keys and values of 4 bits in the 8-bit layout (formats/kv_page.h), once for all query rows
+// of a call: the tiles know 8 bits only.
+//
+// A code is m * (nibble - 8 + side) = m * nibble - shift. m * nibble is at most 120, so one 16-bit
+// product serves both bytes of a lane where they share a step. Keys do (a lane has four channels of
+// a token): for 64 codes a mask, a product, a sum of bytes and half a shift. Values do not (four
+// tokens of a channel): two products, and each second byte taken from the other.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention/attention.h"
+
+namespace musespark {
+namespace {
+
+// By a step as it is stored, m - 1 + 8 side: m; 128 - m (8 - side), for keys; the same less 128.
+constexpr std::uint8_t kStepSize[16] = {1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8};
+constexpr std::uint8_t kKeyShift[16] = {120, 112, 104, 96,  88, 80, 72, 64,
+                                        121, 114, 107, 100, 93, 86, 79, 72};
+constexpr std::uint8_t kValueShift[16] = {248, 240, 232, 224, 216, 208, 200, 192,
+                                          249, 242, 235, 228, 221, 214, 207, 200};
+constexpr std::int32_t kNibbles = 0x0f0f0f0f;
+constexpr std::int32_t kOddBytes = static_cast<std::int32_t>(0xff00ff00u);
+
+// One byte a token: [tokens 0..31, 32..63][group][32]. Groups are filled in pairs.
+struct StepTable {
+  std::uint8_t byte[2][kMostHeadDim / kStepChannels][32];
+};
+
+// What `steps`, the stored nibble pairs, become by f. Where the groups are odd in number f also
+// meets 32 bytes of what follows in the page.
+template <class F>
+MS_INLINE void spread_steps(const std::uint8_t* steps, std::int64_t dim, StepTable* to, F f) {
+  for (std::int64_t g = 0; g < step_groups(dim); g += 2) {
+    const vi pairs = iload(reinterpret_cast<const std::int32_t*>(steps + 32 * g));
+    istore(to->byte[0][g], f(iand(pairs, iset(kNibbles))));
+    istore(to->byte[1][g], f(iand(ishr<4>(pairs), iset(kNibbles))));
+  }
+}
+
+void unpack_keys(const std::uint8_t* page, const SealedLayout& at, std::int64_t dim,
+                 std::uint8_t* tile) {
+  StepTable steps;
+  spread_steps(page + at.k_steps, dim, &steps, [](vi step) MS_LAMBDA { return step; });
+  const std::uint8_t* from = page + at.k_codes;
+  for (std::int64_t b = 0; b < 4; ++b) {
+    for (std::int64_t d = 0; d < dim; d += kStepChannels) {
+      const vi step = ispread(steps.byte[b / 2][d / kStepChannels] + b % 2 * 16);
+      const vi size = ilookup(kStepSize, ior(step, iset(kOddBytes)));
+      const vi shift = ilookup(kKeyShift, step);
+      const std::int64_t end = d + kStepChannels < dim ? d + kStepChannels : dim;
+      for (std::int64_t i = d; i < end; i += 8, from += 64, tile += 128) {
+        const vi pairs = iload(reinterpret_cast<const std::int32_t*>(from));
+        istore(tile, iadd8(imul16(iand(pairs, iset(kNibbles)), size), shift));
+        istore(tile + 64, iadd8(imul16(iand(ishr<4>(pairs), iset(kNibbles)), size), shift));
+      }
+    }
+  }
+}
+
+// Steps of a page's values: the sizes of even and of odd tokens as 16-bit lanes, and the shifts.
+struct ValueSteps {
+  StepTable even, odd, shift;
+};
+
+// What four tokens of a group need, in each lane.
+struct QuadSteps {
+  vi even, odd, shift;
+};
+
+MS_INLINE vi load_quad(const StepTable& table, std::int64_t quad, std::int64_t group) {
+  std::int32_t four;
+  __builtin_memcpy(&four, table.byte[quad / 8][group] + quad % 8 * 4, 4);
+  return iset(four);
+}
+
+MS_INLINE QuadSteps load_steps(const ValueSteps& steps, std::int64_t quad, std::int64_t group) {
+  return {load_quad(steps.even, quad, group), load_quad(steps.odd, quad, group),
+          load_quad(steps.shift, quad, group)};
+}
+
+MS_INLINE vi scale_quad(vi nibbles, const QuadSteps& steps) {
+  const vi codes = iblend(iset(kOddBytes), imul16(nibbles, steps.odd), imul16(nibbles, steps.even));
+  return iadd8(codes, steps.shift);
+}
+
+void unpack_values(const std::uint8_t* page, const SealedLayout& at, std::int64_t dim,
+                   std::uint8_t* tile) {
+  ValueSteps steps;
+  const std::uint8_t* stored = page + at.v_steps;
+  const vi holes = iset(kOddBytes);
+  spread_steps(stored, dim, &steps.even,
+               [=](vi step) MS_LAMBDA { return ilookup(kStepSize, ior(step, holes)); });
+  spread_steps(stored, dim, &steps.odd,
+               [=](vi step) MS_LAMBDA { return ilookup(kStepSize, ior(ishr<8>(step), holes)); });
+  spread_steps(stored, dim, &steps.shift,
+               [](vi step) MS_LAMBDA { return ilookup(kValueShift, step); });
+  const std::uint8_t* from = page + at.v_codes;
+  for (std::int64_t quad = 0; quad < kPageTokens / 4; quad += 2) {
+    std::uint8_t* first = tile + quad * 4 * dim;
+    std::uint8_t* second = first + 4 * dim;
+    for (std::int64_t d = 0; d < dim; d += kStepChannels) {
+      const QuadSteps a = load_steps(steps, quad, d / kStepChannels);
+      const QuadSteps b = load_steps(steps, quad + 1, d / kStepChannels);
+      const std::int64_t end = d + kStepChannels < dim ? d + kStepChannels : dim;
+      for (std::int64_t i = d; i < end; i += 16, from += 64) {
+        const vi pairs = iload(reinterpret_cast<const std::int32_t*>(from));
+        istore(first + 4 * i, scale_quad(iand(pairs, iset(kNibbles)), a));
+        istore(second + 4 * i, scale_quad(iand(ishr<4>(pairs), iset(kNibbles)), b));
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace musespark
