@@ -52,7 +52,7 @@ PrefixTree::Found PrefixTree::find(const PrefixKey& key, std::span<const std::in
   // Down to the first length whose pages are there in every class.
   for (; pages > 0; --pages) {
     bool usable = true;
-    for (int c = 0; c < pool_.classes() && usable; ++c) {
+    for (int c = pool_.classes() - 1; c >= 0 && usable; --c) {  // those that miss pages first
       for (std::int64_t p = first_page(c, pages * kPageTokens); p < pages && usable; ++p) {
         usable = nodes[static_cast<std::size_t>(p)]->pages[static_cast<std::size_t>(c)] != kNone;
       }
