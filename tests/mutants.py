@@ -51,7 +51,7 @@ MUTANTS = (
     Mutant(
         "a base made with another adapter",
         "csrc/decode/schedule.cc",
-        " || entry.source->adapter != entry.adapter",
+        " && base.adapter == entry.adapter",
         "",
         "test_lora_engine.py",
     ),
@@ -113,9 +113,9 @@ MUTANTS = (
     ),
     Mutant(
         "block scales of one half of the rows for both",
-        "csrc/kernels/qmatmul/avxvnni.cc",
-        "block_scales(scales + 8)",
-        "block_scales(scales)",
+        "csrc/kernels/qmatmul/shared_avx2.inl",
+        "scales[1] = block_scales(block + 8)",
+        "scales[1] = block_scales(block)",
         "test_qmatmul_levels.py",
     ),
     Mutant(
@@ -289,8 +289,8 @@ MUTANTS = (
     Mutant(
         "experts: the first score for all of a row's experts",
         "csrc/ops/experts.cc",
-        "out[i] += weights_[at] * y[i]",
-        "out[i] += weights_[static_cast<std::size_t>(row * k)] * y[i]",
+        "scale(y, weights_[at], e.width, y)",
+        "scale(y, weights_[static_cast<std::size_t>(row * k)], e.width, y)",
         "test_model_reference.py",
     ),
     Mutant(
@@ -303,9 +303,16 @@ MUTANTS = (
     Mutant(
         "longrope: keys of the other factors are shared",
         "csrc/decode/schedule.cc",
-        "entry.source->short_rope != entry.short_rope",
-        "false",
+        "base.short_rope == entry.short_rope",
+        "true",
         "test_engine_longrope.py",
+    ),
+    Mutant(
+        "prefixes: what is beside a pin's pages counts as kept by it",
+        "csrc/cache/prefix_tree.cc",
+        "  if (pool_.window(page_class) > 0) return;\n",
+        "",
+        "test_prefix_cache.py",
     ),
 )
 

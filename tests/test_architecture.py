@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from mutants import MUTANTS
 from support import tree
 
 LAYERS = {
@@ -400,6 +401,11 @@ def test_paths_named_in_documents_exist() -> None:
             if not list(tree.ROOT.glob(name.rstrip("/"))):
                 wrong.append(f"{where(path)}: `{name}`")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_mutant_finds_what_it_changes() -> None:
+    gone = [m.name for m in MUTANTS if m.old not in (tree.ROOT / m.file).read_text()]
+    assert not gone, gone
 
 
 # Written in pieces so that this file does not contain what it looks for.

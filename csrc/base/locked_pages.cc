@@ -31,7 +31,7 @@ void lock_pages(std::span<const std::span<const std::byte>> ranges) {
   for (std::size_t i = 0; i < ranges.size(); ++i) {
     if (ranges[i].empty() || mlock(ranges[i].data(), ranges[i].size()) == 0) continue;
     const int error_number = errno;
-    for (std::size_t j = 0; j < i; ++j) munlock(ranges[j].data(), ranges[j].size());
+    for (std::size_t j = 0; j <= i; ++j) munlock(ranges[j].data(), ranges[j].size());
     refuse(needed, error_number);
   }
 }

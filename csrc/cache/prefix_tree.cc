@@ -52,7 +52,7 @@ PrefixTree::Found PrefixTree::find(const PrefixKey& key, std::span<const std::in
   // Down to the first length whose pages are there in every class.
   for (; pages > 0; --pages) {
     bool usable = true;
-    for (int c = 0; c < pool_.classes() && usable; ++c) {
+    for (int c = pool_.classes() - 1; c >= 0 && usable; --c) {  // those that miss pages first
       for (std::int64_t p = first_page(c, pages * kPageTokens); p < pages && usable; ++p) {
         usable = nodes[static_cast<std::size_t>(p)]->pages[static_cast<std::size_t>(c)] != kNone;
       }
@@ -163,14 +163,19 @@ void PrefixTree::touch(Node* node) noexcept {
   leaves_.insert(std::move(leaf));
 }
 
+void PrefixTree::count(Node* node, int page_class, std::int64_t bytes) noexcept {
+  if (pool_.window(page_class) > 0) return;
+  node->bytes += bytes;
+  if (node->pins > 0) pinned_bytes_ += bytes;
+}
+
 void PrefixTree::hold(Node* node, int page_class, PageId page) noexcept {
   PageId& own = node->pages[static_cast<std::size_t>(page_class)];
   if (own != kNone || page == kNone) return;
   pool_.share(page, pool_.format() == KvFormat::f32);
   pool_.set_kept(page, true);
   own = page;
-  node->bytes += page_bytes(page_class);
-  if (node->pins > 0) pinned_bytes_ += page_bytes(page_class);
+  count(node, page_class, page_bytes(page_class));
 }
 
 void PrefixTree::let_go(Node* node, int page_class) noexcept {
@@ -178,8 +183,7 @@ void PrefixTree::let_go(Node* node, int page_class) noexcept {
   if (own == kNone) return;
   pool_.set_kept(own, false);
   pool_.release(std::exchange(own, kNone), pool_.format() == KvFormat::f32);
-  node->bytes -= page_bytes(page_class);
-  if (node->pins > 0) pinned_bytes_ -= page_bytes(page_class);
+  count(node, page_class, -page_bytes(page_class));
 }
 
 bool PrefixTree::evict() noexcept {
@@ -194,8 +198,24 @@ bool PrefixTree::evict() noexcept {
       return true;
     }
   }
-  if (first != nullptr) erase(first);  // a sequence still has its pages; what is above may be free
-  return first != nullptr;
+  if (first == nullptr) return evict_window_page();
+  erase(first);  // a sequence still has its pages; what is above may be free
+  return true;
+}
+
+// Where all nodes are pinned: a page that no sequence has.
+bool PrefixTree::evict_window_page() noexcept {
+  for (const auto& [used, leaf] : leaves_) {
+    for (Node* node = leaf; node->index >= 0; node = node->parent) {
+      for (int c = 0; c < pool_.classes(); ++c) {
+        const PageId page = node->pages[static_cast<std::size_t>(c)];
+        if (pool_.window(c) == 0 || page == kNone || pool_.references(page) > 1) continue;
+        let_go(node, c);
+        return true;
+      }
+    }
+  }
+  return false;
 }
 
 void PrefixTree::erase(Node* leaf) noexcept {

@@ -12,7 +12,8 @@
 // sequence can go on from: a mark there helps the next one.
 //
 // Nodes nobody uses go, a path's end before its beginning and least recently used first, when the
-// pool needs their bytes. Not thread-safe: the pool's driver thread owns it.
+// pool needs their bytes. Pages of classes with a window may go from nodes in use as well: whoever
+// uses them holds those that it sees itself. Not thread-safe: the pool's driver thread owns it.
 #pragma once
 
 #include <array>
@@ -83,7 +84,7 @@ class PrefixTree {
   // Forgets every path made with the adapter. Pinned ones must be gone.
   void drop_adapter(std::int64_t adapter);
 
-  // Bytes of the pages that cannot be evicted.
+  // Bytes of the pages that cannot be evicted: of pinned nodes, in the class without a window.
   std::int64_t pinned_bytes() const { return pinned_bytes_; }
 
  private:
@@ -96,7 +97,7 @@ class PrefixTree {
     std::vector<PageId> pages;  // by class; kNone: not here
     std::int64_t index = -1;    // page number from position 0; the root's -1
     std::int64_t last_used = 0;
-    std::int64_t bytes = 0;
+    std::int64_t bytes = 0;  // of its pages that a pin keeps
     int pins = 0;
     bool marked = false;
   };
@@ -107,11 +108,13 @@ class PrefixTree {
                           std::int64_t pages) const;
   Node* child(Node* parent, const std::int32_t* tokens);
   void touch(Node* node) noexcept;
+  void count(Node* node, int page_class, std::int64_t bytes) noexcept;
   void hold(Node* node, int page_class, PageId page) noexcept;
   void let_go(Node* node, int page_class) noexcept;
   void keep_windows(std::span<Node* const> path, const Sequence& sequence,
                     std::span<const std::int64_t> marks);
   bool evict() noexcept;
+  bool evict_window_page() noexcept;
   void erase(Node* leaf) noexcept;
   void clear(Node* node) noexcept;
   void unpin(Node* node) noexcept;

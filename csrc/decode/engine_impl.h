@@ -60,6 +60,8 @@ struct Engine::Impl {
   bool reserve(Entry& entry, std::int64_t tokens);
   bool make_room(std::int64_t bytes);
   void preempt(Entry& entry);
+  void requeue(Entry& entry);
+  void requeue_outgrown();
   void admit(Clock::time_point now);
   bool start(Entry& entry, Clock::time_point now);
   void attach_base(Entry& entry);
@@ -68,7 +70,6 @@ struct Engine::Impl {
   bool fits(const Entry& entry, std::int64_t tokens) const;
   void unpin_source(Entry& entry);
   bool wants_short_rope(const Entry& entry) const;
-  void follow_length(Entry& entry);
   void set_reserved(Entry& entry, std::int64_t tokens, std::int64_t bytes);
   void choose_rows();
   double keys_before(std::int64_t position) const;
@@ -85,6 +86,7 @@ struct Engine::Impl {
                   Clock::time_point now);
   void collect_jobs(std::size_t first, std::size_t count);
   void run_jobs();
+  bool keeps_prefixes(const Entry& entry) const;
   void remember(Entry& entry);
   void remember_end(Entry& entry);
   void count_pages();

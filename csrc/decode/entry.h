@@ -1,6 +1,7 @@
 // One sequence inside the engine.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <memory>
@@ -35,6 +36,9 @@ struct Entry {
   bool samples() const { return params.logits == LogitsMode::none; }
 
   PrefixKey prefix_key() const { return {params.adapter.value_or(-1), short_rope}; }
+  void mark(std::int64_t length) {
+    if (std::ranges::find(marks, length) == marks.end()) marks.push_back(length);
+  }
   void drop_pages() {
     kv.reset();
     prompt_kv.reset();

@@ -74,6 +74,7 @@ std::int64_t PrefillPace::most_rows() const {
 }
 
 std::int64_t PrefillPace::rows_within(double units, double keys) const {
+  if (units <= 0) return 0;
   const double first = units / cost(keys);
   return first > 1e9 ? std::int64_t{1} << 30
                      : static_cast<std::int64_t>(units / cost(keys + first / 2));

@@ -16,6 +16,7 @@ constexpr std::int64_t kGrowth = 256;
 void Engine::Impl::plan(Clock::time_point now) {
   settle_requests();
   end_cancelled(now);
+  requeue_outgrown();
   grow_reservations();
   admit(now);
   choose_rows();
@@ -39,7 +40,10 @@ void Engine::Impl::unpin_source(Entry& entry) {
 void Engine::Impl::settle_requests() {
   for (const AdapterId id : std::exchange(removed_adapters, {})) {
     for (Entry* entry : running) {
-      if (entry->params.adapter == id) entry->shared.reset();
+      if (entry->params.adapter != id) continue;
+      // What the tree held for it is its own from now on.
+      set_reserved(*entry, entry->reserved_tokens, entry->reserved_bytes + entry->shared.bytes());
+      entry->shared.reset();
     }
     if (prefixes) prefixes->drop_adapter(id);
   }
@@ -156,22 +160,41 @@ void Engine::Impl::grow_reservations() {
 }
 
 void Engine::Impl::preempt(Entry& entry) {
+  requeue(entry);
+  ++entry.stats.preemptions;
+  ++counters.preemptions;
+}
+
+// Back among those that wait, by its age, without its pages.
+void Engine::Impl::requeue(Entry& entry) {
   entry.drop_pages();
   set_reserved(entry, 0, 0);
   std::erase(running, &entry);
   entry.phase = Phase::waiting;
   waiting.emplace(entry.id, &entry);
   entry.stats.cached_tokens = 0;
-  ++entry.stats.preemptions;
-  ++counters.preemptions;
+}
+
+// Sequences that have outgrown the ropes' short factors are computed again with the long ones, in
+// memory of their own: what they shared was made with the short ones.
+void Engine::Impl::requeue_outgrown() {
+  for (std::size_t i = running.size(); i-- > 0;) {
+    Entry& entry = *running[i];
+    if (entry.short_rope != wants_short_rope(entry)) requeue(entry);
+  }
 }
 
 void Engine::Impl::admit(Clock::time_point now) {
-  for (auto next = waiting.begin();
-       next != waiting.end() && static_cast<std::int64_t>(running.size()) < options.max_batch;) {
+  std::size_t following = 0;  // whose places nobody younger takes
+  const auto most = static_cast<std::size_t>(options.max_batch);
+  for (auto next = waiting.begin(); next != waiting.end() && running.size() + following < most;) {
     Entry& entry = *next->second;
     ++next;
-    if (follows_running(entry) || start(entry, now)) continue;
+    if (follows_running(entry)) {
+      ++following;
+      continue;
+    }
+    if (start(entry, now)) continue;
     if (!running.empty()) return;  // its turn comes when one of these ends
     finish(entry, FinishReason::error, ErrorKind::memory,
            "the memory budget of " + std::to_string(budget) +
@@ -215,17 +238,6 @@ bool Engine::Impl::wants_short_rope(const Entry& entry) const {
   return entry.size() <= model.original_context();
 }
 
-// A sequence that has outgrown the short factors is computed again with the long ones.
-void Engine::Impl::follow_length(Entry& entry) {
-  const bool wanted = wants_short_rope(entry);
-  if (entry.short_rope != wanted && entry.length() > 0) {
-    entry.drop_pages();
-    entry.kv.emplace(pool);
-    entry.stats.cached_tokens = 0;
-  }
-  entry.short_rope = wanted;
-}
-
 // Gives the entry its sequence: empty, or the longest known prefix. The last prompt token is always
 // computed, for its logits; those that want logits for each token share nothing.
 void Engine::Impl::attach_known(Entry& entry) {
@@ -234,12 +246,12 @@ void Engine::Impl::attach_known(Entry& entry) {
   if (prefixes && mode != LogitsMode::all && mode != LogitsMode::score) {
     const PrefixTree::Found found =
         prefixes->find(entry.prefix_key(), entry.tokens, entry.size() - 1);
-    if (found.known > found.usable) entry.marks.push_back(found.known);
+    if (found.known > found.usable) entry.mark(found.known);
     if (found.usable > 0) {
       auto [sequence, pin] = prefixes->take(entry.prefix_key(), entry.tokens, found.usable);
       entry.kv = std::move(sequence);
       entry.shared = std::move(pin);
-      if (entry.stats.preemptions == 0) entry.stats.cached_tokens = found.usable;
+      if (entry.admitted == Clock::time_point{}) entry.stats.cached_tokens = found.usable;
       return;
     }
   }
@@ -265,7 +277,7 @@ void Engine::Impl::attach_base(Entry& entry) {
     };
     try_share(*base.kv);
     if (base.prompt_kv) try_share(*base.prompt_kv);
-    if (entry.stats.preemptions == 0) entry.stats.cached_tokens = entry.length();
+    if (entry.admitted == Clock::time_point{}) entry.stats.cached_tokens = entry.length();
     base.last_used = counters.steps;
   }
   unpin_source(entry);
@@ -274,7 +286,7 @@ void Engine::Impl::attach_base(Entry& entry) {
 // Whether a sequence that is being prefilled will leave more of the entry's prompt in the prefix
 // tree than there is now: then the entry waits for it, instead of computing the same beside it.
 bool Engine::Impl::follows_running(Entry& entry) {
-  if (!prefixes || entry.source != nullptr || !entry.samples()) return false;
+  if (!keeps_prefixes(entry) || entry.source != nullptr || !entry.samples()) return false;
   entry.short_rope = wants_short_rope(entry);
   std::int64_t usable = -1;
   for (Entry* other : running) {
@@ -288,9 +300,7 @@ bool Engine::Impl::follows_running(Entry& entry) {
       usable = prefixes->find(entry.prefix_key(), entry.tokens, entry.size() - 1).usable;
     }
     if (common <= usable) continue;
-    if (std::ranges::find(other->marks, common) == other->marks.end()) {
-      other->marks.push_back(common);
-    }
+    other->mark(common);
     return true;
   }
   return false;
@@ -335,7 +345,6 @@ void Engine::Impl::choose_rows() {
   span_entries.clear();
   step_rows = {};
   for (Entry* entry : running) {
-    follow_length(*entry);
     if (entry->pending() == 1) add_span(*entry, 1);
   }
   step_rows.decode = static_cast<std::int64_t>(spans.size());

@@ -140,17 +140,23 @@ void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t ro
   }
 }
 
+bool Engine::Impl::keeps_prefixes(const Entry& entry) const {
+  const auto& adapter = entry.params.adapter;
+  return prefixes && (!adapter || adapters.contains(*adapter));  // not removed
+}
+
 // Puts the pages that the step filled into the prefix tree, before those outside windows go.
 void Engine::Impl::remember(Entry& entry) {
   const std::int64_t before = entry.kv->accepted(), now = entry.length();
   const bool prompt_ends = before < entry.stats.prompt_tokens && now >= entry.stats.prompt_tokens;
-  if (!prefixes || (now / kPageTokens == before / kPageTokens && !prompt_ends)) return;
-  if (entry.params.adapter && !adapters.contains(*entry.params.adapter)) return;  // removed
+  if (!keeps_prefixes(entry) || (now / kPageTokens == before / kPageTokens && !prompt_ends)) {
+    return;
+  }
   // What the prompt's last step has in sight: the next prompt may differ in its last message.
   if (prompt_ends && widest_window > 0) {
     for (std::int64_t page = (before + kPageTokens - 1) / kPageTokens; page <= now / kPageTokens;
          ++page) {
-      entry.marks.push_back(page * kPageTokens);
+      entry.mark(page * kPageTokens);
     }
   }
   prefixes->insert(entry.prefix_key(), entry.tokens, *entry.kv, entry.marks);
@@ -160,8 +166,7 @@ void Engine::Impl::remember(Entry& entry) {
 // A next turn goes on from here.
 void Engine::Impl::remember_end(Entry& entry) {
   const std::int64_t end = entry.length() / kPageTokens * kPageTokens;
-  if (!prefixes || end == 0) return;
-  if (entry.params.adapter && !adapters.contains(*entry.params.adapter)) return;
+  if (!keeps_prefixes(entry) || end == 0) return;
   prefixes->insert(entry.prefix_key(), entry.tokens, *entry.kv, {&end, 1});
 }
 

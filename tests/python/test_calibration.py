@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -225,6 +226,21 @@ def test_an_interrupt_leaves_nothing(folder: Path, tmp_path: Path, at: str) -> N
     with pytest.raises(KeyboardInterrupt):
         calibrated(folder, target, chunks_of(99, 400), progress=interrupt)
     assert list(target.parent.iterdir()) == []
+
+
+def test_what_a_killed_conversion_left_is_removed(folder: Path, tmp_path: Path) -> None:
+    target, given = tmp_path / "out" / "m", chunks_of(99, 400)
+    target.parent.mkdir()
+    child = os.fork()
+    if child == 0:
+        try:
+            calibrated(folder, target, given, progress=lambda done, *_: done and os._exit(9))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert list(target.parent.iterdir()), "it left nothing"
+    calibrated(folder, target, given)
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_inputs_that_are_not_finite(folder: Path, tmp_path: Path) -> None:

@@ -108,6 +108,21 @@ def test_a_shared_prefix_is_used_on_one_side_only(kept: int, more: int) -> None:
         base.release()
 
 
+def test_sequences_that_outgrow_what_they_share_have_memory_of_their_own() -> None:
+    spec = longrope()
+    prompt = tiny_models.random_tokens(spec, BORDER - 3)
+    heads = sum(layer.attention.kv_heads for layer in spec.layers)
+    page = 64 * heads * 2 * 16 * 4  # keys and values of 12 padded to 16, f32
+    # Four with their first page in common and one more each; with the long factors two each.
+    with make_engine(spec, "q8", memory_budget=5 * page) as engine:
+        short = Request(tokens=prompt, max_new_tokens=1)
+        cached = [engine.submit(short).result().stats["cached_tokens"] for _ in range(2)]
+        assert cached == [0, 64]
+        request = Request(tokens=prompt, max_new_tokens=10, logprobs=1)
+        results = [handle.result() for handle in [engine.submit(request) for _ in range(4)]]
+        assert all(result.logprobs == results[0].logprobs for result in results)
+
+
 def test_ropes_must_agree_on_the_border() -> None:
     spec = longrope()
     other = dataclasses.replace(spec.ropes[0], original_context=BORDER + 1)

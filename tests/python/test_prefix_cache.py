@@ -11,7 +11,7 @@ from support import engine_cases as cases
 from support.engine_cases import fingerprint, tokens
 from support.lora import adapter_tensors, random_adapter
 
-MODELS = sorted(cases.MODELS)  # muse_kv8 has windows of 100 and 7, llama_f32 has none
+MODELS = sorted(cases.MODELS)  # muse_kv8 has windows of 70, llama_f32 has none
 WINDOWED, FULL = "muse_kv8", "llama_f32"
 PAGE = 64
 
@@ -177,3 +177,51 @@ def test_an_adapter_has_prefixes_of_its_own() -> None:
         engine.remove_adapter(two)
         assert cached(engine, prompt, adapter=one) == 256
         assert engine.stats()["prefix_bytes"] <= kept * 2 // 3 + 1
+
+
+def test_what_windows_keep_of_a_prefix_makes_no_request_too_large() -> None:
+    prompt = tokens(620)
+    with cases.make_engine(memory_budget=cases.bytes_needed(WINDOWED, 640)) as engine:
+        ask(engine, prompt[:500])
+        assert ask(engine, prompt, 20).stats["cached_tokens"] == 448
+
+
+def test_marks_in_a_prefix_that_others_use_take_no_memory_from_them() -> None:
+    prompt, settings = tokens(640), {"context": 3200, "prefill_chunk": 64}
+    room = sum(cases.bytes_needed(WINDOWED, n, **settings) for n in (3140, 650))
+    with cases.make_engine(memory_budget=room, **settings) as engine:
+        ask(engine, prompt)
+        holder = engine.submit(Request(tokens=prompt, max_new_tokens=2500))
+        events = iter(holder)
+        next(events)
+        for i in range(8):  # each parts from the prompt elsewhere and marks where
+            part = 64 * (9 - i)
+            ask(engine, [*prompt[:part], 5, *tokens(640 - part - 1, seed=i)])
+        assert engine.stats()["running"] == 1, "they had to wait for the first to end"
+        holder.cancel()
+
+
+def test_pages_of_a_removed_adapter_stay_counted() -> None:
+    prompt, settings = tokens(1500), {"context": 3000}
+    one = cases.bytes_needed(FULL, 2900, **settings)
+    with cases.make_engine(FULL, memory_budget=one * 3 // 2, **settings) as engine:
+        ids: list[int] = []
+        engine.add_adapter(ids, adapter_tensors(random_adapter(cases.packed(FULL)[0], 1)))
+        ask(engine, prompt, adapter=ids[0])
+        first = engine.submit(Request(tokens=prompt, max_new_tokens=1400, adapter=ids[0]))
+        events = iter(first)
+        next(events)
+        engine.remove_adapter(ids[0])
+        assert ask(engine, tokens(1000, seed=2), 1400).reason == "length"
+        assert list(events)[-1].reason == "length"
+
+
+def test_who_waits_for_a_beginning_keeps_its_place() -> None:
+    prompt = tokens(900)
+    with cases.make_engine(prefill_chunk=16, max_batch=2) as engine:
+        maker = engine.submit(Request(tokens=prompt, max_new_tokens=5))
+        second = engine.submit(Request(tokens=prompt, max_new_tokens=5))
+        third = engine.submit(Request(tokens=tokens(20, seed=2), max_new_tokens=300))
+        stats = [handle.result().stats for handle in (maker, second, third)]
+        assert stats[1]["cached_tokens"] == 896
+        assert stats[1]["queue_s"] < stats[2]["queue_s"]

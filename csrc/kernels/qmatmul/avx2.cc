@@ -67,10 +67,11 @@ template <int kCols, int kRows>
 [[gnu::always_inline]] inline void tile_dot(const TileAt<kRows>& t, std::int64_t first,
                                             __m256i (&acc)[kRows][2]) {
   const __m256i* words = t.words + first;
+  const std::int64_t end = (first + kCols) / 2;
 #pragma GCC unroll 4
   for (int c = 0; c < kRows; ++c) acc[c][0] = acc[c][1] = _mm256_setzero_si256();
 #pragma GCC unroll 1
-  for (std::int64_t i0 = first / 2; i0 < (first + kCols) / 2; i0 += 4) {
+  for (std::int64_t i0 = first / 2; i0 < end; i0 += 4) {
 #pragma GCC unroll 4
     for (std::int64_t i = i0; i < i0 + 4; ++i, words += 2) {
       const __m256i w0 = words[0], w1 = words[1];

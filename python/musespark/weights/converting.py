@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,10 +101,13 @@ def _pack_calibrated(
     small = pack.resolve_quantize("auto", canonical_shapes(folder.spec), set()) == "q8"
     report = progress_function(progress)
     total = folder.weights()[recipe]
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as made:
-        runs = Path(made) / "runs.safetensors"
+    # While it is written its name is one that remove_left_behind(target) knows.
+    runs = target.with_name(f"{target.name}.{os.getpid()}.runs")
+    try:
         pack_folder(folder, runs, "none" if small else "q8", progress, "packing what runs")
         packed = open_packed(SafetensorsFile(runs))
+    finally:
+        runs.unlink(missing_ok=True)
     try:
         guides = Guides(
             calibration,
