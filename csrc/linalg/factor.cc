@@ -3,6 +3,7 @@
 #include <Eigen/Cholesky>
 #include <Eigen/Core>
 #include <cmath>
+#include <mutex>
 #include <new>
 #include <string>
 
@@ -16,14 +17,17 @@ void openblas_set_num_threads(int threads);
 namespace musespark {
 namespace {
 
+// The number of threads is the process's, so one factorization at a time.
 class OneThread {
  public:
-  OneThread() : before_(openblas_get_num_threads()) { openblas_set_num_threads(1); }
+  OneThread() : alone_(mutex_), before_(openblas_get_num_threads()) { openblas_set_num_threads(1); }
   ~OneThread() { openblas_set_num_threads(before_); }
   OneThread(const OneThread&) = delete;
   OneThread& operator=(const OneThread&) = delete;
 
  private:
+  static inline std::mutex mutex_;
+  std::lock_guard<std::mutex> alone_;
   int before_;
 };
 
