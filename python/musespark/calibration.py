@@ -58,7 +58,7 @@ def _items(given: Any) -> Sequence[Any]:
 
 
 def _read_text(path: Path) -> str:
-    if not os.path.exists(path):
+    if not path.is_file():
         raise InvalidRequest(f"calibration: there is no file {str(path)!r:.200}; allowed is "
                              f"{_ALLOWED}")  # fmt: skip
     try:
