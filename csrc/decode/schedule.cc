@@ -61,6 +61,7 @@ void Engine::Impl::settle_requests() {
       entry.last_used = counters.steps;
       unpin_source(entry);
     }
+    if (entry.transfer && !entry.transfer->settled) settle_transfer(entry);
     if (entry.released && entry.pins == 0) {
       retained_bytes -= entry.reserved_bytes;
       set_reserved(entry, 0, 0);
