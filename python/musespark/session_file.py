@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from musespark.errors import CorruptFile, InvalidRequest
-from musespark.transfers import Kept
+from musespark.events import Kept
 from musespark.untrusted import parse_json, parse_json_object
 from musespark.weights.files import MappedFile, check_disk, write_aside
 from musespark.weights.packed import checksum_of

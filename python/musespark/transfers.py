@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from musespark.engine import CLOSED_MEANWHILE, Engine, Retained
 from musespark.errors import Cancelled
+from musespark.events import Kept
 
 # How long a wait is deaf to Ctrl-C.
 _DEAF_S = 0.05
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A retained sequence without its pages.
-
-    ``tokens`` int32 [n]: those that have keys and values. ``prompt``: how many of them a second
-    sequence has, at the last prompt's end (models with windows), else 0. ``short_rope``: made with
-    the ropes' short factors (longrope).
-    """
-
-    tokens: np.ndarray
-    prompt: int
-    short_rope: bool
 
 
 class GivenUp(Exception):  # noqa: N818 - not an error: the sequence can be computed again
