@@ -5,14 +5,14 @@
 // Locking: `mutex` guards everything that submit, cancel, release, fork and stats see. The step
 // holds it while it plans and while it books results, not while the model runs. Pages are touched
 // by the step's thread only: what other threads ask for (forks, releases, transfers) waits for its
-// next plan. Then who transfers pages copies each under the mutex, as that is where they are given
-// up.
+// next plan. Who transfers pages then copies them under `pages_mutex`.
 #pragma once
 
 #include <condition_variable>
 #include <exception>
 #include <map>
 #include <mutex>
+#include <shared_mutex>
 #include <span>
 #include <unordered_map>
 
@@ -68,6 +68,8 @@ struct Engine::Impl {
   void settle_transfer(Entry& entry);
   void place_restored(Entry& entry);
   Transfer& transfer_of(RequestId id);
+  std::uint8_t* page_bytes(RequestId id, std::int64_t index, std::size_t bytes, SavedPage* page,
+                           std::shared_lock<std::shared_mutex>* hold);
   std::vector<std::int64_t> page_sizes(SavedLengths lengths) const;
   std::int64_t restored_bytes(const Entry& entry, SavedLengths lengths) const;
 
@@ -124,6 +126,8 @@ struct Engine::Impl {
   std::int64_t widest_window = 0;
 
   mutable std::mutex mutex;
+  // Shared by those that copy pages in or out, held alone to give such pages up. After `mutex`.
+  std::shared_mutex pages_mutex;
   std::condition_variable transfers_settled;
   std::optional<PrefixTree> prefixes;  // outlives the entries, which pin its nodes
   std::unordered_map<RequestId, std::unique_ptr<Entry>> entries;

@@ -104,6 +104,7 @@ bool Engine::Impl::make_room(std::int64_t bytes) {
     if (oldest == nullptr) return false;
     retained_bytes -= oldest->reserved_bytes;
     set_reserved(*oldest, 0, 0);
+    const std::unique_lock nobody_copies(pages_mutex);
     oldest->drop_pages();
   }
   return true;

@@ -158,33 +158,42 @@ SavedSequence Engine::Impl::saved(RequestId id) {
   return out;
 }
 
+// A page's bytes, which stay where they are while `hold` is held; null where they are gone.
+std::uint8_t* Engine::Impl::page_bytes(RequestId id, std::int64_t index, std::size_t bytes,
+                                       SavedPage* page, std::shared_lock<std::shared_mutex>* hold) {
+  const std::lock_guard lock(mutex);
+  const Transfer& transfer = transfer_of(id);
+  check_page(transfer, index, bytes);
+  if (transfer.at.empty()) return nullptr;
+  *hold = std::shared_lock(pages_mutex);
+  *page = transfer.pages[static_cast<std::size_t>(index)];
+  return transfer.at[static_cast<std::size_t>(index)];
+}
+
 bool Engine::Impl::read_page(RequestId id, std::int64_t index, std::span<std::uint8_t> bytes) {
   SavedPage page{};
-  {
-    const std::lock_guard lock(mutex);
-    const Transfer& transfer = transfer_of(id);
-    check_page(transfer, index, bytes.size());
-    if (transfer.at.empty()) return false;
-    page = transfer.pages[static_cast<std::size_t>(index)];
-    std::memcpy(bytes.data(), transfer.at[static_cast<std::size_t>(index)], bytes.size());
-  }
+  std::shared_lock<std::shared_mutex> hold;
+  const std::uint8_t* from = page_bytes(id, index, bytes.size(), &page, &hold);
+  if (from == nullptr) return false;
+  std::memcpy(bytes.data(), from, bytes.size());
   clear_unwritten(pool, page, bytes.data());
   return true;
 }
 
 bool Engine::Impl::write_page(RequestId id, std::int64_t index,
                               std::span<const std::uint8_t> bytes) {
-  const std::lock_guard lock(mutex);
-  const Transfer& transfer = transfer_of(id);
-  check_page(transfer, index, bytes.size());
-  if (transfer.at.empty()) return false;
-  std::memcpy(transfer.at[static_cast<std::size_t>(index)], bytes.data(), bytes.size());
+  SavedPage page{};
+  std::shared_lock<std::shared_mutex> hold;
+  std::uint8_t* to = page_bytes(id, index, bytes.size(), &page, &hold);
+  if (to == nullptr) return false;
+  std::memcpy(to, bytes.data(), bytes.size());
   return true;
 }
 
 void Engine::Impl::end_transfer(RequestId id) {
   const std::lock_guard lock(mutex);
   transfer_of(id);
+  const std::unique_lock nobody_copies(pages_mutex);
   Entry& entry = *kept.at(id);
   entry.transfer.reset();
   if (--entry.pins == 0 && entry.released) unsettled.push_back(&entry);

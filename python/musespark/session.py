@@ -183,8 +183,7 @@ class Session:
             file.check_pages(sizes)
             if sizes:
                 adapter = adapters.id_of(session._adapter)
-                pages = file.pages(sizes)
-                session._kept = restore(model._engine, file.kept, adapter, pages)
+                session._kept = restore(model._engine, file.kept, adapter, sizes, file.read_page)
         return session
 
     def fork(self) -> Session:

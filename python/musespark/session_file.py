@@ -18,9 +18,10 @@ Written aside and renamed: a file under its name is whole, whenever the writer w
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def _same(read: Any, given: Any) -> bool:
 
 
 class SessionFile:
-    """A session file, mapped and checked, but for its pages. Close it, or use it in a with block.
+    """A session file, open and checked, but for its pages. Close it, or use it in a with block.
 
     Raises FileNotFoundError, CorruptFile naming what is damaged, and InvalidRequest naming the
     field and both values for a file of another version.
@@ -151,8 +152,7 @@ class SessionFile:
         size = self._file.nbytes
         if size < _HEAD.size:
             raise CorruptFile(f"{self.path}: {size} bytes, a session file has {_HEAD.size} or more")
-        front = self._file.bytes
-        magic, version, made_with, *counts = _HEAD.unpack(front[: _HEAD.size].tobytes())
+        magic, version, made_with, *counts = _HEAD.unpack(self._file.read(0, _HEAD.size))
         if magic != MAGIC:
             raise CorruptFile(f"{self.path}: not a session file; it begins with {magic!r}")
         self._check_field("version", version, VERSION)
@@ -166,7 +166,7 @@ class SessionFile:
                 f"fit its {size} bytes"
             )
         start = _start(header, tokens, pages)
-        checked = bytearray(front[:start])
+        checked = bytearray(self._file.read(0, start))
         checked[_SUM_AT : _SUM_AT + 8] = bytes(8)
         found = int(checksum_of(checked), 16)
         if found != checksum:
@@ -178,7 +178,7 @@ class SessionFile:
         self._read_kept(checked, at + header, tokens)
         sums = at + header + 4 * tokens
         self._sums = np.frombuffer(bytes(checked[sums : sums + 8 * pages]), "<u8").tolist()
-        self._at = start
+        self._at, self._begins = start, [start]
 
     def _check_field(self, field: str, found: Any, ours: Any) -> None:
         if found != ours:
@@ -230,22 +230,21 @@ class SessionFile:
         """CorruptFile unless its pages are of these sizes."""
         if len(sizes) != len(self._sums):
             raise CorruptFile(f"{self.path}: {len(self._sums)} pages, {len(sizes)} are needed")
-        wanted = self._at + sum(sizes)
-        if wanted != self._file.nbytes:
-            raise CorruptFile(f"{self.path}: {self._file.nbytes} bytes, {wanted} are needed")
+        self._begins = list(itertools.accumulate(sizes, initial=self._at))
+        if self._begins[-1] != self._file.nbytes:
+            raise CorruptFile(
+                f"{self.path}: {self._file.nbytes} bytes, {self._begins[-1]} are needed"
+            )
 
-    def pages(self, sizes: list[int]) -> Iterator[np.ndarray]:
-        """Each page, uint8, checked. ``sizes`` as for :meth:`check_pages`, asked before."""
-        at = self._at
-        for i, (size, said) in enumerate(zip(sizes, self._sums, strict=True)):
-            page = self._file.bytes[at : at + size]
-            found = int(checksum_of(page), 16)
-            if found != said:
-                raise CorruptFile(
-                    f"{self.path}: page {i} has checksum {found:016x}, the file says {said:016x}"
-                )
-            yield page
-            at += size
+    def read_page(self, index: int, out: np.ndarray) -> None:
+        """Page ``index`` into ``out``, uint8 of its size; CorruptFile where it is damaged. After
+        :meth:`check_pages`, in any number of threads."""
+        self._file.read_into(self._begins[index], out)
+        found, said = int(checksum_of(out), 16), self._sums[index]
+        if found != said:
+            raise CorruptFile(
+                f"{self.path}: page {index} has checksum {found:016x}, the file says {said:016x}"
+            )
 
     def close(self) -> None:
         """Lets the file go."""

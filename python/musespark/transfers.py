@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from musespark.events import Kept
 
 # How long a wait is deaf to Ctrl-C.
 _DEAF_S = 0.05
+_COPIERS = 2  # threads that read, check and copy: one is bound by its checksums
 
 
 class GivenUp(Exception):  # noqa: N818 - not an error: the sequence can be computed again
@@ -57,11 +60,16 @@ def page_sizes(engine: Engine, kept: Kept) -> list[int]:
 
 
 def restore(
-    engine: Engine, kept: Kept, adapter: int | None, pages: Iterable[np.ndarray]
+    engine: Engine,
+    kept: Kept,
+    adapter: int | None,
+    sizes: list[int],
+    read: Callable[[int, np.ndarray], None],
 ) -> Retained:
-    """A retained sequence of these tokens, made by the adapter, with these pages.
+    """A retained sequence of these tokens, made by the adapter. ``read(i, out)`` gives page i, of
+    ``sizes[i]`` bytes; it is called in several threads.
 
-    Raises ContextOverflow, MemoryBudgetExceeded, and whatever ``pages`` raise. The pages may be
+    Raises ContextOverflow, MemoryBudgetExceeded, and whatever ``read`` raises. The pages may be
     lost on the way as those of any retained sequence; it is then computed again when used.
     """
     driver = engine._driver
@@ -71,16 +79,38 @@ def restore(
         driver.take(retained._ids, "begin_restore", kept.tokens, **rest)
         try:
             _wait(retained)
-            core = driver.check()
-            for i, page in enumerate(pages):
-                if not core.write_page(retained.id, i, page):
-                    break
+            _fill(retained, sizes, read)
         finally:
             driver.quietly("end_transfer", retained.id)
     except BaseException:  # a damaged page, or Ctrl-C
         retained.release()
         raise
     return retained
+
+
+def _fill(retained: Retained, sizes: list[int], read: Callable[[int, np.ndarray], None]) -> None:
+    core, request = retained._driver.check(), retained.id
+    left, over = iter(range(len(sizes))), threading.Event()
+
+    def copy(_worker: int) -> None:
+        room = np.empty(max(sizes), np.uint8)
+        try:
+            for i in left:  # one iterator: each page goes to one thread
+                page = room[: sizes[i]]
+                if over.is_set():
+                    return
+                read(i, page)
+                if not core.write_page(request, i, page):
+                    return
+        except BaseException:
+            over.set()
+            raise
+
+    with ThreadPoolExecutor(_COPIERS) as threads:
+        try:
+            list(threads.map(copy, range(_COPIERS)))
+        finally:
+            over.set()
 
 
 def _wait(retained: Retained) -> None:
