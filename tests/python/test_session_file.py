@@ -20,6 +20,7 @@ from tests.python.test_lora_model import nano_adapter
 import musespark
 from musespark import _core
 from musespark import model as model_module
+from musespark.cli import main
 from musespark.events import Request
 from musespark.memory import choose_context
 from musespark.session_file import _HEAD, VERSION
@@ -74,11 +75,10 @@ def test_a_resumed_session_goes_on_as_the_one_in_memory(model, tmp_path, opening
     with musespark.load(kv=model.info.kv, threads=2, prefix_cache=False) as other:
         resumed = other.resume(tmp_path / "s")
         assert (resumed.system, resumed.messages) == (session.system, session.messages)
-        rows = other._engine.stats()["rows"]
         for text in (SECOND, LONG):
             here, there = turn(session, text, logprobs=2), turn(resumed, text, logprobs=2)
             assert here.tokens == there.tokens and here.logprobs == there.logprobs
-            assert there.usage.cached_tokens == here.usage.cached_tokens > 40
+            assert there.usage.cached_tokens == here.usage.cached_tokens > 30
         session.save(tmp_path / "a")
         resumed.save(tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -343,3 +343,21 @@ def test_a_full_disk_leaves_the_old_file(kv8, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
     session.save(tmp_path / "s")
     assert kv8.resume(tmp_path / "s").messages == session.messages
+
+
+# ---- command line -------------------------------------------------------------------------------
+
+
+def test_chat_goes_on_from_a_file(kv8, tmp_path, capsys):
+    chat = ["chat", "--session", str(tmp_path / "s"), "--json", "-n", "40"]
+    session, answers = kv8.session("Be brief."), []
+    for question, more in ((FIRST, ["--system", "Be brief."]), (SECOND, [])):
+        assert main([*chat, question, *more]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+        assert answers[-1]["tokens"] == list(session.chat(question, max_new_tokens=40).tokens)
+    assert answers[1]["usage"]["cached_tokens"] > 30
+    assert main([*chat, FIRST, "--system", "Be long."]) == 1
+    assert "--system" in capsys.readouterr().err
+    (tmp_path / "s").write_bytes(b"no session")
+    assert main([*chat, FIRST]) == 1
+    assert (tmp_path / "s").read_bytes() == b"no session"
