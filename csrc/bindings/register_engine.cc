@@ -368,12 +368,45 @@ void register_engine_testing(py::module_& m) {
               "(token, logprob, top) of one row of logits; see csrc/decode/sampler.h.");
 }
 
+template <class Method>
+auto with_engine(Method method) {
+  return [method](PyEngine& self, std::int64_t id) { return (self.engine().*method)(id); };
+}
+
+void register_transfers(py::class_<PyEngine>& engine) {
+  using unlocked = py::call_guard<py::gil_scoped_release>;
+  engine
+      .def("begin_save", with_engine(&Engine::begin_save), py::arg("id"), unlocked(),
+           "Begins to read a retained sequence's pages; see csrc/decode/engine.h.")
+      .def("begin_restore", &PyEngine::begin_restore, py::arg("tokens"), py::kw_only(),
+           py::arg("prompt"), py::arg("short_rope"), py::arg("adapter"),
+           "Makes a retained sequence of these tokens whose pages are to be written; its id.")
+      .def(
+          "wait_transfer",
+          [](PyEngine& self, std::int64_t id, double seconds) {
+            return self.engine().wait_transfer(id, seconds);
+          },
+          py::arg("id"), py::arg("seconds"), unlocked(), "Whether the pages can be reached.")
+      .def("saved", &PyEngine::saved, py::arg("id"),
+           "tokens (int32; none where the pages are gone), prompt, short_rope, adapter.")
+      .def("read_page", &PyEngine::read_page, py::arg("id"), py::arg("index"),
+           py::arg("out").noconvert(), "Copies a page out; False where the pages are gone.")
+      .def("write_page", &PyEngine::write_page, py::arg("id"), py::arg("index"), py::arg("data"),
+           "Copies a page in; False where the pages are gone.")
+      .def("end_transfer", with_engine(&Engine::end_transfer), py::arg("id"), unlocked(),
+           "Ends what begin_save or begin_restore began.")
+      .def(
+          "page_sizes",
+          [](const PyEngine& self, std::int64_t length, std::int64_t prompt) {
+            return self.engine().page_sizes({length, prompt});
+          },
+          py::kw_only(), py::arg("length"), py::arg("prompt"),
+          "Bytes of each page of a saved sequence of these lengths.");
+}
+
 }  // namespace
 
 void register_engine(py::module_& m) {
-  const auto with_engine = [](auto method) {
-    return [method](PyEngine& self, std::int64_t id) { return (self.engine().*method)(id); };
-  };
   using unlocked = py::call_guard<py::gil_scoped_release>;
   py::class_<PyEngine> engine(
       m, "Engine",
@@ -414,33 +447,7 @@ void register_engine(py::module_& m) {
           "has_work", [](PyEngine& self) { return self.engine().has_work(); }, unlocked(),
           "Whether run_until has anything to do.")
       .def("stats", &PyEngine::stats, "Counters, bytes, threads and the instruction set in use.");
-  engine
-      .def("begin_save", with_engine(&Engine::begin_save), py::arg("id"), unlocked(),
-           "Begins to read a retained sequence's pages; see csrc/decode/engine.h.")
-      .def("begin_restore", &PyEngine::begin_restore, py::arg("tokens"), py::kw_only(),
-           py::arg("prompt"), py::arg("short_rope"), py::arg("adapter"),
-           "Makes a retained sequence of these tokens whose pages are to be written; its id.")
-      .def(
-          "wait_transfer",
-          [](PyEngine& self, std::int64_t id, double seconds) {
-            return self.engine().wait_transfer(id, seconds);
-          },
-          py::arg("id"), py::arg("seconds"), unlocked(), "Whether the pages can be reached.")
-      .def("saved", &PyEngine::saved, py::arg("id"),
-           "tokens (int32; none where the pages are gone), prompt, short_rope, adapter.")
-      .def("read_page", &PyEngine::read_page, py::arg("id"), py::arg("index"),
-           py::arg("out").noconvert(), "Copies a page out; False where the pages are gone.")
-      .def("write_page", &PyEngine::write_page, py::arg("id"), py::arg("index"), py::arg("data"),
-           "Copies a page in; False where the pages are gone.")
-      .def("end_transfer", with_engine(&Engine::end_transfer), py::arg("id"), unlocked(),
-           "Ends what begin_save or begin_restore began.")
-      .def(
-          "page_sizes",
-          [](const PyEngine& self, std::int64_t length, std::int64_t prompt) {
-            return self.engine().page_sizes({length, prompt});
-          },
-          py::kw_only(), py::arg("length"), py::arg("prompt"),
-          "Bytes of each page of a saved sequence of these lengths.");
+  register_transfers(engine);
 
   m.def("kv_bytes", &kv_bytes, py::arg("spec"), py::kw_only(), py::arg("kv"), py::arg("tokens"),
         py::arg("step"),
