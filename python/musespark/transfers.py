@@ -28,10 +28,10 @@ def outgoing(retained: Retained) -> Iterator[tuple[Kept, Iterator[np.ndarray]]]:
 
     A page is uint8, and overwritten by the next one. The sequence may be used meanwhile, and may
     lose its pages: then the iterator raises :class:`GivenUp`. No tokens where it has lost them
-    before.
+    before. One at a time for a sequence.
     """
-    core = retained._driver.ask("begin_save", retained.id)
     try:
+        core = retained._driver.ask("begin_save", retained.id)
         _wait(retained)
         said = core.saved(retained.id)
         kept = Kept(said["tokens"], said["prompt"], said["short_rope"])

@@ -29,7 +29,7 @@ from support.chat_folder import chat_folder
 FIRST, SECOND = "What is 23 + 45?", "And what is 7 + 8?"
 LONG = "Tell me about " + "the sun and the moon and " * 40
 SAMPLED = {"max_new_tokens": 40, "temperature": 0.8, "seed": 7}
-KINDS = ("kv8", "f32")
+KINDS = ("kv8", "kv4", "f32")
 
 
 @pytest.fixture(scope="module", params=KINDS)
