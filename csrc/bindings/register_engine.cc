@@ -212,6 +212,39 @@ class PyEngine {
     return engine_->add_adapter(views);
   }
 
+  std::int64_t begin_restore(const py::object& tokens, std::int64_t prompt, bool short_rope,
+                             std::optional<std::int64_t> adapter) {
+    auto ids = tokens_from_python(tokens);
+    const auto length = static_cast<std::int64_t>(ids.size());
+    const py::gil_scoped_release unlocked;
+    return engine_->begin_restore({std::move(ids), {length, prompt}, short_rope, adapter});
+  }
+
+  py::dict saved(std::int64_t id) {
+    SavedSequence s;
+    {
+      const py::gil_scoped_release unlocked;
+      s = engine_->saved(id);
+    }
+    const auto count = static_cast<py::ssize_t>(s.tokens.size());
+    return py::dict(py::arg("tokens") = py::array_t<std::int32_t>(count, s.tokens.data()),
+                    py::arg("prompt") = s.lengths.prompt, py::arg("short_rope") = s.short_rope,
+                    py::arg("adapter") = s.adapter);
+  }
+
+  bool read_page(std::int64_t id, std::int64_t index, py::array_t<std::uint8_t>& out) {
+    const std::span<std::uint8_t> bytes(out.mutable_data(), static_cast<std::size_t>(out.size()));
+    const py::gil_scoped_release unlocked;
+    return engine_->read_page(id, index, bytes);
+  }
+
+  bool write_page(std::int64_t id, std::int64_t index, const py::buffer& data) {
+    const HeldBuffer held(data, "data");
+    const std::span bytes(held.data(), static_cast<std::size_t>(held.bytes()));
+    const py::gil_scoped_release unlocked;
+    return engine_->write_page(id, index, bytes);
+  }
+
   py::list run_until(double max_seconds) {
     std::vector<Event> events;
     {
@@ -237,7 +270,7 @@ class PyEngine {
         py::arg("context") = context_, py::arg("isa") = isa_name(kernels().isa));
   }
 
-  Engine& engine() { return *engine_; }
+  Engine& engine() const { return *engine_; }
 
  private:
   HeldBuffers buffers_;
@@ -335,19 +368,53 @@ void register_engine_testing(py::module_& m) {
               "(token, logprob, top) of one row of logits; see csrc/decode/sampler.h.");
 }
 
+template <class Method>
+auto with_engine(Method method) {
+  return [method](PyEngine& self, std::int64_t id) { return (self.engine().*method)(id); };
+}
+
+void register_transfers(py::class_<PyEngine>& engine) {
+  using unlocked = py::call_guard<py::gil_scoped_release>;
+  engine
+      .def("begin_save", with_engine(&Engine::begin_save), py::arg("id"), unlocked(),
+           "Begins to read a retained sequence's pages; see csrc/decode/engine.h.")
+      .def("begin_restore", &PyEngine::begin_restore, py::arg("tokens"), py::kw_only(),
+           py::arg("prompt"), py::arg("short_rope"), py::arg("adapter"),
+           "Makes a retained sequence of these tokens whose pages are to be written; its id.")
+      .def(
+          "wait_transfer",
+          [](PyEngine& self, std::int64_t id, double seconds) {
+            return self.engine().wait_transfer(id, seconds);
+          },
+          py::arg("id"), py::arg("seconds"), unlocked(), "Whether the pages can be reached.")
+      .def("saved", &PyEngine::saved, py::arg("id"),
+           "tokens (int32; none where the pages are gone), prompt, short_rope, adapter.")
+      .def("read_page", &PyEngine::read_page, py::arg("id"), py::arg("index"),
+           py::arg("out").noconvert(), "Copies a page out; False where the pages are gone.")
+      .def("write_page", &PyEngine::write_page, py::arg("id"), py::arg("index"), py::arg("data"),
+           "Copies a page in; False where the pages are gone.")
+      .def("end_transfer", with_engine(&Engine::end_transfer), py::arg("id"), unlocked(),
+           "Ends what begin_save or begin_restore began.")
+      .def(
+          "page_sizes",
+          [](const PyEngine& self, std::int64_t length, std::int64_t prompt) {
+            return self.engine().page_sizes({length, prompt});
+          },
+          py::kw_only(), py::arg("length"), py::arg("prompt"),
+          "Bytes of each page of a saved sequence of these lengths.");
+}
+
 }  // namespace
 
 void register_engine(py::module_& m) {
-  const auto with_engine = [](auto method) {
-    return [method](PyEngine& self, std::int64_t id) { return (self.engine().*method)(id); };
-  };
   using unlocked = py::call_guard<py::gil_scoped_release>;
-  py::class_<PyEngine>(
+  py::class_<PyEngine> engine(
       m, "Engine",
       "The engine of one model. Thread-safe, but run_until is for one thread at a time.\n"
       "`spec` is dataclasses.asdict of a families.spec.ModelSpec; `tensors` maps names to\n"
       "(format, rows, cols, buffer), whose buffers stay held. Errors: InvalidRequest,\n"
-      "UnsupportedModel, CorruptFile.")
+      "UnsupportedModel, CorruptFile.");
+  engine
       .def(py::init<const py::object&, const py::dict&, int, std::int64_t, const std::string&,
                     std::int64_t, std::int64_t, std::int64_t, bool>(),
            py::arg("spec"), py::arg("tensors"), py::kw_only(), py::arg("threads"),
@@ -380,6 +447,7 @@ void register_engine(py::module_& m) {
           "has_work", [](PyEngine& self) { return self.engine().has_work(); }, unlocked(),
           "Whether run_until has anything to do.")
       .def("stats", &PyEngine::stats, "Counters, bytes, threads and the instruction set in use.");
+  register_transfers(engine);
 
   m.def("kv_bytes", &kv_bytes, py::arg("spec"), py::kw_only(), py::arg("kv"), py::arg("tokens"),
         py::arg("step"),

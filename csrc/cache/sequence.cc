@@ -13,11 +13,13 @@ Sequence::Sequence(PagePool& pool)
 
 Sequence::Sequence(PagePool& pool, std::int64_t length, const std::vector<Pages>& pages)
     : Sequence(pool) {
-  const bool open = pool.format() == KvFormat::f32;
   for (std::size_t c = 0; c < tables_.size(); ++c) {
     tables_[c].first = pages[c].first;
     tables_[c].entries.reserve(pages[c].ids.size());
+    std::int64_t end = pages[c].first * kPageTokens;
     for (const PageId page : pages[c].ids) {
+      end += kPageTokens;
+      const bool open = pool.format() == KvFormat::f32 || end > length;
       pool.share(page, open);
       tables_[c].entries.push_back({page, open});
     }

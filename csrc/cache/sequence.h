@@ -27,8 +27,8 @@ class Sequence {
   };
 
   explicit Sequence(PagePool& pool);
-  // Of `length` accepted tokens, whole pages: shares these pages, by class, those that a query at
-  // `length` sees.
+  // Of `length` accepted tokens: shares these pages, by class, those that a query at `length` sees;
+  // the open part of the page that it lies in too.
   Sequence(PagePool& pool, std::int64_t length, const std::vector<Pages>& pages);
   ~Sequence();
   Sequence(Sequence&& other) noexcept;

@@ -52,6 +52,8 @@ void check_request(const RequestParams& params, std::int64_t vocab) {
   }
 }
 
+}  // namespace
+
 void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t vocab) {
   if (tokens.empty()) throw InvalidRequest("tokens: got none, allowed is at least one token id");
   for (std::size_t i = 0; i < tokens.size(); ++i) {
@@ -61,8 +63,6 @@ void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t vocab) {
     }
   }
 }
-
-}  // namespace
 
 Engine::Impl::Impl(TextModel& model_in, PagePool& pool_in, ThreadPool& threads_in,
                    EngineOptions options_in)

@@ -8,10 +8,12 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <variant>
 #include <vector>
 
+#include "cache/saved_pages.h"
 #include "decode/sampler.h"
 #include "decode/stop.h"
 #include "model/adapter.h"
@@ -80,6 +82,15 @@ struct FinishedEvent {
   std::string error;  // empty but for FinishReason::error
   RequestStats stats;
 };
+
+// A retained sequence outside the engine; the bytes of its pages go one by one.
+struct SavedSequence {
+  std::vector<std::int32_t> tokens;  // those of `lengths.length`
+  SavedLengths lengths;              // length 0: it has lost its pages, or never had any
+  bool short_rope = false;           // made with the ropes' short factors
+  std::optional<AdapterId> adapter;
+};
+
 using Event = std::variant<TokensEvent, LogitsEvent, FinishedEvent>;
 
 struct EngineStats {
@@ -125,6 +136,30 @@ class Engine {
   // Gives a retained sequence up. Before its end: it will not be retained. Throws InvalidRequest
   // for an id that is neither.
   void release(RequestId id);
+
+  // --- retained sequences to and from files ---
+  //
+  // begin_*, wait_transfer until it is true, read_page or write_page for each page, end_transfer.
+  // Pages stay with the step's thread: beginning waits for its next plan, so someone must be in
+  // run_until. A sequence under way may lose its pages to running requests as any retained one.
+
+  // InvalidRequest for an id that is not retained, or whose pages are under way already.
+  void begin_save(RequestId id);
+  // Makes a retained sequence; to be released where a later call fails. Throws InvalidRequest,
+  // ContextOverflow, and MemoryBudgetExceeded where it could never fit.
+  RequestId begin_restore(SavedSequence saved);
+  // Whether the pages can be reached, waiting at most `seconds` for it. Throws MemoryBudgetExceeded
+  // where running requests leave no room for a sequence to be restored.
+  bool wait_transfer(RequestId id, double seconds);
+  // What is being transferred, its lengths 0 where it has no pages.
+  SavedSequence saved(RequestId id);
+  // Copies page `index` of saved_pages(lengths) out or in, all its bytes; rows that the sequence
+  // does not have read as zero. False: the sequence has lost its pages meanwhile.
+  bool read_page(RequestId id, std::int64_t index, std::span<std::uint8_t> bytes);
+  bool write_page(RequestId id, std::int64_t index, std::span<const std::uint8_t> bytes);
+  void end_transfer(RequestId id);
+  // Bytes of each page of a sequence of these lengths. Throws InvalidRequest.
+  std::vector<std::int64_t> page_sizes(SavedLengths lengths) const;
 
   // Steps until `max_seconds` have passed, a sequence ended or logits came, or nothing is left to
   // do. Appends what happened to `events` in order. Throws only for faults that end the engine;

@@ -1,14 +1,18 @@
 // The engine's inside. engine.cc: requests and their ends; schedule.cc: who may run, with which
-// rows and whose memory; step.cc: one forward pass and what follows from it.
+// rows and whose memory; step.cc: one forward pass and what follows from it; transfer.cc: pages to
+// and from files.
 //
 // Locking: `mutex` guards everything that submit, cancel, release, fork and stats see. The step
 // holds it while it plans and while it books results, not while the model runs. Pages are touched
-// by the step's thread only: what other threads ask for (forks, releases) waits for its next plan.
+// by the step's thread only: what other threads ask for (forks, releases, transfers) waits for its
+// next plan. Who transfers pages then copies them under `pages_mutex`.
 #pragma once
 
+#include <condition_variable>
 #include <exception>
 #include <map>
 #include <mutex>
+#include <shared_mutex>
 #include <span>
 #include <unordered_map>
 
@@ -17,6 +21,9 @@
 #include "decode/pace.h"
 
 namespace musespark {
+
+// Throws InvalidRequest for no tokens, or one that is not of the vocabulary.
+void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t vocab);
 
 // The weight of PrefillPace, from the shape.
 double key_weight(const ModelSpec& spec);
@@ -49,6 +56,22 @@ struct Engine::Impl {
   void finish(Entry& entry, FinishReason reason, ErrorKind kind = ErrorKind::none,
               std::string error = {});
   void report_tokens(Entry& entry);
+
+  // transfer.cc
+  void begin_save(RequestId id);
+  RequestId begin_restore(SavedSequence saved);
+  bool wait_transfer(RequestId id, double seconds);
+  SavedSequence saved(RequestId id);
+  bool read_page(RequestId id, std::int64_t index, std::span<std::uint8_t> bytes);
+  bool write_page(RequestId id, std::int64_t index, std::span<const std::uint8_t> bytes);
+  void end_transfer(RequestId id);
+  void settle_transfer(Entry& entry);
+  void place_restored(Entry& entry);
+  Transfer& transfer_of(RequestId id);
+  std::uint8_t* page_bytes(RequestId id, std::int64_t index, std::size_t bytes, SavedPage* page,
+                           std::shared_lock<std::shared_mutex>* hold);
+  std::vector<std::int64_t> page_sizes(SavedLengths lengths) const;
+  std::int64_t restored_bytes(const Entry& entry, SavedLengths lengths) const;
 
   // schedule.cc
   void plan(Clock::time_point now);
@@ -103,6 +126,9 @@ struct Engine::Impl {
   std::int64_t widest_window = 0;
 
   mutable std::mutex mutex;
+  // Shared by those that copy pages in or out, held alone to give such pages up. After `mutex`.
+  std::shared_mutex pages_mutex;
+  std::condition_variable transfers_settled;
   std::optional<PrefixTree> prefixes;  // outlives the entries, which pin its nodes
   std::unordered_map<RequestId, std::unique_ptr<Entry>> entries;
   RequestId next_id = 0;
@@ -112,7 +138,7 @@ struct Engine::Impl {
   std::map<AdapterId, std::shared_ptr<const Adapter>> adapters;
   AdapterId next_adapter = 0;
   std::vector<AdapterId> removed_adapters;  // whose prefixes are to be forgotten
-  std::vector<Entry*> unsettled;            // forks to make, releases to carry out
+  std::vector<Entry*> unsettled;            // forks and transfers to make, releases to carry out
   std::int64_t reserved_bytes = 0;          // of running and retained
   std::int64_t retained_bytes = 0;          // of these, of retained
   EngineStats counters;

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "cache/prefix_tree.h"
+#include "cache/saved_pages.h"
 #include "decode/engine.h"
 
 namespace musespark {
@@ -16,6 +18,16 @@ namespace musespark {
 using Clock = std::chrono::steady_clock;
 
 enum class Phase : std::uint8_t { waiting, running, retained };
+
+// A retained sequence's pages on their way to or from a file (transfer.cc).
+struct Transfer {
+  SavedLengths lengths;
+  bool restores = false;  // into the pool
+  bool settled = false;
+  std::exception_ptr error;  // why it could not begin
+  std::vector<SavedPage> pages;
+  std::vector<std::uint8_t*> at;  // the pages' bytes; none once the sequence has lost them
+};
 
 struct Entry {
   Entry(std::vector<std::int32_t> prompt, RequestParams request, std::int64_t vocab,
@@ -43,6 +55,7 @@ struct Entry {
     kv.reset();
     prompt_kv.reset();
     shared.reset();
+    if (transfer) transfer->at.clear();
   }
 
   RequestId id = -1;
@@ -66,6 +79,7 @@ struct Entry {
   Entry* source = nullptr;  // base of a waiting request, or what a fork is made from
   int pins = 0;             // entries that have this one as their source
   bool released = false;
+  std::optional<Transfer> transfer;
   std::atomic<bool> cancelled{false};
 
   std::int64_t reserved_tokens = 0, reserved_bytes = 0;

@@ -61,6 +61,7 @@ void Engine::Impl::settle_requests() {
       entry.last_used = counters.steps;
       unpin_source(entry);
     }
+    if (entry.transfer && !entry.transfer->settled) settle_transfer(entry);
     if (entry.released && entry.pins == 0) {
       retained_bytes -= entry.reserved_bytes;
       set_reserved(entry, 0, 0);
@@ -103,6 +104,7 @@ bool Engine::Impl::make_room(std::int64_t bytes) {
     if (oldest == nullptr) return false;
     retained_bytes -= oldest->reserved_bytes;
     set_reserved(*oldest, 0, 0);
+    const std::unique_lock nobody_copies(pages_mutex);
     oldest->drop_pages();
   }
   return true;

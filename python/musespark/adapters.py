@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -13,6 +14,7 @@ from musespark.errors import InvalidRequest
 from musespark.families.spec import ModelSpec
 from musespark.results import human_bytes
 from musespark.weights import LoraWeights, core_bytes, read_adapter, read_adapter_config
+from musespark.weights.packed import Checksum
 
 
 class Adapter:
@@ -22,8 +24,8 @@ class Adapter:
     ``adapter``. Close it, or use it as a context manager; closing the model closes it too.
 
     Attributes: ``name``, ``path``, ``rank`` (the largest), ``targets`` (kinds of matrices it adds
-    to), ``base`` (the model that its maker names), ``parameters`` and ``bytes`` (of memory it
-    takes).
+    to), ``base`` (the model that its maker names), ``parameters``, ``bytes`` (of memory it takes)
+    and ``checksum`` (of its numbers, 16 hexadecimal digits).
     """
 
     def __init__(self, engine: Engine, name: str, weights: LoraWeights):
@@ -36,6 +38,7 @@ class Adapter:
         try:
             tensors = weights.tensors()
             self.bytes = core_bytes(tensors)
+            self.checksum = _checksum(tensors)
             engine.add_adapter(self._ids, tensors)
         except BaseException:  # Ctrl-C just after the engine took it
             self.close()
@@ -136,6 +139,28 @@ class Adapters:
             claim = self._claims[name] = _Claim()
         return claim
 
+    def given(self, given: Any) -> Adapter | None:
+        """The adapter that makes what :meth:`id_of` names: errors as there."""
+        found = self.id_of(given)
+        for adapter in (self._of_all, *self._open()):
+            if found is not None and adapter is not None and adapter.id == found:
+                return adapter
+        return None
+
+    def with_checksum(self, checksum: str | None) -> Adapter | None:
+        """What to give to requests for the adapter of this checksum (None: for none).
+
+        InvalidRequest where no open one has it, or every request gets another.
+        """
+        of_all = self._of_all
+        if checksum == (None if of_all is None else of_all.checksum):
+            return None
+        for adapter in self._open():
+            if checksum == adapter.checksum:
+                return adapter
+        has = ", ".join(f"{a.name!r} ({a.checksum})" for a in self._open()) or "none"
+        raise InvalidRequest(f"adapter: {checksum or 'none'} is needed, the model has {has}")
+
     def described(self) -> tuple[str, ...]:
         """What ``Model.info`` says of those that are open, in the order of loading."""
         if self._own is not None:
@@ -175,6 +200,15 @@ def split_adapters(given: Any, rows: int) -> list[Any]:
     if len(given) != rows:
         raise InvalidRequest(f"adapter: got {len(given)} of them, allowed is one or {rows}")
     return list(given)
+
+
+def _checksum(tensors: Mapping[str, tuple]) -> str:
+    """Of an adapter's tensors, as the core takes them."""
+    checksum = Checksum()
+    for name, (form, rows, cols, data) in sorted(tensors.items()):
+        checksum.update(f"{name} {form} {rows} {cols}\n".encode())
+        checksum.update(data)
+    return checksum.hex()
 
 
 def _name(path: str | os.PathLike[str], given: Any) -> str:

@@ -45,6 +45,7 @@ __all__ = ["Engine", "Event", "Finished", "Handle", "LogitsRows", "Request", "Re
 # How long the core decodes before events are handed out: short enough to look immediate.
 _SLICE_S = 0.02
 _PREFILL_CHUNK = 512  # prompt tokens of one step
+ARITHMETIC_VERSION: int = _core.arithmetic_version
 CLOSED_MEANWHILE = "the model was closed while this request ran"
 # How often a waiting caller looks whether the driver is alive.
 _ALIVE_S = 1.0
@@ -149,10 +150,17 @@ class _Driver:
             self._streams[handle.id] = handle.stream
         self._wake.put(None)
 
-    def take(self, ids: list[int], method: str, argument: Any) -> None:
-        """Calls what gives out an id: fork, or add_adapter."""
-        _note_id(ids, getattr(self.check(), method), argument)
+    def take(self, ids: list[int], method: str, argument: Any, **rest: Any) -> None:
+        """Calls what gives out an id: fork, add_adapter or begin_restore."""
+        _note_id(ids, functools.partial(getattr(self.check(), method), **rest), argument)
         self._wake.put(None)
+
+    def ask(self, method: str, request: int) -> _core.Engine:
+        """Calls what the thread then has to act on; the core."""
+        core = self.check()
+        getattr(core, method)(request)
+        self._wake.put(None)
+        return core
 
     def quietly(self, method: str, request: int) -> None:
         """Ends something as clean-up: nothing to do where it is done or the engine is gone."""

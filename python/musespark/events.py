@@ -90,6 +90,20 @@ class Result:
     stats: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A retained sequence without its pages.
+
+    ``tokens`` int32 [n]: those that have keys and values. ``prompt``: how many of them a second
+    sequence has, at the last prompt's end (models with windows), else 0. ``short_rope``: made with
+    the ropes' short factors (longrope).
+    """
+
+    tokens: np.ndarray
+    prompt: int
+    short_rope: bool
+
+
 def token_array(tokens: Sequence[int] | np.ndarray) -> np.ndarray:
     """int32 [n], contiguous; InvalidRequest for anything that is not a list of 32-bit ids."""
     array = np.asarray(tokens)

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import ceil
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,8 +20,6 @@ from musespark.engine import (
     Handle,
     Retained,
     default_threads,
-    kv_bytes,
-    kv_bytes_per_token,
 )
 from musespark.errors import (
     Cancelled,
@@ -40,6 +37,7 @@ from musespark.generation import (
     CompletionCollector,
     Stream,
 )
+from musespark.info import info_of
 from musespark.machine import available_memory
 from musespark.memory import KV_FORMATS, choose_context
 from musespark.options import (
@@ -116,7 +114,7 @@ class Model:
             notes.append(f"quantize auto: {recipe}")
         if threads is None:
             notes.append(f"threads auto: {count}, every core this process may use")
-        self._info = _info_of(
+        self._info = info_of(
             weights,
             context=limit,
             kv=keys,
@@ -241,6 +239,17 @@ class Model:
         """
         self._adapters.id_of(adapter)
         return Session(self, system=system, adapter=adapter)
+
+    def resume(self, path: str | os.PathLike[str]) -> Session:
+        """A session that :meth:`Session.save` wrote, with the keys and values in the file: it goes
+        on as if it had never ended, on whatever instruction set and threads.
+
+        Raises InvalidRequest naming the field and both values where the file was written by another
+        version, for another model, template, format of keys and values, or an adapter that is not
+        loaded; CorruptFile for a damaged file; FileNotFoundError; ContextOverflow and
+        MemoryBudgetExceeded where it does not fit.
+        """
+        return Session._resumed(self, path)
 
     # ---- adapters -----------------------------------------------------------------------------
 
@@ -473,28 +482,3 @@ class Model:
         finally:
             for stream in streams:
                 stream.close()
-
-
-def _info_of(
-    weights: LoadedWeights, *, context: int, kv: str, threads: int, isa: str, notes: list[str]
-) -> ModelInfo:
-    spec, info = weights.spec, weights.info
-    none = spec.bidirectional  # an encoder keeps no keys and values
-    return ModelInfo(
-        source=str(info["source"]),
-        family=info["family"],
-        parameters=info["parameters"],
-        weight_formats=dict(info["formats"]),
-        weight_bytes=info["bytes"],
-        vocab=spec.vocab,
-        layers=len(spec.layers),
-        hidden=spec.hidden,
-        context=context,
-        max_context=spec.max_context,
-        kv="none" if none else kv,
-        kv_bytes_per_token=0 if none else ceil(kv_bytes_per_token(spec, kv)),
-        kv_bytes_full_context=0 if none else kv_bytes(spec, kv, context),
-        threads=threads,
-        isa=isa,
-        notes=(*info.get("notes", ()), *notes),
-    )

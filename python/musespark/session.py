@@ -1,16 +1,23 @@
-"""A conversation in memory that computes only what is new."""
+"""A conversation that computes only what is new, in memory and on disk."""
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musespark.engine import ARITHMETIC_VERSION
 from musespark.errors import InvalidRequest
 from musespark.generation import Stream
 from musespark.options import check_stream
 from musespark.results import ChatResult, Delta
+from musespark.session_file import Conversation, Identity, SessionFile, write_session
+from musespark.transfers import GivenUp, outgoing, page_sizes, restore
+from musespark.vocab import OUTLINE
+from musespark.weights.packed import Checksum, checksum_of
 
 if TYPE_CHECKING:
     from musespark.adapters import Adapter
@@ -58,7 +65,8 @@ class SessionStream(Stream):
 
 
 class Session:
-    """Made by :meth:`Model.session`. ``messages`` is the conversation so far, as plain data.
+    """Made by :meth:`Model.session` or :meth:`Model.resume`. ``messages`` is the conversation so
+    far, as plain data.
 
     A turn's prompt is the whole conversation through the template, as :meth:`Model.chat` makes it,
     with the same result; keys and values of the part that has not changed since the last turn are
@@ -134,6 +142,50 @@ class Session:
                 )
             self._turn = weakref.ref(turn)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the session to a file, in place of one of that name: the conversation, and the
+        keys and values computed so far, for :meth:`Model.resume`.
+
+        The file is whole or the old one stays, even if the process is killed. Keys and values that
+        running requests have pushed out of memory are not in it; they are computed again then. It
+        is not encrypted. InvalidRequest while a turn is under way, and for messages that JSON
+        cannot hold; :class:`musespark.WriteFailed`.
+        """
+        turn = _Turn(self._closings)
+        try:
+            self._claim(turn)
+            self._save(Path(path))
+        finally:
+            turn.ended = True
+
+    def _save(self, path: Path) -> None:
+        identity = _identity(self._model, self._model._adapters.given(self._adapter))
+        conversation = Conversation(self.system, self.messages)
+        if self._kept is not None:
+            try:
+                with outgoing(self._kept) as (kept, pages):
+                    sizes = page_sizes(self._model._engine, kept)
+                    write_session(path, identity, conversation, kept, sizes, pages)
+                    return
+            except GivenUp:
+                pass
+        write_session(path, identity, conversation)
+
+    @classmethod
+    def _resumed(cls, model: Model, path: str | os.PathLike[str]) -> Session:
+        """See :meth:`Model.resume`."""
+        adapters = model._adapters
+        with SessionFile(Path(path), ARITHMETIC_VERSION) as file:
+            file.check(_identity(model, None))
+            session = cls(model, adapter=adapters.with_checksum(file.adapter))
+            session.system, session.messages = file.conversation.system, file.conversation.messages
+            sizes = page_sizes(model._engine, file.kept)
+            file.check_pages(sizes)
+            if sizes:
+                adapter = adapters.id_of(session._adapter)
+                session._kept = restore(model._engine, file.kept, adapter, sizes, file.read_page)
+        return session
+
     def fork(self) -> Session:
         """A second conversation that goes on from here; memory is shared until they differ."""
         twin = Session(self._model, system=self.system, adapter=self._adapter)
@@ -185,6 +237,25 @@ class Session:
             for m in self.messages
         )
         return f"<table>{rows}</table>"
+
+
+def _identity(model: Model, adapter: Adapter | None) -> Identity:
+    """What a session's file must agree with; the adapter is compared apart."""
+    info, weights, template = model.info, model._weights, model.template
+    assets = Checksum()
+    for name, data in sorted(weights.assets.items()):
+        if name != OUTLINE:  # made from another of them
+            assets.update(f"{name} {len(data)}\n".encode())
+            assets.update(data)
+    return Identity(
+        arithmetic=ARITHMETIC_VERSION,
+        model=weights.packed.identity(),
+        assets=assets.hex(),
+        template=None if template is None else checksum_of(template.identity()),
+        kv=info.kv,
+        adapter=None if adapter is None else {"name": adapter.name, "checksum": adapter.checksum},
+        source=info.source,
+    )
 
 
 def _as_messages(message: Any) -> list[dict[str, Any]]:

@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", default="auto", choices=MODES, help="whether to think first")
     parser.add_argument("--json", action="store_true", help="with a question: the whole result")
     parser.add_argument("--system", help="system message")
+    parser.add_argument(
+        "--session", metavar="FILE", help="go on from this file if it is there, and save there"
+    )
     parser.add_argument("--effort", choices=EFFORTS, help="how long to think")
     parser.add_argument(
         "--begin", metavar="TEXT", help="with a question: how the answer begins; the model goes on"
@@ -108,8 +111,21 @@ class Repl:
         self.effort = args.effort
         self.options = {"mode": args.mode, **common.sampling_options(args)}
         self.thoughts = not args.no_thoughts
-        self.session = model.session(system=args.system)
+        self.file = None if args.session is None else Path(args.session)
+        if self.file is None or not self.file.exists():
+            self.session = model.session(system=args.system)
+        elif args.system is not None:
+            raise InvalidRequest(f"--system: the session in {self.file} has its own; leave it out")
+        else:
+            self.session = model.resume(self.file)
         self.last: Any = None
+
+    def __enter__(self) -> Repl:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.file is not None:
+            self.session.save(self.file)
 
     def command(self, line: str) -> bool:
         """Run a slash command; False to leave."""
@@ -178,8 +194,7 @@ def _answer(args: argparse.Namespace) -> int:
     """One question: its answer on standard output."""
     question = common.text_given(args.question, "question")
     begun = None if args.begin is None else common.text_given(args.begin, "--begin")
-    with common.load_model(args, "chat") as model:
-        repl = Repl(model, args)
+    with common.load_model(args, "chat") as model, Repl(model, args) as repl:
         if not args.json:
             repl.say(question, begun)
             return 0
@@ -201,8 +216,7 @@ def run(args: argparse.Namespace) -> int:
     if interactive:
         _history()
     status = 0
-    with common.load_model(args, "chat") as model:
-        repl = Repl(model, args)
+    with common.load_model(args, "chat") as model, Repl(model, args) as repl:
         if interactive:
             common.show(f"{model.info.source}: /help for commands, Ctrl-D to leave")
         while True:

@@ -111,6 +111,11 @@ class ChatTemplate:
         self._guards: dict[frozenset[str], Guard] = {}
         self._call_form: CallForm | None = None
 
+    def identity(self) -> bytes:
+        """The texts that decide what it renders."""
+        sources = [self.source] if self._tool_use is None else [self.source, self._tool_use.source]
+        return "\0".join(sources).encode("utf-8", "surrogatepass")
+
     def __repr__(self) -> str:
         return f"ChatTemplate({self.origin!r}, {len(self.source)} characters)"
 

@@ -79,6 +79,18 @@ class MappedFile:
             raise CorruptFile(f"{self.path}: the file ends at byte {begin}, {end} are needed")
         return b"".join(parts)
 
+    def read_into(self, begin: int, out: np.ndarray) -> None:
+        """Fills `out` (uint8) from `begin` on, as :meth:`read`; any number of threads may."""
+        done = 0
+        while done < out.nbytes:
+            read = os.preadv(self._fd, [memoryview(out)[done:]], begin + done)
+            if read == 0:
+                raise CorruptFile(
+                    f"{self.path}: the file ends at byte {begin + done}, "
+                    f"{begin + out.nbytes} are needed"
+                )
+            done += read
+
     def _let_go(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)

@@ -366,6 +366,13 @@ class PackedFile:
             if progress is not None:
                 progress(done, total)
 
+    def identity(self) -> str:
+        """Checksum of what decides a result: the spec, the weights and their formats."""
+        weights = {
+            p.name: [p.format, p.rows, p.cols, self._sums[p.name]] for p in self.planned.values()
+        }
+        return checksum_of(json.dumps([self.spec, weights], sort_keys=True).encode())
+
     def tensors(self) -> dict[str, tuple[str, int, int, np.ndarray]]:
         """Name -> (format, rows, cols, view of the map): bytes of a matrix, floats of a vector."""
         out = {}

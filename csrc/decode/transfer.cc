@@ -1,0 +1,228 @@
+// Retained sequences to and from files: see engine.h.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "decode/engine_impl.h"
+
+namespace musespark {
+namespace {
+
+void check_lengths(SavedLengths lengths, std::int64_t tokens) {
+  if (lengths.length < 1 || lengths.length != tokens) {
+    throw InvalidRequest("length: got " + std::to_string(lengths.length) + ", allowed is " +
+                         std::to_string(tokens) + ", the number of tokens, and at least 1");
+  }
+  if (lengths.prompt < 0 || lengths.prompt > lengths.length) {
+    throw InvalidRequest("prompt: got " + std::to_string(lengths.prompt) + ", allowed is 0 to " +
+                         std::to_string(lengths.length));
+  }
+}
+
+void check_page(const Transfer& transfer, std::int64_t index, std::size_t bytes) {
+  const auto count = static_cast<std::int64_t>(transfer.pages.size());
+  if (index < 0 || index >= count) {
+    throw InvalidRequest("index: got " + std::to_string(index) + ", allowed is 0 to " +
+                         std::to_string(count - 1));
+  }
+  const std::int64_t wanted = transfer.pages[static_cast<std::size_t>(index)].bytes;
+  if (static_cast<std::int64_t>(bytes) != wanted) {
+    throw InvalidRequest("bytes: got " + std::to_string(bytes) + ", the page has " +
+                         std::to_string(wanted));
+  }
+}
+
+}  // namespace
+
+void Engine::Impl::begin_save(RequestId id) {
+  const std::lock_guard lock(mutex);
+  Entry& entry = retained(id, "id");
+  if (entry.transfer) {
+    throw InvalidRequest("id: got " + std::to_string(id) +
+                         ", whose pages are being saved or restored");
+  }
+  entry.transfer.emplace();
+  ++entry.pins;
+  unsettled.push_back(&entry);
+}
+
+std::int64_t Engine::Impl::restored_bytes(const Entry& entry, SavedLengths lengths) const {
+  const std::int64_t bytes = pool.bytes_for(lengths.length, 1);
+  return lengths.prompt == 0 ? bytes : bytes + prompt_kv_bytes(lengths.prompt, entry.params);
+}
+
+RequestId Engine::Impl::begin_restore(SavedSequence saved) {
+  check_tokens(saved.tokens, vocab);
+  const auto count = static_cast<std::int64_t>(saved.tokens.size());
+  check_lengths(saved.lengths, count);
+  if (count > options.context) {
+    throw ContextOverflow("the sequence has " + std::to_string(count) +
+                              " tokens, the context has " + std::to_string(options.context),
+                          count, options.context);
+  }
+  RequestParams params;
+  params.retain = true;
+  params.adapter = saved.adapter;
+  auto entry = std::make_unique<Entry>(std::move(saved.tokens), std::move(params), vocab, 0);
+  const std::int64_t bytes = restored_bytes(*entry, saved.lengths);
+  if (bytes > budget) {
+    throw MemoryBudgetExceeded("the sequence needs " + std::to_string(bytes) +
+                               " bytes of keys and values for " + std::to_string(count) +
+                               " tokens, the memory budget is " + std::to_string(budget));
+  }
+  entry->phase = Phase::retained;
+  entry->short_rope = saved.short_rope;
+  entry->transfer.emplace();
+  entry->transfer->lengths = saved.lengths;
+  entry->transfer->restores = true;
+  entry->pins = 1;
+  const std::lock_guard lock(mutex);
+  if (saved.adapter) entry->adapter = adapter_of(*saved.adapter, "adapter");
+  const RequestId id = next_id++;
+  entry->id = id;
+  kept.emplace(id, entry.get());
+  unsettled.push_back(entry.get());
+  entries.emplace(id, std::move(entry));
+  return id;
+}
+
+// In the step's thread, with the mutex held.
+void Engine::Impl::settle_transfer(Entry& entry) {
+  Transfer& transfer = *entry.transfer;
+  entry.last_used = counters.steps;
+  try {
+    if (transfer.restores) {
+      place_restored(entry);
+    } else if (entry.kv && entry.length() > 0) {
+      transfer.lengths = {entry.length(), entry.prompt_kv ? entry.prompt_kv->length() : 0};
+    }
+    if (transfer.lengths.length > 0) {
+      const Sequence* second = entry.prompt_kv ? &*entry.prompt_kv : nullptr;
+      transfer.pages = saved_pages(pool, transfer.lengths);
+      transfer.at = locate_pages(transfer.pages, *entry.kv, second);
+    }
+  } catch (...) {
+    transfer.error = std::current_exception();
+  }
+  transfer.settled = true;
+  transfers_settled.notify_all();
+}
+
+void Engine::Impl::place_restored(Entry& entry) {
+  Transfer& transfer = *entry.transfer;
+  const std::int64_t bytes = restored_bytes(entry, transfer.lengths);
+  if (!make_room(bytes)) {
+    throw MemoryBudgetExceeded("the sequence needs " + std::to_string(bytes) +
+                               " bytes of keys and values; running requests have reserved " +
+                               std::to_string(reserved_bytes - retained_bytes) +
+                               " of the memory budget of " + std::to_string(budget));
+  }
+  auto placed = place_pages(pool, transfer.lengths, saved_pages(pool, transfer.lengths));
+  entry.kv = std::move(placed.first);
+  entry.prompt_kv = std::move(placed.second);
+  set_reserved(entry, 0, bytes);
+  retained_bytes += bytes;
+}
+
+Transfer& Engine::Impl::transfer_of(RequestId id) {
+  const auto found = kept.find(id);
+  if (found == kept.end() || !found->second->transfer) {
+    throw InvalidRequest("id: got " + std::to_string(id) +
+                         ", allowed is a sequence that is being saved or restored");
+  }
+  return *found->second->transfer;
+}
+
+bool Engine::Impl::wait_transfer(RequestId id, double seconds) {
+  std::unique_lock lock(mutex);
+  transfer_of(id);
+  const auto settled = [&] { return transfer_of(id).settled; };
+  transfers_settled.wait_for(lock, std::chrono::duration<double>(seconds), settled);
+  const Transfer& transfer = transfer_of(id);
+  if (transfer.error) std::rethrow_exception(transfer.error);
+  return transfer.settled;
+}
+
+SavedSequence Engine::Impl::saved(RequestId id) {
+  const std::lock_guard lock(mutex);
+  const Transfer& transfer = transfer_of(id);
+  const Entry& entry = *kept.at(id);
+  SavedSequence out;
+  out.short_rope = entry.short_rope;
+  out.adapter = entry.params.adapter;
+  if (transfer.at.empty()) return out;
+  out.lengths = transfer.lengths;
+  out.tokens.assign(entry.tokens.begin(), entry.tokens.begin() + transfer.lengths.length);
+  return out;
+}
+
+// A page's bytes, which stay where they are while `hold` is held; null where they are gone.
+std::uint8_t* Engine::Impl::page_bytes(RequestId id, std::int64_t index, std::size_t bytes,
+                                       SavedPage* page, std::shared_lock<std::shared_mutex>* hold) {
+  const std::lock_guard lock(mutex);
+  const Transfer& transfer = transfer_of(id);
+  check_page(transfer, index, bytes);
+  if (transfer.at.empty()) return nullptr;
+  *hold = std::shared_lock(pages_mutex);
+  *page = transfer.pages[static_cast<std::size_t>(index)];
+  return transfer.at[static_cast<std::size_t>(index)];
+}
+
+bool Engine::Impl::read_page(RequestId id, std::int64_t index, std::span<std::uint8_t> bytes) {
+  SavedPage page{};
+  std::shared_lock<std::shared_mutex> hold;
+  const std::uint8_t* from = page_bytes(id, index, bytes.size(), &page, &hold);
+  if (from == nullptr) return false;
+  std::memcpy(bytes.data(), from, bytes.size());
+  clear_unwritten(pool, page, bytes.data());
+  return true;
+}
+
+bool Engine::Impl::write_page(RequestId id, std::int64_t index,
+                              std::span<const std::uint8_t> bytes) {
+  SavedPage page{};
+  std::shared_lock<std::shared_mutex> hold;
+  std::uint8_t* to = page_bytes(id, index, bytes.size(), &page, &hold);
+  if (to == nullptr) return false;
+  std::memcpy(to, bytes.data(), bytes.size());
+  return true;
+}
+
+void Engine::Impl::end_transfer(RequestId id) {
+  const std::lock_guard lock(mutex);
+  transfer_of(id);
+  const std::unique_lock nobody_copies(pages_mutex);
+  Entry& entry = *kept.at(id);
+  entry.transfer.reset();
+  if (--entry.pins == 0 && entry.released) unsettled.push_back(&entry);
+}
+
+std::vector<std::int64_t> Engine::Impl::page_sizes(SavedLengths lengths) const {
+  check_lengths(lengths, lengths.length);
+  std::vector<std::int64_t> sizes;
+  for (const SavedPage& page : saved_pages(pool, lengths)) sizes.push_back(page.bytes);
+  return sizes;
+}
+
+void Engine::begin_save(RequestId id) { impl_->begin_save(id); }
+RequestId Engine::begin_restore(SavedSequence saved) {
+  return impl_->begin_restore(std::move(saved));
+}
+bool Engine::wait_transfer(RequestId id, double seconds) {
+  return impl_->wait_transfer(id, seconds);
+}
+SavedSequence Engine::saved(RequestId id) { return impl_->saved(id); }
+bool Engine::read_page(RequestId id, std::int64_t index, std::span<std::uint8_t> bytes) {
+  return impl_->read_page(id, index, bytes);
+}
+bool Engine::write_page(RequestId id, std::int64_t index, std::span<const std::uint8_t> bytes) {
+  return impl_->write_page(id, index, bytes);
+}
+void Engine::end_transfer(RequestId id) { impl_->end_transfer(id); }
+std::vector<std::int64_t> Engine::page_sizes(SavedLengths lengths) const {
+  return impl_->page_sizes(lengths);
+}
+
+}  // namespace musespark
