@@ -24,6 +24,8 @@ from musespark.cli import main
 from musespark.events import Request
 from musespark.memory import choose_context
 from musespark.session_file import _HEAD, VERSION
+from musespark.transfers import outgoing, page_sizes, restore
+from support import engine_cases as cases
 from support.chat_folder import chat_folder
 
 FIRST, SECOND = "What is 23 + 45?", "And what is 7 + 8?"
@@ -115,6 +117,33 @@ def test_any_length_comes_back_with_the_same_bytes(model, tmp_path, length):
         there = other._engine.submit(wanted, base=resumed._kept).result()
         assert (here.tokens, here.logprobs) == (there.tokens, there.logprobs)
         assert there.stats["cached_tokens"] == length
+
+
+@pytest.mark.parametrize("name", sorted(cases.MODELS))
+@pytest.mark.parametrize("length", [200, 256, 300])
+def test_the_prompts_end_comes_back_too(name, length):
+    """With windows of 100 and 7, a completion longer than them: what a next turn without the
+    thought goes on from is a second sequence."""
+    prompt = cases.tokens(length)
+    with cases.make_engine(name, prefix_cache=False) as one:
+        handle = one.submit(Request(tokens=prompt, max_new_tokens=180, retain=True))
+        answer = handle.result().tokens
+        with outgoing(handle.retained) as (kept, pages):
+            sizes = page_sizes(one, kept)
+            copies = [page.copy() for page in pages]
+        assert [len(page) for page in copies] == sizes and len(kept.tokens) == length + 179
+
+        def read(index, out):
+            out[:] = copies[index]
+
+        with cases.make_engine(name, prefix_cache=False, threads=1) as two:
+            base = restore(two, kept, None, sizes, read)
+            for rest in ([7, 8, 9], [*answer, 7, 8, 9], answer[:70]):
+                request = Request(tokens=[*prompt, *rest], max_new_tokens=20, logprobs=2)
+                wanted = one.submit(request, base=handle.retained).result()
+                found = two.submit(request, base=base).result()
+                assert cases.fingerprint(found) == cases.fingerprint(wanted)
+                assert found.stats["cached_tokens"] == wanted.stats["cached_tokens"] >= length
 
 
 GO_ON = """
