@@ -69,6 +69,10 @@ struct Entry {
   PrefixTree::Pin shared;  // what `kv` began with, held in the tree
   // Lengths, whole pages, from which others will go on (PrefixTree::insert).
   std::vector<std::int64_t> marks;
+  // The sequence this one last waited for, and the tokens they share
+  // (Engine::Impl::follows_running).
+  RequestId follows = -1;
+  std::int64_t shares = 0;
   // At the prompt's end, of a sequence to be retained by a model with windows: the pages that a
   // continuation from there sees are gone from `kv` once the completion is longer than a window.
   std::optional<Sequence> prompt_kv;

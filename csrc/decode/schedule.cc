@@ -293,6 +293,8 @@ bool Engine::Impl::follows_running(Entry& entry) {
   std::int64_t usable = -1;
   for (Entry* other : running) {
     if (other->pending() <= 1 || other->prefix_key() != entry.prefix_key()) continue;
+    // Asked at each step of a long prefill, for each that follows it: tokens are compared once.
+    if (other->id == entry.follows && entry.shares > other->length()) return true;
     const std::int64_t most = std::min(other->size(), entry.size() - 1);
     std::int64_t common = 0;
     while (common < most && other->tokens[common] == entry.tokens[common]) ++common;
@@ -303,6 +305,8 @@ bool Engine::Impl::follows_running(Entry& entry) {
     }
     if (common <= usable) continue;
     other->mark(common);
+    entry.follows = other->id;
+    entry.shares = common;
     return true;
   }
   return false;

@@ -8,8 +8,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from musespark.families.spec import ModelSpec, NormSpec
 from musespark.reference import encoder as reference
 from support.bert_models import CASES, SEEDS, canonical, checkpoint, folder_of, golden, texts
 from support.compare import assert_same_bits, assert_within
+from support.levels import stdout_by_level
 from support.model_folder import GOLDEN
 from support.tiny_models import pack, unpack
 
@@ -130,8 +129,6 @@ def test_alone_in_a_batch_and_on_threads(name: str, recipe: str) -> None:
 
 
 DIGEST_SCRIPT = """
-import sys
-sys.path[:0] = {paths!r}
 from tests.python.test_encoder import digests
 print(digests())
 """
@@ -147,19 +144,7 @@ def digests() -> str:
 
 
 def test_every_instruction_set_level_in_fresh_processes() -> None:
-    paths = [p for p in sys.path if p] + [os.getcwd()]
-    results = {}
-    for level in _core.testing.kernel_levels():
-        done = subprocess.run(
-            [sys.executable, "-c", DIGEST_SCRIPT.format(paths=paths)],
-            env=os.environ | {"MUSESPARK_ISA": level},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, f"{level}: {done.stderr[-2000:]}"
-        results[level] = done.stdout.strip()
+    results = stdout_by_level(DIGEST_SCRIPT)
     assert "scalar" in results
     assert len(set(results.values())) == 1, results
 

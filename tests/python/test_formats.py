@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -13,6 +9,7 @@ from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest
 from musespark.reference import formats
 from support.compare import assert_within
+from support.levels import stdout_by_level
 from support.matmul_cases import FORMATS, random_parts
 
 SHAPES = [(1, 1), (3, 31), (16, 64), (17, 65), (33, 256), (20, 257), (50, 700)]
@@ -313,23 +310,9 @@ for form in _core.weight_formats:
 
 def test_same_bytes_on_every_level_and_thread_count() -> None:
     """A fresh process for each instruction set; and the bytes of today, so that they stay."""
-    outputs = {}
-    for level in _core.testing.kernel_levels():
-        environment = {
-            **os.environ,
-            "MUSESPARK_ISA": level,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }
-        run = subprocess.run(
-            [sys.executable, "-c", DIGEST],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=True,
-        )
-        outputs[level] = run.stdout
+    outputs = stdout_by_level(DIGEST)
     assert len(set(outputs.values())) == 1, outputs
-    lines = outputs["scalar"].split("\n")[:-1]
+    lines = outputs["scalar"].split("\n")
     assert len(lines) == 10 * len(FORMATS)
     by_threads = {tuple(lines[i : i + 3]) for i in range(0, 9 * len(FORMATS), 3)}
     assert all(len(set(group)) == 1 for group in by_threads)

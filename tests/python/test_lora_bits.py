@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from tests.support.compare import assert_same_bits, assert_within
+from tests.support.levels import stdout_by_level
 from tests.support.lora import adapter_tensors, random_adapter
 from tests.support.tiny_models import (
     SPECS,
@@ -163,8 +161,6 @@ def test_numbers_that_bf16_holds_are_kept_so() -> None:
 
 
 DIGEST_SCRIPT = """
-import sys
-sys.path[:0] = {paths!r}
 from tests.python.test_lora_bits import digests
 print(digests())
 """
@@ -182,19 +178,6 @@ def digests() -> str:
 
 
 def test_every_instruction_set_level_in_fresh_processes() -> None:
-    levels = list(_core.testing.kernel_levels())
-    assert "scalar" in levels
-    paths = [p for p in sys.path if p] + [os.getcwd()]
-    results = {}
-    for level in levels:
-        done = subprocess.run(
-            [sys.executable, "-c", DIGEST_SCRIPT.format(paths=paths)],
-            env=os.environ | {"MUSESPARK_ISA": level},
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-        assert done.returncode == 0, f"{level}: {done.stderr[-2000:]}"
-        results[level] = done.stdout.strip()
+    results = stdout_by_level(DIGEST_SCRIPT)
+    assert "scalar" in results
     assert len(set(results.values())) == 1, results

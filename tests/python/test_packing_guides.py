@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from musespark import _core
 from musespark.errors import InvalidRequest
 from musespark.reference import formats, packing
+from support.levels import stdout_by_level
 
 linalg = pytest.importorskip("musespark._linalg", reason="built without Eigen or OpenBLAS")
 Q4, DAMPING = "q4", 0.01
@@ -172,20 +169,7 @@ for form in ("q4", "q6", "q8", "q8g32h", "q4g32h", "iq4g32h", "mxfp4"):
 
 
 def test_same_bytes_on_every_level_and_thread_count() -> None:
-    outputs = {}
-    for level in _core.testing.kernel_levels():
-        environment = os.environ | {
-            "MUSESPARK_ISA": level,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }
-        run = subprocess.run(
-            [sys.executable, "-c", DIGEST],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=True,
-        )
-        outputs[level] = run.stdout
+    outputs = stdout_by_level(DIGEST)
     lines = outputs["scalar"].splitlines()
     assert len(lines) == 28 and len(set(lines)) == 14, "threads change nothing, all else does"
     assert set(outputs.values()) == {outputs["scalar"]}

@@ -302,7 +302,6 @@ void row_blocks(Call& call, std::int64_t m0, std::int64_t rows, std::int64_t fir
                 std::int64_t count) {
   const MatmulArgs& a = call.a;
   const std::int64_t kp = a.xq->cols;
-  const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
   constexpr std::int64_t kCols = panel_cols(kFormat);
   float* const sums = call.sums;
   Panel p;
@@ -321,9 +320,7 @@ void row_blocks(Call& call, std::int64_t m0, std::int64_t rows, std::int64_t fir
       }
       p.out_row = (first_block + i * kBlocks) * kRowBlock;
       call.sums = sums + i * panel_sums;
-      const std::int64_t chunk = p.last ? count * to_next - p.k0 / 64 * code_stride(kFormat)
-                                        : kCols / 64 * code_stride(kFormat);
-      const std::int64_t ahead = i + 1 < count ? to_next : chunk - (count - 1) * to_next;
+      const std::int64_t ahead = panel_ahead<kFormat>(a, kBlocks, p.k0, kCols, i, count);
       unpack_panel<kFormat, kBlocks>(a, rb, ahead, call.panel, &p);
       all_groups<kFormat, kBlocks>(call, p, m0, rows);
     }

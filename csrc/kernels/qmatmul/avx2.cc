@@ -13,6 +13,7 @@
 #include "kernels/entries.h"
 #include "kernels/qmatmul/few_avx2.inl"
 #include "kernels/qmatmul/layout.inl"
+#include "kernels/qmatmul/panel_avx2.inl"
 #include "kernels/qmatmul/quantize_avx2.inl"
 #include "kernels/qmatmul/shared_avx2.inl"
 #include "kernels/qmatmul/stream.inl"
@@ -23,27 +24,19 @@ namespace musespark {
 namespace {
 
 constexpr std::int64_t kPanelCols = 512;  // 16 rows x 512 words = 16 KiB of L1
-constexpr std::int64_t kPanels = 4;       // that share a chunk of activations
 constexpr int kTileRows = 4;
 constexpr std::int64_t kFewRows = 8;
 
-// One chunk of columns of a row block, and the sums that rest between chunks.
-struct Panel {
-  const MatmulArgs* args;
-  RowBlock rb;
-  std::int64_t block;         // its index
+struct Panel : PanelRows {
   const std::int32_t* pairs;  // of the chunk, in the order of widen_32: [rows][cols / 2]
   const __m256i* words;       // in the order of `pairs`, (rows 0..7, rows 8..15) of each
-  float* sums;                // [rows][16]
-  std::int64_t m0, rows;      // activation rows m0 .. m0 + rows - 1
-  std::int64_t k0, cols;      // the chunk
-  bool last;                  // it is the last: sums go to `out`
 };
 
-// Where a register tile reads. The first two rows are addressed from `pairs`, the others from
-// further pointers: that leaves no address to be computed between two products.
-template <int kRows>
+// Where a register tile reads. Rows 0 to 2 are addressed from one pointer, row 3 from another: that
+// leaves no address to be computed between two products.
+template <int kCount>
 struct TileAt {
+  static constexpr int kRows = kCount;
   const __m256i* words;
   const std::int32_t* pairs[2];  // of rows 0 and 3
   std::int64_t stride;           // pairs from row to row
@@ -60,148 +53,36 @@ struct TileAt {
     block = p.rb.block + p.k0 / columns_of_block * kRowBlock;
     sums = p.sums + m * kRowBlock;
   }
+
+  // Exact sums over kCols columns from column `first` on.
+  template <int kCols>
+  [[gnu::always_inline]] inline void dot(std::int64_t first, __m256i (&acc)[kRows][2]) const {
+    const __m256i* words = this->words + first;
+    const std::int64_t end = (first + kCols) / 2;
+#pragma GCC unroll 4
+    for (int c = 0; c < kRows; ++c) acc[c][0] = acc[c][1] = _mm256_setzero_si256();
+#pragma GCC unroll 1
+    for (std::int64_t i0 = first / 2; i0 < end; i0 += 4) {
+#pragma GCC unroll 4
+      for (std::int64_t i = i0; i < i0 + 4; ++i, words += 2) {
+        const __m256i w0 = words[0], w1 = words[1];
+#pragma GCC unroll 4
+        for (int c = 0; c < kRows; ++c) {
+          const std::int32_t* pair = pairs[c / 3] + c % 3 * stride + i;
+          acc[c][0] = dot_words(acc[c][0], w0, pair);
+          acc[c][1] = dot_words(acc[c][1], w1, pair);
+        }
+      }
+    }
+  }
+  [[gnu::always_inline]] inline void group(std::int64_t g, __m256i (&acc)[kRows][2]) const {
+    dot<64>(64 * g, acc);
+  }
+  template <int kSecond>
+  [[gnu::always_inline]] inline void half_group(std::int64_t g, __m256i (&acc)[kRows][2]) const {
+    dot<32>(64 * g + 32 * kSecond, acc);
+  }
 };
-
-// Exact sums over kCols columns from column `first` on.
-template <int kCols, int kRows>
-[[gnu::always_inline]] inline void tile_dot(const TileAt<kRows>& t, std::int64_t first,
-                                            __m256i (&acc)[kRows][2]) {
-  const __m256i* words = t.words + first;
-  const std::int64_t end = (first + kCols) / 2;
-#pragma GCC unroll 4
-  for (int c = 0; c < kRows; ++c) acc[c][0] = acc[c][1] = _mm256_setzero_si256();
-#pragma GCC unroll 1
-  for (std::int64_t i0 = first / 2; i0 < end; i0 += 4) {
-#pragma GCC unroll 4
-    for (std::int64_t i = i0; i < i0 + 4; ++i, words += 2) {
-      const __m256i w0 = words[0], w1 = words[1];
-#pragma GCC unroll 4
-      for (int c = 0; c < kRows; ++c) {
-        const std::int32_t* pair = t.pairs[c / 3] + c % 3 * t.stride + i;
-        acc[c][0] = dot_words(acc[c][0], w0, pair);
-        acc[c][1] = dot_words(acc[c][1], w1, pair);
-      }
-    }
-  }
-}
-
-// A scale per 32 columns.
-template <int kRows>
-inline void tile_blocks_of_32(const TileAt<kRows>& t, std::int64_t groups) {
-  __m256 f[kRows][2];  // rests in memory during the second half
-  for (std::int64_t g = 0; g < groups; ++g) {
-    __m256i acc[kRows][2];
-    __m256 s[2];
-    tile_dot<32, kRows>(t, 64 * g, acc);
-    both_scales(t.block + 2 * g * kRowBlock, s);
-#pragma GCC unroll 8
-    for (int i = 0; i < 2 * kRows; ++i) {
-      f[i / 2][i % 2] = _mm256_mul_ps(_mm256_cvtepi32_ps(acc[i / 2][i % 2]), s[i % 2]);
-    }
-    rest_in_memory(f);
-    tile_dot<32, kRows>(t, 64 * g + 32, acc);
-    both_scales(t.block + (2 * g + 1) * kRowBlock, s);
-#pragma GCC unroll 8
-    for (int i = 0; i < 2 * kRows; ++i) {
-      add_scaled(t.sums + 8 * i,
-                 _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[i / 2][i % 2]), s[i % 2], f[i / 2][i % 2]),
-                 _mm256_set1_ps(t.scale[i / 2 * t.all_groups + g]));
-    }
-  }
-}
-
-// A scale per 64 columns.
-template <int kRows>
-inline void tile_blocks_of_64(const TileAt<kRows>& t, std::int64_t groups) {
-  for (std::int64_t g = 0; g < groups; ++g) {
-    __m256i acc[kRows][2];
-    __m256 s[2];
-    tile_dot<64, kRows>(t, 64 * g, acc);
-    both_scales(t.block + g * kRowBlock, s);
-#pragma GCC unroll 8
-    for (int i = 0; i < 2 * kRows; ++i) {
-      const __m256 x = _mm256_set1_ps(t.scale[i / 2 * t.all_groups + g]);
-      const __m256 sum = _mm256_cvtepi32_ps(acc[i / 2][i % 2]);
-      add_scaled(t.sums + 8 * i, _mm256_fmadd_ps(sum, x, _mm256_setzero_ps()), s[i % 2]);
-    }
-  }
-}
-
-// A scale per 256 columns.
-template <int kRows>
-inline void tile_blocks_of_256(const TileAt<kRows>& t, std::int64_t groups) {
-  constexpr std::int64_t kGroups = kBlockQ4 / kActGroup;
-  for (std::int64_t g0 = 0; g0 < groups; g0 += kGroups) {
-    __m256 f[kRows][2], s[2];  // f rests in memory during a group
-    for (int c = 0; c < kRows; ++c) f[c][0] = f[c][1] = _mm256_setzero_ps();
-    const std::int64_t end = g0 + kGroups < groups ? g0 + kGroups : groups;
-#pragma GCC unroll 1
-    for (std::int64_t g = g0; g < end; ++g) {
-      rest_in_memory(f);
-      __m256i acc[kRows][2];
-      tile_dot<64, kRows>(t, 64 * g, acc);
-#pragma GCC unroll 8
-      for (int i = 0; i < 2 * kRows; ++i) {
-        f[i / 2][i % 2] =
-            _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[i / 2][i % 2]),
-                            _mm256_set1_ps(t.scale[i / 2 * t.all_groups + g]), f[i / 2][i % 2]);
-      }
-    }
-    both_scales(t.block + g0 / kGroups * kRowBlock, s);
-#pragma GCC unroll 8
-    for (int i = 0; i < 2 * kRows; ++i) add_scaled(t.sums + 8 * i, f[i / 2][i % 2], s[i % 2]);
-  }
-}
-
-// kRows activation rows from m on over the panel. Not inlined, or its registers mix with others'.
-template <WeightFormat kFormat, int kRows>
-[[gnu::noinline]] void tile(const Panel& p, std::int64_t m) {
-  const TileAt<kRows> t(p, m, block_cols(kFormat));
-  const std::int64_t groups = p.cols / kActGroup;
-  if constexpr (is_g32(kFormat)) {
-    tile_blocks_of_32<kRows>(t, groups);
-  } else if constexpr (kFormat == WeightFormat::q8) {
-    tile_blocks_of_64<kRows>(t, groups);
-  } else {
-    tile_blocks_of_256<kRows>(t, groups);
-  }
-}
-
-// `count` <= kMost activation rows from m on.
-template <WeightFormat kFormat, int kMost>
-void some_rows(const Panel& p, std::int64_t m, std::int64_t count) {
-  if (count == kMost) return tile<kFormat, kMost>(p, m);
-  if constexpr (kMost > 1) some_rows<kFormat, kMost - 1>(p, m, count);
-}
-
-// Where the results of row m go: lines that lie pages apart.
-inline float* out_of(const Panel& p, std::int64_t m) {
-  return p.args->out + (p.m0 + m) * p.args->ldo + p.block * kRowBlock;
-}
-
-// The sums of `count` rows from m on, times the row scales, to `out`.
-void store_sums(const Panel& p, std::int64_t m, std::int64_t count) {
-  for (std::int64_t end = m + count; m < end; ++m) {
-    for (int half = 0; half < 2; ++half) {
-      const __m256 total = _mm256_load_ps(p.sums + m * kRowBlock + 8 * half);
-      store_rows(p.args->w, p.block, half, out_of(p, m),
-                 _mm256_mul_ps(total, _mm256_loadu_ps(p.rb.row + 8 * half)));
-    }
-  }
-}
-
-// In tiles as even as can be: a tile of few rows loads weights for few sums.
-template <WeightFormat kFormat>
-void all_rows(const Panel& p) {
-  std::int64_t tiles = (p.rows + kTileRows - 1) / kTileRows;
-  for (std::int64_t m = 0; tiles > 0; --tiles) {
-    const std::int64_t count = (p.rows - m + tiles - 1) / tiles;
-    for (std::int64_t i = 0; i < count && p.last; ++i) prefetch(out_of(p, m + i));
-    some_rows<kFormat, kTileRows>(p, m, count);
-    if (p.last) store_sums(p, m, count);
-    m += count;
-  }
-}
 
 // Unpacks the panel; fetches the codes `ahead`, and a line of the next row block's scales.
 template <WeightFormat kFormat>
@@ -230,29 +111,6 @@ void unpack_panel(const Panel& p, std::int64_t ahead, __m256i* words) {
         to[2 * (v + 16) + half] = second.even;
         to[2 * (v + 24) + half] = second.odd;
       }
-    }
-  }
-}
-
-// `count` row blocks from `first` on in panels side by side: each chunk of the activations meets
-// all of them while it is in the second-level cache. `pairs`: the whole pass, chunk after chunk.
-template <WeightFormat kFormat>
-void row_blocks(Panel p, const std::int32_t* pairs, __m256i* words, std::int64_t first,
-                std::int64_t count) {
-  auto* sums = reinterpret_cast<float*>(words + kPanelCols);
-  const std::int64_t kp = p.args->xq->cols;
-  p.words = words;
-  __builtin_memset(sums, 0, count * p.rows * kRowBlock * sizeof *sums);
-  for (p.k0 = 0; p.k0 < kp; p.k0 += kPanelCols) {
-    p.cols = kp - p.k0 < kPanelCols ? kp - p.k0 : kPanelCols;
-    p.last = p.k0 + p.cols == kp;
-    p.pairs = pairs + p.rows * p.k0 / 2;
-    for (std::int64_t i = 0; i < count; ++i) {
-      p.block = first + i;
-      p.rb = row_block(p.args->w, p.block);
-      p.sums = sums + i * p.rows * kRowBlock;
-      unpack_panel<kFormat>(p, panel_ahead<kFormat>(*p.args, p.k0, kPanelCols, i, count), words);
-      all_rows<kFormat>(p);
     }
   }
 }
@@ -286,14 +144,20 @@ void matmul_quantized(const MatmulArgs& a) {
   const std::int64_t kp = a.xq->cols, pass_rows = widened_rows(kp);
   auto* pairs = static_cast<std::int32_t*>(a.scratch);
   auto* words = reinterpret_cast<__m256i*>(pairs + (a.m < pass_rows ? a.m : pass_rows) * kp / 2);
+  auto* sums = reinterpret_cast<float*>(words + kPanelCols);
   Panel p{};
   p.args = &a;
+  p.words = words;
   for (p.m0 = 0; p.m0 < a.m; p.m0 += pass_rows) {
     p.rows = a.m - p.m0 < pass_rows ? a.m - p.m0 : pass_rows;
     widen_pass(p, pairs);
     for (std::int64_t b = a.block_begin; b < a.block_end; b += kPanels) {
-      row_blocks<kFormat>(p, pairs, words, b,
-                          a.block_end - b < kPanels ? a.block_end - b : kPanels);
+      const std::int64_t count = a.block_end - b < kPanels ? a.block_end - b : kPanels;
+      row_blocks<kFormat, kPanelCols>(p, b, count, sums, [&](Panel& panel, std::int64_t ahead) {
+        panel.pairs = pairs + panel.rows * panel.k0 / 2;
+        unpack_panel<kFormat>(panel, ahead, words);
+        all_rows<kFormat, TileAt, kTileRows>(panel);
+      });
     }
   }
 }

@@ -279,7 +279,6 @@ void row_blocks(const MatmulArgs& a, std::int64_t m0, std::int64_t rows, std::in
   std::uint8_t* scratch = static_cast<std::uint8_t*>(a.scratch);
   float* sums = reinterpret_cast<float*>(scratch + 2 * kPanelCols * kRowBlock);
   const std::int64_t kp = a.xq->cols;
-  const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
   Panel p;
   p.m0 = m0;
   p.rows = rows;
@@ -297,9 +296,7 @@ void row_blocks(const MatmulArgs& a, std::int64_t m0, std::int64_t rows, std::in
       }
       p.out_row = (first_block + i * kBlocks) * kRowBlock;
       p.sums = sums + i * kBlocks * kRowBlock * p.rows;
-      const std::int64_t chunk = p.last ? count * to_next - p.k0 / 64 * code_stride(kFormat)
-                                        : kPanelCols / 64 * code_stride(kFormat);
-      const std::int64_t ahead = i + 1 < count ? to_next : chunk - (count - 1) * to_next;
+      const std::int64_t ahead = panel_ahead<kFormat>(a, kBlocks, p.k0, kPanelCols, i, count);
       unpack_panel<kFormat, kBlocks>(a, rb, ahead, scratch, &p);
       all_rows<kFormat, kBlocks>(a, p);
     }

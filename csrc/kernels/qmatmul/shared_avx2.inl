@@ -33,18 +33,6 @@ inline void add_scaled(float* sum, __m256 f, __m256 scale) {
   _mm256_store_ps(sum, _mm256_fmadd_ps(f, scale, _mm256_load_ps(sum)));
 }
 
-// From the codes of panel `i` of `count` row blocks side by side, `panel_cols` columns from k0 on,
-// to those of the panel that is unpacked next.
-template <WeightFormat kFormat>
-inline std::int64_t panel_ahead(const MatmulArgs& a, std::int64_t k0, std::int64_t panel_cols,
-                                std::int64_t i, std::int64_t count) {
-  constexpr std::int64_t kStride = code_stride(kFormat);
-  const std::int64_t to_next = a.w.row_block_bytes;
-  if (i + 1 < count) return to_next;
-  if (k0 + panel_cols < a.xq->cols) return panel_cols / 64 * kStride - (count - 1) * to_next;
-  return to_next - k0 / 64 * kStride;
-}
-
 // Stores rows 8 * half .. of row block `index`, those that are rows of the matrix.
 inline void store_rows(const PackedMatrix& w, std::int64_t index, int half, float* out, __m256 v) {
   const std::int64_t left = w.rows - index * kRowBlock - 8 * half;

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/qmatmul/layout.inl"
+#include "kernels/qmatmul/qmatmul.h"
 
 namespace musespark {
 namespace {
@@ -45,6 +46,18 @@ template <WeightFormat kFormat>
 inline std::int64_t fetch_distance(std::int64_t g, std::int64_t groups, std::int64_t to_next) {
   constexpr std::int64_t kStride = code_stride(kFormat), kAhead = kAheadBytes / kStride;
   return g + kAhead < groups ? kAhead * kStride : (kAhead - groups) * kStride + to_next;
+}
+
+// From the codes of panel `i` of `count` side by side, each of `blocks` row blocks and `panel_cols`
+// columns from k0 on, to those of the panel that is unpacked next.
+template <WeightFormat kFormat>
+inline std::int64_t panel_ahead(const MatmulArgs& a, std::int64_t blocks, std::int64_t k0,
+                                std::int64_t panel_cols, std::int64_t i, std::int64_t count) {
+  constexpr std::int64_t kStride = code_stride(kFormat);
+  const std::int64_t to_next = blocks * a.w.row_block_bytes;
+  if (i + 1 < count) return to_next;
+  if (k0 + panel_cols < a.xq->cols) return panel_cols / 64 * kStride - (count - 1) * to_next;
+  return to_next - k0 / 64 * kStride;
 }
 
 }  // namespace
