@@ -217,8 +217,7 @@ Experts load_experts(Loader& load, const std::string& prefix, const MlpSpec& spe
   x_needs->add(out.router.matrix);
   if (out.shared_router) x_needs->floats = true;
   if (!out.pooled()) {
-    x_needs->floats = x_needs->floats || out.in_needs.floats;
-    x_needs->quantized = x_needs->quantized || out.in_needs.quantized;
+    x_needs->add(out.in_needs);
   }
   return out;
 }

@@ -76,6 +76,12 @@ struct TextModel::Impl {
         widths(step_widths(spec)) {
     widths.mlp_floats = std::any_of(model.layers.begin(), model.layers.end(),
                                     [](const PreparedLayer& l) { return l.down_needs.floats; });
+    widths.two_forms =
+        model.head_needs.both() ||
+        std::any_of(model.layers.begin(), model.layers.end(), [](const PreparedLayer& l) {
+          return l.attn_needs.both() || l.o_needs.both() || l.mlp_needs.both() ||
+                 l.down_needs.both();
+        });
   }
 
   std::int64_t scratch_bytes(std::int64_t rows) const;

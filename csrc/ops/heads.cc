@@ -116,9 +116,7 @@ void join_heads(Jobs& jobs, const KernelTable& kernels, const AttentionShape& sh
         norm_row(kernels, norm, heads + at * dp, d, to + h * d);
       }
       if (gate) kernels.rowwise.sigmoid_mul(to, gate + row * ld_gate, out.cols, to);
-      if (!out.q.q) continue;
-      const QuantizedRows quantized = out.quantized_row(i);
-      kernels.quantize_rows(to, out.cols, 1, out.cols, &quantized);
+      out.quantize(kernels, i, to);
     }
   });
 }

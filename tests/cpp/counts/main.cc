@@ -63,7 +63,8 @@ struct Product {
       fill_scales(packed.data() + block * layout.row_block_bytes);
     }
     random.fill(x.data(), x.size());
-    quantized = {q.data(), scale.data(), bias.data(), half_bias.data(), m, cols, cols};
+    quantized = {q.data(), scale.data(), bias.data(), half_bias.data(),
+                 m,        cols,         cols,        act_scale_cols(format)};
     kernels.quantize_rows(x.data(), cols, m, cols, &quantized);
     args.w = {packed.data(), layout.row_block_bytes, rows, cols, format};
     args.xq = &quantized;
