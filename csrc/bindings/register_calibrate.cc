@@ -49,7 +49,8 @@ class PyCalibrator {
     ModelSpec model_spec = spec_from_python(spec);
     const auto views = tensors_from_python(tensors, buffers_);
     const py::gil_scoped_release unlocked;
-    model_ = std::make_unique<TextModel>(std::move(model_spec), views, pool_, KvFormat::f32);
+    const KvChoice floats = same_for_all(model_spec, KvFormat::f32);
+    model_ = std::make_unique<TextModel>(std::move(model_spec), views, pool_, floats);
     sums_ = std::make_unique<InputSums>(pool_);
   }
 

@@ -63,6 +63,18 @@ static constexpr int kPagesPerChunk = kMergeChunk / kPageTokens;
 static constexpr int kStepChannels = 32;  // channels of a row that share a step, where in 4 bits
 static constexpr int kMostHeadDim = 512;
 
+// What a page is by its place in a sequence. A page's slabs (one for each KV head of each layer)
+// have formats of their own; first: positions 0..63, where attention sinks sit, are 8 bits always.
+enum class KvForm : std::uint8_t { first = 0, body = 1 };
+static constexpr int kKvForms = 2;
+static constexpr KvForm form_of_page(std::int64_t page) {
+  return page == 0 ? KvForm::first : KvForm::body;
+}
+// The format that a slab has in pages of a form; `chosen`: that of its layer and KV head.
+static constexpr KvFormat slab_format(KvForm form, KvFormat chosen) {
+  return form == KvForm::first && chosen != KvFormat::f32 ? KvFormat::kv8 : chosen;
+}
+
 static constexpr bool has_4bit_keys(KvFormat format) { return format == KvFormat::kv4; }
 static constexpr bool has_4bit_values(KvFormat format) {
   return format == KvFormat::kv8v4 || format == KvFormat::kv4;
@@ -92,6 +104,11 @@ static constexpr SealedLayout sealed_layout(KvFormat format, std::int64_t d) {
 static constexpr std::int64_t sealed_page_bytes(KvFormat format, std::int64_t d) {
   return format == KvFormat::f32 ? 0 : sealed_layout(format, d).bytes;
 }
+// Where a KV head's slab of one layer lies in the sealed pages of one form.
+struct SealedSlab {
+  KvFormat format;
+  std::int64_t offset;  // bytes
+};
 // Bytes of an open page; the V part begins at half of it.
 static constexpr std::int64_t open_page_bytes(KvFormat format, std::int64_t d) {
   return 2 * 64 * d * (format == KvFormat::f32 ? 4 : 2);
