@@ -104,6 +104,38 @@ static constexpr SealedLayout sealed_layout(KvFormat format, std::int64_t d) {
 static constexpr std::int64_t sealed_page_bytes(KvFormat format, std::int64_t d) {
   return format == KvFormat::f32 ? 0 : sealed_layout(format, d).bytes;
 }
+// Where the 8-bit codes of slot and channel d lie, in bytes from the first.
+static constexpr std::int64_t key_code_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
+  return ((slot / 16 * (dim / 4) + d / 4) * 16 + slot % 16) * 4 + d % 4;
+}
+
+static constexpr std::int64_t value_code_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
+  return ((slot / 4 * (dim / 16) + d / 16) * 16 + d % 16) * 4 + slot % 4;
+}
+
+// A nibble: its byte, and whether it is the high one.
+struct NibbleAt {
+  std::int64_t byte;
+  bool high;
+};
+
+static constexpr NibbleAt key_nibble_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
+  return {((slot / 16 * (dim / 8) + d / 8) * 16 + slot % 16) * 4 + d % 4, d / 4 % 2 == 1};
+}
+
+static constexpr NibbleAt value_nibble_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
+  return {((slot / 8 * (dim / 16) + d / 16) * 16 + d % 16) * 4 + slot % 4, slot / 4 % 2 == 1};
+}
+
+static constexpr NibbleAt step_at(std::int64_t slot, std::int64_t d) {
+  return {d / kStepChannels * 32 + slot % 32, slot / 32 == 1};
+}
+
+// m * level of a nibble under its step, as both are stored.
+static constexpr std::int32_t four_bit_code(std::int32_t nibble, std::int32_t step) {
+  return (step % 8 + 1) * (nibble - 8 + step / 8);
+}
+
 // Where a KV head's slab of one layer lies in the sealed pages of one form.
 struct SealedSlab {
   KvFormat format;

@@ -70,7 +70,7 @@ enum class WeightFormat : std::uint32_t {
 };
 
 // Bumped whenever the bits of any result change for the same packed bytes.
-inline constexpr std::uint32_t kArithmeticVersion = 1;
+inline constexpr std::uint32_t kArithmeticVersion = 2;
 
 inline constexpr int kRowBlock = 16;
 inline constexpr int kActGroup = 64;  // columns that share one activation scale

@@ -259,6 +259,10 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
       ld,
       work.queries};
   prepare_heads(jobs, kernels, shape, spans, rows, heads);
+  if (tap) {
+    tap->see_heads(static_cast<std::int64_t>(index),
+                   {shape, spans, rows, work.queries, layer.sinks});
+  }
 
   const std::int64_t batch = rows;
   std::span<const AttentionSpan> attended = spans;

@@ -354,7 +354,7 @@ def test_what_does_not_fit_with_its_adapter_is_refused_early(folders, monkeypatc
         "MUSESPARK_MEMORY",
         str(weights + memory.working_bytes(spec) + kv_bytes(spec, "kv8", 512) + 10_000),
     )
-    monkeypatch.setattr(loading, "_NANO_PACKED", Path("nowhere"))
+    monkeypatch.setattr(loading, "EMBEDDED_PACKED", Path("nowhere"))
     monkeypatch.setattr(loading, "_through_cache", lambda *_: pytest.fail("it was packed"))
     with pytest.raises(musespark.MemoryBudgetExceeded, match="the adapter"):
         musespark.load(context=512, threads=1, adapter=folders[0])

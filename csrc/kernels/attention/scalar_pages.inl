@@ -55,33 +55,6 @@ float open_value(KvFormat format, const std::uint8_t* page, std::int64_t dim, st
   return format == KvFormat::f32 ? load_f32(page + 4 * at) : load_f16(page + 2 * at);
 }
 
-// Where the 8-bit codes lie.
-std::int64_t key_code_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
-  return ((slot / 16 * (dim / 4) + d / 4) * 16 + slot % 16) * 4 + d % 4;
-}
-
-std::int64_t value_code_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
-  return ((slot / 4 * (dim / 16) + d / 16) * 16 + d % 16) * 4 + slot % 4;
-}
-
-// A nibble: its byte, and whether it is the high one.
-struct NibbleAt {
-  std::int64_t byte;
-  bool high;
-};
-
-NibbleAt key_nibble_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
-  return {((slot / 16 * (dim / 8) + d / 8) * 16 + slot % 16) * 4 + d % 4, d / 4 % 2 == 1};
-}
-
-NibbleAt value_nibble_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
-  return {((slot / 8 * (dim / 16) + d / 16) * 16 + d % 16) * 4 + slot % 4, slot / 4 % 2 == 1};
-}
-
-NibbleAt step_at(std::int64_t slot, std::int64_t d) {
-  return {d / kStepChannels * 32 + slot % 32, slot / 32 == 1};
-}
-
 std::int32_t load_nibble(const std::uint8_t* base, NibbleAt at) {
   return at.high ? base[at.byte] >> 4 : base[at.byte] & 15;
 }
@@ -89,11 +62,6 @@ std::int32_t load_nibble(const std::uint8_t* base, NibbleAt at) {
 void store_nibble(std::uint8_t* base, NibbleAt at, std::int32_t value) {
   const int kept = base[at.byte] & (at.high ? 0x0f : 0xf0);
   base[at.byte] = static_cast<std::uint8_t>(kept | (at.high ? value << 4 : value));
-}
-
-// m * level of a nibble under its step.
-std::int32_t four_bit_code(std::int32_t nibble, std::int32_t step) {
-  return (step % 8 + 1) * (nibble - 8 + step / 8);
 }
 
 // The whole number that times the row's scale is a key's (value's) element, less the mean.
