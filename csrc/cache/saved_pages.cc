@@ -56,16 +56,16 @@ void share_until(std::int64_t end, const Sequence::Pages& first, Sequence::Pages
   }
 }
 
-template <class T>
-void clear_slab(T* slab, std::int64_t dim, std::int64_t rows) {
-  T* keys = slab;
-  T* values = slab + kPageTokens * dim;
+void clear_slab(std::uint8_t* slab, KvFormat format, std::int64_t dim, std::int64_t rows) {
+  auto* keys = reinterpret_cast<float*>(slab);
   for (std::int64_t token = rows; token < kPageTokens; ++token) {
-    T* block = keys + token / kBlockTokens * dim * kBlockTokens + token % kBlockTokens;
-    for (std::int64_t d = 0; d < dim; ++d) block[d * kBlockTokens] = 0;
+    float* block = keys + token / kBlockTokens * dim * kBlockTokens + token % kBlockTokens;
+    for (std::int64_t d = 0; d < dim; ++d) block[d * kBlockTokens] = 0.0f;
   }
-  std::memset(values + rows * dim, 0,
-              static_cast<std::size_t>((kPageTokens - rows) * dim) * sizeof(T));
+  const std::int64_t bytes = open_page_bytes(format, dim);
+  const std::int64_t row = (bytes - open_keys_bytes(dim)) / kPageTokens;
+  std::memset(slab + open_keys_bytes(dim) + rows * row, 0,
+              static_cast<std::size_t>((kPageTokens - rows) * row));
 }
 
 }  // namespace
@@ -136,11 +136,7 @@ void clear_unwritten(const PagePool& pool, const SavedPage& page, std::uint8_t* 
     if (place.page_class != page.page_class) continue;
     for (std::int64_t head = 0; head < layers[i].kv_heads(); ++head) {
       std::uint8_t* slab = bytes + place.open_offset + head * place.open_stride;
-      if (!pool.seals()) {
-        clear_slab(reinterpret_cast<std::uint32_t*>(slab), layers[i].head_dim, page.rows);
-      } else {
-        clear_slab(reinterpret_cast<std::uint16_t*>(slab), layers[i].head_dim, page.rows);
-      }
+      clear_slab(slab, layers[i].formats[0], layers[i].head_dim, page.rows);
     }
   }
 }

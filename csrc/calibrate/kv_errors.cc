@@ -231,10 +231,12 @@ double mean_divergence(const float* exact, const float* other, std::int64_t rows
     const float* a = exact + r * cols;
     const float* b = other + r * cols;
     const double sum_a = log_sum(a), sum_b = log_sum(b);
+    double divergence = 0;
     for (std::int64_t i = 0; i < cols; ++i) {
       const double p = math64::exp(a[i] - sum_a);
-      if (p > 0 || std::isnan(p)) total += p * ((a[i] - sum_a) - (b[i] - sum_b));
+      if (p > 0 || std::isnan(p)) divergence += p * ((a[i] - sum_a) - (b[i] - sum_b));
     }
+    total += std::isnan(divergence) ? divergence : std::max(divergence, 0.0);
   }
   return total / static_cast<double>(rows);
 }

@@ -8,8 +8,9 @@
 // formats kv8, kv8v4 and kv4. K (after rope), V and the queries live in a rotated frame: x -> R x
 // with R orthonormal (kernels/rowwise/rowwise.h, rotate), so scores are unchanged and outputs are
 // turned back once.
-//   open page, f16 (clamped to +-65504 on write):
-//     K  [4 token blocks][D][16 tokens] f16,  V  [64 tokens][D] f16
+//   open page (clamped to +-65504 on write; keys in f32, because f16 would lose what keys with a
+//   large mean differ by, before the mean is taken off):
+//     K  [4 token blocks][D][16 tokens] f32,  V  [64 tokens][D] f16
 //   sealed page, made from the 64 open rows alone; a part that is not named is not there:
 //     K codes   kv8, kv8v4: [4 token blocks][D/4][16 tokens][4 d] uint8  (code + 128, for VPDPBUSD)
 //               kv4:        [4 token blocks][D/8][16 tokens][4] nibble pairs of channels d, d + 4
@@ -141,9 +142,10 @@ struct SealedSlab {
   KvFormat format;
   std::int64_t offset;  // bytes
 };
-// Bytes of an open page; the V part begins at half of it.
+// Bytes of an open page, and of its K part, behind which the V part begins.
+static constexpr std::int64_t open_keys_bytes(std::int64_t d) { return kPageTokens * d * 4; }
 static constexpr std::int64_t open_page_bytes(KvFormat format, std::int64_t d) {
-  return 2 * 64 * d * (format == KvFormat::f32 ? 4 : 2);
+  return open_keys_bytes(d) + kPageTokens * d * (format == KvFormat::f32 ? 4 : 2);
 }
 static_assert(sealed_layout(KvFormat::kv8, 128).bytes == 264 * kPageTokens);
 static_assert(sealed_layout(KvFormat::kv8v4, 128).bytes == 202 * kPageTokens);

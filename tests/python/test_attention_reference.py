@@ -174,7 +174,7 @@ def test_bytes_per_token() -> None:
         for form in SEALED:
             payload = payload_bytes(form, dim)
             assert testing.sealed_page_bytes(form, dim) == -(-payload // 64) * 64
-            assert testing.open_page_bytes(form, dim) == 64 * 2 * dim * 2
+            assert testing.open_page_bytes(form, dim) == 64 * dim * (4 + 2)
         assert testing.open_page_bytes("f32", dim) == 64 * 2 * dim * 4
         assert testing.sealed_page_bytes("f32", dim) == 0
     per_token = {form: testing.sealed_page_bytes(form, 128) / 64 for form in SEALED}

@@ -132,14 +132,14 @@ def test_a_step_that_does_not_fit_takes_nothing(kv: str) -> None:
 
 
 def test_page_sizes_follow_the_formats() -> None:
-    """kv8: 264 bytes a token, head and layer at dimension 128, beside f16 open rows."""
+    """kv8: 264 bytes a token, head and layer at dimension 128, beside open rows of f32 keys and f16 values."""
     pool = _core.testing.PagePool("kv8", [(1, 128, 0)], 0)
-    assert pool.open_bytes(0) == 2 * 64 * 128 * 2
+    assert pool.open_bytes(0) == 64 * 128 * (4 + 2)
     assert pool.sealed_bytes(0) == -(-(64 * 2 * 128 + 2 * 128 + 256) // 64) * 64
     assert pool.sealed_bytes(0) / 64 <= 266
     for kv, most in (("kv8v4", 204), ("kv4", 146)):
         pool = _core.testing.PagePool(kv, [(2, 128, 0), (1, 64, 0)], 0)
-        assert pool.open_bytes(0) == 2 * 64 * (2 * 128 + 64) * 2
+        assert pool.open_bytes(0) == 64 * (2 * 128 + 64) * (4 + 2)
         one, other = (_core.testing.sealed_page_bytes(kv, dim) for dim in (128, 64))
         assert pool.sealed_bytes(0) == 2 * one + other
         assert one <= 64 * most

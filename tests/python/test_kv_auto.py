@@ -48,7 +48,7 @@ def twin_errors(q, k, v, a, sinks, tokens: int) -> dict[str, np.ndarray]:
         for p in range(pages):
             rows = slice(64 * p, 64 * p + 64)
             page = attention.OpenPage(
-                attention.to_half(k[rows, kv_head].astype(np.float32)),
+                k[rows, kv_head].astype(np.float32),
                 attention.to_half(v[rows, kv_head].astype(np.float32)),
             )
             for form in FORMS:

@@ -97,20 +97,9 @@ void score_sealed(const RowBlock& block, std::int64_t p) {
   });
 }
 
-// The keys of an open page, at least `slots` of them, as f32 in the page's own layout.
-const float* open_keys(const RowBlock& block, std::int64_t p, Slots slots) {
-  const std::uint8_t* page = block.args->open[p];
-  if (block.args->formats[p] == KvFormat::f32) return reinterpret_cast<const float*>(page);
-  const std::int64_t end = (slots.last / 16 + 1) * 16 * block.dim;
-  for (std::int64_t i = slots.first / 16 * 16 * block.dim; i < end; i += 16) {
-    vstore(block.page + i, vload_f16(page + 2 * i));
-  }
-  return block.page;
-}
-
+// The values of an open page, at least `slots` of them, as f32 in the page's own layout.
 const float* open_values(const RowBlock& block, std::int64_t p, Slots slots) {
-  const std::uint8_t* page =
-      block.args->open[p] + open_page_bytes(block.args->formats[p], block.dim) / 2;
+  const std::uint8_t* page = block.args->open[p] + open_keys_bytes(block.dim);
   if (block.args->formats[p] == KvFormat::f32) return reinterpret_cast<const float*>(page);
   for (std::int64_t i = slots.first * block.dim; i < (slots.last + 1) * block.dim; i += 16) {
     vstore(block.page + i, vload_f16(page + 2 * i));
@@ -121,7 +110,7 @@ const float* open_values(const RowBlock& block, std::int64_t p, Slots slots) {
 void score_open(const RowBlock& block, std::int64_t p) {
   const Slots all = open_slots(block, p, 0, block.rows);
   if (all.last < 0) return;
-  const float* keys = open_keys(block, p, all);
+  const auto* keys = reinterpret_cast<const float*>(block.args->open[p]);
   each_run(block, p, Source::open, [&](std::int64_t begin, std::int64_t end) {
     const Slots slots = open_slots(block, p, begin, end);
     const std::int64_t b = slots.first / 16;

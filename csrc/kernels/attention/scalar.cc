@@ -30,11 +30,11 @@ void quantize_query(const float* q, std::int64_t dim, QuantizedQuery* out) {
   }
 }
 
-float open_score(const AttendChunkArgs& a, KvFormat format, const float* q,
-                 const std::uint8_t* page, std::int64_t slot) {
+float open_score(const AttendChunkArgs& a, const float* q, const std::uint8_t* page,
+                 std::int64_t slot) {
   float s = 0.0f;
   for (std::int64_t d = 0; d < a.head_dim; ++d) {
-    s = fma(q[d], open_key(format, page, a.head_dim, slot, d), s);
+    s = fma(q[d], open_key(page, a.head_dim, slot, d), s);
   }
   return s;
 }
@@ -117,7 +117,7 @@ void attend_row(const AttendChunkArgs& a, std::int64_t r) {
     const std::int64_t page = j / kPageTokens;
     float s = page < sealed_end
                   ? sealed_score(a, a.formats[page], q, qq, a.sealed[page], j % kPageTokens)
-                  : open_score(a, a.formats[page], q, a.open[page], j % kPageTokens);
+                  : open_score(a, q, a.open[page], j % kPageTokens);
     if (a.softcap > 0.0f) s = a.softcap * tanh_of(s / a.softcap);
     p[j] = s;
     lane[j % 16] = max_of(s, lane[j % 16]);
@@ -195,15 +195,16 @@ void attention_finish_scalar(std::int64_t rows, std::int64_t d, const AttentionP
 
 void write_token_scalar(KvFormat format, std::int64_t d, std::int64_t slot, const float* k,
                         const float* v, std::uint8_t* open) {
+  const auto clamped = [](float x) { return max_of(-65504.0f, min_of(65504.0f, x)); };
+  std::uint8_t* values = open + open_keys_bytes(d);
   for (std::int64_t i = 0; i < d; ++i) {
-    const std::int64_t key_at = (slot / 16 * d + i) * 16 + slot % 16;
-    const std::int64_t value_at = kPageTokens * d + slot * d + i;
-    if (format == KvFormat::f32) {
-      __builtin_memcpy(open + 4 * key_at, k + i, 4);
-      __builtin_memcpy(open + 4 * value_at, v + i, 4);
+    const bool exact = format == KvFormat::f32;
+    const float key = exact ? k[i] : canonical(clamped(k[i]));
+    __builtin_memcpy(open + 4 * ((slot / 16 * d + i) * 16 + slot % 16), &key, 4);
+    if (exact) {
+      __builtin_memcpy(values + 4 * (slot * d + i), v + i, 4);
     } else {
-      store_f16(open + 2 * key_at, f32_to_f16(max_of(-65504.0f, min_of(65504.0f, k[i]))));
-      store_f16(open + 2 * value_at, f32_to_f16(max_of(-65504.0f, min_of(65504.0f, v[i]))));
+      store_f16(values + 2 * (slot * d + i), f32_to_f16(clamped(v[i])));
     }
   }
 }
@@ -217,7 +218,7 @@ void seal_page_scalar(KvFormat format, std::int64_t d, const std::uint8_t* open,
     float key[kMostHeadDim];
     float value[kMostHeadDim];
     for (std::int64_t i = 0; i < d; ++i) {
-      key[i] = open_key(format, open, d, j, i) - load_f16(sealed + at.k_mean + 2 * i);
+      key[i] = open_key(open, d, j, i) - load_f16(sealed + at.k_mean + 2 * i);
       value[i] = open_value(format, open, d, j, i);
     }
     seal_key(format, d, j, key, sealed);
