@@ -37,7 +37,9 @@ class Attack:
         rng = np.random.default_rng(seed)
         heads, dim = k.shape[1:]
         if self.kind == "shift":
-            return q, k + self.size * k.std(axis=(0, 2))[:, None] * rng.choice([-1, 1], (heads, dim))
+            return q, k + self.size * k.std(axis=(0, 2))[:, None] * rng.choice(
+                [-1, 1], (heads, dim)
+            )
         if self.kind == "scale":
             factors = np.ones((heads, dim))
             for row in factors:

@@ -132,7 +132,7 @@ def test_a_step_that_does_not_fit_takes_nothing(kv: str) -> None:
 
 
 def test_page_sizes_follow_the_formats() -> None:
-    """kv8: 264 bytes a token, head and layer at dimension 128, beside open rows of f32 keys and f16 values."""
+    """kv8: 264 bytes a token, head and layer at dimension 128; open rows: keys f32, values f16."""
     pool = _core.testing.PagePool("kv8", [(1, 128, 0)], 0)
     assert pool.open_bytes(0) == 64 * 128 * (4 + 2)
     assert pool.sealed_bytes(0) == -(-(64 * 2 * 128 + 2 * 128 + 256) // 64) * 64
