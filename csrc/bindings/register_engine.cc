@@ -31,11 +31,6 @@ namespace {
 
 constexpr std::int64_t kMostStepRows = std::int64_t{1} << 12;
 
-KvFormat kv_format(const std::string& name) {
-  if (const auto format = find_kv_format(name)) return *format;
-  DictReader::fail("kv", "'" + name + "'", kv_format_names());
-}
-
 std::vector<std::int32_t> ids_from_python(py::handle value, const std::string& path) {
   std::vector<std::int32_t> out;
   if (!py::isinstance<py::sequence>(value) || py::isinstance<py::str>(value)) {
@@ -188,9 +183,10 @@ class PyEngine {
       : pool_(threads) {
     ModelSpec model_spec = spec_from_python(spec);
     const auto views = tensors_from_python(tensors, buffers_);
-    const KvFormat format = kv_format(kv);
+    check_spec(model_spec);
+    const KvChoice formats = kv_choice(kv, model_spec);
     const py::gil_scoped_release unlocked;
-    model_ = std::make_unique<TextModel>(std::move(model_spec), views, pool_, format);
+    model_ = std::make_unique<TextModel>(std::move(model_spec), views, pool_, formats);
     pages_ = std::make_unique<PagePool>(model_->kv_layout(), memory_budget);
     engine_ = std::make_unique<Engine>(
         *model_, *pages_, pool_, EngineOptions{context, prefill_chunk, max_batch, prefix_cache});
@@ -284,7 +280,7 @@ class PyEngine {
 PagePool unfilled_pool(const py::object& spec, const std::string& kv) {
   const ModelSpec model_spec = spec_from_python(spec);
   check_spec(model_spec);
-  return PagePool(kv_layout_of(model_spec, kv_format(kv)), 0);
+  return PagePool(kv_layout_of(model_spec, kv_choice(kv, model_spec)), 0);
 }
 
 std::int64_t kv_bytes(const py::object& spec, const std::string& kv, std::int64_t tokens,
@@ -307,7 +303,7 @@ double kv_bytes_per_token(const py::object& spec, const std::string& kv) {
   const PagePool pool = unfilled_pool(spec, kv);
   std::int64_t page = 0;
   for (int i = 0; i < pool.classes(); ++i) {
-    page += pool.format() == KvFormat::f32 ? pool.open_bytes(i) : pool.sealed_bytes(i);
+    page += pool.full_bytes(i, KvForm::body);
   }
   return static_cast<double>(page) / kPageTokens;
 }

@@ -16,11 +16,6 @@ PrefixTree::~PrefixTree() {
   for (auto& [key, root] : roots_) clear(root.get());
 }
 
-std::int64_t PrefixTree::page_bytes(int page_class) const {
-  return pool_.format() == KvFormat::f32 ? pool_.open_bytes(page_class)
-                                         : pool_.sealed_bytes(page_class);
-}
-
 std::int64_t PrefixTree::first_page(int page_class, std::int64_t length) const {
   return first_visible(length, pool_.window(page_class)) / kPageTokens;
 }
@@ -172,18 +167,18 @@ void PrefixTree::count(Node* node, int page_class, std::int64_t bytes) noexcept 
 void PrefixTree::hold(Node* node, int page_class, PageId page) noexcept {
   PageId& own = node->pages[static_cast<std::size_t>(page_class)];
   if (own != kNone || page == kNone) return;
-  pool_.share(page, pool_.format() == KvFormat::f32);
+  pool_.share(page, !pool_.seals());
   pool_.set_kept(page, true);
   own = page;
-  count(node, page_class, page_bytes(page_class));
+  count(node, page_class, pool_.full_bytes(page_class, pool_.form(page)));
 }
 
 void PrefixTree::let_go(Node* node, int page_class) noexcept {
   PageId& own = node->pages[static_cast<std::size_t>(page_class)];
   if (own == kNone) return;
   pool_.set_kept(own, false);
-  pool_.release(std::exchange(own, kNone), pool_.format() == KvFormat::f32);
-  count(node, page_class, -page_bytes(page_class));
+  count(node, page_class, -pool_.full_bytes(page_class, pool_.form(own)));
+  pool_.release(std::exchange(own, kNone), !pool_.seals());
 }
 
 bool PrefixTree::evict() noexcept {
@@ -273,11 +268,13 @@ void PrefixTree::Pin::reset() noexcept {
 
 std::int64_t PrefixTree::Pin::bytes() const {
   if (node_ == nullptr) return 0;
-  std::int64_t page = 0;
-  for (int c = 0; c < tree_->pool_.classes(); ++c) {
-    if (tree_->pool_.window(c) == 0) page += tree_->page_bytes(c);
+  const PagePool& pool = tree_->pool_;
+  std::int64_t bytes = 0;
+  for (int c = 0; c < pool.classes(); ++c) {
+    if (pool.window(c) > 0) continue;
+    bytes += pool.full_bytes(c, KvForm::first) + node_->index * pool.full_bytes(c, KvForm::body);
   }
-  return (node_->index + 1) * page;
+  return bytes;
 }
 
 }  // namespace musespark

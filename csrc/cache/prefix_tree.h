@@ -118,7 +118,6 @@ class PrefixTree {
   void erase(Node* leaf) noexcept;
   void clear(Node* node) noexcept;
   void unpin(Node* node) noexcept;
-  std::int64_t page_bytes(int page_class) const;
   // First page of the class that a query at `length` sees.
   std::int64_t first_page(int page_class, std::int64_t length) const;
 

@@ -19,7 +19,7 @@ Sequence::Sequence(PagePool& pool, std::int64_t length, const std::vector<Pages>
     std::int64_t end = pages[c].first * kPageTokens;
     for (const PageId page : pages[c].ids) {
       end += kPageTokens;
-      const bool open = pool.format() == KvFormat::f32 || end > length;
+      const bool open = !pool.seals() || end > length;
       pool.share(page, open);
       tables_[c].entries.push_back({page, open});
     }
@@ -118,7 +118,7 @@ void Sequence::accept(std::int64_t length) {
   accepted_ = length;
   for (std::size_t c = 0; c < tables_.size(); ++c) {
     Table& table = tables_[c];
-    if (pool_->format() != KvFormat::f32) {
+    if (pool_->seals()) {
       for (std::int64_t page = std::max(begin, table.first); (page + 1) * kPageTokens <= length;
            ++page) {
         Entry& entry = table.entries[static_cast<std::size_t>(page - table.first)];
@@ -152,14 +152,14 @@ void Sequence::begin_step(std::int64_t count) {
       if (length_ % kPageTokens != 0) {  // the page under way must be ours alone
         Entry& last = table.entries.back();
         if (pool_->references(last.page) > 1) {
-          const PageId own = pool_->acquire(static_cast<int>(c));
+          const PageId own = pool_->acquire(static_cast<int>(c), pool_->form(last.page));
           pool_->copy_open(last.page, own);
           pool_->release(last.page, last.open);
           last = {own, true};
         }
       }
-      while (table.first + static_cast<std::int64_t>(table.entries.size()) < pages) {
-        table.entries.push_back({pool_->acquire(static_cast<int>(c)), true});
+      for (std::int64_t page = table.end(); page < pages; ++page) {
+        table.entries.push_back({pool_->acquire(static_cast<int>(c), form_of_page(page)), true});
       }
       for (std::int64_t page = length_ / kPageTokens; (page + 1) * kPageTokens <= end; ++page) {
         pool_->add_sealed(table.entries[static_cast<std::size_t>(page - table.first)].page);
@@ -187,9 +187,11 @@ void Sequence::discard_step() noexcept {
 Sequence::Parts Sequence::parts(int page_class, std::int64_t page) const {
   const Table& table = tables_[static_cast<std::size_t>(page_class)];
   const std::int64_t at = page - table.first;
-  if (at < 0 || at >= static_cast<std::int64_t>(table.entries.size())) return {nullptr, nullptr};
+  if (at < 0 || at >= static_cast<std::int64_t>(table.entries.size()))
+    return {nullptr, nullptr, KvForm::body};
   const Entry& entry = table.entries[static_cast<std::size_t>(at)];
-  return {entry.open ? pool_->open(entry.page) : nullptr, pool_->sealed(entry.page)};
+  return {entry.open ? pool_->open(entry.page) : nullptr, pool_->sealed(entry.page),
+          pool_->form(entry.page)};
 }
 
 PageId Sequence::page(int page_class, std::int64_t page) const {

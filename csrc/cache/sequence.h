@@ -67,6 +67,7 @@ class Sequence {
   struct Parts {
     std::uint8_t* open;
     std::uint8_t* sealed;
+    KvForm form;
   };
   Parts parts(int page_class, std::int64_t page) const;
 
@@ -84,6 +85,7 @@ class Sequence {
   struct Table {
     std::int64_t first = 0;  // page index of entries[0]; earlier pages are given back
     std::vector<Entry> entries;
+    std::int64_t end() const { return first + static_cast<std::int64_t>(entries.size()); }
   };
   void drop_from(Table* table, std::int64_t page) noexcept;
   void drop_stale_seal(const Entry& last) noexcept;

@@ -54,7 +54,7 @@ struct Encoder::Impl {
   Impl(ModelSpec given, const std::map<std::string, TensorView>& tensors, ThreadPool& pool)
       : spec(checked(std::move(given))),
         kernels(musespark::kernels()),
-        model(prepare_model(spec, tensors, KvFormat::f32)),
+        model(prepare_model(spec, tensors)),
         jobs(pool) {}
 
   void reserve(std::span<const Text> texts);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/thread_pool.h"
 #include "cache/sequence.h"
@@ -49,8 +50,13 @@ struct StepControl {
 
 enum class StepOutcome : std::uint8_t { done, interrupted };
 
-// The keys and values of a model's layers, head dimensions padded.
-KvLayout kv_layout_of(const ModelSpec& spec, KvFormat kv);
+// The format of keys and values of each layer and KV head: f32 for all, or for none.
+using KvChoice = std::vector<std::vector<KvFormat>>;
+KvChoice same_for_all(const ModelSpec& spec, KvFormat format);
+
+// The keys and values of a model's layers, head dimensions padded. Throws InvalidRequest for a
+// choice of other layers or KV heads.
+KvLayout kv_layout_of(const ModelSpec& spec, const KvChoice& kv);
 
 class TextModel {
  public:
@@ -59,7 +65,7 @@ class TextModel {
   // Throws UnsupportedModel, naming the field, for what this version lacks; CorruptFile for a
   // missing, unknown, misshapen or misplaced tensor.
   TextModel(ModelSpec spec, const std::map<std::string, TensorView>& tensors, ThreadPool& pool,
-            KvFormat kv);
+            const KvChoice& kv);
   ~TextModel();
   TextModel(const TextModel&) = delete;
   TextModel& operator=(const TextModel&) = delete;

@@ -35,8 +35,8 @@ class Collector(Protocol):
 class _Tokens:
     """Ids and log-probabilities so far, and the parts of a result that come from them."""
 
-    def __init__(self, options: GenerationOptions):
-        self.options = options
+    def __init__(self, options: GenerationOptions, kv: str):
+        self.options, self._kv = options, kv
         self.ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
 
@@ -52,6 +52,7 @@ class _Tokens:
         return {
             "tokens": tuple(self.ids),
             "seed": self.options.seed,
+            "kv": self._kv,
             "logprobs": tuple(self._logprobs) if self.options.logprobs else None,
             "usage": Usage(
                 prompt_tokens=stats["prompt_tokens"],
@@ -71,10 +72,14 @@ class CompletionCollector:
     """Plain text: all tokens but the final stop id; markers have no text."""
 
     def __init__(
-        self, decoder: StreamDecoder, stop_ids: frozenset[int], options: GenerationOptions
+        self,
+        decoder: StreamDecoder,
+        stop_ids: frozenset[int],
+        options: GenerationOptions,
+        kv: str,
     ):
         self._decoder, self._stop_ids = decoder, stop_ids
-        self._tokens = _Tokens(options)
+        self._tokens = _Tokens(options, kv)
         self._stops = StopStrings(options.stop)
         self._text: list[str] = []
         self.stopped = False
@@ -111,9 +116,9 @@ class CompletionCollector:
 class ChatCollector:
     """Channels of a turn. Stop strings look at the answer only."""
 
-    def __init__(self, parser: ChannelParser, options: GenerationOptions):
+    def __init__(self, parser: ChannelParser, options: GenerationOptions, kv: str):
         self._parser = parser
-        self._tokens = _Tokens(options)
+        self._tokens = _Tokens(options, kv)
         self._stops = StopStrings(options.stop)
         self._content: list[str] = []
         self.stopped = False

@@ -39,7 +39,7 @@ from musespark.generation import (
 )
 from musespark.info import info_of
 from musespark.machine import available_memory
-from musespark.memory import KV_FORMATS, choose_context
+from musespark.memory import choose_context, kv_formats
 from musespark.options import (
     CHAT_OPTIONS,
     OPTION_NAMES,
@@ -57,7 +57,7 @@ from musespark.session import Session
 from musespark.text import ChatTemplate, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
-from musespark.weights import LoadedWeights, LoraWeights, core_bytes
+from musespark.weights import LoadedWeights, LoraWeights, core_bytes, describe
 
 
 class Model:
@@ -89,7 +89,7 @@ class Model:
         self._defaults = model_defaults(config, spec.vocab)
         info, merged = weights.info, weights.info.get("merged", False)
         beside = 0 if adapter is None or merged else core_bytes(adapter.tensors())
-        recipe, keys = info["quantize"], KV_FORMATS[kv]
+        recipe, keys = info["quantize"], kv_formats(kv, info["kv"])
         fit = choose_context(spec, info["weights"], recipe, keys, context, beside)
         limit, notes = fit.context, fit.notes
         place(weights)
@@ -107,7 +107,7 @@ class Model:
         )
         self._adapters = Adapters(self._engine, adapter, merged=merged)
         if kv == "auto" and self._encoder is None:
-            notes.append("kv auto: kv8 for every layer")
+            notes.append(f"kv auto: {describe(info['kv'], spec)}")
         notes += [f"generation_config.json: {f} is not applied" for f in unused_defaults(config)]
         notes += prompts.foreign_ends(self.tokenizer, spec.vocab)
         if info.get("quantize_auto"):
@@ -419,7 +419,7 @@ class Model:
         options = within(options, rest, self._info.context - len(ids))
         request = self._request(ids, options, adapter=adapter)
         decoder = self.tokenizer.stream(skip_special=True, continuing=True)
-        collector = CompletionCollector(decoder, self._stop_ids, options)
+        collector = CompletionCollector(decoder, self._stop_ids, options, self._info.kv)
         return request, collector
 
     def _chat_request(
@@ -451,7 +451,7 @@ class Model:
             continuing=chat.get("continue_final_message", False),
         )
         request = self._request(np.asarray(ids, np.int32), options, retain=retain, adapter=adapter)
-        return request, ChatCollector(parser, options)
+        return request, ChatCollector(parser, options, self._info.kv)
 
     def _submit(
         self, request: Request, collector: Collector, base: Retained | None = None

@@ -65,6 +65,7 @@ class Completion:
 
     ``tokens`` are the generated ids (a matched stop token or stop string is not part of ``text``).
     ``seed`` is always filled: the same prompt, options and seed give the same tokens again.
+    ``kv``: the formats of keys and values it was made with, as :attr:`ModelInfo.kv`.
     """
 
     text: str
@@ -74,6 +75,7 @@ class Completion:
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     logprobs: tuple[TokenLogprob, ...] | None = None
+    kv: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -187,6 +189,8 @@ class ModelInfo:
     ``source``: the path, or the hub id with its commit, which loads the same bytes again.
     ``notes`` says every automatic choice, and what of the model is not used, in words.
 
+    ``kv``: the format of keys and values, or how many KV heads of all layers have which;
+    ``kv_formats`` has it for each layer (by ",") and KV head (by "/", where they differ).
     ``kv_bytes_per_token``: keys and values of a token in all layers together, once packed. It is no
     factor of the length: layers with a window hold no more than their window, and the tokens of the
     step at hand are not packed yet. ``kv_bytes_full_context``: the most that one sequence of
@@ -212,6 +216,7 @@ class ModelInfo:
     adapters: tuple[str, ...] = ()
     stop_tokens: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    kv_formats: str = ""
 
     def __str__(self) -> str:
         rows = self._rows()

@@ -252,7 +252,7 @@ def _identity(model: Model, adapter: Adapter | None) -> Identity:
         model=weights.packed.identity(),
         assets=assets.hex(),
         template=None if template is None else checksum_of(template.identity()),
-        kv=info.kv,
+        kv=info.kv_formats,
         adapter=None if adapter is None else {"name": adapter.name, "checksum": adapter.checksum},
         source=info.source,
     )

@@ -34,7 +34,7 @@ from musespark.untrusted import parse_json, parse_json_object
 from musespark.weights.files import MappedFile, check_disk, write_aside
 from musespark.weights.packed import checksum_of
 
-MAGIC, VERSION = b"MUSESESS", 1
+MAGIC, VERSION = b"MUSESESS", 2
 MAX_HEADER_BYTES = 256 << 20
 _HEAD = struct.Struct("<8sIIQQQQQ8x")
 _SUM_AT = 48  # of the checksum in it

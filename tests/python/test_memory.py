@@ -53,10 +53,10 @@ def test_weights_are_estimated_to_the_byte(folder, tmp_path, quantize):
 def test_keys_and_values_are_the_engines_and_agents_multiply_them():
     with musespark.load(context=1024, threads=1) as model:
         info = model.info
-    (need,) = musespark.estimate(context=1024, kv="kv8", quantize="q8").needs
+    (need,) = musespark.estimate(context=1024, kv="auto", quantize="q8").needs
     assert need.keys_values == info.kv_bytes_full_context
     assert need.weights == info.weight_bytes
-    (four,) = musespark.estimate(context=1024, kv="kv8", quantize="q8", agents=4).needs
+    (four,) = musespark.estimate(context=1024, kv="auto", quantize="q8", agents=4).needs
     assert four.keys_values == 4 * need.keys_values
     assert four.total == four.weights + four.keys_values + four.working
 

@@ -107,17 +107,18 @@ struct Attention {
         firsts(static_cast<std::size_t>(rows), 0),
         partial(rows),
         o(rows * dim),
-        scratch(attention_scratch_bytes(rows, dim)) {
+        scratch(attention_scratch_bytes(rows, dim)),
+        formats(2 * kPagesPerChunk, KvFormat::kv8) {
     Random random;
     random.fill(q.data(), q.size());
     for (int page = 0; page < kPagesPerChunk; ++page) add_page(random, dim);
-    args.format = KvFormat::kv8;
     args.head_dim = dim;
     args.rows = rows;
     args.q = q.data();
     args.ldq = dim;
     args.pos = args.hi = positions.data();
     args.lo = firsts.data();
+    args.formats = formats.data();
     args.open = open;
     args.sealed = sealed;
     args.partial = partial.data();
@@ -147,6 +148,7 @@ struct Attention {
   Array<AttentionPartial> partial;
   Array<float> o;
   Array<std::byte> scratch;
+  std::vector<KvFormat> formats;
   AttendChunkArgs args{};
 };
 
