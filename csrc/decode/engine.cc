@@ -21,6 +21,7 @@ void check_positive(const char* field, std::int64_t value) {
 
 void check_request(const RequestParams& params, std::int64_t vocab) {
   check_sampling_params(params.sampling, vocab);
+  check_thoughts(params.thoughts, vocab);
   for (const std::int32_t id : params.stop_ids) {
     if (id < 0 || id >= vocab) {
       throw InvalidRequest("stop_ids: got " + std::to_string(id) +
@@ -235,6 +236,18 @@ void Engine::Impl::report_tokens(Entry& entry) {
   entry.unreported.clear();
 }
 
+void Engine::Impl::count_thoughts(Entry& entry) const {
+  RequestStats& stats = entry.stats;
+  stats.thought_tokens = entry.thoughts.count(stats.prompt_tokens, entry.size());
+  std::int64_t pages = 0;
+  for (const ThoughtSpan& span : entry.thoughts.spans()) {
+    const std::int64_t end = span.end < 0 ? entry.length() : std::min(span.end, entry.length());
+    const std::int64_t begin = std::max(span.begin, stats.prompt_tokens);
+    pages += std::max<std::int64_t>(0, end / kPageTokens - (begin + kPageTokens - 1) / kPageTokens);
+  }
+  stats.thought_bytes = pool.window(0) > 0 ? 0 : pages * pool.full_bytes(0, KvForm::body);
+}
+
 // Ends a waiting or running sequence, with `mutex` held. The entry is gone afterwards unless it is
 // to be retained.
 void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std::string error) {
@@ -249,6 +262,7 @@ void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std
   } else if (started) {
     stats.prefill_s = seconds(now - entry.admitted);
   }
+  count_thoughts(entry);
   events->emplace_back(FinishedEvent{entry.id, reason, kind, std::move(error), stats});
   return_early = true;
 

@@ -16,6 +16,7 @@
 #include "cache/saved_pages.h"
 #include "decode/sampler.h"
 #include "decode/stop.h"
+#include "decode/thoughts.h"
 #include "model/adapter.h"
 #include "model/text_model.h"
 
@@ -42,6 +43,7 @@ struct RequestParams {
   std::optional<double> deadline_s;  // from now, >= 0
   bool retain = false;               // keep the pages after the end, until release()
   std::optional<AdapterId> adapter;  // none: the model alone
+  ThoughtParams thoughts;
 };
 
 struct EngineOptions {
@@ -56,10 +58,12 @@ using RequestId = std::int64_t;
 struct RequestStats {
   std::int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
   std::int64_t preemptions = 0;
-  double queue_s = 0;        // submit to admission
-  double prefill_s = 0;      // admission to the first token (or the end of the prompt)
-  double decode_s = 0;       // first token to the end
-  double first_token_s = 0;  // submit to the first token; 0 if there was none
+  std::int64_t thought_tokens = 0;  // of the completion, inside thoughts
+  std::int64_t thought_bytes = 0;   // of whole pages inside its thoughts, at its end
+  double queue_s = 0;               // submit to admission
+  double prefill_s = 0;             // admission to the first token (or the end of the prompt)
+  double decode_s = 0;              // first token to the end
+  double first_token_s = 0;         // submit to the first token; 0 if there was none
 };
 
 // Tokens of one sequence since the last report.

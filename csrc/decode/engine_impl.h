@@ -56,6 +56,7 @@ struct Engine::Impl {
   void finish(Entry& entry, FinishReason reason, ErrorKind kind = ErrorKind::none,
               std::string error = {});
   void report_tokens(Entry& entry);
+  void count_thoughts(Entry& entry) const;
 
   // transfer.cc
   void begin_save(RequestId id);
@@ -78,6 +79,7 @@ struct Engine::Impl {
   void settle_requests();
   void end_cancelled(Clock::time_point now);
   void grow_reservations();
+  bool keeps_prompt_end(const RequestParams& params) const;
   std::int64_t prompt_kv_bytes(std::int64_t prompt, const RequestParams& params) const;
   std::int64_t bytes_for(const Entry& entry, std::int64_t tokens) const;
   bool reserve(Entry& entry, std::int64_t tokens);

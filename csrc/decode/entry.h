@@ -38,6 +38,7 @@ struct Entry {
         stop(params.stop_ids, params.min_new_tokens, completion_limit) {
     stats.prompt_tokens = static_cast<std::int64_t>(tokens.size());
     sampler.add_prompt(tokens);
+    thoughts.see(params.thoughts, tokens);
   }
 
   std::int64_t length() const { return kv ? kv->length() : 0; }
@@ -45,6 +46,8 @@ struct Entry {
   // Tokens whose keys and values are still to be computed. One: a decode row. More: prefill, or
   // what a preemption threw away.
   std::int64_t pending() const { return size() - length(); }
+  // Whether what comes after the prompt is nothing that another request goes on from.
+  bool ends_with_prompt() const { return params.thoughts.cache != ThoughtCache::keep; }
   bool samples() const { return params.logits == LogitsMode::none; }
 
   PrefixKey prefix_key() const { return {params.adapter.value_or(-1), short_rope}; }
@@ -65,6 +68,7 @@ struct Entry {
   std::shared_ptr<const Adapter> adapter;  // what made the keys and values in `kv`, or null
   Sampler sampler;
   StopRules stop;
+  ThoughtTracker thoughts;
   std::optional<Sequence> kv;
   PrefixTree::Pin shared;  // what `kv` began with, held in the tree
   // Lengths, whole pages, from which others will go on (PrefixTree::insert).
@@ -73,8 +77,9 @@ struct Entry {
   // (Engine::Impl::follows_running).
   RequestId follows = -1;
   std::int64_t shares = 0;
-  // At the prompt's end, of a sequence to be retained by a model with windows: the pages that a
-  // continuation from there sees are gone from `kv` once the completion is longer than a window.
+  // At the prompt's end, of a sequence to be retained: the pages that a continuation from there
+  // sees through a window are gone from `kv` once the completion is longer than it, and so are the
+  // open rows of the page that the prompt ends in.
   std::optional<Sequence> prompt_kv;
 
   // The keys and values in `kv` were made with the ropes' short factors.

@@ -110,10 +110,15 @@ bool Engine::Impl::make_room(std::int64_t bytes) {
   return true;
 }
 
+bool Engine::Impl::keeps_prompt_end(const RequestParams& params) const {
+  const bool needed = widest_window > 0 || params.thoughts.cache != ThoughtCache::keep;
+  return params.retain && needed && params.logits == LogitsMode::none;
+}
+
 // What the sequence at the prompt's end holds beyond what it shares: a window's pages and, in each
 // class, the page it ends in.
 std::int64_t Engine::Impl::prompt_kv_bytes(std::int64_t prompt, const RequestParams& params) const {
-  if (!params.retain || widest_window == 0 || params.logits != LogitsMode::none) return 0;
+  if (!keeps_prompt_end(params)) return 0;
   return pool.bytes_for(std::min(prompt, widest_window + 2 * kPageTokens), 1);
 }
 

@@ -103,6 +103,24 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class ThoughtCache:
+    """What became of the keys and values of a turn's thoughts.
+
+    ``policy``: ``keep`` or ``drop``, as asked for. ``tokens``: thought tokens written. ``bytes``:
+    of the whole pages inside thoughts that are held after the turn, of the layers without a window;
+    0 where nothing is kept of the turn. ``freed_bytes``: given back early, in all layers, by what
+    was asked for. ``recomputed_tokens``: tokens of the answer that are computed again in the
+    thought's place.
+    """
+
+    policy: str = "keep"
+    tokens: int = 0
+    bytes: int = 0
+    freed_bytes: int = 0
+    recomputed_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class ChatResult(Completion):
     """The result of :meth:`Model.chat`. ``text`` and ``content`` are the answer to the user.
 
@@ -110,7 +128,8 @@ class ChatResult(Completion):
     OpenAI-shaped dicts, ``malformed_tool_calls`` raw texts of calls that could not be parsed,
     ``protocol_errors`` what else has no place in the model's protocol: (reason, raw text).
     ``thinking_stop_reason``: ``end`` (the model closed its thought), ``length``, ``cancelled``,
-    ``deadline`` (cut inside the thought) or ``none`` (it did not think).
+    ``deadline`` (cut inside the thought) or ``none`` (it did not think). ``thought_cache``: what
+    became of the thoughts' keys and values; None where the model's thoughts are not marked.
     """
 
     content: str = ""
@@ -119,6 +138,7 @@ class ChatResult(Completion):
     malformed_tool_calls: tuple[str, ...] = ()
     protocol_errors: tuple[tuple[str, str], ...] = ()
     thinking_stop_reason: str = "none"
+    thought_cache: ThoughtCache | None = None
 
     @property
     def reasoning_content(self) -> str:
