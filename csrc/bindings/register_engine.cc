@@ -275,7 +275,8 @@ class PyEngine {
         py::arg("retained") = s.retained, py::arg("steps") = s.steps, py::arg("rows") = s.rows,
         py::arg("preemptions") = s.preemptions, py::arg("redone_steps") = s.redone_steps,
         py::arg("kv_bytes_used") = s.kv_bytes_used, py::arg("kv_bytes_limit") = s.kv_bytes_limit,
-        py::arg("prefix_bytes") = s.prefix_bytes, py::arg("adapters") = s.adapters,
+        py::arg("prefix_bytes") = s.prefix_bytes, py::arg("pages") = s.pages,
+        py::arg("open_pages") = s.open_pages, py::arg("adapters") = s.adapters,
         py::arg("adapter_bytes") = s.adapter_bytes, py::arg("threads") = pool_.threads(),
         py::arg("context") = context_, py::arg("isa") = isa_name(kernels().isa));
   }

@@ -211,6 +211,12 @@ std::int64_t PagePool::kept_bytes(const Page& page) const {
   return full_bytes(page.page_class, page.form);
 }
 
+std::int64_t PagePool::bytes(PageId id) const {
+  const Page& page = pages_[static_cast<std::size_t>(id)];
+  const std::int64_t sealed = has_sealed(id) ? sealed_bytes(page.page_class, page.form) : 0;
+  return sealed + (page.open_references > 0 ? open_bytes(page.page_class) : 0);
+}
+
 void PagePool::release_open(PageId id) noexcept {
   Page& page = pages_[static_cast<std::size_t>(id)];
   if (--page.open_references > 0) return;

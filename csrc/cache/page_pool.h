@@ -110,6 +110,8 @@ class PagePool {
   void set_kept(PageId page, bool kept) noexcept;
   int references(PageId page) const { return pages_[page].references; }
   KvForm form(PageId page) const { return pages_[page].form; }
+  bool kept(PageId page) const { return pages_[page].kept; }
+  std::int64_t bytes(PageId page) const;  // of its parts
   bool has_sealed(PageId page) const { return pages_[page].sealed.data() != nullptr; }
 
   // The parts of a page, null where it has no such part.

@@ -103,6 +103,7 @@ struct EngineStats {
   std::int64_t kv_bytes_used = 0, kv_bytes_limit = 0;  // used: by sequences
   std::int64_t prefix_bytes =
       0;  // of keys and values that no sequence uses, kept for prompts to come
+  std::int64_t pages = 0, open_pages = 0;        // of keys and values, prefixes kept included
   std::int64_t adapters = 0, adapter_bytes = 0;  // not counting those removed
 };
 

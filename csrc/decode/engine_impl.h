@@ -83,6 +83,7 @@ struct Engine::Impl {
   std::int64_t prompt_kv_bytes(std::int64_t prompt, const RequestParams& params) const;
   std::int64_t bytes_for(const Entry& entry, std::int64_t tokens) const;
   bool reserve(Entry& entry, std::int64_t tokens);
+  std::int64_t retained_page_bytes() const;
   bool make_room(std::int64_t bytes);
   void preempt(Entry& entry);
   void requeue(Entry& entry);

@@ -11,6 +11,15 @@ namespace {
 // Tokens a sequence of unknown length reserves ahead.
 constexpr std::int64_t kGrowth = 256;
 
+// Whether `a` holds every page of `b` in the class without a window, if there is one.
+bool begins_with_pages_of(const Sequence& a, const Sequence& b) {
+  if (b.pool().window(0) > 0) return true;
+  for (std::int64_t p = 0; p * kPageTokens < b.length(); ++p) {
+    if (a.page(0, p) != b.page(0, p)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void Engine::Impl::plan(Clock::time_point now) {
@@ -91,12 +100,35 @@ void Engine::Impl::end_cancelled(Clock::time_point now) {
   }
 }
 
+// Bytes of the pages that retained sequences hold and no running one, each page once: forks share.
+std::int64_t Engine::Impl::retained_page_bytes() const {
+  std::unordered_map<PageId, int> holders;
+  const auto count = [&](const std::optional<Sequence>& sequence) {
+    if (!sequence) return;
+    for (int c = 0; c < pool.classes(); ++c) {
+      for (std::int64_t p = 0; p * kPageTokens < sequence->length(); ++p) {
+        if (const PageId page = sequence->page(c, p); page >= 0) ++holders[page];
+      }
+    }
+  };
+  for (const auto& [id, entry] : kept) {
+    count(entry->kv);
+    count(entry->prompt_kv);
+  }
+  std::int64_t bytes = 0;
+  for (const auto& [page, held] : holders) {
+    if (pool.references(page) == held + (pool.kept(page) ? 1 : 0)) bytes += pool.bytes(page);
+  }
+  return bytes;
+}
+
 // Room for `bytes` more, taken from retained sequences, least recently used first, where needed.
 // They keep their tokens and lose their pages: a later request on them computes its prefix again.
 bool Engine::Impl::make_room(std::int64_t bytes) {
   const std::int64_t pinned = prefixes ? prefixes->pinned_bytes() : 0;
-  if (reserved_bytes - retained_bytes + pinned + bytes > budget) return false;
-  while (reserved_bytes + pinned + bytes > budget) {
+  const std::int64_t others = reserved_bytes - retained_bytes + pinned + bytes;
+  if (others > budget) return false;
+  while (others + retained_bytes > budget && others + retained_page_bytes() > budget) {
     Entry* oldest = nullptr;
     for (const auto& [id, entry] : kept) {
       if (entry->kv && (oldest == nullptr || entry->last_used < oldest->last_used)) oldest = entry;
@@ -279,8 +311,9 @@ void Engine::Impl::attach_base(Entry& entry) {
       Sequence sequence = from.fork();
       if (common < sequence.length()) sequence.truncate(common);
       if (sequence.length() <= entry.length()) return;
+      // Pages that the tree holds too stay counted there.
+      if (!begins_with_pages_of(sequence, *entry.kv)) entry.shared.reset();
       entry.kv = std::move(sequence);
-      entry.shared.reset();
     };
     try_share(*base.kv);
     if (base.prompt_kv) try_share(*base.prompt_kv);

@@ -113,6 +113,8 @@ void Engine::Impl::count_pages() {
   const PagePool::Usage usage = pool.usage();
   counters.kv_bytes_used = usage.in_use - usage.kept;
   counters.prefix_bytes = usage.kept;
+  counters.pages = usage.pages;
+  counters.open_pages = usage.open_pages;
 }
 
 // What one sequence got from the step: `rows` rows of logits and what was made of them.
