@@ -97,8 +97,10 @@ SamplingParams read_sampling(DictReader& d) {
 
 ThoughtParams read_thoughts(DictReader d) {
   ThoughtParams out;
-  out.cache =
-      d.choice<ThoughtCache>("cache", {{"keep", ThoughtCache::keep}, {"drop", ThoughtCache::drop}});
+  out.cache = d.choice<ThoughtCache>("cache", {{"keep", ThoughtCache::keep},
+                                               {"demote", ThoughtCache::demote},
+                                               {"drop", ThoughtCache::drop}});
+  if (d.has("most_tokens")) out.most_tokens = d.integer("most_tokens");
   for (const auto& marks : d.list("opens")) {
     out.opens.push_back(ids_from_python(marks, d.path("opens")));
   }
@@ -179,6 +181,8 @@ py::tuple event_tuple(const FinishedEvent& event) {
       py::arg("prompt_tokens") = s.prompt_tokens, py::arg("cached_tokens") = s.cached_tokens,
       py::arg("completion_tokens") = s.completion_tokens, py::arg("preemptions") = s.preemptions,
       py::arg("thought_tokens") = s.thought_tokens, py::arg("thought_bytes") = s.thought_bytes,
+      py::arg("demoted_pages") = s.demoted_pages, py::arg("evictions") = s.evictions,
+      py::arg("evicted_tokens") = s.evicted_tokens, py::arg("freed_bytes") = s.freed_bytes,
       py::arg("queue_s") = s.queue_s, py::arg("prefill_s") = s.prefill_s,
       py::arg("decode_s") = s.decode_s, py::arg("first_token_s") = s.first_token_s);
   py::object error = py::none();

@@ -89,7 +89,8 @@ class PagePool {
 
   // The most bytes one unshared sequence of `tokens` tokens ever holds when it is written in steps
   // of at most `step` tokens and each step is accepted before the next: what admission reserves.
-  std::int64_t bytes_for(std::int64_t tokens, std::int64_t step) const;
+  // `evicted` of the tokens have no rows in the class without a window.
+  std::int64_t bytes_for(std::int64_t tokens, std::int64_t step, std::int64_t evicted = 0) const;
 
   // Who gives pages back when the budget is used up: asked again and again, until there is room or
   // it returns false.

@@ -120,8 +120,8 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
   const auto prompt = static_cast<std::int64_t>(tokens.size());
   const std::int64_t limit = completion_limit(prompt, params);
   const std::int64_t total = prompt + params.max_new_tokens.value_or(0);
-  const std::int64_t bytes = pool.bytes_for(total, std::min(options.prefill_chunk, total)) +
-                             prompt_kv_bytes(prompt, params);
+  const std::int64_t bytes =
+      pool.bytes_for(total, std::min(options.prefill_chunk, total)) + bytes_beside(prompt, params);
   if (bytes > budget) {
     throw MemoryBudgetExceeded("the request needs " + std::to_string(bytes) +
                                " bytes of keys and values for " + std::to_string(total) +
@@ -236,18 +236,6 @@ void Engine::Impl::report_tokens(Entry& entry) {
   entry.unreported.clear();
 }
 
-void Engine::Impl::count_thoughts(Entry& entry) const {
-  RequestStats& stats = entry.stats;
-  stats.thought_tokens = entry.thoughts.count(stats.prompt_tokens, entry.size());
-  std::int64_t pages = 0;
-  for (const ThoughtSpan& span : entry.thoughts.spans()) {
-    const std::int64_t end = span.end < 0 ? entry.length() : std::min(span.end, entry.length());
-    const std::int64_t begin = std::max(span.begin, stats.prompt_tokens);
-    pages += std::max<std::int64_t>(0, end / kPageTokens - (begin + kPageTokens - 1) / kPageTokens);
-  }
-  stats.thought_bytes = pool.window(0) > 0 ? 0 : pages * pool.full_bytes(0, KvForm::body);
-}
-
 // Ends a waiting or running sequence, with `mutex` held. The entry is gone afterwards unless it is
 // to be retained.
 void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std::string error) {
@@ -271,6 +259,9 @@ void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std
   if (entry.phase == Phase::running) std::erase(running, &entry);
   entry.shared.reset();
   if (entry.params.retain && !entry.released) {
+    // Where rows were evicted nothing goes on from.
+    if (entry.kv && entry.kv->evicted() > 0)
+      entry.kv = std::exchange(entry.prompt_kv, std::nullopt);
     entry.phase = Phase::retained;
     entry.last_used = counters.steps;
     std::int64_t bytes = entry.length() == 0 ? 0 : pool.bytes_for(entry.length(), 1);

@@ -60,10 +60,12 @@ struct RequestStats {
   std::int64_t preemptions = 0;
   std::int64_t thought_tokens = 0;  // of the completion, inside thoughts
   std::int64_t thought_bytes = 0;   // of whole pages inside its thoughts, at its end
-  double queue_s = 0;               // submit to admission
-  double prefill_s = 0;             // admission to the first token (or the end of the prompt)
-  double decode_s = 0;              // first token to the end
-  double first_token_s = 0;         // submit to the first token; 0 if there was none
+  // What became of thoughts, in layers without a window; the prompt's are demoted too.
+  std::int64_t demoted_pages = 0, evictions = 0, evicted_tokens = 0, freed_bytes = 0;
+  double queue_s = 0;        // submit to admission
+  double prefill_s = 0;      // admission to the first token (or the end of the prompt)
+  double decode_s = 0;       // first token to the end
+  double first_token_s = 0;  // submit to the first token; 0 if there was none
 };
 
 // Tokens of one sequence since the last report.

@@ -1,6 +1,6 @@
 // The engine's inside. engine.cc: requests and their ends; schedule.cc: who may run, with which
-// rows and whose memory; step.cc: one forward pass and what follows from it; transfer.cc: pages to
-// and from files.
+// rows and whose memory; step.cc: one forward pass and what follows from it; thought_pages.cc: what
+// becomes of thoughts; transfer.cc: pages to and from files.
 //
 // Locking: `mutex` guards everything that submit, cancel, release, fork and stats see. The step
 // holds it while it plans and while it books results, not while the model runs. Pages are touched
@@ -56,7 +56,6 @@ struct Engine::Impl {
   void finish(Entry& entry, FinishReason reason, ErrorKind kind = ErrorKind::none,
               std::string error = {});
   void report_tokens(Entry& entry);
-  void count_thoughts(Entry& entry) const;
 
   // transfer.cc
   void begin_save(RequestId id);
@@ -81,6 +80,7 @@ struct Engine::Impl {
   void grow_reservations();
   bool keeps_prompt_end(const RequestParams& params) const;
   std::int64_t prompt_kv_bytes(std::int64_t prompt, const RequestParams& params) const;
+  std::int64_t bytes_beside(std::int64_t prompt, const RequestParams& params) const;
   std::int64_t bytes_for(const Entry& entry, std::int64_t tokens) const;
   bool reserve(Entry& entry, std::int64_t tokens);
   std::int64_t retained_page_bytes() const;
@@ -101,6 +101,18 @@ struct Engine::Impl {
   double keys_before(std::int64_t position) const;
   void choose_prefill(std::int64_t rows, double units);
   void add_span(Entry& entry, std::int64_t count);
+
+  // thought_pages.cc
+  std::int64_t rows_to_next_thought(const Entry& entry) const;
+  void settle_thoughts(Entry& entry);
+  void evict_thought(Entry& entry, std::int64_t index);
+  void demote_thought(Entry& entry);
+  std::int64_t common_tokens(const Entry& entry) const;
+  std::int64_t most_known(const Entry& entry) const {
+    return std::min(entry.size() - 1, common_tokens(entry));
+  }
+  std::int64_t common_with_base(const Entry& entry, const Entry& base, std::int64_t common) const;
+  void count_thoughts(Entry& entry) const;
 
   // step.cc
   bool step();

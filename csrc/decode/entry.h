@@ -47,7 +47,9 @@ struct Entry {
   // what a preemption threw away.
   std::int64_t pending() const { return size() - length(); }
   // Whether what comes after the prompt is nothing that another request goes on from.
-  bool ends_with_prompt() const { return params.thoughts.cache != ThoughtCache::keep; }
+  bool ends_with_prompt() const { return params.thoughts.cache != ThoughtCache::keep || evicts(); }
+  bool evicts() const { return params.thoughts.most_tokens > 0; }
+  bool demotes() const { return params.thoughts.cache == ThoughtCache::demote; }
   bool samples() const { return params.logits == LogitsMode::none; }
 
   PrefixKey prefix_key() const { return {params.adapter.value_or(-1), short_rope}; }
@@ -55,6 +57,10 @@ struct Entry {
     if (std::ranges::find(marks, length) == marks.end()) marks.push_back(length);
   }
   void drop_pages() {
+    most_evicted = std::max(most_evicted, stats.evicted_tokens);
+    stats.demoted_pages = stats.evictions = stats.evicted_tokens = stats.freed_bytes = 0;
+    thought_slots.clear();
+    evicting = -1;
     kv.reset();
     prompt_kv.reset();
     shared.reset();
@@ -69,6 +75,12 @@ struct Entry {
   Sampler sampler;
   StopRules stop;
   ThoughtTracker thoughts;
+  // thought_pages.cc: of thoughts that have ended, the slots first .. second - 1 of `kv`; and of
+  // the one whose rows were evicted last, its index and its first slot.
+  std::vector<std::pair<std::int64_t, std::int64_t>> thought_slots;
+  std::int64_t evicting = -1, evicting_from = 0;
+  std::int64_t most_evicted = 0;  // before the sequence was preempted
+  QueryLog log;
   std::optional<Sequence> kv;
   PrefixTree::Pin shared;  // what `kv` began with, held in the tree
   // Lengths, whole pages, from which others will go on (PrefixTree::insert).

@@ -143,7 +143,9 @@ bool Engine::Impl::make_room(std::int64_t bytes) {
 }
 
 bool Engine::Impl::keeps_prompt_end(const RequestParams& params) const {
-  const bool needed = widest_window > 0 || params.thoughts.cache != ThoughtCache::keep;
+  const ThoughtParams& thoughts = params.thoughts;
+  const bool needed =
+      widest_window > 0 || thoughts.cache != ThoughtCache::keep || thoughts.most_tokens > 0;
   return params.retain && needed && params.logits == LogitsMode::none;
 }
 
@@ -154,10 +156,26 @@ std::int64_t Engine::Impl::prompt_kv_bytes(std::int64_t prompt, const RequestPar
   return pool.bytes_for(std::min(prompt, widest_window + 2 * kPageTokens), 1);
 }
 
-// Not what the sequence shares with the prefix tree: that is counted there.
+// What a request may hold beyond its own sequence: the prompt's end, and pages that are made anew
+// before the old ones go.
+std::int64_t Engine::Impl::bytes_beside(std::int64_t prompt, const RequestParams& params) const {
+  const ThoughtParams& thoughts = params.thoughts;
+  std::int64_t bytes = prompt_kv_bytes(prompt, params);
+  if (pool.window(0) > 0) return bytes;
+  const bool demotes = thoughts.cache == ThoughtCache::demote;
+  if (demotes || thoughts.most_tokens > 0) bytes += pool.open_bytes(0);
+  if (demotes) bytes += pool.full_bytes(0, KvForm::demoted);
+  const std::int64_t pages = (rows_left(thoughts.most_tokens) + kPageTokens - 1) / kPageTokens;
+  return bytes + pages * pool.full_bytes(0, KvForm::body);
+}
+
+// Not what the sequence shares with the prefix tree: that is counted there. A sequence that is
+// computed again has, until its last eviction, up to `most_tokens` rows more than it had.
 std::int64_t Engine::Impl::bytes_for(const Entry& entry, std::int64_t tokens) const {
-  return pool.bytes_for(tokens, std::min(options.prefill_chunk, tokens)) - entry.shared.bytes() +
-         prompt_kv_bytes(entry.stats.prompt_tokens, entry.params);
+  const std::int64_t evicted = std::max(entry.most_evicted, entry.stats.evicted_tokens);
+  const std::int64_t gone = std::max<std::int64_t>(0, evicted - entry.params.thoughts.most_tokens);
+  return pool.bytes_for(tokens, std::min(options.prefill_chunk, tokens), gone) -
+         entry.shared.bytes() + bytes_beside(entry.stats.prompt_tokens, entry.params);
 }
 
 bool Engine::Impl::fits(const Entry& entry, std::int64_t tokens) const {
@@ -284,7 +302,7 @@ void Engine::Impl::attach_known(Entry& entry) {
   const LogitsMode mode = entry.params.logits;
   if (prefixes && mode != LogitsMode::all && mode != LogitsMode::score) {
     const PrefixTree::Found found =
-        prefixes->find(entry.prefix_key(), entry.tokens, entry.size() - 1);
+        prefixes->find(entry.prefix_key(), entry.tokens, most_known(entry));
     if (found.known > found.usable) entry.mark(found.known);
     if (found.usable > 0) {
       auto [sequence, pin] = prefixes->take(entry.prefix_key(), entry.tokens, found.usable);
@@ -306,6 +324,7 @@ void Engine::Impl::attach_base(Entry& entry) {
     const std::int64_t most = std::min(base.length(), entry.size() - 1);
     std::int64_t common = 0;
     while (common < most && base.tokens[common] == entry.tokens[common]) ++common;
+    common = common_with_base(entry, base, common);
     const auto try_share = [&](const Sequence& from) {
       if (std::min(common, from.length()) <= entry.length()) return;
       Sequence sequence = from.fork();
@@ -339,7 +358,7 @@ bool Engine::Impl::follows_running(Entry& entry) {
     common = common / kPageTokens * kPageTokens;
     if (common <= other->length()) continue;
     if (usable < 0) {
-      usable = prefixes->find(entry.prefix_key(), entry.tokens, entry.size() - 1).usable;
+      usable = prefixes->find(entry.prefix_key(), entry.tokens, most_known(entry)).usable;
     }
     if (common <= usable) continue;
     other->mark(common);
@@ -359,7 +378,7 @@ void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
     wanted = StepSpan::Logits::last;
   }
   spans.push_back({&*entry.kv, entry.tokens.data() + entry.length(), count, wanted,
-                   entry.short_rope, entry.adapter.get()});
+                   entry.short_rope, entry.adapter.get(), entry.evicts() ? &entry.log : nullptr});
   span_entries.push_back(&entry);
 }
 
@@ -423,7 +442,8 @@ void Engine::Impl::choose_prefill(std::int64_t rows, double units) {
   for (const Entry* entry : order) {
     const LogitsMode mode = entry->params.logits;
     const bool all = mode == LogitsMode::all || mode == LogitsMode::score;
-    const std::int64_t limit = all ? std::min(entry->pending(), logit_rows) : entry->pending();
+    const std::int64_t most = rows_to_next_thought(*entry);
+    const std::int64_t limit = all ? std::min(most, logit_rows) : most;
     if (all) logit_rows -= limit;
     work.push_back({limit, keys_before(entry->length())});
   }

@@ -101,6 +101,8 @@ void Engine::Impl::book(std::size_t first, std::size_t count) {
       book_entry(*span_entries[i], row, rows, {jobs.data() + first_job, job - first_job}, now);
     } catch (const std::bad_alloc& error) {
       finish(*span_entries[i], FinishReason::error, ErrorKind::memory, error.what());
+    } catch (const MemoryBudgetExceeded& error) {
+      finish(*span_entries[i], FinishReason::error, ErrorKind::memory, error.what());
     } catch (const Error& error) {
       finish(*span_entries[i], FinishReason::error, ErrorKind::other, error.what());
     }
@@ -122,6 +124,7 @@ void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t ro
                               std::span<Job> done, Clock::time_point now) {
   remember(entry);
   entry.kv->accept(entry.kv->length());
+  settle_thoughts(entry);
   if (keeps_prompt_end(entry.params) && entry.length() == entry.stats.prompt_tokens) {
     entry.prompt_kv = entry.kv->fork();
   }
@@ -162,8 +165,10 @@ void Engine::Impl::remember(Entry& entry) {
     }
   }
   std::span<const std::int32_t> tokens = entry.tokens;
-  if (entry.ends_with_prompt())
-    tokens = tokens.first(static_cast<std::size_t>(entry.stats.prompt_tokens));
+  if (entry.ends_with_prompt()) {
+    const std::int64_t most = std::min(entry.stats.prompt_tokens, common_tokens(entry));
+    tokens = tokens.first(static_cast<std::size_t>(most));
+  }
   prefixes->insert(entry.prefix_key(), tokens, *entry.kv, entry.marks);
   std::erase_if(entry.marks, [now](std::int64_t mark) { return mark <= now; });
 }

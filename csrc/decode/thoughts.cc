@@ -49,6 +49,10 @@ std::int64_t ThoughtTracker::count(std::int64_t first, std::int64_t size) const 
 }
 
 void check_thoughts(const ThoughtParams& params, std::int64_t vocab) {
+  if (params.most_tokens != 0 && params.most_tokens < kLeastThoughtTokens) {
+    throw InvalidRequest("thoughts.most_tokens: got " + std::to_string(params.most_tokens) +
+                         ", allowed is 0 or at least " + std::to_string(kLeastThoughtTokens));
+  }
   for (const auto& marks : params.opens) {
     if (marks.empty()) {
       throw InvalidRequest("thoughts.opens: got no marker, allowed is at least one token id");

@@ -12,11 +12,16 @@ namespace musespark {
 // Of a thought that has ended.
 enum class ThoughtCache : std::uint32_t {
   keep,
+  demote,  // whole pages inside it are sealed again in 4 bits
   drop,  // for the next turn's prompt: the prompt's end stays at hand, the prefix tree gets no more
 };
 
 struct ThoughtParams {
   ThoughtCache cache = ThoughtCache::keep;
+  // The most rows that a thought under way has in layers without a window, beside those in the page
+  // that it begins in; when there are so many a quarter of them goes. 0: no limit. Of thoughts
+  // after the prompt.
+  std::int64_t most_tokens = 0;
   // A thought begins after any of these sequences of markers and ends before any of those tokens.
   std::vector<std::vector<std::int32_t>> opens;
   std::vector<std::int32_t> closes;
@@ -43,8 +48,12 @@ class ThoughtTracker {
   std::int64_t seen_ = 0;
 };
 
-// Throws InvalidRequest, naming the field, for markers that are no tokens of the vocabulary or
-// none.
+// What is left of `most_tokens` rows when some go.
+constexpr std::int64_t rows_left(std::int64_t most_tokens) { return most_tokens - most_tokens / 4; }
+inline constexpr std::int64_t kLeastThoughtTokens = 32;
+
+// Throws InvalidRequest, naming the field, for a limit that is too low, for markers that are no
+// tokens of the vocabulary or none.
 void check_thoughts(const ThoughtParams& params, std::int64_t vocab);
 
 }  // namespace musespark

@@ -179,6 +179,10 @@ class ChatCollector:
             policy=self._thought_cache,
             tokens=stats["thought_tokens"],
             bytes=stats["thought_bytes"],
+            freed_bytes=stats["freed_bytes"],
+            demoted_pages=stats["demoted_pages"],
+            evictions=stats["evictions"],
+            evicted_tokens=stats["evicted_tokens"],
         )
 
     def _thinking(self, reason: str) -> str:

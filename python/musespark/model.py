@@ -57,7 +57,7 @@ from musespark.session import Session
 from musespark.text import ChatTemplate, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
-from musespark.thought_cache import THOUGHT_OPTIONS, request_thoughts
+from musespark.thought_cache import THOUGHT_OPTIONS, checked_choice, request_thoughts
 from musespark.weights import LoadedWeights, LoraWeights, core_bytes, describe
 
 
@@ -201,8 +201,12 @@ class Model:
         raises InvalidRequest: nothing is ignored. The other options are those of :meth:`generate`;
         ``stop`` looks at the answer only. ``continue_final_message``: the last message is the
         beginning of the answer, which the model goes on with; the result has what it adds.
-        ``thought_cache``: ``keep``, or ``drop``: nothing is kept of the keys and values after the
-        prompt, as the next turn's prompt does not repeat a thought; the result stays the same.
+        ``thought_cache``: what becomes of a finished thought's keys and values: ``keep``;
+        ``demote``: whole pages of 64 tokens go to 4 bits, before the answer is written; ``drop``:
+        nothing after the prompt is kept for a next turn, and the result stays the same.
+        ``thought_cache_tokens``: how much of a thought under way layers without a window remember;
+        at so many tokens a quarter goes, the least important and most redundant of each head
+        (R-KV). All but ``drop`` change results, whose ``thought_cache`` says what happened.
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
         ``tool``; its ``.result`` is the ChatResult.
         """
@@ -239,13 +243,15 @@ class Model:
         *,
         adapter: Adapter | str | None = None,
         thought_cache: str | None = None,
+        thought_cache_tokens: int | None = None,
     ) -> Session:
         """A conversation that remembers, and computes only what is new in each turn.
 
-        ``adapter``, ``thought_cache``: of all its turns, as in :meth:`chat`.
+        ``adapter``, ``thought_cache``, ``thought_cache_tokens``: of all turns, as in :meth:`chat`.
         """
         self._adapters.id_of(adapter)
-        return Session(self, system=system, adapter=adapter, thought_cache=thought_cache)
+        choice = checked_choice(thought_cache, thought_cache_tokens)
+        return Session(self, system=system, adapter=adapter, thoughts=choice)
 
     def resume(self, path: str | os.PathLike[str]) -> Session:
         """A session that :meth:`Session.save` wrote, with the keys and values in the file: it goes
@@ -458,7 +464,7 @@ class Model:
             ends=self._stop_ids,
             continuing=chat.get("continue_final_message", False),
         )
-        thoughts = request_thoughts(given.get("thought_cache"), self._protocol, self.tokenizer)
+        thoughts = request_thoughts(given, self._protocol, self.tokenizer, self._info)
         more = {"retain": retain, "adapter": adapter, "thoughts": thoughts}
         request = self._request(np.asarray(ids, np.int32), options, **more)
         return request, ChatCollector(parser, options, self._info.kv, thoughts and thoughts["cache"])

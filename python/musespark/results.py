@@ -104,12 +104,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class ThoughtCache:
-    """What became of the keys and values of a turn's thoughts.
+    """What became of the keys and values of a turn's thoughts; of the layers without a window,
+    where nothing else is said.
 
-    ``policy``: ``keep`` or ``drop``, as asked for. ``tokens``: thought tokens written. ``bytes``:
-    of the whole pages inside thoughts that are held after the turn, of the layers without a window;
-    0 where nothing is kept of the turn. ``freed_bytes``: given back early, in all layers, by what
-    was asked for. ``recomputed_tokens``: tokens of the answer that are computed again in the
+    ``policy``: ``keep``, ``demote`` or ``drop``, as asked for. ``tokens``: thought tokens written.
+    ``evictions``: how often rows were evicted, ``evicted_tokens`` of them in all, the same number
+    for each head. ``demoted_pages``: pages of 64 tokens in 4 bits now, those of thoughts in the
+    prompt included. ``bytes``: of the whole pages inside the turn's thoughts at its end; 0 where
+    they are dropped then. ``freed_bytes``: given back by demoting and evicting, and (in all layers)
+    by dropping. ``recomputed_tokens``: tokens of the answer that are computed again in a dropped
     thought's place.
     """
 
@@ -117,7 +120,15 @@ class ThoughtCache:
     tokens: int = 0
     bytes: int = 0
     freed_bytes: int = 0
+    demoted_pages: int = 0
+    evictions: int = 0
+    evicted_tokens: int = 0
     recomputed_tokens: int = 0
+
+    @property
+    def kept_tokens(self) -> int:
+        """Thought tokens that every layer could see at the end."""
+        return self.tokens - self.evicted_tokens
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from musespark.generation import Stream
 from musespark.options import check_stream
 from musespark.results import ChatResult, Delta
 from musespark.session_file import Conversation, Identity, SessionFile, write_session
-from musespark.thought_cache import DROP, check_thought_cache
+from musespark.thought_cache import DROP, THOUGHT_OPTIONS, ThoughtChoice, checked_choice
 from musespark.transfers import GivenUp, outgoing, page_sizes, restore
 from musespark.vocab import OUTLINE
 from musespark.weights.packed import Checksum, checksum_of
@@ -94,13 +94,13 @@ class Session:
         *,
         system: str | None = None,
         adapter: Adapter | str | None = None,
-        thought_cache: str | None = None,
+        thoughts: ThoughtChoice | None = None,
     ):
         if system is not None and not isinstance(system, str):
             raise InvalidRequest(f"system: got {type(system).__name__}, allowed is a str or None")
         self._model = model
         self._adapter = adapter  # made the keys and values of every turn
-        self.thought_cache = check_thought_cache(thought_cache)
+        self._thoughts = ThoughtChoice() if thoughts is None else thoughts
         self.system = system
         self.messages: list[dict[str, Any]] = []
         if system is not None:
@@ -144,8 +144,18 @@ class Session:
             turn.ended = True
             raise
 
+    @property
+    def thought_cache(self) -> str:
+        """What becomes of finished thoughts' keys and values: ``keep``, ``demote`` or ``drop``."""
+        return self._thoughts.cache
+
+    @property
+    def thought_cache_tokens(self) -> int | None:
+        """The most tokens of a thought that are remembered while it goes on; None: no limit."""
+        return self._thoughts.tokens
+
     def _given(self, options: dict[str, Any]) -> dict[str, Any]:
-        for name in ("adapter", "thought_cache"):
+        for name in ("adapter", *THOUGHT_OPTIONS):
             if name in options:
                 raise InvalidRequest(
                     f"{name}: a session has one for all its turns; give it to model.session"
@@ -155,7 +165,7 @@ class Session:
                 "continue_final_message: a session keeps whole turns; use model.chat with its "
                 "messages"
             )
-        return {**options, "adapter": self._adapter, "thought_cache": self.thought_cache}
+        return {**options, "adapter": self._adapter, **self._thoughts.fields()}
 
     def _claim(self, turn: _Turn) -> None:
         with self._claiming:
@@ -185,7 +195,7 @@ class Session:
     def _save(self, path: Path) -> None:
         self._settle()
         identity = _identity(self._model, self._model._adapters.given(self._adapter))
-        conversation = Conversation(self.system, self.messages, self.thought_cache)
+        conversation = Conversation(self.system, self.messages, **self._thoughts.fields())
         if self._kept is not None:
             try:
                 with outgoing(self._kept) as (kept, pages):
@@ -204,7 +214,7 @@ class Session:
             file.check(_identity(model, None))
             said = file.conversation
             adapter = adapters.with_checksum(file.adapter)
-            session = cls(model, adapter=adapter, thought_cache=_known_choice(said, path))
+            session = cls(model, adapter=adapter, thoughts=_known_choice(said, path))
             session.system, session.messages = said.system, said.messages
             sizes = page_sizes(model._engine, file.kept)
             file.check_pages(sizes)
@@ -216,8 +226,8 @@ class Session:
     def fork(self) -> Session:
         """A second conversation that goes on from here; memory is shared until they differ."""
         self._settle()
-        given = {"adapter": self._adapter, "thought_cache": self.thought_cache}
-        twin = Session(self._model, system=self.system, **given)
+        same = {"adapter": self._adapter, "thoughts": self._thoughts}
+        twin = Session(self._model, system=self.system, **same)
         twin.messages = [dict(m) for m in self.messages]
         twin._kept = None if self._kept is None else self._kept.fork()
         return twin
@@ -236,7 +246,7 @@ class Session:
         finally:
             if before is not None and before is not self._kept:
                 before.release()
-        if self.thought_cache == DROP and self._kept is kept is not None:
+        if self._thoughts.cache == DROP and self._kept is kept is not None:
             return self._drop_thought(turn, result, kept)
         return result
 
@@ -265,11 +275,13 @@ class Session:
             return result
         self._settling, self._kept = handle, handle.retained
         kept.release()
+        if result.thought_cache.evictions:
+            had = list(turn.prompt)  # nothing else is retained then
         held, left = (self._bytes(len(ids)) for ids in (had, wanted))
         told = replace(
             result.thought_cache,
             bytes=0,
-            freed_bytes=held - left,
+            freed_bytes=result.thought_cache.freed_bytes + max(0, held - left),
             recomputed_tokens=len(wanted) - len(shared),
         )
         return replace(result, thought_cache=told)
@@ -357,9 +369,9 @@ def _identity(model: Model, adapter: Adapter | None) -> Identity:
     )
 
 
-def _known_choice(said: Conversation, path: object) -> str:
+def _known_choice(said: Conversation, path: object) -> ThoughtChoice:
     try:
-        return check_thought_cache(said.thought_cache)
+        return checked_choice(said.thought_cache, said.thought_cache_tokens)
     except InvalidRequest as error:
         raise CorruptFile(f"{path}: header: {error}") from None
 

@@ -2,42 +2,82 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from musespark.errors import InvalidRequest
+from musespark.results import ModelInfo
 from musespark.text import Tokenizer
 from musespark.text.channels import THOUGHT
 from musespark.text.protocols import Protocol
 
-KEEP, DROP = "keep", "drop"
-THOUGHT_CACHES = (KEEP, DROP)
-THOUGHT_OPTIONS = ("thought_cache",)
+KEEP, DEMOTE, DROP = "keep", "demote", "drop"
+THOUGHT_CACHES = (KEEP, DEMOTE, DROP)
+THOUGHT_OPTIONS = ("thought_cache", "thought_cache_tokens")
+LEAST_TOKENS = 32  # csrc/decode/thoughts.h
 
 
-def check_thought_cache(value: Any) -> str:
-    """The choice as given; None means ``keep``."""
-    if value is None:
-        return KEEP
-    if not isinstance(value, str) or value not in THOUGHT_CACHES:
+@dataclass(frozen=True)
+class ThoughtChoice:
+    """What a caller wants of the keys and values of thoughts; with no ``tokens``, no limit."""
+
+    cache: str = KEEP
+    tokens: int | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """As options of a request."""
+        return {"thought_cache": self.cache, "thought_cache_tokens": self.tokens}
+
+
+def checked_choice(cache: Any = None, tokens: Any = None) -> ThoughtChoice:
+    """The options as given; None means the default."""
+    cache = KEEP if cache is None else cache
+    if not isinstance(cache, str) or cache not in THOUGHT_CACHES:
         raise InvalidRequest(
-            f"thought_cache: got {value!r:.60}, allowed is one of {list(THOUGHT_CACHES)}"
+            f"thought_cache: got {cache!r:.60}, allowed is one of {list(THOUGHT_CACHES)}"
         )
-    return value
+    if tokens is None:
+        return ThoughtChoice(cache)
+    try:
+        number = -1 if isinstance(tokens, bool) else operator.index(tokens)
+    except TypeError:
+        number = -1
+    if not LEAST_TOKENS <= number < 2**31:
+        raise InvalidRequest(
+            f"thought_cache_tokens: got {tokens!r:.60}, allowed is None or an integer of at least "
+            f"{LEAST_TOKENS}"
+        )
+    return ThoughtChoice(cache, number)
 
 
-def request_thoughts(value: Any, protocol: Protocol, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """``Request.thoughts`` for a model's protocol; None where nothing is to be done and its
-    thoughts are not marked by tokens."""
-    chosen = check_thought_cache(value)
+def request_thoughts(
+    given: Mapping[str, Any], protocol: Protocol, tokenizer: Tokenizer, info: ModelInfo
+) -> dict[str, Any] | None:
+    """``Request.thoughts`` of a request's options; None where nothing is to be done and thoughts
+    are not marked by tokens. InvalidRequest where the choice could do nothing."""
+    choice = checked_choice(*(given.get(name) for name in THOUGHT_OPTIONS))
     marks = thought_marks(protocol, tokenizer)
-    if marks is None:
-        if chosen == KEEP:
-            return None
+    if marks is None and choice != ThoughtChoice():
+        name, value = _asked(choice)
         raise InvalidRequest(
-            f"thought_cache: got {chosen!r}, but the model's protocol {protocol.name!r} marks no "
-            "thoughts by tokens of its own"
+            f"{name}: got {value!r}, but the model's protocol {protocol.name!r} marks no thoughts "
+            "by tokens of its own"
         )
-    return {"cache": chosen, **marks}
+    if choice.cache == DEMOTE and info.kv in ("f32", "kv4"):
+        raise InvalidRequest(
+            f"thought_cache: got 'demote', but with kv={info.kv!r} there is nothing to demote"
+        )
+    if marks is None:
+        return None
+    return {"cache": choice.cache, "most_tokens": choice.tokens, **marks}
+
+
+def _asked(choice: ThoughtChoice) -> tuple[str, Any]:
+    if choice.cache != KEEP:
+        return "thought_cache", choice.cache
+    return "thought_cache_tokens", choice.tokens
 
 
 def thought_marks(protocol: Protocol, tokenizer: Tokenizer) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import musespark
 from musespark.events import Request
 from musespark.session_file import SessionFile
 from musespark.text.protocols import HARMONY, MUSE, PLAIN, compose
-from musespark.thought_cache import thought_marks
+from musespark.thought_cache import ThoughtChoice, thought_marks
 from support import engine_cases as cases
 
 LONG = "sort 19, 42, 94, 58, 92, 92, 15, 46, 74"  # a thought of more than two pages
@@ -169,7 +169,7 @@ def test_wrong_choices_are_refused_by_name(nano, tmp_path):
 
 def test_a_file_of_another_choice_is_refused(nano, tmp_path, monkeypatch):
     session = nano.session()
-    session.thought_cache = "fold"
+    session._thoughts = ThoughtChoice("fold")
     session.save(tmp_path / "s")
     with pytest.raises(musespark.CorruptFile, match="thought_cache: got 'fold'"):
         nano.resume(tmp_path / "s")
