@@ -1,6 +1,7 @@
 #include "model/rewrite_pages.h"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -142,9 +143,17 @@ std::int64_t demote_pages(Sequence& sequence, std::int64_t first, std::int64_t e
   std::int64_t freed = 0;
   for (std::int64_t page = first; page < end; ++page) {
     Fresh fresh(pool);
-    const PageId id = fresh.add(KvForm::demoted, true);
+    constexpr KvForm form = KvForm::demoted;
+    const PageId id = fresh.add(form, true);
     threads.run(static_cast<std::int64_t>(heads.size()), [&](std::int64_t item, int) {
       const Head& head = heads[static_cast<std::size_t>(item)];
+      const Sequence::Parts old = sequence.parts(0, page);
+      const SealedSlab &from = slab_of(pool, head, old.form), &to = slab_of(pool, head, form);
+      if (from.format == to.format) {  // in 4 bits already: not rounded twice
+        std::memcpy(pool.sealed(id) + to.offset, old.sealed + from.offset,
+                    static_cast<std::size_t>(sealed_page_bytes(to.format, head.head_dim)));
+        return;
+      }
       const HeadRows rows = load(sequence, head, page * kPageTokens, (page + 1) * kPageTokens);
       store(pool, id, head, rows, all.data(), kPageTokens);
     });

@@ -11,8 +11,9 @@
 
 namespace musespark {
 
-// Seals the full pages first .. end - 1 again as KvForm::demoted. Gives the bytes that the sequence
-// holds less. Throws MemoryBudgetExceeded; pages before the one that failed are demoted then.
+// Seals the full pages first .. end - 1 again as KvForm::demoted, where the pool seals. Gives the
+// bytes that the sequence holds less. Throws MemoryBudgetExceeded; pages before the one that failed
+// are demoted then.
 std::int64_t demote_pages(Sequence& sequence, std::int64_t first, std::int64_t end,
                           ThreadPool& threads);
 

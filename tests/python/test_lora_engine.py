@@ -53,7 +53,7 @@ def test_together_as_alone() -> None:
         assert all(alone[i] == alone[9 + i] for i in (1, 4, 7))
         assert answers(engine, requests) == alone
     with cases.make_engine() as plain:
-        assert [cases.fingerprint(plain.submit(r).result()) for r in cases.requests()] == alone[9:]
+        assert [cases.fingerprint(plain.submit(r).result()) for r in cases.requests()] == alone[11:]
     with cases.make_engine(prefill_chunk=33, threads=1) as other:
         again = [add(other, 1), None, add(other, 2, targets=("q", "gate"))]
         assert answers(other, varied(again)) == alone
