@@ -37,7 +37,7 @@ def test_the_cases_evict_and_demote() -> None:
         with cases.make_engine(model) as engine:
             evicted, demoted = (engine.submit(r).result().stats for r in cases.requests()[8:10])
         assert evicted["evictions"] == 4
-        assert (demoted["demoted_pages"] > 1) == (model == "muse_kv8"), "f32 has nothing to demote"
+        assert (demoted["demoted_pages"] > 0) == (model == "muse_kv8"), "f32 has nothing to demote"
 
 
 def test_the_cases_say_something() -> None:
