@@ -7,6 +7,7 @@ import json
 import pytest
 
 import musespark
+from musespark.cli import main
 from musespark.events import Request
 from musespark.session_file import SessionFile
 from musespark.text.protocols import HARMONY, MUSE, PLAIN, compose
@@ -96,10 +97,8 @@ def test_the_thoughts_of_an_unfinished_turn_are_not_dropped(nano, monkeypatch):
     assert answered.usage.cached_tokens >= result.usage.prompt_tokens + result.thought_cache.tokens
 
 
-def test_a_template_that_repeats_thoughts_drops_nothing(nano):
-    template = str(nano.template.sources[0]).replace("loop.index0 > last.user or", "true or")
-    with musespark.load(threads=1) as model:
-        model.template = template
+def test_a_template_that_repeats_thoughts_drops_nothing():
+    with repeating() as model:
         session = model.session(thought_cache="drop")
         first = session.chat(TURNS[0], **NEW)
         assert first.thought_cache.freed_bytes == 0 and session._settling is None
@@ -149,6 +148,69 @@ def test_a_session_that_cannot_settle_computes_its_next_turn(model, how):
     assert session.chat(LONG, **NEW).usage.reasoning_tokens  # closing is not the end
 
 
+# ---- demoted and evicted -------------------------------------------------------------------------
+
+
+def repeating() -> musespark.Model:
+    """A model whose template repeats every thought."""
+    model = musespark.load(threads=1, prefix_cache=False)
+    old = str(model.template.sources[0])
+    model.template = old.replace("loop.index0 > last.user or", "true or")
+    return model
+
+
+def test_what_a_result_tells(nano):
+    given = {"reasoning_effort": "high", **NEW}
+    kept, demoted, evicted = (
+        nano.chat(LONG, **given, **choice).thought_cache
+        for choice in ({}, {"thought_cache": "demote"}, {"thought_cache_tokens": 64})
+    )
+    assert kept.tokens == kept.kept_tokens > 2 * 64 and kept.bytes > 0 == kept.freed_bytes
+    assert demoted.policy == "demote" and demoted.demoted_pages == 2
+    assert demoted.bytes + demoted.freed_bytes == kept.bytes and demoted.bytes < 0.6 * kept.bytes
+    assert evicted.policy == "keep" and evicted.evictions > 2
+    assert evicted.evicted_tokens == 16 * evicted.evictions == evicted.tokens - evicted.kept_tokens
+    assert evicted.bytes < kept.bytes and evicted.freed_bytes > 0
+
+
+@pytest.mark.parametrize(
+    "choice", [{"thought_cache": "demote"}, {"thought_cache_tokens": 48}], ids=["demote", "evict"]
+)
+def test_a_session_is_the_same_in_memory_resumed_and_computed_anew(choice, tmp_path):
+    """With a template that repeats thoughts, so that every turn reads those before it."""
+    with repeating() as model:
+        session = model.session(**choice)
+        more = {"reasoning_effort": "high", **NEW}
+        first = session.chat(LONG, **more)
+        assert first.thought_cache.freed_bytes > 0
+        session.save(tmp_path / "s")
+        resumed, fresh = model.resume(tmp_path / "s"), model.session(**choice)
+        fresh.messages = [dict(m) for m in session.messages]
+        turns = [s.chat(TURNS[0], **more) for s in (session, resumed, fresh)]
+        assert len({t.tokens for t in turns}) == 1
+        cached = [t.usage.cached_tokens for t in turns]
+        if "thought_cache" in choice:  # the file has the prompt's end; memory the thought too
+            assert cached[0] > first.usage.prompt_tokens + first.thought_cache.tokens
+        else:
+            assert cached[0] == first.usage.prompt_tokens
+        assert cached[1] == first.usage.prompt_tokens and cached[2] == 0
+        assert (resumed.thought_cache, resumed.thought_cache_tokens) == (
+            session.thought_cache,
+            session.thought_cache_tokens,
+        )
+
+
+def test_batches_and_streams_take_the_choice(nano):
+    choice = {"thought_cache": "demote", "thought_cache_tokens": 48, **NEW}
+    alone = nano.chat(LONG, **choice)
+    batch = nano.chat_batch([LONG, TURNS[0]], **choice)
+    with nano.chat(LONG, stream=True, **choice) as stream:
+        streamed = stream.drain()
+    assert batch[0].tokens == alone.tokens == streamed.tokens
+    assert batch[0].thought_cache == alone.thought_cache == streamed.thought_cache
+    assert alone.thought_cache.evictions > 3
+
+
 # ---- what is asked for --------------------------------------------------------------------------
 
 
@@ -156,6 +218,11 @@ def test_wrong_choices_are_refused_by_name(nano, tmp_path):
     for make in (nano.session, lambda **given: nano.chat("Hi", **given)):
         with pytest.raises(musespark.InvalidRequest, match=r"thought_cache: got 'droop'.*'drop'"):
             make(thought_cache="droop")
+    for wrong in (31, -1, True, 2.5, "64", 2**31):
+        with pytest.raises(musespark.InvalidRequest, match=r"thought_cache_tokens: got .*least 32"):
+            nano.session(thought_cache_tokens=wrong)
+    with pytest.raises(musespark.InvalidRequest, match=r"thought_cache_tokens: a session has one"):
+        nano.session().chat("Hi", thought_cache_tokens=64)
     with pytest.raises(musespark.InvalidRequest, match=r"thought_cache: a session has one"):
         nano.session().chat("Hi", thought_cache="keep")
     with pytest.raises(musespark.InvalidRequest, match="unknown argument 'thought_cache'"):
@@ -165,6 +232,12 @@ def test_wrong_choices_are_refused_by_name(nano, tmp_path):
         assert model.chat("Hi", max_new_tokens=2).thought_cache is None
         with pytest.raises(musespark.InvalidRequest, match=r"'drop'.*marks no thoughts"):
             model.chat("Hi", thought_cache="drop")
+        with pytest.raises(musespark.InvalidRequest, match=r"_tokens: got 64.*marks no thoughts"):
+            model.chat("Hi", thought_cache_tokens=64)
+    for kv in ("f32", "kv4"):
+        refused = pytest.raises(musespark.InvalidRequest, match=f"'demote'.*kv='{kv}'")
+        with musespark.load(threads=1, kv=kv) as model, refused:
+            model.session(thought_cache="demote").chat("Hi")
 
 
 def test_a_file_of_another_choice_is_refused(nano, tmp_path, monkeypatch):
@@ -176,7 +249,7 @@ def test_a_file_of_another_choice_is_refused(nano, tmp_path, monkeypatch):
     header = SessionFile._read_header
 
     def without(self, text):  # as files of before have it
-        kept = {k: v for k, v in json.loads(text).items() if k != "thought_cache"}
+        kept = {k: v for k, v in json.loads(text).items() if not k.startswith("thought_cache")}
         header(self, json.dumps(kept).encode())
 
     monkeypatch.setattr(SessionFile, "_read_header", without)
@@ -207,6 +280,16 @@ def test_marks_of_protocols():
     assert thought_marks(tags, _Tokenizer("<think>", "</think>")) == {"opens": [[0]], "closes": [1]}
     assert thought_marks(tags, _Tokenizer("<think>")) is None
     assert thought_marks(PLAIN, _Tokenizer("<think>", "</think>")) is None
+
+
+def test_the_command_line_takes_the_choice(tmp_path, capsys):
+    path = str(tmp_path / "s")
+    ask = ["chat", LONG, "--json", "--effort", "high", "--session", path]
+    assert main([*ask, "--thought-cache", "demote", "--thought-cache-tokens", "96"]) == 0
+    told = json.loads(capsys.readouterr().out)["thought_cache"]
+    assert told["policy"] == "demote" and told["evictions"] > 0
+    assert main([*ask, "--thought-cache-tokens", "96"]) != 0
+    assert "--thought-cache-tokens: the session in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cache", ["keep", "drop"])
