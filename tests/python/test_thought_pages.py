@@ -10,9 +10,10 @@ import pytest
 from musespark import _core
 from musespark.engine import Engine, Request
 from musespark.errors import InvalidRequest
-from musespark.reference import attention
+from musespark.reference import attention, forward
 from musespark.reference.choose_rows import choose_rows
 from support import engine_cases as cases
+from support import run_engine, tiny_models
 from support.engine_cases import fingerprint, tokens
 
 PAGE = 64
@@ -287,3 +288,60 @@ def test_rows_come_out_of_a_page_as_they_are_in_it(form: str, d: int) -> None:
     scaled = page.key_scale[:, None] * page.key_codes.astype(np.float32)
     assert np.array_equal(k, page.key_mean + scaled)
     assert np.array_equal(v, page.value_scale[:, None] * page.value_codes.astype(np.float32))
+
+
+# ---- against the twin ---------------------------------------------------------------------------
+
+PROMPT, MOST, NEW = 40, 48, 150
+
+
+def evicting_attend(q, k, v, a, sinks):
+    """reference.forward.attend of a sequence whose thought begins at PROMPT: in layers without a
+    window rows that were evicted at a length are not seen by any query from there on."""
+    seen = np.repeat(forward.visible(len(q), a.window)[None], a.kv_heads, 0)
+    for head in range(a.kv_heads if a.window == 0 else 0):
+        group = slice(head * (a.heads // a.kv_heads), (head + 1) * (a.heads // a.kv_heads))
+        here = list(range(PAGE))  # of this head's rows, by position
+        for length in range(PAGE + 1, len(q)):
+            here.append(length - 1)
+            if len(here) < PAGE + MOST:
+                continue
+            rows = np.array(here[PAGE:])
+            chosen = choose_rows(k[rows, head], q[length - 8 : length, group], MOST * 3 // 4)
+            seen[head, length:, np.setdiff1d(rows, rows[chosen])] = False
+            here[PAGE:] = rows[chosen].tolist()
+    out = np.empty_like(q)
+    for head in range(a.heads):
+        kv_head = head // (a.heads // a.kv_heads)
+        scores = q[:, head] @ k[:, kv_head].T
+        scores = np.where(seen[kv_head], scores, -np.inf)
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        out[:, head] = p @ v[:, kv_head] / p.sum(-1, keepdims=True)
+    return out
+
+
+@pytest.mark.parametrize("name", ["llama", "muse"])
+def test_what_is_left_is_attended_to_as_the_twin_does(name: str, monkeypatch) -> None:
+    """Ropes at positions, rows at slots, the right rows: log-probabilities of 150 tokens."""
+    spec = getattr(tiny_models, name)()
+    assert not any(layer.attention.softcap for layer in spec.layers)
+    weights = tiny_models.random_weights(spec)
+    never_closed = thoughts(most=MOST) | {"closes": []}
+    plainly = thinking(prompt=PROMPT - 2, new=NEW, thoughts=never_closed)
+    request = dataclasses.replace(plainly, logit_bias=None)
+    given = {"threads": 1, "context": 256, "kv": "f32", "memory_budget": 1 << 26}
+    with Engine(spec, run_engine.pack_weights(weights, "f32"), **given) as engine:
+        result = run(engine, request)
+        whole = run(engine, dataclasses.replace(request, thoughts=None))
+    assert result.stats["evictions"] == (PROMPT + NEW - 1 - PAGE - MOST) // (MOST // 4) + 1
+
+    def told(ids: list[int]) -> np.ndarray:
+        rows = forward.logits(spec, weights, [*request.tokens, *ids])[PROMPT - 1 : -1]
+        return (rows - np.log(np.exp(rows).sum(-1, keepdims=True)))[np.arange(len(ids)), ids]
+
+    plain = told(result.tokens)
+    assert np.abs(told(whole.tokens) - whole.logprobs).max() < 1e-4
+    monkeypatch.setattr(forward, "attend", evicting_attend)
+    error = np.abs(told(result.tokens) - result.logprobs)
+    assert error.max() < 1e-4
+    assert np.abs(plain - result.logprobs).max() > 100 * error.max(), "evicting changed nothing"
