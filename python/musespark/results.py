@@ -110,8 +110,8 @@ class ThoughtCache:
     ``policy``: ``keep``, ``demote`` or ``drop``, as asked for. ``tokens``: thought tokens written.
     ``evictions``: how often rows were evicted, ``evicted_tokens`` of them in all, the same number
     for each head. ``demoted_pages``: pages of 64 tokens in 4 bits now, those of thoughts in the
-    prompt included. ``bytes``: of the whole pages inside the turn's thoughts at its end; 0 where
-    they are dropped then. ``freed_bytes``: given back by demoting and evicting, and (in all layers)
+    prompt included. ``bytes``: of the whole pages inside the turn's thoughts at its end, before any
+    are dropped. ``freed_bytes``: given back by demoting and evicting, and (in all layers)
     by dropping. ``recomputed_tokens``: tokens of the answer that are computed again in a dropped
     thought's place.
     """

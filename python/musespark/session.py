@@ -280,7 +280,6 @@ class Session:
         held, left = (self._bytes(len(ids)) for ids in (had, wanted))
         told = replace(
             result.thought_cache,
-            bytes=0,
             freed_bytes=result.thought_cache.freed_bytes + max(0, held - left),
             recomputed_tokens=len(wanted) - len(shared),
         )

@@ -68,7 +68,7 @@ def test_dropping_gives_memory_back(model):
             held[choice] = used(model)
             freed = result.thought_cache.freed_bytes
         assert used(model) == 0
-    assert freed > 0 and result.thought_cache.bytes == 0
+    assert freed > result.thought_cache.bytes > 0
     # What is measured differs by the open page of the prompt's end, which `keep` may hold too.
     assert held["keep"] - held["drop"] >= freed > held["keep"] // 4
 
