@@ -265,7 +265,7 @@ void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std
     entry.phase = Phase::retained;
     entry.last_used = counters.steps;
     std::int64_t bytes = entry.length() == 0 ? 0 : pool.bytes_for(entry.length(), 1);
-    if (entry.prompt_kv) bytes += prompt_kv_bytes(entry.prompt_kv->length(), entry.params);
+    if (entry.prompt_kv) bytes += prompt_kv_bytes(entry.prompt_kv->length());
     set_reserved(entry, 0, bytes);
     kept.emplace(entry.id, &entry);
     retained_bytes += entry.reserved_bytes;

@@ -3,7 +3,8 @@
 // becomes of thoughts; transfer.cc: pages to and from files.
 //
 // Locking: `mutex` guards everything that submit, cancel, release, fork and stats see. The step
-// holds it while it plans and while it books results, not while the model runs. Pages are touched
+// holds it while it plans and while it books results, not while the model runs or pages are made
+// anew. Pages are touched
 // by the step's thread only: what other threads ask for (forks, releases, transfers) waits for its
 // next plan. Who transfers pages then copies them under `pages_mutex`.
 #pragma once
@@ -71,7 +72,7 @@ struct Engine::Impl {
   std::uint8_t* page_bytes(RequestId id, std::int64_t index, std::size_t bytes, SavedPage* page,
                            std::shared_lock<std::shared_mutex>* hold);
   std::vector<std::int64_t> page_sizes(SavedLengths lengths) const;
-  std::int64_t restored_bytes(const Entry& entry, SavedLengths lengths) const;
+  std::int64_t restored_bytes(SavedLengths lengths) const;
 
   // schedule.cc
   void plan(Clock::time_point now);
@@ -79,7 +80,7 @@ struct Engine::Impl {
   void end_cancelled(Clock::time_point now);
   void grow_reservations();
   bool keeps_prompt_end(const RequestParams& params) const;
-  std::int64_t prompt_kv_bytes(std::int64_t prompt, const RequestParams& params) const;
+  std::int64_t prompt_kv_bytes(std::int64_t prompt) const;
   std::int64_t bytes_beside(std::int64_t prompt, const RequestParams& params) const;
   std::int64_t bytes_for(const Entry& entry, std::int64_t tokens) const;
   bool reserve(Entry& entry, std::int64_t tokens);

@@ -151,8 +151,7 @@ bool Engine::Impl::keeps_prompt_end(const RequestParams& params) const {
 
 // What the sequence at the prompt's end holds beyond what it shares: a window's pages and, in each
 // class, the page it ends in.
-std::int64_t Engine::Impl::prompt_kv_bytes(std::int64_t prompt, const RequestParams& params) const {
-  if (!keeps_prompt_end(params)) return 0;
+std::int64_t Engine::Impl::prompt_kv_bytes(std::int64_t prompt) const {
   return pool.bytes_for(std::min(prompt, widest_window + 2 * kPageTokens), 1);
 }
 
@@ -160,7 +159,7 @@ std::int64_t Engine::Impl::prompt_kv_bytes(std::int64_t prompt, const RequestPar
 // before the old ones go.
 std::int64_t Engine::Impl::bytes_beside(std::int64_t prompt, const RequestParams& params) const {
   const ThoughtParams& thoughts = params.thoughts;
-  std::int64_t bytes = prompt_kv_bytes(prompt, params);
+  std::int64_t bytes = keeps_prompt_end(params) ? prompt_kv_bytes(prompt) : 0;
   if (pool.window(0) > 0) return bytes;
   const bool demotes = thoughts.cache == ThoughtCache::demote;
   if (demotes || thoughts.most_tokens > 0) bytes += pool.open_bytes(0);

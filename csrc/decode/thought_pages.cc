@@ -1,6 +1,7 @@
-// What becomes of the keys and values of thoughts while a sequence grows: thoughts.h. With the
-// mutex held, in the step's thread. Whatever is done is done at a length that follows from the
-// tokens alone, and prefill stops there, so a sequence that is computed again comes out the same.
+// What becomes of the keys and values of thoughts while a sequence grows: thoughts.h. In the step's
+// thread, with the mutex held but for what takes long. Whatever is done is done at a length that
+// follows from the tokens alone, and prefill stops there, so a sequence that is computed again
+// comes out the same.
 #include <algorithm>
 
 #include "decode/engine_impl.h"
@@ -8,6 +9,18 @@
 
 namespace musespark {
 namespace {
+
+// Lets other threads in while pages are made anew: they touch no running sequence's.
+class Unlocked {
+ public:
+  explicit Unlocked(std::mutex& mutex) : mutex_(mutex) { mutex_.unlock(); }
+  ~Unlocked() { mutex_.lock(); }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  std::mutex& mutex_;
+};
 
 std::int64_t page_after(std::int64_t slot) { return (slot + kPageTokens - 1) / kPageTokens; }
 
@@ -70,7 +83,10 @@ void Engine::Impl::settle_thoughts(Entry& entry) {
 void Engine::Impl::evict_thought(Entry& entry, std::int64_t index) {
   const std::int64_t from = first_slot(entry, index), page = first_evictable(entry, index);
   const std::int64_t most = entry.params.thoughts.most_tokens, left = rows_left(most);
-  evict_rows(*entry.kv, page, left, entry.log, threads);
+  {
+    const Unlocked others(mutex);
+    evict_rows(*entry.kv, page, left, entry.log, threads);
+  }
   entry.stats.evicted_tokens += most - left;
   ++entry.stats.evictions;
   entry.evicting = index;
@@ -85,6 +101,7 @@ void Engine::Impl::demote_thought(Entry& entry) {
   while (page * kPageTokens < end && pool.form(entry.kv->page(0, page)) == KvForm::demoted) ++page;
   const std::int64_t last = end / kPageTokens;
   if (page >= last) return;
+  const Unlocked others(mutex);
   entry.stats.freed_bytes += demote_pages(*entry.kv, page, last, threads);
   entry.stats.demoted_pages += last - page;
 }

@@ -58,9 +58,9 @@ void Engine::Impl::begin_save(RequestId id) {
   unsettled.push_back(&entry);
 }
 
-std::int64_t Engine::Impl::restored_bytes(const Entry& entry, SavedLengths lengths) const {
+std::int64_t Engine::Impl::restored_bytes(SavedLengths lengths) const {
   const std::int64_t bytes = pool.bytes_for(lengths.length, 1);
-  return lengths.prompt == 0 ? bytes : bytes + prompt_kv_bytes(lengths.prompt, entry.params);
+  return lengths.prompt == 0 ? bytes : bytes + prompt_kv_bytes(lengths.prompt);
 }
 
 RequestId Engine::Impl::begin_restore(SavedSequence saved) {
@@ -76,7 +76,7 @@ RequestId Engine::Impl::begin_restore(SavedSequence saved) {
   params.retain = true;
   params.adapter = saved.adapter;
   auto entry = std::make_unique<Entry>(std::move(saved.tokens), std::move(params), vocab, 0);
-  const std::int64_t bytes = restored_bytes(*entry, saved.lengths);
+  const std::int64_t bytes = restored_bytes(saved.lengths);
   if (bytes > budget) {
     throw MemoryBudgetExceeded("the sequence needs " + std::to_string(bytes) +
                                " bytes of keys and values for " + std::to_string(count) +
@@ -121,7 +121,7 @@ void Engine::Impl::settle_transfer(Entry& entry) {
 
 void Engine::Impl::place_restored(Entry& entry) {
   Transfer& transfer = *entry.transfer;
-  const std::int64_t bytes = restored_bytes(entry, transfer.lengths);
+  const std::int64_t bytes = restored_bytes(transfer.lengths);
   if (!make_room(bytes)) {
     throw MemoryBudgetExceeded("the sequence needs " + std::to_string(bytes) +
                                " bytes of keys and values; running requests have reserved " +

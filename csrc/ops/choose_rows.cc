@@ -17,15 +17,35 @@ constexpr float kAlike = 0.5f;
 constexpr std::int64_t kAround = 3;  // keys before and after one whose importance it shares
 constexpr float kTiny = 1e-8f;       // of a key's length: a key of zeros is like no other
 
-float dot(const float* a, const float* b, std::int64_t d) {
-  float lane[16] = {};
-  for (std::int64_t at = 0; at < d; at += 16) {
-    for (int i = 0; i < 16; ++i) lane[i] += a[at + i] * b[at + i];
+constexpr int kTile = 16;  // rows side by side, so that products of a row with all are vectors
+
+// Rows as [tiles][channels][kTile], the last ones filled up with zeros.
+std::vector<float> side_by_side(const float* rows, std::int64_t count, std::int64_t d) {
+  const std::int64_t tiles = (count + kTile - 1) / kTile;
+  std::vector<float> out(static_cast<std::size_t>(tiles * d * kTile));
+  for (std::int64_t j = 0; j < count; ++j) {
+    float* to = out.data() + j / kTile * d * kTile + j % kTile;
+    for (std::int64_t c = 0; c < d; ++c) to[c * kTile] = rows[j * d + c];
   }
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return out;
+}
+
+// products[j] of a row with row j, for all of them and what they were filled up with.
+void multiply(const float* row, const std::vector<float>& tiles, std::int64_t d, float* products) {
+  const auto count = static_cast<std::int64_t>(tiles.size()) / (d * kTile);
+  for (std::int64_t t = 0; t < count; ++t) {
+    const float* tile = tiles.data() + t * d * kTile;
+    float sum[kTile] = {};
+    for (std::int64_t c = 0; c < d; ++c) {
+      const float x = row[c];
+      for (int i = 0; i < kTile; ++i) sum[i] += x * tile[c * kTile + i];
+    }
+    for (int i = 0; i < kTile; ++i) products[t * kTile + i] = sum[i];
   }
-  return lane[0];
+}
+
+std::size_t filled_up(std::int64_t count) {
+  return static_cast<std::size_t>((count + kTile - 1) / kTile * kTile);
 }
 
 // In place over [0, n); what is not a number weighs nothing.
@@ -45,15 +65,14 @@ void softmax(std::vector<float>* x, std::int64_t n) {
 }
 
 std::vector<float> importance(const ChooseRowsArgs& a, std::int64_t n) {
+  const std::vector<float> keys = side_by_side(a.keys, n, a.head_dim);
   std::vector<float> mean(static_cast<std::size_t>(n)), scores(static_cast<std::size_t>(n));
+  std::vector<float> products(filled_up(n));
   for (std::int64_t q = 0; q < a.queries; ++q) {
-    for (std::int64_t j = 0; j < n; ++j) {
-      float most = -std::numeric_limits<float>::infinity();
-      for (std::int64_t g = 0; g < a.group; ++g) {
-        most = std::max(most, dot(a.query + (q * a.group + g) * a.head_dim, a.keys + j * a.head_dim,
-                                  a.head_dim));
-      }
-      scores[static_cast<std::size_t>(j)] = most;
+    std::fill(scores.begin(), scores.end(), -std::numeric_limits<float>::infinity());
+    for (std::int64_t g = 0; g < a.group; ++g) {
+      multiply(a.query + (q * a.group + g) * a.head_dim, keys, a.head_dim, products.data());
+      for (std::size_t j = 0; j < scores.size(); ++j) scores[j] = std::max(scores[j], products[j]);
     }
     softmax(&scores, n);
     for (std::size_t j = 0; j < mean.size(); ++j) {
@@ -69,26 +88,33 @@ std::vector<float> importance(const ChooseRowsArgs& a, std::int64_t n) {
   return out;
 }
 
-std::vector<float> redundancy(const ChooseRowsArgs& a, std::int64_t n) {
+// Keys of length 1; zeros where there is no length.
+std::vector<float> unit_keys(const ChooseRowsArgs& a) {
   const std::int64_t d = a.head_dim;
-  std::vector<float> unit(static_cast<std::size_t>(a.rows * d));
+  std::vector<float> unit(a.keys, a.keys + a.rows * d);
   for (std::int64_t j = 0; j < a.rows; ++j) {
-    const float* key = a.keys + j * d;
-    const float length = std::sqrt(dot(key, key, d)) + kTiny;
-    for (std::int64_t i = 0; i < d; ++i)
-      unit[static_cast<std::size_t>(j * d + i)] = key[i] / length;
-  }
-  std::vector<float> sum(static_cast<std::size_t>(a.rows)), row(static_cast<std::size_t>(a.rows));
-  for (std::int64_t i = 0; i < a.rows; ++i) {
-    std::int64_t latest = -1;
-    for (std::int64_t j = 0; j < a.rows; ++j) {
-      float cosine = i == j ? 0.0f : dot(unit.data() + i * d, unit.data() + j * d, d);
-      if (!(cosine > -2.0f)) cosine = 0.0f;  // not a number: like no other
-      row[static_cast<std::size_t>(j)] = cosine;
-      if (cosine > kAlike) latest = j;
+    float* key = unit.data() + j * d;
+    float square = 0;
+    for (std::int64_t c = 0; c < d; ++c) square += key[c] * key[c];
+    const float length = std::sqrt(square) + kTiny;
+    for (std::int64_t c = 0; c < d; ++c) {
+      key[c] = square < std::numeric_limits<float>::infinity() ? key[c] / length : 0.0f;
     }
-    if (latest >= 0) row[static_cast<std::size_t>(latest)] = 0.0f;
-    for (std::size_t j = 0; j < sum.size(); ++j) sum[j] += row[j];
+  }
+  return unit;
+}
+
+std::vector<float> redundancy(const ChooseRowsArgs& a, std::int64_t n) {
+  const std::vector<float> unit = unit_keys(a);
+  const std::vector<float> tiles = side_by_side(unit.data(), a.rows, a.head_dim);
+  std::vector<float> sum(filled_up(a.rows)), cosines(filled_up(a.rows));
+  for (std::int64_t i = 0; i < a.rows; ++i) {
+    multiply(unit.data() + i * a.head_dim, tiles, a.head_dim, cosines.data());
+    cosines[static_cast<std::size_t>(i)] = 0.0f;
+    const auto close = std::find_if(cosines.rbegin(), cosines.rend(),
+                                    [](float cosine) { return cosine > kAlike; });
+    if (close != cosines.rend()) *close = 0.0f;
+    for (std::size_t j = 0; j < sum.size(); ++j) sum[j] += cosines[j];
   }
   for (float& value : sum) value /= static_cast<float>(a.rows);
   softmax(&sum, n);

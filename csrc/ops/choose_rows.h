@@ -9,9 +9,9 @@
 //     kept:          the last `queries` rows, and those of the largest
 //                    0.1 importance - 0.9 redundancy, the earlier of equals
 //
-// Softmaxes are over the rows that may go; scores are taken before a layer's soft cap. Float32 sums
-// over channels in 16 lanes (lane = channel mod 16) and the tree of kernels/rowwise; over rows
-// ascending; exp in double. So the choice is the same on every machine.
+// Softmaxes are over the rows that may go; scores are taken before a layer's soft cap. A key that
+// is not finite is like no other. Float32 sums over channels, then over rows, ascending; exp in
+// double: the choice is the same on every machine.
 #pragma once
 
 #include <cstdint>

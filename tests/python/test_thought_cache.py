@@ -13,6 +13,7 @@ from musespark.session_file import SessionFile
 from musespark.text.protocols import HARMONY, MUSE, PLAIN, compose
 from musespark.thought_cache import ThoughtChoice, thought_marks
 from support import engine_cases as cases
+from support.chat_folder import chat_folder
 
 LONG = "sort 19, 42, 94, 58, 92, 92, 15, 46, 74"  # a thought of more than two pages
 TURNS = ("What is 23 + 45?", LONG, "And what is 7 + 8?")
@@ -209,6 +210,46 @@ def test_batches_and_streams_take_the_choice(nano):
     assert batch[0].tokens == alone.tokens == streamed.tokens
     assert batch[0].thought_cache == alone.thought_cache == streamed.thought_cache
     assert alone.thought_cache.evictions > 3
+
+
+# ---- without windows ----------------------------------------------------------------------------
+
+THINK = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{"thought_cache": "drop"}, {"thought_cache": "demote"}, {"thought_cache_tokens": 32}],
+    ids=["drop", "demote", "evict"],
+)
+def test_a_model_without_windows_goes_on_from_its_prompts_end(choice, tmp_path):
+    """To the token, not to the page in which the prompt ended; after a file as well. The template
+    opens the thought in the prompt, so that all but this marker is in the next one."""
+    markers = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+    folder = chat_folder(tmp_path / "m", THINK, markers)
+    with musespark.load(folder, kv="kv8", prefix_cache=False, threads=1) as model:
+        model._protocol = compose("think", None)
+        close = model.tokenizer.markers["</think>"]
+        given = {"max_new_tokens": 150, "temperature": 1.0, "logit_bias": {close: 1.0}}
+        session, plain = model.session(**choice), model.session()
+        thoughts, known = 0, 0
+        for turn in range(3):
+            result, wanted = (s.chat("abc" * 9, seed=turn, **given) for s in (session, plain))
+            thoughts += result.usage.reasoning_tokens
+            if choice == {"thought_cache": "drop"}:
+                assert result.tokens == wanted.tokens
+                assert turn == 0 or result.usage.prompt_tokens - result.usage.cached_tokens < 50
+                assert result.usage.cached_tokens >= known
+            else:
+                assert result.usage.cached_tokens == known
+            known = result.usage.prompt_tokens - 1
+            session.save(tmp_path / "s")
+            session.close()
+            session = model.resume(tmp_path / "s")
+        assert thoughts > 100
 
 
 # ---- what is asked for --------------------------------------------------------------------------
