@@ -70,7 +70,7 @@ def exercises(n: int) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     plain: list[bool] = []
     long: list[int] = []
-    with musespark.load(threads=2) as model:
+    with musespark.load(threads=2, kv="kv8") as model:
         for name, options in CHOICES.items():
             replies = _replies(model, items, **options)
             right = [
@@ -106,7 +106,7 @@ def conversations(count: int) -> dict[str, Any]:
     tokens: dict[str, Any] = {}
     for choice in ("keep", "drop"):
         computed, first, held, freed, said = [], [], [], [], []
-        with musespark.load(threads=2, prefix_cache=False) as model:
+        with musespark.load(threads=2, kv="kv8", prefix_cache=False) as model:
             for turns in zip(*groups, strict=True):
                 with model.session(thought_cache=choice) as session:
                     for at, item in enumerate(turns):

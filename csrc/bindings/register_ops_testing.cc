@@ -11,7 +11,7 @@
 #include "base/errors.h"
 #include "base/float_env.h"
 #include "base/thread_pool.h"
-#include "formats/kv_rows.h"
+#include "formats/kv_page_codec.h"
 #include "formats/weights_codec.h"
 #include "kernels/dispatch.h"
 #include "kv_formats.h"
@@ -155,10 +155,13 @@ py::tuple page_rows(const std::string& format, std::int64_t d, const Bytes& page
     throw InvalidRequest("page: " + std::to_string(page.size()) + " bytes of " + format);
   }
   Floats k({std::int64_t{kPageTokens}, d}), v({std::int64_t{kPageTokens}, d});
-  const auto load = sealed ? load_sealed_row : load_open_row;
-  for (std::int64_t slot = 0; slot < kPageTokens; ++slot) {
-    load(*kv, d, page.data(), slot, k.mutable_data() + slot * d, v.mutable_data() + slot * d);
+  if (!sealed) {
+    decode_open(*kv, d, page.data(), k.mutable_data(), v.mutable_data());
+    return py::make_tuple(k, v);
   }
+  std::vector<float> mean(static_cast<std::size_t>(d));
+  decode_sealed(*kv, d, page.data(), k.mutable_data(), mean.data(), v.mutable_data());
+  for (std::int64_t i = 0; i < k.size(); ++i) k.mutable_data()[i] += mean[i % d];
   return py::make_tuple(k, v);
 }
 

@@ -96,6 +96,7 @@ void Engine::Impl::evict_thought(Entry& entry, std::int64_t index) {
 // The thought that has just ended. Pages that another request demoted already stay.
 void Engine::Impl::demote_thought(Entry& entry) {
   if (pool.window(0) > 0 || !pool.seals()) return;
+  if (pool.full_bytes(0, KvForm::demoted) == pool.full_bytes(0, KvForm::body)) return;
   const auto [begin, end] = entry.thought_slots.back();
   std::int64_t page = std::max<std::int64_t>(1, page_after(begin));
   while (page * kPageTokens < end && pool.form(entry.kv->page(0, page)) == KvForm::demoted) ++page;

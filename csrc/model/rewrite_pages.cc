@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/aligned.h"
-#include "formats/kv_rows.h"
+#include "formats/kv_page_codec.h"
 #include "kernels/dispatch.h"
 #include "ops/choose_rows.h"
 
@@ -48,21 +48,34 @@ std::int64_t open_offset(const PagePool& pool, const Head& head) {
   return place.open_offset + head.kv_head * place.open_stride;
 }
 
-// Slots first .. end - 1 of a head.
-HeadRows load(const Sequence& sequence, const Head& head, std::int64_t first, std::int64_t end) {
+// All slots of a page of a head.
+HeadRows load_page(const Sequence& sequence, const Head& head, std::int64_t page) {
   const PagePool& pool = sequence.pool();
-  HeadRows rows(end - first, head.head_dim);
-  for (std::int64_t slot = first; slot < end; ++slot) {
-    const Sequence::Parts parts = sequence.parts(0, slot / kPageTokens);
-    const SealedSlab& slab = slab_of(pool, head, parts.form);
-    float* k = rows.k.data() + (slot - first) * rows.d;
-    float* v = rows.v.data() + (slot - first) * rows.d;
-    if (parts.open) {
-      load_open_row(slab.format, rows.d, parts.open + open_offset(pool, head), slot % kPageTokens,
-                    k, v);
-    } else {
-      load_sealed_row(slab.format, rows.d, parts.sealed + slab.offset, slot % kPageTokens, k, v);
-    }
+  const Sequence::Parts parts = sequence.parts(0, page);
+  const SealedSlab& slab = slab_of(pool, head, parts.form);
+  HeadRows rows(kPageTokens, head.head_dim);
+  if (parts.open) {
+    decode_open(slab.format, rows.d, parts.open + open_offset(pool, head), rows.k.data(),
+                rows.v.data());
+    return rows;
+  }
+  std::vector<float> mean(static_cast<std::size_t>(rows.d));
+  decode_sealed(slab.format, rows.d, parts.sealed + slab.offset, rows.k.data(), mean.data(),
+                rows.v.data());
+  for (std::size_t i = 0; i < rows.k.size(); ++i) rows.k[i] += mean[i % mean.size()];
+  return rows;
+}
+
+// Slots of a head from page `first` on to `end`.
+HeadRows load_from(const Sequence& sequence, const Head& head, std::int64_t first,
+                   std::int64_t end) {
+  HeadRows rows(end - first * kPageTokens, head.head_dim);
+  for (std::int64_t page = first; page * kPageTokens < end; ++page) {
+    const HeadRows here = load_page(sequence, head, page);
+    const std::int64_t count = std::min<std::int64_t>(kPageTokens, end - page * kPageTokens);
+    const std::int64_t at = (page - first) * kPageTokens * rows.d;
+    std::copy_n(here.k.begin(), count * rows.d, rows.k.begin() + at);
+    std::copy_n(here.v.begin(), count * rows.d, rows.v.begin() + at);
   }
   return rows;
 }
@@ -154,7 +167,7 @@ std::int64_t demote_pages(Sequence& sequence, std::int64_t first, std::int64_t e
                     static_cast<std::size_t>(sealed_page_bytes(to.format, head.head_dim)));
         return;
       }
-      const HeadRows rows = load(sequence, head, page * kPageTokens, (page + 1) * kPageTokens);
+      const HeadRows rows = load_page(sequence, head, page);
       store(pool, id, head, rows, all.data(), kPageTokens);
     });
     freed += pool.bytes(sequence.page(0, page)) - pool.bytes(id);
@@ -175,7 +188,7 @@ void evict_rows(Sequence& sequence, std::int64_t first, std::int64_t keep, const
   }
   threads.run(static_cast<std::int64_t>(heads.size()), [&](std::int64_t item, int) {
     const Head& head = heads[static_cast<std::size_t>(item)];
-    const HeadRows rows = load(sequence, head, begin, end);
+    const HeadRows rows = load_from(sequence, head, first, end);
     const std::vector<float> queries = last_queries(log, head, sequence.length());
     const auto width = static_cast<std::int64_t>(queries.size()) / QueryLog::kRows;
     const std::vector<std::int32_t> chosen =

@@ -201,12 +201,9 @@ class Model:
         raises InvalidRequest: nothing is ignored. The other options are those of :meth:`generate`;
         ``stop`` looks at the answer only. ``continue_final_message``: the last message is the
         beginning of the answer, which the model goes on with; the result has what it adds.
-        ``thought_cache``: what becomes of a finished thought's keys and values: ``keep``;
-        ``demote``: whole pages of 64 tokens go to 4 bits, before the answer is written; ``drop``:
-        nothing after the prompt is kept for a next turn, and the result stays the same.
-        ``thought_cache_tokens``: how much of a thought under way layers without a window remember;
-        at so many tokens a quarter goes, the least important and most redundant of each head
-        (R-KV). All but ``drop`` change results, whose ``thought_cache`` says what happened.
+        ``thought_cache``: ``keep``, ``demote`` or ``drop`` the keys and values of thoughts that have
+        ended; ``thought_cache_tokens``: how much of one under way is remembered. What they do is
+        said in :class:`musespark.results.ThoughtCache`, which the result has.
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
         ``tool``; its ``.result`` is the ChatResult.
         """
@@ -464,10 +461,13 @@ class Model:
             ends=self._stop_ids,
             continuing=chat.get("continue_final_message", False),
         )
-        thoughts = request_thoughts(given, self._protocol, self.tokenizer, self._info)
+        spec, formats = self._weights.spec, self._info.kv_formats
+        thoughts = request_thoughts(given, self._protocol, self.tokenizer, spec, formats)
         more = {"retain": retain, "adapter": adapter, "thoughts": thoughts}
         request = self._request(np.asarray(ids, np.int32), options, **more)
-        return request, ChatCollector(parser, options, self._info.kv, thoughts and thoughts["cache"])
+        return request, ChatCollector(
+            parser, options, self._info.kv, thoughts and thoughts["cache"]
+        )
 
     def _submit(
         self, request: Request, collector: Collector, base: Retained | None = None

@@ -107,6 +107,14 @@ class ThoughtCache:
     """What became of the keys and values of a turn's thoughts; of the layers without a window,
     where nothing else is said.
 
+    ``thought_cache="demote"``: whole pages of 64 tokens inside a finished thought go to 4 bits,
+    before the answer is written. ``"drop"``: nothing after the prompt is kept for others to begin
+    with, and a session computes its answer again without the thought, as the next prompt has it;
+    results stay the same. ``thought_cache_tokens=n``: a thought under way has at most n rows beyond
+    the page in which it begins; at so many a quarter goes, of each head those that are least
+    important and most redundant (csrc/ops/choose_rows.h). What ``demote`` and ``n`` change does
+    not depend on how the request is computed.
+
     ``policy``: ``keep``, ``demote`` or ``drop``, as asked for. ``tokens``: thought tokens written.
     ``evictions``: how often rows were evicted, ``evicted_tokens`` of them in all, the same number
     for each head. ``demoted_pages``: pages of 64 tokens in 4 bits now, those of thoughts in the

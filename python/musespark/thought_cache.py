@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from musespark.errors import InvalidRequest
-from musespark.results import ModelInfo
+from musespark.families.spec import ModelSpec
 from musespark.text import Tokenizer
 from musespark.text.channels import THOUGHT
 from musespark.text.protocols import Protocol
@@ -53,10 +53,15 @@ def checked_choice(cache: Any = None, tokens: Any = None) -> ThoughtChoice:
 
 
 def request_thoughts(
-    given: Mapping[str, Any], protocol: Protocol, tokenizer: Tokenizer, info: ModelInfo
+    given: Mapping[str, Any],
+    protocol: Protocol,
+    tokenizer: Tokenizer,
+    spec: ModelSpec,
+    formats: str,
 ) -> dict[str, Any] | None:
     """``Request.thoughts`` of a request's options; None where nothing is to be done and thoughts
-    are not marked by tokens. InvalidRequest where the choice could do nothing."""
+    are not marked by tokens. ``formats``: of keys and values (:attr:`ModelInfo.kv_formats`).
+    InvalidRequest where the choice could do nothing."""
     choice = checked_choice(*(given.get(name) for name in THOUGHT_OPTIONS))
     marks = thought_marks(protocol, tokenizer)
     if marks is None and choice != ThoughtChoice():
@@ -65,13 +70,28 @@ def request_thoughts(
             f"{name}: got {value!r}, but the model's protocol {protocol.name!r} marks no thoughts "
             "by tokens of its own"
         )
-    if choice.cache == DEMOTE and info.kv in ("f32", "kv4"):
-        raise InvalidRequest(
-            f"thought_cache: got 'demote', but with kv={info.kv!r} there is nothing to demote"
-        )
+    if choice != ThoughtChoice():
+        _refuse_idle(choice, spec, formats)
     if marks is None:
         return None
     return {"cache": choice.cache, "most_tokens": choice.tokens, **marks}
+
+
+def _refuse_idle(choice: ThoughtChoice, spec: ModelSpec, formats: str) -> None:
+    by_layer = formats.split(",")
+    if len(by_layer) == 1:
+        by_layer *= len(spec.layers)
+    pairs = zip(spec.layers, by_layer, strict=True)
+    whole = [text.split("/") for layer, text in pairs if layer.attention.window == 0]
+    if choice.tokens is not None and not whole:
+        raise InvalidRequest(
+            f"thought_cache_tokens: got {choice.tokens}, but every layer of the model has a window"
+        )
+    if choice.cache == DEMOTE and all(f in ("f32", "kv4") for heads in whole for f in heads):
+        raise InvalidRequest(
+            "thought_cache: got 'demote', but layers without a window have nothing to demote: "
+            f"their keys and values are {' and '.join(sorted({f for h in whole for f in h}))}"
+        )
 
 
 def _asked(choice: ThoughtChoice) -> tuple[str, Any]:

@@ -65,7 +65,7 @@ def test_forks_run_at_once_in_the_memory_that_they_take(kv: str) -> None:
         wanted = [fingerprint(go_on(engine, None, i).result()) for i in range(FORKS)]
     needs, page = (cases.bytes_needed(model, n, kv=kv, prefill_chunk=64) for n in (PREFIX, 64))
     budget = needs + FORKS * 2 * page  # each may end one page and begin the next
-    assert budget < FORKS * needs * (0.4 if kv == "f32" else 0.6)
+    assert budget < FORKS * needs * (0.4 if kv == "f32" else 0.7)
     with cases.make_engine(model, kv=kv, memory_budget=budget, prefill_chunk=64) as engine:
         first = retained(engine, tokens(PREFIX))
         forks = [first.fork() for _ in range(FORKS)]

@@ -29,7 +29,7 @@ def model(request):
 
 @pytest.fixture(scope="module")
 def nano():
-    with musespark.load(threads=1) as loaded:
+    with musespark.load(threads=1, kv="kv8") as loaded:
         yield loaded
 
 
@@ -71,7 +71,7 @@ def test_dropping_gives_memory_back(model):
         assert used(model) == 0
     assert freed > result.thought_cache.bytes > 0
     # What is measured differs by the open page of the prompt's end, which `keep` may hold too.
-    assert held["keep"] - held["drop"] >= freed > held["keep"] // 4
+    assert held["keep"] - held["drop"] >= freed > held["keep"] // 6
 
 
 def test_the_thoughts_of_an_unfinished_turn_are_not_dropped(nano, monkeypatch):
@@ -154,7 +154,7 @@ def test_a_session_that_cannot_settle_computes_its_next_turn(model, how):
 
 def repeating() -> musespark.Model:
     """A model whose template repeats every thought."""
-    model = musespark.load(threads=1, prefix_cache=False)
+    model = musespark.load(threads=1, kv="kv8", prefix_cache=False)
     old = str(model.template.sources[0])
     model.template = old.replace("loop.index0 > last.user or", "true or")
     return model
@@ -276,7 +276,7 @@ def test_wrong_choices_are_refused_by_name(nano, tmp_path):
         with pytest.raises(musespark.InvalidRequest, match=r"_tokens: got 64.*marks no thoughts"):
             model.chat("Hi", thought_cache_tokens=64)
     for kv in ("f32", "kv4"):
-        refused = pytest.raises(musespark.InvalidRequest, match=f"'demote'.*kv='{kv}'")
+        refused = pytest.raises(musespark.InvalidRequest, match=f"'demote'.*values are {kv}")
         with musespark.load(threads=1, kv=kv) as model, refused:
             model.session(thought_cache="demote").chat("Hi")
 
@@ -325,7 +325,7 @@ def test_marks_of_protocols():
 
 def test_the_command_line_takes_the_choice(tmp_path, capsys):
     path = str(tmp_path / "s")
-    ask = ["chat", LONG, "--json", "--effort", "high", "--session", path]
+    ask = ["chat", LONG, "--kv", "kv8", "--json", "--effort", "high", "--session", path]
     assert main([*ask, "--thought-cache", "demote", "--thought-cache-tokens", "96"]) == 0
     told = json.loads(capsys.readouterr().out)["thought_cache"]
     assert told["policy"] == "demote" and told["evictions"] > 0

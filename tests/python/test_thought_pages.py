@@ -277,7 +277,7 @@ def test_what_cannot_be_chosen_from_is_refused() -> None:
 def test_rows_come_out_of_a_page_as_they_are_in_it(form: str, d: int) -> None:
     rng = np.random.default_rng(d)
     rows = rng.standard_normal((2, PAGE, d)).astype(np.float32) + 3
-    opened = np.zeros(2 * 2 * PAGE * d, np.uint8)
+    opened = np.zeros((4 + 2) * PAGE * d, np.uint8)
     for slot in range(PAGE):
         _core.testing.write_token("scalar", form, slot, *rows[:, slot], opened)
     k, v = _core.testing.page_rows(form, d, opened, sealed=False)
