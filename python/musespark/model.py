@@ -203,7 +203,7 @@ class Model:
         beginning of the answer, which the model goes on with; the result has what it adds.
         ``thought_cache``: ``keep``, ``demote`` or ``drop`` the keys and values of thoughts that have
         ended; ``thought_cache_tokens``: how much of one under way is remembered. What they do is
-        said in :class:`musespark.results.ThoughtCache`, which the result has.
+        said in :class:`musespark.ThoughtCache`, which the result has.
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
         ``tool``; its ``.result`` is the ChatResult.
         """
