@@ -201,8 +201,8 @@ class Model:
         raises InvalidRequest: nothing is ignored. The other options are those of :meth:`generate`;
         ``stop`` looks at the answer only. ``continue_final_message``: the last message is the
         beginning of the answer, which the model goes on with; the result has what it adds.
-        ``thought_cache``: ``keep``, ``demote`` or ``drop`` the keys and values of thoughts that have
-        ended; ``thought_cache_tokens``: how much of one under way is remembered. What they do is
+        ``thought_cache``: ``keep``, ``demote`` or ``drop`` the keys and values of a thought that
+        has ended; ``thought_cache_tokens``: how much of one under way is remembered. What they do is
         said in :class:`musespark.ThoughtCache`, which the result has.
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
         ``tool``; its ``.result`` is the ChatResult.
