@@ -202,8 +202,8 @@ class Model:
         ``stop`` looks at the answer only. ``continue_final_message``: the last message is the
         beginning of the answer, which the model goes on with; the result has what it adds.
         ``thought_cache``: ``keep``, ``demote`` or ``drop`` the keys and values of a thought that
-        has ended; ``thought_cache_tokens``: how much of one under way is remembered. What they do is
-        said in :class:`musespark.ThoughtCache`, which the result has.
+        has ended; ``thought_cache_tokens``: how much of one under way is remembered. What they do
+        is said in :class:`musespark.ThoughtCache`, which the result has.
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
         ``tool``; its ``.result`` is the ChatResult.
         """
