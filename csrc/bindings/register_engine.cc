@@ -95,6 +95,20 @@ SamplingParams read_sampling(DictReader& d) {
   return out;
 }
 
+ThoughtParams read_thoughts(DictReader d) {
+  ThoughtParams out;
+  out.cache = d.choice<ThoughtCache>("cache", {{"keep", ThoughtCache::keep},
+                                               {"demote", ThoughtCache::demote},
+                                               {"drop", ThoughtCache::drop}});
+  if (d.has("most_tokens")) out.most_tokens = d.integer("most_tokens");
+  for (const auto& marks : d.list("opens")) {
+    out.opens.push_back(ids_from_python(marks, d.path("opens")));
+  }
+  out.closes = ids_from_python(d.value("closes"), d.path("closes"));
+  d.finish();
+  return out;
+}
+
 RequestParams params_from_python(const py::dict& params) {
   DictReader d(params, "");
   RequestParams out;
@@ -111,6 +125,7 @@ RequestParams params_from_python(const py::dict& params) {
   if (d.has("deadline_s")) out.deadline_s = d.real("deadline_s");
   if (d.has("retain")) out.retain = d.boolean("retain");
   if (d.has("adapter")) out.adapter = d.integer("adapter");
+  if (d.has("thoughts")) out.thoughts = read_thoughts(d.dict("thoughts"));
   d.finish();
   return out;
 }
@@ -165,6 +180,9 @@ py::tuple event_tuple(const FinishedEvent& event) {
   py::dict stats(
       py::arg("prompt_tokens") = s.prompt_tokens, py::arg("cached_tokens") = s.cached_tokens,
       py::arg("completion_tokens") = s.completion_tokens, py::arg("preemptions") = s.preemptions,
+      py::arg("thought_tokens") = s.thought_tokens, py::arg("thought_bytes") = s.thought_bytes,
+      py::arg("demoted_pages") = s.demoted_pages, py::arg("evictions") = s.evictions,
+      py::arg("evicted_tokens") = s.evicted_tokens, py::arg("freed_bytes") = s.freed_bytes,
       py::arg("queue_s") = s.queue_s, py::arg("prefill_s") = s.prefill_s,
       py::arg("decode_s") = s.decode_s, py::arg("first_token_s") = s.first_token_s);
   py::object error = py::none();
@@ -261,7 +279,8 @@ class PyEngine {
         py::arg("retained") = s.retained, py::arg("steps") = s.steps, py::arg("rows") = s.rows,
         py::arg("preemptions") = s.preemptions, py::arg("redone_steps") = s.redone_steps,
         py::arg("kv_bytes_used") = s.kv_bytes_used, py::arg("kv_bytes_limit") = s.kv_bytes_limit,
-        py::arg("prefix_bytes") = s.prefix_bytes, py::arg("adapters") = s.adapters,
+        py::arg("prefix_bytes") = s.prefix_bytes, py::arg("pages") = s.pages,
+        py::arg("open_pages") = s.open_pages, py::arg("adapters") = s.adapters,
         py::arg("adapter_bytes") = s.adapter_bytes, py::arg("threads") = pool_.threads(),
         py::arg("context") = context_, py::arg("isa") = isa_name(kernels().isa));
   }

@@ -166,7 +166,8 @@ void register_cache(py::module_& m) {
              return std::make_shared<PagePool>(model.model().kv_layout(), budget);
            }),
            py::arg("model"), py::arg("budget") = std::int64_t{1} << 40)
-      .def("bytes_for", &PagePool::bytes_for, py::arg("tokens"), py::arg("step"))
+      .def("bytes_for", &PagePool::bytes_for, py::arg("tokens"), py::arg("step"),
+           py::arg("evicted") = 0)
       .def_property_readonly("classes", &PagePool::classes)
       .def("window", &PagePool::window)
       .def("open_bytes", &PagePool::open_bytes)

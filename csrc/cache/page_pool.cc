@@ -78,12 +78,13 @@ PagePool::Usage PagePool::usage() const {
   return {budget_, in_use_, kept_, allocated_, peak_, pages, open_pages_};
 }
 
-std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step) const {
-  const std::int64_t all = pages_of(tokens);
-  // A step touches at most the page it begins in, those it fills and the one it ends in.
-  const std::int64_t touched = std::min(all, pages_of(step) + 1);
+std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step,
+                                 std::int64_t evicted) const {
   std::int64_t bytes = 0;
   for (const Class& cls : classes_) {
+    const std::int64_t all = pages_of(cls.window == 0 ? tokens - evicted : tokens);
+    // A step touches at most the page it begins in, those it fills and the one it ends in.
+    const std::int64_t touched = std::min(all, pages_of(step) + 1);
     std::int64_t held = all;
     if (cls.window > 0) {
       const std::int64_t seen = checked_add(cls.window, step, "[page_pool] window + step");
@@ -94,9 +95,9 @@ std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step) const {
     bytes = checked_add(bytes, checked_mul(open, cls.open_bytes, what), what);
     if (held == 0) continue;
     // With the first page, even where a window ends by leaving it behind.
-    const auto& [first, body] = cls.sealed_bytes;
-    bytes = checked_add(bytes, checked_mul(held - 1, body, what), what);
-    bytes = checked_add(bytes, first, what);
+    const auto of = [&](KvForm form) { return cls.sealed_bytes[static_cast<std::size_t>(form)]; };
+    bytes = checked_add(bytes, checked_mul(held - 1, of(KvForm::body), what), what);
+    bytes = checked_add(bytes, of(KvForm::first), what);
   }
   return bytes;
 }
@@ -104,7 +105,8 @@ std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step) const {
 // Returns spare parts to the system until `bytes` more fit the budget.
 bool PagePool::make_room(std::int64_t bytes) noexcept {
   for (Class& cls : classes_) {
-    for (auto* spare : {&cls.spare_sealed[0], &cls.spare_sealed[1], &cls.spare_open}) {
+    auto& sealed = cls.spare_sealed;
+    for (auto* spare : {&sealed[0], &sealed[1], &sealed[2], &cls.spare_open}) {
       while (allocated_ + bytes > budget_ && !spare->empty()) {
         allocated_ -= static_cast<std::int64_t>(spare->back().size());
         spare->pop_back();
@@ -209,6 +211,12 @@ void PagePool::set_kept(PageId id, bool kept) noexcept {
 std::int64_t PagePool::kept_bytes(const Page& page) const {
   if (!page.kept || page.references != 1) return 0;
   return full_bytes(page.page_class, page.form);
+}
+
+std::int64_t PagePool::bytes(PageId id) const {
+  const Page& page = pages_[static_cast<std::size_t>(id)];
+  const std::int64_t sealed = has_sealed(id) ? sealed_bytes(page.page_class, page.form) : 0;
+  return sealed + (page.open_references > 0 ? open_bytes(page.page_class) : 0);
 }
 
 void PagePool::release_open(PageId id) noexcept {

@@ -89,7 +89,8 @@ class PagePool {
 
   // The most bytes one unshared sequence of `tokens` tokens ever holds when it is written in steps
   // of at most `step` tokens and each step is accepted before the next: what admission reserves.
-  std::int64_t bytes_for(std::int64_t tokens, std::int64_t step) const;
+  // `evicted` of the tokens have no rows in the class without a window.
+  std::int64_t bytes_for(std::int64_t tokens, std::int64_t step, std::int64_t evicted = 0) const;
 
   // Who gives pages back when the budget is used up: asked again and again, until there is room or
   // it returns false.
@@ -110,6 +111,8 @@ class PagePool {
   void set_kept(PageId page, bool kept) noexcept;
   int references(PageId page) const { return pages_[page].references; }
   KvForm form(PageId page) const { return pages_[page].form; }
+  bool kept(PageId page) const { return pages_[page].kept; }
+  std::int64_t bytes(PageId page) const;  // of its parts
   bool has_sealed(PageId page) const { return pages_[page].sealed.data() != nullptr; }
 
   // The parts of a page, null where it has no such part.

@@ -87,7 +87,8 @@ void PrefixTree::insert(const PrefixKey& key, std::span<const std::int32_t> toke
   ++clock_;
   std::vector<Node*> nodes;
   Node* at = root->second.get();
-  for (std::int64_t p = 0; p < sequence.length() / kPageTokens; ++p) {
+  const auto most = static_cast<std::int64_t>(tokens.size());
+  for (std::int64_t p = 0; p < std::min(most, sequence.length()) / kPageTokens; ++p) {
     at = child(at, tokens.data() + p * kPageTokens);
     nodes.push_back(at);
     touch(at);

@@ -76,8 +76,8 @@ class PrefixTree {
   std::pair<Sequence, Pin> take(const PrefixKey& key, std::span<const std::int32_t> tokens,
                                 std::int64_t length);
 
-  // Puts in the full pages of `sequence`, whose tokens these are. `marks`: lengths from which
-  // others will go on, as far as the sequence still has the pages for it.
+  // Puts in the full pages of `sequence` that these tokens, with which it begins, fill. `marks`:
+  // lengths from which others will go on, as far as the sequence still has the pages for it.
   void insert(const PrefixKey& key, std::span<const std::int32_t> tokens, const Sequence& sequence,
               std::span<const std::int64_t> marks);
 

@@ -65,15 +65,17 @@ static constexpr int kStepChannels = 32;  // channels of a row that share a step
 static constexpr int kMostHeadDim = 512;
 
 // What a page is by its place in a sequence. A page's slabs (one for each KV head of each layer)
-// have formats of their own; first: positions 0..63, where attention sinks sit, are 8 bits always.
-enum class KvForm : std::uint8_t { first = 0, body = 1 };
-static constexpr int kKvForms = 2;
+// have formats of their own; first: positions 0..63, where attention sinks sit, are 8 bits always;
+// demoted: a page of a finished thought that was sealed again, all in 4 bits.
+enum class KvForm : std::uint8_t { first = 0, body = 1, demoted = 2 };
+static constexpr int kKvForms = 3;
 static constexpr KvForm form_of_page(std::int64_t page) {
   return page == 0 ? KvForm::first : KvForm::body;
 }
 // The format that a slab has in pages of a form; `chosen`: that of its layer and KV head.
 static constexpr KvFormat slab_format(KvForm form, KvFormat chosen) {
-  return form == KvForm::first && chosen != KvFormat::f32 ? KvFormat::kv8 : chosen;
+  if (chosen == KvFormat::f32 || form == KvForm::body) return chosen;
+  return form == KvForm::first ? KvFormat::kv8 : KvFormat::kv4;
 }
 
 static constexpr bool has_4bit_keys(KvFormat format) { return format == KvFormat::kv4; }

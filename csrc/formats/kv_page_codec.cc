@@ -1,5 +1,7 @@
 #include "formats/kv_page_codec.h"
 
+#include <cstring>
+
 #include "base/half.h"
 
 namespace musespark {
@@ -7,6 +9,12 @@ namespace {
 
 float load_f16(const std::uint8_t* at) {
   return f16_to_f32(static_cast<std::uint16_t>(at[0] | at[1] << 8));
+}
+
+float load_f32(const std::uint8_t* at) {
+  float x;
+  std::memcpy(&x, at, 4);
+  return x;
 }
 
 std::int32_t load_nibble(const std::uint8_t* base, NibbleAt at) {
@@ -40,6 +48,18 @@ void decode_sealed(KvFormat format, std::int64_t dim, const std::uint8_t* sealed
               : static_cast<std::int8_t>(sealed[at.v_codes + value_code_at(dim, j, d)]);
       keys[j * dim + d] = static_cast<float>(key) * key_scale;
       values[j * dim + d] = static_cast<float>(value) * value_scale;
+    }
+  }
+}
+
+void decode_open(KvFormat format, std::int64_t dim, const std::uint8_t* open, float* keys,
+                 float* values) {
+  const std::uint8_t* v = open + open_keys_bytes(dim);
+  for (std::int64_t j = 0; j < kPageTokens; ++j) {
+    for (std::int64_t d = 0; d < dim; ++d) {
+      keys[j * dim + d] = load_f32(open + 4 * ((j / 16 * dim + d) * 16 + j % 16));
+      const std::int64_t at = j * dim + d;
+      values[at] = format == KvFormat::f32 ? load_f32(v + 4 * at) : load_f16(v + 2 * at);
     }
   }
 }

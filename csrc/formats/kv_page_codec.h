@@ -1,4 +1,4 @@
-// Sealed pages of keys and values as numbers, in the rotated frame (formats/kv_page.h).
+// Pages of keys and values as numbers, in the rotated frame (formats/kv_page.h).
 #pragma once
 
 #include <cstdint>
@@ -11,5 +11,9 @@ namespace musespark {
 // NaN.
 void decode_sealed(KvFormat format, std::int64_t d, const std::uint8_t* sealed, float* keys,
                    float* mean, float* values);
+
+// The same of an open page; keys with their mean.
+void decode_open(KvFormat format, std::int64_t d, const std::uint8_t* open, float* keys,
+                 float* values);
 
 }  // namespace musespark

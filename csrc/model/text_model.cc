@@ -87,6 +87,7 @@ struct TextModel::Impl {
   void attention(std::size_t index, bool last);
   void mlp(std::size_t index, const Norm& next, const Needs& next_needs);
   void gate_and_up(std::size_t index, const Rows& in, const Rows& hidden);
+  void log_queries(std::size_t index, const AttentionShape& shape);
   void joint_norm(const Norm& norm, float* x, std::int64_t ld, std::int64_t cols);
 
   Residual residual() const {
@@ -119,6 +120,7 @@ struct TextModel::Impl {
   std::vector<std::vector<AttentionSpan>> spans_of;  // by page class
   std::vector<AttentionSpan> wanted_spans;
   std::vector<const KvPlace*> places;  // by layer
+  std::vector<QueryLog*> logs;         // by span, null where not wanted
 };
 
 std::int64_t TextModel::Impl::scratch_bytes(std::int64_t n) const {
@@ -189,7 +191,7 @@ void TextModel::Impl::map_pages(std::span<const StepSpan> spans) {
     const KvPlace& p = pool.place(static_cast<std::int64_t>(i));
     places.push_back(&p);
     model.layers[i].shape.slabs = {
-        p.open_offset, p.open_stride, {p.sealed[0].data(), p.sealed[1].data()}};
+        p.open_offset, p.open_stride, {p.sealed[0].data(), p.sealed[1].data(), p.sealed[2].data()}};
   }
   const auto classes = static_cast<std::size_t>(pool.classes());
   pages.resize(classes);
@@ -197,7 +199,7 @@ void TextModel::Impl::map_pages(std::span<const StepSpan> spans) {
   for (std::size_t c = 0; c < classes; ++c) {
     pages[c].clear();
     for (const StepSpan& span : spans) {
-      const std::int64_t end = span.seq->length() + span.count;
+      const std::int64_t end = span.seq->slots(static_cast<int>(c)) + span.count;
       for (std::int64_t page = 0; page * kPageTokens < end; ++page) {
         const Sequence::Parts parts = span.seq->parts(static_cast<int>(c), page);
         pages[c].push_back({parts.open, parts.sealed, parts.form});
@@ -207,10 +209,11 @@ void TextModel::Impl::map_pages(std::span<const StepSpan> spans) {
     std::int64_t row = 0;
     std::size_t table = 0;
     for (const StepSpan& span : spans) {
-      const std::int64_t position = span.seq->length();
-      spans_of[c].push_back({row, span.count, position, pages[c].data() + table, span.short_rope});
+      const std::int64_t slot = span.seq->slots(static_cast<int>(c));
+      spans_of[c].push_back({row, span.count, slot, pages[c].data() + table, span.short_rope,
+                             span.seq->length() - slot});
       row += span.count;
-      table += static_cast<std::size_t>((position + span.count + kPageTokens - 1) / kPageTokens);
+      table += static_cast<std::size_t>((slot + span.count + kPageTokens - 1) / kPageTokens);
     }
   }
 }
@@ -244,6 +247,25 @@ void TextModel::Impl::project(std::size_t index) {
   joint_norm(layer.joint_k_norm, k, ld, layer.k_cols());
 }
 
+// The last queries of the spans that want them.
+void TextModel::Impl::log_queries(std::size_t index, const AttentionShape& shape) {
+  const std::int64_t width = shape.group() * shape.padded_dim;
+  for (std::size_t s = 0; s < logs.size() && shape.window == 0; ++s) {
+    if (logs[s] == nullptr) continue;
+    const AttentionSpan& span = spans_of[0][s];
+    std::vector<float>& log = logs[s]->layers[index];
+    log.resize(static_cast<std::size_t>(QueryLog::kRows * shape.kv_heads * width));
+    for (std::int64_t r = std::max<std::int64_t>(0, span.rows - QueryLog::kRows); r < span.rows;
+         ++r) {
+      const std::int64_t at = (span.position + span.shift + r) % QueryLog::kRows;
+      for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
+        std::copy_n(work.queries + (h * rows + span.row + r) * width, width,
+                    log.data() + (h * QueryLog::kRows + at) * width);
+      }
+    }
+  }
+}
+
 // Norm'ed rows in, the attention's share of the residual in work.delta. In the last layer only the
 // wanted rows go on from here, and become the batch.
 void TextModel::Impl::attention(std::size_t index, bool last) {
@@ -269,6 +291,7 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
     tap->see_heads(static_cast<std::int64_t>(index),
                    {shape, spans, rows, work.queries, layer.sinks});
   }
+  log_queries(index, shape);
 
   const std::int64_t batch = rows;
   std::span<const AttentionSpan> attended = spans;
@@ -282,8 +305,8 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
       const auto count = static_cast<std::int64_t>(next - first);
       const std::int64_t skipped = span.rows - count;
       if (count == 0) continue;
-      wanted_spans.push_back(
-          {span.row + skipped, count, span.position + skipped, span.pages, span.short_rope});
+      wanted_spans.push_back({span.row + skipped, count, span.position + skipped, span.pages,
+                              span.short_rope, span.shift});
     }
     attended = wanted_spans;
     chosen = wanted;
@@ -364,6 +387,11 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
   for (const StepSpan& span : spans) {
     auto& ropes = span.short_rope ? model.short_ropes : model.ropes;
     for (RopeTable& rope : ropes) rope.extend(span.seq->length() + span.count);
+  }
+  logs.clear();
+  for (const StepSpan& span : spans) {
+    logs.push_back(span.log);
+    if (span.log) span.log->layers.resize(model.layers.size());
   }
   OpenStep step(spans);
   map_pages(spans);

@@ -28,6 +28,13 @@ struct TensorView {
 
 class Adapter;  // model/adapter.h
 
+// The last queries of a sequence, as attention takes them, in each layer without a window: by layer
+// [KV heads][kRows][query heads of the group][Dp], row = position mod kRows; empty in the others.
+struct QueryLog {
+  static constexpr std::int64_t kRows = 8;
+  std::vector<std::vector<float>> layers;
+};
+
 // Consecutive tokens of one sequence in a step: positions seq->length() .. + count - 1.
 struct StepSpan {
   enum class Logits : std::uint8_t { none, last, all };
@@ -40,6 +47,7 @@ struct StepSpan {
   bool short_rope = false;
   // Made for this model, or null. The same in every step of a sequence.
   const Adapter* adapter = nullptr;
+  QueryLog* log = nullptr;  // takes in the span's last queries, or null
 };
 
 // Asked on the calling thread before every layer and before the head; true discards the step.

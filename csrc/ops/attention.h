@@ -22,13 +22,15 @@ struct KvSlabs {
   const SealedSlab* sealed[kKvForms];     // [form][KV head]
 };
 
-// Consecutive rows of one sequence: positions `position` .. position + rows - 1.
+// Consecutive rows of one sequence: slots `position` .. position + rows - 1 of its pages; their
+// rotary positions are `shift` more.
 struct AttentionSpan {
   std::int64_t row;  // first row in the batch
   std::int64_t rows;
   std::int64_t position;
   const KvPageView* pages;  // by position / 64, from position 0
   bool short_rope = false;  // HeadsArgs::short_rope is its table
+  std::int64_t shift = 0;
 };
 
 struct AttentionShape {

@@ -49,10 +49,11 @@ struct HeadWriter {
       const float* in = args.qkv + row * args.ld;
       float* query = args.queries + ((kv_head * rows + row) * group) * dp;
       for (std::int64_t g = 0; g < group; ++g) {
-        prepare(args.q_norm, rope, args.query_scale, position, in + (kv_head * group + g) * d,
-                query + g * dp);
+        prepare(args.q_norm, rope, args.query_scale, position + span.shift,
+                in + (kv_head * group + g) * d, query + g * dp);
       }
-      prepare(args.k_norm, rope, 1.0f, position, in + (shape.heads + kv_head) * d, key);
+      prepare(args.k_norm, rope, 1.0f, position + span.shift, in + (shape.heads + kv_head) * d,
+              key);
       prepare(Norm{}, nullptr, 1.0f, position, in + (shape.heads + shape.kv_heads + kv_head) * d,
               value);
       kernels.write_token(slab.format, dp, position % kPageTokens, key, value, open);

@@ -57,6 +57,7 @@ from musespark.session import Session
 from musespark.text import ChatTemplate, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
+from musespark.thought_cache import THOUGHT_OPTIONS, checked_choice, request_thoughts
 from musespark.weights import LoadedWeights, LoraWeights, core_bytes, describe
 
 
@@ -200,6 +201,9 @@ class Model:
         raises InvalidRequest: nothing is ignored. The other options are those of :meth:`generate`;
         ``stop`` looks at the answer only. ``continue_final_message``: the last message is the
         beginning of the answer, which the model goes on with; the result has what it adds.
+        ``thought_cache``: ``keep``, ``demote`` or ``drop`` the keys and values of a thought that
+        has ended; ``thought_cache_tokens``: how much of one under way is remembered. What they do
+        is said in :class:`musespark.ThoughtCache`, which the result has.
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
         ``tool``; its ``.result`` is the ChatResult.
         """
@@ -231,14 +235,20 @@ class Model:
         return self._batch(self._chat_request, conversations, options)
 
     def session(
-        self, system: str | None = None, *, adapter: Adapter | str | None = None
+        self,
+        system: str | None = None,
+        *,
+        adapter: Adapter | str | None = None,
+        thought_cache: str | None = None,
+        thought_cache_tokens: int | None = None,
     ) -> Session:
         """A conversation that remembers, and computes only what is new in each turn.
 
-        ``adapter``: of all its turns, as in :meth:`generate`.
+        ``adapter``, ``thought_cache``, ``thought_cache_tokens``: of all turns, as in :meth:`chat`.
         """
         self._adapters.id_of(adapter)
-        return Session(self, system=system, adapter=adapter)
+        choice = checked_choice(thought_cache, thought_cache_tokens)
+        return Session(self, system=system, adapter=adapter, thoughts=choice)
 
     def resume(self, path: str | os.PathLike[str]) -> Session:
         """A session that :meth:`Session.save` wrote, with the keys and values in the file: it goes
@@ -430,8 +440,9 @@ class Model:
         retain: bool = False,
     ) -> tuple[Request, ChatCollector]:
         chat = {name: given[name] for name in CHAT_OPTIONS if name in given}
-        rest = {n: value for n, value in given.items() if n not in chat and n != "adapter"}
-        known = (*CHAT_OPTIONS, "stream", "adapter")
+        apart = {*chat, *THOUGHT_OPTIONS, "adapter"}
+        rest = {name: value for name, value in given.items() if name not in apart}
+        known = (*CHAT_OPTIONS, *THOUGHT_OPTIONS, "stream", "adapter")
         options = resolve(rest, self._defaults, self._vocab, also_known=known)
         adapter = self._adapters.id_of(given.get("adapter"))
         if self._encoder is not None:
@@ -450,8 +461,13 @@ class Model:
             ends=self._stop_ids,
             continuing=chat.get("continue_final_message", False),
         )
-        request = self._request(np.asarray(ids, np.int32), options, retain=retain, adapter=adapter)
-        return request, ChatCollector(parser, options, self._info.kv)
+        spec, formats = self._weights.spec, self._info.kv_formats
+        thoughts = request_thoughts(given, self._protocol, self.tokenizer, spec, formats)
+        more = {"retain": retain, "adapter": adapter, "thoughts": thoughts}
+        request = self._request(np.asarray(ids, np.int32), options, **more)
+        return request, ChatCollector(
+            parser, options, self._info.kv, thoughts and thoughts["cache"]
+        )
 
     def _submit(
         self, request: Request, collector: Collector, base: Retained | None = None
