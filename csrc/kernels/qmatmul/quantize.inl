@@ -1,8 +1,4 @@
-// quantize_rows from what a level brings, two functions of 64 columns, of which `left` exist (64 or
-// more: all):
-//
-//   group_amax(x, left)                    bits of max |x|
-//   group_codes(x, left, inverse, q, sum)  the codes, and their sums over columns 0..31 and 32..63
+// quantize_rows from what a level brings: two functions of 64 columns.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +7,12 @@
 
 namespace musespark {
 namespace {
+
+// Bits of max |x| of 64 columns, of which `left` exist (64 or more: all).
+inline std::int32_t group_amax(const float* x, std::int64_t left);
+// Their codes, and the sums of those over columns 0..31 and 32..63.
+inline void group_codes(const float* x, std::int64_t left, float inverse, std::int8_t* q,
+                        std::int32_t* sum);
 
 // Columns from k on that share a scale, of one row: `x` has `left` of them or more.
 inline void quantize_columns(const float* x, std::int64_t left, std::int64_t k,
