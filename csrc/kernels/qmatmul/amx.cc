@@ -20,93 +20,16 @@
 #include <immintrin.h>
 
 #include "kernels/entries.h"
+#include "kernels/qmatmul/blocks_amx.inl"
 #include "kernels/qmatmul/few_amx.inl"
 #include "kernels/qmatmul/few_avx512.inl"
 #include "kernels/qmatmul/layout.inl"
+#include "kernels/qmatmul/panel_amx.inl"
 #include "kernels/qmatmul/shared_avx512.inl"
 #include "kernels/qmatmul/unpack_avx512.inl"
 
 namespace musespark {
 namespace {
-
-constexpr std::int64_t kPanelCols = 256;  // room: 64 rows x 256 bytes = 16 KiB of L1
-constexpr int kMaxBlocks = 4;
-constexpr std::int64_t kPanels = 2;      // of kMaxBlocks that share a chunk of activations
-constexpr std::int64_t kPassRows = 512;  // activation rows per unpacked panel
-constexpr std::int64_t kTileRows = 16;
-constexpr std::int64_t kTileBytes = 1024;
-constexpr int kStepGroups = 4;  // products per step
-constexpr std::int64_t kTileInts = 256;
-constexpr int kLag = 1;       // steps between products and scaling
-constexpr int kBlockLag = 2;  // the same where products add up in the tiles
-
-// Columns of one product, and of a panel.
-constexpr int product_cols(WeightFormat format) { return is_g32(format) ? 32 : 64; }
-constexpr std::int64_t panel_cols(WeightFormat format) {
-  return kStepGroups * product_cols(format);
-}
-
-// Tile registers 0..3: results, 4 and 5: `rows` activation rows, 6 and 7: weights; products of
-// `depth` columns.
-void configure_tiles(std::int64_t rows, int depth) {
-  struct alignas(64) {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {};
-    std::uint8_t rows[16] = {};
-  } config;
-  for (int i = 0; i < 8; ++i) {
-    config.row_bytes[i] = static_cast<std::uint16_t>(i == 4 || i == 5 ? depth : 64);
-    config.rows[i] = static_cast<std::uint8_t>(i < 6 ? rows : depth / 4);
-  }
-  // GCC 12's intrinsic names only the first bytes as read; this keeps the stores of the rest.
-  __asm__ volatile("" : : "r"(&config) : "memory");
-  _tile_loadconfig(&config);
-}
-
-// A chunk of columns of kBlocks row blocks against one pass of activation rows.
-struct Panel {
-  const std::int8_t* w8;                   // [blocks][kPanelCols / 64][16 quads][16 rows][4 k]
-  const std::uint16_t* block[kMaxBlocks];  // block scales from the chunk's first block on
-  const float* row[kMaxBlocks];
-  __mmask16 mask[kMaxBlocks];
-  std::int64_t out_row;
-  std::int64_t k0, cols;
-  bool first, last;
-};
-
-class Call {  // what is the same for a whole call
- public:
-  Call(const MatmulArgs& args) : a(args) {
-    groups = a.xq->cols / kActGroup;
-    rows = a.m < kTileRows ? a.m : kTileRows;
-    panel = static_cast<std::int8_t*>(a.scratch);
-    x = panel + kMaxBlocks * kPanelCols * kRowBlock;
-    tiles = reinterpret_cast<std::int32_t*>(x + kPassRows * kPanelCols);
-    sums = reinterpret_cast<float*>(tiles + (kBlockLag + 1) * kStepGroups * kTileInts);
-  }
-
-  // First activation row of a tile; the last one overlaps its neighbour rather than end early.
-  std::int64_t tile_start(std::int64_t m) const {
-    return a.m < kTileRows || m + kTileRows <= a.m ? m : a.m - kTileRows;
-  }
-
-  const MatmulArgs& a;
-  std::int64_t groups;  // of a whole row
-  std::int64_t rows;    // of a tile of activations
-  std::int8_t* panel;
-  std::int8_t* x;       // [kStepGroups][16][64] of the panel's columns, for each tile of the pass;
-                        // where products do not add up, of this and the next tile
-  std::int32_t* tiles;  // [lag + 1][4][16][16]
-  float* sums;          // of the panel: [m tiles][blocks][16][16]
-};
-
-// What the scaling of a step needs.
-struct Step {
-  std::int32_t* tiles;
-  std::int64_t m[2];  // first activation row of each tile of them
-  float* sums;        // [16][16]
-  int b;              // row block of the panel
-};
 
 inline void store_tile(int g, std::int32_t* to) {
   switch (g) {  // tile registers are immediates
@@ -213,20 +136,6 @@ inline void scale_step(const Call& call, const Panel& p, const Step& step) {
   }
 }
 
-// The panel's columns of the activation rows from m on, tile by tile.
-inline void gather_activations(const Call& call, const Panel& p, std::int64_t m,
-                               std::int64_t groups, std::int8_t* to) {
-  const std::int64_t stride = call.a.xq->stride;
-  const std::int8_t* from = call.a.xq->q + m * stride + p.k0;
-  for (std::int64_t r = 0; r < call.rows; ++r) {
-#pragma GCC unroll 4
-    for (std::int64_t g = 0; g < groups; ++g) {
-      _mm512_store_si512(to + g * kTileBytes + r * 64,
-                         _mm512_load_si512(from + r * stride + g * 64));
-    }
-  }
-}
-
 // One panel of kGroups activation groups against the activation rows [m0, m0 + rows).
 template <WeightFormat kFormat, int kBlocks, int kGroups>
 void all_rows(const Call& call, const Panel& p, std::int64_t m0, std::int64_t rows) {
@@ -263,143 +172,6 @@ void all_rows(const Call& call, const Panel& p, std::int64_t m0, std::int64_t ro
   for (std::int64_t i = count < kLag ? 0 : count - kLag; i < count; ++i) {
     scale_step<kFormat, kGroups>(call, p, steps[i % (kLag + 1)]);
   }
-}
-
-// ---- a scale for 256 columns: their products add up in the result tiles
-// --------------------------
-
-// Result tile mi * 2 + bi is that of activations 4 + mi and weights 6 + bi: kM * kB of them.
-template <int kM, int kB>
-inline void store_results(std::int32_t* to) {
-  _tile_stored(0, to, 64);
-  if constexpr (kB > 1) _tile_stored(1, to + kTileInts, 64);
-  if constexpr (kM > 1) _tile_stored(2, to + 2 * kTileInts, 64);
-  if constexpr (kM > 1 && kB > 1) _tile_stored(3, to + 3 * kTileInts, 64);
-}
-
-template <int kM, int kB>
-inline void load_operands(const std::int8_t* x, const std::int8_t* w) {
-  _tile_loadd(4, x, 64);
-  _tile_loadd(6, w, 64);
-  if constexpr (kB > 1) _tile_loadd(7, w + kPanelCols * kRowBlock, 64);
-  if constexpr (kM > 1) _tile_loadd(5, x + kStepGroups * kTileBytes, 64);
-}
-
-// The products of `groups` groups of 64 columns; what the result tiles held goes to `before`.
-template <int kM, int kB>
-inline void block_products(const std::int8_t* x, const std::int8_t* w, std::int64_t groups,
-                           std::int32_t* before) {
-  load_operands<kM, kB>(x, w);
-  if (before) _tile_stored(0, before, 64);
-  _tile_zero(0);
-  _tile_dpbssd(0, 4, 6);
-  if constexpr (kB > 1) {
-    if (before) _tile_stored(1, before + kTileInts, 64);
-    _tile_zero(1);
-    _tile_dpbssd(1, 4, 7);
-  }
-  if constexpr (kM > 1) {
-    if (before) _tile_stored(2, before + 2 * kTileInts, 64);
-    _tile_zero(2);
-    _tile_dpbssd(2, 5, 6);
-  }
-  if constexpr (kM > 1 && kB > 1) {
-    if (before) _tile_stored(3, before + 3 * kTileInts, 64);
-    _tile_zero(3);
-    _tile_dpbssd(3, 5, 7);
-  }
-  for (std::int64_t g = 1; g < groups; ++g) {
-    load_operands<kM, kB>(x + g * kTileBytes, w + g * kTileBytes);
-    _tile_dpbssd(0, 4, 6);
-    if constexpr (kB > 1) _tile_dpbssd(1, 4, 7);
-    if constexpr (kM > 1) _tile_dpbssd(2, 5, 6);
-    if constexpr (kM > 1 && kB > 1) _tile_dpbssd(3, 5, 7);
-  }
-}
-
-// The result tiles of a step, scaled and added. step.b: its first row block.
-template <int kM, int kB, int kBlocks>
-inline void scale_block(const Call& call, const Panel& p, const Step& step) {
-  for (int i = 0; i < kM * kB; ++i) {
-    const int b = step.b + i % kB;
-    const std::int64_t m = step.m[i / kB];
-    const std::int32_t* tile = step.tiles + (i / kB * 2 + i % kB) * kTileInts;
-    float* sums = step.sums + (i / kB * kBlocks + i % kB) * kTileInts;
-    const float* scale = call.a.xq->scale + m * call.groups + p.k0 / kActGroup;
-    float* out = call.a.out + m * call.a.ldo + p.out_row + b * kRowBlock;
-    const __m512 row = _mm512_loadu_ps(p.row[b]), block = block_scales(p.block[b]);
-#pragma GCC unroll 4
-    for (std::int64_t r = 0; r < call.rows; ++r) {
-      const __m512 exact = _mm512_cvtepi32_ps(_mm512_load_si512(tile + r * 16));
-      const __m512 f = _mm512_mul_ps(exact, _mm512_set1_ps(scale[r * call.groups]));
-      __m512 total = p.first ? _mm512_setzero_ps() : _mm512_load_ps(sums + r * 16);
-      total = _mm512_fmadd_ps(f, block, total);
-      if (p.last) {
-        _mm512_mask_storeu_ps(out + r * call.a.ldo, p.mask[b], _mm512_mul_ps(total, row));
-      } else {
-        _mm512_store_ps(sums + r * 16, total);
-      }
-    }
-  }
-}
-
-// kM tiles of activation rows at a time, `count` of them from tile `first` of the pass on.
-template <int kM, int kBlocks>
-void rows_of_blocks(const Call& call, const Panel& p, std::int64_t m0, std::int64_t first,
-                    std::int64_t count) {
-  constexpr int kB = kBlocks > 1 ? 2 : 1;
-  constexpr int kKept = kBlockLag + 1;
-  const std::int64_t groups = p.cols / kActGroup, steps = count / kM * (kBlocks / kB);
-  Step kept[kKept] = {};
-  std::int64_t n = 0;
-  const auto start = [&](std::int64_t tile) { return call.tile_start(m0 + tile * kTileRows); };
-  for (std::int64_t t = first; t < first + count; t += kM) {
-    for (int b = 0; b < kBlocks; b += kB, ++n) {
-      Step& step = kept[n % kKept];
-      step.tiles = call.tiles + n % kKept * 4 * kTileInts;
-      for (int i = 0; i < kM; ++i) step.m[i] = start(t + i);
-      step.sums = call.sums + (t * kBlocks + b) * kTileInts;
-      step.b = b;
-      if (p.last) {  // rows of `out` lie pages apart
-        for (int i = 0; i < kM; ++i) {
-          float* out = call.a.out + step.m[i] * call.a.ldo + p.out_row + b * kRowBlock;
-          for (std::int64_t r = 0; r < call.rows; ++r) prefetch(out + r * call.a.ldo);
-        }
-      }
-      const std::int8_t* x = call.x + t * kTileRows * kPanelCols;
-      compiler_barrier();
-      block_products<kM, kB>(x, p.w8 + b * kPanelCols * kRowBlock, groups,
-                             n > 0 ? kept[(n - 1) % kKept].tiles : nullptr);
-      compiler_barrier();
-      if (n >= kBlockLag) scale_block<kM, kB, kBlocks>(call, p, kept[(n - kBlockLag) % kKept]);
-    }
-  }
-  store_results<kM, kB>(kept[(n - 1) % kKept].tiles);
-  compiler_barrier();
-  for (std::int64_t i = n < kBlockLag ? 0 : n - kBlockLag; i < steps; ++i) {
-    scale_block<kM, kB, kBlocks>(call, p, kept[i % kKept]);
-  }
-}
-
-// Unpacks the panel; fetches the codes `ahead`, and a line of the next row blocks' scales.
-template <WeightFormat kFormat, int kBlocks>
-void unpack_panel(const MatmulArgs& a, const RowBlock (&rb)[kBlocks], std::int64_t ahead,
-                  std::int8_t* to, Panel* p) {
-  const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
-  p->w8 = to;
-  const __m512i levels = code_levels<kFormat, false>(a.w.format);
-  for (int b = 0; b < kBlocks; ++b) {
-    p->block[b] = rb[b].block + p->k0 / block_cols(kFormat) * kRowBlock;
-  }
-  for (std::int64_t k = p->k0; k < p->k0 + p->cols; k += 64) {
-    for (int b = 0; b < kBlocks; ++b) {
-      prefetch(reinterpret_cast<const std::uint8_t*>(rb[b].row) + to_next + k);
-      unpack64<kFormat, false>(
-          rb[b].codes + k / 64 * code_stride(kFormat), ahead, rb[b].sub + k / kSubGroup * kRowBlock,
-          levels, reinterpret_cast<std::uint8_t*>(to) + (b * kPanelCols + k - p->k0) * kRowBlock);
-    }
-  }
-  compiler_barrier();
 }
 
 template <WeightFormat kFormat, int kBlocks>
