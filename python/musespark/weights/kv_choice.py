@@ -21,6 +21,7 @@ LOGITS is there: heads within their bounds at kv8v4 moved one by 0.17 nats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ from musespark.weights.safetensors import SafetensorsFile
 WEIGHTS, OUTPUT, LOGITS = 0.01, 0.1, 0.005
 FORMATS = ("kv4", "kv8v4", "kv8")  # smallest first
 FALLBACK = "kv8v4"  # where nothing was measured
-MOST_CHUNKS = 4  # of the text
+MOST_CHUNKS = 4  # of the text; half of them for a model of more parameters than LARGE
+LARGE = 1_000_000_000
 CHUNK = 512  # tokens of a chunk at most
 LEAST = 256  # and at least
 LAST = 64  # positions of a chunk whose logits are compared
@@ -91,7 +93,8 @@ def choose(
     report: Callable[[str], None] = lambda what: None,
 ) -> KvChoice | None:
     """The choice for a model by its run over `chunks` of tokens; None where none is long enough."""
-    chunks = usable_chunks(chunks)
+    large = sum(math.prod(shape) for shape in canonical_shapes(spec).values()) > LARGE
+    chunks = usable_chunks(chunks, MOST_CHUNKS // 2 if large else MOST_CHUNKS)
     if not chunks:
         return None
     given = asdict(spec), dict(tensors)
@@ -119,11 +122,10 @@ def choose(
     return _choice(layers, formats, cost, chunks)
 
 
-def usable_chunks(chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """:data:`MOST_CHUNKS` of those that are long enough, from the whole text, none in the middle of
-    which another begins."""
+def usable_chunks(chunks: Sequence[np.ndarray], most: int = MOST_CHUNKS) -> list[np.ndarray]:
+    """At most so many of those that are long enough, from the whole text."""
     long = [chunk[:CHUNK] for chunk in chunks if chunk.size >= LEAST]
-    count = min(MOST_CHUNKS, len(long))
+    count = min(most, len(long))
     return [long[i * (len(long) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
