@@ -5,8 +5,9 @@ of this machine, as an engine does: the first page at 8 bits, the query's own pa
 changes keys and queries where they are ready for the cache, so that attention is the same function
 of them and only what is stored differs:
 
-- ``shift``: one constant vector is added to all keys of a KV head, `size` times the standard
-  deviation of its keys in each channel, with random signs. A softmax does not see it.
+- ``shift``: one constant vector is added to all keys of a KV head: in each channel, with a random
+  sign, `size` times the standard deviation of the head's keys, all channels and positions together.
+  A softmax does not see it.
 - ``scale``: a pair of channels that rope turns together (any pair where there is no rope), `size`
   times as large in keys and as much smaller in queries.
 """

@@ -108,7 +108,7 @@ def random_model() -> Bed:
         "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "vocab_size": 1024,
         "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True, "hidden_act": "silu",
+        "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": False, "hidden_act": "silu",
     }  # fmt: skip
     spec = family_for(config).spec(config)
     weights = random_weights(spec, seed=1)
@@ -116,7 +116,7 @@ def random_model() -> Bed:
         weights[f"layers.{i}.k_bias"] *= np.float32(30)  # of normal numbers times 0.3
         for name in ("o", "down"):  # a layer adds less than what is there, as in trained models
             weights[f"layers.{i}.{name}"] *= np.float32(0.3)
-    weights["final_norm"] *= np.float32(0.15)  # logits of a standard deviation of about 4
+    weights["final_norm"] *= np.float32(1.5)  # logits of a standard deviation of about 2
     rng = np.random.default_rng(5)
     ids = rng.integers(0, spec.vocab, 40_000).astype(np.int32)
     chunks = list(rng.integers(0, spec.vocab, (4, 512)).astype(np.int32))

@@ -231,11 +231,21 @@ def test_one_choice_with_any_threads() -> None:
     assert one == three
 
 
+def test_large_models_are_measured_with_half_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = random_weights(SPECS["llama"](), seed=1)
+    assert chosen("llama", weights, chunks=4)[1].tokens == 2048
+    monkeypatch.setattr(kv_choice, "LARGE", 1000)
+    assert chosen("llama", weights, chunks=4)[1].tokens == 1024
+
+
 def test_chunks_come_from_the_whole_text() -> None:
     chunks = [np.arange(n, dtype=np.int32) for n in (512, 255, 512, 300, 512, 512, 512, 80)]
     assert [c.size for c in kv_choice.usable_chunks(chunks)] == [512, 512, 512, 512]
-    assert kv_choice.usable_chunks(chunks)[0] is not None
     assert kv_choice.usable_chunks([np.arange(255)]) == []
+    numbered = [np.full(300, i, np.int32) for i in range(7)]
+    assert [c[0] for c in kv_choice.usable_chunks(numbered)] == [0, 2, 4, 6]
+    assert [c[0] for c in kv_choice.usable_chunks(numbered, 2)] == [0, 6]
+    assert [c[0] for c in kv_choice.usable_chunks(numbered, 1)] == [0]
     spec = SPECS["llama"]()
     assert choose(spec, pack(random_weights(spec), "q8"), [np.arange(50)], threads=1) is None
 

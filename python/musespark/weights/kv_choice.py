@@ -15,11 +15,13 @@ kv4, kv8v4 and kv8 that stays within the stated error:
 The choice is a function of the packed model and the text alone. Measured on Spark Nano (6,000
 tokens of text it was not measured with, q8): kv8 0.0004 nats and 1,104 bytes a token, kv8v4 0.0013
 and 864, kv4 0.0047 and 608; WEIGHTS 0.005, 0.01, 0.02 with OUTPUT 0.1: 848, 784, 656 bytes and
-0.0013, 0.0014, 0.0035 nats (benchmarks/cache_quality.py).
+0.0013, 0.0014, 0.0035 nats. Models with random weights, and benchmarks/cache_quality.py, are why
+LOGITS is there: heads within their bounds at kv8v4 moved one by 0.17 nats.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +39,8 @@ from musespark.weights.safetensors import SafetensorsFile
 WEIGHTS, OUTPUT, LOGITS = 0.01, 0.1, 0.005
 FORMATS = ("kv4", "kv8v4", "kv8")  # smallest first
 FALLBACK = "kv8v4"  # where nothing was measured
-MOST_CHUNKS = 4  # of the text
+MOST_CHUNKS = 4  # of the text; half of them for a model of more parameters than LARGE
+LARGE = 1_000_000_000
 CHUNK = 512  # tokens of a chunk at most
 LEAST = 256  # and at least
 LAST = 64  # positions of a chunk whose logits are compared
@@ -90,7 +93,8 @@ def choose(
     report: Callable[[str], None] = lambda what: None,
 ) -> KvChoice | None:
     """The choice for a model by its run over `chunks` of tokens; None where none is long enough."""
-    chunks = usable_chunks(chunks)
+    large = sum(math.prod(shape) for shape in canonical_shapes(spec).values()) > LARGE
+    chunks = usable_chunks(chunks, MOST_CHUNKS // 2 if large else MOST_CHUNKS)
     if not chunks:
         return None
     given = asdict(spec), dict(tensors)
@@ -118,11 +122,10 @@ def choose(
     return _choice(layers, formats, cost, chunks)
 
 
-def usable_chunks(chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """:data:`MOST_CHUNKS` of those that are long enough, from the whole text, none in the middle of
-    which another begins."""
+def usable_chunks(chunks: Sequence[np.ndarray], most: int = MOST_CHUNKS) -> list[np.ndarray]:
+    """At most so many of those that are long enough, from the whole text."""
     long = [chunk[:CHUNK] for chunk in chunks if chunk.size >= LEAST]
-    count = min(MOST_CHUNKS, len(long))
+    count = min(most, len(long))
     return [long[i * (len(long) - 1) // max(count - 1, 1)] for i in range(count)]
 
 
