@@ -1,8 +1,8 @@
 #include "cache/page_pool.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <string>
 #include <utility>
 
@@ -24,6 +24,14 @@ void check_layer(const KvLayer& layer, std::size_t index) {
 
 std::int64_t pages_of(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
+bool wants_huge_pages() {
+  const char* value = std::getenv("MUSESPARK_KV_HUGE_PAGES");
+  if (value == nullptr || std::strcmp(value, "1") == 0) return true;
+  if (std::strcmp(value, "0") == 0) return false;
+  throw InvalidRequest("[page_pool] MUSESPARK_KV_HUGE_PAGES is '" + std::string(value) +
+                       "'; known: 0, 1");
+}
+
 }  // namespace
 
 PagePool::PagePool(KvLayout layout, std::int64_t byte_budget)
@@ -39,7 +47,7 @@ PagePool::PagePool(KvLayout layout, std::int64_t byte_budget)
   }
   std::sort(windows.begin(), windows.end());
   windows.erase(std::unique(windows.begin(), windows.end()), windows.end());
-  for (const std::int64_t window : windows) classes_.push_back({window, 0, 0, {}, {}});
+  for (const std::int64_t window : windows) classes_.push_back({window, 0, 0});
 
   for (const KvLayer& layer : layout_.layers) {
     const auto at = std::lower_bound(windows.begin(), windows.end(), layer.window);
@@ -54,11 +62,20 @@ PagePool::PagePool(KvLayout layout, std::int64_t byte_budget)
     cls.sealed_bytes = checked_add<InvalidRequest>(
         cls.sealed_bytes, checked_mul<InvalidRequest>(sealed, layer.kv_heads, what), what);
   }
+  const bool huge = wants_huge_pages();
+  for (Class& cls : classes_) {
+    cls.open = PartArena(cls.open_bytes, huge);
+    cls.sealed = PartArena(cls.sealed_bytes, huge);
+  }
 }
 
 PagePool::Usage PagePool::usage() const {
   const auto pages = static_cast<std::int64_t>(pages_.size() - free_ids_.size());
-  return {budget_, in_use_, kept_, allocated_, peak_, pages, open_pages_};
+  std::int64_t mapped = 0;
+  for (const Class& cls : classes_) {
+    mapped += cls.open.mapped_bytes() + cls.sealed.mapped_bytes();
+  }
+  return {budget_, in_use_, kept_, allocated_, peak_, mapped, pages, open_pages_};
 }
 
 std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step) const {
@@ -83,45 +100,35 @@ std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step) const {
 // Returns spare parts to the system until `bytes` more fit the budget.
 bool PagePool::make_room(std::int64_t bytes) noexcept {
   for (Class& cls : classes_) {
-    for (auto* spare : {&cls.spare_sealed, &cls.spare_open}) {
-      while (allocated_ + bytes > budget_ && !spare->empty()) {
-        allocated_ -= static_cast<std::int64_t>(spare->back().size());
-        spare->pop_back();
+    for (PartArena* arena : {&cls.sealed, &cls.open}) {
+      while (allocated_ + bytes > budget_ && arena->has_spare()) {
+        allocated_ -= arena->discard() * arena->part_bytes();
       }
     }
   }
   return allocated_ + bytes <= budget_;
 }
 
-AlignedBuffer PagePool::take(std::vector<AlignedBuffer>* spare, std::int64_t bytes) {
-  while (spare->empty() && !make_room(bytes)) {
+PartArena::Part PagePool::take(PartArena* arena) {
+  const std::int64_t bytes = arena->part_bytes();
+  while (!arena->has_spare() && !make_room(bytes)) {
     if (reclaim_ && reclaim_()) continue;
     throw MemoryBudgetExceeded("[page_pool] a page of keys and values needs " +
                                std::to_string(bytes) + " bytes; " + std::to_string(in_use_) +
                                " of the budget of " + std::to_string(budget_) +
                                " bytes are in use");
   }
-  AlignedBuffer buffer;
-  if (!spare->empty()) {
-    buffer = std::move(spare->back());
-    spare->pop_back();
-  } else {
-    buffer = AlignedBuffer(static_cast<std::size_t>(bytes));
-    allocated_ += bytes;
-  }
+  const bool spare = arena->has_spare();
+  const PartArena::Part part = arena->take();
+  if (!spare) allocated_ += bytes;
   in_use_ += bytes;
   peak_ = std::max(peak_, in_use_);
-  return buffer;
+  return part;
 }
 
-void PagePool::keep(std::vector<AlignedBuffer>* spare, AlignedBuffer buffer) noexcept {
-  const auto bytes = static_cast<std::int64_t>(buffer.size());
-  in_use_ -= bytes;
-  try {
-    spare->push_back(std::move(buffer));
-  } catch (const std::bad_alloc&) {
-    allocated_ -= bytes;  // no room to remember it: it goes back to the system
-  }
+void PagePool::give_back(PartArena* arena, PartArena::Part* part) noexcept {
+  in_use_ -= arena->part_bytes();
+  arena->give_back(std::exchange(*part, {}));
 }
 
 PageId PagePool::acquire(int page_class) {
@@ -132,14 +139,14 @@ PageId PagePool::acquire(int page_class) {
     pages_.emplace_back();
     free_ids_.push_back(static_cast<PageId>(pages_.size() - 1));
   }
-  AlignedBuffer open = take(&cls.spare_open, cls.open_bytes);
+  const PartArena::Part open = take(&cls.open);
   const PageId id = free_ids_.back();
   free_ids_.pop_back();
   Page& page = pages_[static_cast<std::size_t>(id)];
   page.page_class = page_class;
   page.references = 1;
   page.open_references = 1;
-  page.open = std::move(open);
+  page.open = open;
   ++open_pages_;
   return id;
 }
@@ -147,15 +154,14 @@ PageId PagePool::acquire(int page_class) {
 void PagePool::add_sealed(PageId id) {
   Page& page = pages_[static_cast<std::size_t>(id)];
   Class& cls = classes_[static_cast<std::size_t>(page.page_class)];
-  if (cls.sealed_bytes == 0 || page.sealed.data() != nullptr) return;
-  page.sealed = take(&cls.spare_sealed, cls.sealed_bytes);
+  if (cls.sealed_bytes == 0 || page.sealed.data != nullptr) return;
+  page.sealed = take(&cls.sealed);
 }
 
 void PagePool::drop_sealed(PageId id) noexcept {
   Page& page = pages_[static_cast<std::size_t>(id)];
-  if (page.sealed.data() == nullptr) return;
-  keep(&classes_[static_cast<std::size_t>(page.page_class)].spare_sealed,
-       std::exchange(page.sealed, AlignedBuffer()));
+  if (page.sealed.data == nullptr) return;
+  give_back(&classes_[static_cast<std::size_t>(page.page_class)].sealed, &page.sealed);
 }
 
 void PagePool::share(PageId id, bool with_open) noexcept {
@@ -191,15 +197,15 @@ std::int64_t PagePool::kept_bytes(const Page& page) const {
 void PagePool::release_open(PageId id) noexcept {
   Page& page = pages_[static_cast<std::size_t>(id)];
   if (--page.open_references > 0) return;
-  keep(&classes_[static_cast<std::size_t>(page.page_class)].spare_open,
-       std::exchange(page.open, AlignedBuffer()));
+  give_back(&classes_[static_cast<std::size_t>(page.page_class)].open, &page.open);
   --open_pages_;
 }
 
 void PagePool::copy_open(PageId from, PageId to) noexcept {
   const Page& source = pages_[static_cast<std::size_t>(from)];
   Page& target = pages_[static_cast<std::size_t>(to)];
-  std::memcpy(target.open.data(), source.open.data(), source.open.size());
+  const Class& cls = classes_[static_cast<std::size_t>(source.page_class)];
+  std::memcpy(target.open.data, source.open.data, static_cast<std::size_t>(cls.open_bytes));
 }
 
 }  // namespace musespark
