@@ -9,27 +9,33 @@
 namespace musespark {
 namespace {
 
-// acc[r][b] += sum over steps of four codes times w[r * ldw + 4 * step ..], exact.
+constexpr int kFetchSteps = kTileBlocks == 1 ? 4 : 2;  // products between lines that are fetched
+
+// acc[r][b] += sum over steps of four codes times w[r * ldw + 4 * step ..], exact. `steps` is a
+// multiple of four.
 template <bool kUnsignedWeights, int kRows, int kBlocks>
 MS_INLINE void dot_steps(const Panel<std::uint8_t>& panel, const dot_weight* w, std::int64_t ldw,
                          Fetch* fetch, vi (&acc)[kRows][kBlocks]) {
   const std::uint8_t* data = panel.data;
-  for (std::int64_t step = 0; step < panel.steps; step += kDotSteps) {
-    // The count hidden: GCC 12 unrolls sixteen steps of four and spills the accumulators.
-    if constexpr (kDotSteps > 1) __asm__("" : "+r"(step));
-    unroll<kDotSteps>([&](auto s) MS_LAMBDA {
-      vcodes column[kBlocks];
-      unroll<kBlocks>([&](auto b) MS_LAMBDA {
-        column[b] = load_codes<kUnsignedWeights>(data + b * panel.block_stride);
-      });
-      if (fetch) fetch->beside(kBlocks);
-      unroll<kRows>([&](auto r) MS_LAMBDA {
+  for (std::int64_t step = 0; step < panel.steps;) {
+    if (fetch) fetch->beside(kFetchSteps * kBlocks);
+    for (int i = 0; i < kFetchSteps; i += kDotSteps, step += kDotSteps) {
+      // The count hidden: GCC 12 unrolls sixteen steps of four and spills the accumulators.
+      if constexpr (kDotSteps > 1 || kTileBlocks == 1) __asm__("" : "+r"(i));
+      unroll<kDotSteps>([&](auto s) MS_LAMBDA {
+        vcodes column[kBlocks];
         unroll<kBlocks>([&](auto b) MS_LAMBDA {
-          acc[r][b] = vdot<kUnsignedWeights, s.value>(acc[r][b], column[b], w + r * ldw + 4 * step);
+          column[b] = load_codes<kUnsignedWeights>(data + b * panel.block_stride);
         });
+        unroll<kRows>([&](auto r) MS_LAMBDA {
+          unroll<kBlocks>([&](auto b) MS_LAMBDA {
+            acc[r][b] =
+                vdot<kUnsignedWeights, s.value>(acc[r][b], column[b], w + r * ldw + 4 * step);
+          });
+        });
+        data += panel.step_stride;
       });
-      data += panel.step_stride;
-    });
+    }
   }
 }
 
