@@ -15,7 +15,7 @@ namespace musespark {
 constexpr std::int64_t kLeastRows = 8;
 
 void attend_chunk_amx(const AttendChunkArgs* args) {
-  if (args->rows < kLeastRows) return attend_chunk_avx512vnni(args);
+  if (args->rows < kLeastRows) return attend_chunk_few_amx(args);
   attend_rows(args);
 }
 

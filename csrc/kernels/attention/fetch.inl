@@ -11,87 +11,75 @@
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kFetchAhead = 3;  // pages of keys or values
+constexpr std::int64_t kFetchAhead = 6;  // pages of keys or values
 constexpr std::int64_t kLine = 64;
 
 // The order in which a chunk is read: keys of its pages, then values. Beginning kFetchAhead pages
 // of keys into this chunk it goes on as far into the next one, whose small parts (means, scales,
-// steps) come before its keys.
+// steps) come before its keys. A run that ends between two calls is fetched a little beyond its
+// end: that costs less than a branch that is foretold wrongly.
 struct Fetch {
-  const std::uint8_t* at = nullptr;  // what is fetched next, up to `end`
-  const std::uint8_t* end = nullptr;
-  const AttendChunkArgs* args = nullptr;
-  std::int64_t first_page = 0, end_page = 0;  // of this chunk
-  std::int64_t segment = kFetchAhead;
+  struct Run {
+    const std::uint8_t* at = nullptr;
+    std::int64_t lines;
+  };
+  const AttendChunkArgs* args = nullptr;  // null: nothing is fetched
+  const std::uint8_t* at = nullptr;
+  std::int64_t left = 0;      // lines of the run
   std::int64_t quarters = 0;  // lines for each vector of codes that a product reads, times 4
-  std::int64_t credit = 0;    // of quarters
   std::int64_t lines_a_row_page = 0;  // lines for the softmax of each row and page
+  std::int64_t next_run = 0, runs = 0;
+  Run run[3 * kPagesPerChunk + kFetchAhead];
 
-  static constexpr std::int64_t kValues = kPagesPerChunk;  // segments before are keys
-  static constexpr std::int64_t kNextTails = 2 * kPagesPerChunk;
-  static constexpr std::int64_t kNextKeys = 3 * kPagesPerChunk;
-  static constexpr std::int64_t kSegments = kNextKeys + kFetchAhead;
+  void add_runs(const std::uint8_t* const* pages, std::int64_t begin, std::int64_t end,
+                std::int64_t from, std::int64_t to) {
+    for (std::int64_t p = begin; p < end; ++p) {
+      if (pages[p]) run[runs++] = {pages[p] + from, (to - from + kLine - 1) / kLine};
+    }
+  }
 
   // From a call's first rows on; of the products' time and that of the softmax the former has three
   // quarters.
-  void start(const AttendChunkArgs* call, std::int64_t first, std::int64_t pages,
-             std::int64_t rows) {
+  void start(const AttendChunkArgs* call, std::int64_t first, std::int64_t end, std::int64_t rows) {
     args = call;
-    first_page = first;
-    end_page = pages;
-    const std::int64_t dim = call->head_dim;
-    const std::int64_t page_lines = sealed_layout(call->format, dim).bytes / kLine;
-    quarters = 3 * page_lines / (2 * dim);
-    lines_a_row_page = (page_lines - dim * quarters / 2 + rows - 1) / rows;
-  }
-
-  // The next segment that there is; false after the last.
-  bool advance() {
-    const SealedLayout layout = sealed_layout(args->format, args->head_dim);
-    while (segment < kSegments) {
-      const std::int64_t i = segment++;
-      const std::int64_t p = i % kPagesPerChunk;
-      const bool next = i >= kNextTails;
-      if (next ? !args->next : p < first_page || p >= end_page) continue;
-      const std::uint8_t* page = next ? args->next[p] : args->sealed[p];
-      if (!page) continue;
-      if (i >= kNextTails && i < kNextKeys) {
-        at = page + layout.k_steps;
-        end = page + layout.bytes;
-      } else if (i >= kValues && i < kNextTails) {
-        at = page + layout.v_codes;
-        end = page + layout.k_steps;
-      } else {
-        at = page;
-        end = page + layout.v_codes;
-      }
-      return true;
+    const SealedLayout layout = sealed_layout(call->format, call->head_dim);
+    const std::int64_t page_lines = layout.bytes / kLine;
+    quarters = (3 * page_lines + call->head_dim) / (2 * call->head_dim);
+    const std::int64_t rest = page_lines - call->head_dim * quarters / 2;
+    lines_a_row_page = rest > 0 ? (rest + rows - 1) / rows : 0;
+    runs = 0;
+    next_run = 0;
+    const std::int64_t ahead = first + kFetchAhead;
+    add_runs(call->sealed, ahead, end, layout.k_codes, layout.v_codes);
+    add_runs(call->sealed, first, end, layout.v_codes, layout.k_steps);
+    if (call->next) {
+      add_runs(call->next, 0, kPagesPerChunk, layout.k_steps, layout.bytes);
+      add_runs(call->next, 0, kFetchAhead, layout.k_codes, layout.v_codes);
     }
-    return false;
+    advance();
   }
 
-  // While `vectors` of codes are read.
-  MS_LAMBDA void beside(std::int64_t vectors) {
-    credit += vectors * quarters;
-    lines(credit / 4);
-    credit %= 4;
+  __attribute__((noinline)) void advance() {
+    if (next_run == runs) {
+      quarters = lines_a_row_page = 0;
+      left = 1;
+      return;
+    }
+    at = run[next_run].at;
+    left = run[next_run].lines;
+    ++next_run;
   }
-  void rest() {
-    do {
-      while (at < end) lines(1);
-    } while (advance());
-  }
+
   MS_LAMBDA void lines(std::int64_t count) {
-    if (end - at < count * kLine) return more_lines(count);
     for (std::int64_t i = 0; i < count; ++i) __builtin_prefetch(at + i * kLine, 0, 2);
     at += count * kLine;
+    left -= count;
+    if (left <= 0) advance();
   }
-  __attribute__((noinline)) void more_lines(std::int64_t count) {
-    for (; count > 0; --count) {
-      if (at >= end && !advance()) return;
-      __builtin_prefetch(at, 0, 2);
-      at += kLine;
-    }
+  // While `vectors` of codes are read.
+  MS_LAMBDA void beside(std::int64_t vectors) { lines(vectors * quarters / 4); }
+  void rest() {
+    while (quarters > 0 || lines_a_row_page > 0) lines(4);
   }
 };
 
