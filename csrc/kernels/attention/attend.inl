@@ -60,7 +60,7 @@ void score_sealed(RowBlock* block, std::int64_t p) {
   const SealedLayout at = sealed_layout(block->args->format, block->dim);
   const std::uint8_t* codes = nullptr;
   each_run(*block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
-    if (!codes) codes = key_codes(*block, at, p);
+    if (!codes) codes = key_codes(block, at, p);
     score_rows(block, codes, p, begin, end);
   });
 }
@@ -105,7 +105,7 @@ void add_sealed(RowBlock* block, std::int64_t p) {
   const SealedLayout at = sealed_layout(block->args->format, block->dim);
   const std::uint8_t* codes = nullptr;
   each_run(*block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
-    if (!codes) codes = value_codes(*block, at, p);
+    if (!codes) codes = value_codes(block, at, p);
     add_rows(block, codes, p, begin, end);
   });
 }
@@ -162,8 +162,11 @@ void attend_block(RowBlock* block) {
     if (block->row == 0) {
       block->fetch.start(&a, block->first_page, block->sealed_pages, block->rows);
     }
+    block->fetch.lines(block->fetch.prepare_lines);
     prepare_queries(block);
+    block->fetch.lines(block->fetch.prepare_lines);
     load_scales(*block, block->first_page, block->sealed_pages);
+    block->fetch.lines(block->fetch.prepare_lines);
     multiply_means(*block, block->first_page, block->sealed_pages);
   }
   for (std::int64_t p = pages.first; p <= pages.last; ++p) {

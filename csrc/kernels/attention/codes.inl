@@ -11,18 +11,18 @@ namespace musespark {
 namespace {
 
 // 8-bit codes of a page's keys or values.
-const std::uint8_t* key_codes(const RowBlock& block, const SealedLayout& at, std::int64_t p) {
-  const std::uint8_t* page = block.args->sealed[p];
-  if (!has_4bit_keys(block.args->format)) return page + at.k_codes;
-  unpack_keys(page, at, block.dim, block.tile);
-  return block.tile;
+const std::uint8_t* key_codes(RowBlock* block, const SealedLayout& at, std::int64_t p) {
+  const std::uint8_t* page = block->args->sealed[p];
+  if (!has_4bit_keys(block->args->format)) return page + at.k_codes;
+  unpack_keys(page, at, block->dim, block->tile, &block->fetch);
+  return block->tile;
 }
 
-const std::uint8_t* value_codes(const RowBlock& block, const SealedLayout& at, std::int64_t p) {
-  const std::uint8_t* page = block.args->sealed[p];
-  if (!has_4bit_values(block.args->format)) return page + at.v_codes;
-  unpack_values(page, at, block.dim, block.tile);
-  return block.tile;
+const std::uint8_t* value_codes(RowBlock* block, const SealedLayout& at, std::int64_t p) {
+  const std::uint8_t* page = block->args->sealed[p];
+  if (!has_4bit_values(block->args->format)) return page + at.v_codes;
+  unpack_values(page, at, block->dim, block->tile, &block->fetch);
+  return block->tile;
 }
 
 void load_scales(const RowBlock& block, std::int64_t begin, std::int64_t end) {

@@ -28,6 +28,8 @@ struct Fetch {
   std::int64_t left = 0;      // lines of the run
   std::int64_t quarters = 0;  // lines for each vector of codes that a product reads, times 4
   std::int64_t lines_a_row_page = 0;  // lines for the softmax of each row and page
+  std::int64_t unpack_lines = 0;      // lines for each unpacking of a page's keys or values
+  std::int64_t prepare_lines = 0;     // lines for each step of what comes before the first page
   std::int64_t next_run = 0, runs = 0;
   Run run[3 * kPagesPerChunk + kFetchAhead];
 
@@ -38,14 +40,19 @@ struct Fetch {
     }
   }
 
-  // From a call's first rows on; of the products' time and that of the softmax the former has three
-  // quarters.
+  // From a call's first rows on. A page's lines are dealt out as time is: an eighth to each
+  // unpacking of 4 bits, most of the rest to the products, what is left to the softmax.
   void start(const AttendChunkArgs* call, std::int64_t first, std::int64_t end, std::int64_t rows) {
     args = call;
     const SealedLayout layout = sealed_layout(call->format, call->head_dim);
+    const std::int64_t dim = call->head_dim;
     const std::int64_t page_lines = layout.bytes / kLine;
-    quarters = (3 * page_lines + call->head_dim) / (2 * call->head_dim);
-    const std::int64_t rest = page_lines - call->head_dim * quarters / 2;
+    const std::int64_t unpacked =
+        (has_4bit_keys(call->format) ? 1 : 0) + (has_4bit_values(call->format) ? 1 : 0);
+    unpack_lines = unpacked > 0 ? page_lines / 8 : 0;
+    prepare_lines = page_lines / 8;
+    quarters = ((6 - unpacked) * page_lines + 2 * dim) / (4 * dim);
+    const std::int64_t rest = page_lines - dim * quarters / 2 - unpacked * unpack_lines;
     lines_a_row_page = rest > 0 ? (rest + rows - 1) / rows : 0;
     runs = 0;
     next_run = 0;
@@ -61,7 +68,7 @@ struct Fetch {
 
   __attribute__((noinline)) void advance() {
     if (next_run == runs) {
-      quarters = lines_a_row_page = 0;
+      quarters = lines_a_row_page = unpack_lines = prepare_lines = 0;
       left = 1;
       return;
     }
@@ -79,7 +86,7 @@ struct Fetch {
   // While `vectors` of codes are read.
   MS_LAMBDA void beside(std::int64_t vectors) { lines(vectors * quarters / 4); }
   void rest() {
-    while (quarters > 0 || lines_a_row_page > 0) lines(4);
+    while (prepare_lines > 0) lines(4);
   }
 };
 

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/fetch.inl"
 #include "kernels/detail/unroll.inl"
 
 namespace musespark {
@@ -52,11 +53,12 @@ MS_INLINE void each_vector_of_group(std::int64_t d, std::int64_t dim, F f) {
 }
 
 void unpack_keys(const std::uint8_t* page, const SealedLayout& at, std::int64_t dim,
-                 std::uint8_t* tile) {
+                 std::uint8_t* tile, Fetch* fetch) {
   StepTable steps;
   spread_steps(page + at.k_steps, dim, &steps, [](vi step) MS_LAMBDA { return step; });
   const std::uint8_t* from = page + at.k_codes;
   for (std::int64_t b = 0; b < 4; ++b) {
+    fetch->lines(fetch->unpack_lines / 4);
     for (std::int64_t d = 0; d < dim; d += kStepChannels) {
       const vi step = ispread(steps.byte[b / 2][d / kStepChannels] + b % 2 * 16);
       const vi size = ilookup(kStepSize, ior(step, iset(kOddBytes)));
@@ -156,11 +158,12 @@ void spread_value_steps(const std::uint8_t* stored, std::int64_t dim, ValueSteps
 #endif
 
 void unpack_values(const std::uint8_t* page, const SealedLayout& at, std::int64_t dim,
-                   std::uint8_t* tile) {
+                   std::uint8_t* tile, Fetch* fetch) {
   ValueSteps steps;
   spread_value_steps(page + at.v_steps, dim, &steps);
   const std::uint8_t* from = page + at.v_codes;
   for (std::int64_t quad = 0; quad < kPageTokens / 4; quad += 2) {
+    fetch->lines(fetch->unpack_lines / 8);
     std::uint8_t* first = tile + quad * 4 * dim;
     std::uint8_t* second = first + 4 * dim;
     for (std::int64_t d = 0; d < dim; d += kStepChannels) {
