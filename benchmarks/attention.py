@@ -1,19 +1,23 @@
-"""Attention kernels of every level, one thread: decode in bytes read, prefill in operations.
+"""Attention kernels of every level: decode in bytes read, prefill in operations.
 
-    python benchmarks/attention.py [--rounds 9] [--save]
+    python benchmarks/attention.py [--rounds 9] [--threads 2] [--levels amx avx2] [--save]
 
-Decode: one position of four query heads over 8192 positions for each of many KV heads, 256 MB of
-pages, so that they come from memory. Prefill: 64 positions of four heads over 2048 positions of one
-KV head, 4 operations (two multiply-adds) for each query row, position and channel. Shares: of the
-read bandwidth of one thread (decode, sealed pages: of the smaller of that and 60% of the dot peak
-over the operations a byte), of the dot peak and of a quarter of it (f32: a multiply-add instruction
-does a quarter of the products of a dot instruction on the same ports).
+Decode, on all threads: one position of four query heads over 8192 positions for each of many KV
+heads, 512 MB of pages laid out as the pool does (in huge pages where the system has them), each
+thread with heads of its own. Prefill, on one thread: 64 positions of four heads over 2048 positions
+of one KV head, 4 operations (two multiply-adds) for each query row, position and channel.
+Shares: of the read bandwidth of these threads (decode of sealed pages: of the smaller of that,
+"bytes", and 60% of the dot peak over the operations a byte, "dots"); of the dot peak, and of a
+quarter of it for f32: a multiply-add instruction does a quarter of the products of a dot
+instruction on the same ports. Limits are measured before and after, the larger counts; the peak is
+that of the widest dot instruction but AMX, which may exceed it.
 Before anything is timed each level is checked against scalar, bit for bit.
 """
 
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
 
 import common
 import numpy as np
@@ -23,7 +27,7 @@ from musespark._core import testing
 GROUP = 4
 DIMS = (64, 128)
 FORMATS = ("f32", "kv8", "kv8v4", "kv4")
-MEGABYTES = 256
+MEGABYTES = 512
 
 
 def check(isa: str, form: str, dim: int) -> None:
@@ -49,67 +53,94 @@ def check(isa: str, form: str, dim: int) -> None:
             raise SystemExit(f"{isa} {form} D={dim} differs from scalar: nothing was timed")
 
 
-def measure(isa: str, form: str, dim: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Bytes a second of decode and operations a second of prefill."""
+def decode_bytes(isa: str, form: str, dim: int, threads: int) -> float:
+    """Bytes a second, of all threads together."""
     page = testing.sealed_page_bytes(form, dim) or testing.open_page_bytes(form, dim)
     chunks = 16
-    heads = max(1, MEGABYTES * 2**20 // (chunks * 8 * page))
-    if isa == "scalar":
-        heads = 1
-    decode = [
-        heads
-        * chunks
-        * 8
-        * page
-        / testing.attend_seconds(isa, form, dim, GROUP, GROUP, chunks, heads, 1)
-        for _ in range(rounds if isa != "scalar" else 1)
-    ]
+    heads = max(1, MEGABYTES * 2**20 // (chunks * 8 * page) // threads) if isa != "scalar" else 1
+    bytes_read = heads * chunks * 8 * page
+
+    def one(_: int) -> float:
+        return bytes_read / testing.attend_seconds(
+            isa, form, dim, GROUP, GROUP, chunks, heads, 2 if isa != "scalar" else 1
+        )
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(one, range(threads)))
+
+
+def prefill_operations(isa: str, form: str, dim: int) -> float:
+    """Operations a second of one thread."""
     rows, deep = (64 * GROUP, 4) if isa != "scalar" else (GROUP, 1)
-    prefill = [
-        4 * rows * deep * 512 * dim
-        / testing.attend_seconds(isa, form, dim, GROUP, rows, deep, 1, 3 if isa != "scalar" else 1)
-        for _ in range(rounds if isa != "scalar" else 1)
-    ]  # fmt: skip
-    return {"decode_bytes": common.spread(decode), "prefill_operations": common.spread(prefill)}
+    seconds = testing.attend_seconds(isa, form, dim, GROUP, rows, deep, 1, 9 if deep > 1 else 1)
+    return 4 * rows * deep * 512 * dim / seconds
+
+
+def bound(form: str, dim: int, read: float, peak: float) -> tuple[float, str]:
+    """Bytes a second that decode can reach at most, and what sets it."""
+    page = testing.sealed_page_bytes(form, dim)
+    dots = 0.6 * peak * page / (4 * GROUP * 64 * dim) if page else read
+    return (dots, "dots") if dots < read else (read, "bytes")
+
+
+def report(rows: list[dict], read: float, peak: float, peaks: float) -> None:
+    """peak: of one thread; peaks: of those that decode."""
+    print(f"{'level':11} {'format':6} {'D':>4}  {'decode GB/s':>21}  {'prefill Gop/s':>20}")
+    for row in rows:
+        if "seal_seconds" in row:
+            micros = row["seal_seconds"]["median"] * 1e6
+            print(f"{row['level']:11} {row['format']:6} sealing a page, D = 128: {micros:.1f} us")
+            continue
+        decode, prefill = row["decode_bytes"]["median"], row["prefill_operations"]["median"]
+        limit, what = bound(row["format"], row["dim"], read, peaks)
+        row["decode_bound"] = what
+        row["decode_share"] = decode / limit
+        row["prefill_share"] = prefill / (peak / (4 if row["format"] == "f32" else 1))
+        print(
+            f"{row['level']:11} {row['format']:6} {row['dim']:4}  {decode / 1e9:9.2f} "
+            f"({row['decode_share']:4.0%} {what:5})  {prefill / 1e9:11.1f} "
+            f"({row['prefill_share']:4.0%})"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2, help="that decode at once")
+    parser.add_argument("--levels", nargs="+", default=list(testing.kernel_levels()))
     parser.add_argument("--save", action="store_true", help="write results/attention.json")
     options = parser.parse_args()
-    before = common.read_bandwidth(1), common.dot_peak(1)
-    print(f"one thread reads {before[0] / 1e9:.1f} GB/s, dot peak {before[1] / 1e9:.0f} Gop/s")
-    print(f"{'level':11} {'format':6} {'D':>4}  {'decode GB/s':>18}  {'prefill Gop/s':>20}")
+    threads = options.threads
+
+    def limits() -> list[float]:
+        return [common.read_bandwidth(threads), common.dot_peak(1), common.dot_peak(threads)]
+
+    before = limits()
     results = []
-    for isa in testing.kernel_levels():
+    for isa in options.levels:
+        rounds = options.rounds if isa != "scalar" else 1
         for form in FORMATS:
             for dim in DIMS:
                 check(isa, form, dim)
-                row = measure(isa, form, dim, options.rounds)
-                decode, prefill = row["decode_bytes"], row["prefill_operations"]
-                peak = before[1] / (4 if form == "f32" else 1)
-                page = testing.sealed_page_bytes(form, dim)
-                operations = 4 * GROUP * 64 * dim / page if page else 0
-                limit = min(before[0], 0.6 * peak / operations) if page else before[0]
-                print(
-                    f"{isa:11} {form:6} {dim:4}  {decode['median'] / 1e9:9.2f} "
-                    f"({decode['median'] / limit:4.0%})  {prefill['median'] / 1e9:11.1f} "
-                    f"({prefill['median'] / peak:4.0%})"
-                )
-                results.append({"level": isa, "format": form, "dim": dim, **row})
+                decode = [decode_bytes(isa, form, dim, threads) for _ in range(rounds)]
+                prefill = [prefill_operations(isa, form, dim) for _ in range(rounds)]
+                row = {"level": isa, "format": form, "dim": dim}
+                row["decode_bytes"] = common.spread(decode)
+                row["prefill_operations"] = common.spread(prefill)
+                results.append(row)
         for form in FORMATS[1:]:
-            times = [testing.seal_seconds(isa, form, 128, 20) for _ in range(options.rounds)]
+            times = [testing.seal_seconds(isa, form, 128, 20) for _ in range(rounds)]
             seal = common.spread(times)
-            print(f"{isa:11} {form:6} sealing a page, D = 128: {seal['median'] * 1e6:.1f} us")
             results.append({"level": isa, "format": form, "seal_seconds": seal})
-    after = common.read_bandwidth(1), common.dot_peak(1)
-    print(f"afterwards {after[0] / 1e9:.1f} GB/s, {after[1] / 1e9:.0f} Gop/s")
+    after = limits()
+    read, peak, peaks = (max(pair) for pair in zip(before, after, strict=True))
+    print(f"{threads} threads read {before[0] / 1e9:.1f}, afterwards {after[0] / 1e9:.1f} GB/s")
+    print(f"dot peak of one {before[1] / 1e9:.0f}, afterwards {after[1] / 1e9:.0f} Gop/s")
+    report(results, read, peak, peaks)
     if options.save:
-        limits = {"read_bytes": [before[0], after[0]], "dot_operations": [before[1], after[1]]}
-        common.save(
-            "attention", {"machine": common.machine(), "limits": limits, "results": results}
-        )
+        found = {"threads": threads, "read_bytes": [before[0], after[0]]}
+        found |= {"dot_operations": [before[1], after[1]]}
+        common.save("attention", {"machine": common.machine(), "limits": found, "results": results})
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ double attend_seconds(const std::string& isa, const std::string& format, std::in
   const std::int64_t page_bytes =
       kv == KvFormat::f32 ? open_page_bytes(kv, head_dim) : sealed_page_bytes(kv, head_dim);
   const std::int64_t pages = heads * chunks * kPagesPerChunk;
-  AlignedBuffer slabs(static_cast<std::size_t>(pages * page_bytes));
+  AlignedBuffer slabs(static_cast<std::size_t>(pages * page_bytes), PageSize::huge);
   auto* bytes = reinterpret_cast<std::uint8_t*>(slabs.data());
   // Any bytes are valid codes; small f16 scales and f32 values come from filling with 0x2c.
   std::memset(bytes, 0x2c, slabs.size());
@@ -219,9 +219,13 @@ double attend_seconds(const std::string& isa, const std::string& format, std::in
   const auto run = [&](std::int64_t head, std::int64_t chunk) {
     const std::uint8_t* slab[2 * kPagesPerChunk];
     for (std::int64_t p = 0; p < 2 * kPagesPerChunk; ++p) {
-      slab[p] = bytes + ((head * chunks + chunk) * kPagesPerChunk + p) * page_bytes;
+      // As in the pool all heads' slabs of a page lie together. After a head's last page comes the
+      // next head's first.
+      const std::int64_t page = chunk * kPagesPerChunk + p;
+      const std::int64_t owner = std::min(head + page / (chunks * kPagesPerChunk), heads - 1);
+      slab[p] = bytes + (page % (chunks * kPagesPerChunk) * heads + owner) * page_bytes;
     }
-    const bool more = kv != KvFormat::f32 && chunk + 1 < chunks;
+    const bool more = kv != KvFormat::f32;
     AttendChunkArgs args{};
     args.head_dim = args.ldq = head_dim;
     args.rows = rows;
@@ -289,7 +293,7 @@ void register_kernels_attention(py::module_& m) {
   });
   testing.def("attend_seconds", &attend_seconds, py::arg("isa"), py::arg("format"),
               py::arg("head_dim"), py::arg("group"), py::arg("rows"), py::arg("chunks"),
-              py::arg("heads"), py::arg("repeats"));
+              py::arg("heads"), py::arg("repeats"), py::call_guard<py::gil_scoped_release>());
   testing.def("seal_seconds", &seal_seconds);
 }
 

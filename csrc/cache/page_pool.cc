@@ -1,8 +1,8 @@
 #include "cache/page_pool.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <string>
 #include <utility>
 
@@ -29,6 +29,14 @@ void check_layer(const KvLayer& layer, std::size_t index, bool floats) {
 }
 
 std::int64_t pages_of(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+
+bool wants_huge_pages() {
+  const char* value = std::getenv("MUSESPARK_KV_HUGE_PAGES");
+  if (value == nullptr || std::strcmp(value, "1") == 0) return true;
+  if (std::strcmp(value, "0") == 0) return false;
+  throw InvalidRequest("[page_pool] MUSESPARK_KV_HUGE_PAGES is '" + std::string(value) +
+                       "'; known: 0, 1");
+}
 
 }  // namespace
 
@@ -71,11 +79,21 @@ PagePool::PagePool(KvLayout layout, std::int64_t byte_budget)
     }
     places_.push_back(std::move(place));
   }
+  const bool huge = wants_huge_pages();
+  for (Class& cls : classes_) {
+    cls.open = PartArena(cls.open_bytes, huge);
+    for (const std::int64_t bytes : cls.sealed_bytes) cls.sealed.emplace_back(bytes, huge);
+  }
 }
 
 PagePool::Usage PagePool::usage() const {
   const auto pages = static_cast<std::int64_t>(pages_.size() - free_ids_.size());
-  return {budget_, in_use_, kept_, allocated_, peak_, pages, open_pages_};
+  std::int64_t mapped = 0;
+  for (const Class& cls : classes_) {
+    mapped += cls.open.mapped_bytes();
+    for (const PartArena& arena : cls.sealed) mapped += arena.mapped_bytes();
+  }
+  return {budget_, in_use_, kept_, allocated_, peak_, mapped, pages, open_pages_};
 }
 
 std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step,
@@ -105,46 +123,36 @@ std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step,
 // Returns spare parts to the system until `bytes` more fit the budget.
 bool PagePool::make_room(std::int64_t bytes) noexcept {
   for (Class& cls : classes_) {
-    auto& sealed = cls.spare_sealed;
-    for (auto* spare : {&sealed[0], &sealed[1], &sealed[2], &cls.spare_open}) {
-      while (allocated_ + bytes > budget_ && !spare->empty()) {
-        allocated_ -= static_cast<std::int64_t>(spare->back().size());
-        spare->pop_back();
+    for (std::size_t i = 0; i <= cls.sealed.size(); ++i) {
+      PartArena* arena = i < cls.sealed.size() ? &cls.sealed[i] : &cls.open;
+      while (allocated_ + bytes > budget_ && arena->has_spare()) {
+        allocated_ -= arena->discard() * arena->part_bytes();
       }
     }
   }
   return allocated_ + bytes <= budget_;
 }
 
-AlignedBuffer PagePool::take(std::vector<AlignedBuffer>* spare, std::int64_t bytes) {
-  while (spare->empty() && !make_room(bytes)) {
+PartArena::Part PagePool::take(PartArena* arena) {
+  const std::int64_t bytes = arena->part_bytes();
+  while (!arena->has_spare() && !make_room(bytes)) {
     if (reclaim_ && reclaim_()) continue;
     throw MemoryBudgetExceeded("[page_pool] a page of keys and values needs " +
                                std::to_string(bytes) + " bytes; " + std::to_string(in_use_) +
                                " of the budget of " + std::to_string(budget_) +
                                " bytes are in use");
   }
-  AlignedBuffer buffer;
-  if (!spare->empty()) {
-    buffer = std::move(spare->back());
-    spare->pop_back();
-  } else {
-    buffer = AlignedBuffer(static_cast<std::size_t>(bytes));
-    allocated_ += bytes;
-  }
+  const bool spare = arena->has_spare();
+  const PartArena::Part part = arena->take();
+  if (!spare) allocated_ += bytes;
   in_use_ += bytes;
   peak_ = std::max(peak_, in_use_);
-  return buffer;
+  return part;
 }
 
-void PagePool::keep(std::vector<AlignedBuffer>* spare, AlignedBuffer buffer) noexcept {
-  const auto bytes = static_cast<std::int64_t>(buffer.size());
-  in_use_ -= bytes;
-  try {
-    spare->push_back(std::move(buffer));
-  } catch (const std::bad_alloc&) {
-    allocated_ -= bytes;  // no room to remember it: it goes back to the system
-  }
+void PagePool::give_back(PartArena* arena, PartArena::Part* part) noexcept {
+  in_use_ -= arena->part_bytes();
+  arena->give_back(std::exchange(*part, {}));
 }
 
 PageId PagePool::acquire(int page_class, KvForm form) {
@@ -155,7 +163,7 @@ PageId PagePool::acquire(int page_class, KvForm form) {
     pages_.emplace_back();
     free_ids_.push_back(static_cast<PageId>(pages_.size() - 1));
   }
-  AlignedBuffer open = take(&cls.spare_open, cls.open_bytes);
+  const PartArena::Part open = take(&cls.open);
   const PageId id = free_ids_.back();
   free_ids_.pop_back();
   Page& page = pages_[static_cast<std::size_t>(id)];
@@ -163,7 +171,7 @@ PageId PagePool::acquire(int page_class, KvForm form) {
   page.form = form;
   page.references = 1;
   page.open_references = 1;
-  page.open = std::move(open);
+  page.open = open;
   ++open_pages_;
   return id;
 }
@@ -171,17 +179,15 @@ PageId PagePool::acquire(int page_class, KvForm form) {
 void PagePool::add_sealed(PageId id) {
   Page& page = pages_[static_cast<std::size_t>(id)];
   Class& cls = classes_[static_cast<std::size_t>(page.page_class)];
-  const auto form = static_cast<std::size_t>(page.form);
-  if (!seals() || page.sealed.data() != nullptr) return;
-  page.sealed = take(&cls.spare_sealed[form], cls.sealed_bytes[form]);
+  if (!seals() || page.sealed.data != nullptr) return;
+  page.sealed = take(&cls.sealed[static_cast<std::size_t>(page.form)]);
 }
 
 void PagePool::drop_sealed(PageId id) noexcept {
   Page& page = pages_[static_cast<std::size_t>(id)];
-  if (page.sealed.data() == nullptr) return;
+  if (page.sealed.data == nullptr) return;
   Class& cls = classes_[static_cast<std::size_t>(page.page_class)];
-  keep(&cls.spare_sealed[static_cast<std::size_t>(page.form)],
-       std::exchange(page.sealed, AlignedBuffer()));
+  give_back(&cls.sealed[static_cast<std::size_t>(page.form)], &page.sealed);
 }
 
 void PagePool::share(PageId id, bool with_open) noexcept {
@@ -222,15 +228,15 @@ std::int64_t PagePool::bytes(PageId id) const {
 void PagePool::release_open(PageId id) noexcept {
   Page& page = pages_[static_cast<std::size_t>(id)];
   if (--page.open_references > 0) return;
-  keep(&classes_[static_cast<std::size_t>(page.page_class)].spare_open,
-       std::exchange(page.open, AlignedBuffer()));
+  give_back(&classes_[static_cast<std::size_t>(page.page_class)].open, &page.open);
   --open_pages_;
 }
 
 void PagePool::copy_open(PageId from, PageId to) noexcept {
   const Page& source = pages_[static_cast<std::size_t>(from)];
   Page& target = pages_[static_cast<std::size_t>(to)];
-  std::memcpy(target.open.data(), source.open.data(), source.open.size());
+  const Class& cls = classes_[static_cast<std::size_t>(source.page_class)];
+  std::memcpy(target.open.data, source.open.data, static_cast<std::size_t>(cls.open_bytes));
 }
 
 }  // namespace musespark

@@ -14,7 +14,10 @@
 // Pages are shared between sequences by reference counts: one for the page and one for those that
 // still want its open part. Not thread-safe: one driver thread owns the pool and its sequences; the
 // forward path's threads only read addresses. Parts given back are kept for reuse and returned to
-// the system when another class needs the budget.
+// the system when another class needs the budget (cache/part_arena.h).
+//
+// Large caches lie in huge pages where the system gives them on request (on Linux: unless
+// /sys/kernel/mm/transparent_hugepage/enabled says never); MUSESPARK_KV_HUGE_PAGES=0 asks for none.
 #pragma once
 
 #include <array>
@@ -23,7 +26,7 @@
 #include <utility>
 #include <vector>
 
-#include "base/aligned.h"
+#include "cache/part_arena.h"
 #include "formats/kv_page.h"
 
 namespace musespark {
@@ -82,6 +85,7 @@ class PagePool {
     std::int64_t kept;        // of these, of pages that nobody but the tree holds
     std::int64_t allocated;   // in_use and parts kept for reuse; never above the budget
     std::int64_t peak;        // highest in_use so far
+    std::int64_t mapped;      // address space of all parts, and of those that are still to come
     std::int64_t pages;       // pages held
     std::int64_t open_pages;  // of these, with an open part
   };
@@ -113,11 +117,11 @@ class PagePool {
   KvForm form(PageId page) const { return pages_[page].form; }
   bool kept(PageId page) const { return pages_[page].kept; }
   std::int64_t bytes(PageId page) const;  // of its parts
-  bool has_sealed(PageId page) const { return pages_[page].sealed.data() != nullptr; }
+  bool has_sealed(PageId page) const { return pages_[page].sealed.data != nullptr; }
 
   // The parts of a page, null where it has no such part.
-  std::uint8_t* open(PageId page) { return pages_[page].open.as<std::uint8_t>(); }
-  std::uint8_t* sealed(PageId page) { return pages_[page].sealed.as<std::uint8_t>(); }
+  std::uint8_t* open(PageId page) { return pages_[page].open.data; }
+  std::uint8_t* sealed(PageId page) { return pages_[page].sealed.data; }
   // Copies the open part of `from` into `to` (same class).
   void copy_open(PageId from, PageId to) noexcept;
 
@@ -126,8 +130,8 @@ class PagePool {
     std::int64_t window;
     std::int64_t open_bytes = 0;
     std::array<std::int64_t, kKvForms> sealed_bytes{};  // 0 for f32
-    std::vector<AlignedBuffer> spare_open;              // last in, first out
-    std::array<std::vector<AlignedBuffer>, kKvForms> spare_sealed;
+    PartArena open = {0, false};
+    std::vector<PartArena> sealed = {};  // [form]
   };
   struct Page {
     int page_class = 0;
@@ -135,12 +139,12 @@ class PagePool {
     int references = 0;
     int open_references = 0;
     bool kept = false;
-    AlignedBuffer open;
-    AlignedBuffer sealed;
+    PartArena::Part open;
+    PartArena::Part sealed;
   };
 
-  AlignedBuffer take(std::vector<AlignedBuffer>* spare, std::int64_t bytes);
-  void keep(std::vector<AlignedBuffer>* spare, AlignedBuffer buffer) noexcept;
+  PartArena::Part take(PartArena* arena);
+  void give_back(PartArena* arena, PartArena::Part* part) noexcept;
   bool make_room(std::int64_t bytes) noexcept;
   // Bytes of a page that the tree alone holds; 0 of another.
   std::int64_t kept_bytes(const Page& page) const;

@@ -18,7 +18,7 @@ namespace {
 // below it.
 const KernelTable kTables[] = {
 #if defined(__x86_64__)
-    {Isa::amx, quantize_rows_avx512vnni, matmul_amx, attend_chunk_avx512vnni,
+    {Isa::amx, quantize_rows_avx512vnni, matmul_amx, attend_chunk_amx,
      attention_merge_avx512vnni, attention_finish_avx512vnni, write_token_avx512vnni,
      seal_page_avx512vnni, rowwise_avx512vnni},
     {Isa::avx512vnni, quantize_rows_avx512vnni, matmul_avx512vnni, attend_chunk_avx512vnni,

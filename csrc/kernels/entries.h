@@ -54,6 +54,8 @@ void write_token_avx2(KvFormat format, std::int64_t d, std::int64_t slot, const 
 void seal_page_avx2(KvFormat format, std::int64_t d, const std::uint8_t* open,
                     std::uint8_t* sealed);
 void attend_chunk_avx512vnni(const AttendChunkArgs* args);
+void attend_chunk_amx(const AttendChunkArgs* args);
+void attend_chunk_few_amx(const AttendChunkArgs* args);  // the few rows of the line above
 void attention_merge_avx512vnni(std::int64_t rows, std::int64_t d, AttentionPartial* state,
                                 float* o, const AttentionPartial* other, const float* other_o);
 void attention_finish_avx512vnni(std::int64_t rows, std::int64_t d, const AttentionPartial* state,

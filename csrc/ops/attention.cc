@@ -4,19 +4,10 @@
 #include <string>
 
 #include "base/errors.h"
+#include "ops/attention_tiles.h"
 
 namespace musespark {
 namespace {
-
-// Query rows (positions x query heads of the group) a kernel call takes together: enough that a
-// merge chunk of keys and values, read from the second-level cache, serves many. (256 against 64
-// rows, four query heads to a KV head: 10% less time for a prefill of 512.)
-constexpr std::int64_t kTileRows = 256;
-constexpr std::int64_t kLeastTilePositions = 8;  // where smaller tiles keep all threads busy
-
-std::int64_t tile_positions(const AttentionShape& shape) {
-  return std::clamp<std::int64_t>(kTileRows / shape.group(), 1, kPageTokens);
-}
 
 std::int64_t round_up(std::int64_t value, std::int64_t step) {
   return (value + step - 1) / step * step;
@@ -35,55 +26,6 @@ void check_attention_shape(const char* op, const AttentionShape& s) {
                        ")");
 }
 
-void AttentionPlan::make(const AttentionShape& shape, std::span<const AttentionSpan> spans,
-                         int threads) {
-  tiles_.clear();
-  pieces_.clear();
-  slots_ = 0;
-  std::int64_t rows = 0;
-  for (const AttentionSpan& span : spans) rows += span.rows;
-  std::int64_t step = tile_positions(shape);
-  while (step > kLeastTilePositions && rows / step * shape.kv_heads < 4 * threads) step /= 2;
-  std::int64_t chunks = 0;
-  for (std::size_t s = 0; s < spans.size(); ++s) {
-    const AttentionSpan& span = spans[s];
-    for (std::int64_t at = 0; at < span.rows;) {
-      const std::int64_t position = span.position + at;
-      const std::int64_t page_end = (position / kPageTokens + 1) * kPageTokens;
-      const std::int64_t count = std::min({step, span.rows - at, page_end - position});
-      const std::int64_t lo =
-          shape.window == 0 ? 0 : std::max<std::int64_t>(0, position - shape.window + 1);
-      for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
-        tiles_.push_back({static_cast<std::int64_t>(s), h, at, count, lo / kMergeChunk,
-                          (position + count - 1) / kMergeChunk + 1});
-        chunks += tiles_.back().chunk_end - tiles_.back().chunk_begin;
-      }
-      at += count;
-    }
-  }
-  const auto tiles = static_cast<std::int64_t>(tiles_.size());
-  // A tile is one piece unless that would leave threads without work.
-  const bool split = threads > 1 && tiles < 4 * threads && chunks > tiles;
-  for (std::int64_t t = tiles - 1; t >= 0; --t) {  // the longest come last in a span: start them
-    const Tile& tile = tiles_[static_cast<std::size_t>(t)];
-    if (!split || tile.chunk_end - tile.chunk_begin == 1) {
-      pieces_.push_back({t, tile.chunk_begin, tile.chunk_end, -1});
-      continue;
-    }
-    for (std::int64_t c = tile.chunk_begin; c < tile.chunk_end; ++c) {
-      pieces_.push_back({t, c, c + 1, slots_++});
-    }
-  }
-  const double tile_rows =
-      tiles_.empty() ? 1 : static_cast<double>(rows * shape.kv_heads) / static_cast<double>(tiles);
-  // A chunk of keys and values: its bytes once, its products for every row.
-  const double chunk_cost = kMergeChunk * static_cast<double>(shape.padded_dim) *
-                            (0.15 + tile_rows * static_cast<double>(shape.group()) * 0.05);
-  cost_ = pieces_.empty()
-              ? 0
-              : chunk_cost * static_cast<double>(chunks) / static_cast<double>(pieces_.size());
-}
-
 namespace {
 
 // The parts of a thread's scratch, for tiles of at most `rows` rows.
@@ -96,6 +38,7 @@ struct TileScratch {
   AttentionPartial* chunk;
   float* state_o;
   float* chunk_o;
+  float* queries;  // of tiles that share pages, side by side
   std::byte* kernel;
 
   TileScratch(std::byte* base, std::int64_t rows, std::int64_t dp) {
@@ -112,21 +55,25 @@ struct TileScratch {
     chunk = reinterpret_cast<AttentionPartial*>(carve(rows * 8));
     state_o = reinterpret_cast<float*>(carve(rows * dp * 4));
     chunk_o = reinterpret_cast<float*>(carve(rows * dp * 4));
+    queries = reinterpret_cast<float*>(carve(rows * dp * 4));
     kernel = base;
   }
   static std::int64_t bytes(std::int64_t rows, std::int64_t dp) {
     return 3 * round_up(rows * 8, 64) + round_up(rows * 4, 64) + 2 * round_up(rows * 8, 64) +
-           2 * round_up(rows * dp * 4, 64) + attention_scratch_bytes(rows, dp);
+           3 * round_up(rows * dp * 4, 64) + attention_scratch_bytes(rows, dp);
   }
 };
-
-std::int64_t most_tile_rows(const AttentionShape& shape) {
-  return tile_positions(shape) * shape.group();
-}
 
 }  // namespace
 
 // One call of attend().
+// Slabs of a merge chunk's pages, and their formats.
+struct ChunkPages {
+  const std::uint8_t* open[kPagesPerChunk];
+  const std::uint8_t* sealed[kPagesPerChunk];
+  KvFormat formats[kPagesPerChunk];
+};
+
 struct AttentionRun {
   Jobs& jobs;
   const KernelTable& kernels;
@@ -141,94 +88,142 @@ struct AttentionRun {
   const std::int64_t dp = shape.padded_dim;
   const std::int64_t most = most_tile_rows(shape);
 
-  // A slot of partial results: o [most][Dp], then (max, sum) [most].
-  std::int64_t slot_floats() const { return round_up(most * (2 + dp), 16); }
-  float* slot_o(std::int64_t slot) const {
-    return plan.partials_.as<float>() + slot * slot_floats();
-  }
-  AttentionPartial* slot_state(std::int64_t slot) const {
-    return reinterpret_cast<AttentionPartial*>(slot_o(slot) + most * dp);
+  // Partial results by row of the plan: o [Dp] of all, then (max, sum) of all.
+  float* part_o(std::int64_t row) const { return plan.partials_.as<float>() + row * dp; }
+  AttentionPartial* part_state(std::int64_t row) const {
+    return reinterpret_cast<AttentionPartial*>(part_o(plan.partial_rows_)) + row;
   }
 
+  const AttentionPlan::Tile& tile_of(std::int64_t member) const {
+    return plan.tiles_[static_cast<std::size_t>(plan.members_[static_cast<std::size_t>(member)])];
+  }
+  const AttentionSpan& span_of(const AttentionPlan::Tile& tile) const {
+    return spans[static_cast<std::size_t>(tile.span)];
+  }
   // Where a tile's rows begin in `queries` and `out`.
   std::int64_t offset(const AttentionPlan::Tile& tile) const {
-    const AttentionSpan& span = spans[static_cast<std::size_t>(tile.span)];
-    return (tile.kv_head * rows + span.row + tile.first) * group * dp;
+    return (tile.kv_head * rows + span_of(tile).row + tile.first) * group * dp;
   }
 
-  void run_piece(const AttentionPlan::Piece& piece, int worker) const;
-  void attend_chunk(const AttentionSpan& span, std::int64_t kv_head, AttendChunkArgs* args) const;
-  void fold(const AttentionPlan::Piece& first, int worker) const;
+  std::int64_t place_rows(const AttentionPlan::Piece& piece, const TileScratch& s) const;
+  const float* gather_queries(const AttentionPlan::Piece& piece, float* to) const;
+  void run_piece(std::int64_t index, int worker) const;
+  void find_pages(const AttentionPlan::Tile& tile, std::int64_t chunk, ChunkPages* to) const;
+  void fold(const AttentionPlan::Tile& tile, int worker) const;
   void finish(const AttentionPlan::Tile& tile, const AttentionPartial* state, const float* o,
               float* sink_rows) const;
 };
 
-// Finds the pages of a merge chunk, and those of the one after, and runs the kernel over it.
-void AttentionRun::attend_chunk(const AttentionSpan& span, std::int64_t kv_head,
-                                AttendChunkArgs* args) const {
-  const std::uint8_t* open[2 * kPagesPerChunk];
-  const std::uint8_t* sealed[2 * kPagesPerChunk];
-  KvFormat formats[2 * kPagesPerChunk];
+// The slabs of a merge chunk's pages, null where the span has none, and their formats.
+void AttentionRun::find_pages(const AttentionPlan::Tile& tile, std::int64_t chunk,
+                              ChunkPages* to) const {
+  const AttentionSpan& span = span_of(tile);
   const std::int64_t last = (span.position + span.rows - 1) / kPageTokens;
-  for (std::int64_t i = 0; i < 2 * kPagesPerChunk; ++i) {
-    const std::int64_t page = args->chunk * kPagesPerChunk + i;
+  for (std::int64_t i = 0; i < kPagesPerChunk; ++i) {
+    const std::int64_t page = chunk * kPagesPerChunk + i;
     const KvPageView view =
         page <= last ? span.pages[page] : KvPageView{nullptr, nullptr, KvForm::body};
-    const SealedSlab& slab = shape.slab(view.form, kv_head);
-    formats[i] = slab.format;
-    open[i] = view.open ? view.open + shape.slabs.open_offset + kv_head * shape.slabs.open_stride
-                        : nullptr;
-    sealed[i] = view.sealed ? view.sealed + slab.offset : nullptr;
+    const SealedSlab& slab = shape.slab(view.form, tile.kv_head);
+    to->formats[i] = slab.format;
+    to->open[i] = view.open
+                      ? view.open + shape.slabs.open_offset + tile.kv_head * shape.slabs.open_stride
+                      : nullptr;
+    to->sealed[i] = view.sealed ? view.sealed + slab.offset : nullptr;
   }
-  args->open = open;
-  args->formats = formats;
-  args->sealed = shape.floats ? nullptr : sealed;
-  args->next = shape.floats ? nullptr : sealed + kPagesPerChunk;
-  kernels.attend_chunk(args);
 }
 
-// A tile over its chunks, ascending: the first as it comes, the others merged into it.
-void AttentionRun::run_piece(const AttentionPlan::Piece& piece, int worker) const {
-  const AttentionPlan::Tile& tile = plan.tiles_[static_cast<std::size_t>(piece.tile)];
-  const AttentionSpan& span = spans[static_cast<std::size_t>(tile.span)];
-  const TileScratch s(jobs.scratch(worker), most, dp);
-  const std::int64_t n = tile.count * group;
-  for (std::int64_t r = 0; r < n; ++r) {
-    s.pos[r] = s.hi[r] = span.position + tile.first + r / group;
-    s.lo[r] = shape.window == 0 ? 0 : std::max<std::int64_t>(0, s.pos[r] - shape.window + 1);
+// Positions of the piece's rows; how many there are.
+std::int64_t AttentionRun::place_rows(const AttentionPlan::Piece& piece,
+                                      const TileScratch& s) const {
+  std::int64_t n = 0;
+  for (std::int64_t i = 0; i < piece.count; ++i) {
+    const AttentionPlan::Tile& tile = tile_of(piece.first + i);
+    for (std::int64_t r = 0; r < tile.count * group; ++r, ++n) {
+      s.pos[n] = s.hi[n] = span_of(tile).position + tile.first + r / group;
+      s.lo[n] = shape.window == 0 ? 0 : std::max<std::int64_t>(0, s.pos[n] - shape.window + 1);
+    }
   }
-  AttentionPartial* state = piece.slot < 0 ? s.state : slot_state(piece.slot);
-  float* state_o = piece.slot < 0 ? s.state_o : slot_o(piece.slot);
+  return n;
+}
+
+// The piece's query rows, where they lie if that is side by side.
+const float* AttentionRun::gather_queries(const AttentionPlan::Piece& piece, float* to) const {
+  const std::int64_t begin = offset(tile_of(piece.first));
+  std::int64_t end = begin;
+  bool together = true;
+  for (std::int64_t i = 0; i < piece.count; ++i) {
+    const AttentionPlan::Tile& tile = tile_of(piece.first + i);
+    together = together && offset(tile) == end;
+    end += tile.count * group * dp;
+  }
+  if (together) return queries + begin;
+  float* next = to;
+  for (std::int64_t i = 0; i < piece.count; ++i) {
+    const AttentionPlan::Tile& tile = tile_of(piece.first + i);
+    next = std::copy_n(queries + offset(tile), tile.count * group * dp, next);
+  }
+  return to;
+}
+
+// A piece over its chunks, ascending: the first as it comes, the others merged into it. Beside the
+// pages of a chunk the kernel is told those it will be called with next, here or for the piece that
+// follows.
+void AttentionRun::run_piece(std::int64_t index, int worker) const {
+  const AttentionPlan::Piece& piece = plan.pieces_[static_cast<std::size_t>(index)];
+  const TileScratch s(jobs.scratch(worker), most, dp);
+  const std::int64_t n = place_rows(piece, s);
+  const bool whole = piece.part < 0;
+  AttentionPartial* state = whole ? s.state : part_state(piece.part);
+  float* state_o = whole ? s.state_o : part_o(piece.part);
+  ChunkPages pages, next;
+  KvFormat formats[2 * kPagesPerChunk];
   AttendChunkArgs args{};
   args.head_dim = dp;
   args.rows = n;
-  args.q = queries + offset(tile);
+  args.q = gather_queries(piece, s.queries);
   args.ldq = dp;
   args.pos = s.pos;
   args.lo = s.lo;
   args.hi = s.hi;
   args.softcap = shape.softcap;
   args.scratch = s.kernel;
+  find_pages(tile_of(piece.first), piece.chunk_begin, &next);
   for (std::int64_t c = piece.chunk_begin; c < piece.chunk_end; ++c) {
     const bool first = c == piece.chunk_begin;
+    pages = next;
+    const auto following = static_cast<std::size_t>(index + 1);
+    if (c + 1 < piece.chunk_end) {
+      find_pages(tile_of(piece.first), c + 1, &next);
+    } else if (following < plan.pieces_.size()) {
+      const AttentionPlan::Piece& other = plan.pieces_[following];
+      find_pages(tile_of(other.first), other.chunk_begin, &next);
+    } else {
+      std::fill_n(next.sealed, kPagesPerChunk, nullptr);
+    }
+    std::copy_n(pages.formats, kPagesPerChunk, formats);
+    std::copy_n(next.formats, kPagesPerChunk, formats + kPagesPerChunk);
     args.chunk = c;
+    args.formats = formats;
+    args.open = pages.open;
+    args.sealed = shape.floats ? nullptr : pages.sealed;
+    args.next = shape.floats ? nullptr : next.sealed;
     args.partial = first ? state : s.chunk;
     args.o = first ? state_o : s.chunk_o;
-    attend_chunk(span, tile.kv_head, &args);
+    kernels.attend_chunk(&args);
     if (!first) kernels.attention_merge(n, dp, state, state_o, s.chunk, s.chunk_o);
   }
-  if (piece.slot < 0) finish(tile, state, state_o, s.sinks);
+  if (whole) finish(tile_of(piece.first), state, state_o, s.sinks);
 }
 
 // Folds the chunks of a split tile, ascending: the same merges in the same order.
-void AttentionRun::fold(const AttentionPlan::Piece& first, int worker) const {
-  const AttentionPlan::Tile& tile = plan.tiles_[static_cast<std::size_t>(first.tile)];
-  if (first.slot < 0 || first.chunk_begin != tile.chunk_begin) return;
-  AttentionPartial* state = slot_state(first.slot);
-  float* o = slot_o(first.slot);
+void AttentionRun::fold(const AttentionPlan::Tile& tile, int worker) const {
+  if (tile.parts < 0) return;
+  const std::int64_t* parts = plan.parts_.data() + tile.parts;
+  AttentionPartial* state = part_state(parts[0]);
+  float* o = part_o(parts[0]);
   for (std::int64_t c = 1; c < tile.chunk_end - tile.chunk_begin; ++c) {
-    kernels.attention_merge(tile.count * group, dp, state, o, slot_state(first.slot + c),
-                            slot_o(first.slot + c));
+    kernels.attention_merge(tile.count * group, dp, state, o, part_state(parts[c]),
+                            part_o(parts[c]));
   }
   finish(tile, state, o, TileScratch(jobs.scratch(worker), most, dp).sinks);
 }
@@ -255,19 +250,20 @@ void attend(Jobs& jobs, const KernelTable& kernels, const AttentionShape& shape,
             const float* queries, const float* sinks, float* out) {
   check_attention_shape("attend", shape);
   const AttentionRun run{jobs, kernels, shape, spans, rows, plan, queries, sinks, out};
-  const auto needed = static_cast<std::size_t>(plan.slots_ * run.slot_floats()) * sizeof(float);
+  const auto needed = static_cast<std::size_t>(plan.partial_rows_) *
+                      (static_cast<std::size_t>(run.dp) * sizeof(float) + sizeof(AttentionPartial));
   if (plan.partials_.size() < needed) plan.partials_ = AlignedBuffer(needed);
   const auto pieces = static_cast<std::int64_t>(plan.pieces_.size());
   jobs.run(pieces, plan.cost_, [&](std::int64_t begin, std::int64_t end, int worker) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      run.run_piece(plan.pieces_[static_cast<std::size_t>(i)], worker);
-    }
+    for (std::int64_t i = begin; i < end; ++i) run.run_piece(i, worker);
   });
-  if (plan.slots_ == 0) return;
-  const double cost = 0.1 * static_cast<double>(run.most * run.dp);
-  jobs.run(pieces, cost, [&](std::int64_t begin, std::int64_t end, int worker) {
+  if (plan.partial_rows_ == 0) return;
+  const auto tiles = static_cast<std::int64_t>(plan.tiles_.size());
+  const double cost =
+      0.1 * static_cast<double>(plan.partial_rows_ * run.dp) / static_cast<double>(tiles);
+  jobs.run(tiles, cost, [&](std::int64_t begin, std::int64_t end, int worker) {
     for (std::int64_t i = begin; i < end; ++i) {
-      run.fold(plan.pieces_[static_cast<std::size_t>(i)], worker);
+      run.fold(plan.tiles_[static_cast<std::size_t>(i)], worker);
     }
   });
 }

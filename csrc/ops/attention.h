@@ -70,7 +70,9 @@ void prepare_heads(Jobs& jobs, const KernelTable& kernels, const AttentionShape&
 // What attend() works with between calls: lists and partial results, grown as needed and kept.
 class AttentionPlan {
  public:
-  // The pieces of work of a step for layers of this shape on `threads` threads.
+  // The pieces of work of a step for layers of this shape on `threads` threads. Few rows of several
+  // spans that read the same sealed pages of a merge chunk (a prefix they share) become one piece,
+  // so that the pages are read once for all of them.
   void make(const AttentionShape& shape, std::span<const AttentionSpan> spans, int threads);
 
  private:
@@ -81,14 +83,30 @@ class AttentionPlan {
   struct Tile {  // query rows of one span that share a page, for one KV head
     std::int64_t span, kv_head, first, count;  // rows of the span
     std::int64_t chunk_begin, chunk_end;       // merge chunks with anything visible
+    std::int64_t parts = -1;                   // of `parts_`, one a chunk; -1: finished at once
   };
-  struct Piece {  // one tile, all its chunks or one of them
-    std::int64_t tile, chunk_begin, chunk_end;
-    std::int64_t slot;  // of `partials_`, -1: finish at once
+  struct Piece {                // tiles that read the same pages, all their chunks or one of them
+    std::int64_t first, count;  // of `members_`
+    std::int64_t chunk_begin, chunk_end;
+    std::int64_t part;  // row of `partials_` for the results; -1: finish at once
   };
-  std::vector<Tile> tiles_;
+  struct Group {  // tiles that read the same pages of a chunk: [begin, end) of `candidates_`
+    std::int64_t begin, end;
+  };
+  void make_tiles(const AttentionShape& shape, std::span<const AttentionSpan> spans, int threads);
+  void share_prefixes(const AttentionShape& shape, std::span<const AttentionSpan> spans);
+  void split_groups(std::span<const AttentionSpan> spans, std::int64_t chunk);
+  void share_chunk(const AttentionShape& shape, const Group& group, std::int64_t chunk);
+  void add_pieces(const AttentionShape& shape, int threads);
+  void split_tile(Tile* tile);
+
+  std::vector<Tile> tiles_;  // those of a span's rows for all KV heads follow each other
   std::vector<Piece> pieces_;
-  std::int64_t slots_ = 0;
+  std::vector<std::int64_t> members_;     // tiles
+  std::vector<std::int64_t> parts_;       // rows of `partials_`; -1: not given out
+  std::vector<std::int64_t> candidates_;  // tiles of KV head 0
+  std::vector<Group> groups_, before_;
+  std::int64_t partial_rows_ = 0;
   double cost_ = 0;
   AlignedBuffer partials_;
 };

@@ -131,6 +131,64 @@ def test_a_step_that_does_not_fit_takes_nothing(kv: str) -> None:
     _core.testing.Sequence(pool).begin_step(200)
 
 
+def test_parts_lie_in_slabs_that_grow() -> None:
+    """A slab holds as many parts as there were before it."""
+    pool = _core.testing.PagePool("kv8", [(8, 128, 0)], 1 << 40)
+    part = pool.open_bytes(0)
+    sequences = []
+    for count in range(1, 20):
+        sequences.append(_core.testing.Sequence(pool))
+        sequences[-1].begin_step(1)
+        usage = pool.usage()
+        assert usage["allocated"] == usage["in_use"] == count * part
+        assert usage["mapped"] == part << (count - 1).bit_length()
+    sequences.clear()
+    assert pool.usage()["allocated"] == 19 * part
+    assert pool.usage()["mapped"] == 32 * part
+
+
+def test_spare_parts_are_returned_when_others_need_the_budget() -> None:
+    """First a slab without parts in use, as a whole; else one part, whose addresses stay."""
+    sizes = _core.testing.PagePool("kv8", [(8, 128, 0)], 0)
+    part, sealed = sizes.open_bytes(0), sizes.sealed_bytes(0)
+    pool = _core.testing.PagePool("kv8", [(8, 128, 0)], 4 * part)
+
+    def memory() -> tuple[int, int]:
+        usage = pool.usage()
+        return usage["allocated"], usage["mapped"]
+
+    def begin(rows: int):
+        sequence = _core.testing.Sequence(pool)
+        sequence.begin_step(rows)
+        return sequence
+
+    live = [begin(63) for _ in range(4)]  # slabs of 1, 1 and 2 parts
+    live[0].commit_step()
+    del live[1:]
+    assert memory() == (4 * part, 4 * part)
+    live[0].begin_step(1)  # its sealed part takes the room of the second slab
+    assert memory() == (3 * part + sealed, 3 * part + sealed)
+    live += [begin(63), begin(63)]
+    with pytest.raises(MemoryBudgetExceeded, match=f"{3 * part + sealed} of the budget"):
+        begin(1)
+    live[1].commit_step()
+    del live[2]
+    live[1].begin_step(1)  # beside it in the third slab is a spare part
+    assert memory() == (2 * part + 2 * sealed, 3 * part + 2 * sealed)
+    del live[1]
+    live += [begin(1), begin(1)]
+    assert pool.usage()["in_use"] == 3 * part + sealed
+
+
+def test_huge_pages_are_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("0", "1"):
+        monkeypatch.setenv("MUSESPARK_KV_HUGE_PAGES", value)
+        new_pool("kv8")
+    monkeypatch.setenv("MUSESPARK_KV_HUGE_PAGES", "yes")
+    with pytest.raises(InvalidRequest, match="MUSESPARK_KV_HUGE_PAGES is 'yes'; known: 0, 1"):
+        new_pool("kv8")
+
+
 def test_page_sizes_follow_the_formats() -> None:
     """kv8: 264 bytes a token, head and layer at dimension 128; open rows: keys f32, values f16."""
     pool = _core.testing.PagePool("kv8", [(1, 128, 0)], 0)

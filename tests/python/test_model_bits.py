@@ -80,6 +80,42 @@ def test_alone_or_in_a_batch_of_nine(name: str, recipe: str, kv: str) -> None:
         assert_same_bits(np.concatenate(rows[i]), expected, f"sequence {i} of the batch")
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kv", CACHES)
+@pytest.mark.parametrize("name", SPECS)
+def test_forks_read_their_prefix_together(name: str, kv: str, threads: int) -> None:
+    """Forks, forks of a fork, strangers between them and long rows: as if each were alone."""
+    runner = runner_of(name, "q8", kv, threads)
+    prefix = random_tokens(runner.spec, 1100)
+    base = runner.sequence()
+    runner.model.forward([(base, [int(t) for t in prefix[:1030]], "last")])
+    base.accept(1030)
+    branch = base.fork()
+    runner.model.forward([(branch, [int(t) for t in prefix[1030:]] * 8, "last")])
+    branch.accept(branch.length)
+    sequences = [base.fork(), branch.fork(), runner.sequence(), base.fork(), branch.fork()]
+    sequences += [base.fork(), branch.fork(), base.fork()]
+    counts = [1, 1, 600, 3, 1, 70, 2, 1]
+    tails = [random_tokens(runner.spec, 2 * n, seed=i) for i, n in enumerate(counts)]
+    twins = [sequence.fork() for sequence in sequences]
+    for half in range(2):
+        pieces = [
+            [int(t) for t in tail[half * n : half * n + n]]
+            for tail, n in zip(tails, counts, strict=True)
+        ]
+        alone = [
+            runner.model.forward([(twin, piece, "all")])
+            for twin, piece in zip(twins, pieces, strict=True)
+        ]
+        spans = [
+            (sequence, piece, "all") for sequence, piece in zip(sequences, pieces, strict=True)
+        ]
+        together = runner.model.forward(spans)
+        assert_same_bits(together, np.concatenate(alone), f"half {half}")
+        for sequence in sequences + twins:
+            sequence.accept(sequence.length)
+
+
 DIGEST_SCRIPT = """
 from tests.python.test_model_bits import digests
 print(digests())

@@ -19,10 +19,9 @@
 //                 (amax < 1e-30: qscale = 0, qq = 0; not finite: qscale = NaN, qq = 0)
 //     softcap c > 0:  s = c * tanh(s / c)
 //   The query comes already scaled (1/sqrt(D), query factors) and, but for f32, rotated.
-// Softmax in the chunk: m = max over existing positions: 16 lanes from -inf, l = s > l ? s : l (a
-// NaN
-//   is never taken), and the tree; p_j = exp(s_j - m);  sum: 16 lanes, lane = position mod 16,
-//   ascending, then the fixed tree. A NaN score makes the sum NaN and so the row.
+// Softmax in the chunk: m = max over existing positions (a NaN is never taken; 0 for -0);
+//   p_j = exp(s_j - m);  sum: 16 lanes, lane = position mod 16, ascending, then the fixed tree. A
+//   NaN score makes the sum NaN and so the row.
 // Output, pages ascending, o[d] from +0:
 //     f32, open:  o[d] = fma(p_j, v_j[d], o[d]), j ascending
 //     sealed:     w_j = p_j * |float(vscale_j)|;  wmax = max w_j over the page's existing

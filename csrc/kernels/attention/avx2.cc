@@ -3,6 +3,8 @@
 
 #include "kernels/detail/dot_avx2.inl"
 
+#include "kernels/attention/products_dot.inl"
+
 #include "kernels/attention/attend.inl"
 #include "kernels/attention/pages.inl"
 #include "kernels/attention/seal.inl"

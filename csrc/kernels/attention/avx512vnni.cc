@@ -4,6 +4,8 @@
 
 #include "kernels/detail/dot_avx512vnni.inl"
 
+#include "kernels/attention/products_dot.inl"
+
 #include "kernels/attention/attend.inl"
 #include "kernels/attention/pages.inl"
 #include "kernels/attention/seal.inl"

@@ -4,6 +4,8 @@
 
 #include "kernels/detail/dot_i8mm.inl"
 
+#include "kernels/attention/products_dot.inl"
+
 #include "kernels/attention/attend.inl"
 #include "kernels/entries.h"
 

@@ -5,12 +5,28 @@
 #include <cstdint>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/fetch.inl"
 #include "kernels/attention/tiles.inl"
 
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kPlaneStride = 2 * kPageTokens;  // P of one row: low bytes, then high bytes
+// P of one row: the low bytes of each page, then the high bytes of page 0.
+constexpr std::int64_t kWeightStride = kMergeChunk + kPageTokens;
+
+// What the tiles of sealed keys know of each query row.
+struct QueryRow {
+  float scale;        // of the quantized query
+  std::int32_t bias;  // kKeyBias * sum of the quantized query
+};
+
+// Products whose sums AMX has stored: rows [row, row + rows) times four vectors of page `page`,
+// those of values from vector `first` on.
+struct TileStep {
+  std::int64_t row, rows = 0;  // 0: none
+  std::int64_t page, first;
+  bool two_planes;
+};
 
 enum class Source { none, open, sealed };
 
@@ -28,15 +44,25 @@ struct RowBlock {
   std::int64_t sealed_end[kAttendRowBlock];  // pages below are read sealed
   std::int64_t first_page;                   // that some row sees
   std::int64_t sealed_pages;                 // end of the pages that some row reads sealed
-  SealedRow sealed[kAttendRowBlock];
-  float* score;         // [rows][512]: scores, then exp(s - m)
+  std::int64_t whole_begin, whole_end;       // pages that every row reads sealed
+  QueryRow sealed[kAttendRowBlock];
+  float* score;         // [rows][512]: scores, then exp(s - m), sealed: times the value's scale
   float* mean_product;  // [rows][16], page p of the chunk in lane p
-  dot_weight* query;    // [rows][dim]
-  dot_weight* weight;   // [rows][2][64]
-  float* page;          // [64 * dim] keys or values of an open page as f32
-  float* mean;          // [dim][16], page p of the chunk in lane p
-  std::uint8_t* tile;   // [64 * dim] keys or values of 4 bits as 8-bit codes
+  float* step;          // [rows][16], of P, page p in lane p
+  std::int32_t*
+      value_bias;         // [rows][16] kValueBias * sum of P, page p in lane p; where it is not 0
+  dot_weight* query;      // [rows][dim]
+  dot_weight* weight;     // [rows][kWeightStride]
+  float* page;            // [64 * dim] keys or values of an open page as f32
+  float* mean;            // [dim][16], page p of the chunk in lane p
+  float* key_scale;       // [512] of sealed pages
+  float* value_scale;     // [512] their magnitudes
+  std::uint8_t* tile;     // [64 * dim] keys or values of 4 bits as 8-bit codes
+  std::int32_t* product;  // [2][4][16][16] sums, of low and high bytes, of `pending` (AMX)
+  TileStep pending;
+  Fetch fetch;
 
+  bool all_sealed(std::int64_t p) const { return p >= whole_begin && p < whole_end; }
   Source source(std::int64_t r, std::int64_t p) const {
     const std::int64_t begin = p * kPageTokens;
     if (first[r] > last[r] || last[r] < begin || first[r] >= begin + kPageTokens) {
@@ -49,6 +75,10 @@ struct RowBlock {
 // f(begin, end) for each run of consecutive rows that read page p from `wanted`.
 template <class F>
 MS_INLINE void each_run(const RowBlock& block, std::int64_t p, Source wanted, F f) {
+  if (block.all_sealed(p)) {
+    if (wanted == Source::sealed) f(0, block.rows);
+    return;
+  }
   for (std::int64_t r = 0; r < block.rows;) {
     if (block.source(r, p) != wanted) {
       ++r;
@@ -99,11 +129,16 @@ void lay_out(RowBlock* block, void* scratch) {
   auto* at = static_cast<std::uint8_t*>(scratch);
   block->score = take<float>(&at, block->rows * kMergeChunk);
   block->mean_product = take<float>(&at, block->rows * 16);
+  block->step = take<float>(&at, block->rows * 16);
+  block->value_bias = take<std::int32_t>(&at, block->rows * 16);
   block->query = take<dot_weight>(&at, block->rows * block->dim);
-  block->weight = take<dot_weight>(&at, block->rows * kPlaneStride);
+  block->weight = take<dot_weight>(&at, block->rows * kWeightStride);
   block->page = take<float>(&at, kPageTokens * block->dim);
   block->mean = take<float>(&at, 16 * block->dim);
+  block->key_scale = take<float>(&at, kMergeChunk);
+  block->value_scale = take<float>(&at, kMergeChunk);
   block->tile = take<std::uint8_t>(&at, kPageTokens * block->dim);
+  block->product = take<std::int32_t>(&at, 2 * 4 * 256);
 }
 
 // Ranges of the rows and of the pages they touch; false if no row sees anything.
@@ -112,6 +147,8 @@ bool find_ranges(RowBlock* block, Slots* pages) {
   const std::int64_t base = a.chunk * kMergeChunk;
   *pages = {kPagesPerChunk, -1};
   block->sealed_pages = 0;
+  block->whole_begin = 0;
+  block->whole_end = kPagesPerChunk;
   for (std::int64_t r = 0; r < block->rows; ++r) {
     const std::int64_t i = block->row + r;
     block->first[r] = (a.lo[i] > base ? a.lo[i] : base) - base;
@@ -119,13 +156,18 @@ bool find_ranges(RowBlock* block, Slots* pages) {
     const std::int64_t own = a.pos[i] / kPageTokens - a.chunk * kPagesPerChunk;
     block->sealed_end[r] = a.sealed ? own : 0;
     a.partial[i] = {-__builtin_inff(), 0.0f};
-    if (block->first[r] > block->last[r]) continue;
+    if (block->first[r] > block->last[r]) {
+      block->whole_end = 0;
+      continue;
+    }
     const std::int64_t low = block->first[r] / kPageTokens;
     const std::int64_t high = block->last[r] / kPageTokens;
     if (low < pages->first) pages->first = low;
     if (high > pages->last) pages->last = high;
     const std::int64_t end = block->sealed_end[r] < high + 1 ? block->sealed_end[r] : high + 1;
     if (low < end && end > block->sealed_pages) block->sealed_pages = end;
+    if (low > block->whole_begin) block->whole_begin = low;
+    if (end < block->whole_end) block->whole_end = end;
   }
   block->first_page = pages->first;
   return pages->last >= 0;

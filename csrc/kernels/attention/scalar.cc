@@ -125,7 +125,7 @@ void attend_row(const AttendChunkArgs& a, std::int64_t r) {
   for (int half = 8; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) lane[i] = max_of(lane[i + half], lane[i]);
   }
-  const float m = lane[0];
+  const float m = lane[0] + 0.0f;  // -0 becomes 0
   for (float& l : lane) l = 0.0f;
   for (std::int64_t j = first; j <= last; ++j) {
     p[j] = exp_of(p[j] - m);

@@ -67,5 +67,9 @@ MS_INLINE void store_weights(dot_weight* to, vi x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 
+MS_INLINE void store_page_weights(dot_weight* to, const vi (&x)[4]) {
+  for (int b = 0; b < 4; ++b) store_weights(to + 16 * b, x[b]);
+}
+
 }  // namespace
 }  // namespace musespark

@@ -43,5 +43,13 @@ MS_INLINE void store_weights(dot_weight* to, vi x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(x));
 }
 
+// 64 weights of 0..255.
+MS_INLINE void store_page_weights(dot_weight* to, const vi (&x)[4]) {
+  const __m512i bytes = _mm512_packus_epi16(_mm512_packus_epi32(x[0], x[1]),
+                                            _mm512_packus_epi32(x[2], x[3]));  // by 128-bit lane
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, bytes));
+}
+
 }  // namespace
 }  // namespace musespark

@@ -45,5 +45,9 @@ MS_INLINE void store_weights(dot_weight* to, vi x) {
   vst1q_s8(to, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
 }
 
+MS_INLINE void store_page_weights(dot_weight* to, const vi (&x)[4]) {
+  for (int b = 0; b < 4; ++b) store_weights(to + 16 * b, x[b]);
+}
+
 }  // namespace
 }  // namespace musespark

@@ -72,6 +72,7 @@ MS_INLINE vi iand(vi x, vi y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_s
 MS_INLINE vi ior(vi x, vi y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 MS_INLINE vi ixor(vi x, vi y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
 MS_INLINE vi imax(vi x, vi y) { return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)}; }
+MS_INLINE vi iumax(vi x, vi y) { return {_mm256_max_epu32(x.a, y.a), _mm256_max_epu32(x.b, y.b)}; }
 template <int kBits>
 MS_INLINE vi ishl(vi x) {
   return {_mm256_slli_epi32(x.a, kBits), _mm256_slli_epi32(x.b, kBits)};
@@ -146,6 +147,24 @@ MS_INLINE std::int32_t itree_max(vi x) {
   l = _mm_max_epi32(l, _mm_unpackhi_epi64(l, l));
   return _mm_cvtsi128_si32(_mm_max_epi32(l, _mm_shuffle_epi32(l, 1)));
 }
+MS_INLINE vi iumax_rows(const std::int32_t* from) {
+  __m256i x[8];
+  for (int i = 0; i < 8; ++i) {
+    const vi row = iload(from + 16 * i);
+    x[i] = _mm256_max_epu32(row.a, row.b);
+  }
+  for (int i = 0; i < 4; ++i) {
+    x[i] = _mm256_max_epu32(_mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]),
+                            _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]));
+  }
+  for (int i = 0; i < 2; ++i) {
+    x[i] = _mm256_max_epu32(_mm256_unpacklo_epi64(x[2 * i], x[2 * i + 1]),
+                            _mm256_unpackhi_epi64(x[2 * i], x[2 * i + 1]));
+  }
+  const __m256i all = _mm256_max_epu32(_mm256_permute2x128_si256(x[0], x[1], 0x20),
+                                       _mm256_permute2x128_si256(x[0], x[1], 0x31));
+  return {all, all};
+}
 
 MS_INLINE vf vswap1(vf x) { return {_mm256_permute_ps(x.a, 0xb1), _mm256_permute_ps(x.b, 0xb1)}; }
 MS_INLINE vf vswap2(vf x) { return {_mm256_permute_ps(x.a, 0x4e), _mm256_permute_ps(x.b, 0x4e)}; }
@@ -166,6 +185,28 @@ MS_INLINE void vstore_f16(std::uint8_t* p, vf x) {
   constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.a, kNearest));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm256_cvtps_ph(x.b, kNearest));
+}
+
+MS_INLINE void vcolumns_f16(const std::uint8_t* const (&row)[8], std::int64_t offset, float* to) {
+  __m256i x[8], y[8];
+  for (int i = 0; i < 8; ++i) x[i] = load256(row[i] + offset);
+  for (int i = 0; i < 4; ++i) {
+    y[2 * i] = _mm256_unpacklo_epi16(x[i], x[i + 4]);
+    y[2 * i + 1] = _mm256_unpackhi_epi16(x[i], x[i + 4]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = _mm256_unpacklo_epi16(y[i], y[i + 4]);
+    x[2 * i + 1] = _mm256_unpackhi_epi16(y[i], y[i + 4]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    y[2 * i] = _mm256_unpacklo_epi16(x[i], x[i + 4]);
+    y[2 * i + 1] = _mm256_unpackhi_epi16(x[i], x[i + 4]);
+  }
+  for (int i = 0; i < 8; ++i) {
+    vstore(to + 16 * i, {_mm256_cvtph_ps(_mm256_castsi256_si128(y[i])), _mm256_setzero_ps()});
+    vstore(to + 16 * (i + 8),
+           {_mm256_cvtph_ps(_mm256_extracti128_si256(y[i], 1)), _mm256_setzero_ps()});
+  }
 }
 
 }  // namespace

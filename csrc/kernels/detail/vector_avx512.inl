@@ -55,6 +55,7 @@ MS_INLINE vi iand(vi a, vi b) { return _mm512_and_si512(a, b); }
 MS_INLINE vi ior(vi a, vi b) { return _mm512_or_si512(a, b); }
 MS_INLINE vi ixor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 MS_INLINE vi imax(vi a, vi b) { return _mm512_max_epi32(a, b); }
+MS_INLINE vi iumax(vi a, vi b) { return _mm512_max_epu32(a, b); }  // of unsigned numbers
 template <int kBits>
 MS_INLINE vi ishl(vi x) {
   return _mm512_slli_epi32(x, kBits);
@@ -120,6 +121,24 @@ MS_INLINE std::int32_t itree_max(vi x) {
   l = _mm_max_epi32(l, _mm_unpackhi_epi64(l, l));
   return _mm_cvtsi128_si32(_mm_max_epi32(l, _mm_shuffle_epi32(l, 1)));
 }
+// Lane i of the result, i < 8: the largest unsigned number of the sixteen from from + 16 i on. Two
+// vectors become one at each step, as many lanes of each as of the other.
+MS_INLINE vi iumax_rows(const std::int32_t* from) {
+  vi x[8];
+  for (int i = 0; i < 8; ++i) x[i] = iload(from + 16 * i);
+  for (int i = 0; i < 4; ++i) {
+    x[i] = iumax(_mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]),
+                 _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]));
+  }
+  for (int i = 0; i < 2; ++i) {
+    x[i] = iumax(_mm512_unpacklo_epi64(x[2 * i], x[2 * i + 1]),
+                 _mm512_unpackhi_epi64(x[2 * i], x[2 * i + 1]));
+  }
+  const vi both =
+      iumax(_mm512_shuffle_i32x4(x[0], x[1], 0x88), _mm512_shuffle_i32x4(x[0], x[1], 0xdd));
+  const vi each = iumax(both, _mm512_shuffle_i32x4(both, both, 0xb1));
+  return _mm512_shuffle_i32x4(each, each, 0xd8);
+}
 
 // Lane i of the result is lane i ^ stride.
 MS_INLINE vf vswap1(vf x) { return _mm512_permute_ps(x, 0xb1); }
@@ -139,6 +158,33 @@ MS_INLINE vf vload_f16(const std::uint8_t* p) {
 MS_INLINE void vstore_f16(std::uint8_t* p, vf x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+// The transpose of eight rows of sixteen halves: column i to to[16 * i .. + 7] as float, zeros
+// after.
+MS_INLINE void vcolumns_f16(const std::uint8_t* const (&row)[8], std::int64_t offset, float* to) {
+  __m256i x[8], y[8];
+  for (int i = 0; i < 8; ++i) {
+    x[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row[i] + offset));
+  }
+  // Each step interleaves rows that lie half of them apart; halves 0-7 in the low 128 bits.
+  for (int i = 0; i < 4; ++i) {
+    y[2 * i] = _mm256_unpacklo_epi16(x[i], x[i + 4]);
+    y[2 * i + 1] = _mm256_unpackhi_epi16(x[i], x[i + 4]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    x[2 * i] = _mm256_unpacklo_epi16(y[i], y[i + 4]);
+    x[2 * i + 1] = _mm256_unpackhi_epi16(y[i], y[i + 4]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    y[2 * i] = _mm256_unpacklo_epi16(x[i], x[i + 4]);
+    y[2 * i + 1] = _mm256_unpackhi_epi16(x[i], x[i + 4]);
+  }
+  for (int i = 0; i < 8; ++i) {
+    vstore(to + 16 * i, _mm512_zextps256_ps512(_mm256_cvtph_ps(_mm256_castsi256_si128(y[i]))));
+    vstore(to + 16 * (i + 8),
+           _mm512_zextps256_ps512(_mm256_cvtph_ps(_mm256_extracti128_si256(y[i], 1))));
+  }
 }
 
 }  // namespace

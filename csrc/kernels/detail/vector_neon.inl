@@ -96,6 +96,10 @@ MS_INLINE vi iand(vi x, vi y) { return MS_EACH_2(vandq_s32, x, y); }
 MS_INLINE vi ior(vi x, vi y) { return MS_EACH_2(vorrq_s32, x, y); }
 MS_INLINE vi ixor(vi x, vi y) { return MS_EACH_2(veorq_s32, x, y); }
 MS_INLINE vi imax(vi x, vi y) { return MS_EACH_2(vmaxq_s32, x, y); }
+MS_INLINE int32x4_t umax(int32x4_t x, int32x4_t y) {
+  return vreinterpretq_s32_u32(vmaxq_u32(vreinterpretq_u32_s32(x), vreinterpretq_u32_s32(y)));
+}
+MS_INLINE vi iumax(vi x, vi y) { return MS_EACH_2(umax, x, y); }
 template <int kBits>
 MS_INLINE vi ishl(vi x) {
   return {vshlq_n_s32(x.a, kBits), vshlq_n_s32(x.b, kBits), vshlq_n_s32(x.c, kBits),
@@ -173,6 +177,19 @@ MS_INLINE float vtree_max(vf x) {
 MS_INLINE std::int32_t itree_max(vi x) {
   return vmaxvq_s32(vmaxq_s32(vmaxq_s32(x.a, x.b), vmaxq_s32(x.c, x.d)));
 }
+MS_INLINE uint32x4_t umax_four(const std::int32_t* from) {
+  uint32x4_t x[4];
+  for (int i = 0; i < 4; ++i) {
+    const vi row = iload(from + 16 * i);
+    x[i] = vreinterpretq_u32_s32(umax(umax(row.a, row.b), umax(row.c, row.d)));
+  }
+  return vpmaxq_u32(vpmaxq_u32(x[0], x[1]), vpmaxq_u32(x[2], x[3]));
+}
+MS_INLINE vi iumax_rows(const std::int32_t* from) {
+  const int32x4_t low = vreinterpretq_s32_u32(umax_four(from));
+  const int32x4_t high = vreinterpretq_s32_u32(umax_four(from + 64));
+  return {low, high, low, high};
+}
 
 MS_INLINE vf vswap1(vf x) { return MS_EACH_1(vrev64q_f32, x); }
 MS_INLINE float32x4_t swap_halves(float32x4_t x) { return vextq_f32(x, x, 2); }
@@ -198,6 +215,15 @@ MS_INLINE void vstore_f16(std::uint8_t* p, vf x) {
   store_f16x4(p + 8, x.b);
   store_f16x4(p + 16, x.c);
   store_f16x4(p + 24, x.d);
+}
+
+MS_INLINE void vcolumns_f16(const std::uint8_t* const (&row)[8], std::int64_t offset, float* to) {
+  for (int i = 0; i < 16; ++i) vstore(to + 16 * i, vset(0.0f));
+  for (int p = 0; p < 8; ++p) {
+    float x[16];
+    vstore(x, vload_f16(row[p] + offset));
+    for (int i = 0; i < 16; ++i) to[16 * i + p] = x[i];
+  }
 }
 
 #undef MS_EACH_1
