@@ -80,6 +80,18 @@ std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step) const {
   return bytes;
 }
 
+std::int64_t PagePool::shared_bytes(std::int64_t tokens) const {
+  std::int64_t bytes = 0;
+  for (const Class& cls : classes_) {
+    if (cls.window > 0) continue;
+    const std::int64_t page = layout_.format == KvFormat::f32 ? cls.open_bytes : cls.sealed_bytes;
+    bytes = checked_add(bytes,
+                        checked_mul(tokens / kPageTokens, page, "[page_pool] shared bytes"),
+                        "[page_pool] shared bytes");
+  }
+  return bytes;
+}
+
 // Returns spare parts to the system until `bytes` more fit the budget.
 bool PagePool::make_room(std::int64_t bytes) noexcept {
   for (Class& cls : classes_) {

@@ -273,11 +273,7 @@ void PrefixTree::Pin::reset() noexcept {
 
 std::int64_t PrefixTree::Pin::bytes() const {
   if (node_ == nullptr) return 0;
-  std::int64_t page = 0;
-  for (int c = 0; c < tree_->pool_.classes(); ++c) {
-    if (tree_->pool_.window(c) == 0) page += tree_->page_bytes(c);
-  }
-  return (node_->index + 1) * page;
+  return tree_->pool_.shared_bytes((node_->index + 1) * kPageTokens);
 }
 
 }  // namespace musespark

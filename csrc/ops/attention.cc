@@ -40,6 +40,7 @@ void AttentionPlan::make(const AttentionShape& shape, std::span<const AttentionS
   tiles_.clear();
   pieces_.clear();
   slots_ = 0;
+  slot_rows_ = 0;
   std::int64_t rows = 0;
   for (const AttentionSpan& span : spans) rows += span.rows;
   std::int64_t step = tile_positions(shape);
@@ -73,6 +74,7 @@ void AttentionPlan::make(const AttentionShape& shape, std::span<const AttentionS
     for (std::int64_t c = tile.chunk_begin; c < tile.chunk_end; ++c) {
       pieces_.push_back({t, c, c + 1, slots_++});
     }
+    slot_rows_ = std::max(slot_rows_, tile.count);
   }
   const double tile_rows =
       tiles_.empty() ? 1 : static_cast<double>(rows * shape.kv_heads) / static_cast<double>(tiles);
@@ -141,13 +143,14 @@ struct AttentionRun {
   const std::int64_t dp = shape.padded_dim;
   const std::int64_t most = most_tile_rows(shape);
 
-  // A slot of partial results: o [most][Dp], then (max, sum) [most].
-  std::int64_t slot_floats() const { return round_up(most * (2 + dp), 16); }
+  // A slot of partial results: o [rows][Dp], then (max, sum) [rows].
+  std::int64_t slot_rows() const { return plan.slot_rows_ * group; }
+  std::int64_t slot_floats() const { return round_up(slot_rows() * (2 + dp), 16); }
   float* slot_o(std::int64_t slot) const {
     return plan.partials_.as<float>() + slot * slot_floats();
   }
   AttentionPartial* slot_state(std::int64_t slot) const {
-    return reinterpret_cast<AttentionPartial*>(slot_o(slot) + most * dp);
+    return reinterpret_cast<AttentionPartial*>(slot_o(slot) + slot_rows() * dp);
   }
 
   // Where a tile's rows begin in `queries` and `out`.

@@ -83,6 +83,7 @@ class AttentionPlan {
   std::vector<Tile> tiles_;
   std::vector<Piece> pieces_;
   std::int64_t slots_ = 0;
+  std::int64_t slot_rows_ = 0;  // positions of the largest tile that is split
   double cost_ = 0;
   AlignedBuffer partials_;
 };
