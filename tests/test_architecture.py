@@ -246,6 +246,7 @@ RANKS = {
     "thinking": 6,
     "encoder": 5,
     "engine": 5,
+    "sizes": 4,
     "text": 5,
     "vision": 5,
     "weights": 4,
@@ -264,6 +265,7 @@ RANKS = {
 CORE_USERS = (
     "musespark.encoder",
     "musespark.engine",
+    "musespark.sizes",
     "musespark.weights",
     "musespark.vision.preprocess",
 )

@@ -63,14 +63,15 @@ PagePool::Usage PagePool::usage() const {
 
 std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step) const {
   const std::int64_t all = pages_of(tokens);
-  // A step touches at most the page it begins in, those it fills and the one it ends in.
-  const std::int64_t touched = std::min(all, pages_of(step) + 1);
+  // Neighbouring positions lie in at most so many pages: all but one of them fill whole ones.
+  const auto most_pages = [](std::int64_t positions) { return pages_of(positions - 1) + 1; };
+  const std::int64_t touched = std::min(all, most_pages(step));
   std::int64_t bytes = 0;
   for (const Class& cls : classes_) {
     std::int64_t held = all;
     if (cls.window > 0) {
-      const std::int64_t seen = checked_add(cls.window, step, "[page_pool] window + step");
-      held = std::min(all, pages_of(seen) + 1);
+      const std::int64_t seen = checked_add(cls.window, step, "[page_pool] window + step") - 1;
+      held = std::min(all, most_pages(seen));
     }
     const std::int64_t open = layout_.format == KvFormat::f32 ? held : std::min(held, touched);
     const char* what = "[page_pool] bytes of a sequence";
@@ -85,8 +86,7 @@ std::int64_t PagePool::shared_bytes(std::int64_t tokens) const {
   for (const Class& cls : classes_) {
     if (cls.window > 0) continue;
     const std::int64_t page = layout_.format == KvFormat::f32 ? cls.open_bytes : cls.sealed_bytes;
-    bytes = checked_add(bytes,
-                        checked_mul(tokens / kPageTokens, page, "[page_pool] shared bytes"),
+    bytes = checked_add(bytes, checked_mul(tokens / kPageTokens, page, "[page_pool] shared bytes"),
                         "[page_pool] shared bytes");
   }
   return bytes;

@@ -78,8 +78,8 @@ class PagePool {
   // of at most `step` tokens and each step is accepted before the next: what admission reserves.
   std::int64_t bytes_for(std::int64_t tokens, std::int64_t step) const;
 
-  // Bytes that sequences whose first `tokens` tokens are the same have once, not each: full pages of
-  // classes without a window.
+  // Bytes that sequences whose first `tokens` tokens are the same have once, not each: full pages
+  // of classes without a window.
   std::int64_t shared_bytes(std::int64_t tokens) const;
 
   // Who gives pages back when the budget is used up: asked again and again, until there is room or

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import functools
 import os
 import queue
@@ -36,6 +35,7 @@ from musespark.events import (
     collect,
     token_array,
 )
+from musespark.sizes import MAX_BATCH, PREFILL_CHUNK, spec_dict
 
 if TYPE_CHECKING:
     import asyncio
@@ -44,8 +44,6 @@ __all__ = ["Engine", "Event", "Finished", "Handle", "LogitsRows", "Request", "Re
 
 # How long the core decodes before events are handed out: short enough to look immediate.
 _SLICE_S = 0.02
-_PREFILL_CHUNK = 512  # prompt tokens of one step
-_MAX_BATCH = 64  # sequences that run at once
 ARITHMETIC_VERSION: int = _core.arithmetic_version
 CLOSED_MEANWHILE = "the model was closed while this request ran"
 # How often a waiting caller looks whether the driver is alive.
@@ -388,12 +386,12 @@ class Engine:
         context: int,
         kv: str,
         memory_budget: int,
-        prefill_chunk: int = _PREFILL_CHUNK,
-        max_batch: int = _MAX_BATCH,
+        prefill_chunk: int = PREFILL_CHUNK,
+        max_batch: int = MAX_BATCH,
         prefix_cache: bool = True,
     ) -> None:
         core = _core.Engine(
-            _spec_dict(spec),
+            spec_dict(spec),
             dict(tensors),
             threads=threads,
             context=context,
@@ -456,36 +454,6 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def kv_bytes(spec: Any, kv: str, tokens: int, step: int = _PREFILL_CHUNK) -> int:
-    """The most bytes of keys and values one sequence of ``tokens`` tokens holds, as the engine
-    reserves them: layers with a window count up to their window. ``step``: tokens that are
-    computed at once; 1 while it decodes."""
-    return _core.kv_bytes(_spec_dict(spec), kv=kv, tokens=tokens, step=step)
-
-
-def kv_bytes_per_token(spec: Any, kv: str) -> float:
-    """Bytes a token takes in all layers together once its page is full."""
-    return _core.kv_bytes_per_token(_spec_dict(spec), kv=kv)
-
-
-def shared_kv_bytes(spec: Any, kv: str, tokens: int) -> int:
-    """Bytes of :func:`kv_bytes` that sequences with the same first ``tokens`` tokens have once."""
-    return _core.shared_kv_bytes(_spec_dict(spec), kv=kv, tokens=tokens)
-
-
-def step_bytes(spec: Any, *, tokens: int, sequences: int, threads: int, floats: bool) -> int:
-    """The most bytes that steps take beside weights, keys and values, with ``sequences`` of up to
-    ``tokens`` tokens. ``floats``: weights are f32 or bf16."""
-    sizes = {"tokens": tokens, "sequences": min(sequences, _MAX_BATCH), "threads": threads}
-    rows = _PREFILL_CHUNK
-    return sum(_core.step_memory(_spec_dict(spec), rows=rows, floats=floats, **sizes).values())
-
-
-def _spec_dict(spec: Any) -> Any:
-    is_value = dataclasses.is_dataclass(spec) and not isinstance(spec, type)
-    return dataclasses.asdict(spec) if is_value else spec
 
 
 def default_threads() -> int:

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from musespark.engine import default_threads, kv_bytes, shared_kv_bytes, step_bytes
+from musespark.engine import default_threads
 from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.families.spec import ModelSpec
 from musespark.machine import available_memory
 from musespark.results import human_bytes
+from musespark.sizes import kv_bytes, shared_kv_bytes, step_bytes
 from musespark.weights import QUANTIZE, Inspection, Source, look
 
 # What ``kv`` may be, and what the engine takes for it.
@@ -29,8 +30,10 @@ LEAST_CONTEXT = 512
 _LADDER = (4096, 16384, 65536)
 _MOST_AGENTS = 4096
 # Measured: interpreter, NumPy and the other libraries, as far as they are read; and the tokenizer,
-# once a text has been encoded, by its tokens and its merges.
-_PROCESS_BYTES, _BYTES_PER_TOKEN, _BYTES_PER_MERGE = 52_000_000, 350, 235
+# once a text has been encoded, by its tokens and its merges, the first tokens with what building
+# it leaves in the heap.
+_PROCESS_BYTES, _BYTES_PER_TOKEN, _BYTES_PER_MERGE = 50_300_000, 350, 235
+_FIRST_TOKENS, _BYTES_PER_FIRST = 2500, 1000
 
 
 @dataclass(frozen=True)
@@ -256,9 +259,9 @@ class Needs:
             "floats": recipe == "none",
         }
         merges = spec.vocab if merges is None else merges
-        self.process = (
-            _PROCESS_BYTES + _BYTES_PER_TOKEN * spec.vocab + _BYTES_PER_MERGE * merges
-        )
+        tokenizer = _BYTES_PER_TOKEN * spec.vocab + _BYTES_PER_MERGE * merges
+        tokenizer += _BYTES_PER_FIRST * min(spec.vocab, _FIRST_TOKENS)
+        self.process = _PROCESS_BYTES + tokenizer
 
     def reserved(self, kv: str, tokens: int) -> int:
         """Keys and values as the engine reserves them, for all sequences."""

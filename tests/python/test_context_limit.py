@@ -8,9 +8,10 @@ import pytest
 
 import musespark
 from musespark import memory
-from musespark.engine import Engine, Request, kv_bytes, kv_bytes_per_token
+from musespark.engine import Engine, Request
 from musespark.errors import MemoryBudgetExceeded
 from musespark.families.spec import ModelSpec
+from musespark.sizes import kv_bytes, kv_bytes_per_token
 from support import engine_cases as cases
 from support import tiny_models
 

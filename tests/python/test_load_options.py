@@ -22,10 +22,10 @@ import pytest
 import musespark
 from musespark import model as model_module
 from musespark import options
-from musespark.engine import kv_bytes
 from musespark.errors import CorruptFile, InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.events import Finished, LogitsRows, collect
 from musespark.families import read_config
+from musespark.sizes import kv_bytes
 from musespark.weights import cache, files, loading, open_model, pack
 from musespark.weights.files import AsideFile, WriteFailed, remove_left_behind, write_aside
 from support.chat_folder import chat_folder

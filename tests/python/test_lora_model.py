@@ -18,9 +18,9 @@ from musespark import adapters as adapters_module
 from musespark import engine as engine_module
 from musespark import memory
 from musespark.cli import main
-from musespark.engine import kv_bytes
 from musespark.families import MODULES
 from musespark.families.tensors import EVERY_NAME
+from musespark.sizes import kv_bytes
 from musespark.weights import LoraWeights, loading
 from support.lora import LoraGolden, lora_config, write_adapter
 

@@ -11,10 +11,10 @@ import pytest
 import musespark
 from musespark import _core, machine
 from musespark.cli import main
-from musespark.engine import kv_bytes
 from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.families import family_for
 from musespark.memory import Needs
+from musespark.sizes import kv_bytes
 from musespark.weights import convert, hub, loading, look, open_model
 from musespark.weights.hubheaders import remote_checkpoint
 from musespark.weights.hubids import HubId

@@ -11,7 +11,7 @@ from musespark.errors import CorruptFile
 
 # From this many characters on, what building leaves behind in the heap is worth giving back: 80 MB
 # with 128,000 tokens (glibc keeps small blocks for ever, unless it is told to).
-_TRIM_FROM = 1 << 20
+_TRIM_FROM = 1 << 17
 
 
 def build(text: str, source: str) -> tokenizers.Tokenizer:
