@@ -236,6 +236,8 @@ RANKS = {
     "memory": 7,
     "session_file": 6,
     "transfers": 6,
+    "prefix_store": 7,
+    "prefix_folder": 6,
     "info": 6,
     "adapters": 6,
     "generation": 6,

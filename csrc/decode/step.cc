@@ -9,6 +9,8 @@ namespace {
 
 // Values to look through from which rows are sampled on several threads.
 constexpr std::int64_t kParallelValues = 1 << 15;
+// Tokens at a prompt's end from any page of which another prompt can go on through windows.
+constexpr std::int64_t kLastMessage = 512;
 
 }  // namespace
 
@@ -152,9 +154,10 @@ void Engine::Impl::remember(Entry& entry) {
   if (!keeps_prefixes(entry) || (now / kPageTokens == before / kPageTokens && !prompt_ends)) {
     return;
   }
-  // What the prompt's last step has in sight: the next prompt may differ in its last message.
-  if (prompt_ends && widest_window > 0) {
-    for (std::int64_t page = (before + kPageTokens - 1) / kPageTokens; page <= now / kPageTokens;
+  // The next prompt may differ in its last message: it can go on from any page of the prompt's end.
+  if (before < entry.stats.prompt_tokens && widest_window > 0) {
+    const std::int64_t from = std::max(before, entry.stats.prompt_tokens - kLastMessage);
+    for (std::int64_t page = (from + kPageTokens - 1) / kPageTokens; page <= now / kPageTokens;
          ++page) {
       entry.mark(page * kPageTokens);
     }

@@ -61,9 +61,13 @@ class _Stream:
         self.events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
         self.ended = False  # set by the driver after it has put the last event
         self.given_up = False  # its caller has cancelled it
+        self.then: Callable[[], None] | None = None  # called at the end, in the driver's thread
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     def put(self, event: Event | Exception) -> None:
+        # Before the event: who sees the end may close the model.
+        if isinstance(event, Finished) and self.then is not None:
+            self.then()
         self.events.put(event)
         if isinstance(event, (Finished, Exception)):
             self.ended = True
@@ -411,13 +415,21 @@ class Engine:
             self._driver.stop()
             raise
 
-    def submit(self, request: Request, *, base: Retained | None = None) -> Handle:
-        """Queues a request.
+    def submit(
+        self,
+        request: Request,
+        *,
+        base: Retained | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> Handle:
+        """Queues a request. ``then`` is called at its end, in the engine's thread: it must not wait
+        nor raise.
 
         Raises InvalidRequest, ContextOverflow or MemoryBudgetExceeded at once, naming the field.
         """
         tokens, params = token_array(request.tokens), request.params()
         handle = Handle(self._driver, request.retain, self)
+        handle.stream.then = then
         try:
             self._driver.submit(handle, tokens, params, None if base is None else base.id)
         except BaseException:  # Ctrl-C: its traceback may be kept, and would keep the request

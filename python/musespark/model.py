@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -52,6 +53,7 @@ from musespark.options import (
     unused_defaults,
     within,
 )
+from musespark.prefix_store import NoPrefixes, PrefixFolderStats, PrefixStore
 from musespark.results import ChatResult, Completion, ModelInfo
 from musespark.session import Session
 from musespark.text import ChatTemplate, refuse_early
@@ -77,6 +79,7 @@ class Model:
         context: int | None,
         threads: int | None,
         prefix_cache: bool = True,
+        prefix_folder: tuple[Path, int] | None = None,
         adapter: LoraWeights | None = None,
         place: Callable[[LoadedWeights], None] = lambda weights: None,
     ):
@@ -87,7 +90,7 @@ class Model:
         self._vocab = spec.vocab
         self.template = template_of(assets, str(weights.info["source"]))
         self._defaults = model_defaults(config, spec.vocab)
-        info, merged = weights.info, weights.info.get("merged", False)
+        info, merged = weights.info, bool(weights.info.get("merged"))
         beside = 0 if adapter is None or merged else core_bytes(adapter.tensors())
         recipe, keys = info["quantize"], KV_FORMATS[kv]
         fit = choose_context(spec, info["weights"], recipe, keys, context, beside)
@@ -106,6 +109,11 @@ class Model:
             prefix_cache=prefix_cache,
         )
         self._adapters = Adapters(self._engine, adapter, merged=merged)
+        self._prefixes = NoPrefixes()
+        if prefix_folder is not None:
+            identity = {"model": weights.identity(), "kv": keys}
+            of = self._adapters.checksum_of
+            self._prefixes = PrefixStore(self._engine, spec, *prefix_folder, identity, of)
         if kv == "auto" and self._encoder is None:
             notes.append("kv auto: kv8 for every layer")
         notes += [f"generation_config.json: {f} is not applied" for f in unused_defaults(config)]
@@ -133,6 +141,12 @@ class Model:
             stop_tokens=prompts.spelled(self.tokenizer, self._stop_ids),
             notes=(*self._info.notes, f"chat protocol: {protocol}"),
         )
+
+    @property
+    def prefix_folder(self) -> PrefixFolderStats | None:
+        """What was read from and written to load's ``prefix_folder``, all of it written by now;
+        None without one."""
+        return self._prefixes.stats()
 
     # ---- text ---------------------------------------------------------------------------------
 
@@ -351,6 +365,7 @@ class Model:
         Whoever waits for a request then, in whatever form (a call, a batch, a stream, a turn of a
         session, logits or scores), gets :class:`Cancelled`; what is asked later, Error.
         """
+        self._prefixes.close()
         self._engine.close()
         self._weights.close()
 
@@ -411,7 +426,7 @@ class Model:
 
     def _text_request(
         self, prompt: str | Sequence[int], given: Mapping[str, Any]
-    ) -> tuple[Request, CompletionCollector]:
+    ) -> tuple[Request, CompletionCollector, Retained | None]:
         rest = {name: value for name, value in given.items() if name != "adapter"}
         options = resolve(rest, self._defaults, self._vocab, also_known=("stream", "adapter"))
         adapter = self._adapters.id_of(given.get("adapter"))
@@ -420,7 +435,7 @@ class Model:
         request = self._request(ids, options, adapter=adapter)
         decoder = self.tokenizer.stream(skip_special=True, continuing=True)
         collector = CompletionCollector(decoder, self._stop_ids, options)
-        return request, collector
+        return request, collector, self._prefixes.base_for(request)
 
     def _chat_request(
         self,
@@ -428,7 +443,7 @@ class Model:
         given: Mapping[str, Any],
         *,
         retain: bool = False,
-    ) -> tuple[Request, ChatCollector]:
+    ) -> tuple[Request, ChatCollector, Retained | None]:
         chat = {name: given[name] for name in CHAT_OPTIONS if name in given}
         rest = {n: value for n, value in given.items() if n not in chat and n != "adapter"}
         known = (*CHAT_OPTIONS, "stream", "adapter")
@@ -451,12 +466,13 @@ class Model:
             continuing=chat.get("continue_final_message", False),
         )
         request = self._request(np.asarray(ids, np.int32), options, retain=retain, adapter=adapter)
-        return request, ChatCollector(parser, options)
+        return request, ChatCollector(parser, options), self._prefixes.base_for(request)
 
     def _submit(
         self, request: Request, collector: Collector, base: Retained | None = None
     ) -> tuple[Handle, Collector]:
-        return self._engine.submit(request, base=base), collector
+        then = self._prefixes.after(request)
+        return self._engine.submit(request, base=base, then=then), collector
 
     def _request(self, ids: np.ndarray, options: GenerationOptions, **more: Any) -> Request:
         given = {name: getattr(options, name) for name in OPTION_NAMES if name != "stop"}

@@ -109,7 +109,8 @@ class Session:
             self._claim(turn)
             given = self._with_adapter(options)
             prepared = self._model._chat_request([*self.messages, *sent], given, retain=True)
-            handle, collector = self._model._submit(*prepared, base=self._kept)
+            request, collector, base = prepared
+            handle, collector = self._model._submit(request, collector, self._kept or base)
         except BaseException:
             turn.ended = True
             raise
@@ -249,7 +250,7 @@ def _identity(model: Model, adapter: Adapter | None) -> Identity:
             assets.update(data)
     return Identity(
         arithmetic=ARITHMETIC_VERSION,
-        model=weights.packed.identity(),
+        model=weights.identity(),
         assets=assets.hex(),
         template=None if template is None else checksum_of(template.identity()),
         kv=info.kv,

@@ -420,9 +420,9 @@ def test_encoding_counts_against_the_deadline(model, monkeypatch) -> None:
     """A deadline of half a second took the encoding of a long prompt, and then half a second."""
     clock = iter([100.0, 100.3, 200.0, 209.0])
     monkeypatch.setattr(options.time, "monotonic", lambda: next(clock))
-    request, _ = model._text_request("Once", {"deadline": 0.5})
+    request, *_ = model._text_request("Once", {"deadline": 0.5})
     assert request.deadline == pytest.approx(0.2)
-    request, _ = model._chat_request("Hello", {"deadline": 0.5})
+    request, *_ = model._chat_request("Hello", {"deadline": 0.5})
     assert request.deadline == 0
     monkeypatch.undo()
     assert model.chat("Hello", deadline=0, max_new_tokens=9).finish_reason == "deadline"
