@@ -235,6 +235,7 @@ RANKS = {
     "session": 7,
     "memory": 7,
     "session_file": 6,
+    "encrypted_file": 5,
     "transfers": 6,
     "prefix_store": 7,
     "prefix_folder": 6,

@@ -33,6 +33,8 @@ _DEFINED_IN = {
         "CorruptFile",
         "InvalidRequest",
         "ContextOverflow",
+        "WrongPassphrase",
+        "MissingLibrary",
         "Cancelled",
         "DeadlineExceeded",
         "HubUnavailable",

@@ -15,13 +15,7 @@ from musespark import prompts
 from musespark.adapters import Adapter, Adapters, split_adapters
 from musespark.assets import json_asset, template_of, tokenizer_of
 from musespark.encoder import Encoder
-from musespark.engine import (
-    CLOSED_MEANWHILE,
-    Engine,
-    Handle,
-    Retained,
-    default_threads,
-)
+from musespark.engine import CLOSED_MEANWHILE, Engine, Handle, Retained, default_threads
 from musespark.errors import (
     Cancelled,
     ContextOverflow,
@@ -254,16 +248,17 @@ class Model:
         self._adapters.id_of(adapter)
         return Session(self, system=system, adapter=adapter)
 
-    def resume(self, path: str | os.PathLike[str]) -> Session:
+    def resume(self, path: str | os.PathLike[str], *, passphrase: str | None = None) -> Session:
         """A session that :meth:`Session.save` wrote, with the keys and values in the file: it goes
         on as if it had never ended, on whatever instruction set and threads.
 
         Raises InvalidRequest naming the field and both values where the file was written by another
         version, for another model, template, format of keys and values, or an adapter that is not
-        loaded; CorruptFile for a damaged file; FileNotFoundError; ContextOverflow and
-        MemoryBudgetExceeded where it does not fit.
+        loaded; CorruptFile for a damaged file; WrongPassphrase and MissingLibrary for one that
+        :meth:`Session.save` encrypted; FileNotFoundError; ContextOverflow and MemoryBudgetExceeded
+        where it does not fit.
         """
-        return Session._resumed(self, path)
+        return Session._resumed(self, path, passphrase)
 
     # ---- adapters -----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musespark.encrypted_file import check_passphrase
 from musespark.engine import ARITHMETIC_VERSION
 from musespark.errors import InvalidRequest
 from musespark.generation import Stream
@@ -143,40 +144,49 @@ class Session:
                 )
             self._turn = weakref.ref(turn)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, passphrase: str | None = None) -> None:
         """Writes the session to a file, in place of one of that name: the conversation, and the
         keys and values computed so far, for :meth:`Model.resume`.
 
         The file is whole or the old one stays, even if the process is killed. Keys and values that
-        running requests have pushed out of memory are not in it; they are computed again then. It
-        is not encrypted. InvalidRequest while a turn is under way, and for messages that JSON
-        cannot hold; :class:`musespark.WriteFailed`.
+        running requests have pushed out of memory are not in it; they are computed again then.
+        ``passphrase``: encrypt it, with the library cryptography (``musespark[encrypt]``);
+        whoever has lost the passphrase has lost the session. InvalidRequest while a turn is under
+        way, and for messages that JSON cannot hold; :class:`musespark.WriteFailed`;
+        :class:`musespark.MissingLibrary`.
         """
+        if passphrase is not None:
+            check_passphrase(passphrase)
         turn = _Turn(self._closings)
         try:
             self._claim(turn)
-            self._save(Path(path))
+            self._save(Path(path), passphrase)
         finally:
             turn.ended = True
 
-    def _save(self, path: Path) -> None:
+    def _save(self, path: Path, passphrase: str | None) -> None:
         identity = _identity(self._model, self._model._adapters.given(self._adapter))
         conversation = Conversation(self.system, self.messages)
         if self._kept is not None:
             try:
                 with outgoing(self._kept) as (kept, pages):
                     sizes = page_sizes(self._model._engine, kept)
-                    write_session(path, identity, conversation, kept, sizes, pages)
+                    given = (kept, sizes, pages)
+                    write_session(path, identity, conversation, *given, passphrase=passphrase)
                     return
             except GivenUp:
                 pass
-        write_session(path, identity, conversation)
+        write_session(path, identity, conversation, passphrase=passphrase)
 
     @classmethod
-    def _resumed(cls, model: Model, path: str | os.PathLike[str]) -> Session:
+    def _resumed(
+        cls, model: Model, path: str | os.PathLike[str], passphrase: str | None
+    ) -> Session:
         """See :meth:`Model.resume`."""
+        if passphrase is not None:
+            check_passphrase(passphrase)
         adapters = model._adapters
-        with SessionFile(Path(path), ARITHMETIC_VERSION) as file:
+        with SessionFile(Path(path), ARITHMETIC_VERSION, passphrase) as file:
             file.check(_identity(model, None))
             session = cls(model, adapter=adapters.with_checksum(file.adapter))
             session.system, session.messages = file.conversation.system, file.conversation.messages
