@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -346,6 +347,28 @@ def test_processes_share_a_folder(tmp_path, cold):
     assert [run.communicate()[0] for run in runs] == [wanted] * 3
     with load(tmp_path / "p") as model:
         assert answer(model, DOCUMENT + OTHER) == (cold["o"], 640)
+
+
+def test_a_writer_that_is_killed_leaves_a_folder_that_serves(tmp_path, cold):
+    script = (
+        "import sys, musespark\n"
+        "model = musespark.load(kv='kv8', threads=1, context=1024, prefix_folder=sys.argv[1])\n"
+        "model.generate([2] * 500, max_new_tokens=1)\n"
+        "print(model.prefix_folder.pages > 0, flush=True)\n"
+        "for i in range(1000):\n"
+        "    model.generate([2 + i] * 500, max_new_tokens=1)\n"
+    )
+    choose = random.Random(2)
+    for _ in range(4):
+        run = [sys.executable, "-c", script, str(tmp_path / "p")]
+        with subprocess.Popen(run, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None and process.stdout.readline() == b"True\n"
+            time.sleep(0.05 + choose.random() * 0.1)
+            process.kill()
+    with load(tmp_path / "p") as model:
+        assert answer(model, [2] * 500)[1] == 448
+        assert answer(model, DOCUMENT + QUESTION)[0] == cold["q"]
+        assert model.prefix_folder.damaged == 0, "what is under its name is whole"
 
 
 def test_an_exit_without_close_writes_what_is_left(tmp_path):
