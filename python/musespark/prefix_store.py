@@ -125,10 +125,12 @@ class PrefixStore(NoPrefixes):
         tokens, adapter = np.asarray(request.tokens, np.int32), request.adapter
         keys = self._keys(tokens, self._checksum_of(adapter))
         keys = keys[: (len(tokens) - 1) // PAGE_TOKENS]  # the last token is always computed
-        if len(keys) < LEAST_PAGES or not self._folder.has(keys[0], 0):
+        if len(keys) < LEAST_PAGES or not (self._windows[0] or self._folder.has(keys[0], 0)):
             return None
         with self._reading:
-            while (count := self._usable(keys)) >= LEAST_PAGES:
+            before = len(keys) + 1
+            while before > (count := self._usable(keys)) >= LEAST_PAGES:
+                before = count  # a page that cannot be read, nor removed, ends it
                 if self._recent is not None and self._recent[:2] == (keys[:count], adapter):
                     return self._recent[2]
                 try:
@@ -181,15 +183,17 @@ class PrefixStore(NoPrefixes):
     def _read_page(
         self, tokens: np.ndarray, key: bytes, page_class: int, index: int, out: np.ndarray
     ) -> bool:
-        """Whether page ``index`` could be read into ``out``; where not, its file is gone now."""
+        """Whether page ``index`` could be read into ``out``. A damaged one is removed."""
         try:
             self._folder.read(key, page_class, _tokens_of(tokens, index), out)
             return True
         except CorruptFile as error:
+            self._folder.remove(key, page_class)
             self._note(f"a damaged page was removed: {error}", damaged=1)
-        except OSError:  # removed meanwhile, or not for us
+        except FileNotFoundError:  # another process removed it
             pass
-        self._folder.remove(key, page_class)
+        except OSError as error:
+            self._note(f"not read: {error}")
         return False
 
     def _sweep(self, tokens: np.ndarray, keys: list[bytes]) -> None:

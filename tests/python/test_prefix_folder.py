@@ -257,6 +257,23 @@ def test_pages_that_go_while_they_are_read_cost_nothing_else(filled, cold, monke
         assert found == cold["o"] and cached < 640 and gone
 
 
+def test_pages_that_can_neither_be_read_nor_removed_stop_nothing(filled, cold, monkeypatch):
+    def refused(self, *given):
+        raise PermissionError(13, "Permission denied")
+
+    def damaged(self, *given):
+        raise CorruptFile("damaged")
+
+    count = len(pages(filled))
+    monkeypatch.setattr(PrefixFolder, "remove", lambda *given: None)
+    for read, note in ((refused, "not read"), (damaged, "a damaged page")):
+        monkeypatch.setattr(PrefixFolder, "read", read)
+        with load(filled) as model:
+            assert answer(model, DOCUMENT + OTHER) == (cold["o"], 0)
+            assert note in model.prefix_folder.notes[0]
+    assert len(pages(filled)) >= count, "what could not be read was not removed"
+
+
 def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path, cold, monkeypatch):
     def full(self, *given):
         raise OSError(28, "No space left on device")

@@ -264,7 +264,7 @@ class Tokenizer:
             entry["content"] = self._names.get(entry["content"], entry["content"])
         rename_in_model(data["model"], names_by_id)
         text = json.dumps(data, ensure_ascii=False)
-        data.clear()
+        data["model"].clear()  # the vocabulary: before the library builds its own
         return build(text, self.source)
 
     def _name_ends(self, data: dict, config: dict, generation: dict) -> None:
