@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cache/page_pool.h"
+#include "decode/engine.h"
 #include "dict_reader.h"
 #include "kv_formats.h"
 #include "model/memory.h"
@@ -83,6 +84,7 @@ void register_sizes(py::module_& m) {
   m.def("shared_kv_bytes", &shared_kv_bytes, py::arg("spec"), py::kw_only(), py::arg("kv"),
         py::arg("tokens"),
         "Bytes that a second sequence with the same first `tokens` tokens does not take.");
+  m.attr("last_message") = kLastMessage;
   m.def("kv_bytes_per_token", &kv_bytes_per_token, py::arg("spec"), py::kw_only(), py::arg("kv"),
         "Bytes that a token takes in all layers together once its page is full.");
   m.def("step_memory", &step_memory_of, py::arg("spec"), py::kw_only(), py::arg("rows"),

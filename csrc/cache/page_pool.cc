@@ -24,6 +24,9 @@ void check_layer(const KvLayer& layer, std::size_t index) {
 
 std::int64_t pages_of(std::int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
+// Neighbouring positions lie in at most so many pages: all but one of them fill whole ones.
+std::int64_t most_pages(std::int64_t positions) { return pages_of(positions - 1) + 1; }
+
 }  // namespace
 
 PagePool::PagePool(KvLayout layout, std::int64_t byte_budget)
@@ -63,8 +66,6 @@ PagePool::Usage PagePool::usage() const {
 
 std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step) const {
   const std::int64_t all = pages_of(tokens);
-  // Neighbouring positions lie in at most so many pages: all but one of them fill whole ones.
-  const auto most_pages = [](std::int64_t positions) { return pages_of(positions - 1) + 1; };
   const std::int64_t touched = std::min(all, most_pages(step));
   std::int64_t bytes = 0;
   for (const Class& cls : classes_) {

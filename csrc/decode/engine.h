@@ -30,6 +30,10 @@ enum class LogitsMode : std::uint32_t {
 };
 inline constexpr std::int64_t kLogitsRows = 64;
 
+// Tokens at a prompt's end from any page of which another prompt can go on, through windows too: it
+// may differ in its last message.
+inline constexpr std::int64_t kLastMessage = 256;
+
 // Given out in ascending order, never twice.
 using AdapterId = std::int64_t;
 
@@ -150,8 +154,8 @@ class Engine {
   RequestId begin_restore(SavedSequence saved);
   // Makes a retained sequence of what the engine keeps of past prompts: the longest that `tokens`
   // begin with, at most `most` of them. Its pages are under way as after begin_save; saved() says
-  // how many tokens it has, none where nothing is known or running requests leave no room. To be
-  // released. `tokens` are a whole prompt: its length decides which ropes it was made with.
+  // how many tokens it has, none where nothing is known or others leave no room. To be released.
+  // `tokens` are a whole prompt: its length decides which ropes it was made with.
   RequestId begin_export(std::vector<std::int32_t> tokens, std::int64_t most,
                          std::optional<AdapterId> adapter);
   // Whether the pages can be reached, waiting at most `seconds` for it. Throws MemoryBudgetExceeded

@@ -9,8 +9,6 @@ namespace {
 
 // Values to look through from which rows are sampled on several threads.
 constexpr std::int64_t kParallelValues = 1 << 15;
-// Tokens at a prompt's end from any page of which another prompt can go on through windows.
-constexpr std::int64_t kLastMessage = 512;
 
 }  // namespace
 
@@ -154,8 +152,7 @@ void Engine::Impl::remember(Entry& entry) {
   if (!keeps_prefixes(entry) || (now / kPageTokens == before / kPageTokens && !prompt_ends)) {
     return;
   }
-  // The next prompt may differ in its last message: it can go on from any page of the prompt's end.
-  if (before < entry.stats.prompt_tokens && widest_window > 0) {
+  if (before < entry.stats.prompt_tokens && widest_window > 0) {  // a next prompt may end otherwise
     const std::int64_t from = std::max(before, entry.stats.prompt_tokens - kLastMessage);
     for (std::int64_t page = (from + kPageTokens - 1) / kPageTokens; page <= now / kPageTokens;
          ++page) {

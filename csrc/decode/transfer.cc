@@ -134,7 +134,8 @@ void Engine::Impl::settle_transfer(Entry& entry) {
   transfers_settled.notify_all();
 }
 
-// As any retained sequence it holds the pages themselves, not the tree's nodes.
+// As any retained sequence it holds the pages themselves, not the tree's nodes. It pushes no other
+// one out: what is on its way to a file is in nobody's way.
 void Engine::Impl::attach_exported(Entry& entry) {
   if (!prefixes) return;
   entry.short_rope = wants_short_rope(entry);
@@ -142,7 +143,7 @@ void Engine::Impl::attach_exported(Entry& entry) {
       prefixes->find(entry.prefix_key(), entry.tokens, entry.transfer->exports).usable;
   if (usable == 0) return;
   const std::int64_t bytes = pool.bytes_for(usable, 1);
-  if (!make_room(bytes)) return;
+  if (reserved_bytes + prefixes->pinned_bytes() + bytes > budget) return;
   entry.kv = prefixes->take(entry.prefix_key(), entry.tokens, usable).first;
   set_reserved(entry, 0, bytes);
   retained_bytes += bytes;

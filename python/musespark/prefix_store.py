@@ -28,7 +28,7 @@ from musespark.events import Kept, Request
 from musespark.families.spec import ModelSpec
 from musespark.prefix_folder import PAGE_TOKENS, VERSION, PrefixFolder, page_keys
 from musespark.results import human_bytes
-from musespark.sizes import PREFILL_CHUNK
+from musespark.sizes import LAST_MESSAGE
 from musespark.transfers import GivenUp, known, restore
 
 # A shorter beginning is computed as fast as it is read, and not worth its files.
@@ -224,7 +224,10 @@ class PrefixStore(NoPrefixes):
             if self._saver is None:
                 self._saver = threading.Thread(target=self._save_all, name="musespark-prefixes")
                 self._saver.daemon = True
-                self._saver.start()
+                try:
+                    self._saver.start()
+                except RuntimeError:  # the interpreter is ending: too late
+                    self._saver = None
 
     def _save_all(self) -> None:
         while True:
@@ -245,8 +248,9 @@ class PrefixStore(NoPrefixes):
     def _save(self, tokens: np.ndarray, adapter: int | None, checksum: str | None) -> None:
         keys = self._keys(tokens, checksum)
         # Through windows only the end of a path is seen. The next prompt may differ in its last
-        # message, so the engine keeps what the prompt's last step has in sight; so does this.
-        ends = range(len(keys), max(len(keys) - PREFILL_CHUNK // PAGE_TOKENS, 0), -1)
+        # message, so the engine keeps what is in sight of its pages; so does this.
+        first = max(-(-(len(tokens) - LAST_MESSAGE) // PAGE_TOKENS), 1)
+        ends = range(len(keys), first - 1, -1)
         for count in ends if any(self._windows) else [len(keys)]:
             if not all(self._there(keys, count)):
                 self._save_path(tokens, adapter, keys, count)
@@ -263,6 +267,8 @@ class PrefixStore(NoPrefixes):
         with known(self._engine, tokens, count * PAGE_TOKENS, adapter) as (kept, read):
             length = len(kept.tokens)
             if length < LEAST_PAGES * PAGE_TOKENS:
+                if count == len(keys):
+                    self._note("not written: the engine had no room to keep it")
                 return
             pages = self._engine._driver.check().page_list(length=length, prompt=0)
             for number, (page_class, index, size) in enumerate(pages):
@@ -276,7 +282,7 @@ class PrefixStore(NoPrefixes):
 
     def flush(self) -> None:
         """Waits until everything is written."""
-        while (saver := self._saver) is not None and saver is not threading.current_thread():
+        while (saver := self._saver) is not None and saver.is_alive():  # in a fork it is not
             saver.join()
 
     def close(self) -> None:

@@ -10,6 +10,8 @@ from musespark import _core
 
 PREFILL_CHUNK = 512  # prompt tokens of one step
 MAX_BATCH = 64  # sequences that run at once
+# Tokens at a prompt's end from any page of which another prompt can go on, through windows too.
+LAST_MESSAGE: int = _core.last_message
 
 
 def kv_bytes(spec: Any, kv: str, tokens: int, step: int = PREFILL_CHUNK) -> int:

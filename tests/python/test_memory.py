@@ -11,6 +11,7 @@ import pytest
 import musespark
 from musespark import _core, machine
 from musespark.cli import main
+from musespark.engine import default_threads
 from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.families import family_for
 from musespark.memory import Needs
@@ -58,8 +59,9 @@ def test_keys_and_values_are_the_engines_and_agents_multiply_them():
     assert need.weights == info.weight_bytes
     (four,) = musespark.estimate(context=1024, kv="kv8", quantize="q8", agents=4).needs
     with musespark.load(context=1024, threads=1) as model:
-        one = kv_bytes(model._weights.spec, "kv8", 1024, 1)
-    assert four.keys_values == 3 * one + need.keys_values  # one step is not packed, not four
+        spec = model._weights.spec
+    one = kv_bytes(spec, "kv8", 1024, 1)  # one step is not packed, not four
+    assert four.keys_values == 3 * one + need.keys_values
     assert four.total == four.weights + four.keys_values + four.working
 
 
@@ -79,6 +81,16 @@ def test_activations_are_what_a_step_takes(name, count):
         assert 0.7 * figure["activations"] < held <= figure["activations"]
         assert 2 * runner.model.scratch_bytes(count) == figure["scratch"]
         assert figure["logits"] == 3 * 4 * spec.vocab
+
+
+def test_recipes_that_read_floats_take_more_in_a_step():
+    spec = tiny_models.SPECS["llama"]()
+    none, q8 = (Needs(spec, recipe).step(1) for recipe in ("none", "q8"))
+    sizes = {"rows": 512, "tokens": 1, "sequences": 1, "threads": default_threads()}
+    for found, floats in ((none, True), (q8, False)):
+        memory = _core.step_memory(dataclasses.asdict(spec), floats=floats, **sizes)
+        assert found == sum(memory.values())
+    assert none != q8
 
 
 def test_tables_of_positions_grow_with_the_context():

@@ -60,7 +60,7 @@ def test_prompts_with_one_beginning_compute_it_once(model: str) -> None:
         prompts = [start + tokens(rest, seed=s) for s in range(5)]
         with cases.make_engine(model, prefill_chunk=128) as engine:
             got = [cached(engine, prompt) for prompt in prompts]
-            # With windows, where they part more than 512 tokens before the end, the second one
+            # With windows, where they part more than 256 tokens before the end, the second one
             # shows the place; from the third on it is known.
             assert got == (windowed if model == WINDOWED else [0, *[448] * 4])
 
