@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import models
-from common import machine, save
+from common import RESULTS, machine, save
 from shapes import SHAPES, Shape
 
 import musespark
@@ -204,19 +204,25 @@ def show_bytes(name: str, row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=None, help="folder with stories260K in it")
-    parser.add_argument("--only", nargs="+", default=[], choices=sorted(RUNS))
+    parser.add_argument(
+        "--only", nargs="+", default=[], choices=sorted(RUNS), help="the others' results stay"
+    )
     parser.add_argument("--save", action="store_true", help="write results/memory.json")
     args = parser.parse_args()
     bytes_table = table()
     for name, rows in bytes_table.items():
         for row in rows:
             show_bytes(name, row)
+    before = RESULTS / "memory.json"
+    keep = args.only and before.exists()
     measured: dict[str, list[dict[str, Any]]] = {}
     for name, source in sources(args.only, args.data):
         for run in RUNS[name]:
             row = measure(source, *run)
             measured.setdefault(name, []).append(row)
             show(name, row)
+    if keep:
+        measured = json.loads(before.read_text())["measured"] | measured
     deviations = [abs(row["deviation"]) for rows in measured.values() for row in rows]
     worst = max(deviations)
     print(f"largest deviation {worst:.1%}; goal {GOAL:.0%}")
