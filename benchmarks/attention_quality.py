@@ -5,9 +5,10 @@
 One head of dimension 128: keys after rope (base 500,000 and 10,000), a bias of the given size on
 the 8 slowest of the 64 pairs, four channels 1 or 8 times as large, and (sink) a first key that
 draws about a third of the weight, with a small value. The formats of this package run in their own
-kernels. Beside them, written out in NumPy: q8_0 and q4_0 (a float16 scale for 32 numbers; queries
-as q8_0, as the engines that have them do) and Hadamard + q4_0 (rotated first); their weights stay
-floats. The last line says whether the claims hold:
+kernels, the first page at 8 bits, as in the engine. Beside them, written out in NumPy: q8_0 and
+q4_0 (a float16 scale for 32 numbers; queries as q8_0, as the engines that have them do) and
+Hadamard + q4_0 (rotated first); their weights stay floats. The last line says whether the claims
+hold:
 
     kv8: KL at most half of q8_0's at a bias of 10 and more, at most 1.6 times at 0
     kv4: KL below that of Hadamard + q4_0 everywhere
@@ -97,17 +98,18 @@ def attend_ours(form: str, queries, keys, values):
     """Logits of the sealed pages, and what the kernels of this machine give."""
     frame = Exact.rotation(DIM)
     q, k, v = ((x @ frame.T).astype(np.float32) for x in (queries, keys, values))
-    isa, pages, sealed = testing.kernel_levels()[0], [], []
+    isa, pages, sealed, forms = testing.kernel_levels()[0], [], [], []
     for begin in range(0, len(k), PAGE):
-        page = np.zeros(testing.open_page_bytes(form, DIM), np.uint8)
+        forms.append("kv8" if begin == 0 else form)
+        page = np.zeros(testing.open_page_bytes(forms[-1], DIM), np.uint8)
         for slot in range(PAGE):
-            testing.write_token(isa, form, slot, k[begin + slot], v[begin + slot], page)
+            testing.write_token(isa, forms[-1], slot, k[begin + slot], v[begin + slot], page)
         pages.append(page)
-        sealed.append(testing.seal_page(isa, form, DIM, page))
+        sealed.append(testing.seal_page(isa, forms[-1], DIM, page))
     logits = []
     codes = [attention.quantize_query(row) for row in q]
-    for page in sealed:
-        parts = attention.sealed_page(form, DIM, page)
+    for one, page in zip(forms, sealed, strict=True):
+        parts = attention.sealed_page(one, DIM, page)
         dot = np.array([parts.key_codes @ c * float(s) for c, s in codes])
         logits.append(dot * parts.key_scale + (q @ parts.key_mean)[:, None].astype(np.float64))
     rows = len(q)
@@ -117,7 +119,7 @@ def attend_ours(form: str, queries, keys, values):
     for c in range(len(k) // CHUNK):
         here = slice(8 * c, 8 * c + 8)
         part = testing.attend_chunk(
-            isa, form, q, pos, low, high, c, pages[here], sealed[here], 0.0, DIM
+            isa, forms[here], q, pos, low, high, c, pages[here], sealed[here], 0.0, DIM
         )
         state = testing.attention_merge(isa, *state, *part)
     out = np.empty_like(q)

@@ -245,6 +245,7 @@ RANKS = {
     "assets": 6,
     "calibration": 7,
     "prompts": 6,
+    "thought_cache": 6,
     "machine": 6,
     "thinking": 6,
     "encoder": 5,

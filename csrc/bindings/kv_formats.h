@@ -1,27 +1,23 @@
-// KV formats by name.
+// Formats of keys and values by name.
+//
+// A choice is written "kv8" (all layers), or with the layers apart by "," and their KV heads by "/"
+// where these differ: "kv8v4,kv8/kv8v4,kv4".
 #pragma once
 
 #include <optional>
 #include <string>
 
 #include "formats/kv_page.h"
+#include "model/text_model.h"
 
 namespace musespark {
 
-inline constexpr const char* kKvFormatNames[kKvFormats] = {"f32", "kv8", "kv8v4", "kv4"};
-
-inline std::optional<KvFormat> find_kv_format(const std::string& name) {
-  for (std::uint32_t i = 0; i < kKvFormats; ++i) {
-    if (name == kKvFormatNames[i]) return static_cast<KvFormat>(i);
-  }
-  return std::nullopt;
-}
+std::optional<KvFormat> find_kv_format(const std::string& name);
 
 // "f32, kv8, ...", for messages.
-inline std::string kv_format_names() {
-  std::string names;
-  for (const char* name : kKvFormatNames) names += names.empty() ? name : std::string(", ") + name;
-  return names;
-}
+std::string kv_format_names();
+
+// Throws InvalidRequest for a name that is none, or a choice for another model.
+KvChoice kv_choice(const std::string& text, const ModelSpec& spec);
 
 }  // namespace musespark

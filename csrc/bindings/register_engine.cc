@@ -17,6 +17,7 @@
 #include "formats/weights_codec.h"
 #include "kernels/dispatch.h"
 #include "kv_formats.h"
+#include "model/prepared.h"
 #include "model/text_model.h"
 #include "register.h"
 #include "spec_from_python.h"
@@ -27,10 +28,6 @@ namespace py = pybind11;
 namespace musespark {
 namespace {
 
-KvFormat kv_format(const std::string& name) {
-  if (const auto format = find_kv_format(name)) return *format;
-  DictReader::fail("kv", "'" + name + "'", kv_format_names());
-}
 
 std::vector<std::int32_t> ids_from_python(py::handle value, const std::string& path) {
   std::vector<std::int32_t> out;
@@ -96,6 +93,20 @@ SamplingParams read_sampling(DictReader& d) {
   return out;
 }
 
+ThoughtParams read_thoughts(DictReader d) {
+  ThoughtParams out;
+  out.cache = d.choice<ThoughtCache>("cache", {{"keep", ThoughtCache::keep},
+                                               {"demote", ThoughtCache::demote},
+                                               {"drop", ThoughtCache::drop}});
+  if (d.has("most_tokens")) out.most_tokens = d.integer("most_tokens");
+  for (const auto& marks : d.list("opens")) {
+    out.opens.push_back(ids_from_python(marks, d.path("opens")));
+  }
+  out.closes = ids_from_python(d.value("closes"), d.path("closes"));
+  d.finish();
+  return out;
+}
+
 RequestParams params_from_python(const py::dict& params) {
   DictReader d(params, "");
   RequestParams out;
@@ -112,6 +123,7 @@ RequestParams params_from_python(const py::dict& params) {
   if (d.has("deadline_s")) out.deadline_s = d.real("deadline_s");
   if (d.has("retain")) out.retain = d.boolean("retain");
   if (d.has("adapter")) out.adapter = d.integer("adapter");
+  if (d.has("thoughts")) out.thoughts = read_thoughts(d.dict("thoughts"));
   d.finish();
   return out;
 }
@@ -166,6 +178,9 @@ py::tuple event_tuple(const FinishedEvent& event) {
   py::dict stats(
       py::arg("prompt_tokens") = s.prompt_tokens, py::arg("cached_tokens") = s.cached_tokens,
       py::arg("completion_tokens") = s.completion_tokens, py::arg("preemptions") = s.preemptions,
+      py::arg("thought_tokens") = s.thought_tokens, py::arg("thought_bytes") = s.thought_bytes,
+      py::arg("demoted_pages") = s.demoted_pages, py::arg("evictions") = s.evictions,
+      py::arg("evicted_tokens") = s.evicted_tokens, py::arg("freed_bytes") = s.freed_bytes,
       py::arg("queue_s") = s.queue_s, py::arg("prefill_s") = s.prefill_s,
       py::arg("decode_s") = s.decode_s, py::arg("first_token_s") = s.first_token_s);
   py::object error = py::none();
@@ -184,9 +199,10 @@ class PyEngine {
       : pool_(threads) {
     ModelSpec model_spec = spec_from_python(spec);
     const auto views = tensors_from_python(tensors, buffers_);
-    const KvFormat format = kv_format(kv);
+    check_spec(model_spec);
+    const KvChoice formats = kv_choice(kv, model_spec);
     const py::gil_scoped_release unlocked;
-    model_ = std::make_unique<TextModel>(std::move(model_spec), views, pool_, format);
+    model_ = std::make_unique<TextModel>(std::move(model_spec), views, pool_, formats);
     pages_ = std::make_unique<PagePool>(model_->kv_layout(), memory_budget);
     engine_ = std::make_unique<Engine>(
         *model_, *pages_, pool_, EngineOptions{context, prefill_chunk, max_batch, prefix_cache});
@@ -276,7 +292,8 @@ class PyEngine {
         py::arg("retained") = s.retained, py::arg("steps") = s.steps, py::arg("rows") = s.rows,
         py::arg("preemptions") = s.preemptions, py::arg("redone_steps") = s.redone_steps,
         py::arg("kv_bytes_used") = s.kv_bytes_used, py::arg("kv_bytes_limit") = s.kv_bytes_limit,
-        py::arg("prefix_bytes") = s.prefix_bytes, py::arg("adapters") = s.adapters,
+        py::arg("prefix_bytes") = s.prefix_bytes, py::arg("pages") = s.pages,
+        py::arg("open_pages") = s.open_pages, py::arg("adapters") = s.adapters,
         py::arg("adapter_bytes") = s.adapter_bytes, py::arg("threads") = pool_.threads(),
         py::arg("context") = context_, py::arg("isa") = isa_name(kernels().isa));
   }

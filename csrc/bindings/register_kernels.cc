@@ -77,10 +77,11 @@ struct Activations {
   GuardedBuffer q, scale, bias, half_bias;
   QuantizedRows rows;
 
-  Activations(std::int64_t m, std::int64_t k) : Activations(m, (k + 63) / 64 * 64, 0) {}
+  Activations(std::int64_t m, std::int64_t k, std::int64_t group)
+      : Activations(m, (k + 63) / 64 * 64, group, 0) {}
 
  private:
-  Activations(std::int64_t m, std::int64_t kp, int)
+  Activations(std::int64_t m, std::int64_t kp, std::int64_t group, int)
       : q(static_cast<std::size_t>((m - 1) * (kp + 64) + kp)),
         scale(static_cast<std::size_t>(m * kp / kActGroup) * sizeof(float)),
         bias(static_cast<std::size_t>(m * kp / kActGroup) * sizeof(std::int32_t)),
@@ -91,17 +92,21 @@ struct Activations {
              half_bias.as<std::int32_t>(),
              m,
              kp,
-             kp + 64} {}
+             kp + 64,
+             group} {}
 };
 
 void check_2d(const py::array& a, const char* what) {
   if (a.ndim() != 2) throw InvalidRequest(std::string(what) + ": not 2-D");
 }
 
-py::tuple quantize_rows(const Array<float>& x, const std::string& isa) {
+py::tuple quantize_rows(const Array<float>& x, std::int64_t group, const std::string& isa) {
   check_2d(x, "quantize_rows: x");
   const std::int64_t m = x.shape(0), k = x.shape(1);
-  Activations a(m, k);
+  if (group != kActGroup && group != kBlockQ4) {
+    throw InvalidRequest("quantize_rows: group " + std::to_string(group) + " is not 64 or 256");
+  }
+  Activations a(m, k, group);
   GuardedBuffer from(static_cast<std::size_t>(x.size()) * sizeof(float));
   std::copy_n(x.data(), x.size(), from.as<float>());
   table_of(isa).quantize_rows(from.as<float>(), k, m, k, &a.rows);
@@ -134,7 +139,7 @@ Array<float> matmul(const std::string& format_name, const py::buffer& packed, st
   GuardedBuffer input(static_cast<std::size_t>(x.size()) * sizeof(float));
   std::copy_n(x.data(), x.size(), input.as<float>());
   const KernelTable& table = table_of(isa);
-  Activations activations(m, k);
+  Activations activations(m, k, act_scale_cols(format));
   table.quantize_rows(input.as<float>(), k, m, k, &activations.rows);
   // The last row of the result ends with its last output: rows of `ldo`, the last one of `rows`.
   GuardedBuffer out(static_cast<std::size_t>((m - 1) * ldo + rows) * sizeof(float));
@@ -189,7 +194,7 @@ std::vector<double> time_matmul(const std::string& format_name, std::int64_t row
   AlignedBuffer weights = random_weights(format, layout, copies);
   std::vector<float> x(static_cast<std::size_t>(m * cols));
   for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 7919 % 2001) - 1000.0f;
-  Activations activations(m, cols);
+  Activations activations(m, cols, act_scale_cols(format));
   table.quantize_rows(x.data(), cols, m, cols, &activations.rows);
   AlignedBuffer out(static_cast<std::size_t>(m * rows) * sizeof(float));
   std::vector<AlignedBuffer> scratch;
@@ -235,7 +240,8 @@ void register_kernels(py::module_& m) {
   auto testing = m.def_submodule("testing");
   testing.def("kernel_levels", &kernel_levels,
               "The levels of this machine that have a kernel table, best first.");
-  testing.def("quantize_rows", &quantize_rows, py::arg("x"), py::kw_only(), py::arg("isa"),
+  testing.def("quantize_rows", &quantize_rows, py::arg("x"), py::arg("group"), py::kw_only(),
+              py::arg("isa"),
               "(q int8 [M, Kp], scale f32 [M, Kp/64], bias int32 [M, Kp/64], half_bias int32 [M,\n"
               "Kp/32]) of x f32 [M, K].");
   testing.def("matmul", &matmul, py::arg("format"), py::arg("packed"), py::arg("rows"),

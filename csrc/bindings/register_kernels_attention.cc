@@ -38,15 +38,30 @@ KvFormat format_of(const std::string& name) {
   throw InvalidRequest("no KV format is called " + name);
 }
 
+// Of a chunk's pages and the next's: one name for all, or a list of eight.
+std::vector<KvFormat> page_formats(const py::object& format) {
+  std::vector<KvFormat> formats(2 * kPagesPerChunk, KvFormat::kv8);
+  if (py::isinstance<py::str>(format)) {
+    formats.assign(formats.size(), format_of(format.cast<std::string>()));
+    return formats;
+  }
+  const auto names = format.cast<std::vector<std::string>>();
+  if (names.size() != kPagesPerChunk) throw InvalidRequest("format: one for each of 8 pages");
+  for (std::size_t p = 0; p < names.size(); ++p) formats[p] = format_of(names[p]);
+  return formats;
+}
+
 void need(bool condition, const char* what) {
   if (!condition) throw InvalidRequest(what);
 }
 
-std::vector<const std::uint8_t*> slabs_of(const std::vector<Slab>& slabs, std::int64_t bytes) {
+// bytes(p): of a slab of page p.
+template <class Bytes>
+std::vector<const std::uint8_t*> slabs_of(const std::vector<Slab>& slabs, Bytes bytes) {
   need(slabs.size() == kPagesPerChunk, "a chunk has 8 slabs (None where there is none)");
   std::vector<const std::uint8_t*> pointers;
   for (const Slab& slab : slabs) {
-    if (slab) need(slab->size() == bytes, "a slab of another size");
+    if (slab) need(slab->size() == bytes(pointers.size()), "a slab of another size");
     pointers.push_back(slab ? slab->data() : nullptr);
   }
   return pointers;
@@ -80,7 +95,8 @@ Partials partials_of(const Array<float>& max, const Array<float>& sum, const Arr
 }
 
 // Scratch and results start as NaN patterns, so that a kernel that trusts either is found.
-py::tuple attend_chunk(const std::string& isa, const std::string& format, const Array<float>& q,
+// format: of every page, or one for each of the chunk's eight.
+py::tuple attend_chunk(const std::string& isa, const py::object& format, const Array<float>& q,
                        const Array<std::int64_t>& pos, const Array<std::int64_t>& lo,
                        const Array<std::int64_t>& hi, std::int64_t chunk,
                        const std::vector<Slab>& open, const std::vector<Slab>& sealed,
@@ -89,9 +105,12 @@ py::tuple attend_chunk(const std::string& isa, const std::string& format, const 
   need(q.ndim() == 2 && pos.size() == q.shape(0) && lo.size() == q.shape(0) &&
            hi.size() == q.shape(0) && head_dim <= q.shape(1),
        "attend_chunk: q [R][>= head_dim], pos, lo, hi [R]");
-  const KvFormat kv = format_of(format);
-  const auto open_slabs = slabs_of(open, open_page_bytes(kv, head_dim));
-  const auto sealed_slabs = slabs_of(sealed, sealed_page_bytes(kv, head_dim));
+  const auto formats = page_formats(format);
+  const bool floats = formats[0] == KvFormat::f32;
+  const auto open_slabs =
+      slabs_of(open, [&](std::size_t p) { return open_page_bytes(formats[p], head_dim); });
+  const auto sealed_slabs =
+      slabs_of(sealed, [&](std::size_t p) { return sealed_page_bytes(formats[p], head_dim); });
   const std::int64_t rows = q.shape(0);
   Partials out{std::vector<AttentionPartial>(static_cast<std::size_t>(rows), {NAN, NAN}),
                Array<float>({rows, head_dim})};
@@ -99,8 +118,7 @@ py::tuple attend_chunk(const std::string& isa, const std::string& format, const 
   const auto bytes = static_cast<std::size_t>(attention_scratch_bytes(rows, head_dim));
   AlignedBuffer scratch(bytes + 64);
   std::memset(scratch.data(), 0xff, bytes + 64);
-  const AttendChunkArgs args = {kv,
-                                head_dim,
+  const AttendChunkArgs args = {head_dim,
                                 rows,
                                 q.data(),
                                 q.shape(1),
@@ -108,8 +126,9 @@ py::tuple attend_chunk(const std::string& isa, const std::string& format, const 
                                 lo.data(),
                                 hi.data(),
                                 chunk,
+                                formats.data(),
                                 open_slabs.data(),
-                                sealed_slabs.data(),
+                                floats ? nullptr : sealed_slabs.data(),
                                 nullptr,
                                 softcap,
                                 out.rows.data(),
@@ -196,17 +215,26 @@ double attend_seconds(const std::string& isa, const std::string& format, std::in
     hi.push_back(end - 1 - (rows - 1 - r) / group);
   }
   AlignedBuffer scratch(static_cast<std::size_t>(attention_scratch_bytes(rows, head_dim)));
+  const std::vector<KvFormat> formats(2 * kPagesPerChunk, kv);
   const auto run = [&](std::int64_t head, std::int64_t chunk) {
     const std::uint8_t* slab[2 * kPagesPerChunk];
     for (std::int64_t p = 0; p < 2 * kPagesPerChunk; ++p) {
       slab[p] = bytes + ((head * chunks + chunk) * kPagesPerChunk + p) * page_bytes;
     }
     const bool more = kv != KvFormat::f32 && chunk + 1 < chunks;
-    const AttendChunkArgs args = {
-        kv,       head_dim,       rows,      q.data(),
-        head_dim, pos.data(),     lo.data(), hi.data(),
-        chunk,    slab,           slab,      more ? slab + kPagesPerChunk : nullptr,
-        0.0f,     partial.data(), o.data(),  scratch.data()};
+    AttendChunkArgs args{};
+    args.head_dim = args.ldq = head_dim;
+    args.rows = rows;
+    args.q = q.data();
+    args.pos = pos.data(), args.lo = lo.data(), args.hi = hi.data();
+    args.chunk = chunk;
+    args.formats = formats.data();
+    args.open = slab;
+    args.sealed = kv == KvFormat::f32 ? nullptr : slab;
+    args.next = more ? slab + kPagesPerChunk : nullptr;
+    args.partial = partial.data();
+    args.o = o.data();
+    args.scratch = scratch.data();
     kernels.attend_chunk(&args);
   };
   run(0, 0);

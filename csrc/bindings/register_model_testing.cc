@@ -31,11 +31,6 @@ namespace py = pybind11;
 namespace musespark {
 namespace {
 
-KvFormat kv_format(const std::string& name) {
-  if (const auto format = find_kv_format(name)) return *format;
-  throw InvalidRequest("kv: '" + name + "' is not one of " + kv_format_names());
-}
-
 StepSpan::Logits logits_mode(const std::string& name) {
   if (name == "none") return StepSpan::Logits::none;
   if (name == "last") return StepSpan::Logits::last;
@@ -61,7 +56,9 @@ class TestModel {
       views[key.cast<std::string>()] = {weight_format_from_name(format), rows, cols,
                                         bytes_of(array), static_cast<std::int64_t>(array.nbytes())};
     }
-    model_ = std::make_unique<TextModel>(spec_from_python(spec), views, pool_, kv_format(kv));
+    ModelSpec model_spec = spec_from_python(spec);
+    const KvChoice formats = kv_choice(kv, model_spec);
+    model_ = std::make_unique<TextModel>(std::move(model_spec), views, pool_, formats);
   }
 
   using Steps = std::vector<std::tuple<TestSequence*, std::vector<std::int32_t>, std::string>>;
@@ -142,29 +139,44 @@ py::tuple choose(const FloatArray& logits, const std::string& scores, std::int64
   return py::make_tuple(experts, weights);
 }
 
+using LayerSizes = std::tuple<std::int64_t, std::int64_t, std::int64_t>;
+
+// layers: (kv_heads, padded head_dim, window) of each.
+std::shared_ptr<PagePool> new_pool(const std::string& kv, const std::vector<LayerSizes>& layers,
+                                   std::int64_t budget) {
+  ModelSpec spec;
+  for (const auto& [heads, dim, window] : layers) {
+    spec.layers.emplace_back();
+    spec.layers.back().attention.kv_heads = heads;
+  }
+  const KvChoice formats = kv_choice(kv, spec);
+  KvLayout layout;
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    const auto [heads, dim, window] = layers[i];
+    layout.layers.push_back({dim, window, formats.at(i)});
+  }
+  return std::make_shared<PagePool>(std::move(layout), budget);
+}
+
 void register_cache(py::module_& m) {
   py::class_<PagePool, std::shared_ptr<PagePool>>(m, "PagePool")
-      .def(py::init(
-               [](const std::string& kv,
-                  const std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>>& layers,
-                  std::int64_t budget) {
-                 KvLayout layout{kv_format(kv), {}};
-                 for (const auto& [heads, dim, window] : layers) {
-                   layout.layers.push_back({heads, dim, window});
-                 }
-                 return std::make_shared<PagePool>(layout, budget);
-               }),
-           py::arg("kv"), py::arg("layers"), py::arg("budget"),
+      .def(py::init(&new_pool), py::arg("kv"), py::arg("layers"), py::arg("budget"),
            "layers: (kv_heads, padded head_dim, window) of each.")
       .def(py::init([](TestModel& model, std::int64_t budget) {
              return std::make_shared<PagePool>(model.model().kv_layout(), budget);
            }),
            py::arg("model"), py::arg("budget") = std::int64_t{1} << 40)
-      .def("bytes_for", &PagePool::bytes_for, py::arg("tokens"), py::arg("step"))
+      .def("bytes_for", &PagePool::bytes_for, py::arg("tokens"), py::arg("step"),
+           py::arg("evicted") = 0)
       .def_property_readonly("classes", &PagePool::classes)
       .def("window", &PagePool::window)
       .def("open_bytes", &PagePool::open_bytes)
-      .def("sealed_bytes", &PagePool::sealed_bytes)
+      .def(
+          "sealed_bytes",
+          [](const PagePool& pool, int page_class, std::int64_t page) {
+            return pool.sealed_bytes(page_class, form_of_page(page));
+          },
+          py::arg("page_class"), py::arg("page") = 1)
       .def("usage", [](const PagePool& pool) {
         const PagePool::Usage u = pool.usage();
         return py::dict(py::arg("budget") = u.budget, py::arg("in_use") = u.in_use,

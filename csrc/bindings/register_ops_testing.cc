@@ -1,4 +1,5 @@
-// _core.testing: a layer of experts by itself, as benchmarks time it.
+// _core.testing: operations by themselves: a layer of experts, as benchmarks time it, and what is
+// done to pages of thoughts.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -8,9 +9,13 @@
 
 #include "base/aligned.h"
 #include "base/errors.h"
+#include "base/float_env.h"
 #include "base/thread_pool.h"
+#include "formats/kv_page_codec.h"
 #include "formats/weights_codec.h"
 #include "kernels/dispatch.h"
+#include "kv_formats.h"
+#include "ops/choose_rows.h"
 #include "ops/experts.h"
 #include "register.h"
 
@@ -51,14 +56,14 @@ struct Input {
   explicit Input(const Floats& x, const KernelTable& kernels) {
     const std::int64_t m = x.shape(0), cols = x.shape(1);
     Carver measure{nullptr};
-    measure.rows(m, cols, true);
+    measure.rows(m, cols, true, true);
     buffer = AlignedBuffer(measure.used);
     Carver carver{buffer.data()};
-    rows = carver.rows(m, cols, true).view(m, cols, {true, true}, true);
+    rows = carver.rows(m, cols, true, true).view(m, cols, {true, true, true}, true);
     for (std::int64_t r = 0; r < m; ++r) {
       std::copy_n(x.data(r, 0), cols, rows.x + r * rows.ldx);
     }
-    kernels.quantize_rows(rows.x, rows.ldx, m, cols, &rows.q);
+    for (std::int64_t r = 0; r < m; ++r) rows.quantize(kernels, r, rows.x + r * rows.ldx);
   }
   AlignedBuffer buffer;
   Rows rows;
@@ -120,10 +125,12 @@ std::vector<double> time_mlp(const std::string& format, std::int64_t intermediat
   Jobs jobs(pool);
   jobs.reserve_scratch(scratch_bytes(widths, m));
   Carver measure{nullptr};
-  measure.rows(m, intermediate, true);
+  measure.rows(m, intermediate, true, true);
   AlignedBuffer room(measure.used);
   Carver carver{room.data()};
-  const Rows inner = carver.rows(m, intermediate, true).view(m, intermediate, {false, true}, false);
+  Needs needs;
+  needs.add(mlp.down);
+  const Rows inner = carver.rows(m, intermediate, true, false).view(m, intermediate, needs, false);
   const std::int64_t ld = RowsBuffer::padded(widths.hidden);
   AlignedBuffer out(static_cast<std::size_t>(m * ld * 4));
   return timed(repeats, [&] {
@@ -134,10 +141,40 @@ std::vector<double> time_mlp(const std::string& format, std::int64_t intermediat
   });
 }
 
+std::vector<std::int32_t> choose_rows_of(const Floats& keys, const Floats& queries,
+                                         std::int64_t keep) {
+  if (keys.ndim() != 2 || queries.ndim() != 3 || queries.shape(2) != keys.shape(1)) {
+    throw InvalidRequest("keys [rows][d] and queries [count][group][d] do not fit each other");
+  }
+  const FloatEnv environment;
+  return choose_rows({keys.shape(0), keys.shape(1), keys.data(), queries.shape(0), queries.shape(1),
+                      queries.data(), keep});
+}
+
+py::tuple page_rows(const std::string& format, std::int64_t d, const Bytes& page, bool sealed) {
+  const auto kv = find_kv_format(format);
+  if (!kv || page.size() != (sealed ? sealed_page_bytes(*kv, d) : open_page_bytes(*kv, d))) {
+    throw InvalidRequest("page: " + std::to_string(page.size()) + " bytes of " + format);
+  }
+  Floats k({std::int64_t{kPageTokens}, d}), v({std::int64_t{kPageTokens}, d});
+  if (!sealed) {
+    decode_open(*kv, d, page.data(), k.mutable_data(), v.mutable_data());
+    return py::make_tuple(k, v);
+  }
+  std::vector<float> mean(static_cast<std::size_t>(d));
+  decode_sealed(*kv, d, page.data(), k.mutable_data(), mean.data(), v.mutable_data());
+  for (std::int64_t i = 0; i < k.size(); ++i) k.mutable_data()[i] += mean[i % d];
+  return py::make_tuple(k, v);
+}
+
 }  // namespace
 
 void register_ops_testing(py::module_& m) {
   auto testing = m.def_submodule("testing");
+  testing.def("choose_rows", &choose_rows_of, py::arg("keys"), py::arg("queries"), py::arg("keep"),
+              "Indices of the rows that stay; see csrc/ops/choose_rows.h.");
+  testing.def("page_rows", &page_rows, py::arg("format"), py::arg("d"), py::arg("page"),
+              py::kw_only(), py::arg("sealed"), "Keys and values [64][d] of one slab's bytes.");
   testing.def("time_experts", &time_experts, py::arg("format"), py::kw_only(),
               py::arg("intermediate"), py::arg("chosen"), py::arg("x"), py::arg("router"),
               py::arg("experts"), py::arg("gate"), py::arg("up"), py::arg("down"),

@@ -22,11 +22,6 @@ namespace {
 
 constexpr std::int64_t kMostStepRows = std::int64_t{1} << 12, kMostSequences = 1 << 16;
 
-KvFormat kv_format(const std::string& name) {
-  if (const auto format = find_kv_format(name)) return *format;
-  DictReader::fail("kv", "'" + name + "'", kv_format_names());
-}
-
 ModelSpec checked_spec(const py::object& spec) {
   ModelSpec model_spec = spec_from_python(spec);
   check_spec(model_spec);
@@ -34,7 +29,8 @@ ModelSpec checked_spec(const py::object& spec) {
 }
 
 PagePool unfilled_pool(const py::object& spec, const std::string& kv) {
-  return PagePool(kv_layout_of(checked_spec(spec), kv_format(kv)), 0);
+  const ModelSpec model_spec = checked_spec(spec);
+  return PagePool(kv_layout_of(model_spec, kv_choice(kv, model_spec)), 0);
 }
 
 std::int64_t kv_bytes(const py::object& spec, const std::string& kv, std::int64_t tokens,
@@ -50,7 +46,7 @@ std::int64_t shared_kv_bytes(const py::object& spec, const std::string& kv, std:
 }
 
 py::dict step_memory_of(const py::object& spec, std::int64_t rows, std::int64_t tokens,
-                        std::int64_t sequences, std::int64_t threads, bool floats) {
+                        std::int64_t sequences, std::int64_t threads, bool floats, bool two_forms) {
   const auto check = [](const char* name, std::int64_t value, std::int64_t most) {
     if (value >= 1 && value <= most) return;
     DictReader::fail(name, std::to_string(value), "1 to " + std::to_string(most));
@@ -60,7 +56,8 @@ py::dict step_memory_of(const py::object& spec, std::int64_t rows, std::int64_t 
   check("sequences", sequences, kMostSequences);
   check("threads", threads, kMostSequences);
   const ModelSpec model_spec = checked_spec(spec);
-  const StepMemory m = step_memory(model_spec, {rows, tokens, sequences, threads, floats});
+  const StepMemory m =
+      step_memory(model_spec, {rows, tokens, sequences, threads, floats, two_forms});
   return py::dict(py::arg("activations") = m.activations, py::arg("scratch") = m.scratch,
                   py::arg("ropes") = m.ropes, py::arg("logits") = m.logits);
 }
@@ -68,9 +65,7 @@ py::dict step_memory_of(const py::object& spec, std::int64_t rows, std::int64_t 
 double kv_bytes_per_token(const py::object& spec, const std::string& kv) {
   const PagePool pool = unfilled_pool(spec, kv);
   std::int64_t page = 0;
-  for (int i = 0; i < pool.classes(); ++i) {
-    page += pool.format() == KvFormat::f32 ? pool.open_bytes(i) : pool.sealed_bytes(i);
-  }
+  for (int i = 0; i < pool.classes(); ++i) page += pool.full_bytes(i, KvForm::body);
   return static_cast<double>(page) / kPageTokens;
 }
 
@@ -89,6 +84,7 @@ void register_sizes(py::module_& m) {
         "Bytes that a token takes in all layers together once its page is full.");
   m.def("step_memory", &step_memory_of, py::arg("spec"), py::kw_only(), py::arg("rows"),
         py::arg("tokens"), py::arg("sequences"), py::arg("threads"), py::arg("floats"),
+        py::arg("two_forms") = false,
         "Bytes that steps take beside weights, keys and values: activations, scratch, ropes, "
         "logits;\nsee csrc/model/memory.h.");
 }

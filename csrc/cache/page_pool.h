@@ -9,12 +9,15 @@
 //
 //     part:    layers of the class ascending x [KV heads] x slab
 //
+// A page is of a form (formats/kv_page.h), and so has the sealed part of that form.
+//
 // Pages are shared between sequences by reference counts: one for the page and one for those that
 // still want its open part. Not thread-safe: one driver thread owns the pool and its sequences; the
 // forward path's threads only read addresses. Parts given back are kept for reuse and returned to
 // the system when another class needs the budget.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <utility>
@@ -27,33 +30,37 @@ namespace musespark {
 
 // Keys and values of one layer. head_dim is padded to a multiple of 16; window as in AttentionSpec.
 struct KvLayer {
-  std::int64_t kv_heads;
   std::int64_t head_dim;
   std::int64_t window;
+  std::vector<KvFormat> formats;  // of each KV head
+  std::int64_t kv_heads() const { return static_cast<std::int64_t>(formats.size()); }
+  bool operator==(const KvLayer&) const = default;
 };
 
 struct KvLayout {
-  KvFormat format;
-  std::vector<KvLayer> layers;
+  std::vector<KvLayer> layers;  // f32 for all heads of all layers, or for none
+  bool operator==(const KvLayout&) const = default;
 };
 
 using PageId = std::int32_t;
 
-// Where a layer's slabs lie in the parts of its class: offset + KV head * stride, in bytes.
+// Where a layer's slabs lie in the parts of its class. Open: offset + KV head * stride, in bytes.
 struct KvPlace {
   int page_class;
   std::int64_t open_offset, open_stride;
-  std::int64_t sealed_offset, sealed_stride;
+  std::array<std::vector<SealedSlab>, kKvForms> sealed;  // [form][KV head]
 };
 
 class PagePool {
  public:
-  // Throws InvalidRequest for a layout without layers, sizes below 1, or a negative budget.
+  // Throws InvalidRequest for a layout without layers, sizes below 1, formats that do not go
+  // together, or a negative budget.
   PagePool(KvLayout layout, std::int64_t byte_budget);
   PagePool(const PagePool&) = delete;
   PagePool& operator=(const PagePool&) = delete;
 
-  KvFormat format() const { return layout_.format; }
+  // Whether full pages are sealed; else all is f32 and stays open.
+  bool seals() const { return layout_.layers[0].formats[0] != KvFormat::f32; }
   const KvLayout& layout() const { return layout_; }
 
   // Page classes: full attention (window 0) first if any layer has it, then by window ascending.
@@ -61,7 +68,13 @@ class PagePool {
   std::int64_t window(int page_class) const { return classes_[page_class].window; }
   const KvPlace& place(std::int64_t layer) const { return places_[layer]; }
   std::int64_t open_bytes(int page_class) const { return classes_[page_class].open_bytes; }
-  std::int64_t sealed_bytes(int page_class) const { return classes_[page_class].sealed_bytes; }
+  std::int64_t sealed_bytes(int page_class, KvForm form) const {
+    return classes_[page_class].sealed_bytes[static_cast<int>(form)];
+  }
+  // Of a full page whose last token is accepted.
+  std::int64_t full_bytes(int page_class, KvForm form) const {
+    return seals() ? sealed_bytes(page_class, form) : open_bytes(page_class);
+  }
 
   struct Usage {
     std::int64_t budget;      // bytes
@@ -76,7 +89,8 @@ class PagePool {
 
   // The most bytes one unshared sequence of `tokens` tokens ever holds when it is written in steps
   // of at most `step` tokens and each step is accepted before the next: what admission reserves.
-  std::int64_t bytes_for(std::int64_t tokens, std::int64_t step) const;
+  // `evicted` of the tokens have no rows in the class without a window.
+  std::int64_t bytes_for(std::int64_t tokens, std::int64_t step, std::int64_t evicted = 0) const;
 
   // Bytes that sequences whose first `tokens` tokens are the same have once, not each: full pages
   // of classes without a window.
@@ -90,7 +104,7 @@ class PagePool {
 
   // A page with an open part and one reference of each kind. Throws MemoryBudgetExceeded with the
   // numbers; nothing has changed then.
-  PageId acquire(int page_class);
+  PageId acquire(int page_class, KvForm form);
   // Gives the page its sealed part (not for f32), if it has none yet. Throws as acquire does.
   void add_sealed(PageId page);
   void drop_sealed(PageId page) noexcept;
@@ -100,6 +114,9 @@ class PagePool {
   // Whether the prefix tree holds one of the page's references.
   void set_kept(PageId page, bool kept) noexcept;
   int references(PageId page) const { return pages_[page].references; }
+  KvForm form(PageId page) const { return pages_[page].form; }
+  bool kept(PageId page) const { return pages_[page].kept; }
+  std::int64_t bytes(PageId page) const;  // of its parts
   bool has_sealed(PageId page) const { return pages_[page].sealed.data() != nullptr; }
 
   // The parts of a page, null where it has no such part.
@@ -111,13 +128,14 @@ class PagePool {
  private:
   struct Class {
     std::int64_t window;
-    std::int64_t open_bytes;
-    std::int64_t sealed_bytes;              // 0 for f32
-    std::vector<AlignedBuffer> spare_open;  // last in, first out
-    std::vector<AlignedBuffer> spare_sealed;
+    std::int64_t open_bytes = 0;
+    std::array<std::int64_t, kKvForms> sealed_bytes{};  // 0 for f32
+    std::vector<AlignedBuffer> spare_open;              // last in, first out
+    std::array<std::vector<AlignedBuffer>, kKvForms> spare_sealed;
   };
   struct Page {
     int page_class = 0;
+    KvForm form = KvForm::body;
     int references = 0;
     int open_references = 0;
     bool kept = false;

@@ -16,11 +16,6 @@ PrefixTree::~PrefixTree() {
   for (auto& [key, root] : roots_) clear(root.get());
 }
 
-std::int64_t PrefixTree::page_bytes(int page_class) const {
-  return pool_.format() == KvFormat::f32 ? pool_.open_bytes(page_class)
-                                         : pool_.sealed_bytes(page_class);
-}
-
 std::int64_t PrefixTree::first_page(int page_class, std::int64_t length) const {
   return first_visible(length, pool_.window(page_class)) / kPageTokens;
 }
@@ -92,7 +87,8 @@ void PrefixTree::insert(const PrefixKey& key, std::span<const std::int32_t> toke
   ++clock_;
   std::vector<Node*> nodes;
   Node* at = root->second.get();
-  for (std::int64_t p = 0; p < sequence.length() / kPageTokens; ++p) {
+  const auto most = static_cast<std::int64_t>(tokens.size());
+  for (std::int64_t p = 0; p < std::min(most, sequence.length()) / kPageTokens; ++p) {
     at = child(at, tokens.data() + p * kPageTokens);
     nodes.push_back(at);
     touch(at);
@@ -172,18 +168,18 @@ void PrefixTree::count(Node* node, int page_class, std::int64_t bytes) noexcept 
 void PrefixTree::hold(Node* node, int page_class, PageId page) noexcept {
   PageId& own = node->pages[static_cast<std::size_t>(page_class)];
   if (own != kNone || page == kNone) return;
-  pool_.share(page, pool_.format() == KvFormat::f32);
+  pool_.share(page, !pool_.seals());
   pool_.set_kept(page, true);
   own = page;
-  count(node, page_class, page_bytes(page_class));
+  count(node, page_class, pool_.full_bytes(page_class, pool_.form(page)));
 }
 
 void PrefixTree::let_go(Node* node, int page_class) noexcept {
   PageId& own = node->pages[static_cast<std::size_t>(page_class)];
   if (own == kNone) return;
   pool_.set_kept(own, false);
-  pool_.release(std::exchange(own, kNone), pool_.format() == KvFormat::f32);
-  count(node, page_class, -page_bytes(page_class));
+  count(node, page_class, -pool_.full_bytes(page_class, pool_.form(own)));
+  pool_.release(std::exchange(own, kNone), !pool_.seals());
 }
 
 bool PrefixTree::evict() noexcept {

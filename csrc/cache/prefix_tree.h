@@ -76,8 +76,8 @@ class PrefixTree {
   std::pair<Sequence, Pin> take(const PrefixKey& key, std::span<const std::int32_t> tokens,
                                 std::int64_t length);
 
-  // Puts in the full pages of `sequence`, whose tokens these are. `marks`: lengths from which
-  // others will go on, as far as the sequence still has the pages for it.
+  // Puts in the full pages of `sequence` that these tokens, with which it begins, fill. `marks`:
+  // lengths from which others will go on, as far as the sequence still has the pages for it.
   void insert(const PrefixKey& key, std::span<const std::int32_t> tokens, const Sequence& sequence,
               std::span<const std::int64_t> marks);
 
@@ -118,7 +118,6 @@ class PrefixTree {
   void erase(Node* leaf) noexcept;
   void clear(Node* node) noexcept;
   void unpin(Node* node) noexcept;
-  std::int64_t page_bytes(int page_class) const;
   // First page of the class that a query at `length` sees.
   std::int64_t first_page(int page_class, std::int64_t length) const;
 

@@ -20,7 +20,7 @@ std::int64_t first_page(const PagePool& pool, int page_class, std::int64_t lengt
 }
 
 bool is_open(const PagePool& pool, std::int64_t rows) {
-  return rows < kPageTokens || pool.format() == KvFormat::f32;
+  return rows < kPageTokens || !pool.seals();
 }
 
 // Pages acquired and not yet handed to a sequence.
@@ -33,8 +33,8 @@ class Acquired {
   Acquired(const Acquired&) = delete;
   Acquired& operator=(const Acquired&) = delete;
 
-  PageId add(int page_class, bool open) {
-    const PageId page = pool_.acquire(page_class);
+  PageId add(int page_class, KvForm form, bool open) {
+    const PageId page = pool_.acquire(page_class, form);
     held_.emplace_back(page, true);
     if (open) return page;
     pool_.add_sealed(page);
@@ -56,16 +56,16 @@ void share_until(std::int64_t end, const Sequence::Pages& first, Sequence::Pages
   }
 }
 
-template <class T>
-void clear_slab(T* slab, std::int64_t dim, std::int64_t rows) {
-  T* keys = slab;
-  T* values = slab + kPageTokens * dim;
+void clear_slab(std::uint8_t* slab, KvFormat format, std::int64_t dim, std::int64_t rows) {
+  auto* keys = reinterpret_cast<float*>(slab);
   for (std::int64_t token = rows; token < kPageTokens; ++token) {
-    T* block = keys + token / kBlockTokens * dim * kBlockTokens + token % kBlockTokens;
-    for (std::int64_t d = 0; d < dim; ++d) block[d * kBlockTokens] = 0;
+    float* block = keys + token / kBlockTokens * dim * kBlockTokens + token % kBlockTokens;
+    for (std::int64_t d = 0; d < dim; ++d) block[d * kBlockTokens] = 0.0f;
   }
-  std::memset(values + rows * dim, 0,
-              static_cast<std::size_t>((kPageTokens - rows) * dim) * sizeof(T));
+  const std::int64_t bytes = open_page_bytes(format, dim);
+  const std::int64_t row = (bytes - open_keys_bytes(dim)) / kPageTokens;
+  std::memset(slab + open_keys_bytes(dim) + rows * row, 0,
+              static_cast<std::size_t>((kPageTokens - rows) * row));
 }
 
 }  // namespace
@@ -79,7 +79,8 @@ std::vector<SavedPage> saved_pages(const PagePool& pool, SavedLengths lengths) {
       for (std::int64_t i = first_page(pool, c, length); i < pages_of(length); ++i) {
         const std::int64_t rows = std::min<std::int64_t>(kPageTokens, length - i * kPageTokens);
         if (second && rows == kPageTokens && i >= shared_from) continue;
-        const std::int64_t bytes = is_open(pool, rows) ? pool.open_bytes(c) : pool.sealed_bytes(c);
+        const std::int64_t bytes =
+            is_open(pool, rows) ? pool.open_bytes(c) : pool.sealed_bytes(c, form_of_page(i));
         pages.push_back({c, i, rows, bytes, second});
       }
     }
@@ -115,7 +116,7 @@ PlacedSequences place_pages(PagePool& pool, SavedLengths lengths,
     const auto c = static_cast<std::size_t>(page.page_class);
     if (page.of_second) share_until(page.index, first[c], &second[c]);
     (page.of_second ? second : first)[c].ids.push_back(
-        acquired.add(page.page_class, is_open(pool, page.rows)));
+        acquired.add(page.page_class, form_of_page(page.index), is_open(pool, page.rows)));
   }
   PlacedSequences placed{Sequence(pool, lengths.length, first), std::nullopt};
   if (lengths.prompt > 0) {
@@ -133,13 +134,9 @@ void clear_unwritten(const PagePool& pool, const SavedPage& page, std::uint8_t* 
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const KvPlace& place = pool.place(static_cast<std::int64_t>(i));
     if (place.page_class != page.page_class) continue;
-    for (std::int64_t head = 0; head < layers[i].kv_heads; ++head) {
+    for (std::int64_t head = 0; head < layers[i].kv_heads(); ++head) {
       std::uint8_t* slab = bytes + place.open_offset + head * place.open_stride;
-      if (pool.format() == KvFormat::f32) {
-        clear_slab(reinterpret_cast<std::uint32_t*>(slab), layers[i].head_dim, page.rows);
-      } else {
-        clear_slab(reinterpret_cast<std::uint16_t*>(slab), layers[i].head_dim, page.rows);
-      }
+      clear_slab(slab, layers[i].formats[0], layers[i].head_dim, page.rows);
     }
   }
 }

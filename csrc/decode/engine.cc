@@ -21,6 +21,7 @@ void check_positive(const char* field, std::int64_t value) {
 
 void check_request(const RequestParams& params, std::int64_t vocab) {
   check_sampling_params(params.sampling, vocab);
+  check_thoughts(params.thoughts, vocab);
   for (const std::int32_t id : params.stop_ids) {
     if (id < 0 || id >= vocab) {
       throw InvalidRequest("stop_ids: got " + std::to_string(id) +
@@ -119,8 +120,8 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
   const auto prompt = static_cast<std::int64_t>(tokens.size());
   const std::int64_t limit = completion_limit(prompt, params);
   const std::int64_t total = prompt + params.max_new_tokens.value_or(0);
-  const std::int64_t bytes = pool.bytes_for(total, std::min(options.prefill_chunk, total)) +
-                             prompt_kv_bytes(prompt, params);
+  const std::int64_t bytes =
+      pool.bytes_for(total, std::min(options.prefill_chunk, total)) + bytes_beside(prompt, params);
   if (bytes > budget) {
     throw MemoryBudgetExceeded("the request needs " + std::to_string(bytes) +
                                " bytes of keys and values for " + std::to_string(total) +
@@ -249,6 +250,7 @@ void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std
   } else if (started) {
     stats.prefill_s = seconds(now - entry.admitted);
   }
+  count_thoughts(entry);
   events->emplace_back(FinishedEvent{entry.id, reason, kind, std::move(error), stats});
   return_early = true;
 
@@ -257,10 +259,13 @@ void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std
   if (entry.phase == Phase::running) std::erase(running, &entry);
   entry.shared.reset();
   if (entry.params.retain && !entry.released) {
+    // Where rows were evicted nothing goes on from.
+    if (entry.kv && entry.kv->evicted() > 0)
+      entry.kv = std::exchange(entry.prompt_kv, std::nullopt);
     entry.phase = Phase::retained;
     entry.last_used = counters.steps;
     std::int64_t bytes = entry.length() == 0 ? 0 : pool.bytes_for(entry.length(), 1);
-    if (entry.prompt_kv) bytes += prompt_kv_bytes(entry.prompt_kv->length(), entry.params);
+    if (entry.prompt_kv) bytes += prompt_kv_bytes(entry.prompt_kv->length());
     set_reserved(entry, 0, bytes);
     kept.emplace(entry.id, &entry);
     retained_bytes += entry.reserved_bytes;

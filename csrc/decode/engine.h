@@ -16,6 +16,7 @@
 #include "cache/saved_pages.h"
 #include "decode/sampler.h"
 #include "decode/stop.h"
+#include "decode/thoughts.h"
 #include "model/adapter.h"
 #include "model/text_model.h"
 
@@ -46,6 +47,7 @@ struct RequestParams {
   std::optional<double> deadline_s;  // from now, >= 0
   bool retain = false;               // keep the pages after the end, until release()
   std::optional<AdapterId> adapter;  // none: the model alone
+  ThoughtParams thoughts;
 };
 
 struct EngineOptions {
@@ -60,6 +62,10 @@ using RequestId = std::int64_t;
 struct RequestStats {
   std::int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
   std::int64_t preemptions = 0;
+  std::int64_t thought_tokens = 0;  // of the completion, inside thoughts
+  std::int64_t thought_bytes = 0;   // of whole pages inside its thoughts, at its end
+  // What became of thoughts, in layers without a window; the prompt's are demoted too.
+  std::int64_t demoted_pages = 0, evictions = 0, evicted_tokens = 0, freed_bytes = 0;
   double queue_s = 0;        // submit to admission
   double prefill_s = 0;      // admission to the first token (or the end of the prompt)
   double decode_s = 0;       // first token to the end
@@ -103,6 +109,7 @@ struct EngineStats {
   std::int64_t kv_bytes_used = 0, kv_bytes_limit = 0;  // used: by sequences
   std::int64_t prefix_bytes =
       0;  // of keys and values that no sequence uses, kept for prompts to come
+  std::int64_t pages = 0, open_pages = 0;        // of keys and values, prefixes kept included
   std::int64_t adapters = 0, adapter_bytes = 0;  // not counting those removed
 };
 

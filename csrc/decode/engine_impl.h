@@ -1,9 +1,10 @@
 // The engine's inside. engine.cc: requests and their ends; schedule.cc: who may run, with which
-// rows and whose memory; step.cc: one forward pass and what follows from it; transfer.cc: pages to
-// and from files.
+// rows and whose memory; step.cc: one forward pass and what follows from it; thought_pages.cc: what
+// becomes of thoughts; transfer.cc: pages to and from files.
 //
 // Locking: `mutex` guards everything that submit, cancel, release, fork and stats see. The step
-// holds it while it plans and while it books results, not while the model runs. Pages are touched
+// holds it while it plans and while it books results, not while the model runs or pages are made
+// anew. Pages are touched
 // by the step's thread only: what other threads ask for (forks, releases, transfers) waits for its
 // next plan. Who transfers pages then copies them under `pages_mutex`.
 #pragma once
@@ -75,16 +76,19 @@ struct Engine::Impl {
   std::uint8_t* page_bytes(RequestId id, std::int64_t index, std::size_t bytes, SavedPage* page,
                            std::shared_lock<std::shared_mutex>* hold);
   std::vector<SavedPage> page_list(SavedLengths lengths) const;
-  std::int64_t restored_bytes(const Entry& entry, SavedLengths lengths) const;
+  std::int64_t restored_bytes(SavedLengths lengths) const;
 
   // schedule.cc
   void plan(Clock::time_point now);
   void settle_requests();
   void end_cancelled(Clock::time_point now);
   void grow_reservations();
-  std::int64_t prompt_kv_bytes(std::int64_t prompt, const RequestParams& params) const;
+  bool keeps_prompt_end(const RequestParams& params) const;
+  std::int64_t prompt_kv_bytes(std::int64_t prompt) const;
+  std::int64_t bytes_beside(std::int64_t prompt, const RequestParams& params) const;
   std::int64_t bytes_for(const Entry& entry, std::int64_t tokens) const;
   bool reserve(Entry& entry, std::int64_t tokens);
+  std::int64_t retained_page_bytes() const;
   bool make_room(std::int64_t bytes);
   void preempt(Entry& entry);
   void requeue(Entry& entry);
@@ -102,6 +106,18 @@ struct Engine::Impl {
   double keys_before(std::int64_t position) const;
   void choose_prefill(std::int64_t rows, double units);
   void add_span(Entry& entry, std::int64_t count);
+
+  // thought_pages.cc
+  std::int64_t rows_to_next_thought(const Entry& entry) const;
+  void settle_thoughts(Entry& entry);
+  void evict_thought(Entry& entry, std::int64_t index);
+  void demote_thought(Entry& entry);
+  std::int64_t common_tokens(const Entry& entry) const;
+  std::int64_t most_known(const Entry& entry) const {
+    return std::min(entry.size() - 1, common_tokens(entry));
+  }
+  std::int64_t common_with_base(const Entry& entry, const Entry& base, std::int64_t common) const;
+  void count_thoughts(Entry& entry) const;
 
   // step.cc
   bool step();

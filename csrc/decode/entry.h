@@ -39,6 +39,7 @@ struct Entry {
         stop(params.stop_ids, params.min_new_tokens, completion_limit) {
     stats.prompt_tokens = static_cast<std::int64_t>(tokens.size());
     sampler.add_prompt(tokens);
+    thoughts.see(params.thoughts, tokens);
   }
 
   std::int64_t length() const { return kv ? kv->length() : 0; }
@@ -46,6 +47,10 @@ struct Entry {
   // Tokens whose keys and values are still to be computed. One: a decode row. More: prefill, or
   // what a preemption threw away.
   std::int64_t pending() const { return size() - length(); }
+  // Whether what comes after the prompt is nothing that another request goes on from.
+  bool ends_with_prompt() const { return params.thoughts.cache != ThoughtCache::keep || evicts(); }
+  bool evicts() const { return params.thoughts.most_tokens > 0; }
+  bool demotes() const { return params.thoughts.cache == ThoughtCache::demote; }
   bool samples() const { return params.logits == LogitsMode::none; }
 
   PrefixKey prefix_key() const { return {params.adapter.value_or(-1), short_rope}; }
@@ -53,6 +58,10 @@ struct Entry {
     if (std::ranges::find(marks, length) == marks.end()) marks.push_back(length);
   }
   void drop_pages() {
+    most_evicted = std::max(most_evicted, stats.evicted_tokens);
+    stats.demoted_pages = stats.evictions = stats.evicted_tokens = stats.freed_bytes = 0;
+    thought_slots.clear();
+    evicting = -1;
     kv.reset();
     prompt_kv.reset();
     shared.reset();
@@ -66,6 +75,13 @@ struct Entry {
   std::shared_ptr<const Adapter> adapter;  // what made the keys and values in `kv`, or null
   Sampler sampler;
   StopRules stop;
+  ThoughtTracker thoughts;
+  // thought_pages.cc: of thoughts that have ended, the slots first .. second - 1 of `kv`; and of
+  // the one whose rows were evicted last, its index and its first slot.
+  std::vector<std::pair<std::int64_t, std::int64_t>> thought_slots;
+  std::int64_t evicting = -1, evicting_from = 0;
+  std::int64_t most_evicted = 0;  // before the sequence was preempted
+  QueryLog log;
   std::optional<Sequence> kv;
   PrefixTree::Pin shared;  // what `kv` began with, held in the tree
   // Lengths, whole pages, from which others will go on (PrefixTree::insert).
@@ -74,8 +90,9 @@ struct Entry {
   // (Engine::Impl::follows_running).
   RequestId follows = -1;
   std::int64_t shares = 0;
-  // At the prompt's end, of a sequence to be retained by a model with windows: the pages that a
-  // continuation from there sees are gone from `kv` once the completion is longer than a window.
+  // At the prompt's end, of a sequence to be retained: the pages that a continuation from there
+  // sees through a window are gone from `kv` once the completion is longer than it, and so are the
+  // open rows of the page that the prompt ends in.
   std::optional<Sequence> prompt_kv;
 
   // The keys and values in `kv` were made with the ropes' short factors.

@@ -11,6 +11,15 @@ namespace {
 // Tokens a sequence of unknown length reserves ahead.
 constexpr std::int64_t kGrowth = 256;
 
+// Whether `a` holds every page of `b` in the class without a window, if there is one.
+bool begins_with_pages_of(const Sequence& a, const Sequence& b) {
+  if (b.pool().window(0) > 0) return true;
+  for (std::int64_t p = 0; p * kPageTokens < b.length(); ++p) {
+    if (a.page(0, p) != b.page(0, p)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 void Engine::Impl::plan(Clock::time_point now) {
@@ -91,12 +100,35 @@ void Engine::Impl::end_cancelled(Clock::time_point now) {
   }
 }
 
+// Bytes of the pages that retained sequences hold and no running one, each page once: forks share.
+std::int64_t Engine::Impl::retained_page_bytes() const {
+  std::unordered_map<PageId, int> holders;
+  const auto count = [&](const std::optional<Sequence>& sequence) {
+    if (!sequence) return;
+    for (int c = 0; c < pool.classes(); ++c) {
+      for (std::int64_t p = 0; p * kPageTokens < sequence->length(); ++p) {
+        if (const PageId page = sequence->page(c, p); page >= 0) ++holders[page];
+      }
+    }
+  };
+  for (const auto& [id, entry] : kept) {
+    count(entry->kv);
+    count(entry->prompt_kv);
+  }
+  std::int64_t bytes = 0;
+  for (const auto& [page, held] : holders) {
+    if (pool.references(page) == held + (pool.kept(page) ? 1 : 0)) bytes += pool.bytes(page);
+  }
+  return bytes;
+}
+
 // Room for `bytes` more, taken from retained sequences, least recently used first, where needed.
 // They keep their tokens and lose their pages: a later request on them computes its prefix again.
 bool Engine::Impl::make_room(std::int64_t bytes) {
   const std::int64_t pinned = prefixes ? prefixes->pinned_bytes() : 0;
-  if (reserved_bytes - retained_bytes + pinned + bytes > budget) return false;
-  while (reserved_bytes + pinned + bytes > budget) {
+  const std::int64_t others = reserved_bytes - retained_bytes + pinned + bytes;
+  if (others > budget) return false;
+  while (others + retained_bytes > budget && others + retained_page_bytes() > budget) {
     Entry* oldest = nullptr;
     for (const auto& [id, entry] : kept) {
       if (entry->kv && (oldest == nullptr || entry->last_used < oldest->last_used)) oldest = entry;
@@ -110,17 +142,39 @@ bool Engine::Impl::make_room(std::int64_t bytes) {
   return true;
 }
 
+bool Engine::Impl::keeps_prompt_end(const RequestParams& params) const {
+  const ThoughtParams& thoughts = params.thoughts;
+  const bool needed =
+      widest_window > 0 || thoughts.cache != ThoughtCache::keep || thoughts.most_tokens > 0;
+  return params.retain && needed && params.logits == LogitsMode::none;
+}
+
 // What the sequence at the prompt's end holds beyond what it shares: a window's pages and, in each
 // class, the page it ends in.
-std::int64_t Engine::Impl::prompt_kv_bytes(std::int64_t prompt, const RequestParams& params) const {
-  if (!params.retain || widest_window == 0 || params.logits != LogitsMode::none) return 0;
+std::int64_t Engine::Impl::prompt_kv_bytes(std::int64_t prompt) const {
   return pool.bytes_for(std::min(prompt, widest_window + 2 * kPageTokens), 1);
 }
 
-// Not what the sequence shares with the prefix tree: that is counted there.
+// What a request may hold beyond its own sequence: the prompt's end, and pages that are made anew
+// before the old ones go.
+std::int64_t Engine::Impl::bytes_beside(std::int64_t prompt, const RequestParams& params) const {
+  const ThoughtParams& thoughts = params.thoughts;
+  std::int64_t bytes = keeps_prompt_end(params) ? prompt_kv_bytes(prompt) : 0;
+  if (pool.window(0) > 0) return bytes;
+  const bool demotes = thoughts.cache == ThoughtCache::demote;
+  if (demotes || thoughts.most_tokens > 0) bytes += pool.open_bytes(0);
+  if (demotes) bytes += pool.full_bytes(0, KvForm::demoted);
+  const std::int64_t pages = (rows_left(thoughts.most_tokens) + kPageTokens - 1) / kPageTokens;
+  return bytes + pages * pool.full_bytes(0, KvForm::body);
+}
+
+// Not what the sequence shares with the prefix tree: that is counted there. A sequence that is
+// computed again has, until its last eviction, up to `most_tokens` rows more than it had.
 std::int64_t Engine::Impl::bytes_for(const Entry& entry, std::int64_t tokens) const {
-  return pool.bytes_for(tokens, std::min(options.prefill_chunk, tokens)) - entry.shared.bytes() +
-         prompt_kv_bytes(entry.stats.prompt_tokens, entry.params);
+  const std::int64_t evicted = std::max(entry.most_evicted, entry.stats.evicted_tokens);
+  const std::int64_t gone = std::max<std::int64_t>(0, evicted - entry.params.thoughts.most_tokens);
+  return pool.bytes_for(tokens, std::min(options.prefill_chunk, tokens), gone) -
+         entry.shared.bytes() + bytes_beside(entry.stats.prompt_tokens, entry.params);
 }
 
 bool Engine::Impl::fits(const Entry& entry, std::int64_t tokens) const {
@@ -247,7 +301,7 @@ void Engine::Impl::attach_known(Entry& entry) {
   const LogitsMode mode = entry.params.logits;
   if (prefixes && mode != LogitsMode::all && mode != LogitsMode::score) {
     const PrefixTree::Found found =
-        prefixes->find(entry.prefix_key(), entry.tokens, entry.size() - 1);
+        prefixes->find(entry.prefix_key(), entry.tokens, most_known(entry));
     if (found.known > found.usable) entry.mark(found.known);
     if (found.usable > 0) {
       auto [sequence, pin] = prefixes->take(entry.prefix_key(), entry.tokens, found.usable);
@@ -269,13 +323,15 @@ void Engine::Impl::attach_base(Entry& entry) {
     const std::int64_t most = std::min(base.length(), entry.size() - 1);
     std::int64_t common = 0;
     while (common < most && base.tokens[common] == entry.tokens[common]) ++common;
+    common = common_with_base(entry, base, common);
     const auto try_share = [&](const Sequence& from) {
       if (std::min(common, from.length()) <= entry.length()) return;
       Sequence sequence = from.fork();
       if (common < sequence.length()) sequence.truncate(common);
       if (sequence.length() <= entry.length()) return;
+      // Pages that the tree holds too stay counted there.
+      if (!begins_with_pages_of(sequence, *entry.kv)) entry.shared.reset();
       entry.kv = std::move(sequence);
-      entry.shared.reset();
     };
     try_share(*base.kv);
     if (base.prompt_kv) try_share(*base.prompt_kv);
@@ -301,7 +357,7 @@ bool Engine::Impl::follows_running(Entry& entry) {
     common = common / kPageTokens * kPageTokens;
     if (common <= other->length()) continue;
     if (usable < 0) {
-      usable = prefixes->find(entry.prefix_key(), entry.tokens, entry.size() - 1).usable;
+      usable = prefixes->find(entry.prefix_key(), entry.tokens, most_known(entry)).usable;
     }
     if (common <= usable) continue;
     other->mark(common);
@@ -321,7 +377,7 @@ void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
     wanted = StepSpan::Logits::last;
   }
   spans.push_back({&*entry.kv, entry.tokens.data() + entry.length(), count, wanted,
-                   entry.short_rope, entry.adapter.get()});
+                   entry.short_rope, entry.adapter.get(), entry.evicts() ? &entry.log : nullptr});
   span_entries.push_back(&entry);
 }
 
@@ -385,7 +441,8 @@ void Engine::Impl::choose_prefill(std::int64_t rows, double units) {
   for (const Entry* entry : order) {
     const LogitsMode mode = entry->params.logits;
     const bool all = mode == LogitsMode::all || mode == LogitsMode::score;
-    const std::int64_t limit = all ? std::min(entry->pending(), logit_rows) : entry->pending();
+    const std::int64_t most = rows_to_next_thought(*entry);
+    const std::int64_t limit = all ? std::min(most, logit_rows) : most;
     if (all) logit_rows -= limit;
     work.push_back({limit, keys_before(entry->length())});
   }

@@ -101,6 +101,8 @@ void Engine::Impl::book(std::size_t first, std::size_t count) {
       book_entry(*span_entries[i], row, rows, {jobs.data() + first_job, job - first_job}, now);
     } catch (const std::bad_alloc& error) {
       finish(*span_entries[i], FinishReason::error, ErrorKind::memory, error.what());
+    } catch (const MemoryBudgetExceeded& error) {
+      finish(*span_entries[i], FinishReason::error, ErrorKind::memory, error.what());
     } catch (const Error& error) {
       finish(*span_entries[i], FinishReason::error, ErrorKind::other, error.what());
     }
@@ -113,6 +115,8 @@ void Engine::Impl::count_pages() {
   const PagePool::Usage usage = pool.usage();
   counters.kv_bytes_used = usage.in_use - usage.kept;
   counters.prefix_bytes = usage.kept;
+  counters.pages = usage.pages;
+  counters.open_pages = usage.open_pages;
 }
 
 // What one sequence got from the step: `rows` rows of logits and what was made of them.
@@ -120,8 +124,8 @@ void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t ro
                               std::span<Job> done, Clock::time_point now) {
   remember(entry);
   entry.kv->accept(entry.kv->length());
-  if (entry.params.retain && widest_window > 0 && entry.samples() &&
-      entry.length() == entry.stats.prompt_tokens) {
+  settle_thoughts(entry);
+  if (keeps_prompt_end(entry.params) && entry.length() == entry.stats.prompt_tokens) {
     entry.prompt_kv = entry.kv->fork();
   }
   for (Job& job : done) {
@@ -152,6 +156,7 @@ void Engine::Impl::remember(Entry& entry) {
   if (!keeps_prefixes(entry) || (now / kPageTokens == before / kPageTokens && !prompt_ends)) {
     return;
   }
+  if (entry.ends_with_prompt() && before >= entry.stats.prompt_tokens) return;
   if (before < entry.stats.prompt_tokens && widest_window > 0) {  // a next prompt may end otherwise
     const std::int64_t from = std::max(before, entry.stats.prompt_tokens - kLastMessage);
     for (std::int64_t page = (from + kPageTokens - 1) / kPageTokens; page <= now / kPageTokens;
@@ -159,14 +164,19 @@ void Engine::Impl::remember(Entry& entry) {
       entry.mark(page * kPageTokens);
     }
   }
-  prefixes->insert(entry.prefix_key(), entry.tokens, *entry.kv, entry.marks);
+  std::span<const std::int32_t> tokens = entry.tokens;
+  if (entry.ends_with_prompt()) {
+    const std::int64_t most = std::min(entry.stats.prompt_tokens, common_tokens(entry));
+    tokens = tokens.first(static_cast<std::size_t>(most));
+  }
+  prefixes->insert(entry.prefix_key(), tokens, *entry.kv, entry.marks);
   std::erase_if(entry.marks, [now](std::int64_t mark) { return mark <= now; });
 }
 
 // A next turn goes on from here.
 void Engine::Impl::remember_end(Entry& entry) {
   const std::int64_t end = entry.length() / kPageTokens * kPageTokens;
-  if (!keeps_prefixes(entry) || end == 0) return;
+  if (!keeps_prefixes(entry) || entry.ends_with_prompt() || end == 0) return;
   prefixes->insert(entry.prefix_key(), entry.tokens, *entry.kv, {&end, 1});
 }
 
@@ -226,6 +236,7 @@ void Engine::Impl::book_sampled(Entry& entry, SampledToken sampled, Clock::time_
   }
   entry.tokens.push_back(token);
   entry.sampler.add_completion(token);
+  entry.thoughts.see(entry.params.thoughts, entry.tokens);
   entry.unreported.push_back(std::move(sampled));
   ++entry.stats.completion_tokens;
   FinishReason reason;

@@ -34,6 +34,16 @@ void check_page(const Transfer& transfer, std::int64_t index, std::size_t bytes)
   }
 }
 
+// The sequences whose pages a file holds: without pages that were made anew, which it has no place
+// for; they are computed again.
+std::pair<const Sequence*, const Sequence*> to_save(const Entry& entry) {
+  const Sequence* whole = entry.kv ? &*entry.kv : nullptr;
+  const Sequence* prompt = entry.prompt_kv ? &*entry.prompt_kv : nullptr;
+  if (prompt != nullptr && prompt->rewritten()) prompt = nullptr;
+  if (whole != nullptr && whole->rewritten()) return {prompt, nullptr};
+  return {whole, prompt};
+}
+
 }  // namespace
 
 void Engine::Impl::begin_save(RequestId id) {
@@ -48,9 +58,9 @@ void Engine::Impl::begin_save(RequestId id) {
   unsettled.push_back(&entry);
 }
 
-std::int64_t Engine::Impl::restored_bytes(const Entry& entry, SavedLengths lengths) const {
+std::int64_t Engine::Impl::restored_bytes(SavedLengths lengths) const {
   const std::int64_t bytes = pool.bytes_for(lengths.length, 1);
-  return lengths.prompt == 0 ? bytes : bytes + prompt_kv_bytes(lengths.prompt, entry.params);
+  return lengths.prompt == 0 ? bytes : bytes + prompt_kv_bytes(lengths.prompt);
 }
 
 RequestId Engine::Impl::begin_restore(SavedSequence saved) {
@@ -66,7 +76,7 @@ RequestId Engine::Impl::begin_restore(SavedSequence saved) {
   params.retain = true;
   params.adapter = saved.adapter;
   auto entry = std::make_unique<Entry>(std::move(saved.tokens), std::move(params), vocab, 0);
-  const std::int64_t bytes = restored_bytes(*entry, saved.lengths);
+  const std::int64_t bytes = restored_bytes(saved.lengths);
   if (bytes > budget) {
     throw MemoryBudgetExceeded("the sequence needs " + std::to_string(bytes) +
                                " bytes of keys and values for " + std::to_string(count) +
@@ -119,13 +129,12 @@ void Engine::Impl::settle_transfer(Entry& entry) {
     if (transfer.exports > 0) attach_exported(entry);
     if (transfer.restores) {
       place_restored(entry);
-    } else if (entry.kv && entry.length() > 0) {
-      transfer.lengths = {entry.length(), entry.prompt_kv ? entry.prompt_kv->length() : 0};
     }
-    if (transfer.lengths.length > 0) {
-      const Sequence* second = entry.prompt_kv ? &*entry.prompt_kv : nullptr;
+    const auto [first, second] = to_save(entry);
+    if (first != nullptr && first->length() > 0) {
+      transfer.lengths = {first->length(), second == nullptr ? 0 : second->length()};
       transfer.pages = saved_pages(pool, transfer.lengths);
-      transfer.at = locate_pages(transfer.pages, *entry.kv, second);
+      transfer.at = locate_pages(transfer.pages, *first, second);
     }
   } catch (...) {
     transfer.error = std::current_exception();
@@ -151,7 +160,7 @@ void Engine::Impl::attach_exported(Entry& entry) {
 
 void Engine::Impl::place_restored(Entry& entry) {
   Transfer& transfer = *entry.transfer;
-  const std::int64_t bytes = restored_bytes(entry, transfer.lengths);
+  const std::int64_t bytes = restored_bytes(transfer.lengths);
   if (!make_room(bytes)) {
     throw MemoryBudgetExceeded("the sequence needs " + std::to_string(bytes) +
                                " bytes of keys and values; running requests have reserved " +

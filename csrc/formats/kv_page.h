@@ -8,8 +8,9 @@
 // formats kv8, kv8v4 and kv4. K (after rope), V and the queries live in a rotated frame: x -> R x
 // with R orthonormal (kernels/rowwise/rowwise.h, rotate), so scores are unchanged and outputs are
 // turned back once.
-//   open page, f16 (clamped to +-65504 on write):
-//     K  [4 token blocks][D][16 tokens] f16,  V  [64 tokens][D] f16
+//   open page (clamped to +-65504 on write; keys in f32, because f16 would lose what keys with a
+//   large mean differ by, before the mean is taken off):
+//     K  [4 token blocks][D][16 tokens] f32,  V  [64 tokens][D] f16
 //   sealed page, made from the 64 open rows alone; a part that is not named is not there:
 //     K codes   kv8, kv8v4: [4 token blocks][D/4][16 tokens][4 d] uint8  (code + 128, for VPDPBUSD)
 //               kv4:        [4 token blocks][D/8][16 tokens][4] nibble pairs of channels d, d + 4
@@ -63,6 +64,20 @@ static constexpr int kPagesPerChunk = kMergeChunk / kPageTokens;
 static constexpr int kStepChannels = 32;  // channels of a row that share a step, where in 4 bits
 static constexpr int kMostHeadDim = 512;
 
+// What a page is by its place in a sequence. A page's slabs (one for each KV head of each layer)
+// have formats of their own; first: positions 0..63, where attention sinks sit, are 8 bits always;
+// demoted: a page of a finished thought that was sealed again, all in 4 bits.
+enum class KvForm : std::uint8_t { first = 0, body = 1, demoted = 2 };
+static constexpr int kKvForms = 3;
+static constexpr KvForm form_of_page(std::int64_t page) {
+  return page == 0 ? KvForm::first : KvForm::body;
+}
+// The format that a slab has in pages of a form; `chosen`: that of its layer and KV head.
+static constexpr KvFormat slab_format(KvForm form, KvFormat chosen) {
+  if (chosen == KvFormat::f32 || form == KvForm::body) return chosen;
+  return form == KvForm::first ? KvFormat::kv8 : KvFormat::kv4;
+}
+
 static constexpr bool has_4bit_keys(KvFormat format) { return format == KvFormat::kv4; }
 static constexpr bool has_4bit_values(KvFormat format) {
   return format == KvFormat::kv8v4 || format == KvFormat::kv4;
@@ -92,9 +107,47 @@ static constexpr SealedLayout sealed_layout(KvFormat format, std::int64_t d) {
 static constexpr std::int64_t sealed_page_bytes(KvFormat format, std::int64_t d) {
   return format == KvFormat::f32 ? 0 : sealed_layout(format, d).bytes;
 }
-// Bytes of an open page; the V part begins at half of it.
+// Where the 8-bit codes of slot and channel d lie, in bytes from the first.
+static constexpr std::int64_t key_code_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
+  return ((slot / 16 * (dim / 4) + d / 4) * 16 + slot % 16) * 4 + d % 4;
+}
+
+static constexpr std::int64_t value_code_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
+  return ((slot / 4 * (dim / 16) + d / 16) * 16 + d % 16) * 4 + slot % 4;
+}
+
+// A nibble: its byte, and whether it is the high one.
+struct NibbleAt {
+  std::int64_t byte;
+  bool high;
+};
+
+static constexpr NibbleAt key_nibble_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
+  return {((slot / 16 * (dim / 8) + d / 8) * 16 + slot % 16) * 4 + d % 4, d / 4 % 2 == 1};
+}
+
+static constexpr NibbleAt value_nibble_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
+  return {((slot / 8 * (dim / 16) + d / 16) * 16 + d % 16) * 4 + slot % 4, slot / 4 % 2 == 1};
+}
+
+static constexpr NibbleAt step_at(std::int64_t slot, std::int64_t d) {
+  return {d / kStepChannels * 32 + slot % 32, slot / 32 == 1};
+}
+
+// m * level of a nibble under its step, as both are stored.
+static constexpr std::int32_t four_bit_code(std::int32_t nibble, std::int32_t step) {
+  return (step % 8 + 1) * (nibble - 8 + step / 8);
+}
+
+// Where a KV head's slab of one layer lies in the sealed pages of one form.
+struct SealedSlab {
+  KvFormat format;
+  std::int64_t offset;  // bytes
+};
+// Bytes of an open page, and of its K part, behind which the V part begins.
+static constexpr std::int64_t open_keys_bytes(std::int64_t d) { return kPageTokens * d * 4; }
 static constexpr std::int64_t open_page_bytes(KvFormat format, std::int64_t d) {
-  return 2 * 64 * d * (format == KvFormat::f32 ? 4 : 2);
+  return open_keys_bytes(d) + kPageTokens * d * (format == KvFormat::f32 ? 4 : 2);
 }
 static_assert(sealed_layout(KvFormat::kv8, 128).bytes == 264 * kPageTokens);
 static_assert(sealed_layout(KvFormat::kv8v4, 128).bytes == 202 * kPageTokens);

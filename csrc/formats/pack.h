@@ -23,8 +23,8 @@
 //     w[k] + sum over i < k of (w[i] - packed[i]) * factor[i][k]
 //
 // which is where sum |x . (w - packed)|^2 is least, given the columns before it. It is what GPTQ
-// does by way of the inverse of H. Row scales come from the matrix itself, block scales from what is
-// rounded when their block begins, sub-scales when their group begins.
+// does by way of the inverse of H. Row scales come from the matrix itself, block scales from what
+// is rounded when their block begins, sub-scales when their group begins.
 #pragma once
 
 #include <cstdint>

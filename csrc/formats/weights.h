@@ -70,10 +70,10 @@ enum class WeightFormat : std::uint32_t {
 };
 
 // Bumped whenever the bits of any result change for the same packed bytes.
-inline constexpr std::uint32_t kArithmeticVersion = 1;
+inline constexpr std::uint32_t kArithmeticVersion = 2;
 
 inline constexpr int kRowBlock = 16;
-inline constexpr int kActGroup = 64;  // columns that share one activation scale
+inline constexpr int kActGroup = 64;  // columns of activations that are quantized together, or a fourth
 inline constexpr int kSubGroup = 32;  // columns that share one int8 sub-scale (q4, q6)
 inline constexpr int kBlockQ8 = 64;   // columns that share one f16 block scale
 inline constexpr int kBlockQ4 = 256;  // q4 and q6

@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::int64_t kMaxSize = std::int64_t{1} << 24;  // of any one dimension
 constexpr std::int64_t kMaxHeadDim = 512;                 // kernels/rowwise: rotate
+constexpr std::int64_t kMaxHeads = std::int64_t{1} << 12;
 constexpr std::int64_t kMaxExperts = std::int64_t{1} << 16;
 
 template <class T>
@@ -77,6 +78,7 @@ void check_rope(const std::string& field, const RopeSpec& rope) {
 void check_attention(const std::string& field, const AttentionSpec& a, const ModelSpec& spec) {
   check_size(field + ".heads", a.heads);
   check_size(field + ".kv_heads", a.kv_heads);
+  if (a.heads > kMaxHeads) refuse(field + ".heads", a.heads, "1 to " + std::to_string(kMaxHeads));
   if (a.heads % a.kv_heads != 0) {
     refuse(field + ".kv_heads", a.kv_heads, "a divisor of heads, " + std::to_string(a.heads));
   }

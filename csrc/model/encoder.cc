@@ -54,7 +54,7 @@ struct Encoder::Impl {
   Impl(ModelSpec given, const std::map<std::string, TensorView>& tensors, ThreadPool& pool)
       : spec(checked(std::move(given))),
         kernels(musespark::kernels()),
-        model(prepare_model(spec, tensors, KvFormat::f32)),
+        model(prepare_model(spec, tensors)),
         jobs(pool) {}
 
   void reserve(std::span<const Text> texts);
@@ -100,9 +100,9 @@ void Encoder::Impl::reserve(std::span<const Text> texts) {
   }
   jobs.reserve_scratch(scratch);
   carve_from(buffer, [&](Carver* c) {
-    x = c->rows(rows, spec.hidden, true);
-    joined = c->rows(rows, joined_cols, true);
-    inner = c->rows(rows, inner_cols, true);
+    x = c->rows(rows, spec.hidden, true, true);
+    joined = c->rows(rows, joined_cols, true, true);
+    inner = c->rows(rows, inner_cols, true, true);
     qkv = c->floats(rows, qkv_cols);
     delta = c->floats(rows, spec.hidden);
   });

@@ -31,6 +31,7 @@ std::int64_t activation_bytes(const ModelSpec& spec, const StepSizes& sizes) {
   }
   StepWidths widths = step_widths(spec);
   widths.mlp_floats = sizes.floats;
+  widths.two_forms = sizes.two_forms;
   return Workspace::bytes_for(widths, sizes.rows) + experts;
 }
 

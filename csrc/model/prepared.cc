@@ -124,9 +124,9 @@ class Loader {
 };
 
 void load_attention(Loader& load, const std::string& prefix, const AttentionSpec& spec,
-                    std::int64_t hidden, KvFormat kv, PreparedLayer* layer) {
+                    std::int64_t hidden, PreparedLayer* layer) {
   const std::int64_t d = spec.head_dim;
-  layer->shape = {kv,           spec.heads, spec.kv_heads, d, (d + 15) / 16 * 16, spec.window,
+  layer->shape = {true,         spec.heads, spec.kv_heads, d, (d + 15) / 16 * 16, spec.window,
                   spec.softcap, {}};
   layer->q = load.biased(prefix + "q", spec.heads * d, hidden, spec.qkv_bias);
   layer->k = load.biased(prefix + "k", spec.kv_heads * d, hidden, spec.qkv_bias);
@@ -217,8 +217,7 @@ Experts load_experts(Loader& load, const std::string& prefix, const MlpSpec& spe
   x_needs->add(out.router.matrix);
   if (out.shared_router) x_needs->floats = true;
   if (!out.pooled()) {
-    x_needs->floats = x_needs->floats || out.in_needs.floats;
-    x_needs->quantized = x_needs->quantized || out.in_needs.quantized;
+    x_needs->add(out.in_needs);
   }
   return out;
 }
@@ -257,9 +256,9 @@ Join load_join(Loader& load, const std::string& name, const LayerSpec& spec, std
 }
 
 PreparedLayer load_layer(Loader& load, const std::string& prefix, const LayerSpec& from,
-                         const ModelSpec& spec, KvFormat kv) {
+                         const ModelSpec& spec) {
   PreparedLayer layer{};
-  load_attention(load, prefix, from.attention, spec.hidden, kv, &layer);
+  load_attention(load, prefix, from.attention, spec.hidden, &layer);
   load_mlp(load, prefix, from.mlp, spec.hidden, &layer);
   if (layer.rope >= 0) {
     layer.interleaved = spec.ropes[static_cast<std::size_t>(layer.rope)].interleaved;
@@ -302,8 +301,8 @@ RopeTable make_rope(const RopeSpec& spec, bool within_original) {
                    static_cast<float>(spec.attention_factor));
 }
 
-PreparedModel prepare_model(const ModelSpec& spec, const std::map<std::string, TensorView>& tensors,
-                            KvFormat kv) {
+PreparedModel prepare_model(const ModelSpec& spec,
+                            const std::map<std::string, TensorView>& tensors) {
   PreparedModel model;
   Loader load(tensors, &model);
   model.embed = load.matrix("embed", spec.vocab, spec.hidden);
@@ -323,7 +322,7 @@ PreparedModel prepare_model(const ModelSpec& spec, const std::map<std::string, T
   }
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const std::string prefix = "layers." + std::to_string(i) + ".";
-    model.layers.push_back(load_layer(load, prefix, spec.layers[i], spec, kv));
+    model.layers.push_back(load_layer(load, prefix, spec.layers[i], spec));
   }
   load.check_all_used();
   return model;

@@ -9,7 +9,6 @@
 #include <utility>
 #include <vector>
 
-#include "formats/kv_page.h"
 #include "model/spec.h"
 #include "model/text_model.h"
 #include "ops/attention.h"
@@ -21,7 +20,7 @@
 namespace musespark {
 
 struct PreparedLayer {
-  AttentionShape shape;  // slabs are set by the model, from the page pool's places
+  AttentionShape shape;  // floats and slabs are set by the model, from the page pool's layout
   Norm attn_norm, post_attn_norm, mlp_norm, post_mlp_norm;
   Norm q_norm, k_norm;              // of a head
   Norm joint_q_norm, joint_k_norm;  // of all heads at once
@@ -67,7 +66,7 @@ RopeTable make_rope(const RopeSpec& spec, bool within_original);
 void check_spec(const ModelSpec& spec);
 
 // Throws CorruptFile for tensors that are missing, unknown, misshapen or misplaced.
-PreparedModel prepare_model(const ModelSpec& spec, const std::map<std::string, TensorView>& tensors,
-                            KvFormat kv);
+PreparedModel prepare_model(const ModelSpec& spec,
+                            const std::map<std::string, TensorView>& tensors);
 
 }  // namespace musespark

@@ -25,15 +25,6 @@ ModelSpec checked(ModelSpec spec) {
   return spec;
 }
 
-bool same(const KvLayout& a, const KvLayout& b) {
-  return a.format == b.format && std::equal(a.layers.begin(), a.layers.end(), b.layers.begin(),
-                                            b.layers.end(), [](const KvLayer& x, const KvLayer& y) {
-                                              return x.kv_heads == y.kv_heads &&
-                                                     x.head_dim == y.head_dim &&
-                                                     x.window == y.window;
-                                            });
-}
-
 // Opens a step on every sequence and takes it back unless it is committed.
 class OpenStep {
  public:
@@ -67,15 +58,24 @@ class OpenStep {
 
 struct TextModel::Impl {
   Impl(ModelSpec given, const std::map<std::string, TensorView>& tensors, ThreadPool& pool,
-       KvFormat kv)
+       const KvChoice& kv)
       : spec(checked(std::move(given))),
         kernels(musespark::kernels()),
-        model(prepare_model(spec, tensors, kv)),
         layout(kv_layout_of(spec, kv)),
+        model(prepare_model(spec, tensors)),
         jobs(pool),
         widths(step_widths(spec)) {
+    for (std::size_t i = 0; i < model.layers.size(); ++i) {
+      model.layers[i].shape.floats = layout.layers[i].formats[0] == KvFormat::f32;
+    }
     widths.mlp_floats = std::any_of(model.layers.begin(), model.layers.end(),
                                     [](const PreparedLayer& l) { return l.down_needs.floats; });
+    widths.two_forms =
+        model.head_needs.both() ||
+        std::any_of(model.layers.begin(), model.layers.end(), [](const PreparedLayer& l) {
+          return l.attn_needs.both() || l.o_needs.both() || l.mlp_needs.both() ||
+                 l.down_needs.both();
+        });
   }
 
   std::int64_t scratch_bytes(std::int64_t rows) const;
@@ -87,6 +87,7 @@ struct TextModel::Impl {
   void attention(std::size_t index, bool last);
   void mlp(std::size_t index, const Norm& next, const Needs& next_needs);
   void gate_and_up(std::size_t index, const Rows& in, const Rows& hidden);
+  void log_queries(std::size_t index, const AttentionShape& shape);
   void joint_norm(const Norm& norm, float* x, std::int64_t ld, std::int64_t cols);
 
   Residual residual() const {
@@ -100,8 +101,8 @@ struct TextModel::Impl {
 
   const ModelSpec spec;
   const KernelTable& kernels;
-  PreparedModel model;
   const KvLayout layout;
+  PreparedModel model;
   Jobs jobs;
   StepWidths widths;
 
@@ -118,7 +119,8 @@ struct TextModel::Impl {
   std::vector<std::vector<KvPageView>> pages;        // by page class: the tables of all spans
   std::vector<std::vector<AttentionSpan>> spans_of;  // by page class
   std::vector<AttentionSpan> wanted_spans;
-  std::vector<KvPlace> places;  // by layer
+  std::vector<const KvPlace*> places;  // by layer
+  std::vector<QueryLog*> logs;         // by span, null where not wanted
 };
 
 std::int64_t TextModel::Impl::scratch_bytes(std::int64_t n) const {
@@ -157,7 +159,7 @@ void TextModel::Impl::check(std::span<const StepSpan> spans) const {
       throw InvalidRequest(where + " is of another page pool than span 0");
     }
   }
-  if (!same(spans[0].seq->pool().layout(), layout)) {
+  if (spans[0].seq->pool().layout() != layout) {
     throw InvalidRequest("[forward] the sequences' page pool was made for another model");
   }
 }
@@ -186,9 +188,10 @@ void TextModel::Impl::map_pages(std::span<const StepSpan> spans) {
   const PagePool& pool = spans[0].seq->pool();
   places.clear();
   for (std::size_t i = 0; i < model.layers.size(); ++i) {
-    places.push_back(pool.place(static_cast<std::int64_t>(i)));
-    const KvPlace& p = places.back();
-    model.layers[i].shape.slabs = {p.open_offset, p.open_stride, p.sealed_offset, p.sealed_stride};
+    const KvPlace& p = pool.place(static_cast<std::int64_t>(i));
+    places.push_back(&p);
+    model.layers[i].shape.slabs = {
+        p.open_offset, p.open_stride, {p.sealed[0].data(), p.sealed[1].data(), p.sealed[2].data()}};
   }
   const auto classes = static_cast<std::size_t>(pool.classes());
   pages.resize(classes);
@@ -196,20 +199,21 @@ void TextModel::Impl::map_pages(std::span<const StepSpan> spans) {
   for (std::size_t c = 0; c < classes; ++c) {
     pages[c].clear();
     for (const StepSpan& span : spans) {
-      const std::int64_t end = span.seq->length() + span.count;
+      const std::int64_t end = span.seq->slots(static_cast<int>(c)) + span.count;
       for (std::int64_t page = 0; page * kPageTokens < end; ++page) {
         const Sequence::Parts parts = span.seq->parts(static_cast<int>(c), page);
-        pages[c].push_back({parts.open, parts.sealed});
+        pages[c].push_back({parts.open, parts.sealed, parts.form});
       }
     }
     spans_of[c].clear();
     std::int64_t row = 0;
     std::size_t table = 0;
     for (const StepSpan& span : spans) {
-      const std::int64_t position = span.seq->length();
-      spans_of[c].push_back({row, span.count, position, pages[c].data() + table, span.short_rope});
+      const std::int64_t slot = span.seq->slots(static_cast<int>(c));
+      spans_of[c].push_back({row, span.count, slot, pages[c].data() + table, span.short_rope,
+                             span.seq->length() - slot});
       row += span.count;
-      table += static_cast<std::size_t>((position + span.count + kPageTokens - 1) / kPageTokens);
+      table += static_cast<std::size_t>((slot + span.count + kPageTokens - 1) / kPageTokens);
     }
   }
 }
@@ -243,6 +247,25 @@ void TextModel::Impl::project(std::size_t index) {
   joint_norm(layer.joint_k_norm, k, ld, layer.k_cols());
 }
 
+// The last queries of the spans that want them.
+void TextModel::Impl::log_queries(std::size_t index, const AttentionShape& shape) {
+  const std::int64_t width = shape.group() * shape.padded_dim;
+  for (std::size_t s = 0; s < logs.size() && shape.window == 0; ++s) {
+    if (logs[s] == nullptr) continue;
+    const AttentionSpan& span = spans_of[0][s];
+    std::vector<float>& log = logs[s]->layers[index];
+    log.resize(static_cast<std::size_t>(QueryLog::kRows * shape.kv_heads * width));
+    for (std::int64_t r = std::max<std::int64_t>(0, span.rows - QueryLog::kRows); r < span.rows;
+         ++r) {
+      const std::int64_t at = (span.position + span.shift + r) % QueryLog::kRows;
+      for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
+        std::copy_n(work.queries + (h * rows + span.row + r) * width, width,
+                    log.data() + (h * QueryLog::kRows + at) * width);
+      }
+    }
+  }
+}
+
 // Norm'ed rows in, the attention's share of the residual in work.delta. In the last layer only the
 // wanted rows go on from here, and become the batch.
 void TextModel::Impl::attention(std::size_t index, bool last) {
@@ -252,7 +275,7 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
   const std::int64_t ld_gate = RowsBuffer::padded(layer.q_cols());
   project(index);
 
-  const auto& spans = spans_of[static_cast<std::size_t>(places[index].page_class)];
+  const auto& spans = spans_of[static_cast<std::size_t>(places[index]->page_class)];
   const HeadsArgs heads{
       layer.q_norm,
       layer.k_norm,
@@ -264,6 +287,11 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
       ld,
       work.queries};
   prepare_heads(jobs, kernels, shape, spans, rows, heads);
+  if (tap) {
+    tap->see_heads(static_cast<std::int64_t>(index),
+                   {shape, spans, rows, work.queries, layer.sinks});
+  }
+  log_queries(index, shape);
 
   const std::int64_t batch = rows;
   std::span<const AttentionSpan> attended = spans;
@@ -277,8 +305,8 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
       const auto count = static_cast<std::int64_t>(next - first);
       const std::int64_t skipped = span.rows - count;
       if (count == 0) continue;
-      wanted_spans.push_back(
-          {span.row + skipped, count, span.position + skipped, span.pages, span.short_rope});
+      wanted_spans.push_back({span.row + skipped, count, span.position + skipped, span.pages,
+                              span.short_rope, span.shift});
     }
     attended = wanted_spans;
     chosen = wanted;
@@ -360,6 +388,11 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
     auto& ropes = span.short_rope ? model.short_ropes : model.ropes;
     for (RopeTable& rope : ropes) rope.extend(span.seq->length() + span.count);
   }
+  logs.clear();
+  for (const StepSpan& span : spans) {
+    logs.push_back(span.log);
+    if (span.log) span.log->layers.resize(model.layers.size());
+  }
   OpenStep step(spans);
   map_pages(spans);
 
@@ -386,19 +419,36 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
 }
 
 TextModel::TextModel(ModelSpec spec, const std::map<std::string, TensorView>& tensors,
-                     ThreadPool& pool, KvFormat kv)
+                     ThreadPool& pool, const KvChoice& kv)
     : impl_(std::make_unique<Impl>(std::move(spec), tensors, pool, kv)) {}
 
 TextModel::~TextModel() = default;
 
 const ModelSpec& TextModel::spec() const { return impl_->spec; }
 
-KvLayout kv_layout_of(const ModelSpec& spec, KvFormat kv) {
-  KvLayout layout{kv, {}};
+KvChoice same_for_all(const ModelSpec& spec, KvFormat format) {
+  KvChoice choice;
   for (const LayerSpec& layer : spec.layers) {
-    const AttentionSpec& a = layer.attention;
+    choice.emplace_back(static_cast<std::size_t>(layer.attention.kv_heads), format);
+  }
+  return choice;
+}
+
+KvLayout kv_layout_of(const ModelSpec& spec, const KvChoice& kv) {
+  if (kv.size() != spec.layers.size()) {
+    throw InvalidRequest("kv: formats of " + std::to_string(kv.size()) + " layers; the model has " +
+                         std::to_string(spec.layers.size()));
+  }
+  KvLayout layout;
+  for (std::size_t i = 0; i < kv.size(); ++i) {
+    const AttentionSpec& a = spec.layers[i].attention;
+    if (static_cast<std::int64_t>(kv[i].size()) != a.kv_heads) {
+      throw InvalidRequest("kv: layer " + std::to_string(i) + " has formats of " +
+                           std::to_string(kv[i].size()) + " KV heads; the model has " +
+                           std::to_string(a.kv_heads));
+    }
     const auto padded = checked_round_up<InvalidRequest, std::int64_t>(a.head_dim, 16, "head_dim");
-    layout.layers.push_back({a.kv_heads, padded, a.window});
+    layout.layers.push_back({padded, a.window, kv[i]});
   }
   return layout;
 }

@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/thread_pool.h"
 #include "cache/sequence.h"
@@ -27,6 +28,13 @@ struct TensorView {
 
 class Adapter;  // model/adapter.h
 
+// The last queries of a sequence, as attention takes them, in each layer without a window: by layer
+// [KV heads][kRows][query heads of the group][Dp], row = position mod kRows; empty in the others.
+struct QueryLog {
+  static constexpr std::int64_t kRows = 8;
+  std::vector<std::vector<float>> layers;
+};
+
 // Consecutive tokens of one sequence in a step: positions seq->length() .. + count - 1.
 struct StepSpan {
   enum class Logits : std::uint8_t { none, last, all };
@@ -39,6 +47,7 @@ struct StepSpan {
   bool short_rope = false;
   // Made for this model, or null. The same in every step of a sequence.
   const Adapter* adapter = nullptr;
+  QueryLog* log = nullptr;  // takes in the span's last queries, or null
 };
 
 // Asked on the calling thread before every layer and before the head; true discards the step.
@@ -49,8 +58,13 @@ struct StepControl {
 
 enum class StepOutcome : std::uint8_t { done, interrupted };
 
-// The keys and values of a model's layers, head dimensions padded.
-KvLayout kv_layout_of(const ModelSpec& spec, KvFormat kv);
+// The format of keys and values of each layer and KV head: f32 for all, or for none.
+using KvChoice = std::vector<std::vector<KvFormat>>;
+KvChoice same_for_all(const ModelSpec& spec, KvFormat format);
+
+// The keys and values of a model's layers, head dimensions padded. Throws InvalidRequest for a
+// choice of other layers or KV heads.
+KvLayout kv_layout_of(const ModelSpec& spec, const KvChoice& kv);
 
 class TextModel {
  public:
@@ -59,7 +73,7 @@ class TextModel {
   // Throws UnsupportedModel, naming the field, for what this version lacks; CorruptFile for a
   // missing, unknown, misshapen or misplaced tensor.
   TextModel(ModelSpec spec, const std::map<std::string, TensorView>& tensors, ThreadPool& pool,
-            KvFormat kv);
+            const KvChoice& kv);
   ~TextModel();
   TextModel(const TextModel&) = delete;
   TextModel& operator=(const TextModel&) = delete;

@@ -171,19 +171,22 @@ void AttentionRun::attend_chunk(const AttentionSpan& span, std::int64_t kv_head,
                                 AttendChunkArgs* args) const {
   const std::uint8_t* open[2 * kPagesPerChunk];
   const std::uint8_t* sealed[2 * kPagesPerChunk];
+  KvFormat formats[2 * kPagesPerChunk];
   const std::int64_t last = (span.position + span.rows - 1) / kPageTokens;
   for (std::int64_t i = 0; i < 2 * kPagesPerChunk; ++i) {
     const std::int64_t page = args->chunk * kPagesPerChunk + i;
-    const KvPageView view = page <= last ? span.pages[page] : KvPageView{nullptr, nullptr};
+    const KvPageView view =
+        page <= last ? span.pages[page] : KvPageView{nullptr, nullptr, KvForm::body};
+    const SealedSlab& slab = shape.slab(view.form, kv_head);
+    formats[i] = slab.format;
     open[i] = view.open ? view.open + shape.slabs.open_offset + kv_head * shape.slabs.open_stride
                         : nullptr;
-    sealed[i] = view.sealed
-                    ? view.sealed + shape.slabs.sealed_offset + kv_head * shape.slabs.sealed_stride
-                    : nullptr;
+    sealed[i] = view.sealed ? view.sealed + slab.offset : nullptr;
   }
   args->open = open;
-  args->sealed = shape.format == KvFormat::f32 ? nullptr : sealed;
-  args->next = shape.format == KvFormat::f32 ? nullptr : sealed + kPagesPerChunk;
+  args->formats = formats;
+  args->sealed = shape.floats ? nullptr : sealed;
+  args->next = shape.floats ? nullptr : sealed + kPagesPerChunk;
   kernels.attend_chunk(args);
 }
 
@@ -200,7 +203,6 @@ void AttentionRun::run_piece(const AttentionPlan::Piece& piece, int worker) cons
   AttentionPartial* state = piece.slot < 0 ? s.state : slot_state(piece.slot);
   float* state_o = piece.slot < 0 ? s.state_o : slot_o(piece.slot);
   AttendChunkArgs args{};
-  args.format = shape.format;
   args.head_dim = dp;
   args.rows = n;
   args.q = queries + offset(tile);
@@ -243,7 +245,7 @@ void AttentionRun::finish(const AttentionPlan::Tile& tile, const AttentionPartia
     for (std::int64_t r = 0; r < n; ++r) sink_rows[r] = sinks[tile.kv_head * group + r % group];
   }
   kernels.attention_finish(n, dp, state, o, sinks ? sink_rows : nullptr, to, dp, dp);
-  if (shape.format == KvFormat::f32) return;
+  if (shape.floats) return;
   for (std::int64_t r = 0; r < n; ++r) kernels.rowwise.rotate(to + r * dp, dp, 1);
 }
 

@@ -15,29 +15,35 @@ namespace musespark {
 struct KvPageView {
   std::uint8_t* open;
   std::uint8_t* sealed;
+  KvForm form;
 };
 struct KvSlabs {
   std::int64_t open_offset, open_stride;  // bytes: offset + KV head * stride
-  std::int64_t sealed_offset, sealed_stride;
+  const SealedSlab* sealed[kKvForms];     // [form][KV head]
 };
 
-// Consecutive rows of one sequence: positions `position` .. position + rows - 1.
+// Consecutive rows of one sequence: slots `position` .. position + rows - 1 of its pages; their
+// rotary positions are `shift` more.
 struct AttentionSpan {
   std::int64_t row;  // first row in the batch
   std::int64_t rows;
   std::int64_t position;
   const KvPageView* pages;  // by position / 64, from position 0
   bool short_rope = false;  // HeadsArgs::short_rope is its table
+  std::int64_t shift = 0;
 };
 
 struct AttentionShape {
-  KvFormat format;
+  bool floats;  // pages stay f32: nothing is sealed or turned into the pages' frame
   std::int64_t heads, kv_heads;
   std::int64_t head_dim;    // D as in the matrices
   std::int64_t padded_dim;  // Dp, D rounded up to 16
   std::int64_t window;      // 0: full
   float softcap;            // 0: none
   KvSlabs slabs;
+  const SealedSlab& slab(KvForm form, std::int64_t kv_head) const {
+    return slabs.sealed[static_cast<int>(form)][kv_head];
+  }
   std::int64_t group() const { return heads / kv_heads; }
   static constexpr std::int64_t kMaxHeadDim = 512;  // kernels/rowwise: rotate
 };
@@ -56,8 +62,8 @@ struct HeadsArgs {
   float* queries;  // out [kv_heads][rows][group][Dp]
 };
 
-// Norms and rotates q and k heads, scales q, and (but for f32) turns q, k and v into the pages'
-// frame; writes k and v into the open pages and seals the pages that are full. One job.
+// Norms and rotates q and k heads, scales q, and (unless they stay floats) turns q, k and v into
+// the pages' frame; writes k and v into the open pages and seals the pages that are full. One job.
 void prepare_heads(Jobs& jobs, const KernelTable& kernels, const AttentionShape& shape,
                    std::span<const AttentionSpan> spans, std::int64_t rows, const HeadsArgs& args);
 

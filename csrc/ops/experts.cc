@@ -62,13 +62,9 @@ void weigh(const KernelTable& kernels, const Router& router, const float* scores
   for (std::int64_t j = 0; j < k; ++j) weights[j] *= router.routed_scale;
 }
 
-void copy_row(const Rows& from, std::int64_t row, const Rows& to, std::int64_t at) {
-  if (to.x) {
-    std::memcpy(to.x + at * to.ldx, from.x + row * from.ldx,
-                static_cast<std::size_t>(from.cols) * sizeof(float));
-  }
-  if (!to.q.q) return;
-  const QuantizedRows source = from.quantized_row(row), target = to.quantized_row(at);
+// One row's, where the form is wanted.
+void copy_form(const QuantizedRows& source, const QuantizedRows& target) {
+  if (!target.q) return;
   const auto groups = static_cast<std::size_t>(source.cols / kActGroup);
   std::memcpy(target.q, source.q, static_cast<std::size_t>(source.cols));
   std::memcpy(target.scale, source.scale, groups * sizeof(float));
@@ -76,7 +72,19 @@ void copy_row(const Rows& from, std::int64_t row, const Rows& to, std::int64_t a
   std::memcpy(target.half_bias, source.half_bias, 2 * groups * sizeof(std::int32_t));
 }
 
-Needs forms_of(const Rows& rows) { return {rows.x != nullptr, rows.q.q != nullptr}; }
+void copy_row(const Rows& from, std::int64_t row, const Rows& to, std::int64_t at) {
+  if (to.x) {
+    std::memcpy(to.x + at * to.ldx, from.x + row * from.ldx,
+                static_cast<std::size_t>(from.cols) * sizeof(float));
+  }
+  const Rows source = from.slice(row, 1), target = to.slice(at, 1);
+  copy_form(source.q64, target.q64);
+  copy_form(source.q256, target.q256);
+}
+
+Needs forms_of(const Rows& rows) {
+  return {rows.x != nullptr, rows.q64.q != nullptr, rows.q256.q != nullptr};
+}
 
 }  // namespace
 
@@ -105,7 +113,8 @@ ExpertsSizes Experts::sizes() const {
           .shared_intermediate = has_shared() ? shared_intermediate : 0,
           .pooled = pooled(),
           .in_floats = in_needs.floats,
-          .down_floats = down_needs.floats};
+          .down_floats = down_needs.floats,
+          .two_forms = in_needs.both() || down_needs.both() || out_needs.both()};
 }
 
 void ExpertsRunner::carve(const ExpertsSizes& s, std::int64_t rows, Carver* c) {
@@ -115,12 +124,12 @@ void ExpertsRunner::carve(const ExpertsSizes& s, std::int64_t rows, Carver* c) {
   logits_ = c->floats(rows, s.experts);
   keys_ = c->floats(rows, s.experts);
   narrow_ = c->floats(pooled_rows, s.width);
-  pooled_ = c->rows(pooled_rows, s.width, true);
-  gathered_ = c->rows(rows > 1 ? entries : 0, s.width, s.in_floats);
-  inner_ = c->rows(entries, s.intermediate, s.down_floats);
+  pooled_ = c->rows(pooled_rows, s.width, true, s.two_forms);
+  gathered_ = c->rows(rows > 1 ? entries : 0, s.width, s.in_floats, s.two_forms);
+  inner_ = c->rows(entries, s.intermediate, s.down_floats, s.two_forms);
   results_ = c->floats(entries, s.width);
-  total_ = c->rows(pooled_rows, s.width, true);
-  shared_inner_ = c->rows(shared_rows, s.shared_intermediate, s.down_floats);
+  total_ = c->rows(pooled_rows, s.width, true, s.two_forms);
+  shared_inner_ = c->rows(shared_rows, s.shared_intermediate, s.down_floats, s.two_forms);
   shared_out_ = c->floats(shared_rows, s.hidden);
 }
 
@@ -201,7 +210,8 @@ void ExpertsRunner::gate_and_up(Jobs& jobs, const KernelTable& kernels, const Ex
                                 const Rows& x, const Rows& input) {
   Rows read = input;
   if (!e.in_needs.floats) read.x = nullptr;
-  if (!e.in_needs.quantized) read.q = {};
+  if (!e.in_needs.q64) read.q64 = {};
+  if (!e.in_needs.q256) read.q256 = {};
   const bool one_row = input.rows == 1;
   if (!one_row) read = gather(jobs, read);
   const auto entries = static_cast<std::int64_t>(row_of_.size());
@@ -251,9 +261,7 @@ void ExpertsRunner::sum(Jobs& jobs, const KernelTable& kernels, const Experts& e
                  kernels.rowwise.scale(y, weights_[at], e.width, y);
                  kernels.rowwise.add(out, y, e.width, out);
                }
-               if (!to.q.q) continue;
-               const QuantizedRows quantized = to.quantized_row(row);
-               kernels.quantize_rows(out, to.cols, 1, to.cols, &quantized);
+               to.quantize(kernels, row, out);
              }
            });
 }

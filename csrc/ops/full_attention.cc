@@ -132,11 +132,12 @@ void full_attention(Jobs& jobs, const KernelTable& kernels, const FullAttentionS
                          jobs.scratch(worker));
              }
            });
-  if (!out.q.q) return;
+  if (!out.q64.q && !out.q256.q) return;
   jobs.run(out.rows, static_cast<double>(out.cols) * 0.3,
            [&](std::int64_t begin, std::int64_t end, int) {
-             const Rows part = out.slice(begin, end - begin);
-             kernels.quantize_rows(part.x, part.ldx, part.rows, part.cols, &part.q);
+             for (std::int64_t r = begin; r < end; ++r) {
+               out.quantize(kernels, r, out.x + r * out.ldx);
+             }
            });
 }
 

@@ -30,7 +30,7 @@ struct HeadWriter {
                            args.interleaved ? 1 : 0);
     }
     if (scale != 1.0f) kernels.rowwise.scale(to, scale, d, to);
-    if (shape.format != KvFormat::f32) kernels.rowwise.rotate(to, shape.padded_dim, 0);
+    if (!shape.floats) kernels.rowwise.rotate(to, shape.padded_dim, 0);
   }
 
   // The rows of a span that lie in one page, for one KV head and its query heads.
@@ -41,6 +41,7 @@ struct HeadWriter {
     const RopeTable* rope = span.short_rope ? args.short_rope : args.rope;
     std::uint8_t* open =
         span.pages[page].open + shape.slabs.open_offset + kv_head * shape.slabs.open_stride;
+    const SealedSlab& slab = shape.slab(span.pages[page].form, kv_head);
     alignas(64) float key[AttentionShape::kMaxHeadDim];
     alignas(64) float value[AttentionShape::kMaxHeadDim];
     for (std::int64_t position = begin; position < end; ++position) {
@@ -48,18 +49,17 @@ struct HeadWriter {
       const float* in = args.qkv + row * args.ld;
       float* query = args.queries + ((kv_head * rows + row) * group) * dp;
       for (std::int64_t g = 0; g < group; ++g) {
-        prepare(args.q_norm, rope, args.query_scale, position, in + (kv_head * group + g) * d,
-                query + g * dp);
+        prepare(args.q_norm, rope, args.query_scale, position + span.shift,
+                in + (kv_head * group + g) * d, query + g * dp);
       }
-      prepare(args.k_norm, rope, 1.0f, position, in + (shape.heads + kv_head) * d, key);
+      prepare(args.k_norm, rope, 1.0f, position + span.shift, in + (shape.heads + kv_head) * d,
+              key);
       prepare(Norm{}, nullptr, 1.0f, position, in + (shape.heads + shape.kv_heads + kv_head) * d,
               value);
-      kernels.write_token(shape.format, dp, position % kPageTokens, key, value, open);
+      kernels.write_token(slab.format, dp, position % kPageTokens, key, value, open);
     }
-    if (shape.format != KvFormat::f32 && end == (page + 1) * kPageTokens) {
-      kernels.seal_page(shape.format, dp, open,
-                        span.pages[page].sealed + shape.slabs.sealed_offset +
-                            kv_head * shape.slabs.sealed_stride);
+    if (!shape.floats && end == (page + 1) * kPageTokens) {
+      kernels.seal_page(slab.format, dp, open, span.pages[page].sealed + slab.offset);
     }
   }
 };
@@ -116,9 +116,7 @@ void join_heads(Jobs& jobs, const KernelTable& kernels, const AttentionShape& sh
         norm_row(kernels, norm, heads + at * dp, d, to + h * d);
       }
       if (gate) kernels.rowwise.sigmoid_mul(to, gate + row * ld_gate, out.cols, to);
-      if (!out.q.q) continue;
-      const QuantizedRows quantized = out.quantized_row(i);
-      kernels.quantize_rows(to, out.cols, 1, out.cols, &quantized);
+      out.quantize(kernels, i, to);
     }
   });
 }

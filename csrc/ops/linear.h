@@ -20,28 +20,58 @@ struct Matrix {
   std::int64_t row_blocks() const { return (packed.rows + kRowBlock - 1) / kRowBlock; }
 };
 
-// Activation rows: floats, their quantized form, or both; what the reader needs (see Needs).
+// Activation rows: floats, a quantized form, or several; what the readers need (see Needs).
 struct Rows {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   float* x = nullptr;  // [rows][ldx], cols of each; null: no floats
   std::int64_t ldx = 0;
-  QuantizedRows q{};  // q.q null: not quantized
+  QuantizedRows q64{}, q256{};  // a scale per 64, per 256 columns; q null: not in this form
 
+  const QuantizedRows& quantized(WeightFormat format) const {
+    return act_scale_cols(format) == kActGroup ? q64 : q256;
+  }
   // Rows first .. first + count - 1, as a view.
   Rows slice(std::int64_t first, std::int64_t count) const {
-    Rows out{count, cols, x ? x + first * ldx : nullptr, ldx, {}};
-    if (q.q) out.q = q.slice(first, count);
+    Rows out{count, cols, x ? x + first * ldx : nullptr, ldx, {}, {}};
+    if (q64.q) out.q64 = q64.slice(first, count);
+    if (q256.q) out.q256 = q256.slice(first, count);
     return out;
   }
-  QuantizedRows quantized_row(std::int64_t index) const { return slice(index, 1).q; }
+  // Quantizes `n` columns from `first` on of row `index`, in each form there is. With more columns
+  // to follow, `first` and `n` are multiples of 256 where that form is there, else of 64.
+  void quantize(const KernelTable& kernels, std::int64_t index, std::int64_t first,
+                const float* from, std::int64_t n) const {
+    for (const QuantizedRows* form : {&q64, &q256}) {
+      if (!form->q) continue;
+      const std::int64_t padded = (n + kActGroup - 1) / kActGroup * kActGroup;
+      const QuantizedRows part = form->part(index, first, padded);
+      kernels.quantize_rows(from, n, 1, n, &part);
+    }
+  }
+  void quantize(const KernelTable& kernels, std::int64_t index, const float* from) const {
+    quantize(kernels, index, 0, from, cols);
+  }
 };
 
 // Which forms of its input a set of matrices reads.
 struct Needs {
   bool floats = false;
-  bool quantized = false;
-  void add(const Matrix& matrix) { (matrix.quantized() ? quantized : floats) = true; }
+  bool q64 = false, q256 = false;
+
+  void add(const Matrix& matrix) {
+    if (!matrix.quantized()) {
+      floats = true;
+    } else {
+      (act_scale_cols(matrix.packed.format) == kActGroup ? q64 : q256) = true;
+    }
+  }
+  void add(const Needs& other) {
+    floats |= other.floats;
+    q64 |= other.q64;
+    q256 |= other.q256;
+  }
+  bool both() const { return q64 && q256; }
 };
 
 // One product of a job: out = in . matrix^T + bias.

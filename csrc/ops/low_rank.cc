@@ -40,7 +40,6 @@ void add_product(const KernelTable& kernels, const LinearOutput& piece, std::int
     args.w = b;
     args.w.data += at * b.row_block_bytes;
     args.w.rows = count;
-    args.xq = &piece.in->q;
     args.x = piece.in->x;
     args.ldx = piece.in->ldx;
     args.m = piece.in->rows;

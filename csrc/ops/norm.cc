@@ -22,9 +22,7 @@ void write_row(const KernelTable& kernels, const Norm& norm, const float* x, std
                const Rows& out) {
   float* to = out.x + row * out.ldx;
   norm_row(kernels, norm, x, out.cols, to);
-  if (!out.q.q) return;
-  const QuantizedRows quantized = out.quantized_row(row);
-  kernels.quantize_rows(to, out.cols, 1, out.cols, &quantized);
+  out.quantize(kernels, row, to);
 }
 
 }  // namespace

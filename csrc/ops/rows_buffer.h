@@ -9,10 +9,11 @@
 
 namespace musespark {
 
-// Room for `rows` rows of up to `cols` columns: floats, quantized, or both.
+// Room for `rows` rows of up to `cols` columns: floats, one quantized form, or more.
 struct RowsBuffer {
   float* x = nullptr;
-  QuantizedRows q{};
+  QuantizedRows q{};       // whichever form is asked for; both: that with a scale per 64 columns
+  QuantizedRows second{};  // the other then
 
   // The first `rows` x `cols` of it in the forms asked for. Floats are there if `floats` or if the
   // buffer is where they are made on the way to the quantized form.
@@ -22,13 +23,17 @@ struct RowsBuffer {
     out.cols = cols;
     out.ldx = padded(cols);
     if (needs.floats || through_floats) out.x = x;
-    if (needs.quantized) {
-      out.q = q;
-      out.q.rows = rows;
-      out.q.cols = padded_groups(cols);
-      out.q.stride = spread(out.q.cols);
-    }
+    if (needs.q64) out.q64 = form(q, rows, cols, kActGroup);
+    if (needs.q256) out.q256 = form(needs.q64 ? second : q, rows, cols, kBlockQ4);
     return out;
+  }
+  static QuantizedRows form(QuantizedRows room, std::int64_t rows, std::int64_t cols,
+                            std::int64_t group) {
+    room.rows = rows;
+    room.cols = padded_groups(cols);
+    room.stride = spread(room.cols);
+    room.group = group;
+    return room;
   }
   static std::int64_t padded(std::int64_t cols) { return (cols + 15) / 16 * 16; }
   static std::int64_t padded_groups(std::int64_t cols) {
@@ -55,14 +60,21 @@ struct Carver {
   float* floats(std::int64_t rows, std::int64_t cols) {
     return take<float>(rows * RowsBuffer::padded(cols));
   }
-  RowsBuffer rows(std::int64_t rows, std::int64_t cols, bool floats) {
-    const std::int64_t kp = RowsBuffer::padded_groups(cols);
+  // two_forms: some view will ask for both.
+  RowsBuffer rows(std::int64_t rows, std::int64_t cols, bool floats, bool two_forms) {
     RowsBuffer out;
     if (floats) out.x = take<float>(rows * RowsBuffer::padded(cols));
-    out.q.q = take<std::int8_t>(rows * RowsBuffer::spread(kp));
-    out.q.scale = take<float>(rows * kp / kActGroup);
-    out.q.bias = take<std::int32_t>(rows * kp / kActGroup);
-    out.q.half_bias = take<std::int32_t>(2 * rows * kp / kActGroup);
+    out.q = quantized(rows, cols);
+    if (two_forms) out.second = quantized(rows, cols);
+    return out;
+  }
+  QuantizedRows quantized(std::int64_t rows, std::int64_t cols) {
+    const std::int64_t kp = RowsBuffer::padded_groups(cols);
+    QuantizedRows out{};
+    out.q = take<std::int8_t>(rows * RowsBuffer::spread(kp));
+    out.scale = take<float>(rows * kp / kActGroup);
+    out.bias = take<std::int32_t>(rows * kp / kActGroup);
+    out.half_bias = take<std::int32_t>(2 * rows * kp / kActGroup);
     return out;
   }
 };

@@ -26,7 +26,15 @@ _DEFINED_IN = {
     "memory": ("estimate", "inspect", "Estimate"),
     "weights": ("WriteFailed",),
     "text": ("Tokenizer", "ChatTemplate"),
-    "results": ("Completion", "ChatResult", "Delta", "Usage", "Timings", "ModelInfo"),
+    "results": (
+        "Completion",
+        "ChatResult",
+        "Delta",
+        "Usage",
+        "Timings",
+        "ThoughtCache",
+        "ModelInfo",
+    ),
     "errors": (
         "Error",
         "UnsupportedModel",

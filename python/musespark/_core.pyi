@@ -54,7 +54,14 @@ def shared_kv_bytes(spec: Mapping[str, Any], *, kv: str, tokens: int) -> int: ..
 last_message: int
 
 def step_memory(
-    spec: Mapping[str, Any], *, rows: int, tokens: int, sequences: int, threads: int, floats: bool
+    spec: Mapping[str, Any],
+    *,
+    rows: int,
+    tokens: int,
+    sequences: int,
+    threads: int,
+    floats: bool,
+    two_forms: bool = False,
 ) -> dict[str, int]: ...
 def kv_bytes_per_token(spec: Mapping[str, Any], *, kv: str) -> float: ...
 
@@ -65,12 +72,19 @@ class Calibrator:
         tensors: Mapping[str, tuple[str, int, int, Buffer]],
         *,
         threads: int,
+        kv: str = "f32",
     ) -> None: ...
     def want(self, what: str, layer: int, expert: int, cols: int, *, products: bool) -> None: ...
     def run(self, tokens: NDArray[np.int32]) -> None: ...
     def take(
         self, what: str, layer: int, expert: int
     ) -> tuple[int, NDArray[np.float64], NDArray[np.float32] | None]: ...
+    def last_logits(self, tokens: NDArray[np.int32], last: int) -> NDArray[np.float32]: ...
+    def kv_errors(
+        self,
+    ) -> list[tuple[int, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]: ...
+
+def mean_divergence(exact: NDArray[np.float32], other: NDArray[np.float32]) -> float: ...
 
 class Encoder:
     def __init__(

@@ -14,7 +14,7 @@ from musespark.errors import InvalidRequest, UnsupportedModel
 from musespark.families.spec import ModelSpec
 from musespark.text import Tokenizer
 from musespark.untrusted import read_small_file
-from musespark.weights import CHUNK, Calibration
+from musespark.weights import CHUNK, METHODS, Calibration
 
 MAX_BYTES = 64 << 20  # of a text file; hours of calibration
 _ALLOWED = "the path of a text file, or a list of texts or of lists of token ids"
@@ -47,6 +47,16 @@ def read_calibration(
     if not chunks:
         raise InvalidRequest("calibration is empty: its texts have no tokens")
     return Calibration(method, tuple(chunks))
+
+
+def sample_text(spec: ModelSpec, assets: Mapping[str, bytes], source: str) -> Sequence[np.ndarray]:
+    """Chunks of a text that comes with the package, of many kinds; none where the model has no
+    tokenizer for it."""
+    if "tokenizer.json" not in assets:
+        return []
+    text = Path(__file__).with_name("calibration_text.txt").read_text(encoding="utf-8")
+    chunks = read_calibration([text], METHODS[0], spec, assets, source).chunks
+    return [] if any(int(chunk.max()) >= spec.vocab for chunk in chunks) else chunks
 
 
 def _items(given: Any) -> Sequence[Any]:

@@ -19,6 +19,8 @@ class Request:
     ``logits``: ``none``, ``last``, ``all`` or ``score`` (the log-probability of each token but the
     first); anything but ``none`` samples nothing. ``deadline``: seconds from submission.
     ``adapter``: an id from :meth:`musespark.engine.Engine.add_adapter`.
+    ``thoughts``: how they are marked and what becomes of them, see
+    :func:`musespark.thought_cache.request_thoughts`.
     ``retain``: keep keys and values after the end, see :attr:`musespark.engine.Handle.retained`.
     """
 
@@ -42,6 +44,7 @@ class Request:
     deadline: float | None = None
     retain: bool = False
     adapter: int | None = None
+    thoughts: Mapping[str, Any] | None = None
 
     def params(self) -> dict[str, Any]:
         """The core's parameter dict."""

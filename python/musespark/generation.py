@@ -13,7 +13,15 @@ from musespark.engine import Handle
 from musespark.errors import Error, InvalidRequest
 from musespark.events import Event, Finished, Tokens
 from musespark.options import GenerationOptions
-from musespark.results import ChatResult, Completion, Delta, Timings, TokenLogprob, Usage
+from musespark.results import (
+    ChatResult,
+    Completion,
+    Delta,
+    ThoughtCache,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from musespark.text.channels import ANSWER, THOUGHT, TOOL, ChannelParser, Text
 from musespark.text.decoding import StreamDecoder
 from musespark.text.stops import StopStrings
@@ -35,8 +43,8 @@ class Collector(Protocol):
 class _Tokens:
     """Ids and log-probabilities so far, and the parts of a result that come from them."""
 
-    def __init__(self, options: GenerationOptions):
-        self.options = options
+    def __init__(self, options: GenerationOptions, kv: str):
+        self.options, self._kv = options, kv
         self.ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
 
@@ -52,6 +60,7 @@ class _Tokens:
         return {
             "tokens": tuple(self.ids),
             "seed": self.options.seed,
+            "kv": self._kv,
             "logprobs": tuple(self._logprobs) if self.options.logprobs else None,
             "usage": Usage(
                 prompt_tokens=stats["prompt_tokens"],
@@ -71,10 +80,14 @@ class CompletionCollector:
     """Plain text: all tokens but the final stop id; markers have no text."""
 
     def __init__(
-        self, decoder: StreamDecoder, stop_ids: frozenset[int], options: GenerationOptions
+        self,
+        decoder: StreamDecoder,
+        stop_ids: frozenset[int],
+        options: GenerationOptions,
+        kv: str,
     ):
         self._decoder, self._stop_ids = decoder, stop_ids
-        self._tokens = _Tokens(options)
+        self._tokens = _Tokens(options, kv)
         self._stops = StopStrings(options.stop)
         self._text: list[str] = []
         self.stopped = False
@@ -109,11 +122,20 @@ class CompletionCollector:
 
 
 class ChatCollector:
-    """Channels of a turn. Stop strings look at the answer only."""
+    """Channels of a turn. Stop strings look at the answer only.
 
-    def __init__(self, parser: ChannelParser, options: GenerationOptions):
-        self._parser = parser
-        self._tokens = _Tokens(options)
+    ``thought_cache``: what was asked for, None where thoughts are not marked.
+    """
+
+    def __init__(
+        self,
+        parser: ChannelParser,
+        options: GenerationOptions,
+        kv: str,
+        thought_cache: str | None = None,
+    ):
+        self._parser, self._thought_cache = parser, thought_cache
+        self._tokens = _Tokens(options, kv)
         self._stops = StopStrings(options.stop)
         self._content: list[str] = []
         self.stopped = False
@@ -146,7 +168,21 @@ class ChatCollector:
             malformed_tool_calls=tuple(turn.malformed_tool_calls),
             protocol_errors=tuple(turn.protocol_errors),
             thinking_stop_reason=self._thinking(reason),
+            thought_cache=self._thoughts(event.stats),
             **self._tokens.fields(event.stats, turn.reasoning_tokens),
+        )
+
+    def _thoughts(self, stats: Mapping[str, Any]) -> ThoughtCache | None:
+        if self._thought_cache is None:
+            return None
+        return ThoughtCache(
+            policy=self._thought_cache,
+            tokens=stats["thought_tokens"],
+            bytes=stats["thought_bytes"],
+            freed_bytes=stats["freed_bytes"],
+            demoted_pages=stats["demoted_pages"],
+            evictions=stats["evictions"],
+            evicted_tokens=stats["evicted_tokens"],
         )
 
     def _thinking(self, reason: str) -> str:

@@ -6,7 +6,7 @@ from math import ceil
 
 from musespark.results import ModelInfo
 from musespark.sizes import kv_bytes, kv_bytes_per_token
-from musespark.weights import LoadedWeights
+from musespark.weights import LoadedWeights, summary
 
 
 def info_of(
@@ -26,7 +26,8 @@ def info_of(
         hidden=spec.hidden,
         context=context,
         max_context=spec.max_context,
-        kv="none" if none else kv,
+        kv="none" if none else summary(kv, spec),
+        kv_formats="" if none else kv,
         kv_bytes_per_token=0 if none else ceil(kv_bytes_per_token(spec, kv)),
         kv_bytes_full_context=0 if none else kv_bytes(spec, kv, context),
         threads=threads,

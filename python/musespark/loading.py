@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from musespark.assets import check_usable, check_use
-from musespark.calibration import read_calibration
+from musespark.calibration import read_calibration, sample_text
 from musespark.errors import InvalidRequest
 from musespark.families.spec import ModelSpec
 from musespark.memory import KV_FORMATS, choose_context
@@ -60,9 +63,12 @@ def load(
     cache folder, with a progress bar on a terminal (``progress``: False for none, or a function of
     done, total and what). ``quantize``: auto (what is quantized already keeps its precision), none
     (as stored), q8 or q4; auto is q8 up to 50 million parameters and q4 above. ``kv``: the format
-    of keys and values: f32; kv8, 8 bits each, which is what auto takes; kv8v4, values in 4 bits;
-    kv4, both. ``context``: the most tokens of one sequence; None is the model's own limit or what
-    fits in half of the free memory. ``threads``: None is every core this process may use.
+    of keys and values: f32; kv8, 8 bits each; kv8v4, values in 4 bits; kv4, both. auto is what the
+    packed file records: for each KV head the smallest that stays within a stated error, measured
+    when the model was packed (weights/kv_choice.py); kv8v4 where it records nothing. The first 64
+    tokens of a text are at 8 bits in any case. ``context``: the most tokens of one sequence; None
+    is the model's own limit or what fits in half of the free memory. ``threads``: None is every
+    core this process may use.
     ``prefix_cache``: keep the keys and values of past prompts and answers in memory that is free
     for keys and values, so that a request which begins as an earlier one did computes only what is
     new (``usage.cached_tokens``); results are the same. ``verify``: check every checksum of the
@@ -129,13 +135,14 @@ def load_for(
     def admit(spec: ModelSpec, weights: dict[str, int], recipe: str) -> None:
         # Merged into floats it takes nothing of its own; the model counts what it then is.
         beside = lora.stored_bytes() if lora is not None and recipe != "none" else 0
-        choose_context(spec, weights, recipe, KV_FORMATS[kv], context, beside)
+        # auto is not known yet; with kv4 it fits, or nothing does
+        choose_context(spec, weights, recipe, "kv4" if kv == "auto" else kv, context, beside)
 
     def ready(spec: ModelSpec, assets: dict[str, bytes], name: str) -> None:
         check_usable(spec, assets, name, use)
 
-    options = {"quantize": quantize, "progress": progress}
-    weights = open_model(source, admit=admit, ready=ready, **options)
+    more = {"quantize": quantize, "progress": progress, "text": sample_text}
+    weights = open_model(source, admit=admit, ready=ready, **more)
     try:
         if use is not None:  # what was packed before has not been asked
             check_use(weights.spec, weights.assets, str(weights.info["source"]), use)
@@ -186,6 +193,9 @@ def convert(
     inputs, better several times that, and takes minutes and gigabytes with large models
     (weights/calibration.py says what).
 
+    The packed model then runs over the calibration, or a text of this package, and the file records
+    what ``kv="auto"`` is for it (``kv`` of what is returned; weights/kv_choice.py).
+
     Raises what :func:`load` raises for a model that cannot be read, before anything is written;
     InvalidRequest for a destination that could not be read back; and :class:`WriteFailed`.
     """
@@ -196,11 +206,15 @@ def convert(
     if calibration is None:
         if method is not None:
             raise InvalidRequest(f"method is {method!r:.40}, and there is no calibration for it")
-        return pack_into(source, destination, quantize=quantize, progress=progress, ready=ready)
+        more = {"ready": ready, "text": sample_text}
+        return pack_into(source, destination, quantize=quantize, progress=progress, **more)
     chosen = METHODS[-1] if method is None else method
 
     def calibrate(spec: ModelSpec, assets: dict[str, bytes], name: str) -> Calibration:
         return read_calibration(calibration, chosen, spec, assets, name)
+
+    def text(spec: ModelSpec, assets: dict[str, bytes], name: str) -> Sequence[np.ndarray]:
+        return calibrate(spec, assets, name).chunks
 
     return pack_into(
         source,
@@ -210,6 +224,7 @@ def convert(
         ready=ready,
         method=chosen,
         calibrate=calibrate,
+        text=text,
     )
 
 

@@ -19,10 +19,10 @@ from musespark.families.spec import ModelSpec
 from musespark.machine import available_memory
 from musespark.results import human_bytes
 from musespark.sizes import kv_bytes, shared_kv_bytes, step_bytes
-from musespark.weights import QUANTIZE, Inspection, Source, look
+from musespark.weights import FALLBACK, QUANTIZE, Inspection, KvChoice, Source, look
 
-# What ``kv`` may be, and what the engine takes for it.
-KV_FORMATS = {"auto": "kv8"} | {name: name for name in ("kv8", "kv8v4", "kv4", "f32")}
+# What ``kv`` may be.
+KV_FORMATS = ("auto", "kv8", "kv8v4", "kv4", "f32")
 # Where no context is asked for, keys and values may take this part of the memory that is free, and
 # a model that has not room for so many tokens is refused.
 KV_SHARE = 0.5
@@ -182,7 +182,8 @@ def estimate(
         raise InvalidRequest(
             f"shared: got {shared!r:.60}, allowed is 0 to {contexts[0]}, the smallest context"
         )
-    return _estimate(found, recipes, _formats(found.spec, kv), contexts, agents, shared)
+    formats = _formats(found.spec, kv, found.kv)
+    return _estimate(found, recipes, formats, contexts, agents, shared)
 
 
 def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
@@ -257,6 +258,7 @@ class Needs:
             "sequences": agents,
             "threads": default_threads(),
             "floats": recipe == "none",
+            "two_forms": recipe == "q4",
         }
         merges = spec.vocab if merges is None else merges
         tokenizer = _BYTES_PER_TOKEN * spec.vocab + _BYTES_PER_MERGE * merges
@@ -375,6 +377,13 @@ def _too_large(
     )
 
 
+def kv_formats(asked: str, chosen: KvChoice | None) -> str:
+    """What ``kv`` stands for, as the engine takes it; `chosen`: what the packed file records."""
+    if asked != "auto":
+        return asked
+    return FALLBACK if chosen is None else chosen.formats
+
+
 def _asked(recipe: str) -> str:
     """What to give as ``quantize`` for a recipe: some are taken by ``auto`` alone."""
     return recipe if recipe in QUANTIZE else "auto"
@@ -392,12 +401,12 @@ def _recipes(asked: str | None, found: Inspection) -> list[str]:
     return [asked]
 
 
-def _formats(spec: ModelSpec, asked: str | None) -> list[str]:
+def _formats(spec: ModelSpec, asked: str | None, chosen: KvChoice | None = None) -> list[str]:
     if asked is not None and (not isinstance(asked, str) or asked not in KV_FORMATS):
         raise InvalidRequest(f"kv: got {asked!r:.60}, allowed is one of {list(KV_FORMATS)}")
     if spec.bidirectional:
         return ["none"]
-    return list(dict.fromkeys(KV_FORMATS.values())) if asked is None else [KV_FORMATS[asked]]
+    return list(KV_FORMATS[1:]) if asked is None else [kv_formats(asked, chosen)]
 
 
 def _contexts(asked: int | Sequence[int] | None, most: int) -> list[int]:

@@ -34,7 +34,7 @@ from musespark.generation import (
 )
 from musespark.info import info_of
 from musespark.machine import available_memory
-from musespark.memory import KV_FORMATS, choose_context
+from musespark.memory import choose_context, kv_formats
 from musespark.options import (
     CHAT_OPTIONS,
     OPTION_NAMES,
@@ -53,7 +53,8 @@ from musespark.session import Session
 from musespark.text import ChatTemplate, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
-from musespark.weights import LoadedWeights, LoraWeights, core_bytes
+from musespark.thought_cache import THOUGHT_OPTIONS, checked_choice, request_thoughts
+from musespark.weights import LoadedWeights, LoraWeights, core_bytes, describe
 
 
 class Model:
@@ -86,7 +87,7 @@ class Model:
         self._defaults = model_defaults(config, spec.vocab)
         info, merged = weights.info, bool(weights.info.get("merged"))
         beside = 0 if adapter is None or merged else core_bytes(adapter.tensors())
-        recipe, keys = info["quantize"], KV_FORMATS[kv]
+        recipe, keys = info["quantize"], kv_formats(kv, info["kv"])
         fit = choose_context(spec, info["weights"], recipe, keys, context, beside)
         limit, notes = fit.context, fit.notes
         place(weights)
@@ -109,7 +110,7 @@ class Model:
             of = self._adapters.checksum_of
             self._prefixes = PrefixStore(self._engine, spec, *prefix_folder, identity, of)
         if kv == "auto" and self._encoder is None:
-            notes.append("kv auto: kv8 for every layer")
+            notes.append(f"kv auto: {describe(info['kv'], spec)}")
         notes += [f"generation_config.json: {f} is not applied" for f in unused_defaults(config)]
         notes += prompts.foreign_ends(self.tokenizer, spec.vocab)
         if info.get("quantize_auto"):
@@ -208,6 +209,9 @@ class Model:
         raises InvalidRequest: nothing is ignored. The other options are those of :meth:`generate`;
         ``stop`` looks at the answer only. ``continue_final_message``: the last message is the
         beginning of the answer, which the model goes on with; the result has what it adds.
+        ``thought_cache``: ``keep``, ``demote`` or ``drop`` the keys and values of a thought that
+        has ended; ``thought_cache_tokens``: how much of one under way is remembered. What they do
+        is said in :class:`musespark.ThoughtCache`, which the result has.
         ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
         ``tool``; its ``.result`` is the ChatResult.
         """
@@ -239,14 +243,20 @@ class Model:
         return self._batch(self._chat_request, conversations, options)
 
     def session(
-        self, system: str | None = None, *, adapter: Adapter | str | None = None
+        self,
+        system: str | None = None,
+        *,
+        adapter: Adapter | str | None = None,
+        thought_cache: str | None = None,
+        thought_cache_tokens: int | None = None,
     ) -> Session:
         """A conversation that remembers, and computes only what is new in each turn.
 
-        ``adapter``: of all its turns, as in :meth:`generate`.
+        ``adapter``, ``thought_cache``, ``thought_cache_tokens``: of all turns, as in :meth:`chat`.
         """
         self._adapters.id_of(adapter)
-        return Session(self, system=system, adapter=adapter)
+        choice = checked_choice(thought_cache, thought_cache_tokens)
+        return Session(self, system=system, adapter=adapter, thoughts=choice)
 
     def resume(self, path: str | os.PathLike[str], *, passphrase: str | None = None) -> Session:
         """A session that :meth:`Session.save` wrote, with the keys and values in the file: it goes
@@ -429,7 +439,7 @@ class Model:
         options = within(options, rest, self._info.context - len(ids))
         request = self._request(ids, options, adapter=adapter)
         decoder = self.tokenizer.stream(skip_special=True, continuing=True)
-        collector = CompletionCollector(decoder, self._stop_ids, options)
+        collector = CompletionCollector(decoder, self._stop_ids, options, self._info.kv)
         return request, collector, self._prefixes.base_for(request)
 
     def _chat_request(
@@ -440,8 +450,9 @@ class Model:
         retain: bool = False,
     ) -> tuple[Request, ChatCollector, Retained | None]:
         chat = {name: given[name] for name in CHAT_OPTIONS if name in given}
-        rest = {n: value for n, value in given.items() if n not in chat and n != "adapter"}
-        known = (*CHAT_OPTIONS, "stream", "adapter")
+        apart = {*chat, *THOUGHT_OPTIONS, "adapter"}
+        rest = {name: value for name, value in given.items() if name not in apart}
+        known = (*CHAT_OPTIONS, *THOUGHT_OPTIONS, "stream", "adapter")
         options = resolve(rest, self._defaults, self._vocab, also_known=known)
         adapter = self._adapters.id_of(given.get("adapter"))
         if self._encoder is not None:
@@ -460,8 +471,13 @@ class Model:
             ends=self._stop_ids,
             continuing=chat.get("continue_final_message", False),
         )
-        request = self._request(np.asarray(ids, np.int32), options, retain=retain, adapter=adapter)
-        return request, ChatCollector(parser, options), self._prefixes.base_for(request)
+        spec, formats = self._weights.spec, self._info.kv_formats
+        thoughts = request_thoughts(given, self._protocol, self.tokenizer, spec, formats)
+        more = {"retain": retain, "adapter": adapter, "thoughts": thoughts}
+        request = self._request(np.asarray(ids, np.int32), options, **more)
+        cache = thoughts and thoughts["cache"]
+        collector = ChatCollector(parser, options, self._info.kv, cache)
+        return request, collector, self._prefixes.base_for(request)
 
     def _submit(
         self, request: Request, collector: Collector, base: Retained | None = None

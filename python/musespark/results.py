@@ -65,6 +65,7 @@ class Completion:
 
     ``tokens`` are the generated ids (a matched stop token or stop string is not part of ``text``).
     ``seed`` is always filled: the same prompt, options and seed give the same tokens again.
+    ``kv``: the formats of keys and values it was made with, as :attr:`ModelInfo.kv`.
     """
 
     text: str
@@ -74,6 +75,7 @@ class Completion:
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
     logprobs: tuple[TokenLogprob, ...] | None = None
+    kv: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -101,6 +103,43 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class ThoughtCache:
+    """What became of the keys and values of a turn's thoughts; of the layers without a window,
+    where nothing else is said.
+
+    ``thought_cache="demote"``: whole pages of 64 tokens inside a finished thought go to 4 bits,
+    before the answer is written. ``"drop"``: nothing after the prompt is kept for others to begin
+    with, and a session computes its answer again without the thought, as the next prompt has it;
+    results stay the same. ``thought_cache_tokens=n``: a thought under way has at most n rows beyond
+    the page in which it begins; at so many a quarter goes, of each head those that are least
+    important and most redundant (csrc/ops/choose_rows.h). What ``demote`` and ``n`` change does
+    not depend on how the request is computed.
+
+    ``policy``: ``keep``, ``demote`` or ``drop``, as asked for. ``tokens``: thought tokens written.
+    ``evictions``: how often rows were evicted, ``evicted_tokens`` of them in all, the same number
+    for each head. ``demoted_pages``: pages of 64 tokens in 4 bits now, those of thoughts in the
+    prompt included. ``bytes``: of the whole pages inside the turn's thoughts at its end, before any
+    are dropped. ``freed_bytes``: given back by demoting and evicting, and (in all layers)
+    by dropping. ``recomputed_tokens``: tokens of the answer that are computed again in a dropped
+    thought's place.
+    """
+
+    policy: str = "keep"
+    tokens: int = 0
+    bytes: int = 0
+    freed_bytes: int = 0
+    demoted_pages: int = 0
+    evictions: int = 0
+    evicted_tokens: int = 0
+    recomputed_tokens: int = 0
+
+    @property
+    def kept_tokens(self) -> int:
+        """Thought tokens that every layer could see at the end."""
+        return self.tokens - self.evicted_tokens
+
+
+@dataclass(frozen=True)
 class ChatResult(Completion):
     """The result of :meth:`Model.chat`. ``text`` and ``content`` are the answer to the user.
 
@@ -108,7 +147,8 @@ class ChatResult(Completion):
     OpenAI-shaped dicts, ``malformed_tool_calls`` raw texts of calls that could not be parsed,
     ``protocol_errors`` what else has no place in the model's protocol: (reason, raw text).
     ``thinking_stop_reason``: ``end`` (the model closed its thought), ``length``, ``cancelled``,
-    ``deadline`` (cut inside the thought) or ``none`` (it did not think).
+    ``deadline`` (cut inside the thought) or ``none`` (it did not think). ``thought_cache``: what
+    became of the thoughts' keys and values; None where the model's thoughts are not marked.
     """
 
     content: str = ""
@@ -117,6 +157,7 @@ class ChatResult(Completion):
     malformed_tool_calls: tuple[str, ...] = ()
     protocol_errors: tuple[tuple[str, str], ...] = ()
     thinking_stop_reason: str = "none"
+    thought_cache: ThoughtCache | None = None
 
     @property
     def reasoning_content(self) -> str:
@@ -187,6 +228,8 @@ class ModelInfo:
     ``source``: the path, or the hub id with its commit, which loads the same bytes again.
     ``notes`` says every automatic choice, and what of the model is not used, in words.
 
+    ``kv``: the format of keys and values, or how many KV heads of all layers have which;
+    ``kv_formats`` has it for each layer (by ",") and KV head (by "/", where they differ).
     ``kv_bytes_per_token``: keys and values of a token in all layers together, once packed. It is no
     factor of the length: layers with a window hold no more than their window, and the tokens of the
     step at hand are not packed yet. ``kv_bytes_full_context``: the most that one sequence of
@@ -212,6 +255,7 @@ class ModelInfo:
     adapters: tuple[str, ...] = ()
     stop_tokens: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    kv_formats: str = ""
 
     def __str__(self) -> str:
         rows = self._rows()

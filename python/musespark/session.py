@@ -6,16 +6,21 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from musespark.encrypted_file import check_passphrase
 from musespark.engine import ARITHMETIC_VERSION
-from musespark.errors import InvalidRequest
+from musespark.errors import CorruptFile, Error, InvalidRequest
+from musespark.events import Kept, Request
 from musespark.generation import Stream
 from musespark.options import check_stream
 from musespark.results import ChatResult, Delta
 from musespark.session_file import Conversation, Identity, SessionFile, write_session
+from musespark.thought_cache import DROP, THOUGHT_OPTIONS, ThoughtChoice, checked_choice
 from musespark.transfers import GivenUp, outgoing, page_sizes, restore
 from musespark.vocab import OUTLINE
 from musespark.weights.packed import Checksum, checksum_of
@@ -29,13 +34,15 @@ if TYPE_CHECKING:
 class _Turn:
     """The right to the next turn of a session: held until it ends or nobody knows of it.
 
-    ``closings``: how often the session had been closed when it began.
+    ``closings``: how often the session had been closed when it began. ``given``: its options;
+    ``prompt``: its token ids.
     """
 
     ended = False
+    prompt: Sequence[int] = ()
 
-    def __init__(self, closings: int):
-        self.closings = closings
+    def __init__(self, closings: int, given: dict[str, Any] | None = None):
+        self.closings, self.given = closings, given or {}
 
 
 class SessionStream(Stream):
@@ -50,7 +57,9 @@ class SessionStream(Stream):
         try:
             yield from super()._run()
             if not self._forgotten:
-                self._session._take(self._turn, self._sent, self.result, self.handle.retained)
+                self._result = self._session._take(
+                    self._turn, self._sent, self.result, self.handle.retained
+                )
         finally:
             self._end()
 
@@ -72,20 +81,33 @@ class Session:
     A turn's prompt is the whole conversation through the template, as :meth:`Model.chat` makes it,
     with the same result; keys and values of the part that has not changed since the last turn are
     taken from memory (``usage.cached_tokens``). One turn at a time.
+
+    With ``thought_cache="drop"`` the keys and values of a turn that thought, and has ended with its
+    answer, are given back at its end but for the prompt's, and those of the answer are computed
+    again, in the background, where the next prompt has it: without the thought. The next turn
+    begins with what is new in it. Results are those of ``keep``. After tool calls nothing is
+    dropped: templates repeat the thoughts of an unfinished turn.
     """
 
     def __init__(
-        self, model: Model, *, system: str | None = None, adapter: Adapter | str | None = None
+        self,
+        model: Model,
+        *,
+        system: str | None = None,
+        adapter: Adapter | str | None = None,
+        thoughts: ThoughtChoice | None = None,
     ):
         if system is not None and not isinstance(system, str):
             raise InvalidRequest(f"system: got {type(system).__name__}, allowed is a str or None")
         self._model = model
         self._adapter = adapter  # made the keys and values of every turn
+        self._thoughts = ThoughtChoice() if thoughts is None else thoughts
         self.system = system
         self.messages: list[dict[str, Any]] = []
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         self._kept: Retained | None = None
+        self._settling: Handle | None = None  # makes what is kept
         self._claiming = threading.Lock()
         self._closings = 0
         self._turn: weakref.ref[_Turn] | None = None  # the one under way
@@ -105,12 +127,13 @@ class Session:
         """
         check_stream(stream)
         sent = _as_messages(message)
-        turn = _Turn(self._closings)
+        turn = _Turn(self._closings, self._given(options))
         try:
             self._claim(turn)
-            given = self._with_adapter(options)
-            prepared = self._model._chat_request([*self.messages, *sent], given, retain=True)
+            prepared = self._model._chat_request([*self.messages, *sent], turn.given, retain=True)
             request, collector, base = prepared
+            turn.prompt = request.tokens
+            self._settle()
             handle, collector = self._model._submit(request, collector, self._kept or base)
         except BaseException:
             turn.ended = True
@@ -123,17 +146,28 @@ class Session:
             turn.ended = True
             raise
 
-    def _with_adapter(self, options: dict[str, Any]) -> dict[str, Any]:
-        if "adapter" in options:
-            raise InvalidRequest(
-                "adapter: a session has one for all its turns; give it to model.session"
-            )
+    @property
+    def thought_cache(self) -> str:
+        """What becomes of finished thoughts' keys and values: ``keep``, ``demote`` or ``drop``."""
+        return self._thoughts.cache
+
+    @property
+    def thought_cache_tokens(self) -> int | None:
+        """The most tokens of a thought that are remembered while it goes on; None: no limit."""
+        return self._thoughts.tokens
+
+    def _given(self, options: dict[str, Any]) -> dict[str, Any]:
+        for name in ("adapter", *THOUGHT_OPTIONS):
+            if name in options:
+                raise InvalidRequest(
+                    f"{name}: a session has one for all its turns; give it to model.session"
+                )
         if options.get("continue_final_message"):
             raise InvalidRequest(
                 "continue_final_message: a session keeps whole turns; use model.chat with its "
                 "messages"
             )
-        return {**options, "adapter": self._adapter}
+        return {**options, "adapter": self._adapter, **self._thoughts.fields()}
 
     def _claim(self, turn: _Turn) -> None:
         with self._claiming:
@@ -165,8 +199,9 @@ class Session:
             turn.ended = True
 
     def _save(self, path: Path, passphrase: str | None) -> None:
+        self._settle()
         identity = _identity(self._model, self._model._adapters.given(self._adapter))
-        conversation = Conversation(self.system, self.messages)
+        conversation = Conversation(self.system, self.messages, **self._thoughts.fields())
         if self._kept is not None:
             try:
                 with outgoing(self._kept) as (kept, pages):
@@ -188,25 +223,29 @@ class Session:
         adapters = model._adapters
         with SessionFile(Path(path), ARITHMETIC_VERSION, passphrase) as file:
             file.check(_identity(model, None))
-            session = cls(model, adapter=adapters.with_checksum(file.adapter))
-            session.system, session.messages = file.conversation.system, file.conversation.messages
+            said = file.conversation
+            adapter = adapters.with_checksum(file.adapter)
+            session = cls(model, adapter=adapter, thoughts=_known_choice(said, path))
+            session.system, session.messages = said.system, said.messages
             sizes = page_sizes(model._engine, file.kept)
             file.check_pages(sizes)
             if sizes:
-                adapter = adapters.id_of(session._adapter)
-                session._kept = restore(model._engine, file.kept, adapter, sizes, file.read_page)
+                made_by = adapters.id_of(adapter)
+                session._kept = restore(model._engine, file.kept, made_by, sizes, file.read_page)
         return session
 
     def fork(self) -> Session:
         """A second conversation that goes on from here; memory is shared until they differ."""
-        twin = Session(self._model, system=self.system, adapter=self._adapter)
+        self._settle()
+        same = {"adapter": self._adapter, "thoughts": self._thoughts}
+        twin = Session(self._model, system=self.system, **same)
         twin.messages = [dict(m) for m in self.messages]
         twin._kept = None if self._kept is None else self._kept.fork()
         return twin
 
     def _take(
         self, turn: _Turn, sent: list[dict[str, Any]], result: ChatResult, kept: Retained | None
-    ) -> None:
+    ) -> ChatResult:
         # In this order Ctrl-C between two steps leaves a session that works: what is kept may know
         # more than the conversation has, or less.
         before = self._kept
@@ -218,6 +257,74 @@ class Session:
         finally:
             if before is not None and before is not self._kept:
                 before.release()
+        if self._thoughts.cache == DROP and self._kept is kept is not None:
+            return self._drop_thought(turn, result, kept)
+        return result
+
+    def _drop_thought(self, turn: _Turn, result: ChatResult, kept: Retained) -> ChatResult:
+        """Begins to put what the next turn's prompt begins with in the place of a turn's keys and
+        values; the result with what that gives back."""
+        if not result.usage.reasoning_tokens or result.tool_calls:
+            return result
+        try:
+            wanted = self._next_prompt(turn)
+        except InvalidRequest:  # no user may speak next, says the template: nothing is known
+            return result
+        had = [*turn.prompt, *result.tokens][:-1]
+        shared = _common(had, wanted)
+        if len(shared) >= min(len(had), len(wanted)):  # the template repeats the thought
+            return result
+        request = Request(
+            tokens=wanted,
+            max_new_tokens=0,
+            retain=True,
+            adapter=self._model._adapters.id_of(self._adapter),
+        )
+        try:
+            handle = self._model._engine.submit(request, base=kept)
+        except Error:  # closed meanwhile: the turn is complete, and nothing is given back
+            return result
+        self._settling, self._kept = handle, handle.retained
+        kept.release()
+        if result.thought_cache.evictions:
+            had = list(turn.prompt)  # nothing else is retained then
+        held, left = (self._bytes(len(ids)) for ids in (had, wanted))
+        told = replace(
+            result.thought_cache,
+            freed_bytes=result.thought_cache.freed_bytes + max(0, held - left),
+            recomputed_tokens=len(wanted) - len(shared),
+        )
+        return replace(result, thought_cache=told)
+
+    def _next_prompt(self, turn: _Turn) -> list[int]:
+        """The ids that the next turn's prompt begins with, whatever the user will say."""
+
+        def ids(text: str) -> list[int]:
+            messages = [*self.messages, {"role": "user", "content": text}]
+            return list(self._model._chat_request(messages, turn.given)[0].tokens)
+
+        return _common(ids("a"), ids("b"))
+
+    def _bytes(self, tokens: int) -> int:
+        """Of the keys and values of so many tokens."""
+        kept = Kept(np.zeros(tokens, np.int32), 0, False)
+        return sum(page_sizes(self._model._engine, kept))
+
+    def _settle(self) -> None:
+        """Waits until what is kept has been made."""
+        handle, self._settling = self._settling, None
+        if handle is None:
+            return
+        try:
+            for _ in handle:
+                pass
+        except Error:  # no memory, or closed: the next turn computes it, or says so
+            kept, self._kept = self._kept, None
+            if kept is not None:
+                kept.release()
+        except BaseException:
+            self._settling = handle
+            raise
 
     def _drop(self, handle: Handle) -> None:
         """Ends a turn, and gives its memory back unless it was taken in."""
@@ -230,6 +337,9 @@ class Session:
         with self._claiming:
             self._closings += 1
             kept, self._kept = self._kept, None
+            settling, self._settling = self._settling, None
+        if settling is not None:
+            settling.cancel()
         if kept is not None:
             kept.release()
 
@@ -263,10 +373,23 @@ def _identity(model: Model, adapter: Adapter | None) -> Identity:
         model=weights.identity(),
         assets=assets.hex(),
         template=None if template is None else checksum_of(template.identity()),
-        kv=info.kv,
+        kv=info.kv_formats,
         adapter=None if adapter is None else {"name": adapter.name, "checksum": adapter.checksum},
         source=info.source,
     )
+
+
+def _known_choice(said: Conversation, path: object) -> ThoughtChoice:
+    try:
+        return checked_choice(said.thought_cache, said.thought_cache_tokens)
+    except InvalidRequest as error:
+        raise CorruptFile(f"{path}: header: {error}") from None
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    """What both begin with."""
+    count = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+    return list(a[: min(len(a), len(b)) if count is None else count])
 
 
 def _as_messages(message: Any) -> list[dict[str, Any]]:

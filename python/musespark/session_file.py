@@ -11,7 +11,8 @@ Little endian. A checksum is that of weights/packed.py (XXH64: it finds damage, 
 head's covers everything before the pages, with itself as zero. The header is an object: model,
 assets (tokenizer and defaults), template, kv, adapter {name, checksum} or null (what the pages
 depend on, compared on resume), source (the model's name when saved), prompt, short_rope
-(:class:`Kept`), system, messages.
+(:class:`Kept`), system, messages, thought_cache and thought_cache_tokens (``keep`` and null where
+they are missing).
 
 With a passphrase all of it is in an encrypted file (encrypted_file.py).
 
@@ -37,7 +38,7 @@ from musespark.untrusted import parse_json, parse_json_object
 from musespark.weights.files import MappedFile, check_disk, write_aside
 from musespark.weights.packed import checksum_of
 
-MAGIC, VERSION = b"MUSESESS", 1
+MAGIC, VERSION = b"MUSESESS", 2
 MAX_HEADER_BYTES = 256 << 20
 _HEAD = struct.Struct("<8sIIQQQQQ8x")
 _SUM_AT = 48  # of the checksum in it
@@ -68,6 +69,8 @@ class Conversation:
 
     system: str | None
     messages: list[dict[str, Any]]
+    thought_cache: str = "keep"
+    thought_cache_tokens: int | None = None
 
 
 def write_session(
@@ -211,7 +214,11 @@ class SessionFile:
         system, messages = self._field("system", (str, type(None))), self._field("messages", list)
         if not all(isinstance(m, dict) for m in messages):
             raise CorruptFile(f"{where}: messages must be a list of objects")
-        self.conversation = Conversation(system, messages)
+        self._head = {"thought_cache": "keep", "thought_cache_tokens": None, **self._head}
+        tokens = self._field("thought_cache_tokens", (int, type(None)))
+        self.conversation = Conversation(
+            system, messages, self._field("thought_cache", str), tokens
+        )
         adapter = self._field("adapter", (dict, type(None)))
         if adapter is not None and not isinstance(adapter.get("checksum"), str):
             raise CorruptFile(f"{where}: adapter is {adapter!r:.80}, a checksum is needed")

@@ -31,12 +31,19 @@ def shared_kv_bytes(spec: Any, kv: str, tokens: int) -> int:
     return _core.shared_kv_bytes(spec_dict(spec), kv=kv, tokens=tokens)
 
 
-def step_bytes(spec: Any, *, tokens: int, sequences: int, threads: int, floats: bool) -> int:
+def step_bytes(
+    spec: Any, *, tokens: int, sequences: int, threads: int, floats: bool, two_forms: bool
+) -> int:
     """The most bytes that steps take beside weights, keys and values, with ``sequences`` of up to
-    ``tokens`` tokens. ``floats``: weights are f32 or bf16."""
+    ``tokens`` tokens. ``floats``: weights are f32 or bf16; ``two_forms``:
+    q4 and q6 ones read the same input."""
     sizes = {"tokens": tokens, "sequences": min(sequences, MAX_BATCH), "threads": threads}
     rows = PREFILL_CHUNK
-    return sum(_core.step_memory(spec_dict(spec), rows=rows, floats=floats, **sizes).values())
+    return sum(
+        _core.step_memory(
+            spec_dict(spec), rows=rows, floats=floats, two_forms=two_forms, **sizes
+        ).values()
+    )
 
 
 def spec_dict(spec: Any) -> Any:

@@ -14,6 +14,7 @@ from musespark.reference import attention
 from support.attention_cases import (
     CHUNK,
     FORMATS,
+    MIXED,
     SEALED,
     attend,
     attend_chunk,
@@ -43,9 +44,9 @@ def prefill_rows(length: int, count: int, group: int, window: int):
 
 
 @pytest.mark.parametrize("isa", LEVELS)
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, MIXED])
 @pytest.mark.parametrize("dim", DIMS)
-def test_rows_and_lengths(isa: str, form: str, dim: int) -> None:
+def test_rows_and_lengths(isa: str, form: str | tuple[str, ...], dim: int) -> None:
     """1 to 40 rows, partial pages, one and two chunks; causal, and a window beginning in a page."""
     rng = np.random.default_rng(dim)
     cases = 0

@@ -9,6 +9,7 @@ from musespark._core import testing
 from musespark.reference import attention
 from support.attention_cases import (
     FORMATS,
+    MIXED,
     SEALED,
     Cache,
     attend,
@@ -26,11 +27,14 @@ EVERYTHING = 1 << 40
 def twin_pages(cache: Cache, chunk: int) -> tuple[list, list]:
     """The chunk's pages as the twin wants them."""
     dim = cache.keys.shape[1]
+    forms = cache.forms(chunk)
+
+    def read(how, slabs):
+        pairs = zip(forms, slabs, strict=True)
+        return [None if page is None else how(form, dim, page) for form, page in pairs]
+
     opened, sealed = cache.slabs(chunk)
-    return (
-        [None if page is None else attention.open_page(cache.form, dim, page) for page in opened],
-        [None if page is None else attention.sealed_page(cache.form, dim, page) for page in sealed],
-    )
+    return read(attention.open_page, opened), read(attention.sealed_page, sealed)
 
 
 def last_rows(length: int, count: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,10 +48,10 @@ def random_queries(rows: int, dim: int, seed: int, size: float = 1.0) -> np.ndar
     return (rng.standard_normal((rows, dim)) * size / np.sqrt(dim)).astype(np.float32)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, MIXED])
 @pytest.mark.parametrize("dim", [16, 48, 64])
 @pytest.mark.parametrize("length", [1, 64, 65, 150, 600])
-def test_scalar_equals_the_twin(form: str, dim: int, length: int) -> None:
+def test_scalar_equals_the_twin(form: str | tuple[str, ...], dim: int, length: int) -> None:
     cache = random_cache(form, dim, length, 4)
     rows = min(length, 3)
     for seed, (window, softcap) in enumerate([(EVERYTHING, 0.0), (90, 5.0)]):
@@ -170,7 +174,7 @@ def test_bytes_per_token() -> None:
         for form in SEALED:
             payload = payload_bytes(form, dim)
             assert testing.sealed_page_bytes(form, dim) == -(-payload // 64) * 64
-            assert testing.open_page_bytes(form, dim) == 64 * 2 * dim * 2
+            assert testing.open_page_bytes(form, dim) == 64 * dim * (4 + 2)
         assert testing.open_page_bytes("f32", dim) == 64 * 2 * dim * 4
         assert testing.sealed_page_bytes("f32", dim) == 0
     per_token = {form: testing.sealed_page_bytes(form, 128) / 64 for form in SEALED}

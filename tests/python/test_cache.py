@@ -68,7 +68,7 @@ def check(sequence, twin: Twin) -> None:
     assert held == [twin.pages(window) for window in CLASSES]
 
 
-@pytest.mark.parametrize("kv", ["f32", "kv8", "kv4"])
+@pytest.mark.parametrize("kv", ["f32", "kv8", "kv4", "kv4,kv8,kv8v4/kv4,kv4"])
 @pytest.mark.parametrize("seed", range(20))
 def test_random_histories(kv: str, seed: int) -> None:
     """Steps, drafts, cuts, forks and ends in random order; at the end everything is given back."""
@@ -112,7 +112,7 @@ def test_random_histories(kv: str, seed: int) -> None:
     assert (usage["in_use"], usage["pages"], usage["open_pages"]) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("kv", ["f32", "kv8", "kv4"])
+@pytest.mark.parametrize("kv", ["f32", "kv8", "kv4", "kv4,kv8,kv8v4/kv4,kv4"])
 def test_a_step_that_does_not_fit_takes_nothing(kv: str) -> None:
     """Whatever part of a step fails to fit, begin_step gives back what it had taken."""
     whole = new_pool(kv)
@@ -132,17 +132,26 @@ def test_a_step_that_does_not_fit_takes_nothing(kv: str) -> None:
 
 
 def test_page_sizes_follow_the_formats() -> None:
-    """kv8: 264 bytes a token, head and layer at dimension 128, beside f16 open rows."""
+    """kv8: 264 bytes a token, head and layer at dimension 128; open rows: keys f32, values f16."""
     pool = _core.testing.PagePool("kv8", [(1, 128, 0)], 0)
-    assert pool.open_bytes(0) == 2 * 64 * 128 * 2
+    assert pool.open_bytes(0) == 64 * 128 * (4 + 2)
     assert pool.sealed_bytes(0) == -(-(64 * 2 * 128 + 2 * 128 + 256) // 64) * 64
     assert pool.sealed_bytes(0) / 64 <= 266
     for kv, most in (("kv8v4", 204), ("kv4", 146)):
         pool = _core.testing.PagePool(kv, [(2, 128, 0), (1, 64, 0)], 0)
-        assert pool.open_bytes(0) == 2 * 64 * (2 * 128 + 64) * 2
+        assert pool.open_bytes(0) == 64 * (2 * 128 + 64) * (4 + 2)
         one, other = (_core.testing.sealed_page_bytes(kv, dim) for dim in (128, 64))
         assert pool.sealed_bytes(0) == 2 * one + other
         assert one <= 64 * most
+        eight = sum(
+            n * _core.testing.sealed_page_bytes("kv8", dim) for n, dim in ((2, 128), (1, 64))
+        )
+        assert pool.sealed_bytes(0, page=0) == eight, "the first page is at 8 bits"
+        assert pool.bytes_for(1000, 64) == 2 * pool.open_bytes(0) + eight + 15 * (2 * one + other)
+    mixed = _core.testing.PagePool("kv4,kv8/kv8v4,kv8", [(2, 64, 0), (2, 64, 0), (1, 64, 9)], 0)
+    four, eight, both = (_core.testing.sealed_page_bytes(kv, 64) for kv in ("kv4", "kv8", "kv8v4"))
+    assert [mixed.sealed_bytes(c) for c in (0, 1)] == [2 * four + eight + both, eight]
+    assert [mixed.sealed_bytes(c, page=0) for c in (0, 1)] == [4 * eight, eight]
     pool = _core.testing.PagePool("f32", [(3, 16, 0), (1, 32, 0), (1, 16, 9)], 0)
     assert [pool.window(c) for c in range(pool.classes)] == [0, 9]
     assert pool.open_bytes(0) == 2 * 64 * 4 * (3 * 16 + 32)
@@ -154,6 +163,15 @@ def test_bad_arguments_are_refused() -> None:
         _core.testing.PagePool("f32", [], 1)
     with pytest.raises(InvalidRequest, match="head_dim 12"):
         _core.testing.PagePool("f32", [(1, 12, 0)], 1)
+    for kv, what in (
+        ("kv8,f32", "layer 1: f32 is for all"),
+        ("kv8/f32", "layer 0: f32 is for all"),
+    ):
+        layers = [(len(kv.split("/")), 16, 0)] * len(kv.split(","))
+        with pytest.raises(InvalidRequest, match=what):
+            _core.testing.PagePool(kv, layers, 1)
+    with pytest.raises(InvalidRequest, match="'kv9', allowed is f32, kv8, kv8v4, kv4"):
+        _core.testing.PagePool("kv8,kv9", LAYERS, 1)
     with pytest.raises(InvalidRequest, match="-1 is negative"):
         _core.testing.PagePool("f32", LAYERS, -1)
     sequence = _core.testing.Sequence(new_pool("f32"))

@@ -81,5 +81,5 @@ def test_layers_with_a_window_count_up_to_it() -> None:
 def test_info_says_both_figures() -> None:
     with musespark.load(context=1024, threads=1) as model:
         info = model.info
-        assert info.kv_bytes_full_context == kv_bytes(model._weights.spec, "kv8", 1024)
-        assert info.kv_bytes_per_token == kv_bytes_per_token(model._weights.spec, "kv8")
+        assert info.kv_bytes_full_context == kv_bytes(model._weights.spec, info.kv_formats, 1024)
+        assert info.kv_bytes_per_token == kv_bytes_per_token(model._weights.spec, info.kv_formats)

@@ -27,17 +27,25 @@ def expected(model: str) -> tuple[str, ...]:
 
 
 def assert_same(answers: list[str], model: str, how: str) -> None:
-    assert len(answers) == 9
+    assert len(answers) == 11
     for i, (answer, wanted) in enumerate(zip(answers, expected(model), strict=True)):
         assert answer == wanted, f"request {i} differs {how}"
+
+
+def test_the_cases_evict_and_demote() -> None:
+    for model in MODELS:
+        with cases.make_engine(model) as engine:
+            evicted, demoted = (engine.submit(r).result().stats for r in cases.requests()[8:10])
+        assert evicted["evictions"] == 4
+        assert (demoted["demoted_pages"] > 0) == (model == "muse_kv8"), "f32 has nothing to demote"
 
 
 def test_the_cases_say_something() -> None:
     for model in MODELS:
         answers = [json.loads(a) for a in expected(model)]
-        assert len({json.dumps(a["tokens"]) for a in answers}) == 9
-        assert all(len(set(a["tokens"])) > 3 for a in answers[3:8]), "sampling that does not vary"
-        assert answers[8]["logits"][0][0] == 600
+        assert len({json.dumps(a["tokens"]) for a in answers}) == 11
+        assert all(len(set(a["tokens"])) > 3 for a in answers[3:10]), "sampling that does not vary"
+        assert answers[10]["logits"][0][0] == 600
 
 
 @pytest.mark.isa

@@ -176,7 +176,7 @@ def test_an_option_that_nobody_knows_is_named(folder) -> None:
 
 def test_verify_finds_what_loading_does_not_read(tmp_path) -> None:
     packed = tmp_path / "nano.safetensors"
-    shutil.copy(loading._NANO_PACKED, packed)
+    shutil.copy(loading.EMBEDDED_PACKED, packed)
     with musespark.load(packed, verify=True, threads=1, context=64, progress=False) as model:
         assert model.generate("Once", max_new_tokens=2).tokens
     loaded = open_model(packed)
@@ -270,7 +270,7 @@ def test_a_limit_of_locked_memory_is_named() -> None:
 @linux
 def test_weights_in_huge_pages_are_the_same_and_the_file_is_let_go(model) -> None:
     before = model.generate("Once", max_new_tokens=8, temperature=0, logprobs=2)
-    path = str(loading._NANO_PACKED.resolve())
+    path = str(loading.EMBEDDED_PACKED.resolve())
     code = (
         "import musespark\n"
         "model = musespark.load(huge_pages=True, threads=1, context=512)\n"

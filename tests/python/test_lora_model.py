@@ -326,7 +326,7 @@ def test_an_adapter_of_all_requests_is_counted(model, folders, monkeypatch) -> N
         taken = adapter.bytes
     spec = model._weights.spec
     fixed = model.info.weight_bytes + beside(spec, "q8", 1000)
-    needed = fixed + kv_bytes(spec, "kv8", 1000) + taken
+    needed = fixed + kv_bytes(spec, model.info.kv_formats, 1000) + taken
     monkeypatch.setenv("MUSESPARK_MEMORY", str(needed))
     musespark.load(context=1000, threads=1, adapter=folders[0]).close()
     gc.collect()
@@ -358,9 +358,9 @@ def test_what_does_not_fit_with_its_adapter_is_refused_early(folders, monkeypatc
         spec, weights = model._weights.spec, model.info.weight_bytes
     monkeypatch.setenv(
         "MUSESPARK_MEMORY",
-        str(weights + beside(spec, "q8", 512) + kv_bytes(spec, "kv8", 512) + 10_000),
+        str(weights + beside(spec, "q8", 512) + kv_bytes(spec, "kv4", 512) + 10_000),
     )
-    monkeypatch.setattr(loading, "_NANO_PACKED", Path("nowhere"))
+    monkeypatch.setattr(loading, "EMBEDDED_PACKED", Path("nowhere"))
     monkeypatch.setattr(loading, "_through_cache", lambda *_: pytest.fail("it was packed"))
     with pytest.raises(musespark.MemoryBudgetExceeded, match="the adapter"):
         musespark.load(context=512, threads=1, adapter=folders[0])

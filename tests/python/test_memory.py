@@ -54,13 +54,13 @@ def test_weights_are_estimated_to_the_byte(folder, tmp_path, quantize):
 def test_keys_and_values_are_the_engines_and_agents_multiply_them():
     with musespark.load(context=1024, threads=1) as model:
         info = model.info
-    (need,) = musespark.estimate(context=1024, kv="kv8", quantize="q8").needs
+    (need,) = musespark.estimate(context=1024, kv="auto", quantize="q8").needs
     assert need.keys_values == info.kv_bytes_full_context
     assert need.weights == info.weight_bytes
-    (four,) = musespark.estimate(context=1024, kv="kv8", quantize="q8", agents=4).needs
+    (four,) = musespark.estimate(context=1024, kv="auto", quantize="q8", agents=4).needs
     with musespark.load(context=1024, threads=1) as model:
         spec = model._weights.spec
-    one = kv_bytes(spec, "kv8", 1024, 1)  # one step is not packed, not four
+    one = kv_bytes(spec, info.kv_formats, 1024, 1)  # one step is not packed, not four
     assert four.keys_values == 3 * one + need.keys_values
     assert four.total == four.weights + four.keys_values + four.working
 

@@ -106,7 +106,8 @@ def test_least_codes_and_sub_scales(form: str) -> None:
         if parts.sub is not None:
             parts.sub[:] = -128
         case.packed = formats.put_together(parts)
-        expected = qmatmul.matmul(qmatmul.quantize_rows(case.x), parts, rows)
+        x = qmatmul.quantize_rows(case.x, qmatmul.scale_columns(form))
+        expected = qmatmul.matmul(x, parts, rows)
         assert_same(case.run("scalar"), expected, f"the twin of {case}")
         check(case, "least codes")
 
@@ -143,21 +144,22 @@ def test_rows_do_not_depend_on_their_company(form: str, isa: str) -> None:
         assert_same(case.run(isa), together[m : m + 1], f"{isa} {case} row {m}")
 
 
+@pytest.mark.parametrize("group", [64, 256])
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("isa", LEVELS)
-def test_quantize_rows(isa: str, kind: str) -> None:
+def test_quantize_rows(isa: str, kind: str, group: int) -> None:
     rng = np.random.default_rng(17)
     for cols in COLS:
         x = random_input(rng, kind, 3, cols)
-        expected = testing.quantize_rows(x, isa="scalar")
+        expected = testing.quantize_rows(x, group, isa="scalar")
         for part, a, e in zip(
             ("q", "scale", "bias", "half_bias"),
-            testing.quantize_rows(x, isa=isa),
+            testing.quantize_rows(x, group, isa=isa),
             expected,
             strict=True,
         ):
             assert a.dtype == e.dtype
-            assert a.tobytes() == e.tobytes(), f"{isa} {kind} K={cols}: {part}"
+            assert a.tobytes() == e.tobytes(), f"{isa} {kind} K={cols}, {group}: {part}"
 
 
 @pytest.mark.parametrize("isa", ["scalar", *LEVELS])
@@ -167,7 +169,9 @@ def test_quantize_ties(isa: str) -> None:
     x = np.full((1, 4 * 64), 127, np.float32)
     for g in range(4):
         x[0, 64 * g + 1 : 64 * g + 64] = halves[63 * g : 63 * (g + 1)]
-    np.testing.assert_array_equal(testing.quantize_rows(x, isa=isa)[0], np.rint(x).astype(np.int8))
+    for group in (64, 256):
+        codes = testing.quantize_rows(x, group, isa=isa)[0]
+        np.testing.assert_array_equal(codes, np.rint(x).astype(np.int8))
 
 
 @pytest.mark.fuzz

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -24,10 +26,10 @@ SHAPES = [(1, 1, 1), (5, 63, 2), (16, 64, 1), (17, 65, 3), (33, 256, 2), (20, 25
 @pytest.mark.parametrize("kind", INPUTS)
 def test_quantized_rows_are_the_twins(kind: str) -> None:
     rng = np.random.default_rng(1)
-    for cols in (1, 5, 63, 64, 65, 200, 257):
+    for cols, group in itertools.product((1, 5, 63, 64, 65, 200, 257, 512), (64, 256)):
         x = random_input(rng, kind, 4, cols)
-        twin = qmatmul.quantize_rows(x)
-        q, scale, bias, half_bias = testing.quantize_rows(x, isa="scalar")
+        twin = qmatmul.quantize_rows(x, group)
+        q, scale, bias, half_bias = testing.quantize_rows(x, group, isa="scalar")
         np.testing.assert_array_equal(q, twin.q)
         assert_same(scale, twin.scale, f"{kind} K={cols}: scale")
         np.testing.assert_array_equal(bias, twin.bias)
@@ -42,7 +44,8 @@ def test_matmul_is_the_twins(form: str, kind: str) -> None:
         parts = random_parts(rng, form, n, k, extreme=kind == "ones")
         x = random_input(rng, kind, m, k)
         case = Case(form, formats.put_together(parts), n, x)
-        expected = qmatmul.matmul(qmatmul.quantize_rows(x), parts, n)
+        rows = qmatmul.quantize_rows(x, qmatmul.scale_columns(form))
+        expected = qmatmul.matmul(rows, parts, n)
         assert_same(case.run("scalar"), expected, f"{kind} {case}")
 
 

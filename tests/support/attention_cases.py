@@ -12,6 +12,7 @@ testing = _core.testing
 PAGE = 64
 SEALED = ("kv8", "kv8v4", "kv4")
 FORMATS = ("f32", *SEALED)
+MIXED = ("kv8", "kv4", "kv8v4")  # one page after the other
 CHUNK = 512
 
 
@@ -25,10 +26,11 @@ class Cache:
     """Keys and values [length, dim] of one head, and their pages: open as written, sealed if full.
 
     Slots past the end hold NaN. Open pages stay beside the sealed ones, as the engine keeps them
-    until the page's last token is accepted.
+    until the page's last token is accepted. ``form``: of every page, or a tuple that pages cycle
+    through.
     """
 
-    form: str
+    form: str | tuple[str, ...]
     keys: np.ndarray
     values: np.ndarray
     isa: str = "scalar"
@@ -38,19 +40,27 @@ class Cache:
     def __post_init__(self) -> None:
         length, dim = self.keys.shape
         for begin in range(0, length, PAGE):
-            page = blank_page(self.form, dim)
+            form = self.form_of(begin // PAGE)
+            page = blank_page(form, dim)
             for slot in range(min(PAGE, length - begin)):
                 testing.write_token(
                     self.isa,
-                    self.form,
+                    form,
                     slot,
                     self.keys[begin + slot],
                     self.values[begin + slot],
                     page,
                 )
-            full = self.form != "f32" and begin + PAGE <= length
+            full = form != "f32" and begin + PAGE <= length
             self.open.append(page)
-            self.sealed.append(testing.seal_page(self.isa, self.form, dim, page) if full else None)
+            self.sealed.append(testing.seal_page(self.isa, form, dim, page) if full else None)
+
+    def form_of(self, page: int) -> str:
+        return self.form if isinstance(self.form, str) else self.form[page % len(self.form)]
+
+    def forms(self, chunk: int) -> list[str]:
+        """Of a chunk's eight pages."""
+        return [self.form_of(8 * chunk + i) for i in range(8)]
 
     def slabs(self, chunk: int) -> tuple[list, list]:
         """The open and sealed slabs of a chunk's eight pages, None past the end."""
@@ -59,7 +69,9 @@ class Cache:
         return pick(self.open), pick(self.sealed)
 
 
-def random_cache(form: str, dim: int, length: int, seed: int, isa: str = "scalar") -> Cache:
+def random_cache(
+    form: str | tuple[str, ...], dim: int, length: int, seed: int, isa: str = "scalar"
+) -> Cache:
     """Normal keys and values with a large mean in some channels and rows of different size."""
     rng = np.random.default_rng([seed, dim, length])
     keys = rng.standard_normal((length, dim)) + 3 * (rng.random(dim) < 0.1)
@@ -75,7 +87,8 @@ def attend_chunk(
     as_int = lambda values: np.ascontiguousarray(values, np.int64)  # noqa: E731
     opened, sealed = cache.slabs(chunk)
     return testing.attend_chunk(
-        isa, cache.form, q, as_int(pos), as_int(lo), as_int(hi), chunk, opened, sealed, softcap,
+        isa, cache.forms(chunk), q, as_int(pos), as_int(lo), as_int(hi), chunk, opened, sealed,
+        softcap,
         cache.keys.shape[1],
     )  # fmt: skip
 

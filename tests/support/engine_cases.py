@@ -66,7 +66,8 @@ def tokens(count: int, seed: int = 1, vocab: int = 101) -> list[int]:
 
 
 def requests() -> list[Request]:
-    """Nine: greedy and sampled, every filter, prompts within and far beyond page and window."""
+    """Eleven: greedy and sampled, every filter, prompts within and far beyond page and window; a
+    thought that loses rows while it is written, and one that is demoted when it ends."""
     sampled = Request(tokens=[], max_new_tokens=40, temperature=0.9)
 
     def vary(count: int, **changes: Any) -> Request:
@@ -81,8 +82,14 @@ def requests() -> list[Request]:
         vary(64, seed=12, top_p=0.8, temperature=1.5),
         vary(527, seed=2**64 - 1, min_p=0.05, repetition_penalty=1.3),
         vary(31, seed=5, presence_penalty=0.5, frequency_penalty=0.3, logit_bias={7: 2.5}),
+        vary(100, seed=6, max_new_tokens=120, logprobs=2, thoughts=_EVICTED),
+        vary(350, seed=7, thoughts=_DEMOTED),
         Request(tokens=tokens(600, seed=9), logits="all"),
     ]
+
+
+_EVICTED = {"cache": "keep", "most_tokens": 48, "opens": [[i] for i in range(101)], "closes": []}
+_DEMOTED = {"cache": "demote", "opens": [[i] for i in range(6)], "closes": [6]}
 
 
 def fingerprint(result: Result) -> str:

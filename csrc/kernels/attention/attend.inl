@@ -52,11 +52,11 @@ void prepare_queries(RowBlock* block) {
 
 // mean_product[row][page] = q . mean for sealed pages [begin, end): lane = page.
 void multiply_means(const RowBlock& block, std::int64_t begin, std::int64_t end) {
-  const SealedLayout at = sealed_layout(block.args->format, block.dim);
   for (std::int64_t i = 0; i < block.dim; ++i) vstore(block.mean + 16 * i, vset(0.0f));
   for (std::int64_t p = begin; p < end; ++p) {
     const std::uint8_t* page = block.args->sealed[p];
     if (!page) continue;  // no row reads it
+    const SealedLayout at = sealed_layout(block.args->formats[p], block.dim);
     for (std::int64_t d = 0; d < block.dim; d += 16) {
       float mean[16];
       vstore(mean, vload_f16(page + at.k_mean + 2 * d));
@@ -89,7 +89,7 @@ void score_rows(const RowBlock& block, const SealedLayout& at, const Codes& code
 }
 
 void score_sealed(const RowBlock& block, std::int64_t p) {
-  const SealedLayout at = sealed_layout(block.args->format, block.dim);
+  const SealedLayout at = sealed_layout(block.args->formats[p], block.dim);
   Codes codes = {nullptr, nullptr, 0};
   each_run(block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
     if (!codes.data) codes = key_codes(block, at, p);
@@ -97,21 +97,10 @@ void score_sealed(const RowBlock& block, std::int64_t p) {
   });
 }
 
-// The keys of an open page, at least `slots` of them, as f32 in the page's own layout.
-const float* open_keys(const RowBlock& block, std::int64_t p, Slots slots) {
-  const std::uint8_t* page = block.args->open[p];
-  if (block.args->format == KvFormat::f32) return reinterpret_cast<const float*>(page);
-  const std::int64_t end = (slots.last / 16 + 1) * 16 * block.dim;
-  for (std::int64_t i = slots.first / 16 * 16 * block.dim; i < end; i += 16) {
-    vstore(block.page + i, vload_f16(page + 2 * i));
-  }
-  return block.page;
-}
-
+// The values of an open page, at least `slots` of them, as f32 in the page's own layout.
 const float* open_values(const RowBlock& block, std::int64_t p, Slots slots) {
-  const std::uint8_t* page =
-      block.args->open[p] + open_page_bytes(block.args->format, block.dim) / 2;
-  if (block.args->format == KvFormat::f32) return reinterpret_cast<const float*>(page);
+  const std::uint8_t* page = block.args->open[p] + open_keys_bytes(block.dim);
+  if (block.args->formats[p] == KvFormat::f32) return reinterpret_cast<const float*>(page);
   for (std::int64_t i = slots.first * block.dim; i < (slots.last + 1) * block.dim; i += 16) {
     vstore(block.page + i, vload_f16(page + 2 * i));
   }
@@ -121,7 +110,7 @@ const float* open_values(const RowBlock& block, std::int64_t p, Slots slots) {
 void score_open(const RowBlock& block, std::int64_t p) {
   const Slots all = open_slots(block, p, 0, block.rows);
   if (all.last < 0) return;
-  const float* keys = open_keys(block, p, all);
+  const auto* keys = reinterpret_cast<const float*>(block.args->open[p]);
   each_run(block, p, Source::open, [&](std::int64_t begin, std::int64_t end) {
     const Slots slots = open_slots(block, p, begin, end);
     const std::int64_t b = slots.first / 16;
@@ -240,12 +229,12 @@ void add_rows(RowBlock* block, const SealedLayout& at, const Codes& codes, std::
 }
 
 void add_sealed(RowBlock* block, std::int64_t p) {
-  const SealedLayout at = sealed_layout(block->args->format, block->dim);
+  const SealedLayout at = sealed_layout(block->args->formats[p], block->dim);
   Codes codes = {nullptr, nullptr, 0};
   each_run(*block, p, Source::sealed, [&](std::int64_t begin, std::int64_t end) {
     if (!codes.data) {
       codes = value_codes(*block, at, p);
-      fetch_tails(*block, at, p);
+      fetch_tails(*block, p);
     }
     add_rows(block, at, codes, p, begin, end);
   });

@@ -58,7 +58,6 @@ struct AttentionPartial {  // one per query row
 };
 
 struct AttendChunkArgs {
-  KvFormat format;
   std::int64_t head_dim;  // D, padded to 16
   std::int64_t rows;      // R
   const float* q;         // [R][ldq], first D floats of each row
@@ -67,8 +66,9 @@ struct AttendChunkArgs {
   const std::int64_t* lo;   // [R] first and last visible position (whole sequence)
   const std::int64_t* hi;
   std::int64_t chunk;                 // positions chunk*512 ...
+  const KvFormat* formats;            // [16] of the chunk's pages and the next's: f32, or none is
   const std::uint8_t* const* open;    // [8] open slabs of the chunk's pages, null where none
-  const std::uint8_t* const* sealed;  // [8] sealed slabs, null where none
+  const std::uint8_t* const* sealed;  // [8] sealed slabs, null where none; null for f32
   const std::uint8_t* const* next;    // [8] sealed slabs of the chunk that is read next, or null
   float softcap;                      // 0 = none
   AttentionPartial* partial;          // [R] out

@@ -19,24 +19,25 @@ struct Codes {
 };
 
 // Keys are read page by page, then values, then the keys of the next chunk.
-void fetch_next(const RowBlock& block, const SealedLayout& at, std::int64_t p, bool keys,
-                Codes* codes) {
+void fetch_next(const RowBlock& block, std::int64_t p, bool keys, Codes* codes) {
   const AttendChunkArgs& a = *block.args;
   const bool last = p + 1 == block.sealed_pages;
   const bool next_keys = keys != last;
-  const std::uint8_t* page = !last    ? a.sealed[p + 1]
-                             : keys   ? a.sealed[block.first_page]
-                             : a.next ? a.next[0]
-                                      : nullptr;
-  codes->fetch = page ? page + (next_keys ? at.k_codes : at.v_codes) : a.sealed[p];
-  const bool four = next_keys ? has_4bit_keys(a.format) : has_4bit_values(a.format);
-  codes->fetch_step = !page ? 0 : four ? 32 : 64;
+  const std::int64_t to = !last ? p + 1 : keys ? block.first_page : kPagesPerChunk;
+  const std::uint8_t* page = to < kPagesPerChunk ? a.sealed[to] : a.next ? a.next[0] : nullptr;
+  codes->fetch = a.sealed[p];
+  codes->fetch_step = 0;
+  if (!page) return;
+  const SealedLayout at = sealed_layout(a.formats[to], block.dim);
+  codes->fetch = page + (next_keys ? at.k_codes : at.v_codes);
+  const bool four = next_keys ? has_4bit_keys(a.formats[to]) : has_4bit_values(a.formats[to]);
+  codes->fetch_step = four ? 32 : 64;
 }
 
 Codes key_codes(const RowBlock& block, const SealedLayout& at, std::int64_t p) {
   Codes codes = {block.args->sealed[p] + at.k_codes, nullptr, 0};
-  fetch_next(block, at, p, true, &codes);
-  if (has_4bit_keys(block.args->format)) {
+  fetch_next(block, p, true, &codes);
+  if (has_4bit_keys(block.args->formats[p])) {
     unpack_keys(block.args->sealed[p], at, block.dim, block.tile);
     codes.data = block.tile;
   }
@@ -45,8 +46,8 @@ Codes key_codes(const RowBlock& block, const SealedLayout& at, std::int64_t p) {
 
 Codes value_codes(const RowBlock& block, const SealedLayout& at, std::int64_t p) {
   Codes codes = {block.args->sealed[p] + at.v_codes, nullptr, 0};
-  fetch_next(block, at, p, false, &codes);
-  if (has_4bit_values(block.args->format)) {
+  fetch_next(block, p, false, &codes);
+  if (has_4bit_values(block.args->formats[p])) {
     unpack_values(block.args->sealed[p], at, block.dim, block.tile);
     codes.data = block.tile;
   }
@@ -67,9 +68,10 @@ MS_INLINE Panel<std::uint8_t> code_panel(const Codes& codes, std::int64_t row, s
 }
 
 // The small parts of the next chunk's pages: means, scales and steps.
-void fetch_tails(const RowBlock& block, const SealedLayout& at, std::int64_t p) {
+void fetch_tails(const RowBlock& block, std::int64_t p) {
   const std::uint8_t* page = block.args->next ? block.args->next[p] : nullptr;
   if (!page) return;
+  const SealedLayout at = sealed_layout(block.args->formats[kPagesPerChunk + p], block.dim);
   for (std::int64_t i = at.k_steps; i < at.bytes; i += 64) __builtin_prefetch(page + i);
 }
 

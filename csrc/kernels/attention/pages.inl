@@ -58,26 +58,24 @@ void finish_rows(std::int64_t rows, std::int64_t d, const AttentionPartial* stat
 
 MS_INLINE vf clamp_f16(vf x) { return vcanonical(vmax(vset(-65504.0f), vmin(vset(65504.0f), x))); }
 
-// Sixteen elements of `size` bytes each to every sixteenth place: one token's keys in a token
-// block.
-MS_INLINE void scatter(const void* from, int size, std::uint8_t* to) {
-  const auto* bytes = static_cast<const std::uint8_t*>(from);
-  for (int i = 0; i < 16; ++i) __builtin_memcpy(to + i * 16 * size, bytes + i * size, size);
+// Sixteen floats to every sixteenth place: one token's keys in a token block.
+MS_INLINE void scatter(vf keys, float* to) {
+  float lanes[16];
+  vstore(lanes, keys);
+  for (int i = 0; i < 16; ++i) to[16 * i] = lanes[i];
 }
 
 void write_slot(KvFormat format, std::int64_t d, std::int64_t slot, const float* k, const float* v,
                 std::uint8_t* open) {
-  const std::int64_t key_at = slot / 16 * d * 16 + slot % 16;
-  const std::int64_t value_at = kPageTokens * d + slot * d;
+  float* keys = reinterpret_cast<float*>(open) + slot / 16 * d * 16 + slot % 16;
+  std::uint8_t* values = open + open_keys_bytes(d);
   for (std::int64_t i = 0; i < d; i += 16) {
     if (format == KvFormat::f32) {
-      scatter(k + i, 4, open + 4 * (key_at + 16 * i));
-      vstore(reinterpret_cast<float*>(open + 4 * (value_at + i)), vload(v + i));
+      scatter(vload(k + i), keys + 16 * i);
+      vstore(reinterpret_cast<float*>(values) + slot * d + i, vload(v + i));
     } else {
-      std::uint8_t half[32];
-      vstore_f16(half, clamp_f16(vload(k + i)));
-      scatter(half, 2, open + 2 * (key_at + 16 * i));
-      vstore_f16(open + 2 * (value_at + i), clamp_f16(vload(v + i)));
+      scatter(clamp_f16(vload(k + i)), keys + 16 * i);
+      vstore_f16(values + 2 * (slot * d + i), clamp_f16(vload(v + i)));
     }
   }
 }

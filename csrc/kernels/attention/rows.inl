@@ -117,7 +117,7 @@ bool find_ranges(RowBlock* block, Slots* pages) {
     block->first[r] = (a.lo[i] > base ? a.lo[i] : base) - base;
     block->last[r] = (a.hi[i] < base + kMergeChunk - 1 ? a.hi[i] : base + kMergeChunk - 1) - base;
     const std::int64_t own = a.pos[i] / kPageTokens - a.chunk * kPagesPerChunk;
-    block->sealed_end[r] = a.format == KvFormat::f32 ? 0 : own;
+    block->sealed_end[r] = a.sealed ? own : 0;
     a.partial[i] = {-__builtin_inff(), 0.0f};
     if (block->first[r] > block->last[r]) continue;
     const std::int64_t low = block->first[r] / kPageTokens;

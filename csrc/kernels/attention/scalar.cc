@@ -34,37 +34,38 @@ float open_score(const AttendChunkArgs& a, const float* q, const std::uint8_t* p
                  std::int64_t slot) {
   float s = 0.0f;
   for (std::int64_t d = 0; d < a.head_dim; ++d) {
-    s = fma(q[d], open_key(a.format, page, a.head_dim, slot, d), s);
+    s = fma(q[d], open_key(page, a.head_dim, slot, d), s);
   }
   return s;
 }
 
-float sealed_score(const AttendChunkArgs& a, const float* q, const QuantizedQuery& qq,
-                   const std::uint8_t* page, std::int64_t slot) {
-  const SealedLayout at = sealed_layout(a.format, a.head_dim);
+float sealed_score(const AttendChunkArgs& a, KvFormat format, const float* q,
+                   const QuantizedQuery& qq, const std::uint8_t* page, std::int64_t slot) {
+  const SealedLayout at = sealed_layout(format, a.head_dim);
   float u = 0.0f;
   std::int32_t dot = 0;
   for (std::int64_t d = 0; d < a.head_dim; ++d) {
     u = fma(q[d], load_f16(page + at.k_mean + 2 * d), u);
-    dot += qq.code[d] * key_code(a.format, page, a.head_dim, slot, d);
+    dot += qq.code[d] * key_code(format, page, a.head_dim, slot, d);
   }
   const float scale = load_f16(page + at.k_scale + 2 * slot);
   return fma(static_cast<float>(dot), qq.scale * scale, u);
 }
 
 // Adds one open page's share of the output; slots [first, last], p[slot] = exp(s - m).
-void add_open_values(const AttendChunkArgs& a, const std::uint8_t* page, std::int64_t first,
-                     std::int64_t last, const float* p, float* o) {
+void add_open_values(const AttendChunkArgs& a, KvFormat format, const std::uint8_t* page,
+                     std::int64_t first, std::int64_t last, const float* p, float* o) {
   for (std::int64_t slot = first; slot <= last; ++slot) {
     for (std::int64_t d = 0; d < a.head_dim; ++d) {
-      o[d] = fma(p[slot], open_value(a.format, page, a.head_dim, slot, d), o[d]);
+      o[d] = fma(p[slot], open_value(format, page, a.head_dim, slot, d), o[d]);
     }
   }
 }
 
-void add_sealed_values(const AttendChunkArgs& a, const std::uint8_t* page, bool first_page,
-                       std::int64_t first, std::int64_t last, const float* p, float* o) {
-  const SealedLayout at = sealed_layout(a.format, a.head_dim);
+void add_sealed_values(const AttendChunkArgs& a, KvFormat format, const std::uint8_t* page,
+                       bool first_page, std::int64_t first, std::int64_t last, const float* p,
+                       float* o) {
+  const SealedLayout at = sealed_layout(format, a.head_dim);
   float w[kPageTokens];
   std::uint32_t largest = 0;
   for (std::int64_t slot = first; slot <= last; ++slot) {
@@ -87,7 +88,7 @@ void add_sealed_values(const AttendChunkArgs& a, const std::uint8_t* page, bool 
   for (std::int64_t d = 0; d < a.head_dim; ++d) {
     std::int32_t sum = 0;
     for (std::int64_t slot = first; slot <= last; ++slot) {
-      sum += weight[slot] * value_code(a.format, page, a.head_dim, slot, d);
+      sum += weight[slot] * value_code(format, page, a.head_dim, slot, d);
     }
     o[d] = fma(static_cast<float>(sum), step, o[d]);
   }
@@ -105,7 +106,7 @@ void attend_row(const AttendChunkArgs& a, std::int64_t r) {
   if (first > last) return;
   // Pages before the row's own are sealed. (Page indices count from the chunk's first.)
   const std::int64_t own = a.pos[r] / kPageTokens - a.chunk * kPagesPerChunk;
-  const std::int64_t sealed_end = a.format == KvFormat::f32 ? 0 : own;
+  const std::int64_t sealed_end = a.sealed ? own : 0;
 
   QuantizedQuery qq;
   quantize_query(q, a.head_dim, &qq);
@@ -114,8 +115,9 @@ void attend_row(const AttendChunkArgs& a, std::int64_t r) {
   for (float& l : lane) l = -__builtin_inff();
   for (std::int64_t j = first; j <= last; ++j) {
     const std::int64_t page = j / kPageTokens;
-    float s = page < sealed_end ? sealed_score(a, q, qq, a.sealed[page], j % kPageTokens)
-                                : open_score(a, q, a.open[page], j % kPageTokens);
+    float s = page < sealed_end
+                  ? sealed_score(a, a.formats[page], q, qq, a.sealed[page], j % kPageTokens)
+                  : open_score(a, q, a.open[page], j % kPageTokens);
     if (a.softcap > 0.0f) s = a.softcap * tanh_of(s / a.softcap);
     p[j] = s;
     lane[j % 16] = max_of(s, lane[j % 16]);
@@ -137,9 +139,9 @@ void attend_row(const AttendChunkArgs& a, std::int64_t r) {
     const std::int64_t to = last - begin < kPageTokens - 1 ? last - begin : kPageTokens - 1;
     if (page < sealed_end) {
       const bool first_page = a.chunk == 0 && page == 0;
-      add_sealed_values(a, a.sealed[page], first_page, from, to, p + begin, o);
+      add_sealed_values(a, a.formats[page], a.sealed[page], first_page, from, to, p + begin, o);
     } else {
-      add_open_values(a, a.open[page], from, to, p + begin, o);
+      add_open_values(a, a.formats[page], a.open[page], from, to, p + begin, o);
     }
   }
   for (std::int64_t d = 0; d < a.head_dim; ++d) o[d] = canonical(o[d]);
@@ -193,15 +195,16 @@ void attention_finish_scalar(std::int64_t rows, std::int64_t d, const AttentionP
 
 void write_token_scalar(KvFormat format, std::int64_t d, std::int64_t slot, const float* k,
                         const float* v, std::uint8_t* open) {
+  const auto clamped = [](float x) { return max_of(-65504.0f, min_of(65504.0f, x)); };
+  std::uint8_t* values = open + open_keys_bytes(d);
   for (std::int64_t i = 0; i < d; ++i) {
-    const std::int64_t key_at = (slot / 16 * d + i) * 16 + slot % 16;
-    const std::int64_t value_at = kPageTokens * d + slot * d + i;
-    if (format == KvFormat::f32) {
-      __builtin_memcpy(open + 4 * key_at, k + i, 4);
-      __builtin_memcpy(open + 4 * value_at, v + i, 4);
+    const bool exact = format == KvFormat::f32;
+    const float key = exact ? k[i] : canonical(clamped(k[i]));
+    __builtin_memcpy(open + 4 * ((slot / 16 * d + i) * 16 + slot % 16), &key, 4);
+    if (exact) {
+      __builtin_memcpy(values + 4 * (slot * d + i), v + i, 4);
     } else {
-      store_f16(open + 2 * key_at, f32_to_f16(max_of(-65504.0f, min_of(65504.0f, k[i]))));
-      store_f16(open + 2 * value_at, f32_to_f16(max_of(-65504.0f, min_of(65504.0f, v[i]))));
+      store_f16(values + 2 * (slot * d + i), f32_to_f16(clamped(v[i])));
     }
   }
 }
@@ -215,7 +218,7 @@ void seal_page_scalar(KvFormat format, std::int64_t d, const std::uint8_t* open,
     float key[kMostHeadDim];
     float value[kMostHeadDim];
     for (std::int64_t i = 0; i < d; ++i) {
-      key[i] = open_key(format, open, d, j, i) - load_f16(sealed + at.k_mean + 2 * i);
+      key[i] = open_key(open, d, j, i) - load_f16(sealed + at.k_mean + 2 * i);
       value[i] = open_value(format, open, d, j, i);
     }
     seal_key(format, d, j, key, sealed);

@@ -43,43 +43,15 @@ float tree_sum(float* lane) {
 }
 
 // Element d of the key (value) at `slot` of an open page; K: [4][D][16], V: [64][D].
-float open_key(KvFormat format, const std::uint8_t* page, std::int64_t dim, std::int64_t slot,
-               std::int64_t d) {
-  const std::int64_t at = (slot / 16 * dim + d) * 16 + slot % 16;
-  return format == KvFormat::f32 ? load_f32(page + 4 * at) : load_f16(page + 2 * at);
+float open_key(const std::uint8_t* page, std::int64_t dim, std::int64_t slot, std::int64_t d) {
+  return load_f32(page + 4 * ((slot / 16 * dim + d) * 16 + slot % 16));
 }
 
 float open_value(KvFormat format, const std::uint8_t* page, std::int64_t dim, std::int64_t slot,
                  std::int64_t d) {
-  const std::int64_t at = kPageTokens * dim + slot * dim + d;
-  return format == KvFormat::f32 ? load_f32(page + 4 * at) : load_f16(page + 2 * at);
-}
-
-// Where the 8-bit codes lie.
-std::int64_t key_code_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
-  return ((slot / 16 * (dim / 4) + d / 4) * 16 + slot % 16) * 4 + d % 4;
-}
-
-std::int64_t value_code_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
-  return ((slot / 4 * (dim / 16) + d / 16) * 16 + d % 16) * 4 + slot % 4;
-}
-
-// A nibble: its byte, and whether it is the high one.
-struct NibbleAt {
-  std::int64_t byte;
-  bool high;
-};
-
-NibbleAt key_nibble_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
-  return {((slot / 16 * (dim / 8) + d / 8) * 16 + slot % 16) * 4 + d % 4, d / 4 % 2 == 1};
-}
-
-NibbleAt value_nibble_at(std::int64_t dim, std::int64_t slot, std::int64_t d) {
-  return {((slot / 8 * (dim / 16) + d / 16) * 16 + d % 16) * 4 + slot % 4, slot / 4 % 2 == 1};
-}
-
-NibbleAt step_at(std::int64_t slot, std::int64_t d) {
-  return {d / kStepChannels * 32 + slot % 32, slot / 32 == 1};
+  const std::uint8_t* values = page + open_keys_bytes(dim);
+  const std::int64_t at = slot * dim + d;
+  return format == KvFormat::f32 ? load_f32(values + 4 * at) : load_f16(values + 2 * at);
 }
 
 std::int32_t load_nibble(const std::uint8_t* base, NibbleAt at) {
@@ -89,11 +61,6 @@ std::int32_t load_nibble(const std::uint8_t* base, NibbleAt at) {
 void store_nibble(std::uint8_t* base, NibbleAt at, std::int32_t value) {
   const int kept = base[at.byte] & (at.high ? 0x0f : 0xf0);
   base[at.byte] = static_cast<std::uint8_t>(kept | (at.high ? value << 4 : value));
-}
-
-// m * level of a nibble under its step.
-std::int32_t four_bit_code(std::int32_t nibble, std::int32_t step) {
-  return (step % 8 + 1) * (nibble - 8 + step / 8);
 }
 
 // The whole number that times the row's scale is a key's (value's) element, less the mean.
@@ -207,8 +174,7 @@ void store_means(KvFormat format, std::int64_t dim, const std::uint8_t* open,
                  std::uint8_t* sealed) {
   for (std::int64_t d = 0; d < dim; ++d) {
     float lane[16] = {};
-    for (std::int64_t j = 0; j < kPageTokens; ++j)
-      lane[j % 16] += open_key(format, open, dim, j, d);
+    for (std::int64_t j = 0; j < kPageTokens; ++j) lane[j % 16] += open_key(open, dim, j, d);
     const float mean = tree_sum(lane) * (1.0f / kPageTokens);
     store_f16(sealed + sealed_layout(format, dim).k_mean + 2 * d, f32_to_f16(mean));
   }

@@ -142,23 +142,23 @@ void store_steps(const Fit* fit, std::int64_t groups, std::uint8_t* to) {
 // --- keys ---
 
 // Sixteen keys of a block less their mean, [dim][16].
-void centre_keys(std::int64_t dim, const std::uint8_t* open, const std::uint8_t* mean,
-                 std::int64_t b, float* x) {
+void centre_keys(std::int64_t dim, const float* keys, const std::uint8_t* mean, std::int64_t b,
+                 float* x) {
   for (std::int64_t i = 0; i < dim; i += 16) {
     float means[16];
     vstore(means, vload_f16(mean + 2 * i));
     for (std::int64_t j = i; j < i + 16; ++j) {
-      vstore(x + 16 * j, vsub(vload_f16(open + 32 * (b * dim + j)), vset(means[j - i])));
+      vstore(x + 16 * j, vsub(vload(keys + 16 * (b * dim + j)), vset(means[j - i])));
     }
   }
 }
 
-void seal_means(std::int64_t dim, const std::uint8_t* open, std::uint8_t* to) {
+void seal_means(std::int64_t dim, const float* keys, std::uint8_t* to) {
   for (std::int64_t i = 0; i < dim; i += 16) {
     float mean[16];
     for (std::int64_t j = 0; j < 16; ++j) {
       vf lanes = vset(0.0f);
-      for (int b = 0; b < 4; ++b) lanes = vadd(lanes, vload_f16(open + 32 * (b * dim + i + j)));
+      for (int b = 0; b < 4; ++b) lanes = vadd(lanes, vload(keys + 16 * (b * dim + i + j)));
       mean[j] = vtree_sum(lanes) * (1.0f / kPageTokens);
     }
     vstore_f16(to + 2 * i, vcanonical(vload(mean)));
@@ -191,11 +191,12 @@ void seal_4bit_keys(const float* x, std::int64_t dim, std::uint8_t* scales, Fit*
 
 void seal_keys(KvFormat format, std::int64_t dim, const std::uint8_t* open, std::uint8_t* sealed) {
   const SealedLayout at = sealed_layout(format, dim);
-  seal_means(dim, open, sealed + at.k_mean);
+  const auto* keys = reinterpret_cast<const float*>(open);
+  seal_means(dim, keys, sealed + at.k_mean);
   float x[kMostHeadDim * 16];
   Fit fit[4];
   for (std::int64_t b = 0; b < 4; ++b) {
-    centre_keys(dim, open, sealed + at.k_mean, b, x);
+    centre_keys(dim, keys, sealed + at.k_mean, b, x);
     std::uint8_t* scales = sealed + at.k_scale + 32 * b;
     if (has_4bit_keys(format)) {
       seal_4bit_keys(x, dim, scales, fit + b, sealed + at.k_codes + 8 * b * dim);
@@ -210,7 +211,7 @@ void seal_keys(KvFormat format, std::int64_t dim, const std::uint8_t* open, std:
 
 // Sixteen channels of the value at slot j of an open page.
 MS_INLINE vf value_at(const std::uint8_t* open, std::int64_t dim, std::int64_t j, std::int64_t i) {
-  return vload_f16(open + 2 * ((kPageTokens + j) * dim + i));
+  return vload_f16(open + open_keys_bytes(dim) + 2 * (j * dim + i));
 }
 
 void seal_8bit_values(std::int64_t dim, const std::uint8_t* open, const SealedLayout& at,

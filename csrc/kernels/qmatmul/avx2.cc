@@ -14,6 +14,7 @@
 #include "kernels/qmatmul/few_avx2.inl"
 #include "kernels/qmatmul/layout.inl"
 #include "kernels/qmatmul/panel_avx2.inl"
+#include "kernels/qmatmul/quantize.inl"
 #include "kernels/qmatmul/quantize_avx2.inl"
 #include "kernels/qmatmul/shared_avx2.inl"
 #include "kernels/qmatmul/stream.inl"
@@ -54,11 +55,11 @@ struct TileAt {
     sums = p.sums + m * kRowBlock;
   }
 
-  // Exact sums over kCols columns from column `first` on.
-  template <int kCols>
-  [[gnu::always_inline]] inline void dot(std::int64_t first, __m256i (&acc)[kRows][2]) const {
+  // Exact sums over `cols` columns from column `first` on.
+  [[gnu::always_inline]] inline void dot(std::int64_t first, std::int64_t cols,
+                                         __m256i (&acc)[kRows][2]) const {
     const __m256i* words = this->words + first;
-    const std::int64_t end = (first + kCols) / 2;
+    const std::int64_t end = (first + cols) / 2;
 #pragma GCC unroll 4
     for (int c = 0; c < kRows; ++c) acc[c][0] = acc[c][1] = _mm256_setzero_si256();
 #pragma GCC unroll 1
@@ -75,12 +76,13 @@ struct TileAt {
       }
     }
   }
-  [[gnu::always_inline]] inline void group(std::int64_t g, __m256i (&acc)[kRows][2]) const {
-    dot<64>(64 * g, acc);
+  [[gnu::always_inline]] inline void groups(std::int64_t g, std::int64_t count,
+                                            __m256i (&acc)[kRows][2]) const {
+    dot(64 * g, 64 * count, acc);
   }
   template <int kSecond>
   [[gnu::always_inline]] inline void half_group(std::int64_t g, __m256i (&acc)[kRows][2]) const {
-    dot<32>(64 * g + 32 * kSecond, acc);
+    dot(64 * g + 32 * kSecond, 32, acc);
   }
 };
 
@@ -166,20 +168,7 @@ void matmul_quantized(const MatmulArgs& a) {
 
 void quantize_rows_avx2(const float* x, std::int64_t ldx, std::int64_t m, std::int64_t k,
                         const QuantizedRows* out) {
-  const std::int64_t groups = out->cols / kActGroup;
-  for (std::int64_t i = 0; i < m; ++i) {
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const float* from = x + i * ldx + g * kActGroup;
-      const std::int64_t left = k - g * kActGroup;
-      float group[kActGroup];
-      if (left < kActGroup) {
-        for (std::int64_t j = 0; j < kActGroup; ++j) group[j] = j < left ? from[j] : 0.0f;
-        from = group;
-      }
-      quantize_64(from, out->q + i * out->stride + g * kActGroup, out->scale + i * groups + g,
-                  out->bias + i * groups + g, out->half_bias + 2 * (i * groups + g));
-    }
-  }
+  quantize_all(x, ldx, m, k, *out);
 }
 
 void matmul_avx2(const MatmulArgs* args) {

@@ -12,6 +12,7 @@
 #include "kernels/entries.h"
 #include "kernels/qmatmul/few_avx512.inl"
 #include "kernels/qmatmul/layout.inl"
+#include "kernels/qmatmul/quantize.inl"
 #include "kernels/qmatmul/quantize_avx512.inl"
 #include "kernels/qmatmul/shared_avx512.inl"
 #include "kernels/qmatmul/unpack_avx512.inl"
@@ -23,6 +24,7 @@ constexpr std::int64_t kPanelCols = 1024;  // 32 x 1024 bytes = 32 KiB of L1
 constexpr std::int64_t kPassRows = 512;    // activation rows per unpacked panel
 constexpr std::int64_t kPanels = 4;        // that share a chunk of activations
 constexpr int kTileCols = 6;
+constexpr int kTileColsSub = 8;  // one sum for each output, and nothing else
 constexpr int kTileColsG32 = 4;  // two sums for each output; more would have to leave the registers
 
 // One chunk of columns of kBlocks row blocks, and the sums that rest between chunks. Those are kept
@@ -51,17 +53,23 @@ struct TileAt {
   std::int64_t stride, groups;
 };
 
-// Exact sums over the 64 columns of group g.
+// Sums from group g on begin with the bias.
 template <int kBlocks, int kRows>
-inline void tile_dot(const TileAt<kBlocks>& t, std::int64_t g, __m512i (&acc)[kBlocks][kRows]) {
+inline void tile_start(const TileAt<kBlocks>& t, std::int64_t g, __m512i (&acc)[kBlocks][kRows]) {
+#pragma GCC unroll 12
   for (int c = 0; c < kRows; ++c) {
     for (int b = 0; b < kBlocks; ++b) acc[b][c] = _mm512_set1_epi32(t.bias[c * t.groups + g]);
   }
+}
+
+// acc += the exact sums over the 64 columns of group g.
+template <int kBlocks, int kRows>
+inline void tile_dot(const TileAt<kBlocks>& t, std::int64_t g, __m512i (&acc)[kBlocks][kRows]) {
 #pragma GCC unroll 16
   for (int v = 0; v < 16; ++v) {
     __m512i w[kBlocks];
     for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_load_si512(t.w8[b] + g * 1024 + v * 64);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int c = 0; c < kRows; ++c) {
       const __m512i x = _mm512_set1_epi32(load_i32(t.q + c * t.stride + g * 64 + v * 4));
       for (int b = 0; b < kBlocks; ++b) acc[b][c] = _mm512_dpbusd_epi32(acc[b][c], w[b], x);
@@ -69,40 +77,29 @@ inline void tile_dot(const TileAt<kBlocks>& t, std::int64_t g, __m512i (&acc)[kB
   }
 }
 
-// f += float(sum of 64 columns) * activation scale.
-template <int kBlocks, int kRows>
-inline void tile_group(const TileAt<kBlocks>& t, std::int64_t g, __m512 (&f)[kBlocks][kRows]) {
-  __m512i acc[kBlocks][kRows];
-  tile_dot<kBlocks, kRows>(t, g, acc);
-#pragma GCC unroll 8
-  for (int c = 0; c < kRows; ++c) {
-    const __m512 s = _mm512_set1_ps(t.scale[c * t.groups + g]);
-    for (int b = 0; b < kBlocks; ++b) {
-      f[b][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[b][c]), s, f[b][c]);
-    }
-  }
-}
-
-// Blocks of 256 columns: sums += (f over the block) * block scale.
+// Blocks of 256 columns: sums += (exact sum * activation scale) * block scale.
 template <int kBlocks, int kRows>
 inline void tile_blocks_of_256(const TileAt<kBlocks>& t, const Panel& p, float* sums) {
   constexpr std::int64_t kGroups = kBlockQ4 / kActGroup;
   const std::int64_t chunk_groups = p.cols / kActGroup;
   for (std::int64_t g0 = 0; g0 < chunk_groups; g0 += kGroups) {
     const std::int64_t g1 = g0 + kGroups < chunk_groups ? g0 + kGroups : chunk_groups;
-    __m512 f[kBlocks][kRows];
-    for (int b = 0; b < kBlocks; ++b) {
-      for (int c = 0; c < kRows; ++c) f[b][c] = _mm512_setzero_ps();
-    }
+    __m512i acc[kBlocks][kRows];
+    tile_start<kBlocks, kRows>(t, g0, acc);
 #pragma GCC unroll 1
-    for (std::int64_t g = g0; g < g1; ++g) tile_group<kBlocks, kRows>(t, g, f);
-    __asm__ volatile("" ::: "memory");  // or the loads of sums move up and spill f
+    for (std::int64_t g = g0; g < g1; ++g) tile_dot<kBlocks, kRows>(t, g, acc);
+    compiler_barrier();  // or the loads of sums move up and spill acc
+    __m512 s[kBlocks];
     for (int b = 0; b < kBlocks; ++b) {
-      const __m512 s = block_scales(p.block[b] + g0 / kGroups * kRowBlock);
-#pragma GCC unroll 8
-      for (int c = 0; c < kRows; ++c) {
+      s[b] = block_scales(p.block[b] + g0 / kGroups * kRowBlock);
+    }
+#pragma GCC unroll 12
+    for (int c = 0; c < kRows; ++c) {
+      const __m512 x = _mm512_set1_ps(t.scale[c * t.groups + g0]);
+      for (int b = 0; b < kBlocks; ++b) {
         float* sum = sums + (b * kRows + c) * 16;
-        _mm512_store_ps(sum, _mm512_fmadd_ps(f[b][c], s, _mm512_load_ps(sum)));
+        const __m512 f = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[b][c]), x);
+        _mm512_store_ps(sum, _mm512_fmadd_ps(f, s[b], _mm512_load_ps(sum)));
       }
     }
   }
@@ -118,6 +115,7 @@ inline void tile_blocks_of_64(const TileAt<kBlocks>& t, const Panel& p, float* s
   }
   for (std::int64_t g = 0; g < p.cols / kActGroup; ++g) {
     __m512i acc[kBlocks][kRows];
+    tile_start<kBlocks, kRows>(t, g, acc);
     tile_dot<kBlocks, kRows>(t, g, acc);
     __m512 s[kBlocks];
     for (int b = 0; b < kBlocks; ++b) s[b] = block_scales(p.block[b] + g * kRowBlock);
@@ -241,7 +239,9 @@ void last_rows(const MatmulArgs& a, const Panel& p, std::int64_t m, std::int64_t
 
 template <WeightFormat kFormat, int kBlocks>
 void all_rows(const MatmulArgs& a, const Panel& p) {
-  constexpr int kTile = is_g32(kFormat) ? kTileColsG32 : kTileCols;
+  constexpr int kTile = is_g32(kFormat)    ? kTileColsG32
+                        : has_sub(kFormat) ? kTileColsSub
+                                           : kTileCols;
   std::int64_t m = p.m0;
   const std::int64_t end = p.m0 + p.rows;
   for (; m + 2 * kTile <= end || m + kTile == end; m += kTile)
@@ -323,14 +323,7 @@ void matmul_quantized(const MatmulArgs& a) {
 
 void quantize_rows_avx512vnni(const float* x, std::int64_t ldx, std::int64_t m, std::int64_t k,
                               const QuantizedRows* out) {
-  const std::int64_t groups = out->cols / kActGroup;
-  for (std::int64_t i = 0; i < m; ++i) {
-    for (std::int64_t g = 0; g < groups; ++g) {
-      quantize_group(x + i * ldx + g * kActGroup, k - g * kActGroup,
-                     out->q + i * out->stride + g * kActGroup, out->scale + i * groups + g,
-                     out->bias + i * groups + g, out->half_bias + 2 * (i * groups + g));
-    }
-  }
+  quantize_all(x, ldx, m, k, *out);
 }
 
 void matmul_avx512vnni(const MatmulArgs* args) {

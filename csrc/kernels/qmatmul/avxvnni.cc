@@ -73,12 +73,14 @@ struct TileAt {
     }
   }
   // Sums begin with the bias.
-  [[gnu::always_inline]] inline void group(std::int64_t g, __m256i (&acc)[kRows][2]) const {
+  [[gnu::always_inline]] inline void groups(std::int64_t g, std::int64_t count,
+                                            __m256i (&acc)[kRows][2]) const {
 #pragma GCC unroll 6
     for (int c = 0; c < kRows; ++c) {
       acc[c][0] = acc[c][1] = _mm256_set1_epi32(bias[c * all_groups + g]);
     }
-    dot<16>(64 * g, acc);
+#pragma GCC unroll 1
+    for (std::int64_t end = g + count; g < end; ++g) dot<16>(64 * g, acc);
   }
   template <int kSecond>
   [[gnu::always_inline]] inline void half_group(std::int64_t g, __m256i (&acc)[kRows][2]) const {

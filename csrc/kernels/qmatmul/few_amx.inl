@@ -28,8 +28,8 @@ class FewRows {
   FewRows(const MatmulArgs& a, std::int64_t first_block) : a_(a), first_(first_block) {
     w8_ = static_cast<std::uint8_t*>(a.scratch);
     sums_ = reinterpret_cast<std::int32_t*>(w8_ + kPlaces * kBytes);
-    f_ = reinterpret_cast<float*>(sums_ + 2 * kTiles * kHalves * kInts);
-    total_ = f_ + kBlocks * kTiles * kInts;
+    exact_ = sums_ + 2 * kTiles * kHalves * kInts;
+    total_ = reinterpret_cast<float*>(exact_ + kBlocks * kTiles * kInts);
     for (int t = 0; t < kTiles; ++t) start_[t] = t + 1 < kTiles || t == 0 ? 16 * t : a.m - 16;
     rows_ = a.m < 16 ? a.m : 16;
     for (int i = 0; i < kBlocks; ++i) rb_[i] = row_block(a.w, first_block + i);
@@ -40,7 +40,7 @@ class FewRows {
 
   void run() {
     for (std::int64_t i = 0; i < 2 * kBlocks * kTiles * kInts; i += 16) {
-      _mm512_store_ps(f_ + i, _mm512_setzero_ps());
+      _mm512_store_si512(exact_ + i, _mm512_setzero_si512());
     }
     const std::int64_t steps = groups_ * kBlocks;
     const auto is_step = [steps](std::int64_t n) { return n >= 0 && n < steps; };
@@ -129,7 +129,7 @@ class FewRows {
         scale_halves(sums, x, block_scales(block), block_scales(block + kRowBlock), total_ + at);
       } else {
         const bool block_ends = (g + 1) % kGroups == 0 || g + 1 == groups_;
-        scale_group(sums, x, f_ + at, total_ + at,
+        scale_group(sums, x, exact_ + at, total_ + at,
                     block_ends ? rb_[i].block + g / kGroups * kRowBlock : nullptr);
       }
     }
@@ -157,17 +157,18 @@ class FewRows {
   }
 
   // block: scales of the block that ends with this group, else null.
-  void scale_group(const std::int32_t* sums, const float* x, float* f, float* total,
+  void scale_group(const std::int32_t* sums, const float* x, std::int32_t* exact, float* total,
                    const std::uint16_t* block) {
     const __m512 scale = block ? block_scales(block) : _mm512_setzero_ps();
     for (std::int64_t m = 0; m < rows_; ++m) {
-      __m512 t = _mm512_fmadd_ps(as_floats(sums + 16 * m), _mm512_set1_ps(x[m * groups_]),
-                                 _mm512_load_ps(f + 16 * m));
+      __m512i sum = _mm512_load_si512(sums + 16 * m);
+      if (kGroups > 1) sum = _mm512_add_epi32(sum, _mm512_load_si512(exact + 16 * m));
       if (block) {
-        _mm512_store_ps(total + 16 * m, _mm512_fmadd_ps(t, scale, _mm512_load_ps(total + 16 * m)));
-        t = _mm512_setzero_ps();
+        const __m512 f = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(x[m * groups_]));
+        _mm512_store_ps(total + 16 * m, _mm512_fmadd_ps(f, scale, _mm512_load_ps(total + 16 * m)));
+        sum = _mm512_setzero_si512();
       }
-      _mm512_store_ps(f + 16 * m, t);
+      if (kGroups > 1) _mm512_store_si512(exact + 16 * m, sum);
     }
   }
 
@@ -181,10 +182,10 @@ class FewRows {
   std::int64_t start_[kTiles];  // its first row
   RowBlock rb_[kBlocks];
   __m512i levels_;
-  std::uint8_t* w8_;    // [kPlaces][16 quads][16 rows][4 k]
-  std::int32_t* sums_;  // [2][tiles][halves][16][16]
-  float* f_;            // [blocks][tiles][16][16]
-  float* total_;        // the same
+  std::uint8_t* w8_;     // [kPlaces][16 quads][16 rows][4 k]
+  std::int32_t* sums_;   // [2][tiles][halves][16][16]
+  std::int32_t* exact_;  // [blocks][tiles][16][16]: over a block
+  float* total_;         // the same: over all
 };
 
 template <WeightFormat kFormat, int kTiles>

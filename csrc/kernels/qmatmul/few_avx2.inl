@@ -98,13 +98,13 @@ struct WordRows {
   }
 };
 
-// The chains of one row, summed, as floats.
+// The chains of one row, summed.
 template <int kChains>
-inline __m256 joined(const __m256i (&acc)[kChains]) {
+inline __m256i joined(const __m256i (&acc)[kChains]) {
   __m256i sum = acc[0];
 #pragma GCC unroll 4
   for (int i = 1; i < kChains; ++i) sum = _mm256_add_epi32(sum, acc[i]);
-  return _mm256_cvtepi32_ps(sum);
+  return sum;
 }
 
 // One row block and its sums with the rows of activations, a WordRows or another of its kind.
@@ -114,7 +114,8 @@ struct FewBlock {
   static constexpr int kRows = Rows::kCount;
   static constexpr std::int64_t kGroups = is_g32(kFormat) ? 1 : block_cols(kFormat) / kActGroup;
   RowBlock rb;
-  __m256 f[2][kRows], total[2][kRows];  // of 8 rows each; f over a block, total over all
+  __m256i sums[2][kRows];  // of 8 rows each, over a block
+  __m256 total[2][kRows];
 
   // 64 columns of rows 8 * half on.
   [[gnu::always_inline]] void add(const Rows& x, std::int64_t g, int half, std::int64_t ahead,
@@ -127,17 +128,19 @@ struct FewBlock {
     x.template start<0, 1>(g, acc);
     x.template dot<0>(codes, ahead, half, levels, sub_scales<kFormat>(sub), g, acc);
     x.template dot<1>(codes, ahead, half, levels, sub_scales<kFormat>(sub + kRowBlock), g, acc);
+    __m256i sum[kRows];
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
-      f[half][m] = _mm256_fmadd_ps(joined(acc[m]), _mm256_set1_ps(scale[m]),
-                                   kGroups == 1 ? _mm256_setzero_ps() : f[half][m]);
+      sum[m] = joined(acc[m]);
+      if (kGroups > 1) sum[m] = sums[half][m] = _mm256_add_epi32(sums[half][m], sum[m]);
     }
     if (!block_ends) return;
     const __m256 block = block_scales(rb.block + g / kGroups * kRowBlock + 8 * half);
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
-      total[half][m] = _mm256_fmadd_ps(f[half][m], block, total[half][m]);
-      f[half][m] = _mm256_setzero_ps();
+      const __m256 f = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[m]), _mm256_set1_ps(scale[m]));
+      total[half][m] = _mm256_fmadd_ps(f, block, total[half][m]);
+      sums[half][m] = _mm256_setzero_si256();
     }
   }
 
@@ -154,12 +157,14 @@ struct FewBlock {
     x.template dot<0>(codes, ahead, half, levels, no_sub, g, acc);
     const __m256 block0 = block_scales(block), block1 = block_scales(block + kRowBlock);
 #pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) t[m] = _mm256_mul_ps(joined(acc[m]), block0);
+    for (int m = 0; m < kRows; ++m) {
+      t[m] = _mm256_mul_ps(_mm256_cvtepi32_ps(joined(acc[m])), block0);
+    }
     x.template start<1, 1>(g, acc);
     x.template dot<1>(codes, ahead, half, levels, no_sub, g, acc);
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
-      t[m] = _mm256_fmadd_ps(joined(acc[m]), block1, t[m]);
+      t[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(joined(acc[m])), block1, t[m]);
       total[half][m] = _mm256_fmadd_ps(t[m], _mm256_set1_ps(scale[m]), total[half][m]);
     }
   }
@@ -178,7 +183,8 @@ void few_blocks(const MatmulArgs& a, std::int64_t first_block, const Rows& x) {
     blocks[i].rb = row_block(a.w, first_block + i);
     for (int half = 0; half < 2; ++half) {
       for (int m = 0; m < kRows; ++m) {
-        blocks[i].f[half][m] = blocks[i].total[half][m] = _mm256_setzero_ps();
+        blocks[i].sums[half][m] = _mm256_setzero_si256();
+        blocks[i].total[half][m] = _mm256_setzero_ps();
       }
     }
   }

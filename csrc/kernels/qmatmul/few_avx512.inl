@@ -54,10 +54,14 @@ void few_blocks(const MatmulArgs& a, std::int64_t first_block, const Gathered<kR
   const std::int64_t groups = a.xq->cols / kActGroup;
   const __m512i levels = code_levels<kFormat, true>(a.w.format);
   RowBlock rb[kBlocks];
-  __m512 f[kBlocks][kRows], total[kBlocks][kRows];
+  __m512i sums[kBlocks][kRows];  // over a block
+  __m512 total[kBlocks][kRows];
   for (int i = 0; i < kBlocks; ++i) {
     rb[i] = row_block(a.w, first_block + i);
-    for (int m = 0; m < kRows; ++m) f[i][m] = total[i][m] = _mm512_setzero_ps();
+    for (int m = 0; m < kRows; ++m) {
+      sums[i][m] = _mm512_setzero_si512();
+      total[i][m] = _mm512_setzero_ps();
+    }
   }
   const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
   for (std::int64_t g = 0; g < groups; ++g) {
@@ -84,17 +88,19 @@ void few_blocks(const MatmulArgs& a, std::int64_t first_block, const Gathered<kR
         }
         continue;
       }
+      if (kGroups > 1) {
 #pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m) {
-        f[i][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[m][0]), _mm512_set1_ps(scale[m]),
-                                  kGroups == 1 ? _mm512_setzero_ps() : f[i][m]);
+        for (int m = 0; m < kRows; ++m) {
+          sum[m][0] = sums[i][m] = _mm512_add_epi32(sums[i][m], sum[m][0]);
+        }
       }
       if (!block_ends) continue;
       const __m512 block = block_scales(rb[i].block + g / kGroups * kRowBlock);
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
-        total[i][m] = _mm512_fmadd_ps(f[i][m], block, total[i][m]);
-        f[i][m] = _mm512_setzero_ps();
+        const __m512 f = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[m][0]), _mm512_set1_ps(scale[m]));
+        total[i][m] = _mm512_fmadd_ps(f, block, total[i][m]);
+        sums[i][m] = _mm512_setzero_si512();
       }
     }
   }

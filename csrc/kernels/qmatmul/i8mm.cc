@@ -83,13 +83,17 @@ void unpack_block(const Pass& p, const RowBlock& rb, std::int8_t* panel) {
 
 // ---- tiles ------------------------------------------------------------------------------------
 
-// Exact sums over kCols columns: [activation pair][weight pair]. Activation pairs lie kp / 8
-// vectors apart.
+template <int kPairs>
+MS_INLINE void tile_start(int32x4_t (&acc)[kPairs][4]) {
+  unroll<kPairs>(
+      [&](auto c) MS_LAMBDA { unroll<4>([&](auto i) MS_LAMBDA { acc[c][i] = vdupq_n_s32(0); }); });
+}
+
+// acc += the exact sums over kCols columns: [activation pair][weight pair]. Activation pairs lie
+// kp / 8 vectors apart.
 template <int kCols, int kPairs>
 MS_INLINE void tile_dot(const std::int8_t* panel, const std::int8_t* pairs, std::int64_t kp,
                         int32x4_t (&acc)[kPairs][4]) {
-  unroll<kPairs>(
-      [&](auto c) MS_LAMBDA { unroll<4>([&](auto i) MS_LAMBDA { acc[c][i] = vdupq_n_s32(0); }); });
 #pragma GCC unroll 2
   for (int k = 0; k < kCols; k += 8) {
     int8x16_t w[4];
@@ -138,12 +142,14 @@ MS_INLINE void tile_g32(const Pass& p, TileAt at) {
     int32x4_t acc[kPairs][4];
     float32x4_t f[kPairs][4];  // rests in memory during the second half
     if (at.fetch) fetch_codes<kFormat>(at.fetch + k / kActGroup * code_stride(kFormat));
+    tile_start<kPairs>(acc);
     tile_dot<32, kPairs>(at.panel + 16 * k, at.pairs + 2 * k, kp, acc);
     const PairScales first = pair_scales(at.block);
     unroll<kPairs>([&](auto c) MS_LAMBDA {
       unroll<4>([&](auto i)
                     MS_LAMBDA { f[c][i] = vmulq_f32(vcvtq_f32_s32(acc[c][i]), first.v[i]); });
     });
+    tile_start<kPairs>(acc);
     tile_dot<32, kPairs>(at.panel + 16 * (k + 32), at.pairs + 2 * (k + 32), kp, acc);
     const PairScales second = pair_scales(at.block + kRowBlock);
     unroll<kPairs>([&](auto c) MS_LAMBDA {
@@ -164,30 +170,25 @@ MS_INLINE void tile_block(const Pass& p, TileAt at) {
   constexpr std::int64_t kGroups = groups_per_block(kFormat);
   const std::int64_t kp = p.args->xq->cols, all_groups = kp / kActGroup;
   const std::int64_t groups = p.cols / kActGroup;
-  float32x4_t f[kPairs][4];
-  unroll<kPairs>(
-      [&](auto c) MS_LAMBDA { unroll<4>([&](auto i) MS_LAMBDA { f[c][i] = vdupq_n_f32(0.0f); }); });
-  for (std::int64_t group = 0; group < groups; ++group) {
+  for (std::int64_t first = 0; first < groups; first += kGroups, at.block += kRowBlock) {
+    const std::int64_t end = groups - first < kGroups ? groups : first + kGroups;
     int32x4_t acc[kPairs][4];
-    if (at.fetch) fetch_codes<kFormat>(at.fetch + group * code_stride(kFormat));
-    tile_dot<64, kPairs>(at.panel + 1024 * group, at.pairs + 128 * group, kp, acc);
-    unroll<kPairs>([&](auto c) MS_LAMBDA {
-      const std::int64_t g = 2 * c * all_groups + group;
-      const float32x4_t x =
-          row_scales(at.scale + g, (c == kPairs - 1 ? at.second : at.scale + all_groups) + g);
-      unroll<4>([&](auto i)
-                    MS_LAMBDA { f[c][i] = vfmaq_f32(f[c][i], vcvtq_f32_s32(acc[c][i]), x); });
-    });
-    if ((group + 1) % kGroups != 0 && group + 1 != groups) continue;
+    tile_start<kPairs>(acc);
+    for (std::int64_t group = first; group < end; ++group) {
+      if (at.fetch) fetch_codes<kFormat>(at.fetch + group * code_stride(kFormat));
+      tile_dot<64, kPairs>(at.panel + 1024 * group, at.pairs + 128 * group, kp, acc);
+    }
     const PairScales block = pair_scales(at.block);
     unroll<kPairs>([&](auto c) MS_LAMBDA {
+      const std::int64_t g = 2 * c * all_groups + first;
+      const float32x4_t x =
+          row_scales(at.scale + g, (c == kPairs - 1 ? at.second : at.scale + all_groups) + g);
       unroll<4>([&](auto i) MS_LAMBDA {
+        const float32x4_t f = vmulq_f32(vcvtq_f32_s32(acc[c][i]), x);
         float* sum = at.sums + kPairSums * c + 4 * i;
-        vst1q_f32(sum, vfmaq_f32(vld1q_f32(sum), f[c][i], block.v[i]));
-        f[c][i] = vdupq_n_f32(0.0f);
+        vst1q_f32(sum, vfmaq_f32(vld1q_f32(sum), f, block.v[i]));
       });
     });
-    at.block += kRowBlock;
   }
 }
 

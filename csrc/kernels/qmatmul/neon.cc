@@ -19,6 +19,7 @@
 
 #include "kernels/entries.h"
 #include "kernels/qmatmul/layout.inl"
+#include "kernels/qmatmul/quantize.inl"
 #include "kernels/qmatmul/quantize_neon.inl"
 #include "kernels/qmatmul/shared_neon.inl"
 
@@ -71,9 +72,13 @@ void few_rows(const MatmulArgs& a, std::int64_t m0, std::int64_t index) {
   const int8x16_t levels = level_bytes(a.w.format);
   const RowBlock rb = row_block(a.w, index);
   const float* scale = a.xq->scale + m0 * groups;
-  float32x4_t f[kRows][kParts], total[kRows][kParts];
+  int32x4_t sums_of[kRows][kParts];  // over a block
+  float32x4_t total[kRows][kParts];
   for (int c = 0; c < kRows; ++c) {
-    for (int part = 0; part < kParts; ++part) f[c][part] = total[c][part] = vdupq_n_f32(0.0f);
+    for (int part = 0; part < kParts; ++part) {
+      sums_of[c][part] = vdupq_n_s32(0);
+      total[c][part] = vdupq_n_f32(0.0f);
+    }
   }
   for (std::int64_t g = 0; g < groups; ++g) {
     const std::uint8_t* codes = rb.codes + g * kStride;
@@ -91,12 +96,12 @@ void few_rows(const MatmulArgs& a, std::int64_t m0, std::int64_t index) {
           const std::uint16_t* block = rb.block + 2 * g * kRowBlock + 4 * part;
           sums = add_g32(sum.low[c], sum.high[c], block, s, sums);
         } else {
-          const float32x4_t sum_f32x4 = vcvtq_f32_s32(vaddq_s32(sum.low[c], sum.high[c]));
-          f[c][part] = vfmaq_n_f32(f[c][part], sum_f32x4, s);
+          int32x4_t& exact = sums_of[c][part];
+          exact = vaddq_s32(exact, vaddq_s32(sum.low[c], sum.high[c]));
           if (block_ends) {
             const std::uint16_t* block = rb.block + g / kGroups * kRowBlock + 4 * part;
-            sums = vfmaq_f32(sums, f[c][part], block_scales(block));
-            f[c][part] = vdupq_n_f32(0.0f);
+            sums = vfmaq_f32(sums, vmulq_n_f32(vcvtq_f32_s32(exact), s), block_scales(block));
+            exact = vdupq_n_s32(0);
           }
         }
       });
@@ -125,13 +130,18 @@ struct Pass {
 template <int kRows>
 using Tile = int32x4_t[kRows][kParts];
 
-// Exact sums over kCols columns of 16 weight rows and kRows activation rows `stride` apart.
-template <int kCols, int kRows>
-MS_INLINE void tile_dot(const std::int8_t* panel, const std::int8_t* q, std::int64_t stride,
-                        Tile<kRows>& acc) {
+template <int kRows>
+MS_INLINE void tile_start(Tile<kRows>& acc) {
   unroll<kRows>([&](auto c) MS_LAMBDA {
     unroll<kParts>([&](auto part) MS_LAMBDA { acc[c][part] = vdupq_n_s32(0); });
   });
+}
+
+// acc += the exact sums over kCols columns of 16 weight rows and kRows activation rows `stride`
+// apart.
+template <int kCols, int kRows>
+MS_INLINE void tile_dot(const std::int8_t* panel, const std::int8_t* q, std::int64_t stride,
+                        Tile<kRows>& acc) {
   int end = kCols;
   __asm__("" : "+r"(end));  // a loop: GCC 12 spills the accumulators of two unrolled steps
   for (int k = 0; k < end; k += 16) {
@@ -163,12 +173,14 @@ MS_INLINE void tile_g32(const Pass& p, std::int64_t m) {
     Tile<kRows> acc;
     float32x4_t f[kRows][kParts];  // rests in memory during the second half
     if (p.fetch) fetch_codes<kFormat>(p.fetch + k / kActGroup * code_stride(kFormat));
+    tile_start<kRows>(acc);
     tile_dot<32, kRows>(p.panel + 16 * k, q + k, stride, acc);
     unroll<kParts>([&](auto part) MS_LAMBDA {
       const float32x4_t s = block_scales(block + 4 * part);
       unroll<kRows>([&](auto c)
                         MS_LAMBDA { f[c][part] = vmulq_f32(vcvtq_f32_s32(acc[c][part]), s); });
     });
+    tile_start<kRows>(acc);
     tile_dot<32, kRows>(p.panel + 16 * (k + 32), q + k + 32, stride, acc);
     unroll<kParts>([&](auto part) MS_LAMBDA {
       const float32x4_t s = block_scales(block + kRowBlock + 4 * part);
@@ -192,30 +204,22 @@ MS_INLINE void tile_block(const Pass& p, std::int64_t m) {
   const std::uint16_t* block = p.rb.block + p.k0 / block_cols(kFormat) * kRowBlock;
   const std::int64_t groups = p.cols / kActGroup;
   float* sums = p.sums + m * kRowBlock;
-  float32x4_t f[kRows][kParts];
-  unroll<kRows>([&](auto c) MS_LAMBDA {
-    unroll<kParts>([&](auto part) MS_LAMBDA { f[c][part] = vdupq_n_f32(0.0f); });
-  });
-  for (std::int64_t g = 0; g < groups; ++g) {
+  for (std::int64_t g0 = 0; g0 < groups; g0 += kGroups, block += kRowBlock) {
+    const std::int64_t end = groups - g0 < kGroups ? groups : g0 + kGroups;
     Tile<kRows> acc;
-    if (p.fetch) fetch_codes<kFormat>(p.fetch + g * code_stride(kFormat));
-    tile_dot<64, kRows>(p.panel + 1024 * g, q + 64 * g, stride, acc);
-    unroll<kRows>([&](auto c) MS_LAMBDA {
-      const float s = scale[c * all_groups + g];
-      unroll<kParts>([&](auto part) MS_LAMBDA {
-        f[c][part] = vfmaq_n_f32(f[c][part], vcvtq_f32_s32(acc[c][part]), s);
-      });
-    });
-    if ((g + 1) % kGroups != 0 && g + 1 != groups) continue;
+    tile_start<kRows>(acc);
+    for (std::int64_t g = g0; g < end; ++g) {
+      if (p.fetch) fetch_codes<kFormat>(p.fetch + g * code_stride(kFormat));
+      tile_dot<64, kRows>(p.panel + 1024 * g, q + 64 * g, stride, acc);
+    }
     unroll<kParts>([&](auto part) MS_LAMBDA {
       const float32x4_t s = block_scales(block + 4 * part);
       unroll<kRows>([&](auto c) MS_LAMBDA {
+        const float32x4_t f = vmulq_n_f32(vcvtq_f32_s32(acc[c][part]), scale[c * all_groups + g0]);
         float* sum = sums + c * kRowBlock + 4 * part;
-        vst1q_f32(sum, vfmaq_f32(vld1q_f32(sum), f[c][part], s));
-        f[c][part] = vdupq_n_f32(0.0f);
+        vst1q_f32(sum, vfmaq_f32(vld1q_f32(sum), f, s));
       });
     });
-    block += kRowBlock;
   }
 }
 
@@ -305,20 +309,7 @@ void matmul_quantized(const MatmulArgs& a) {
 
 void quantize_rows_neon(const float* x, std::int64_t ldx, std::int64_t m, std::int64_t k,
                         const QuantizedRows* out) {
-  const std::int64_t groups = out->cols / kActGroup;
-  for (std::int64_t i = 0; i < m; ++i) {
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const float* from = x + i * ldx + g * kActGroup;
-      const std::int64_t left = k - g * kActGroup;
-      float group[kActGroup];
-      if (left < kActGroup) {
-        for (std::int64_t j = 0; j < kActGroup; ++j) group[j] = j < left ? from[j] : 0.0f;
-        from = group;
-      }
-      quantize_64(from, out->q + i * out->stride + g * kActGroup, out->scale + i * groups + g,
-                  out->bias + i * groups + g, out->half_bias + 2 * (i * groups + g));
-    }
-  }
+  quantize_all(x, ldx, m, k, *out);
 }
 
 void matmul_neon(const MatmulArgs* args) {

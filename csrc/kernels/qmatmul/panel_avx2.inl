@@ -7,9 +7,10 @@
 // tile reads:
 //
 //   Tile(panel, first activation row, columns of a block scale)
-//   group(g, acc)                 exact sums over the 64 columns of group g, [row][rows
-//   0..7, 8..15] half_group<kSecond>(g, acc)   over its first or last 32 scale, all_groups, block,
-//   sums
+//   groups(g, count, acc)         exact sums over 64 * count columns from group g on, [row][half]:
+//                                 of weight rows 0..7 and 8..15
+//   half_group<kSecond>(g, acc)   over the first or last 32 columns of group g
+//   scale, all_groups, block, sums
 #pragma once
 
 #include <immintrin.h>
@@ -69,7 +70,7 @@ inline void tile_blocks_of_64(const Tile& t, std::int64_t groups) {
   for (std::int64_t g = 0; g < groups; ++g) {
     __m256i acc[kRows][2];
     __m256 s[2];
-    t.group(g, acc);
+    t.groups(g, 1, acc);
     both_scales(t.block + g * kRowBlock, s);
 #pragma GCC unroll 12
     for (int i = 0; i < 2 * kRows; ++i) {
@@ -85,25 +86,17 @@ template <class Tile>
 inline void tile_blocks_of_256(const Tile& t, std::int64_t groups) {
   constexpr int kRows = Tile::kRows;
   constexpr std::int64_t kGroups = kBlockQ4 / kActGroup;
-  for (std::int64_t g0 = 0; g0 < groups; g0 += kGroups) {
-    __m256 f[kRows][2], s[2];  // f rests in memory during a group
-    for (int c = 0; c < kRows; ++c) f[c][0] = f[c][1] = _mm256_setzero_ps();
-    const std::int64_t end = g0 + kGroups < groups ? g0 + kGroups : groups;
-#pragma GCC unroll 1
-    for (std::int64_t g = g0; g < end; ++g) {
-      rest_in_memory(f);
-      __m256i acc[kRows][2];
-      t.group(g, acc);
+  for (std::int64_t g = 0; g < groups; g += kGroups) {
+    __m256i acc[kRows][2];
+    __m256 s[2];
+    t.groups(g, groups - g < kGroups ? groups - g : kGroups, acc);
+    both_scales(t.block + g / kGroups * kRowBlock, s);
 #pragma GCC unroll 12
-      for (int i = 0; i < 2 * kRows; ++i) {
-        f[i / 2][i % 2] =
-            _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[i / 2][i % 2]),
-                            _mm256_set1_ps(t.scale[i / 2 * t.all_groups + g]), f[i / 2][i % 2]);
-      }
+    for (int i = 0; i < 2 * kRows; ++i) {
+      const __m256 x = _mm256_set1_ps(t.scale[i / 2 * t.all_groups + g]);
+      const __m256 f = _mm256_mul_ps(_mm256_cvtepi32_ps(acc[i / 2][i % 2]), x);
+      add_scaled(t.sums + 8 * i, f, s[i % 2]);
     }
-    both_scales(t.block + g0 / kGroups * kRowBlock, s);
-#pragma GCC unroll 12
-    for (int i = 0; i < 2 * kRows; ++i) add_scaled(t.sums + 8 * i, f[i / 2][i % 2], s[i % 2]);
   }
 }
 

@@ -8,8 +8,8 @@
 namespace musespark {
 namespace {
 
-// An unpacked panel, and the result tiles of a matrix unit.
-constexpr std::int64_t kPanelBytes = 32 * 1024 * 2;
+// An unpacked panel, the result tiles of a matrix unit and 256 columns of its activations.
+constexpr std::int64_t kPanelBytes = 32 * 1024 * 2 + 512 * 256;
 // Float sums between panels: 128 weight rows x up to 512 activation rows.
 constexpr std::int64_t kSumRows = 512;
 constexpr std::int64_t kRowBytes = 128 * 4;

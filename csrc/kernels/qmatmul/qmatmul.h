@@ -2,20 +2,22 @@
 //
 // One arithmetic, the same bits on every instruction set, for every M and every split of rows:
 //
-// Activations are quantized once per input (quantize_rows): per row and group of 64 columns
+// Activations are quantized once per input (quantize_rows), with a scale per row and G columns: 256
+// for formats whose blocks are that long (q4, q6), so that a block's products add up exactly before
+// any float; 64 for all others (act_scale_cols). Of each G columns
 //     amax  = max |x| (compared as integers on the bits without sign)
 //     if amax is not finite: scale = NaN (0x7fc00000), q = 0;  if amax < 1e-30f: scale = 0, q = 0
 //     else scale = amax / 127.0f, inv = 127.0f / amax, q = clamp(rne(x * inv), -127, 127)
-//     bias  = -128 * sum(q)          (undoes the +128 that makes weights unsigned for dpbusd)
-//     half_bias[0], [1]: the shares of columns 0..31 and 32..63 in it
-//   Columns K..Kp-1 are zero.
+//   Columns K..Kp-1 are zero. Stored by groups of 64 columns whatever G is:
+//     scale            of the G columns that the group is in
+//     bias             -128 * sum(q)  (undoes the +128 that makes weights unsigned for dpbusd);
+//                      G = 256: of all 256 in their first group, 0 in the others
+//     half_bias[0, 1]  the shares of columns 0..31 and 32..63 in it; G = 256: bias and 0
 //
 // Quantized weights (formats/weights.h), for each output (m, n), every operation float32, rne:
 //     F = +0
-//     for each block b ascending:                      (B columns; the last block may be shorter)
-//       f = +0
-//       for each activation group a in b ascending:    (64 columns)
-//         f = fma(float(sum_k q[m][k] * w8[n][k]), scale[m][a], f)        (sum: exact int32)
+//     for each block b ascending:                      (B = G columns; the last may have fewer)
+//       f = float(sum_k q[m][k] * w8[n][k]) * scale[m][b]      (sum: exact, below 2^24)
 //       F = fma(f, float(block[n][b]), F)
 //     out = F * row[n]
 //
@@ -46,7 +48,7 @@
 namespace musespark {
 
 // Quantized activations of M rows. q: M rows of Kp int8, 64-byte aligned and `stride` bytes apart;
-// scale and bias: [M][Kp/64]; half_bias: [M][Kp/32].
+// scale and bias: [M][Kp/64]; half_bias: [M][Kp/32]. `group`: G.
 struct QuantizedRows {
   std::int8_t* q;
   float* scale;
@@ -55,29 +57,36 @@ struct QuantizedRows {
   std::int64_t rows;    // M
   std::int64_t cols;    // Kp, multiple of 64
   std::int64_t stride;  // multiple of 64, >= Kp
+  std::int64_t group = kActGroup;
 
   // `count` rows from `row`, as a view.
   QuantizedRows slice(std::int64_t row, std::int64_t count) const {
-    const std::int64_t group = row * (cols / kActGroup);
-    return {
-        q + row * stride, scale + group, bias + group, half_bias + 2 * group, count, cols, stride};
+    const std::int64_t at = row * (cols / kActGroup);
+    return {q + row * stride, scale + at, bias + at, half_bias + 2 * at, count, cols,
+            stride,           group};
   }
-  // `count` columns from `first` (a multiple of 64) of one row, as a view of its own.
+  // `count` columns from `first` (a multiple of `group`) of one row, as a view of its own.
   QuantizedRows part(std::int64_t row, std::int64_t first, std::int64_t count) const {
-    const std::int64_t group = (row * cols + first) / kActGroup;
+    const std::int64_t at = (row * cols + first) / kActGroup;
     return {q + row * stride + first,
-            scale + group,
-            bias + group,
-            half_bias + 2 * group,
+            scale + at,
+            bias + at,
+            half_bias + 2 * at,
             1,
             count,
-            count};
+            count,
+            group};
   }
 };
 
+// G of a quantized format.
+constexpr std::int64_t act_scale_cols(WeightFormat format) {
+  return format == WeightFormat::q4 || format == WeightFormat::q6 ? kBlockQ4 : kActGroup;
+}
+
 struct MatmulArgs {
   PackedMatrix w;
-  const QuantizedRows* xq;  // quantized formats
+  const QuantizedRows* xq;  // quantized formats; xq->group = act_scale_cols(w.format)
   const float* x;           // f32 and bf16 weights: rows `ldx` floats apart
   std::int64_t ldx;
   std::int64_t m;            // rows of activations, >= 1

@@ -24,27 +24,30 @@ inline std::int32_t sum_lanes(__m256i v) {
   return _mm_cvtsi128_si32(s);
 }
 
-// x: 64 floats.
-inline void quantize_64(const float* x, std::int8_t* q, float* scale, std::int32_t* bias,
-                        std::int32_t* half_bias) {
+// x, or where fewer than 64 columns are left a copy made up with zeros.
+inline const float* whole_group(const float* x, std::int64_t left, float (&copy)[kActGroup]) {
+  if (left >= kActGroup) return x;
+  for (std::int64_t i = 0; i < kActGroup; ++i) copy[i] = i < left ? x[i] : 0.0f;
+  return copy;
+}
+
+inline std::int32_t group_amax(const float* x, std::int64_t left) {
+  float copy[kActGroup];
+  x = whole_group(x, left, copy);
   const __m256i no_sign = _mm256_set1_epi32(0x7fffffff);
   __m256i amax_i32x8 = _mm256_setzero_si256();
   for (int i = 0; i < 8; ++i) {
     const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(x + 8 * i));
     amax_i32x8 = _mm256_max_epi32(amax_i32x8, _mm256_and_si256(bits, no_sign));
   }
-  const std::int32_t amax_bits = max_lane(amax_i32x8);
-  float amax;
-  __builtin_memcpy(&amax, &amax_bits, 4);
-  if (amax_bits >= 0x7f800000 || amax < 1e-30f) {
-    const std::uint32_t scale_bits = amax_bits >= 0x7f800000 ? 0x7fc00000u : 0u;
-    __builtin_memcpy(scale, &scale_bits, 4);
-    *bias = half_bias[0] = half_bias[1] = 0;
-    __builtin_memset(q, 0, kActGroup);
-    return;
-  }
-  *scale = amax / 127.0f;
-  const __m256 inverse = _mm256_set1_ps(127.0f / amax);
+  return max_lane(amax_i32x8);
+}
+
+inline void group_codes(const float* x, std::int64_t left, float inverse_scale, std::int8_t* q,
+                        std::int32_t* sum) {
+  float copy[kActGroup];
+  x = whole_group(x, left, copy);
+  const __m256 inverse = _mm256_set1_ps(inverse_scale);
   const __m256i high = _mm256_set1_epi32(127), low = _mm256_set1_epi32(-127);
   const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // undoes the packs
   for (int i = 0; i < 2; ++i) {
@@ -59,9 +62,8 @@ inline void quantize_64(const float* x, std::int8_t* q, float* scale, std::int32
                                              _mm256_packs_epi32(code[2], code[3]));
     _mm256_store_si256(reinterpret_cast<__m256i*>(q + 32 * i),
                        _mm256_permutevar8x32_epi32(bytes, in_order));
-    half_bias[i] = -128 * sum_lanes(sum_i32x8);
+    sum[i] = sum_lanes(sum_i32x8);
   }
-  *bias = half_bias[0] + half_bias[1];
 }
 
 }  // namespace

@@ -10,25 +10,29 @@
 namespace musespark {
 namespace {
 
-// x: 64 floats.
-inline void quantize_64(const float* x, std::int8_t* q, float* scale, std::int32_t* bias,
-                        std::int32_t* half_bias) {
+// x, or where fewer than 64 columns are left a copy made up with zeros.
+inline const float* whole_group(const float* x, std::int64_t left, float (&copy)[kActGroup]) {
+  if (left >= kActGroup) return x;
+  for (std::int64_t i = 0; i < kActGroup; ++i) copy[i] = i < left ? x[i] : 0.0f;
+  return copy;
+}
+
+inline std::int32_t group_amax(const float* x, std::int64_t left) {
+  float copy[kActGroup];
+  x = whole_group(x, left, copy);
   const int32x4_t no_sign = vdupq_n_s32(0x7fffffff);
   int32x4_t amax_i32x4 = vdupq_n_s32(0);
   for (int i = 0; i < 16; ++i) {
     const int32x4_t bits = vreinterpretq_s32_f32(vld1q_f32(x + 4 * i));
     amax_i32x4 = vmaxq_s32(amax_i32x4, vandq_s32(bits, no_sign));
   }
-  const std::int32_t amax_bits = vmaxvq_s32(amax_i32x4);
-  const float amax = __builtin_bit_cast(float, amax_bits);
-  if (amax_bits >= 0x7f800000 || amax < 1e-30f) {
-    *scale = __builtin_bit_cast(float, amax_bits >= 0x7f800000 ? 0x7fc00000u : 0u);
-    *bias = half_bias[0] = half_bias[1] = 0;
-    __builtin_memset(q, 0, kActGroup);
-    return;
-  }
-  *scale = amax / 127.0f;
-  const float inverse = 127.0f / amax;
+  return vmaxvq_s32(amax_i32x4);
+}
+
+inline void group_codes(const float* x, std::int64_t left, float inverse, std::int8_t* q,
+                        std::int32_t* sum) {
+  float copy[kActGroup];
+  x = whole_group(x, left, copy);
   for (int i = 0; i < 2; ++i) {
     int32x4_t sum_i32x4 = vdupq_n_s32(0);
     for (int j = 0; j < 2; ++j) {
@@ -44,9 +48,8 @@ inline void quantize_64(const float* x, std::int8_t* q, float* scale, std::int32
       sum_i32x4 = vdotq_s32(sum_i32x4, code, vdupq_n_s8(1));
       vst1q_s8(q + 32 * i + 16 * j, code);
     }
-    half_bias[i] = -128 * vaddvq_s32(sum_i32x4);
+    sum[i] = vaddvq_s32(sum_i32x4);
   }
-  *bias = half_bias[0] + half_bias[1];
 }
 
 }  // namespace

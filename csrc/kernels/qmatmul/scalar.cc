@@ -29,33 +29,45 @@ int round_even(float x) {
   return static_cast<int>(shifted - kMagic);
 }
 
-// The group's `n` <= 64 values; writes 64 codes and two biases of halves.
-void quantize_group(const float* x, std::int64_t n, std::int8_t* q, float* scale,
-                    std::int32_t* bias, std::int32_t* half_bias) {
+// The scale of `n` values, and the codes.
+float quantize(const float* x, std::int64_t n, std::int8_t* q) {
   std::uint32_t amax_bits = 0;
   for (std::int64_t i = 0; i < n; ++i) {
     const std::uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
     if (magnitude > amax_bits) amax_bits = magnitude;
   }
-  std::memset(q, 0, kActGroup);
-  *bias = half_bias[0] = half_bias[1] = 0;
-  if (amax_bits >= 0x7f800000u) {
-    *scale = float_of(0x7fc00000u);
-    return;
-  }
   const float amax = float_of(amax_bits);
-  *scale = 0.0f;
-  if (amax < 1e-30f) return;
-  *scale = amax / 127.0f;
+  const bool finite = amax_bits < 0x7f800000u;
+  if (!finite || amax < 1e-30f) {
+    std::memset(q, 0, static_cast<std::size_t>(n));
+    return finite ? 0.0f : float_of(0x7fc00000u);
+  }
   const float inverse = 127.0f / amax;
   for (std::int64_t i = 0; i < n; ++i) {
     int code = round_even(x[i] * inverse);
     if (code > 127) code = 127;
     if (code < -127) code = -127;
     q[i] = static_cast<std::int8_t>(code);
-    half_bias[i / 32] -= 128 * code;
   }
-  *bias = half_bias[0] + half_bias[1];
+  return amax / 127.0f;
+}
+
+// Columns from k on that share a scale, of one row: `x` has `n` of them; `out` that row.
+void quantize_columns(const float* x, std::int64_t n, std::int64_t k, const QuantizedRows& out) {
+  const std::int64_t first = k / kActGroup;
+  std::int8_t* q = out.q + k;
+  const float scale = quantize(x, n, q);
+  for (std::int64_t i = n; i % kActGroup != 0; ++i) q[i] = 0;
+  for (std::int64_t g = 0; g * kActGroup < n; ++g) {
+    out.scale[first + g] = scale;
+    std::int32_t half[2] = {0, 0};
+    for (int i = 0; i < kActGroup; ++i) half[i / 32] -= 128 * q[g * kActGroup + i];
+    const bool apart = out.group == kActGroup;
+    out.half_bias[2 * (first + g)] = apart ? half[0] : 0;
+    out.half_bias[2 * (first + g) + 1] = apart ? half[1] : 0;
+    out.bias[first + g] = apart ? half[0] + half[1] : 0;
+    if (!apart) out.bias[first] = out.half_bias[2 * first] += half[0] + half[1];
+  }
 }
 
 // w8 of row r (0..15) and column k.
@@ -92,16 +104,13 @@ float quantized_output(const MatmulArgs& a, const RowBlock& rb, std::int64_t r,
                        const std::int8_t* w8, std::int64_t m) {
   const QuantizedRows& x = *a.xq;
   const std::int64_t groups = x.cols / kActGroup;
-  const std::int64_t per_block = block_cols(a.w.format) / kActGroup;
+  const std::int64_t columns = block_cols(a.w.format);
   float total = 0.0f;
-  for (std::int64_t b = 0; b * per_block < groups; ++b) {
-    float f = 0.0f;
-    for (std::int64_t g = b * per_block; g < groups && g < (b + 1) * per_block; ++g) {
-      const std::int64_t k = g * kActGroup;
-      const std::int32_t sum = dot(x.q + m * x.stride + k, w8 + k, kActGroup);
-      f = std::fmaf(static_cast<float>(sum), x.scale[m * groups + g], f);
-    }
-    total = std::fmaf(f, f16_to_f32(rb.block[b * kRowBlock + r]), total);
+  for (std::int64_t k = 0; k < x.cols; k += columns) {
+    const std::int64_t n = x.cols - k < columns ? x.cols - k : columns;
+    const std::int32_t sum = dot(x.q + m * x.stride + k, w8 + k, n);
+    const float f = static_cast<float>(sum) * x.scale[m * groups + k / kActGroup];
+    total = std::fmaf(f, f16_to_f32(rb.block[k / columns * kRowBlock + r]), total);
   }
   return total * rb.row[r];
 }
@@ -147,13 +156,10 @@ float float_output(const MatmulArgs& a, std::int64_t row, std::int64_t m) {
 
 void quantize_rows_scalar(const float* x, std::int64_t ldx, std::int64_t m, std::int64_t k,
                           const QuantizedRows* out) {
-  const std::int64_t groups = out->cols / kActGroup;
   for (std::int64_t i = 0; i < m; ++i) {
-    for (std::int64_t g = 0; g < groups; ++g) {
-      const std::int64_t left = k - g * kActGroup;
-      quantize_group(x + i * ldx + g * kActGroup, left < kActGroup ? left : kActGroup,
-                     out->q + i * out->stride + g * kActGroup, out->scale + i * groups + g,
-                     out->bias + i * groups + g, out->half_bias + 2 * (i * groups + g));
+    for (std::int64_t at = 0; at < k; at += out->group) {
+      quantize_columns(x + i * ldx + at, k - at < out->group ? k - at : out->group, at,
+                       out->slice(i, 1));
     }
   }
 }

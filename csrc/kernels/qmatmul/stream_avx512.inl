@@ -65,10 +65,14 @@ void stream_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int
   const std::int64_t kp = a.xq->cols, groups = kp / kActGroup;
   const std::int64_t to_next = kBlocks * a.w.row_block_bytes;
   RowBlock rb[kBlocks];
-  __m512 f[kBlocks][kRows], total[kBlocks][kRows];
+  __m512i sums[kBlocks][kRows];  // over a block
+  __m512 total[kBlocks][kRows];
   for (int i = 0; i < kBlocks; ++i) {
     rb[i] = row_block(a.w, first_block + i);
-    for (int m = 0; m < kRows; ++m) f[i][m] = total[i][m] = _mm512_setzero_ps();
+    for (int m = 0; m < kRows; ++m) {
+      sums[i][m] = _mm512_setzero_si512();
+      total[i][m] = _mm512_setzero_ps();
+    }
   }
   for (std::int64_t g = 0; g < groups; ++g) {
     const bool block_ends = (g + 1) % kGroups == 0 || g + 1 == groups;
@@ -82,12 +86,13 @@ void stream_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int
                                   rb[i].sub + 2 * kRowBlock * g, pairs + 32 * g, kp / 2,
                                   sum_i32x16);
       for (int m = 0; m < kRows; ++m) {
-        const __m512 scale = _mm512_set1_ps(a.xq->scale[m * groups + g]);
-        f[i][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum_i32x16[m]), scale, f[i][m]);
+        sums[i][m] = _mm512_add_epi32(sums[i][m], sum_i32x16[m]);
         if (!block_ends) continue;
-        total[i][m] = _mm512_fmadd_ps(f[i][m], block_scales(rb[i].block + g / kGroups * kRowBlock),
-                                      total[i][m]);
-        f[i][m] = _mm512_setzero_ps();
+        const __m512 scale = _mm512_set1_ps(a.xq->scale[m * groups + g]);
+        const __m512 f = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i][m]), scale);
+        total[i][m] =
+            _mm512_fmadd_ps(f, block_scales(rb[i].block + g / kGroups * kRowBlock), total[i][m]);
+        sums[i][m] = _mm512_setzero_si512();
       }
     }
   }

@@ -11,6 +11,7 @@ from typing import Any
 from musespark.cli import common
 from musespark.errors import Error, InvalidRequest
 from musespark.options import EFFORTS, MODES
+from musespark.thought_cache import THOUGHT_CACHES, THOUGHT_OPTIONS
 
 HELP = """\
 /help            this text
@@ -40,6 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--begin", metavar="TEXT", help="with a question: how the answer begins; the model goes on"
     )
     parser.add_argument("--no-thoughts", action="store_true", help="hide thoughts")
+    parser.add_argument(
+        "--thought-cache",
+        choices=THOUGHT_CACHES,
+        help="what becomes of the keys and values of a thought that has ended",
+    )
+    parser.add_argument(
+        "--thought-cache-tokens",
+        type=int,
+        metavar="N",
+        help="how much of a thought under way is remembered, in tokens",
+    )
 
 
 def _history() -> None:
@@ -112,10 +124,16 @@ class Repl:
         self.options = {"mode": args.mode, **common.sampling_options(args)}
         self.thoughts = not args.no_thoughts
         self.file = None if args.session is None else Path(args.session)
+        cache = {name: getattr(args, name) for name in THOUGHT_OPTIONS}
+        self.cache = {name: value for name, value in cache.items() if value is not None}
+        own = {"system": args.system, **self.cache}
         if self.file is None or not self.file.exists():
-            self.session = model.session(system=args.system)
-        elif args.system is not None:
-            raise InvalidRequest(f"--system: the session in {self.file} has its own; leave it out")
+            self.session = model.session(**own)
+        elif given := [name for name, value in own.items() if value is not None]:
+            option = given[0].replace("_", "-")
+            raise InvalidRequest(
+                f"--{option}: the session in {self.file} has its own; leave it out"
+            )
         else:
             self.session = model.resume(self.file)
         self.last: Any = None
@@ -141,9 +159,9 @@ class Repl:
             self.thoughts = not self.thoughts
             print("thoughts shown" if self.thoughts else "thoughts hidden")
         elif name == "system":
-            self.session = self.model.session(system=rest or None)
+            self.session = self.model.session(system=rest or None, **self.cache)
         elif name == "reset":
-            self.session = self.model.session(system=self.session.system)
+            self.session = self.model.session(system=self.session.system, **self.cache)
         elif name == "stats":
             print("no answer yet" if self.last is None else stats(self.last))
         elif name in ("help", "?"):
@@ -160,7 +178,7 @@ class Repl:
         """An answer to `question`, of which the beginning is given; no part of the conversation."""
         turns = [("user", question), ("assistant", begun)]
         messages = [*self.session.messages, *({"role": r, "content": c} for r, c in turns)]
-        options = {"reasoning_effort": self.effort, **self.options, **more}
+        options = {"reasoning_effort": self.effort, **self.options, **self.cache, **more}
         return self.model.chat(messages, continue_final_message=True, **options)
 
     def say(self, text: str, begun: str | None = None) -> None:

@@ -44,7 +44,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--kv",
         default="auto",
         choices=["auto", "f32", "kv8", "kv8v4", "kv4"],
-        help="format of keys and values (default: auto, which is kv8)",
+        help="format of keys and values (default: auto, what the packed file says)",
     )
     parser.add_argument("--context", type=int, default=None, help="context limit in tokens")
     parser.add_argument("--threads", type=int, default=None, help="default: every core")

@@ -32,4 +32,6 @@ def run(args: argparse.Namespace) -> int:
     formats = ", ".join(f"{name} {human_bytes(size)}" for name, size in info["formats"].items())
     size = f"{info['parameters'] / 1e6:.1f} M parameters"
     common.show(f"{args.destination}: {info['family']}, {info['quantize']}, {size}, {formats}")
+    if info["kv"] is not None:
+        common.show(f"kv auto: {info['kv']['says']}")
     return 0

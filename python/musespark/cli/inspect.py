@@ -58,6 +58,8 @@ def _text(key: str, value: Any) -> str:
         return f"{value:,}"
     if key == "calibration":
         return f"{value['method']}, {value['tokens']:,} tokens, checksum {value['checksum']}"
+    if key == "kv":
+        return str(value["says"])
     if isinstance(value, dict):
         parts = (f"{name} {human_bytes(size)}" for name, size in value.items())
         return ", ".join(parts) or "-"

@@ -55,9 +55,9 @@ class SealedPage:
 
 
 def open_page(form: str, dim: int, data: np.ndarray) -> OpenPage:
-    """From bytes: K [4 blocks][D][16 tokens], V [64][D]; float32 (f32) or float16."""
-    numbers = data.view(np.float32 if form == "f32" else np.float16).astype(f32)
-    keys, values = numbers[: PAGE * dim], numbers[PAGE * dim :]
+    """From bytes: K [4 blocks][D][16 tokens] float32, V [64][D] float32 (f32) or float16."""
+    keys = data[: 4 * PAGE * dim].view(f32)
+    values = data[4 * PAGE * dim :].view(f32 if form == "f32" else np.float16).astype(f32)
     return OpenPage(
         keys.reshape(4, dim, 16).transpose(0, 2, 1).reshape(PAGE, dim), values.reshape(PAGE, dim)
     )

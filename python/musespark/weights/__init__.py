@@ -19,16 +19,19 @@ from musespark.weights.calibration import CHUNK, METHODS, Calibration
 from musespark.weights.converting import convert
 from musespark.weights.files import WriteFailed
 from musespark.weights.inspection import Inspection, inspect, look
+from musespark.weights.kv_choice import FALLBACK, KvChoice, describe, summary
 from musespark.weights.loading import LoadedWeights, Source, open_model
 from musespark.weights.pack import QUANTIZE
 from musespark.weights.placement import place
 
 __all__ = [
     "CHUNK",
+    "FALLBACK",
     "METHODS",
     "QUANTIZE",
     "Calibration",
     "Inspection",
+    "KvChoice",
     "LoadedWeights",
     "LoraConfig",
     "LoraWeights",
@@ -37,11 +40,13 @@ __all__ = [
     "can_merge",
     "convert",
     "core_bytes",
+    "describe",
     "inspect",
     "look",
     "merge",
     "open_model",
     "place",
+    "summary",
     "read_adapter",
     "read_adapter_config",
 ]

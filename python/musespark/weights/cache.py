@@ -28,7 +28,7 @@ from musespark.weights.packed import SOURCE_KEY, VERSION
 from musespark.weights.safetensors import SafetensorsFile
 
 _POLL_S = 0.1  # how often a waiting process looks whether the other is done
-RECIPE_VERSION = 3  # bumped whenever pack.py would write other bytes for the same source
+RECIPE_VERSION = 4  # bumped whenever pack.py would write other bytes for the same source
 
 
 def cache_folder() -> Path:
@@ -42,7 +42,11 @@ def cache_folder() -> Path:
 
 
 def source_key(
-    folder: Path, checkpoint: TensorSource, assets: dict[str, bytes], quantize: str
+    folder: Path,
+    checkpoint: TensorSource,
+    assets: dict[str, bytes],
+    quantize: str,
+    measured: bool,
 ) -> str:
     """64 hexadecimal digits that change whenever the packed file would."""
     digest = hashlib.sha256()
@@ -52,7 +56,7 @@ def source_key(
             data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
             digest.update(len(data).to_bytes(8, "little") + data)
 
-    add(VERSION, _core.arithmetic_version, RECIPE_VERSION, quantize, folder.resolve())
+    add(VERSION, _core.arithmetic_version, RECIPE_VERSION, quantize, measured, folder.resolve())
     for file in sorted(checkpoint.files, key=lambda f: f.path.name):
         stat = file.mapped.stat
         add(file.path.name, stat.st_size, stat.st_mtime_ns, stat.st_ino, file.header)

@@ -13,9 +13,11 @@ from musespark.families.spec import ModelSpec
 from musespark.families.tensors import canonical_shapes
 from musespark.weights import pack
 from musespark.weights.calibration import Calibration, Guides, check_method
+from musespark.weights.kv_choice import report_of
 from musespark.weights.loading import (
     Ready,
     Source,
+    Text,
     ignored,
     loaded_from,
     locate,
@@ -42,6 +44,7 @@ def convert(
     ready: Ready | None = None,
     method: str | None = None,
     calibrate: Calibrate | None = None,
+    text: Text | None = None,
 ) -> dict[str, Any]:
     """Packs the model folder or GGUF file `source` into `destination`; returns its ``info``.
 
@@ -50,7 +53,8 @@ def convert(
     :class:`musespark.WriteFailed`. What a killed conversion to the same destination left is
     removed. Peak memory stays below 500 MB besides the mapped file. `ready`: as for
     :func:`open_model`. `method` and `calibrate`, both or none: see weights/calibration.py; the
-    model that runs is packed beside `target` into a file without a name.
+    model that runs is packed beside `target` into a file without a name. `text`: as for
+    :func:`open_model`.
     """
     pack.check_quantize(quantize)
     target = Path(destination).expanduser()
@@ -77,14 +81,16 @@ def convert(
         recipe = folder.recipe(quantize)
         if method is not None and calibrate is not None:
             check_method(method, recipe)
-            _pack_calibrated(folder, target, recipe, progress, calibrate)
+            _pack_calibrated(folder, target, recipe, progress, calibrate, text)
         else:
-            pack_folder(folder, target, recipe, progress, f"packing {target.name}")
+            label = f"packing {target.name}"
+            pack_folder(folder, target, recipe, progress, label, text=text)
     finally:
         folder.checkpoint.close()
     loaded = loaded_from(open_packed(SafetensorsFile(target)), path, recipe, cached=False)
     loaded.close()
-    return loaded.info | {"ignored": ignored(folder)}
+    kv = report_of(loaded.info["kv"], folder.spec)
+    return loaded.info | {"ignored": ignored(folder), "kv": kv}
 
 
 def _pack_calibrated(
@@ -93,6 +99,7 @@ def _pack_calibrated(
     recipe: str,
     progress: bool | ProgressFn | None,
     calibrate: Calibrate,
+    text: Text | None,
 ) -> None:
     """Packs with guides from a run of the model, unquantized where it is small, else as q8."""
     if isinstance(folder.checkpoint, QuantizedSource):
@@ -118,6 +125,6 @@ def _pack_calibrated(
             report=lambda what: report(0, total, what),
         )
         label = f"packing {target.name}"
-        pack_folder(folder, target, recipe, progress, label, guides=guides)
+        pack_folder(folder, target, recipe, progress, label, text=text, guides=guides)
     finally:
         packed.close()

@@ -13,9 +13,11 @@ from musespark.families.tensors import canonical_shapes
 from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json_object
 from musespark.weights import hub, pack
 from musespark.weights.hubheaders import remote_checkpoint, remote_gguf
+from musespark.weights.kv_choice import KvChoice, report_of
 from musespark.weights.licence import licence_of
 from musespark.weights.loading import (
     ASSETS,
+    EMBEDDED_PACKED,
     Source,
     hub_id_of,
     loaded_from,
@@ -31,7 +33,7 @@ from musespark.weights.packed import PackedFile
 class Inspection:
     """What :func:`look` found: the report of :func:`inspect`, the model as data and the bytes of
     its weights for each recipe it can have (a packed file: its own alone), ``auto`` the one that
-    load takes by itself.
+    load takes by itself, ``kv`` what a packed file records of keys and values.
 
     ``spec`` is None where the model is not known without downloading it.
     """
@@ -40,6 +42,7 @@ class Inspection:
     spec: ModelSpec | None
     weights: dict[str, int]
     auto: str = ""
+    kv: KvChoice | None = None
     merges: int | None = None  # of the tokenizer; None: not known
 
 
@@ -47,7 +50,8 @@ def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
     """Family, formats, sizes and tensors of a model.
 
     Keys: source, packed, family, quantize (of a packed file), calibration (of one that was
-    calibrated: method, tokens and their checksum; else None), licence (None where none is stated),
+    calibrated: method, tokens and their checksum; else None), kv (what was measured of formats of
+    keys and values, weights/kv_choice.py; else None), licence (None where none is stated),
     parameters, bytes, formats {format: bytes}, weights {recipe: bytes once packed}, layers, hidden,
     vocab, max_context, files, notes, verified, and tensors, a list of {name, format, shape, bytes}.
     With `verify` every checksum of a packed file is checked (``CorruptFile`` names the first that
@@ -66,7 +70,9 @@ def look(source: Source = None, *, verify: bool = False) -> Inspection:
     located = locate(source)
     found = _of_path(located.path, verify)
     if source is None:
-        found.report["source"] = located.name
+        kv = _of_path(EMBEDDED_PACKED, False).kv if EMBEDDED_PACKED.exists() else None
+        more = {"source": located.name, "kv": report_of(kv, found.spec) if found.spec else None}
+        found = replace(found, report=found.report | more, kv=kv)
     return found
 
 
@@ -122,6 +128,7 @@ def _unknown(snapshot: hub.Snapshot, wanted: hub.Wanted) -> Inspection:
         "family": None,
         "quantize": None,
         "calibration": None,
+        "kv": None,
         "licence": None,
         "bytes": sum(sizes),
         "formats": {},
@@ -151,6 +158,7 @@ def _of_packed(packed: PackedFile, path: Path, verify: bool) -> Inspection:
         "family": info["family"],
         "quantize": info["quantize"],
         "calibration": info["calibration"],
+        "kv": report_of(info["kv"], loaded.spec),
         "licence": licence_of(path if path.is_dir() else path.parent),
         "parameters": info["parameters"],
         "bytes": info["bytes"],
@@ -162,7 +170,8 @@ def _of_packed(packed: PackedFile, path: Path, verify: bool) -> Inspection:
         "verified": "every checksum" if verify else "header, vectors and assets",
         "tensors": tensors,
     }
-    return Inspection(report, loaded.spec, weights, info["quantize"], _merges(loaded.assets))
+    merges = _merges(loaded.assets)
+    return Inspection(report, loaded.spec, weights, info["quantize"], info["kv"], merges)
 
 
 def _of_folder(folder: ModelFolder, source: str) -> Inspection:
@@ -183,6 +192,7 @@ def _of_folder(folder: ModelFolder, source: str) -> Inspection:
             "family": folder.family,
             "quantize": None,
             "calibration": None,
+            "kv": None,
             "licence": licence_of(where) or folder.licence,
             "parameters": pack.count_parameters(shapes),
             "bytes": sum(formats.values()),
@@ -195,7 +205,7 @@ def _of_folder(folder: ModelFolder, source: str) -> Inspection:
             "tensors": tensors,
         }
         merges = _merges(folder.assets)
-        return Inspection(report, folder.spec, weights, folder.recipe("auto"), merges)
+        return Inspection(report, folder.spec, weights, folder.recipe("auto"), merges=merges)
     finally:
         folder.checkpoint.close()
 

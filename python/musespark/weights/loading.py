@@ -6,7 +6,7 @@ import errno
 import functools
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from musespark.weights.files import WriteFailed
 from musespark.weights.gguf import is_gguf
 from musespark.weights.hubheaders import remote_gguf
 from musespark.weights.hubids import GRAMMAR, SCHEME, HubId, parse_hub_id
+from musespark.weights.kv_choice import Recorder, read_record
 from musespark.weights.model_source import ASSETS, ModelFolder, read_config_files, understand
 from musespark.weights.packed import PackedFile, is_packed
 from musespark.weights.progress import ProgressFn, progress_function
@@ -40,6 +41,8 @@ Source = str | os.PathLike[str] | None
 Admit = Callable[[ModelSpec, dict[str, int], str], None]
 # Called with the model, the files beside its weights, and the source's name, before it is packed.
 Ready = Callable[[ModelSpec, dict[str, bytes], str], None]
+# Called likewise, gives chunks of tokens to measure formats of keys and values with.
+Text = Callable[[ModelSpec, dict[str, bytes], str], Sequence[np.ndarray]]
 Refuse = Callable[[hub.Snapshot, hub.Wanted], None]
 EMBEDDED = "Spark Nano, inside the package"
 _AT_LEAST = "The weights are not here yet: their bytes are the least they can be"
@@ -49,7 +52,7 @@ _SET_CACHE = "set MUSESPARK_CACHE to a folder that can be written"
 _WAITING = "waiting for the process that packs this model"
 _NANO = Path(__file__).resolve().parent.parent / "nano"
 # Made from _NANO by `musespark convert`; a test packs it again and compares.
-_NANO_PACKED = _NANO / "packed" / "nano-q8.safetensors"
+EMBEDDED_PACKED = _NANO / "packed" / "nano-q8.safetensors"
 
 
 @dataclass
@@ -60,7 +63,7 @@ class LoadedWeights:
     model folder's other files; ``info`` what was opened: family, quantize, quantize_auto (whether
     ``auto`` chose it now), parameters, bytes, formats {format: bytes}, weights {recipe: bytes, for
     each that could have been chosen}, path (of the packed file), source, cached, ignored {reason:
-    tensors}, notes.
+    tensors}, notes, calibration, and kv (a KvChoice; None where nothing was measured).
     """
 
     spec: ModelSpec
@@ -92,6 +95,7 @@ def open_model(
     progress: bool | ProgressFn | None = None,
     admit: Admit | None = None,
     ready: Ready | None = None,
+    text: Text | None = None,
 ) -> LoadedWeights:
     """Opens a model for running. Nothing of a packed file is read before it is used.
 
@@ -101,14 +105,15 @@ def open_model(
     terminal; ``info["path"]`` says where. `quantize`: see weights/pack.py; for a packed file
     ``auto`` or what it was packed with. `admit` is asked before anything large is downloaded or
     packed, and raises for what does not fit; `ready` before anything is packed, and raises for what
-    could not be used then.
+    could not be used then. `text`: what formats of keys and values are measured with, where the
+    model is packed now; None: they are not, and the file says nothing of them.
     """
     pack.check_quantize(quantize)
     located = locate(source, progress, _refusal(quantize, admit))
     path = located.path
-    if source is None and quantize in ("auto", "q8") and _NANO_PACKED.exists():
-        path = _NANO_PACKED
-    loaded = _opened(path, quantize, progress, admit, ready)
+    if source is None and quantize in ("auto", "q8") and EMBEDDED_PACKED.exists():
+        path = EMBEDDED_PACKED
+    loaded = _opened(path, quantize, progress, admit, ready, text)
     loaded.info["source"] = located.name
     loaded.info["notes"] += located.notes
     return loaded
@@ -120,6 +125,7 @@ def _opened(
     progress: bool | ProgressFn | None,
     admit: Admit | None,
     ready: Ready | None,
+    text: Text | None,
 ) -> LoadedWeights:
     packed = packed_at(path)
     if packed is not None:
@@ -134,7 +140,7 @@ def _opened(
         if admit is not None:
             admit(folder.spec, weights, folder.recipe(quantize))
             folder.check_tokenizer()
-        loaded = _through_cache(folder, quantize, progress, ready)
+        loaded = _through_cache(folder, quantize, progress, ready, text)
     finally:
         folder.checkpoint.close()
     loaded.info["quantize_auto"] = quantize == "auto"
@@ -292,6 +298,7 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
         "ignored": {},
         "notes": list(packed.notes),
         "calibration": packed.calibration,
+        "kv": read_record(packed.kv, spec, str(packed.path)),
     }
     return LoadedWeights(spec, packed.tensors(), packed.assets, info, packed)
 
@@ -303,8 +310,14 @@ def pack_folder(
     progress: bool | ProgressFn | None,
     label: str,
     origin: str | None = None,
+    text: Text | None = None,
     **more: Any,
 ) -> None:
+    report = progress_function(progress)
+    kv = None
+    if text is not None and not folder.spec.bidirectional:
+        chunks = functools.partial(text, folder.spec, folder.all_assets, str(folder.path))
+        kv = Recorder(folder.spec, chunks, lambda what: report(0, 1, what))
     pack.pack_checkpoint(
         folder.checkpoint,
         target,
@@ -315,9 +328,10 @@ def pack_folder(
         family=folder.family,
         notes=folder.notes,
         assets=_with_outline(folder.all_assets),
-        progress=progress_function(progress),
+        progress=report,
         label=label,
         origin=origin,
+        kv=kv,
         **more,
     )
 
@@ -334,10 +348,11 @@ def _through_cache(
     quantize: str,
     progress: bool | ProgressFn | None,
     ready: Ready | None = None,
+    text: Text | None = None,
 ) -> LoadedWeights:
     """Opens the folder's packed file in the cache; writes it first where it is not there."""
     recipe = folder.recipe(quantize)
-    key = cache.source_key(folder.path, folder.checkpoint, folder.assets, recipe)
+    key = cache.source_key(folder.path, folder.checkpoint, folder.assets, recipe, text is not None)
     target = cache.cached_path(key, folder.path, recipe)
     report = progress_function(progress)
 
@@ -361,10 +376,11 @@ def _through_cache(
             loaded = _open_cached(folder, target) if target.exists() else None
             if loaded is None:
                 label = f"packing into {cache.packed_folder()}"
-                pack_folder(folder, target, recipe, progress, label, str(folder.path.resolve()))
+                origin = str(folder.path.resolve())
+                pack_folder(folder, target, recipe, progress, label, origin, text)
     except OSError as error:
         if error.errno in _NOT_WRITABLE:
-            return _packed_for_now(folder, recipe, progress, error)
+            return _packed_for_now(folder, recipe, progress, error, text)
         if isinstance(error, WriteFailed):
             raise
         raise WriteFailed(
@@ -381,7 +397,11 @@ def _through_cache(
 
 
 def _packed_for_now(
-    folder: ModelFolder, recipe: str, progress: bool | ProgressFn | None, why: OSError
+    folder: ModelFolder,
+    recipe: str,
+    progress: bool | ProgressFn | None,
+    why: OSError,
+    text: Text | None,
 ) -> LoadedWeights:
     """Packs into a file without a name, in the folder for temporary files or else in memory: it is
     gone when the model is closed."""
@@ -389,7 +409,8 @@ def _packed_for_now(
         try:
             with tempfile.TemporaryDirectory(prefix="musespark-", dir=parent) as made:
                 target = Path(made) / "packed.safetensors"
-                pack_folder(folder, target, recipe, progress, f"packing into {parent}, for now")
+                label = f"packing into {parent}, for now"
+                pack_folder(folder, target, recipe, progress, label, text=text)
                 packed = open_packed(SafetensorsFile(target))
         except OSError:  # full, or not writable either
             continue

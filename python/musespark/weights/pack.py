@@ -31,7 +31,7 @@ from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families.tensors import Part
 from musespark.weights.calibration import Guides
 from musespark.weights.files import check_disk, write_aside
-from musespark.weights.packed import Planned, write_packed
+from musespark.weights.packed import KvRecorder, Planned, write_packed
 from musespark.weights.packing_error import PackingError
 from musespark.weights.quantized.linear import Rows
 from musespark.weights.quantized.source import QuantizedEntry
@@ -279,27 +279,26 @@ def pack_checkpoint(
     threads: int | None = None,
     origin: str | None = None,
     guides: Guides | None = None,
+    kv: KvRecorder | None = None,
 ) -> None:
     """Packs every tensor of `checkpoint` into the packed file `destination`.
 
-    `shapes` are the canonical tensors, `sources` where they are in the checkpoint; `quantize` is a
-    resolved recipe. Streams: one piece of a tensor is in memory at a time, besides the map.
+    `shapes` are the canonical tensors, `sources` where they are stored; `quantize` is a resolved
+    recipe. Streams: one piece of a tensor is in memory at a time, besides the map.
     Progress counts source bytes, under `label`. `threads` None uses every core. `origin`: see
-    :func:`write_packed`. `guides` guide the rounding, and the file says so.
+    :func:`write_packed`, as is `kv`. `guides` guide the rounding, and the file says so.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
-    kinds = _kinds(checkpoint, sources, planned)
-    error = PackingError(planned, kinds, workers)
+    error = PackingError(planned, _kinds(checkpoint, sources, planned), workers)
     total = sum(stored_nbytes(checkpoint, shapes[name], part) for name, part in sources.items())
     done = 0
 
     def payload(p: Planned) -> Iterator[np.ndarray]:
         nonlocal done
         part = sources[p.name]
-        entry = checkpoint.entry(part.name)
+        entry, array = checkpoint.entry(part.name), part.of(checkpoint.array(part.name))
         where = f"{checkpoint.file_of[part.name].path}: tensor {part.name!r:.120}"
-        array = part.of(checkpoint.array(part.name))
         size, before = stored_nbytes(checkpoint, shapes[p.name], part), done
         if p.vector:
             yield _vector_bytes(array[:], _dtype(entry), where)
@@ -328,5 +327,6 @@ def pack_checkpoint(
             planned=planned,
             payload=payload,
             source=origin,
-            calibration=guides.record if guides else None,
+            calibration=guides and guides.record,
+            kv=kv,
         )

@@ -11,7 +11,8 @@ Its tensors, in this order, each beginning at a multiple of 64 bytes in the file
 ``__metadata__["musespark"]`` is a JSON object: version, arithmetic, family, quantize, notes, spec
 (the fields of csrc/model/spec.h), tensors {name: {format, rows, cols, checksum}},
 assets {name: {bytes, checksum}}, and of a file whose rounding was guided calibration
-{method, tokens, checksum} (weights/calibration.py).
+{method, tokens, checksum} (weights/calibration.py), and of one whose formats of keys and values
+were measured kv (weights/kv_choice.py).
 Vectors have format f32 and rows 1. ``__metadata__["musespark_checksum"]`` covers this JSON and the
 safetensors table; ``["musespark_source"]``, of a file in the packing cache, is the path that it was
 made from. A checksum is XXH64 in 16 hexadecimal digits, of the XXH64 of each MiB: it finds
@@ -23,7 +24,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -42,6 +44,15 @@ SOURCE_KEY = "musespark_source"
 _PIECE = 1 << 20
 _NO_SUM = "0" * 16
 _ASSET = "asset/"
+
+
+class KvRecorder(Protocol):
+    """What is written of keys and values: weights/kv_choice.py."""
+
+    @property
+    def room(self) -> dict[str, Any]: ...
+
+    def measure(self, path: Path) -> dict[str, Any] | None: ...
 
 
 class Checksum:
@@ -113,13 +124,15 @@ def write_packed(
     payload: Callable[[Planned], Iterable[np.ndarray]],
     source: str | None = None,
     calibration: dict[str, Any] | None = None,
+    kv: KvRecorder | None = None,
 ) -> None:
     """Writes a packed file; `payload` yields a weight's bytes in pieces, in the order of `planned`.
 
     `source`: where it comes from, for whoever lists packed files; no part of the model. `notes` is
-    asked before the first and after the last of them, and may be shorter then. Nothing
-    but the piece at hand is held in memory. Raises whatever writing raises; the caller discards the
-    file then (see :func:`musespark.weights.files.write_aside`).
+    asked before the first and after the last of them, and may be shorter then. `kv` is
+    asked when the file can be read. Nothing but the piece at hand is held in memory until then.
+    Raises whatever writing raises; the caller discards the file then (see
+    :func:`musespark.weights.files.write_aside`).
     """
     planned = [p for p in planned if not p.vector] + [p for p in planned if p.vector]
     head = {
@@ -139,7 +152,8 @@ def write_packed(
         },
     } | ({} if calibration is None else {"calibration": calibration})
     table = _table(planned, assets)
-    room = file.position = len(_encode(head, table, source=source))
+    longest = head if kv is None else head | {"kv": kv.room}
+    room = file.position = len(_encode(longest, table, source=source))
     for p in planned:
         checksum, written = Checksum(), 0
         for piece in payload(p):
@@ -153,6 +167,9 @@ def write_packed(
         file.write(data + bytes(-len(data) % ALIGN))
     head["notes"] = notes()
     file.write_at(0, _encode(head, table, room, source))
+    record = None if kv is None else kv.measure(file.aside)
+    if record is not None:
+        file.write_at(0, _encode(head | {"kv": record}, table, room, source))
 
 
 def _table(planned: list[Planned], assets: dict[str, bytes]) -> dict[str, dict[str, Any]]:
@@ -233,6 +250,7 @@ class PackedFile:
             raise CorruptFile(f"{self.path}: notes must be a list of strings")
         self.notes: list[str] = notes
         self.calibration = self._read_calibration(head)
+        self.kv: Any = head.get("kv")  # as it was read
         self.spec: Any = head.get("spec")
         self._sums: dict[str, str] = {}
         self.planned = self._check_tensors(self._object(head, "tensors"))

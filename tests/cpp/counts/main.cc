@@ -63,7 +63,8 @@ struct Product {
       fill_scales(packed.data() + block * layout.row_block_bytes);
     }
     random.fill(x.data(), x.size());
-    quantized = {q.data(), scale.data(), bias.data(), half_bias.data(), m, cols, cols};
+    quantized = {q.data(), scale.data(), bias.data(), half_bias.data(),
+                 m,        cols,         cols,        act_scale_cols(format)};
     kernels.quantize_rows(x.data(), cols, m, cols, &quantized);
     args.w = {packed.data(), layout.row_block_bytes, rows, cols, format};
     args.xq = &quantized;
@@ -106,17 +107,18 @@ struct Attention {
         firsts(static_cast<std::size_t>(rows), 0),
         partial(rows),
         o(rows * dim),
-        scratch(attention_scratch_bytes(rows, dim)) {
+        scratch(attention_scratch_bytes(rows, dim)),
+        formats(2 * kPagesPerChunk, KvFormat::kv8) {
     Random random;
     random.fill(q.data(), q.size());
     for (int page = 0; page < kPagesPerChunk; ++page) add_page(random, dim);
-    args.format = KvFormat::kv8;
     args.head_dim = dim;
     args.rows = rows;
     args.q = q.data();
     args.ldq = dim;
     args.pos = args.hi = positions.data();
     args.lo = firsts.data();
+    args.formats = formats.data();
     args.open = open;
     args.sealed = sealed;
     args.partial = partial.data();
@@ -146,6 +148,7 @@ struct Attention {
   Array<AttentionPartial> partial;
   Array<float> o;
   Array<std::byte> scratch;
+  std::vector<KvFormat> formats;
   AttendChunkArgs args{};
 };
 

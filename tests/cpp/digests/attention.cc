@@ -119,7 +119,8 @@ void attend(const KernelTable& kernels, const Case& c, Cache& cache, Queries& qu
   }
   Guarded scratch(attention_scratch_bytes(c.rows, c.dim) / 64 * 64 + 64);
   AttendChunkArgs args{};
-  args.format = c.format;
+  const std::vector<KvFormat> formats(2 * kPagesPerChunk, c.format);
+  args.formats = formats.data();
   args.head_dim = c.dim;
   args.rows = c.rows;
   args.q = queries.q.data();
@@ -129,7 +130,7 @@ void attend(const KernelTable& kernels, const Case& c, Cache& cache, Queries& qu
   args.hi = queries.hi.data();
   args.chunk = chunk;
   args.open = open;
-  args.sealed = sealed;
+  args.sealed = c.format == KvFormat::f32 ? nullptr : sealed;
   args.softcap = c.softcap;
   args.partial = out.state.data();
   args.o = out.o.data();

@@ -125,7 +125,8 @@ void forward_case(const std::string& name, const std::vector<WeightFormat>& form
   Tensors tensors(11);
   fill_tensors(formats, experts, tensors);
   ThreadPool pool(threads);
-  TextModel model(small_model(experts), tensors.views, pool, kv);
+  const ModelSpec spec = small_model(experts);
+  TextModel model(spec, tensors.views, pool, same_for_all(spec, kv));
   PagePool pages(model.kv_layout(), std::int64_t{1} << 30);
   Sequence sequence(pages);
 

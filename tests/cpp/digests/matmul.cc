@@ -100,14 +100,15 @@ void fill_input(Random& random, Kind kind, std::int64_t cols, std::span<float> x
 
 // One call's rows, quantized at the level.
 struct Quantized {
-  Quantized(const KernelTable& kernels, std::span<float> x, std::int64_t m, std::int64_t cols)
+  Quantized(const KernelTable& kernels, std::span<float> x, std::int64_t m, std::int64_t cols,
+            std::int64_t group)
       : kp((cols + kActGroup - 1) / kActGroup * kActGroup),
         groups(kp / kActGroup),
         q((m - 1) * (kp + 64) + kp),
         scale(m * groups),
         bias(m * groups),
         half_bias(2 * m * groups) {
-    rows = {q.data(), scale.data(), bias.data(), half_bias.data(), m, kp, kp + 64};
+    rows = {q.data(), scale.data(), bias.data(), half_bias.data(), m, kp, kp + 64, group};
     kernels.quantize_rows(x.data(), cols, m, cols, &rows);
   }
 
@@ -130,7 +131,7 @@ struct Quantized {
 // All of out, the floats between rows too, which no kernel may touch. A NaN is any NaN.
 Bytes multiply(const KernelTable& kernels, const PackedMatrix& w, std::span<float> x,
                std::int64_t m, std::int64_t first_block) {
-  Quantized xq(kernels, x, m, w.cols);
+  Quantized xq(kernels, x, m, w.cols, act_scale_cols(w.format));
   const std::int64_t ldo = w.rows + 3;
   Array<float> out((m - 1) * ldo + w.rows);
   std::fill_n(out.data(), out.size(), -77.0f);
@@ -176,14 +177,15 @@ void matmul_case(WeightFormat format, Shape shape, Kind kind, std::int64_t first
   });
 }
 
-void quantize_case(Shape shape, Kind kind) {
-  const std::string name = "quantize_rows/" + std::to_string(shape.m) + "x" +
-                           std::to_string(shape.cols) + "/" + name_of(kind);
+void quantize_case(Shape shape, Kind kind, std::int64_t group) {
+  const std::string name = "quantize_rows/" + std::to_string(group) + "/" +
+                           std::to_string(shape.m) + "x" + std::to_string(shape.cols) + "/" +
+                           name_of(kind);
   Random random(xxh64(name.data(), name.size()));
   Array<float> x(shape.m * shape.cols);
   fill_input(random, kind, shape.cols, x.span());
   compare_levels(name, [&](const KernelTable& kernels) {
-    return Quantized(kernels, x.span(), shape.m, shape.cols).bytes();
+    return Quantized(kernels, x.span(), shape.m, shape.cols, group).bytes();
   });
 }
 
@@ -194,7 +196,8 @@ void matmul_digests() {
                            Kind::tiny,  Kind::huge,    Kind::ties};
   for (const Kind kind : kAll) {
     for (const Shape shape : {Shape{0, 1, 3}, {0, 64, 1}, {0, 100, 60}, {0, 257, 60}}) {
-      quantize_case(shape, kind);
+      quantize_case(shape, kind, kActGroup);
+      quantize_case(shape, kind, kBlockQ4);
     }
   }
   for (const WeightFormat format : kFormats) {

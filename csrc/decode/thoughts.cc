@@ -1,0 +1,65 @@
+#include "decode/thoughts.h"
+
+#include <algorithm>
+#include <string>
+
+#include "base/errors.h"
+
+namespace musespark {
+namespace {
+
+bool ends_with(std::span<const std::int32_t> tokens, const std::vector<std::int32_t>& marks) {
+  return tokens.size() >= marks.size() &&
+         std::ranges::equal(tokens.last(marks.size()), std::span(marks));
+}
+
+void check_ids(const char* field, const std::vector<std::int32_t>& ids, std::int64_t vocab) {
+  for (const std::int32_t id : ids) {
+    if (id >= 0 && id < vocab) continue;
+    throw InvalidRequest(std::string(field) + ": got " + std::to_string(id) +
+                         ", allowed is a token id from 0 to " + std::to_string(vocab - 1));
+  }
+}
+
+}  // namespace
+
+void ThoughtTracker::see(const ThoughtParams& params, std::span<const std::int32_t> tokens) {
+  const auto size = static_cast<std::int64_t>(tokens.size());
+  for (; seen_ < size; ++seen_) {
+    const std::int32_t token = tokens[static_cast<std::size_t>(seen_)];
+    if (!spans_.empty() && spans_.back().end < 0) {
+      if (std::ranges::find(params.closes, token) != params.closes.end()) {
+        spans_.back().end = seen_;
+      }
+      continue;
+    }
+    const auto so_far = tokens.first(static_cast<std::size_t>(seen_ + 1));
+    const auto opens = [&](const auto& marks) { return ends_with(so_far, marks); };
+    if (std::ranges::any_of(params.opens, opens)) spans_.push_back({seen_ + 1, -1});
+  }
+}
+
+std::int64_t ThoughtTracker::count(std::int64_t first, std::int64_t size) const {
+  std::int64_t tokens = 0;
+  for (const ThoughtSpan& span : spans_) {
+    const std::int64_t end = span.end < 0 ? size : std::min(span.end, size);
+    tokens += std::max<std::int64_t>(0, end - std::max(span.begin, first));
+  }
+  return tokens;
+}
+
+void check_thoughts(const ThoughtParams& params, std::int64_t vocab) {
+  if (params.most_tokens != 0 && params.most_tokens < kLeastThoughtTokens) {
+    throw InvalidRequest("thoughts.most_tokens: got " + std::to_string(params.most_tokens) +
+                         ", allowed is 0 or at least " + std::to_string(kLeastThoughtTokens));
+  }
+  for (const auto& marks : params.opens) {
+    if (marks.empty()) {
+      throw InvalidRequest("thoughts.opens: got no marker, allowed is at least one token id");
+    }
+    check_ids("thoughts.opens", marks, vocab);
+  }
+  check_ids("thoughts.closes", params.closes, vocab);
+}
+
+}  // namespace musespark

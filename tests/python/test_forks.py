@@ -1,0 +1,80 @@
+"""Forks share pages until they write: what they cost, in use and in what admission reserves."""
+
+from __future__ import annotations
+
+import pytest
+
+from musespark.engine import Engine, Request
+from support import engine_cases as cases
+from support.engine_cases import fingerprint, tokens
+
+FORKS, PREFIX = 16, 500
+MODELS = sorted(cases.MODELS)  # muse_kv8 has windows of 70, llama_f32 has none
+
+
+def settled(engine: Engine) -> dict[str, int]:
+    """Stats after everything that was asked for has been done."""
+    engine.submit(Request(tokens=[1], max_new_tokens=0)).result()
+    return engine.stats()
+
+
+def retained(engine: Engine, prompt: list[int], new: int = 1, **more):
+    handle = engine.submit(Request(tokens=prompt, max_new_tokens=new, retain=True, **more))
+    handle.result()
+    return handle.retained
+
+
+def go_on(engine: Engine, base, i: int, new: int = 5):
+    prompt = tokens(PREFIX) + tokens(3, seed=50 + i)
+    request = Request(tokens=prompt, max_new_tokens=new, retain=True, logprobs=2)
+    return engine.submit(request, base=base)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_forks_cost_nothing_before_they_write_and_an_open_page_after(model: str) -> None:
+    with cases.make_engine(model, prefix_cache=False) as engine:
+        first = retained(engine, tokens(PREFIX))
+        before = settled(engine)
+        forks = [first.fork() for _ in range(FORKS)]
+        forked = settled(engine)
+        assert forked["retained"] == before["retained"] + FORKS
+        for name in ("kv_bytes_used", "pages", "open_pages"):
+            assert forked[name] == before[name]
+        # One token: with more, the prompt's end is kept beside it where there are windows.
+        results = [go_on(engine, fork, i, new=1) for i, fork in enumerate(forks)]
+        for handle, fork in zip(results, forks, strict=True):
+            assert handle.result().stats["cached_tokens"] == PREFIX
+            fork.release()
+        after = settled(engine)
+        classes = 2 if model == "muse_kv8" else 1
+        assert 0 < after["open_pages"] - before["open_pages"] <= FORKS * classes
+        assert after["pages"] - before["pages"] <= FORKS * classes
+        assert after["kv_bytes_used"] > before["kv_bytes_used"]
+        first.release()
+        for handle in results:
+            handle.retained.release()
+        assert settled(engine)["kv_bytes_used"] == 0
+
+
+@pytest.mark.parametrize("kv", ["f32", "kv8"])
+def test_forks_run_at_once_in_the_memory_that_they_take(kv: str) -> None:
+    """Each alone would reserve the prefix again, and they would wait for each other, or take the
+    memory of those that are retained."""
+    model = "llama_f32"
+    with cases.make_engine(model, kv=kv) as engine:
+        wanted = [fingerprint(go_on(engine, None, i).result()) for i in range(FORKS)]
+    needs, page = (cases.bytes_needed(model, n, kv=kv, prefill_chunk=64) for n in (PREFIX, 64))
+    budget = needs + FORKS * 2 * page  # each may end one page and begin the next
+    assert budget < FORKS * needs * (0.4 if kv == "f32" else 0.7)
+    with cases.make_engine(model, kv=kv, memory_budget=budget, prefill_chunk=64) as engine:
+        first = retained(engine, tokens(PREFIX))
+        forks = [first.fork() for _ in range(FORKS)]
+        handles = [go_on(engine, fork, i) for i, fork in enumerate(forks)]
+        results = [handle.result() for handle in handles]
+        assert [fingerprint(r) for r in results] == wanted
+        assert [r.stats["cached_tokens"] for r in results] == [PREFIX] * FORKS
+        assert engine.stats()["preemptions"] == 0
+        # They ran side by side, and all of them are still there.
+        assert engine.stats()["steps"] < 40
+        again = [go_on(engine, h.retained, i) for i, h in enumerate(handles)]
+        assert min(h.result().stats["cached_tokens"] for h in again) > PREFIX
