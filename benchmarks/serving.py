@@ -45,7 +45,8 @@ from common import machine, read_bandwidth, save
 from report import spread
 from shapes import SHAPES
 
-from musespark.engine import Engine, Finished, Request, Tokens, default_threads, kv_bytes
+from musespark.engine import Engine, Finished, Request, Tokens, default_threads
+from musespark.sizes import kv_bytes
 from musespark.weights import open_model
 
 KV = "kv8"

@@ -235,7 +235,10 @@ RANKS = {
     "session": 7,
     "memory": 7,
     "session_file": 6,
+    "encrypted_file": 5,
     "transfers": 6,
+    "prefix_store": 7,
+    "prefix_folder": 6,
     "info": 6,
     "adapters": 6,
     "generation": 6,
@@ -247,6 +250,7 @@ RANKS = {
     "thinking": 6,
     "encoder": 5,
     "engine": 5,
+    "sizes": 4,
     "text": 5,
     "vision": 5,
     "weights": 4,
@@ -265,6 +269,7 @@ RANKS = {
 CORE_USERS = (
     "musespark.encoder",
     "musespark.engine",
+    "musespark.sizes",
     "musespark.weights",
     "musespark.vision.preprocess",
 )

@@ -19,7 +19,6 @@
 #include "kv_formats.h"
 #include "model/prepared.h"
 #include "model/text_model.h"
-#include "model/workspace.h"
 #include "register.h"
 #include "spec_from_python.h"
 #include "tensors_from_python.h"
@@ -29,7 +28,6 @@ namespace py = pybind11;
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kMostStepRows = std::int64_t{1} << 12;
 
 std::vector<std::int32_t> ids_from_python(py::handle value, const std::string& path) {
   std::vector<std::int32_t> out;
@@ -234,6 +232,21 @@ class PyEngine {
     return engine_->begin_restore({std::move(ids), {length, prompt}, short_rope, adapter});
   }
 
+  std::int64_t begin_export(const py::object& tokens, std::int64_t most,
+                            std::optional<std::int64_t> adapter) {
+    auto ids = tokens_from_python(tokens);
+    const py::gil_scoped_release unlocked;
+    return engine_->begin_export(std::move(ids), most, adapter);
+  }
+
+  py::list page_list(std::int64_t length, std::int64_t prompt) const {
+    py::list out;
+    for (const SavedPage& page : engine_->page_list({length, prompt})) {
+      out.append(py::make_tuple(page.page_class, page.index, page.bytes));
+    }
+    return out;
+  }
+
   py::dict saved(std::int64_t id) {
     SavedSequence s;
     {
@@ -285,6 +298,12 @@ class PyEngine {
         py::arg("context") = context_, py::arg("isa") = isa_name(kernels().isa));
   }
 
+  py::list windows() const {
+    py::list out;
+    for (int c = 0; c < pages_->classes(); ++c) out.append(pages_->window(c));
+    return out;
+  }
+
   Engine& engine() const { return *engine_; }
 
  private:
@@ -295,37 +314,6 @@ class PyEngine {
   std::unique_ptr<Engine> engine_;
   std::int64_t context_ = 0;
 };
-
-PagePool unfilled_pool(const py::object& spec, const std::string& kv) {
-  const ModelSpec model_spec = spec_from_python(spec);
-  check_spec(model_spec);
-  return PagePool(kv_layout_of(model_spec, kv_choice(kv, model_spec)), 0);
-}
-
-std::int64_t kv_bytes(const py::object& spec, const std::string& kv, std::int64_t tokens,
-                      std::int64_t step) {
-  if (tokens < 1) DictReader::fail("tokens", std::to_string(tokens), "at least 1");
-  if (step < 1) DictReader::fail("step", std::to_string(step), "at least 1");
-  return unfilled_pool(spec, kv).bytes_for(tokens, std::min(step, tokens));
-}
-
-std::int64_t step_bytes_of(const py::object& spec, std::int64_t rows) {
-  if (rows < 1 || rows > kMostStepRows) {
-    DictReader::fail("rows", std::to_string(rows), "1 to " + std::to_string(kMostStepRows));
-  }
-  const ModelSpec model_spec = spec_from_python(spec);
-  check_spec(model_spec);
-  return step_bytes(model_spec, rows);
-}
-
-double kv_bytes_per_token(const py::object& spec, const std::string& kv) {
-  const PagePool pool = unfilled_pool(spec, kv);
-  std::int64_t page = 0;
-  for (int i = 0; i < pool.classes(); ++i) {
-    page += pool.full_bytes(i, KvForm::body);
-  }
-  return static_cast<double>(page) / kPageTokens;
-}
 
 py::tuple sample_row(const py::array_t<float, py::array::c_style>& row, std::uint64_t position,
                      const py::dict& params, const py::object& prompt, const py::object& completion,
@@ -396,6 +384,9 @@ void register_transfers(py::class_<PyEngine>& engine) {
       .def("begin_restore", &PyEngine::begin_restore, py::arg("tokens"), py::kw_only(),
            py::arg("prompt"), py::arg("short_rope"), py::arg("adapter"),
            "Makes a retained sequence of these tokens whose pages are to be written; its id.")
+      .def("begin_export", &PyEngine::begin_export, py::arg("tokens"), py::kw_only(),
+           py::arg("most"), py::arg("adapter"),
+           "Makes a retained sequence of what is kept of past prompts, its pages to be read.")
       .def(
           "wait_transfer",
           [](PyEngine& self, std::int64_t id, double seconds) {
@@ -410,13 +401,9 @@ void register_transfers(py::class_<PyEngine>& engine) {
            "Copies a page in; False where the pages are gone.")
       .def("end_transfer", with_engine(&Engine::end_transfer), py::arg("id"), unlocked(),
            "Ends what begin_save or begin_restore began.")
-      .def(
-          "page_sizes",
-          [](const PyEngine& self, std::int64_t length, std::int64_t prompt) {
-            return self.engine().page_sizes({length, prompt});
-          },
-          py::kw_only(), py::arg("length"), py::arg("prompt"),
-          "Bytes of each page of a saved sequence of these lengths.");
+      .def("page_list", &PyEngine::page_list, py::kw_only(), py::arg("length"), py::arg("prompt"),
+           "Class, index and bytes of each page of a saved sequence of these lengths.")
+      .def("windows", &PyEngine::windows, "The attention window of each page class; 0: none.");
 }
 
 }  // namespace
@@ -463,15 +450,6 @@ void register_engine(py::module_& m) {
           "Whether run_until has anything to do.")
       .def("stats", &PyEngine::stats, "Counters, bytes, threads and the instruction set in use.");
   register_transfers(engine);
-
-  m.def("kv_bytes", &kv_bytes, py::arg("spec"), py::kw_only(), py::arg("kv"), py::arg("tokens"),
-        py::arg("step"),
-        "The most bytes of keys and values that one sequence of `tokens` tokens holds, computed in "
-        "steps\nof `step`: what the engine reserves for it. Layers with a window count up to it.");
-  m.def("kv_bytes_per_token", &kv_bytes_per_token, py::arg("spec"), py::kw_only(), py::arg("kv"),
-        "Bytes that a token takes in all layers together once its page is full.");
-  m.def("step_bytes", &step_bytes_of, py::arg("spec"), py::kw_only(), py::arg("rows"),
-        "The most bytes of activations that a step of `rows` rows takes, experts included.");
   register_engine_testing(m);
 }
 

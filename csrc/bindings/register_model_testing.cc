@@ -218,7 +218,11 @@ void register_model_testing(py::module_& core) {
       .def("forward", &TestModel::forward, py::arg("spans"), py::kw_only(),
            py::arg("interrupt_at") = py::none(), py::arg("adapters") = std::vector<Adapter*>())
       .def("adapter", &TestModel::adapter, py::arg("tensors"))
-      .def("work_bytes", [](TestModel& m) { return m.model().work_bytes(); });
+      .def("work_bytes", [](TestModel& m) { return m.model().work_bytes(); })
+      .def(
+          "scratch_bytes",
+          [](TestModel& m, std::int64_t rows) { return m.model().scratch_bytes(rows); },
+          py::arg("rows"));
   register_cache(m);
   m.def("choose_experts", &choose, py::arg("logits"), py::kw_only(), py::arg("scores"),
         py::arg("chosen"), py::arg("renormalize") = false, py::arg("correction") = std::nullopt,

@@ -38,6 +38,9 @@ bool wants_huge_pages() {
                        "'; known: 0, 1");
 }
 
+// Neighbouring positions lie in at most so many pages: all but one of them fill whole ones.
+std::int64_t most_pages(std::int64_t positions) { return pages_of(positions - 1) + 1; }
+
 }  // namespace
 
 PagePool::PagePool(KvLayout layout, std::int64_t byte_budget)
@@ -101,12 +104,11 @@ std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step,
   std::int64_t bytes = 0;
   for (const Class& cls : classes_) {
     const std::int64_t all = pages_of(cls.window == 0 ? tokens - evicted : tokens);
-    // A step touches at most the page it begins in, those it fills and the one it ends in.
-    const std::int64_t touched = std::min(all, pages_of(step) + 1);
+    const std::int64_t touched = std::min(all, most_pages(step));
     std::int64_t held = all;
     if (cls.window > 0) {
-      const std::int64_t seen = checked_add(cls.window, step, "[page_pool] window + step");
-      held = std::min(all, pages_of(seen) + 1);
+      const std::int64_t seen = checked_add(cls.window, step, "[page_pool] window + step") - 1;
+      held = std::min(all, most_pages(seen));
     }
     const std::int64_t open = seals() ? std::min(held, touched) : held;
     const char* what = "[page_pool] bytes of a sequence";
@@ -116,6 +118,19 @@ std::int64_t PagePool::bytes_for(std::int64_t tokens, std::int64_t step,
     const auto of = [&](KvForm form) { return cls.sealed_bytes[static_cast<std::size_t>(form)]; };
     bytes = checked_add(bytes, checked_mul(held - 1, of(KvForm::body), what), what);
     bytes = checked_add(bytes, of(KvForm::first), what);
+  }
+  return bytes;
+}
+
+std::int64_t PagePool::shared_bytes(std::int64_t tokens) const {
+  const std::int64_t pages = tokens / kPageTokens;
+  if (pages == 0) return 0;
+  std::int64_t bytes = 0;
+  const char* what = "[page_pool] shared bytes";
+  for (int c = 0; c < classes(); ++c) {
+    if (window(c) > 0) continue;
+    bytes = checked_add(bytes, full_bytes(c, KvForm::first), what);
+    bytes = checked_add(bytes, checked_mul(pages - 1, full_bytes(c, KvForm::body), what), what);
   }
   return bytes;
 }

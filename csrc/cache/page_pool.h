@@ -96,6 +96,10 @@ class PagePool {
   // `evicted` of the tokens have no rows in the class without a window.
   std::int64_t bytes_for(std::int64_t tokens, std::int64_t step, std::int64_t evicted = 0) const;
 
+  // Bytes that sequences whose first `tokens` tokens are the same have once, not each: full pages
+  // of classes without a window.
+  std::int64_t shared_bytes(std::int64_t tokens) const;
+
   // Who gives pages back when the budget is used up: asked again and again, until there is room or
   // it returns false.
   void on_full(std::function<bool()> reclaim) { reclaim_ = std::move(reclaim); }

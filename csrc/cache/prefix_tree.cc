@@ -269,13 +269,7 @@ void PrefixTree::Pin::reset() noexcept {
 
 std::int64_t PrefixTree::Pin::bytes() const {
   if (node_ == nullptr) return 0;
-  const PagePool& pool = tree_->pool_;
-  std::int64_t bytes = 0;
-  for (int c = 0; c < pool.classes(); ++c) {
-    if (pool.window(c) > 0) continue;
-    bytes += pool.full_bytes(c, KvForm::first) + node_->index * pool.full_bytes(c, KvForm::body);
-  }
-  return bytes;
+  return tree_->pool_.shared_bytes((node_->index + 1) * kPageTokens);
 }
 
 }  // namespace musespark

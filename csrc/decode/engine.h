@@ -31,6 +31,10 @@ enum class LogitsMode : std::uint32_t {
 };
 inline constexpr std::int64_t kLogitsRows = 64;
 
+// Tokens at a prompt's end from any page of which another prompt can go on, through windows too: it
+// may differ in its last message.
+inline constexpr std::int64_t kLastMessage = 256;
+
 // Given out in ascending order, never twice.
 using AdapterId = std::int64_t;
 
@@ -155,6 +159,12 @@ class Engine {
   // Makes a retained sequence; to be released where a later call fails. Throws InvalidRequest,
   // ContextOverflow, and MemoryBudgetExceeded where it could never fit.
   RequestId begin_restore(SavedSequence saved);
+  // Makes a retained sequence of what the engine keeps of past prompts: the longest that `tokens`
+  // begin with, at most `most` of them. Its pages are under way as after begin_save; saved() says
+  // how many tokens it has, none where nothing is known or others leave no room. To be released.
+  // `tokens` are a whole prompt: its length decides which ropes it was made with.
+  RequestId begin_export(std::vector<std::int32_t> tokens, std::int64_t most,
+                         std::optional<AdapterId> adapter);
   // Whether the pages can be reached, waiting at most `seconds` for it. Throws MemoryBudgetExceeded
   // where running requests leave no room for a sequence to be restored.
   bool wait_transfer(RequestId id, double seconds);
@@ -165,8 +175,8 @@ class Engine {
   bool read_page(RequestId id, std::int64_t index, std::span<std::uint8_t> bytes);
   bool write_page(RequestId id, std::int64_t index, std::span<const std::uint8_t> bytes);
   void end_transfer(RequestId id);
-  // Bytes of each page of a sequence of these lengths. Throws InvalidRequest.
-  std::vector<std::int64_t> page_sizes(SavedLengths lengths) const;
+  // The pages of a sequence of these lengths. Throws InvalidRequest.
+  std::vector<SavedPage> page_list(SavedLengths lengths) const;
 
   // Steps until `max_seconds` have passed, a sequence ended or logits came, or nothing is left to
   // do. Appends what happened to `events` in order. Throws only for faults that end the engine;

@@ -61,6 +61,9 @@ struct Engine::Impl {
   // transfer.cc
   void begin_save(RequestId id);
   RequestId begin_restore(SavedSequence saved);
+  RequestId begin_export(std::vector<std::int32_t> tokens, std::int64_t most,
+                         std::optional<AdapterId> adapter);
+  RequestId begin_transfer(std::unique_ptr<Entry> entry);
   bool wait_transfer(RequestId id, double seconds);
   SavedSequence saved(RequestId id);
   bool read_page(RequestId id, std::int64_t index, std::span<std::uint8_t> bytes);
@@ -68,10 +71,11 @@ struct Engine::Impl {
   void end_transfer(RequestId id);
   void settle_transfer(Entry& entry);
   void place_restored(Entry& entry);
+  void attach_exported(Entry& entry);
   Transfer& transfer_of(RequestId id);
   std::uint8_t* page_bytes(RequestId id, std::int64_t index, std::size_t bytes, SavedPage* page,
                            std::shared_lock<std::shared_mutex>* hold);
-  std::vector<std::int64_t> page_sizes(SavedLengths lengths) const;
+  std::vector<SavedPage> page_list(SavedLengths lengths) const;
   std::int64_t restored_bytes(SavedLengths lengths) const;
 
   // schedule.cc

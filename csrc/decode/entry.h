@@ -22,7 +22,8 @@ enum class Phase : std::uint8_t { waiting, running, retained };
 // A retained sequence's pages on their way to or from a file (transfer.cc).
 struct Transfer {
   SavedLengths lengths;
-  bool restores = false;  // into the pool
+  bool restores = false;     // into the pool
+  std::int64_t exports = 0;  // at most so many tokens of what is kept; 0: of the sequence itself
   bool settled = false;
   std::exception_ptr error;  // why it could not begin
   std::vector<SavedPage> pages;

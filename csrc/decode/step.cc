@@ -157,9 +157,9 @@ void Engine::Impl::remember(Entry& entry) {
     return;
   }
   if (entry.ends_with_prompt() && before >= entry.stats.prompt_tokens) return;
-  // What the prompt's last step has in sight: the next prompt may differ in its last message.
-  if (prompt_ends && widest_window > 0) {
-    for (std::int64_t page = (before + kPageTokens - 1) / kPageTokens; page <= now / kPageTokens;
+  if (before < entry.stats.prompt_tokens && widest_window > 0) {  // a next prompt may end otherwise
+    const std::int64_t from = std::max(before, entry.stats.prompt_tokens - kLastMessage);
+    for (std::int64_t page = (from + kPageTokens - 1) / kPageTokens; page <= now / kPageTokens;
          ++page) {
       entry.mark(page * kPageTokens);
     }

@@ -82,14 +82,37 @@ RequestId Engine::Impl::begin_restore(SavedSequence saved) {
                                " bytes of keys and values for " + std::to_string(count) +
                                " tokens, the memory budget is " + std::to_string(budget));
   }
-  entry->phase = Phase::retained;
   entry->short_rope = saved.short_rope;
   entry->transfer.emplace();
   entry->transfer->lengths = saved.lengths;
   entry->transfer->restores = true;
+  return begin_transfer(std::move(entry));
+}
+
+RequestId Engine::Impl::begin_export(std::vector<std::int32_t> tokens, std::int64_t most,
+                                     std::optional<AdapterId> adapter) {
+  check_tokens(tokens, vocab);
+  const auto count = static_cast<std::int64_t>(tokens.size());
+  if (most < 1 || most > count) {
+    throw InvalidRequest("most: got " + std::to_string(most) + ", allowed is 1 to " +
+                         std::to_string(count) + ", the number of tokens");
+  }
+  RequestParams params;
+  params.retain = true;
+  params.adapter = adapter;
+  auto entry = std::make_unique<Entry>(std::move(tokens), std::move(params), vocab, 0);
+  entry->transfer.emplace();
+  entry->transfer->exports = most;
+  return begin_transfer(std::move(entry));
+}
+
+// Takes in a retained sequence that is made by its transfer.
+RequestId Engine::Impl::begin_transfer(std::unique_ptr<Entry> entry) {
+  entry->phase = Phase::retained;
   entry->pins = 1;
   const std::lock_guard lock(mutex);
-  if (saved.adapter) entry->adapter = adapter_of(*saved.adapter, "adapter");
+  const auto& adapter = entry->params.adapter;
+  if (adapter) entry->adapter = adapter_of(*adapter, "adapter");
   const RequestId id = next_id++;
   entry->id = id;
   kept.emplace(id, entry.get());
@@ -103,6 +126,7 @@ void Engine::Impl::settle_transfer(Entry& entry) {
   Transfer& transfer = *entry.transfer;
   entry.last_used = counters.steps;
   try {
+    if (transfer.exports > 0) attach_exported(entry);
     if (transfer.restores) {
       place_restored(entry);
     }
@@ -117,6 +141,21 @@ void Engine::Impl::settle_transfer(Entry& entry) {
   }
   transfer.settled = true;
   transfers_settled.notify_all();
+}
+
+// As any retained sequence it holds the pages themselves, not the tree's nodes. It pushes no other
+// one out: what is on its way to a file is in nobody's way.
+void Engine::Impl::attach_exported(Entry& entry) {
+  if (!prefixes) return;
+  entry.short_rope = wants_short_rope(entry);
+  const std::int64_t usable =
+      prefixes->find(entry.prefix_key(), entry.tokens, entry.transfer->exports).usable;
+  if (usable == 0) return;
+  const std::int64_t bytes = pool.bytes_for(usable, 1);
+  if (reserved_bytes + prefixes->pinned_bytes() + bytes > budget) return;
+  entry.kv = prefixes->take(entry.prefix_key(), entry.tokens, usable).first;
+  set_reserved(entry, 0, bytes);
+  retained_bytes += bytes;
 }
 
 void Engine::Impl::place_restored(Entry& entry) {
@@ -208,16 +247,18 @@ void Engine::Impl::end_transfer(RequestId id) {
   if (--entry.pins == 0 && entry.released) unsettled.push_back(&entry);
 }
 
-std::vector<std::int64_t> Engine::Impl::page_sizes(SavedLengths lengths) const {
+std::vector<SavedPage> Engine::Impl::page_list(SavedLengths lengths) const {
   check_lengths(lengths, lengths.length);
-  std::vector<std::int64_t> sizes;
-  for (const SavedPage& page : saved_pages(pool, lengths)) sizes.push_back(page.bytes);
-  return sizes;
+  return saved_pages(pool, lengths);
 }
 
 void Engine::begin_save(RequestId id) { impl_->begin_save(id); }
 RequestId Engine::begin_restore(SavedSequence saved) {
   return impl_->begin_restore(std::move(saved));
+}
+RequestId Engine::begin_export(std::vector<std::int32_t> tokens, std::int64_t most,
+                               std::optional<AdapterId> adapter) {
+  return impl_->begin_export(std::move(tokens), most, adapter);
 }
 bool Engine::wait_transfer(RequestId id, double seconds) {
   return impl_->wait_transfer(id, seconds);
@@ -230,8 +271,8 @@ bool Engine::write_page(RequestId id, std::int64_t index, std::span<const std::u
   return impl_->write_page(id, index, bytes);
 }
 void Engine::end_transfer(RequestId id) { impl_->end_transfer(id); }
-std::vector<std::int64_t> Engine::page_sizes(SavedLengths lengths) const {
-  return impl_->page_sizes(lengths);
+std::vector<SavedPage> Engine::page_list(SavedLengths lengths) const {
+  return impl_->page_list(lengths);
 }
 
 }  // namespace musespark

@@ -465,6 +465,10 @@ const KvLayout& TextModel::kv_layout() const { return impl_->layout; }
 
 std::int64_t TextModel::work_bytes() const { return impl_->work.bytes() + impl_->experts.bytes(); }
 
+std::int64_t TextModel::scratch_bytes(std::int64_t rows) const {
+  return impl_->scratch_bytes(rows);
+}
+
 StepOutcome TextModel::forward(std::span<const StepSpan> spans, const StepControl& control,
                                float* logits_out) {
   return impl_->run(spans, control, logits_out);

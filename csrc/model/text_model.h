@@ -83,8 +83,10 @@ class TextModel {
   std::int64_t original_context() const;
   // What the page pool of this model's sequences is made with.
   const KvLayout& kv_layout() const;
-  // Bytes of activations held now, for the largest step so far (model/workspace.h: step_bytes).
+  // Bytes of activations held now, for the largest step so far (model/memory.h).
   std::int64_t work_bytes() const;
+  // Bytes of scratch of each thread for steps of up to `rows` rows.
+  std::int64_t scratch_bytes(std::int64_t rows) const;
 
   // Runs all spans as one batch and writes the logits asked for, one row of `vocab` floats each, in
   // the order of spans and positions. Row bits depend on the sequence's tokens alone.

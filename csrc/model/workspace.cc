@@ -2,23 +2,7 @@
 
 #include <algorithm>
 
-#include "ops/experts.h"
-
 namespace musespark {
-namespace {
-
-ExpertsSizes experts_sizes(const MlpSpec& mlp, std::int64_t hidden) {
-  return {.experts = mlp.experts,
-          .chosen = mlp.experts_per_token,
-          .hidden = hidden,
-          .width = mlp.expert_width > 0 ? mlp.expert_width : hidden,
-          .intermediate = mlp.intermediate,
-          .shared_intermediate = mlp.shared_intermediate,
-          .pooled = mlp.expert_width > 0};
-}
-
-}  // namespace
-
 StepWidths step_widths(const ModelSpec& spec) {
   StepWidths w{.hidden = spec.hidden};
   for (const LayerSpec& layer : spec.layers) {
@@ -32,16 +16,6 @@ StepWidths step_widths(const ModelSpec& spec) {
     if (dense) w.hidden_mlp = std::max(w.hidden_mlp, layer.mlp.intermediate);
   }
   return w;
-}
-
-std::int64_t step_bytes(const ModelSpec& spec, std::int64_t rows) {
-  std::int64_t experts = 0;
-  for (const LayerSpec& layer : spec.layers) {
-    if (layer.mlp.kind != MlpKind::experts) continue;
-    experts =
-        std::max(experts, ExpertsRunner::bytes_for(experts_sizes(layer.mlp, spec.hidden), rows));
-  }
-  return Workspace::bytes_for(step_widths(spec), rows) + experts;
 }
 
 }  // namespace musespark

@@ -22,10 +22,6 @@ struct StepWidths {
 
 StepWidths step_widths(const ModelSpec& spec);
 
-// The most bytes of activations that a step of `rows` rows takes, experts included: exactly those
-// where matrices read floats, as f32 and bf16 ones do. Scratch of threads is not in it.
-std::int64_t step_bytes(const ModelSpec& spec, std::int64_t rows);
-
 class Workspace {
  public:
   // Makes room for a step of `rows` rows. Throws MemoryBudgetExceeded; unusable until the next

@@ -41,10 +41,10 @@ class RopeTable {
   const float* sin(std::int64_t position) const { return cos(position) + half(); }
 
   static constexpr std::int64_t kMaxPositions = std::int64_t{1} << 20;
+  // Positions computed at once: [kBlock][cos, sin][half].
+  static constexpr std::int64_t kBlock = 128;
 
  private:
-  static constexpr std::int64_t kBlock =
-      128;  // positions computed at once: [kBlock][cos, sin][half]
   std::vector<float> frequencies_;
   float attention_factor_;
   std::vector<AlignedBuffer> blocks_;

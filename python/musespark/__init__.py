@@ -41,6 +41,8 @@ _DEFINED_IN = {
         "CorruptFile",
         "InvalidRequest",
         "ContextOverflow",
+        "WrongPassphrase",
+        "MissingLibrary",
         "Cancelled",
         "DeadlineExceeded",
         "HubUnavailable",

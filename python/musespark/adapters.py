@@ -147,6 +147,11 @@ class Adapters:
                 return adapter
         return None
 
+    def checksum_of(self, adapter: int | None) -> str | None:
+        """Of the one with this id; None for none."""
+        found = [a for a in (self._of_all, *self._open()) if a is not None and a.id == adapter]
+        return found[0].checksum if found and adapter is not None else None
+
     def with_checksum(self, checksum: str | None) -> Adapter | None:
         """What to give to requests for the adapter of this checksum (None: for none).
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import functools
 import os
 import queue
@@ -36,6 +35,7 @@ from musespark.events import (
     collect,
     token_array,
 )
+from musespark.sizes import MAX_BATCH, PREFILL_CHUNK, spec_dict
 
 if TYPE_CHECKING:
     import asyncio
@@ -44,7 +44,6 @@ __all__ = ["Engine", "Event", "Finished", "Handle", "LogitsRows", "Request", "Re
 
 # How long the core decodes before events are handed out: short enough to look immediate.
 _SLICE_S = 0.02
-_PREFILL_CHUNK = 512  # prompt tokens of one step
 ARITHMETIC_VERSION: int = _core.arithmetic_version
 CLOSED_MEANWHILE = "the model was closed while this request ran"
 # How often a waiting caller looks whether the driver is alive.
@@ -62,9 +61,13 @@ class _Stream:
         self.events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
         self.ended = False  # set by the driver after it has put the last event
         self.given_up = False  # its caller has cancelled it
+        self.then: Callable[[], None] | None = None  # called at the end, in the driver's thread
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
     def put(self, event: Event | Exception) -> None:
+        # Before the event: who sees the end may close the model.
+        if isinstance(event, Finished) and self.then is not None:
+            self.then()
         self.events.put(event)
         if isinstance(event, (Finished, Exception)):
             self.ended = True
@@ -387,12 +390,12 @@ class Engine:
         context: int,
         kv: str,
         memory_budget: int,
-        prefill_chunk: int = _PREFILL_CHUNK,
-        max_batch: int = 64,
+        prefill_chunk: int = PREFILL_CHUNK,
+        max_batch: int = MAX_BATCH,
         prefix_cache: bool = True,
     ) -> None:
         core = _core.Engine(
-            _spec_dict(spec),
+            spec_dict(spec),
             dict(tensors),
             threads=threads,
             context=context,
@@ -412,13 +415,21 @@ class Engine:
             self._driver.stop()
             raise
 
-    def submit(self, request: Request, *, base: Retained | None = None) -> Handle:
-        """Queues a request.
+    def submit(
+        self,
+        request: Request,
+        *,
+        base: Retained | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> Handle:
+        """Queues a request. ``then`` is called at its end, in the engine's thread: it must not wait
+        nor raise.
 
         Raises InvalidRequest, ContextOverflow or MemoryBudgetExceeded at once, naming the field.
         """
         tokens, params = token_array(request.tokens), request.params()
         handle = Handle(self._driver, request.retain, self)
+        handle.stream.then = then
         try:
             self._driver.submit(handle, tokens, params, None if base is None else base.id)
         except BaseException:  # Ctrl-C: its traceback may be kept, and would keep the request
@@ -455,27 +466,6 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def kv_bytes(spec: Any, kv: str, tokens: int) -> int:
-    """The most bytes of keys and values one sequence of ``tokens`` tokens holds, as the engine
-    reserves them: layers with a window count up to their window."""
-    return _core.kv_bytes(_spec_dict(spec), kv=kv, tokens=tokens, step=_PREFILL_CHUNK)
-
-
-def kv_bytes_per_token(spec: Any, kv: str) -> float:
-    """Bytes a token takes in all layers together once its page is full."""
-    return _core.kv_bytes_per_token(_spec_dict(spec), kv=kv)
-
-
-def step_bytes(spec: Any) -> int:
-    """The most bytes of activations that the engine's largest step takes, experts included."""
-    return _core.step_bytes(_spec_dict(spec), rows=_PREFILL_CHUNK)
-
-
-def _spec_dict(spec: Any) -> Any:
-    is_value = dataclasses.is_dataclass(spec) and not isinstance(spec, type)
-    return dataclasses.asdict(spec) if is_value else spec
 
 
 def default_threads() -> int:

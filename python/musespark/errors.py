@@ -31,6 +31,14 @@ class ContextOverflow(InvalidRequest):
         self.limit = limit
 
 
+class WrongPassphrase(InvalidRequest):
+    """The passphrase is not the one that the file was encrypted with."""
+
+
+class MissingLibrary(Error, ImportError):  # noqa: N818
+    """What was asked needs a library that is not installed; the message says which extra has it."""
+
+
 class Cancelled(Error):  # noqa: N818
     """The request was cancelled: its model was closed while somebody waited for it."""
 

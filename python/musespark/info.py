@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from math import ceil
 
-from musespark.engine import kv_bytes, kv_bytes_per_token
 from musespark.results import ModelInfo
+from musespark.sizes import kv_bytes, kv_bytes_per_token
 from musespark.weights import LoadedWeights, summary
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,9 @@ from musespark.weights import convert as pack_into
 MAX_THREADS, MAX_CONTEXT = 1024, 2**31 - 1
 LOAD_OPTIONS = (
     *("quantize", "kv", "context", "threads", "prefix_cache", "adapter", "progress", "verify"),
-    *("lock_memory", "huge_pages"),
+    *("lock_memory", "huge_pages", "prefix_folder", "prefix_folder_bytes"),
 )
+PREFIX_FOLDER_BYTES = 8 << 30
 
 
 def load(
@@ -48,6 +50,8 @@ def load(
     verify: bool = False,
     lock_memory: bool = False,
     huge_pages: bool = False,
+    prefix_folder: str | os.PathLike[str] | None = None,
+    prefix_folder_bytes: int = PREFIX_FOLDER_BYTES,
     **unknown: Any,
 ) -> Model:
     """Loads a model.
@@ -77,7 +81,12 @@ def load(
     the system does not allow raises MemoryBudgetExceeded with the limit. ``huge_pages``: copy the
     weights into memory of this process, in huge pages where the system has them; some processors
     read those faster, some slower (``musespark bench --huge-pages`` measures it), and processes no
-    longer share the weights.
+    longer share the weights. ``prefix_folder``: keep the beginnings of prompts in this folder too,
+    so that a long document is never computed twice, by this process or another; at most
+    ``prefix_folder_bytes`` of files, the least recently used go first (8 GiB unless given).
+    Any number of models and processes may share a folder. Its files hold what prompts said, are not
+    encrypted, and are trusted as the model's own: keep it yours. Results are the same;
+    :attr:`Model.prefix_folder` says what was read and written.
 
     The packed file is mapped, not copied, but for ``huge_pages``. Replace it by renaming another
     over it, and the running model keeps the old one; who overwrites or truncates it in place
@@ -90,6 +99,7 @@ def load(
         raise unknown_argument(next(iter(unknown)), LOAD_OPTIONS)
     given = {"quantize": quantize, "kv": kv, "context": context, "threads": threads}
     given |= {"lock_memory": lock_memory, "huge_pages": huge_pages, "prefix_cache": prefix_cache}
+    given |= {"prefix_folder": prefix_folder, "prefix_folder_bytes": prefix_folder_bytes}
     return load_for(None, source, adapter=adapter, progress=progress, verify=verify, **given)
 
 
@@ -107,18 +117,18 @@ def load_for(
     lock_memory: bool,
     huge_pages: bool,
     prefix_cache: bool = True,
+    prefix_folder: str | os.PathLike[str] | None = None,
+    prefix_folder_bytes: int = PREFIX_FOLDER_BYTES,
 ) -> Model:
     """:func:`load` for one use (chat, generate, embed; None: any): a model that is not for it is
     refused before it is packed."""
-    if source is not None and not isinstance(source, (str, os.PathLike)):
-        raise InvalidRequest(f"source: got {source!r:.60}, allowed is a path or None")
-    if progress is not None and not isinstance(progress, bool) and not callable(progress):
-        raise InvalidRequest(f"progress: got {progress!r:.60}, allowed is a bool or a function")
+    _check_source(source, progress)
     _check_kv(kv)
     _check_count("threads", threads, MAX_THREADS)
     _check_count("context", context, MAX_CONTEXT)
     switches = {"verify": verify, "prefix_cache": prefix_cache}
     _check_switches(**switches, lock_memory=lock_memory, huge_pages=huge_pages)
+    folder = _prefix_folder(prefix_folder, prefix_folder_bytes, prefix_cache)
 
     lora = None if adapter is None else read_adapter_config(adapter)
 
@@ -149,6 +159,7 @@ def load_for(
             context=context,
             threads=threads,
             prefix_cache=prefix_cache,
+            prefix_folder=folder,
             adapter=adapted,
             place=functools.partial(place, lock_memory=lock_memory, huge_pages=huge_pages),
         )
@@ -217,6 +228,13 @@ def convert(
     )
 
 
+def _check_source(source: Any, progress: Any) -> None:
+    if source is not None and not isinstance(source, (str, os.PathLike)):
+        raise InvalidRequest(f"source: got {source!r:.60}, allowed is a path or None")
+    if progress is not None and not isinstance(progress, bool) and not callable(progress):
+        raise InvalidRequest(f"progress: got {progress!r:.60}, allowed is a bool or a function")
+
+
 def _check_kv(kv: str) -> None:
     if not isinstance(kv, str) or kv not in KV_FORMATS:
         raise InvalidRequest(f"kv: got {kv!r}, allowed is one of {list(KV_FORMATS)}")
@@ -226,6 +244,18 @@ def _check_count(name: str, value: Any, most: int) -> None:
     if value is None or (type(value) is int and 1 <= value <= most):
         return
     raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is 1 to {most} or None")
+
+
+def _prefix_folder(path: Any, limit: Any, prefix_cache: bool) -> tuple[Path, int] | None:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise InvalidRequest(f"prefix_folder_bytes: got {limit!r:.60}, allowed is an int >= 1")
+    if path is None:
+        return None
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise InvalidRequest(f"prefix_folder: got {path!r:.60}, allowed is a path or None")
+    if not prefix_cache:
+        raise InvalidRequest("prefix_folder: what it keeps goes through prefix_cache, which is off")
+    return Path(path).expanduser(), limit
 
 
 def _check_switches(**values: Any) -> None:

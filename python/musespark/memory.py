@@ -2,7 +2,7 @@
 
 :func:`estimate` and :func:`inspect` say it without loading; :func:`choose_context` decides by the
 same figures at load. Weights and keys and values are counted to the byte; the working memory of the
-process is an estimate, and called so.
+process is an estimate, and called so (``benchmarks/memory.py`` holds it against what is measured).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from musespark.engine import kv_bytes, step_bytes
+from musespark.engine import default_threads
 from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.families.spec import ModelSpec
 from musespark.machine import available_memory
 from musespark.results import human_bytes
+from musespark.sizes import kv_bytes, shared_kv_bytes, step_bytes
 from musespark.weights import FALLBACK, QUANTIZE, Inspection, KvChoice, Source, look
 
 # What ``kv`` may be.
@@ -28,14 +29,23 @@ KV_SHARE = 0.5
 LEAST_CONTEXT = 512
 _LADDER = (4096, 16384, 65536)
 _MOST_AGENTS = 4096
-# Interpreter, NumPy and tokenizer: 50 MB with 2,560 tokens, measured; the rest grows with them.
-_PROCESS_BYTES, _BYTES_PER_TOKEN = 50 << 20, 1 << 10
+# Measured: interpreter, NumPy and the other libraries, as far as they are read; and the tokenizer,
+# once a text has been encoded, by its tokens and its merges, the first tokens with what building
+# it leaves in the heap.
+_PROCESS_BYTES, _BYTES_PER_TOKEN, _BYTES_PER_MERGE = 50_300_000, 350, 235
+_FIRST_TOKENS, _BYTES_PER_FIRST = 2500, 1000
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes for one choice: packed weights, keys and values of `agents` sequences of `context`
-    tokens each, and the process's own (an estimate)."""
+    """Bytes for one choice.
+
+    ``weights``: as packed; of a mapped file all of it, as when all of it has been read (its pages
+    are shared between processes, and the system may take them back). ``keys_values``: of `agents`
+    sequences of `context` tokens each, the most they hold. ``step``: activations, scratch of the
+    threads, tables of positions, logits. ``process``: interpreter, libraries and tokenizer, an
+    estimate. ``fits``: whether load would run them all at once with what is free now.
+    """
 
     quantize: str
     kv: str
@@ -43,8 +53,14 @@ class Need:
     agents: int
     weights: int
     keys_values: int
-    working: int
+    step: int
+    process: int
     fits: bool
+
+    @property
+    def working(self) -> int:
+        """What is neither weights nor keys and values."""
+        return self.step + self.process
 
     @property
     def total(self) -> int:
@@ -57,8 +73,9 @@ class Estimate:
 
     ``needs``: one :class:`Need` for each recipe, format and context. ``largest``: (quantize, kv,
     context), the largest context that fits in ``available`` bytes, 0 where none does. ``auto`` is
-    the recipe that load takes by itself. Sequences that share a prompt need less than is said
-    here: each is counted whole.
+    the recipe that load takes by itself. ``shared``: tokens that all sequences begin with, counted
+    once. Beginnings of past prompts are kept in what is left (load's ``prefix_cache``): up to half
+    of the free memory, given up when it is needed, and not counted here.
     """
 
     source: str
@@ -67,6 +84,7 @@ class Estimate:
     max_context: int
     auto: str
     agents: int
+    shared: int
     available: int
     needs: tuple[Need, ...]
     largest: tuple[tuple[str, str, int], ...]
@@ -103,6 +121,7 @@ class Estimate:
 
     def _title(self) -> str:
         many = f", {self.agents} sequences" if self.agents > 1 else ""
+        many += f" that share {self.shared:,} tokens" if self.agents > 1 and self.shared else ""
         return (
             f"{self.source}: {self.family}, {self.parameters / 1e6:,.1f} M parameters, "
             f"context up to {self.max_context:,}{many}; {human_bytes(self.available)} are free"
@@ -122,8 +141,11 @@ class Estimate:
         return rows
 
     def _footer(self) -> list[str]:
-        working = self.needs[0].working
-        lines = [f"In each total about {human_bytes(working)} for the process itself, an estimate."]
+        step, process = (max(getattr(n, part) for n in self.needs) for part in ("step", "process"))
+        lines = [
+            f"In each total up to {human_bytes(step)} for the work of a step, and about "
+            f"{human_bytes(process)} for interpreter, libraries and tokenizer, an estimate."
+        ]
         if any(not need.fits for need in self.needs):
             lines.append("! more than is free now")
         return lines
@@ -136,13 +158,15 @@ def estimate(
     kv: str | None = None,
     context: int | Sequence[int] | None = None,
     agents: int = 1,
+    shared: int = 0,
 ) -> Estimate:
     """What a model would need in memory, without packing or loading it.
 
     ``source`` as for :func:`musespark.load`; of a hub's model that is not cached only small files
     and the headers of its weights are fetched. ``quantize`` and ``kv``: None for each there is.
     ``context``: tokens of a sequence, one or several; None for some sizes up to the model's own.
-    ``agents``: how many such sequences at once.
+    ``agents``: how many such sequences at once; ``shared``: how many tokens all of them begin with
+    (their prompt), which are held once.
 
     Raises what load raises for a model that cannot be run, and UnsupportedModel for one of which
     nothing is known before it is downloaded.
@@ -154,7 +178,12 @@ def estimate(
         raise InvalidRequest(f"agents: got {agents!r:.60}, allowed is 1 to {_MOST_AGENTS}")
     recipes = _recipes(quantize, found)
     contexts = _contexts(context, found.spec.max_context)
-    return _estimate(found, recipes, _formats(found.spec, kv, found.kv), contexts, agents)
+    if isinstance(shared, bool) or not isinstance(shared, int) or not 0 <= shared <= contexts[0]:
+        raise InvalidRequest(
+            f"shared: got {shared!r:.60}, allowed is 0 to {contexts[0]}, the smallest context"
+        )
+    formats = _formats(found.spec, kv, found.kv)
+    return _estimate(found, recipes, formats, contexts, agents, shared)
 
 
 def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
@@ -170,27 +199,31 @@ def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
     memory = None
     if found.spec is not None:
         contexts = _contexts(None, found.spec.max_context)
-        memory = _estimate(found, list(found.weights), _formats(found.spec, None), contexts, 1)
+        memory = _estimate(found, list(found.weights), _formats(found.spec, None), contexts)
     return found.report | {"memory": memory}
 
 
 def _estimate(
-    found: Inspection, recipes: list[str], formats: list[str], contexts: list[int], agents: int
+    found: Inspection,
+    recipes: list[str],
+    formats: list[str],
+    contexts: list[int],
+    agents: int = 1,
+    shared: int = 0,
 ) -> Estimate:
     spec, report = found.spec, found.report
     assert spec is not None
-    available, working = available_memory(), working_bytes(spec, agents)
-    tokens_kv = _KvBytes(spec)
+    free = available_memory()
     needs, largest = [], []
     for recipe in recipes:
         weights = found.weights[recipe]
+        need = Needs(spec, recipe, agents=agents, shared=shared, merges=found.merges)
         for kv in formats:
-            most = tokens_kv.largest_context(kv, (available - weights - working) // agents)
+            most = need.largest_context(kv, free, weights)
             largest.append((recipe, kv, most))
             for one in contexts:
-                bytes_kv = agents * tokens_kv(kv, one)
-                need = Need(recipe, kv, one, agents, weights, bytes_kv, working, one <= most)
-                needs.append(need)
+                parts = (weights, need.keys_values(kv, one), need.step(one), need.process)
+                needs.append(Need(recipe, kv, one, agents, *parts, one <= most))
     return Estimate(
         source=report["source"],
         family=report["family"],
@@ -198,34 +231,75 @@ def _estimate(
         max_context=spec.max_context,
         auto=found.auto,
         agents=agents,
-        available=available,
+        shared=shared,
+        available=free,
         needs=tuple(needs),
         largest=tuple(largest),
     )
 
 
-def working_bytes(spec: ModelSpec, agents: int = 1) -> int:
-    """About what a process needs beside weights, keys and values: itself, the activations of the
-    largest step (as the core carves them) and a row of logits for each sequence."""
-    rows = step_bytes(spec)
-    return _PROCESS_BYTES + _BYTES_PER_TOKEN * spec.vocab + rows + 4 * spec.vocab * agents
+class Needs:
+    """Bytes beside the weights of one recipe, for `agents` sequences whose first `shared` tokens
+    are the same. Encoders keep no keys and values. ``merges``: of the tokenizer; None: not known,
+    as many as tokens."""
 
+    def __init__(
+        self,
+        spec: ModelSpec,
+        recipe: str,
+        *,
+        agents: int = 1,
+        shared: int = 0,
+        merges: int | None = None,
+    ):
+        self._spec, self._encodes, self._most = asdict(spec), spec.bidirectional, spec.max_context
+        self._agents, self._shared = agents, shared
+        self._sizes = {
+            "sequences": agents,
+            "threads": default_threads(),
+            "floats": recipe == "none",
+            "two_forms": recipe == "q4",
+        }
+        merges = spec.vocab if merges is None else merges
+        tokenizer = _BYTES_PER_TOKEN * spec.vocab + _BYTES_PER_MERGE * merges
+        tokenizer += _BYTES_PER_FIRST * min(spec.vocab, _FIRST_TOKENS)
+        self.process = _PROCESS_BYTES + tokenizer
 
-class _KvBytes:
-    """Bytes of keys and values of one sequence of a model; its spec is converted once. Encoders
-    keep none."""
+    def reserved(self, kv: str, tokens: int) -> int:
+        """Keys and values as the engine reserves them, for all sequences."""
+        if self._encodes:
+            return 0
+        return self._agents * kv_bytes(self._spec, kv, tokens) - self._twice(kv, tokens)
 
-    def __init__(self, spec: ModelSpec):
-        self._spec = None if spec.bidirectional else asdict(spec)
-        self._most = spec.max_context
+    def keys_values(self, kv: str, tokens: int) -> int:
+        """The most that they hold: of all sequences together one step at a time is not packed."""
+        if self._encodes:
+            return 0
+        packed = kv_bytes(self._spec, kv, tokens, 1)
+        unpacked = kv_bytes(self._spec, kv, tokens) - packed
+        return self._agents * packed + unpacked - self._twice(kv, tokens)
 
-    def __call__(self, kv: str, tokens: int) -> int:
-        return 0 if self._spec is None else kv_bytes(self._spec, kv, tokens)
+    def _twice(self, kv: str, tokens: int) -> int:
+        return (self._agents - 1) * shared_kv_bytes(self._spec, kv, min(self._shared, tokens))
 
-    def largest_context(self, kv: str, room: int) -> int:
-        """The most tokens that fit in `room` bytes; 0: none."""
-        sizes = range(1, self._most + 1)
-        return bisect_right(sizes, room, key=lambda n: self(kv, n)) if room >= 0 else 0
+    def step(self, tokens: int) -> int:
+        """Activations, scratch, positions and logits."""
+        return step_bytes(self._spec, tokens=tokens, **self._sizes)
+
+    def room(self, free: int, weights: int, tokens: int) -> int:
+        """What `free` bytes leave to keys and values."""
+        return free - weights - self.process - self.step(tokens)
+
+    def largest_context(self, kv: str, free: int, weights: int, share: float = 1) -> int:
+        """The most tokens that fit in `free` bytes beside `weights`, and whose keys and values fit
+        in that share of them; 0: none. Several sequences have to fit in what load gives to keys and
+        values."""
+        most = int(free * (KV_SHARE if self._agents > 1 else share))
+
+        def over(tokens: int) -> int:
+            return self.reserved(kv, tokens) - min(most, self.room(free, weights, tokens))
+
+        return bisect_right(range(1, self._most + 1), 0, key=over)
 
 
 @dataclass(frozen=True)
@@ -257,16 +331,16 @@ def choose_context(
         isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= most
     ):
         raise InvalidRequest(f"context: got {asked!r:.60}, allowed is 1 to {most}, the model's own")
-    free, tokens_kv = available_memory(), _KvBytes(spec)
-    room = free - weights[recipe] - adapter - working_bytes(spec)
+    free, need = available_memory(), Needs(spec, recipe)
+    taken = weights[recipe] + adapter
     least = min(LEAST_CONTEXT, most) if asked is None else asked
-    needed = tokens_kv(kv, least)
-    if needed > room:
+    needed = need.reserved(kv, least)
+    if needed > need.room(free, taken, least):
         raise MemoryBudgetExceeded(_too_large(spec, weights, recipe, kv, least, free, adapter))
-    share = max(needed, min(int(free * KV_SHARE), room))
+    fits = asked or max(least, need.largest_context(kv, free, taken, KV_SHARE))
+    share = max(needed, min(int(free * KV_SHARE), need.room(free, taken, fits)))
     if asked is not None:
         return Choice(asked, share, [])
-    fits = tokens_kv.largest_context(kv, share)
     if fits == most:
         return Choice(most, share, [f"context auto: {most:,}, the model's own limit"])
     return Choice(
@@ -284,12 +358,12 @@ def _too_large(
     adapter: int,
 ) -> str:
     """What to tell of a choice that does not fit: its parts, and the choices that would."""
-    bytes_kv, working = _KvBytes(spec), working_bytes(spec)
-    needed = bytes_kv(kv, tokens)
+    need = Needs(spec, recipe)
+    needed, working = need.reserved(kv, tokens), need.step(tokens) + need.process
     fitting = []
     for one, size in weights.items():
         for form in _formats(spec, None):
-            most = bytes_kv.largest_context(form, free - size - adapter - working)
+            most = Needs(spec, one).largest_context(form, free, size + adapter)
             if most >= min(LEAST_CONTEXT, spec.max_context):
                 fitting.append(f"quantize={_asked(one)!r}, kv={form!r} with up to {most:,} tokens")
     beside = f"the adapter {human_bytes(adapter)}, " if adapter else ""

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -14,13 +15,7 @@ from musespark import prompts
 from musespark.adapters import Adapter, Adapters, split_adapters
 from musespark.assets import json_asset, template_of, tokenizer_of
 from musespark.encoder import Encoder
-from musespark.engine import (
-    CLOSED_MEANWHILE,
-    Engine,
-    Handle,
-    Retained,
-    default_threads,
-)
+from musespark.engine import CLOSED_MEANWHILE, Engine, Handle, Retained, default_threads
 from musespark.errors import (
     Cancelled,
     ContextOverflow,
@@ -52,6 +47,7 @@ from musespark.options import (
     unused_defaults,
     within,
 )
+from musespark.prefix_store import NoPrefixes, PrefixFolderStats, PrefixStore
 from musespark.results import ChatResult, Completion, ModelInfo
 from musespark.session import Session
 from musespark.text import ChatTemplate, refuse_early
@@ -78,6 +74,7 @@ class Model:
         context: int | None,
         threads: int | None,
         prefix_cache: bool = True,
+        prefix_folder: tuple[Path, int] | None = None,
         adapter: LoraWeights | None = None,
         place: Callable[[LoadedWeights], None] = lambda weights: None,
     ):
@@ -88,7 +85,7 @@ class Model:
         self._vocab = spec.vocab
         self.template = template_of(assets, str(weights.info["source"]))
         self._defaults = model_defaults(config, spec.vocab)
-        info, merged = weights.info, weights.info.get("merged", False)
+        info, merged = weights.info, bool(weights.info.get("merged"))
         beside = 0 if adapter is None or merged else core_bytes(adapter.tensors())
         recipe, keys = info["quantize"], kv_formats(kv, info["kv"])
         fit = choose_context(spec, info["weights"], recipe, keys, context, beside)
@@ -107,6 +104,11 @@ class Model:
             prefix_cache=prefix_cache,
         )
         self._adapters = Adapters(self._engine, adapter, merged=merged)
+        self._prefixes = NoPrefixes()
+        if prefix_folder is not None:
+            identity = {"model": weights.identity(), "kv": keys}
+            of = self._adapters.checksum_of
+            self._prefixes = PrefixStore(self._engine, spec, *prefix_folder, identity, of)
         if kv == "auto" and self._encoder is None:
             notes.append(f"kv auto: {describe(info['kv'], spec)}")
         notes += [f"generation_config.json: {f} is not applied" for f in unused_defaults(config)]
@@ -134,6 +136,12 @@ class Model:
             stop_tokens=prompts.spelled(self.tokenizer, self._stop_ids),
             notes=(*self._info.notes, f"chat protocol: {protocol}"),
         )
+
+    @property
+    def prefix_folder(self) -> PrefixFolderStats | None:
+        """What was read from and written to load's ``prefix_folder``, all of it written by now;
+        None without one."""
+        return self._prefixes.stats()
 
     # ---- text ---------------------------------------------------------------------------------
 
@@ -250,16 +258,17 @@ class Model:
         choice = checked_choice(thought_cache, thought_cache_tokens)
         return Session(self, system=system, adapter=adapter, thoughts=choice)
 
-    def resume(self, path: str | os.PathLike[str]) -> Session:
+    def resume(self, path: str | os.PathLike[str], *, passphrase: str | None = None) -> Session:
         """A session that :meth:`Session.save` wrote, with the keys and values in the file: it goes
         on as if it had never ended, on whatever instruction set and threads.
 
         Raises InvalidRequest naming the field and both values where the file was written by another
         version, for another model, template, format of keys and values, or an adapter that is not
-        loaded; CorruptFile for a damaged file; FileNotFoundError; ContextOverflow and
-        MemoryBudgetExceeded where it does not fit.
+        loaded; CorruptFile for a damaged file; WrongPassphrase and MissingLibrary for one that
+        :meth:`Session.save` encrypted; FileNotFoundError; ContextOverflow and MemoryBudgetExceeded
+        where it does not fit.
         """
-        return Session._resumed(self, path)
+        return Session._resumed(self, path, passphrase)
 
     # ---- adapters -----------------------------------------------------------------------------
 
@@ -361,6 +370,7 @@ class Model:
         Whoever waits for a request then, in whatever form (a call, a batch, a stream, a turn of a
         session, logits or scores), gets :class:`Cancelled`; what is asked later, Error.
         """
+        self._prefixes.close()
         self._engine.close()
         self._weights.close()
 
@@ -421,7 +431,7 @@ class Model:
 
     def _text_request(
         self, prompt: str | Sequence[int], given: Mapping[str, Any]
-    ) -> tuple[Request, CompletionCollector]:
+    ) -> tuple[Request, CompletionCollector, Retained | None]:
         rest = {name: value for name, value in given.items() if name != "adapter"}
         options = resolve(rest, self._defaults, self._vocab, also_known=("stream", "adapter"))
         adapter = self._adapters.id_of(given.get("adapter"))
@@ -430,7 +440,7 @@ class Model:
         request = self._request(ids, options, adapter=adapter)
         decoder = self.tokenizer.stream(skip_special=True, continuing=True)
         collector = CompletionCollector(decoder, self._stop_ids, options, self._info.kv)
-        return request, collector
+        return request, collector, self._prefixes.base_for(request)
 
     def _chat_request(
         self,
@@ -438,7 +448,7 @@ class Model:
         given: Mapping[str, Any],
         *,
         retain: bool = False,
-    ) -> tuple[Request, ChatCollector]:
+    ) -> tuple[Request, ChatCollector, Retained | None]:
         chat = {name: given[name] for name in CHAT_OPTIONS if name in given}
         apart = {*chat, *THOUGHT_OPTIONS, "adapter"}
         rest = {name: value for name, value in given.items() if name not in apart}
@@ -465,14 +475,15 @@ class Model:
         thoughts = request_thoughts(given, self._protocol, self.tokenizer, spec, formats)
         more = {"retain": retain, "adapter": adapter, "thoughts": thoughts}
         request = self._request(np.asarray(ids, np.int32), options, **more)
-        return request, ChatCollector(
-            parser, options, self._info.kv, thoughts and thoughts["cache"]
-        )
+        cache = thoughts and thoughts["cache"]
+        collector = ChatCollector(parser, options, self._info.kv, cache)
+        return request, collector, self._prefixes.base_for(request)
 
     def _submit(
         self, request: Request, collector: Collector, base: Retained | None = None
     ) -> tuple[Handle, Collector]:
-        return self._engine.submit(request, base=base), collector
+        then = self._prefixes.after(request)
+        return self._engine.submit(request, base=base, then=then), collector
 
     def _request(self, ids: np.ndarray, options: GenerationOptions, **more: Any) -> Request:
         given = {name: getattr(options, name) for name in OPTION_NAMES if name != "stop"}

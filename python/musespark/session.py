@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from musespark.encrypted_file import check_passphrase
 from musespark.engine import ARITHMETIC_VERSION
 from musespark.errors import CorruptFile, Error, InvalidRequest
 from musespark.events import Kept, Request
@@ -130,9 +131,10 @@ class Session:
         try:
             self._claim(turn)
             prepared = self._model._chat_request([*self.messages, *sent], turn.given, retain=True)
-            turn.prompt = prepared[0].tokens
+            request, collector, base = prepared
+            turn.prompt = request.tokens
             self._settle()
-            handle, collector = self._model._submit(*prepared, base=self._kept)
+            handle, collector = self._model._submit(request, collector, self._kept or base)
         except BaseException:
             turn.ended = True
             raise
@@ -176,23 +178,27 @@ class Session:
                 )
             self._turn = weakref.ref(turn)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, passphrase: str | None = None) -> None:
         """Writes the session to a file, in place of one of that name: the conversation, and the
         keys and values computed so far, for :meth:`Model.resume`.
 
         The file is whole or the old one stays, even if the process is killed. Keys and values that
-        running requests have pushed out of memory are not in it; they are computed again then. It
-        is not encrypted. InvalidRequest while a turn is under way, and for messages that JSON
-        cannot hold; :class:`musespark.WriteFailed`.
+        running requests have pushed out of memory are not in it; they are computed again then.
+        ``passphrase``: encrypt it, with the library cryptography (``musespark[encrypt]``);
+        whoever has lost the passphrase has lost the session. InvalidRequest while a turn is under
+        way, and for messages that JSON cannot hold; :class:`musespark.WriteFailed`;
+        :class:`musespark.MissingLibrary`.
         """
+        if passphrase is not None:
+            check_passphrase(passphrase)
         turn = _Turn(self._closings)
         try:
             self._claim(turn)
-            self._save(Path(path))
+            self._save(Path(path), passphrase)
         finally:
             turn.ended = True
 
-    def _save(self, path: Path) -> None:
+    def _save(self, path: Path, passphrase: str | None) -> None:
         self._settle()
         identity = _identity(self._model, self._model._adapters.given(self._adapter))
         conversation = Conversation(self.system, self.messages, **self._thoughts.fields())
@@ -200,17 +206,22 @@ class Session:
             try:
                 with outgoing(self._kept) as (kept, pages):
                     sizes = page_sizes(self._model._engine, kept)
-                    write_session(path, identity, conversation, kept, sizes, pages)
+                    given = (kept, sizes, pages)
+                    write_session(path, identity, conversation, *given, passphrase=passphrase)
                     return
             except GivenUp:
                 pass
-        write_session(path, identity, conversation)
+        write_session(path, identity, conversation, passphrase=passphrase)
 
     @classmethod
-    def _resumed(cls, model: Model, path: str | os.PathLike[str]) -> Session:
+    def _resumed(
+        cls, model: Model, path: str | os.PathLike[str], passphrase: str | None
+    ) -> Session:
         """See :meth:`Model.resume`."""
+        if passphrase is not None:
+            check_passphrase(passphrase)
         adapters = model._adapters
-        with SessionFile(Path(path), ARITHMETIC_VERSION) as file:
+        with SessionFile(Path(path), ARITHMETIC_VERSION, passphrase) as file:
             file.check(_identity(model, None))
             said = file.conversation
             adapter = adapters.with_checksum(file.adapter)
@@ -359,7 +370,7 @@ def _identity(model: Model, adapter: Adapter | None) -> Identity:
             assets.update(data)
     return Identity(
         arithmetic=ARITHMETIC_VERSION,
-        model=weights.packed.identity(),
+        model=weights.identity(),
         assets=assets.hex(),
         template=None if template is None else checksum_of(template.identity()),
         kv=info.kv_formats,

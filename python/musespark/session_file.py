@@ -14,6 +14,8 @@ depend on, compared on resume), source (the model's name when saved), prompt, sh
 (:class:`Kept`), system, messages, thought_cache and thought_cache_tokens (``keep`` and null where
 they are missing).
 
+With a passphrase all of it is in an encrypted file (encrypted_file.py).
+
 Written aside and renamed: a file under its name is whole, whenever the writer was killed.
 """
 
@@ -29,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from musespark.errors import CorruptFile, InvalidRequest
+from musespark.encrypted_file import DecryptedFile, EncryptingFile, encrypted_size, is_encrypted
+from musespark.errors import CorruptFile, InvalidRequest, WrongPassphrase
 from musespark.events import Kept
 from musespark.untrusted import parse_json, parse_json_object
 from musespark.weights.files import MappedFile, check_disk, write_aside
@@ -77,8 +80,9 @@ def write_session(
     kept: Kept = _NO_TOKENS,
     sizes: list[int] | None = None,
     pages: Iterable[np.ndarray] = (),
+    passphrase: str | None = None,
 ) -> None:
-    """Writes a session file in place of what is there.
+    """Writes a session file in place of what is there, with a passphrase encrypted.
 
     ``sizes``: bytes of each of the ``pages``; they may raise GivenUp, and nothing changes then.
     Raises InvalidRequest for messages that JSON cannot hold, and WriteFailed; the old file stays.
@@ -87,8 +91,10 @@ def write_session(
     header = _header(identity, conversation, kept)
     start = _start(len(header), len(kept.tokens), len(sizes))
     sums: list[int] = []
-    check_disk(path, start + sum(sizes))
-    with write_aside(path) as file:
+    whole = start + sum(sizes)
+    check_disk(path, whole if passphrase is None else encrypted_size(whole))
+    with write_aside(path) as aside:
+        file = aside if passphrase is None else EncryptingFile(aside, whole, passphrase)
         file.position = start
         for size, page in zip(sizes, pages, strict=True):
             assert page.nbytes == size and size % _ALIGN == 0
@@ -96,11 +102,13 @@ def write_session(
             file.write(page)
         tokens = kept.tokens.astype("<i4").tobytes()
         body = header + tokens + np.asarray(sums, "<u8").tobytes()
-        counts = (len(header), len(kept.tokens), len(sizes), start + sum(sizes))
+        counts = (len(header), len(kept.tokens), len(sizes), whole)
         fields = (MAGIC, VERSION, identity.arithmetic, *counts)
         front = (_HEAD.pack(*fields, 0) + body).ljust(start, b"\0")
         head = _HEAD.pack(*fields, int(checksum_of(front), 16))
         file.write_at(0, head + front[_HEAD.size :])
+        if isinstance(file, EncryptingFile):
+            file.finish()
 
 
 def _start(header: int, tokens: int, pages: int) -> int:
@@ -138,18 +146,29 @@ def _same(read: Any, given: Any) -> bool:
 class SessionFile:
     """A session file, open and checked, but for its pages. Close it, or use it in a with block.
 
-    Raises FileNotFoundError, CorruptFile naming what is damaged, and InvalidRequest naming the
-    field and both values for a file of another version.
+    Raises FileNotFoundError, CorruptFile naming what is damaged, InvalidRequest naming the field
+    and both values for a file of another version, and WrongPassphrase.
     """
 
-    def __init__(self, path: Path, arithmetic: int):
+    def __init__(self, path: Path, arithmetic: int, passphrase: str | None = None):
         self.path = path
-        self._file = MappedFile(path)
+        self._file: MappedFile | DecryptedFile = MappedFile(path)
         try:
+            self._decrypt(passphrase)
             self._open(arithmetic)
         except BaseException:
             self._file.close()
             raise
+
+    def _decrypt(self, passphrase: str | None) -> None:
+        file = self._file
+        assert isinstance(file, MappedFile)
+        if is_encrypted(file):
+            if passphrase is None:
+                raise WrongPassphrase(f"{self.path}: encrypted; passphrase= is needed")
+            self._file = DecryptedFile(file, passphrase)
+        elif passphrase is not None:
+            raise InvalidRequest(f"{self.path}: not encrypted; leave the passphrase out")
 
     def _open(self, arithmetic: int) -> None:
         size = self._file.nbytes

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,32 @@ _COPIERS = 2  # threads that read, check and copy: one is bound by its checksums
 
 class GivenUp(Exception):  # noqa: N818 - not an error: the sequence can be computed again
     """Running requests needed the memory: the sequence has lost its pages."""
+
+
+@contextlib.contextmanager
+def known(
+    engine: Engine, tokens: np.ndarray, most: int, adapter: int | None
+) -> Iterator[tuple[Kept, Callable[[int, np.ndarray], None]]]:
+    """What the engine keeps of past prompts: the longest sequence that the prompt ``tokens`` begins
+    with, at most ``most`` of them, and how to read its page i. :class:`GivenUp` as
+    :func:`outgoing`."""
+    retained = Retained(engine._driver, [])
+    try:
+        engine._driver.take(retained._ids, "begin_export", tokens, most=most, adapter=adapter)
+        try:
+            _wait(retained)
+            core = retained._driver.check()
+            said = core.saved(retained.id)
+
+            def read(index: int, out: np.ndarray) -> None:
+                if not core.read_page(retained.id, index, out):
+                    raise GivenUp
+
+            yield Kept(said["tokens"], said["prompt"], said["short_rope"]), read
+        finally:
+            retained._driver.quietly("end_transfer", retained.id)
+    finally:
+        retained.release()
 
 
 @contextlib.contextmanager
@@ -44,7 +71,7 @@ def _pages(retained: Retained, kept: Kept) -> Iterator[np.ndarray]:
     if not len(kept.tokens):
         return
     core = retained._driver.check()
-    sizes = core.page_sizes(length=len(kept.tokens), prompt=kept.prompt)
+    sizes = _sizes(core, kept)
     room = np.empty(max(sizes), np.uint8)
     for i, size in enumerate(sizes):
         if not core.read_page(retained.id, i, room[:size]):
@@ -56,7 +83,12 @@ def page_sizes(engine: Engine, kept: Kept) -> list[int]:
     """Bytes of each page of a sequence as this engine lays it out."""
     if not len(kept.tokens):
         return []
-    return engine._driver.check().page_sizes(length=len(kept.tokens), prompt=kept.prompt)
+    return _sizes(engine._driver.check(), kept)
+
+
+def _sizes(core: Any, kept: Kept) -> list[int]:
+    pages = core.page_list(length=len(kept.tokens), prompt=kept.prompt)
+    return [size for _, _, size in pages]
 
 
 def restore(

@@ -16,6 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 import engines  # noqa: E402
 import environments  # noqa: E402
+import memory  # noqa: E402
 import models  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
@@ -441,3 +442,22 @@ def test_sequences_that_arrive_at_random_get_the_tokens_they_get_alone():
         json.dumps(serving.summary(served, 300, single))
     finally:
         server.close()
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kv", memory.FORMATS)
+def test_the_bytes_of_a_format_are_the_pools(kv):
+    spec = models.spec_of(tiny("muse-glimmer-30b"))
+    row = memory.bytes_of(spec, kv, 3000)
+    assert row["pool_most"] <= row["estimate"] <= 1.1 * row["pool_most"]
+    per_head = {"f32": 1024, "kv8": 264, "kv8v4": 202, "kv4": 140}[kv]
+    assert row["per_token_layer_head"] == per_head == memory.page_bytes(kv, 128) / 64
+
+
+def test_the_estimate_is_near_the_measured_peak():
+    """3% on the machine that the figures were measured on; other interpreters differ."""
+    row = memory.measure(None, "kv8", 512, 2)
+    assert abs(row["deviation"]) < 0.2, row
+    assert row["measured"]["peak"] >= row["measured"]["loaded"] > row["weights"]

@@ -8,9 +8,10 @@ import pytest
 
 import musespark
 from musespark import memory
-from musespark.engine import Engine, Request, kv_bytes, kv_bytes_per_token
+from musespark.engine import Engine, Request
 from musespark.errors import MemoryBudgetExceeded
 from musespark.families.spec import ModelSpec
+from musespark.sizes import kv_bytes, kv_bytes_per_token
 from support import engine_cases as cases
 from support import tiny_models
 
@@ -54,6 +55,13 @@ def test_a_token_of_a_wide_head_takes_what_the_readme_says() -> None:
     assert kv_bytes_per_token(spec, "f32") == len(wide) * 2 * 128 * 2 * 4
 
 
+def largest_in(spec, room: int) -> int:
+    """The largest context whose keys and values fit in `room` bytes."""
+    need = memory.Needs(spec, "q4")
+    need.step = lambda tokens: 0
+    return need.largest_context("kv8", room + need.process, 0)
+
+
 def test_layers_with_a_window_count_up_to_it() -> None:
     """They once counted in full, and a model with three of four windowed got a quarter."""
     full = with_windows(tiny_models.llama(), [0, 0, 0, 0])
@@ -62,12 +70,12 @@ def test_layers_with_a_window_count_up_to_it() -> None:
     assert kv_bytes_per_token(full, "kv8") == kv_bytes_per_token(windowed, "kv8")
     budget = kv_bytes(full, "kv8", 10_000)
     for spec, least, most in ((full, 10_000, 10_048), (windowed, 37_000, 40_048)):
-        limit = memory._KvBytes(spec).largest_context("kv8", budget)
+        limit = largest_in(spec, budget)
         assert least <= limit <= most
         assert kv_bytes(spec, "kv8", limit) <= budget < kv_bytes(spec, "kv8", limit + 1)
     small = dataclasses.replace(windowed, max_context=5000)
-    assert memory._KvBytes(small).largest_context("kv8", budget) == 5000
-    assert memory._KvBytes(small).largest_context("kv8", 0) == 0
+    assert largest_in(small, budget) == 5000
+    assert largest_in(small, 0) == 0
 
 
 def test_info_says_both_figures() -> None:

@@ -22,10 +22,10 @@ import pytest
 import musespark
 from musespark import model as model_module
 from musespark import options
-from musespark.engine import kv_bytes
 from musespark.errors import CorruptFile, InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.events import Finished, LogitsRows, collect
 from musespark.families import read_config
+from musespark.sizes import kv_bytes
 from musespark.weights import cache, files, loading, open_model, pack
 from musespark.weights.files import AsideFile, WriteFailed, remove_left_behind, write_aside
 from support.chat_folder import chat_folder
@@ -420,9 +420,9 @@ def test_encoding_counts_against_the_deadline(model, monkeypatch) -> None:
     """A deadline of half a second took the encoding of a long prompt, and then half a second."""
     clock = iter([100.0, 100.3, 200.0, 209.0])
     monkeypatch.setattr(options.time, "monotonic", lambda: next(clock))
-    request, _ = model._text_request("Once", {"deadline": 0.5})
+    request, *_ = model._text_request("Once", {"deadline": 0.5})
     assert request.deadline == pytest.approx(0.2)
-    request, _ = model._chat_request("Hello", {"deadline": 0.5})
+    request, *_ = model._chat_request("Hello", {"deadline": 0.5})
     assert request.deadline == 0
     monkeypatch.undo()
     assert model.chat("Hello", deadline=0, max_new_tokens=9).finish_reason == "deadline"

@@ -18,9 +18,9 @@ from musespark import adapters as adapters_module
 from musespark import engine as engine_module
 from musespark import memory
 from musespark.cli import main
-from musespark.engine import kv_bytes
 from musespark.families import MODULES
 from musespark.families.tensors import EVERY_NAME
+from musespark.sizes import kv_bytes
 from musespark.weights import LoraWeights, loading
 from support.lora import LoraGolden, lora_config, write_adapter
 
@@ -314,12 +314,18 @@ def test_load_with_an_adapter_merges_into_floats(folders, own_cache) -> None:
     assert np.abs(found - without).max() > 0.01 * np.ptp(beside)
 
 
+def beside(spec, recipe: str, context: int) -> int:
+    """Bytes beside weights, keys and values."""
+    need = memory.Needs(spec, recipe)
+    return need.process + need.step(context)
+
+
 def test_an_adapter_of_all_requests_is_counted(model, folders, monkeypatch) -> None:
     """Its bytes were free for keys and values too."""
     with model.load_adapter(folders[0]) as adapter:
         taken = adapter.bytes
     spec = model._weights.spec
-    fixed = model.info.weight_bytes + memory.working_bytes(spec)
+    fixed = model.info.weight_bytes + beside(spec, "q8", 1000)
     needed = fixed + kv_bytes(spec, model.info.kv_formats, 1000) + taken
     monkeypatch.setenv("MUSESPARK_MEMORY", str(needed))
     musespark.load(context=1000, threads=1, adapter=folders[0]).close()
@@ -336,7 +342,7 @@ def test_weights_that_an_adapter_made_larger_are_counted(folders, own_cache, mon
     with musespark.load(**settings) as plain, musespark.load(adapter=folders[0], **settings) as one:
         spec, larger = plain._weights.spec, one.info.weight_bytes
         assert larger > plain.info.weight_bytes  # bfloat16 became float32
-    needed = larger + memory.working_bytes(spec) + kv_bytes(spec, "f32", 512)
+    needed = larger + beside(spec, "none", 512) + kv_bytes(spec, "f32", 512)
     for count, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setenv("MUSESPARK_MEMORY", str(count))
         if fits:
@@ -352,7 +358,7 @@ def test_what_does_not_fit_with_its_adapter_is_refused_early(folders, monkeypatc
         spec, weights = model._weights.spec, model.info.weight_bytes
     monkeypatch.setenv(
         "MUSESPARK_MEMORY",
-        str(weights + memory.working_bytes(spec) + kv_bytes(spec, "kv4", 512) + 10_000),
+        str(weights + beside(spec, "q8", 512) + kv_bytes(spec, "kv4", 512) + 10_000),
     )
     monkeypatch.setattr(loading, "EMBEDDED_PACKED", Path("nowhere"))
     monkeypatch.setattr(loading, "_through_cache", lambda *_: pytest.fail("it was packed"))

@@ -49,6 +49,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, default=None, help="context limit in tokens")
     parser.add_argument("--threads", type=int, default=None, help="default: every core")
     parser.add_argument(
+        "--prefix-folder",
+        metavar="FOLDER",
+        help="keep there what prompts begin with, for later runs too (8 GiB at most)",
+    )
+    parser.add_argument(
         "--verify", action="store_true", help="check the packed file's checksums before running"
     )
     parser.add_argument(
@@ -97,6 +102,7 @@ def load_model(args: argparse.Namespace, use: str, *, prefix_cache: bool = True)
         lock_memory=args.lock_memory,
         huge_pages=args.huge_pages,
         prefix_cache=prefix_cache,
+        prefix_folder=args.prefix_folder,
     )
     for note in model.info.notes:
         if note.startswith(_TOLD) and sys.stderr is not None:

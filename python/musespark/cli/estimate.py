@@ -16,12 +16,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, nargs="+", default=None, help="tokens of a sequence, one or several"
     )
     parser.add_argument("--agents", type=int, default=1, help="sequences at once")
+    parser.add_argument(
+        "--shared", type=int, default=0, help="tokens that all of them begin with, held once"
+    )
     parser.add_argument("--json", action="store_true")
 
 
 def run(args: argparse.Namespace) -> int:
     found = musespark.estimate(
-        args.source, quantize=args.quantize, kv=args.kv, context=args.context, agents=args.agents
+        args.source,
+        quantize=args.quantize,
+        kv=args.kv,
+        context=args.context,
+        agents=args.agents,
+        shared=args.shared,
     )
     if args.json:
         common.show_json(found.to_dict(), indent=1)

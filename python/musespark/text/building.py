@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import tokenizers
 
 from musespark.errors import CorruptFile
+
+# From this many characters on, what building leaves behind in the heap is worth giving back: 80 MB
+# with 128,000 tokens (glibc keeps small blocks for ever, unless it is told to).
+_TRIM_FROM = 1 << 17
 
 
 def build(text: str, source: str) -> tokenizers.Tokenizer:
@@ -20,6 +25,10 @@ def build(text: str, source: str) -> tokenizers.Tokenizer:
     # A file may ask for truncation or padding; a model's prompt is never silently cut or filled.
     built.no_truncation()
     built.no_padding()
+    if len(text) >= _TRIM_FROM:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
     return built
 
 

@@ -263,7 +263,9 @@ class Tokenizer:
         for entry in data.get("added_tokens") or []:
             entry["content"] = self._names.get(entry["content"], entry["content"])
         rename_in_model(data["model"], names_by_id)
-        return build(json.dumps(data, ensure_ascii=False), self.source)
+        text = json.dumps(data, ensure_ascii=False)
+        data["model"].clear()  # the vocabulary: before the library builds its own
+        return build(text, self.source)
 
     def _name_ends(self, data: dict, config: dict, generation: dict) -> None:
         self.special_tokens = {

@@ -24,6 +24,7 @@ from musespark.families.spec import ModelSpec
 from musespark.families.tensors import EVERY_NAME, Part, canonical_shapes
 from musespark.untrusted import read_json_object
 from musespark.weights.loading import LoadedWeights
+from musespark.weights.packed import Checksum
 from musespark.weights.safetensors import SafetensorsFile
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -337,10 +338,13 @@ def can_merge(weights: LoadedWeights, lora: LoraWeights) -> bool:
 def merge(weights: LoadedWeights, lora: LoraWeights) -> None:
     """Replaces each matrix W by W + scale B A: in memory, as float32, the file stays as it is.
 
-    The sum is in float64, ranks ascending, and rounded once. ``info["merged"]`` is set.
+    The sum is in float64, ranks ascending, and rounded once. ``info["merged"]`` is the
+    checksum of what was merged.
     """
-    formats = weights.info["formats"]
-    for name, (a, b) in lora.matrices.items():
+    formats, merged_in = weights.info["formats"], Checksum()
+    for name, (a, b) in sorted(lora.matrices.items()):
+        for part in (f"{name} {a.shape} {b.shape}\n".encode(), a, b):
+            merged_in.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
         form, rows, cols, data = weights.tensors[name]
         merged = np.asarray(_core.unpack(form, data, rows, cols))
         step = max(1, _PIECE_BYTES // (8 * cols))
@@ -359,7 +363,7 @@ def merge(weights: LoadedWeights, lora: LoraWeights) -> None:
     weights.info["formats"] = {form: size for form, size in formats.items() if size}
     weights.info["bytes"] = sum(formats.values())
     weights.info["weights"] |= {weights.info["quantize"]: weights.info["bytes"]}
-    weights.info["merged"] = True
+    weights.info["merged"] = merged_in.hex()
 
 
 def _aligned(nbytes: int) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from musespark.errors import HubUnavailable
+from musespark.errors import CorruptFile, HubUnavailable
 from musespark.families.spec import ModelSpec
 from musespark.families.tensors import canonical_shapes
+from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json_object
 from musespark.weights import hub, pack
 from musespark.weights.hubheaders import remote_checkpoint, remote_gguf
 from musespark.weights.kv_choice import KvChoice, report_of
@@ -41,6 +43,7 @@ class Inspection:
     weights: dict[str, int]
     auto: str = ""
     kv: KvChoice | None = None
+    merges: int | None = None  # of the tokenizer; None: not known
 
 
 def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def _of_hub(snapshot: hub.Snapshot, verify: bool) -> Inspection:
         notes.append("the weights are on the hub: only their headers were read")
     licence = f"{snapshot.licence} (the hub)" if snapshot.licence else found.report["licence"]
     report = found.report | {"source": snapshot.name, "licence": licence, "notes": notes}
-    return Inspection(report, found.spec, found.weights, found.auto, found.kv)
+    return replace(found, report=report)
 
 
 def _of_gguf_headers(snapshot: hub.Snapshot, wanted: hub.Wanted, entry: str) -> Inspection:
@@ -167,7 +170,8 @@ def _of_packed(packed: PackedFile, path: Path, verify: bool) -> Inspection:
         "verified": "every checksum" if verify else "header, vectors and assets",
         "tensors": tensors,
     }
-    return Inspection(report, loaded.spec, weights, info["quantize"], info["kv"])
+    merges = _merges(loaded.assets)
+    return Inspection(report, loaded.spec, weights, info["quantize"], info["kv"], merges)
 
 
 def _of_folder(folder: ModelFolder, source: str) -> Inspection:
@@ -200,9 +204,23 @@ def _of_folder(folder: ModelFolder, source: str) -> Inspection:
             "verified": "headers only: safetensors and GGUF files have no checksums",
             "tensors": tensors,
         }
-        return Inspection(report, folder.spec, weights, folder.recipe("auto"))
+        merges = _merges(folder.assets)
+        return Inspection(report, folder.spec, weights, folder.recipe("auto"), merges=merges)
     finally:
         folder.checkpoint.close()
+
+
+def _merges(assets: Mapping[str, bytes]) -> int | None:
+    """How many merges the tokenizer has: they are most of what it takes in memory."""
+    text = assets.get("tokenizer.json")
+    if text is None:
+        return None
+    try:
+        model = parse_json_object(text, "tokenizer.json", MAX_TOKENIZER_BYTES).get("model")
+    except CorruptFile:  # whoever needs it says so
+        return None
+    merges = model.get("merges") if isinstance(model, dict) else None
+    return len(merges) if isinstance(merges, list) else 0
 
 
 def _shape_of(spec: ModelSpec) -> dict[str, int]:

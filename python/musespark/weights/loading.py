@@ -77,6 +77,11 @@ class LoadedWeights:
         report = progress_function(progress)
         self.packed.verify(lambda done, total: report(done, total, "verifying"))
 
+    def identity(self) -> str:
+        """Checksum of what decides a result: spec, weights, and the adapter merged into them."""
+        merged = self.info.get("merged")
+        return self.packed.identity() + (f"+{merged}" if merged else "")
+
     def close(self) -> None:
         """Lets the file go; tensors handed out before keep it mapped until they are gone."""
         self.tensors = {}
