@@ -12,21 +12,22 @@
 namespace musespark {
 namespace {
 
-ExpertsSizes experts_sizes(const MlpSpec& mlp, std::int64_t hidden) {
+ExpertsSizes experts_sizes(const MlpSpec& mlp, std::int64_t hidden, bool two_forms) {
   return {.experts = mlp.experts,
           .chosen = mlp.experts_per_token,
           .hidden = hidden,
           .width = mlp.expert_width > 0 ? mlp.expert_width : hidden,
           .intermediate = mlp.intermediate,
           .shared_intermediate = mlp.shared_intermediate,
-          .pooled = mlp.expert_width > 0};
+          .pooled = mlp.expert_width > 0,
+          .two_forms = two_forms};
 }
 
 std::int64_t activation_bytes(const ModelSpec& spec, const StepSizes& sizes) {
   std::int64_t experts = 0;
   for (const LayerSpec& layer : spec.layers) {
     if (layer.mlp.kind != MlpKind::experts) continue;
-    const ExpertsSizes of_layer = experts_sizes(layer.mlp, spec.hidden);
+    const ExpertsSizes of_layer = experts_sizes(layer.mlp, spec.hidden, sizes.two_forms);
     experts = std::max(experts, ExpertsRunner::bytes_for(of_layer, sizes.rows));
   }
   StepWidths widths = step_widths(spec);

@@ -10,10 +10,24 @@ from typing import Any, NoReturn
 import numpy as np
 
 from musespark import _core
-from musespark.errors import Cancelled, Error, UnsupportedModel
+from musespark.errors import Cancelled, ContextOverflow, Error, UnsupportedModel
 
 # Rows a batch may have: enough that weights are read for many, little enough for any memory.
 _BATCH_ROWS = 4096
+
+
+def fitting(texts: Sequence[np.ndarray], limit: int, truncate: bool) -> list[np.ndarray]:
+    """Ids of texts, none above ``limit``: a longer one keeps its beginning and its last id, or
+    raises ContextOverflow."""
+    rows = list(texts)
+    for i, ids in enumerate(rows):
+        if len(ids) <= limit:
+            continue
+        if not truncate:
+            what = f"texts[{i}] has {len(ids)} tokens; the model takes {limit} (truncate=True)"
+            raise ContextOverflow(what, needed=len(ids), limit=limit)
+        rows[i] = np.concatenate([ids[: limit - 1], ids[-1:]])
+    return rows
 
 
 class Encoder:

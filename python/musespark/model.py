@@ -14,11 +14,10 @@ import numpy as np
 from musespark import prompts
 from musespark.adapters import Adapter, Adapters, split_adapters
 from musespark.assets import json_asset, template_of, tokenizer_of
-from musespark.encoder import Encoder
+from musespark.encoder import Encoder, fitting
 from musespark.engine import CLOSED_MEANWHILE, Engine, Handle, Retained, default_threads
 from musespark.errors import (
     Cancelled,
-    ContextOverflow,
     Error,
     InvalidRequest,
     MemoryBudgetExceeded,
@@ -352,17 +351,7 @@ class Model:
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
             texts = [texts]  # type: ignore[list-item]
         rows = [self._ids(text, f"texts[{i}]") for i, text in enumerate(texts)]
-        limit = self.info.context
-        for i, ids in enumerate(rows):
-            if len(ids) <= limit:
-                continue
-            if not truncate:
-                what = f"texts[{i}] has {len(ids)} tokens; the model takes {limit} (truncate=True)"
-                raise ContextOverflow(what, needed=len(ids), limit=limit)
-            rows[i] = np.concatenate([ids[: limit - 1], ids[-1:]])
-        return self._encoder.embed(rows, stopped)
-
-    # ---- life ---------------------------------------------------------------------------------
+        return self._encoder.embed(fitting(rows, self.info.context, truncate), stopped)
 
     def close(self) -> None:
         """Ends every request and gives memory and files back. Idempotent.
@@ -475,8 +464,7 @@ class Model:
         thoughts = request_thoughts(given, self._protocol, self.tokenizer, spec, formats)
         more = {"retain": retain, "adapter": adapter, "thoughts": thoughts}
         request = self._request(np.asarray(ids, np.int32), options, **more)
-        cache = thoughts and thoughts["cache"]
-        collector = ChatCollector(parser, options, self._info.kv, cache)
+        collector = ChatCollector(parser, options, self._info.kv, thoughts and thoughts["cache"])
         return request, collector, self._prefixes.base_for(request)
 
     def _submit(

@@ -163,7 +163,7 @@ def test_agents_share_the_pages_of_their_prompt():
     settings = {"quantize": "q8", "kv": "kv8", "context": 1000, "agents": 8}
     (whole,) = musespark.estimate(**settings).needs
     (shared,) = musespark.estimate(shared=900, **settings).needs
-    with musespark.load(context=1024, threads=1) as model:
+    with musespark.load(context=1024, threads=1, kv="kv8") as model:
         layers = model._weights.spec.layers
         page = 64 * model.info.kv_bytes_per_token
     full = sum(layer.attention.window == 0 for layer in layers)
