@@ -126,15 +126,18 @@ def bytes_of(spec: ModelSpec, kv: str, tokens: int) -> dict[str, Any]:
     most, full = pool.usage(), [(a.kv_heads, a.head_dim, 0) for a in attention]
     flat = _core.testing.PagePool(kv, full, 1 << 40)
     whole = _core.testing.Sequence(flat)
-    whole.begin_step(1024)
-    whole.commit_step()
-    whole.accept(1024)
+    held = []
+    for end in (64, 64 + 1024):  # the first page is at 8 bits
+        whole.begin_step(end - whole.length)
+        whole.commit_step()
+        whole.accept(end)
+        held.append(flat.usage()["in_use"])
     figures = {
         "kv": kv,
         "tokens": tokens,
         "formula_per_token": formula,
         "engine_per_token": kv_bytes_per_token(spec, kv),
-        "pool_per_token": flat.usage()["in_use"] / 1024,
+        "pool_per_token": (held[1] - held[0]) / 1024,
         "estimate": kv_bytes(spec, kv, tokens),
         "pool_most": most["peak"],
         "pool_after": most["in_use"],

@@ -189,6 +189,12 @@ Array<std::uint8_t> seal_page(const std::string& isa, const std::string& format,
   return sealed;
 }
 
+double median(std::vector<double>& values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 // Seconds of one thread (heads times the median head) for `rows` queries (all at the last position,
 // or spread over the last rows / group positions) over whole chunks of pages, each head with pages
 // of its own. For benchmarks.
@@ -236,8 +242,7 @@ double attend_seconds(const std::string& isa, const std::string& format, std::in
     args.open = slab;
     args.sealed = kv == KvFormat::f32 ? nullptr : slab;
     args.next = more ? slab + kPagesPerChunk : nullptr;
-    args.partial = partial.data();
-    args.o = o.data();
+    args.partial = partial.data(), args.o = o.data();
     args.scratch = scratch.data();
     kernels.attend_chunk(&args);
   };
@@ -251,9 +256,7 @@ double attend_seconds(const std::string& isa, const std::string& format, std::in
       seconds.push_back(elapsed.count());
     }
   }
-  const auto middle = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2);
-  std::nth_element(seconds.begin(), middle, seconds.end());
-  return *middle * static_cast<double>(heads);
+  return median(seconds) * static_cast<double>(heads);
 }
 
 // Seconds a page takes to seal.

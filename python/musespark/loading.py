@@ -129,7 +129,6 @@ def load_for(
     switches = {"verify": verify, "prefix_cache": prefix_cache}
     _check_switches(**switches, lock_memory=lock_memory, huge_pages=huge_pages)
     folder = _prefix_folder(prefix_folder, prefix_folder_bytes, prefix_cache)
-
     lora = None if adapter is None else read_adapter_config(adapter)
 
     def admit(spec: ModelSpec, weights: dict[str, int], recipe: str) -> None:

@@ -151,7 +151,7 @@ def test_spare_parts_are_returned_when_others_need_the_budget() -> None:
     """First a slab without parts in use, as a whole; else one part, whose addresses stay."""
     sizes = _core.testing.PagePool("kv8", [(8, 128, 0)], 0)
     part, sealed = sizes.open_bytes(0), sizes.sealed_bytes(0)
-    pool = _core.testing.PagePool("kv8", [(8, 128, 0)], 4 * part)
+    pool = _core.testing.PagePool("kv8", [(8, 128, 0)], 8 * part)
 
     def memory() -> tuple[int, int]:
         usage = pool.usage()
@@ -162,22 +162,27 @@ def test_spare_parts_are_returned_when_others_need_the_budget() -> None:
         sequence.begin_step(rows)
         return sequence
 
-    live = [begin(63) for _ in range(4)]  # slabs of 1, 1 and 2 parts
+    live = [begin(63) for _ in range(8)]  # slabs of 1, 1, 2 and 4 parts
     live[0].commit_step()
     del live[1:]
-    assert memory() == (4 * part, 4 * part)
+    assert memory() == (8 * part, 8 * part)
     live[0].begin_step(1)  # its sealed part takes the room of the second slab
-    assert memory() == (3 * part + sealed, 3 * part + sealed)
-    live += [begin(63), begin(63)]
-    with pytest.raises(MemoryBudgetExceeded, match=f"{3 * part + sealed} of the budget"):
+    assert memory() == (7 * part + sealed, 7 * part + sealed)
+    live += [begin(63) for _ in range(6)]
+    with pytest.raises(MemoryBudgetExceeded, match=f"{7 * part + sealed} of the budget"):
         begin(1)
     live[1].commit_step()
+    live[2].commit_step()
+    del live[3]
+    live[1].begin_step(1)
+    assert memory() == (7 * part + 2 * sealed, 7 * part + 2 * sealed), "there is room"
+    live[2].begin_step(1)  # among parts in use is a spare one
+    allocated, mapped = memory()
+    assert allocated == 6 * part + 3 * sealed <= 8 * part < allocated + part
+    assert mapped >= 7 * part + 3 * sealed
     del live[2]
-    live[1].begin_step(1)  # beside it in the third slab is a spare part
-    assert memory() == (2 * part + 2 * sealed, 3 * part + 2 * sealed)
-    del live[1]
     live += [begin(1), begin(1)]
-    assert pool.usage()["in_use"] == 3 * part + sealed
+    assert pool.usage()["in_use"] == 7 * part + 2 * sealed
 
 
 def test_huge_pages_are_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:

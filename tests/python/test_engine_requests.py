@@ -446,8 +446,8 @@ def test_a_running_sequence_is_no_base() -> None:
 
 def test_kept_pages_give_way_to_running_sequences() -> None:
     """Least recently used first; their next use computes again, with the same tokens."""
-    needs = cases.bytes_needed("muse_kv8", 700)
-    with cases.make_engine(memory_budget=3 * needs, prefix_cache=False) as engine:
+    budget = cases.bytes_needed("muse_kv8", 700) * 5 // 4  # a running one has many open pages
+    with cases.make_engine(memory_budget=budget, prefix_cache=False) as engine:
         made = [Request(tokens=tokens(600, i), max_new_tokens=100, retain=True) for i in range(4)]
         handles = [engine.submit(r) for r in made]
         results = [h.result() for h in handles]
@@ -459,4 +459,4 @@ def test_kept_pages_give_way_to_running_sequences() -> None:
             assert again.tokens == result.tokens
             cached.append(again.stats["cached_tokens"])
         assert 0 in cached, "memory was not tight"
-        assert engine.stats()["kv_bytes_used"] <= 3 * needs
+        assert engine.stats()["kv_bytes_used"] <= budget

@@ -349,7 +349,7 @@ def test_the_engine_counts_what_lies_between_markers(cache):
         opened = ask([1, 7, 8, 3], logit_bias={9: -100.0})
         assert opened.stats["thought_tokens"] == new
         # Positions 64 .. 191 of 203 with keys and values; the first page has the prompt in it.
-        page = engine._driver.check().page_sizes(length=64, prompt=0)[0]
+        page = engine._driver.check().page_list(length=64, prompt=0)[0][2]
         assert opened.stats["thought_bytes"] == 2 * page
         assert ask([7, 8, 3, 9], logit_bias={7: -100.0}).stats["thought_tokens"] == 0
         assert ask([7, 8], logit_bias={9: 100.0}).stats["thought_tokens"] == 0
