@@ -2,6 +2,8 @@
 
     {"test": "prefill", "tokens": 512}        -> {"seconds": 1.2}
     {"test": "step", "rows": 4, "steps": 32}  -> {"seconds": 0.03}      one step of 4 rows
+    {"test": "deep", "tokens": 8192, "steps": 32}
+                           -> {"prefill_s": 20.5, "step_s": 0.05}       steps after so many tokens
     {"test": "memory"}                        -> {"peak_bytes": 900000000}
 
 A question that fails is answered with {"error": "why"}. Nothing but the standard library here: each
@@ -31,6 +33,10 @@ class Engine(Protocol):
         context. NotImplementedError says why an engine cannot."""
         ...
 
+    def deep(self, tokens: int, steps: int) -> tuple[float, float]:
+        """Seconds to prefill, and then of one decode step over ``steps`` of them."""
+        ...
+
 
 def token_ids(count: int, vocab: int, first: int = 7) -> list[int]:
     """An arithmetic sequence over the vocabulary: the same prompt for every engine."""
@@ -54,6 +60,9 @@ def answer(engine: Engine, question: dict[str, Any]) -> dict[str, Any]:
         return {"peak_bytes": peak_bytes()}
     if question["test"] == "prefill":
         return {"seconds": engine.prefill(question["tokens"])}
+    if question["test"] == "deep":
+        prefill_s, step_s = engine.deep(question["tokens"], question["steps"])
+        return {"prefill_s": prefill_s, "step_s": step_s}
     return {"seconds": engine.step(question["rows"], question["steps"])}
 
 

@@ -1,15 +1,17 @@
 """llama.cpp through llama-cpp-python's low-level API. Sampling is no part of its times; flash
-attention is on, ubatch is 512."""
+attention is on, ubatch is 512. MUSESPARK_BENCH_KV: the type of its cache, f16 or q8_0."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 
 import llama_cpp as lib
 from protocol import serve, token_ids
 
 _MOST_ROWS = 32
+_TYPES = {"f16": 1, "q8_0": 8}  # ggml_type
 
 
 @lib.llama_log_callback
@@ -32,12 +34,14 @@ class LlamaCpp:
         params.n_seq_max, params.kv_unified = _MOST_ROWS, True
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = 1
+        cache = os.environ.get("MUSESPARK_BENCH_KV", "f16")
+        params.type_k = params.type_v = _TYPES[cache]
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             raise RuntimeError("llama.cpp cannot make a context")
         self._batch = lib.llama_batch_init(512, 0, 1)
         system = lib.llama_print_system_info().decode()
-        self.info = {"version": lib.__version__, "system": system}
+        self.info = {"version": lib.__version__, "system": system, "kv": cache}
 
     def _evaluate(self, rows: list[tuple[int, int, int, bool]]) -> None:
         """Rows of (token, position, sequence, whether its logits are wanted)."""
@@ -76,6 +80,13 @@ class LlamaCpp:
         for position in range(1, steps + 1):
             one(position)
         return (time.perf_counter() - start) / steps
+
+    def deep(self, tokens: int, steps: int) -> tuple[float, float]:
+        prefill_s = self.prefill(tokens)
+        start = time.perf_counter()
+        for position in range(tokens, tokens + steps):
+            self._evaluate([(7, position, 0, True)])
+        return prefill_s, (time.perf_counter() - start) / steps
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ class OpenVino:
         seconds, metrics = self._generate(rows, 1, steps + 1)
         return (seconds - metrics.get_ttft().mean / 1e3) / steps
 
+    def deep(self, tokens: int, steps: int) -> tuple[float, float]:
+        seconds, metrics = self._generate(1, tokens, steps + 1)
+        prefill_s = metrics.get_ttft().mean / 1e3
+        return prefill_s, (seconds - prefill_s) / steps
+
 
 if __name__ == "__main__":
     serve(OpenVino)

@@ -16,6 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 import engines  # noqa: E402
 import environments  # noqa: E402
+import long_context  # noqa: E402
 import memory  # noqa: E402
 import models  # noqa: E402
 import peers  # noqa: E402
@@ -461,3 +462,16 @@ def test_the_estimate_is_near_the_measured_peak():
     row = memory.measure(None, "kv8", 512, 2)
     assert abs(row["deviation"]) < 0.2, row
     assert row["measured"]["peak"] >= row["measured"]["loaded"] > row["weights"]
+
+
+def test_long_contexts_are_told_beside_the_best_other() -> None:
+    samples = [{"prefill_s": p, "step_s": 0.1, "bandwidth_share": 0.5} for p in (2.0, 4.0, 8.0)]
+    ours = long_context.figures(samples, 100)
+    assert ours == {"prefill": 25, "decode": 10, "bandwidth_share": 0.5}
+    other = {"prefill": 10.0, "decode": 4.0}
+    text = long_context.table(
+        {"musespark:kv8": ours, "a:f16": other, "b:-": {**other, "decode": 8}}
+    )
+    own, a, _ = text.splitlines()[1:]
+    assert own.split() == ["musespark:kv8", "25.0", "2.50", "10.0", "1.25", "50%"]
+    assert a.split() == ["a:f16", "10.0", "4.0"], "others have no ratio"
