@@ -96,6 +96,7 @@ def main() -> None:
                 print(f"round {number + 1}: {run}", file=sys.stderr)
                 try:
                     samples[run].append(one(run, args, limits))
+                    print(samples[run][-1], file=sys.stderr)
                 except (EnvironmentFailed, NotBuilt, WorkerFailed) as error:
                     reasons[run] = str(error)
     rows = {run: figures(own, args.depth) for run, own in samples.items() if own}
