@@ -180,14 +180,14 @@ void all_groups(const Call& call, const Panel& p, std::int64_t m0, std::int64_t 
     const std::int64_t tiles = (rows + kTileRows - 1) / kTileRows, even = tiles / 2 * 2;
     if (even > 0) rows_of_blocks<2, kBlocks>(call, p, m0, 0, even);
     if (even < tiles) rows_of_blocks<1, kBlocks>(call, p, m0, even, 1);
-    return;
-  }
-  const std::int64_t groups = p.cols / kActGroup;
-  if (groups == 1) return all_rows<kFormat, kBlocks, 1>(call, p, m0, rows);
-  if (groups == 2) return all_rows<kFormat, kBlocks, 2>(call, p, m0, rows);
-  if constexpr (!is_g32(kFormat)) {
-    if (groups == 3) return all_rows<kFormat, kBlocks, 3>(call, p, m0, rows);
-    all_rows<kFormat, kBlocks, 4>(call, p, m0, rows);
+  } else {
+    const std::int64_t groups = p.cols / kActGroup;
+    if (groups == 1) return all_rows<kFormat, kBlocks, 1>(call, p, m0, rows);
+    if (groups == 2) return all_rows<kFormat, kBlocks, 2>(call, p, m0, rows);
+    if constexpr (!is_g32(kFormat)) {
+      if (groups == 3) return all_rows<kFormat, kBlocks, 3>(call, p, m0, rows);
+      all_rows<kFormat, kBlocks, 4>(call, p, m0, rows);
+    }
   }
 }
 

@@ -46,17 +46,6 @@ inline void dot64_few(const std::uint8_t* codes, std::int64_t ahead, const std::
   }
 }
 
-// Row block `index` of the rows that there are, times its scales, to `out`.
-template <int kRows>
-inline void store_block(const MatmulArgs& a, std::int64_t index, const float* row_scales,
-                        const __m512 (&total)[kRows]) {
-  const __m512 row = _mm512_loadu_ps(row_scales);
-  for (int m = 0; m < kRows && m < a.m; ++m) {
-    _mm512_mask_storeu_ps(a.out + m * a.ldo + index * kRowBlock, row_mask(a.w, index),
-                          _mm512_mul_ps(total[m], row));
-  }
-}
-
 // kBlocks row blocks side by side, 64 columns of each in turn.
 template <WeightFormat kFormat, int kBlocks, int kRows>
 void few_blocks(const MatmulArgs& a, std::int64_t first_block, const Gathered<kRows>& x) {

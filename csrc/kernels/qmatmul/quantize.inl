@@ -14,6 +14,13 @@ inline std::int32_t group_amax(const float* x, std::int64_t left);
 inline void group_codes(const float* x, std::int64_t left, float inverse, std::int8_t* q,
                         std::int32_t* sum);
 
+// x, or where fewer than 64 columns are left a copy made up with zeros.
+inline const float* whole_group(const float* x, std::int64_t left, float (&copy)[kActGroup]) {
+  if (left >= kActGroup) return x;
+  for (std::int64_t i = 0; i < kActGroup; ++i) copy[i] = i < left ? x[i] : 0.0f;
+  return copy;
+}
+
 // Columns from k on that share a scale, of row `row`: `x` has `left` of them or more.
 inline void quantize_columns(const float* x, std::int64_t left, std::int64_t row, std::int64_t k,
                              const QuantizedRows& out) {

@@ -6,16 +6,10 @@
 #include <cstdint>
 
 #include "kernels/qmatmul/qmatmul.h"
+#include "kernels/qmatmul/quantize.inl"
 
 namespace musespark {
 namespace {
-
-// x, or where fewer than 64 columns are left a copy made up with zeros.
-inline const float* whole_group(const float* x, std::int64_t left, float (&copy)[kActGroup]) {
-  if (left >= kActGroup) return x;
-  for (std::int64_t i = 0; i < kActGroup; ++i) copy[i] = i < left ? x[i] : 0.0f;
-  return copy;
-}
 
 inline std::int32_t group_amax(const float* x, std::int64_t left) {
   float copy[kActGroup];

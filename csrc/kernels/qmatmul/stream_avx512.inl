@@ -96,13 +96,7 @@ void stream_blocks(const MatmulArgs& a, std::int64_t first_block, const std::int
       }
     }
   }
-  for (int i = 0; i < kBlocks; ++i) {
-    const std::int64_t b = first_block + i;
-    for (int m = 0; m < kRows; ++m) {
-      _mm512_mask_storeu_ps(a.out + m * a.ldo + b * kRowBlock, row_mask(a.w, b),
-                            _mm512_mul_ps(total[i][m], _mm512_loadu_ps(rb[i].row)));
-    }
-  }
+  for (int i = 0; i < kBlocks; ++i) store_block(a, first_block + i, rb[i].row, total[i]);
 }
 
 template <WeightFormat kFormat, int kRows>
