@@ -379,6 +379,32 @@ def test_an_empty_name_removes_nothing(own_cache) -> None:
         cache.find("")
 
 
+# ---- how files are written --------------------------------------------------------------
+
+
+def test_appended_bytes_are_written_in_whole_huge_pages(tmp_path, monkeypatch) -> None:
+    huge, calls, pwrite = 2 << 20, [], os.pwrite
+
+    def seen(fd, data, offset):
+        calls.append((offset, len(data)))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", seen)
+    sizes = [1, huge - 1, 3 * huge + 5, 7, 2 * huge, huge - 12 + 4096, 0, 100]
+    pieces = [bytes([i + 1]) * n for i, n in enumerate(sizes)]
+    start = 1000
+    with write_aside(tmp_path / "f") as file:
+        file.position = start
+        for piece in pieces:
+            file.write(piece)
+        appended = len(calls)
+        file.write_at(0, b"h" * start)
+    assert (tmp_path / "f").read_bytes() == b"h" * start + b"".join(pieces)
+    # All begin at a huge page's start but the first, and end at one.
+    assert [at % huge for at, _ in calls[:appended]] == [start] + [0] * (appended - 1)
+    assert all((at + n) % huge == 0 for at, n in calls[:appended])
+
+
 # ---- what a killed process leaves ---------------------------------------------------------------
 
 

