@@ -16,6 +16,7 @@
 #include <shared_mutex>
 #include <span>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "decode/engine.h"
 #include "decode/entry.h"
@@ -88,6 +89,7 @@ struct Engine::Impl {
   std::int64_t bytes_beside(std::int64_t prompt, const RequestParams& params) const;
   std::int64_t bytes_for(const Entry& entry, std::int64_t tokens) const;
   bool reserve(Entry& entry, std::int64_t tokens);
+  std::unordered_set<PageId> pages_written_next() const;
   std::int64_t retained_page_bytes() const;
   bool make_room(std::int64_t bytes);
   void preempt(Entry& entry);

@@ -100,14 +100,34 @@ void Engine::Impl::end_cancelled(Clock::time_point now) {
   }
 }
 
-// Bytes of the pages that retained sequences hold and no running one, each page once: forks share.
+// The pages that running sequences end in, and one that is about to run; -1 where there is none.
+// The next step copies those that are not theirs alone.
+std::unordered_set<PageId> Engine::Impl::pages_written_next() const {
+  std::unordered_set<PageId> pages;
+  const auto add = [&](const Entry& entry) {
+    if (!entry.kv) return;
+    for (int c = 0; c < pool.classes(); ++c) {
+      pages.insert(entry.kv->page(c, entry.kv->slots(c) / kPageTokens));
+    }
+  };
+  for (const Entry* entry : running) add(*entry);
+  for (const auto& [id, entry] : waiting) add(*entry);
+  return pages;
+}
+
+// Bytes of the pages that retained sequences hold, each page once: forks share. Not of those that a
+// running sequence holds as well, to its end: neither copies nor leaves outside its window.
 std::int64_t Engine::Impl::retained_page_bytes() const {
   std::unordered_map<PageId, int> holders;
+  std::unordered_set<PageId> left = pages_written_next();
   const auto count = [&](const std::optional<Sequence>& sequence) {
     if (!sequence) return;
     for (int c = 0; c < pool.classes(); ++c) {
       for (std::int64_t p = 0; p * kPageTokens < sequence->length(); ++p) {
-        if (const PageId page = sequence->page(c, p); page >= 0) ++holders[page];
+        const PageId page = sequence->page(c, p);
+        if (page < 0) continue;
+        ++holders[page];
+        if (pool.window(c) > 0) left.insert(page);
       }
     }
   };
@@ -117,7 +137,8 @@ std::int64_t Engine::Impl::retained_page_bytes() const {
   }
   std::int64_t bytes = 0;
   for (const auto& [page, held] : holders) {
-    if (pool.references(page) == held + (pool.kept(page) ? 1 : 0)) bytes += pool.bytes(page);
+    const bool alone = pool.references(page) == held + (pool.kept(page) ? 1 : 0);
+    if (alone || left.contains(page)) bytes += pool.bytes(page);
   }
   return bytes;
 }

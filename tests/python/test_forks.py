@@ -10,6 +10,7 @@ from support.engine_cases import fingerprint, tokens
 
 FORKS, PREFIX = 16, 500
 MODELS = sorted(cases.MODELS)  # muse_kv8 has windows of 70, llama_f32 has none
+MUSE = ("muse_kv8", "kv8")
 
 
 def settled(engine: Engine) -> dict[str, int]:
@@ -78,3 +79,25 @@ def test_forks_run_at_once_in_the_memory_that_they_take(kv: str) -> None:
         assert engine.stats()["steps"] < 40
         again = [go_on(engine, h.retained, i) for i, h in enumerate(handles)]
         assert min(h.result().stats["cached_tokens"] for h in again) > PREFIX
+
+
+@pytest.mark.parametrize(("model", "kv"), [("llama_f32", "f32"), ("llama_f32", "kv8"), MUSE])
+@pytest.mark.parametrize("common", [100, 130])
+def test_what_a_continuation_leaves_to_its_base_is_reserved(
+    model: str, kv: str, common: int
+) -> None:
+    """A base's pages count for nothing while a continuation holds them too. But it copies the page
+    in which it leaves the base, and lets pages outside its window go: the base has them alone then.
+    A budget for the continuation and what else the base has was too small, and ended it."""
+    prompt, settings = tokens(200), {"prefill_chunk": 64, "kv": kv}
+    request = Request(tokens=prompt[:common] + tokens(120, seed=2), max_new_tokens=40, logprobs=2)
+    with cases.make_engine(model, **settings) as engine:
+        wanted = fingerprint(engine.submit(request).result())
+    length = len(request.tokens) + 40
+    least, page = (cases.bytes_needed(model, n, **settings) for n in (length, 64))
+    for beside in range(3):
+        budget = least + beside * page
+        with cases.make_engine(model, memory_budget=budget, prefix_cache=False, **settings) as e:
+            base = e.submit(Request(tokens=prompt, logits="last", retain=True))  # no prompt's end
+            base.result()
+            assert fingerprint(e.submit(request, base=base.retained).result()) == wanted
