@@ -177,15 +177,17 @@ std::int64_t Engine::Impl::prompt_kv_bytes(std::int64_t prompt) const {
 }
 
 // What a request may hold beyond its own sequence: the prompt's end, and pages that are made anew
-// before the old ones go.
+// before the old ones go. A completion no longer than what a thought may keep has none evicted.
 std::int64_t Engine::Impl::bytes_beside(std::int64_t prompt, const RequestParams& params) const {
   const ThoughtParams& thoughts = params.thoughts;
   std::int64_t bytes = keeps_prompt_end(params) ? prompt_kv_bytes(prompt) : 0;
   if (pool.window(0) > 0) return bytes;
   const bool demotes = thoughts.cache == ThoughtCache::demote;
-  if (demotes || thoughts.most_tokens > 0) bytes += pool.open_bytes(0);
+  const std::int64_t completion = params.max_new_tokens.value_or(options.context - prompt);
+  const std::int64_t most = thoughts.most_tokens <= completion ? thoughts.most_tokens : 0;
+  if (demotes || most > 0) bytes += pool.open_bytes(0);
   if (demotes) bytes += pool.full_bytes(0, KvForm::demoted);
-  const std::int64_t pages = (rows_left(thoughts.most_tokens) + kPageTokens - 1) / kPageTokens;
+  const std::int64_t pages = (rows_left(most) + kPageTokens - 1) / kPageTokens;
   return bytes + pages * pool.full_bytes(0, KvForm::body);
 }
 

@@ -8,6 +8,8 @@
 namespace musespark {
 namespace {
 
+constexpr std::int64_t kMostThoughtTokens = (std::int64_t{1} << 31) - 1;
+
 bool ends_with(std::span<const std::int32_t> tokens, const std::vector<std::int32_t>& marks) {
   return tokens.size() >= marks.size() &&
          std::ranges::equal(tokens.last(marks.size()), std::span(marks));
@@ -49,9 +51,11 @@ std::int64_t ThoughtTracker::count(std::int64_t first, std::int64_t size) const 
 }
 
 void check_thoughts(const ThoughtParams& params, std::int64_t vocab) {
-  if (params.most_tokens != 0 && params.most_tokens < kLeastThoughtTokens) {
-    throw InvalidRequest("thoughts.most_tokens: got " + std::to_string(params.most_tokens) +
-                         ", allowed is 0 or at least " + std::to_string(kLeastThoughtTokens));
+  const std::int64_t most = params.most_tokens;
+  if (most != 0 && (most < kLeastThoughtTokens || most > kMostThoughtTokens)) {
+    throw InvalidRequest("thoughts.most_tokens: got " + std::to_string(most) +
+                         ", allowed is 0 or " + std::to_string(kLeastThoughtTokens) + " to " +
+                         std::to_string(kMostThoughtTokens));
   }
   for (const auto& marks : params.opens) {
     if (marks.empty()) {

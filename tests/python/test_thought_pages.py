@@ -9,7 +9,7 @@ import pytest
 
 from musespark import _core
 from musespark.engine import Engine, Request
-from musespark.errors import InvalidRequest
+from musespark.errors import InvalidRequest, MemoryBudgetExceeded
 from musespark.reference import attention, forward
 from musespark.reference.choose_rows import choose_rows
 from support import engine_cases as cases
@@ -238,9 +238,22 @@ def test_what_is_retained_of_an_evicted_thought_is_its_prompt(model: str) -> Non
 
 def test_limits_are_checked() -> None:
     with make_engine("llama_kv8") as engine:
-        for most in (-1, 31):
-            with pytest.raises(InvalidRequest, match=r"thoughts.most_tokens.*at least 32"):
+        for most in (-1, 31, 2**31, 2**63 - 1):
+            with pytest.raises(InvalidRequest, match=r"thoughts.most_tokens.*0 or 32 to"):
                 engine.submit(thinking(thoughts=thoughts(most=most)))
+
+
+def test_a_limit_that_no_thought_reaches_reserves_nothing() -> None:
+    """A limit beyond the context made every request too large for any memory."""
+    request = thinking(prompt=90, new=100)
+    need = cases.bytes_needed("llama_f32", len(request.tokens) + 100, kv="kv8")
+    with make_engine("llama_kv8", memory_budget=need) as engine:
+        wanted = fingerprint(run(engine, request))
+        for most in (101, 10**6, 2**31 - 1):
+            limited = dataclasses.replace(request, thoughts=thoughts(most=most))
+            assert fingerprint(run(engine, limited)) == wanted
+        with pytest.raises(MemoryBudgetExceeded):
+            run(engine, dataclasses.replace(request, thoughts=thoughts(most=100)))
 
 
 # ---- which rows ---------------------------------------------------------------------------------
