@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from musespark.engine import CLOSED_MEANWHILE, Engine, Retained
-from musespark.errors import Cancelled
+from musespark.errors import Cancelled, InvalidRequest
 from musespark.events import Kept
 
 # How long a wait is deaf to Ctrl-C.
@@ -57,14 +57,20 @@ def outgoing(retained: Retained) -> Iterator[tuple[Kept, Iterator[np.ndarray]]]:
     lose its pages: then the iterator raises :class:`GivenUp`. No tokens where it has lost them
     before. One at a time for a sequence.
     """
+    mine = True
     try:
-        core = retained._driver.ask("begin_save", retained.id)
+        try:
+            core = retained._driver.ask("begin_save", retained.id)
+        except InvalidRequest:  # its pages are under way for somebody else
+            mine = False
+            raise
         _wait(retained)
         said = core.saved(retained.id)
         kept = Kept(said["tokens"], said["prompt"], said["short_rope"])
         yield kept, _pages(retained, kept)
     finally:
-        retained._driver.quietly("end_transfer", retained.id)
+        if mine:
+            retained._driver.quietly("end_transfer", retained.id)
 
 
 def _pages(retained: Retained, kept: Kept) -> Iterator[np.ndarray]:

@@ -21,6 +21,7 @@ import musespark
 from musespark import _core
 from musespark import model as model_module
 from musespark.cli import main
+from musespark.errors import InvalidRequest
 from musespark.events import Request
 from musespark.memory import choose_context
 from musespark.session_file import _HEAD, VERSION
@@ -145,6 +146,21 @@ def test_the_prompts_end_comes_back_too(name, length):
                 found = two.submit(request, base=base).result()
                 assert cases.fingerprint(found) == cases.fingerprint(wanted)
                 assert found.stats["cached_tokens"] == wanted.stats["cached_tokens"] >= length
+
+
+def test_a_second_save_of_the_same_pages_is_refused_and_ends_nothing():
+    """It ended the first one's transfer, whose next page then failed."""
+    with cases.make_engine("llama_f32") as engine:
+        handle = engine.submit(Request(tokens=cases.tokens(200), max_new_tokens=0, retain=True))
+        handle.result()
+        with outgoing(handle.retained) as (_, pages):
+            first = next(pages).copy()
+            with (
+                pytest.raises(InvalidRequest, match="being saved or restored"),
+                outgoing(handle.retained),
+            ):
+                pass
+            assert len(list(pages)) == 3 and first.any()
 
 
 GO_ON = """
