@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from musespark.engine import ARITHMETIC_VERSION, Engine, Retained
-from musespark.errors import CorruptFile, Error, InvalidRequest, MemoryBudgetExceeded
+from musespark.errors import CorruptFile, InvalidRequest, MemoryBudgetExceeded
 from musespark.events import Kept, Request
 from musespark.families.spec import ModelSpec
 from musespark.prefix_folder import PAGE_TOKENS, VERSION, PrefixFolder, page_keys
@@ -242,8 +242,8 @@ class PrefixStore(NoPrefixes):
                 self._count(pages_removed=self._folder.trim())
             except GivenUp:  # the engine needed the memory
                 self._note("not written: running requests needed the memory")
-            except (OSError, Error) as error:  # of the disk; or the adapter was closed at once
-                self._note(f"not written: {error}", failed_writes=1)
+            except Exception as error:  # of the disk; the adapter was closed at once; no memory
+                self._note(f"not written: {type(error).__name__}: {error}", failed_writes=1)
 
     def _save(self, tokens: np.ndarray, adapter: int | None, checksum: str | None) -> None:
         keys = self._keys(tokens, checksum)

@@ -313,6 +313,25 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path, cold, monkeypat
     assert stats.failed_writes == 1 and "No space left" in stats.notes[0]
 
 
+def test_a_write_that_fails_otherwise_is_not_the_last(tmp_path, monkeypatch):
+    """The thread that writes ended by it, and nothing was written from then on."""
+    write, given = PrefixFolder.write, []
+
+    def once(self, *page):
+        given.append(page)
+        if len(given) == 1:
+            raise MemoryError("no room for a page")
+        write(self, *page)
+
+    monkeypatch.setattr(PrefixFolder, "write", once)
+    with load(tmp_path / "p") as model:
+        answer(model, DOCUMENT)
+        stats = model.prefix_folder
+        assert stats.failed_writes == 1 and "no room for a page" in stats.notes[0]
+        answer(model, DOCUMENT)
+        assert model.prefix_folder.pages_written > 4
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
