@@ -9,6 +9,7 @@ the first packed files: a file leaves them out where they have their default.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Callable
@@ -300,10 +301,16 @@ def _check_mlp(mlp: MlpSpec, at: str, need: Callable[[bool, str], None]) -> None
         need(mlp.experts == 0, f"{at}.experts is {mlp.experts} in a dense MLP")
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Its fields' types; finding them takes longer than all checks of a layer."""
+    return typing.get_type_hints(cls)
+
+
 def _build(cls: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise CorruptFile(f"{where}: an object is needed, not {type(values).__name__}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     later = {f.name for f in dataclasses.fields(cls) if f.metadata.get("later")}
     unknown = sorted(set(values) - set(hints))
     missing = sorted(set(hints) - set(values) - later)
