@@ -53,13 +53,21 @@ from musespark.weights.safetensors import (  # noqa: E402
 )
 from support.fuzz_gguf import valid_gguf  # noqa: E402
 from support.model_folder import CASES, checkpoint_weights, to_bf16, write_folder  # noqa: E402
-from support.quantized_models import both_folders, gpt_oss_folders  # noqa: E402
+from support.quantized_models import (  # noqa: E402
+    GPT_OSS,
+    LLAMA,
+    both_folders,
+    gpt_oss_folders,
+)
 
 LIMIT_BYTES = 64 << 20  # of memory to open a file, besides the file itself
 LIMIT_S = 0.1  # of processor time to open a file: a busy machine must not count as a finding
 _HANG_S = 20.0  # of real time, for what waits instead of working
 _ALLOWED = (CorruptFile, UnsupportedModel)
 _CASE = CASES["muse_defaults"]
+# Seven matrices, and "mixed" has six ways to store one: a second layer would show the same again.
+_ONE_LAYER = {"num_hidden_layers": 1}
+_QUANTIZED = ("gptq_act_order", "awq", "mixed")
 
 
 def read_safetensors(path: Path) -> Callable[[], None]:
@@ -286,8 +294,8 @@ class Fuzzer:
         for quantize, path in packs.items():
             convert(one.parent, path, quantize=quantize, progress=False)
         quantized = [
-            *(both_folders(folder / kind, kind)[0] for kind in ("gptq_act_order", "awq", "mixed")),
-            gpt_oss_folders(folder / "gpt_oss")[0],
+            *(both_folders(folder / kind, kind, LLAMA | _ONE_LAYER)[0] for kind in _QUANTIZED),
+            gpt_oss_folders(folder / "gpt_oss", GPT_OSS | _ONE_LAYER)[0],
         ]
         gguf = valid_gguf(folder / "m.gguf")
         biased = valid_gguf(folder / "biases.gguf", biases=True)

@@ -27,7 +27,7 @@ GPT_OSS = {
 def linears(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Every linear of a layer (without ``.weight``) and its shape."""
     found = {}
-    for i in range(2):
+    for i in range(config["num_hidden_layers"]):
         at = f"model.layers.{i}."
         if config["model_type"] == "phi3":
             found[f"{at}self_attn.qkv_proj"] = (128, 64)
@@ -51,7 +51,7 @@ def around(config: dict[str, Any], rng: np.random.Generator) -> write.Tensors:
 
     tensors = {"model.embed_tokens.weight": normal(97, 64), "lm_head.weight": normal(97, 64)}
     tensors["model.norm.weight"] = ("F32", np.ones(64, np.float32))
-    for i in range(2):
+    for i in range(config["num_hidden_layers"]):
         at = f"model.layers.{i}."
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{at}{norm}.weight"] = normal(64)
@@ -192,17 +192,17 @@ def both_folders(tmp_path: Path, kind: str, config: dict[str, Any] = LLAMA) -> t
     return quantized, write.write_folder(tmp_path / "plain", config, plain)
 
 
-def gpt_oss_folders(tmp_path: Path) -> tuple[Path, Path]:
+def gpt_oss_folders(tmp_path: Path, given: dict[str, Any] = GPT_OSS) -> tuple[Path, Path]:
     rng = np.random.default_rng(8)
-    plain = around(GPT_OSS, rng)
+    plain = around(given, rng)
     stored = dict(plain)
-    for i in range(2):
+    for i in range(given["num_hidden_layers"]):
         at = f"model.layers.{i}.mlp.experts."
         for name, rows, cols in (("gate_up_proj", 192, 64), ("down_proj", 64, 96)):
             blocks, scales, values = write.mxfp4(rng, 3, rows, cols=cols)
             stored[f"{at}{name}_blocks"] = ("U8", blocks)
             stored[f"{at}{name}_scales"] = ("U8", scales)
             plain[f"{at}{name}"] = ("F32", np.ascontiguousarray(values.transpose(0, 2, 1)))
-    config = GPT_OSS | {"quantization_config": {"quant_method": "mxfp4"}}
+    config = given | {"quantization_config": {"quant_method": "mxfp4"}}
     quantized = write.write_folder(tmp_path / "quantized", config, stored)
-    return quantized, write.write_folder(tmp_path / "plain", GPT_OSS, plain)
+    return quantized, write.write_folder(tmp_path / "plain", given, plain)
