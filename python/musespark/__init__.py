@@ -48,6 +48,7 @@ _DEFINED_IN = {
         "HubUnavailable",
         "AccessDenied",
         "MemoryBudgetExceeded",
+        "SavedWithoutCache",
     ),
 }
 _MODULE_OF = {name: module for module, names in _DEFINED_IN.items() for name in names}

@@ -56,6 +56,11 @@ def check_passphrase(passphrase: Any) -> None:
         passphrase.encode()
     except UnicodeEncodeError:
         raise InvalidRequest("passphrase: has lone surrogates, which are no text") from None
+    check_library()
+
+
+def check_library() -> None:
+    """MissingLibrary where there is none to encrypt with."""
     _library("hazmat.primitives.ciphers.aead")
 
 

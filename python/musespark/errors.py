@@ -1,4 +1,4 @@
-"""Every error musespark raises on purpose derives from :class:`Error`."""
+"""Every error musespark raises on purpose derives from :class:`Error`; and what it warns of."""
 
 from __future__ import annotations
 
@@ -60,3 +60,8 @@ class AccessDenied(Error, PermissionError):  # noqa: N818
 
 class MemoryBudgetExceeded(Error, MemoryError):  # noqa: N818
     """An allocation would pass the memory budget; names the bytes wanted, used and allowed."""
+
+
+class SavedWithoutCache(UserWarning):
+    """A session was saved without keys and values, for running requests had needed their memory:
+    who resumes it goes on with the same results, and computes the conversation again first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ import numpy as np
 
 from musespark.encrypted_file import check_passphrase
 from musespark.engine import ARITHMETIC_VERSION
-from musespark.errors import CorruptFile, Error, InvalidRequest
+from musespark.errors import CorruptFile, Error, InvalidRequest, SavedWithoutCache
 from musespark.events import Kept, Request
 from musespark.generation import Stream
 from musespark.options import check_stream
@@ -107,6 +108,7 @@ class Session:
         if system is not None:
             self.messages.append({"role": "system", "content": system})
         self._kept: Retained | None = None
+        self._lost = False  # what was kept, when it was made
         self._settling: Handle | None = None  # makes what is kept
         self._claiming = threading.Lock()
         self._closings = 0
@@ -183,7 +185,8 @@ class Session:
         keys and values computed so far, for :meth:`Model.resume`.
 
         The file is whole or the old one stays, even if the process is killed. Keys and values that
-        running requests have pushed out of memory are not in it; they are computed again then.
+        running requests have pushed out of memory are not in it, which
+        :class:`musespark.SavedWithoutCache` warns of; they are computed again then.
         ``passphrase``: encrypt it, with the library cryptography (``musespark[encrypt]``);
         whoever has lost the passphrase has lost the session. InvalidRequest while a turn is under
         way, and for messages that JSON cannot hold; :class:`musespark.WriteFailed`;
@@ -194,11 +197,19 @@ class Session:
         turn = _Turn(self._closings)
         try:
             self._claim(turn)
-            self._save(Path(path), passphrase)
+            complete = self._save(Path(path), passphrase)
         finally:
             turn.ended = True
+        if not complete:
+            warnings.warn(
+                f"{os.fspath(path)}: saved without keys and values: running requests needed their "
+                "memory; resumed, the session computes them again",
+                SavedWithoutCache,
+                stacklevel=2,
+            )
 
-    def _save(self, path: Path, passphrase: str | None) -> None:
+    def _save(self, path: Path, passphrase: str | None) -> bool:
+        """False where keys and values had been computed and are not in the file."""
         self._settle()
         identity = _identity(self._model, self._model._adapters.given(self._adapter))
         conversation = Conversation(self.system, self.messages, **self._thoughts.fields())
@@ -208,10 +219,11 @@ class Session:
                     sizes = page_sizes(self._model._engine, kept)
                     given = (kept, sizes, pages)
                     write_session(path, identity, conversation, *given, passphrase=passphrase)
-                    return
+                    return len(kept.tokens) > 0
             except GivenUp:
-                pass
+                self._lost = True
         write_session(path, identity, conversation, passphrase=passphrase)
+        return not self._lost
 
     @classmethod
     def _resumed(
@@ -241,6 +253,7 @@ class Session:
         twin = Session(self._model, system=self.system, **same)
         twin.messages = [dict(m) for m in self.messages]
         twin._kept = None if self._kept is None else self._kept.fork()
+        twin._lost = self._lost
         return twin
 
     def _take(
@@ -252,7 +265,7 @@ class Session:
         try:
             with self._claiming:
                 if turn.closings == self._closings:  # else closed meanwhile: _drop gives it back
-                    self._kept = kept
+                    self._kept, self._lost = kept, False
             self.messages.extend([*sent, result.message])
         finally:
             if before is not None and before is not self._kept:
@@ -320,6 +333,7 @@ class Session:
                 pass
         except Error:  # no memory, or closed: the next turn computes it, or says so
             kept, self._kept = self._kept, None
+            self._lost = True
             if kept is not None:
                 kept.release()
         except BaseException:
@@ -336,7 +350,7 @@ class Session:
         stay. A later turn computes all of them."""
         with self._claiming:
             self._closings += 1
-            kept, self._kept = self._kept, None
+            kept, self._kept, self._lost = self._kept, None, False
             settling, self._settling = self._settling, None
         if settling is not None:
             settling.cancel()

@@ -16,7 +16,7 @@ from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families.spec import ModelSpec
 from musespark.reference import forward
 from musespark.reference.packing import proxy_loss
-from musespark.weights import Calibration, calibration, convert, inspect, open_model
+from musespark.weights import Calibration, calibration, convert, converting, inspect, open_model
 from musespark.weights.calibration import input_of
 from support import bert_models, tiny_models
 from support.model_folder import CASES, checkpoint_weights, write_folder
@@ -228,12 +228,20 @@ def test_an_interrupt_leaves_nothing(folder: Path, tmp_path: Path, at: str) -> N
     assert list(target.parent.iterdir()) == []
 
 
-def test_what_a_killed_conversion_left_is_removed(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what_runs", ["half", "whole"])
+def test_what_a_killed_conversion_left_is_removed(
+    folder: Path, tmp_path: Path, what_runs: str
+) -> None:
+    """Also where the file of the model that runs was written, and not opened yet: it once had a
+    name that nobody cleaned up."""
     target, given = tmp_path / "out" / "m", chunks_of(99, 400)
     target.parent.mkdir()
     child = os.fork()
     if child == 0:
         try:
+            if what_runs == "whole":
+                converting.open_packed = lambda _: os._exit(9)
+                calibrated(folder, target, given)
             calibrated(folder, target, given, progress=lambda done, *_: done and os._exit(9))
         finally:
             os._exit(1)

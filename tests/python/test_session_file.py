@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,12 @@ from tests.python.test_lora_model import nano_adapter
 import musespark
 from musespark import _core
 from musespark import model as model_module
-from musespark.cli import main
+from musespark.cli import chat, main
 from musespark.errors import InvalidRequest
 from musespark.events import Request
 from musespark.memory import choose_context
 from musespark.session_file import _HEAD, VERSION
+from musespark.sizes import kv_bytes
 from musespark.transfers import outgoing, page_sizes, restore
 from support import engine_cases as cases
 from support.chat_folder import chat_folder
@@ -279,6 +281,41 @@ def test_memory_that_is_not_there_is_named(saved, tmp_path, monkeypatch):
     model = musespark.load(kv="kv8", threads=1)
     with model, pytest.raises(musespark.MemoryBudgetExceeded, match=wanted):
         model.resume(tmp_path / "s")
+
+
+def test_what_was_pushed_out_of_memory_is_told(tmp_path, monkeypatch, capsys):
+    """The file was written without keys and values, and nobody knew."""
+
+    def room_for_one(*args, **more):
+        choice = choose_context(*args, **more)
+        needs = kv_bytes(args[0], "kv8", choice.context)
+        return dataclasses.replace(choice, budget=needs * 11 // 10)
+
+    monkeypatch.setattr(model_module, "choose_context", room_for_one)
+    with musespark.load(kv="kv8", threads=1, context=1024, prefix_cache=False) as model:
+        session = model.session()
+        turn(session)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            session.save(tmp_path / "whole")
+        model.generate("x", max_new_tokens=1000)
+        with pytest.warns(musespark.SavedWithoutCache, match="bare: saved without keys") as told:
+            session.save(tmp_path / "bare")
+        assert [Path(w.filename).name for w in told] == [Path(__file__).name]
+        assert (tmp_path / "bare").stat().st_size < (tmp_path / "whole").stat().st_size // 2
+        resumed = model.resume(tmp_path / "bare")
+        assert resumed.messages == session.messages
+        repl = chat.Repl.__new__(chat.Repl)
+        repl.session, repl.file, repl.passphrase = session, tmp_path / "of the terminal", None
+        repl.__exit__()
+        assert "of the terminal: saved without keys and values" in capsys.readouterr().err
+        before, after = turn(session, SECOND), turn(resumed, SECOND)
+        assert before.tokens == after.tokens
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            session.save(tmp_path / "again")
+            session.close()
+            session.save(tmp_path / "closed")  # whoever closed it knows
 
 
 def test_the_adapter_is_found_by_its_numbers_or_named(kv8, tmp_path):

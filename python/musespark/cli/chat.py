@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
-from musespark.cli import common
-from musespark.errors import Error, InvalidRequest
+from musespark.cli import common, passphrase
+from musespark.errors import Error, InvalidRequest, SavedWithoutCache
 from musespark.options import EFFORTS, MODES
 from musespark.thought_cache import THOUGHT_CACHES, THOUGHT_OPTIONS
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--session", metavar="FILE", help="go on from this file if it is there, and save there"
     )
+    passphrase.add_arguments(parser)
     parser.add_argument("--effort", choices=EFFORTS, help="how long to think")
     parser.add_argument(
         "--begin", metavar="TEXT", help="with a question: how the answer begins; the model goes on"
@@ -118,12 +120,13 @@ def stats(result: Any) -> str:
 class Repl:
     """The state of one terminal conversation and its commands."""
 
-    def __init__(self, model: Any, args: argparse.Namespace):
+    def __init__(self, model: Any, args: argparse.Namespace, word: str | None = None):
         self.model = model
         self.effort = args.effort
         self.options = {"mode": args.mode, **common.sampling_options(args)}
         self.thoughts = not args.no_thoughts
         self.file = None if args.session is None else Path(args.session)
+        self.passphrase = word
         cache = {name: getattr(args, name) for name in THOUGHT_OPTIONS}
         self.cache = {name: value for name, value in cache.items() if value is not None}
         own = {"system": args.system, **self.cache}
@@ -135,15 +138,20 @@ class Repl:
                 f"--{option}: the session in {self.file} has its own; leave it out"
             )
         else:
-            self.session = model.resume(self.file)
+            self.session = model.resume(self.file, passphrase=word)
         self.last: Any = None
 
     def __enter__(self) -> Repl:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self.file is not None:
-            self.session.save(self.file)
+        if self.file is None:
+            return
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", SavedWithoutCache)
+            self.session.save(self.file, passphrase=self.passphrase)
+        for warning in told:
+            common.note(str(warning.message))
 
     def command(self, line: str) -> bool:
         """Run a slash command; False to leave."""
@@ -212,7 +220,8 @@ def _answer(args: argparse.Namespace) -> int:
     """One question: its answer on standard output."""
     question = common.text_given(args.question, "question")
     begun = None if args.begin is None else common.text_given(args.begin, "--begin")
-    with common.load_model(args, "chat") as model, Repl(model, args) as repl:
+    word = passphrase.for_session(args)
+    with common.load_model(args, "chat") as model, Repl(model, args, word) as repl:
         if not args.json:
             repl.say(question, begun)
             return 0
@@ -230,11 +239,12 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequest("--begin: a question is needed, which the answer is to")
     if sys.stdin is None:
         raise InvalidRequest("standard input is closed; chat reads messages from it")
+    word = passphrase.for_session(args)
     interactive = sys.stdin.isatty()
     if interactive:
         _history()
     status = 0
-    with common.load_model(args, "chat") as model, Repl(model, args) as repl:
+    with common.load_model(args, "chat") as model, Repl(model, args, word) as repl:
         if interactive:
             common.show(f"{model.info.source}: /help for commands, Ctrl-D to leave")
         while True:

@@ -104,9 +104,9 @@ def load_model(args: argparse.Namespace, use: str, *, prefix_cache: bool = True)
         prefix_cache=prefix_cache,
         prefix_folder=args.prefix_folder,
     )
-    for note in model.info.notes:
-        if note.startswith(_TOLD) and sys.stderr is not None:
-            print(harmless(note, sys.stderr), file=sys.stderr)
+    for text in model.info.notes:
+        if text.startswith(_TOLD):
+            note(text)
     return model
 
 
@@ -155,6 +155,12 @@ def show(text: object = "", end: str = "\n") -> None:
 def show_json(value: object, indent: int | None = None) -> None:
     """Prints JSON in which no control character stands as itself, for whoever reads it."""
     print(json.dumps(value, ensure_ascii=False, indent=indent).translate(_JSON_SHOWN))
+
+
+def note(text: str) -> None:
+    """What one should know, on standard error."""
+    if sys.stderr is not None:
+        print(harmless(text, sys.stderr), file=sys.stderr)
 
 
 def report(error: Exception) -> None:

@@ -108,13 +108,14 @@ def _pack_calibrated(
     small = pack.resolve_quantize("auto", canonical_shapes(folder.spec), set()) == "q8"
     report = progress_function(progress)
     total = folder.weights()[recipe]
-    # While it is written its name is one that remove_left_behind(target) knows.
-    runs = target.with_name(f"{target.name}.{os.getpid()}.runs")
-    try:
-        pack_folder(folder, runs, "none" if small else "q8", progress, "packing what runs")
-        packed = open_packed(SafetensorsFile(runs))
-    finally:
-        runs.unlink(missing_ok=True)
+    opened = []
+    what_runs = "none" if small else "q8"
+
+    def use(path: Path) -> None:
+        opened.append(open_packed(SafetensorsFile(path)))
+
+    pack_folder(folder, target, what_runs, progress, "packing what runs", use=use)
+    packed = opened[0]
     try:
         guides = Guides(
             calibration,

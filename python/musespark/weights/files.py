@@ -218,9 +218,10 @@ def remove_left_behind(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def write_aside(path: Path) -> Iterator[AsideFile]:
+def write_aside(path: Path, *, keep: bool = True) -> Iterator[AsideFile]:
     """Yields an :class:`AsideFile`; commits at the end of the block, discards on any exception.
-    What a killed process left of the same file is removed first.
+    What a killed process left of the same file is removed first. Without ``keep`` it is discarded
+    in any case: for what the block alone needs on disk, or has opened.
 
     System errors (disk full above all) come out as :class:`WriteFailed`, with errno and path.
     """
@@ -229,7 +230,8 @@ def write_aside(path: Path) -> Iterator[AsideFile]:
         remove_left_behind(path)
         aside = AsideFile(path)
         yield aside
-        aside.commit()
+        if keep:
+            aside.commit()
     except OSError as error:
         if isinstance(error, Error):
             raise

@@ -280,13 +280,15 @@ def pack_checkpoint(
     origin: str | None = None,
     guides: Guides | None = None,
     kv: KvRecorder | None = None,
+    use: Callable[[Path], None] | None = None,
 ) -> None:
     """Packs every tensor of `checkpoint` into the packed file `destination`.
 
     `shapes` are the canonical tensors, `sources` where they are stored; `quantize` is a resolved
     recipe. Streams: one piece of a tensor is in memory at a time, besides the map.
     Progress counts source bytes, under `label`. `threads` None uses every core. `origin`: see
-    :func:`write_packed`, as is `kv`. `guides` guide the rounding, and the file says so.
+    :func:`write_packed`, as is `kv`. `guides` guide the rounding, and the file says so. `use`: is
+    called with the file's path instead, and the file is gone afterwards.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
@@ -316,7 +318,7 @@ def pack_checkpoint(
         progress(done, total, label)
 
     check_disk(destination, sum(p.nbytes for p in planned) + sum(map(len, assets.values())))
-    with write_aside(destination) as file:
+    with write_aside(destination, keep=use is None) as file:
         write_packed(
             file,
             spec=spec,
@@ -330,3 +332,5 @@ def pack_checkpoint(
             calibration=guides and guides.record,
             kv=kv,
         )
+        if use is not None:
+            use(file.aside)
