@@ -106,6 +106,7 @@ class TestFailures:
             return real(fd, data, offset)
 
         monkeypatch.setattr(files.os, "pwrite", full)
+        monkeypatch.setattr(files, "_HUGE_PAGE", 4096)  # many writes of a small model
         with pytest.raises(WriteFailed, match="No space left") as raised:
             convert(folder, target, quantize="q8")
         assert raised.value.errno == errno.ENOSPC and isinstance(raised.value, Error)

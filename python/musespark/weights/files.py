@@ -10,7 +10,7 @@ import mmap
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +147,7 @@ class AsideFile:
             self.position += first
             view = view[first:]
             if self.position % _HUGE_PAGE == 0:
-                self._write_tail()
+                self.flush()
         whole = view.nbytes - (self.position + view.nbytes) % _HUGE_PAGE
         if whole > 0:
             self._write_all(self.position, view[:whole])
@@ -158,10 +158,11 @@ class AsideFile:
 
     def write_at(self, offset: int, data: bytes | memoryview | np.ndarray) -> None:
         """Writes all of `data` at `offset`, before or after what was appended."""
-        self._write_tail()
+        self.flush()
         self._write_all(offset, memoryview(data).cast("B"))
 
-    def _write_tail(self) -> None:
+    def flush(self) -> None:
+        """Hands what was appended to the system."""
         self._write_all(self.position - len(self._tail), memoryview(bytes(self._tail)))
         self._tail.clear()
 
@@ -172,7 +173,7 @@ class AsideFile:
 
     def commit(self) -> None:
         """Makes the content durable, then visible under its name in one step."""
-        self._write_tail()
+        self.flush()
         os.fsync(self._fd)
         os.close(self._fd)
         self._fd = -1
@@ -218,10 +219,10 @@ def remove_left_behind(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def write_aside(path: Path, *, keep: bool = True) -> Iterator[AsideFile]:
+def write_aside(path: Path, *, use: Callable[[Path], None] | None = None) -> Iterator[AsideFile]:
     """Yields an :class:`AsideFile`; commits at the end of the block, discards on any exception.
-    What a killed process left of the same file is removed first. Without ``keep`` it is discarded
-    in any case: for what the block alone needs on disk, or has opened.
+    What a killed process left of the same file is removed first. ``use``: instead of the commit,
+    is given the name under which the file lies aside; what it has not opened then is gone.
 
     System errors (disk full above all) come out as :class:`WriteFailed`, with errno and path.
     """
@@ -230,8 +231,11 @@ def write_aside(path: Path, *, keep: bool = True) -> Iterator[AsideFile]:
         remove_left_behind(path)
         aside = AsideFile(path)
         yield aside
-        if keep:
+        if use is None:
             aside.commit()
+        else:
+            aside.flush()
+            use(aside.aside)
     except OSError as error:
         if isinstance(error, Error):
             raise

@@ -285,16 +285,15 @@ def pack_checkpoint(
     """Packs every tensor of `checkpoint` into the packed file `destination`.
 
     `shapes` are the canonical tensors, `sources` where they are stored; `quantize` is a resolved
-    recipe. Streams: one piece of a tensor is in memory at a time, besides the map.
-    Progress counts source bytes, under `label`. `threads` None uses every core. `origin`: see
-    :func:`write_packed`, as is `kv`. `guides` guide the rounding, and the file says so. `use`: is
-    called with the file's path instead, and the file is gone afterwards.
+    recipe. One piece of a tensor is in memory at a time, besides the map. Progress counts source
+    bytes, under `label`. `threads` None uses every core. `origin`, `kv`: see :func:`write_packed`.
+    `guides` guide the rounding, and the file says so. `use`: see :func:`write_aside`.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
     error = PackingError(planned, _kinds(checkpoint, sources, planned), workers)
     total = sum(stored_nbytes(checkpoint, shapes[name], part) for name, part in sources.items())
-    done = 0
+    done, quick = 0, quantize in _KEEPING
 
     def payload(p: Planned) -> Iterator[np.ndarray]:
         nonlocal done
@@ -305,8 +304,7 @@ def pack_checkpoint(
         if p.vector:
             yield _vector_bytes(array[:], _dtype(entry), where)
         else:
-            yielded, dtype, quick = 0, _dtype(entry), quantize in _KEEPING
-            guide = guides.of(p) if guides else {}
+            yielded, dtype, guide = 0, _dtype(entry), guides.of(p) if guides else {}
             for begin, piece in _matrix_pieces(p, array, dtype, workers, quick, where, guide):
                 error.measure(p, array, dtype, begin, piece)
                 yield piece
@@ -318,7 +316,7 @@ def pack_checkpoint(
         progress(done, total, label)
 
     check_disk(destination, sum(p.nbytes for p in planned) + sum(map(len, assets.values())))
-    with write_aside(destination, keep=use is None) as file:
+    with write_aside(destination, use=use) as file:
         write_packed(
             file,
             spec=spec,
@@ -332,5 +330,3 @@ def pack_checkpoint(
             calibration=guides and guides.record,
             kv=kv,
         )
-        if use is not None:
-            use(file.aside)
