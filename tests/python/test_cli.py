@@ -195,8 +195,9 @@ def test_doctor_says_what_was_chosen(capsys):
     chosen = [level for level in report["instruction sets"] if level.endswith(": in use")]
     assert len(chosen) == 1
     assert chosen[0] in text
-    for key in ("threads", "memory available", "memory limit (cgroup)", "cache folder"):
+    for key in ("threads", "memory limit (cgroup)", "cache folder"):
         assert f"{key}: {report[key]}" in text
+    assert "memory available: " in text  # which changes from call to call
     assert "blas" in report["build"]
 
 

@@ -48,7 +48,7 @@ def test_public_errors_derive_from_error() -> None:
     for name in musespark.__all__:
         value = getattr(musespark, name)
         if inspect.isclass(value) and issubclass(value, Exception):
-            assert issubclass(value, musespark.Error)
+            assert issubclass(value, (musespark.Error, Warning))
 
 
 def test_version_is_that_of_the_distribution() -> None:
