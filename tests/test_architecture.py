@@ -271,7 +271,7 @@ CORE_USERS = (
     "musespark.engine",
     "musespark.sizes",
     "musespark.weights",
-    "musespark.vision.preprocess",
+    "musespark.vision.resampling",
 )
 
 

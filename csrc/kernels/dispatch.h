@@ -3,6 +3,7 @@
 
 #include "base/cpu.h"
 #include "kernels/attention/attention.h"
+#include "kernels/image/image.h"
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/rowwise/rowwise.h"
 
@@ -18,6 +19,7 @@ struct KernelTable {
   WriteTokenFn write_token;
   SealPageFn seal_page;
   RowwiseKernels rowwise;
+  ImageKernels image;
 };
 
 // Whether the level has a table (on any machine).

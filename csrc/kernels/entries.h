@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention/attention.h"
+#include "kernels/image/image.h"
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/rowwise/rowwise.h"
 
@@ -27,6 +28,9 @@ void seal_page_scalar(KvFormat format, std::int64_t d, const std::uint8_t* open,
 
 // rowwise/
 extern const RowwiseKernels rowwise_scalar;
+
+// image/
+extern const ImageKernels image_scalar;
 
 #if defined(__x86_64__)
 
@@ -70,6 +74,10 @@ void seal_page_avx512vnni(KvFormat format, std::int64_t d, const std::uint8_t* o
 extern const RowwiseKernels rowwise_avx2;
 extern const RowwiseKernels rowwise_avx512vnni;
 
+// image/
+extern const ImageKernels image_avx2;
+extern const ImageKernels image_avx512vnni;
+
 #elif defined(__aarch64__)
 
 // qmatmul/
@@ -94,6 +102,9 @@ void attend_chunk_i8mm(const AttendChunkArgs* args);
 
 // rowwise/
 extern const RowwiseKernels rowwise_neon;
+
+// image/
+extern const ImageKernels image_neon;
 
 #endif
 

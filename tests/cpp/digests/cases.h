@@ -98,5 +98,6 @@ void matmul_digests();
 void attention_digests();
 void rowwise_digests();
 void forward_digests();
+void image_digests();
 
 }  // namespace musespark::digests

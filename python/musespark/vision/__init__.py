@@ -1,0 +1,9 @@
+"""Pixels in: pictures, Pillow's resize, and what each model family makes of an image."""
+
+from __future__ import annotations
+
+from musespark.vision.geometry import Transform
+from musespark.vision.pixels import Limits, Picture, open_picture, open_pictures
+from musespark.vision.resampling import resize
+
+__all__ = ["Limits", "Picture", "Transform", "open_picture", "open_pictures", "resize"]

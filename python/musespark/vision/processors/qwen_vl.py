@@ -1,0 +1,97 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: any size, in whole blocks of merged patches. Sizes and order
+as in image_processing_pil_qwen2_vl.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from musespark.errors import InvalidRequest
+from musespark.vision.pixels import Picture
+from musespark.vision.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    COMMON,
+    Piece,
+    ProcessedImage,
+    Processor,
+    Size,
+    Stage,
+    Tile,
+    patch_rows,
+)
+
+_MOST_ASPECT = 200
+
+
+def smart_size(size: Size, factor: int, least: int, most: int) -> Size:
+    """Both sides multiples of ``factor``, between ``least`` and ``most`` pixels, the aspect kept as
+    well as that goes."""
+    height, width = size
+    if max(size) / min(size) > _MOST_ASPECT:
+        raise InvalidRequest(
+            f"image: {width} x {height} pixels: one side is {max(size) / min(size):g} times the "
+            f"other, this family takes {_MOST_ASPECT}"
+        )
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if rows * columns > most:
+        beta = math.sqrt((height * width) / most)
+        rows = max(factor, math.floor(height / beta / factor) * factor)
+        columns = max(factor, math.floor(width / beta / factor) * factor)
+    elif rows * columns < least:
+        beta = math.sqrt(least / (height * width))
+        rows = math.ceil(height * beta / factor) * factor
+        columns = math.ceil(width * beta / factor) * factor
+    return rows, columns
+
+
+class QwenVL(Processor):
+    """One tile, its patches in merge x merge blocks; an image stands still for the frames of a
+    temporal patch. The template writes the tokens around the placeholder itself."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **COMMON,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+        "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+        "min_pixels": None,
+        "max_pixels": None,
+        "resample": 3,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+    }
+    placeholder = "<|image_pad|>"
+
+    def setup(self) -> None:
+        settings = self.settings
+        settings.must_be("do_resize", True)
+        self.least, self.most = self.pixel_limits(settings.values)
+        self.filter = settings.filter()
+        self.patch = settings.count("patch_size", most=1024)
+        self.frames = settings.count("temporal_patch_size", most=64)
+        self.merge = settings.count("merge_size", most=64)
+
+    def pixel_limits(self, values: dict[str, Any]) -> tuple[int, int]:
+        """Pixels an image has at least and at most: of ``size``, where they are called edges, or
+        under the older names."""
+        size = dict(values["size"]) if isinstance(values["size"], Mapping) else {}
+        for name, key in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+            if values[name] is not None:
+                size[key] = values[name]
+        values["size"] = size
+        least, most = self.settings.size("size", "shortest_edge", "longest_edge", most=1 << 40)
+        return least, most
+
+    def process_picture(self, picture: Picture) -> ProcessedImage:
+        stage = Stage.of(picture)
+        size = smart_size(stage.size, self.patch * self.merge, self.least, self.most)
+        stage = stage.resized(size, self.filter)
+        patches = patch_rows(
+            self.levels.of(stage.pixels), self.patch, merge=self.merge, frames=self.frames
+        )
+        grid = (1, size[0] // self.patch, size[1] // self.patch)
+        tile = Tile(size, grid, len(patches) // self.merge**2, stage.transform)
+        pieces = (Piece(self.placeholder, tile.tokens, True),)
+        return ProcessedImage(patches, (tile,), pieces, self.key(picture))
