@@ -22,7 +22,7 @@ test: $(VENV)/.installed $(VENV)/.tools
 
 # One script for each claim. peers and gguf_files make other engines' environments and random models
 # under build/bench the first time (10 GB, half an hour). quality needs the real test data.
-BENCHMARKS := limits formats kernels attention experts pack load gguf_files peers serving long_context \
+BENCHMARKS := limits formats kernels attention experts pack load gguf_files peers serving long_context resize \
   memory prefix latency sessions
 
 bench: $(VENV)/.installed

@@ -28,7 +28,6 @@ namespace py = pybind11;
 namespace musespark {
 namespace {
 
-
 std::vector<std::int32_t> ids_from_python(py::handle value, const std::string& path) {
   std::vector<std::int32_t> out;
   if (!py::isinstance<py::sequence>(value) || py::isinstance<py::str>(value)) {

@@ -181,7 +181,8 @@ void register_cache(py::module_& m) {
         const PagePool::Usage u = pool.usage();
         return py::dict(py::arg("budget") = u.budget, py::arg("in_use") = u.in_use,
                         py::arg("allocated") = u.allocated, py::arg("peak") = u.peak,
-                        py::arg("mapped") = u.mapped, py::arg("pages") = u.pages, py::arg("open_pages") = u.open_pages);
+                        py::arg("mapped") = u.mapped, py::arg("pages") = u.pages,
+                        py::arg("open_pages") = u.open_pages);
       });
   py::class_<TestSequence>(m, "Sequence")
       .def(py::init([](std::shared_ptr<PagePool> pool) {

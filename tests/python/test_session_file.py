@@ -21,13 +21,14 @@ from tests.python.test_lora_model import nano_adapter
 import musespark
 from musespark import _core
 from musespark import model as model_module
+from musespark import session as session_module
 from musespark.cli import chat, main
 from musespark.errors import InvalidRequest
 from musespark.events import Request
 from musespark.memory import choose_context
 from musespark.session_file import _HEAD, VERSION
 from musespark.sizes import kv_bytes
-from musespark.transfers import outgoing, page_sizes, restore
+from musespark.transfers import GivenUp, outgoing, page_sizes, restore
 from support import engine_cases as cases
 from support.chat_folder import chat_folder
 from support.levels import stdout_by_level
@@ -316,6 +317,38 @@ def test_what_was_pushed_out_of_memory_is_told(tmp_path, monkeypatch, capsys):
             session.save(tmp_path / "again")
             session.close()
             session.save(tmp_path / "closed")  # whoever closed it knows
+
+
+def test_what_was_lost_on_the_way_is_told(kv8, tmp_path, monkeypatch):
+    """Taken by a request while they were being written, or never made for want of memory; a fork
+    of such a session, saved, tells as well."""
+    write = session_module.write_session
+
+    def taken(*given, **more):
+        if len(given) > 3:
+            raise GivenUp
+        write(*given, **more)
+
+    session = kv8.session()
+    turn(session)
+    with monkeypatch.context() as patch:
+        patch.setattr(session_module, "write_session", taken)
+        with pytest.warns(musespark.SavedWithoutCache):
+            session.save(tmp_path / "taken")
+
+    def no_memory():
+        raise musespark.MemoryBudgetExceeded("no room")
+        yield
+
+    session._settling = no_memory()
+    twin = session.fork()
+    for name, each in (("never made", session), ("fork", twin)):
+        with pytest.warns(musespark.SavedWithoutCache):
+            each.save(tmp_path / name)
+    turn(session, SECOND)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session.save(tmp_path / "made again")
 
 
 def test_the_adapter_is_found_by_its_numbers_or_named(kv8, tmp_path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
-from musespark.vision import open_picture
+from musespark.vision import Picture, open_picture
 from musespark.vision.preprocess import ProcessedImage, Processor
 from musespark.vision.processors import MODEL_TYPES, processor_for
+from musespark.vision.processors.muse import Muse
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -127,6 +129,38 @@ def test_the_key_names_pixels_and_processing() -> None:
     keys.append(ours(cases.SMALL["llava"]).process([scene])[0].key)
     assert len(set(keys)) == 4
     assert ours(case).process([np.asfortranarray(scene)])[0].key == keys[0]
+
+
+@pytest.mark.parametrize("family", ["siglip", "llava", "idefics3", "gemma3"])
+def test_the_key_names_the_patch_size_of_the_model(family: str) -> None:
+    """Which these families keep in config.json, beside the processor's own settings."""
+    keys = set()
+    for patch in (4, 8):
+        config = {"model_type": family, "vision_config": {"patch_size": patch}}
+        keys.add(processor_for(config).process([cases.scene(60, 90)])[0].key)
+    assert len(keys) == 2
+
+
+def test_pictures_are_opened_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many large ones, all decoded at once, the pixels alone would fill the memory."""
+    living: list[weakref.ref[Picture]] = []
+    most = 0
+
+    def opened(source: np.ndarray, **given: Any) -> Picture:
+        nonlocal most
+        picture = open_picture(source, **given)
+        living.append(weakref.ref(picture))
+        most = max(most, sum(each() is not None for each in living))
+        return picture
+
+    monkeypatch.setattr("musespark.vision.pixels.open_picture", opened)
+    image = cases.scene(60, 90)
+    processor_for({"model_type": "siglip"}).process([image] * 6)
+    muse = processor_for({"model_type": "muse_glimmer"})
+    assert isinstance(muse, Muse)
+    muse.process_video([image] * 24)
+    assert len(living) > 6
+    assert most <= 2  # the next is opened before the name of the last is given to it
 
 
 def test_every_listed_family_has_a_processor_with_class_defaults() -> None:

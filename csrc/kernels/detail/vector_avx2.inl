@@ -4,10 +4,10 @@
 
 #include <cstdint>
 
+#include "kernels/detail/unroll.inl"
+
 namespace musespark {
 namespace {
-
-#define MS_INLINE static inline __attribute__((always_inline))
 
 struct vf {
   __m256 a, b;

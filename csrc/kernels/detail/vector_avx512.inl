@@ -13,10 +13,10 @@
 
 #include <cstdint>
 
+#include "kernels/detail/unroll.inl"
+
 namespace musespark {
 namespace {
-
-#define MS_INLINE static inline __attribute__((always_inline))
 
 using vf = __m512;
 using vi = __m512i;

@@ -7,10 +7,11 @@
 
 #include <cstdint>
 
+#include "kernels/detail/unroll.inl"
+
 namespace musespark {
 namespace {
 
-#define MS_INLINE static inline __attribute__((always_inline))
 #define MS_EACH_1(f, x) {f(x.a), f(x.b), f(x.c), f(x.d)}
 #define MS_EACH_2(f, x, y) {f(x.a, y.a), f(x.b, y.b), f(x.c, y.c), f(x.d, y.d)}
 

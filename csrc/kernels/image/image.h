@@ -2,9 +2,9 @@
 // every instruction set.
 //
 // An output of either pass is clamp((2^21 + sum weight[t] * byte[t]) >> 22, 0, 255) over its taps:
-// weights are integers of 22 fractional bits, sums are exact in int32 (ops/image.cc refuses weights
-// whose sum could pass it). A weight is kept as high * 65536 + low, both int16, because that is
-// what vectors multiply by.
+// weights are integers of 22 fractional bits, sums are exact in int32 (ops/resample_axis.cc refuses
+// weights whose sum could pass it). A weight is kept as high * 65536 + low, both int16, because
+// that is what vectors multiply by.
 #pragma once
 
 #include <cstdint>

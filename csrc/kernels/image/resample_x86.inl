@@ -1,6 +1,5 @@
-// The resampler on 256-bit vectors. The level's file defines dot_add before: acc[i] += a[2i] *
-// b[2i]
-// + a[2i + 1] * b[2i + 1] over int16, modulo 2^32.
+// The resampler on 256-bit vectors. The level's file defines dot_add before:
+// acc[i] += a[2i] * b[2i] + a[2i + 1] * b[2i + 1] over int16, modulo 2^32.
 //
 // A weight's halves are multiplied apart, two taps to an instruction, and put together at the end:
 // sum = (sum of high * byte) * 65536 + (sum of low * byte), exact modulo 2^32 whatever the parts
@@ -9,12 +8,11 @@
 
 #include <cstdint>
 
+#include "kernels/detail/unroll.inl"
 #include "kernels/image/plain.inl"
 
 namespace musespark {
 namespace {
-
-#define MS_INLINE static inline __attribute__((always_inline))
 
 // The two sums of eight outputs.
 struct halves {

@@ -17,8 +17,6 @@
 namespace musespark {
 namespace {
 
-#define MS_INLINE static inline __attribute__((always_inline))
-
 constexpr int kParts = 4;  // of a row block: rows 4 * part .. 4 * part + 3
 
 struct Quads {  // quad v (low) and quad v + 8 (high) of 64 columns

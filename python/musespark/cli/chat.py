@@ -120,13 +120,13 @@ def stats(result: Any) -> str:
 class Repl:
     """The state of one terminal conversation and its commands."""
 
-    def __init__(self, model: Any, args: argparse.Namespace, word: str | None = None):
+    def __init__(self, model: Any, args: argparse.Namespace, passphrase: str | None = None):
         self.model = model
         self.effort = args.effort
         self.options = {"mode": args.mode, **common.sampling_options(args)}
         self.thoughts = not args.no_thoughts
         self.file = None if args.session is None else Path(args.session)
-        self.passphrase = word
+        self.passphrase = passphrase
         cache = {name: getattr(args, name) for name in THOUGHT_OPTIONS}
         self.cache = {name: value for name, value in cache.items() if value is not None}
         own = {"system": args.system, **self.cache}
@@ -138,7 +138,7 @@ class Repl:
                 f"--{option}: the session in {self.file} has its own; leave it out"
             )
         else:
-            self.session = model.resume(self.file, passphrase=word)
+            self.session = model.resume(self.file, passphrase=passphrase)
         self.last: Any = None
 
     def __enter__(self) -> Repl:
@@ -220,8 +220,8 @@ def _answer(args: argparse.Namespace) -> int:
     """One question: its answer on standard output."""
     question = common.text_given(args.question, "question")
     begun = None if args.begin is None else common.text_given(args.begin, "--begin")
-    word = passphrase.for_session(args)
-    with common.load_model(args, "chat") as model, Repl(model, args, word) as repl:
+    secret = passphrase.for_session(args)
+    with common.load_model(args, "chat") as model, Repl(model, args, secret) as repl:
         if not args.json:
             repl.say(question, begun)
             return 0
@@ -239,12 +239,12 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequest("--begin: a question is needed, which the answer is to")
     if sys.stdin is None:
         raise InvalidRequest("standard input is closed; chat reads messages from it")
-    word = passphrase.for_session(args)
+    secret = passphrase.for_session(args)
     interactive = sys.stdin.isatty()
     if interactive:
         _history()
     status = 0
-    with common.load_model(args, "chat") as model, Repl(model, args, word) as repl:
+    with common.load_model(args, "chat") as model, Repl(model, args, secret) as repl:
         if interactive:
             common.show(f"{model.info.source}: /help for commands, Ctrl-D to leave")
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -98,10 +98,16 @@ class Picture:
 
 def open_pictures(sources: Sequence[Any], *, limits: Limits | None = None) -> list[Picture]:
     """Each as :func:`open_picture` does; InvalidRequest for more than ``limits.count``."""
+    return list(open_each(sources, limits))
+
+
+def open_each(sources: Sequence[Any], limits: Limits | None = None) -> Iterator[Picture]:
+    """The same one after the other, for a caller that keeps less of each than its pixels; the
+    count is checked at once."""
     limits = limits or Limits()
     if len(sources) > limits.count:
         raise InvalidRequest(f"{len(sources)} images, at most {limits.count} are taken together")
-    return [open_picture(source, limits=limits) for source in sources]
+    return (open_picture(source, limits=limits) for source in sources)
 
 
 def open_picture(source: Any, *, limits: Limits | None = None) -> Picture:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.vision.geometry import Transform
-from musespark.vision.pixels import Limits, Picture, open_pictures
+from musespark.vision.pixels import Limits, Picture, open_each
 from musespark.vision.resampling import FILTERS, filter_name, resize
 
-IMAGENET_MEAN = IMAGENET_STD = (0.5, 0.5, 0.5)
+IMAGENET_STANDARD_MEAN = IMAGENET_STANDARD_STD = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -244,6 +244,22 @@ class Stage:
         ]
 
 
+def whole_blocks(size: Size, block: int, least: int, most: int, *, smallest: int = 0) -> Size:
+    """Both sides multiples of ``block``, between ``least`` and ``most`` pixels in all, the aspect
+    kept as well as that goes; ``smallest`` is the least side before the pixels are counted."""
+    height, width = size
+    rows, columns = (max(smallest, round(side / block) * block) for side in size)
+    if rows * columns > most:
+        beta = math.sqrt((height * width) / most)
+        rows = max(block, math.floor(height / beta / block) * block)
+        columns = max(block, math.floor(width / beta / block) * block)
+    elif rows * columns < least:
+        beta = math.sqrt(least / (height * width))
+        rows = math.ceil(height * beta / block) * block
+        columns = math.ceil(width * beta / block) * block
+    return rows, columns
+
+
 # The order of (channel, y, x) within a patch, as axes of [c, Y, my, y, X, mx, x].
 _INSIDE = {"cyx": (0, 3, 6), "yxc": (3, 6, 0)}
 
@@ -271,13 +287,14 @@ COMMON = {
     "do_rescale": True,
     "do_normalize": True,
     "rescale_factor": 1 / 255,
-    "image_mean": IMAGENET_MEAN,
-    "image_std": IMAGENET_STD,
+    "image_mean": IMAGENET_STANDARD_MEAN,
+    "image_std": IMAGENET_STANDARD_STD,
 }
 
 
 class Processor:
-    """One family's way from pictures to patches. Subclasses are data and one method, ``stages``.
+    """One family's way from pictures to patches. Subclasses are data and two methods: ``setup`` and
+    ``process_picture``, which ends in :meth:`one_tile` or :meth:`finished`.
 
     ``config`` is the model's config.json, ``preprocessor`` its preprocessor_config.json (or
     ``image_processor`` of processor_config.json), ``processor`` the rest of processor_config.json.
@@ -287,6 +304,10 @@ class Processor:
     fused: ClassVar[bool] = False
     inside: ClassVar[str] = "cyx"
     placeholder: ClassVar[str] = "<image>"  # what the chat template writes for an image
+
+    patch: int  # pixels along a side; set by setup
+    merge: int = 1  # patches of a block along a side, see patch_rows
+    frames: int = 1
 
     def __init__(
         self,
@@ -310,21 +331,53 @@ class Processor:
 
         Raises as open_picture does, and InvalidRequest for a picture that the family refuses.
         """
-        return [self.process_picture(each) for each in open_pictures(images, limits=limits)]
+        return [self.process_picture(each) for each in open_each(images, limits)]
 
     def process_picture(self, picture: Picture) -> ProcessedImage:
         raise NotImplementedError
 
-    def key(self, *pictures: Picture) -> str:
-        """sha256 of what decides the patches: family, settings, pixels."""
+    def tile_of(self, stage: Stage, tokens: int | None = None) -> Tile:
+        """A stage as a tile; without ``tokens`` it becomes one for each block of patches."""
+        rows, columns = stage.size[0] // self.patch, stage.size[1] // self.patch
+        tokens = rows * columns // self.merge**2 if tokens is None else tokens
+        return Tile(stage.size, (1, rows, columns), tokens, stage.transform)
+
+    def finished(
+        self,
+        picture: Picture,
+        stages: Sequence[Stage],
+        tiles: Sequence[Tile],
+        pieces: Sequence[Piece],
+    ) -> ProcessedImage:
+        """The image whose tiles are ``stages``, cut into patches."""
+        patches = [
+            patch_rows(
+                self.levels.of(stage.pixels),
+                self.patch,
+                merge=self.merge,
+                inside=self.inside,
+                frames=self.frames,
+            )
+            for stage in stages
+        ]
+        rows = patches[0] if len(patches) == 1 else np.concatenate(patches)
+        return ProcessedImage(rows, tuple(tiles), tuple(pieces), self.key(picture.sha256))
+
+    def one_tile(self, picture: Picture, stage: Stage, tokens: int | None = None) -> ProcessedImage:
+        """The image that is one tile and whose text is image tokens alone."""
+        tile = self.tile_of(stage, tokens)
+        return self.finished(picture, [stage], [tile], [Piece(self.placeholder, tile.tokens, True)])
+
+    def key(self, *pictures: str) -> str:
+        """sha256 of what decides the patches: family, settings, patch, ``sha256`` of pictures."""
         state = hashlib.sha256(type(self).__name__.encode())
         state.update(json.dumps(self.identity(), sort_keys=True, default=repr).encode())
         for picture in pictures:
-            state.update(bytes.fromhex(picture.sha256))
+            state.update(bytes.fromhex(picture))
         return state.hexdigest()
 
     def identity(self) -> list[Any]:
-        return [self.settings.values]
+        return [self.settings.values, self.patch, self.merge, self.frames]
 
     def model_count(self, key: str, default: int | None = None) -> int:
         """A whole number of the model's vision_config; CorruptFile without one or a default."""

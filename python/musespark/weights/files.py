@@ -138,7 +138,7 @@ class AsideFile:
         """Appends all of `data`; readers see it after the next write_at or commit.
 
         What is written a whole huge page at a time lies in huge pages of the page cache where the
-        file system has them (ext4 of Linux 6.18), and is read through a map up to 20% faster.
+        file system has them (ext4 of Linux 6.18), and is read faster through a map.
         """
         view = memoryview(data).cast("B")
         if self._tail:

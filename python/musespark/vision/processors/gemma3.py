@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
 from musespark.vision.pixels import Picture
 from musespark.vision.preprocess import (
     COMMON,
@@ -17,8 +15,6 @@ from musespark.vision.preprocess import (
     Processor,
     Size,
     Stage,
-    Tile,
-    patch_rows,
 )
 
 
@@ -77,12 +73,8 @@ class Gemma3(Processor):
     def process_picture(self, picture: Picture) -> ProcessedImage:
         whole = Stage.of(picture)
         stages = [each.resized(self.size, self.filter) for each in (whole, *self.crops(whole))]
-        patches = [patch_rows(self.levels.of(stage.pixels), self.patch) for stage in stages]
-        grid = (1, self.size[0] // self.patch, self.size[1] // self.patch)
-        tiles = [Tile(stage.size, grid, self.sequence, stage.transform) for stage in stages]
-        return ProcessedImage(
-            np.concatenate(patches), tuple(tiles), self.pieces(len(tiles) - 1), self.key(picture)
-        )
+        tiles = [self.tile_of(stage, self.sequence) for stage in stages]
+        return self.finished(picture, stages, tiles, self.pieces(len(tiles) - 1))
 
     def pieces(self, crops: int) -> tuple[Piece, ...]:
         image = [

@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
 from musespark.vision.pixels import Picture
 from musespark.vision.preprocess import (
     COMMON,
@@ -17,8 +15,6 @@ from musespark.vision.preprocess import (
     Processor,
     Size,
     Stage,
-    Tile,
-    patch_rows,
 )
 
 _LONGEST = 4096  # of the resized image, whatever the configuration says
@@ -103,14 +99,8 @@ class Idefics3(Processor):
 
     def process_picture(self, picture: Picture) -> ProcessedImage:
         stages, rows, columns = self.stages(picture)
-        patches = [patch_rows(self.levels.of(stage.pixels), self.patch) for stage in stages]
-        side = self.tile // self.patch
-        tiles = [
-            Tile(stage.size, (1, side, side), self.sequence, stage.transform) for stage in stages
-        ]
-        return ProcessedImage(
-            np.concatenate(patches), tuple(tiles), self.pieces(rows, columns), self.key(picture)
-        )
+        tiles = [self.tile_of(stage, self.sequence) for stage in stages]
+        return self.finished(picture, stages, tiles, self.pieces(rows, columns))
 
     def pieces(self, rows: int, columns: int) -> tuple[Piece, ...]:
         image = Piece(self.placeholder, self.sequence, True)

@@ -7,8 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
 from musespark.errors import CorruptFile
 from musespark.vision.pixels import Picture
 from musespark.vision.preprocess import (
@@ -19,7 +17,7 @@ from musespark.vision.preprocess import (
     Size,
     Stage,
     Tile,
-    patch_rows,
+    whole_blocks,
 )
 
 
@@ -87,19 +85,9 @@ class Lfm2VL(Processor):
 
     def whole_size(self, size: Size) -> Size:
         """Both sides in whole tokens, and as many of them as are allowed."""
-        height, width = size
-        factor = self.patch * self.down
-        rows = max(factor, round(height / factor) * factor)
-        columns = max(factor, round(width / factor) * factor)
-        if rows * columns > self.most * factor**2:
-            beta = math.sqrt((height * width) / (self.most * factor**2))
-            rows = max(factor, math.floor(height / beta / factor) * factor)
-            columns = max(factor, math.floor(width / beta / factor) * factor)
-        elif rows * columns < self.least * factor**2:
-            beta = math.sqrt(self.least * factor**2 / (height * width))
-            rows = math.ceil(height * beta / factor) * factor
-            columns = math.ceil(width * beta / factor) * factor
-        return rows, columns
+        block = self.patch * self.down
+        least, most = self.least * block**2, self.most * block**2
+        return whole_blocks(size, block, least, most, smallest=block)
 
     def is_large(self, size: Size) -> bool:
         factor = self.patch * self.down
@@ -118,20 +106,14 @@ class Lfm2VL(Processor):
             tiles.append(whole)
         return tiles, rows, columns
 
-    def tile_of(self, stage: Stage) -> Tile:
+    def tokens_of(self, stage: Stage) -> int:
         rows, columns = stage.size[0] // self.patch, stage.size[1] // self.patch
-        tokens = math.ceil(rows / self.down) * math.ceil(columns / self.down)
-        return Tile(stage.size, (1, rows, columns), tokens, stage.transform)
+        return math.ceil(rows / self.down) * math.ceil(columns / self.down)
 
     def process_picture(self, picture: Picture) -> ProcessedImage:
         stages, rows, columns = self.stages(picture)
-        patches = [
-            patch_rows(self.levels.of(stage.pixels), self.patch, inside=self.inside)
-            for stage in stages
-        ]
-        tiles = tuple(self.tile_of(stage) for stage in stages)
-        pieces = self.pieces(tiles, rows, columns)
-        return ProcessedImage(np.concatenate(patches), tiles, pieces, self.key(picture))
+        tiles = tuple(self.tile_of(stage, self.tokens_of(stage)) for stage in stages)
+        return self.finished(picture, stages, tiles, self.pieces(tiles, rows, columns))
 
     def pieces(self, tiles: tuple[Tile, ...], rows: int, columns: int) -> tuple[Piece, ...]:
         """The image tokens of each tile, with the marks around them if the folder wants any."""

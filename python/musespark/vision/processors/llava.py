@@ -13,13 +13,10 @@ from musespark.vision.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
     COMMON,
-    Piece,
     ProcessedImage,
     Processor,
     Size,
     Stage,
-    Tile,
-    patch_rows,
 )
 
 
@@ -84,8 +81,4 @@ class Llava(Processor):
         stage = self.resized(self.padded(stage) if self.pad else stage)
         if self.crop is not None:
             stage = stage.centre(self.crop)
-        patches = patch_rows(self.levels.of(stage.pixels), self.patch)
-        grid = (1, stage.size[0] // self.patch, stage.size[1] // self.patch)
-        tile = Tile(stage.size, grid, len(patches) + self.added_tokens, stage.transform)
-        pieces = (Piece(self.placeholder, tile.tokens, True),)
-        return ProcessedImage(patches, (tile,), pieces, self.key(picture))
+        return self.one_tile(picture, stage, self.tile_of(stage).tokens + self.added_tokens)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musespark.errors import CorruptFile, InvalidRequest
-from musespark.vision.pixels import Limits, Picture, open_pictures
+from musespark.vision.pixels import Limits, Picture, open_each
 from musespark.vision.preprocess import (
     COMMON,
     Levels,
@@ -130,7 +130,7 @@ class Muse(Processor):
         size = smart_size(stage.size, unit, settings.count(most))
         return stage.resized(size, settings.filter(), rows_first=True)
 
-    def tile_of(self, stage: Stage, groups: int, settings: Settings) -> Tile:
+    def group_tile(self, stage: Stage, groups: int, settings: Settings) -> Tile:
         patch = settings.count("patch_size")
         grid = (groups, stage.size[0] // patch, stage.size[1] // patch)
         tokens = math.prod(grid) // settings.count("merge_size") ** 2
@@ -141,10 +141,10 @@ class Muse(Processor):
         stage = self.resized(picture, settings, "max_image_tokens")
         planes = self.levels.of(stage.pixels)
         patches = self.rows_of([planes] * settings.count("temporal_patch_size"), settings)
-        tile = self.tile_of(stage, 1, settings)
+        tile = self.group_tile(stage, 1, settings)
         image = Piece(self.placeholder, tile.tokens, True)
         pieces = (Piece("<|image_start|>"), image, Piece("<|image_end|>"))
-        return ProcessedImage(patches, (tile,), pieces, self.key(picture))
+        return ProcessedImage(patches, (tile,), pieces, self.key(picture.sha256))
 
     # --- Videos ----------------------------------------------------------------------------------
 
@@ -161,19 +161,21 @@ class Muse(Processor):
             raise InvalidRequest(f"a video has frames and fps above 0, got {len(frames)} and {fps}")
         indices = self.frame_indices(len(frames), fps)
         limits = limits or Limits(count=self.video.count("num_frames"))
-        pictures = open_pictures([frames[index] for index in indices], limits=limits)
-        sizes = {picture.size for picture in pictures}
-        if len(sizes) > 1:
-            raise InvalidRequest(f"the frames of a video have one size, got {sorted(sizes)}")
-        stages = [self.resized(each, self.video, "max_video_frame_tokens") for each in pictures]
+        sizes, hashes, stages = set(), [], []
+        for picture in open_each([frames[index] for index in indices], limits):
+            sizes.add(picture.size)
+            if len(sizes) > 1:
+                raise InvalidRequest(f"the frames of a video have one size, got {sorted(sizes)}")
+            hashes.append(picture.sha256)
+            stages.append(self.resized(picture, self.video, "max_video_frame_tokens"))
         planes = [self.video_levels.of(stage.pixels) for stage in stages]
         together = self.video.count("temporal_patch_size")
         planes += [planes[-1]] * (-len(planes) % together)
         groups = [planes[at : at + together] for at in range(0, len(planes), together)]
         patches = np.concatenate([self.rows_of(group, self.video) for group in groups])
-        tile = self.tile_of(stages[0], len(groups), self.video)
+        tile = self.group_tile(stages[0], len(groups), self.video)
         times = [index / fps for index in indices[::together]]
-        return ProcessedImage(patches, (tile,), self.video_pieces(tile, times), self.key(*pictures))
+        return ProcessedImage(patches, (tile,), self.video_pieces(tile, times), self.key(*hashes))
 
     def frame_indices(self, count: int, fps: float) -> list[int]:
         if not self.video.flag("do_sample_frames"):

@@ -3,7 +3,6 @@ as in image_processing_pil_qwen2_vl.py."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,37 +12,25 @@ from musespark.vision.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
     COMMON,
-    Piece,
     ProcessedImage,
     Processor,
     Size,
     Stage,
-    Tile,
-    patch_rows,
+    whole_blocks,
 )
 
 _MOST_ASPECT = 200
 
 
 def smart_size(size: Size, factor: int, least: int, most: int) -> Size:
-    """Both sides multiples of ``factor``, between ``least`` and ``most`` pixels, the aspect kept as
-    well as that goes."""
+    """:func:`whole_blocks`, for an image that is not too long."""
     height, width = size
     if max(size) / min(size) > _MOST_ASPECT:
         raise InvalidRequest(
             f"image: {width} x {height} pixels: one side is {max(size) / min(size):g} times the "
             f"other, this family takes {_MOST_ASPECT}"
         )
-    rows, columns = round(height / factor) * factor, round(width / factor) * factor
-    if rows * columns > most:
-        beta = math.sqrt((height * width) / most)
-        rows = max(factor, math.floor(height / beta / factor) * factor)
-        columns = max(factor, math.floor(width / beta / factor) * factor)
-    elif rows * columns < least:
-        beta = math.sqrt(least / (height * width))
-        rows = math.ceil(height * beta / factor) * factor
-        columns = math.ceil(width * beta / factor) * factor
-    return rows, columns
+    return whole_blocks(size, factor, least, most)
 
 
 class QwenVL(Processor):
@@ -87,11 +74,4 @@ class QwenVL(Processor):
     def process_picture(self, picture: Picture) -> ProcessedImage:
         stage = Stage.of(picture)
         size = smart_size(stage.size, self.patch * self.merge, self.least, self.most)
-        stage = stage.resized(size, self.filter)
-        patches = patch_rows(
-            self.levels.of(stage.pixels), self.patch, merge=self.merge, frames=self.frames
-        )
-        grid = (1, size[0] // self.patch, size[1] // self.patch)
-        tile = Tile(size, grid, len(patches) // self.merge**2, stage.transform)
-        pieces = (Piece(self.placeholder, tile.tokens, True),)
-        return ProcessedImage(patches, (tile,), pieces, self.key(picture))
+        return self.one_tile(picture, stage.resized(size, self.filter))

@@ -9,13 +9,10 @@ from typing import Any, ClassVar
 from musespark.vision.pixels import Picture
 from musespark.vision.preprocess import (
     COMMON,
-    Piece,
     ProcessedImage,
     Processor,
     Size,
     Stage,
-    Tile,
-    patch_rows,
 )
 
 
@@ -36,9 +33,4 @@ class Siglip(Processor):
         self.patch = self.model_count("patch_size", 16)
 
     def process_picture(self, picture: Picture) -> ProcessedImage:
-        stage = Stage.of(picture).resized(self.size, self.filter)
-        patches = patch_rows(self.levels.of(stage.pixels), self.patch)
-        grid = (1, stage.size[0] // self.patch, stage.size[1] // self.patch)
-        tile = Tile(stage.size, grid, len(patches), stage.transform)
-        pieces = (Piece(self.placeholder, tile.tokens, True),)
-        return ProcessedImage(patches, (tile,), pieces, self.key(picture))
+        return self.one_tile(picture, Stage.of(picture).resized(self.size, self.filter))
