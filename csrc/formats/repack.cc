@@ -220,12 +220,15 @@ class Repacker {
     return source_.type == ScaleType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
   }
 
-  // The scale that all blocks of the row have, where it is not 0; else 0.
+  // The scale that all blocks of the row have but those of zeros; 0 where there is no such one.
   float only_scale() const {
-    const float first = scales_[0];
-    const bool same =
-        std::all_of(scales_.begin(), scales_.end(), [&](float scale) { return scale == first; });
-    return same ? first : 0.0f;
+    float only = 0.0f;
+    for (const float scale : scales_) {
+      if (scale == 0.0f || scale == only) continue;
+      if (only != 0.0f) return 0.0f;
+      only = scale;
+    }
+    return only;
   }
 
   // The power of two nearest to 1 by which all scales are f16, or their one scale itself.

@@ -57,8 +57,8 @@ struct CodeMatrix {
 };
 
 // As above, of codes; bf16 and f32 scales get a power of two per row as e8m0 do. Where all blocks
-// of a row have the same f32 scale, it is the row's scale, whatever its bits. Throws InvalidRequest
-// for a code above 15 too, naming row and column.
+// of a row but those of zeros have the same f32 scale, it is the row's scale, whatever its bits.
+// Throws InvalidRequest for a code above 15 too, naming row and column.
 void pack_row_blocks(WeightFormat format, const CodeMatrix& from, std::int64_t begin,
                      std::int64_t end, std::uint8_t* to);
 

@@ -157,13 +157,19 @@ def test_codes_with_other_scales(form: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("form", SOURCES)
 def test_a_row_of_one_scale_keeps_all_its_bits(form: str) -> None:
+    """Blocks of zeros among the others, which need no scale."""
     rng = np.random.default_rng(5)
     codes = rng.integers(0, 16, (17, 100)).astype(np.int8)
+    level = codes if form == "q8g32h" else formats.LEVELS[form][codes]
+    zero = 0 if form == "q8g32h" else np.flatnonzero(formats.LEVELS[form] == 0)
+    for row, first, end in ((3, 32, 64), (4, 0, 96), (5, 64, 100), (6, 0, 100)):
+        if np.size(zero):  # iq4g32h has no zero
+            codes[row, first:end] = np.min(zero)
+            level[row, first:end] = 0
     scales = (rng.standard_normal((17, 1)) * 10.0 ** rng.integers(-20, 20, (17, 1))).astype("f4")
     out = np.empty(_core.packed_nbytes(form, 17, 100), np.uint8)
     each = np.ascontiguousarray(np.repeat(scales, 4, axis=1))
     _core.pack_codes(form, codes, each, out=out, scale_dtype="f32")
-    level = codes if form == "q8g32h" else formats.LEVELS[form][codes]
     expected = level.astype(np.float32) * scales
     np.testing.assert_array_equal(_core.unpack(form, out, 17, 100), expected)
 
