@@ -13,6 +13,7 @@ import safetensors.numpy
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.weights import convert, open_model, pack, packed
+from musespark.weights.files import write_aside
 from musespark.weights.packed import Checksum, checksum_of
 from support.model_folder import (
     canonical_weights,
@@ -255,3 +256,24 @@ def test_checksums_do_not_depend_on_how_bytes_arrive() -> None:
     changed[4_444_444] ^= 1
     assert checksum_of(changed) != whole
     assert checksum_of(b"") == f"{_core.checksum(b''):016x}"
+
+
+def test_a_header_that_outgrows_its_room_is_not_written(tmp_path: Path) -> None:
+    """It would lie over the first matrix."""
+    notes = iter([[], ["a note of more than a line" * 10]])
+    path = tmp_path / "model.safetensors"
+    with (
+        pytest.raises(ValueError, match=r"has \d+ bytes, \d+ were planned"),
+        write_aside(path) as file,
+    ):
+        packed.write_packed(
+            file,
+            spec={},
+            family="",
+            quantize="q8",
+            notes=lambda: next(notes),
+            assets={},
+            planned=[packed.Planned("v", "f32", 1, 16, True)],
+            payload=lambda _: [np.zeros(16, np.float32)],
+        )
+    assert not any(tmp_path.iterdir())

@@ -166,10 +166,16 @@ def write_packed(
     for data in assets.values():
         file.write(data + bytes(-len(data) % ALIGN))
     head["notes"] = notes()
-    file.write_at(0, _encode(head, table, room, source))
+    _write_head(file, _encode(head, table, room, source), room)
     record = None if kv is None else kv.measure(file.aside)
     if record is not None:
-        file.write_at(0, _encode(head | {"kv": record}, table, room, source))
+        _write_head(file, _encode(head | {"kv": record}, table, room, source), room)
+
+
+def _write_head(file: AsideFile, encoded: bytes, room: int) -> None:
+    if len(encoded) != room:  # the first matrix begins behind its room
+        raise ValueError(f"the header has {len(encoded)} bytes, {room} were planned")
+    file.write_at(0, encoded)
 
 
 def _table(planned: list[Planned], assets: dict[str, bytes]) -> dict[str, dict[str, Any]]:
