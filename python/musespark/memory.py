@@ -412,7 +412,8 @@ def _formats(spec: ModelSpec, asked: str | None, chosen: KvChoice | None = None)
 def _contexts(asked: int | Sequence[int] | None, most: int) -> list[int]:
     if asked is None:
         return [c for c in _LADDER if c < most] + [most]
-    found = [asked] if isinstance(asked, int) else list(asked)
+    several = isinstance(asked, Sequence) and not isinstance(asked, str | bytes)
+    found = list(asked) if several else [asked]
     for one in found:
         if isinstance(one, bool) or not isinstance(one, int) or not 1 <= one <= most:
             raise InvalidRequest(
