@@ -6,7 +6,7 @@
 M = 1: a 8192 x 2048 matrix, as many copies as make 400 MB, one after another; GB/s and the share of
 the read bandwidth. M = 512: operations (2 per multiply-add) a second and the share of the dot peak,
 the widest dot instruction but AMX. Between: milliseconds for one matrix. Both limits
-(benchmarks/limits.c) are the mean of right before and right after the matrix, because machines
+(benchmarks/limits.py) are the mean of right before and right after the matrix, because machines
 change from minute to minute. Medians of the rounds with their lowest and highest; before anything
 is timed each level is checked against scalar, bit for bit.
 """
@@ -35,7 +35,7 @@ def check(isa: str, form: str) -> None:
     w = rng.standard_normal((70, 600)).astype(np.float32)
     packed = np.zeros(_core.packed_nbytes(form, *w.shape), np.uint8)
     _core.pack(form, w, out=packed)
-    for m in (1, 3, 37):
+    for m in (1, 3, 16, 37, 70):  # the few-row kernels, and panels
         x = rng.standard_normal((m, 600)).astype(np.float32)
         got = testing.matmul(form, packed, 70, x, isa=isa)
         if got.tobytes() != testing.matmul(form, packed, 70, x, isa="scalar").tobytes():
