@@ -51,11 +51,7 @@ py::array_t<std::uint8_t> resize(const py::array_t<std::uint8_t, 0>& image, std:
   const Resample filter = filter_of(resample);
   Box part = {0, 0, static_cast<float>(view.width), static_cast<float>(view.height)};
   if (box) part = {(*box)[0], (*box)[1], (*box)[2], (*box)[3]};
-  if (height < 1 || width < 1 || height > kLongestSide || width > kLongestSide) {
-    throw InvalidRequest("[resize] size must be two sides between 1 and " +
-                         std::to_string(kLongestSide) + ", got (" + std::to_string(height) + ", " +
-                         std::to_string(width) + ")");
-  }
+  check_resize(view, part, height, width);
   const KernelTable& table = table_of(isa);
   py::array_t<std::uint8_t> out({height, width, view.channels});
   std::uint8_t* to = out.mutable_data();

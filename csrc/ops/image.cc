@@ -13,11 +13,11 @@
 namespace musespark {
 namespace {
 
-void check_side(const char* name, std::int64_t side) {
-  if (side < 1 || side > kLongestSide) {
-    throw InvalidRequest("[resize] " + std::string(name) + " must be between 1 and " +
-                         std::to_string(kLongestSide) + ", got " + std::to_string(side));
-  }
+void check_sides(const char* name, std::int64_t height, std::int64_t width) {
+  if (std::min(height, width) >= 1 && std::max(height, width) <= kLongestSide) return;
+  throw InvalidRequest("[resize] " + std::string(name) + " must be two sides between 1 and " +
+                       std::to_string(kLongestSide) + ", got (" + std::to_string(height) + ", " +
+                       std::to_string(width) + ")");
 }
 
 void check_box(const Box& box, std::int64_t height, std::int64_t width) {
@@ -248,18 +248,20 @@ void resize_nearest(const PixelView& image, const Box& box, std::int64_t height,
 
 }  // namespace
 
-void resize_image(const KernelTable& kernels, const PixelView& image, Resample filter,
-                  const Box& box, std::int64_t height, std::int64_t width, PassOrder order,
-                  std::uint8_t* out) {
-  check_side("image height", image.height);
-  check_side("image width", image.width);
-  check_side("height", height);
-  check_side("width", width);
+void check_resize(const PixelView& image, const Box& box, std::int64_t height, std::int64_t width) {
+  check_sides("image", image.height, image.width);
+  check_sides("size", height, width);
   if (image.channels != 1 && image.channels != 3 && image.channels != 4) {
     throw InvalidRequest("[resize] channels must be 1, 3 or 4, got " +
                          std::to_string(image.channels));
   }
   check_box(box, image.height, image.width);
+}
+
+void resize_image(const KernelTable& kernels, const PixelView& image, Resample filter,
+                  const Box& box, std::int64_t height, std::int64_t width, PassOrder order,
+                  std::uint8_t* out) {
+  check_resize(image, box, height, width);
   const FloatEnv environment;
   if (filter == Resample::nearest) return resize_nearest(image, box, height, width, out);
 

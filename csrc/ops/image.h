@@ -37,11 +37,14 @@ struct Box {
 
 inline constexpr std::int64_t kLongestSide = std::int64_t{1} << 20;
 
+// Throws InvalidRequest for sides outside [1, kLongestSide], other channels than 1, 3 and 4, or a
+// box that is empty or not inside the image: to be asked before anything is allocated.
+void check_resize(const PixelView& image, const Box& box, std::int64_t height, std::int64_t width);
+
 // The part `box` of the image as [height][width][channels] packed bytes at `out`, which the input
 // must not overlap. channels: 1, 3, or 4 = RGBA, whose colours are weighted with their alpha, as
-// Pillow does. Runs in the calling thread; result and time do not depend on any other.
-// Throws InvalidRequest for sides outside [1, kLongestSide], other channels, or a box that is
-// empty or not inside the image.
+// Pillow does. Runs in the calling thread; result and time do not depend on any other. Throws as
+// check_resize.
 void resize_image(const KernelTable& kernels, const PixelView& image, Resample filter,
                   const Box& box, std::int64_t height, std::int64_t width, PassOrder order,
                   std::uint8_t* out);

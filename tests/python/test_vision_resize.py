@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from musespark import _core
-from musespark.errors import InvalidRequest
+from musespark.errors import InvalidRequest, MemoryBudgetExceeded
 from musespark.reference import resize as reference
-from musespark.vision import resize
+from musespark.vision import resampling, resize
 from musespark.vision.resampling import FILTERS
 
 LEVELS = _core.testing.kernel_levels()
@@ -167,7 +167,8 @@ IMAGE = np.zeros((4, 6, 3), np.uint8)
         (IMAGE.astype(np.float32), (2, 2), {}, r"uint8 .* got float32 \[4, 6, 3\]"),
         (IMAGE[0, 0], (2, 2), {}, r"uint8 \[3\]"),
         (np.zeros((4, 6, 2), np.uint8), (2, 2), {}, "channels must be 1, 3 or 4, got 2"),
-        (np.zeros((0, 6, 3), np.uint8), (2, 2), {}, "image height .* got 0"),
+        (np.zeros((0, 6, 3), np.uint8), (2, 2), {}, r"image .* got \(0, 6\)"),
+        (np.zeros((1, 1, 1 << 20), np.uint8), (1 << 20, 1 << 20), {}, "channels must be 1, 3 or"),
         (IMAGE, (0, 2), {}, r"between 1 and 1048576, got \(0, 2\)"),
         (IMAGE, (2, 1 << 40), {}, "between 1 and 1048576"),
         (IMAGE, (2, 2, 2), {}, r"size must be \(height, width\)"),
@@ -182,3 +183,12 @@ IMAGE = np.zeros((4, 6, 3), np.uint8)
 def test_what_is_refused(array: np.ndarray, size: object, options: dict, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         resize(array, size, **options)
+
+
+def test_no_room_for_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(resampling._core, "resize", full)
+    with pytest.raises(MemoryBudgetExceeded, match="no memory for 1048576 x 1048576 pixels"):
+        resize(IMAGE, (1 << 20, 1 << 20))

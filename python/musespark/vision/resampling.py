@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musespark import _core
-from musespark.errors import InvalidRequest
+from musespark.errors import InvalidRequest, MemoryBudgetExceeded
 
 # Names by Pillow's numbers (PIL.Image.Resampling), which processor configurations use.
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -47,7 +47,8 @@ def resize(
     to take, (left, top, right, bottom) in pixels that need not be whole; without it all of it.
 
     Returns a new packed array with as many dimensions. Runs in the calling thread, without the
-    interpreter's lock. Raises InvalidRequest naming the argument.
+    interpreter's lock. Raises InvalidRequest naming the argument; MemoryBudgetExceeded where there
+    is no room for the result.
     """
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
@@ -65,12 +66,15 @@ def resize(
     if part is not None and len(part) != 4:
         raise InvalidRequest(f"box must be (left, top, right, bottom), got {box!r}")
     image = array if array.ndim == 3 else array[:, :, None]
-    result = _core.resize(
-        image,
-        height=height,
-        width=width,
-        resample=filter_name(resample),
-        box=part,
-        rows_first=rows_first,
-    )
+    try:
+        result = _core.resize(
+            image,
+            height=height,
+            width=width,
+            resample=filter_name(resample),
+            box=part,
+            rows_first=rows_first,
+        )
+    except MemoryError as error:
+        raise MemoryBudgetExceeded(f"resize: no memory for {height} x {width} pixels") from error
     return result if array.ndim == 3 else result[:, :, 0]
