@@ -282,8 +282,8 @@ MUTANTS = (
     Mutant(
         "experts: ties go to the higher index",
         "csrc/ops/experts.cc",
-        "if (keys[i] > best)",
-        "if (keys[i] >= best)",
+        "keys[i] > best ||",
+        "keys[i] >= best ||",
         "test_experts.py",
     ),
     Mutant(

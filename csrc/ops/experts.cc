@@ -19,7 +19,7 @@ std::int32_t take_largest(std::int64_t n, float* keys, std::span<const std::int3
   float best = -std::numeric_limits<float>::infinity();
   std::int32_t at = -1;
   for (std::int64_t i = 0; i < n; ++i) {
-    if (keys[i] > best) {
+    if (keys[i] > best || (at < 0 && keys[i] == best)) {
       best = keys[i];
       at = static_cast<std::int32_t>(i);
     }

@@ -71,6 +71,8 @@ def test_not_a_number_loses(kind: str) -> None:
     if kind != "softmax":  # one of them makes all its scores so
         logits[0, 4] = -5.0
         assert choose(logits, scores=kind, chosen=3)[0].tolist() == [[0, 1, 4]]
+        logits[0, 4:] = -np.inf  # is a number
+        assert choose(logits, scores=kind, chosen=1)[0].tolist() == [[4]]
 
 
 def test_scores_that_underflow_are_not_divided_by_zero() -> None:
