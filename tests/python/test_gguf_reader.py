@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.weights import gguf
 from musespark.weights.gguf import GgufFile, is_gguf
 from support.gguf_bytes import (
     ARRAY,
@@ -311,6 +312,26 @@ class TestHostile:
         nested = _ARRAY_HEAD + struct.pack("<IQ", ARRAY, 16_385) + inner
         with pytest.raises(CorruptFile, match=r"number of items is 16385.*limit is 16384"):
             opened(file_bytes([nested]))
+        inner = struct.pack("<IQ", U8, 0) * 10_000
+        both = [
+            string(name) + struct.pack("<IIQ", ARRAY, ARRAY, 10_000) + inner for name in ("a", "b")
+        ]
+        opened(file_bytes(both[:1]))
+        with pytest.raises(CorruptFile, match=r"'b': number of items is 10000.*limit is 6384"):
+            opened(file_bytes(both))
+
+    def test_depth_of_arrays(self, opened) -> None:
+        inner = struct.pack("<IQ", U8, 0)
+        opened(file_bytes([_ARRAY_HEAD + struct.pack("<IQ", ARRAY, 1) * 3 + inner]))
+        with pytest.raises(CorruptFile, match="nested more than 4 deep"):
+            opened(file_bytes([_ARRAY_HEAD + struct.pack("<IQ", ARRAY, 1) * 4 + inner]))
+
+    def test_a_header_beyond_its_limit(self, opened, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = file_bytes([key("a", STRING, "x" * 200)])
+        opened(data)
+        monkeypatch.setattr(gguf, "MAX_HEADER_BYTES", 200)
+        with pytest.raises(CorruptFile, match="takes 200 bytes"):
+            opened(data)
 
 
 def test_what_a_gguf_file_is(tmp_path: Path) -> None:

@@ -233,6 +233,15 @@ class TestDamage:
         with pytest.raises(CorruptFile, match="embed"):
             open_model(target)
 
+    def test_matrices_that_are_not_aligned(self, target: Path) -> None:
+        data = target.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        target.write_bytes(
+            (size + 1).to_bytes(8, "little") + data[8 : 8 + size] + b" " + data[8 + size :]
+        )
+        with pytest.raises(CorruptFile, match="no multiple of 64"):
+            open_model(target)
+
     def test_two_tensors_exchanged(self, target: Path) -> None:
         """Equal sizes, so only the checksum over the table can tell."""
         data = target.read_bytes()

@@ -76,6 +76,16 @@ def test_names_say_what_they_are_and_no_lock_stays(folder: Path) -> None:
     assert {p.suffix for p in cache.packed_folder().iterdir()} == {".safetensors"}
 
 
+def test_another_tokenizer_is_another_model(folder: Path) -> None:
+    """A file beside the weights is packed with them."""
+    tokenizer = folder / "tokenizer.json"
+    for text in ("{}", '{"a": 1}'):
+        tokenizer.write_text(text)
+        opened = open_model(folder, quantize="q8")
+        assert opened.assets["tokenizer.json"].decode() == text
+        opened.close()
+
+
 def test_list_remove_and_clear(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["cache"]) == 0
     assert "0 packed models, 0 B" in capsys.readouterr().out

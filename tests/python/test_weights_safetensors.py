@@ -157,6 +157,7 @@ def test_an_odd_offset_is_served_from_a_copy(tmp_path: Path) -> None:
     data = bytes(3) + np.array([1.5, -2], np.float32).tobytes()
     file = SafetensorsFile(write(tmp_path / "a.safetensors", header, data))
     np.testing.assert_array_equal(file.array("b"), np.array([1.5, -2], np.float32))
+    assert file.entries["b"].begin % 4 and file.array("b").flags.aligned
 
 
 class TestShards:
@@ -191,6 +192,10 @@ class TestShards:
             ({"a": "m-2.safetensors", "b": "m-2.safetensors"}, "'a' is not in shard"),
             ({"a": "m-1.safetensors", "b": "m-2.safetensors"}, "'c' is not in the index"),
             ({"a": "m-1.safetensors", "z": "m-1.safetensors"}, "'z' is not in shard"),
+            (
+                {"a": "m-1.safetensors", "b": "m-2.safetensors", "c": "m-1.safetensors"},
+                "'c' is not in shard m-1",
+            ),
         ],
     )
     def test_index_and_shards_must_agree(self, weight_map, message: str, tmp_path: Path) -> None:
