@@ -23,9 +23,9 @@ struct QueryRow {
 // Products whose sums AMX has stored: rows [row, row + rows) times four vectors of page `page`,
 // those of values from vector `first` on.
 struct TileStep {
-  std::int64_t row, rows = 0;  // 0: none
-  std::int64_t page, first;
-  bool two_planes;
+  std::int64_t row = 0, rows = 0;  // 0: none
+  std::int64_t page = 0, first = 0;
+  bool two_planes = false;
 };
 
 enum class Source { none, open, sealed };
