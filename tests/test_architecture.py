@@ -272,6 +272,7 @@ CORE_USERS = (
     "musespark.sizes",
     "musespark.weights",
     "musespark.vision.resampling",
+    "musespark.vision.tower",
 )
 
 

@@ -19,6 +19,7 @@ void register_engine(pybind11::module_& m);
 void register_sizes(pybind11::module_& m);
 void register_encoder(pybind11::module_& m);
 void register_image(pybind11::module_& m);
+void register_vision(pybind11::module_& m);
 
 // testing_base.cc: fills the submodule `testing`; register_base calls it.
 void register_base_testing(pybind11::module_& testing);

@@ -59,6 +59,7 @@ Activation activation_of(const std::string& name) {
   if (name == "gelu") return Activation::gelu;
   if (name == "relu") return Activation::relu;
   if (name == "relu2") return Activation::relu2;
+  if (name == "quick_gelu") return Activation::quick_gelu;
   throw InvalidRequest("no activation is called " + name);
 }
 

@@ -74,14 +74,19 @@ AttentionSpec read_attention(DictReader d) {
   return out;
 }
 
+Activation read_activation(DictReader& d) {
+  return d.choice<Activation>("activation", {{"silu", Activation::silu},
+                                             {"gelu_tanh", Activation::gelu_tanh},
+                                             {"gelu", Activation::gelu},
+                                             {"relu", Activation::relu},
+                                             {"relu2", Activation::relu2},
+                                             {"quick_gelu", Activation::quick_gelu}});
+}
+
 MlpSpec read_mlp(DictReader d) {
   MlpSpec out;
   out.kind = d.choice<MlpKind>("kind", {{"dense", MlpKind::dense}, {"experts", MlpKind::experts}});
-  out.activation = d.choice<Activation>("activation", {{"silu", Activation::silu},
-                                                       {"gelu_tanh", Activation::gelu_tanh},
-                                                       {"gelu", Activation::gelu},
-                                                       {"relu", Activation::relu},
-                                                       {"relu2", Activation::relu2}});
+  out.activation = read_activation(d);
   out.gated = d.boolean("gated");
   out.bias = d.boolean("bias");
   out.intermediate = d.integer("intermediate");
@@ -121,6 +126,59 @@ LayerSpec read_layer(DictReader d) {
   return out;
 }
 
+std::string element(const DictReader& d, const char* key, std::size_t i) {
+  return d.path(key) + "[" + std::to_string(i) + "]";
+}
+
+PositionSpec read_positions(DictReader d) {
+  PositionSpec out;
+  out.kind = d.choice<PositionKind>("kind", {{"none", PositionKind::none},
+                                             {"table", PositionKind::table},
+                                             {"buckets", PositionKind::buckets},
+                                             {"bilinear_corners", PositionKind::bilinear_corners},
+                                             {"bilinear_zeros", PositionKind::bilinear_zeros},
+                                             {"bilinear_area", PositionKind::bilinear_area}});
+  out.side = d.integer("side");
+  out.turned = d.boolean("turned");
+  d.finish();
+  return out;
+}
+
+AxialRopeSpec read_axial_rope(DictReader d) {
+  AxialRopeSpec out;
+  out.on = d.boolean("on");
+  out.theta = d.real("theta");
+  out.columns_first = d.boolean("columns_first");
+  out.first = d.integer("first");
+  d.finish();
+  return out;
+}
+
+HeadSpec read_head(DictReader d) {
+  HeadSpec out;
+  out.norm = read_norm(d.dict("norm"));
+  out.merge = d.choice<Merge>(
+      "merge",
+      {{"concat", Merge::concat}, {"interleave", Merge::interleave}, {"average", Merge::average}});
+  out.merged_norm = read_norm(d.dict("merged_norm"));
+  for (const py::handle one : d.list("widths")) {
+    out.widths.push_back(to_integer(one, element(d, "widths", out.widths.size())));
+  }
+  out.activation = read_activation(d);
+  out.bias = d.boolean("bias");
+  out.out_norm = read_norm(d.dict("out_norm"));
+  d.finish();
+  return out;
+}
+
+std::vector<LayerSpec> read_layers(DictReader& d) {
+  std::vector<LayerSpec> out;
+  for (const py::handle one : d.list("layers")) {
+    out.push_back(read_layer(DictReader(one, element(d, "layers", out.size()))));
+  }
+  return out;
+}
+
 }  // namespace
 
 ModelSpec spec_from_python(py::handle spec) {
@@ -135,17 +193,11 @@ ModelSpec spec_from_python(py::handle spec) {
   out.tied_head = d.boolean("tied_head");
   out.logit_scale = static_cast<float>(d.real("logit_scale"));
   out.logit_softcap = static_cast<float>(d.real("logit_softcap"));
-  const auto element = [&d](const char* key, std::size_t i) {
-    return d.path(key) + "[" + std::to_string(i) + "]";
-  };
   const py::sequence ropes = d.list("ropes");
   for (std::size_t i = 0; i < ropes.size(); ++i) {
-    out.ropes.push_back(read_rope(DictReader(ropes[i], element("ropes", i))));
+    out.ropes.push_back(read_rope(DictReader(ropes[i], element(d, "ropes", i))));
   }
-  const py::sequence layers = d.list("layers");
-  for (std::size_t i = 0; i < layers.size(); ++i) {
-    out.layers.push_back(read_layer(DictReader(layers[i], element("layers", i))));
-  }
+  out.layers = read_layers(d);
   out.bidirectional = d.boolean("bidirectional");
   out.positions = d.integer("positions");
   out.token_types = d.integer("token_types");
@@ -153,6 +205,30 @@ ModelSpec spec_from_python(py::handle spec) {
   out.pooling = d.choice<Pooling>(
       "pooling", {{"none", Pooling::none}, {"mean", Pooling::mean}, {"cls", Pooling::cls}});
   out.normalize = d.boolean("normalize");
+  d.finish();
+  return out;
+}
+
+VisionSpec vision_spec_from_python(py::handle spec) {
+  DictReader d(spec, "");
+  VisionSpec out;
+  out.patch_dim = d.integer("patch_dim");
+  out.hidden = d.integer("hidden");
+  out.merge = d.integer("merge");
+  out.order = d.choice<PatchOrder>(
+      "order", {{"raster", PatchOrder::raster}, {"blocks", PatchOrder::blocks}});
+  out.patch_bias = d.boolean("patch_bias");
+  out.class_token = d.boolean("class_token");
+  out.positions = read_positions(d.dict("positions"));
+  out.rope = read_axial_rope(d.dict("rope"));
+  out.embed_norm = read_norm(d.dict("embed_norm"));
+  out.layers = read_layers(d);
+  out.head = read_head(d.dict("head"));
+  for (const py::handle one : d.list("taps")) {
+    DictReader tap(one, element(d, "taps", out.taps.size()));
+    out.taps.push_back({tap.integer("layer"), read_head(tap.dict("head"))});
+    tap.finish();
+  }
   d.finish();
   return out;
 }

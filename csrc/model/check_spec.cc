@@ -1,5 +1,6 @@
 // What a ModelSpec may say in this version.
 #include <cmath>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -25,13 +26,6 @@ void check_size(const std::string& field, std::int64_t value) {
 
 void check_number(const std::string& field, double value, double least, const char* allowed) {
   if (!std::isfinite(value) || value < least) refuse(field, value, allowed);
-}
-
-void check_norm(const std::string& field, const NormSpec& norm) {
-  if (norm.kind > NormKind::layer) {
-    refuse(field + ".kind", static_cast<int>(norm.kind), "no such norm");
-  }
-  check_number(field + ".eps", norm.eps, 0, "a finite number, at least 0, is needed");
 }
 
 void check_factors(const std::string& field, const RopeSpec& rope) {
@@ -75,7 +69,8 @@ void check_rope(const std::string& field, const RopeSpec& rope) {
   }
 }
 
-void check_attention(const std::string& field, const AttentionSpec& a, const ModelSpec& spec) {
+void check_attention(const std::string& field, const AttentionSpec& a,
+                     std::span<const RopeSpec> ropes) {
   check_size(field + ".heads", a.heads);
   check_size(field + ".kv_heads", a.kv_heads);
   if (a.heads > kMaxHeads) refuse(field + ".heads", a.heads, "1 to " + std::to_string(kMaxHeads));
@@ -86,11 +81,11 @@ void check_attention(const std::string& field, const AttentionSpec& a, const Mod
     refuse(field + ".head_dim", a.head_dim, "1 to " + std::to_string(kMaxHeadDim));
   }
   if (a.window < 0) refuse(field + ".window", a.window, "0 (full) or at least 1");
-  if (a.rope < -1 || a.rope >= static_cast<std::int64_t>(spec.ropes.size())) {
+  if (a.rope < -1 || a.rope >= static_cast<std::int64_t>(ropes.size())) {
     refuse(field + ".rope", a.rope,
-           "-1 or an index into the " + std::to_string(spec.ropes.size()) + " ropes");
+           "-1 or an index into the " + std::to_string(ropes.size()) + " ropes");
   }
-  if (a.rope >= 0 && spec.ropes[static_cast<std::size_t>(a.rope)].dim > a.head_dim) {
+  if (a.rope >= 0 && ropes[static_cast<std::size_t>(a.rope)].dim > a.head_dim) {
     refuse(field + ".rope", a.rope, "its dim is above head_dim, " + std::to_string(a.head_dim));
   }
   check_norm(field + ".q_norm", a.q_norm);
@@ -126,7 +121,7 @@ void check_experts(const std::string& field, const MlpSpec& mlp) {
 }
 
 void check_mlp(const std::string& field, const MlpSpec& mlp) {
-  if (mlp.activation > Activation::relu2) {
+  if (mlp.activation > Activation::quick_gelu) {
     refuse(field + ".activation", static_cast<int>(mlp.activation), "no such activation");
   }
   check_size(field + ".intermediate", mlp.intermediate);
@@ -185,6 +180,28 @@ void check_encoder(const ModelSpec& spec) {
 
 }  // namespace
 
+void check_norm(const std::string& field, const NormSpec& norm) {
+  if (norm.kind > NormKind::layer) {
+    refuse(field + ".kind", static_cast<int>(norm.kind), "no such norm");
+  }
+  check_number(field + ".eps", norm.eps, 0, "a finite number, at least 0, is needed");
+}
+
+void check_layer(const std::string& field, const LayerSpec& layer,
+                 std::span<const RopeSpec> ropes) {
+  check_number(field + ".residual_temperature", layer.residual_temperature, 1e-6,
+               "above 0 is needed");
+  if (!std::isfinite(layer.residual_scale)) {
+    refuse(field + ".residual_scale", layer.residual_scale, "finite");
+  }
+  check_attention(field + ".attention", layer.attention, ropes);
+  check_mlp(field + ".mlp", layer.mlp);
+  check_norm(field + ".attn_norm", layer.attn_norm);
+  check_norm(field + ".post_attn_norm", layer.post_attn_norm);
+  check_norm(field + ".mlp_norm", layer.mlp_norm);
+  check_norm(field + ".post_mlp_norm", layer.post_mlp_norm);
+}
+
 void check_spec(const ModelSpec& spec) {
   check_size("vocab", spec.vocab);
   check_size("hidden", spec.hidden);
@@ -211,18 +228,7 @@ void check_spec(const ModelSpec& spec) {
   }
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const std::string field = "layers[" + std::to_string(i) + "]";
-    const LayerSpec& layer = spec.layers[i];
-    check_number(field + ".residual_temperature", layer.residual_temperature, 1e-6,
-                 "above 0 is needed");
-    if (!std::isfinite(layer.residual_scale)) {
-      refuse(field + ".residual_scale", layer.residual_scale, "finite");
-    }
-    check_attention(field + ".attention", layer.attention, spec);
-    check_mlp(field + ".mlp", layer.mlp);
-    check_norm(field + ".attn_norm", layer.attn_norm);
-    check_norm(field + ".post_attn_norm", layer.post_attn_norm);
-    check_norm(field + ".mlp_norm", layer.mlp_norm);
-    check_norm(field + ".post_mlp_norm", layer.post_mlp_norm);
+    check_layer(field, spec.layers[i], spec.ropes);
   }
   spec.bidirectional ? check_encoder(spec) : check_decoder(spec);
 }

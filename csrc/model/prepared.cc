@@ -13,117 +13,7 @@
 namespace musespark {
 namespace {
 
-// Takes tensors out of the map by name and checks them against the spec's shapes.
-class Loader {
- public:
-  Loader(const std::map<std::string, TensorView>& tensors, PreparedModel* model)
-      : tensors_(tensors), model_(model) {}
-
-  Matrix matrix(const std::string& name, std::int64_t rows, std::int64_t cols) {
-    const TensorView& t = find(name, rows, cols);
-    if (t.bytes < 0) throw CorruptFile("tensor '" + name + "': a negative size");
-    model_->matrix_kinds.insert({t.format, cols});
-    return {packed_matrix(t.format, rows, cols, t.data, static_cast<std::size_t>(t.bytes),
-                          "tensor '" + name + "'"),
-            nullptr};
-  }
-
-  // A copy of a vector, with `add` added to every element.
-  const float* vector(const std::string& name, std::int64_t length, float add = 0.0f) {
-    const TensorView& t = find(name, 1, length);
-    const std::int64_t bytes = length * static_cast<std::int64_t>(sizeof(float));
-    if (t.format != WeightFormat::f32) {
-      throw CorruptFile("tensor '" + name + "': vectors are f32, not " +
-                        weight_format_name(t.format));
-    }
-    if (t.bytes != bytes) {
-      throw CorruptFile("tensor '" + name + "': " + std::to_string(t.bytes) + " bytes; " +
-                        std::to_string(length) + " floats take " + std::to_string(bytes));
-    }
-    AlignedBuffer& own = model_->vectors[name];
-    own = AlignedBuffer(static_cast<std::size_t>(bytes));
-    std::memcpy(own.data(), t.data, own.size());
-    if (add != 0.0f) {
-      for (std::int64_t i = 0; i < length; ++i) own.as<float>()[i] += add;
-    }
-    return own.as<float>();
-  }
-
-  Matrix biased(const std::string& name, std::int64_t rows, std::int64_t cols, bool bias) {
-    Matrix out = matrix(name, rows, cols);
-    if (bias) out.bias = vector(name + "_bias", rows);
-    return out;
-  }
-
-  // Room for a vector that is made here, under a name that no tensor has.
-  float* made(const std::string& name, std::int64_t length) {
-    AlignedBuffer& own = model_->vectors[name];
-    own = AlignedBuffer(static_cast<std::size_t>(length) * sizeof(float));
-    return own.as<float>();
-  }
-
-  // `weight` names the norm's weight; its bias is <weight>_bias.
-  Norm norm(const std::string& weight, const NormSpec& spec, std::int64_t length) {
-    Norm norm;
-    norm.eps = spec.eps;
-    switch (spec.kind) {
-      case NormKind::none:
-        return norm;
-      case NormKind::rms_scaleless:
-        norm.kind = Norm::Kind::rms;
-        return norm;
-      case NormKind::rms:
-        norm.kind = Norm::Kind::rms;
-        norm.weight = vector(weight, length);
-        return norm;
-      case NormKind::rms_centered:
-        norm.kind = Norm::Kind::rms;
-        norm.weight = vector(weight, length, 1.0f);
-        return norm;
-      case NormKind::rms_input_scaled:
-        norm.kind = Norm::Kind::rms_input_scaled;
-        norm.weight = vector(weight, length, 1.0f);
-        return norm;
-      case NormKind::layer:
-        norm.kind = Norm::Kind::layer;
-        norm.weight = vector(weight, length);
-        if (spec.bias) norm.bias = vector(weight + "_bias", length);
-        return norm;
-    }
-    return norm;
-  }
-
-  void check_all_used() const {
-    for (const auto& [name, view] : tensors_) {
-      if (!used_.contains(name)) {
-        throw CorruptFile("tensor '" + name + "' (" + std::to_string(view.rows) + " x " +
-                          std::to_string(view.cols) + ") is not one of this model's");
-      }
-    }
-  }
-
- private:
-  const TensorView& find(const std::string& name, std::int64_t rows, std::int64_t cols) {
-    const auto at = tensors_.find(name);
-    if (at == tensors_.end()) {
-      throw CorruptFile("tensor '" + name + "' (" + std::to_string(rows) + " x " +
-                        std::to_string(cols) + ") is missing");
-    }
-    if (at->second.rows != rows || at->second.cols != cols) {
-      throw CorruptFile("tensor '" + name + "' is " + std::to_string(at->second.rows) + " x " +
-                        std::to_string(at->second.cols) + "; the model needs " +
-                        std::to_string(rows) + " x " + std::to_string(cols));
-    }
-    used_.insert(name);
-    return at->second;
-  }
-
-  const std::map<std::string, TensorView>& tensors_;
-  PreparedModel* model_;
-  std::set<std::string> used_;
-};
-
-void load_attention(Loader& load, const std::string& prefix, const AttentionSpec& spec,
+void load_attention(TensorLoader& load, const std::string& prefix, const AttentionSpec& spec,
                     std::int64_t hidden, PreparedLayer* layer) {
   const std::int64_t d = spec.head_dim;
   layer->shape = {true,         spec.heads, spec.kv_heads, d, (d + 15) / 16 * 16, spec.window,
@@ -153,8 +43,9 @@ void load_attention(Loader& load, const std::string& prefix, const AttentionSpec
 }
 
 // `prefix` before gate, up and down; in_needs and down_needs are added to.
-Expert load_expert(Loader& load, const std::string& prefix, const MlpSpec& spec, std::int64_t width,
-                   std::int64_t intermediate, Needs* in_needs, Needs* down_needs) {
+Expert load_expert(TensorLoader& load, const std::string& prefix, const MlpSpec& spec,
+                   std::int64_t width, std::int64_t intermediate, Needs* in_needs,
+                   Needs* down_needs) {
   Expert out;
   if (spec.gated) {
     out.gate = load.biased(prefix + "gate", intermediate, width, spec.bias);
@@ -167,7 +58,7 @@ Expert load_expert(Loader& load, const std::string& prefix, const MlpSpec& spec,
   return out;
 }
 
-Router load_router(Loader& load, const std::string& prefix, const MlpSpec& spec,
+Router load_router(TensorLoader& load, const std::string& prefix, const MlpSpec& spec,
                    std::int64_t hidden) {
   Router out;
   out.matrix = load.biased(prefix + "router", spec.experts, hidden, spec.router_bias);
@@ -188,7 +79,7 @@ Router load_router(Loader& load, const std::string& prefix, const MlpSpec& spec,
 static_assert(static_cast<int>(RouterKind::sigmoid) == static_cast<int>(Router::Scores::sigmoid));
 
 // x_needs: forms of the layer's input, added to.
-Experts load_experts(Loader& load, const std::string& prefix, const MlpSpec& spec,
+Experts load_experts(TensorLoader& load, const std::string& prefix, const MlpSpec& spec,
                      std::int64_t hidden, Needs* x_needs) {
   Experts out;
   out.router = load_router(load, prefix, spec, hidden);
@@ -222,8 +113,8 @@ Experts load_experts(Loader& load, const std::string& prefix, const MlpSpec& spe
   return out;
 }
 
-void load_mlp(Loader& load, const std::string& prefix, const MlpSpec& spec, std::int64_t hidden,
-              PreparedLayer* layer) {
+void load_mlp(TensorLoader& load, const std::string& prefix, const MlpSpec& spec,
+              std::int64_t hidden, PreparedLayer* layer) {
   if (spec.kind == MlpKind::experts) {
     layer->experts = load_experts(load, prefix, spec, hidden, &layer->mlp_needs);
     return;
@@ -236,7 +127,8 @@ void load_mlp(Loader& load, const std::string& prefix, const MlpSpec& spec, std:
 
 // The gate of a residual sum, folded: w = gate / temperature; beta = sigmoid(w), alpha =
 // sqrt(max(sigmoid(-w) * (1 + beta), 1e-3)), in float64, rounded once.
-Join load_join(Loader& load, const std::string& name, const LayerSpec& spec, std::int64_t hidden) {
+Join load_join(TensorLoader& load, const std::string& name, const LayerSpec& spec,
+               std::int64_t hidden) {
   Join join;
   join.scale = spec.residual_scale;
   if (!spec.residual_gates) return join;
@@ -255,34 +147,26 @@ Join load_join(Loader& load, const std::string& name, const LayerSpec& spec, std
   return join;
 }
 
-PreparedLayer load_layer(Loader& load, const std::string& prefix, const LayerSpec& from,
-                         const ModelSpec& spec) {
-  PreparedLayer layer{};
-  load_attention(load, prefix, from.attention, spec.hidden, &layer);
-  load_mlp(load, prefix, from.mlp, spec.hidden, &layer);
-  if (layer.rope >= 0) {
-    layer.interleaved = spec.ropes[static_cast<std::size_t>(layer.rope)].interleaved;
-  }
-  layer.attn_norm = load.norm(prefix + "attn_norm", from.attn_norm, spec.hidden);
-  layer.post_attn_norm = load.norm(prefix + "post_attn_norm", from.post_attn_norm, spec.hidden);
-  layer.mlp_norm = load.norm(prefix + "mlp_norm", from.mlp_norm, spec.hidden);
-  layer.post_mlp_norm = load.norm(prefix + "post_mlp_norm", from.post_mlp_norm, spec.hidden);
-  layer.attn_join = load_join(load, prefix + "attn_residual_gate", from, spec.hidden);
-  layer.mlp_join = load_join(load, prefix + "mlp_residual_gate", from, spec.hidden);
-  return layer;
-}
-
 static_assert(static_cast<int>(RopeScaling::factors) ==
               static_cast<int>(RopeFrequencies::Scaling::factors));
 
 }  // namespace
 
-std::int64_t PreparedModel::scratch_bytes(std::int64_t rows) const {
-  std::int64_t bytes = 0;
-  for (const auto& [format, cols] : matrix_kinds) {
-    bytes = std::max(bytes, gated_scratch_bytes(format, cols, rows));
+PreparedLayer prepare_layer(TensorLoader& load, const std::string& prefix, const LayerSpec& from,
+                            std::int64_t hidden, std::span<const RopeSpec> ropes) {
+  PreparedLayer layer{};
+  load_attention(load, prefix, from.attention, hidden, &layer);
+  load_mlp(load, prefix, from.mlp, hidden, &layer);
+  if (layer.rope >= 0) {
+    layer.interleaved = ropes[static_cast<std::size_t>(layer.rope)].interleaved;
   }
-  return bytes;
+  layer.attn_norm = load.norm(prefix + "attn_norm", from.attn_norm, hidden);
+  layer.post_attn_norm = load.norm(prefix + "post_attn_norm", from.post_attn_norm, hidden);
+  layer.mlp_norm = load.norm(prefix + "mlp_norm", from.mlp_norm, hidden);
+  layer.post_mlp_norm = load.norm(prefix + "post_mlp_norm", from.post_mlp_norm, hidden);
+  layer.attn_join = load_join(load, prefix + "attn_residual_gate", from, hidden);
+  layer.mlp_join = load_join(load, prefix + "mlp_residual_gate", from, hidden);
+  return layer;
 }
 
 RopeTable make_rope(const RopeSpec& spec, bool within_original) {
@@ -304,7 +188,7 @@ RopeTable make_rope(const RopeSpec& spec, bool within_original) {
 PreparedModel prepare_model(const ModelSpec& spec,
                             const std::map<std::string, TensorView>& tensors) {
   PreparedModel model;
-  Loader load(tensors, &model);
+  TensorLoader load(tensors, &model);
   model.embed = load.matrix("embed", spec.vocab, spec.hidden);
   if (!spec.bidirectional) {
     model.head = spec.tied_head ? model.embed : load.matrix("head", spec.vocab, spec.hidden);
@@ -322,7 +206,7 @@ PreparedModel prepare_model(const ModelSpec& spec,
   }
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
     const std::string prefix = "layers." + std::to_string(i) + ".";
-    model.layers.push_back(load_layer(load, prefix, spec.layers[i], spec));
+    model.layers.push_back(prepare_layer(load, prefix, spec.layers[i], spec.hidden, spec.ropes));
   }
   load.check_all_used();
   return model;

@@ -4,12 +4,12 @@
 #include <cstdint>
 #include <map>
 #include <optional>
-#include <set>
+#include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "model/spec.h"
+#include "model/tensor_loader.h"
 #include "model/text_model.h"
 #include "ops/attention.h"
 #include "ops/experts.h"
@@ -43,19 +43,13 @@ struct PreparedLayer {
   std::int64_t qkv_cols() const { return q_cols() + 2 * k_cols(); }
 };
 
-struct PreparedModel {
+struct PreparedModel : LoadedTensors {
   Matrix embed, head;             // an encoder has no head
   Matrix positions, token_types;  // encoders
   Norm embed_norm, final_norm;
   Needs head_needs;
   std::vector<PreparedLayer> layers;
   std::vector<RopeTable> ropes, short_ropes;
-  std::map<std::string, AlignedBuffer> vectors;  // what the Norms, biases and sinks point into
-  std::set<std::pair<WeightFormat, std::int64_t>>
-      matrix_kinds;  // format and columns of each matrix
-
-  // Bytes of scratch per thread for steps of up to `rows` rows.
-  std::int64_t scratch_bytes(std::int64_t rows) const;
 };
 
 // The table of a rope; within_original: for sequences that stay within original_context, where the
@@ -64,6 +58,14 @@ RopeTable make_rope(const RopeSpec& spec, bool within_original);
 
 // Throws UnsupportedModel naming the field that this version lacks or that makes no sense.
 void check_spec(const ModelSpec& spec);
+// The same for one layer, and for a norm; `field` is what they are called. attention.rope indexes
+// `ropes`.
+void check_layer(const std::string& field, const LayerSpec& layer, std::span<const RopeSpec> ropes);
+void check_norm(const std::string& field, const NormSpec& norm);
+
+// A layer's tensors, `prefix` before their names. Throws CorruptFile.
+PreparedLayer prepare_layer(TensorLoader& load, const std::string& prefix, const LayerSpec& from,
+                            std::int64_t hidden, std::span<const RopeSpec> ropes);
 
 // Throws CorruptFile for tensors that are missing, unknown, misshapen or misplaced.
 PreparedModel prepare_model(const ModelSpec& spec,

@@ -36,19 +36,45 @@ struct HeadScratch {
   }
 };
 
-// Writes element (row, col) = from[row * row_stride + col * col_stride] as a packed f32 matrix.
-PackedMatrix pack(const float* from, std::int64_t rows, std::int64_t cols, std::int64_t row_stride,
-                  std::int64_t col_stride, float* to) {
+// An empty packed f32 matrix; padding of its last row block is zero.
+PackedMatrix blank(std::int64_t rows, std::int64_t cols, float* to) {
   const WeightLayout layout = weight_layout(WeightFormat::f32, rows, cols);
-  std::memset(to, 0, static_cast<std::size_t>(layout.bytes));
-  const std::int64_t block = layout.row_block_bytes / std::int64_t{sizeof(float)};
-  for (std::int64_t row = 0; row < rows; ++row) {
-    float* at = to + row / kRowBlock * block + row % kRowBlock;
-    const float* x = from + row * row_stride;
-    for (std::int64_t col = 0; col < cols; ++col) at[col * kRowBlock] = x[col * col_stride];
+  const std::int64_t last = (rows - 1) / kRowBlock * layout.row_block_bytes;
+  if (rows % kRowBlock != 0) {
+    std::memset(reinterpret_cast<std::byte*>(to) + last, 0,
+                static_cast<std::size_t>(layout.row_block_bytes));
   }
   return {reinterpret_cast<const std::uint8_t*>(to), layout.row_block_bytes, rows, cols,
           WeightFormat::f32};
+}
+
+// The matrix whose row j is x[j * ld], d floats.
+PackedMatrix pack_keys(const float* x, std::int64_t n, std::int64_t d, std::int64_t ld, float* to) {
+  const PackedMatrix out = blank(n, d, to);
+  const std::int64_t block = out.row_block_bytes / std::int64_t{sizeof(float)};
+  for (std::int64_t first = 0; first < n; first += kRowBlock) {
+    float* at = to + first / kRowBlock * block;
+    const std::int64_t rows = std::min<std::int64_t>(kRowBlock, n - first);
+    for (std::int64_t col = 0; col < d; ++col) {
+      for (std::int64_t r = 0; r < rows; ++r) at[col * kRowBlock + r] = x[(first + r) * ld + col];
+    }
+  }
+  return out;
+}
+
+// Its transpose: the matrix of d rows whose column j is x[j * ld].
+PackedMatrix pack_values(const float* x, std::int64_t n, std::int64_t d, std::int64_t ld,
+                         float* to) {
+  const PackedMatrix out = blank(d, n, to);
+  const std::int64_t block = out.row_block_bytes / std::int64_t{sizeof(float)};
+  for (std::int64_t first = 0; first < d; first += kRowBlock) {
+    float* at = to + first / kRowBlock * block;
+    const std::int64_t rows = std::min<std::int64_t>(kRowBlock, d - first);
+    for (std::int64_t col = 0; col < n; ++col) {
+      std::copy_n(x + col * ld + first, rows, at + col * kRowBlock);
+    }
+  }
+  return out;
 }
 
 void product(const KernelTable& kernels, const PackedMatrix& w, const float* x, std::int64_t ldx,
@@ -78,8 +104,8 @@ struct FullAttention {
     const HeadScratch scratch(base, n, d);
     const float* rows = qkv + text.first * ld;
     const float* k = rows + (shape.heads + kv_head) * d;
-    const PackedMatrix keys = pack(k, n, d, ld, 1, scratch.keys);
-    const PackedMatrix values = pack(k + shape.kv_heads * d, d, n, 1, ld, scratch.values);
+    const PackedMatrix keys = pack_keys(k, n, d, ld, scratch.keys);
+    const PackedMatrix values = pack_values(k + shape.kv_heads * d, n, d, ld, scratch.values);
     const std::int64_t group = shape.heads / shape.kv_heads;
     for (std::int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       for (std::int64_t at = 0; at < n; at += kTile) {
@@ -132,13 +158,7 @@ void full_attention(Jobs& jobs, const KernelTable& kernels, const FullAttentionS
                          jobs.scratch(worker));
              }
            });
-  if (!out.q64.q && !out.q256.q) return;
-  jobs.run(out.rows, static_cast<double>(out.cols) * 0.3,
-           [&](std::int64_t begin, std::int64_t end, int) {
-             for (std::int64_t r = begin; r < end; ++r) {
-               out.quantize(kernels, r, out.x + r * out.ldx);
-             }
-           });
+  quantize_rows(jobs, kernels, out);
 }
 
 }  // namespace musespark

@@ -175,6 +175,16 @@ std::int64_t gated_scratch_bytes(WeightFormat format, std::int64_t cols, std::in
          linear_scratch_bytes(format, cols, rows);
 }
 
+void quantize_rows(Jobs& jobs, const KernelTable& kernels, const Rows& rows) {
+  if (!rows.q64.q && !rows.q256.q) return;
+  jobs.run(rows.rows, static_cast<double>(rows.cols) * 0.3,
+           [&](std::int64_t begin, std::int64_t end, int) {
+             for (std::int64_t r = begin; r < end; ++r) {
+               rows.quantize(kernels, r, rows.x + r * rows.ldx);
+             }
+           });
+}
+
 void linear(Jobs& jobs, const KernelTable& kernels, std::span<const LinearOutput> outputs) {
   double cost = 0;
   for (const LinearOutput& output : outputs) {

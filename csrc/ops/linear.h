@@ -99,6 +99,9 @@ struct GatedOutput {
   Rows out;
 };
 
+// Makes the quantized forms that `rows` has from its floats.
+void quantize_rows(Jobs& jobs, const KernelTable& kernels, const Rows& rows);
+
 // Bytes of scratch per thread these operations use with a matrix of `cols` columns and up to `rows`
 // rows of activations.
 std::int64_t linear_scratch_bytes(WeightFormat format, std::int64_t cols, std::int64_t rows);

@@ -1,6 +1,6 @@
 """The C++ extension. Internal: its callers are listed in README.md."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,22 @@ class Encoder:
         threads: int,
     ) -> None: ...
     def embed(self, texts: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]: ...
+
+class VisionTower:
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        tensors: Mapping[str, tuple[str, int, int, Buffer]],
+        *,
+        threads: int,
+    ) -> None: ...
+    def encode(
+        self,
+        patches: NDArray[np.float32],
+        grids: Sequence[Sequence[int]],
+        *,
+        stopped: Callable[[], bool] | None = None,
+    ) -> list[NDArray[np.float32]] | None: ...
 
 class Engine:
     def __init__(

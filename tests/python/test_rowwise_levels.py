@@ -9,7 +9,7 @@ from musespark import _core
 from support.compare import assert_same_bits
 
 testing = _core.testing
-ACTIVATIONS = ["silu", "gelu_tanh", "gelu", "relu", "relu2"]
+ACTIVATIONS = ["silu", "gelu_tanh", "gelu", "relu", "relu2", "quick_gelu"]
 SIZES = [*range(71), 128, 255, 1000, 4096, 4099]
 LEVELS = [isa for isa in testing.kernel_levels() if isa != "scalar"]
 SPECIAL = np.array(

@@ -62,7 +62,8 @@ def test_tanh(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", LEVELS)
 @pytest.mark.parametrize(
-    ("kind", "steps"), [("silu", 2), ("gelu_tanh", 2), ("gelu", 5), ("relu", 0), ("relu2", 1)]
+    ("kind", "steps"),
+    [("silu", 2), ("gelu_tanh", 2), ("gelu", 5), ("quick_gelu", 2), ("relu", 0), ("relu2", 1)],
 )
 def test_activations(isa: str, kind: str, steps: int) -> None:
     """Within `steps` half ulps of the argument (relu2: of the result).

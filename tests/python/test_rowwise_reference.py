@@ -12,7 +12,7 @@ from musespark._core import testing
 from musespark.reference import float32, rowwise
 from support.compare import assert_same_bits, assert_within
 
-KINDS = ["silu", "gelu_tanh", "gelu", "relu", "relu2"]
+KINDS = ["silu", "gelu_tanh", "gelu", "relu", "relu2", "quick_gelu"]
 SIZES = [1, 2, 15, 16, 17, 31, 33, 64, 100, 257, 1024]
 UNIT = 2.0**-24  # half an ulp of 1 in float32
 SPECIAL = np.array(

@@ -9,7 +9,11 @@ namespace musespark {
 namespace {
 
 constexpr int kMaxBlocks = 4;
-constexpr int kTileRows = 8;  // activation rows per register tile, against 32 weight rows
+constexpr int kTileRows = 8;  // activation rows per register tile
+// With more rows than this, columns are taken so many at a time: three row blocks of them (24 KiB)
+// and a tile's activations stay in the first-level cache for all rows. Sums wait in `out`, exact.
+constexpr std::int64_t kFewRows = 32;
+constexpr std::int64_t kChunk = 128;
 
 struct Tile {
   const std::uint8_t* w[kMaxBlocks];
@@ -17,7 +21,7 @@ struct Tile {
   std::int64_t ldx;
   float* out;
   std::int64_t ldo;
-  std::int64_t cols;
+  std::int64_t begin, end;  // columns; those before `begin` are summed up in out
   __mmask16 mask[kMaxBlocks];
 };
 
@@ -35,24 +39,29 @@ template <WeightFormat kFormat, int kBlocks, int kRows>
 inline void tile(const Tile& t) {
   __m512 acc[kBlocks][kRows];
   for (int b = 0; b < kBlocks; ++b) {
-    for (int c = 0; c < kRows; ++c) acc[b][c] = _mm512_setzero_ps();
+    for (int c = 0; c < kRows; ++c) {
+      acc[b][c] = t.begin == 0
+                      ? _mm512_setzero_ps()
+                      : _mm512_maskz_loadu_ps(t.mask[b], t.out + c * t.ldo + b * kRowBlock);
+    }
   }
   __m512 w[kBlocks];
   if constexpr (kFormat == WeightFormat::f32) {
-    for (std::int64_t k = 0; k < t.cols; ++k) {
+    for (std::int64_t k = t.begin; k < t.end; ++k) {
       for (int b = 0; b < kBlocks; ++b) w[b] = _mm512_load_ps(t.w[b] + k * 64);
       step<kBlocks, kRows>(t, w, k, acc);
     }
   } else {
     const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-    for (std::int64_t k = 0; k < t.cols; k += 2) {  // a lane holds columns k (low half) and k + 1
+    // A lane holds columns k (low half) and k + 1.
+    for (std::int64_t k = t.begin; k < t.end; k += 2) {
       __m512i pair[kBlocks];
       for (int b = 0; b < kBlocks; ++b) {
         pair[b] = _mm512_load_si512(t.w[b] + k * 32);
         w[b] = _mm512_castsi512_ps(_mm512_slli_epi32(pair[b], 16));
       }
       step<kBlocks, kRows>(t, w, k, acc);
-      if (k + 1 == t.cols) break;
+      if (k + 1 == t.end) break;
       for (int b = 0; b < kBlocks; ++b) {
         w[b] = _mm512_castsi512_ps(_mm512_and_si512(pair[b], high));
       }
@@ -66,14 +75,9 @@ inline void tile(const Tile& t) {
   }
 }
 
+// All rows over the columns of `t`.
 template <WeightFormat kFormat, int kBlocks>
-void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
-  Tile t{{}, a.x, a.ldx, a.out + first_block * kRowBlock, a.ldo, a.w.cols, {}};
-  for (int b = 0; b < kBlocks; ++b) {
-    t.w[b] = a.w.data + (first_block + b) * a.w.row_block_bytes;
-    t.mask[b] = row_mask(a.w, first_block + b);
-  }
-  std::int64_t m = a.m;
+void all_rows(Tile t, std::int64_t m) {
   for (; m >= kTileRows; m -= kTileRows) {
     tile<kFormat, kBlocks, kTileRows>(t);
     t.x += kTileRows * t.ldx;
@@ -89,11 +93,29 @@ void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
   if (one) tile<kFormat, kBlocks, 1>(t);
 }
 
+template <WeightFormat kFormat, int kBlocks>
+void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
+  Tile t{{}, a.x, a.ldx, a.out + first_block * kRowBlock, a.ldo, 0, 0, {}};
+  for (int b = 0; b < kBlocks; ++b) {
+    t.w[b] = a.w.data + (first_block + b) * a.w.row_block_bytes;
+    t.mask[b] = row_mask(a.w, first_block + b);
+  }
+  const std::int64_t chunk = a.m > kFewRows ? kChunk : a.w.cols;
+  for (; t.begin < a.w.cols; t.begin = t.end) {
+    t.end = t.begin + chunk < a.w.cols ? t.begin + chunk : a.w.cols;
+    all_rows<kFormat, kBlocks>(t, a.m);
+  }
+}
+
 template <WeightFormat kFormat>
 void matmul_float(const MatmulArgs& a) {
   std::int64_t b = a.block_begin;
   // One row is bound by memory: more pages at once (see avx512vnni.cc).
   for (; a.m == 1 && b + 4 <= a.block_end; b += 4) row_blocks<kFormat, 4>(a, b);
+  // Three blocks a tile where none is then left alone.
+  for (; a.m > kFewRows && b + 3 <= a.block_end && b + 4 != a.block_end; b += 3) {
+    row_blocks<kFormat, 3>(a, b);
+  }
   for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(a, b);
   if (b < a.block_end) row_blocks<kFormat, 1>(a, b);
 }

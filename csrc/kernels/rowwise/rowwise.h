@@ -11,7 +11,15 @@
 
 namespace musespark {
 
-enum class Activation : std::uint32_t { silu = 0, gelu_tanh = 1, gelu = 2, relu = 3, relu2 = 4 };
+// quick_gelu: x / (1 + exp(-(1.702 * x))).
+enum class Activation : std::uint32_t {
+  silu = 0,
+  gelu_tanh = 1,
+  gelu = 2,
+  relu = 3,
+  relu2 = 4,
+  quick_gelu = 5
+};
 
 struct RowwiseKernels {
   // ss = sum fma(x, x, lane); r = 1 / sqrt(ss / n + eps); out = (x * r) * w      (w null: x * r)

@@ -77,6 +77,9 @@ MS_INLINE vf activation(vf x) {
   if constexpr (kKind == Activation::silu) return vdiv(x, vlogistic_denominator(x));
   if constexpr (kKind == Activation::gelu_tanh) return vgelu_tanh(x);
   if constexpr (kKind == Activation::gelu) return vgelu(x);
+  if constexpr (kKind == Activation::quick_gelu) {
+    return vdiv(x, vlogistic_denominator(vmul(vset(1.702f), x)));
+  }
   std::int32_t zero = 0;
   __asm__("" : "+r"(zero));  // see relu_of in scalar.cc
   const vf y = vmax(vfloat(iset(zero)), x);
@@ -105,6 +108,8 @@ void activate_mul(Activation kind, const float* gate, const float* up, std::int6
       return activate_as<Activation::relu>(gate, up, n, out);
     case Activation::relu2:
       return activate_as<Activation::relu2>(gate, up, n, out);
+    case Activation::quick_gelu:
+      return activate_as<Activation::quick_gelu>(gate, up, n, out);
   }
 }
 

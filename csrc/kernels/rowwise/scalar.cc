@@ -93,6 +93,8 @@ float activation(Activation kind, float x) {
       return relu_of(x);
     case Activation::relu2:
       return relu_of(x) * relu_of(x);
+    case Activation::quick_gelu:
+      return x / (1.0f + exp_of(-(1.702f * x)));
   }
   return x;
 }

@@ -17,6 +17,7 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
+    "quick_gelu": "quick_gelu",
 }
 # Keys that do not change what a text tower computes: bookkeeping, training, special tokens (which
 # the tokenizer and generation_config.json give), and the parts of a model that are not its text.

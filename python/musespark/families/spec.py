@@ -20,7 +20,7 @@ from musespark.errors import CorruptFile, Error
 
 NORM_KINDS = ("none", "rms", "rms_centered", "rms_scaleless", "rms_input_scaled", "layer")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn", "factors")
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "relu2")
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu", "relu2", "quick_gelu")
 MLP_KINDS = ("dense", "experts")
 ROUTERS = ("softmax", "softmax_chosen", "sigmoid")
 POOLINGS = ("none", "mean", "cls")

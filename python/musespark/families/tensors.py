@@ -30,7 +30,8 @@ class Part:
 
     Taken in this order: stored tensor `name`, which must have shape `stored`; of a stack of experts
     [experts, ...] number `expert`; turned where `transposed` (stored as [inputs, outputs]); of its
-    rows `count` from `start` on, every `step`-th (all of them where `count` is 0).
+    rows `count` from `start` on, every `step`-th (all of them where `count` is 0). A convolution's
+    weight [outputs, ...] becomes a matrix: `flat` makes one of all axes but the first.
     """
 
     name: str
@@ -40,11 +41,13 @@ class Part:
     start: int = 0
     count: int = 0
     step: int = 1
+    flat: bool = False
 
     def of(self, array: np.ndarray) -> np.ndarray:
         """The part, as a view of the stored tensor."""
         one = array if self.expert is None else array[self.expert]
         one = one.T if self.transposed else one
+        one = one.reshape(len(one), -1) if self.flat else one
         end = self.start + self.step * self.count
         return one[self.start : end : self.step] if self.count else one
 
@@ -67,7 +70,8 @@ class _EveryName(str):
 EVERY_NAME = _EveryName("every name")
 
 
-def _norm_shapes(name: str, spec: NormSpec, width: int) -> dict[str, Shape]:
+def norm_shapes(name: str, spec: NormSpec, width: int) -> dict[str, Shape]:
+    """The tensors of a norm of `width` columns: its weight and its bias, where it has them."""
     names = [name] * spec.weighted + [f"{name}_bias"] * spec.bias
     return dict.fromkeys(names, (width,))
 
@@ -84,11 +88,11 @@ def _attention_shapes(a: AttentionSpec, hidden: int) -> dict[str, Shape]:
         shapes["k_bias"] = shapes["v_bias"] = (kv_width,)
     if a.o_bias:
         shapes["o_bias"] = (hidden,)
-    shapes |= _norm_shapes("q_norm", a.q_norm, q_width if a.joint_qk_norm else a.head_dim)
-    shapes |= _norm_shapes("k_norm", a.k_norm, kv_width if a.joint_qk_norm else a.head_dim)
+    shapes |= norm_shapes("q_norm", a.q_norm, q_width if a.joint_qk_norm else a.head_dim)
+    shapes |= norm_shapes("k_norm", a.k_norm, kv_width if a.joint_qk_norm else a.head_dim)
     if a.sinks:
         shapes["sinks"] = (a.heads,)
-    return shapes | _norm_shapes("out_norm", a.out_norm, a.head_dim)
+    return shapes | norm_shapes("out_norm", a.out_norm, a.head_dim)
 
 
 def _dense_shapes(gated: bool, bias: bool, width: int, hidden: int) -> dict[str, Shape]:
@@ -112,11 +116,11 @@ def _mlp_shapes(mlp: MlpSpec, hidden: int) -> dict[str, Shape]:
     width = mlp.expert_width or hidden
     if mlp.expert_width:
         shapes["expert_in"] = (width, hidden)
-        shapes |= _norm_shapes("expert_in_norm", mlp.expert_in_norm, width)
+        shapes |= norm_shapes("expert_in_norm", mlp.expert_in_norm, width)
     expert = _dense_shapes(mlp.gated, mlp.bias, mlp.intermediate, width)
     for e in range(mlp.experts):
         shapes |= {f"experts.{e}.{name}": shape for name, shape in expert.items()}
-    shapes |= _norm_shapes("expert_out_norm", mlp.expert_out_norm, width)
+    shapes |= norm_shapes("expert_out_norm", mlp.expert_out_norm, width)
     if mlp.expert_width:
         shapes["expert_out"] = (hidden, width)
     if mlp.shared_intermediate:
@@ -131,13 +135,13 @@ def layer_shapes(layer: LayerSpec, hidden: int) -> dict[str, Shape]:
     """Name (without ``layers.{i}.``) -> shape of one layer's tensors."""
     gate: dict[str, Shape] = {"residual_gate": (hidden,)} if layer.residual_gates else {}
     return (
-        _norm_shapes("attn_norm", layer.attn_norm, hidden)
+        norm_shapes("attn_norm", layer.attn_norm, hidden)
         | _attention_shapes(layer.attention, hidden)
-        | _norm_shapes("post_attn_norm", layer.post_attn_norm, hidden)
+        | norm_shapes("post_attn_norm", layer.post_attn_norm, hidden)
         | {f"attn_{name}": shape for name, shape in gate.items()}
-        | _norm_shapes("mlp_norm", layer.mlp_norm, hidden)
+        | norm_shapes("mlp_norm", layer.mlp_norm, hidden)
         | _mlp_shapes(layer.mlp, hidden)
-        | _norm_shapes("post_mlp_norm", layer.post_mlp_norm, hidden)
+        | norm_shapes("post_mlp_norm", layer.post_mlp_norm, hidden)
         | {f"mlp_{name}": shape for name, shape in gate.items()}
     )
 
@@ -149,11 +153,11 @@ def canonical_shapes(spec: ModelSpec) -> dict[str, Shape]:
         shapes["positions"] = (spec.positions, spec.hidden)
     if spec.token_types:
         shapes["token_types"] = (spec.token_types, spec.hidden)
-    shapes |= _norm_shapes("embed_norm", spec.embed_norm, spec.hidden)
+    shapes |= norm_shapes("embed_norm", spec.embed_norm, spec.hidden)
     for i, layer in enumerate(spec.layers):
         for name, shape in layer_shapes(layer, spec.hidden).items():
             shapes[f"layers.{i}.{name}"] = shape
-    shapes |= _norm_shapes("final_norm", spec.final_norm, spec.hidden)
+    shapes |= norm_shapes("final_norm", spec.final_norm, spec.hidden)
     if not spec.tied_head and not spec.bidirectional:
         shapes["head"] = (spec.vocab, spec.hidden)
     return shapes

@@ -51,6 +51,8 @@ def activate(kind: str, x: np.ndarray) -> np.ndarray:
         return np.maximum(x, 0)
     if kind == "relu2":
         return np.maximum(x, 0) ** 2
+    if kind == "quick_gelu":
+        return x / (1 + np.exp(-1.702 * x))
     raise ValueError(f"activation {kind!r}")
 
 

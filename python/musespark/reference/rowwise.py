@@ -55,7 +55,7 @@ def layer_norm(
 
 
 def activation(kind: str, x: np.ndarray) -> np.ndarray:
-    """silu, gelu_tanh, gelu, relu or relu2 of each element, not yet canonical."""
+    """silu, gelu_tanh, gelu, quick_gelu, relu or relu2 of each element, not yet canonical."""
     one = f32(1)
     with np.errstate(all="ignore"):
         if kind == "silu":
@@ -75,7 +75,10 @@ def activation(kind: str, x: np.ndarray) -> np.ndarray:
             return larger(f32(0), x)
         if kind == "relu2":
             return larger(f32(0), x) * larger(f32(0), x)
-    raise ValueError(f"activation {kind!r}: known are silu, gelu_tanh, gelu, relu, relu2")
+        if kind == "quick_gelu":
+            return x / (one + exp(-(f32(1.702) * x)))
+    known = "silu, gelu_tanh, gelu, relu, relu2, quick_gelu"
+    raise ValueError(f"activation {kind!r}: known are {known}")
 
 
 def activate(kind: str, x: np.ndarray) -> np.ndarray:
@@ -185,6 +188,8 @@ class Exact:
             return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
         if kind == "gelu":
             return 0.5 * x * np.array([math.erfc(-v / math.sqrt(2)) for v in x])
+        if kind == "quick_gelu":
+            return x / (1 + np.exp(-1.702 * x))
         y = np.maximum(x, 0)
         return y if kind == "relu" else y * y
 
