@@ -133,10 +133,9 @@ def siglip_source(
 
     def source(canonical: str) -> str | Part:
         plain, kind = plain_name(canonical)
-        if canonical in others:
-            return others[canonical]
         if plain in others:
-            return f"{others[plain]}.{kind}"
+            other = others[plain]
+            return other if isinstance(other, Part) else f"{other}.{kind}"
         if canonical in places:
             return places[canonical]
         _, index, part = plain.split(".")
