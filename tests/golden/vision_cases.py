@@ -229,7 +229,9 @@ CASES = {
     ),
 }
 SEED = 21
-TEXT = re.compile(r".*(language_model|text_model|lm_head|audio).*")
+TEXT = re.compile(
+    r".*(language_model|text_model|lm_head|audio).*|model\.(embed_tokens|layers|norm)\..*"
+)
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
