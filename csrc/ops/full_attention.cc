@@ -18,7 +18,7 @@ std::int64_t round_up(std::int64_t value, std::int64_t step) {
 
 // The parts of a thread's scratch, each at a cache line.
 struct HeadScratch {
-  float *keys, *values, *scores;
+  float *keys, *values, *scores, *queries;
   std::byte* matmul;
   std::int64_t bytes;
 
@@ -26,11 +26,13 @@ struct HeadScratch {
     const std::int64_t key_bytes = weight_layout(WeightFormat::f32, n, d).bytes;
     const std::int64_t value_bytes = weight_layout(WeightFormat::f32, d, n).bytes;
     const std::int64_t score_bytes = kTile * round_up(n, 16) * std::int64_t{sizeof(float)};
+    const std::int64_t query_bytes = round_up(kTile * d * std::int64_t{sizeof(float)}, 64);
     keys = reinterpret_cast<float*>(base);
     values = reinterpret_cast<float*>(base + key_bytes);
     scores = reinterpret_cast<float*>(base + key_bytes + value_bytes);
-    matmul = base + key_bytes + value_bytes + score_bytes;
-    bytes = key_bytes + value_bytes + score_bytes +
+    queries = reinterpret_cast<float*>(base + key_bytes + value_bytes + score_bytes);
+    matmul = base + key_bytes + value_bytes + score_bytes + query_bytes;
+    bytes = key_bytes + value_bytes + score_bytes + query_bytes +
             std::max(matmul_scratch_bytes(WeightFormat::f32, d, kTile),
                      matmul_scratch_bytes(WeightFormat::f32, n, kTile));
   }
@@ -117,16 +119,20 @@ struct FullAttention {
 
   void tile(const float* queries, const PackedMatrix& keys, const PackedMatrix& values,
             std::int64_t rows, const HeadScratch& scratch, float* to) const {
-    const std::int64_t n = keys.rows, ld_scores = round_up(n, 16);
-    product(kernels, keys, queries, ld, rows, scratch.scores, ld_scores, scratch.matmul);
+    const std::int64_t n = keys.rows, d = keys.cols, ld_scores = round_up(n, 16);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      kernels.rowwise.scale(queries + r * ld, shape.scale, d, scratch.queries + r * d);
+    }
+    product(kernels, keys, scratch.queries, d, rows, scratch.scores, ld_scores, scratch.matmul);
+    float sum[kTile];
     for (std::int64_t r = 0; r < rows; ++r) {
       float* p = scratch.scores + r * ld_scores;
-      kernels.rowwise.scale(p, shape.scale, n, p);
-      const float max = kernels.rowwise.row_max(p, n);
-      const float sum = kernels.rowwise.exp_sum(p, max, n, p);
-      kernels.rowwise.scale(p, 1.0f / sum, n, p);
+      sum[r] = kernels.rowwise.exp_sum(p, kernels.rowwise.row_max(p, n), n, p);
     }
     product(kernels, values, scratch.scores, ld_scores, rows, to, out.ldx, scratch.matmul);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      kernels.rowwise.scale(to + r * out.ldx, 1.0f / sum[r], d, to + r * out.ldx);
+    }
   }
 };
 

@@ -17,6 +17,18 @@ constexpr std::int64_t kGatedFloats = 1 << 15;
 // take panels of up to four.
 constexpr std::int64_t kRowBlockGrain = 4;
 
+// Products of many rows are cut by rows too, rows outermost: a thread's share is then of the same
+// rows in one operation after the other, and they stay in its second-level cache. Quantized weights
+// are unpacked once for so many rows; of floats, as many as take so many bytes go together.
+constexpr std::int64_t kPanelRows = 512;
+constexpr std::int64_t kPanelBytes = 768 << 10;
+constexpr std::int64_t kLeastPanelRows = 64;
+constexpr std::int64_t kTileRows = 32;  // of kernels for many rows: panels are of whole tiles
+
+struct RowRange {
+  std::int64_t first, count;
+};
+
 std::string shape_of(const Matrix& m) {
   return std::to_string(m.packed.rows) + " x " + std::to_string(m.packed.cols);
 }
@@ -68,24 +80,55 @@ void multiply(const KernelTable& kernels, const Matrix& matrix, const Rows& in, 
   }
 }
 
-// Runs task(piece, begin, end, worker) over cuts of the items of all pieces, which lie one after
-// the other; `own(piece)` is how many a piece has.
+std::int64_t panel_rows(const Rows& in, const Matrix& matrix) {
+  if (matrix.quantized()) return kPanelRows;
+  const std::int64_t rows = kPanelBytes / std::int64_t{sizeof(float)} / in.cols;
+  return std::max(rows / kTileRows * kTileRows, kLeastPanelRows);
+}
+
+// Panels of even height.
+std::int64_t panels_of(const Rows& in, const Matrix& matrix) {
+  const std::int64_t most = panel_rows(in, matrix);
+  return (in.rows + most - 1) / most;
+}
+
+RowRange panel_of(const Rows& in, const Matrix& matrix, std::int64_t panel) {
+  const std::int64_t panels = panels_of(in, matrix);
+  if (panels == 1) return {0, panel == 0 ? in.rows : 0};
+  const std::int64_t even = (in.rows + panels - 1) / panels;
+  const std::int64_t height = (even + kTileRows - 1) / kTileRows * kTileRows;
+  const std::int64_t first = panel * height;
+  return {first, std::clamp<std::int64_t>(in.rows - first, 0, height)};
+}
+
+const Matrix& matrix_of(const LinearOutput& piece) { return *piece.matrix; }
+const Matrix& matrix_of(const GatedOutput& piece) { return *piece.up; }
+
+// Runs task(piece, rows, begin, end, worker) over cuts of the items of all pieces: panel by panel,
+// the pieces one after the other; `own(piece)` is how many a panel of it has.
 template <class Piece, class Own, class Task>
 void run_pieces(Jobs& jobs, std::span<const Piece> pieces, double cost, std::int64_t grain,
                 const Own& own, const Task& task) {
-  std::int64_t items = 0;
-  for (const Piece& piece : pieces) items += own(piece);
+  std::int64_t panels = 0, items = 0;
+  for (const Piece& piece : pieces) {
+    const std::int64_t count = panels_of(*piece.in, matrix_of(piece));
+    panels = std::max(panels, count);
+    items += count * own(piece);
+  }
   if (items == 0) return;
   jobs.run(
       items, cost / static_cast<double>(items),
       [&](std::int64_t begin, std::int64_t end, int worker) {
-        std::int64_t base = 0;  // items of the pieces before this one
-        for (const Piece& piece : pieces) {
-          if (base >= end) break;
-          const std::int64_t from = std::max(begin - base, std::int64_t{0});
-          const std::int64_t to = std::min(end - base, own(piece));
-          if (from < to) task(piece, from, to, worker);
-          base += own(piece);
+        std::int64_t base = 0;  // items before this panel of this piece
+        for (std::int64_t panel = 0; panel < panels && base < end; ++panel) {
+          for (const Piece& piece : pieces) {
+            if (panel >= panels_of(*piece.in, matrix_of(piece))) continue;
+            const std::int64_t from = std::max(begin - base, std::int64_t{0});
+            const std::int64_t to = std::min(end - base, own(piece));
+            const RowRange rows = panel_of(*piece.in, matrix_of(piece), panel);
+            if (from < to && rows.count > 0) task(piece, rows, from, to, worker);
+            base += own(piece);
+          }
         }
       },
       grain);
@@ -138,7 +181,7 @@ void combine(const KernelTable& kernels, const Gating& gating, std::int64_t coun
 struct GatedColumns {
   const KernelTable& kernels;
   const Gating& gating;
-  const GatedOutput& piece;
+  const GatedOutput piece;
 
   // Units [first, end) of output columns; floats: room for gate and up of all rows.
   void operator()(std::int64_t first_unit, std::int64_t end_unit, float* floats,
@@ -192,13 +235,13 @@ void linear(Jobs& jobs, const KernelTable& kernels, std::span<const LinearOutput
     cost += row_block_cost(*output.matrix, output.in->rows) *
             static_cast<double>(output.matrix->row_blocks());
   }
-  const auto blocks = [](const LinearOutput& output) {
-    return output.in->rows == 0 ? 0 : output.matrix->row_blocks();
-  };
+  const auto blocks = [](const LinearOutput& output) { return output.matrix->row_blocks(); };
   run_pieces(jobs, outputs, cost, kRowBlockGrain, blocks,
-             [&](const LinearOutput& output, std::int64_t begin, std::int64_t end, int worker) {
-               multiply(kernels, *output.matrix, *output.in, begin, end,
-                        output.out + begin * kRowBlock, output.ldo, jobs.scratch(worker));
+             [&](const LinearOutput& output, RowRange rows, std::int64_t begin, std::int64_t end,
+                 int worker) {
+               float* out = output.out + rows.first * output.ldo + begin * kRowBlock;
+               multiply(kernels, *output.matrix, output.in->slice(rows.first, rows.count), begin,
+                        end, out, output.ldo, jobs.scratch(worker));
              });
 }
 
@@ -215,14 +258,17 @@ void gated_linear(Jobs& jobs, const KernelTable& kernels, const Gating& gating,
   }
   const auto units = [](const GatedOutput& piece) {
     const std::int64_t unit = gated_unit(piece);
-    return piece.in->rows == 0 ? 0 : (piece.out.cols + unit - 1) / unit;
+    return (piece.out.cols + unit - 1) / unit;
   };
   static_assert(kActGroup == kRowBlockGrain * kRowBlock);
   run_pieces(jobs, outputs, cost, 1, units,
-             [&](const GatedOutput& piece, std::int64_t begin, std::int64_t end, int worker) {
-               const GatedColumns columns{kernels, gating, piece};
-               const std::int64_t unit = gated_unit(piece), rows = piece.in->rows;
-               const std::int64_t at_once = std::max<std::int64_t>(1, kGatedFloats / (unit * rows));
+             [&](const GatedOutput& piece, RowRange range, std::int64_t begin, std::int64_t end,
+                 int worker) {
+               const std::int64_t unit = gated_unit(piece), rows = range.count;
+               const Rows in = piece.in->slice(range.first, rows);
+               const Rows out = piece.out.slice(range.first, rows);
+               const GatedColumns columns{kernels, gating, {&in, piece.gate, piece.up, out}};
+               const std::int64_t at_once = std::max(kBlockQ4 / unit, kGatedFloats / (unit * rows));
                auto* floats = reinterpret_cast<float*>(jobs.scratch(worker));
                for (std::int64_t at = begin; at < end; at += at_once) {
                  const std::int64_t to = std::min(at + at_once, end);

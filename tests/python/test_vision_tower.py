@@ -123,9 +123,10 @@ def test_alone_in_a_batch_and_on_threads(name: str, quantize: str) -> None:
     assert first_token == len(every.rows)
 
 
-def test_frames_beyond_a_batch_keep_their_bits() -> None:
+@pytest.mark.parametrize("quantize", ["f32", "q8"])
+def test_frames_beyond_a_batch_keep_their_bits(quantize: str) -> None:
     """More rows than one batch takes: 70 frames of 80 patches."""
-    several = tower("muse_glimmer", "q8", threads=2)
+    several = tower("muse_glimmer", quantize, threads=2)
     rng = np.random.default_rng(3)
     patches = rng.standard_normal((70 * 80, several.spec.patch_dim)).astype(np.float32)
     every = several.encode(patches, [(30, 8, 10), (40, 10, 8)]).rows
