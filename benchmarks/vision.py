@@ -39,6 +39,7 @@ PEERS = (
     "openvino-int8",
 )
 OURS = ("musespark-f32", "musespark-q8")
+PAUSE = 0.4  # seconds, for the threads of the engine before to stop spinning
 ONEDNN = {"avx2": "AVX2", "avxvnni": "AVX2_VNNI", "avx512vnni": "AVX512_CORE_VNNI"}
 
 
@@ -145,6 +146,7 @@ def main() -> None:
     timings: dict[str, list[float]] = {name: [] for name in engines}
     for _ in range(options.rounds):
         for name, engine in engines.items():
+            time.sleep(PAUSE)
             timings[name].append(engine.seconds())
     reference = engines.get("torch-f32") or next(iter(engines.values()))
     rows = [

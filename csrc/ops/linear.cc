@@ -21,7 +21,7 @@ constexpr std::int64_t kRowBlockGrain = 4;
 // rows in one operation after the other, and they stay in its second-level cache. Quantized weights
 // are unpacked once for so many rows; of floats, as many as take so many bytes go together.
 constexpr std::int64_t kPanelRows = 512;
-constexpr std::int64_t kPanelBytes = 768 << 10;
+constexpr std::int64_t kPanelBytes = 512 << 10;
 constexpr std::int64_t kLeastPanelRows = 64;
 constexpr std::int64_t kTileRows = 32;  // of kernels for many rows: panels are of whole tiles
 
@@ -54,8 +54,8 @@ double row_block_cost(const Matrix& matrix, std::int64_t rows) {
   return std::max(bytes / 14.0, products / (matrix.quantized() ? 80.0 : 8.0));
 }
 
-// Rows [0, in.rows) times row blocks [begin, end) of the matrix, bias added; out is where column
-// 16 * begin of row 0 goes.
+// Rows [0, in.rows) times row blocks [begin, end) of the matrix; out is where column 16 * begin of
+// row 0 goes.
 void multiply(const KernelTable& kernels, const Matrix& matrix, const Rows& in, std::int64_t begin,
               std::int64_t end, float* out, std::int64_t ldo, void* scratch) {
   const std::int64_t first = begin * kRowBlock;
@@ -74,10 +74,12 @@ void multiply(const KernelTable& kernels, const Matrix& matrix, const Rows& in, 
   args.ldo = ldo;
   args.scratch = scratch;
   kernels.matmul(&args);
-  if (!matrix.bias) return;
-  for (std::int64_t r = 0; r < in.rows; ++r) {
-    kernels.rowwise.add(out + r * ldo, matrix.bias + first, count, out + r * ldo);
-  }
+}
+
+// Adds the bias to `count` columns from `first` on.
+void add_bias(const KernelTable& kernels, const Matrix& matrix, std::int64_t first,
+              std::int64_t count, float* out) {
+  if (matrix.bias) kernels.rowwise.add(out, matrix.bias + first, count, out);
 }
 
 std::int64_t panel_rows(const Rows& in, const Matrix& matrix) {
@@ -199,6 +201,8 @@ struct GatedColumns {
       const Rows& out = piece.out;
       float* hidden = out.x ? out.x + r * out.ldx + first : floats + r * ld;
       float* gate = piece.gate ? floats + r * ld : nullptr;
+      if (gate) add_bias(kernels, *piece.gate, first, count, gate);
+      add_bias(kernels, *piece.up, first, count, ups + r * ld);
       combine(kernels, gating, count, gate, ups + r * ld, hidden);
       out.quantize(kernels, r, first, hidden, count);
     }
@@ -239,9 +243,15 @@ void linear(Jobs& jobs, const KernelTable& kernels, std::span<const LinearOutput
   run_pieces(jobs, outputs, cost, kRowBlockGrain, blocks,
              [&](const LinearOutput& output, RowRange rows, std::int64_t begin, std::int64_t end,
                  int worker) {
-               float* out = output.out + rows.first * output.ldo + begin * kRowBlock;
+               const std::int64_t first = begin * kRowBlock;
+               const std::int64_t count =
+                   std::min(end * kRowBlock, output.matrix->packed.rows) - first;
+               float* out = output.out + rows.first * output.ldo + first;
                multiply(kernels, *output.matrix, output.in->slice(rows.first, rows.count), begin,
                         end, out, output.ldo, jobs.scratch(worker));
+               for (std::int64_t r = 0; r < rows.count; ++r) {
+                 add_bias(kernels, *output.matrix, first, count, out + r * output.ldo);
+               }
              });
 }
 
