@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from common import machine, save, spread
-from environments import EXPORT
+from environments import BUILD, EXPORT
 
 sys.path.insert(0, str(Path(__file__).parent / "workers"))
 import vision_graph as graph
@@ -89,10 +89,12 @@ class Peer:
 
     def __init__(self, engine: str, threads: int, variables: dict[str, str]):
         worker = Path(__file__).parent / "workers" / "run_vision.py"
+        models = BUILD / "models" / "siglip-b16-512"
+        models.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "rows.npy"
             self._process = subprocess.Popen(
-                [str(EXPORT.python()), str(worker), engine, str(threads), str(output)],
+                [str(EXPORT.python()), str(worker), engine, str(threads), str(models), str(output)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

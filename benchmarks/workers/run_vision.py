@@ -1,5 +1,6 @@
-"""One engine on the tower of vision_graph.py: ENGINE THREADS OUTPUT; a line on standard input is a
-run, answered with its seconds as JSON. The rows of the first run are written to OUTPUT (.npy).
+"""One engine on the tower of vision_graph.py: ENGINE THREADS FOLDER OUTPUT; a line on standard
+input is a run, answered with its seconds as JSON. The rows of the first run are written to OUTPUT
+(.npy), models to FOLDER, where a later run finds them.
 
 Engines: torch-f32, onnxruntime-f32, onnxruntime-int8 (dynamic, per channel), openvino-f32,
 openvino-bf16, openvino-int8 (post-training quantization of NNCF, transformer preset, calibrated on
@@ -11,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,44 +35,48 @@ def torch_f32(threads: int) -> tuple[Run, str]:
     return run, torch.__version__
 
 
-def onnxruntime(threads: int, kind: str) -> tuple[Run, str]:
-    import onnx
+def onnx_file(folder: Path) -> Path:
+    path = folder / "f32.onnx"
+    if not path.exists():
+        import onnx
+
+        onnx.save(graph.onnx_model(graph.weights()), path)
+    return path
+
+
+def onnxruntime(threads: int, kind: str, folder: Path) -> tuple[Run, str]:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "f32.onnx"
-        onnx.save(graph.onnx_model(graph.weights()), path)
-        if kind == "int8":
-            from onnxruntime.quantization import QuantType, quantize_dynamic
+    path = onnx_file(folder) if kind == "f32" else folder / "int8.onnx"
+    if not path.exists():
+        from onnxruntime.quantization import QuantType, quantize_dynamic
 
-            small = Path(folder) / "int8.onnx"
-            quantize_dynamic(path, small, per_channel=True, weight_type=QuantType.QInt8)
-            path = small
-        session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        quantize_dynamic(onnx_file(folder), path, per_channel=True, weight_type=QuantType.QInt8)
+    session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     return lambda x: session.run(None, {"patches": x})[0], ort.__version__
 
 
-def openvino(threads: int, kind: str) -> tuple[Run, str]:
+def openvino(threads: int, kind: str, folder: Path) -> tuple[Run, str]:
     import openvino as ov
 
     core = ov.Core()
-    with tempfile.TemporaryDirectory() as folder:
-        import onnx
+    path = onnx_file(folder) if kind != "int8" else folder / "int8.xml"
+    if not path.exists():
+        import nncf
 
-        path = Path(folder) / "f32.onnx"
-        onnx.save(graph.onnx_model(graph.weights()), path)
-        model = core.read_model(path)
-        if kind == "int8":
-            import nncf
-
-            images = nncf.Dataset([graph.patches(i) for i in range(1, 9)])
-            transformer = nncf.ModelType.TRANSFORMER
-            model = nncf.quantize(model, images, model_type=transformer, subset_size=8)
-        hint = "bf16" if kind == "bf16" else "f32"
-        settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint}
-        compiled = core.compile_model(model, "CPU", settings | {"PERFORMANCE_HINT": "LATENCY"})
+        images = nncf.Dataset([graph.patches(i) for i in range(1, 9)])
+        transformer = nncf.ModelType.TRANSFORMER
+        model = core.read_model(onnx_file(folder))
+        model = nncf.quantize(model, images, model_type=transformer, subset_size=8)
+        ov.save_model(model, path, compress_to_fp16=False)
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if kind == "bf16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(path, "CPU", settings)
     request = compiled.create_infer_request()
 
     def run(x: np.ndarray) -> np.ndarray:
@@ -81,18 +85,18 @@ def openvino(threads: int, kind: str) -> tuple[Run, str]:
     return run, ov.__version__
 
 
-def load(engine: str, threads: int) -> tuple[Run, str]:
+def load(engine: str, threads: int, folder: Path) -> tuple[Run, str]:
     name, _, kind = engine.partition("-")
     if name == "torch":
         return torch_f32(threads)
-    return (onnxruntime if name == "onnxruntime" else openvino)(threads, kind)
+    return (onnxruntime if name == "onnxruntime" else openvino)(threads, kind, folder)
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    engine, threads, output = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    run, version = load(engine, threads)
+    engine, threads, folder, output = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    run, version = load(engine, threads, folder)
     x = graph.patches()
     np.save(output, np.array(run(x)))
     print(json.dumps({"version": version}), file=answers, flush=True)
