@@ -21,7 +21,7 @@ constexpr std::int64_t kRowBlockGrain = 4;
 // rows in one operation after the other, and they stay in its second-level cache. Quantized weights
 // are unpacked once for so many rows; of floats, as many as take so many bytes go together.
 constexpr std::int64_t kPanelRows = 512;
-constexpr std::int64_t kPanelBytes = 512 << 10;
+constexpr std::int64_t kPanelBytes = 1 << 20;
 constexpr std::int64_t kLeastPanelRows = 64;
 constexpr std::int64_t kTileRows = 32;  // of kernels for many rows: panels are of whole tiles
 

@@ -75,10 +75,28 @@ inline void tile(const Tile& t) {
   }
 }
 
+// Weights that come next, for the second-level cache: `bytes` of each row block, a share of them
+// with each tile. Without it the first tile of every chunk waits for the third level.
+struct Next {
+  const std::uint8_t* w;
+  std::int64_t row_block_bytes, bytes, share;
+  std::int64_t at = 0;
+
+  void fetch(int blocks) {
+    const std::int64_t end = at + share < bytes ? at + share : bytes;
+    for (; at < end; at += 64) {
+      for (int b = 0; b < blocks; ++b) {
+        _mm_prefetch(reinterpret_cast<const char*>(w + b * row_block_bytes + at), _MM_HINT_T1);
+      }
+    }
+  }
+};
+
 // All rows over the columns of `t`.
 template <WeightFormat kFormat, int kBlocks>
-void all_rows(Tile t, std::int64_t m) {
+void all_rows(Tile t, std::int64_t m, Next next) {
   for (; m >= kTileRows; m -= kTileRows) {
+    next.fetch(kBlocks);
     tile<kFormat, kBlocks, kTileRows>(t);
     t.x += kTileRows * t.ldx;
     t.out += kTileRows * t.ldo;
@@ -101,9 +119,19 @@ void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
     t.mask[b] = row_mask(a.w, first_block + b);
   }
   const std::int64_t chunk = a.m > kFewRows ? kChunk : a.w.cols;
+  constexpr std::int64_t kColumnBytes = kFormat == WeightFormat::f32 ? 64 : 32;
   for (; t.begin < a.w.cols; t.begin = t.end) {
     t.end = t.begin + chunk < a.w.cols ? t.begin + chunk : a.w.cols;
-    all_rows<kFormat, kBlocks>(t, a.m);
+    Next next{t.w[0] + t.end * kColumnBytes, a.w.row_block_bytes, 0, 0};
+    if (a.m > kFewRows) {
+      // After the last columns the next row blocks begin: as many as these are, or none.
+      if (t.end == a.w.cols) next.w = t.w[0] + kBlocks * a.w.row_block_bytes;
+      const std::int64_t left = t.end < a.w.cols ? a.w.cols - t.end : a.w.cols;
+      const bool more = t.end < a.w.cols || first_block + 2 * kBlocks <= a.block_end;
+      next.bytes = more ? (left < chunk ? left : chunk) * kColumnBytes : 0;
+      next.share = (next.bytes * kTileRows / a.m + 63) / 64 * 64;
+    }
+    all_rows<kFormat, kBlocks>(t, a.m, next);
   }
 }
 
