@@ -160,6 +160,14 @@ void add_members(const VisionSpec& spec, const Frame& frame, const std::vector<P
 
 }  // namespace
 
+std::int64_t most_shares(const PositionSpec& positions, const Frame& frame) {
+  const auto taps = [&](std::int64_t size) {
+    if (positions.kind != PositionKind::bilinear_area) return std::int64_t{2};
+    return 2 * (positions.side / size) + 3;
+  };
+  return frame.patches() * taps(frame.height) * taps(frame.width);
+}
+
 std::vector<std::vector<PositionShare>> axis_shares(PositionKind kind, std::int64_t size,
                                                     std::int64_t side) {
   std::vector<std::vector<PositionShare>> out;

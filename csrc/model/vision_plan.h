@@ -36,6 +36,10 @@ struct VisionPlan {
 // `window`: patches on a side, 0 if no layer has windows.
 VisionPlan plan_frames(const VisionSpec& spec, std::int64_t window, std::span<const Frame> frames);
 
+// Shares of the table that the frame's patches have at most: few, unless a table is far larger than
+// the frame and patches read areas of it.
+std::int64_t most_shares(const PositionSpec& positions, const Frame& frame);
+
 // What each axis of a frame reads of the table, and how much: a patch's shares are the products of
 // its row's and its column's. shares[i]: of index i of `size`.
 std::vector<std::vector<PositionShare>> axis_shares(PositionKind kind, std::int64_t size,

@@ -23,7 +23,8 @@ namespace {
 // Rows a batch may have beyond its first frame: enough that weights are read for many, little
 // enough for any memory.
 constexpr std::int64_t kBatchRows = 4096;
-constexpr std::int64_t kMaxPatches = std::int64_t{1} << 20;  // of a frame, and frames of a grid
+constexpr std::int64_t kBatchShares = std::int64_t{1} << 22;  // of the table of positions
+constexpr std::int64_t kMaxPatches = std::int64_t{1} << 20;   // of a frame, and frames of a grid
 
 VisionSpec checked(VisionSpec spec) {
   check_spec(spec);
@@ -291,10 +292,12 @@ bool VisionTower::encode(std::span<const Grid> grids, const float* patches,
   }
   std::vector<float*> to(out.begin(), out.end());
   for (std::size_t begin = 0, end = 0; begin < frames.size(); begin = end) {
-    std::int64_t count = frames[end++].patches();
-    while (end < frames.size() && count + frames[end].patches() <= kBatchRows) {
-      count += frames[end++].patches();
-    }
+    std::int64_t count = 0, shares = 0;
+    do {
+      count += frames[end].patches();
+      shares += most_shares(m.spec.positions, frames[end++]);
+    } while (end < frames.size() && count + frames[end].patches() <= kBatchRows &&
+             shares + most_shares(m.spec.positions, frames[end]) <= kBatchShares);
     if (!m.run(std::span(frames).subspan(begin, end - begin), patches, to, stopped)) return false;
     patches += count * m.spec.patch_dim;
     for (float*& at : to) at += count / m.members() * m.spec.head.widths.back();

@@ -57,6 +57,7 @@ PackedMatrix pack_keys(const float* x, std::int64_t n, std::int64_t d, std::int6
   for (std::int64_t first = 0; first < n; first += kRowBlock) {
     float* at = to + first / kRowBlock * block;
     const std::int64_t rows = std::min<std::int64_t>(kRowBlock, n - first);
+    for (std::int64_t r = 0; r < rows; ++r) fetch_head(x + (first + kRowBlock + r) * ld, 0, d);
     for (std::int64_t col = 0; col < d; ++col) {
       for (std::int64_t r = 0; r < rows; ++r) at[col * kRowBlock + r] = x[(first + r) * ld + col];
     }
@@ -69,11 +70,11 @@ PackedMatrix pack_values(const float* x, std::int64_t n, std::int64_t d, std::in
                          float* to) {
   const PackedMatrix out = blank(d, n, to);
   const std::int64_t block = out.row_block_bytes / std::int64_t{sizeof(float)};
-  for (std::int64_t first = 0; first < d; first += kRowBlock) {
-    float* at = to + first / kRowBlock * block;
-    const std::int64_t rows = std::min<std::int64_t>(kRowBlock, d - first);
-    for (std::int64_t col = 0; col < n; ++col) {
-      std::copy_n(x + col * ld + first, rows, at + col * kRowBlock);
+  for (std::int64_t col = 0; col < n; ++col) {
+    fetch_head(x + col * ld, ld, d);
+    for (std::int64_t first = 0; first < d; first += kRowBlock) {
+      const std::int64_t rows = std::min<std::int64_t>(kRowBlock, d - first);
+      std::copy_n(x + col * ld + first, rows, to + first / kRowBlock * block + col * kRowBlock);
     }
   }
   return out;
@@ -121,6 +122,7 @@ struct FullAttention {
             std::int64_t rows, const HeadScratch& scratch, float* to) const {
     const std::int64_t n = keys.rows, d = keys.cols, ld_scores = round_up(n, 16);
     for (std::int64_t r = 0; r < rows; ++r) {
+      fetch_head(queries + r * ld, ld, d);
       kernels.rowwise.scale(queries + r * ld, shape.scale, d, scratch.queries + r * d);
     }
     product(kernels, keys, scratch.queries, d, rows, scratch.scores, ld_scores, scratch.matmul);

@@ -31,4 +31,13 @@ void full_attention(Jobs& jobs, const KernelTable& kernels, const FullAttentionS
                     std::span<const TextSpan> texts, const float* qkv, std::int64_t ld,
                     const Rows& out);
 
+// Rows of heads lie pages apart, where no hardware looks ahead: while the head of one row is read,
+// that of a row kHeadsAhead further on is fetched.
+inline constexpr std::int64_t kHeadsAhead = 8;
+inline void fetch_head(const float* head, std::int64_t ld, std::int64_t dim) {
+  constexpr std::int64_t kLineFloats = 16;
+  const float* ahead = head + kHeadsAhead * ld;
+  for (std::int64_t i = 0; i < dim; i += kLineFloats) __builtin_prefetch(ahead + i);
+}
+
 }  // namespace musespark

@@ -10,8 +10,6 @@ namespace {
 
 constexpr KvFormat kFormat = KvFormat::kv8;
 constexpr std::int64_t kMaxHeadDim = 512;  // kernels/rowwise: rotate
-constexpr std::int64_t kAhead = 8;         // rows
-constexpr std::int64_t kLineFloats = 16;
 constexpr std::int64_t kTile = 256;  // query rows that share a chunk of keys and values in cache
 
 std::int64_t round_up(std::int64_t value, std::int64_t step) {
@@ -60,11 +58,9 @@ struct SealedAttention {
                         std::int64_t page) const {
     return pages + (before * shape.kv_heads + kv_head * pages_of(text) + page) * slab;
   }
-  // A head in the pages' frame; `to` has dp floats. Fetches the same of a row further on: rows lie
-  // pages apart, where no hardware looks ahead.
+  // A head in the pages' frame; `to` has dp floats.
   void turn(const float* from, float scale, float* to) const {
-    const float* ahead = from + kAhead * ld;
-    for (std::int64_t i = 0; i < d; i += kLineFloats) __builtin_prefetch(ahead + i);
+    fetch_head(from, ld, d);
     if (scale == 1.0f) {
       std::copy_n(from, d, to);
     } else {
