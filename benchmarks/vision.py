@@ -7,8 +7,8 @@
 a multiply-add). Every engine loads the same weights (workers/vision_graph.py) in a process of its
 own; rounds go through the engines in turn, medians are shown. ``cosine`` is the mean over rows of
 the cosine to torch's f32 rows (to ours, if torch is left out). ``--isa`` holds musespark to a level
-by MUSESPARK_ISA and OpenVINO, torch and ONNX Runtime (oneDNN) by ONEDNN_MAX_CPU_ISA where there is
-a name for it.
+by MUSESPARK_ISA, OpenVINO and torch (oneDNN) by ONEDNN_MAX_CPU_ISA where there is a name for it;
+ONNX Runtime cannot be held: its int8 uses AMX where it is.
 """
 
 from __future__ import annotations
