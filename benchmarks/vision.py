@@ -8,7 +8,7 @@ a multiply-add). Every engine loads the same weights (workers/vision_graph.py) i
 own; rounds go through the engines in turn, medians are shown. ``cosine`` is the mean over rows of
 the cosine to torch's f32 rows (to ours, if torch is left out). ``--isa`` holds musespark to a level
 by MUSESPARK_ISA, OpenVINO and torch (oneDNN) by ONEDNN_MAX_CPU_ISA where there is a name for it;
-ONNX Runtime cannot be held: its int8 uses AMX where it is.
+ONNX Runtime is not held: its own kernels take what the processor has.
 """
 
 from __future__ import annotations
