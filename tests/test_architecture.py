@@ -250,6 +250,7 @@ RANKS = {
     "thinking": 6,
     "encoder": 5,
     "engine": 5,
+    "driver": 4,
     "sizes": 4,
     "text": 5,
     "vision": 5,

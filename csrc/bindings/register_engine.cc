@@ -15,6 +15,7 @@
 #include "decode/pace.h"
 #include "dict_reader.h"
 #include "formats/weights_codec.h"
+#include "given_from_python.h"
 #include "kernels/dispatch.h"
 #include "kv_formats.h"
 #include "model/prepared.h"
@@ -106,7 +107,7 @@ ThoughtParams read_thoughts(DictReader d) {
   return out;
 }
 
-RequestParams params_from_python(const py::dict& params) {
+RequestParams params_from_python(const py::dict& params, std::int64_t hidden) {
   DictReader d(params, "");
   RequestParams out;
   out.sampling = read_sampling(d);
@@ -123,6 +124,7 @@ RequestParams params_from_python(const py::dict& params) {
   if (d.has("retain")) out.retain = d.boolean("retain");
   if (d.has("adapter")) out.adapter = d.integer("adapter");
   if (d.has("thoughts")) out.thoughts = read_thoughts(d.dict("thoughts"));
+  if (d.has("given")) out.given = given_from_python(d.list("given"), hidden);
   d.finish();
   return out;
 }
@@ -172,6 +174,10 @@ const char* kind_name(ErrorKind kind) {
   return "other";
 }
 
+py::tuple event_tuple(const RowsWantedEvent& event) {
+  return py::make_tuple("rows_wanted", event.id, event.index);
+}
+
 py::tuple event_tuple(const FinishedEvent& event) {
   const RequestStats& s = event.stats;
   py::dict stats(
@@ -211,9 +217,20 @@ class PyEngine {
   std::int64_t submit(const py::object& tokens, const py::dict& params,
                       std::optional<std::int64_t> base) {
     auto ids = tokens_from_python(tokens);
-    auto request = params_from_python(params);
+    auto request = params_from_python(params, model_->spec().hidden);
     const py::gil_scoped_release unlocked;
     return engine_->submit(std::move(ids), std::move(request), base);
+  }
+
+  // `count`: of the request's rows.
+  void provide_rows(std::int64_t id, std::int64_t index, const py::array& rows,
+                    const py::sequence& taps) {
+    const std::int64_t hidden = model_->spec().hidden;
+    const std::int64_t count = rows.ndim() == 2 ? rows.shape(0) : 0;
+    auto floats = floats_from_python(rows, count, hidden, "rows");
+    auto more = taps_from_python(taps, count, hidden, "taps");
+    const py::gil_scoped_release unlocked;
+    engine_->provide_rows(id, index, count, std::move(floats), std::move(more));
   }
 
   std::int64_t add_adapter(const py::dict& tensors) {
@@ -426,6 +443,10 @@ void register_engine(py::module_& m) {
            py::arg("base") = py::none(),
            "Queues a request, returns its id. `tokens`: int32 array [n]. `base`: a retained id\n"
            "whose common prefix is reused. InvalidRequest, ContextOverflow, MemoryBudgetExceeded.")
+      .def(
+          "provide_rows", &PyEngine::provide_rows, py::arg("id"), py::arg("index"), py::arg("rows"),
+          py::arg("taps") = py::tuple(),
+          "What a 'rows_wanted' event asks for: float32 [count, hidden], and as many for each tap.")
       .def("add_adapter", &PyEngine::add_adapter, py::arg("tensors"),
            "Copies an adapter's tensors (csrc/model/README.md); its id is for params['adapter'].")
       .def("remove_adapter", with_engine(&Engine::remove_adapter), py::arg("id"), unlocked(),
@@ -443,10 +464,14 @@ void register_engine(py::module_& m) {
            "Steps until the time is over, a sequence ended, logits came or nothing is left. "
            "Returns\n"
            "events: ('tokens', id, ids, logprobs|None, tops|None), ('logits', id, first, array),\n"
+           "('rows_wanted', id, index of params['given']),\n"
            "('finished', id, reason, (kind, message)|None, stats).")
       .def(
           "has_work", [](PyEngine& self) { return self.engine().has_work(); }, unlocked(),
           "Whether run_until has anything to do.")
+      .def(
+          "waits_for_rows", [](PyEngine& self) { return self.engine().waits_for_rows(); },
+          unlocked(), "Whether all of it waits for provide_rows.")
       .def("stats", &PyEngine::stats, "Counters, bytes, threads and the instruction set in use.");
   register_transfers(engine);
   register_engine_testing(m);

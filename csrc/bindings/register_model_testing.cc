@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -15,6 +16,7 @@
 #include "cache/page_pool.h"
 #include "cache/sequence.h"
 #include "formats/weights_codec.h"
+#include "given_from_python.h"
 #include "kernels/dispatch.h"
 #include "kv_formats.h"
 #include "model/adapter.h"
@@ -70,15 +72,22 @@ class TestModel {
   }
 
   // spans: (sequence, tokens, "none" | "last" | "all"). None if it was interrupted, which happens
-  // at check number `interrupt_at` (0 is the one before the first layer). adapters: of the spans;
-  // empty: none has one.
+  // at check number `interrupt_at` (0 is the one before the first layer). adapters, given (as in a
+  // request's params): of the spans; empty: none has one.
   py::object forward(const Steps& from, std::optional<int> interrupt_at,
-                     const std::vector<Adapter*>& adapters) {
+                     const std::vector<Adapter*>& adapters,
+                     const std::vector<py::sequence>& given) {
     std::vector<StepSpan> spans;
+    std::vector<std::vector<GivenRows>> rows;
+    for (const py::sequence& one : given) {
+      rows.push_back(given_from_python(one, model_->spec().hidden));
+      check_given(rows.back(), model_->spec(), std::numeric_limits<std::int32_t>::max());
+    }
     for (const auto& [sequence, tokens, logits] : from) {
       const Adapter* adapter = adapters.empty() ? nullptr : adapters.at(spans.size());
       spans.push_back({&sequence->seq, tokens.data(), static_cast<std::int64_t>(tokens.size()),
                        logits_mode(logits), false, adapter});
+      if (!rows.empty()) spans.back().given = rows.at(spans.size() - 1);
     }
     py::array_t<float> out({TextModel::logit_rows(spans), model_->spec().vocab});
     float* values = out.mutable_data();
@@ -217,7 +226,8 @@ void register_model_testing(py::module_& core) {
       .def(py::init<const py::object&, const py::dict&, int, const std::string&>(), py::arg("spec"),
            py::arg("tensors"), py::kw_only(), py::arg("threads") = 1, py::arg("kv") = "f32")
       .def("forward", &TestModel::forward, py::arg("spans"), py::kw_only(),
-           py::arg("interrupt_at") = py::none(), py::arg("adapters") = std::vector<Adapter*>())
+           py::arg("interrupt_at") = py::none(), py::arg("adapters") = std::vector<Adapter*>(),
+           py::arg("given") = std::vector<py::sequence>())
       .def("adapter", &TestModel::adapter, py::arg("tensors"))
       .def("work_bytes", [](TestModel& m) { return m.model().work_bytes(); })
       .def(

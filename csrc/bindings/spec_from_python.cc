@@ -49,6 +49,11 @@ RopeSpec read_rope(DictReader d) {
   out.attention_factor = d.real("attention_factor");
   out.factors = read_floats(d, "factors");
   out.short_factors = read_floats(d, "short_factors");
+  for (const py::handle axis : d.list("axes")) {
+    const std::int64_t value = to_integer(axis, d.path("axes"));
+    if (value < 0 || value > 2) DictReader::fail(d.path("axes"), shown(axis), "0, 1 or 2");
+    out.axes.push_back(static_cast<std::uint8_t>(value));
+  }
   d.finish();
   return out;
 }
@@ -198,6 +203,7 @@ ModelSpec spec_from_python(py::handle spec) {
     out.ropes.push_back(read_rope(DictReader(ropes[i], element(d, "ropes", i))));
   }
   out.layers = read_layers(d);
+  out.mutual_rows = d.boolean("mutual_rows");
   out.bidirectional = d.boolean("bidirectional");
   out.positions = d.integer("positions");
   out.token_types = d.integer("token_types");

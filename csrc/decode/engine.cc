@@ -47,18 +47,38 @@ void check_request(const RequestParams& params, std::int64_t vocab) {
                            " with logits, which sample nothing; leave it out");
     }
   }
+  if (!params.given.empty() &&
+      (params.logits == LogitsMode::all || params.logits == LogitsMode::score)) {
+    throw InvalidRequest("given: got " + std::to_string(params.given.size()) +
+                         " spans with logits for every prompt token; rows have no next token");
+  }
   if (params.deadline_s && !(*params.deadline_s >= 0 && *params.deadline_s < 1e9)) {
     throw InvalidRequest("deadline_s: got " + std::to_string(*params.deadline_s) +
                          ", allowed is 0 to 1e9 seconds from now");
   }
 }
 
+// Tokens are negative where rows are given, and nowhere else.
+void check_given_tokens(const std::vector<std::int32_t>& tokens,
+                        const std::vector<GivenRows>& given) {
+  std::size_t next = 0;
+  for (std::size_t i = 0; i < tokens.size() && !given.empty(); ++i) {
+    const auto at = static_cast<std::int64_t>(i);
+    while (next < given.size() && given[next].end() <= at) ++next;
+    const bool row = next < given.size() && given[next].first <= at;
+    if (row == (tokens[i] < 0)) continue;
+    throw InvalidRequest("tokens[" + std::to_string(i) + "]: got " + std::to_string(tokens[i]) +
+                         (row ? ", allowed is a negative id: the row is given"
+                              : ", allowed is a token id: no row is given"));
+  }
+}
+
 }  // namespace
 
-void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t vocab) {
+void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t vocab, bool given) {
   if (tokens.empty()) throw InvalidRequest("tokens: got none, allowed is at least one token id");
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    if (tokens[i] < 0 || tokens[i] >= vocab) {
+    if ((tokens[i] < 0 && !given) || tokens[i] >= vocab) {
       throw InvalidRequest("tokens[" + std::to_string(i) + "]: got " + std::to_string(tokens[i]) +
                            ", allowed is a token id from 0 to " + std::to_string(vocab - 1));
     }
@@ -115,13 +135,15 @@ std::int64_t Engine::Impl::completion_limit(std::int64_t prompt,
 
 RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams params,
                                std::optional<RequestId> base) {
-  check_tokens(tokens, vocab);
+  check_tokens(tokens, vocab, !params.given.empty());
   check_request(params, vocab);
   const auto prompt = static_cast<std::int64_t>(tokens.size());
+  check_given(params.given, model.spec(), prompt);
+  check_given_tokens(tokens, params.given);
   const std::int64_t limit = completion_limit(prompt, params);
   const std::int64_t total = prompt + params.max_new_tokens.value_or(0);
   const std::int64_t bytes =
-      pool.bytes_for(total, std::min(options.prefill_chunk, total)) + bytes_beside(prompt, params);
+      pool.bytes_for(total, rows_at_once(total, params.given)) + bytes_beside(prompt, params);
   if (bytes > budget) {
     throw MemoryBudgetExceeded("the request needs " + std::to_string(bytes) +
                                " bytes of keys and values for " + std::to_string(total) +
@@ -147,6 +169,7 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
   }
   const RequestId id = next_id++;
   entry->id = id;
+  stalled = false;
   waiting.emplace(id, entry.get());
   entries.emplace(id, std::move(entry));
   return id;
@@ -226,6 +249,7 @@ void Engine::Impl::release(RequestId id) {
 void Engine::Impl::cancel(RequestId id) {
   const std::lock_guard lock(mutex);
   check_given_out(id);
+  stalled = false;
   const auto found = entries.find(id);
   if (found != entries.end()) found->second->cancelled.store(true, std::memory_order_relaxed);
 }
@@ -259,6 +283,7 @@ void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std
   if (entry.phase == Phase::running) std::erase(running, &entry);
   entry.shared.reset();
   if (entry.params.retain && !entry.released) {
+    entry.params.given.clear();
     // Where rows were evicted nothing goes on from.
     if (entry.kv && entry.kv->evicted() > 0)
       entry.kv = std::exchange(entry.prompt_kv, std::nullopt);
@@ -313,8 +338,13 @@ AdapterId Engine::add_adapter(const std::map<std::string, TensorView>& tensors) 
 }
 void Engine::remove_adapter(AdapterId id) { impl_->remove_adapter(id); }
 void Engine::cancel(RequestId id) { impl_->cancel(id); }
+void Engine::provide_rows(RequestId id, std::int64_t index, std::int64_t count, SharedFloats rows,
+                          std::vector<SharedFloats> taps) {
+  impl_->provide_rows(id, index, count, std::move(rows), std::move(taps));
+}
 void Engine::cancel_all() {
   const std::lock_guard lock(impl_->mutex);
+  impl_->stalled = false;
   for (auto& [id, entry] : impl_->entries) entry->cancelled.store(true, std::memory_order_relaxed);
 }
 RequestId Engine::fork(RequestId id) { return impl_->fork(id); }
@@ -325,6 +355,10 @@ void Engine::run_until(double max_seconds, std::vector<Event>& events) {
 bool Engine::has_work() const {
   const std::lock_guard lock(impl_->mutex);
   return !impl_->waiting.empty() || !impl_->running.empty() || !impl_->unsettled.empty();
+}
+bool Engine::waits_for_rows() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->stalled && impl_->unsettled.empty();
 }
 EngineStats Engine::stats() const {
   const std::lock_guard lock(impl_->mutex);

@@ -48,6 +48,9 @@ struct RequestParams {
   bool retain = false;               // keep the pages after the end, until release()
   std::optional<AdapterId> adapter;  // none: the model alone
   ThoughtParams thoughts;
+  // Rows that stand in the prompt in place of looked-up embeddings; their tokens are negative.
+  // Those that are null are asked for when they are needed: keys and values may be known already.
+  std::vector<GivenRows> given;
 };
 
 struct EngineOptions {
@@ -83,6 +86,11 @@ struct LogitsEvent {
   std::int64_t rows, cols;  // LogitsMode::score: cols = 1
   std::vector<float> values;
 };
+// GivenRows `index` of the request are needed: provide_rows. Its other rows go on meanwhile.
+struct RowsWantedEvent {
+  RequestId id;
+  std::int64_t index;
+};
 // What ended a sequence with FinishReason::error, as a class of base/errors.h.
 enum class ErrorKind : std::uint32_t { none, bad_logits, memory, other };
 struct FinishedEvent {
@@ -101,7 +109,7 @@ struct SavedSequence {
   std::optional<AdapterId> adapter;
 };
 
-using Event = std::variant<TokensEvent, LogitsEvent, FinishedEvent>;
+using Event = std::variant<TokensEvent, LogitsEvent, RowsWantedEvent, FinishedEvent>;
 
 struct EngineStats {
   std::int64_t waiting = 0, running = 0, retained = 0;
@@ -134,6 +142,12 @@ class Engine {
   // where the request alone could never fit.
   RequestId submit(std::vector<std::int32_t> tokens, RequestParams params,
                    std::optional<RequestId> base = std::nullopt);
+
+  // The rows (and taps) that a RowsWantedEvent asked for, as GivenRows has them; `count` says of
+  // how many tokens they are. No effect on a sequence that has ended. Throws InvalidRequest for
+  // what the request does not have.
+  void provide_rows(RequestId id, std::int64_t index, std::int64_t count, SharedFloats rows,
+                    std::vector<SharedFloats> taps);
 
   // Ends a waiting or running sequence within one layer; no effect on one that has ended.
   // Throws InvalidRequest for an id never given out.
@@ -185,6 +199,8 @@ class Engine {
 
   // Whether run_until has anything to do.
   bool has_work() const;
+  // Whether all that there is to do waits for rows to be provided (or for a deadline).
+  bool waits_for_rows() const;
   EngineStats stats() const;
 
  private:

@@ -1,6 +1,7 @@
 // The engine's inside. engine.cc: requests and their ends; schedule.cc: who may run, with which
-// rows and whose memory; step.cc: one forward pass and what follows from it; thought_pages.cc: what
-// becomes of thoughts; transfer.cc: pages to and from files.
+// rows and whose memory; given.cc: rows in place of embeddings; step.cc: one forward pass and what
+// follows from it; thought_pages.cc: what becomes of thoughts; transfer.cc: pages to and from
+// files.
 //
 // Locking: `mutex` guards everything that submit, cancel, release, fork and stats see. The step
 // holds it while it plans and while it books results, not while the model runs or pages are made
@@ -24,8 +25,9 @@
 
 namespace musespark {
 
-// Throws InvalidRequest for no tokens, or one that is not of the vocabulary.
-void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t vocab);
+// Throws InvalidRequest for no tokens, or one that is not of the vocabulary nor, where there may be
+// given rows, negative.
+void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t vocab, bool given);
 
 // The weight of PrefillPace, from the shape.
 double key_weight(const ModelSpec& spec);
@@ -109,6 +111,14 @@ struct Engine::Impl {
   void choose_prefill(std::int64_t rows, double units);
   void add_span(Entry& entry, std::int64_t count);
 
+  // given.cc
+  void provide_rows(RequestId id, std::int64_t index, std::int64_t count, SharedFloats rows,
+                    std::vector<SharedFloats> taps);
+  void ask_for_rows(Entry& entry);
+  std::int64_t rows_at_once(std::int64_t tokens, const std::vector<GivenRows>& given) const;
+  std::int64_t ready_rows(const Entry& entry) const;
+  std::int64_t whole_spans(const Entry& entry, std::int64_t count) const;
+
   // thought_pages.cc
   std::int64_t rows_to_next_thought(const Entry& entry) const;
   void settle_thoughts(Entry& entry);
@@ -169,6 +179,8 @@ struct Engine::Impl {
   std::exception_ptr fault;
   std::vector<Event>* events = nullptr;  // of the run_until under way
   bool return_early = false;
+  // The last plan found sequences, and none whose rows are there; nothing was asked for since.
+  bool stalled = false;
 
   // The step under way.
   std::vector<StepSpan> spans;

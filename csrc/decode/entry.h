@@ -72,6 +72,7 @@ struct Entry {
   Phase phase = Phase::waiting;
   std::vector<std::int32_t> tokens;  // prompt, then completion
   RequestParams params;
+  std::vector<bool> asked = std::vector<bool>(params.given.size());  // of the given rows
   std::shared_ptr<const Adapter> adapter;  // what made the keys and values in `kv`, or null
   Sampler sampler;
   StopRules stop;

@@ -155,7 +155,9 @@ void Sampler::mark_seen(std::int32_t token) {
 
 void Sampler::add_prompt(std::span<const std::int32_t> tokens) {
   if (!has_penalties()) return;
-  for (const std::int32_t token : tokens) mark_seen(token);
+  for (const std::int32_t token : tokens) {
+    if (token >= 0) mark_seen(token);  // given rows are no text
+  }
 }
 
 void Sampler::add_completion(std::int32_t token) {

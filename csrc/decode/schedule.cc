@@ -196,7 +196,7 @@ std::int64_t Engine::Impl::bytes_beside(std::int64_t prompt, const RequestParams
 std::int64_t Engine::Impl::bytes_for(const Entry& entry, std::int64_t tokens) const {
   const std::int64_t evicted = std::max(entry.most_evicted, entry.stats.evicted_tokens);
   const std::int64_t gone = std::max<std::int64_t>(0, evicted - entry.params.thoughts.most_tokens);
-  return pool.bytes_for(tokens, std::min(options.prefill_chunk, tokens), gone) -
+  return pool.bytes_for(tokens, rows_at_once(tokens, entry.params.given), gone) -
          entry.shared.bytes() + bytes_beside(entry.stats.prompt_tokens, entry.params);
 }
 
@@ -400,7 +400,8 @@ void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
     wanted = StepSpan::Logits::last;
   }
   spans.push_back({&*entry.kv, entry.tokens.data() + entry.length(), count, wanted,
-                   entry.short_rope, entry.adapter.get(), entry.evicts() ? &entry.log : nullptr});
+                   entry.short_rope, entry.adapter.get(), entry.evicts() ? &entry.log : nullptr,
+                   entry.params.given});
   span_entries.push_back(&entry);
 }
 
@@ -430,15 +431,18 @@ void Engine::Impl::choose_rows() {
   span_entries.clear();
   step_rows = {};
   for (Entry* entry : running) {
-    if (entry->pending() == 1) add_span(*entry, 1);
+    ask_for_rows(*entry);
+    if (entry->pending() == 1 && ready_rows(*entry) == 1) add_span(*entry, 1);
   }
   step_rows.decode = static_cast<std::int64_t>(spans.size());
-  if (spans.size() == running.size()) return;
-  if (step_rows.decode == 0) {
-    choose_prefill(options.prefill_chunk, std::numeric_limits<double>::infinity());
-  } else if (!pace.wants_alone(step_rows.decode)) {
-    choose_prefill(std::min(options.prefill_chunk, pace.most_rows()), pace.units());
+  if (spans.size() < running.size()) {
+    if (step_rows.decode == 0) {
+      choose_prefill(options.prefill_chunk, std::numeric_limits<double>::infinity());
+    } else if (!pace.wants_alone(step_rows.decode)) {
+      choose_prefill(std::min(options.prefill_chunk, pace.most_rows()), pace.units());
+    }
   }
+  stalled = spans.empty() && !running.empty();
 }
 
 // Tokens before a position that it attends to, their mean over the layers.
@@ -455,7 +459,7 @@ double Engine::Impl::keys_before(std::int64_t position) const {
 void Engine::Impl::choose_prefill(std::int64_t rows, double units) {
   std::vector<Entry*> order;
   for (Entry* entry : running) {
-    if (entry->pending() > 1) order.push_back(entry);
+    if (entry->pending() > 1 && ready_rows(*entry) > 0) order.push_back(entry);
   }
   std::stable_sort(order.begin(), order.end(),
                    [](const Entry* a, const Entry* b) { return a->last_used < b->last_used; });
@@ -464,12 +468,13 @@ void Engine::Impl::choose_prefill(std::int64_t rows, double units) {
   for (const Entry* entry : order) {
     const LogitsMode mode = entry->params.logits;
     const bool all = mode == LogitsMode::all || mode == LogitsMode::score;
-    const std::int64_t most = rows_to_next_thought(*entry);
+    const std::int64_t most = std::min(rows_to_next_thought(*entry), ready_rows(*entry));
     const std::int64_t limit = all ? std::min(most, logit_rows) : most;
     if (all) logit_rows -= limit;
     work.push_back({limit, keys_before(entry->length())});
   }
-  const auto counts = share_prefill(pace, work, rows, units);
+  auto counts = share_prefill(pace, work, rows, units);
+  for (std::size_t i = 0; i < order.size(); ++i) counts[i] = whole_spans(*order[i], counts[i]);
   double keys = 0;
   for (std::size_t i = 0; i < order.size(); ++i) {
     if (counts[i] == 0) continue;

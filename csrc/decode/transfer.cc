@@ -64,7 +64,7 @@ std::int64_t Engine::Impl::restored_bytes(SavedLengths lengths) const {
 }
 
 RequestId Engine::Impl::begin_restore(SavedSequence saved) {
-  check_tokens(saved.tokens, vocab);
+  check_tokens(saved.tokens, vocab, true);
   const auto count = static_cast<std::int64_t>(saved.tokens.size());
   check_lengths(saved.lengths, count);
   if (count > options.context) {
@@ -91,7 +91,7 @@ RequestId Engine::Impl::begin_restore(SavedSequence saved) {
 
 RequestId Engine::Impl::begin_export(std::vector<std::int32_t> tokens, std::int64_t most,
                                      std::optional<AdapterId> adapter) {
-  check_tokens(tokens, vocab);
+  check_tokens(tokens, vocab, true);
   const auto count = static_cast<std::int64_t>(tokens.size());
   if (most < 1 || most > count) {
     throw InvalidRequest("most: got " + std::to_string(most) + ", allowed is 1 to " +

@@ -62,6 +62,13 @@ void check_rope(const std::string& field, const RopeSpec& rope) {
     }
   }
   if (rope.scaling == RopeScaling::factors) check_factors(field, rope);
+  if (!rope.axes.empty() && rope.axes.size() != static_cast<std::size_t>(rope.dim / 2)) {
+    refuse(field + ".axes", rope.axes.size(),
+           std::to_string(rope.dim / 2) + " axes or none are needed");
+  }
+  for (const std::uint8_t axis : rope.axes) {
+    if (axis > 2) refuse(field + ".axes", static_cast<int>(axis), "0, 1 or 2 is needed");
+  }
   if (rope.scaling == RopeScaling::yarn) {
     check_number(field + ".beta_fast", rope.beta_fast, 1e-6, "above 0 is needed");
     check_number(field + ".beta_slow", rope.beta_slow, 1e-6, "above 0 is needed");
@@ -157,6 +164,7 @@ void check_encoder(const ModelSpec& spec) {
   }
   if (spec.final_norm.kind != NormKind::none)
     refuse_here("final_norm", "has no place in an encoder");
+  if (spec.mutual_rows) refuse_here("mutual_rows", "has no place in an encoder");
   if (spec.positions != 0 && (spec.positions < spec.max_context || spec.positions > kMaxSize)) {
     refuse("positions", spec.positions,
            "at least max_context, " + std::to_string(spec.max_context));
@@ -219,6 +227,9 @@ void check_spec(const ModelSpec& spec) {
     const RopeSpec& rope = spec.ropes[i];
     const std::string field = "ropes[" + std::to_string(i) + "]";
     check_rope(field, rope);
+    if (rope.axes.empty() != spec.ropes[0].axes.empty()) {
+      refuse(field + ".axes", rope.axes.size(), "all ropes have axes, or none has");
+    }
     if (rope.short_factors.empty()) continue;
     if (rope.original_context < 1 || (switches_at > 0 && rope.original_context != switches_at)) {
       refuse(field + ".original_context", rope.original_context,

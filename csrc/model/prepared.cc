@@ -181,8 +181,8 @@ RopeTable make_rope(const RopeSpec& spec, bool within_original) {
                                     spec.beta_slow,
                                     spec.original_context,
                                     shorter ? spec.short_factors : spec.factors};
-  return RopeTable(rope_inverse_frequencies(frequencies),
-                   static_cast<float>(spec.attention_factor));
+  return RopeTable(rope_inverse_frequencies(frequencies), static_cast<float>(spec.attention_factor),
+                   spec.axes);
 }
 
 PreparedModel prepare_model(const ModelSpec& spec,

@@ -41,6 +41,9 @@ struct RopeSpec {
   // serve in their place while a sequence has at most original_context tokens (longrope): all of
   // its keys are made again when it grows beyond, as transformers does.
   std::vector<float> factors, short_factors;
+  // By pair, the axis (0 time, 1 height, 2 width) whose position turns it; empty: positions have
+  // one axis. Text has the same position along all three.
+  std::vector<std::uint8_t> axes;
 };
 
 struct AttentionSpec {
@@ -115,6 +118,7 @@ struct ModelSpec {
   float logit_softcap = 0;  // logits = cap * tanh(logits * logit_scale / cap)
   std::vector<RopeSpec> ropes;
   std::vector<LayerSpec> layers;
+  bool mutual_rows = false;  // given rows (given_rows.h) of one span see each other both ways
 
   // An encoder (model/encoder.h): every token sees every other, no head; the result is a pooled
   // row.

@@ -25,6 +25,14 @@ ModelSpec checked(ModelSpec spec) {
   return spec;
 }
 
+// Whether token `t` of a span is a given row.
+bool given_at(const StepSpan& span, std::int64_t t) {
+  const std::int64_t position = span.seq->length() + t;
+  return std::any_of(span.given.begin(), span.given.end(), [&](const GivenRows& given) {
+    return given.first <= position && position < given.end();
+  });
+}
+
 // Opens a step on every sequence and takes it back unless it is committed.
 class OpenStep {
  public:
@@ -64,7 +72,8 @@ struct TextModel::Impl {
         layout(kv_layout_of(spec, kv)),
         model(prepare_model(spec, tensors)),
         jobs(pool),
-        widths(step_widths(spec)) {
+        widths(step_widths(spec)),
+        given(spec) {
     for (std::size_t i = 0; i < model.layers.size(); ++i) {
       model.layers[i].shape.floats = layout.layers[i].formats[0] == KvFormat::f32;
     }
@@ -80,6 +89,7 @@ struct TextModel::Impl {
 
   std::int64_t scratch_bytes(std::int64_t rows) const;
   void check(std::span<const StepSpan> spans) const;
+  void check_given_here(const StepSpan& span, const std::string& where) const;
   void collect_rows(std::span<const StepSpan> spans);
   void map_pages(std::span<const StepSpan> spans);
   StepOutcome run(std::span<const StepSpan> spans, const StepControl& control, float* logits_out);
@@ -112,6 +122,7 @@ struct TextModel::Impl {
   AttentionPlan plan;
   ExpertsRunner experts;
   AdaptedRows adapted;
+  StepGiven given;
   std::int64_t rows = 0;               // of the batch; from the last layer's end: rows wanted
   std::vector<std::int32_t> tokens;    // [rows]
   std::vector<std::int64_t> all_rows;  // 0, 1, ...
@@ -131,6 +142,20 @@ std::int64_t TextModel::Impl::scratch_bytes(std::int64_t n) const {
   return bytes;
 }
 
+// The given rows of a span of the step.
+void TextModel::Impl::check_given_here(const StepSpan& span, const std::string& where) const {
+  const std::int64_t first = span.seq->length(), end = first + span.count;
+  for (const GivenRows& given : span.given) {
+    if (given.first >= end || given.end() <= first) continue;
+    const std::string rows = where + ", given rows " + std::to_string(given.first) + " to " +
+                             std::to_string(given.end() - 1);
+    if (!given.rows) throw InvalidRequest(rows + " are not there");
+    if (spec.mutual_rows && given.end() > end) {
+      throw InvalidRequest(rows + " see each other; the step ends at " + std::to_string(end));
+    }
+  }
+}
+
 void TextModel::Impl::check(std::span<const StepSpan> spans) const {
   if (spans.empty()) throw InvalidRequest("[forward] a step without spans");
   for (std::size_t i = 0; i < spans.size(); ++i) {
@@ -145,7 +170,9 @@ void TextModel::Impl::check(std::span<const StepSpan> spans) const {
                                 "context is " + std::to_string(spec.max_context),
                             end, spec.max_context);
     }
+    check_given_here(span, where);
     for (std::int64_t t = 0; t < span.count; ++t) {
+      if (given_at(span, t)) continue;
       if (span.tokens[t] < 0 || span.tokens[t] >= spec.vocab) {
         throw InvalidRequest(where + ", token " + std::to_string(t) + ": id " +
                              std::to_string(span.tokens[t]) + " is not in 0 .. " +
@@ -168,7 +195,9 @@ void TextModel::Impl::check(std::span<const StepSpan> spans) const {
 void TextModel::Impl::collect_rows(std::span<const StepSpan> spans) {
   tokens.clear();
   wanted.clear();
+  given.clear();
   for (const StepSpan& span : spans) {
+    given.add(span.given, span.seq->length(), span.count);
     const auto first = static_cast<std::int64_t>(tokens.size());
     tokens.insert(tokens.end(), span.tokens, span.tokens + span.count);
     const std::int64_t end = first + span.count;
@@ -211,7 +240,8 @@ void TextModel::Impl::map_pages(std::span<const StepSpan> spans) {
     for (const StepSpan& span : spans) {
       const std::int64_t slot = span.seq->slots(static_cast<int>(c));
       spans_of[c].push_back({row, span.count, slot, pages[c].data() + table, span.short_rope,
-                             span.seq->length() - slot});
+                             span.seq->length() - slot,
+                             span.given.empty() ? nullptr : given.places(row), given.ahead(row)});
       row += span.count;
       table += static_cast<std::size_t>((slot + span.count + kPageTokens - 1) / kPageTokens);
     }
@@ -306,7 +336,8 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
       const std::int64_t skipped = span.rows - count;
       if (count == 0) continue;
       wanted_spans.push_back({span.row + skipped, count, span.position + skipped, span.pages,
-                              span.short_rope, span.shift});
+                              span.short_rope, span.shift, nullptr,
+                              span.ahead ? span.ahead + skipped : nullptr});
     }
     attended = wanted_spans;
     chosen = wanted;
@@ -370,6 +401,7 @@ void TextModel::Impl::mlp(std::size_t index, const Norm& next, const Needs& next
     const AdaptedRows::Product product{AdapterTarget::down, &hidden, work.delta, out.ldo};
     adapted.add(jobs, kernels, index, std::span(&product, 1));
   }
+  if (const auto more = given.tap(index); !more.empty()) add_rows(jobs, kernels, more, residual());
   add_norm(jobs, kernels, residual(), work.delta, layer.post_mlp_norm, layer.mlp_join, next,
            normed(next_needs));
 }
@@ -396,8 +428,8 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
   OpenStep step(spans);
   map_pages(spans);
 
-  embed(jobs, kernels, model.embed.packed, tokens, spec.embed_scale, model.embed_norm, residual(),
-        model.layers[0].attn_norm, normed(model.layers[0].attn_needs));
+  embed(jobs, kernels, model.embed.packed, tokens, given.rows(), spec.embed_scale, model.embed_norm,
+        residual(), model.layers[0].attn_norm, normed(model.layers[0].attn_needs));
   for (std::size_t i = 0; i < model.layers.size(); ++i) {
     if (interrupted()) return StepOutcome::interrupted;
     const bool last = i + 1 == model.layers.size();

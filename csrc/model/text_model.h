@@ -12,6 +12,7 @@
 #include "base/thread_pool.h"
 #include "cache/sequence.h"
 #include "formats/weights.h"
+#include "model/given_rows.h"
 #include "model/spec.h"
 #include "ops/tap.h"
 
@@ -39,7 +40,7 @@ struct QueryLog {
 struct StepSpan {
   enum class Logits : std::uint8_t { none, last, all };
   Sequence* seq;               // at most once in a step
-  const std::int32_t* tokens;  // [count], 0 <= token < vocab
+  const std::int32_t* tokens;  // [count], 0 <= token < vocab, or of a given row
   std::int64_t count;          // >= 1
   Logits logits;               // which positions' logits are wanted
   // The whole sequence, with this span, is within TextModel::original_context(): its keys and
@@ -48,6 +49,9 @@ struct StepSpan {
   // Made for this model, or null. The same in every step of a sequence.
   const Adapter* adapter = nullptr;
   QueryLog* log = nullptr;  // takes in the span's last queries, or null
+  // The whole sequence's given rows, the same in every step of it; those of this span are there.
+  // With ModelSpec::mutual_rows a span of them is cut by the sequence's beginning here alone.
+  std::span<const GivenRows> given = {};
 };
 
 // Asked on the calling thread before every layer and before the head; true discards the step.

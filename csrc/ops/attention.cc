@@ -139,7 +139,8 @@ std::int64_t AttentionRun::place_rows(const AttentionPlan::Piece& piece,
   for (std::int64_t i = 0; i < piece.count; ++i) {
     const AttentionPlan::Tile& tile = tile_of(piece.first + i);
     for (std::int64_t r = 0; r < tile.count * group; ++r, ++n) {
-      s.pos[n] = s.hi[n] = span_of(tile).position + tile.first + r / group;
+      s.pos[n] = span_of(tile).position + tile.first + r / group;
+      s.hi[n] = span_of(tile).last_seen(tile.first + r / group);
       s.lo[n] = shape.window == 0 ? 0 : std::max<std::int64_t>(0, s.pos[n] - shape.window + 1);
     }
   }

@@ -31,6 +31,10 @@ struct AttentionSpan {
   const KvPageView* pages;  // by position / 64, from position 0
   bool short_rope = false;  // HeadsArgs::short_rope is its table
   std::int64_t shift = 0;
+  const RopePlace* places = nullptr;    // [rows] rotary positions by axis, in place of the shift
+  const std::int32_t* ahead = nullptr;  // [rows] how many rows behind it a row sees; null: none
+
+  std::int64_t last_seen(std::int64_t r) const { return position + r + (ahead ? ahead[r] : 0); }
 };
 
 struct AttentionShape {

@@ -49,9 +49,11 @@ void AttentionPlan::make_tiles(const AttentionShape& shape, std::span<const Atte
       const std::int64_t count = std::min({step, span.rows - at, page_end - position});
       const std::int64_t lo =
           shape.window == 0 ? 0 : std::max<std::int64_t>(0, position - shape.window + 1);
+      std::int64_t last = position + count - 1;
+      for (std::int64_t r = at; r < at + count; ++r) last = std::max(last, span.last_seen(r));
       for (std::int64_t h = 0; h < shape.kv_heads; ++h) {
-        tiles_.push_back({static_cast<std::int64_t>(s), h, at, count, lo / kMergeChunk,
-                          (position + count - 1) / kMergeChunk + 1});
+        tiles_.push_back(
+            {static_cast<std::int64_t>(s), h, at, count, lo / kMergeChunk, last / kMergeChunk + 1});
       }
       at += count;
     }

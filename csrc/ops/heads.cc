@@ -15,9 +15,18 @@ struct HeadWriter {
   const HeadsArgs& args;
   std::int64_t rows;
 
+  // cos, then sin of a row's rope, null where there is none; `room` for one that is put together.
+  const float* turns(const AttentionSpan& span, std::int64_t position, float* room) const {
+    const RopeTable* rope = span.short_rope ? args.short_rope : args.rope;
+    if (rope == nullptr) return nullptr;
+    if (span.places == nullptr) return rope->cos(position + span.shift);
+    rope->at(span.places[position - span.position], room);
+    return room;
+  }
+
   // Norm, rope and frame of one head; `to` has Dp floats, the padding zero before the frame.
-  void prepare(const Norm& norm, const RopeTable* rope, float scale, std::int64_t position,
-               const float* from, float* to) const {
+  void prepare(const Norm& norm, const float* turn, float scale, const float* from,
+               float* to) const {
     const std::int64_t d = shape.head_dim;
     if (norm.kind == Norm::Kind::none) {
       std::memcpy(to, from, static_cast<std::size_t>(d) * sizeof(float));
@@ -25,9 +34,9 @@ struct HeadWriter {
       norm_row(kernels, norm, from, d, to);
     }
     std::fill(to + d, to + shape.padded_dim, 0.0f);
-    if (rope) {
-      kernels.rowwise.rope(to, rope->cos(position), rope->sin(position), rope->half(),
-                           args.interleaved ? 1 : 0);
+    if (turn) {
+      const std::int64_t half = args.rope->half();
+      kernels.rowwise.rope(to, turn, turn + half, half, args.interleaved ? 1 : 0);
     }
     if (scale != 1.0f) kernels.rowwise.scale(to, scale, d, to);
     if (!shape.floats) kernels.rowwise.rotate(to, shape.padded_dim, 0);
@@ -38,24 +47,23 @@ struct HeadWriter {
     const std::int64_t d = shape.head_dim, dp = shape.padded_dim, group = shape.group();
     const std::int64_t begin = std::max(page * kPageTokens, span.position);
     const std::int64_t end = std::min((page + 1) * kPageTokens, span.position + span.rows);
-    const RopeTable* rope = span.short_rope ? args.short_rope : args.rope;
     std::uint8_t* open =
         span.pages[page].open + shape.slabs.open_offset + kv_head * shape.slabs.open_stride;
     const SealedSlab& slab = shape.slab(span.pages[page].form, kv_head);
     alignas(64) float key[AttentionShape::kMaxHeadDim];
     alignas(64) float value[AttentionShape::kMaxHeadDim];
+    alignas(64) float room[AttentionShape::kMaxHeadDim];
     for (std::int64_t position = begin; position < end; ++position) {
       const std::int64_t row = span.row + position - span.position;
       const float* in = args.qkv + row * args.ld;
       float* query = args.queries + ((kv_head * rows + row) * group) * dp;
+      const float* turn = turns(span, position, room);
       for (std::int64_t g = 0; g < group; ++g) {
-        prepare(args.q_norm, rope, args.query_scale, position + span.shift,
-                in + (kv_head * group + g) * d, query + g * dp);
+        prepare(args.q_norm, turn, args.query_scale, in + (kv_head * group + g) * d,
+                query + g * dp);
       }
-      prepare(args.k_norm, rope, 1.0f, position + span.shift, in + (shape.heads + kv_head) * d,
-              key);
-      prepare(Norm{}, nullptr, 1.0f, position, in + (shape.heads + shape.kv_heads + kv_head) * d,
-              value);
+      prepare(args.k_norm, turn, 1.0f, in + (shape.heads + kv_head) * d, key);
+      prepare(Norm{}, nullptr, 1.0f, in + (shape.heads + shape.kv_heads + kv_head) * d, value);
       kernels.write_token(slab.format, dp, position % kPageTokens, key, value, open);
     }
     if (!shape.floats && end == (page + 1) * kPageTokens) {

@@ -47,8 +47,8 @@ void norm_row(const KernelTable& kernels, const Norm& norm, const float* x, std:
 }
 
 void embed(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,
-           std::span<const std::int32_t> tokens, float scale, const Norm& embed_norm,
-           const Residual& residual, const Norm& next, const Rows& out) {
+           std::span<const std::int32_t> tokens, std::span<const float* const> given, float scale,
+           const Norm& embed_norm, const Residual& residual, const Norm& next, const Rows& out) {
   check_rows("embed", residual.rows, residual.cols, out);
   if (static_cast<std::int64_t>(tokens.size()) != residual.rows || table.cols != residual.cols) {
     throw InvalidRequest("[embed] " + std::to_string(tokens.size()) + " tokens of a table of " +
@@ -60,10 +60,27 @@ void embed(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,
   jobs.run(residual.rows, cost, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t row = begin; row < end; ++row) {
       float* x = residual.x + row * residual.ldx;
-      decode_row(table, tokens[static_cast<std::size_t>(row)], x);
-      if (scale != 1.0f) kernels.rowwise.scale(x, scale, residual.cols, x);
-      norm_row(kernels, embed_norm, x, residual.cols, x);
+      const auto at = static_cast<std::size_t>(row);
+      if (!given.empty() && given[at] != nullptr) {
+        std::memcpy(x, given[at], static_cast<std::size_t>(residual.cols) * sizeof(float));
+      } else {
+        decode_row(table, tokens[at], x);
+        if (scale != 1.0f) kernels.rowwise.scale(x, scale, residual.cols, x);
+        norm_row(kernels, embed_norm, x, residual.cols, x);
+      }
       write_row(kernels, next, x, row, out);
+    }
+  });
+}
+
+void add_rows(Jobs& jobs, const KernelTable& kernels, std::span<const float* const> more,
+              const Residual& residual) {
+  const double cost = static_cast<double>(residual.cols) * 0.2;
+  jobs.run(residual.rows, cost, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      const float* add = more[static_cast<std::size_t>(row)];
+      float* x = residual.x + row * residual.ldx;
+      if (add != nullptr) kernels.rowwise.add(x, add, residual.cols, x);
     }
   });
 }

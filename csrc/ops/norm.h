@@ -30,10 +30,15 @@ struct Residual {
 };
 
 // Copies (and decodes) row tokens[r] of the packed matrix to x[r], scales and norms it, then writes
-// norm(x[r]) to out as add_norm does.
+// norm(x[r]) to out as add_norm does. given: by row, what x[r] is instead, neither scaled nor
+// normed, or null; empty: none is.
 void embed(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,
-           std::span<const std::int32_t> tokens, float scale, const Norm& embed_norm,
-           const Residual& residual, const Norm& next, const Rows& out);
+           std::span<const std::int32_t> tokens, std::span<const float* const> given, float scale,
+           const Norm& embed_norm, const Residual& residual, const Norm& next, const Rows& out);
+
+// x[r] += more[r] for each row that has one; by row, or null.
+void add_rows(Jobs& jobs, const KernelTable& kernels, std::span<const float* const> more,
+              const Residual& residual);
 
 // x[r] = (table[tokens[r]] + types[0]) + positions[r]; what is null is left out. x: [tokens][ldx].
 void embed_text(Jobs& jobs, const KernelTable& kernels, const PackedMatrix& table,

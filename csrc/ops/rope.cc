@@ -85,8 +85,20 @@ std::vector<float> rope_inverse_frequencies(const RopeFrequencies& spec) {
   return inverse;
 }
 
-RopeTable::RopeTable(std::vector<float> inverse_frequencies, float attention_factor)
-    : frequencies_(std::move(inverse_frequencies)), attention_factor_(attention_factor) {}
+RopeTable::RopeTable(std::vector<float> inverse_frequencies, float attention_factor,
+                     std::vector<std::uint8_t> axes)
+    : frequencies_(std::move(inverse_frequencies)),
+      attention_factor_(attention_factor),
+      axes_(std::move(axes)) {}
+
+void RopeTable::at(const RopePlace& place, float* cos_sin) const {
+  const std::array<const float*, 3> tables = {cos(place[0]), cos(place[1]), cos(place[2])};
+  for (std::int64_t i = 0; i < half(); ++i) {
+    const float* table = tables[axes_[static_cast<std::size_t>(i)]];
+    cos_sin[i] = table[i];
+    cos_sin[half() + i] = table[half() + i];
+  }
+}
 
 void RopeTable::extend(std::int64_t positions) {
   if (positions > kMaxPositions) {

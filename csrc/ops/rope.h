@@ -1,6 +1,7 @@
 // Tables of the rotary position embedding.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -24,11 +25,17 @@ struct RopeFrequencies {
 // [dim / 2], radians per position.
 std::vector<float> rope_inverse_frequencies(const RopeFrequencies& spec);
 
+// A row's position along each of three axes: time, height and width of what an image shows, the
+// same number three times for text.
+using RopePlace = std::array<std::int32_t, 3>;
+
 // cos and sin of float(position) * inverse_frequency (a float32 product; cos and sin in double,
 // each rounded to float32, then times the attention factor) for positions from 0, grown on demand.
 class RopeTable {
  public:
-  RopeTable(std::vector<float> inverse_frequencies, float attention_factor);
+  // axes: by pair, the axis whose position turns it (0 .. 2); empty: positions have one axis.
+  RopeTable(std::vector<float> inverse_frequencies, float attention_factor,
+            std::vector<std::uint8_t> axes = {});
 
   // Makes positions below `positions` (at most kMaxPositions) readable. Not while others read.
   void extend(std::int64_t positions);
@@ -39,6 +46,9 @@ class RopeTable {
            position % kBlock * 2 * half();
   }
   const float* sin(std::int64_t position) const { return cos(position) + half(); }
+  bool by_axis() const { return !axes_.empty(); }
+  // cos, then sin [half] of a place, each pair's from the position along its axis.
+  void at(const RopePlace& place, float* cos_sin) const;
 
   static constexpr std::int64_t kMaxPositions = std::int64_t{1} << 20;
   // Positions computed at once: [kBlock][cos, sin][half].
@@ -47,6 +57,7 @@ class RopeTable {
  private:
   std::vector<float> frequencies_;
   float attention_factor_;
+  std::vector<std::uint8_t> axes_;
   std::vector<AlignedBuffer> blocks_;
 };
 

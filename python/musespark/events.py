@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from musespark.errors import InvalidRequest, MemoryBudgetExceeded
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenRows:
+    """Rows that stand in a prompt in place of embeddings: csrc/model/given_rows.h.
+
+    ``make`` gives float32 [count, hidden] and as many for each tap. It is called once at most, in a
+    thread of the engine, where keys and values of the rows are not known already.
+    """
+
+    first: int
+    count: int
+    advance: int
+    places: np.ndarray | None  # int32 [count, 3]
+    make: Callable[[], tuple[np.ndarray, Sequence[np.ndarray]]]
+
+    def fields(self) -> dict[str, Any]:
+        """What the core is told."""
+        fields = {"first": self.first, "count": self.count, "advance": self.advance}
+        return {**fields, "places": self.places}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +41,7 @@ class Request:
     ``adapter``: an id from :meth:`musespark.engine.Engine.add_adapter`.
     ``thoughts``: how they are marked and what becomes of them, see
     :func:`musespark.thought_cache.request_thoughts`.
+    ``given``: rows in place of embeddings, by position; the tokens there are negative.
     ``retain``: keep keys and values after the end, see :attr:`musespark.engine.Handle.retained`.
     """
 
@@ -45,12 +66,14 @@ class Request:
     retain: bool = False
     adapter: int | None = None
     thoughts: Mapping[str, Any] | None = None
+    given: Sequence[GivenRows] = ()
 
     def params(self) -> dict[str, Any]:
         """The core's parameter dict."""
         params = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del params["tokens"]
         params["deadline_s"] = params.pop("deadline")
+        params["given"] = [span.fields() for span in self.given] or None
         if self.logit_bias is not None:
             params["logit_bias"] = dict(self.logit_bias)
         return params

@@ -14,8 +14,9 @@ import numpy as np
 from musespark import prompts
 from musespark.adapters import Adapter, Adapters, split_adapters
 from musespark.assets import json_asset, template_of, tokenizer_of
+from musespark.driver import CLOSED_MEANWHILE
 from musespark.encoder import Encoder, fitting
-from musespark.engine import CLOSED_MEANWHILE, Engine, Handle, Retained, default_threads
+from musespark.engine import Engine, Handle, Retained, default_threads
 from musespark.errors import (
     Cancelled,
     Error,

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from musespark.engine import CLOSED_MEANWHILE, Engine, Retained
+from musespark.driver import CLOSED_MEANWHILE
+from musespark.engine import Engine, Retained
 from musespark.errors import Cancelled, InvalidRequest
 from musespark.events import Kept
 

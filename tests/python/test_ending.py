@@ -37,13 +37,13 @@ def model():
 def test_a_closed_model_has_one_outcome(model, monkeypatch, way) -> None:
     """Once generate gave half a text, logits half an array, and score numpy's ValueError."""
     submitted, outcome = threading.Event(), []
-    submit = engine._Driver.submit
+    submit = engine.Driver.submit
 
     def noted(*args) -> None:
         submit(*args)
         submitted.set()
 
-    monkeypatch.setattr(engine._Driver, "submit", noted)
+    monkeypatch.setattr(engine.Driver, "submit", noted)
 
     def wait() -> None:
         try:

@@ -251,7 +251,7 @@ class BrokenCore:
     "error", [RuntimeError("planted"), MemoryError("planted"), SystemExit("planted")]
 )
 def test_a_fault_reaches_every_waiting_caller(error: BaseException) -> None:
-    driver = engine_module._Driver(BrokenCore(error))
+    driver = engine_module.Driver(BrokenCore(error))
     driver.start()
     handles = [engine_module.Handle(driver, False, None) for _ in range(4)]
     for handle in handles:

@@ -94,7 +94,7 @@ def test_an_interrupted_submit_leaves_nothing(prompt: int) -> None:
     """It once left pages retained that nobody could release, and a request nobody waited for."""
     request = Request(tokens=tokens(prompt), max_new_tokens=800, temperature=1.0, retain=True)
     functions = [
-        engine_module._Driver.submit,
+        engine_module.Driver.submit,
         engine_module._note_id,
         engine_module.Engine.submit,
         engine_module.Handle.__init__,
@@ -114,7 +114,7 @@ def test_an_interrupted_fork_leaves_nothing() -> None:
         handle.result()
         functions = [
             engine_module.Retained.fork,
-            engine_module._Driver.take,
+            engine_module.Driver.take,
             engine_module._note_id,
         ]
         twins: list = []
@@ -126,7 +126,7 @@ def test_an_interrupted_fork_leaves_nothing() -> None:
 
 def test_an_interrupted_release_is_done_by_the_next() -> None:
     request = Request(tokens=tokens(70), max_new_tokens=2, retain=True)
-    functions = [engine_module.Retained.release, engine_module._Driver.quietly]
+    functions = [engine_module.Retained.release, engine_module.Driver.quietly]
     made: list = []
 
     def release() -> None:
@@ -149,7 +149,7 @@ def test_an_interrupted_close_finishes_when_called_again() -> None:
         engines[-1].submit(Request(tokens=[1], temperature=1.0))
         engines[-1].close()
 
-    functions = [engine_module.Engine.close, engine_module._Driver.stop]
+    functions = [engine_module.Engine.close, engine_module.Driver.stop]
     for error in strikes(functions, close):
         engine = engines.pop()
         engine.close()
@@ -161,8 +161,8 @@ def test_an_interrupted_start_leaves_no_thread() -> None:
     before = set(threading.enumerate())
     functions = [
         engine_module.Engine.__init__,
-        engine_module._Driver.__init__,
-        engine_module._Driver.start,
+        engine_module.Driver.__init__,
+        engine_module.Driver.start,
     ]
     made: list[Engine] = []
     for error in strikes(functions, lambda: made.append(cases.make_engine(threads=1))):

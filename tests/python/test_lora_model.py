@@ -199,7 +199,7 @@ def test_an_interrupted_load_leaves_nothing(model, folders) -> None:
         adapters_module.Adapters._claim,
         adapters_module.Adapters.load,
         engine_module.Engine.add_adapter,
-        engine_module._Driver.take,
+        engine_module.Driver.take,
         engine_module._note_id,
     ]
     made: list = []

@@ -309,10 +309,10 @@ def test_rows_come_out_of_a_page_as_they_are_in_it(form: str, d: int) -> None:
 PROMPT, MOST, NEW = 40, 48, 150
 
 
-def evicting_attend(q, k, v, a, sinks):
+def evicting_attend(q, k, v, a, sinks, seen):
     """reference.forward.attend of a sequence whose thought begins at PROMPT: in layers without a
     window rows that were evicted at a length are not seen by any query from there on."""
-    seen = np.repeat(forward.visible(len(q), a.window)[None], a.kv_heads, 0)
+    seen = np.repeat(seen[None], a.kv_heads, 0)
     for head in range(a.kv_heads if a.window == 0 else 0):
         group = slice(head * (a.heads // a.kv_heads), (head + 1) * (a.heads // a.kv_heads))
         here = list(range(PAGE))  # of this head's rows, by position

@@ -58,6 +58,8 @@ class RopeSpec:
     Scaling ``factors``: the frequency of pair i is divided by ``factors[i]`` (dim / 2 of them).
     ``short_factors`` (the same number, or none) serve in their place while a sequence has at most
     ``original_context`` tokens (longrope): all its keys are made again when it grows beyond.
+    ``axes``: by pair, the axis (0 time, 1 height, 2 width) whose position turns it; none where
+    positions have one axis.
     """
 
     dim: int = 0
@@ -73,6 +75,7 @@ class RopeSpec:
     attention_factor: float = 1.0
     factors: tuple[float, ...] = _later(())
     short_factors: tuple[float, ...] = _later(())
+    axes: tuple[int, ...] = _later(())
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,9 @@ class ModelSpec:
     learned ``positions`` (that many rows, added to the embedding), ``token_types`` (row 0 is added)
     and ``normed_residual``: the norm is of the sum and is what goes on, x = attn_norm(x +
     attention(x)), x = mlp_norm(x + mlp(x)).
+
+    ``mutual_rows``: rows that a prompt gives in place of embeddings (an image's) see each other in
+    both directions.
     """
 
     vocab: int = 0
@@ -192,6 +198,7 @@ class ModelSpec:
     normed_residual: bool = _later(False)
     pooling: str = _later("none")
     normalize: bool = _later(False)
+    mutual_rows: bool = _later(False)
 
 
 _ENUMS = {
@@ -259,6 +266,13 @@ def check_spec(spec: ModelSpec, where: str, error: type[Error] = CorruptFile) ->
                 f"ropes[{i}].{name} has {len(factors)} numbers, dim is {rope.dim}",
             )
             need(all(f > 0 for f in factors), f"ropes[{i}].{name} must be above 0")
+        need(
+            len(rope.axes) in (0, rope.dim // 2),
+            f"ropes[{i}].axes has {len(rope.axes)} numbers, dim is {rope.dim}",
+        )
+        need(all(a in (0, 1, 2) for a in rope.axes), f"ropes[{i}].axes must be 0, 1 or 2")
+        same = bool(rope.axes) == bool(spec.ropes[0].axes)
+        need(same, f"ropes[{i}].axes: all ropes have axes, or none has")
     experts = sum(layer.mlp.experts for layer in spec.layers)
     need(
         experts <= _MAX_EXPERTS,
@@ -329,8 +343,8 @@ def _value(hint: Any, value: Any, where: str, choices: tuple[str, ...] | None) -
         if not isinstance(value, list | tuple) or len(value) > _MAX_LIST:
             raise CorruptFile(f"{where}: a list of at most {_MAX_LIST} is needed")
         item = typing.get_args(hint)[0]
-        if item is float:
-            return tuple(_value(float, one, f"{where}[{i}]", None) for i, one in enumerate(value))
+        if item in (float, int):
+            return tuple(_value(item, one, f"{where}[{i}]", None) for i, one in enumerate(value))
         return [_build(item, one, f"{where}[{i}]") for i, one in enumerate(value)]
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where)

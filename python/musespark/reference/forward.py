@@ -3,6 +3,8 @@
 ``logits(spec, weights, tokens)`` is what ``csrc/model`` computes, in the order it is written in
 papers. ``spec`` is a ``families.spec.ModelSpec`` (anything with its attributes); ``weights`` maps
 the canonical tensor names (``csrc/model/README.md``) to arrays. Matrices are [outputs, inputs].
+Rows given in place of embeddings (``csrc/model/given_rows.h``) are objects with its fields: first,
+count, rows, taps, places (arrays, or None for the last two) and advance.
 A LoRA adapter is further weights: ``<matrix>.lora_a`` [rank, inputs] and ``<matrix>.lora_b``
 [outputs, rank], its scale multiplied in.
 
@@ -13,7 +15,7 @@ definition (transformers computes them so), and at position 1000 that rounding i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,17 +99,33 @@ def inverse_frequencies(rope: Any, length: int | None = None) -> np.ndarray:
     return inverse
 
 
-def rope_tables(rope: Any, positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin, float64 [positions, dim / 2]; the angle is a float32 product."""
-    inverse = inverse_frequencies(rope, positions)
-    angle = np.arange(positions, dtype=np.float32)[:, None] * inverse
-    angle = angle.astype(np.float64)
+def rope_places(positions: int, given: Sequence[Any] = ()) -> np.ndarray:
+    """int [positions, 3]: the rotary position of each row along each axis."""
+    places = np.empty((positions, 3), np.int64)
+    row = at = 0
+    for span in given:
+        before = span.first - row
+        places[row : span.first] = (at + np.arange(before))[:, None]
+        at += before
+        own = np.arange(span.count)[:, None] if span.places is None else span.places
+        places[span.first : span.first + span.count] = at + own
+        row, at = span.first + span.count, at + span.advance
+    places[row:] = (at + np.arange(positions - row))[:, None]
+    return places
+
+
+def rope_tables(rope: Any, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin, float64 [positions, dim / 2], of positions along each axis, int [positions, 3];
+    the angle is a float32 product."""
+    inverse = inverse_frequencies(rope, len(places))
+    axes = np.asarray(rope.axes or [0] * (rope.dim // 2))
+    angle = (places[:, axes].astype(np.float32) * inverse).astype(np.float64)
     return np.cos(angle) * rope.attention_factor, np.sin(angle) * rope.attention_factor
 
 
-def rotate(x: np.ndarray, rope: Any) -> np.ndarray:
-    """Rotary positions 0, 1, ... on x [positions, heads, head_dim]; floats past dim stay."""
-    cos, sin = (table[:, None].astype(x.dtype) for table in rope_tables(rope, len(x)))
+def rotate(x: np.ndarray, rope: Any, places: np.ndarray) -> np.ndarray:
+    """Rotary positions on x [positions, heads, head_dim]; floats past dim stay."""
+    cos, sin = (table[:, None].astype(x.dtype) for table in rope_tables(rope, places))
     half = rope.dim // 2
     out = x.copy()
     if rope.interleaved:
@@ -119,15 +137,22 @@ def rotate(x: np.ndarray, rope: Any) -> np.ndarray:
     return out
 
 
-def visible(positions: int, window: int) -> np.ndarray:
-    """bool [query, key]: a query sees itself and what is before it, with a window the last ones."""
+def visible(positions: int, window: int, mutual: Sequence[Any] = ()) -> np.ndarray:
+    """bool [query, key]: a query sees itself and what is before it, with a window the last ones;
+    rows of a span in ``mutual`` also those behind them in it."""
     distance = np.arange(positions)[:, None] - np.arange(positions)[None]
-    return (distance >= 0) & (distance < window) if window else distance >= 0
+    seen = distance >= 0
+    for span in mutual:
+        rows = slice(span.first, span.first + span.count)
+        seen[rows, rows] = True
+    return seen & (distance < window) if window else seen
 
 
-def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, a: Any, sinks: Any) -> np.ndarray:
-    """Attention of scaled queries q [n, heads, D] over k, v [n, kv_heads, D] -> [n, heads, D]."""
-    seen = visible(len(q), a.window)
+def attend(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, a: Any, sinks: Any, seen: np.ndarray
+) -> np.ndarray:
+    """Attention of scaled queries q [n, heads, D] over k, v [n, kv_heads, D] -> [n, heads, D];
+    ``seen`` bool [n, n] says which query sees which key."""
     out = np.empty_like(q)
     for head in range(a.heads):
         kv_head = head // (a.heads // a.kv_heads)
@@ -154,7 +179,9 @@ def product(x: np.ndarray, w: Weights, name: str, bias: bool = False) -> np.ndar
     return y
 
 
-def attention(x: np.ndarray, a: Any, w: Weights, ropes: Any) -> np.ndarray:
+def attention(
+    x: np.ndarray, a: Any, w: Weights, ropes: Any, given: Sequence[Any] = (), mutual: bool = False
+) -> np.ndarray:
     """The attention half of a layer, from normed rows to what post_attn_norm takes."""
 
     def normed(rows: np.ndarray, kind: Any, name: str) -> np.ndarray:
@@ -171,8 +198,10 @@ def attention(x: np.ndarray, a: Any, w: Weights, ropes: Any) -> np.ndarray:
     q, k = heads("q", a.heads, a.q_norm), heads("k", a.kv_heads, a.k_norm)
     v = heads("v", a.kv_heads, None)
     if a.rope >= 0:
-        q, k = rotate(q, ropes[a.rope]), rotate(k, ropes[a.rope])
-    out = attend(q * a.query_scale, k, v, a, w["sinks"] if a.sinks else None)
+        places = rope_places(len(x), given)
+        q, k = (rotate(rows, ropes[a.rope], places) for rows in (q, k))
+    seen = visible(len(x), a.window, given if mutual else ())
+    out = attend(q * a.query_scale, k, v, a, w["sinks"] if a.sinks else None, seen)
     out = normed(out, a.out_norm, "out_norm").reshape(len(x), -1)
     if a.output_gate:
         out = out / (1 + np.exp(-product(x, w, "attn_gate")))
@@ -207,19 +236,32 @@ def join(x: np.ndarray, y: np.ndarray, layer: Any, gate: np.ndarray | None) -> n
     return alpha * x + beta * y
 
 
-def logits(spec: Any, weights: Weights, tokens: Any, dtype: Any = np.float64) -> np.ndarray:
-    """Logits [len(tokens), vocab] after every token, computed in `dtype`."""
+def _add(x: np.ndarray, given: Sequence[Any], tap: int) -> None:
+    """What the taps of a layer add to the given rows, in place."""
+    for span in given:
+        if tap < len(span.taps or ()):
+            x[span.first : span.first + span.count] += span.taps[tap]
+
+
+def logits(
+    spec: Any, weights: Weights, tokens: Any, dtype: Any = np.float64, given: Sequence[Any] = ()
+) -> np.ndarray:
+    """Logits [len(tokens), vocab] after every token, computed in `dtype`. ``given``: by position;
+    the tokens there are not looked at."""
     every = {name: np.asarray(value, dtype) for name, value in weights.items()}
 
     def normed(rows: np.ndarray, kind: Any, name: str) -> np.ndarray:
         return norm(rows, kind, every.get(name), every.get(f"{name}_bias", 0))
 
-    x = every["embed"][np.asarray(tokens)] * dtype(spec.embed_scale)
-    x = norm(x, spec.embed_norm, None)
+    known = np.maximum(np.asarray(tokens), 0)
+    x = norm(every["embed"][known] * dtype(spec.embed_scale), spec.embed_norm, None)
+    for span in given:
+        x[span.first : span.first + span.count] = span.rows
     for i, layer in enumerate(spec.layers):
         at = f"layers.{i}."
         w = {name[len(at) :]: value for name, value in every.items() if name.startswith(at)}
-        y = attention(normed(x, layer.attn_norm, f"{at}attn_norm"), layer.attention, w, spec.ropes)
+        y = normed(x, layer.attn_norm, f"{at}attn_norm")
+        y = attention(y, layer.attention, w, spec.ropes, given, spec.mutual_rows)
         y = normed(y, layer.post_attn_norm, f"{at}post_attn_norm")
         x = join(x, y, layer, w.get("attn_residual_gate"))
         y = normed(x, layer.mlp_norm, f"{at}mlp_norm")
@@ -229,6 +271,7 @@ def logits(spec: Any, weights: Weights, tokens: Any, dtype: Any = np.float64) ->
             y = mlp(y, layer.mlp, w)
         y = normed(y, layer.post_mlp_norm, f"{at}post_mlp_norm")
         x = join(x, y, layer, w.get("mlp_residual_gate"))
+        _add(x, given, i)
     head = every["embed" if spec.tied_head else "head"]
     out = normed(x, spec.final_norm, "final_norm") @ head.T * dtype(spec.logit_scale)
     cap = spec.logit_softcap
