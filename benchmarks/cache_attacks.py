@@ -104,16 +104,16 @@ def logits(spec: Any, weights: Any, tokens: np.ndarray, kv: str | None, attack: 
     layer = 0
     exact = forward.attend
 
-    def attend(q: Any, k: Any, v: Any, a: Any, sinks: Any) -> np.ndarray:
+    def attend(q: Any, k: Any, v: Any, a: Any, sinks: Any, seen: np.ndarray) -> np.ndarray:
         nonlocal layer
         layer += 1
         q, k = attack.apply(q, k, layer)
         run: Callable[..., np.ndarray] = exact if kv is None else _through(kv)
-        return run(q, k, v, a, sinks)
+        return run(q, k, v, a, sinks, seen)
 
     with mock.patch.object(forward, "attend", attend):
         return forward.logits(spec, weights, tokens)
 
 
 def _through(kv: str) -> Callable[..., np.ndarray]:
-    return lambda q, k, v, a, sinks: attend_pages(kv, q, k, v, a, sinks)
+    return lambda q, k, v, a, sinks, seen: attend_pages(kv, q, k, v, a, sinks)

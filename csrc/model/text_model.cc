@@ -11,6 +11,7 @@
 #include "base/float_env.h"
 #include "kernels/dispatch.h"
 #include "model/adapter.h"
+#include "model/check_step.h"
 #include "model/prepared.h"
 #include "model/workspace.h"
 
@@ -23,14 +24,6 @@ ModelSpec checked(ModelSpec spec) {
     throw UnsupportedModel("model spec: bidirectional: an encoder has no text to continue");
   }
   return spec;
-}
-
-// Whether token `t` of a span is a given row.
-bool given_at(const StepSpan& span, std::int64_t t) {
-  const std::int64_t position = span.seq->length() + t;
-  return std::any_of(span.given.begin(), span.given.end(), [&](const GivenRows& given) {
-    return given.first <= position && position < given.end();
-  });
 }
 
 // Opens a step on every sequence and takes it back unless it is committed.
@@ -88,12 +81,11 @@ struct TextModel::Impl {
   }
 
   std::int64_t scratch_bytes(std::int64_t rows) const;
-  void check(std::span<const StepSpan> spans) const;
-  void check_given_here(const StepSpan& span, const std::string& where) const;
   void collect_rows(std::span<const StepSpan> spans);
   void map_pages(std::span<const StepSpan> spans);
   StepOutcome run(std::span<const StepSpan> spans, const StepControl& control, float* logits_out);
   void project(std::size_t index);
+  void keep_wanted(std::span<const AttentionSpan> spans);
   void attention(std::size_t index, bool last);
   void mlp(std::size_t index, const Norm& next, const Needs& next_needs);
   void gate_and_up(std::size_t index, const Rows& in, const Rows& hidden);
@@ -140,55 +132,6 @@ std::int64_t TextModel::Impl::scratch_bytes(std::int64_t n) const {
     bytes = std::max(bytes, attend_scratch_bytes(layer.shape));
   }
   return bytes;
-}
-
-// The given rows of a span of the step.
-void TextModel::Impl::check_given_here(const StepSpan& span, const std::string& where) const {
-  const std::int64_t first = span.seq->length(), end = first + span.count;
-  for (const GivenRows& given : span.given) {
-    if (given.first >= end || given.end() <= first) continue;
-    const std::string rows = where + ", given rows " + std::to_string(given.first) + " to " +
-                             std::to_string(given.end() - 1);
-    if (!given.rows) throw InvalidRequest(rows + " are not there");
-    if (spec.mutual_rows && given.end() > end) {
-      throw InvalidRequest(rows + " see each other; the step ends at " + std::to_string(end));
-    }
-  }
-}
-
-void TextModel::Impl::check(std::span<const StepSpan> spans) const {
-  if (spans.empty()) throw InvalidRequest("[forward] a step without spans");
-  for (std::size_t i = 0; i < spans.size(); ++i) {
-    const StepSpan& span = spans[i];
-    const std::string where = "[forward] span " + std::to_string(i);
-    if (span.count < 1) {
-      throw InvalidRequest(where + " has " + std::to_string(span.count) + " tokens");
-    }
-    const std::int64_t end = span.seq->length() + span.count;
-    if (end > spec.max_context) {
-      throw ContextOverflow(where + " ends at " + std::to_string(end) + " tokens; the model's " +
-                                "context is " + std::to_string(spec.max_context),
-                            end, spec.max_context);
-    }
-    check_given_here(span, where);
-    for (std::int64_t t = 0; t < span.count; ++t) {
-      if (given_at(span, t)) continue;
-      if (span.tokens[t] < 0 || span.tokens[t] >= spec.vocab) {
-        throw InvalidRequest(where + ", token " + std::to_string(t) + ": id " +
-                             std::to_string(span.tokens[t]) + " is not in 0 .. " +
-                             std::to_string(spec.vocab - 1));
-      }
-    }
-    for (std::size_t j = 0; j < i; ++j) {
-      if (spans[j].seq == span.seq) throw InvalidRequest(where + " repeats a sequence");
-    }
-    if (&span.seq->pool() != &spans[0].seq->pool()) {
-      throw InvalidRequest(where + " is of another page pool than span 0");
-    }
-  }
-  if (spans[0].seq->pool().layout() != layout) {
-    throw InvalidRequest("[forward] the sequences' page pool was made for another model");
-  }
 }
 
 // The batch: tokens in order, and the rows whose logits are wanted.
@@ -296,6 +239,22 @@ void TextModel::Impl::log_queries(std::size_t index, const AttentionShape& shape
   }
 }
 
+// The rows of the spans whose logits are wanted, as spans.
+void TextModel::Impl::keep_wanted(std::span<const AttentionSpan> spans) {
+  wanted_spans.clear();
+  std::size_t next = 0;  // wanted rows are ascending and, in a span, the last ones of it
+  for (const AttentionSpan& span : spans) {
+    const std::size_t first = next;
+    while (next < wanted.size() && wanted[next] < span.row + span.rows) ++next;
+    const auto count = static_cast<std::int64_t>(next - first);
+    const std::int64_t skipped = span.rows - count;
+    if (count == 0) continue;
+    wanted_spans.push_back({span.row + skipped, count, span.position + skipped, span.pages,
+                            span.short_rope, span.shift, nullptr,
+                            span.ahead ? span.ahead + skipped : nullptr});
+  }
+}
+
 // Norm'ed rows in, the attention's share of the residual in work.delta. In the last layer only the
 // wanted rows go on from here, and become the batch.
 void TextModel::Impl::attention(std::size_t index, bool last) {
@@ -327,18 +286,7 @@ void TextModel::Impl::attention(std::size_t index, bool last) {
   std::span<const AttentionSpan> attended = spans;
   std::span<const std::int64_t> chosen(all_rows.data(), static_cast<std::size_t>(rows));
   if (last && static_cast<std::int64_t>(wanted.size()) < rows) {
-    wanted_spans.clear();
-    std::size_t next = 0;  // wanted rows are ascending and, in a span, the last ones of it
-    for (const AttentionSpan& span : spans) {
-      const std::size_t first = next;
-      while (next < wanted.size() && wanted[next] < span.row + span.rows) ++next;
-      const auto count = static_cast<std::int64_t>(next - first);
-      const std::int64_t skipped = span.rows - count;
-      if (count == 0) continue;
-      wanted_spans.push_back({span.row + skipped, count, span.position + skipped, span.pages,
-                              span.short_rope, span.shift, nullptr,
-                              span.ahead ? span.ahead + skipped : nullptr});
-    }
+    keep_wanted(spans);
     attended = wanted_spans;
     chosen = wanted;
     gather_rows(residual(), wanted);
@@ -411,7 +359,7 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
   const FloatEnv environment;
   const auto interrupted = [&] { return control.interrupted && control.interrupted(); };
   tap = control.tap;
-  check(spans);
+  check_step(spans, spec, layout);
   collect_rows(spans);
   adapted.begin(spans);
   work.reserve(widths, rows);

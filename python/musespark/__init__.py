@@ -33,8 +33,10 @@ _DEFINED_IN = {
         "Usage",
         "Timings",
         "ThoughtCache",
+        "ImageUse",
         "ModelInfo",
     ),
+    "vision.embedding": ("ImageEmbedding",),
     "errors": (
         "Error",
         "UnsupportedModel",

@@ -6,7 +6,8 @@ result. :class:`Stream` and :class:`AsyncStream` drive one from a handle.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from musespark.engine import Handle
@@ -17,6 +18,7 @@ from musespark.results import (
     ChatResult,
     Completion,
     Delta,
+    ImageUse,
     ThoughtCache,
     Timings,
     TokenLogprob,
@@ -124,7 +126,8 @@ class CompletionCollector:
 class ChatCollector:
     """Channels of a turn. Stop strings look at the answer only.
 
-    ``thought_cache``: what was asked for, None where thoughts are not marked.
+    ``thought_cache``: what was asked for, None where thoughts are not marked. ``images``: what
+    became of the prompt's.
     """
 
     def __init__(
@@ -133,8 +136,9 @@ class ChatCollector:
         options: GenerationOptions,
         kv: str,
         thought_cache: str | None = None,
+        images: Callable[[], ImageUse | None] = lambda: None,
     ):
-        self._parser, self._thought_cache = parser, thought_cache
+        self._parser, self._thought_cache, self._images = parser, thought_cache, images
         self._tokens = _Tokens(options, kv)
         self._stops = StopStrings(options.stop)
         self._content: list[str] = []
@@ -158,7 +162,10 @@ class ChatCollector:
         reason = "stop" if self.stopped else event.reason
         if reason == "stop" and turn.tool_calls:
             reason = "tool_calls"
-        content = "".join(self._content)
+        content, images = "".join(self._content), self._images()
+        fields = self._tokens.fields(event.stats, turn.reasoning_tokens)
+        if images is not None:
+            fields["usage"] = replace(fields["usage"], image_tokens=images.tokens)
         return deltas, ChatResult(
             text=content,
             content=content,
@@ -169,7 +176,8 @@ class ChatCollector:
             protocol_errors=tuple(turn.protocol_errors),
             thinking_stop_reason=self._thinking(reason),
             thought_cache=self._thoughts(event.stats),
-            **self._tokens.fields(event.stats, turn.reasoning_tokens),
+            images=images,
+            **fields,
         )
 
     def _thoughts(self, stats: Mapping[str, Any]) -> ThoughtCache | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import ceil
+from typing import Any
 
+from musespark.options import unused_defaults
 from musespark.results import ModelInfo
 from musespark.sizes import kv_bytes, kv_bytes_per_token
-from musespark.weights import LoadedWeights, summary
+from musespark.weights import LoadedWeights, describe, summary
 
 
 def info_of(
@@ -34,3 +37,25 @@ def info_of(
         isa=isa,
         notes=(*info.get("notes", ()), *notes),
     )
+
+
+def chosen_notes(
+    weights: LoadedWeights,
+    generation_config: Mapping[str, Any],
+    *,
+    kv: str,
+    threads: int | None,
+    count: int,
+) -> list[str]:
+    """What was chosen where load was not told (``kv``, ``threads``: as load was given them; `count`
+    threads run), and what of the model's defaults is left out."""
+    spec, info, notes = weights.spec, weights.info, []
+    if kv == "auto" and not spec.bidirectional:
+        notes.append(f"kv auto: {describe(info['kv'], spec)}")
+    left = unused_defaults(generation_config)
+    notes += [f"generation_config.json: {field} is not applied" for field in left]
+    if info.get("quantize_auto"):
+        notes.append(f"quantize auto: {info['quantize']}")
+    if threads is None:
+        notes.append(f"threads auto: {count}, every core this process may use")
+    return notes

@@ -25,36 +25,27 @@ from musespark.errors import (
     UnsupportedModel,
 )
 from musespark.events import Request
-from musespark.generation import (
-    AsyncStream,
-    ChatCollector,
-    Collector,
-    CompletionCollector,
-    Stream,
-)
-from musespark.info import info_of
+from musespark.generation import AsyncStream, Collector, Stream
+from musespark.images import encoded
+from musespark.info import chosen_notes, info_of
 from musespark.machine import available_memory
 from musespark.memory import choose_context, kv_formats
 from musespark.options import (
-    CHAT_OPTIONS,
     OPTION_NAMES,
-    GenerationOptions,
     check_stream,
     model_defaults,
-    resolve,
     split_seeds,
     unknown_argument,
-    unused_defaults,
-    within,
 )
 from musespark.prefix_store import NoPrefixes, PrefixFolderStats, PrefixStore
+from musespark.requests import Requests
 from musespark.results import ChatResult, Completion, ModelInfo
 from musespark.session import Session
-from musespark.text import ChatTemplate, refuse_early
-from musespark.text.channels import ChannelParser
-from musespark.text.detection import detect_protocol
-from musespark.thought_cache import THOUGHT_OPTIONS, checked_choice, request_thoughts
-from musespark.weights import LoadedWeights, LoraWeights, core_bytes, describe
+from musespark.text import ChatTemplate
+from musespark.thought_cache import checked_choice
+from musespark.vision.embedding import ImageEmbedding
+from musespark.vision.eyes import Eyes
+from musespark.weights import LoadedWeights, LoraWeights, core_bytes
 
 
 class Model:
@@ -77,14 +68,12 @@ class Model:
         prefix_folder: tuple[Path, int] | None = None,
         adapter: LoraWeights | None = None,
         place: Callable[[LoadedWeights], None] = lambda weights: None,
+        eyes: Eyes | None = None,
     ):
         self._weights = weights
         spec, assets = weights.spec, weights.assets
         config = json_asset(assets, "generation_config.json")
         self.tokenizer = tokenizer_of(assets, str(weights.info["source"]))
-        self._vocab = spec.vocab
-        self.template = template_of(assets, str(weights.info["source"]))
-        self._defaults = model_defaults(config, spec.vocab)
         info, merged = weights.info, bool(weights.info.get("merged"))
         beside = 0 if adapter is None or merged else core_bytes(adapter.tensors())
         recipe, keys = info["quantize"], kv_formats(kv, info["kv"])
@@ -109,14 +98,8 @@ class Model:
             identity = {"model": weights.identity(), "kv": keys}
             of = self._adapters.checksum_of
             self._prefixes = PrefixStore(self._engine, spec, *prefix_folder, identity, of)
-        if kv == "auto" and self._encoder is None:
-            notes.append(f"kv auto: {describe(info['kv'], spec)}")
-        notes += [f"generation_config.json: {f} is not applied" for f in unused_defaults(config)]
         notes += prompts.foreign_ends(self.tokenizer, spec.vocab)
-        if info.get("quantize_auto"):
-            notes.append(f"quantize auto: {recipe}")
-        if threads is None:
-            notes.append(f"threads auto: {count}, every core this process may use")
+        notes += chosen_notes(weights, config, kv=kv, threads=threads, count=count)
         self._info = info_of(
             weights,
             context=limit,
@@ -125,15 +108,24 @@ class Model:
             isa=self._engine.stats()["isa"],
             notes=notes,
         )
+        self._requests = Requests(
+            self.tokenizer,
+            spec,
+            self._info,
+            self._adapters,
+            model_defaults(config, spec.vocab),
+            eyes,
+        )
+        self.template = template_of(assets, str(info["source"]))
 
     @property
     def info(self) -> ModelInfo:
         """What was loaded and what was chosen; ``adapters`` are those open now."""
-        protocol = self._protocol.name if self.template else "no template"
+        protocol = self._requests.protocol.name if self.template else "no template"
         return replace(
             self._info,
             adapters=self._adapters.described(),
-            stop_tokens=prompts.spelled(self.tokenizer, self._stop_ids),
+            stop_tokens=prompts.spelled(self.tokenizer, self._requests.stop_ids),
             notes=(*self._info.notes, f"chat protocol: {protocol}"),
         )
 
@@ -285,6 +277,17 @@ class Model:
         """
         return self._adapters.load(path, name, self._weights.spec, self._info.family)
 
+    # ---- images -------------------------------------------------------------------------------
+
+    def encode_image(self, image: Any) -> ImageEmbedding:
+        """What the model makes of an image: a path or the bytes of a PNG, JPEG, WebP, GIF or BMP
+        file (which needs Pillow), an image of Pillow, or a uint8 array [height, width, channels].
+
+        It may stand in messages as ``{"type": "image", "image": embedding}``; an image that stands
+        there itself is encoded once and remembered too. UnsupportedModel for a model without eyes.
+        """
+        return encoded(self._requests.eyes, image)
+
     # ---- scores -------------------------------------------------------------------------------
 
     def logits(self, ids: Sequence[int], *, adapter: Adapter | str | None = None) -> np.ndarray:
@@ -293,11 +296,12 @@ class Model:
         MemoryBudgetExceeded where the array does not fit into the memory that is free.
         """
         chosen = self._adapters.id_of(adapter)
-        ids = self._ids(ids, "ids", most=self._info.context)
-        needed, free = 4 * len(ids) * self._vocab, available_memory()
+        ids = self._requests.ids(ids, "ids", most=self._info.context)
+        vocab = self._weights.spec.vocab
+        needed, free = 4 * len(ids) * vocab, available_memory()
         if needed > free:
             raise MemoryBudgetExceeded(
-                f"logits of {len(ids)} tokens are {needed} bytes ({self._vocab} numbers each); "
+                f"logits of {len(ids)} tokens are {needed} bytes ({vocab} numbers each); "
                 f"{free} are free; give fewer tokens at once, or use score"
             )
         with_all = Request(tokens=ids, logits="all", adapter=chosen)
@@ -308,7 +312,7 @@ class Model:
     ) -> np.ndarray:
         """float32 [n]: the natural-log probability of each token of ``text`` (encoded as
         :meth:`generate` does, or given as ids) after those before it. The first has none: NaN."""
-        ids = self._ids(text, "text", most=self._info.context)
+        ids = self._requests.ids(text, "text", most=self._info.context)
         chosen = self._adapters.id_of(adapter)
         out = np.full(len(ids), np.nan, np.float32)
         if len(ids) > 1:
@@ -351,7 +355,7 @@ class Model:
             raise UnsupportedModel(f"{self.info.family} models write text; they give no embeddings")
         if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
             texts = [texts]  # type: ignore[list-item]
-        rows = [self._ids(text, f"texts[{i}]") for i, text in enumerate(texts)]
+        rows = [self._requests.ids(text, f"texts[{i}]") for i, text in enumerate(texts)]
         return self._encoder.embed(fitting(rows, self.info.context, truncate), stopped)
 
     def close(self) -> None:
@@ -378,19 +382,11 @@ class Model:
         models that come without one or with a broken one. How the model writes thoughts and tool
         calls is then found again from it. Set it before the first chat.
         """
-        return self._template
+        return self._requests.template
 
     @template.setter
     def template(self, given: ChatTemplate | str | os.PathLike[str] | None) -> None:
-        if given is not None and not isinstance(given, ChatTemplate):
-            if not isinstance(given, (str, os.PathLike)):
-                raise InvalidRequest(
-                    f"template: got {given!r:.60}, allowed is a ChatTemplate, its text or a path"
-                )
-            given = ChatTemplate(given)
-        protocol = detect_protocol(self.tokenizer, given)
-        self._stop_ids = prompts.stop_ids(self.tokenizer, given, protocol, self._vocab)
-        self._template, self._protocol = given, protocol
+        self._requests.template = given
 
     def __reduce__(self) -> NoReturn:
         raise InvalidRequest(
@@ -407,29 +403,10 @@ class Model:
 
     # ---- requests -----------------------------------------------------------------------------
 
-    def _ids(
-        self, prompt: str | Sequence[int], name: str, *, most: int | None = None
-    ) -> np.ndarray:
-        if isinstance(prompt, str):
-            refuse_early(self.tokenizer, len(prompt), most)
-            ids = self.tokenizer.encode(prompt, add_special=True)
-        else:
-            ids = prompts.token_ids(prompt, name)
-        if len(ids) == 0:
-            raise InvalidRequest(f"{name}: no tokens; the model needs at least one")
-        return np.asarray(ids, np.int32)
-
     def _text_request(
         self, prompt: str | Sequence[int], given: Mapping[str, Any]
-    ) -> tuple[Request, CompletionCollector, Retained | None]:
-        rest = {name: value for name, value in given.items() if name != "adapter"}
-        options = resolve(rest, self._defaults, self._vocab, also_known=("stream", "adapter"))
-        adapter = self._adapters.id_of(given.get("adapter"))
-        ids = self._ids(prompt, "prompt", most=self._info.context)
-        options = within(options, rest, self._info.context - len(ids))
-        request = self._request(ids, options, adapter=adapter)
-        decoder = self.tokenizer.stream(skip_special=True, continuing=True)
-        collector = CompletionCollector(decoder, self._stop_ids, options, self._info.kv)
+    ) -> tuple[Request, Collector, Retained | None]:
+        request, collector = self._requests.text(prompt, given)
         return request, collector, self._prefixes.base_for(request)
 
     def _chat_request(
@@ -438,34 +415,10 @@ class Model:
         given: Mapping[str, Any],
         *,
         retain: bool = False,
-    ) -> tuple[Request, ChatCollector, Retained | None]:
-        chat = {name: given[name] for name in CHAT_OPTIONS if name in given}
-        apart = {*chat, *THOUGHT_OPTIONS, "adapter"}
-        rest = {name: value for name, value in given.items() if name not in apart}
-        known = (*CHAT_OPTIONS, *THOUGHT_OPTIONS, "stream", "adapter")
-        options = resolve(rest, self._defaults, self._vocab, also_known=known)
-        adapter = self._adapters.id_of(given.get("adapter"))
+    ) -> tuple[Request, Collector, Retained | None]:
         if self._encoder is not None:
             self._encoder.submit()  # says what it is, whatever else is missing
-        limit = self._info.context
-        ids = prompts.chat_ids(
-            self.tokenizer, self.template, self._protocol, messages, context=limit, **chat
-        )
-        options = within(options, rest, limit - len(ids))
-        parser = ChannelParser.for_prompt(
-            self._protocol,
-            self.tokenizer,
-            ids,
-            tools=chat.get("tools"),
-            first_call=prompts.calls_so_far(messages) + 1,
-            ends=self._stop_ids,
-            continuing=chat.get("continue_final_message", False),
-        )
-        spec, formats = self._weights.spec, self._info.kv_formats
-        thoughts = request_thoughts(given, self._protocol, self.tokenizer, spec, formats)
-        more = {"retain": retain, "adapter": adapter, "thoughts": thoughts}
-        request = self._request(np.asarray(ids, np.int32), options, **more)
-        collector = ChatCollector(parser, options, self._info.kv, thoughts and thoughts["cache"])
+        request, collector = self._requests.chat(messages, given, retain=retain)
         return request, collector, self._prefixes.base_for(request)
 
     def _submit(
@@ -473,10 +426,6 @@ class Model:
     ) -> tuple[Handle, Collector]:
         then = self._prefixes.after(request)
         return self._engine.submit(request, base=base, then=then), collector
-
-    def _request(self, ids: np.ndarray, options: GenerationOptions, **more: Any) -> Request:
-        given = {name: getattr(options, name) for name in OPTION_NAMES if name != "stop"}
-        return Request(tokens=ids, stop_ids=sorted(self._stop_ids), **more, **given)
 
     def _batch(self, prepare: Any, items: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
         if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):

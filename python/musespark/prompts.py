@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from musespark.errors import ContextOverflow, InvalidRequest
+from musespark.images import PromptImages
 from musespark.options import EFFORTS, MODES
 from musespark.text import (
     ChatTemplate,
@@ -83,10 +84,12 @@ def chat_ids(
     mode: str | None = None,
     continue_final_message: bool = False,
     context: int | None = None,
+    images: PromptImages | None = None,
 ) -> list[int]:
     """The prompt ids of a conversation, up to where the model writes.
 
-    ``context``: the most ids there may be, to refuse what is far too long at once.
+    ``context``: the most ids there may be, to refuse what is far too long at once. ``images``:
+    those of the messages, each run of their rows still one id.
 
     Raises InvalidRequest where the template cannot express an option or leaves out a message:
     nothing is ignored.
@@ -99,9 +102,11 @@ def chat_ids(
         )
     mode = "auto" if mode is None else mode
     _check_mode(mode, reasoning_effort)
-    messages = checked_messages(messages, "".join(template.sources))
+    seen = images is not None and len(images) > 0
+    messages = checked_messages(messages, "".join(template.sources), images=seen)
     _check_end(messages, continue_final_message, mode)
     given = _Rendering(tokenizer, template, messages, checked_tools(tools), continue_final_message)
+    given.images = images
     given.variables |= _effort(given, reasoning_effort)
     given.variables |= _thinking(given, protocol, mode)
     given.name_tools()
@@ -168,6 +173,7 @@ class _Rendering:
         self.tokenizer, self.messages, self.tools = tokenizer, messages, tools
         self.template = template.chosen(tools)
         self.variables: dict[str, Any] = {}
+        self.images: PromptImages | None = None
 
     def name_tools(self) -> None:
         """Gives the tools the name that the template has for them."""
@@ -213,6 +219,7 @@ class _Rendering:
                 tools=self.tools,
                 continue_final_message=self.continued,
                 most_tokens=context,
+                images=self.images,
                 **self.variables,
             )
         except InvalidRequest as error:

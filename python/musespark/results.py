@@ -14,7 +14,8 @@ class Usage:
 
     ``cached_tokens`` of the prompt were not computed again; ``reasoning_tokens`` are the part of
     ``completion_tokens`` spent in thought channels, markers included; ``probe_tokens`` are tokens
-    the engine generated beside the visible ones (none in plain decoding).
+    the engine generated beside the visible ones (none in plain decoding). ``image_tokens`` are the
+    part of ``prompt_tokens`` that are rows of images.
     """
 
     prompt_tokens: int = 0
@@ -22,6 +23,7 @@ class Usage:
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     probe_tokens: int = 0
+    image_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -35,6 +37,28 @@ class Timings:
     prefill_s: float = 0.0
     first_token_s: float = 0.0
     decode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class ImageUse:
+    """What was done for the images of a prompt: ``count`` of them, ``tokens`` rows in all.
+
+    ``encoded`` went through the vision tower, for ``encode_s`` seconds; ``from_memory`` and
+    ``from_disk`` had been encoded before. Of the others (:attr:`known`) nothing was needed: keys
+    and values of all their rows were there.
+    """
+
+    count: int = 0
+    tokens: int = 0
+    encoded: int = 0
+    from_memory: int = 0
+    from_disk: int = 0
+    encode_s: float = 0.0
+
+    @property
+    def known(self) -> int:
+        """Images whose rows nobody asked for."""
+        return self.count - self.encoded - self.from_memory - self.from_disk
 
 
 @dataclass(frozen=True)
@@ -149,6 +173,7 @@ class ChatResult(Completion):
     ``thinking_stop_reason``: ``end`` (the model closed its thought), ``length``, ``cancelled``,
     ``deadline`` (cut inside the thought) or ``none`` (it did not think). ``thought_cache``: what
     became of the thoughts' keys and values; None where the model's thoughts are not marked.
+    ``images``: what was done for the prompt's images; None where it has none.
     """
 
     content: str = ""
@@ -158,6 +183,7 @@ class ChatResult(Completion):
     protocol_errors: tuple[tuple[str, str], ...] = ()
     thinking_stop_reason: str = "none"
     thought_cache: ThoughtCache | None = None
+    images: ImageUse | None = None
 
     @property
     def reasoning_content(self) -> str:

@@ -16,8 +16,9 @@ import numpy as np
 from musespark.encrypted_file import check_passphrase
 from musespark.engine import ARITHMETIC_VERSION
 from musespark.errors import CorruptFile, Error, InvalidRequest, SavedWithoutCache
-from musespark.events import Kept, Request
+from musespark.events import GivenRows, Kept, Request
 from musespark.generation import Stream
+from musespark.images import pinned, restored, savable
 from musespark.options import check_stream
 from musespark.results import ChatResult, Delta
 from musespark.session_file import Conversation, Identity, SessionFile, write_session
@@ -128,7 +129,7 @@ class Session:
         whatever thread.
         """
         check_stream(stream)
-        sent = _as_messages(message)
+        sent = pinned(_as_messages(message))
         turn = _Turn(self._closings, self._given(options))
         try:
             self._claim(turn)
@@ -212,7 +213,8 @@ class Session:
         """False where keys and values had been computed and are not in the file."""
         self._settle()
         identity = _identity(self._model, self._model._adapters.given(self._adapter))
-        conversation = Conversation(self.system, self.messages, **self._thoughts.fields())
+        messages = savable(self.messages)
+        conversation = Conversation(self.system, messages, **self._thoughts.fields())
         if self._kept is not None:
             try:
                 with outgoing(self._kept) as (kept, pages):
@@ -238,7 +240,8 @@ class Session:
             said = file.conversation
             adapter = adapters.with_checksum(file.adapter)
             session = cls(model, adapter=adapter, thoughts=_known_choice(said, path))
-            session.system, session.messages = said.system, said.messages
+            session.system = said.system
+            session.messages = restored(said.messages, f"{path}: header")
             sizes = page_sizes(model._engine, file.kept)
             file.check_pages(sizes)
             if sizes:
@@ -280,7 +283,7 @@ class Session:
         if not result.usage.reasoning_tokens or result.tool_calls:
             return result
         try:
-            wanted = self._next_prompt(turn)
+            wanted, given = self._next_prompt(turn)
         except InvalidRequest:  # no user may speak next, says the template: nothing is known
             return result
         had = [*turn.prompt, *result.tokens][:-1]
@@ -292,6 +295,7 @@ class Session:
             max_new_tokens=0,
             retain=True,
             adapter=self._model._adapters.id_of(self._adapter),
+            given=given,
         )
         try:
             handle = self._model._engine.submit(request, base=kept)
@@ -309,14 +313,17 @@ class Session:
         )
         return replace(result, thought_cache=told)
 
-    def _next_prompt(self, turn: _Turn) -> list[int]:
-        """The ids that the next turn's prompt begins with, whatever the user will say."""
+    def _next_prompt(self, turn: _Turn) -> tuple[list[int], list[GivenRows]]:
+        """The ids that the next turn's prompt begins with, whatever the user will say, and the rows
+        of images in them."""
 
-        def ids(text: str) -> list[int]:
+        def asked(text: str) -> Request:
             messages = [*self.messages, {"role": "user", "content": text}]
-            return list(self._model._chat_request(messages, turn.given)[0].tokens)
+            return self._model._chat_request(messages, turn.given)[0]
 
-        return _common(ids("a"), ids("b"))
+        one, two = asked("a"), asked("b")
+        ids = _common(list(one.tokens), list(two.tokens))
+        return ids, [span for span in one.given if span.first + span.count <= len(ids)]
 
     def _bytes(self, tokens: int) -> int:
         """Of the keys and values of so many tokens."""
@@ -368,10 +375,17 @@ class Session:
 
         rows = "".join(
             f"<tr><td style='vertical-align:top;color:gray'>{html.escape(m['role'])}</td>"
-            f"<td style='white-space:pre-wrap'>{html.escape(str(m.get('content') or ''))}</td></tr>"
+            f"<td style='white-space:pre-wrap'>{html.escape(_shown(m.get('content')))}</td></tr>"
             for m in self.messages
         )
         return f"<table>{rows}</table>"
+
+
+def _shown(content: Any) -> str:
+    """A content as text, an image as a word."""
+    if not isinstance(content, (list, tuple)):
+        return str(content or "")
+    return "\n".join(str(part.get("text", f"[{part.get('type')}]")) for part in content)
 
 
 def _identity(model: Model, adapter: Adapter | None) -> Identity:

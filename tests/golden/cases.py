@@ -15,6 +15,10 @@ class Case(NamedTuple):
     prompt: int
     seeds: tuple[int, ...] = (11, 12)
     name: str = ""
+    # Where images stand in the prompt: position, rows and columns of embeddings; and after how many
+    # layers further rows are added.
+    images: tuple[tuple[int, int, int], ...] = ()
+    taps: int = 0
 
 
 def _causal(model_type: str, name: str) -> dict[str, Any]:
@@ -104,6 +108,45 @@ def _mistral3(text: dict[str, Any], **outer: Any) -> dict[str, Any]:
             "image_size": 16,
         },
         "image_token_index": 10,
+    } | outer
+
+
+IMAGE_TOKEN = 3
+_SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "patch_size": 4,
+    "image_size": 16,
+}
+_IDEFICS = {key: value for key, value in _SIGLIP.items() if key != "model_type"}
+_CLIP = _SIGLIP | {
+    "model_type": "clip_vision_model",
+    "num_hidden_layers": 2,
+    "projection_dim": 16,
+}
+_QWEN_VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "embed_dim": 16,
+    "intermediate_size": 16,
+    "num_heads": 1,
+    "patch_size": 4,
+    "mlp_ratio": 1,
+}
+
+
+def _sees(
+    model_type: str, name: str, text: dict[str, Any], vision: dict[str, Any], **outer: Any
+) -> dict[str, Any]:
+    return {
+        "model_type": model_type,
+        "architectures": [f"{name}ForConditionalGeneration"],
+        "text_config": text,
+        "vision_config": vision,
+        "image_token_id": IMAGE_TOKEN,
     } | outer
 
 
@@ -1200,6 +1243,258 @@ _CASES: dict[str, Case] = {
             "sliding_window": 66,
         },
         90,
+    ),
+    # As released: everything at the top of the config, the rope's type as it was called then.
+    "qwen2_vl_flat": Case(
+        "qwen2_vl",
+        {
+            "model_type": "qwen2_vl",
+            "architectures": ["Qwen2VLForConditionalGeneration"],
+            "vision_config": _QWEN_VISION | {"hidden_size": 48},
+            "image_token_id": IMAGE_TOKEN,
+        }
+        | _sizes(97, 48, 72, 3, 4)
+        | {
+            "num_key_value_heads": 2,
+            "rope_theta": 500.0,
+            "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 1]},
+            "tie_word_embeddings": True,
+        },
+        70,
+        images=((4, 5, 6), (50, 2, 3)),
+    ),
+    "qwen2_5_vl_nested": Case(
+        "qwen2_vl",
+        _sees(
+            "qwen2_5_vl",
+            "Qwen2_5_VL",
+            {"model_type": "qwen2_5_vl_text"}
+            | _sizes(83, 60, 88, 2, 3)
+            | {
+                "num_key_value_heads": 1,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1000.0,
+                    "mrope_section": [4, 2, 4],
+                },
+            },
+            _QWEN_VISION | {"out_hidden_size": 60},
+        ),
+        90,
+        images=((0, 8, 4), (34, 1, 5), (60, 3, 3)),
+    ),
+    "qwen2_5_vl_windows": Case(
+        "qwen2_vl",
+        _sees(
+            "qwen2_5_vl",
+            "Qwen2_5_VL",
+            {"model_type": "qwen2_5_vl_text"}
+            | _sizes(79, 64, 72, 3, 4)
+            | {
+                "num_key_value_heads": 2,
+                "use_sliding_window": True,
+                "sliding_window": 21,
+                "max_window_layers": 1,
+                "rms_norm_eps": 1e-6,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 20000.0,
+                    "mrope_section": [1, 3, 4],
+                },
+            },
+            _QWEN_VISION | {"out_hidden_size": 64},
+            tie_word_embeddings=True,
+        ),
+        70,
+        images=((9, 6, 5),),
+    ),
+    # Axes in turn, and rows added after the first two layers.
+    "qwen3_vl_deep": Case(
+        "qwen3_vl",
+        _sees(
+            "qwen3_vl",
+            "Qwen3VL",
+            {"model_type": "qwen3_vl_text"}
+            | _sizes(89, 56, 64, 4, 4)
+            | {
+                "num_key_value_heads": 2,
+                "head_dim": 20,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 5000.0,
+                    "mrope_section": [4, 3, 3],
+                    "mrope_interleaved": True,
+                },
+            },
+            _QWEN_VISION | {"out_hidden_size": 56, "deepstack_visual_indexes": [0]},
+        ),
+        80,
+        images=((6, 6, 7), (60, 3, 4)),
+        taps=2,
+    ),
+    "qwen3_vl_tied": Case(
+        "qwen3_vl",
+        _sees(
+            "qwen3_vl",
+            "Qwen3VL",
+            {"model_type": "qwen3_vl_text"}
+            | _sizes(97, 40, 56, 2, 5)
+            | {
+                "num_key_value_heads": 1,
+                "head_dim": 12,
+                "attention_bias": True,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 700.0,
+                    "mrope_section": [2, 2, 2],
+                },
+            },
+            _QWEN_VISION | {"out_hidden_size": 40, "deepstack_visual_indexes": []},
+            tie_word_embeddings=True,
+        ),
+        60,
+        images=((0, 3, 9), (40, 4, 4)),
+    ),
+    # As released: the rope under its older name; taps behind all layers but the last.
+    "qwen3_vl_scaling": Case(
+        "qwen3_vl",
+        _sees(
+            "qwen3_vl",
+            "Qwen3VL",
+            {"model_type": "qwen3_vl_text"}
+            | _sizes(73, 48, 80, 4, 3)
+            | {
+                "num_key_value_heads": 3,
+                "head_dim": 16,
+                "rope_theta": 5000000,
+                "rope_scaling": {
+                    "rope_type": "default",
+                    "mrope_section": [4, 2, 2],
+                    "mrope_interleaved": True,
+                },
+            },
+            _QWEN_VISION | {"out_hidden_size": 48, "deepstack_visual_indexes": [0]},
+        ),
+        90,
+        images=((70, 2, 7),),
+        taps=3,
+    ),
+    "smolvlm_plain": Case(
+        "smolvlm",
+        _sees(
+            "smolvlm",
+            "SmolVLM",
+            {"model_type": "llama", "pad_token_id": 0}
+            | _sizes(97, 60, 72, 2, 5)
+            | {"num_key_value_heads": 1, "rope_theta": 273768.0, "rms_norm_eps": 1e-5},
+            _IDEFICS,
+            tie_word_embeddings=True,
+        ),
+        60,
+        images=((3, 4, 4), (20, 4, 4)),
+    ),
+    "idefics3_untied": Case(
+        "smolvlm",
+        _sees(
+            "idefics3",
+            "Idefics3",
+            {"model_type": "llama", "pad_token_id": 0}
+            | _sizes(101, 48, 88, 2, 3)
+            | {"num_key_value_heads": 3, "head_dim": 20},
+            _IDEFICS,
+        ),
+        40,
+        images=((0, 2, 8),),
+    ),
+    "smolvlm_biased": Case(
+        "smolvlm",
+        _sees(
+            "smolvlm",
+            "SmolVLM",
+            {"model_type": "llama", "pad_token_id": 0}
+            | _sizes(89, 64, 96, 3, 4)
+            | {
+                "num_key_value_heads": 2,
+                "attention_bias": True,
+                "mlp_bias": True,
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            },
+            _IDEFICS,
+        ),
+        50,
+        images=((30, 4, 4),),
+    ),
+    "llava_tied": Case(
+        "llava",
+        _sees(
+            "llava",
+            "Llava",
+            {"model_type": "llama"} | _sizes(83, 60, 64, 2, 3),
+            _CLIP,
+            image_token_index=IMAGE_TOKEN,
+            tie_word_embeddings=True,
+        ),
+        40,
+        images=((0, 4, 4), (20, 4, 4)),
+    ),
+    "llava_grouped": Case(
+        "llava",
+        _sees(
+            "llava",
+            "Llava",
+            {"model_type": "llama"}
+            | _sizes(97, 64, 72, 2, 8)
+            | {"num_key_value_heads": 4, "rms_norm_eps": 1e-5, "rope_theta": 500.0},
+            _CLIP,
+            image_token_index=IMAGE_TOKEN,
+        ),
+        60,
+        images=((33, 4, 4),),
+    ),
+    "llava_plain": Case(
+        "llava",
+        _sees(
+            "llava",
+            "Llava",
+            {"model_type": "llama"} | _sizes(89, 56, 72, 3, 4) | {"num_key_value_heads": 2},
+            _CLIP,
+            image_token_index=IMAGE_TOKEN,
+        ),
+        50,
+        images=((5, 4, 4),),
+    ),
+    # Rows of an image see each other, through windows narrower and wider than it.
+    "gemma3_images": Case(
+        "gemma3",
+        _sees(
+            "gemma3",
+            "Gemma3",
+            {"model_type": "gemma3_text"}
+            | _sizes(101, 56, 64, 3, 2)
+            | {
+                "num_key_value_heads": 2,
+                "head_dim": 28,
+                "sliding_window": 19,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            },
+            _SIGLIP,
+            mm_tokens_per_image=4,
+            image_token_index=IMAGE_TOKEN,
+            boi_token_index=1,
+            eoi_token_index=2,
+        ),
+        80,
+        images=((3, 2, 5), (20, 6, 6)),
+    ),
+    # Looked-up rows are normed, an image's are not.
+    "muse_images": Case(
+        "muse_glimmer",
+        _muse(
+            _sizes(97, 64, 88, 4, 4)
+            | {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 23}
+        ),
+        70,
+        images=((2, 5, 5), (40, 3, 4)),
     ),
 }
 CASES = {name: case._replace(name=name) for name, case in _CASES.items()}

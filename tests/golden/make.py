@@ -8,6 +8,9 @@ transformers writes for the configuration, as JSON, and for each seed:
   continues it with;
 - ``positions_<seed>`` int32 [n] and ``logits_<seed>`` float32 [n, vocab]: the logits after some of
   these tokens, in one forward pass over all of them;
+- ``image_tokens_<seed>`` int32 [n] and ``image_logits_<seed>`` float32 [m, vocab], of a case with
+  images: a prompt in which they stand, and the logits after every fourth token and the last, from
+  one forward pass with rows that :func:`image_rows` gives for the images' embeddings;
 - ``margins_<seed>`` float32 [64]: for each greedy token, how far the best logit is above the
   second, as a share of the range of all logits.
 
@@ -17,9 +20,11 @@ with those weights by ``from_pretrained``, as a user would load it.
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +36,7 @@ from safetensors.numpy import save_file
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from cases import CASES, Case  # noqa: E402
-from weights import random_weight, uniform  # noqa: E402
+from weights import image_rows, random_weight, uniform  # noqa: E402
 
 GREEDY = 64
 EVERY = 4  # of the positions, and the last
@@ -97,6 +102,38 @@ def run_case(case: Case, seed: int, shapes: dict[str, list[int]]) -> tuple[np.nd
     return tokens.astype(np.int32), logits.numpy().astype(np.float32)
 
 
+def run_images(case: Case, seed: int, shapes: dict) -> tuple[np.ndarray, np.ndarray]:
+    """The prompt with images in it, and the logits after each of its tokens."""
+    model = reference_model(case, seed, shapes)
+    text = _text(case)
+    tokens = (uniform(seed, "image prompt", (case.prompt,)) * 0.5 + 0.5) * text["vocab_size"]
+    tokens = tokens.astype(np.int64).clip(0, text["vocab_size"] - 1)
+    image_token = case.config.get("image_token_id", case.config.get("image_token_index"))
+    tokens[tokens == image_token] += 1
+    for first, height, width in case.images:
+        tokens[first : first + height * width] = image_token
+    rows, taps = image_rows(case.images, text["hidden_size"], case.taps, seed)
+    ids = torch.from_numpy(tokens)[None]
+    seen = types.SimpleNamespace(
+        pooler_output=[torch.from_numpy(one) for one in rows],
+        deepstack_features=[[torch.from_numpy(one) for one in tap] for tap in taps],
+    )
+    if case.family in ("gemma3", "smolvlm"):
+        seen.pooler_output = torch.cat(seen.pooler_output)
+    given = {
+        "mm_encoder_outputs": {"image": seen},
+        # The towers merge two by two.
+        "image_grid_thw": torch.tensor([[1, 2 * h, 2 * w] for _, h, w in case.images]),
+        "mm_token_type_ids": (ids == image_token).int(),
+        "token_type_ids": (ids == image_token).long(),
+    }
+    known = inspect.signature(model.forward).parameters
+    given = {name: value for name, value in given.items() if name in known}
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False, **given).logits[0]
+    return tokens.astype(np.int32), logits.numpy().astype(np.float32)
+
+
 def make(case: Case) -> dict[str, np.ndarray]:
     """All arrays of a case's fixture."""
     shapes = checkpoint_tensors(case)
@@ -114,6 +151,10 @@ def make(case: Case) -> dict[str, np.ndarray]:
             f"logits_{seed}": logits[positions],
             f"margins_{seed}": margins,
         }
+        if case.images:
+            prompt, seen = run_images(case, seed, shapes)
+            places = np.unique([*range(0, len(prompt), EVERY), len(prompt) - 1])
+            arrays |= {f"image_tokens_{seed}": prompt, f"image_logits_{seed}": seen[places]}
         kinds = len(set(tokens[case.prompt :].tolist()))
         print(
             f"{case.name} seed {seed}: range {spread:.2f}, {kinds} different greedy tokens, "

@@ -60,3 +60,18 @@ def random_weight(
     # Experts of gpt_oss are stored turned: [experts, inputs, outputs].
     inputs = shape[-2] if family == "gpt_oss" and len(shape) == 3 else shape[-1]
     return np.float32(gain / np.sqrt(inputs)) * u
+
+
+def image_rows(
+    images: tuple[tuple[int, int, int], ...], hidden: int, taps: int, seed: int
+) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
+    """What a tower might give for the images of a case: float32 [height * width, hidden] for each,
+    and as much for each of them in each tap."""
+
+    def of(name: str) -> list[np.ndarray]:
+        return [
+            np.float32(1.7) * uniform(seed, f"{name} {i}", (height * width, hidden))
+            for i, (_, height, width) in enumerate(images)
+        ]
+
+    return of("image"), [of(f"tap {i}") for i in range(taps)]

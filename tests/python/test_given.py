@@ -234,8 +234,8 @@ def test_messages_of_every_kind_are_taken() -> None:
 
 def test_a_models_own_length_is_cut_to_the_context(model, monkeypatch) -> None:
     """Conversations died when less than generation_config.json's max_new_tokens was left."""
-    own = dataclasses.replace(model._defaults, max_new_tokens=400, min_new_tokens=300)
-    monkeypatch.setattr(model, "_defaults", own)
+    own = dataclasses.replace(model._requests.defaults, max_new_tokens=400, min_new_tokens=300)
+    monkeypatch.setattr(model._requests, "defaults", own)
     result = model.generate([5] * 500)
     assert (result.finish_reason, len(result.tokens)) == ("length", 12)
     assert model.chat("word " * 60, max_new_tokens=3).usage.completion_tokens == 3

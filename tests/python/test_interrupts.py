@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import musespark
+from musespark import driver as driver_module
 from musespark import engine as engine_module
 from musespark import session as session_module
 from musespark.engine import Engine, Request
@@ -95,7 +96,7 @@ def test_an_interrupted_submit_leaves_nothing(prompt: int) -> None:
     request = Request(tokens=tokens(prompt), max_new_tokens=800, temperature=1.0, retain=True)
     functions = [
         engine_module.Driver.submit,
-        engine_module._note_id,
+        driver_module.note_id,
         engine_module.Engine.submit,
         engine_module.Handle.__init__,
     ]
@@ -115,7 +116,7 @@ def test_an_interrupted_fork_leaves_nothing() -> None:
         functions = [
             engine_module.Retained.fork,
             engine_module.Driver.take,
-            engine_module._note_id,
+            driver_module.note_id,
         ]
         twins: list = []
         for error in strikes(functions, lambda: twins.append(handle.retained.fork())):
@@ -171,7 +172,7 @@ def test_an_interrupted_start_leaves_no_thread() -> None:
         for thread in set(threading.enumerate()) - before:
             thread.join(10)
             assert not thread.is_alive()
-        assert not [d for d in engine_module._running if d.thread not in before], error
+        assert not [d for d in driver_module._running if d.thread not in before], error
 
 
 # ---- sessions -----------------------------------------------------------------------------------

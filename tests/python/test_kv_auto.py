@@ -96,9 +96,9 @@ def test_errors_are_those_of_the_twin(name: str, monkeypatch: pytest.MonkeyPatch
     run.last_logits(tokens, 40)
     layers, attend_twin = [], forward.attend
 
-    def watched(q, k, v, a, sinks):
+    def watched(q, k, v, a, sinks, seen):
         layers.append(twin_errors(q, k, v, a, sinks, 240))
-        return attend_twin(q, k, v, a, sinks)
+        return attend_twin(q, k, v, a, sinks, seen)
 
     monkeypatch.setattr(forward, "attend", watched)
     exact_weights = {key: value.astype(np.float64) for key, value in weights.items()}

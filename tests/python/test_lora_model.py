@@ -15,6 +15,7 @@ from tests.python.test_interrupts import strikes
 
 import musespark
 from musespark import adapters as adapters_module
+from musespark import driver as driver_module
 from musespark import engine as engine_module
 from musespark import memory
 from musespark.cli import main
@@ -199,8 +200,8 @@ def test_an_interrupted_load_leaves_nothing(model, folders) -> None:
         adapters_module.Adapters._claim,
         adapters_module.Adapters.load,
         engine_module.Engine.add_adapter,
-        engine_module.Driver.take,
-        engine_module._note_id,
+        driver_module.Driver.take,
+        driver_module.note_id,
     ]
     made: list = []
     for error in strikes(functions, lambda: made.append(model.load_adapter(folders[0]))):

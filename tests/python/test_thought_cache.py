@@ -231,7 +231,7 @@ def test_a_model_without_windows_goes_on_from_its_prompts_end(choice, tmp_path):
     markers = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
     folder = chat_folder(tmp_path / "m", THINK, markers)
     with musespark.load(folder, kv="kv8", prefix_cache=False, threads=1) as model:
-        model._protocol = compose("think", None)
+        model._requests.protocol = compose("think", None)
         close = model.tokenizer.markers["</think>"]
         given = {"max_new_tokens": 150, "temperature": 1.0, "logit_bias": {close: 1.0}}
         session, plain = model.session(**choice), model.session()
@@ -269,7 +269,7 @@ def test_wrong_choices_are_refused_by_name(nano, tmp_path):
     with pytest.raises(musespark.InvalidRequest, match="unknown argument 'thought_cache'"):
         nano.generate("Hi", thought_cache="drop")
     with musespark.load(threads=1) as model:
-        model._protocol = PLAIN
+        model._requests.protocol = PLAIN
         assert model.chat("Hi", max_new_tokens=2).thought_cache is None
         with pytest.raises(musespark.InvalidRequest, match=r"'drop'.*marks no thoughts"):
             model.chat("Hi", thought_cache="drop")

@@ -90,6 +90,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         logit_softcap=c.optional_number("final_logit_softcapping", None) or 0.0,
         ropes=ropes_of_kinds(c, size.head_dim, size.context, 1000000.0, 10000.0),
         layers=[layer(w) for w in read_windows(c, window, kinds)],
+        mutual_rows=c is not outer,
     )
 
 

@@ -67,7 +67,7 @@ def namer_beside_towers(
 ) -> Callable[[str], str]:
     """As :func:`namer`, for a text tower stored beside others, under one of the roots in use."""
     known = set(names)
-    roots = ("model.language_model", "language_model.model", "model")
+    roots = ("model.language_model", "model.text_model", "language_model.model", "model")
     root = next((r for r in roots if f"{r}.embed_tokens.weight" in known), roots[0])
     heads = ("lm_head.weight", "language_model.lm_head.weight")
     return namer(root, layer_names, next((h for h in heads if h in known), heads[0]))
@@ -77,6 +77,11 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     """ModelSpec of a ``config.json``; keys that are missing take LlamaConfig's defaults."""
     c = Fields.of(config)
     c.architecture(*architectures)
+    return text_spec(c, c.flag("tie_word_embeddings", False))
+
+
+def text_spec(c: Fields, tied: bool, eps: float = 1e-6) -> ModelSpec:
+    """The ModelSpec of a LlamaConfig; `eps` where it does not say one."""
     size = read_sizes(
         c,
         vocab_size=32000,
@@ -88,7 +93,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         max_position_embeddings=2048,
     )
     bias = c.flag("attention_bias", False)
-    norm = NormSpec("rms", c.number("rms_norm_eps", 1e-6))
+    norm = NormSpec("rms", c.number("rms_norm_eps", eps))
     layer = LayerSpec(
         attention=size.attention(qkv_bias=bias, o_bias=bias),
         mlp=MlpSpec(
@@ -105,7 +110,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
         hidden=size.hidden,
         max_context=context_with(rope, size.context),
         final_norm=norm,
-        tied_head=c.flag("tie_word_embeddings", False),
+        tied_head=tied,
         ropes=[rope],
         layers=[layer] * size.layers,
     )

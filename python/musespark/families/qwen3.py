@@ -23,10 +23,11 @@ LAYER_NAMES = llama.LAYER_NAMES | {
 }
 
 
-def windows(c: Fields, layers: int) -> list[int]:
-    """The window of each layer, as qwen2 and qwen3 say it."""
+def windows(c: Fields, layers: int, first: int = 28) -> list[int]:
+    """The window of each layer, as qwen2 and qwen3 say it; `first`: the default of
+    ``max_window_layers``."""
     window = chosen_window(c)
-    first = c.integer("max_window_layers", 28, 2**31, low=0)
+    first = c.integer("max_window_layers", first, 2**31, low=0)
     default = [
         "sliding_attention" if window and i >= first else "full_attention" for i in range(layers)
     ]

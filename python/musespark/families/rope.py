@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,8 @@ class _Rope:
         return where.integer(key, self.max_context, MAX_CONTEXT)
 
 
-def _rope_parameters(config: Fields, default: Mapping[str, Any]) -> Fields:
+def rope_parameters(config: Fields, default: Mapping[str, Any] = _NOTHING) -> Fields:
+    """What a config says of its rope, under the newer or the older key."""
     # As in transformers 5: rope_scaling where not empty takes the place of rope_parameters.
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     if not config.has(name):
@@ -68,6 +69,7 @@ def rope_from_config(
     kinds: Mapping[str, str] = KINDS,
     trained_context: int | None = None,
     default: Mapping[str, Any] = _NOTHING,
+    beside: Collection[str] = (),
 ) -> RopeSpec:
     """The RopeSpec of a config whose layers all rotate the same way.
 
@@ -77,9 +79,10 @@ def rope_from_config(
 
     `kinds` are the rope types that a family may have, with what they mean; `trained_context` is the
     family's default of ``original_max_position_embeddings`` beside the rope parameters;
-    `default` is what stands for rope parameters where a config has none.
+    `default` is what stands for rope parameters where a config has none; `beside` are keys of them
+    that the caller reads.
     """
-    params = _rope_parameters(config, default)
+    params = rope_parameters(config, default)
     share = default_share
     for where in (config, params):
         if not partial:
@@ -89,7 +92,7 @@ def rope_from_config(
             if share > 1.0:
                 raise where.refuse("partial_rotary_factor", "a share of at most 1 is needed")
     dim, theta = int(head_dim * share), config.number_or("rope_theta", default_theta)
-    return rope_of(config, params, dim, theta, max_context, kinds, trained_context)
+    return rope_of(config, params, dim, theta, max_context, kinds, trained_context, beside=beside)
 
 
 def rope_of(
@@ -101,13 +104,14 @@ def rope_of(
     kinds: Mapping[str, str] = KINDS,
     trained_context: int | None = None,
     nested: bool = False,
+    beside: Collection[str] = (),
 ) -> RopeSpec:
     """The RopeSpec that one object of rope parameters describes; `dim` floats of a head rotate.
 
     `nested`: the object is that of one kind of layers.
     """
     for key in params.values:
-        if key not in _KEYS:
+        if key not in _KEYS and key not in beside:
             raise params.refuse(str(key), f"known rope parameters are {sorted(_KEYS)}")
     if dim < 2 or dim % 2:
         raise config.refuse("head_dim", f"rotary positions need an even head size, got {dim}")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from musespark.errors import InvalidRequest, UnsupportedModel
 
-_MEDIA = ("image", "image_url", "input_image", "video", "audio", "input_audio")
+IMAGE_PARTS = ("image", "image_url", "input_image")
+_MEDIA = (*IMAGE_PARTS, "video", "audio", "input_audio")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 MAX_DEPTH = 64  # of values, in what callers give and in what models write
 _TOOL_SHAPE = (
@@ -55,18 +56,36 @@ def _list(value: Any, where: str, what: str) -> Sequence[Any]:
 # ---- messages -----------------------------------------------------------------------------------
 
 
-def checked_messages(messages: Any, parts: str) -> list[dict[str, Any]]:
+def checked_messages(messages: Any, parts: str, images: bool = False) -> list[dict[str, Any]]:
     """Messages as dicts. ``parts``: the template's text; a part of a kind that it does not name
-    raises UnsupportedModel, as every image does."""
+    raises UnsupportedModel, and so does an image unless there may be ``images``."""
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
     messages = _list(messages, "messages", "a str or a list of messages")
     if not messages:
         raise InvalidRequest("messages: got an empty list, allowed is at least one message")
-    return [_message(message, f"messages[{i}]", parts) for i, message in enumerate(messages)]
+    kinds = _Kinds(parts, images)
+    return [_message(message, f"messages[{i}]", kinds) for i, message in enumerate(messages)]
 
 
-def _message(given: Any, where: str, parts: str) -> dict[str, Any]:
+class _Kinds(NamedTuple):
+    """The parts that a content may have."""
+
+    template: str
+    images: bool
+
+    def refused(self, kind: Any) -> str:
+        """Why a part of a kind is not taken; empty where it is."""
+        if kind == "text" or (kind == "image" and self.images and kind in self.template):
+            return ""
+        if kind in IMAGE_PARTS:
+            what = "the chat template writes" if self.images else "this model reads"
+            return f"images: {what} text alone"
+        known = isinstance(kind, str) and kind not in _MEDIA and kind in self.template
+        return "" if known else "this version runs text and images only"
+
+
+def _message(given: Any, where: str, kinds: _Kinds) -> dict[str, Any]:
     message = _fields(given, where, "a dict with role and content")
     role = message.get("role")
     if not isinstance(role, str):
@@ -82,11 +101,11 @@ def _message(given: Any, where: str, parts: str) -> dict[str, Any]:
         _check_text(message.get(name) or "", f"{where}.{name}")
     thought = any(message.get(name) for name in _THOUGHTS)
     may_lack = role == "assistant" and (calls or thought)
-    _check_content(message.get("content"), f"{where}.content", role, bool(may_lack), parts)
+    _check_content(message.get("content"), f"{where}.content", role, bool(may_lack), kinds)
     return message
 
 
-def _check_content(content: Any, where: str, role: str, may_lack: bool, parts: str) -> None:
+def _check_content(content: Any, where: str, role: str, may_lack: bool, kinds: _Kinds) -> None:
     if isinstance(content, str):
         _check_text(content, where)
         return
@@ -100,11 +119,9 @@ def _check_content(content: Any, where: str, role: str, may_lack: bool, parts: s
         allowed += "; it may be missing beside tool_calls"
     for index, part in enumerate(_list(content, where, allowed)):
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        known = kind == "text" or (isinstance(kind, str) and kind in parts)
-        if kind in _MEDIA or not isinstance(part, Mapping) or not known:
-            raise UnsupportedModel(
-                f"{where}[{index}]: a part of type {kind!r:.60}; this version runs text only"
-            )
+        refused = kinds.refused(kind) if isinstance(part, Mapping) else "a part is a dict"
+        if refused:
+            raise UnsupportedModel(f"{where}[{index}]: a part of type {kind!r:.60}; {refused}")
         if kind == "text" and not isinstance(part.get("text"), str):
             raise _wrong(f"{where}[{index}].text", part.get("text"), "a str")
         if kind == "text":

@@ -16,7 +16,7 @@ import secrets
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 from jinja2 import meta, nodes
@@ -344,6 +344,15 @@ def _named(found: Any, origin: str) -> dict[str, str]:
     return found
 
 
+class WrittenImages(Protocol):
+    """What :func:`encode_chat` asks of images (images.py)."""
+
+    @property
+    def markers(self) -> set[str]: ...
+
+    def written(self, pieces: list[tuple[str, bool]], tokenizer: Tokenizer) -> list: ...
+
+
 def encode_chat(
     tokenizer: Tokenizer,
     template: ChatTemplate,
@@ -353,16 +362,21 @@ def encode_chat(
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     most_tokens: int | None = None,
+    images: WrittenImages | None = None,
     **variables: Any,
 ) -> list[int]:
     """The prompt ids of a conversation; with ``continue_final_message`` without the generation
     prompt, up to where the last message's content ends. ContextOverflow where they are surely more
     than ``most_tokens``, before they are made.
 
+    ``images``: the conversation's, which stand in place of what the template writes for each.
+
     Marker ids come from the template alone. Equal to encoding the whole rendering with markers
     parsed wherever messages, tools and variables spell none.
     """
     control = tokenizer.control_markers(template.chosen(tools).literals)
+    if images is not None:
+        control |= images.markers & tokenizer.markers.keys()
     pieces = template.render_segments(
         messages,
         markers=control,
@@ -372,6 +386,8 @@ def encode_chat(
         special_tokens=tokenizer.special_tokens,
         **variables,
     )
+    if images is not None:
+        pieces = images.written(pieces, tokenizer)
     refuse_early(tokenizer, sum(len(text) for text, marker in pieces if not marker), most_tokens)
     words = tokenizer.markers.keys() - control
     if words:

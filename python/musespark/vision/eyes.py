@@ -1,0 +1,117 @@
+"""A model's processor, tower and cache of embeddings as one: from an image to its rows."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from math import isqrt, prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from musespark.errors import UnsupportedModel
+from musespark.vision.cache import EmbeddingCache
+from musespark.vision.embedding import ImageEmbedding, ImageOutline, grid_places
+
+_OUTLINES = 1024  # remembered, a few hundred bytes each
+
+
+class Features(Protocol):
+    rows: np.ndarray
+    taps: tuple[np.ndarray, ...]
+
+
+class Processor(Protocol):
+    """What makes patches of a picture, and says how it is written (vision/preprocess.py)."""
+
+    placeholder: str
+
+    def process_picture(self, picture: Any) -> Any: ...
+
+
+class Tower(Protocol):
+    """What makes rows of patches (vision/tower.py)."""
+
+    width: int
+
+    def encode(self, patches: np.ndarray, grids: Any) -> Features: ...
+
+
+class Eyes:
+    """``identity``: what the rows depend on beside pixels and processing: the model. ``by_axis``:
+    its text side has positions along three axes. Thread-safe."""
+
+    def __init__(
+        self,
+        processor: Processor,
+        tower: Tower,
+        cache: EmbeddingCache,
+        *,
+        identity: str,
+        by_axis: bool,
+    ):
+        self.processor, self.tower, self.cache = processor, tower, cache
+        self.width = tower.width
+        self._identity, self._by_axis = identity, by_axis
+        # By pixels, and where they lie in an original: a crop's outline says where its rows do.
+        self._outlines: OrderedDict[tuple[str, Any], ImageOutline] = OrderedDict()
+        self._lock = threading.Lock()  # of the outlines
+        self._encoding = threading.Lock()  # one image at a time: the tower uses every thread
+
+    @property
+    def placeholder(self) -> str:
+        """What a chat template writes for an image."""
+        return self.processor.placeholder
+
+    def outline(self, picture: Any) -> ImageOutline:
+        """What a prompt must know of a picture."""
+        of = (picture.sha256, picture.transform)
+        with self._lock:
+            known = self._outlines.get(of)
+        if known is not None:
+            return known
+        outline = self._outline_of(self.processor.process_picture(picture))
+        with self._lock:
+            self._outlines[of] = outline
+            if len(self._outlines) > _OUTLINES:
+                self._outlines.popitem(last=False)
+        return outline
+
+    def _outline_of(self, processed: Any) -> ImageOutline:
+        key = hashlib.sha256(f"{self._identity}\n{processed.key}".encode()).digest()
+        tiles = processed.tiles
+        grids = tuple(_rows_of(tile) for tile in tiles)
+        places, advance = None, None
+        if self._by_axis:
+            if len(grids) != 1 or grids[0][0] != 1:
+                raise UnsupportedModel(
+                    f"images: {len(grids)} tiles of {grids[0][0]} frames have no places along "
+                    "three axes"
+                )
+            _, height, width = grids[0]
+            places, advance = grid_places(height, width), max(height, width)
+        pieces = tuple((text, count, image) for text, count, image in processed.pieces)
+        transforms = tuple(tile.transform for tile in tiles)
+        transform = transforms[0] if len(transforms) == 1 else transforms
+        return ImageOutline(key, pieces, grids, places, advance, transform)
+
+    def embed(self, picture: Any, outline: ImageOutline) -> tuple[ImageEmbedding, str]:
+        """The embedding, and where it comes from: ``memory``, ``disk`` or ``tower``."""
+        with self._encoding:  # who waits finds it known
+            known, where = self.cache.get(outline, self.width)
+            if known is not None:
+                return known, where
+            processed = self.processor.process_picture(picture)
+            grids = [tile.grid for tile in processed.tiles]
+            found = self.tower.encode(processed.patches, grids)
+        embedding = ImageEmbedding(outline, found.rows, tuple(found.taps))
+        self.cache.put(embedding)
+        return embedding, "tower"
+
+
+def _rows_of(tile: Any) -> tuple[int, int, int]:
+    """(frames, rows, columns) of embeddings of a tile whose patches are merged to squares."""
+    frames, height, width = tile.grid
+    merge = isqrt(prod(tile.grid) // tile.tokens) or 1
+    return frames, height // merge, width // merge

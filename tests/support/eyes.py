@@ -1,0 +1,90 @@
+"""Eyes for tests: a processor and a tower that are functions of an image's pixels, with counts."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from musespark.vision.cache import EmbeddingCache
+from musespark.vision.eyes import Eyes
+
+MARKERS = ("<img>", "<row>", "<cut>")
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    "{% if part.type == 'image' %}<img>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """As vision/pixels.py has it."""
+
+    pixels: np.ndarray
+    transform: Any = None
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.pixels.tobytes()).hexdigest()
+
+
+class Tile(NamedTuple):
+    grid: tuple[int, int, int]
+    tokens: int
+    transform: Any = None
+
+
+@dataclass
+class Processed:
+    patches: np.ndarray
+    tiles: tuple[Tile, ...]
+    pieces: tuple
+    key: str
+
+
+class Processor:
+    """Tiles of 4 x 4 pixels, each of 2 x 2 patches, each patch a row; the tiles parted by text."""
+
+    placeholder = "<img>"
+
+    def __init__(self, tiles: int = 1, side: int = 8):
+        self.tiles, self.side, self.calls = tiles, side, 0
+
+    def process_picture(self, picture: Picture) -> Processed:
+        self.calls += 1
+        rng = np.random.default_rng(int(picture.sha256[:8], 16))
+        rows = self.side * self.side
+        patches = rng.standard_normal((self.tiles * rows, 4)).astype(np.float32)
+        tiles = (Tile((1, self.side, self.side), rows),) * self.tiles
+        pieces: list = [("<cut>", 1, False)]
+        for i in range(self.tiles):
+            pieces += [("<row>", rows, True), (f" part {i} ", 1, False), ("<cut>", 1, False)]
+        return Processed(patches, tiles, tuple(pieces), picture.sha256)
+
+
+class Features(NamedTuple):
+    rows: np.ndarray
+    taps: tuple[np.ndarray, ...]
+
+
+class Tower:
+    def __init__(self, width: int):
+        self.width, self.calls = width, 0
+        self._weight = np.random.default_rng(3).standard_normal((4, width)).astype(np.float32)
+
+    def encode(self, patches: np.ndarray, grids: Any) -> Features:
+        self.calls += 1
+        return Features(patches @ self._weight, ())
+
+
+def eyes(width: int, *, tiles: int = 1, cache: EmbeddingCache | None = None) -> Eyes:
+    cache = EmbeddingCache(1 << 24) if cache is None else cache
+    return Eyes(Processor(tiles), Tower(width), cache, identity="test", by_axis=False)
+
+
+def picture(seed: int) -> Picture:
+    return Picture(np.random.default_rng(seed).integers(0, 256, (6, 5, 3)).astype(np.uint8))
