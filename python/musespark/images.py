@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _DATA = re.compile(r"data:[\w.+/-]*(;[\w=.+-]+)*?(;base64)?,", re.IGNORECASE)
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_BLIND = "images: this model has no vision tower that this version runs; it reads text alone"
 _MOST_DATA = 256 << 20  # characters of a data URL
 Ids = list[int]
 
@@ -111,10 +110,10 @@ def opened(source: Any) -> Any:
     return open_picture(source)
 
 
-def encoded(eyes: Eyes | None, image: Any) -> ImageEmbedding:
-    """See :meth:`musespark.Model.encode_image`."""
+def encoded(eyes: Eyes | None, image: Any, blind: str) -> ImageEmbedding:
+    """See :meth:`musespark.Model.encode_image`; ``blind`` is why there are no eyes."""
     if eyes is None:
-        raise UnsupportedModel(_BLIND)
+        raise UnsupportedModel(f"images: {blind}")
     return _Image(eyes, opened(image)).made()
 
 
@@ -122,12 +121,13 @@ def encoded(eyes: Eyes | None, image: Any) -> ImageEmbedding:
 
 
 class PromptImages:
-    """The images of one prompt, in order. Made for one request."""
+    """The images of one prompt, in order. Made for one request. ``blind``: why there are no eyes,
+    where there are none."""
 
-    def __init__(self, eyes: Eyes | None, sources: Sequence[Any]):
+    def __init__(self, eyes: Eyes | None, sources: Sequence[Any], blind: str):
         self._eyes = eyes
         if sources and eyes is None:
-            raise UnsupportedModel(_BLIND)
+            raise UnsupportedModel(f"images: {blind}")
         self._images = [_Image(eyes, opened(source)) for source in sources] if eyes else []
 
     def __len__(self) -> int:

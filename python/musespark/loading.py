@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ from musespark.families.spec import ModelSpec
 from musespark.memory import KV_FORMATS, choose_context
 from musespark.model import Model
 from musespark.options import unknown_argument
+from musespark.vision.opening import IMAGE_CACHE_BYTES, IMAGE_FOLDER_BYTES, open_eyes
 from musespark.weights import (
     METHODS,
     Calibration,
+    LoadedWeights,
+    LoraConfig,
+    LoraWeights,
     can_merge,
     merge,
     open_model,
@@ -33,6 +38,7 @@ MAX_THREADS, MAX_CONTEXT = 1024, 2**31 - 1
 LOAD_OPTIONS = (
     *("quantize", "kv", "context", "threads", "prefix_cache", "adapter", "progress", "verify"),
     *("lock_memory", "huge_pages", "prefix_folder", "prefix_folder_bytes"),
+    *("image_cache_bytes", "image_folder", "image_folder_bytes"),
 )
 PREFIX_FOLDER_BYTES = 8 << 30
 
@@ -52,6 +58,9 @@ def load(
     huge_pages: bool = False,
     prefix_folder: str | os.PathLike[str] | None = None,
     prefix_folder_bytes: int = PREFIX_FOLDER_BYTES,
+    image_cache_bytes: int = IMAGE_CACHE_BYTES,
+    image_folder: str | os.PathLike[str] | None = None,
+    image_folder_bytes: int = IMAGE_FOLDER_BYTES,
     **unknown: Any,
 ) -> Model:
     """Loads a model.
@@ -87,6 +96,10 @@ def load(
     Any number of models and processes may share a folder. Its files hold what prompts said, are not
     encrypted, and are trusted as the model's own: keep it yours. Results are the same;
     :attr:`Model.prefix_folder` says what was read and written.
+    Models that see: ``image_cache_bytes`` of embeddings of images are remembered in memory (256 MiB
+    unless given), so that an image which stands in another conversation is not encoded again;
+    ``image_folder``: keep them in this folder too, at most ``image_folder_bytes`` (2 GiB unless
+    given), under the same terms as ``prefix_folder``.
 
     The packed file is mapped, not copied, but for ``huge_pages``. Replace it by renaming another
     over it, and the running model keeps the old one; who overwrites or truncates it in place
@@ -100,7 +113,34 @@ def load(
     given = {"quantize": quantize, "kv": kv, "context": context, "threads": threads}
     given |= {"lock_memory": lock_memory, "huge_pages": huge_pages, "prefix_cache": prefix_cache}
     given |= {"prefix_folder": prefix_folder, "prefix_folder_bytes": prefix_folder_bytes}
+    given |= {"image_cache_bytes": image_cache_bytes}
+    given |= {"image_folder": image_folder, "image_folder_bytes": image_folder_bytes}
     return load_for(None, source, adapter=adapter, progress=progress, verify=verify, **given)
+
+
+@dataclass(frozen=True)
+class _Remember:
+    """What a model remembers of prompts and images, and where: options of :func:`load`."""
+
+    prefix_cache: bool = True
+    prefix_folder: str | os.PathLike[str] | None = None
+    prefix_folder_bytes: int = PREFIX_FOLDER_BYTES
+    image_cache_bytes: int = IMAGE_CACHE_BYTES
+    image_folder: str | os.PathLike[str] | None = None
+    image_folder_bytes: int = IMAGE_FOLDER_BYTES
+
+    def prefixes(self) -> tuple[Path, int] | None:
+        _check_switches(prefix_cache=self.prefix_cache)
+        found = _folder("prefix_folder", self.prefix_folder, self.prefix_folder_bytes)
+        if found and not self.prefix_cache:
+            raise InvalidRequest(
+                "prefix_folder: what it keeps goes through prefix_cache, which is off"
+            )
+        return found
+
+    def images(self) -> tuple[Path, int] | None:
+        _check_bytes("image_cache_bytes", self.image_cache_bytes, 0)
+        return _folder("image_folder", self.image_folder, self.image_folder_bytes)
 
 
 def load_for(
@@ -116,9 +156,7 @@ def load_for(
     verify: bool,
     lock_memory: bool,
     huge_pages: bool,
-    prefix_cache: bool = True,
-    prefix_folder: str | os.PathLike[str] | None = None,
-    prefix_folder_bytes: int = PREFIX_FOLDER_BYTES,
+    **remembered: Any,
 ) -> Model:
     """:func:`load` for one use (chat, generate, embed; None: any): a model that is not for it is
     refused before it is packed."""
@@ -126,9 +164,9 @@ def load_for(
     _check_kv(kv)
     _check_count("threads", threads, MAX_THREADS)
     _check_count("context", context, MAX_CONTEXT)
-    switches = {"verify": verify, "prefix_cache": prefix_cache}
-    _check_switches(**switches, lock_memory=lock_memory, huge_pages=huge_pages)
-    folder = _prefix_folder(prefix_folder, prefix_folder_bytes, prefix_cache)
+    _check_switches(verify=verify, lock_memory=lock_memory, huge_pages=huge_pages)
+    remember = _Remember(**remembered)
+    prefixes, images = remember.prefixes(), remember.images()
     lora = None if adapter is None else read_adapter_config(adapter)
 
     def admit(spec: ModelSpec, weights: dict[str, int], recipe: str) -> None:
@@ -147,24 +185,31 @@ def load_for(
             check_use(weights.spec, weights.assets, str(weights.info["source"]), use)
         if verify:
             weights.verify(progress)
-        adapted = None
-        if lora is not None:
-            adapted = read_adapter(lora, weights.spec, weights.info["family"])
-            if can_merge(weights, adapted):
-                merge(weights, adapted)
+        adapted = None if lora is None else _adapted(lora, weights)
+        cache = 0 if weights.vision is None else remember.image_cache_bytes
         return Model(
             weights,
             kv=kv,
             context=context,
             threads=threads,
-            prefix_cache=prefix_cache,
-            prefix_folder=folder,
+            prefix_cache=remember.prefix_cache,
+            prefix_folder=prefixes,
             adapter=adapted,
+            image_bytes=cache,
+            eyes=functools.partial(open_eyes, cache_bytes=cache, folder=images),
             place=functools.partial(place, lock_memory=lock_memory, huge_pages=huge_pages),
         )
     except BaseException:
         weights.close()
         raise
+
+
+def _adapted(lora: LoraConfig, weights: LoadedWeights) -> LoraWeights:
+    """An adapter's matrices, merged where that can be."""
+    adapted = read_adapter(lora, weights.spec, weights.info["family"])
+    if can_merge(weights, adapted):
+        merge(weights, adapted)
+    return adapted
 
 
 def convert(
@@ -245,15 +290,17 @@ def _check_count(name: str, value: Any, most: int) -> None:
     raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is 1 to {most} or None")
 
 
-def _prefix_folder(path: Any, limit: Any, prefix_cache: bool) -> tuple[Path, int] | None:
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-        raise InvalidRequest(f"prefix_folder_bytes: got {limit!r:.60}, allowed is an int >= 1")
+def _check_bytes(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is an int >= {least}")
+
+
+def _folder(name: str, path: Any, limit: Any) -> tuple[Path, int] | None:
+    _check_bytes(f"{name}_bytes", limit, 1)
     if path is None:
         return None
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise InvalidRequest(f"prefix_folder: got {path!r:.60}, allowed is a path or None")
-    if not prefix_cache:
-        raise InvalidRequest("prefix_folder: what it keeps goes through prefix_cache, which is off")
+        raise InvalidRequest(f"{name}: got {path!r:.60}, allowed is a path or None")
     return Path(path).expanduser(), limit
 
 

@@ -45,6 +45,7 @@ from musespark.text import ChatTemplate
 from musespark.thought_cache import checked_choice
 from musespark.vision.embedding import ImageEmbedding
 from musespark.vision.eyes import Eyes
+from musespark.vision.opening import why_blind
 from musespark.weights import LoadedWeights, LoraWeights, core_bytes
 
 
@@ -68,19 +69,22 @@ class Model:
         prefix_folder: tuple[Path, int] | None = None,
         adapter: LoraWeights | None = None,
         place: Callable[[LoadedWeights], None] = lambda weights: None,
-        eyes: Eyes | None = None,
+        image_bytes: int = 0,
+        eyes: Callable[[LoadedWeights, int], Eyes | None] = lambda weights, threads: None,
     ):
         self._weights = weights
         spec, assets = weights.spec, weights.assets
         config = json_asset(assets, "generation_config.json")
         self.tokenizer = tokenizer_of(assets, str(weights.info["source"]))
         info, merged = weights.info, bool(weights.info.get("merged"))
-        beside = 0 if adapter is None or merged else core_bytes(adapter.tensors())
+        beside = image_bytes
+        beside += 0 if adapter is None or merged else core_bytes(adapter.tensors())
         recipe, keys = info["quantize"], kv_formats(kv, info["kv"])
         fit = choose_context(spec, info["weights"], recipe, keys, context, beside)
         limit, notes = fit.context, fit.notes
         place(weights)
         count = default_threads() if threads is None else threads
+        self._eyes = eyes(weights, count)
         encodes = spec.bidirectional
         self._encoder = Encoder(spec, weights.tensors, threads=count) if encodes else None
         self._engine = self._encoder or Engine(
@@ -93,11 +97,7 @@ class Model:
             prefix_cache=prefix_cache,
         )
         self._adapters = Adapters(self._engine, adapter, merged=merged)
-        self._prefixes = NoPrefixes()
-        if prefix_folder is not None:
-            identity = {"model": weights.identity(), "kv": keys}
-            of = self._adapters.checksum_of
-            self._prefixes = PrefixStore(self._engine, spec, *prefix_folder, identity, of)
+        self._prefixes = self._prefixes_in(prefix_folder, keys)
         notes += prompts.foreign_ends(self.tokenizer, spec.vocab)
         notes += chosen_notes(weights, config, kv=kv, threads=threads, count=count)
         self._info = info_of(
@@ -114,9 +114,17 @@ class Model:
             self._info,
             self._adapters,
             model_defaults(config, spec.vocab),
-            eyes,
+            self._eyes,
+            why_blind(info["notes"]),
         )
         self.template = template_of(assets, str(info["source"]))
+
+    def _prefixes_in(self, folder: tuple[Path, int] | None, kv: str) -> PrefixStore | NoPrefixes:
+        if folder is None:
+            return NoPrefixes()
+        identity = {"model": self._weights.identity(), "kv": kv}
+        of = self._adapters.checksum_of
+        return PrefixStore(self._engine, self._weights.spec, *folder, identity, of)
 
     @property
     def info(self) -> ModelInfo:
@@ -286,7 +294,7 @@ class Model:
         It may stand in messages as ``{"type": "image", "image": embedding}``; an image that stands
         there itself is encoded once and remembered too. UnsupportedModel for a model without eyes.
         """
-        return encoded(self._requests.eyes, image)
+        return encoded(self._requests.eyes, image, self._requests.blind)
 
     # ---- scores -------------------------------------------------------------------------------
 
@@ -365,7 +373,11 @@ class Model:
         session, logits or scores), gets :class:`Cancelled`; what is asked later, Error.
         """
         self._prefixes.close()
+        if self._eyes is not None:
+            self._eyes.stop()
         self._engine.close()
+        if self._eyes is not None:
+            self._eyes.close()
         self._weights.close()
 
     def __enter__(self) -> Model:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 
 class Requests:
-    """The tokenizer, the chat template and the defaults of a model. ``eyes``: of one that sees."""
+    """The tokenizer, the chat template and the defaults of a model. ``eyes``: of one that sees;
+    ``blind``: why it does not."""
 
     def __init__(
         self,
@@ -44,8 +45,9 @@ class Requests:
         adapters: Adapters,
         defaults: GenerationOptions,
         eyes: Eyes | None,
+        blind: str,
     ):
-        self.tokenizer, self.defaults, self.eyes = tokenizer, defaults, eyes
+        self.tokenizer, self.defaults, self.eyes, self.blind = tokenizer, defaults, eyes, blind
         self._spec, self._info, self._adapters = spec, info, adapters
         self._template: ChatTemplate | None = None
         self.protocol: Protocol = detect_protocol(tokenizer, None)
@@ -109,7 +111,7 @@ class Requests:
         options = resolve(rest, self.defaults, self._spec.vocab, also_known=known)
         adapter, limit = self._adapters.id_of(given.get("adapter")), self._info.context
         messages, sources = without_images(messages)
-        images = PromptImages(self.eyes, sources)
+        images = PromptImages(self.eyes, sources, self.blind)
         ids = prompts.chat_ids(
             self.tokenizer,
             self._template,

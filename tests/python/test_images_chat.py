@@ -155,7 +155,7 @@ def test_embeddings_stand_in_messages_but_not_in_files(model, tmp_path) -> None:
 
 
 def test_an_encoder_that_fails_ends_its_request_alone(model) -> None:
-    def fail(patches, grids):
+    def fail(patches, grids, stopped):
         raise CorruptFile("planted")
 
     working = model._requests.eyes.tower.encode

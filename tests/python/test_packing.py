@@ -41,14 +41,27 @@ class TestSources:
         assert not model.spec.tied_head
         np.testing.assert_array_equal(unpacked(model)["head"], embed + 1)
 
-    def test_the_vision_tower_is_reported(self, tmp_path: Path) -> None:
+    def test_a_vision_tower_that_is_not_run_is_reported(self, tmp_path: Path) -> None:
         vision = {"model.vision_tower.ln_pre.weight": np.ones(16, np.float32)}
         weights = checkpoint_weights(MUSE, 11) | vision
-        folder = write_folder(tmp_path / "m", MUSE.config, weights)
+        config = MUSE.config | {"vision_config": MUSE.config["vision_config"] | {"hidden_act": "x"}}
+        folder = write_folder(tmp_path / "m", config, weights)
         for _ in range(2):  # packed, then from the cache
-            info = open_model(folder).info
-            assert info["ignored"] == {"vision tower: not yet run": 1}
-            assert "vision tower: not yet run" in info["notes"]
+            loaded = open_model(folder)
+            assert loaded.vision is None
+            assert loaded.info["ignored"] == {"vision tower: not yet run": 1}
+            assert "vision tower: not yet run" in loaded.info["notes"]
+            assert [
+                n for n in loaded.info["notes"] if "images: not read: " in n and "hidden_act" in n
+            ]
+
+    def test_a_vision_tower_without_its_tensors_is_named(self, tmp_path: Path) -> None:
+        weights = checkpoint_weights(MUSE, 11)
+        loaded = open_model(write_folder(tmp_path / "m", MUSE.config, weights))
+        assert "images: not read: the files hold no vision tower" in loaded.info["notes"]
+        part = {"model.vision_tower.ln_pre.weight": np.ones(16, np.float32)}
+        with pytest.raises(CorruptFile, match="patch_embedder"):
+            open_model(write_folder(tmp_path / "n", MUSE.config, weights | part))
 
     def test_errors_name_tensor_and_both_values(self, tmp_path: Path) -> None:
         weights = checkpoint_weights(CASE, 11)

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,7 +201,8 @@ class ModelSpec:
     mutual_rows: bool = _later(False)
 
 
-_ENUMS = {
+Enums = Mapping[tuple[type, str], tuple[str, ...]]
+ENUMS: Enums = {
     (NormSpec, "kind"): NORM_KINDS,
     (RopeSpec, "scaling"): ROPE_SCALINGS,
     (MlpSpec, "kind"): MLP_KINDS,
@@ -238,7 +239,7 @@ def spec_from_dict(values: Any, where: str) -> ModelSpec:
     Every field must be there with its type (later ones may be left out), and nothing else:
     ``CorruptFile`` names the field, prefixed with `where` (the file).
     """
-    spec = _build(ModelSpec, values, f"{where}: spec")
+    spec = build(ModelSpec, values, f"{where}: spec", ENUMS)
     check_spec(spec, f"{where}: spec")
     return spec
 
@@ -321,7 +322,8 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _build(cls: type, values: Any, where: str) -> Any:
+def build(cls: type, values: Any, where: str, enums: Enums) -> Any:
+    """A dataclass of a dict that was read from a file; `enums`: what its fields may be."""
     if not isinstance(values, dict):
         raise CorruptFile(f"{where}: an object is needed, not {type(values).__name__}")
     hints = _hints(cls)
@@ -331,23 +333,25 @@ def _build(cls: type, values: Any, where: str) -> Any:
     if unknown or missing:
         raise CorruptFile(f"{where}: unknown fields {unknown}, missing fields {missing}")
     built = {
-        name: _value(hint, values[name], f"{where}.{name}", _ENUMS.get((cls, name)))
+        name: _value(hint, values[name], f"{where}.{name}", enums, enums.get((cls, name)))
         for name, hint in hints.items()
         if name in values
     }
     return cls(**built)
 
 
-def _value(hint: Any, value: Any, where: str, choices: tuple[str, ...] | None) -> Any:
+def _value(
+    hint: Any, value: Any, where: str, enums: Enums, choices: tuple[str, ...] | None = None
+) -> Any:
     if isinstance(hint, types.GenericAlias):  # list[...]
         if not isinstance(value, list | tuple) or len(value) > _MAX_LIST:
             raise CorruptFile(f"{where}: a list of at most {_MAX_LIST} is needed")
         item = typing.get_args(hint)[0]
         if item in (float, int):
-            return tuple(_value(item, one, f"{where}[{i}]", None) for i, one in enumerate(value))
-        return [_build(item, one, f"{where}[{i}]") for i, one in enumerate(value)]
+            return tuple(_value(item, one, f"{where}[{i}]", enums) for i, one in enumerate(value))
+        return [build(item, one, f"{where}[{i}]", enums) for i, one in enumerate(value)]
     if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
+        return build(typing.cast(type, hint), value, where, enums)
     if hint is float and type(value) in (int, float):
         number = float(value) if abs(value) < 1e300 else float("inf")
         if number - number != 0:

@@ -22,6 +22,7 @@ from musespark.errors import CorruptFile
 from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 
 Shape = tuple[int, ...]
+NOT_RUN = "vision tower: not yet run"  # why its tensors are left out of the text's
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ def match_tensors(
 
 def vision_tower(*parts: str) -> dict[str, re.Pattern[str]]:
     """For :func:`match_tensors`: the tensors of a tower that is not run, stored under `parts`."""
-    return {"vision tower: not yet run": re.compile(rf"(model\.)?({'|'.join(parts)})\..+")}
+    return {NOT_RUN: re.compile(rf"(model\.)?({'|'.join(parts)})\..+")}
 
 
 def row_parts(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from math import isqrt, prod
 from typing import Any, Protocol
 
 import numpy as np
 
-from musespark.errors import UnsupportedModel
+from musespark.driver import CLOSED_MEANWHILE
+from musespark.errors import Cancelled, UnsupportedModel
 from musespark.vision.cache import EmbeddingCache
 from musespark.vision.embedding import ImageEmbedding, ImageOutline, grid_places
 
@@ -35,7 +37,10 @@ class Tower(Protocol):
 
     width: int
 
-    def encode(self, patches: np.ndarray, grids: Any) -> Features: ...
+    def encode(
+        self, patches: np.ndarray, grids: Any, stopped: Callable[[], bool] = ...
+    ) -> Features: ...
+    def close(self) -> None: ...
 
 
 class Eyes:
@@ -57,6 +62,7 @@ class Eyes:
         # By pixels, and where they lie in an original: a crop's outline says where its rows do.
         self._outlines: OrderedDict[tuple[str, Any], ImageOutline] = OrderedDict()
         self._lock = threading.Lock()  # of the outlines
+        self._stopped = False
         self._encoding = threading.Lock()  # one image at a time: the tower uses every thread
 
     @property
@@ -104,10 +110,22 @@ class Eyes:
                 return known, where
             processed = self.processor.process_picture(picture)
             grids = [tile.grid for tile in processed.tiles]
-            found = self.tower.encode(processed.patches, grids)
+            try:
+                found = self.tower.encode(processed.patches, grids, lambda: self._stopped)
+            except Cancelled:
+                raise Cancelled(CLOSED_MEANWHILE) from None
         embedding = ImageEmbedding(outline, found.rows, tuple(found.taps))
         self.cache.put(embedding)
         return embedding, "tower"
+
+    def stop(self) -> None:
+        """Ends what is being encoded within a layer; who waits for it gets Cancelled."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Lets the tower go. Idempotent."""
+        self.stop()
+        self.tower.close()
 
 
 def _rows_of(tile: Any) -> tuple[int, int, int]:

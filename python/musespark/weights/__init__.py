@@ -21,10 +21,14 @@ from musespark.weights.files import WriteFailed
 from musespark.weights.inspection import Inspection, inspect, look
 from musespark.weights.kv_choice import FALLBACK, KvChoice, describe, summary
 from musespark.weights.loading import LoadedWeights, Source, open_model
+from musespark.weights.model_source import BLIND
 from musespark.weights.pack import QUANTIZE
+from musespark.weights.packed import ARITHMETIC_VERSION
 from musespark.weights.placement import place
 
 __all__ = [
+    "ARITHMETIC_VERSION",
+    "BLIND",
     "CHUNK",
     "FALLBACK",
     "METHODS",

@@ -10,7 +10,6 @@ from typing import Any
 from musespark import _core
 from musespark.errors import InvalidRequest
 from musespark.families.spec import ModelSpec
-from musespark.families.tensors import canonical_shapes
 from musespark.weights import pack
 from musespark.weights.calibration import Calibration, Guides, check_method
 from musespark.weights.kv_choice import report_of
@@ -105,7 +104,7 @@ def _pack_calibrated(
     if isinstance(folder.checkpoint, QuantizedSource):
         raise InvalidRequest(f"{folder.path} is quantized already: calibration is for floats")
     calibration = calibrate(folder.spec, folder.all_assets, str(folder.path))
-    small = pack.resolve_quantize("auto", canonical_shapes(folder.spec), set()) == "q8"
+    small = pack.resolve_quantize("auto", folder.shapes, set()) == "q8"
     report = progress_function(progress)
     total = folder.weights()[recipe]
     opened = []

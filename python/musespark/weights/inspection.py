@@ -9,7 +9,7 @@ from typing import Any
 
 from musespark.errors import CorruptFile, HubUnavailable
 from musespark.families.spec import ModelSpec
-from musespark.families.tensors import canonical_shapes
+from musespark.families.vision.beside import packed_shapes
 from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json_object
 from musespark.weights import hub, pack
 from musespark.weights.hubheaders import remote_checkpoint, remote_gguf
@@ -145,7 +145,7 @@ def _of_packed(packed: PackedFile, path: Path, verify: bool) -> Inspection:
     loaded = loaded_from(packed, path, "auto", cached=False)
     if verify:
         loaded.verify()
-    shapes = canonical_shapes(loaded.spec)
+    shapes = packed_shapes(loaded.spec, loaded.vision)
     tensors = [
         {"name": p.name, "format": p.format, "shape": list(shapes[p.name]), "bytes": p.nbytes}
         for p in packed.planned.values()
@@ -176,7 +176,7 @@ def _of_packed(packed: PackedFile, path: Path, verify: bool) -> Inspection:
 
 def _of_folder(folder: ModelFolder, source: str) -> Inspection:
     try:
-        shapes = canonical_shapes(folder.spec)
+        shapes = folder.shapes
         sources, weights = folder.mapping.sources, folder.weights()
         where = folder.path if folder.path.is_dir() else folder.path.parent
         tensors, formats = [], {}

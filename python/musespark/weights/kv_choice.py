@@ -33,6 +33,7 @@ from musespark import _core
 from musespark.errors import CorruptFile
 from musespark.families.spec import ModelSpec
 from musespark.families.tensors import canonical_shapes
+from musespark.families.vision.beside import packed_shapes, vision_from_dict
 from musespark.weights.packed import PackedFile, checksum_of
 from musespark.weights.safetensors import SafetensorsFile
 
@@ -240,7 +241,10 @@ class Recorder:
 
     def measure(self, path: Path) -> dict[str, Any] | None:
         """The record of the packed file at `path`; None where the text is too short for it."""
-        packed = PackedFile(SafetensorsFile(path), lambda spec: canonical_shapes(self.spec))
+        packed = PackedFile(
+            SafetensorsFile(path),
+            lambda _, vision: packed_shapes(self.spec, vision_from_dict(vision, str(path))),
+        )
         try:
             threads = _core.count_cores()["usable"]
             tensors = packed.tensors()

@@ -7,7 +7,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from musespark.errors import (
     UnsupportedModel,
 )
 from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
-from musespark.families.tensors import canonical_shapes
+from musespark.families.vision import VisionSpec
+from musespark.families.vision.beside import packed_shapes, vision_from_dict
 from musespark.untrusted import MAX_TOKENIZER_BYTES, no_tokenizer, read_small_file
 from musespark.vocab import OUTLINE, make_outline
 from musespark.weights import cache, hub, pack
@@ -59,8 +60,9 @@ EMBEDDED_PACKED = _NANO / "packed" / "nano-q8.safetensors"
 class LoadedWeights:
     """An opened model.
 
-    ``tensors`` is canonical name -> (format, rows, cols, view of the mapped file); ``assets`` the
-    model folder's other files; ``info`` what was opened: family, quantize, quantize_auto (whether
+    ``tensors`` is canonical name -> (format, rows, cols, view of the mapped file), ``tower`` the
+    same of the vision tower (``vision``; None: there is none); ``assets`` the model folder's other
+    files; ``info`` what was opened: family, quantize, quantize_auto (whether
     ``auto`` chose it now), parameters, bytes, formats {format: bytes}, weights {recipe: bytes, for
     each that could have been chosen}, path (of the packed file), source, cached, ignored {reason:
     tensors}, notes, calibration, and kv (a KvChoice; None where nothing was measured).
@@ -71,6 +73,8 @@ class LoadedWeights:
     assets: dict[str, bytes]
     info: dict[str, Any]
     packed: PackedFile
+    vision: VisionSpec | None = None
+    tower: dict[str, tuple[str, int, int, np.ndarray]] = field(default_factory=dict)
 
     def verify(self, progress: bool | ProgressFn | None = None) -> None:
         """Checks every checksum of the packed file; ``CorruptFile`` names the first that fails."""
@@ -84,7 +88,7 @@ class LoadedWeights:
 
     def close(self) -> None:
         """Lets the file go; tensors handed out before keep it mapped until they are gone."""
-        self.tensors = {}
+        self.tensors, self.tower = {}, {}
         self.packed.close()
 
 
@@ -216,9 +220,9 @@ def _refuse_config(config: Path, quantize: str, admit: Admit | None) -> None:
         for name in (config.name, *QUANTIZATION_FILES)
         if (folder / name).exists()
     }
-    _, spec, _, _ = read_config_files(files, folder)
+    _, spec, _, _, sight = read_config_files(files, folder)
     if admit is not None:
-        shapes = canonical_shapes(spec)
+        shapes = packed_shapes(spec, sight.spec)
         recipe = pack.resolve_quantize(quantize, shapes, set())
         try:
             admit(spec, pack.least_nbytes(shapes), recipe)
@@ -239,12 +243,13 @@ def _refuse_gguf(snapshot: hub.Snapshot, entry: str, quantize: str, admit: Admit
         admit(folder.spec, weights, folder.recipe(quantize))
 
 
-def _shapes_of(where: Path) -> Callable[[Any], dict[str, tuple[int, ...]]]:
-    return lambda spec: canonical_shapes(spec_from_dict(spec, str(where)))
-
-
 def open_packed(file: SafetensorsFile) -> PackedFile:
-    return PackedFile(file, _shapes_of(file.path))
+    where = str(file.path)
+
+    def shapes_of(spec: Any, vision: Any) -> dict[str, tuple[int, ...]]:
+        return packed_shapes(spec_from_dict(spec, where), vision_from_dict(vision, where))
+
+    return PackedFile(file, shapes_of)
 
 
 def packed_at(path: Path) -> PackedFile | None:
@@ -281,6 +286,7 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
             "convert the original model instead"
         )
     spec = spec_from_dict(packed.spec, str(packed.path))
+    vision = vision_from_dict(packed.vision, str(packed.path))
     formats: dict[str, int] = {}
     for p in packed.planned.values():
         formats[p.format] = formats.get(p.format, 0) + p.nbytes
@@ -288,7 +294,7 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
         "family": packed.family,
         "quantize": packed.quantize,
         "quantize_auto": False,
-        "parameters": pack.count_parameters(canonical_shapes(spec)),
+        "parameters": pack.count_parameters(packed_shapes(spec, vision)),
         "bytes": sum(formats.values()),
         "formats": formats,
         "weights": {packed.quantize: sum(formats.values())},
@@ -300,7 +306,8 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
         "calibration": packed.calibration,
         "kv": read_record(packed.kv, spec, str(packed.path)),
     }
-    return LoadedWeights(spec, packed.tensors(), packed.assets, info, packed)
+    tensors, tower = packed.tensors(), packed.tower()
+    return LoadedWeights(spec, tensors, packed.assets, info, packed, vision, tower)
 
 
 def pack_folder(
@@ -321,7 +328,7 @@ def pack_folder(
     pack.pack_checkpoint(
         folder.checkpoint,
         target,
-        shapes=canonical_shapes(folder.spec),
+        shapes=folder.shapes,
         sources=folder.mapping.sources,
         quantize=recipe,
         spec=spec_to_file(folder.spec),
@@ -330,8 +337,9 @@ def pack_folder(
         assets=_with_outline(folder.all_assets),
         progress=report,
         label=label,
-        origin=origin,
+        source=origin,
         kv=kv,
+        vision=None if folder.vision is None else spec_to_file(folder.vision),
         **more,
     )
 

@@ -19,7 +19,9 @@ from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families import Family, read_config
 from musespark.families.gguf import read_gguf
 from musespark.families.spec import ModelSpec
-from musespark.families.tensors import TensorMap, canonical_shapes
+from musespark.families.tensors import Shape, TensorMap
+from musespark.families.vision import VisionSpec
+from musespark.families.vision.beside import packed_shapes
 from musespark.untrusted import (
     MAX_TOKENIZER_BYTES,
     array_length,
@@ -38,6 +40,7 @@ from musespark.weights.quantized.config import FILES, KEYS, Reader, read_quantiz
 from musespark.weights.quantized.linear import Stored
 from musespark.weights.quantized.source import QuantizedSource, refuse_unexplained
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
+from musespark.weights.sight import Sight, beside, sight_of
 
 # Files of sentence-transformers that say how an encoder's rows become an embedding; in the config
 # that families read they stand under "sentence_transformers".
@@ -55,9 +58,16 @@ ASSETS = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
     *SENTENCE_FILES.values(),
     *FILES,
 )
+
+
+# What a note begins with that says why a model with a vision tower does not see.
+BLIND = "images: not read: "
 
 
 @dataclass
@@ -78,6 +88,12 @@ class ModelFolder:
     own_files: list[Path]
     made_assets: Callable[[], dict[str, bytes]] = dict
     licence: str | None = None  # what a GGUF file says of it
+    vision: VisionSpec | None = None  # its tensors are in the mapping too
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Every tensor that is packed -> its shape."""
+        return packed_shapes(self.spec, self.vision)
 
     @functools.cached_property
     def all_assets(self) -> dict[str, bytes]:
@@ -92,12 +108,11 @@ class ModelFolder:
     def recipe(self, quantize: str) -> str:
         """What `quantize` stands for here."""
         stored = {self.checkpoint.entry(part.name).dtype for part in self.mapping.sources.values()}
-        return pack.resolve_quantize(quantize, canonical_shapes(self.spec), stored)
+        return pack.resolve_quantize(quantize, self.shapes, stored)
 
     def plan(self, recipe: str) -> list[pack.Planned]:
         """What packing will write; checks shape and type of every tensor."""
-        shapes = canonical_shapes(self.spec)
-        return pack.plan(self.checkpoint, shapes, self.mapping.sources, recipe)
+        return pack.plan(self.checkpoint, self.shapes, self.mapping.sources, recipe)
 
     def weights(self) -> dict[str, int]:
         """Bytes once packed, for each recipe that there is; raises as :meth:`plan`."""
@@ -208,7 +223,7 @@ def _understand_folder(folder: Path, headers: Checkpoint | None = None) -> Model
         for name in ASSETS
         if os.path.lexists(folder / name)
     }
-    family, spec, notes, reader = read_config_files(assets, folder)
+    family, spec, notes, reader, sight = read_config_files(assets, folder)
     files = _open_checkpoint(folder) if headers is None else headers
     try:
         stored = Stored(files, readable=headers is None)
@@ -219,13 +234,27 @@ def _understand_folder(folder: Path, headers: Checkpoint | None = None) -> Model
             # As transformers: two different matrices in the file are stronger than the config.
             spec = dataclasses.replace(spec, tied_head=False)
             mapping = family.tensors(spec, checkpoint.file_of)
+        config = parse_json_object(assets["config.json"], str(folder / "config.json"))
+        sight, mapping = beside(sight, config, mapping, checkpoint.file_of)
     except BaseException:
         files.close()
         raise
     notes += mapping.ignored
+    if sight.why:
+        notes.append(f"{BLIND}{sight.why}")
     own = [folder / name for name in (*ASSETS, "model.safetensors.index.json")]
     own += [file.path for file in checkpoint.files]
-    return ModelFolder(folder, checkpoint, assets, family.name, spec, mapping, notes, own)
+    return ModelFolder(
+        folder,
+        checkpoint,
+        assets,
+        family.name,
+        spec,
+        mapping,
+        notes,
+        own,
+        vision=sight.spec,
+    )
 
 
 def _no_model(folder: Path) -> InvalidRequest:
@@ -264,9 +293,9 @@ def _match(
 
 def read_config_files(
     assets: Mapping[str, bytes], folder: Path
-) -> tuple[Family, ModelSpec, list[str], Reader | None]:
-    """What a folder's ``config.json`` and the files beside it say: family, spec, notes, and the
-    reader of matrices that are quantized."""
+) -> tuple[Family, ModelSpec, list[str], Reader | None, Sight]:
+    """What a folder's ``config.json`` and the files beside it say: family, spec, notes, the reader
+    of matrices that are quantized, and the vision tower."""
     where = folder / "config.json"
     config = parse_json_object(assets["config.json"], str(where))
     beside = {
@@ -280,7 +309,7 @@ def read_config_files(
     try:
         plain = {key: value for key, value in config.items() if key not in KEYS}
         family, spec, more = read_config(plain)
-        return family, spec, more + notes, reader
+        return family, spec, more + notes, reader, sight_of(plain, spec)
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{where}: {error}") from None
 

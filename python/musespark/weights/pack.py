@@ -14,7 +14,8 @@ Recipes (``quantize``):
   goes into the notes.
 
 Vectors (norms, biases) are always f32. Routers of experts and learned positions stay as stored with
-every recipe: they are small, and a router decides.
+every recipe: they are small, and a router decides. A vision tower's matrices are q8 with every
+recipe but ``none``; what makes rows of pixels stays as stored.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ import numpy as np
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families.tensors import Part
+from musespark.families.vision.beside import PREFIX
 from musespark.weights.calibration import Guides
 from musespark.weights.files import check_disk, write_aside
-from musespark.weights.packed import KvRecorder, Planned, write_packed
+from musespark.weights.packed import Planned, write_packed
 from musespark.weights.packing_error import PackingError
 from musespark.weights.quantized.linear import Rows
 from musespark.weights.quantized.source import QuantizedEntry
@@ -50,6 +52,7 @@ KEPT = {
 }  # fmt: skip
 _KEPT_EXACTLY = ("Q4_0", "IQ4_NL", "MXFP4", "Q8_0")
 _KEEPING = ("gguf", "kept")
+_PIXELS = (f"{PREFIX}patch", f"{PREFIX}positions")
 _PIECE_BYTES = 16 << 20  # of source and of result held at a time, per piece
 
 Shape = tuple[int, ...]
@@ -125,6 +128,8 @@ def matrix_format(quantize: str, name: str, stored: str, rows: int, cols: int) -
     """The packed format of matrix `name` (canonical), stored as dtype or block type `stored`."""
     if quantize == "none" or name.endswith(".router") or name in ("positions", "token_types"):
         return _STORED.get(stored, "f32")
+    if name.startswith(PREFIX):
+        return _STORED.get(stored, "f32") if name in _PIXELS else "q8"
     if quantize in _KEEPING:
         # The few floats beside quantized matrices are what their maker held to be sensitive.
         return KEPT.get(stored, "q8")
@@ -277,17 +282,16 @@ def pack_checkpoint(
     progress: Callable[[int, int, str], None],
     label: str,
     threads: int | None = None,
-    origin: str | None = None,
     guides: Guides | None = None,
-    kv: KvRecorder | None = None,
     use: Callable[[Path], None] | None = None,
+    **header: Any,
 ) -> None:
     """Packs every tensor of `checkpoint` into the packed file `destination`.
 
     `shapes` are the canonical tensors, `sources` where they are stored; `quantize` is a resolved
     recipe. One piece of a tensor is in memory at a time, besides the map. Progress counts source
-    bytes, under `label`. `threads` None uses every core. `origin`, `kv`: see :func:`write_packed`.
-    `guides` guide the rounding, and the file says so. `use`: see :func:`write_aside`.
+    bytes, under `label`. `threads` None uses every core. `guides` guide the rounding, and the file
+    says so. `use`: see :func:`write_aside`; `header`: of :func:`write_packed`.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
     planned = plan(checkpoint, shapes, sources, quantize)
@@ -326,7 +330,6 @@ def pack_checkpoint(
             assets=assets,
             planned=planned,
             payload=payload,
-            source=origin,
             calibration=guides and guides.record,
-            kv=kv,
+            **header,
         )

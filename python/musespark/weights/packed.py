@@ -12,7 +12,8 @@ Its tensors, in this order, each beginning at a multiple of 64 bytes in the file
 (the fields of csrc/model/spec.h), tensors {name: {format, rows, cols, checksum}},
 assets {name: {bytes, checksum}}, and of a file whose rounding was guided calibration
 {method, tokens, checksum} (weights/calibration.py), and of one whose formats of keys and values
-were measured kv (weights/kv_choice.py).
+were measured kv (weights/kv_choice.py), and of a model that sees vision (the fields of
+csrc/model/vision_spec.h; the tower's tensors are called ``vision.`` + their canonical names).
 Vectors have format f32 and rows 1. ``__metadata__["musespark_checksum"]`` covers this JSON and the
 safetensors table; ``["musespark_source"]``, of a file in the packing cache, is the path that it was
 made from. A checksum is XXH64 in 16 hexadecimal digits, of the XXH64 of each MiB: it finds
@@ -31,11 +32,13 @@ import numpy as np
 
 from musespark import _core
 from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.families.vision.beside import PREFIX
 from musespark.untrusted import parse_json
 from musespark.weights.files import AsideFile
 from musespark.weights.safetensors import SafetensorsFile, TensorEntry
 
 VERSION = 1
+ARITHMETIC_VERSION: int = _core.arithmetic_version
 FORMATS = _core.weight_formats
 ALIGN = 64
 _KEY = "musespark"
@@ -125,19 +128,21 @@ def write_packed(
     source: str | None = None,
     calibration: dict[str, Any] | None = None,
     kv: KvRecorder | None = None,
+    vision: dict[str, Any] | None = None,
 ) -> None:
     """Writes a packed file; `payload` yields a weight's bytes in pieces, in the order of `planned`.
 
     `source`: where it comes from, for whoever lists packed files; no part of the model. `notes` is
     asked before the first and after the last of them, and may be shorter then. `kv` is
-    asked when the file can be read. Nothing but the piece at hand is held in memory until then.
+    asked when the file can be read; `vision` is the tower's spec, where there is one. Nothing but
+    the piece at hand is held in memory until then.
     Raises whatever writing raises; the caller discards the file then (see
     :func:`musespark.weights.files.write_aside`).
     """
     planned = [p for p in planned if not p.vector] + [p for p in planned if p.vector]
     head = {
         "version": VERSION,
-        "arithmetic": _core.arithmetic_version,
+        "arithmetic": ARITHMETIC_VERSION,
         "family": family,
         "quantize": quantize,
         "notes": notes(),
@@ -150,7 +155,9 @@ def write_packed(
             name: {"bytes": len(data), "checksum": checksum_of(data)}
             for name, data in assets.items()
         },
-    } | ({} if calibration is None else {"calibration": calibration})
+    }
+    further = {"calibration": calibration, "vision": vision}
+    head |= {name: value for name, value in further.items() if value is not None}
     table = _table(planned, assets)
     longest = head if kv is None else head | {"kv": kv.room}
     room = file.position = len(_encode(longest, table, source=source))
@@ -225,12 +232,12 @@ def is_packed(file: SafetensorsFile) -> bool:
 class PackedFile:
     """A packed file, checked against itself; takes over `file` and closes it on failure.
 
-    `shapes_of` gives the canonical tensors (name -> shape) that the header's ``spec`` asks for, and
-    raises ``CorruptFile`` where the spec makes no sense. ``spec`` is kept as it was read.
+    `shapes_of` gives the tensors (name -> shape) that the header's ``spec`` and ``vision`` ask for,
+    and raises ``CorruptFile`` where they make no sense. Both are kept as they were read.
     """
 
     def __init__(
-        self, file: SafetensorsFile, shapes_of: Callable[[Any], dict[str, tuple[int, ...]]]
+        self, file: SafetensorsFile, shapes_of: Callable[[Any, Any], dict[str, tuple[int, ...]]]
     ):
         self.file = file
         self.path = file.path
@@ -258,6 +265,7 @@ class PackedFile:
         self.calibration = self._read_calibration(head)
         self.kv: Any = head.get("kv")  # as it was read
         self.spec: Any = head.get("spec")
+        self.vision: Any = head.get("vision")
         self._sums: dict[str, str] = {}
         self.planned = self._check_tensors(self._object(head, "tensors"))
         self.assets = self._read_assets(self._object(head, "assets"))
@@ -280,7 +288,7 @@ class PackedFile:
         }
 
     def _check_versions(self, head: dict[str, Any]) -> None:
-        ours = {"version": VERSION, "arithmetic": _core.arithmetic_version}
+        ours = {"version": VERSION, "arithmetic": ARITHMETIC_VERSION}
         for key, wanted in ours.items():
             found = head.get(key)
             if type(found) is not int or not 0 <= found < 2**31:
@@ -315,7 +323,7 @@ class PackedFile:
         return value
 
     def _check_tensors(self, listed: dict[str, dict[str, Any]]) -> dict[str, Planned]:
-        shapes = self._shapes_of(self.spec)
+        shapes = self._shapes_of(self.spec, self.vision)
         wrong = sorted(set(shapes) ^ set(listed))
         if wrong:
             what = "is missing" if wrong[0] in shapes else "is not a part of this model"
@@ -395,15 +403,22 @@ class PackedFile:
         weights = {
             p.name: [p.format, p.rows, p.cols, self._sums[p.name]] for p in self.planned.values()
         }
-        return checksum_of(json.dumps([self.spec, weights], sort_keys=True).encode())
+        specs = [self.spec] if self.vision is None else [self.spec, self.vision]
+        return checksum_of(json.dumps([*specs, weights], sort_keys=True).encode())
 
     def tensors(self) -> dict[str, tuple[str, int, int, np.ndarray]]:
-        """Name -> (format, rows, cols, view of the map): bytes of a matrix, floats of a vector."""
-        out = {}
-        for p in self.planned.values():
-            view = self.file.array(p.name)
-            out[p.name] = (p.format, p.rows, p.cols, view[: p.cols] if p.vector else view)
-        return out
+        """The text's: name -> (format, rows, cols, view of the map), bytes of a matrix, floats of a
+        vector."""
+        return {name: self._view(name) for name in self.planned if not name.startswith(PREFIX)}
+
+    def tower(self) -> dict[str, tuple[str, int, int, np.ndarray]]:
+        """The vision tower's, by their own names; none where there is no tower."""
+        own = (name for name in self.planned if name.startswith(PREFIX))
+        return {name.removeprefix(PREFIX): self._view(name) for name in own}
+
+    def _view(self, name: str) -> tuple[str, int, int, np.ndarray]:
+        p, view = self.planned[name], self.file.array(name)
+        return p.format, p.rows, p.cols, view[: p.cols] if p.vector else view
 
     def close(self) -> None:
         """Lets the map go (once no view of it is left)."""

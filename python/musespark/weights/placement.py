@@ -34,7 +34,8 @@ def place(weights: LoadedWeights, *, lock_memory: bool, huge_pages: bool) -> Non
 
 def _lock(weights: LoadedWeights) -> None:
     """Reads all weights in and keeps them in memory. MemoryBudgetExceeded names limit and need."""
-    views = [view for *_, view in weights.tensors.values()]
+    every = (*weights.tensors.values(), *weights.tower.values())
+    views = [view for *_, view in every]
     _core.lock_memory(views)
     size = human_bytes(sum(view.nbytes for view in views))
     weights.info["notes"].append(f"lock_memory: {size} of weights stay in memory")
@@ -43,21 +44,25 @@ def _lock(weights: LoadedWeights) -> None:
 def _into_huge_pages(weights: LoadedWeights) -> None:
     """Copies all weights into memory of this process, in huge pages as far as the system has them,
     and lets the file go."""
-    at, places = 0, {}
-    for name, (*_, view) in weights.tensors.items():
-        places[name] = at
-        at += -(-view.nbytes // _ALIGN) * _ALIGN
-    room = _huge_room(at)
-    for name, (form, rows, cols, view) in weights.tensors.items():
-        copy = room[places[name] :][: view.nbytes].view(view.dtype)
-        copy[:] = view.reshape(-1)
-        weights.tensors[name] = (form, rows, cols, copy)
+    both = (weights.tensors, weights.tower)
+    at = sum(_room_of(view) for tensors in both for *_, view in tensors.values())
+    room, begin = _huge_room(at), 0
+    for tensors in both:
+        for name, (form, rows, cols, view) in tensors.items():
+            copy = room[begin:][: view.nbytes].view(view.dtype)
+            copy[:] = view.reshape(-1)
+            tensors[name] = (form, rows, cols, copy)
+            begin += _room_of(view)
     weights.packed.close()
     found = _huge_bytes(room.ctypes.data)
     weights.info["notes"].append(
         f"huge_pages: {human_bytes(at)} of weights copied, {human_bytes(found)} of them lie in "
         "huge pages"
     )
+
+
+def _room_of(view: np.ndarray) -> int:
+    return -(-view.nbytes // _ALIGN) * _ALIGN
 
 
 def _huge_room(nbytes: int) -> np.ndarray:

@@ -1,0 +1,44 @@
+"""A tower among a model's packed tensors: under which names, and as what a file's header has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from musespark.families import spec as text
+from musespark.families import tensors
+from musespark.families.spec import ModelSpec
+from musespark.families.tensors import Shape
+from musespark.families.vision.spec import (
+    MERGES,
+    PATCH_ORDERS,
+    POSITION_KINDS,
+    HeadSpec,
+    PositionSpec,
+    VisionSpec,
+)
+from musespark.families.vision.tensors import canonical_shapes
+
+PREFIX = "vision."
+_ENUMS = text.ENUMS | {
+    (PositionSpec, "kind"): POSITION_KINDS,
+    (HeadSpec, "merge"): MERGES,
+    (HeadSpec, "activation"): text.ACTIVATIONS,
+    (VisionSpec, "order"): PATCH_ORDERS,
+}
+
+
+def packed_shapes(spec: ModelSpec, vision: VisionSpec | None) -> dict[str, Shape]:
+    """Every tensor of a packed model -> its shape: the text's, and the tower's under `PREFIX`."""
+    shapes = tensors.canonical_shapes(spec)
+    if vision is not None:
+        own = canonical_shapes(vision)
+        shapes |= {PREFIX + name: shape for name, shape in own.items()}
+    return shapes
+
+
+def vision_from_dict(values: Any, where: str) -> VisionSpec | None:
+    """The inverse of :func:`families.spec.spec_to_file` for a VisionSpec that was read from a file
+    (None: there is none): every field with its type and nothing else, else ``CorruptFile``."""
+    if values is None:
+        return None
+    return text.build(VisionSpec, values, f"{where}: vision", _ENUMS)

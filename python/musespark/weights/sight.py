@@ -1,0 +1,46 @@
+"""The vision tower of a model folder: its spec, and where its tensors are beside the text's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from musespark.errors import UnsupportedModel
+from musespark.families.spec import ModelSpec
+from musespark.families.tensors import NOT_RUN, TensorMap
+from musespark.families.vision import VisionSpec, vision_spec, vision_tensors
+from musespark.families.vision.beside import PREFIX
+
+
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """``spec`` is None where the model has no tower, or (``why``) none that is run."""
+
+    spec: VisionSpec | None = None
+    why: str = ""
+
+
+def sight_of(config: Mapping[str, Any], text: ModelSpec) -> Sight:
+    """What a ``config.json`` says of a tower beside a text side."""
+    if not isinstance(config.get("vision_config"), Mapping):
+        return Sight()
+    try:
+        return Sight(vision_spec(config, text.hidden))
+    except UnsupportedModel as error:
+        return Sight(why=str(error))
+
+
+def beside(
+    sight: Sight, config: Mapping[str, Any], mapping: TensorMap, names: Iterable[str]
+) -> tuple[Sight, TensorMap]:
+    """The text's tensors in `mapping` and the tower's, found among a checkpoint's `names`; without
+    a tower where the checkpoint holds none."""
+    if sight.spec is None:
+        return sight, mapping
+    if NOT_RUN not in mapping.ignored:
+        return Sight(why="the files hold no vision tower"), mapping
+    own = vision_tensors(config, sight.spec, names)
+    sources = mapping.sources | {PREFIX + name: part for name, part in own.sources.items()}
+    left = {why: found for why, found in mapping.ignored.items() if why != NOT_RUN}
+    return sight, dataclasses.replace(mapping, sources=sources, ignored=left | own.ignored)
