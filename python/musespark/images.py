@@ -5,22 +5,21 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 import re
 import threading
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from musespark.errors import CorruptFile, InvalidRequest, MissingLibrary, UnsupportedModel
 from musespark.events import GivenRows
 from musespark.results import ImageUse
 from musespark.text.given import IMAGE_PARTS
 from musespark.vision.embedding import ImageEmbedding, ImageOutline, row_ids
+from musespark.vision.pixels import Limits, open_picture
 
 if TYPE_CHECKING:
     from musespark.text import Tokenizer
@@ -29,7 +28,16 @@ if TYPE_CHECKING:
 _DATA = re.compile(r"data:[\w.+/-]*(;[\w=.+-]+)*?(;base64)?,", re.IGNORECASE)
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _MOST_DATA = 256 << 20  # characters of a data URL
+_MOST_PIXELS = 1 << 28  # of all images of a prompt: 3 bytes each, while it runs
+_HOLDS = ("image", "image_url", "url", "path", "data")
 Ids = list[int]
+
+
+class Source(NamedTuple):
+    """What an image part holds, and where it stands."""
+
+    image: Any
+    where: str
 
 
 # ---- messages -----------------------------------------------------------------------------------
@@ -39,16 +47,31 @@ def image_of(part: Mapping[str, Any], where: str) -> Any:
     """What an image part of a message holds: a path, bytes, an array, an image of Pillow, a
     Picture or an ImageEmbedding. InvalidRequest for a part without an image, and for a remote one:
     nothing is fetched."""
-    for name in ("image", "image_url", "url", "path", "data"):
-        value = part.get(name)
-        if isinstance(value, Mapping):
-            value = value.get("url")
-        if value is not None:
-            return _local(value, f"{where}.{name}") if isinstance(value, str) else value
-    raise InvalidRequest(
-        f'{where}: no image; allowed is {{"type": "image", "image": a path, bytes, an array, an '
-        "image of Pillow or an ImageEmbedding}, or an image_url with a data URL"
-    )
+    _check_keys(part, {"type", *_HOLDS, "detail"}, where)
+    given = [name for name in _HOLDS if part.get(name) is not None]
+    if len(given) != 1:
+        raise InvalidRequest(
+            f"{where}: {' and '.join(given) or 'no image'}; allowed is one of them: "
+            '{"type": "image", "image": a path, bytes, an array, an image of Pillow or an '
+            "ImageEmbedding}, or an image_url with a data URL"
+        )
+    (name,) = given
+    value, where = part[name], f"{where}.{name}"
+    if isinstance(value, Mapping):
+        _check_keys(value, {"url", "detail"}, where)
+        value = value.get("url")
+    return _local(value, where) if isinstance(value, str) else value
+
+
+def _check_keys(given: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key, value in given.items():
+        if key not in known:
+            raise InvalidRequest(f"{where}.{key}: unknown; known are {', '.join(sorted(known))}")
+        if key == "detail" and value not in (None, "auto"):
+            raise InvalidRequest(
+                f"{where}.detail: got {value!r:.40}, allowed is 'auto': how large an image is seen "
+                "is the model's own"
+            )
 
 
 def _local(text: str, where: str) -> Any:
@@ -77,11 +100,11 @@ def _is_image(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS
 
 
-def without_images(messages: Any) -> tuple[Any, list[Any]]:
+def without_images(messages: Any) -> tuple[Any, list[Source]]:
     """The messages with bare ``{"type": "image"}`` parts, and what the parts held, in order."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         return messages, []
-    found: list[Any] = []
+    found: list[Source] = []
     plain = []
     for i, message in enumerate(messages):
         if callable(getattr(message, "model_dump", None)):  # pydantic
@@ -91,7 +114,8 @@ def without_images(messages: Any) -> tuple[Any, list[Any]]:
             parts = []
             for j, part in enumerate(content):
                 if _is_image(part):
-                    found.append(image_of(part, f"messages[{i}].content[{j}]"))
+                    where = f"messages[{i}].content[{j}]"
+                    found.append(Source(image_of(part, where), where))
                     part = {"type": "image"}
                 parts.append(part)
             message = {**message, "content": parts}
@@ -99,15 +123,19 @@ def without_images(messages: Any) -> tuple[Any, list[Any]]:
     return plain, found
 
 
-def opened(source: Any) -> Any:
-    """A Picture of what an image part holds, or the ImageEmbedding that it is."""
-    if isinstance(source, ImageEmbedding) or hasattr(source, "sha256"):
+def opened(source: Any, where: str = "image") -> Any:
+    """A Picture of what an image part holds, or the ImageEmbedding that it is; errors say
+    ``where``."""
+    if isinstance(source, ImageEmbedding):
         return source
-    from musespark.vision.pixels import open_picture  # here: most conversations have no image
-
-    if isinstance(source, os.PathLike):
-        source = Path(source)
-    return open_picture(source)
+    try:
+        return open_picture(source)
+    except (InvalidRequest, CorruptFile, MissingLibrary) as error:
+        raise type(error)(f"{where}: {error}") from None
+    except OSError as error:
+        raise InvalidRequest(f"{where}: {source!r:.120}: {error.strerror}") from None
+    except ValueError as error:  # a name with a null character
+        raise InvalidRequest(f"{where}: {source!r:.120}: {error}") from None
 
 
 def encoded(eyes: Eyes | None, image: Any, blind: str) -> ImageEmbedding:
@@ -124,11 +152,24 @@ class PromptImages:
     """The images of one prompt, in order. Made for one request. ``blind``: why there are no eyes,
     where there are none."""
 
-    def __init__(self, eyes: Eyes | None, sources: Sequence[Any], blind: str):
+    def __init__(self, eyes: Eyes | None, sources: Sequence[Source], blind: str):
         self._eyes = eyes
+        self._images: list[_Image] = []
         if sources and eyes is None:
             raise UnsupportedModel(f"images: {blind}")
-        self._images = [_Image(eyes, opened(source)) for source in sources] if eyes else []
+        if len(sources) > (most := Limits().count):
+            raise InvalidRequest(f"messages: {len(sources)} images, at most {most} are taken")
+        pixels = 0
+        for source, where in sources:
+            assert eyes is not None
+            one = opened(source, where)
+            pixels += 0 if isinstance(one, ImageEmbedding) else one.pixels.size // 3
+            if pixels > _MOST_PIXELS:
+                raise InvalidRequest(
+                    f"{where}: the images up to here have {pixels} pixels, at most {_MOST_PIXELS} "
+                    "are taken together"
+                )
+            self._images.append(_Image(eyes, one))
 
     def __len__(self) -> int:
         return len(self._images)
@@ -218,12 +259,8 @@ class _Image:
         self._ids: np.ndarray | None = None
         self._making = threading.Lock()
         if isinstance(source, ImageEmbedding):
+            eyes.check(source)
             self.outline: ImageOutline = source.outline
-            if source.array.shape[1] != eyes.width:
-                raise InvalidRequest(
-                    f"image: an embedding of {source.array.shape[1]} columns, this model's have "
-                    f"{eyes.width}"
-                )
         else:
             self.outline = eyes.outline(source)
 
@@ -291,7 +328,7 @@ def pinned(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Messages whose images are opened: what a path names may change, the conversation may not."""
 
     def pin(part: Mapping[str, Any], where: str) -> dict[str, Any]:
-        return {"type": "image", "image": opened(image_of(part, where))}
+        return {"type": "image", "image": opened(image_of(part, where), where)}
 
     return _each_image(messages, pin)
 

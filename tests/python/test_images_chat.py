@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 def model(folder, monkeypatch):
     # Pictures are those of the tests: what opens real ones is tested with it.
     monkeypatch.setattr(
-        images, "opened", lambda s: e.Picture(s) if isinstance(s, np.ndarray) else s
+        images, "opened", lambda s, where="": e.Picture(s) if isinstance(s, np.ndarray) else s
     )
     with musespark.load(folder, quantize="none", kv="kv8", threads=1) as loaded:
         loaded._requests.eyes = e.eyes(HIDDEN)
@@ -221,7 +221,7 @@ PNG = b"\x89PNG"
 def test_forms_of_parts(given: dict, held: object) -> None:
     messages, sources = images.without_images([{"role": "user", "content": [given]}])
     assert messages == [{"role": "user", "content": [{"type": "image"}]}]
-    assert sources == [held]
+    assert sources == [(held, "messages[0].content[0]")]
 
 
 @pytest.mark.parametrize(
@@ -232,6 +232,13 @@ def test_forms_of_parts(given: dict, held: object) -> None:
         ({"type": "image", "image": "http://a/b.png"}, r"\.image: got 'http:.*nothing remote"),
         ({"type": "image", "image": "data:image/png,abc"}, "allowed is data:…;base64,"),
         ({"type": "image", "image": "data:image/png;base64,a$"}, "not base64"),
+        ({"type": "image", "image": "data:image/png;base64"}, "allowed is data:…;base64,"),
+        ({"type": "image", "image": PNG, "path": "a.png"}, "image and path; allowed is one"),
+        ({"type": "image", "image": PNG, "size": 3}, r"content\[0\]\.size: unknown"),
+        (
+            {"type": "image_url", "image_url": {"url": "data:;base64,", "detail": "high"}},
+            r"image_url\.detail: got 'high', allowed is 'auto'",
+        ),
     ],
 )
 def test_parts_that_are_refused(given: dict, says: str) -> None:

@@ -73,8 +73,11 @@ class Features(NamedTuple):
 
 class Tower:
     def __init__(self, width: int):
-        self.width, self.calls = width, 0
+        self.width, self.taps, self.calls = width, 0, 0
         self._weight = np.random.default_rng(3).standard_normal((4, width)).astype(np.float32)
+
+    def tokens(self, grid: Any) -> int:
+        return int(np.prod(grid))
 
     def encode(self, patches: np.ndarray, grids: Any, stopped: Any) -> Features:
         self.calls += 1

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from musespark.driver import CLOSED_MEANWHILE
-from musespark.errors import Cancelled, UnsupportedModel
+from musespark.errors import Cancelled, CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.vision.cache import EmbeddingCache
 from musespark.vision.embedding import ImageEmbedding, ImageOutline, grid_places
 
@@ -36,7 +36,9 @@ class Tower(Protocol):
     """What makes rows of patches (vision/tower.py)."""
 
     width: int
+    taps: int
 
+    def tokens(self, grid: Any) -> int: ...
     def encode(
         self, patches: np.ndarray, grids: Any, stopped: Callable[[], bool] = ...
     ) -> Features: ...
@@ -84,7 +86,29 @@ class Eyes:
                 self._outlines.popitem(last=False)
         return outline
 
+    def check(self, embedding: ImageEmbedding) -> None:
+        """InvalidRequest for one that another model made."""
+        found = (
+            embedding.array.shape[1],
+            len(embedding.taps),
+            embedding.outline.places is not None,
+        )
+        wanted = (self.width, self.tower.taps, self._by_axis)
+        names = ("columns", "taps", "positions along three axes")
+        for name, one, ours in zip(names, found, wanted, strict=True):
+            if one != ours:
+                raise InvalidRequest(
+                    f"an image's embedding of another model: {name}: got {one}, needed is {ours}"
+                )
+
     def _outline_of(self, processed: Any) -> ImageOutline:
+        written = sum(count for _, count, image in processed.pieces if image)
+        given = sum(self.tower.tokens(tile.grid) for tile in processed.tiles)
+        if written != given:
+            raise CorruptFile(
+                f"images: the processor's settings write {written} tokens for this one, the tower "
+                f"gives {given} rows (of patches {[tile.grid for tile in processed.tiles]})"
+            )
         key = hashlib.sha256(f"{self._identity}\n{processed.key}".encode()).digest()
         tiles = processed.tiles
         grids = tuple(_rows_of(tile) for tile in tiles)

@@ -39,7 +39,7 @@ class VisionTower:
             dataclasses.asdict(spec), dict(tensors), threads=threads
         )
         self.spec = spec
-        self.width = spec.head.widths[-1]
+        self.width, self.taps = spec.head.widths[-1], len(spec.taps)
         self._one_call = threading.Lock()
 
     def tokens(self, grid: Sequence[int]) -> int:
