@@ -96,8 +96,9 @@ def load(
     Any number of models and processes may share a folder. Its files hold what prompts said, are not
     encrypted, and are trusted as the model's own: keep it yours. Results are the same;
     :attr:`Model.prefix_folder` says what was read and written.
-    Models that see: ``image_cache_bytes`` of embeddings of images are remembered in memory (256 MiB
-    unless given), so that an image which stands in another conversation is not encoded again;
+    Models that see: up to ``image_cache_bytes`` of embeddings of images are remembered (64 MiB
+    unless given; in memory beside what :func:`musespark.estimate` counts), so that an image which
+    stands in another conversation is not encoded again;
     ``image_folder``: keep them in this folder too, at most ``image_folder_bytes`` (2 GiB unless
     given), under the same terms as ``prefix_folder``.
 
@@ -186,7 +187,6 @@ def load_for(
         if verify:
             weights.verify(progress)
         adapted = None if lora is None else _adapted(lora, weights)
-        cache = 0 if weights.vision is None else remember.image_cache_bytes
         return Model(
             weights,
             kv=kv,
@@ -195,8 +195,9 @@ def load_for(
             prefix_cache=remember.prefix_cache,
             prefix_folder=prefixes,
             adapter=adapted,
-            image_bytes=cache,
-            eyes=functools.partial(open_eyes, cache_bytes=cache, folder=images),
+            eyes=functools.partial(
+                open_eyes, cache_bytes=remember.image_cache_bytes, folder=images
+            ),
             place=functools.partial(place, lock_memory=lock_memory, huge_pages=huge_pages),
         )
     except BaseException:

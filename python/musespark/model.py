@@ -69,7 +69,6 @@ class Model:
         prefix_folder: tuple[Path, int] | None = None,
         adapter: LoraWeights | None = None,
         place: Callable[[LoadedWeights], None] = lambda weights: None,
-        image_bytes: int = 0,
         eyes: Callable[[LoadedWeights, int], Eyes | None] = lambda weights, threads: None,
     ):
         self._weights = weights
@@ -77,8 +76,7 @@ class Model:
         config = json_asset(assets, "generation_config.json")
         self.tokenizer = tokenizer_of(assets, str(weights.info["source"]))
         info, merged = weights.info, bool(weights.info.get("merged"))
-        beside = image_bytes
-        beside += 0 if adapter is None or merged else core_bytes(adapter.tensors())
+        beside = 0 if adapter is None or merged else core_bytes(adapter.tensors())
         recipe, keys = info["quantize"], kv_formats(kv, info["kv"])
         fit = choose_context(spec, info["weights"], recipe, keys, context, beside)
         limit, notes = fit.context, fit.notes
@@ -115,7 +113,7 @@ class Model:
             self._adapters,
             model_defaults(config, spec.vocab),
             self._eyes,
-            why_blind(info["notes"]),
+            why_blind(weights),
         )
         self.template = template_of(assets, str(info["source"]))
 

@@ -292,7 +292,7 @@ def test_what_does_not_fit_is_neither_packed_nor_downloaded(fake, tmp_path, free
 
 def test_the_least_of_weights_that_are_not_here_is_no_more_than_they_are(folder):
     found = look(folder)
-    least = loading.pack.least_nbytes(loading.canonical_shapes(found.spec))
+    least = loading.pack.least_nbytes(loading.packed_shapes(found.spec, None))
     assert least["q4"] == found.weights["q4"] and least["q8"] == found.weights["q8"]
     assert 0 < least["none"] <= found.weights["none"]
 

@@ -29,6 +29,12 @@ from support.packing import CASE, MUSE, unpacked
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
+def seen(folder: Path) -> Path:
+    """With settings for images."""
+    (folder / "preprocessor_config.json").write_text("{}")
+    return folder
+
+
 class TestSources:
     def test_tied_in_the_config_but_two_matrices_in_the_file(self, tmp_path: Path) -> None:
         case = CASES["llama_plain"]
@@ -45,7 +51,7 @@ class TestSources:
         vision = {"model.vision_tower.ln_pre.weight": np.ones(16, np.float32)}
         weights = checkpoint_weights(MUSE, 11) | vision
         config = MUSE.config | {"vision_config": MUSE.config["vision_config"] | {"hidden_act": "x"}}
-        folder = write_folder(tmp_path / "m", config, weights)
+        folder = seen(write_folder(tmp_path / "m", config, weights))
         for _ in range(2):  # packed, then from the cache
             loaded = open_model(folder)
             assert loaded.vision is None
@@ -57,11 +63,13 @@ class TestSources:
 
     def test_a_vision_tower_without_its_tensors_is_named(self, tmp_path: Path) -> None:
         weights = checkpoint_weights(MUSE, 11)
-        loaded = open_model(write_folder(tmp_path / "m", MUSE.config, weights))
+        loaded = open_model(seen(write_folder(tmp_path / "m", MUSE.config, weights)))
         assert "images: not read: the files hold no vision tower" in loaded.info["notes"]
         part = {"model.vision_tower.ln_pre.weight": np.ones(16, np.float32)}
         with pytest.raises(CorruptFile, match="patch_embedder"):
-            open_model(write_folder(tmp_path / "n", MUSE.config, weights | part))
+            open_model(seen(write_folder(tmp_path / "n", MUSE.config, weights | part)))
+        loaded = open_model(write_folder(tmp_path / "o", MUSE.config, weights | part))
+        assert loaded.vision is None
 
     def test_errors_name_tensor_and_both_values(self, tmp_path: Path) -> None:
         weights = checkpoint_weights(CASE, 11)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 
 import numpy as np
@@ -191,6 +192,24 @@ def test_a_tower_that_is_not_run_is_named_when_an_image_comes(tmp_path) -> None:
             model.chat(messages("muse_glimmer", 1), **TWO)
         with pytest.raises(UnsupportedModel, match="do_resize"):
             model.encode_image(SMALL)
+
+
+def test_without_settings_for_images_nothing_is_guessed(tmp_path) -> None:
+    folder = sight_folder(tmp_path / "m", NAME)
+    (folder / "preprocessor_config.json").unlink()
+    why = "images: this model comes without preprocessor_config.json"
+    with (
+        musespark.load(folder, quantize="none", threads=1) as model,
+        pytest.raises(UnsupportedModel, match=why),
+    ):
+        model.encode_image(SMALL)
+    with musespark.load(threads=1) as nano, pytest.raises(UnsupportedModel, match=why):
+        nano.encode_image(SMALL)
+    (folder / "processor_config.json").write_text(
+        json.dumps({"image_processor": dict(CASES[NAME].processor.preprocessor)})
+    )
+    with musespark.load(folder, quantize="none", threads=1) as model:
+        assert model.encode_image(SMALL).array.shape == (25, 40)
 
 
 def test_a_closed_model_encodes_nothing(tmp_path) -> None:

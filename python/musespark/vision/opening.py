@@ -13,10 +13,11 @@ from musespark.vision.eyes import Eyes
 from musespark.vision.processors import processor_for
 from musespark.vision.tower import VisionTower
 from musespark.weights import ARITHMETIC_VERSION, BLIND, LoadedWeights
+from musespark.weights.sight import PREPROCESSOR, PROCESSOR, says_how_images_are_prepared
 
-IMAGE_CACHE_BYTES = 256 << 20
+IMAGE_CACHE_BYTES = 64 << 20
 IMAGE_FOLDER_BYTES = 2 << 30
-_SETTINGS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_SETTINGS = (PREPROCESSOR, PROCESSOR, "video_preprocessor_config.json")
 
 
 def open_eyes(
@@ -56,7 +57,13 @@ def _processor(assets: Mapping[str, bytes]) -> Any:
     return processor_for(config, *(found[name] for name in _SETTINGS))
 
 
-def why_blind(notes: list[str]) -> str:
-    """What a model without eyes says of images; `notes` of its weights."""
-    why = next((note.removeprefix(BLIND) for note in notes if note.startswith(BLIND)), "")
-    return why or "this model has no vision tower; it reads text alone"
+def why_blind(weights: LoadedWeights) -> str:
+    """What a model without eyes says of images."""
+    for note in weights.info["notes"]:
+        if note.startswith(BLIND):
+            return note.removeprefix(BLIND)
+    assets = weights.assets
+    config = parse_json_object(assets["config.json"], "config.json")
+    if "vision_config" in config and not says_how_images_are_prepared(assets):
+        return f"this model comes without {PREPROCESSOR}, and is read as text alone"
+    return "this model has no vision tower; it reads text alone"

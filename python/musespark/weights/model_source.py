@@ -40,7 +40,7 @@ from musespark.weights.quantized.config import FILES, KEYS, Reader, read_quantiz
 from musespark.weights.quantized.linear import Stored
 from musespark.weights.quantized.source import QuantizedSource, refuse_unexplained
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
-from musespark.weights.sight import Sight, beside, sight_of
+from musespark.weights.sight import PREPROCESSOR, PROCESSOR, Sight, beside, sight_of
 
 # Files of sentence-transformers that say how an encoder's rows become an embedding; in the config
 # that families read they stand under "sentence_transformers".
@@ -58,8 +58,8 @@ ASSETS = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
+    PREPROCESSOR,
+    PROCESSOR,
     "video_preprocessor_config.json",
     *SENTENCE_FILES.values(),
     *FILES,
@@ -309,7 +309,7 @@ def read_config_files(
     try:
         plain = {key: value for key, value in config.items() if key not in KEYS}
         family, spec, more = read_config(plain)
-        return family, spec, more + notes, reader, sight_of(plain, spec)
+        return family, spec, more + notes, reader, sight_of(plain, spec, assets)
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{where}: {error}") from None
 

@@ -11,6 +11,9 @@ from musespark.families.spec import ModelSpec
 from musespark.families.tensors import NOT_RUN, TensorMap
 from musespark.families.vision import VisionSpec, vision_spec, vision_tensors
 from musespark.families.vision.beside import PREFIX
+from musespark.untrusted import parse_json_object
+
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +24,23 @@ class Sight:
     why: str = ""
 
 
-def sight_of(config: Mapping[str, Any], text: ModelSpec) -> Sight:
-    """What a ``config.json`` says of a tower beside a text side."""
+def sight_of(config: Mapping[str, Any], text: ModelSpec, assets: Mapping[str, bytes]) -> Sight:
+    """What a ``config.json`` and the files beside it say of a tower beside a text side."""
     if not isinstance(config.get("vision_config"), Mapping):
+        return Sight()
+    if not says_how_images_are_prepared(assets):
         return Sight()
     try:
         return Sight(vision_spec(config, text.hidden))
     except UnsupportedModel as error:
         return Sight(why=str(error))
+
+
+def says_how_images_are_prepared(assets: Mapping[str, bytes]) -> bool:
+    """Whether settings of an image processor are among the files beside the weights."""
+    if PREPROCESSOR in assets or PROCESSOR not in assets:
+        return PREPROCESSOR in assets
+    return bool(parse_json_object(assets[PROCESSOR], PROCESSOR).get("image_processor"))
 
 
 def beside(
