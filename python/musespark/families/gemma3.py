@@ -22,7 +22,7 @@ from musespark.families.tensors import TensorMap, match_tensors, vision_tower
 name = "gemma3"
 model_types = ("gemma3", "gemma3_text")
 architectures = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
-models = "Gemma 3 (text)"
+models = "Gemma 3 (text, images)"
 
 LAYER_NAMES = GEMMA2_LAYER_NAMES | {
     "q_norm": "self_attn.q_norm.weight",

@@ -14,7 +14,7 @@ from musespark.families.tensors import TensorMap, match_tensors, vision_tower
 name = "llava"
 model_types = ("llava",)
 architectures = ("LlavaForConditionalGeneration",)
-models = "LLaVA 1.5 (text)"
+models = "LLaVA 1.5 (text, images)"
 
 _IGNORABLE = llama.IGNORABLE | vision_tower("vision_tower", "multi_modal_projector")
 

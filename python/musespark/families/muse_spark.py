@@ -28,7 +28,7 @@ from musespark.families.tensors import Part, TensorMap, match_tensors, vision_to
 name = "muse_spark"
 model_types = ("muse_spark",)
 architectures = ("MuseSparkForConditionalGeneration",)
-models = "Muse Spark (text)"
+models = "Muse Spark (text, images)"
 
 LAYER_NAMES = GLIMMER_LAYER_NAMES | {
     "attn_residual_gate": "post_attention_residual_gate.gate",

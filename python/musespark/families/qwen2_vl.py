@@ -18,7 +18,7 @@ from musespark.families.tensors import TensorMap, match_tensors, vision_tower
 name = "qwen2_vl"
 model_types = ("qwen2_vl", "qwen2_5_vl")
 architectures = ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
-models = "Qwen2-VL, Qwen2.5-VL (text)"
+models = "Qwen2-VL, Qwen2.5-VL (text, images)"
 
 _IGNORABLE = llama.IGNORABLE | vision_tower("visual")
 

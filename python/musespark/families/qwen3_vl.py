@@ -19,7 +19,7 @@ from musespark.families.tensors import TensorMap, match_tensors, vision_tower
 name = "qwen3_vl"
 model_types = ("qwen3_vl",)
 architectures = ("Qwen3VLForConditionalGeneration",)
-models = "Qwen3-VL, dense (text)"
+models = "Qwen3-VL, dense (text, images)"
 
 _IGNORABLE = llama.IGNORABLE | vision_tower("visual")
 

@@ -14,7 +14,7 @@ from musespark.families.tensors import TensorMap, match_tensors, vision_tower
 name = "smolvlm"
 model_types = ("smolvlm", "idefics3")
 architectures = ("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration")
-models = "SmolVLM, Idefics 3 (text)"
+models = "SmolVLM, Idefics 3 (text, images)"
 
 _IGNORABLE = llama.IGNORABLE | vision_tower("vision_model", "connector")
 

@@ -63,7 +63,7 @@ def why_blind(weights: LoadedWeights) -> str:
         if note.startswith(BLIND):
             return note.removeprefix(BLIND)
     assets = weights.assets
-    config = parse_json_object(assets["config.json"], "config.json")
+    config = parse_json_object(assets.get("config.json", b"{}"), "config.json")
     if "vision_config" in config and not says_how_images_are_prepared(assets):
         return f"this model comes without {PREPROCESSOR}, and is read as text alone"
     return "this model has no vision tower; it reads text alone"
