@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -165,6 +168,25 @@ def test_an_encoder_that_fails_ends_its_request_alone(model) -> None:
     model._requests.eyes.tower.encode = working
     assert ask(model, user("text")).finish_reason == "length"
     assert ask(model, user(part(1), "?")).images.encoded == 1
+
+
+def test_who_need_not_wait_for_an_image_does_not(model) -> None:
+    """A deadline passes, others go on, while the tower is at work."""
+    gate, working = threading.Event(), model._requests.eyes.tower.encode
+    model._requests.eyes.tower.encode = lambda *given: gate.wait(20) and working(*given)
+    try:
+        start = time.perf_counter()
+        late = ask(model, user(part(1), "?"), deadline=0.2)
+        assert (late.finish_reason, len(late.tokens)) == ("deadline", 0)
+        with ThreadPoolExecutor() as pool:
+            waits = pool.submit(ask, model, user(part(2), "?"))
+            assert ask(model, user("text")).finish_reason == "length"
+            assert time.perf_counter() - start < 10
+            assert not waits.done()
+            gate.set()
+            assert waits.result().images.encoded == 1
+    finally:
+        gate.set()
 
 
 def test_a_batch_equals_one_by_one(model) -> None:

@@ -6,6 +6,9 @@ import base64
 import io
 import json
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,8 +16,9 @@ import sight_cases
 
 import musespark
 from musespark import images
-from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
+from musespark.errors import Cancelled, CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.vision.embedding import ImageEmbedding
+from musespark.vision.tower import VisionTower
 from support.sight_folder import BYTES_ALONE, CASES, messages, sight_folder
 
 NAME = "llava"
@@ -210,6 +214,28 @@ def test_without_settings_for_images_nothing_is_guessed(tmp_path) -> None:
     )
     with musespark.load(folder, quantize="none", threads=1) as model:
         assert model.encode_image(SMALL).array.shape == (25, 40)
+
+
+def test_closing_ends_what_is_being_encoded(tmp_path, monkeypatch) -> None:
+    begun = threading.Event()
+
+    def endless(self, patches, grids, stopped):
+        begun.set()
+        for _ in range(2000):
+            if stopped():
+                raise Cancelled("within a layer")
+            time.sleep(0.01)
+        raise AssertionError("nobody stopped it")
+
+    monkeypatch.setattr(VisionTower, "encode", endless)
+    model = musespark.load(sight_folder(tmp_path / "m", NAME), quantize="none", threads=1)
+    with ThreadPoolExecutor() as pool:
+        waits = [pool.submit(chat, model, image(SMALL)), pool.submit(model.encode_image, SMALL)]
+        assert begun.wait(10)
+        model.close()
+        for one in waits:
+            with pytest.raises(Cancelled, match="the model was closed"):
+                one.result(10)
 
 
 def test_a_closed_model_encodes_nothing(tmp_path) -> None:
