@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+import json
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +14,11 @@ import pytest
 import sight_cases
 
 import musespark
+from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.results import ImageUse
+from musespark.vision.opening import open_eyes, why_blind
 from musespark.vision.tower import VisionTower
+from musespark.weights import open_model, packed
 from support.sight_folder import CASES, golden, greedy, messages, sight_folder
 
 FEW = ("qwen3_vl", "gemma3", "idefics3")  # taps and axes, mutual rows, tiles
@@ -196,6 +203,49 @@ def test_a_packed_file_sees(opened, tmp_path) -> None:
     report = musespark.inspect(tmp_path / "p.safetensors", verify=True)
     names = {tensor["name"] for tensor in report["tensors"]}
     assert {"vision.patch", "vision.taps.1.1", "layers.0.q"} <= names
+
+
+def numbers_of(values: Any, *path: Any) -> Iterator[tuple]:
+    """Where numbers, words and switches stand in a nested value; of a list in its first entry."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from numbers_of(value, *path, key)
+    elif isinstance(values, list):
+        yield from numbers_of(values[0], *path, 0) if values else ()
+    else:
+        yield path
+
+
+def test_a_tower_that_a_file_makes_up_is_refused(tmp_path) -> None:
+    """Its checksum is right: whoever made the file wrote it so."""
+    name = "qwen3_vl"
+    path = tmp_path / "p.safetensors"
+    musespark.convert(sight_folder(tmp_path / "m", name), path, quantize="none")
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    text = header.pop("__metadata__")["musespark"]
+    places = [*numbers_of(json.loads(text)["vision"])]
+    assert len(places) > 60
+    refused = 0
+    for *way, last in places:
+        for wrong in (-1, 0, 2**39, 1e308, "x", None, [], {}):
+            head = json.loads(text)
+            inner = functools.reduce(operator.getitem, way, head["vision"])
+            if wrong == inner[last]:
+                continue
+            inner[last] = wrong
+            path.write_bytes(packed._encode(head, header) + data[8 + length :])
+            try:
+                weights = open_model(path)
+            except (CorruptFile, UnsupportedModel):
+                refused += 1
+                continue
+            with contextlib.closing(weights):
+                eyes = open_eyes(weights, 1, cache_bytes=0, folder=None)
+                refused += eyes is None
+                assert eyes or why_blind(weights)
+    assert refused > 7 * len(places)
 
 
 @pytest.mark.parametrize("name", FEW)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from musespark.errors import CorruptFile
 from musespark.families import spec as text
 from musespark.families import tensors
 from musespark.families.spec import ModelSpec
@@ -19,6 +20,7 @@ from musespark.families.vision.spec import (
 from musespark.families.vision.tensors import canonical_shapes
 
 PREFIX = "vision."
+_MOST = 1 << 24  # of any one dimension
 _ENUMS = text.ENUMS | {
     (PositionSpec, "kind"): POSITION_KINDS,
     (HeadSpec, "merge"): MERGES,
@@ -38,7 +40,14 @@ def packed_shapes(spec: ModelSpec, vision: VisionSpec | None) -> dict[str, Shape
 
 def vision_from_dict(values: Any, where: str) -> VisionSpec | None:
     """The inverse of :func:`families.spec.spec_to_file` for a VisionSpec that was read from a file
-    (None: there is none): every field with its type and nothing else, else ``CorruptFile``."""
+    (None: there is none): every field with its type and nothing else, and tensors of sizes that can
+    be, else ``CorruptFile``. What is run of them the core says."""
     if values is None:
         return None
-    return text.build(VisionSpec, values, f"{where}: vision", _ENUMS)
+    spec = text.build(VisionSpec, values, f"{where}: vision", _ENUMS)
+    for name, shape in canonical_shapes(spec).items():
+        if not all(1 <= size <= _MOST for size in shape):
+            raise CorruptFile(f"{where}: vision: tensor {name!r} of {list(shape)}")
+    if not spec.merge >= 1 or not spec.head.widths:
+        raise CorruptFile(f"{where}: vision: merge is {spec.merge}, widths {spec.head.widths}")
+    return spec
