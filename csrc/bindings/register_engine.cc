@@ -120,6 +120,7 @@ RequestParams params_from_python(const py::dict& params, std::int64_t hidden) {
                                                  {"all", LogitsMode::all},
                                                  {"score", LogitsMode::score}});
   }
+  if (d.has("logits_from")) out.logits_from = d.integer("logits_from");
   if (d.has("deadline_s")) out.deadline_s = d.real("deadline_s");
   if (d.has("retain")) out.retain = d.boolean("retain");
   if (d.has("adapter")) out.adapter = d.integer("adapter");

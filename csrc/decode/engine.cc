@@ -47,14 +47,32 @@ void check_request(const RequestParams& params, std::int64_t vocab) {
                            " with logits, which sample nothing; leave it out");
     }
   }
-  if (!params.given.empty() &&
-      (params.logits == LogitsMode::all || params.logits == LogitsMode::score)) {
-    throw InvalidRequest("given: got " + std::to_string(params.given.size()) +
-                         " spans with logits for every prompt token; rows have no next token");
-  }
   if (params.deadline_s && !(*params.deadline_s >= 0 && *params.deadline_s < 1e9)) {
     throw InvalidRequest("deadline_s: got " + std::to_string(*params.deadline_s) +
                          ", allowed is 0 to 1e9 seconds from now");
+  }
+}
+
+// After check_given.
+void check_logits(const RequestParams& params, std::int64_t prompt, std::optional<RequestId> base) {
+  const bool each = params.logits == LogitsMode::all || params.logits == LogitsMode::score;
+  const auto refuse = [&](const std::string& why) {
+    throw InvalidRequest("logits_from: got " + std::to_string(params.logits_from) + ", " + why);
+  };
+  if (!each) {
+    if (params.logits_from != 0) refuse("allowed is 0 without logits for each token");
+    return;
+  }
+  if (params.logits_from < 0 || params.logits_from >= prompt) {
+    refuse("allowed is 0 to " + std::to_string(prompt - 1) + ", the last token");
+  }
+  if (!params.given.empty() && params.given.back().end() > params.logits_from) {
+    refuse("but rows are given up to " + std::to_string(params.given.back().end()) +
+           ", which have no next token");
+  }
+  if (base && params.logits_from == 0) {
+    refuse("with a base (" + std::to_string(*base) +
+           "), which has no logits for what is shared; allowed is more");
   }
 }
 
@@ -140,6 +158,7 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
   const auto prompt = static_cast<std::int64_t>(tokens.size());
   check_given(params.given, model.spec(), prompt);
   check_given_tokens(tokens, params.given);
+  check_logits(params, prompt, base);
   const std::int64_t limit = completion_limit(prompt, params);
   const std::int64_t total = prompt + params.max_new_tokens.value_or(0);
   const std::int64_t bytes =
@@ -148,11 +167,6 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
     throw MemoryBudgetExceeded("the request needs " + std::to_string(bytes) +
                                " bytes of keys and values for " + std::to_string(total) +
                                " tokens, the memory budget is " + std::to_string(budget));
-  }
-  if (base && (params.logits == LogitsMode::all || params.logits == LogitsMode::score)) {
-    throw InvalidRequest(
-        "base: got " + std::to_string(*base) +
-        " with logits for every prompt token, which a shared prefix does not have");
   }
   const auto now = Clock::now();
   auto entry = std::make_unique<Entry>(std::move(tokens), std::move(params), vocab, limit);

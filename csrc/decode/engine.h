@@ -44,6 +44,7 @@ struct RequestParams {
   std::int64_t min_new_tokens = 0;
   std::vector<std::int32_t> stop_ids;
   LogitsMode logits = LogitsMode::none;
+  std::int64_t logits_from = 0;  // all, score: no row before this token, which may be known then
   std::optional<double> deadline_s;  // from now, >= 0
   bool retain = false;               // keep the pages after the end, until release()
   std::optional<AdapterId> adapter;  // none: the model alone

@@ -126,7 +126,7 @@ struct Engine::Impl {
   void demote_thought(Entry& entry);
   std::int64_t common_tokens(const Entry& entry) const;
   std::int64_t most_known(const Entry& entry) const {
-    return std::min(entry.size() - 1, common_tokens(entry));
+    return std::min(entry.most_shared(), common_tokens(entry));
   }
   std::int64_t common_with_base(const Entry& entry, const Entry& base, std::int64_t common) const;
   void count_thoughts(Entry& entry) const;

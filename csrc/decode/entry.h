@@ -52,6 +52,12 @@ struct Entry {
   bool evicts() const { return params.thoughts.most_tokens > 0; }
   bool demotes() const { return params.thoughts.cache == ThoughtCache::demote; }
   bool samples() const { return params.logits == LogitsMode::none; }
+  // Whether each row from params.logits_from on is wanted.
+  bool wants_rows() const {
+    return params.logits == LogitsMode::all || params.logits == LogitsMode::score;
+  }
+  // Tokens whose keys and values may come from elsewhere.
+  std::int64_t most_shared() const { return wants_rows() ? params.logits_from : size() - 1; }
 
   PrefixKey prefix_key() const { return {params.adapter.value_or(-1), short_rope}; }
   void mark(std::int64_t length) {

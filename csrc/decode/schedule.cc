@@ -318,11 +318,10 @@ bool Engine::Impl::wants_short_rope(const Entry& entry) const {
 }
 
 // Gives the entry its sequence: empty, or the longest known prefix. The last prompt token is always
-// computed, for its logits; those that want logits for each token share nothing.
+// computed, for its logits, and so is each whose logits are wanted.
 void Engine::Impl::attach_known(Entry& entry) {
   entry.stats.cached_tokens = 0;
-  const LogitsMode mode = entry.params.logits;
-  if (prefixes && mode != LogitsMode::all && mode != LogitsMode::score) {
+  if (prefixes && (!entry.wants_rows() || entry.params.logits_from > 0)) {
     const PrefixTree::Found found =
         prefixes->find(entry.prefix_key(), entry.tokens, most_known(entry));
     if (found.known > found.usable) entry.mark(found.known);
@@ -343,7 +342,7 @@ void Engine::Impl::attach_base(Entry& entry) {
   if (entry.source == nullptr) return;
   Entry& base = *entry.source;
   if (base.kv && base.short_rope == entry.short_rope && base.adapter == entry.adapter) {
-    const std::int64_t most = std::min(base.length(), entry.size() - 1);
+    const std::int64_t most = std::min(base.length(), entry.most_shared());
     std::int64_t common = 0;
     while (common < most && base.tokens[common] == entry.tokens[common]) ++common;
     common = common_with_base(entry, base, common);
@@ -393,10 +392,9 @@ bool Engine::Impl::follows_running(Entry& entry) {
 
 void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
   auto wanted = StepSpan::Logits::none;
-  const LogitsMode mode = entry.params.logits;
-  if (mode == LogitsMode::all || mode == LogitsMode::score) {
-    wanted = StepSpan::Logits::all;
-  } else if (count == entry.pending() && (mode == LogitsMode::last || entry.stop.limit() > 0)) {
+  if (entry.wants_rows()) {
+    if (entry.length() >= entry.params.logits_from) wanted = StepSpan::Logits::all;
+  } else if (count == entry.pending() && (!entry.samples() || entry.stop.limit() > 0)) {
     wanted = StepSpan::Logits::last;
   }
   spans.push_back({&*entry.kv, entry.tokens.data() + entry.length(), count, wanted,
@@ -466,11 +464,11 @@ void Engine::Impl::choose_prefill(std::int64_t rows, double units) {
   std::int64_t logit_rows = kLogitsRows;  // of those that want logits for each row
   std::vector<PrefillWork> work;
   for (const Entry* entry : order) {
-    const LogitsMode mode = entry->params.logits;
-    const bool all = mode == LogitsMode::all || mode == LogitsMode::score;
+    const std::int64_t silent = std::max<std::int64_t>(
+        0, entry->wants_rows() ? entry->params.logits_from - entry->length() : entry->pending());
     const std::int64_t most = std::min(rows_to_next_thought(*entry), ready_rows(*entry));
-    const std::int64_t limit = all ? std::min(most, logit_rows) : most;
-    if (all) logit_rows -= limit;
+    const std::int64_t limit = std::min(most, silent > 0 ? silent : logit_rows);
+    if (silent == 0) logit_rows -= limit;
     work.push_back({limit, keys_before(entry->length())});
   }
   auto counts = share_prefill(pace, work, rows, units);

@@ -37,6 +37,8 @@ _DEFINED_IN = {
         "ModelInfo",
     ),
     "vision.embedding": ("ImageEmbedding",),
+    "vision.loop": ("Looked",),
+    "vision.trace": ("VisualTrace",),
     "errors": (
         "Error",
         "UnsupportedModel",

@@ -37,7 +37,8 @@ class Request:
     """Token ids and how to continue them; the meaning of each field is in csrc/decode/sampler.h.
 
     ``logits``: ``none``, ``last``, ``all`` or ``score`` (the log-probability of each token but the
-    first); anything but ``none`` samples nothing. ``deadline``: seconds from submission.
+    first); anything but ``none`` samples nothing. ``logits_from``: with ``all`` and ``score`` the
+    tokens before it have none, and may be known already. ``deadline``: seconds from submission.
     ``adapter``: an id from :meth:`musespark.engine.Engine.add_adapter`.
     ``thoughts``: how they are marked and what becomes of them, see
     :func:`musespark.thought_cache.request_thoughts`.
@@ -62,6 +63,7 @@ class Request:
     allowed_ids: Sequence[int] | None = None
     logprobs: int = 0
     logits: str = "none"
+    logits_from: int = 0
     deadline: float | None = None
     retain: bool = False
     adapter: int | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from musespark.engine import Handle
 from musespark.errors import Error, InvalidRequest
@@ -28,6 +28,9 @@ from musespark.text.channels import ANSWER, THOUGHT, TOOL, ChannelParser, Text
 from musespark.text.decoding import StreamDecoder
 from musespark.text.stops import StopStrings
 from musespark.text.toolcalls import ToolCall
+
+if TYPE_CHECKING:
+    from musespark.vision.trace import VisualTrace
 
 _CHANNEL = {ANSWER: "content", THOUGHT: "reasoning", TOOL: "tool"}
 
@@ -127,7 +130,7 @@ class ChatCollector:
     """Channels of a turn. Stop strings look at the answer only.
 
     ``thought_cache``: what was asked for, None where thoughts are not marked. ``images``: what
-    became of the prompt's.
+    became of the prompt's. ``trace``: what was said of them.
     """
 
     def __init__(
@@ -137,8 +140,10 @@ class ChatCollector:
         kv: str,
         thought_cache: str | None = None,
         images: Callable[[], ImageUse | None] = lambda: None,
+        trace: Callable[[ChatResult], VisualTrace | None] = lambda result: None,
     ):
-        self._parser, self._thought_cache, self._images = parser, thought_cache, images
+        self._parser, self._thought_cache = parser, thought_cache
+        self._images, self._trace = images, trace
         self._tokens = _Tokens(options, kv)
         self._stops = StopStrings(options.stop)
         self._content: list[str] = []
@@ -166,7 +171,7 @@ class ChatCollector:
         fields = self._tokens.fields(event.stats, turn.reasoning_tokens)
         if images is not None:
             fields["usage"] = replace(fields["usage"], image_tokens=images.tokens)
-        return deltas, ChatResult(
+        result = ChatResult(
             text=content,
             content=content,
             finish_reason=reason,
@@ -179,6 +184,7 @@ class ChatCollector:
             images=images,
             **fields,
         )
+        return deltas, replace(result, trace=self._trace(result))
 
     def _thoughts(self, stats: Mapping[str, Any]) -> ThoughtCache | None:
         if self._thought_cache is None:

@@ -24,6 +24,7 @@ from musespark.vision.pixels import Limits, open_picture
 if TYPE_CHECKING:
     from musespark.text import Tokenizer
     from musespark.vision.eyes import Eyes
+    from musespark.vision.pixels import Picture
 
 _DATA = re.compile(r"data:[\w.+/-]*(;[\w=.+-]+)*?(;base64)?,", re.IGNORECASE)
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -175,6 +176,12 @@ class PromptImages:
         return len(self._images)
 
     @property
+    def pictures(self) -> list[Picture]:
+        """Each of them; empty where one is an embedding."""
+        found = [one.source for one in self._images]
+        return [] if any(isinstance(one, ImageEmbedding) for one in found) else found
+
+    @property
     def markers(self) -> set[str]:
         """What the template writes for an image, and what stands for a row: markers, whatever else
         the tokenizer and the template make of them."""
@@ -253,7 +260,7 @@ class _Image:
     """One image of a prompt. ``origin``: where its rows came from, empty while nobody asked."""
 
     def __init__(self, eyes: Eyes, source: Any):
-        self._eyes, self._source = eyes, source
+        self._eyes, self.source = eyes, source
         self.origin, self.seconds = "", 0.0
         self._made: ImageEmbedding | None = None
         self._ids: np.ndarray | None = None
@@ -297,11 +304,11 @@ class _Image:
 
     def made(self) -> ImageEmbedding:
         with self._making:
-            if self._made is None and isinstance(self._source, ImageEmbedding):
-                self._made, self.origin = self._source, "memory"
+            if self._made is None and isinstance(self.source, ImageEmbedding):
+                self._made, self.origin = self.source, "memory"
             elif self._made is None:
                 start = time.perf_counter()
-                self._made, self.origin = self._eyes.embed(self._source, self.outline)
+                self._made, self.origin = self._eyes.embed(self.source, self.outline)
                 self.seconds = time.perf_counter() - start
             return self._made
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from musespark.events import Request
 from musespark.generation import AsyncStream, Collector, Stream
 from musespark.images import encoded
 from musespark.info import chosen_notes, info_of
+from musespark.looking import look
 from musespark.machine import available_memory
 from musespark.memory import choose_context, kv_formats
 from musespark.options import (
@@ -47,6 +48,9 @@ from musespark.vision.embedding import ImageEmbedding
 from musespark.vision.eyes import Eyes
 from musespark.vision.opening import why_blind
 from musespark.weights import LoadedWeights, LoraWeights, core_bytes
+
+if TYPE_CHECKING:
+    from musespark.vision.loop import Looked
 
 
 class Model:
@@ -293,6 +297,32 @@ class Model:
         there itself is encoded once and remembered too. UnsupportedModel for a model without eyes.
         """
         return encoded(self._requests.eyes, image, self._requests.blind)
+
+    def look(
+        self,
+        question: str,
+        images: Sequence[Any],
+        *,
+        calls: int = 8,
+        convention: str | None = None,
+        **options: Any,
+    ) -> Looked:
+        """Answers a question about images with tools that look closer: the model may call them
+        up to ``calls`` times (zoom, rotate, measure, read colours) and sees what they make. The
+        result has the last turn, the whole conversation and its :class:`musespark.VisualTrace`.
+
+        ``convention``: how the model writes places, see musespark.vision.conventions; its family's
+        own where None, else from 0 to 1000. ``options``: of each turn, as in :meth:`chat`.
+        """
+        return look(self, question, images, calls=calls, convention=convention, **options)
+
+    def answer_logprob(
+        self, messages: Sequence[Mapping[str, Any]], answer: str, **options: Any
+    ) -> float:
+        """The natural logarithm of the probability that the next turn begins with ``answer``,
+        without a thought before it. ``options``: ``tools`` and ``adapter``."""
+        request = self._requests.answer(messages, answer, options)
+        return float(self._engine.submit(request).result().logits.astype(np.float64).sum())
 
     # ---- scores -------------------------------------------------------------------------------
 

@@ -29,6 +29,12 @@ _THINK_VARIABLE = "enable_thinking"
 _TOOL_VARIABLES = ("tools", "xml_tools", "python_tools")
 
 
+def common(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    """What both begin with."""
+    count = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+    return list(a[: min(len(a), len(b)) if count is None else count])
+
+
 def token_ids(value: Any, name: str) -> np.ndarray:
     """Token ids given by the caller as an int32 array [n]; InvalidRequest for anything else."""
     try:

@@ -10,7 +10,7 @@ import numpy as np
 
 from musespark import prompts
 from musespark.errors import InvalidRequest
-from musespark.events import Request
+from musespark.events import GivenRows, Request
 from musespark.generation import ChatCollector, CompletionCollector
 from musespark.images import PromptImages, without_images
 from musespark.options import (
@@ -25,6 +25,7 @@ from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
 from musespark.text.protocols import Protocol
 from musespark.thought_cache import THOUGHT_OPTIONS, request_thoughts
+from musespark.tracing import tracer
 
 if TYPE_CHECKING:
     from musespark.adapters import Adapters
@@ -112,15 +113,7 @@ class Requests:
         adapter, limit = self._adapters.id_of(given.get("adapter")), self._info.context
         messages, sources = without_images(messages)
         images = PromptImages(self.eyes, sources, self.blind)
-        ids = prompts.chat_ids(
-            self.tokenizer,
-            self._template,
-            self.protocol,
-            messages,
-            context=limit,
-            images=images,
-            **chat,
-        )
+        ids = self._chat_ids(messages, images, **chat)
         parser = ChannelParser.for_prompt(
             self.protocol,
             self.tokenizer,
@@ -137,7 +130,49 @@ class Requests:
         more = {"retain": retain, "adapter": adapter, "thoughts": thoughts, "given": rows}
         request = self._request(np.asarray(ids, np.int32), options, **more)
         policy = thoughts and thoughts["cache"]
-        return request, ChatCollector(parser, options, self._info.kv, policy, images.use)
+        trace = tracer(self.eyes, images.pictures, messages, self.tokenizer, self._info.source)
+        return request, ChatCollector(parser, options, self._info.kv, policy, images.use, trace)
+
+    def answer(
+        self, messages: Sequence[Mapping[str, Any]], answer: str, given: Mapping[str, Any]
+    ) -> Request:
+        """Of :meth:`musespark.Model.answer_logprob`."""
+        for name in given:
+            if name not in ("tools", "adapter"):
+                raise InvalidRequest(f"{name}: allowed here are tools and adapter")
+        if not isinstance(answer, str) or not answer:
+            raise InvalidRequest(f"answer: got {answer!r:.60}, allowed is a text that is not empty")
+        messages, sources = without_images(messages)
+        images, tools = PromptImages(self.eyes, sources, self.blind), given.get("tools")
+
+        def placed(turns: Any, **more: Any) -> tuple[list[int], list[GivenRows]]:
+            ids = self._chat_ids(turns, images, tools=tools, **more)
+            return images.placed(ids, self.tokenizer, self._spec.hidden)
+
+        asked, _ = placed(messages)
+        turns = [*messages, {"role": "assistant", "content": answer}]
+        ids, rows = placed(turns, continue_final_message=True)
+        known = len(prompts.common(asked, ids))
+        if known == len(ids):
+            raise InvalidRequest(f"answer: {answer!r:.60} adds no token to the prompt")
+        return Request(
+            tokens=np.asarray(ids, np.int32),
+            logits="score",
+            logits_from=known - 1,
+            given=rows,
+            adapter=self._adapters.id_of(given.get("adapter")),
+        )
+
+    def _chat_ids(self, messages: Any, images: PromptImages, **chat: Any) -> list[int]:
+        return prompts.chat_ids(
+            self.tokenizer,
+            self._template,
+            self.protocol,
+            messages,
+            context=self._info.context,
+            images=images,
+            **chat,
+        )
 
     def _request(self, ids: np.ndarray, options: GenerationOptions, **more: Any) -> Request:
         given = {name: getattr(options, name) for name in OPTION_NAMES if name != "stop"}

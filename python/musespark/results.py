@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import html
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from musespark.vision.trace import VisualTrace
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,9 @@ class ChatResult(Completion):
     ``thinking_stop_reason``: ``end`` (the model closed its thought), ``length``, ``cancelled``,
     ``deadline`` (cut inside the thought) or ``none`` (it did not think). ``thought_cache``: what
     became of the thoughts' keys and values; None where the model's thoughts are not marked.
-    ``images``: what was done for the prompt's images; None where it has none.
+    ``images``: what was done for the prompt's images; None where it has none. ``trace``: a
+    :class:`musespark.VisualTrace` of what was said of them, which holds their pixels; None where
+    there are none, or where one was given as an embedding.
     """
 
     content: str = ""
@@ -184,6 +189,12 @@ class ChatResult(Completion):
     thinking_stop_reason: str = "none"
     thought_cache: ThoughtCache | None = None
     images: ImageUse | None = None
+    trace: VisualTrace | None = field(default=None, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        out = replace(self, trace=None)
+        trace = None if self.trace is None else json.loads(self.trace.to_json())
+        return {**asdict(out), "trace": trace}
 
     @property
     def reasoning_content(self) -> str:

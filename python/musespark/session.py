@@ -20,6 +20,7 @@ from musespark.events import GivenRows, Kept, Request
 from musespark.generation import Stream
 from musespark.images import pinned, restored, savable
 from musespark.options import check_stream
+from musespark.prompts import common
 from musespark.results import ChatResult, Delta
 from musespark.session_file import Conversation, Identity, SessionFile, write_session
 from musespark.thought_cache import DROP, THOUGHT_OPTIONS, ThoughtChoice, checked_choice
@@ -287,7 +288,7 @@ class Session:
         except InvalidRequest:  # no user may speak next, says the template: nothing is known
             return result
         had = [*turn.prompt, *result.tokens][:-1]
-        shared = _common(had, wanted)
+        shared = common(had, wanted)
         if len(shared) >= min(len(had), len(wanted)):  # the template repeats the thought
             return result
         request = Request(
@@ -322,7 +323,7 @@ class Session:
             return self._model._chat_request(messages, turn.given)[0]
 
         one, two = asked("a"), asked("b")
-        ids = _common(list(one.tokens), list(two.tokens))
+        ids = common(list(one.tokens), list(two.tokens))
         return ids, [span for span in one.given if span.first + span.count <= len(ids)]
 
     def _bytes(self, tokens: int) -> int:
@@ -412,12 +413,6 @@ def _known_choice(said: Conversation, path: object) -> ThoughtChoice:
         return checked_choice(said.thought_cache, said.thought_cache_tokens)
     except InvalidRequest as error:
         raise CorruptFile(f"{path}: header: {error}") from None
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> list[int]:
-    """What both begin with."""
-    count = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-    return list(a[: min(len(a), len(b)) if count is None else count])
 
 
 def _as_messages(message: Any) -> list[dict[str, Any]]:

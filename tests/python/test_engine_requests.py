@@ -87,6 +87,46 @@ def test_logits_last_score_and_all_agree(engine: Engine) -> None:
     assert engine.submit(Request(tokens=[3], logits="score")).result().logits is None
 
 
+@pytest.mark.parametrize("mode", ["all", "score"])
+@pytest.mark.parametrize("name", ["muse_kv8", "llama_f32"])
+def test_logits_from_a_token_on_are_those_of_the_whole(name: str, mode: str) -> None:
+    """What lies before may be known: from prompts before, or a sequence that is gone on with."""
+    prompt = tokens(333)
+    cut = name == "llama_f32"  # without windows a sequence can be gone on with from anywhere
+    with cases.make_engine(name) as engine:
+        whole = engine.submit(Request(tokens=prompt, logits=mode)).result()
+        assert whole.stats["cached_tokens"] == 0
+        base = engine.submit(Request(tokens=prompt[:200], max_new_tokens=0, retain=True))
+        base.result()
+        for first in (0, 1, 63, 64, 199, 200, 320, 331, 332):
+            request = Request(tokens=prompt, logits=mode, logits_from=first)
+            known = [engine.submit(request).result()]
+            if first > 0:
+                known.append(engine.submit(request, base=base.retained).result())
+                assert known[1].stats["cached_tokens"] >= min(first, 200) * cut
+            for found in known:
+                assert found.stats["cached_tokens"] <= first
+                if mode == "score" and first == 332:
+                    assert found.logits is None
+                else:
+                    assert_same_bits(found.logits, whole.logits[first:])
+        assert known[0].stats["cached_tokens"] >= 320 * cut  # of whole pages
+
+
+@pytest.mark.parametrize(
+    ("mode", "first", "told"),
+    [
+        ("none", 1, "got 1, allowed is 0 without logits"),
+        ("last", 1, "got 1, allowed is 0 without logits"),
+        ("all", -1, "got -1, allowed is 0 to 3, the last token"),
+        ("score", 4, "got 4, allowed is 0 to 3, the last token"),
+    ],
+)
+def test_logits_from_where_there_are_none(engine: Engine, mode, first, told) -> None:
+    with pytest.raises(InvalidRequest, match=f"logits_from: {told}"):
+        engine.submit(Request(tokens=[1, 2, 3, 4], logits=mode, logits_from=first))
+
+
 def test_stop_ids_and_min_new_tokens(engine: Engine) -> None:
     prompt = tokens(20)
     free = engine.submit(
@@ -434,7 +474,7 @@ def test_a_running_sequence_is_no_base() -> None:
         handle = engine.submit(Request(tokens=tokens(300), retain=True))
         with pytest.raises(InvalidRequest, match="base"):
             engine.submit(Request(tokens=[1]), base=handle.retained)
-        with pytest.raises(InvalidRequest, match="with logits for every"):
+        with pytest.raises(InvalidRequest, match="logits_from: got 0, with a base"):
             engine.submit(Request(tokens=[1], logits="all"), base=handle.retained)
         handle.cancel()
         assert handle.result().reason == "cancelled"

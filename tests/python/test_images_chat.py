@@ -31,11 +31,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def model(folder, monkeypatch):
-    # Pictures are those of the tests: what opens real ones is tested with it.
-    monkeypatch.setattr(
-        images, "opened", lambda s, where="": e.Picture(s) if isinstance(s, np.ndarray) else s
-    )
+def model(folder):
     with musespark.load(folder, quantize="none", kv="kv8", threads=1) as loaded:
         loaded._requests.eyes = e.eyes(HIDDEN)
         yield loaded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from musespark.vision.cache import EmbeddingCache
 from musespark.vision.eyes import Eyes
+from musespark.vision.pixels import Picture, open_picture
 
 MARKERS = ("<img>", "<row>", "<cut>")
 TEMPLATE = (
@@ -18,18 +18,6 @@ TEMPLATE = (
     "{% if part.type == 'image' %}<img>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """As vision/pixels.py has it."""
-
-    pixels: np.ndarray
-    transform: Any = None
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.pixels.tobytes()).hexdigest()
 
 
 class Tile(NamedTuple):
@@ -50,9 +38,13 @@ class Processor:
     """Tiles of 4 x 4 pixels, each of 2 x 2 patches, each patch a row; the tiles parted by text."""
 
     placeholder = "<img>"
+    convention = "qwen2.5-vl"
 
     def __init__(self, tiles: int = 1, side: int = 8):
         self.tiles, self.side, self.calls = tiles, side, 0
+
+    def fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        return 2 * size[0], 2 * size[1]
 
     def process_picture(self, picture: Picture) -> Processed:
         self.calls += 1
@@ -90,4 +82,4 @@ def eyes(width: int, *, tiles: int = 1, cache: EmbeddingCache | None = None) -> 
 
 
 def picture(seed: int) -> Picture:
-    return Picture(np.random.default_rng(seed).integers(0, 256, (6, 5, 3)).astype(np.uint8))
+    return open_picture(np.random.default_rng(seed).integers(0, 256, (6, 5, 3)).astype(np.uint8))

@@ -1,8 +1,9 @@
 """How models write places in an image: where in a text the coordinates are, and their units.
 
 Sources: Qwen2-VL, Qwen2.5-VL and Qwen3-VL cookbooks (``bbox_2d``, ``point_2d``, box markers),
-Molmo's model card (``<point>`` in per cent), PaliGemma's model card (``<loc0000>`` to
-``<loc1023>``, y before x, 1/1024 of a side each).
+Molmo's model card (``<point>`` in per cent), LLaVA 1.5's training data (``[0.12, 0.3, 0.5, 0.78]``,
+parts of a side), PaliGemma's model card (``<loc0000>`` to ``<loc1023>``, y before x, 1/1024 of a
+side each).
 
 The texts are a model's: every pattern looks at a bounded stretch from where it begins, so that a
 scan takes time in proportion to the text whatever it holds.
@@ -222,6 +223,8 @@ CONVENTIONS = {
         Convention("qwen3-vl", 1000, (scan_json, scan_bare_boxes, scan_bare_pair_boxes)),
         Convention("molmo", 100, (scan_tags,)),
         Convention("paligemma", 1024, (scan_locations,), y_first=True),
+        Convention("llava", 1, (scan_bare_boxes,)),
+        Convention("none", 1000, ()),
     )
 }
 

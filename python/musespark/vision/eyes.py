@@ -28,7 +28,9 @@ class Processor(Protocol):
     """What makes patches of a picture, and says how it is written (vision/preprocess.py)."""
 
     placeholder: str
+    convention: str
 
+    def fitted(self, size: tuple[int, int]) -> tuple[int, int]: ...
     def process_picture(self, picture: Any) -> Any: ...
 
 

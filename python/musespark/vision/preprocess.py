@@ -304,6 +304,7 @@ class Processor:
     fused: ClassVar[bool] = False
     inside: ClassVar[str] = "cyx"
     placeholder: ClassVar[str] = "<image>"  # what the chat template writes for an image
+    convention: str = "none"  # how the family writes places: a name of conventions.py
 
     patch: int  # pixels along a side; set by setup
     merge: int = 1  # patches of a block along a side, see patch_rows
@@ -367,6 +368,10 @@ class Processor:
         """The image that is one tile and whose text is image tokens alone."""
         tile = self.tile_of(stage, tokens)
         return self.finished(picture, [stage], [tile], [Piece(self.placeholder, tile.tokens, True)])
+
+    def fitted(self, size: Size) -> Size:
+        """The size of the image whose pixels a family counts that writes places in pixels."""
+        return size
 
     def key(self, *pictures: str) -> str:
         """sha256 of what decides the patches: family, settings, patch, ``sha256`` of pictures."""

@@ -41,6 +41,8 @@ class Llava(Processor):
         "image_processor_type": "",
     }
 
+    convention = "llava"
+
     def setup(self) -> None:
         settings = self.settings
         settings.must_be("do_resize", True)

@@ -90,6 +90,7 @@ class Muse(Processor):
     }
     fused = True
     placeholder = "<|patch|>"
+    convention = "muse"
     video_placeholder = "<|video|>"
 
     def __init__(

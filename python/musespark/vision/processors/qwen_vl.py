@@ -20,6 +20,7 @@ from musespark.vision.preprocess import (
 )
 
 _MOST_ASPECT = 200
+_CONVENTIONS = {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen2.5-vl"}
 
 
 def smart_size(size: Size, factor: int, least: int, most: int) -> Size:
@@ -59,6 +60,8 @@ class QwenVL(Processor):
         self.patch = settings.count("patch_size", most=1024)
         self.frames = settings.count("temporal_patch_size", most=64)
         self.merge = settings.count("merge_size", most=64)
+        kind = str(self.config.get("model_type"))
+        self.convention = _CONVENTIONS.get(kind, "qwen3-vl")
 
     def pixel_limits(self, values: dict[str, Any]) -> tuple[int, int]:
         """Pixels an image has at least and at most: of ``size``, where they are called edges, or
@@ -71,7 +74,9 @@ class QwenVL(Processor):
         least, most = self.settings.size("size", "shortest_edge", "longest_edge", most=1 << 40)
         return least, most
 
+    def fitted(self, size: Size) -> Size:
+        return smart_size(size, self.patch * self.merge, self.least, self.most)
+
     def process_picture(self, picture: Picture) -> ProcessedImage:
         stage = Stage.of(picture)
-        size = smart_size(stage.size, self.patch * self.merge, self.least, self.most)
-        return self.one_tile(picture, stage.resized(size, self.filter))
+        return self.one_tile(picture, stage.resized(self.fitted(stage.size), self.filter))

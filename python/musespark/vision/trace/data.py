@@ -14,7 +14,7 @@ from musespark.vision.pixels import Picture, open_picture
 from musespark.vision.regions import Region, View
 
 if TYPE_CHECKING:
-    from musespark.vision.trace.verify import Score
+    from musespark.vision.trace.verify import Judge, Score
 
 STEP_KINDS = ("look", "locate", "zoom", "read", "compare", "tool", "conclude")
 CHANNELS = ("reasoning", "content", "tool")
@@ -210,8 +210,9 @@ class VisualTrace:
 
         to_png(self, path, image=image, step=step)
 
-    def verify(self, score: Score, **options: Any) -> VisualTrace:
-        """Masks each cited region and asks again; see :func:`musespark.vision.trace.verify`."""
+    def verify(self, score: Score | Judge, **options: Any) -> VisualTrace:
+        """Masks each cited region and asks the model ``score`` again; see
+        :func:`musespark.vision.trace.verify.verify`."""
         from musespark.vision.trace.verify import verify
 
         return verify(self, score, **options)

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,6 +26,14 @@ Score = Callable[[Sequence[Picture], Sequence[Mapping[str, Any]], str], float]
 # (pictures, messages) -> the answer, greedy.
 Ask = Callable[[Sequence[Picture], Sequence[Mapping[str, Any]]], str]
 
+
+class Judge(Protocol):
+    """What can be asked again: a model that sees."""
+
+    def answer_logprob(self, messages: Sequence[Mapping[str, Any]], answer: str) -> float: ...
+    def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any: ...
+
+
 Box = tuple[int, int, int, int]
 
 MARGIN = math.log(2)  # a region counts when it costs at least half of the probability
@@ -36,9 +44,9 @@ _POINT = 0.05  # side of the square that stands for a point, of the shorter side
 
 def verify(
     trace: VisualTrace,
-    score: Score,
+    score: Score | Judge,
     *,
-    ask: Ask | None = None,
+    ask: Ask | bool | None = None,
     draws: int = 3,
     seed: int = 0,
     limit: int = 16,
@@ -48,13 +56,19 @@ def verify(
     A region is painted over with the mean colour of its original, and every crop is cut anew from
     that. It is load-bearing where the answer's probability falls to half or less, and to half or
     less of what ``draws`` regions of equal area elsewhere (chosen with ``seed``) leave on average.
-    ``ask``: with it, it is also noted whether the answer itself changes. At most ``limit`` regions
+    ``score`` is a model, or what stands for one. ``ask``: with it (True: the model answers, greedy)
+    it is also noted whether the answer itself changes. At most ``limit`` regions
     are checked, the first ones; a warning says so. Each costs 1 + ``draws`` calls of ``score``.
 
     Raises InvalidRequest where the pixels are not attached, or there is no conversation.
     """
+    if callable(getattr(score, "answer_logprob", None)):
+        score, answers = _asking(trace, score)
+        ask = answers if ask is True else ask
     if not callable(score):
-        raise InvalidRequest(f"score: {type(score).__name__}, must be callable")
+        raise InvalidRequest(f"score: {type(score).__name__}, must be a model or callable")
+    if ask is not None and not callable(ask):
+        raise InvalidRequest(f"ask: {ask!r:.60}, must be callable, or True with a model")
     if draws < 1:
         raise InvalidRequest(f"draws: {draws}, must be 1 or more")
     missing = [image.id for image in trace.images if image.id not in trace.pictures]
@@ -79,6 +93,34 @@ def verify(
     if len(cited) > limit:
         warnings = (*warnings, f"verify: the first {limit} of {len(cited)} regions were checked")
     return replace(trace, steps=tuple(steps), warnings=warnings)
+
+
+def _asking(trace: VisualTrace, model: Judge) -> tuple[Score, Ask]:
+    """How a model scores an answer, and gives one."""
+    places = {image.id: place for place, image in enumerate(trace.images)}
+
+    def seen(turns: Sequence[Mapping[str, Any]], pictures: Sequence[Picture]) -> list[Any]:
+        def part(one: Mapping[str, Any]) -> Mapping[str, Any]:
+            if one.get("type") != "image":
+                return one
+            return {"type": "image", "image": pictures[places[one["id"]]]}
+
+        return [
+            {**turn, "content": [part(one) for one in turn["content"]]}
+            if isinstance(turn.get("content"), (list, tuple))
+            else dict(turn)
+            for turn in turns
+        ]
+
+    def score(
+        pictures: Sequence[Picture], turns: Sequence[Mapping[str, Any]], answer: str
+    ) -> float:
+        return model.answer_logprob(seen(turns, pictures), answer)
+
+    def ask(pictures: Sequence[Picture], turns: Sequence[Mapping[str, Any]]) -> str:
+        return model.chat(seen(turns, pictures), temperature=0.0).content
+
+    return score, ask
 
 
 class _Bench:

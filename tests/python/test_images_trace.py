@@ -1,0 +1,128 @@
+"""What was seen, from a model's own turns: traces of results, answers scored, tools that look."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.python.test_images_chat import ask, folder, model, part, user  # noqa: F401
+from tests.support import eyes as e
+
+from musespark.errors import InvalidRequest, UnsupportedModel
+from musespark.vision.conventions import convention_named
+from musespark.vision.regions import find_regions
+from musespark.vision.trace import VisualTrace
+from musespark.vision.trace.build import TraceBuilder
+
+BOX = '{"bbox_2d": [2, 4, 6, 8], "label": "thing"}'
+
+
+def test_a_result_about_images_has_a_trace(model) -> None:  # noqa: F811
+    result = ask(model, user("one", part(1), "two ", part(2), "where?"), logprobs=1)
+    trace = result.trace
+    assert [i.sha256 for i in trace.images] == [e.picture(s).sha256 for s in (1, 2)]
+    assert trace.question == "one two  where?"
+    assert (trace.answer, trace.model) == (result.content, model.info.source)
+    assert trace.images[0].shown == (12, 10)  # what the processor says
+    assert [m["role"] for m in trace.messages] == ["user", "assistant"]
+    parts = trace.messages[0]["content"]
+    assert [p["id"] for p in parts if p["type"] == "image"] == ["image-0", "image-1"]
+    assert VisualTrace.from_json(trace.to_json()) == trace
+    assert json.loads(json.dumps(result.to_dict()))["trace"]["answer"] == result.content
+    assert pickle.loads(pickle.dumps(result)).trace == trace
+    assert "trace" not in repr(result)
+
+
+def test_there_is_none_without_pixels(model) -> None:  # noqa: F811
+    assert ask(model, user("hello")).trace is None
+    embedding = model.encode_image(e.picture(1))
+    assert ask(model, user("x", {"type": "image", "image": embedding})).trace is None
+
+
+def test_places_are_read_as_the_family_writes_them(model, monkeypatch) -> None:  # noqa: F811
+    """Here in pixels of the image as it was resized, twice its size."""
+    turn = TraceBuilder.turn
+    monkeypatch.setattr(
+        TraceBuilder,
+        "turn",
+        lambda self, result: turn(self, type(result)(**{**vars(result), "content": BOX})),
+    )
+    (step,) = ask(model, user(part(1), "?")).trace.steps
+    (region,) = step.regions
+    assert region.label == "thing"
+    assert region.bounds == (1, 2, 3, 4)
+
+
+def test_the_probability_of_an_answer(model) -> None:  # noqa: F811
+    """That of its tokens, one after the other; they are forced here, and reported as unforced."""
+    talk = [user("look: ", part(1), " what is it?")]
+    token = next(i for c in "abcxyz" if len(i := model.tokenizer.encode(c)) == 1)[0]
+    text = next(c for c in "abcxyz" if model.tokenizer.encode(c) == [token]) * 3
+    assert model.tokenizer.encode(text) == [token] * 3
+    forced = ask(model, *talk, logit_bias={token: 1e4}, max_new_tokens=3, logprobs=1)
+    wanted = sum(one.logprob for one in forced.logprobs)
+    assert model.answer_logprob(talk, text) == pytest.approx(wanted, abs=1e-5)
+    other = model.answer_logprob([user("look: ", part(2), " what is it?")], text)
+    assert other != pytest.approx(wanted, abs=1e-3)
+    before = model._requests.eyes.tower.calls
+    assert model.answer_logprob(talk, text) == pytest.approx(wanted, abs=1e-5)
+    assert model._requests.eyes.tower.calls == before
+    plain = [{"role": "user", "content": "hello"}]
+    assert model.answer_logprob(plain, text) < 0
+
+
+@pytest.mark.parametrize("answer", ["", 3])
+def test_no_answer_to_score(model, answer) -> None:  # noqa: F811
+    with pytest.raises(InvalidRequest, match="answer: got"):
+        model.answer_logprob([user("x")], answer)
+
+
+def test_an_option_that_scoring_has_not(model) -> None:  # noqa: F811
+    with pytest.raises(InvalidRequest, match="seed: allowed here are tools and adapter"):
+        model.answer_logprob([user("x")], "y", seed=1)
+
+
+def test_a_trace_is_verified_with_its_model(model) -> None:  # noqa: F811
+    """The box covers half of the image; masked, the rows are others and so is the probability."""
+    trace = ask(model, user(part(1), "where?"), max_new_tokens=2, temperature=1.0, seed=3).trace
+    again = VisualTrace.from_json(trace.to_json()).attach({"image-0": e.picture(1)})
+    checked = _pointing(again, '{"bbox_2d": [0, 0, 5, 6]}').verify(model, draws=2, ask=True)
+    (check,) = checked.steps[-1].checks
+    assert check.change != 0 and check.draws == 2
+    assert check.flipped in (True, False) and check.random_flips in (0, 1, 2)
+    assert again.verify(model).steps == again.steps  # nothing was cited
+
+
+def test_what_verifies_is_a_model_or_a_function(model) -> None:  # noqa: F811
+    trace = ask(model, user(part(1), "where?")).trace
+    for wrong in (None, "model"):
+        with pytest.raises(InvalidRequest, match=r"score: .* must be a model or callable"):
+            trace.verify(wrong)
+    with pytest.raises(InvalidRequest, match="ask: 3, must be callable, or True"):
+        trace.verify(model, ask=3)
+
+
+def test_a_model_looks(model) -> None:  # noqa: F811
+    model.template = "{% for t in tools %}{{ t.function.name }}{% endfor %}" + e.TEMPLATE
+    looked = model.look("what is it?", [np.zeros((8, 8, 3), np.uint8)], max_new_tokens=4)
+    assert looked.trace.question == "what is it?"
+    assert looked.trace.answer == looked.content
+    assert looked.trace.convention == "qwen2.5-vl"
+    with pytest.raises(InvalidRequest, match="convention: 'nobody'"):
+        model.look("?", [np.zeros((8, 8, 3), np.uint8)], convention="nobody")
+
+
+def test_a_blind_model_looks_at_nothing(model) -> None:  # noqa: F811
+    model._requests.eyes = None
+    with pytest.raises(UnsupportedModel, match="images"):
+        model.look("?", [np.zeros((8, 8, 3), np.uint8)])
+
+
+def _pointing(trace: VisualTrace, text: str) -> VisualTrace:
+    """The trace with a step that points at the place in a text."""
+    regions = find_regions(text, trace.view("image-0"), convention_named("qwen2.5-vl")).regions
+    steps = (*trace.steps, replace(trace.steps[-1], text=text, regions=regions))
+    return replace(trace, steps=steps)
