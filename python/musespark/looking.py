@@ -24,6 +24,7 @@ def look(
     **options: Any,
 ) -> Looked:
     from musespark.vision.loop import VisualLoop  # here: most models see nothing
+    from musespark.vision.tools import TOOLS
 
     requests = model._requests
     if requests.eyes is None:
@@ -33,6 +34,7 @@ def look(
     loop = VisualLoop(
         model.chat,
         convention or own,
+        tools=TOOLS if calls else (),
         calls=calls,
         fit=processor.fitted,
         tokenizer=model.tokenizer,

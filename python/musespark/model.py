@@ -308,8 +308,9 @@ class Model:
         **options: Any,
     ) -> Looked:
         """Answers a question about images with tools that look closer: the model may call them
-        up to ``calls`` times (zoom, rotate, measure, read colours) and sees what they make. The
-        result has the last turn, the whole conversation and its :class:`musespark.VisualTrace`.
+        up to ``calls`` times (zoom, rotate, measure, read colours) and sees what they make; with 0
+        there are none, as for a template that has no tools. The result has the last turn, the
+        conversation and its :class:`musespark.VisualTrace`.
 
         ``convention``: how the model writes places, see musespark.vision.conventions; its family's
         own where None, else from 0 to 1000. ``options``: of each turn, as in :meth:`chat`.

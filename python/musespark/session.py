@@ -375,7 +375,7 @@ class Session:
         import html
 
         rows = "".join(
-            f"<tr><td style='vertical-align:top;color:gray'>{html.escape(m['role'])}</td>"
+            f"<tr><td style='vertical-align:top;color:gray'>{html.escape(str(m.get('role')))}</td>"
             f"<td style='white-space:pre-wrap'>{html.escape(_shown(m.get('content')))}</td></tr>"
             for m in self.messages
         )

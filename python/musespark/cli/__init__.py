@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "three questions and a story on the embedded model",
     "chat": "talk to a model in the terminal",
     "generate": "continue a prompt",
+    "trace": "ask about images, and see where the model looked",
     "embed": "texts to vectors, with an embedding model",
     "bench": "speed of a model on this machine, and how much of the machine that is",
     "doctor": "what this machine offers and what musespark chose",

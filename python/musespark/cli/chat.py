@@ -18,6 +18,7 @@ HELP = """\
 /help            this text
 /effort LEVEL    low, medium, high or xhigh: how long to think
 /thoughts        show or hide the model's thoughts
+/image FILE      show an image with the next message
 /system TEXT     start again with this system message
 /reset           forget the conversation
 /stats           tokens and speed of the last answer
@@ -38,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--session", metavar="FILE", help="go on from this file if it is there, and save there"
     )
     passphrase.add_arguments(parser)
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="show it with the first message (repeatable): PNG, JPEG, WebP, GIF or BMP",
+    )
     parser.add_argument("--effort", choices=EFFORTS, help="how long to think")
     parser.add_argument(
         "--begin", metavar="TEXT", help="with a question: how the answer begins; the model goes on"
@@ -140,6 +148,7 @@ class Repl:
         else:
             self.session = model.resume(self.file, passphrase=passphrase)
         self.last: Any = None
+        self.images: list[str] = list(args.image)  # shown with the next message
 
     def __enter__(self) -> Repl:
         return self
@@ -170,6 +179,10 @@ class Repl:
             self.session = self.model.session(system=rest or None, **self.cache)
         elif name == "reset":
             self.session = self.model.session(system=self.session.system, **self.cache)
+        elif name == "image":
+            if not Path(rest).is_file():
+                raise InvalidRequest(f"image: there is no file {rest!r:.200}")
+            self.images.append(rest)
         elif name == "stats":
             print("no answer yet" if self.last is None else stats(self.last))
         elif name in ("help", "?"):
@@ -180,18 +193,28 @@ class Repl:
 
     def ask(self, text: str, **more: Any) -> Any:
         """The next turn of the conversation."""
-        return self.session.chat(text, reasoning_effort=self.effort, **self.options, **more)
+        turn = self._shown(text)
+        return self.session.chat(turn, reasoning_effort=self.effort, **self.options, **more)
+
+    def _shown(self, text: str) -> dict[str, Any]:
+        """The user's message, with the images that wait for it; they wait no longer, so that one
+        that cannot be read is in nobody's way."""
+        images = [{"type": "image", "image": path} for path in self.images]
+        self.images = []
+        content = [*images, {"type": "text", "text": text}] if images else text
+        return {"role": "user", "content": content}
 
     def go_on(self, question: str, begun: str, **more: Any) -> Any:
         """An answer to `question`, of which the beginning is given; no part of the conversation."""
-        turns = [("user", question), ("assistant", begun)]
-        messages = [*self.session.messages, *({"role": r, "content": c} for r, c in turns)]
+        turns = [self._shown(question), {"role": "assistant", "content": begun}]
+        messages = [*self.session.messages, *turns]
         options = {"reasoning_effort": self.effort, **self.options, **self.cache, **more}
         return self.model.chat(messages, continue_final_message=True, **options)
 
     def say(self, text: str, begun: str | None = None) -> None:
         """One turn, streamed; an interrupted turn is taken out of the conversation again."""
         printer = common.ChannelPrinter(common.Style(), thoughts=self.thoughts)
+        waiting = self.images
         if begun is None:
             stream = self.ask(text, stream=True)
         else:
@@ -206,6 +229,7 @@ class Repl:
             if not sys.stdin.isatty():  # Ctrl-C ends a script, not one of its answers
                 raise
             print("(stopped; this turn is forgotten)", flush=True)
+            self.images = waiting
             return
         except Error:
             printer.finish()  # no dimmed terminal behind an error
