@@ -60,6 +60,8 @@ TABLE = [
     ("qwen2.5-vl", TILE, '{"bbox_2d": [0, 0, 512, 512]}', [("box", (960, 0, 1440, 480), "", "")]),
     ("qwen3-vl", WIDE, "{'point_2d': [250.5, 1000]}", [("point", (480.96, 480), "", "")]),
     ("qwen3-vl", WIDE, "(3,4)", []),
+    ("llava", WIDE, "at [0.1, 0.25, 0.2, 0.5].", [("box", (192, 120, 384, 240), "", "")]),
+    ("none", WIDE, JSON_LIST, []),
     (
         "qwen2-vl",
         WIDE,
@@ -189,7 +191,7 @@ def test_inverse_transforms_are_exact_to_half_a_pixel(seed: int) -> None:
     box = picture.transform.box((x[0], y[0], x[1], y[1]))
     seen = view.transform.inverse().box(box)
     for name, convention in CONVENTIONS.items():
-        if name in ("molmo", "paligemma"):
+        if name in ("molmo", "paligemma", "none"):
             continue
         across = convention.full / size[1] if convention.full else 1
         down = convention.full / size[0] if convention.full else 1
