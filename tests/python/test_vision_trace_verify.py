@@ -119,7 +119,7 @@ def test_verify_refuses_what_it_cannot_do() -> None:
         replace(trace, messages=()).verify(Judge())
     with pytest.raises(InvalidRequest, match="score: gave nan, must be a finite"):
         trace.verify(lambda *_: math.nan)
-    with pytest.raises(InvalidRequest, match="score: object, must be callable"):
+    with pytest.raises(InvalidRequest, match="score: object, must be a model or callable"):
         trace.verify(object())  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match="draws: 0, must be 1 or more"):
         trace.verify(Judge(), draws=0)
