@@ -247,6 +247,7 @@ RANKS = {
     "prompts": 7,
     "requests": 8,
     "looking": 8,
+    "scoring": 8,
     "tracing": 6,
     "images": 6,
     "thought_cache": 6,

@@ -107,6 +107,15 @@ ThoughtParams read_thoughts(DictReader d) {
   return out;
 }
 
+std::vector<KeySpan> spans_from_python(const py::list& spans) {
+  std::vector<KeySpan> out;
+  for (const auto& span : spans) {
+    const auto [first, count] = span.cast<std::pair<std::int64_t, std::int64_t>>();
+    out.push_back({first, count});
+  }
+  return out;
+}
+
 RequestParams params_from_python(const py::dict& params, std::int64_t hidden) {
   DictReader d(params, "");
   RequestParams out;
@@ -118,8 +127,10 @@ RequestParams params_from_python(const py::dict& params, std::int64_t hidden) {
     out.logits = d.choice<LogitsMode>("logits", {{"none", LogitsMode::none},
                                                  {"last", LogitsMode::last},
                                                  {"all", LogitsMode::all},
-                                                 {"score", LogitsMode::score}});
+                                                 {"score", LogitsMode::score},
+                                                 {"attention", LogitsMode::attention}});
   }
+  if (d.has("look_at")) out.look_at = spans_from_python(d.list("look_at"));
   if (d.has("logits_from")) out.logits_from = d.integer("logits_from");
   if (d.has("deadline_s")) out.deadline_s = d.real("deadline_s");
   if (d.has("retain")) out.retain = d.boolean("retain");

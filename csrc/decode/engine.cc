@@ -76,6 +76,39 @@ void check_logits(const RequestParams& params, std::int64_t prompt, std::optiona
   }
 }
 
+void check_looks(const RequestParams& params, const ModelSpec& spec, std::int64_t prompt) {
+  const bool looks = params.logits == LogitsMode::attention;
+  if (looks == params.look_at.empty()) {
+    throw InvalidRequest("look_at: got " + std::to_string(params.look_at.size()) +
+                         " spans, allowed is one or more with attention for logits, else none");
+  }
+  if (!looks) return;
+  if (params.thoughts.most_tokens > 0) {
+    throw InvalidRequest(
+        "look_at: thoughts.most_tokens = " + std::to_string(params.thoughts.most_tokens) +
+        " leaves out rows that are looked at");
+  }
+  const bool any = std::any_of(spec.layers.begin(), spec.layers.end(),
+                               [](const LayerSpec& layer) { return layer.attention.window == 0; });
+  if (!any) throw InvalidRequest("look_at: every layer of this model has a window");
+  for (std::size_t i = 0; i < params.look_at.size(); ++i) {
+    const auto [first, count] = params.look_at[i];
+    const std::string where = "look_at[" + std::to_string(i) + "]";
+    if (first < 0 || first >= prompt) {
+      throw InvalidRequest(where + ".first: got " + std::to_string(first) + ", the prompt has " +
+                           std::to_string(prompt) + " tokens");
+    }
+    if (count < 1 || count > prompt - first) {
+      throw InvalidRequest(where + ".count: got " + std::to_string(count) + ", allowed is 1 to " +
+                           std::to_string(prompt - first));
+    }
+  }
+  if (params.look_at.size() > static_cast<std::size_t>(prompt)) {
+    throw InvalidRequest("look_at: got " + std::to_string(params.look_at.size()) +
+                         " spans, the prompt has " + std::to_string(prompt) + " tokens");
+  }
+}
+
 // Tokens are negative where rows are given, and nowhere else.
 void check_given_tokens(const std::vector<std::int32_t>& tokens,
                         const std::vector<GivenRows>& given) {
@@ -159,6 +192,7 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
   check_given(params.given, model.spec(), prompt);
   check_given_tokens(tokens, params.given);
   check_logits(params, prompt, base);
+  check_looks(params, model.spec(), prompt);
   const std::int64_t limit = completion_limit(prompt, params);
   const std::int64_t total = prompt + params.max_new_tokens.value_or(0);
   const std::int64_t bytes =

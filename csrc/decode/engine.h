@@ -18,6 +18,7 @@
 #include "decode/stop.h"
 #include "decode/thoughts.h"
 #include "model/adapter.h"
+#include "model/attention_weights.h"
 #include "model/text_model.h"
 
 namespace musespark {
@@ -25,9 +26,10 @@ namespace musespark {
 // What the caller wants of the logits themselves. Anything but `none` means: nothing is sampled.
 enum class LogitsMode : std::uint32_t {
   none,
-  last,   // one row, after the last prompt token
-  all,    // a row for each prompt token, in pieces of at most kLogitsRows rows, in order
-  score,  // the log-probability of each prompt token but the first, given those before it
+  last,       // one row, after the last prompt token
+  all,        // a row for each prompt token, in pieces of at most kLogitsRows rows, in order
+  score,      // the log-probability of each prompt token but the first, given those before it
+  attention,  // none: where the last tokens look, model/attention_weights.h
 };
 inline constexpr std::int64_t kLogitsRows = 64;
 
@@ -44,6 +46,7 @@ struct RequestParams {
   std::int64_t min_new_tokens = 0;
   std::vector<std::int32_t> stop_ids;
   LogitsMode logits = LogitsMode::none;
+  std::vector<KeySpan> look_at;  // attention: of these tokens the weights are wanted
   std::int64_t logits_from = 0;  // all, score: no row before this token, which may be known then
   std::optional<double> deadline_s;  // from now, >= 0
   bool retain = false;               // keep the pages after the end, until release()
@@ -83,8 +86,10 @@ struct TokensEvent {
 };
 struct LogitsEvent {
   RequestId id;
-  std::int64_t first;       // position of the first row
-  std::int64_t rows, cols;  // LogitsMode::score: cols = 1
+  std::int64_t first;  // position of the first row
+  // LogitsMode::score: cols = 1. attention: rows of all layers without a window, one after the
+  // other; first = how many layers.
+  std::int64_t rows, cols;
   std::vector<float> values;
 };
 // GivenRows `index` of the request are needed: provide_rows. Its other rows go on meanwhile.

@@ -29,6 +29,18 @@ namespace musespark {
 // given rows, negative.
 void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t vocab, bool given);
 
+// Lets other threads in while pages are read or made anew: they touch no running sequence's.
+class Unlocked {
+ public:
+  explicit Unlocked(std::mutex& mutex) : mutex_(mutex) { mutex_.unlock(); }
+  ~Unlocked() { mutex_.lock(); }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  std::mutex& mutex_;
+};
+
 // The weight of PrefillPace, from the shape.
 double key_weight(const ModelSpec& spec);
 
@@ -147,6 +159,7 @@ struct Engine::Impl {
   void count_pages();
   void book_sampled(Entry& entry, SampledToken token, Clock::time_point now);
   void book_logits(Entry& entry, const float* rows, std::int64_t count);
+  void book_attention(Entry& entry);
   void book_scores(Entry& entry, std::int64_t rows, std::span<const Job> scored);
 
   TextModel& model;

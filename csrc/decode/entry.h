@@ -56,8 +56,13 @@ struct Entry {
   bool wants_rows() const {
     return params.logits == LogitsMode::all || params.logits == LogitsMode::score;
   }
+  bool looks() const { return params.logits == LogitsMode::attention; }
+  std::int64_t looking_rows() const { return std::min(QueryLog::kRows, size()); }
   // Tokens whose keys and values may come from elsewhere.
-  std::int64_t most_shared() const { return wants_rows() ? params.logits_from : size() - 1; }
+  std::int64_t most_shared() const {
+    if (looks()) return size() - looking_rows();
+    return wants_rows() ? params.logits_from : size() - 1;
+  }
 
   PrefixKey prefix_key() const { return {params.adapter.value_or(-1), short_rope}; }
   void mark(std::int64_t length) {

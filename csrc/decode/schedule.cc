@@ -398,8 +398,8 @@ void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
     wanted = StepSpan::Logits::last;
   }
   spans.push_back({&*entry.kv, entry.tokens.data() + entry.length(), count, wanted,
-                   entry.short_rope, entry.adapter.get(), entry.evicts() ? &entry.log : nullptr,
-                   entry.params.given});
+                   entry.short_rope, entry.adapter.get(),
+                   entry.evicts() || entry.looks() ? &entry.log : nullptr, entry.params.given});
   span_entries.push_back(&entry);
 }
 

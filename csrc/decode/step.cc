@@ -135,6 +135,8 @@ void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t ro
   }
   if (entry.params.logits == LogitsMode::score) {
     book_scores(entry, rows, done);
+  } else if (entry.looks()) {
+    book_attention(entry);
   } else if (!entry.samples()) {
     book_logits(entry, values, rows);
   } else if (rows == 1) {
@@ -253,6 +255,23 @@ void Engine::Impl::book_logits(Entry& entry, const float* rows, std::int64_t cou
     return_early = true;
   }
   if (entry.pending() == 0) finish(entry, FinishReason::length);
+}
+
+void Engine::Impl::book_attention(Entry& entry) {
+  if (entry.pending() > 0) return;
+  const auto& spans_wanted = entry.params.look_at;
+  LogitsEvent event{entry.id, 0, 0, 0, {}};
+  for (const KeySpan& span : spans_wanted) event.cols += span.count;
+  {
+    const Unlocked others(mutex);
+    event.values = attention_weights(*entry.kv, entry.log, model.layer_scores(), spans_wanted,
+                                     entry.looking_rows(), threads);
+  }
+  event.rows = static_cast<std::int64_t>(event.values.size()) / event.cols;
+  event.first = event.rows / entry.looking_rows();
+  events->emplace_back(std::move(event));
+  return_early = true;
+  finish(entry, FinishReason::length);
 }
 
 // Scores from `rows` rows; what follows the last prompt token is not known, so that row has none.

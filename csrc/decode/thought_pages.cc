@@ -10,18 +10,6 @@
 namespace musespark {
 namespace {
 
-// Lets other threads in while pages are made anew: they touch no running sequence's.
-class Unlocked {
- public:
-  explicit Unlocked(std::mutex& mutex) : mutex_(mutex) { mutex_.unlock(); }
-  ~Unlocked() { mutex_.lock(); }
-  Unlocked(const Unlocked&) = delete;
-  Unlocked& operator=(const Unlocked&) = delete;
-
- private:
-  std::mutex& mutex_;
-};
-
 std::int64_t page_after(std::int64_t slot) { return (slot + kPageTokens - 1) / kPageTokens; }
 
 // The first slot of a thought, in the class without a window.

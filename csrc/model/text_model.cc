@@ -1,5 +1,7 @@
 #include "model/text_model.h"
 
+#include "model/attention_weights.h"
+
 #include <algorithm>
 #include <array>
 #include <string>
@@ -405,6 +407,13 @@ TextModel::TextModel(ModelSpec spec, const std::map<std::string, TensorView>& te
 TextModel::~TextModel() = default;
 
 const ModelSpec& TextModel::spec() const { return impl_->spec; }
+std::vector<LayerScores> TextModel::layer_scores() const {
+  std::vector<LayerScores> out;
+  for (std::size_t i = 0; i < impl_->spec.layers.size(); ++i) {
+    out.push_back({impl_->spec.layers[i].attention.softcap, impl_->model.layers[i].sinks});
+  }
+  return out;
+}
 
 KvChoice same_for_all(const ModelSpec& spec, KvFormat format) {
   KvChoice choice;

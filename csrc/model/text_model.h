@@ -27,7 +27,8 @@ struct TensorView {
   std::int64_t bytes;
 };
 
-class Adapter;  // model/adapter.h
+class Adapter;       // model/adapter.h
+struct LayerScores;  // model/attention_weights.h
 
 // The last queries of a sequence, as attention takes them, in each layer without a window: by layer
 // [KV heads][kRows][query heads of the group][Dp], row = position mod kRows; empty in the others.
@@ -85,6 +86,8 @@ class TextModel {
   const ModelSpec& spec() const;
   // Where sequences change from the ropes' short factors to the long ones; 0: they do not.
   std::int64_t original_context() const;
+  // By layer.
+  std::vector<LayerScores> layer_scores() const;
   // What the page pool of this model's sequences is made with.
   const KvLayout& kv_layout() const;
   // Bytes of activations held now, for the largest step so far (model/memory.h).

@@ -34,6 +34,7 @@ _DEFINED_IN = {
         "Timings",
         "ThoughtCache",
         "ImageUse",
+        "ImageAttention",
         "ModelInfo",
     ),
     "vision.embedding": ("ImageEmbedding",),

@@ -36,9 +36,12 @@ class GivenRows:
 class Request:
     """Token ids and how to continue them; the meaning of each field is in csrc/decode/sampler.h.
 
-    ``logits``: ``none``, ``last``, ``all`` or ``score`` (the log-probability of each token but the
-    first); anything but ``none`` samples nothing. ``logits_from``: with ``all`` and ``score`` the
-    tokens before it have none, and may be known already. ``deadline``: seconds from submission.
+    ``logits``: ``none``, ``last``, ``all``, ``score`` (the log-probability of each token but the
+    first) or ``attention``: in place of logits float32 [layers without a window * rows, tokens of
+    ``look_at``], the weights with which the last 8 tokens (or all) look at those of the spans
+    (first, count), the mean over heads. Anything but ``none`` samples nothing. ``logits_from``: of
+    ``all`` and ``score``, tokens before it have none, and may be known already. ``deadline``:
+    seconds from submission.
     ``adapter``: an id from :meth:`musespark.engine.Engine.add_adapter`.
     ``thoughts``: how they are marked and what becomes of them, see
     :func:`musespark.thought_cache.request_thoughts`.
@@ -64,6 +67,7 @@ class Request:
     logprobs: int = 0
     logits: str = "none"
     logits_from: int = 0
+    look_at: Sequence[tuple[int, int]] = ()
     deadline: float | None = None
     retain: bool = False
     adapter: int | None = None

@@ -176,6 +176,11 @@ class PromptImages:
         return len(self._images)
 
     @property
+    def outlines(self) -> list[ImageOutline]:
+        """What the prompt knows of each."""
+        return [one.outline for one in self._images]
+
+    @property
     def pictures(self) -> list[Picture]:
         """Each of them; empty where one is an embedding."""
         found = [one.source for one in self._images]

@@ -1,4 +1,4 @@
-"""A model and its visual tools: :meth:`musespark.Model.look`."""
+"""A model with its visual tools: :meth:`musespark.Model.look`."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ from musespark.errors import (
     Cancelled,
     Error,
     InvalidRequest,
-    MemoryBudgetExceeded,
     UnsupportedModel,
 )
 from musespark.events import Request
@@ -29,7 +28,6 @@ from musespark.generation import AsyncStream, Collector, Stream
 from musespark.images import encoded
 from musespark.info import chosen_notes, info_of
 from musespark.looking import look
-from musespark.machine import available_memory
 from musespark.memory import choose_context, kv_formats
 from musespark.options import (
     OPTION_NAMES,
@@ -40,7 +38,8 @@ from musespark.options import (
 )
 from musespark.prefix_store import NoPrefixes, PrefixFolderStats, PrefixStore
 from musespark.requests import Requests
-from musespark.results import ChatResult, Completion, ModelInfo
+from musespark.results import ChatResult, Completion, ImageAttention, ModelInfo
+from musespark.scoring import every_logit, image_attention, token_scores
 from musespark.session import Session
 from musespark.text import ChatTemplate
 from musespark.thought_cache import checked_choice
@@ -322,8 +321,18 @@ class Model:
     ) -> float:
         """The natural logarithm of the probability that the next turn begins with ``answer``,
         without a thought before it. ``options``: ``tools`` and ``adapter``."""
-        request = self._requests.answer(messages, answer, options)
+        request, _ = self._requests.answer(messages, answer, options)
         return float(self._engine.submit(request).result().logits.astype(np.float64).sum())
+
+    def image_attention(
+        self, messages: Sequence[Mapping[str, Any]], answer: str, **options: Any
+    ) -> ImageAttention:
+        """Where the model looks in the images of ``messages`` when it writes ``answer``: the
+        weights of attention, measured from its keys and values. ``options``: ``tools`` and
+        ``adapter``. InvalidRequest where there are no images; models whose layers all have a
+        window have none to look at."""
+        request, images = self._requests.answer(messages, answer, options)
+        return image_attention(self._engine, self._weights.spec, request, images.outlines)
 
     # ---- scores -------------------------------------------------------------------------------
 
@@ -334,15 +343,7 @@ class Model:
         """
         chosen = self._adapters.id_of(adapter)
         ids = self._requests.ids(ids, "ids", most=self._info.context)
-        vocab = self._weights.spec.vocab
-        needed, free = 4 * len(ids) * vocab, available_memory()
-        if needed > free:
-            raise MemoryBudgetExceeded(
-                f"logits of {len(ids)} tokens are {needed} bytes ({vocab} numbers each); "
-                f"{free} are free; give fewer tokens at once, or use score"
-            )
-        with_all = Request(tokens=ids, logits="all", adapter=chosen)
-        return self._engine.submit(with_all).result().logits
+        return every_logit(self._engine, ids, self._weights.spec.vocab, chosen)
 
     def score(
         self, text: str | Sequence[int], *, adapter: Adapter | str | None = None
@@ -350,12 +351,7 @@ class Model:
         """float32 [n]: the natural-log probability of each token of ``text`` (encoded as
         :meth:`generate` does, or given as ids) after those before it. The first has none: NaN."""
         ids = self._requests.ids(text, "text", most=self._info.context)
-        chosen = self._adapters.id_of(adapter)
-        out = np.full(len(ids), np.nan, np.float32)
-        if len(ids) > 1:
-            request = Request(tokens=ids, logits="score", adapter=chosen)
-            out[1:] = self._engine.submit(request).result().logits.ravel()
-        return out
+        return token_scores(self._engine, ids, self._adapters.id_of(adapter))
 
     def embed(
         self, texts: str | Sequence[str | Sequence[int]], *, truncate: bool = False

@@ -135,8 +135,8 @@ class Requests:
 
     def answer(
         self, messages: Sequence[Mapping[str, Any]], answer: str, given: Mapping[str, Any]
-    ) -> Request:
-        """Of :meth:`musespark.Model.answer_logprob`."""
+    ) -> tuple[Request, PromptImages]:
+        """Of :meth:`musespark.Model.answer_logprob`; and the images in its prompt."""
         for name in given:
             if name not in ("tools", "adapter"):
                 raise InvalidRequest(f"{name}: allowed here are tools and adapter")
@@ -155,13 +155,14 @@ class Requests:
         known = len(prompts.common(asked, ids))
         if known == len(ids):
             raise InvalidRequest(f"answer: {answer!r:.60} adds no token to the prompt")
-        return Request(
+        request = Request(
             tokens=np.asarray(ids, np.int32),
             logits="score",
             logits_from=known - 1,
             given=rows,
             adapter=self._adapters.id_of(given.get("adapter")),
         )
+        return request, images
 
     def _chat_ids(self, messages: Any, images: PromptImages, **chat: Any) -> list[int]:
         return prompts.chat_ids(

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from musespark.vision.trace import VisualTrace
 
 
@@ -256,6 +258,20 @@ class ChatResult(Completion):
             for call in self.tool_calls
         )
         return thought + super()._repr_html_() + calls
+
+
+@dataclass(frozen=True)
+class ImageAttention:
+    """Where a model looked, see :meth:`Model.image_attention`.
+
+    ``maps``: of each image, in order, float32 [layers, tokens, rows, columns]: of every token of
+    the answer, with what weight the row that chose it attends to each embedding of the image, the
+    mean over a layer's heads. Of an image in tiles that one counts that shows all of it.
+    ``layers``: which ones, those without a window.
+    """
+
+    maps: tuple[np.ndarray, ...]
+    layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,10 @@ def test_a_trace_is_printed_and_written(folder, images, tmp_path, capsys) -> Non
     assert found.answer
     assert page.read_text().lower().startswith("<!doctype html>")
     assert Image.open(picture).size == (60, 40)
-    assert trace(folder, images[0], "Where?", "--masks") == 0
+    assert trace(folder, images[0], "Where?", "--masks", "--heat") == 0
     out = capsys.readouterr().out
     assert out.startswith("Where?\n") and "conclude" in out
+    assert "not an explanation" in out
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,14 @@ from tests.python.test_images_chat import ask, folder, model, part, user  # noqa
 from tests.support import eyes as e
 
 from musespark.errors import InvalidRequest, UnsupportedModel
+from musespark.scoring import _whole
 from musespark.vision.conventions import convention_named
+from musespark.vision.embedding import ImageOutline
+from musespark.vision.geometry import Transform
 from musespark.vision.regions import find_regions
 from musespark.vision.trace import VisualTrace
 from musespark.vision.trace.build import TraceBuilder
+from musespark.vision.trace.heat import NEUTRAL
 
 BOX = '{"bbox_2d": [2, 4, 6, 8], "label": "thing"}'
 
@@ -103,6 +107,60 @@ def test_what_verifies_is_a_model_or_a_function(model) -> None:  # noqa: F811
             trace.verify(wrong)
     with pytest.raises(InvalidRequest, match="ask: 3, must be callable, or True"):
         trace.verify(model, ask=3)
+
+
+def test_where_attention_goes(model) -> None:  # noqa: F811
+    """A map of each image for each token of the answer; as if asked for a token at a time."""
+    talk = [user("one", part(1), "two ", part(2), "where?")]
+    answer = "twelve letters"
+    found = model.image_attention(talk, answer)
+    tokens = len(model.tokenizer.encode(answer))
+    assert tokens > 8  # more than are looked at together
+    assert found.layers == (0,)
+    assert [m.shape for m in found.maps] == [(1, tokens, 8, 8)] * 2
+    everywhere = sum(m.sum((2, 3)) for m in found.maps)
+    assert (everywhere > 0).all() and (everywhere < 1).all()
+    for count in (1, 5):
+        begun = model.tokenizer.decode(model.tokenizer.encode(answer)[:count])
+        assert len(model.tokenizer.encode(begun)) == count
+        for whole, piece in zip(found.maps, model.image_attention(talk, begun).maps, strict=True):
+            assert np.array_equal(whole[:, :count], piece)
+    swapped = model.image_attention([user("one", part(2), "two ", part(1), "where?")], answer)
+    assert not np.array_equal(found.maps[0], swapped.maps[0])
+    with pytest.raises(InvalidRequest, match="there are no images to look at"):
+        model.image_attention([user("hello")], answer)
+
+
+def test_the_part_that_shows_all_of_an_image() -> None:
+    tiles = [Transform.shift(0, 0), Transform.shift(4, 0), Transform.scale(2, 2)]
+    pieces = tuple(("<row>", count, True) for count in (16, 16, 16))
+    outline = ImageOutline(b"", pieces, ((1, 4, 4),) * 3, transform=tuple(tiles))
+    assert _whole(outline) == (32, 4, 4)
+    with pytest.raises(UnsupportedModel, match="form no grid"):
+        _whole(ImageOutline(b"", (("<row>", 17, True),), ((1, 4, 4),), transform=tiles[0]))
+
+
+def test_a_trace_has_heat_maps(model) -> None:  # noqa: F811
+    trace = ask(model, user("one", part(1), "two ", part(2), "where?")).trace
+    talk = [user("one", part(1), "two ", part(2), "where?")]
+    neutral = [user(part(1), part(2), NEUTRAL)]
+    answer = "twelve letters"
+    hot = replace(trace, answer=answer).heat(model)
+    assert hot.steps[: len(trace.steps)] == trace.steps
+    for number, step in enumerate(hot.steps[len(trace.steps) :]):
+        assert (step.source, step.kind, step.image) == ("engine", "look", f"image-{number}")
+        wanted = model.image_attention(talk, answer).maps[number]
+        wanted = wanted.mean((0, 1)) - model.image_attention(neutral, answer).maps[number].mean(
+            (0, 1)
+        )
+        assert np.allclose(np.reshape(step.heat.values, (8, 8)), wanted, atol=1e-7)
+        assert "not an explanation" in step.heat.note
+    assert VisualTrace.from_json(hot.to_json()) == hot
+    assert 'class="heat"' in hot.to_html()
+    with pytest.raises(InvalidRequest, match=r"layers: got \[3\], allowed are \[0\]"):
+        trace.heat(model, layers=[3])
+    with pytest.raises(InvalidRequest, match="pixels: not there"):
+        VisualTrace.from_json(trace.to_json()).heat(model)
 
 
 def test_a_model_looks(model) -> None:  # noqa: F811

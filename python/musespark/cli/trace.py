@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--masks", action="store_true", help="mask each place it cited, and ask again"
     )
+    parser.add_argument("--heat", action="store_true", help="measure where attention went")
     parser.add_argument("--html", metavar="FILE", help="write the trace as one page")
     parser.add_argument("--png", metavar="FILE", help="write the first image with all regions")
     parser.add_argument("--json", action="store_true", help="print the trace as JSON")
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             **options,
         )
         trace = looked.trace.verify(model, ask=True) if args.masks else looked.trace
+        trace = trace.heat(model) if args.heat else trace
     if args.html is not None:
         trace.to_html(args.html)
     if args.png is not None:

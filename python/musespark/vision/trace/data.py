@@ -14,6 +14,7 @@ from musespark.vision.pixels import Picture, open_picture
 from musespark.vision.regions import Region, View
 
 if TYPE_CHECKING:
+    from musespark.vision.trace.heat import Looker
     from musespark.vision.trace.verify import Judge, Score
 
 STEP_KINDS = ("look", "locate", "zoom", "read", "compare", "tool", "conclude")
@@ -216,6 +217,13 @@ class VisualTrace:
         from musespark.vision.trace.verify import verify
 
         return verify(self, score, **options)
+
+    def heat(self, model: Looker, **options: Any) -> VisualTrace:
+        """With heat maps of where the model looked while it wrote the answer; see
+        :func:`musespark.vision.trace.heat.heat`."""
+        from musespark.vision.trace.heat import heat
+
+        return heat(self, model, **options)
 
     def _repr_html_(self) -> str:
         from musespark.vision.render import to_notebook

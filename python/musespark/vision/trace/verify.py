@@ -18,6 +18,7 @@ import numpy as np
 from musespark.errors import InvalidRequest
 from musespark.vision.geometry import Transform
 from musespark.vision.pixels import Picture, open_picture
+from musespark.vision.trace.again import before_the_answer, filled
 from musespark.vision.trace.data import Check, Step, TraceImage, VisualTrace, remade
 
 # (pictures in the order of the conversation, messages, answer) -> natural logarithm of the
@@ -97,28 +98,14 @@ def verify(
 
 def _asking(trace: VisualTrace, model: Judge) -> tuple[Score, Ask]:
     """How a model scores an answer, and gives one."""
-    places = {image.id: place for place, image in enumerate(trace.images)}
-
-    def seen(turns: Sequence[Mapping[str, Any]], pictures: Sequence[Picture]) -> list[Any]:
-        def part(one: Mapping[str, Any]) -> Mapping[str, Any]:
-            if one.get("type") != "image":
-                return one
-            return {"type": "image", "image": pictures[places[one["id"]]]}
-
-        return [
-            {**turn, "content": [part(one) for one in turn["content"]]}
-            if isinstance(turn.get("content"), (list, tuple))
-            else dict(turn)
-            for turn in turns
-        ]
 
     def score(
         pictures: Sequence[Picture], turns: Sequence[Mapping[str, Any]], answer: str
     ) -> float:
-        return model.answer_logprob(seen(turns, pictures), answer)
+        return model.answer_logprob(filled(trace, turns, pictures), answer)
 
     def ask(pictures: Sequence[Picture], turns: Sequence[Mapping[str, Any]]) -> str:
-        return model.chat(seen(turns, pictures), temperature=0.0).content
+        return model.chat(filled(trace, turns, pictures), temperature=0.0).content
 
     return score, ask
 
@@ -136,7 +123,7 @@ class _Bench:
     ):
         self._trace, self._score, self._ask = trace, score, ask
         self._draws, self._rng = draws, rng
-        self._turns = _before_the_answer(trace)
+        self._turns = before_the_answer(trace)
         whole = [trace.pictures[image.id] for image in trace.images]
         self._before = self._log_probability(whole)
         self._answer = ask(whole, self._turns) if ask else None
@@ -173,14 +160,6 @@ class _Bench:
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise InvalidRequest(f"score: gave {value!r:.60}, must be a finite number")
         return float(value)
-
-
-def _before_the_answer(trace: VisualTrace) -> list[Mapping[str, Any]]:
-    """The conversation up to the answer, which is its last turn."""
-    turns = list(trace.messages)
-    while turns and turns[-1].get("role") == "assistant" and not turns[-1].get("tool_calls"):
-        turns.pop()
-    return turns
 
 
 def _pixels(bounds: tuple[float, float, float, float] | None, original: TraceImage) -> Box:

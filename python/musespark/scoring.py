@@ -1,0 +1,86 @@
+"""What a model computes of a text that is given: logits, probabilities, where attention goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
+from musespark.events import Request
+from musespark.machine import available_memory
+from musespark.results import ImageAttention
+
+if TYPE_CHECKING:
+    from musespark.engine import Engine
+    from musespark.families.spec import ModelSpec
+    from musespark.vision.embedding import ImageOutline
+
+_ROWS = 8  # the core keeps the queries of so many tokens
+
+
+def every_logit(engine: Engine, ids: np.ndarray, vocab: int, adapter: int | None) -> np.ndarray:
+    """See :meth:`musespark.Model.logits`."""
+    needed, free = 4 * len(ids) * vocab, available_memory()
+    if needed > free:
+        raise MemoryBudgetExceeded(
+            f"logits of {len(ids)} tokens are {needed} bytes ({vocab} numbers each); "
+            f"{free} are free; give fewer tokens at once, or use score"
+        )
+    return engine.submit(Request(tokens=ids, logits="all", adapter=adapter)).result().logits
+
+
+def token_scores(engine: Engine, ids: np.ndarray, adapter: int | None) -> np.ndarray:
+    """See :meth:`musespark.Model.score`."""
+    out = np.full(len(ids), np.nan, np.float32)
+    if len(ids) > 1:
+        request = Request(tokens=ids, logits="score", adapter=adapter)
+        out[1:] = engine.submit(request).result().logits.ravel()
+    return out
+
+
+def image_attention(
+    engine: Engine, spec: ModelSpec, scored: Request, outlines: Sequence[ImageOutline]
+) -> ImageAttention:
+    """See :meth:`musespark.Model.image_attention`; ``scored``: what asks for the probability of
+    the answer to a conversation with these images."""
+    if not outlines:
+        raise InvalidRequest("messages: there are no images to look at")
+    places = [_whole(outline) for outline in outlines]
+    look_at = [(given.first, given.count) for given in scored.given]
+    layers = [i for i, layer in enumerate(spec.layers) if layer.attention.window == 0]
+    parts = []
+    first, end = scored.logits_from, len(scored.tokens) - 1  # the rows that chose the answer
+    for at in range(first, end, _ROWS):
+        stop = min(at + _ROWS, end)
+        given = {"logits": "attention", "logits_from": 0, "look_at": look_at}
+        request = replace(scored, tokens=scored.tokens[:stop], **given)
+        rows = min(_ROWS, stop)
+        weights = engine.submit(request).result().logits
+        parts.append(weights.reshape(len(layers), rows, -1)[:, rows - (stop - at) :])
+    weights = np.concatenate(parts, axis=1)
+    maps, column = [], 0
+    for outline, (offset, height, width) in zip(outlines, places, strict=True):
+        part = weights[:, :, column + offset : column + offset + height * width]
+        maps.append(part.reshape(*part.shape[:2], height, width))
+        column += outline.tokens
+    return ImageAttention(tuple(maps), tuple(layers))
+
+
+def _whole(outline: ImageOutline) -> tuple[int, int, int]:
+    """Of the part that shows all of an image: its first row among the image's, and how many rows
+    and columns it has."""
+    transforms = outline.transform if isinstance(outline.transform, tuple) else [outline.transform]
+    best, largest, at = None, -1.0, 0
+    tiles = zip(outline.grid, outline.runs, transforms, strict=False)
+    for (frames, height, width), count, transform in tiles:
+        x0, y0, x1, y1 = transform.box((0, 0, width, height)) if transform else (0, 0, 1, 1)
+        area = abs((x1 - x0) * (y1 - y0))
+        if frames * height * width == count and frames == 1 and area > largest:
+            best, largest = (at, height, width), area
+        at += count
+    if best is None:
+        raise UnsupportedModel("images: this family's rows form no grid to look at")
+    return best
