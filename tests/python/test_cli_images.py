@@ -59,7 +59,7 @@ def test_a_trace_is_printed_and_written(folder, images, tmp_path, capsys) -> Non
     assert trace(folder, images[0], "Where?", "--masks", "--heat") == 0
     out = capsys.readouterr().out
     assert out.startswith("Where?\n") and "conclude" in out
-    assert "not an explanation" in out
+    assert "engine attention of" in out
 
 
 @pytest.mark.parametrize(
