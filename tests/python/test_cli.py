@@ -141,6 +141,7 @@ def test_an_error_in_an_answer_leaves_no_dimmed_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     repl = chat.Repl.__new__(chat.Repl)
     repl.thoughts, repl.effort, repl.options, repl.session = True, None, {}, Conversation()
+    repl.images = []
     with pytest.raises(musespark.Error, match="gone"):
         repl.say("x")
     style = common.Style(terminal)

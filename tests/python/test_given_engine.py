@@ -197,7 +197,7 @@ def test_refusals() -> None:
         with pytest.raises(InvalidRequest, match=says):
             driven.core.submit(tokens, params={"given": fields, **params})
 
-    refuse(ids, spans, "logits for every prompt token", logits="score")
+    refuse(ids, spans, "rows are given up to 226, which have no next", logits="score")
     refuse(ids, spans[:1], r"tokens\[130\]: got -\d+, allowed is a token id: no row is given")
     refuse(np.abs(ids) % 70, spans, r"tokens\[5\]: got \d+, allowed is a negative id")
     refuse(ids, [], r"tokens\[5\]: got -\d+, allowed is a token id from 0 to 76")

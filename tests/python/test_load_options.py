@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 
 import musespark
-from musespark import model as model_module
-from musespark import options
+from musespark import options, scoring
 from musespark.errors import CorruptFile, InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.events import Finished, LogitsRows, collect
 from musespark.families import read_config
@@ -455,7 +454,7 @@ def test_encoding_counts_against_the_deadline(model, monkeypatch) -> None:
 
 
 def test_logits_beyond_memory_are_refused_at_once(model, monkeypatch) -> None:
-    monkeypatch.setattr(model_module, "available_memory", lambda: 4 * model.info.vocab * 10)
+    monkeypatch.setattr(scoring, "available_memory", lambda: 4 * model.info.vocab * 10)
     assert model.logits([5] * 10).shape == (10, model.info.vocab)
     with pytest.raises(MemoryBudgetExceeded, match="logits of 11 tokens are"):
         model.logits([5] * 11)
