@@ -11,6 +11,7 @@
 #include "base/float_env.h"
 #include "base/thread_pool.h"
 #include "cache/page_pool.h"
+#include "constraint_from_python.h"
 #include "decode/engine.h"
 #include "decode/pace.h"
 #include "dict_reader.h"
@@ -136,6 +137,7 @@ RequestParams params_from_python(const py::dict& params, std::int64_t hidden) {
   if (d.has("retain")) out.retain = d.boolean("retain");
   if (d.has("adapter")) out.adapter = d.integer("adapter");
   if (d.has("thoughts")) out.thoughts = read_thoughts(d.dict("thoughts"));
+  if (d.has("constraint")) out.constraint = constraint_from_python(d.value("constraint"));
   if (d.has("given")) out.given = given_from_python(d.list("given"), hidden);
   d.finish();
   return out;
@@ -180,6 +182,8 @@ const char* kind_name(ErrorKind kind) {
       return "bad_logits";
     case ErrorKind::memory:
       return "memory";
+    case ErrorKind::constraint:
+      return "constraint";
     case ErrorKind::other:
       return "other";
   }
@@ -345,7 +349,7 @@ class PyEngine {
 
 py::tuple sample_row(const py::array_t<float, py::array::c_style>& row, std::uint64_t position,
                      const py::dict& params, const py::object& prompt, const py::object& completion,
-                     const py::object& blocked) {
+                     const py::object& allowed, const py::object& blocked) {
   if (row.ndim() != 1) DictReader::fail("row", std::to_string(row.ndim()) + " dimensions", "1");
   DictReader d(params, "");
   SamplingParams sampling = read_sampling(d);
@@ -362,10 +366,16 @@ py::tuple sample_row(const py::array_t<float, py::array::c_style>& row, std::uin
   Sampler sampler(std::move(sampling), row.size());
   sampler.add_prompt(checked(prompt, "prompt"));
   for (const std::int32_t token : checked(completion, "completion")) sampler.add_completion(token);
+  std::vector<std::uint64_t> bits;
+  if (!allowed.is_none()) bits.resize(static_cast<std::size_t>((row.size() + 63) / 64));
+  for (const std::int32_t id :
+       allowed.is_none() ? std::vector<std::int32_t>{} : checked(allowed, "allowed")) {
+    bits[id / 64] |= std::uint64_t{1} << (id % 64);
+  }
   SamplerScratch scratch;
   const FloatEnv environment;
   const SampledToken out =
-      sampler.sample(row.data(), position, checked(blocked, "blocked"), scratch);
+      sampler.sample(row.data(), position, bits, checked(blocked, "blocked"), scratch);
   return py::make_tuple(out.token, out.logprob, top_list(out.top));
 }
 
@@ -395,7 +405,8 @@ void register_engine_testing(py::module_& m) {
       "Rows of each (limit, keys); see csrc/decode/pace.h.");
   testing.def("sample", &sample_row, py::arg("row"), py::kw_only(), py::arg("position"),
               py::arg("params"), py::arg("prompt") = py::tuple(),
-              py::arg("completion") = py::tuple(), py::arg("blocked") = py::tuple(),
+              py::arg("completion") = py::tuple(), py::arg("allowed") = py::none(),
+              py::arg("blocked") = py::tuple(),
               "(token, logprob, top) of one row of logits; see csrc/decode/sampler.h.");
 }
 

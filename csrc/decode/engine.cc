@@ -47,6 +47,9 @@ void check_request(const RequestParams& params, std::int64_t vocab) {
                            " with logits, which sample nothing; leave it out");
     }
   }
+  if (params.constraint && params.logits != LogitsMode::none) {
+    throw InvalidRequest("constraint: given with logits, which sample nothing; leave it out");
+  }
   if (params.deadline_s && !(*params.deadline_s >= 0 && *params.deadline_s < 1e9)) {
     throw InvalidRequest("deadline_s: got " + std::to_string(*params.deadline_s) +
                          ", allowed is 0 to 1e9 seconds from now");
@@ -326,6 +329,7 @@ void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std
   events->emplace_back(FinishedEvent{entry.id, reason, kind, std::move(error), stats});
   return_early = true;
 
+  if (entry.params.constraint) ended_constraints.push_back(std::move(entry.params.constraint));
   unpin_source(entry);
   if (entry.phase == Phase::waiting) waiting.erase(entry.id);
   if (entry.phase == Phase::running) std::erase(running, &entry);
@@ -364,9 +368,12 @@ void Engine::Impl::run_until(double max_seconds, std::vector<Event>& out) {
   try {
     while (step() && !return_early && Clock::now() < end) {
     }
-    const std::lock_guard lock(mutex);
-    for (Entry* entry : running) report_tokens(*entry);
-    for (const auto& [id, entry] : waiting) report_tokens(*entry);  // preempted
+    {
+      const std::lock_guard lock(mutex);
+      for (Entry* entry : running) report_tokens(*entry);
+      for (const auto& [id, entry] : waiting) report_tokens(*entry);  // preempted
+    }
+    ended_constraints.clear();
   } catch (...) {
     fault = std::current_exception();
     throw;

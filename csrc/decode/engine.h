@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cache/saved_pages.h"
+#include "decode/constraint.h"
 #include "decode/sampler.h"
 #include "decode/stop.h"
 #include "decode/thoughts.h"
@@ -55,6 +56,9 @@ struct RequestParams {
   // Rows that stand in the prompt in place of looked-up embeddings; their tokens are negative.
   // Those that are null are asked for when they are needed: keys and values may be known already.
   std::vector<GivenRows> given;
+  // What may be written; null: anything. Of this request alone: it counts the tokens. Given up at
+  // the end, in the thread of run_until and without a lock held.
+  std::shared_ptr<TokenConstraint> constraint;
 };
 
 struct EngineOptions {
@@ -98,7 +102,7 @@ struct RowsWantedEvent {
   std::int64_t index;
 };
 // What ended a sequence with FinishReason::error, as a class of base/errors.h.
-enum class ErrorKind : std::uint32_t { none, bad_logits, memory, other };
+enum class ErrorKind : std::uint32_t { none, bad_logits, memory, constraint, other };
 struct FinishedEvent {
   RequestId id;
   FinishReason reason;

@@ -48,10 +48,12 @@ struct Engine::Impl {
   struct Job {  // one row to sample from, or to score a known token with
     Entry* entry;
     const float* row;
-    std::int32_t known;  // -1: sample
-    SampledToken token;
-    ErrorKind kind;
-    std::string error;  // empty: none
+    std::int32_t known = -1;                   // -1: sample
+    std::span<const std::uint64_t> allowed{};  // by the constraint; empty: all
+    bool ends = false;                         // by the constraint, without a token
+    SampledToken token{};
+    ErrorKind kind = ErrorKind::none;
+    std::string error{};  // empty: none
   };
 
   Impl(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options);
@@ -152,6 +154,7 @@ struct Engine::Impl {
   void book_entry(Entry& entry, const float* values, std::int64_t rows, std::span<Job> done,
                   Clock::time_point now);
   void collect_jobs(std::size_t first, std::size_t count);
+  void constrain_jobs();
   void run_jobs();
   bool keeps_prefixes(const Entry& entry) const;
   void remember(Entry& entry);
@@ -192,6 +195,7 @@ struct Engine::Impl {
   std::exception_ptr fault;
   std::vector<Event>* events = nullptr;  // of the run_until under way
   bool return_early = false;
+  std::vector<std::shared_ptr<TokenConstraint>> ended_constraints;  // to be given up unlocked
   // The last plan found sequences, and none whose rows are there; nothing was asked for since.
   bool stalled = false;
 
@@ -204,6 +208,7 @@ struct Engine::Impl {
   PrefillPace pace;
   std::size_t batch_first = 0, batch_count = 0;  // the spans in the model now
   std::vector<Job> jobs;
+  std::vector<std::uint64_t> bitmaps;   // of the jobs with a constraint
   std::vector<SamplerScratch> scratch;  // one for each thread
 };
 

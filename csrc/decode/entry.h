@@ -87,6 +87,7 @@ struct Entry {
   std::shared_ptr<const Adapter> adapter;  // what made the keys and values in `kv`, or null
   Sampler sampler;
   StopRules stop;
+  std::int64_t constrained = 0;  // tokens of the completion that the constraint knows
   ThoughtTracker thoughts;
   // thought_pages.cc: of thoughts that have ended, the slots first .. second - 1 of `kv`; and of
   // the one whose rows were evicted last, its index and its first slot.

@@ -89,6 +89,19 @@ void weigh(const float* logits, const std::int32_t* ids, std::int64_t count, flo
   for (std::int64_t i = 0; i < count; ++i) e[i] = z[i] > kZeroWeight ? e[i] : 0.0f;
 }
 
+// The values whose bits are not set become -inf; no words: all are kept.
+void keep_only(std::span<const std::uint64_t> bits, std::vector<float>& values) {
+  const std::size_t n = values.size();
+  for (std::size_t word = 0; word < bits.size() && 64 * word < n; ++word) {
+    if (bits[word] == ~std::uint64_t{0}) continue;
+    const std::size_t count = std::min<std::size_t>(64, n - 64 * word);
+    float* value = values.data() + 64 * word;
+    for (std::size_t i = 0; i < count; ++i) {
+      if ((bits[word] >> i & 1) == 0) value[i] = kMinusInfinity;
+    }
+  }
+}
+
 std::int32_t first_equal(const float* values, std::int64_t n, float wanted) {
   for (std::int64_t i = 0; i < n; ++i) {
     if (values[i] == wanted) return static_cast<std::int32_t>(i);
@@ -166,14 +179,11 @@ void Sampler::add_completion(std::int32_t token) {
   ++completion_count_[token];
 }
 
-void Sampler::process(const float* row, std::span<const std::int32_t> blocked,
-                      std::vector<float>& out) const {
+void Sampler::process(const float* row, std::span<const std::uint64_t> allowed,
+                      std::span<const std::int32_t> blocked, std::vector<float>& out) const {
   out.assign(row, row + vocab_);
-  if (!allowed_.empty()) {
-    for (std::int64_t i = 0; i < vocab_; ++i) {
-      if ((allowed_[i / 64] >> (i % 64) & 1) == 0) out[i] = kMinusInfinity;
-    }
-  }
+  keep_only(allowed_, out);
+  keep_only(allowed, out);
   for (const std::int32_t id : blocked) out[id] = kMinusInfinity;
   for (const auto& [id, bias] : params_.logit_bias) out[id] += bias;
   for (const std::int32_t id : seen_ids_) {
@@ -231,13 +241,14 @@ std::int32_t Sampler::draw(const float* logits, float max, std::uint64_t positio
 }
 
 SampledToken Sampler::sample(const float* row, std::uint64_t position,
+                             std::span<const std::uint64_t> allowed,
                              std::span<const std::int32_t> blocked, SamplerScratch& scratch) const {
   check_finite(row, vocab_);
-  const bool unchanged =
-      allowed_.empty() && blocked.empty() && params_.logit_bias.empty() && seen_ids_.empty();
+  const bool unchanged = allowed_.empty() && allowed.empty() && blocked.empty() &&
+                         params_.logit_bias.empty() && seen_ids_.empty();
   const float* logits = row;
   if (!unchanged) {
-    process(row, blocked, scratch.logits);
+    process(row, allowed, blocked, scratch.logits);
     logits = scratch.logits.data();
   }
   const float max = row_max(span_of(logits, vocab_));

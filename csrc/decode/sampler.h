@@ -7,7 +7,8 @@
 //   1. log-probabilities for the caller: log-softmax of the row as the model gave it, before all
 //   that
 //      follows (what vLLM and llama.cpp report)
-//   2. allowed ids, and ids blocked until min_new_tokens: the others become -inf
+//   2. allowed ids, those that a constraint allows (decode/constraint.h), and ids blocked until
+//      min_new_tokens: what is not in all of them becomes -inf
 //   3. logit bias, added
 //   4. repetition penalty r over prompt and completion: l > 0 ? l / r : l * r     (Keskar et al.
 //   2019)
@@ -89,18 +90,19 @@ class Sampler {
   void add_prompt(std::span<const std::int32_t> tokens);
   void add_completion(std::int32_t token);
 
-  // The token at absolute position `position` (prompt tokens count). `row` is [vocab]. `blocked`
-  // ids cannot be chosen. Does not change the sampler. Throws BadLogits. Expects FloatEnv's
-  // environment.
+  // The token at absolute position `position` (prompt tokens count). `row` is [vocab]. `allowed`:
+  // a bit for each id that can be chosen, empty for all. `blocked` ids cannot. Does not change the
+  // sampler. Throws BadLogits. Expects FloatEnv's environment.
   SampledToken sample(const float* row, std::uint64_t position,
-                      std::span<const std::int32_t> blocked, SamplerScratch& scratch) const;
+                      std::span<const std::uint64_t> allowed, std::span<const std::int32_t> blocked,
+                      SamplerScratch& scratch) const;
 
  private:
   bool has_penalties() const;
   void mark_seen(std::int32_t token);
   // Steps 2 to 5 into `out`.
-  void process(const float* row, std::span<const std::int32_t> blocked,
-               std::vector<float>& out) const;
+  void process(const float* row, std::span<const std::uint64_t> allowed,
+               std::span<const std::int32_t> blocked, std::vector<float>& out) const;
   std::int32_t draw(const float* logits, float max, std::uint64_t position,
                     SamplerScratch& scratch) const;
 

@@ -84,6 +84,7 @@ void Engine::Impl::fail_or_split(std::size_t first, std::size_t count, ErrorKind
 
 void Engine::Impl::book(std::size_t first, std::size_t count) {
   collect_jobs(first, count);
+  constrain_jobs();
   run_jobs();
   const auto now = Clock::now();
   const std::lock_guard lock(mutex);
@@ -139,6 +140,8 @@ void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t ro
     book_attention(entry);
   } else if (!entry.samples()) {
     book_logits(entry, values, rows);
+  } else if (rows == 1 && done.front().ends) {
+    finish(entry, FinishReason::stop);
   } else if (rows == 1) {
     book_sampled(entry, std::move(done.front().token), now);
   } else if (entry.pending() == 0) {
@@ -192,12 +195,42 @@ void Engine::Impl::collect_jobs(std::size_t first, std::size_t count) {
     if (entry.params.logits == LogitsMode::score) {
       const std::int64_t start = entry.length() - rows;
       for (std::int64_t j = 0; j < rows && start + j + 1 < entry.size(); ++j) {
-        jobs.push_back({&entry, row + j * vocab, entry.tokens[start + j + 1], {}, {}, {}});
+        jobs.push_back({&entry, row + j * vocab, entry.tokens[start + j + 1]});
       }
     } else if (entry.samples() && rows == 1) {
-      jobs.push_back({&entry, row, -1, {}, {}, {}});
+      jobs.push_back({&entry, row});
     }
     row += rows * vocab;
+  }
+}
+
+// Asks the constraints, one after the other: what is behind them may serve one thread at a time.
+void Engine::Impl::constrain_jobs() {
+  const auto words = static_cast<std::size_t>((vocab + 63) / 64);
+  const auto constrained = [](const Job& job) {
+    return job.known < 0 && job.entry->params.constraint != nullptr;
+  };
+  bitmaps.assign(words * std::ranges::count_if(jobs, constrained), 0);
+  std::span<std::uint64_t> rest(bitmaps);
+  for (Job& job : jobs) {
+    if (!constrained(job)) continue;
+    Entry& entry = *job.entry;
+    const std::span<std::uint64_t> ids = rest.first(words);
+    rest = rest.subspan(words);
+    const auto known = static_cast<std::size_t>(entry.stats.prompt_tokens + entry.constrained);
+    try {
+      const std::span<const std::int32_t> tokens(entry.tokens);
+      const Allowed allowed = entry.params.constraint->next(tokens.subspan(known), ids);
+      entry.constrained = entry.stats.completion_tokens;
+      job.ends = allowed == Allowed::end;
+      if (allowed == Allowed::some) job.allowed = ids;
+    } catch (const std::bad_alloc& error) {
+      job.kind = ErrorKind::memory;
+      job.error = error.what();
+    } catch (const std::exception& error) {
+      job.kind = ErrorKind::constraint;
+      job.error = error.what();
+    }
   }
 }
 
@@ -205,13 +238,14 @@ void Engine::Impl::run_jobs() {
   const auto run_job = [this](std::int64_t item, int worker) {
     Job& job = jobs[item];
     const Entry& entry = *job.entry;
+    if (job.ends || !job.error.empty()) return;
     try {
       if (job.known >= 0) {
         job.token.logprob = token_logprob(job.row, vocab, job.known, scratch[worker]);
       } else {
-        job.token = entry.sampler.sample(job.row, static_cast<std::uint64_t>(entry.size()),
-                                         entry.stop.blocked(entry.stats.completion_tokens),
-                                         scratch[worker]);
+        job.token = entry.sampler.sample(
+            job.row, static_cast<std::uint64_t>(entry.size()), job.allowed,
+            entry.stop.blocked(entry.stats.completion_tokens), scratch[worker]);
       }
     } catch (const BadLogits& error) {
       job.kind = ErrorKind::bad_logits;

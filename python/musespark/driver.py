@@ -30,7 +30,8 @@ ALIVE_S = 1.0
 
 
 def _error_of(kind: str, message: str) -> Error:
-    return MemoryBudgetExceeded(message) if kind == "memory" else Error(message)
+    kinds = {"memory": MemoryBudgetExceeded, "constraint": InvalidRequest}
+    return kinds.get(kind, Error)(message)
 
 
 class EventStream:

@@ -45,6 +45,7 @@ class Request:
     ``adapter``: an id from :meth:`musespark.engine.Engine.add_adapter`.
     ``thoughts``: how they are marked and what becomes of them, see
     :func:`musespark.thought_cache.request_thoughts`.
+    ``constraint``: what may be written: csrc/bindings/constraint_from_python.h; of this request alone.
     ``given``: rows in place of embeddings, by position; the tokens there are negative.
     ``retain``: keep keys and values after the end, see :attr:`musespark.engine.Handle.retained`.
     """
@@ -73,6 +74,7 @@ class Request:
     adapter: int | None = None
     thoughts: Mapping[str, Any] | None = None
     given: Sequence[GivenRows] = ()
+    constraint: Callable[[list[int]], bytes | None] | None = None
 
     def params(self) -> dict[str, Any]:
         """The core's parameter dict."""

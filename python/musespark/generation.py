@@ -6,6 +6,7 @@ result. :class:`Stream` and :class:`AsyncStream` drive one from a handle.
 
 from __future__ import annotations
 
+import json as json_module
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -81,8 +82,18 @@ class _Tokens:
         }
 
 
+def parsed_json(text: str) -> Any:
+    """The value of a text that a schema made; None where a stop string cut it, or where it is
+    beyond what Python reads: nested thousands deep, an integer of thousands of digits."""
+    try:
+        return json_module.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 class CompletionCollector:
-    """Plain text: all tokens but the final stop id; markers have no text."""
+    """Plain text: all tokens but the final stop id; markers have no text. ``json``: whether it is
+    to be parsed."""
 
     def __init__(
         self,
@@ -90,8 +101,10 @@ class CompletionCollector:
         stop_ids: frozenset[int],
         options: GenerationOptions,
         kv: str,
+        *,
+        json: bool = False,
     ):
-        self._decoder, self._stop_ids = decoder, stop_ids
+        self._decoder, self._stop_ids, self._json = decoder, stop_ids, json
         self._tokens = _Tokens(options, kv)
         self._stops = StopStrings(options.stop)
         self._text: list[str] = []
@@ -116,8 +129,9 @@ class CompletionCollector:
             last += self._stops.flush()
         deltas = self._deltas(last)
         reason = "stop" if self.stopped else event.reason
-        fields = self._tokens.fields(event.stats)
-        return deltas, Completion(text="".join(self._text), finish_reason=reason, **fields)
+        fields, text = self._tokens.fields(event.stats), "".join(self._text)
+        parsed = parsed_json(text) if self._json and reason == "stop" else None
+        return deltas, Completion(text=text, finish_reason=reason, parsed=parsed, **fields)
 
     def _deltas(self, text: str) -> list[Delta]:
         if not text:
@@ -130,7 +144,8 @@ class ChatCollector:
     """Channels of a turn. Stop strings look at the answer only.
 
     ``thought_cache``: what was asked for, None where thoughts are not marked. ``images``: what
-    became of the prompt's. ``trace``: what was said of them.
+    became of the prompt's. ``trace``: what was said of them. ``json``: whether the answer is to be
+    parsed.
     """
 
     def __init__(
@@ -141,8 +156,10 @@ class ChatCollector:
         thought_cache: str | None = None,
         images: Callable[[], ImageUse | None] = lambda: None,
         trace: Callable[[ChatResult], VisualTrace | None] = lambda result: None,
+        *,
+        json: bool = False,
     ):
-        self._parser, self._thought_cache = parser, thought_cache
+        self._parser, self._thought_cache, self._json = parser, thought_cache, json
         self._images, self._trace = images, trace
         self._tokens = _Tokens(options, kv)
         self._stops = StopStrings(options.stop)
@@ -182,6 +199,7 @@ class ChatCollector:
             thinking_stop_reason=self._thinking(reason),
             thought_cache=self._thoughts(event.stats),
             images=images,
+            parsed=parsed_json(content) if self._json and reason == "stop" else None,
             **fields,
         )
         return deltas, replace(result, trace=self._trace(result))

@@ -16,8 +16,6 @@ from musespark.errors import CorruptFile, InvalidRequest
 _ALIASES = {"max_tokens": "max_new_tokens"}
 # Public names that later versions fill; refused by name until they work.
 _LATER = {
-    "json_schema": "constrained output",
-    "grammar": "constrained output",
     "thinking_token_budget": "thought budgets",
 }
 # Fields of transformers' generation_config.json that have no part here, with what turns them off.

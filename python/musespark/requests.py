@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from musespark import prompts
 from musespark.errors import InvalidRequest
 from musespark.events import GivenRows, Request
 from musespark.generation import ChatCollector, CompletionCollector
+from musespark.grammar import GRAMMAR_OPTIONS, Grammar, Grammars, chosen_grammar
 from musespark.images import PromptImages, without_images
 from musespark.options import (
     CHAT_OPTIONS,
@@ -26,6 +28,7 @@ from musespark.text.detection import detect_protocol
 from musespark.text.protocols import Protocol
 from musespark.thought_cache import THOUGHT_OPTIONS, request_thoughts
 from musespark.tracing import tracer
+from musespark.turn_start import Constraint, turn_start
 
 if TYPE_CHECKING:
     from musespark.adapters import Adapters
@@ -53,6 +56,7 @@ class Requests:
         self._template: ChatTemplate | None = None
         self.protocol: Protocol = detect_protocol(tokenizer, None)
         self.stop_ids: frozenset[int] = frozenset()
+        self._grammars = Grammars(tokenizer, spec.vocab, ())
 
     @property
     def template(self) -> ChatTemplate | None:
@@ -70,6 +74,7 @@ class Requests:
         protocol = detect_protocol(self.tokenizer, given)
         self.stop_ids = prompts.stop_ids(self.tokenizer, given, protocol, self._spec.vocab)
         self._template, self.protocol = given, protocol
+        self._grammars = Grammars(self.tokenizer, self._spec.vocab, self.stop_ids)
 
     def ids(self, prompt: str | Sequence[int], name: str, *, most: int | None = None) -> np.ndarray:
         """int32 [n], at least one: a text's (the tokenizer adds what it adds around one), or the
@@ -87,15 +92,22 @@ class Requests:
         self, prompt: str | Sequence[int], given: Mapping[str, Any]
     ) -> tuple[Request, CompletionCollector]:
         """Of :meth:`musespark.Model.generate`."""
-        rest = {name: value for name, value in given.items() if name != "adapter"}
+        apart = ("adapter", *GRAMMAR_OPTIONS)
+        rest = {name: value for name, value in given.items() if name not in apart}
         vocab = self._spec.vocab
-        options = resolve(rest, self.defaults, vocab, also_known=("stream", "adapter"))
+        options = resolve(rest, self.defaults, vocab, also_known=("stream", *apart))
+        grammar = chosen_grammar(given)
         adapter = self._adapters.id_of(given.get("adapter"))
         ids = self.ids(prompt, "prompt", most=self._info.context)
         options = within(options, rest, self._info.context - len(ids))
-        request = self._request(ids, options, adapter=adapter)
+        options = _without_least(options, rest, grammar)
+        constraint = grammar and Constraint(self._grammars, grammar)
+        request = self._request(ids, options, adapter=adapter, constraint=constraint)
         decoder = self.tokenizer.stream(skip_special=True, continuing=True)
-        return request, CompletionCollector(decoder, self.stop_ids, options, self._info.kv)
+        json = grammar is not None and grammar.is_json
+        return request, CompletionCollector(
+            decoder, self.stop_ids, options, self._info.kv, json=json
+        )
 
     def chat(
         self,
@@ -106,10 +118,11 @@ class Requests:
     ) -> tuple[Request, ChatCollector]:
         """Of :meth:`musespark.Model.chat`."""
         chat = {name: given[name] for name in CHAT_OPTIONS if name in given}
-        apart = {*chat, *THOUGHT_OPTIONS, "adapter"}
+        apart = {*chat, *THOUGHT_OPTIONS, *GRAMMAR_OPTIONS, "adapter"}
         rest = {name: value for name, value in given.items() if name not in apart}
-        known = (*CHAT_OPTIONS, *THOUGHT_OPTIONS, "stream", "adapter")
+        known = (*CHAT_OPTIONS, *THOUGHT_OPTIONS, *GRAMMAR_OPTIONS, "stream", "adapter")
         options = resolve(rest, self.defaults, self._spec.vocab, also_known=known)
+        grammar = _chat_grammar(given)
         adapter, limit = self._adapters.id_of(given.get("adapter")), self._info.context
         messages, sources = without_images(messages)
         images = PromptImages(self.eyes, sources, self.blind)
@@ -123,15 +136,21 @@ class Requests:
             ends=self.stop_ids,
             continuing=chat.get("continue_final_message", False),
         )
+        constraint = grammar and self._constraint(grammar, ids, chat.get("mode"))
         ids, rows = images.placed(ids, self.tokenizer, self._spec.hidden)
         options = within(options, rest, limit - len(ids))
+        options = _without_least(options, rest, grammar)
         formats = self._info.kv_formats
         thoughts = request_thoughts(given, self.protocol, self.tokenizer, self._spec, formats)
         more = {"retain": retain, "adapter": adapter, "thoughts": thoughts, "given": rows}
+        more["constraint"] = constraint
         request = self._request(np.asarray(ids, np.int32), options, **more)
         policy = thoughts and thoughts["cache"]
         trace = tracer(self.eyes, images.pictures, messages, self.tokenizer, self._info.source)
-        return request, ChatCollector(parser, options, self._info.kv, policy, images.use, trace)
+        json = grammar is not None and grammar.is_json
+        return request, ChatCollector(
+            parser, options, self._info.kv, policy, images.use, trace, json=json
+        )
 
     def answer(
         self, messages: Sequence[Mapping[str, Any]], answer: str, given: Mapping[str, Any]
@@ -175,6 +194,42 @@ class Requests:
             **chat,
         )
 
+    def _constraint(self, grammar: Grammar, prompt: Sequence[int], mode: str | None) -> Constraint:
+        start = turn_start(
+            self.protocol,
+            self._grammars,
+            prompt,
+            option=grammar.option,
+            thinks=mode != "instant",
+        )
+        return Constraint(self._grammars, grammar, start)
+
     def _request(self, ids: np.ndarray, options: GenerationOptions, **more: Any) -> Request:
         given = {name: getattr(options, name) for name in OPTION_NAMES if name != "stop"}
         return Request(tokens=ids, stop_ids=sorted(self.stop_ids), **more, **given)
+
+
+def _chat_grammar(given: Mapping[str, Any]) -> Grammar | None:
+    """The grammar of an answer; InvalidRequest beside what it contradicts."""
+    grammar = chosen_grammar(given)
+    if grammar is None:
+        return None
+    for name in ("tools", "continue_final_message"):
+        if given.get(name):
+            raise InvalidRequest(
+                f"{grammar.option} contradicts {name}: it is the whole answer that has its form"
+            )
+    return grammar
+
+
+def _without_least(
+    options: GenerationOptions, given: Mapping[str, Any], grammar: Grammar | None
+) -> GenerationOptions:
+    """The options where a grammar says how short an answer may be."""
+    if grammar is None or not options.min_new_tokens:
+        return options
+    if given.get("min_new_tokens"):
+        raise InvalidRequest(
+            f"min_new_tokens contradicts {grammar.option}, which says where the text may end"
+        )
+    return replace(options, min_new_tokens=0)

@@ -94,7 +94,9 @@ class Completion:
 
     ``tokens`` are the generated ids (a matched stop token or stop string is not part of ``text``).
     ``seed`` is always filled: the same prompt, options and seed give the same tokens again.
-    ``kv``: the formats of keys and values it was made with, as :attr:`ModelInfo.kv`.
+    ``kv``: the formats of keys and values it was made with, as :attr:`ModelInfo.kv`. ``parsed``:
+    where a ``json_schema`` was given and the text is whole (finish_reason ``stop``), its value;
+    else None.
     """
 
     text: str
@@ -105,6 +107,7 @@ class Completion:
     timings: Timings = field(default_factory=Timings)
     logprobs: tuple[TokenLogprob, ...] | None = None
     kv: str = ""
+    parsed: Any = None
 
     def __str__(self) -> str:
         return self.text

@@ -59,14 +59,16 @@ def process(
     prompt: Sequence[int] = (),
     completion: Sequence[int] = (),
     blocked: Sequence[int] = (),
+    allowed: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Steps 2 to 5: masks, bias, repetition, presence and frequency penalties. float32 [vocab]."""
     out = row.astype(np.float32).copy()
     f32 = np.float32
-    if params.allowed_ids is not None:
-        mask = np.ones(len(out), bool)
-        mask[list(params.allowed_ids)] = False
-        out[mask] = -np.inf
+    for ids in (params.allowed_ids, allowed):
+        if ids is not None:
+            mask = np.ones(len(out), bool)
+            mask[list(ids)] = False
+            out[mask] = -np.inf
     out[list(blocked)] = -np.inf
     for token, bias in (params.logit_bias or {}).items():
         out[token] += f32(bias)
@@ -120,9 +122,10 @@ def sample(
     prompt: Sequence[int] = (),
     completion: Sequence[int] = (),
     blocked: Sequence[int] = (),
+    allowed: Sequence[int] | None = None,
 ) -> int:
     """The token chosen at absolute ``position`` from the logits ``row`` [vocab]."""
-    logits = process(row, params, prompt, completion, blocked)
+    logits = process(row, params, prompt, completion, blocked, allowed)
     if params.temperature == 0:
         return int(np.argmax(logits))
     order, e = kept(logits, params)

@@ -112,7 +112,7 @@ def _check_content(content: Any, where: str, role: str, may_lack: bool, kinds: _
     if content is None and may_lack:
         return
     if role == "tool" and isinstance(content, Mapping):  # a result as data; templates write JSON
-        _json(content, where)
+        checked_json(content, where)
         return
     allowed = "a str or a list of parts"
     if role == "assistant":
@@ -143,7 +143,7 @@ def check_call(given: Any, where: str) -> None:
     arguments = function.get("arguments")
     if not isinstance(arguments, (str, Mapping, type(None))):
         raise _wrong(f"{where}.arguments", arguments, "JSON text or a dict")
-    _json(arguments, f"{where}.arguments")
+    checked_json(arguments, f"{where}.arguments")
 
 
 # ---- tools --------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
 
 
 def _tool(given: Any, where: str) -> dict[str, Any]:
-    tool = _json(_fields(given, where, _TOOL_SHAPE), where)
+    tool = checked_json(_fields(given, where, _TOOL_SHAPE), where)
     if tool.setdefault("type", "function") != "function":
         raise _wrong(f"{where}.type", tool["type"], "'function'")
     if "function" not in tool:
@@ -185,7 +185,7 @@ def _tool(given: Any, where: str) -> dict[str, Any]:
     return {**tool, "function": {**function, "parameters": parameters}}
 
 
-def _json(value: Any, where: str, depth: int = 0) -> Any:
+def checked_json(value: Any, where: str, depth: int = 0) -> Any:
     """A copy in JSON's types; InvalidRequest for anything that JSON cannot say."""
     if depth > MAX_DEPTH:
         raise InvalidRequest(f"{where:.200}: nested more than {MAX_DEPTH} deep")
@@ -203,9 +203,9 @@ def _json(value: Any, where: str, depth: int = 0) -> Any:
             raise _wrong(where, wrong[0], "a str as key")
         for key in value:
             _check_text(key, f"a key of {where}")
-        return {key: _json(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
+        return {key: checked_json(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+        return [checked_json(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
     if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
-        return _json(value.item(), where, depth + 1)  # a NumPy scalar
+        return checked_json(value.item(), where, depth + 1)  # a NumPy scalar
     raise _wrong(where, value, "a value that JSON knows")

@@ -344,6 +344,17 @@ class Tokenizer:
             return None
         return self.stream(continuing=True)._piece(token_id, last=False)
 
+    def all_bytes(self) -> list[bytes] | None:
+        """:meth:`token_bytes` of every id, none for an id that is no token; None where what a token
+        adds depends on others too."""
+        if self._rule is None or self._rule.holds_last:
+            return None
+        stream = self.stream(continuing=True)
+        return [
+            b"" if self._spelling(i) is None else stream._compute(i, False, False)
+            for i in range(self.vocab_size)
+        ]
+
     # ---- text to ids --------------------------------------------------------------------------
 
     def encode(

@@ -1,0 +1,246 @@
+"""Output that always parses: a JSON schema, a regular expression or a grammar as masks over tokens.
+
+The work is llguidance's (``musespark[grammar]``), imported when it is first asked for: it follows a
+grammar byte by byte and says which tokens of a vocabulary may come next. Here are what callers may
+give, the vocabulary as bytes, and what is kept between requests. Where in a turn the grammar begins
+is in turn_start.py.
+
+A token is allowed if, and only if, the bytes so far with its own can still become a text of the
+grammar. No spelling is forced: which tokens make up the text is the model's choice. Markers are not
+text, so none is ever allowed inside it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from musespark.errors import InvalidRequest, MissingLibrary
+from musespark.text import Tokenizer
+from musespark.text.given import checked_json
+
+if TYPE_CHECKING:
+    import llguidance
+
+GRAMMAR_OPTIONS = ("json_schema", "regex", "grammar")
+MAX_CHARACTERS = 1 << 20  # of a schema as JSON, a regular expression or a grammar
+MAX_VALUES = 20_000  # in a schema
+# JSON as Python writes it. White space of its own choice is where a weak model stays for ever.
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Options of llguidance inside a schema, which are set here.
+_OWN_KEY = "x-guidance"
+_DIRECTIVE = re.compile(r"^\s*%llguidance\b", re.MULTILINE)
+_EXACT = '%llguidance {"no_forcing": true}\n'
+_KEPT = 16  # compiled grammars
+# In the library's messages: lines of the grammar, and places in it.
+_QUOTED = re.compile(r"\d+ \||\^")
+_PLACE = re.compile(r"^at \d+\(\d+\): ")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A checked grammar. ``option``: the name it was given by; ``text``: as llguidance reads it."""
+
+    option: str
+    text: str
+
+    @property
+    def is_json(self) -> bool:
+        return self.option == "json_schema"
+
+
+def chosen_grammar(given: Mapping[str, Any]) -> Grammar | None:
+    """The grammar among a request's options, None for none.
+
+    InvalidRequest for more than one, for what is none, too large or nested too deeply, naming the
+    place. What the library makes of it is seen when it is compiled.
+    """
+    options = {name: given[name] for name in GRAMMAR_OPTIONS if given.get(name) is not None}
+    if not options:
+        return None
+    if len(options) > 1:
+        raise InvalidRequest(f"{' and '.join(options)}: allowed is one of them")
+    ((option, value),) = options.items()
+    if option == "json_schema":
+        return Grammar(option, _lark_of_schema(_schema(value)))
+    if not isinstance(value, str) or not value:
+        what = "a regular expression" if option == "regex" else "a grammar in Lark's syntax"
+        raise InvalidRequest(f"{option}: got {value!r:.60}, allowed is {what}, a str")
+    _check_length(option, value)
+    if option == "regex":
+        return Grammar(option, _lark_of_regex(value))
+    if _DIRECTIVE.search(value):
+        raise InvalidRequest("grammar: got a %llguidance directive; its options are set here")
+    return Grammar(option, _EXACT + value)
+
+
+def _check_length(option: str, text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidRequest(
+            f"{option}: got {len(text)} characters, allowed are at most {MAX_CHARACTERS}"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{option}: a lone surrogate at index {error.start}, which no text has"
+        ) from None
+
+
+def _schema(value: Any) -> dict[str, Any] | bool:
+    """A schema as plain data: from a dict, JSON text, or a class of pydantic."""
+    if callable(getattr(value, "model_json_schema", None)):
+        value = value.model_json_schema()
+    if isinstance(value, str):
+        _check_length("json_schema", value)
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"json_schema: the text is no JSON: {error!s:.200}") from None
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(
+            f"json_schema: got {value!r:.60}, allowed is a schema: a dict, its JSON as a str, or a "
+            "class with model_json_schema()"
+        )
+    schema = checked_json(value, "json_schema")
+    pending, count = [("json_schema", schema)], 0
+    while pending:
+        where, node = pending.pop()
+        count += 1
+        if count > MAX_VALUES:
+            raise InvalidRequest(f"json_schema: more than {MAX_VALUES} values")
+        if isinstance(node, dict):
+            if _OWN_KEY in node:
+                raise InvalidRequest(f"{where}.{_OWN_KEY}: its options are set here")
+            pending += [(f"{where}.{key}", item) for key, item in node.items()]
+        elif isinstance(node, list):
+            pending += [(f"{where}[{index}]", item) for index, item in enumerate(node)]
+    return schema
+
+
+def _lark_of_schema(schema: Any) -> str:
+    text = json.dumps({**schema, _OWN_KEY: {**_SPACING, "lenient": False}})
+    _check_length("json_schema", text)
+    return f"{_EXACT}start: %json {text}"
+
+
+_IN_SLASHES = {"/": r"\/", "\n": r"\n", "\r": r"\r"}
+_UNWRITABLE = re.compile(r"\\?[/\n\r]|\\.", re.DOTALL)
+
+
+def _lark_of_regex(regex: str) -> str:
+    """Between slashes: a slash and a line's end are escaped, if they are not already."""
+    body = _UNWRITABLE.sub(lambda match: _IN_SLASHES.get(match[0][-1], match[0]), regex)
+    return f"{_EXACT}start: /{body}/"
+
+
+# ---- what is kept of a model -------------------------------------------------------------------
+
+
+class Grammars:
+    """Grammars over the vocabulary of one model. Thread-safe.
+
+    ``vocab``: ids of the model, which may be more than the tokenizer has. ``ends``: ids that end a
+    text or turn; with none, a text that is complete ends by itself.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab: int, ends: Collection[int]):
+        self.tokenizer, self.vocab, self.ends = tokenizer, vocab, frozenset(ends)
+        self._lock = threading.Lock()
+        self._trie: llguidance.LLTokenizer | None = None
+        self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        self._pieces: list[bytes] | None = None
+        self._blank: dict[bytes, frozenset[int]] = {}
+
+    @property
+    def pieces(self) -> list[bytes]:
+        """The bytes of each id [vocab]; none of markers and of ids without text."""
+        if self._pieces is None:
+            markers = {*self.tokenizer.markers.values(), *self.tokenizer.special_ids, *self.ends}
+            known = self.tokenizer.all_bytes()
+            if known is None:
+                raise InvalidRequest(
+                    f"a grammar needs the bytes of each token; {self.tokenizer!r} decodes whole "
+                    "texts only"
+                )
+            known = known[: self.vocab] + [b""] * (self.vocab - len(known))
+            self._pieces = [b"" if i in markers else piece for i, piece in enumerate(known)]
+        return self._pieces
+
+    def blank(self, characters: bytes) -> frozenset[int]:
+        """The ids whose text is nothing but these characters."""
+        found = self._blank.get(characters)
+        if found is None:
+            pieces = enumerate(self.pieces)
+            found = frozenset(i for i, p in pieces if p and not p.strip(characters))
+            self._blank[characters] = found
+        return found
+
+    def matcher(self, grammar: Grammar) -> llguidance.LLMatcher:
+        """A new matcher at the beginning of the grammar.
+
+        InvalidRequest where the library refuses it, with what it says; MissingLibrary.
+        """
+        library = _library()
+        with self._lock:
+            if self._trie is None:
+                self._trie = self._built(library)
+            fresh = self._compiled.pop(grammar.text, None)
+            if fresh is None:
+                fresh = _compiled(library, self._trie, grammar)
+            self._compiled[grammar.text] = fresh
+            while len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+            return fresh.deep_copy()
+
+    def _built(self, library: Any) -> llguidance.LLTokenizer:
+        # Without ends of its own the model gets one that it cannot write.
+        ends = sorted(self.ends) or [self.vocab]
+        wrapped = library.TokenizerWrapper(_Vocabulary([*self.pieces, b""], ends))
+        return library.LLTokenizer(wrapped, n_vocab=self.vocab + 1, eos_token=ends)
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer."""
+
+    bos_token_id = None
+
+    def __init__(self, tokens: list[bytes], ends: list[int]):
+        self.tokens, self.eos_token_id = tokens, ends[0]
+        self.special_token_ids = ends
+
+    def __call__(self, text: bytes) -> list[int]:
+        """How a text is spelled; never needed, for no text is forced."""
+        return []
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError as error:
+        raise MissingLibrary(
+            "output by a schema or grammar needs llguidance: pip install 'musespark[grammar]'"
+        ) from error
+    return llguidance
+
+
+def _compiled(library: Any, trie: Any, grammar: Grammar) -> llguidance.LLMatcher:
+    limits = library.LLParserLimits(verbose_errors=False)
+    matcher = library.LLMatcher(trie, grammar.text, log_level=0, limits=limits)
+    if matcher.is_error():
+        refuse(grammar, matcher.get_error())
+    return matcher
+
+
+def refuse(grammar: Grammar, said: str) -> NoReturn:
+    """InvalidRequest with the library's words, without what it quotes of our own text."""
+    lines = [line.strip() for line in said.splitlines()]
+    text = " ".join(line for line in lines if line and not _QUOTED.match(line))
+    if grammar.option != "grammar":
+        text = _PLACE.sub("", text)
+    raise InvalidRequest(f"{grammar.option}: {text:.500}")
