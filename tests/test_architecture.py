@@ -251,6 +251,9 @@ RANKS = {
     "tracing": 6,
     "images": 6,
     "thought_cache": 6,
+    "turn_start": 7,
+    "grammar": 6,
+    "tools": 6,
     "machine": 6,
     "thinking": 6,
     "encoder": 5,
@@ -269,6 +272,7 @@ RANKS = {
     "events": 1,
     "untrusted": 1,
     "results": 1,
+    "schema": 1,
     "options": 1,
     "errors": 0,
 }

@@ -40,6 +40,7 @@ _DEFINED_IN = {
     "vision.embedding": ("ImageEmbedding",),
     "vision.loop": ("Looked",),
     "vision.trace": ("VisualTrace",),
+    "tools": ("Tool", "ToolRun", "ToolUse"),
     "errors": (
         "Error",
         "UnsupportedModel",

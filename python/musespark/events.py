@@ -45,7 +45,8 @@ class Request:
     ``adapter``: an id from :meth:`musespark.engine.Engine.add_adapter`.
     ``thoughts``: how they are marked and what becomes of them, see
     :func:`musespark.thought_cache.request_thoughts`.
-    ``constraint``: what may be written: csrc/bindings/constraint_from_python.h; of this request alone.
+    ``constraint``: what may be written, as csrc/bindings/constraint_from_python.h says; of this
+    request alone.
     ``given``: rows in place of embeddings, by position; the tokens there are negative.
     ``retain``: keep keys and values after the end, see :attr:`musespark.engine.Handle.retained`.
     """

@@ -201,7 +201,10 @@ class Grammars:
     def _built(self, library: Any) -> llguidance.LLTokenizer:
         # Without ends of its own the model gets one that it cannot write.
         ends = sorted(self.ends) or [self.vocab]
-        wrapped = library.TokenizerWrapper(_Vocabulary([*self.pieces, b""], ends))
+        tokens = [*self.pieces, b""]
+        for end in ends:
+            tokens[end] = b"<end %d>" % end  # a name that no grammar can spell
+        wrapped = library.TokenizerWrapper(_Vocabulary(tokens, ends))
         return library.LLTokenizer(wrapped, n_vocab=self.vocab + 1, eos_token=ends)
 
 
@@ -239,7 +242,7 @@ def _compiled(library: Any, trie: Any, grammar: Grammar) -> llguidance.LLMatcher
 
 def refuse(grammar: Grammar, said: str) -> NoReturn:
     """InvalidRequest with the library's words, without what it quotes of our own text."""
-    lines = [line.strip() for line in said.splitlines()]
+    lines = [line.strip() for line in said.partition("<backtrace>")[0].splitlines()]
     text = " ".join(line for line in lines if line and not _QUOTED.match(line))
     if grammar.option != "grammar":
         text = _PLACE.sub("", text)

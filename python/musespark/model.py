@@ -43,6 +43,7 @@ from musespark.scoring import every_logit, image_attention, token_scores
 from musespark.session import Session
 from musespark.text import ChatTemplate
 from musespark.thought_cache import checked_choice
+from musespark.tools import ToolRun, Tools, run_tools
 from musespark.vision.embedding import ImageEmbedding
 from musespark.vision.eyes import Eyes
 from musespark.vision.opening import why_blind
@@ -162,7 +163,12 @@ class Model:
         :meth:`load_adapter` gave, or its name; None: the model as loaded). ``stream=True``: an
         iterator of :class:`Delta` whose ``.result`` is the completion.
 
-        Raises InvalidRequest (unknown or wrong option, with the nearest name) and ContextOverflow.
+        One of these makes every text that is not cut one of its form (needs llguidance):
+        ``json_schema`` (a dict, its JSON, or a class with ``model_json_schema()``; the value is
+        the result's ``parsed``), ``regex``, ``grammar`` (in Lark's syntax).
+
+        Raises InvalidRequest (unknown or wrong option, with the nearest name), ContextOverflow and
+        MissingLibrary.
         """
         check_stream(stream)
         out = Stream(*self._submit(*self._text_request(prompt, options)))
@@ -208,7 +214,8 @@ class Model:
         low, medium, high or xhigh. ``mode``: auto (the model decides), instant (no thought) or
         thinking (a thought first); a contradiction raises. What the model's template does not use
         raises InvalidRequest: nothing is ignored. The other options are those of :meth:`generate`;
-        ``stop`` looks at the answer only. ``continue_final_message``: the last message is the
+        ``stop`` looks at the answer only, and a ``json_schema``, ``regex`` or ``grammar`` is the
+        answer's: thoughts before it are free. ``continue_final_message``: the last message is the
         beginning of the answer, which the model goes on with; the result has what it adds.
         ``thought_cache``: ``keep``, ``demote`` or ``drop`` the keys and values of a thought that
         has ended; ``thought_cache_tokens``: how much of one under way is remembered. What they do
@@ -242,6 +249,25 @@ class Model:
     ) -> list[ChatResult]:
         """:meth:`chat` for several conversations in one engine run."""
         return self._batch(self._chat_request, conversations, options)
+
+    def run_tools(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        tools: Tools,
+        *,
+        calls: int = 8,
+        **options: Any,
+    ) -> ToolRun:
+        """:meth:`chat` with tools that are run: Python functions, a list or a dict by name, whose
+        signature and docstring the model is told, or :class:`musespark.Tool` with its own schema.
+
+        The functions run here, one after the other; what they return (a str, or what JSON knows) is
+        told to the model until it answers. Arguments that the schema does not allow and exceptions
+        of a function are told too, as errors. ``calls``: how many are answered; after those the
+        model is told to answer, once. ``options``: of each turn, as for :meth:`chat`. The result
+        has every call and the conversation. InvalidRequest, as :meth:`chat`.
+        """
+        return run_tools(self.chat, messages, tools, calls=calls, **options)
 
     def session(
         self,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from musespark.errors import InvalidRequest
 from musespark.grammar import Grammar, Grammars, refuse
-from musespark.text import Tokenizer
 from musespark.text.channels import ANSWER, THOUGHT, opened_by
 from musespark.text.protocols import Protocol, Tag
 
@@ -20,6 +19,11 @@ if TYPE_CHECKING:
 
 Path = tuple[int, ...]
 _SEPARATORS = 2  # tokens of separators between a thought and the content
+_REASONS = {
+    "NoExtensionBias": "no token of the model's vocabulary can continue the text",
+    "ParserTooComplex": "it is too complex to be followed any further",
+    "LexerTooComplex": "it is too complex to be followed any further",
+}
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ def _with_tags(
     known = grammars.tokenizer.markers
     if tag.open not in known or tag.close not in known:
         raise InvalidRequest(
-            f"{option}: the model's thoughts stand between {tag.open} and {tag.close}, which are no "
-            "tokens of its vocabulary: where its answer begins is not known in time"
+            f"{option}: the model's thoughts stand between {tag.open} and {tag.close}, which are "
+            "no tokens of its vocabulary: where its answer begins is not known in time"
         )
     closes = frozenset([known[tag.close]])
     barred = {known[name] for name in protocol.markers if name in known} | grammars.ends
@@ -179,8 +183,10 @@ class Constraint:
         return b"" if ends_here else mask
 
     def _fail(self) -> None:
-        said = self._matcher.get_error().splitlines() or ["unknown"]
-        refuse(self._grammar, f"it cannot be followed any further: {said[0]}")
+        said = self._matcher.get_error().splitlines()
+        reason = said[0] if said else self._matcher.stop_reason()
+        told = _REASONS.get(reason, f"it cannot be followed any further ({reason})")
+        refuse(self._grammar, told)
 
 
 def _only(vocab: int, ids: Iterable[int]) -> bytes:

@@ -15,7 +15,16 @@ from musespark.reference import sampler as twin
 SAMPLING = [field.name for field in dataclasses.fields(twin.Sampling)]
 
 
-def core(row, params: twin.Sampling, position, prompt=(), completion=(), blocked=(), logprobs=0):
+def core(
+    row,
+    params: twin.Sampling,
+    position,
+    prompt=(),
+    completion=(),
+    blocked=(),
+    allowed=None,
+    logprobs=0,
+):
     given = {name: getattr(params, name) for name in SAMPLING} | {"logprobs": logprobs}
     return _core.testing.sample(
         np.asarray(row, np.float32),
@@ -24,6 +33,7 @@ def core(row, params: twin.Sampling, position, prompt=(), completion=(), blocked
         prompt=prompt,
         completion=completion,
         blocked=blocked,
+        allowed=allowed,
     )
 
 
@@ -58,7 +68,11 @@ def random_case(rng: np.random.Generator):
         blocked = []
     if len(set(blocked)) == n:
         blocked = []
-    return row, params, int(rng.integers(0, 2**40)), ids(20), ids(20), blocked
+    allowed = maybe(ids(n + 1), None)  # by a constraint; something is left of all three
+    within = set(range(n)) if params.allowed_ids is None else set(params.allowed_ids)
+    if allowed is not None and not (set(allowed) & within) - set(blocked):
+        allowed = None
+    return row, params, int(rng.integers(0, 2**40)), ids(20), ids(20), blocked, allowed
 
 
 def test_same_tokens_as_the_twin() -> None:
@@ -67,9 +81,9 @@ def test_same_tokens_as_the_twin() -> None:
     rng = np.random.default_rng(20261120)
     sampled = 0
     for case in range(4000):
-        row, params, position, prompt, completion, blocked = random_case(rng)
-        got = core(row, params, position, prompt, completion, blocked)[0]
-        wanted = twin.sample(row, params, position, prompt, completion, blocked)
+        row, params, *given = random_case(rng)
+        got = core(row, params, *given)[0]
+        wanted = twin.sample(row, params, *given)
         assert got == wanted, (case, params)
         sampled += params.temperature > 0 and got != int(np.argmax(row))
     assert sampled > 500, "hardly any case drew a token that greedy would not have"

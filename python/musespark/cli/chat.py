@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     common.add_adapter_argument(parser)
     common.add_sampling_arguments(parser)
+    common.add_grammar_argument(parser)
     parser.add_argument("--mode", default="auto", choices=MODES, help="whether to think first")
     parser.add_argument("--json", action="store_true", help="with a question: the whole result")
     parser.add_argument("--system", help="system message")
@@ -132,6 +133,7 @@ class Repl:
         self.model = model
         self.effort = args.effort
         self.options = {"mode": args.mode, **common.sampling_options(args)}
+        self.options |= common.grammar_options(args)
         self.thoughts = not args.no_thoughts
         self.file = None if args.session is None else Path(args.session)
         self.passphrase = passphrase

@@ -7,9 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any
 
 from musespark.errors import InvalidRequest
+from musespark.grammar import MAX_CHARACTERS
+from musespark.untrusted import read_small_file
 
 # Option -> its type and what --help says; each is an option of Model.generate under the same name.
 SAMPLING: dict[str, tuple[type, str]] = {
@@ -77,6 +80,23 @@ def add_adapter_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter", metavar="PATH", help="folder of a LoRA adapter, as PEFT saves it"
     )
+
+
+def add_grammar_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json-schema", metavar="FILE", help="JSON schema that the answer has to satisfy"
+    )
+
+
+def grammar_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The text of the schema, as an option of a request."""
+    if args.json_schema is None:
+        return {}
+    data = read_small_file(Path(args.json_schema), MAX_CHARACTERS)
+    try:
+        return {"json_schema": data.decode("utf-8-sig")}
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"--json-schema: {args.json_schema}: not UTF-8 ({error})") from error
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
     common.add_adapter_argument(parser)
     common.add_sampling_arguments(parser)
+    common.add_grammar_argument(parser)
     parser.add_argument("--stop", action="append", default=[], help="stop string (repeatable)")
     parser.add_argument("--logprobs", type=int, default=0, help="alternatives a token, with --json")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
@@ -30,7 +31,7 @@ def _prompt(given: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     prompt = _prompt(args.prompt)
-    options = common.sampling_options(args)
+    options = {**common.sampling_options(args), **common.grammar_options(args)}
     if args.logprobs:
         if not args.json:
             raise InvalidRequest("--logprobs: only --json shows them")

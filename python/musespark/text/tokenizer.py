@@ -345,15 +345,11 @@ class Tokenizer:
         return self.stream(continuing=True)._piece(token_id, last=False)
 
     def all_bytes(self) -> list[bytes] | None:
-        """:meth:`token_bytes` of every id, none for an id that is no token; None where what a token
-        adds depends on others too."""
+        """:meth:`token_bytes` of all ids, those without text included; None where they depend."""
         if self._rule is None or self._rule.holds_last:
             return None
-        stream = self.stream(continuing=True)
-        return [
-            b"" if self._spelling(i) is None else stream._compute(i, False, False)
-            for i in range(self.vocab_size)
-        ]
+        ids, piece = range(self.vocab_size), self.stream(continuing=True)._compute
+        return [b"" if self._spelling(i) is None else piece(i, False, False) for i in ids]
 
     # ---- text to ids --------------------------------------------------------------------------
 
