@@ -89,15 +89,30 @@ void weigh(const float* logits, const std::int32_t* ids, std::int64_t count, flo
   for (std::int64_t i = 0; i < count; ++i) e[i] = z[i] > kZeroWeight ? e[i] : 0.0f;
 }
 
-// The values whose bits are not set become -inf; no words: all are kept.
-void keep_only(std::span<const std::uint64_t> bits, std::vector<float>& values) {
-  const std::size_t n = values.size();
-  for (std::size_t word = 0; word < bits.size() && 64 * word < n; ++word) {
-    if (bits[word] == ~std::uint64_t{0}) continue;
-    const std::size_t count = std::min<std::size_t>(64, n - 64 * word);
-    float* value = values.data() + 64 * word;
-    for (std::size_t i = 0; i < count; ++i) {
-      if ((bits[word] >> i & 1) == 0) value[i] = kMinusInfinity;
+// Copies the values whose bits are set in both (no words: all are); the others become -inf. Most
+// words of a grammar's bitmap are all zeros or nearly all ones, so the rarer bits of a word are
+// walked.
+void copy_allowed(const float* values, std::int64_t n, std::span<const std::uint64_t> bits,
+                  std::span<const std::uint64_t> more_bits, float* out) {
+  const auto word = [](std::span<const std::uint64_t> of, std::int64_t at) {
+    return of.empty() ? ~std::uint64_t{0} : of[static_cast<std::size_t>(at)];
+  };
+  for (std::int64_t first = 0; first < n; first += 64) {
+    const std::int64_t count = std::min<std::int64_t>(64, n - first);
+    const std::uint64_t within = ~std::uint64_t{0} >> (64 - count);
+    const std::uint64_t set = word(bits, first / 64) & word(more_bits, first / 64) & within;
+    const float* from = values + first;
+    float* to = out + first;
+    if (std::popcount(set) <= 32) {
+      std::fill_n(to, count, kMinusInfinity);
+      for (std::uint64_t rest = set; rest != 0; rest &= rest - 1) {
+        to[std::countr_zero(rest)] = from[std::countr_zero(rest)];
+      }
+    } else {
+      std::copy_n(from, count, to);
+      for (std::uint64_t rest = ~set & within; rest != 0; rest &= rest - 1) {
+        to[std::countr_zero(rest)] = kMinusInfinity;
+      }
     }
   }
 }
@@ -181,9 +196,8 @@ void Sampler::add_completion(std::int32_t token) {
 
 void Sampler::process(const float* row, std::span<const std::uint64_t> allowed,
                       std::span<const std::int32_t> blocked, std::vector<float>& out) const {
-  out.assign(row, row + vocab_);
-  keep_only(allowed_, out);
-  keep_only(allowed, out);
+  out.resize(static_cast<std::size_t>(vocab_));
+  copy_allowed(row, vocab_, allowed_, allowed, out.data());
   for (const std::int32_t id : blocked) out[id] = kMinusInfinity;
   for (const auto& [id, bias] : params_.logit_bias) out[id] += bias;
   for (const std::int32_t id : seen_ids_) {

@@ -256,7 +256,6 @@ BAD = [
     ({"logit_bias": {10**6: 1.0}}, "logit_bias token id: got 1000000"),
     ({"logit_bias": {1: float("inf")}}, "logit_bias\\[1\\]: got inf"),
     ({"deadline": -0.5}, "deadline: got -0.5"),
-    ({"json_schema": {}}, "not part of this version"),
 ]
 
 
