@@ -5,11 +5,11 @@
 
 Each round samples as many tokens freely and under each schema, in turn, at temperature 1 from the
 50 likeliest after the same prompt (random weights make all of a vocabulary likely, and drawing from
-all of it takes longer than a mask saves or costs); the engine's own decode time counts, from the first token to the last, and the shares
-are of the rounds' medians. Texts under a schema are long lists, so that none ends early. Masks are
-timed around the callable that the engine asks: Python, the interpreter's lock taken before it not
-included, which the rates have. A shape's model has random weights: what it writes is noise, which
-leaves a grammar more ways to go than words do.
+all of it takes longer than a mask does); the engine's own decode time counts, from the first token
+to the last, and the shares are of the rounds' medians. Texts under a schema are long lists, so that
+none ends early. Masks are timed around the callable that the engine asks: Python, the interpreter's
+lock taken before it not included, which the rates have. A shape's model has random weights: what it
+writes is noise, which leaves a grammar more ways to go than words do.
 """
 
 from __future__ import annotations

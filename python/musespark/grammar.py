@@ -37,6 +37,8 @@ _OWN_KEY = "x-guidance"
 _DIRECTIVE = re.compile(r"^\s*%llguidance\b", re.MULTILINE)
 _EXACT = '%llguidance {"no_forcing": true}\n'
 _KEPT = 16  # compiled grammars
+# Parser items of one mask: a tenth of a second of the worst grammars, for which a whole step waits.
+_MOST_WORK = 5_000
 # In the library's messages: lines of the grammar, and places in it.
 _QUOTED = re.compile(r"\d+ \||\^")
 _PLACE = re.compile(r"^at \d+\(\d+\): ")
@@ -233,7 +235,7 @@ def _library() -> Any:
 
 
 def _compiled(library: Any, trie: Any, grammar: Grammar) -> llguidance.LLMatcher:
-    limits = library.LLParserLimits(verbose_errors=False)
+    limits = library.LLParserLimits(verbose_errors=False, step_max_items=_MOST_WORK)
     matcher = library.LLMatcher(trie, grammar.text, log_level=0, limits=limits)
     if matcher.is_error():
         refuse(grammar, matcher.get_error())
