@@ -35,6 +35,27 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "a constraint is told every token again",
+        "csrc/decode/step.cc",
+        "      entry.constrained = entry.stats.completion_tokens;\n",
+        "",
+        "test_constraint_engine.py",
+    ),
+    Mutant(
+        "what a constraint allows counts alone, without allowed ids",
+        "csrc/decode/sampler.cc",
+        "word(bits, first / 64) & word(more_bits, first / 64) & within",
+        "(more_bits.empty() ? word(bits, first / 64) : word(more_bits, first / 64)) & within",
+        "test_sampler.py",
+    ),
+    Mutant(
+        "a thought may end the turn",
+        "python/musespark/turn_start.py",
+        "frozenset(barred) - closes, more",
+        "frozenset(), more",
+        "test_grammar.py",
+    ),
+    Mutant(
         "an adapter's rows one off",
         "csrc/model/adapter.cc",
         "Rows in = product.in->slice(range.first, range.count);",

@@ -250,23 +250,9 @@ class Model:
         """:meth:`chat` for several conversations in one engine run."""
         return self._batch(self._chat_request, conversations, options)
 
-    def run_tools(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        tools: Tools,
-        *,
-        calls: int = 8,
-        **options: Any,
-    ) -> ToolRun:
-        """:meth:`chat` with tools that are run: Python functions, a list or a dict by name, whose
-        signature and docstring the model is told, or :class:`musespark.Tool` with its own schema.
-
-        The functions run here, one after the other; what they return (a str, or what JSON knows) is
-        told to the model until it answers. Arguments that the schema does not allow and exceptions
-        of a function are told too, as errors. ``calls``: how many are answered; after those the
-        model is told to answer, once. ``options``: of each turn, as for :meth:`chat`. The result
-        has every call and the conversation. InvalidRequest, as :meth:`chat`.
-        """
+    def run_tools(self, messages: Any, tools: Tools, *, calls: int = 8, **options: Any) -> ToolRun:
+        """:meth:`chat` with tools that are run: Python functions, as a list or a dict by name, or
+        :class:`musespark.Tool`. See :func:`musespark.tools.run_tools`."""
         return run_tools(self.chat, messages, tools, calls=calls, **options)
 
     def session(

@@ -130,7 +130,14 @@ def run_tools(
     calls: int = 8,
     **options: Any,
 ) -> ToolRun:
-    """See :meth:`musespark.Model.run_tools`."""
+    """A conversation to its answer, with tools that are run.
+
+    ``messages``: as for :meth:`Model.chat`. ``tools``: functions, whose signature and docstring the
+    model is told (:meth:`Tool.of`), or tools with their own schema. The functions run here, one
+    after the other; what they return (a str, or what JSON knows) is told to the model until it
+    answers. ``calls``: how many are answered; after those the model is told to answer, once.
+    ``options``: of each turn. Raises InvalidRequest, as :meth:`Model.chat` does.
+    """
     if isinstance(calls, bool) or not isinstance(calls, int) or calls < 0:
         raise InvalidRequest(f"calls: got {calls!r:.60}, allowed is an integer >= 0")
     if options.get("stream"):

@@ -90,7 +90,7 @@ def test_no_label_holds_coordinates(text: str) -> None:
     ("given", "says"),
     [
         ({"convention": "molmo"}, r"'molmo' has no JSON; there is a schema for \['muse'"),
-        ({"convention": "none"}, "convention: 'none', known are"),
+        ({"convention": "owl"}, "convention: 'owl', known are"),
         ({"size": (0, 5)}, "height: got 0"),
         ({"size": 5}, r"size: got 5, allowed is \(height, width\)"),
         ({"kind": "line"}, "kind: got 'line'"),
