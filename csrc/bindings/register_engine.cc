@@ -11,7 +11,6 @@
 #include "base/float_env.h"
 #include "base/thread_pool.h"
 #include "cache/page_pool.h"
-#include "constraint_from_python.h"
 #include "decode/engine.h"
 #include "decode/pace.h"
 #include "dict_reader.h"
@@ -21,6 +20,7 @@
 #include "kv_formats.h"
 #include "model/prepared.h"
 #include "model/text_model.h"
+#include "params_from_python.h"
 #include "register.h"
 #include "spec_from_python.h"
 #include "tensors_from_python.h"
@@ -30,20 +30,6 @@ namespace py = pybind11;
 namespace musespark {
 namespace {
 
-std::vector<std::int32_t> ids_from_python(py::handle value, const std::string& path) {
-  std::vector<std::int32_t> out;
-  if (!py::isinstance<py::sequence>(value) || py::isinstance<py::str>(value)) {
-    DictReader::fail(path, shown(value), "a sequence of token ids");
-  }
-  for (const auto& item : py::reinterpret_borrow<py::sequence>(value)) {
-    const std::int64_t id = to_integer(item, path);
-    if (id != static_cast<std::int32_t>(id))
-      DictReader::fail(path, shown(item), "a 32-bit token id");
-    out.push_back(static_cast<std::int32_t>(id));
-  }
-  return out;
-}
-
 std::vector<std::int32_t> tokens_from_python(py::handle value) {
   const bool fits =
       py::isinstance<py::array>(value) &&
@@ -52,95 +38,6 @@ std::vector<std::int32_t> tokens_from_python(py::handle value) {
   if (!fits) DictReader::fail("tokens", shown(value), "a 1-D int32 array");
   const auto array = py::array_t<std::int32_t, py::array::c_style>::ensure(value);
   return {array.data(), array.data() + array.size()};
-}
-
-// Absent keys keep their defaults.
-SamplingParams read_sampling(DictReader& d) {
-  SamplingParams out;
-  const auto real = [&d](const char* key, float* to) {
-    if (d.has(key)) *to = static_cast<float>(d.real(key));
-  };
-  real("temperature", &out.temperature);
-  if (d.has("top_k")) out.top_k = d.integer("top_k");
-  if (d.has("top_p")) out.top_p = d.real("top_p");
-  real("min_p", &out.min_p);
-  real("repetition_penalty", &out.repetition_penalty);
-  real("presence_penalty", &out.presence_penalty);
-  real("frequency_penalty", &out.frequency_penalty);
-  if (d.has("seed")) out.seed = d.unsigned_integer("seed");
-  if (d.has("stream")) {
-    out.stream = static_cast<std::uint32_t>(
-        d.integer("stream", 0, std::numeric_limits<std::uint32_t>::max()));
-  }
-  if (d.has("logprobs")) out.logprobs = d.integer("logprobs");
-  if (d.has("allowed_ids")) {
-    out.allowed_ids = ids_from_python(d.value("allowed_ids"), "allowed_ids");
-    if (out.allowed_ids.empty())
-      DictReader::fail("allowed_ids", "no id", "at least one, or None for all");
-  }
-  if (d.has("logit_bias")) {
-    const py::object bias = d.value("logit_bias");
-    if (!py::isinstance<py::dict>(bias))
-      DictReader::fail("logit_bias", shown(bias), "a dict of id to number");
-    for (const auto& item : py::reinterpret_borrow<py::dict>(bias)) {
-      const std::int64_t id = to_integer(item.first, "logit_bias");
-      if (id != static_cast<std::int32_t>(id)) {
-        DictReader::fail("logit_bias", shown(item.first), "a 32-bit token id");
-      }
-      const double value = to_real(item.second, "logit_bias[" + std::to_string(id) + "]");
-      out.logit_bias.emplace_back(static_cast<std::int32_t>(id), static_cast<float>(value));
-    }
-  }
-  return out;
-}
-
-ThoughtParams read_thoughts(DictReader d) {
-  ThoughtParams out;
-  out.cache = d.choice<ThoughtCache>("cache", {{"keep", ThoughtCache::keep},
-                                               {"demote", ThoughtCache::demote},
-                                               {"drop", ThoughtCache::drop}});
-  if (d.has("most_tokens")) out.most_tokens = d.integer("most_tokens");
-  for (const auto& marks : d.list("opens")) {
-    out.opens.push_back(ids_from_python(marks, d.path("opens")));
-  }
-  out.closes = ids_from_python(d.value("closes"), d.path("closes"));
-  d.finish();
-  return out;
-}
-
-std::vector<KeySpan> spans_from_python(const py::list& spans) {
-  std::vector<KeySpan> out;
-  for (const auto& span : spans) {
-    const auto [first, count] = span.cast<std::pair<std::int64_t, std::int64_t>>();
-    out.push_back({first, count});
-  }
-  return out;
-}
-
-RequestParams params_from_python(const py::dict& params, std::int64_t hidden) {
-  DictReader d(params, "");
-  RequestParams out;
-  out.sampling = read_sampling(d);
-  if (d.has("max_new_tokens")) out.max_new_tokens = d.integer("max_new_tokens");
-  if (d.has("min_new_tokens")) out.min_new_tokens = d.integer("min_new_tokens");
-  if (d.has("stop_ids")) out.stop_ids = ids_from_python(d.value("stop_ids"), "stop_ids");
-  if (d.has("logits")) {
-    out.logits = d.choice<LogitsMode>("logits", {{"none", LogitsMode::none},
-                                                 {"last", LogitsMode::last},
-                                                 {"all", LogitsMode::all},
-                                                 {"score", LogitsMode::score},
-                                                 {"attention", LogitsMode::attention}});
-  }
-  if (d.has("look_at")) out.look_at = spans_from_python(d.list("look_at"));
-  if (d.has("logits_from")) out.logits_from = d.integer("logits_from");
-  if (d.has("deadline_s")) out.deadline_s = d.real("deadline_s");
-  if (d.has("retain")) out.retain = d.boolean("retain");
-  if (d.has("adapter")) out.adapter = d.integer("adapter");
-  if (d.has("thoughts")) out.thoughts = read_thoughts(d.dict("thoughts"));
-  if (d.has("constraint")) out.constraint = constraint_from_python(d.value("constraint"));
-  if (d.has("given")) out.given = given_from_python(d.list("given"), hidden);
-  d.finish();
-  return out;
 }
 
 py::list top_list(const std::vector<TokenLogprob>& top) {

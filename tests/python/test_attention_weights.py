@@ -117,6 +117,8 @@ def test_a_prompt_shorter_than_the_rows() -> None:
         ({"look_at": [(-1, 1)]}, r"look_at\[0\].first: got -1"),
         ({"look_at": [(4, 7)]}, r"look_at\[0\].count: got 7, allowed is 1 to 6"),
         ({"look_at": [(4, 2**63 - 1)]}, r"look_at\[0\].count"),
+        ({"look_at": [(4,)]}, r"look_at: got \(4,\), allowed is pairs"),
+        ({"look_at": [(4, "1")]}, "look_at: got '1'"),
         ({"look_at": [(4, 0)]}, r"look_at\[0\].count: got 0"),
         ({"look_at": [(0, 1)] * 11}, "look_at: got 11 spans, the prompt has 10"),
         ({"look_at": [(0, 1)], "logits_from": 1}, "logits_from: got 1"),

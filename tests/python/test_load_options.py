@@ -26,7 +26,13 @@ from musespark.events import Finished, LogitsRows, collect
 from musespark.families import read_config
 from musespark.sizes import kv_bytes
 from musespark.weights import cache, files, loading, open_model, pack
-from musespark.weights.files import AsideFile, WriteFailed, remove_left_behind, write_aside
+from musespark.weights.files import (
+    AsideFile,
+    WriteFailed,
+    remove_left_behind,
+    write_aside,
+    write_whole,
+)
 from support.chat_folder import chat_folder
 from support.gguf_bytes import STRING, file_bytes, key
 
@@ -493,3 +499,22 @@ def test_joined_logits_are_held_once() -> None:
     logits = collect(events).logits
     assert events == [] and [one() for one in alive] == [None] * 5
     assert np.array_equal(logits, np.repeat(np.arange(5), 8)[:, None] * np.ones(4))
+
+
+def test_a_device_or_pipe_is_never_replaced(tmp_path: Path) -> None:
+    """A rename puts a file in its place, for whoever may: once in that of /dev/full."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(WriteFailed, match="not a regular file"), write_aside(pipe) as file:
+        file.write(b"x")
+    assert pipe.is_fifo()
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(pipe, b"page")
+    assert os.read(reader, 9) == b"page"
+    os.close(reader)
+    for text in (b"one", b"two"):
+        write_whole(tmp_path / "page", text)
+        assert (tmp_path / "page").read_bytes() == text
+    with pytest.raises(WriteFailed):
+        write_whole(tmp_path, b"x")

@@ -9,6 +9,7 @@ import glob
 import mmap
 import os
 import secrets
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -218,6 +219,26 @@ def remove_left_behind(path: Path) -> None:
                 os.close(fd)
 
 
+def _refuse_special(path: Path) -> None:
+    """WriteFailed where a rename would put a file in the place of a device or a pipe."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise WriteFailed(errno.EINVAL, "not a regular file", str(path))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file aside and renames it; what is no regular file (a pipe, standard output) is
+    written to. Raises as :func:`write_aside`."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(data)
+        return
+    with write_aside(path) as file:
+        file.write(data)
+
+
 @contextlib.contextmanager
 def write_aside(path: Path, *, use: Callable[[Path], None] | None = None) -> Iterator[AsideFile]:
     """Yields an :class:`AsideFile`; commits at the end of the block, discards on any exception.
@@ -228,6 +249,7 @@ def write_aside(path: Path, *, use: Callable[[Path], None] | None = None) -> Ite
     """
     aside: AsideFile | None = None
     try:
+        _refuse_special(path)
         remove_left_behind(path)
         aside = AsideFile(path)
         yield aside

@@ -24,6 +24,7 @@ from musespark.vision.render.parts import head_html, step_html, summary
 from musespark.vision.render.png import data_url, reduced
 from musespark.vision.render.texts import shown
 from musespark.vision.trace.data import VisualTrace
+from musespark.weights.files import write_whole
 
 _LONGEST = 1600
 _THUMBNAIL = 240
@@ -33,7 +34,7 @@ def to_html(trace: VisualTrace, path: str | os.PathLike[str] | None = None) -> s
     """The page; written to ``path`` where one is given."""
     page = _page(trace)
     if path is not None:
-        Path(path).write_text(page, encoding="utf-8")
+        write_whole(Path(path), page.encode("utf-8"))
     return page
 
 

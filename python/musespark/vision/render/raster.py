@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musespark.errors import InvalidRequest, MissingLibrary
 from musespark.vision.regions import Point, Region
 from musespark.vision.render.overlay import COLORS, DASHES, Cited, cited, originals
 from musespark.vision.trace.data import VisualTrace
+from musespark.weights.files import write_whole
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -49,7 +52,9 @@ def to_png(
     for one in cited(trace):
         if one.original == shown.id and one.region.points and step in (None, one.step):
             _draw(draw, one, thick, font, canvas.size)
-    canvas.save(os.fspath(path), format="PNG")
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG")
+    write_whole(Path(path), buffer.getvalue())
 
 
 def _draw(draw: ImageDraw, one: Cited, thick: int, font: Any, size: tuple[int, int]) -> None:
