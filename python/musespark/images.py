@@ -1,10 +1,11 @@
-"""Images of a conversation: taken out of its messages, written into its prompt, encoded when the
-engine asks for them."""
+"""Images and videos of a conversation: taken out of its messages, written into its prompt, encoded
+when the engine asks for them."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 import threading
 import time
@@ -17,9 +18,10 @@ import numpy as np
 from musespark.errors import CorruptFile, InvalidRequest, MissingLibrary, UnsupportedModel
 from musespark.events import GivenRows
 from musespark.results import ImageUse
-from musespark.text.given import IMAGE_PARTS
+from musespark.text.given import IMAGE_PARTS, VIDEO_PART
 from musespark.vision.embedding import ImageEmbedding, ImageOutline, row_ids
-from musespark.vision.pixels import Limits, open_picture
+from musespark.vision.pixels import Limits, open_named
+from musespark.vision.video import MOST_FRAMES, MOST_PIXELS, Video, checked_fps
 
 if TYPE_CHECKING:
     from musespark.text import Tokenizer
@@ -29,13 +31,19 @@ if TYPE_CHECKING:
 _DATA = re.compile(r"data:[\w.+/-]*(;[\w=.+-]+)*?(;base64)?,", re.IGNORECASE)
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _MOST_DATA = 256 << 20  # characters of a data URL
-_MOST_PIXELS = 1 << 28  # of all images of a prompt: 3 bytes each, while it runs
 _HOLDS = ("image", "image_url", "url", "path", "data")
 Ids = list[int]
 
 
+class Clip(NamedTuple):
+    """What a video part holds. ``fps``: None where it does not say."""
+
+    frames: Any
+    fps: Any = None
+
+
 class Source(NamedTuple):
-    """What an image part holds, and where it stands."""
+    """What an image part holds, or the Clip of a video part, and where it stands."""
 
     image: Any
     where: str
@@ -62,6 +70,23 @@ def image_of(part: Mapping[str, Any], where: str) -> Any:
         _check_keys(value, {"url", "detail"}, where)
         value = value.get("url")
     return _local(value, where) if isinstance(value, str) else value
+
+
+def clip_of(part: Mapping[str, Any], where: str) -> Clip:
+    """What a video part of a message holds: an array of frames, a list of what an image part may
+    hold, a Video or an ImageEmbedding, and how many frames a second it has."""
+    _check_keys(part, {"type", "video", "fps"}, where)
+    if part.get("video") is None:
+        raise InvalidRequest(
+            f'{where}.video: no video; allowed is {{"type": "video", "video": an array [frames, '
+            'height, width, 3] or a list of pictures, "fps": a number}'
+        )
+    return Clip(part["video"], part.get("fps"))
+
+
+def _source(part: Mapping[str, Any], where: str) -> Source:
+    held = clip_of if part["type"] == VIDEO_PART else image_of
+    return Source(held(part, where), where)
 
 
 def _check_keys(given: Mapping[str, Any], known: set[str], where: str) -> None:
@@ -97,12 +122,13 @@ def _data(url: str, where: str) -> bytes:
         raise InvalidRequest(f"{where}: not base64: {error}") from None
 
 
-def _is_image(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS
+def _is_seen(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in (*IMAGE_PARTS, VIDEO_PART)
 
 
 def without_images(messages: Any) -> tuple[Any, list[Source]]:
-    """The messages with bare ``{"type": "image"}`` parts, and what the parts held, in order."""
+    """The messages with bare ``{"type": "image"}`` and ``{"type": "video"}`` parts, and what the
+    parts held, in order."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         return messages, []
     found: list[Source] = []
@@ -111,13 +137,12 @@ def without_images(messages: Any) -> tuple[Any, list[Source]]:
         if callable(getattr(message, "model_dump", None)):  # pydantic
             message = message.model_dump()
         content = message.get("content") if isinstance(message, Mapping) else None
-        if isinstance(content, (list, tuple)) and any(map(_is_image, content)):
+        if isinstance(content, (list, tuple)) and any(map(_is_seen, content)):
             parts = []
             for j, part in enumerate(content):
-                if _is_image(part):
-                    where = f"messages[{i}].content[{j}]"
-                    found.append(Source(image_of(part, where), where))
-                    part = {"type": "image"}
+                if _is_seen(part):
+                    found.append(_source(part, f"messages[{i}].content[{j}]"))
+                    part = {"type": "video" if isinstance(found[-1].image, Clip) else "image"}
                 parts.append(part)
             message = {**message, "content": parts}
         plain.append(message)
@@ -127,23 +152,45 @@ def without_images(messages: Any) -> tuple[Any, list[Source]]:
 def opened(source: Any, where: str = "image") -> Any:
     """A Picture of what an image part holds, or the ImageEmbedding that it is; errors say
     ``where``."""
-    if isinstance(source, ImageEmbedding):
-        return source
+    return source if isinstance(source, ImageEmbedding) else open_named(source, where)
+
+
+def _seen(eyes: Eyes | None, source: Source, blind: str) -> Any:
+    """A Picture, a Video or an ImageEmbedding of what a part holds. ``blind`` is why there are no
+    eyes."""
+    held, where = source
+    if isinstance(held, Clip):
+        return _seen_video(eyes, held, f"{where}." if where else "", blind)
+    if eyes is None:
+        raise UnsupportedModel(f"images: {blind}")
+    return opened(held, where)
+
+
+def _seen_video(eyes: Eyes | None, clip: Clip, prefix: str, blind: str) -> Any:
+    if eyes is None:
+        raise UnsupportedModel(f"{prefix}video: {blind}")
+    frames, fps = clip
     try:
-        return open_picture(source)
-    except (InvalidRequest, CorruptFile, MissingLibrary) as error:
-        raise type(error)(f"{where}: {error}") from None
-    except OSError as error:
-        raise InvalidRequest(f"{where}: {source!r:.120}: {error.strerror}") from None
-    except ValueError as error:  # a name with a null character
-        raise InvalidRequest(f"{where}: {source!r:.120}: {error}") from None
+        if not isinstance(frames, (Video, ImageEmbedding)):
+            return eyes.open_video(frames, fps)
+    except (InvalidRequest, CorruptFile, MissingLibrary, UnsupportedModel) as error:
+        raise type(error)(f"{prefix}{error}") from None
+    if not eyes.video_placeholder:
+        raise UnsupportedModel(f"{prefix}video: {eyes.family} models read images and no video here")
+    if fps is not None:
+        kind = type(frames).__name__
+        raise InvalidRequest(
+            f"{prefix}fps: got {fps!r:.40}, allowed is none: the {kind} has its own"
+        )
+    return frames
 
 
 def encoded(eyes: Eyes | None, image: Any, blind: str) -> ImageEmbedding:
-    """See :meth:`musespark.Model.encode_image`; ``blind`` is why there are no eyes."""
-    if eyes is None:
-        raise UnsupportedModel(f"images: {blind}")
-    return _Image(eyes, opened(image)).made()
+    """See :meth:`musespark.Model.encode_image` and ``encode_video``; ``image``: what an image part
+    holds, or a Clip. ``blind`` is why there are no eyes."""
+    seen = _seen(eyes, Source(image, "" if isinstance(image, Clip) else "image"), blind)
+    assert eyes is not None
+    return _Image(eyes, seen, isinstance(image, Clip)).made()
 
 
 # ---- prompts ------------------------------------------------------------------------------------
@@ -156,21 +203,19 @@ class PromptImages:
     def __init__(self, eyes: Eyes | None, sources: Sequence[Source], blind: str):
         self._eyes = eyes
         self._images: list[_Image] = []
-        if sources and eyes is None:
-            raise UnsupportedModel(f"images: {blind}")
         if len(sources) > (most := Limits().count):
             raise InvalidRequest(f"messages: {len(sources)} images, at most {most} are taken")
         pixels = 0
-        for source, where in sources:
+        for source in sources:
+            one = _seen(eyes, source, blind)
             assert eyes is not None
-            one = opened(source, where)
             pixels += 0 if isinstance(one, ImageEmbedding) else one.pixels.size // 3
-            if pixels > _MOST_PIXELS:
+            if pixels > MOST_PIXELS:
                 raise InvalidRequest(
-                    f"{where}: the images up to here have {pixels} pixels, at most {_MOST_PIXELS} "
-                    "are taken together"
+                    f"{source.where}: the images up to here have {pixels} pixels, at most "
+                    f"{MOST_PIXELS} are taken together"
                 )
-            self._images.append(_Image(eyes, one))
+            self._images.append(_Image(eyes, one, isinstance(source.image, Clip)))
 
     def __len__(self) -> int:
         return len(self._images)
@@ -182,40 +227,46 @@ class PromptImages:
 
     @property
     def pictures(self) -> list[Picture]:
-        """Each of them; empty where one is an embedding."""
-        found = [one.source for one in self._images]
+        """Each image, without the videos; empty where one is an embedding."""
+        found = [one.source for one in self._images if not one.is_video]
         return [] if any(isinstance(one, ImageEmbedding) for one in found) else found
 
     @property
     def markers(self) -> set[str]:
         """What the template writes for an image, and what stands for a row: markers, whatever else
         the tokenizer and the template make of them."""
-        rows = {text for one in self._images for text, _, image in one.outline.pieces if image}
-        return rows | {self._eyes.placeholder} if self._images and self._eyes else set()
+        return self.row_tokens | {one.placeholder for one in self._images}
 
     def written(self, pieces: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> list:
         """A rendered conversation with the images written out: each run of rows as one marker.
-        InvalidRequest unless the template wrote each image once."""
+        InvalidRequest unless the template wrote each image and each video once, in order."""
         if not self._images:
             return list(pieces)
-        assert self._eyes is not None
-        left = iter(self._images)
-        placeholder, out, found = self._eyes.placeholder, [], 0
+        wanted = [one.placeholder for one in self._images]
+        self._check_written(wanted, [t for t, marker in pieces if marker and t in wanted])
+        left, out = iter(self._images), []
         for text, marker in pieces:
-            if not marker or text != placeholder:
+            if not marker or text not in wanted:
                 out.append((text, marker))
                 continue
-            found += 1
-            image = next(left, None)
-            for piece, count, is_row in image.outline.pieces if image else ():
+            for piece, count, is_row in next(left).outline.pieces:
                 known = piece in tokenizer.markers
                 out += [(piece, known)] * (1 if is_row else count)
-        if found != len(self._images):
-            raise InvalidRequest(
-                f"messages: {len(self._images)} images, but the chat template writes "
-                f"{placeholder!r} {found} times; the model would not see each of them once"
-            )
         return out
+
+    def _check_written(self, wanted: list[str], found: list[str]) -> None:
+        for one in self._images:
+            count, written = wanted.count(one.placeholder), found.count(one.placeholder)
+            if count != written:
+                raise InvalidRequest(
+                    f"messages: {count} {'videos' if one.is_video else 'images'}, but the chat "
+                    f"template writes {one.placeholder!r} {written} times; the model would not see "
+                    "each of them once"
+                )
+        if found != wanted:
+            raise InvalidRequest(
+                f"messages: images and videos are {wanted}, the chat template writes {found}"
+            )
 
     def placed(self, ids: Ids, tokenizer: Tokenizer, hidden: int) -> tuple[Ids, list[GivenRows]]:
         """The prompt with negative ids for rows in place of each run's one marker, and the rows."""
@@ -262,10 +313,12 @@ class PromptImages:
 
 
 class _Image:
-    """One image of a prompt. ``origin``: where its rows came from, empty while nobody asked."""
+    """One image or video of a prompt. ``origin``: where its rows came from, empty while nobody
+    asked."""
 
-    def __init__(self, eyes: Eyes, source: Any):
-        self._eyes, self.source = eyes, source
+    def __init__(self, eyes: Eyes, source: Any, is_video: bool):
+        self._eyes, self.source, self.is_video = eyes, source, is_video
+        self.placeholder = eyes.video_placeholder if is_video else eyes.placeholder
         self.origin, self.seconds = "", 0.0
         self._made: ImageEmbedding | None = None
         self._ids: np.ndarray | None = None
@@ -322,13 +375,14 @@ class _Image:
 
 
 def _each_image(messages: Sequence[Mapping[str, Any]], change: Any) -> list[dict[str, Any]]:
-    """Copies of messages whose image parts are what `change` makes of a part and its place."""
+    """Copies of messages whose image and video parts are what `change` makes of a part and its
+    place."""
     out = []
     for i, message in enumerate(messages):
         content = message.get("content")
-        if isinstance(content, (list, tuple)) and any(map(_is_image, content)):
+        if isinstance(content, (list, tuple)) and any(map(_is_seen, content)):
             parts = [
-                change(part, f"messages[{i}].content[{j}]") if _is_image(part) else part
+                change(part, f"messages[{i}].content[{j}]") if _is_seen(part) else part
                 for j, part in enumerate(content)
             ]
             message = {**message, "content": parts}
@@ -336,11 +390,15 @@ def _each_image(messages: Sequence[Mapping[str, Any]], change: Any) -> list[dict
     return out
 
 
-def pinned(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def pinned(
+    eyes: Eyes | None, messages: Sequence[Mapping[str, Any]], blind: str
+) -> list[dict[str, Any]]:
     """Messages whose images are opened: what a path names may change, the conversation may not."""
 
     def pin(part: Mapping[str, Any], where: str) -> dict[str, Any]:
-        return {"type": "image", "image": opened(image_of(part, where), where)}
+        source = _source(part, where)
+        kind = VIDEO_PART if isinstance(source.image, Clip) else "image"
+        return {"type": kind, kind: _seen(eyes, source, blind)}
 
     return _each_image(messages, pin)
 
@@ -349,11 +407,17 @@ def savable(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Pinned messages as JSON has them: an image's pixels, packed."""
 
     def save(part: Mapping[str, Any], where: str) -> dict[str, Any]:
-        picture = part.get("image")
-        if isinstance(picture, ImageEmbedding) or not hasattr(picture, "pixels"):
-            raise InvalidRequest(f"{where}: an ImageEmbedding cannot be saved; give the image")
-        packed = base64.b64encode(zlib.compress(picture.pixels.tobytes(), 1)).decode()
-        return {"type": "image", "size": list(picture.pixels.shape[:2]), "pixels": packed}
+        kind = part["type"]
+        seen = part.get(kind)
+        if isinstance(seen, ImageEmbedding) or not hasattr(seen, "pixels"):
+            raise InvalidRequest(f"{where}: an ImageEmbedding cannot be saved; give the {kind}")
+        packed = base64.b64encode(zlib.compress(seen.pixels.tobytes(), 1)).decode()
+        saved = {"type": kind, "size": list(seen.pixels.shape[:-1]), "pixels": packed}
+        return (
+            saved | {"indices": list(seen.indices), "fps": seen.fps}
+            if kind == VIDEO_PART
+            else saved
+        )
 
     return _each_image(messages, save)
 
@@ -362,19 +426,40 @@ def restored(messages: Sequence[Mapping[str, Any]], where: str) -> list[dict[str
     """What :func:`savable` was given. CorruptFile for what it cannot have written."""
 
     def restore(part: Mapping[str, Any], place: str) -> dict[str, Any]:
-        size, packed = part.get("size"), part.get("pixels")
-        good = isinstance(size, list) and len(size) == 2 and isinstance(packed, str)
-        if not good or not all(type(n) is int and 1 <= n <= 1 << 16 for n in size):
-            raise CorruptFile(f"{where}: {place}: an image has a size and pixels")
-        wanted = 3 * size[0] * size[1]
-        try:
-            unpack = zlib.decompressobj()
-            pixels = unpack.decompress(base64.b64decode(packed, validate=True), wanted + 1)
-        except (binascii.Error, zlib.error) as error:
-            raise CorruptFile(f"{where}: {place}.pixels: {error}") from None
-        if len(pixels) != wanted:
-            raise CorruptFile(f"{where}: {place}.pixels: not the {wanted} bytes of its size")
-        array = np.frombuffer(pixels, np.uint8).reshape(*size, 3)
-        return {"type": "image", "image": opened(array)}
+        place = f"{where}: {place}"
+        if part["type"] == VIDEO_PART:
+            return {"type": VIDEO_PART, VIDEO_PART: _restored_video(part, place)}
+        return {"type": "image", "image": opened(_restored_pixels(part, place, 2))}
 
     return _each_image(messages, restore)
+
+
+def _restored_pixels(part: Mapping[str, Any], place: str, sides: int) -> np.ndarray:
+    """uint8 [(frames,) height, width, 3]."""
+    size, packed = part.get("size"), part.get("pixels")
+    good = isinstance(size, list) and len(size) == sides and isinstance(packed, str)
+    if not good or not all(type(n) is int and 1 <= n <= 1 << 16 for n in size):
+        kind = "a video" if part["type"] == VIDEO_PART else "an image"
+        raise CorruptFile(f"{place}: {kind} has a size and pixels")
+    wanted = 3 * math.prod(size)
+    if wanted > 3 * MOST_PIXELS:
+        raise CorruptFile(f"{place}.size: {size}, at most {MOST_PIXELS} pixels are saved")
+    try:
+        unpack = zlib.decompressobj()
+        pixels = unpack.decompress(base64.b64decode(packed, validate=True), wanted + 1)
+    except (binascii.Error, zlib.error) as error:
+        raise CorruptFile(f"{place}.pixels: {error}") from None
+    if len(pixels) != wanted:
+        raise CorruptFile(f"{place}.pixels: not the {wanted} bytes of its size")
+    return np.frombuffer(pixels, np.uint8).reshape(*size, 3)
+
+
+def _restored_video(part: Mapping[str, Any], place: str) -> Video:
+    pixels, indices = _restored_pixels(part, place, 3), part.get("indices")
+    good = isinstance(indices, list) and len(indices) == len(pixels)
+    if not good or not all(type(n) is int and 0 <= n < MOST_FRAMES for n in indices):
+        raise CorruptFile(f"{place}.indices: not {len(pixels)} whole numbers below {MOST_FRAMES}")
+    try:
+        return Video(pixels, tuple(indices), checked_fps(part.get("fps")))
+    except InvalidRequest as error:
+        raise CorruptFile(f"{place}.{error}") from None

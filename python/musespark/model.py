@@ -25,7 +25,7 @@ from musespark.errors import (
 )
 from musespark.events import Request
 from musespark.generation import AsyncStream, Collector, Stream
-from musespark.images import encoded
+from musespark.images import Clip, encoded
 from musespark.info import chosen_notes, info_of
 from musespark.looking import look
 from musespark.memory import choose_context, kv_formats
@@ -308,6 +308,12 @@ class Model:
         there itself is encoded once and remembered too. UnsupportedModel for a model without eyes.
         """
         return encoded(self._requests.eyes, image, self._requests.blind)
+
+    def encode_video(self, frames: Any, *, fps: float | None = None) -> ImageEmbedding:
+        """:meth:`encode_image` of a video with ``fps`` frames a second (24 where None): a uint8
+        array [frames, height, width, channels] or a list of images, of which the model's processor
+        takes some. Stands in messages as ``{"type": "video", "video": embedding}``."""
+        return encoded(self._requests.eyes, Clip(frames, fps), self._requests.blind)
 
     def look(
         self,

@@ -81,6 +81,10 @@ def _whole(outline: ImageOutline) -> tuple[int, int, int]:
         if frames * height * width == count and frames == 1 and area > largest:
             best, largest = (at, height, width), area
         at += count
+    if best is None and len(outline.grid) == 1 and (frames := outline.grid[0][0]) > 1:
+        raise UnsupportedModel(
+            f"video: where attention goes is mapped for images, not for {frames} groups of frames"
+        )
     if best is None:
         raise UnsupportedModel("images: this family's rows form no grid to look at")
     return best

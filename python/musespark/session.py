@@ -130,7 +130,8 @@ class Session:
         whatever thread.
         """
         check_stream(stream)
-        sent = pinned(_as_messages(message))
+        requests = self._model._requests
+        sent = pinned(requests.eyes, _as_messages(message), requests.blind)
         turn = _Turn(self._closings, self._given(options))
         try:
             self._claim(turn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from musespark.text.given import IMAGE_PARTS
+from musespark.text.given import IMAGE_PARTS, VIDEO_PART
 
 if TYPE_CHECKING:
     from musespark.results import ChatResult
@@ -22,7 +22,8 @@ def tracer(
     tokenizer: Tokenizer,
     model: str,
 ) -> Callable[[ChatResult], VisualTrace | None]:
-    """What makes the trace of an answer to ``messages``, whose image parts are ``pictures``."""
+    """What makes the trace of an answer to ``messages``, whose image parts are ``pictures``. A
+    video is no image of a trace: it is left out, which a warning says."""
     if eyes is None or not pictures:
         return lambda result: None
 
@@ -37,6 +38,11 @@ def tracer(
             model=model,
             tokenizer=tokenizer,
         )
+        if videos := sum(map(_videos, messages)):
+            builder.warnings.append(
+                f"{videos} of the conversation's videos left out: a trace has images alone, and "
+                "what is asked again is asked without them"
+            )
         builder.turn(result)
         return builder.finish([*_named(messages, album), result.message])
 
@@ -55,8 +61,14 @@ def _question(messages: Sequence[Mapping[str, Any]]) -> str:
     return ""
 
 
+def _videos(message: Mapping[str, Any]) -> int:
+    content = message.get("content")
+    parts = content if isinstance(content, (list, tuple)) else ()
+    return sum(part.get("type") == VIDEO_PART for part in parts)
+
+
 def _named(messages: Sequence[Mapping[str, Any]], album: Any) -> list[dict[str, Any]]:
-    """The messages with ids in place of pixels."""
+    """The messages with ids in place of pixels, without videos."""
     names = iter(album.images)
 
     def part(one: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,7 +77,7 @@ def _named(messages: Sequence[Mapping[str, Any]], album: Any) -> list[dict[str, 
         return dict(one)
 
     return [
-        {**m, "content": [part(p) for p in m["content"]]}
+        {**m, "content": [part(p) for p in m["content"] if p.get("type") != VIDEO_PART]}
         if isinstance(m.get("content"), (list, tuple))
         else dict(m)
         for m in messages

@@ -351,12 +351,12 @@ def expected_muse_glimmer(case: Case, processor: Any, image: Any) -> Theirs:
     return Theirs(made["pixel_values"].numpy(), grids, writer.replace_image_token(made, 0))
 
 
-def expected_video(video: Array, fps: float) -> Theirs:
+def expected_video(video: Array, fps: float, settings: dict[str, Any] = VIDEO) -> Theirs:
     """Of frames [n, h, w, 3]."""
     theirs(SMALL["muse_glimmer"])
     import transformers
 
-    processor = transformers.MuseGlimmerVideoProcessor(**VIDEO)
+    processor = transformers.MuseGlimmerVideoProcessor(**settings)
     count, height, width, _ = video.shape
     about = {"total_num_frames": count, "fps": fps, "height": height, "width": width}
     made = processor(

@@ -23,10 +23,12 @@ MARKERS = (
     *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
     *("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
     *("<|image_start|>", "<|image_end|>", "<|patch|>", "<|video|>"),
+    *("<|vid_start|>", "<|vid_end|>", "<|vid_frame_separator|>"),
 )
 ID = {marker: BYTES + i for i, marker in enumerate(MARKERS)}
 GREEDY = 16
 MOST_IMAGES = 4
+FPS = 2.0  # of the frames of processor_cases.py in film()
 
 
 def tokenizer() -> tokenizers.Tokenizer:
@@ -44,7 +46,7 @@ def tokenizer() -> tokenizers.Tokenizer:
 class SightCase:
     """``processor``: as in processor_cases.py, with the model's config.json for its config.
     ``written``: what the chat template writes for an image, ``placeholder`` the part of it that the
-    processor replaces."""
+    processor replaces. ``video``: settings of videos, of a family that reads them."""
 
     family: str
     architecture: str
@@ -53,6 +55,7 @@ class SightCase:
     placeholder: str
     image_token: str
     sizes: tuple[tuple[int, int], ...] = ((24, 32), (40, 20), (17, 33), (32, 32))
+    video: dict[str, Any] | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -82,11 +85,21 @@ def conversation(images: int) -> list[dict[str, Any]]:
     ]
 
 
+def film() -> list[dict[str, Any]]:
+    """Messages with a video and then an image."""
+    first = [{"type": "text", "text": "Watch: "}, {"type": "video"}]
+    second = [{"type": "text", "text": " and "}, {"type": "image", "index": 0}]
+    last = {"type": "text", "text": " say what."}
+    return [{"role": "user", "content": [*first, *second, last]}]
+
+
 def template(case: SightCase) -> str:
+    video = "{% elif part.type == 'video' %}<|video|>" if case.video else ""
     return (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
-        f"{{% if part.type == 'image' %}}{case.written}{{% else %}}{{{{ part.text }}}}{{% endif %}}"
+        f"{{% if part.type == 'image' %}}{case.written}{video}"
+        "{% else %}{{ part.text }}{% endif %}"
         "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
@@ -143,7 +156,7 @@ def _qwen(kind: str, architecture: str) -> SightCase:
 
 
 def _muse(kind: str, architecture: str, **more: Any) -> SightCase:
-    config = _config(kind, "<|patch|>")
+    config = _config(kind, "<|patch|>") | {"video_token_id": ID["<|video|>"]}
     frames = config["vision_config"].get("patch_temporal", 2)
     pixels = _MUSE_PIXELS | {"temporal_patch_size": frames}
     return SightCase(
@@ -211,7 +224,11 @@ CASES = {
         "<image>",
         "<image>",
     ),
-    "muse_glimmer": _muse("muse_glimmer", "MuseGlimmerForConditionalGeneration"),
+    "muse_glimmer": _muse(
+        "muse_glimmer",
+        "MuseGlimmerForConditionalGeneration",
+        video={"patch_size": 4, "max_video_frame_tokens": 6},
+    ),
     # Which experts are chosen hangs on a level of a pixel here: of sizes that are not resized.
     "muse_spark": _muse(
         "muse_spark",

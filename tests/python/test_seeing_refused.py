@@ -108,7 +108,7 @@ def test_files_in_every_form_are_one_image(model, tmp_path) -> None:
 def test_too_many(model, monkeypatch) -> None:
     with pytest.raises(InvalidRequest, match="messages: 300 images, at most 256"):
         chat(model, *[image(SMALL)] * 300)
-    monkeypatch.setattr(images, "_MOST_PIXELS", 1000)
+    monkeypatch.setattr(images, "MOST_PIXELS", 1000)
     with pytest.raises(InvalidRequest, match=r"content\[2\].*1200 pixels, at most 1000"):
         chat(model, *[image(SMALL)] * 3)
     with pytest.raises(musespark.ContextOverflow, match="context"):

@@ -38,6 +38,10 @@ def ours(case: cases.Case, **changes: Any) -> Processor:
     return processor_for(config, {**case.preprocessor, **changes}, case.processor)
 
 
+def of_video(processor: Processor, *given: Any) -> ProcessedImage:
+    return processor.process_video(processor.open_video(*given))
+
+
 def assert_equal(got: ProcessedImage, golden: dict[str, np.ndarray], key: str, exact: bool) -> None:
     want = json.loads(golden[key].tobytes())
     assert list(got.patches.shape) == want["shape"], key
@@ -67,7 +71,7 @@ def test_patches_and_text_are_those_of_transformers(
 @pytest.mark.parametrize("fps", cases.FPS)
 def test_videos_are_those_of_transformers(golden: dict[str, np.ndarray], fps: float) -> None:
     processor = processor_for({"model_type": "muse_glimmer"}, None, None, cases.VIDEO)
-    assert_equal(processor.process_video(cases.frames(), fps=fps), golden, f"video_{fps:g}", False)
+    assert_equal(of_video(processor, cases.frames(), fps), golden, f"video_{fps:g}", False)
 
 
 def patch_centres(processor: Processor, tile: Any) -> np.ndarray:
@@ -158,7 +162,7 @@ def test_pictures_are_opened_one_after_the_other(monkeypatch: pytest.MonkeyPatch
     processor_for({"model_type": "siglip"}).process([image] * 6)
     muse = processor_for({"model_type": "muse_glimmer"})
     assert isinstance(muse, Muse)
-    muse.process_video([image] * 24)
+    of_video(muse, [image] * 24)
     assert len(living) > 6
     assert most <= 2  # the next is opened before the name of the last is given to it
 
@@ -176,7 +180,7 @@ def test_settings_inside_processor_config() -> None:
     nested = {"image_processor": {"max_image_tokens": 4}, "video_processor": {"num_frames": 2}}
     processor = processor_for({"model_type": "muse_spark"}, None, nested)
     assert processor.process([cases.scene(300, 300)])[0].tokens == 4
-    assert processor.process_video(cases.frames(), fps=1.0).grids[0][0] == 1
+    assert of_video(processor, cases.frames(), 1.0).grids[0][0] == 1
 
 
 @pytest.mark.parametrize(
@@ -220,6 +224,6 @@ def test_pictures_a_family_refuses() -> None:
         ours(cases.SMALL["qwen2_vl"]).process([long])
     muse = processor_for({"model_type": "muse_glimmer"})
     with pytest.raises(InvalidRequest, match="one size"):
-        muse.process_video([cases.scene(20, 30), cases.scene(30, 20)], fps=2.0)
-    with pytest.raises(InvalidRequest, match="got 0 and"):
-        muse.process_video([])
+        muse.open_video([cases.scene(20, 30), cases.scene(30, 20)], 2.0)
+    with pytest.raises(UnsupportedModel, match="video: qwen2_vl models read images and no video"):
+        ours(cases.SMALL["qwen2_vl"]).open_video(cases.frames())

@@ -37,7 +37,9 @@ class Processed:
 class Processor:
     """Tiles of 4 x 4 pixels, each of 2 x 2 patches, each patch a row; the tiles parted by text."""
 
+    family = "seer"
     placeholder = "<img>"
+    video_placeholder = ""
     convention = "qwen2.5-vl"
 
     def __init__(self, tiles: int = 1, side: int = 8):

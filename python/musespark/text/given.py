@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from musespark.errors import InvalidRequest, UnsupportedModel
 
 IMAGE_PARTS = ("image", "image_url", "input_image")
-_MEDIA = (*IMAGE_PARTS, "video", "audio", "input_audio")
+VIDEO_PART = "video"
+_MEDIA = (*IMAGE_PARTS, VIDEO_PART, "audio", "input_audio")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 MAX_DEPTH = 64  # of values, in what callers give and in what models write
 _TOOL_SHAPE = (
@@ -76,13 +77,16 @@ class _Kinds(NamedTuple):
 
     def refused(self, kind: Any) -> str:
         """Why a part of a kind is not taken; empty where it is."""
-        if kind == "text" or (kind == "image" and self.images and kind in self.template):
+        seen = kind in ("image", VIDEO_PART) and self.images and kind in self.template
+        if kind == "text" or seen:
             return ""
-        if kind in IMAGE_PARTS:
+        if kind == VIDEO_PART and self.images:
+            return "video: the chat template writes none"
+        if kind in (*IMAGE_PARTS, VIDEO_PART):
             what = "the chat template writes" if self.images else "this model reads"
-            return f"images: {what} text alone"
+            return f"{'video' if kind == VIDEO_PART else 'images'}: {what} text alone"
         known = isinstance(kind, str) and kind not in _MEDIA and kind in self.template
-        return "" if known else "this version runs text and images only"
+        return "" if known else "this version runs text, images and video only"
 
 
 def _message(given: Any, where: str, kinds: _Kinds) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from math import isqrt, prod
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from musespark.driver import CLOSED_MEANWHILE
 from musespark.errors import Cancelled, CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.vision.cache import EmbeddingCache
 from musespark.vision.embedding import ImageEmbedding, ImageOutline, grid_places
+from musespark.vision.video import FPS, Video
 
 _OUTLINES = 1024  # remembered, a few hundred bytes each
 
@@ -27,11 +29,15 @@ class Features(Protocol):
 class Processor(Protocol):
     """What makes patches of a picture, and says how it is written (vision/preprocess.py)."""
 
+    family: str
     placeholder: str
+    video_placeholder: str
     convention: str
 
     def fitted(self, size: tuple[int, int]) -> tuple[int, int]: ...
     def process_picture(self, picture: Any) -> Any: ...
+    def open_video(self, frames: Any, fps: Any) -> Video: ...
+    def process_video(self, video: Video) -> Any: ...
 
 
 class Tower(Protocol):
@@ -74,14 +80,34 @@ class Eyes:
         """What a chat template writes for an image."""
         return self.processor.placeholder
 
+    @property
+    def family(self) -> str:
+        """The family's name, as errors say it."""
+        return self.processor.family
+
+    @property
+    def video_placeholder(self) -> str:
+        """What a chat template writes for a video; empty where the family reads none."""
+        return self.processor.video_placeholder
+
+    def open_video(self, frames: Any, fps: Any = None) -> Video:
+        """The frames that the model takes of a video; ``fps`` None: nobody says. As the family's
+        processor does: UnsupportedModel of those that read none."""
+        return self.processor.open_video(frames, FPS if fps is None else fps)
+
+    def _processed(self, picture: Any) -> Any:
+        if isinstance(picture, Video):
+            return self.processor.process_video(picture)
+        return self.processor.process_picture(picture)
+
     def outline(self, picture: Any) -> ImageOutline:
-        """What a prompt must know of a picture."""
+        """What a prompt must know of a picture or a Video."""
         of = (picture.sha256, picture.transform)
         with self._lock:
             known = self._outlines.get(of)
         if known is not None:
             return known
-        outline = self._outline_of(self.processor.process_picture(picture))
+        outline = self._outline_of(self._processed(picture))
         with self._lock:
             self._outlines[of] = outline
             if len(self._outlines) > _OUTLINES:
@@ -132,9 +158,9 @@ class Eyes:
         """The embedding, and where it comes from: ``memory``, ``disk`` or ``tower``."""
         with self._encoding:  # who waits finds it known
             known, where = self.cache.get(outline, self.width)
-            if known is not None:
-                return known, where
-            processed = self.processor.process_picture(picture)
+            if known is not None:  # of the same rows, maybe written or placed in another way
+                return replace(known, outline=outline), where
+            processed = self._processed(picture)
             grids = [tile.grid for tile in processed.tiles]
             try:
                 found = self.tower.encode(processed.patches, grids, lambda: self._stopped)

@@ -142,6 +142,19 @@ def open_picture(source: Any, *, limits: Limits | None = None) -> Picture:
     )
 
 
+def open_named(source: Any, where: str, *, limits: Limits | None = None) -> Picture:
+    """:func:`open_picture` for what a caller's list or message holds: errors say ``where``, and a
+    file that cannot be read is InvalidRequest."""
+    try:
+        return open_picture(source, limits=limits)
+    except (InvalidRequest, CorruptFile, MissingLibrary) as error:
+        raise type(error)(f"{where}: {error}") from None
+    except OSError as error:
+        raise InvalidRequest(f"{where}: {source!r:.120}: {error.strerror}") from None
+    except ValueError as error:  # a name with a null character
+        raise InvalidRequest(f"{where}: {source!r:.120}: {error}") from None
+
+
 def _frozen(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     copy = np.array(pixels, np.uint8, order="C", copy=True)
     copy.flags.writeable = False

@@ -20,6 +20,7 @@ from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.vision.geometry import Transform
 from musespark.vision.pixels import Limits, Picture, open_each
 from musespark.vision.resampling import FILTERS, filter_name, resize
+from musespark.vision.video import FPS, Video
 
 IMAGENET_STANDARD_MEAN = IMAGENET_STANDARD_STD = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -304,6 +305,7 @@ class Processor:
     fused: ClassVar[bool] = False
     inside: ClassVar[str] = "cyx"
     placeholder: ClassVar[str] = "<image>"  # what the chat template writes for an image
+    video_placeholder: ClassVar[str] = ""  # for a video; a family without one reads none
     convention: str = "none"  # how the family writes places: a name of conventions.py
 
     patch: int  # pixels along a side; set by setup
@@ -317,6 +319,7 @@ class Processor:
         processor: Mapping[str, Any] | None = None,
     ):
         self.config, self.processor = config, processor or {}
+        self.family = str(config.get("model_type"))
         self.settings = Settings(preprocessor or {}, self.defaults)
         self.levels = Levels(self.settings, fused=self.fused)
         self.setup()
@@ -335,6 +338,14 @@ class Processor:
         return [self.process_picture(each) for each in open_each(images, limits)]
 
     def process_picture(self, picture: Picture) -> ProcessedImage:
+        raise NotImplementedError
+
+    def open_video(self, frames: Any, fps: Any = FPS, *, limits: Limits | None = None) -> Video:
+        """The frames that are taken of a video. UnsupportedModel where the family reads none."""
+        raise UnsupportedModel(f"video: {self.family} models read images and no video here")
+
+    def process_video(self, video: Video) -> ProcessedImage:
+        """A video as the tower reads it, of a family that reads such."""
         raise NotImplementedError
 
     def tile_of(self, stage: Stage, tokens: int | None = None) -> Tile:

@@ -4,6 +4,7 @@ processing_muse_glimmer.py."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
@@ -13,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from musespark.errors import CorruptFile, InvalidRequest
-from musespark.vision.pixels import Limits, Picture, open_each
+from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.vision.pixels import Limits, Picture
 from musespark.vision.preprocess import (
     COMMON,
     Levels,
@@ -27,7 +28,9 @@ from musespark.vision.preprocess import (
     Tile,
     patch_rows,
 )
+from musespark.vision.video import FPS, Video, open_video
 
+_VIDEO = hashlib.sha256(b"video").hexdigest()
 _STAMP = re.compile(r"[^{}]{0,80}\{timestamp(:\.\d{1,2}f)?\}[^{}]{0,80}")
 
 
@@ -149,40 +152,39 @@ class Muse(Processor):
 
     # --- Videos ----------------------------------------------------------------------------------
 
-    def process_video(
-        self, frames: Sequence[Any], *, fps: float = 24.0, limits: Limits | None = None
-    ) -> ProcessedImage:
-        """The frames of a video, all of one size, ``fps`` of them a second.
-
-        ``frames`` is an array [frames, h, w, channels] or a sequence of what open_picture takes. As
-        many are taken as the configuration says (2 a second, at most 96); each temporal patch takes
-        two and has its time before it in the text. ``transform`` of the tile is that of a frame.
+    def open_video(self, frames: Any, fps: Any = FPS, *, limits: Limits | None = None) -> Video:
+        """The frames of a video that are taken, ``fps`` of those given a second: as many as the
+        configuration says (2 a second, at most 96). As :func:`musespark.vision.video.open_video`.
         """
-        if not len(frames) or not fps > 0:
-            raise InvalidRequest(f"a video has frames and fps above 0, got {len(frames)} and {fps}")
-        indices = self.frame_indices(len(frames), fps)
-        limits = limits or Limits(count=self.video.count("num_frames"))
-        sizes, hashes, stages = set(), [], []
-        for picture in open_each([frames[index] for index in indices], limits):
-            sizes.add(picture.size)
-            if len(sizes) > 1:
-                raise InvalidRequest(f"the frames of a video have one size, got {sorted(sizes)}")
-            hashes.append(picture.sha256)
-            stages.append(self.resized(picture, self.video, "max_video_frame_tokens"))
+        settings, tower = self.video.count("temporal_patch_size"), "patch_temporal"
+        if settings != (wanted := self.model_count(tower, 2)):
+            raise UnsupportedModel(
+                f"video: {self.family}: the video processor's temporal_patch_size is {settings}, "
+                f"vision_config.{tower} is {wanted}"
+            )
+        most = self.video.count("num_frames")
+        return open_video(frames, fps, self.frame_indices, most=most, limits=limits)
+
+    def process_video(self, video: Video) -> ProcessedImage:
+        """Each temporal patch takes two frames and has its time before it in the text.
+        ``transform`` of the tile is that of a frame."""
+        stages = [self.resized(one, self.video, "max_video_frame_tokens") for one in video.frames]
         planes = [self.video_levels.of(stage.pixels) for stage in stages]
         together = self.video.count("temporal_patch_size")
         planes += [planes[-1]] * (-len(planes) % together)
         groups = [planes[at : at + together] for at in range(0, len(planes), together)]
         patches = np.concatenate([self.rows_of(group, self.video) for group in groups])
         tile = self.group_tile(stages[0], len(groups), self.video)
-        times = [index / fps for index in indices[::together]]
-        return ProcessedImage(patches, (tile,), self.video_pieces(tile, times), self.key(*hashes))
+        pieces = self.video_pieces(tile, video.times[::together])
+        # Of one frame's patches an image would have others.
+        key = self.key(_VIDEO, *(frame.sha256 for frame in video.frames))
+        return ProcessedImage(patches, (tile,), pieces, key)
 
     def frame_indices(self, count: int, fps: float) -> list[int]:
         if not self.video.flag("do_sample_frames"):
             return list(range(count))
         together = self.video.count("temporal_patch_size")
-        wanted = min(int(count * self.video.number("fps") / fps), self.video.count("num_frames"))
+        wanted = int(min(count * self.video.number("fps") / fps, self.video.count("num_frames")))
         wanted = max(together, min(wanted, count) // together * together)
         return sampled_frames(count, min(wanted, count))
 
