@@ -35,6 +35,20 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "a video of one frame taken for the image",
+        "python/musespark/vision/processors/muse.py",
+        "self.key(_VIDEO, *(",
+        "self.key(*(",
+        "test_seeing_video.py",
+    ),
+    Mutant(
+        "a remembered embedding written as what was first encoded",
+        "python/musespark/vision/eyes.py",
+        "return replace(known, outline=outline), where",
+        "return known, where",
+        "test_seeing_video.py",
+    ),
+    Mutant(
         "a constraint is told every token again",
         "csrc/decode/step.cc",
         "      entry.constrained = entry.stats.completion_tokens;\n",

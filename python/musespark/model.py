@@ -17,12 +17,7 @@ from musespark.assets import json_asset, template_of, tokenizer_of
 from musespark.driver import CLOSED_MEANWHILE
 from musespark.encoder import Encoder, fitting
 from musespark.engine import Engine, Handle, Retained, default_threads
-from musespark.errors import (
-    Cancelled,
-    Error,
-    InvalidRequest,
-    UnsupportedModel,
-)
+from musespark.errors import Cancelled, Error, InvalidRequest, UnsupportedModel
 from musespark.events import Request
 from musespark.generation import AsyncStream, Collector, Stream
 from musespark.images import Clip, encoded

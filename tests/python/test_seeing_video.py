@@ -192,6 +192,40 @@ def test_a_session_remembers_a_video(folder, model, tower_calls, tmp_path) -> No
         assert fresh.tokens == second.tokens
 
 
+def test_folders_remember_for_the_next_process(folder, tower_calls, tmp_path) -> None:
+    text = "word " * 40
+    with load(folder, image_folder=tmp_path / "i", prefix_folder=tmp_path / "p") as model:
+        expected = chat(model, clip(fps=FPS), text, logprobs=1)
+        assert (expected.images.encoded, tower_calls()) == (1, 1)
+    with load(folder, image_folder=tmp_path / "i") as model:
+        found = chat(model, clip(fps=FPS), text, logprobs=1)
+        assert (found.images.from_disk, tower_calls()) == (1, 1)
+        assert found.logprobs == expected.logprobs
+    with load(folder, prefix_folder=tmp_path / "p") as model:
+        found = chat(model, clip(fps=FPS), text, logprobs=1)
+        assert (found.images.known, tower_calls()) == (1, 1)
+        assert found.logprobs == expected.logprobs
+
+
+def test_a_batch_equals_one_by_one_and_a_fork_its_session(model) -> None:
+    talks = [[user("Number ", str(i), clip(FRAMES[i : i + 4], fps=FPS))] for i in range(3)]
+    alone = [model.chat(talk, **FOUR, logprobs=1).logprobs for talk in talks]
+    assert [r.logprobs for r in model.chat_batch(talks, **FOUR, logprobs=1)] == alone
+    session = model.session()
+    session.chat(talks[0][0], **FOUR)
+    fork = session.fork()
+    said = [one.chat("And now?", **FOUR, logprobs=1) for one in (session, fork)]
+    assert said[0].logprobs == said[1].logprobs
+    assert [one.images.known for one in said] == [1, 1]
+
+
+def test_a_packed_file_reads_videos(folder, model, tmp_path) -> None:
+    musespark.convert(folder, tmp_path / "p.safetensors", quantize="none")
+    with musespark.load(tmp_path / "p.safetensors", kv="f32", threads=1) as packed:
+        found = packed.encode_video(FRAMES, fps=FPS).array
+        assert np.array_equal(found, model.encode_video(FRAMES, fps=FPS).array)
+
+
 def saved(**changes: Any) -> list[dict]:
     """A message of a session's file."""
     held = {"type": "video", "video": video.Video(scenes(1, 2), (0, 3), 2.0)}
