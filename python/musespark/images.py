@@ -73,8 +73,8 @@ def image_of(part: Mapping[str, Any], where: str) -> Any:
 
 
 def clip_of(part: Mapping[str, Any], where: str) -> Clip:
-    """What a video part of a message holds: an array of frames, a list of what an image part may
-    hold, a Video or an ImageEmbedding, and how many frames a second it has."""
+    """What a video part of a message holds: an array of frames, a list of what open_picture
+    takes, a Video or an ImageEmbedding, and how many frames a second it has."""
     _check_keys(part, {"type", "video", "fps"}, where)
     if part.get("video") is None:
         raise InvalidRequest(
@@ -412,12 +412,8 @@ def savable(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if isinstance(seen, ImageEmbedding) or not hasattr(seen, "pixels"):
             raise InvalidRequest(f"{where}: an ImageEmbedding cannot be saved; give the {kind}")
         packed = base64.b64encode(zlib.compress(seen.pixels.tobytes(), 1)).decode()
-        saved = {"type": kind, "size": list(seen.pixels.shape[:-1]), "pixels": packed}
-        return (
-            saved | {"indices": list(seen.indices), "fps": seen.fps}
-            if kind == VIDEO_PART
-            else saved
-        )
+        times = {"indices": list(seen.indices), "fps": seen.fps} if kind == VIDEO_PART else {}
+        return {"type": kind, "size": list(seen.pixels.shape[:-1]), "pixels": packed} | times
 
     return _each_image(messages, save)
 

@@ -46,7 +46,8 @@ class Timings:
 
 @dataclass(frozen=True)
 class ImageUse:
-    """What was done for the images of a prompt: ``count`` of them, ``tokens`` rows in all.
+    """What was done for the images of a prompt: ``count`` of them, ``tokens`` rows in all; a video
+    counts as one.
 
     ``encoded`` went through the vision tower, for ``encode_s`` seconds; ``from_memory`` and
     ``from_disk`` had been encoded before. Of the others (:attr:`known`) nothing was needed: keys
