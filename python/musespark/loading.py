@@ -19,6 +19,8 @@ from musespark.memory import KV_FORMATS, choose_context
 from musespark.model import Model
 from musespark.options import unknown_argument
 from musespark.vision.opening import IMAGE_CACHE_BYTES, IMAGE_FOLDER_BYTES, open_eyes
+from musespark.vision.pixels import open_pictures
+from musespark.vision.samples import sample_views
 from musespark.weights import (
     METHODS,
     Calibration,
@@ -179,7 +181,7 @@ def load_for(
     def ready(spec: ModelSpec, assets: dict[str, bytes], name: str) -> None:
         check_usable(spec, assets, name, use)
 
-    more = {"quantize": quantize, "progress": progress, "text": sample_text}
+    more = {"quantize": quantize, "progress": progress, "text": sample_text, "look": sample_views}
     weights = open_model(source, admit=admit, ready=ready, **more)
     try:
         if use is not None:  # what was packed before has not been asked
@@ -220,6 +222,7 @@ def convert(
     quantize: str = "q4",
     calibration: Any = None,
     method: str | None = None,
+    pictures: Sequence[Any] = (),
     progress: Any = None,
 ) -> dict[str, Any]:
     """Packs the model folder or GGUF file ``source`` into the file ``destination``, which
@@ -241,6 +244,10 @@ def convert(
     The packed model then runs over the calibration, or a text of this package, and the file records
     what ``kv="auto"`` is for it (``kv`` of what is returned; weights/kv_choice.py).
 
+    The vision tower of a model that sees runs over pictures of this package, and over ``pictures``
+    (paths, arrays, Pillow images): layers that lose too much in 8 bits stay as stored, and the file
+    records which (``tower`` of what is returned; weights/tower_choice.py).
+
     Raises what :func:`load` raises for a model that cannot be read, before anything is written;
     InvalidRequest for a destination that could not be read back; and :class:`WriteFailed`.
     """
@@ -248,10 +255,11 @@ def convert(
     def ready(spec: ModelSpec, assets: dict[str, bytes], name: str) -> None:
         check_usable(spec, assets, name, None)
 
+    look = functools.partial(sample_views, more=open_pictures(pictures))
     if calibration is None:
         if method is not None:
             raise InvalidRequest(f"method is {method!r:.40}, and there is no calibration for it")
-        more = {"ready": ready, "text": sample_text}
+        more = {"ready": ready, "text": sample_text, "look": look}
         return pack_into(source, destination, quantize=quantize, progress=progress, **more)
     chosen = METHODS[-1] if method is None else method
 
@@ -270,6 +278,7 @@ def convert(
         method=chosen,
         calibrate=calibrate,
         text=text,
+        look=look,
     )
 
 

@@ -58,7 +58,7 @@ def _text(key: str, value: Any) -> str:
         return f"{value:,}"
     if key == "calibration":
         return f"{value['method']}, {value['tokens']:,} tokens, checksum {value['checksum']}"
-    if key == "kv":
+    if key in ("kv", "tower"):
         return str(value["says"])
     if isinstance(value, dict):
         parts = (f"{name} {human_bytes(size)}" for name, size in value.items())

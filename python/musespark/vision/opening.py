@@ -32,7 +32,7 @@ def open_eyes(
     if weights.vision is None:
         return None
     try:
-        processor = _processor(weights.assets)
+        processor = processor_of(weights.assets)
         tower = VisionTower(weights.vision, weights.tower, threads=threads)
     except UnsupportedModel as error:
         weights.info["notes"].append(f"{BLIND}{error}")
@@ -48,7 +48,8 @@ def open_eyes(
     )
 
 
-def _processor(assets: Mapping[str, bytes]) -> Any:
+def processor_of(assets: Mapping[str, bytes]) -> Any:
+    """The processor that the files beside a model's weights describe."""
     found = {
         name: parse_json_object(assets[name], name) if name in assets else None
         for name in ("config.json", *_SETTINGS)

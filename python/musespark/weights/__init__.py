@@ -25,6 +25,7 @@ from musespark.weights.model_source import BLIND
 from musespark.weights.pack import QUANTIZE
 from musespark.weights.packed import ARITHMETIC_VERSION
 from musespark.weights.placement import place
+from musespark.weights.tower_pieces import View
 
 __all__ = [
     "ARITHMETIC_VERSION",
@@ -40,6 +41,7 @@ __all__ = [
     "LoraConfig",
     "LoraWeights",
     "Source",
+    "View",
     "WriteFailed",
     "can_merge",
     "convert",

@@ -28,7 +28,7 @@ from musespark.weights.packed import SOURCE_KEY, VERSION
 from musespark.weights.safetensors import SafetensorsFile
 
 _POLL_S = 0.1  # how often a waiting process looks whether the other is done
-RECIPE_VERSION = 5  # bumped whenever pack.py would write other bytes for the same source
+RECIPE_VERSION = 6  # bumped whenever pack.py would write other bytes for the same source
 
 
 def cache_folder() -> Path:
@@ -46,9 +46,12 @@ def source_key(
     checkpoint: TensorSource,
     assets: dict[str, bytes],
     quantize: str,
-    measured: bool,
+    measured: tuple[bool, bool],
 ) -> str:
-    """64 hexadecimal digits that change whenever the packed file would."""
+    """64 hexadecimal digits that change whenever the packed file would.
+
+    `measured`: whether it records formats of keys and values, and of a tower's layers.
+    """
     digest = hashlib.sha256()
 
     def add(*parts: object) -> None:

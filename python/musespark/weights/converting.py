@@ -14,6 +14,7 @@ from musespark.weights import pack
 from musespark.weights.calibration import Calibration, Guides, check_method
 from musespark.weights.kv_choice import report_of
 from musespark.weights.loading import (
+    Look,
     Ready,
     Source,
     Text,
@@ -28,6 +29,7 @@ from musespark.weights.model_source import ModelFolder, understand
 from musespark.weights.progress import ProgressFn, progress_function
 from musespark.weights.quantized.source import QuantizedSource
 from musespark.weights.safetensors import SafetensorsFile
+from musespark.weights.tower_choice import tower_report
 
 # Called like Ready, gives what to calibrate with.
 Calibrate = Callable[[ModelSpec, dict[str, bytes], str], Calibration]
@@ -44,6 +46,7 @@ def convert(
     method: str | None = None,
     calibrate: Calibrate | None = None,
     text: Text | None = None,
+    look: Look | None = None,
 ) -> dict[str, Any]:
     """Packs the model folder or GGUF file `source` into `destination`; returns its ``info``.
 
@@ -52,8 +55,8 @@ def convert(
     :class:`musespark.WriteFailed`. What a killed conversion to the same destination left is
     removed. Peak memory stays below 500 MB besides the mapped file. `ready`: as for
     :func:`open_model`. `method` and `calibrate`, both or none: see weights/calibration.py; the
-    model that runs is packed beside `target` into a file without a name. `text`: as for
-    :func:`open_model`.
+    model that runs is packed beside `target` into a file without a name. `text`
+    and `look`: as for :func:`open_model`.
     """
     pack.check_quantize(quantize)
     target = Path(destination).expanduser()
@@ -80,16 +83,17 @@ def convert(
         recipe = folder.recipe(quantize)
         if method is not None and calibrate is not None:
             check_method(method, recipe)
-            _pack_calibrated(folder, target, recipe, progress, calibrate, text)
+            _pack_calibrated(folder, target, recipe, progress, calibrate, text, look)
         else:
             label = f"packing {target.name}"
-            pack_folder(folder, target, recipe, progress, label, text=text)
+            pack_folder(folder, target, recipe, progress, label, text=text, look=look)
     finally:
         folder.checkpoint.close()
     loaded = loaded_from(open_packed(SafetensorsFile(target)), path, recipe, cached=False)
     loaded.close()
     kv = report_of(loaded.info["kv"], folder.spec)
-    return loaded.info | {"ignored": ignored(folder), "kv": kv}
+    tower = tower_report(loaded.info["tower"])
+    return loaded.info | {"ignored": ignored(folder), "kv": kv, "tower": tower}
 
 
 def _pack_calibrated(
@@ -99,6 +103,7 @@ def _pack_calibrated(
     progress: bool | ProgressFn | None,
     calibrate: Calibrate,
     text: Text | None,
+    look: Look | None,
 ) -> None:
     """Packs with guides from a run of the model, unquantized where it is small, else as q8."""
     if isinstance(folder.checkpoint, QuantizedSource):
@@ -125,6 +130,7 @@ def _pack_calibrated(
             report=lambda what: report(0, total, what),
         )
         label = f"packing {target.name}"
-        pack_folder(folder, target, recipe, progress, label, text=text, guides=guides)
+        more = {"text": text, "look": look, "guides": guides}
+        pack_folder(folder, target, recipe, progress, label, **more)
     finally:
         packed.close()

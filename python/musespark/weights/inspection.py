@@ -27,6 +27,7 @@ from musespark.weights.loading import (
 )
 from musespark.weights.model_source import ModelFolder, understand
 from musespark.weights.packed import PackedFile
+from musespark.weights.tower_choice import tower_report
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
 
     Keys: source, packed, family, quantize (of a packed file), calibration (of one that was
     calibrated: method, tokens and their checksum; else None), kv (what was measured of formats of
-    keys and values, weights/kv_choice.py; else None), licence (None where none is stated),
+    keys and values, weights/kv_choice.py; else None), tower (what was measured of a vision tower's
+    layers, weights/tower_choice.py; else None), licence (None where none is stated),
     parameters, bytes, formats {format: bytes}, weights {recipe: bytes once packed}, layers, hidden,
     vocab, max_context, files, notes, verified, and tensors, a list of {name, format, shape, bytes}.
     With `verify` every checksum of a packed file is checked (``CorruptFile`` names the first that
@@ -129,6 +131,7 @@ def _unknown(snapshot: hub.Snapshot, wanted: hub.Wanted) -> Inspection:
         "quantize": None,
         "calibration": None,
         "kv": None,
+        "tower": None,
         "licence": None,
         "bytes": sum(sizes),
         "formats": {},
@@ -159,6 +162,7 @@ def _of_packed(packed: PackedFile, path: Path, verify: bool) -> Inspection:
         "quantize": info["quantize"],
         "calibration": info["calibration"],
         "kv": report_of(info["kv"], loaded.spec),
+        "tower": tower_report(info["tower"]),
         "licence": licence_of(path if path.is_dir() else path.parent),
         "parameters": info["parameters"],
         "bytes": info["bytes"],
@@ -193,6 +197,7 @@ def _of_folder(folder: ModelFolder, source: str) -> Inspection:
             "quantize": None,
             "calibration": None,
             "kv": None,
+            "tower": None,
             "licence": licence_of(where) or folder.licence,
             "parameters": pack.count_parameters(shapes),
             "bytes": sum(formats.values()),

@@ -6,13 +6,14 @@ import errno
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from musespark import _core
 from musespark.errors import (
     CorruptFile,
     HubUnavailable,
@@ -22,7 +23,7 @@ from musespark.errors import (
 )
 from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
 from musespark.families.vision import VisionSpec
-from musespark.families.vision.beside import packed_shapes, vision_from_dict
+from musespark.families.vision.beside import PREFIX, packed_shapes, vision_from_dict
 from musespark.untrusted import MAX_TOKENIZER_BYTES, no_tokenizer, read_small_file
 from musespark.vocab import OUTLINE, make_outline
 from musespark.weights import cache, hub, pack
@@ -36,6 +37,15 @@ from musespark.weights.packed import PackedFile, is_packed
 from musespark.weights.progress import ProgressFn, progress_function
 from musespark.weights.quantized.config import FILES as QUANTIZATION_FILES
 from musespark.weights.safetensors import SafetensorsFile
+from musespark.weights.tower_choice import (
+    FLOATS,
+    TowerChoice,
+    choose_stored,
+    describe_tower,
+    read_tower_record,
+    record_of,
+)
+from musespark.weights.tower_pieces import Tensor, View, group_of
 
 Source = str | os.PathLike[str] | None
 # Called with the model, the bytes of its weights for each recipe, and the recipe to be used.
@@ -44,6 +54,8 @@ Admit = Callable[[ModelSpec, dict[str, int], str], None]
 Ready = Callable[[ModelSpec, dict[str, bytes], str], None]
 # Called likewise, gives chunks of tokens to measure formats of keys and values with.
 Text = Callable[[ModelSpec, dict[str, bytes], str], Sequence[np.ndarray]]
+# Called with the files beside the weights of a model that sees: what to measure its tower with.
+Look = Callable[[Mapping[str, bytes]], Sequence[View]]
 Refuse = Callable[[hub.Snapshot, hub.Wanted], None]
 EMBEDDED = "Spark Nano, inside the package"
 _AT_LEAST = "The weights are not here yet: their bytes are the least they can be"
@@ -100,6 +112,7 @@ def open_model(
     admit: Admit | None = None,
     ready: Ready | None = None,
     text: Text | None = None,
+    look: Look | None = None,
 ) -> LoadedWeights:
     """Opens a model for running. Nothing of a packed file is read before it is used.
 
@@ -111,13 +124,14 @@ def open_model(
     packed, and raises for what does not fit; `ready` before anything is packed, and raises for what
     could not be used then. `text`: what formats of keys and values are measured with, where the
     model is packed now; None: they are not, and the file says nothing of them.
+    `look`: what a tower's layers are measured with, likewise.
     """
     pack.check_quantize(quantize)
     located = locate(source, progress, _refusal(quantize, admit))
     path = located.path
     if source is None and quantize in ("auto", "q8") and EMBEDDED_PACKED.exists():
         path = EMBEDDED_PACKED
-    loaded = _opened(path, quantize, progress, admit, ready, text)
+    loaded = _opened(path, quantize, progress, admit, ready, text, look)
     loaded.info["source"] = located.name
     loaded.info["notes"] += located.notes
     return loaded
@@ -130,6 +144,7 @@ def _opened(
     admit: Admit | None,
     ready: Ready | None,
     text: Text | None,
+    look: Look | None,
 ) -> LoadedWeights:
     packed = packed_at(path)
     if packed is not None:
@@ -144,7 +159,7 @@ def _opened(
         if admit is not None:
             admit(folder.spec, weights, folder.recipe(quantize))
             folder.check_tokenizer()
-        loaded = _through_cache(folder, quantize, progress, ready, text)
+        loaded = _through_cache(folder, quantize, progress, ready, text, look)
     finally:
         folder.checkpoint.close()
     loaded.info["quantize_auto"] = quantize == "auto"
@@ -287,6 +302,8 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
         )
     spec = spec_from_dict(packed.spec, str(packed.path))
     vision = vision_from_dict(packed.vision, str(packed.path))
+    where, matrices = str(packed.path), packed.planned.values()
+    tower_record = read_tower_record(packed.tower_record, vision, matrices, where)
     formats: dict[str, int] = {}
     for p in packed.planned.values():
         formats[p.format] = formats.get(p.format, 0) + p.nbytes
@@ -305,7 +322,10 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
         "notes": list(packed.notes),
         "calibration": packed.calibration,
         "kv": read_record(packed.kv, spec, str(packed.path)),
+        "tower": tower_record,
     }
+    if tower_record is not None:
+        info["notes"].append(f"vision tower: {describe_tower(tower_record)}")
     tensors, tower = packed.tensors(), packed.tower()
     return LoadedWeights(spec, tensors, packed.assets, info, packed, vision, tower)
 
@@ -318,9 +338,11 @@ def pack_folder(
     label: str,
     origin: str | None = None,
     text: Text | None = None,
+    look: Look | None = None,
     **more: Any,
 ) -> None:
     report = progress_function(progress)
+    tower = _measured_tower(folder, recipe, look, report)
     kv = None
     if text is not None and not folder.spec.bidirectional:
         chunks = functools.partial(text, folder.spec, folder.all_assets, str(folder.path))
@@ -340,8 +362,46 @@ def pack_folder(
         source=origin,
         kv=kv,
         vision=None if folder.vision is None else spec_to_file(folder.vision),
+        tower=record_of(tower),
+        stored=_stored(folder, tower),
         **more,
     )
+
+
+def _measured_tower(
+    folder: ModelFolder, recipe: str, look: Look | None, report: Callable[[int, int, str], None]
+) -> TowerChoice | None:
+    """What is chosen for a tower's layers; None where there is nothing to choose."""
+    if folder.vision is None or look is None:
+        return None
+    planned = {p.name: p for p in folder.plan(recipe)}
+    own = [p for p in planned.values() if p.name.startswith(PREFIX) and not p.vector]
+    if all(p.format in FLOATS for p in own):
+        return None
+    as_stored = {p.name: p for p in folder.plan("none")}
+    threads, quick = _core.count_cores()["usable"], recipe in pack.KEEPING
+
+    def read(name: str, exact: bool) -> Tensor:
+        p = (as_stored if exact else planned)[PREFIX + name]
+        part = folder.mapping.sources[p.name]
+        tensor = pack.pack_one(folder.checkpoint, part, p, threads, quick=quick)
+        folder.checkpoint.forget(part.name)
+        return tensor
+
+    return choose_stored(
+        folder.vision,
+        read,
+        look(folder.all_assets),
+        threads=threads,
+        report=lambda what: report(0, 1, what),
+    )
+
+
+def _stored(folder: ModelFolder, tower: TowerChoice | None) -> frozenset[str]:
+    """The matrices of the groups that stay as stored."""
+    own = (name for name in folder.shapes if name.startswith(PREFIX))
+    chosen = () if tower is None else tower.stored
+    return frozenset(name for name in own if group_of(name.removeprefix(PREFIX)) in chosen)
 
 
 def _with_outline(assets: dict[str, bytes]) -> dict[str, bytes]:
@@ -357,10 +417,12 @@ def _through_cache(
     progress: bool | ProgressFn | None,
     ready: Ready | None = None,
     text: Text | None = None,
+    look: Look | None = None,
 ) -> LoadedWeights:
     """Opens the folder's packed file in the cache; writes it first where it is not there."""
     recipe = folder.recipe(quantize)
-    key = cache.source_key(folder.path, folder.checkpoint, folder.assets, recipe, text is not None)
+    measured = text is not None, look is not None
+    key = cache.source_key(folder.path, folder.checkpoint, folder.assets, recipe, measured)
     target = cache.cached_path(key, folder.path, recipe)
     report = progress_function(progress)
 
@@ -385,10 +447,10 @@ def _through_cache(
             if loaded is None:
                 label = f"packing into {cache.packed_folder()}"
                 origin = str(folder.path.resolve())
-                pack_folder(folder, target, recipe, progress, label, origin, text)
+                pack_folder(folder, target, recipe, progress, label, origin, text, look)
     except OSError as error:
         if error.errno in _NOT_WRITABLE:
-            return _packed_for_now(folder, recipe, progress, error, text)
+            return _packed_for_now(folder, recipe, progress, error, text, look)
         if isinstance(error, WriteFailed):
             raise
         raise WriteFailed(
@@ -410,6 +472,7 @@ def _packed_for_now(
     progress: bool | ProgressFn | None,
     why: OSError,
     text: Text | None,
+    look: Look | None,
 ) -> LoadedWeights:
     """Packs into a file without a name, in the folder for temporary files or else in memory: it is
     gone when the model is closed."""
@@ -418,7 +481,7 @@ def _packed_for_now(
             with tempfile.TemporaryDirectory(prefix="musespark-", dir=parent) as made:
                 target = Path(made) / "packed.safetensors"
                 label = f"packing into {parent}, for now"
-                pack_folder(folder, target, recipe, progress, label, text=text)
+                pack_folder(folder, target, recipe, progress, label, text=text, look=look)
                 packed = open_packed(SafetensorsFile(target))
         except OSError:  # full, or not writable either
             continue

@@ -15,13 +15,14 @@ Recipes (``quantize``):
 
 Vectors (norms, biases) are always f32. Routers of experts and learned positions stay as stored with
 every recipe: they are small, and a router decides. A vision tower's matrices are q8 with every
-recipe but ``none``; what makes rows of pixels stays as stored.
+recipe but ``none``, except for layers that lose too much so (weights/tower_choice.py); what makes
+rows of pixels stays as stored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,7 @@ from musespark.weights.packed import Planned, write_packed
 from musespark.weights.packing_error import PackingError
 from musespark.weights.quantized.linear import Rows
 from musespark.weights.quantized.source import QuantizedEntry
+from musespark.weights.tower_pieces import Tensor, aligned
 
 RECIPES = ("q4", "q8", "none")
 QUANTIZE = ("auto", "none", "q8", "q4")
@@ -51,7 +53,7 @@ KEPT = {
     "Q5_1": "q6", "Q5_K": "q6", "Q6_K": "q8",
 }  # fmt: skip
 _KEPT_EXACTLY = ("Q4_0", "IQ4_NL", "MXFP4", "Q8_0")
-_KEEPING = ("gguf", "kept")
+KEEPING = ("gguf", "kept")
 _PIXELS = (f"{PREFIX}patch", f"{PREFIX}positions")
 _PIECE_BYTES = 16 << 20  # of source and of result held at a time, per piece
 
@@ -130,7 +132,7 @@ def matrix_format(quantize: str, name: str, stored: str, rows: int, cols: int) -
         return _STORED.get(stored, "f32")
     if name.startswith(PREFIX):
         return _STORED.get(stored, "f32") if name in _PIXELS else "q8"
-    if quantize in _KEEPING:
+    if quantize in KEEPING:
         # The few floats beside quantized matrices are what their maker held to be sensitive.
         return KEPT.get(stored, "q8")
     shared = name.endswith((".k", ".v")) and 2 * rows <= cols
@@ -140,10 +142,15 @@ def matrix_format(quantize: str, name: str, stored: str, rows: int, cols: int) -
 
 
 def plan(
-    checkpoint: TensorSource, shapes: dict[str, Shape], sources: dict[str, Part], quantize: str
+    checkpoint: TensorSource,
+    shapes: dict[str, Shape],
+    sources: dict[str, Part],
+    quantize: str,
+    stored: Container[str] = (),
 ) -> list[Planned]:
     """What to write: checks dtype and shape of every source tensor, without reading its data.
 
+    `stored`: matrices that stay as stored, whatever the recipe.
     The recipe ``kept`` reads scales and zero points, which decide what can hold them.
     """
     planned = []
@@ -164,7 +171,9 @@ def plan(
             planned.append(Planned(name, "f32", 1, shape[0], True))
         else:
             packed_as = matrix_format(quantize, name, entry.dtype, *shape)
-            if quantized and quantize == "kept":
+            if name in stored:
+                packed_as = matrix_format("none", name, entry.dtype, *shape)
+            elif quantized and quantize == "kept":
                 packed_as = part.of(checkpoint.array(part.name)).kept.form
             planned.append(Planned(name, packed_as, shape[0], shape[1], False))
     return planned
@@ -242,6 +251,23 @@ def _pack_rows(
         _core.pack(form, rows, dtype=dtype, out=out, threads=threads, quick=quick, **guide)
 
 
+def pack_one(
+    checkpoint: TensorSource, part: Part, p: Planned, threads: int, *, quick: bool
+) -> Tensor:
+    """One tensor as the core takes it, packed in memory as planned."""
+    entry, array = checkpoint.entry(part.name), part.of(checkpoint.array(part.name))
+    where = f"{checkpoint.file_of[part.name].path}: tensor {part.name!r:.120}"
+    if p.vector:
+        return "f32", 1, p.cols, _vector_bytes(array[:], _dtype(entry), where)[: p.cols]
+    out = aligned(p.nbytes)
+    pieces = _matrix_pieces(p, array, _dtype(entry), threads, quick, where, {})
+    at = 0
+    for _, piece in pieces:
+        out[at : at + piece.nbytes] = piece
+        at += piece.nbytes
+    return p.format, p.rows, p.cols, out
+
+
 def _kinds(
     checkpoint: TensorSource, sources: dict[str, Part], planned: list[Planned]
 ) -> dict[str, tuple[str, bool]]:
@@ -284,6 +310,7 @@ def pack_checkpoint(
     threads: int | None = None,
     guides: Guides | None = None,
     use: Callable[[Path], None] | None = None,
+    stored: Container[str] = (),
     **header: Any,
 ) -> None:
     """Packs every tensor of `checkpoint` into the packed file `destination`.
@@ -291,13 +318,14 @@ def pack_checkpoint(
     `shapes` are the canonical tensors, `sources` where they are stored; `quantize` is a resolved
     recipe. One piece of a tensor is in memory at a time, besides the map. Progress counts source
     bytes, under `label`. `threads` None uses every core. `guides` guide the rounding, and the file
-    says so. `use`: see :func:`write_aside`; `header`: of :func:`write_packed`.
+    says so. `stored`: as for :func:`plan`. `use`: see
+    :func:`write_aside`; `header`: of :func:`write_packed`.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
-    planned = plan(checkpoint, shapes, sources, quantize)
+    planned = plan(checkpoint, shapes, sources, quantize, stored)
     error = PackingError(planned, _kinds(checkpoint, sources, planned), workers)
     total = sum(stored_nbytes(checkpoint, shapes[name], part) for name, part in sources.items())
-    done, quick = 0, quantize in _KEEPING
+    done, quick = 0, quantize in KEEPING
 
     def payload(p: Planned) -> Iterator[np.ndarray]:
         nonlocal done

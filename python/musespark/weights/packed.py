@@ -13,7 +13,8 @@ Its tensors, in this order, each beginning at a multiple of 64 bytes in the file
 assets {name: {bytes, checksum}}, and of a file whose rounding was guided calibration
 {method, tokens, checksum} (weights/calibration.py), and of one whose formats of keys and values
 were measured kv (weights/kv_choice.py), and of a model that sees vision (the fields of
-csrc/model/vision_spec.h; the tower's tensors are called ``vision.`` + their canonical names).
+csrc/model/vision_spec.h; the tower's tensors are called ``vision.`` + their canonical names),
+and where its layers were measured tower (weights/tower_choice.py).
 Vectors have format f32 and rows 1. ``__metadata__["musespark_checksum"]`` covers this JSON and the
 safetensors table; ``["musespark_source"]``, of a file in the packing cache, is the path that it was
 made from. A checksum is XXH64 in 16 hexadecimal digits, of the XXH64 of each MiB: it finds
@@ -129,12 +130,14 @@ def write_packed(
     calibration: dict[str, Any] | None = None,
     kv: KvRecorder | None = None,
     vision: dict[str, Any] | None = None,
+    tower: dict[str, Any] | None = None,
 ) -> None:
     """Writes a packed file; `payload` yields a weight's bytes in pieces, in the order of `planned`.
 
     `source`: where it comes from, for whoever lists packed files; no part of the model. `notes` is
     asked before the first and after the last of them, and may be shorter then. `kv` is
-    asked when the file can be read; `vision` is the tower's spec, where there is one. Nothing but
+    asked when the file can be read; `vision` is the tower's spec, where there is one, and `tower`
+    what was measured of its layers. Nothing but
     the piece at hand is held in memory until then.
     Raises whatever writing raises; the caller discards the file then (see
     :func:`musespark.weights.files.write_aside`).
@@ -156,7 +159,7 @@ def write_packed(
             for name, data in assets.items()
         },
     }
-    further = {"calibration": calibration, "vision": vision}
+    further = {"calibration": calibration, "vision": vision, "tower": tower}
     head |= {name: value for name, value in further.items() if value is not None}
     table = _table(planned, assets)
     longest = head if kv is None else head | {"kv": kv.room}
@@ -266,6 +269,7 @@ class PackedFile:
         self.kv: Any = head.get("kv")  # as it was read
         self.spec: Any = head.get("spec")
         self.vision: Any = head.get("vision")
+        self.tower_record: Any = head.get("tower")
         self._sums: dict[str, str] = {}
         self.planned = self._check_tensors(self._object(head, "tensors"))
         self.assets = self._read_assets(self._object(head, "assets"))
