@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from musespark.errors import UnsupportedModel
 from musespark.vision.opening import processor_of
 from musespark.vision.pixels import Picture, open_pictures
+from musespark.vision.preprocess import Processor
 from musespark.weights import View
 
 _Pixels = NDArray[np.uint8]
@@ -100,11 +101,12 @@ def sample_views(assets: Mapping[str, bytes], more: Sequence[Picture] = ()) -> l
     first tile of each. None where this version has no processor for them."""
     try:
         processor = processor_of(assets)
+        return [_first_tile(processor, picture) for picture in [*sample_pictures(), *more]]
     except UnsupportedModel:  # who opens the model says so
         return []
-    views = []
-    for picture in [*sample_pictures(), *more]:
-        found = processor.process_picture(picture)
-        _, height, width = found.tiles[0].grid
-        views.append(View(found.patches[: height * width], height, width))
-    return views
+
+
+def _first_tile(processor: Processor, picture: Picture) -> View:
+    found = processor.process_picture(picture)
+    _, height, width = found.tiles[0].grid
+    return View(found.patches[: height * width], height, width)

@@ -14,7 +14,6 @@ from musespark.weights import pack
 from musespark.weights.calibration import Calibration, Guides, check_method
 from musespark.weights.kv_choice import report_of
 from musespark.weights.loading import (
-    Look,
     Ready,
     Source,
     Text,
@@ -30,6 +29,7 @@ from musespark.weights.progress import ProgressFn, progress_function
 from musespark.weights.quantized.source import QuantizedSource
 from musespark.weights.safetensors import SafetensorsFile
 from musespark.weights.tower_choice import tower_report
+from musespark.weights.tower_packing import Look
 
 # Called like Ready, gives what to calibrate with.
 Calibrate = Callable[[ModelSpec, dict[str, bytes], str], Calibration]

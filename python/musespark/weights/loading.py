@@ -6,14 +6,13 @@ import errno
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from musespark import _core
 from musespark.errors import (
     CorruptFile,
     HubUnavailable,
@@ -23,7 +22,7 @@ from musespark.errors import (
 )
 from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
 from musespark.families.vision import VisionSpec
-from musespark.families.vision.beside import PREFIX, packed_shapes, vision_from_dict
+from musespark.families.vision.beside import packed_shapes, vision_from_dict
 from musespark.untrusted import MAX_TOKENIZER_BYTES, no_tokenizer, read_small_file
 from musespark.vocab import OUTLINE, make_outline
 from musespark.weights import cache, hub, pack
@@ -37,15 +36,8 @@ from musespark.weights.packed import PackedFile, is_packed
 from musespark.weights.progress import ProgressFn, progress_function
 from musespark.weights.quantized.config import FILES as QUANTIZATION_FILES
 from musespark.weights.safetensors import SafetensorsFile
-from musespark.weights.tower_choice import (
-    FLOATS,
-    TowerChoice,
-    choose_stored,
-    describe_tower,
-    read_tower_record,
-    record_of,
-)
-from musespark.weights.tower_pieces import Tensor, View, group_of
+from musespark.weights.tower_choice import describe_tower, read_tower_record, record_of
+from musespark.weights.tower_packing import Look, measured_tower, stored_matrices
 
 Source = str | os.PathLike[str] | None
 # Called with the model, the bytes of its weights for each recipe, and the recipe to be used.
@@ -54,8 +46,6 @@ Admit = Callable[[ModelSpec, dict[str, int], str], None]
 Ready = Callable[[ModelSpec, dict[str, bytes], str], None]
 # Called likewise, gives chunks of tokens to measure formats of keys and values with.
 Text = Callable[[ModelSpec, dict[str, bytes], str], Sequence[np.ndarray]]
-# Called with the files beside the weights of a model that sees: what to measure its tower with.
-Look = Callable[[Mapping[str, bytes]], Sequence[View]]
 Refuse = Callable[[hub.Snapshot, hub.Wanted], None]
 EMBEDDED = "Spark Nano, inside the package"
 _AT_LEAST = "The weights are not here yet: their bytes are the least they can be"
@@ -342,7 +332,7 @@ def pack_folder(
     **more: Any,
 ) -> None:
     report = progress_function(progress)
-    tower = _measured_tower(folder, recipe, look, report)
+    tower = measured_tower(folder, recipe, look, report)
     kv = None
     if text is not None and not folder.spec.bidirectional:
         chunks = functools.partial(text, folder.spec, folder.all_assets, str(folder.path))
@@ -363,45 +353,9 @@ def pack_folder(
         kv=kv,
         vision=None if folder.vision is None else spec_to_file(folder.vision),
         tower=record_of(tower),
-        stored=_stored(folder, tower),
+        stored=stored_matrices(folder, tower),
         **more,
     )
-
-
-def _measured_tower(
-    folder: ModelFolder, recipe: str, look: Look | None, report: Callable[[int, int, str], None]
-) -> TowerChoice | None:
-    """What is chosen for a tower's layers; None where there is nothing to choose."""
-    if folder.vision is None or look is None:
-        return None
-    planned = {p.name: p for p in folder.plan(recipe)}
-    own = [p for p in planned.values() if p.name.startswith(PREFIX) and not p.vector]
-    if all(p.format in FLOATS for p in own):
-        return None
-    as_stored = {p.name: p for p in folder.plan("none")}
-    threads, quick = _core.count_cores()["usable"], recipe in pack.KEEPING
-
-    def read(name: str, exact: bool) -> Tensor:
-        p = (as_stored if exact else planned)[PREFIX + name]
-        part = folder.mapping.sources[p.name]
-        tensor = pack.pack_one(folder.checkpoint, part, p, threads, quick=quick)
-        folder.checkpoint.forget(part.name)
-        return tensor
-
-    return choose_stored(
-        folder.vision,
-        read,
-        look(folder.all_assets),
-        threads=threads,
-        report=lambda what: report(0, 1, what),
-    )
-
-
-def _stored(folder: ModelFolder, tower: TowerChoice | None) -> frozenset[str]:
-    """The matrices of the groups that stay as stored."""
-    own = (name for name in folder.shapes if name.startswith(PREFIX))
-    chosen = () if tower is None else tower.stored
-    return frozenset(name for name in own if group_of(name.removeprefix(PREFIX)) in chosen)
 
 
 def _with_outline(assets: dict[str, bytes]) -> dict[str, bytes]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families.vision import VisionSpec
 from musespark.families.vision.beside import PREFIX
 from musespark.families.vision.tensors import canonical_shapes
@@ -69,15 +69,21 @@ def choose_stored(
     threads: int,
     report: Callable[[str], None] = lambda what: None,
 ) -> TowerChoice | None:
-    """The choice for a tower by its run over `views`; None where the core cannot run it."""
-    if not views:
+    """The choice for a tower by its run over `views`; None where the core cannot run it, or the
+    views do not fit it."""
+    if not views or not all(_fits(spec, view) for view in views):
         return None
     try:
         pieces = Pieces(spec, read, threads, most=_patches_of(spec, len(views)))
-        run = _Run(spec, pieces, report)
-        return run.choose(pieces.embed(views))
-    except UnsupportedModel:  # who opens the model says so
+        x = pieces.embed(views)
+    except (UnsupportedModel, InvalidRequest):  # who opens the model, or an image, says so
         return None
+    return _Run(spec, pieces, report).choose(x)
+
+
+def _fits(spec: VisionSpec, view: View) -> bool:
+    whole = view.height % spec.merge == 0 and view.width % spec.merge == 0
+    return whole and view.patches.shape == (view.height * view.width, spec.patch_dim)
 
 
 def _patches_of(spec: VisionSpec, pictures: int) -> int:
@@ -150,7 +156,7 @@ class _Run:
         return -max(self._worst(_minus_cosine, found[g], exact[g]) for g in exact)
 
     def _worst(self, measure: Callable[..., np.ndarray], *rows: np.ndarray) -> float:
-        """Of the pictures' means over rows the largest, in four digits: that is what is compared,
+        """Of the pictures' means over rows the largest, in six digits: that is what is compared,
         so that the last bits of a sum decide nothing."""
         with np.errstate(all="ignore"):
             frames = self.pieces.frames(measure(*(one.astype(np.float64) for one in rows)))

@@ -2,9 +2,9 @@
 
 The core runs whole towers. One layer between an identity for its patches and an identity for its
 head is such a tower, and gives that layer's bits: a product with 1 and a sum of zeros are exact
-(but where patches come in blocks: attention adds up keys in the order of rows). So a layer can be
-run on what the layer before gave, in whatever format, and no more than one layer is in memory.
-Everything between pieces is in raster order, and a class token is the first row of its
+(but where patches come in blocks or windows: attention adds up keys in the order of rows). So a
+layer can be run on what the layer before gave, in whatever format, and no more than one layer is in
+memory. Everything between pieces is in raster order, and a class token is the first row of its
 frame (which is then a frame of one row of patches: attention over all rows has no geometry).
 """
 
