@@ -72,6 +72,15 @@ TOWERS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# What the checkpoints' preprocessor_config.json says beside the classes' defaults.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "smolvlm": {"max_image_size": {"longest_edge": 512}, "size": {"longest_edge": 2048}},
+    "llava": {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}},
+    "gemma3": {"size": {"height": 896, "width": 896}},
+    "qwen2_5_vl": {},
+    "qwen3_vl": {"patch_size": 16},
+}
+
 
 class Weights:
     """Random tensors of a tower, drawn again each time they are asked for."""
@@ -118,8 +127,9 @@ def main() -> None:
     for name in options.towers:
         config = TOWERS[name] | {"text_config": {"hidden_size": WIDTH}}
         spec = vision_spec(config, WIDTH)
+        settings = json.dumps(SETTINGS[name]).encode()
         views = sample_views(
-            {"config.json": json.dumps(config).encode(), "preprocessor_config.json": b"{}"}
+            {"config.json": json.dumps(config).encode(), "preprocessor_config.json": settings}
         )
         weights = Weights(spec, options.threads, options.loud)
         started = time.perf_counter()

@@ -109,4 +109,5 @@ def sample_views(assets: Mapping[str, bytes], more: Sequence[Picture] = ()) -> l
 def _first_tile(processor: Processor, picture: Picture) -> View:
     found = processor.process_picture(picture)
     _, height, width = found.tiles[0].grid
-    return View(found.patches[: height * width], height, width)
+    # A copy: the other tiles go with the picture.
+    return View(found.patches[: height * width].copy(), height, width)

@@ -314,7 +314,7 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
         "kv": read_record(packed.kv, spec, str(packed.path)),
         "tower": tower_record,
     }
-    if tower_record is not None:
+    if tower_record is not None or any(p.format == "q8" for p in packed.of_tower()):
         info["notes"].append(f"vision tower: {describe_tower(tower_record)}")
     tensors, tower = packed.tensors(), packed.tower()
     return LoadedWeights(spec, tensors, packed.assets, info, packed, vision, tower)

@@ -420,6 +420,10 @@ class PackedFile:
         own = (name for name in self.planned if name.startswith(PREFIX))
         return {name.removeprefix(PREFIX): self._view(name) for name in own}
 
+    def of_tower(self) -> list[Planned]:
+        """How the tower's tensors are stored."""
+        return [p for p in self.planned.values() if p.name.startswith(PREFIX)]
+
     def _view(self, name: str) -> tuple[str, int, int, np.ndarray]:
         p, view = self.planned[name], self.file.array(name)
         return p.format, p.rows, p.cols, view[: p.cols] if p.vector else view

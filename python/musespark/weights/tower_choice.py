@@ -34,7 +34,7 @@ from musespark.weights.tower_pieces import Pieces, Read, View, group_of, groups_
 
 THRESHOLD = 0.1
 COSINE = 0.999
-WORK = 600_000_000_000  # multiply-adds of one pass
+WORK = 400_000_000_000  # multiply-adds of one pass
 LEAST, MOST = 64, 256  # patches of a picture
 FLOATS = ("f32", "bf16")
 _WORST = 1e9  # what stands for an error that is not finite
@@ -230,8 +230,10 @@ _KINDS: Mapping[str, type] = {
 }  # fmt: skip
 
 
-def describe_tower(chosen: TowerChoice) -> str:
+def describe_tower(chosen: TowerChoice | None) -> str:
     """For people: which layers stay as stored, and what it costs."""
+    if chosen is None:
+        return "in 8 bits; nothing was measured when this was packed"
     worst = max(chosen.errors, key=lambda group: chosen.errors[group])
     kept = [f"{group} ({100 * chosen.errors[group]:.2g}%)" for group in chosen.stored]
     what = f"{', '.join(kept)} of {len(chosen.errors)} stay as stored" if kept else "all in 8 bits"
