@@ -19,7 +19,7 @@ from musespark.vision.samples import sample_pictures
 from musespark.vision.tower import VisionTower, pack_tower
 from musespark.weights import View, open_model, packed, tower_choice
 from musespark.weights.tower_choice import TowerChoice, choose_stored
-from musespark.weights.tower_pieces import Pieces, group_of, groups_of
+from musespark.weights.tower_pieces import Pieces, aligned, group_of, groups_of
 from support.compare import assert_same_bits, assert_within
 from support.sight_folder import CASES as SIGHTS
 from support.sight_folder import sight_folder
@@ -255,6 +255,9 @@ def test_a_packed_file_records_it(loud_folder: Path, tmp_path: Path, monkeypatch
 
     assert main(["inspect", str(tmp_path / "p.safetensors")]) == 0
     assert said["says"] in capsys.readouterr().out
+    again = str(tmp_path / "cli.safetensors")
+    assert main(["convert", str(loud_folder), again, "--quantize", "q8"]) == 0
+    assert "vision tower: " in capsys.readouterr().out
     with musespark.load(tmp_path / "p.safetensors", threads=1) as model:
         assert f"vision tower: {said['says']}" in model.info.notes
 
@@ -359,3 +362,23 @@ def test_a_file_without_a_record_says_nothing(small: Path, tmp_path: Path) -> No
     with closing(open_model(made)) as loaded:
         assert loaded.info["tower"] is None
         assert any("nothing was measured" in note for note in loaded.info["notes"])
+
+
+def test_of_bf16_weights_bf16_stays() -> None:
+    """And is as near as f32: what 8 bits lose is the activations."""
+    name = "idefics3"
+    tensors = both(name, loud(name, 1))
+    exact: dict[str, Any] = {}
+    for key, (form, rows, cols, data) in tensors[True].items():
+        exact[key] = form, rows, cols, data
+        if rows > 1 and key not in ("patch", "positions"):
+            plain = _core.unpack(form, data, rows, cols)
+            out = aligned(_core.packed_nbytes("bf16", rows, cols))
+            _core.pack("bf16", plain, out=out, dtype="f32")
+            exact[key] = "bf16", rows, cols, out
+    halves = {True: exact, False: tensors[False]}
+    chosen = chosen_of(name, halves)
+    assert chosen.stored == ("layers.1",)
+    whole = rows_of(name, halves, chosen.errors)
+    assert worst_cosine(name, rows_of(name, halves, chosen.stored), whole) >= 0.999
+    assert worst_cosine(name, rows_of(name, halves, ()), whole) < 0.999

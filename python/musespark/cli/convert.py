@@ -34,4 +34,6 @@ def run(args: argparse.Namespace) -> int:
     common.show(f"{args.destination}: {info['family']}, {info['quantize']}, {size}, {formats}")
     if info["kv"] is not None:
         common.show(f"kv auto: {info['kv']['says']}")
+    if info["tower"] is not None:
+        common.show(f"vision tower: {info['tower']['says']}")
     return 0
