@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from musespark.errors import UnsupportedModel
+import numpy as np
+
+from musespark.errors import InvalidRequest, UnsupportedModel
+from musespark.images import image_of
+from musespark.vision.embedding import ImageEmbedding
 
 if TYPE_CHECKING:
     from musespark.model import Model
@@ -29,6 +34,10 @@ def look(
     requests = model._requests
     if requests.eyes is None:
         raise UnsupportedModel(f"images: {requests.blind}")
+    if not isinstance(calls, int) or isinstance(calls, bool) or calls < 0:
+        raise InvalidRequest(f"calls: {calls!r:.60}, must be 0 or more")
+    if "stream" in options:
+        raise InvalidRequest("stream: look gives its result whole; chat streams")
     processor = requests.eyes.processor
     own = processor.convention if processor.convention != "none" else _TOLD
     loop = VisualLoop(
@@ -40,4 +49,25 @@ def look(
         tokenizer=model.tokenizer,
         model=model.info.source,
     )
-    return loop.run(question, images, **options)
+    try:
+        return loop.run(question, _each(images), **options)
+    except InvalidRequest as error:
+        if calls and str(error).startswith("tools:"):
+            raise InvalidRequest(f"{error} With calls=0 (--calls 0) it looks without.") from None
+        raise
+
+
+def _each(images: Any) -> list[Any]:
+    """The images of a list, or one alone, as image parts of messages have them."""
+    one = isinstance(images, (str, bytes, bytearray, os.PathLike)) or not isinstance(
+        images, (Sequence, np.ndarray)
+    )
+    if isinstance(images, np.ndarray):
+        one = images.ndim < 4
+    every = [images] if one else list(images)
+    if images is None or not every:
+        raise InvalidRequest(f"images: got {images!r:.60}, allowed is an image or a list of them")
+    for i, image in enumerate(every):
+        if isinstance(image, ImageEmbedding):
+            raise InvalidRequest(f"images[{i}]: an embedding has no pixels to look at")
+    return [image_of({"image": image}, f"images[{i}]") for i, image in enumerate(every)]

@@ -146,7 +146,15 @@ class Requests:
         more["constraint"] = constraint
         request = self._request(np.asarray(ids, np.int32), options, **more)
         policy = thoughts and thoughts["cache"]
-        trace = tracer(self.eyes, images.pictures, messages, self.tokenizer, self._info.source)
+        continued = chat.get("continue_final_message", False)
+        trace = tracer(
+            self.eyes,
+            images.pictures,
+            messages,
+            self.tokenizer,
+            self._info.source,
+            continued=continued,
+        )
         json = grammar is not None and grammar.is_json
         return request, ChatCollector(
             parser, options, self._info.kv, policy, images.use, trace, json=json
@@ -161,6 +169,8 @@ class Requests:
                 raise InvalidRequest(f"{name}: allowed here are tools and adapter")
         if not isinstance(answer, str) or not answer:
             raise InvalidRequest(f"answer: got {answer!r:.60}, allowed is a text that is not empty")
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
         messages, sources = without_images(messages)
         images, tools = PromptImages(self.eyes, sources, self.blind), given.get("tools")
 

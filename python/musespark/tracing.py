@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from musespark.text.given import IMAGE_PARTS, VIDEO_PART
@@ -21,9 +22,12 @@ def tracer(
     messages: Any,
     tokenizer: Tokenizer,
     model: str,
+    *,
+    continued: bool = False,
 ) -> Callable[[ChatResult], VisualTrace | None]:
     """What makes the trace of an answer to ``messages``, whose image parts are ``pictures``. A
-    video is no image of a trace: it is left out, which a warning says."""
+    video is no image of a trace: it is left out, which a warning says. ``continued``: the last
+    message is the beginning of the answer."""
     if eyes is None or not pictures:
         return lambda result: None
 
@@ -43,8 +47,12 @@ def tracer(
                 f"{videos} of the conversation's videos left out: a trace has images alone, and "
                 "what is asked again is asked without them"
             )
-        builder.turn(result)
-        return builder.finish([*_named(messages, album), result.message])
+        turns, answer = list(messages), result
+        if continued:
+            begun = turns.pop().get("content") or ""
+            answer = replace(result, content=f"{begun}{result.content}")
+        builder.turn(answer)
+        return builder.finish([*_named(turns, album), answer.message])
 
     return trace
 

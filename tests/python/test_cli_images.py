@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 import musespark
 from musespark.cli import main
+from musespark.errors import InvalidRequest
 from musespark.vision.trace import VisualTrace
 from support.sight_folder import sight_folder
 
@@ -60,12 +61,15 @@ def test_a_trace_is_printed_and_written(folder, images, tmp_path, capsys) -> Non
     out = capsys.readouterr().out
     assert out.startswith("Where?\n") and "conclude" in out
     assert "engine attention of" in out
+    assert trace(folder, images[0], "Where?", "--masks") == 0
+    assert "cited no place" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("{0}.gone", "?"), "No such file"),
+        (("{0}.gone", "?"), "image: there is no file"),
+        (("{0}", "?", "--png", "/tmp"), "--png: /tmp is a folder"),
         ((__file__, "?"), "not a PNG, JPEG"),
         (("{0}", "?", "--html", "/nowhere/at/all.html"), "--html: there is no folder"),
         (("{0}", "?", "--convention", "nobody"), "convention: 'nobody'"),
@@ -76,6 +80,26 @@ def test_what_cannot_be_traced(folder, images, capsys, arguments, told) -> None:
     given = [a.format(images[0]) for a in arguments]
     assert run("trace", *given, "-m", folder, "-n", 4, *FAST) == 1
     assert told in capsys.readouterr().err
+
+
+def test_an_answer_stays_where_measuring_fails(
+    folder, images, tmp_path, capsys, monkeypatch
+) -> None:
+    def failing(trace, model):
+        raise InvalidRequest("look_at: none")
+
+    monkeypatch.setattr(VisualTrace, "heat", failing)
+    page = tmp_path / "page.html"
+    assert trace(folder, images[0], "Where?", "--heat", "--html", page) == 1
+    told = capsys.readouterr()
+    assert "conclude" in told.out and "look_at: none" in told.err
+    assert page.exists()
+
+
+def test_what_cannot_be_is_said_before_a_model_is_loaded(capsys) -> None:
+    for wrong in (("--image", "gone.png"), ("--session", "/nowhere/at/all")):
+        assert run("chat", "?", *wrong, "-m", "/no/model") == 1
+        assert "there is no f" in capsys.readouterr().err
 
 
 def test_a_model_without_eyes(images, capsys) -> None:

@@ -359,3 +359,24 @@ def test_the_folder_keeps_to_its_limit(tmp_path) -> None:
     tight = EmbeddingFolder(tmp_path / "other", size - 1, 1)
     tight.write(embedding())
     assert not tight.file(outline().key).exists()
+
+
+def test_an_embedding_of_another_model_is_refused(model) -> None:
+    embedding = model.encode_image(e.picture(1))
+    assert ask(model, user("x", {"type": "image", "image": embedding})).images.count == 1
+    other = dataclasses.replace(embedding.outline, model="another")
+    foreign = ImageEmbedding(other, embedding.array)
+    with pytest.raises(InvalidRequest, match=r"of another model .*: made by another, this is test"):
+        ask(model, user("x", {"type": "image", "image": foreign}))
+
+
+@pytest.mark.parametrize("name", ["images", "image", "image_url", "video", "audio"])
+def test_images_beside_the_content_are_refused(model, name: str) -> None:
+    """As other engines take them: answered about unseen, before."""
+    beside = {"role": "user", "content": "what is it?", name: ["a.png"]}
+    with pytest.raises(InvalidRequest, match=rf"messages\[0\].{name}: nothing reads it"):
+        ask(model, beside)
+    text = {"type": "text", "text": "what is it?", name: "a.png"}
+    with pytest.raises(InvalidRequest, match=rf"messages\[0\].content\[0\].{name}: nothing reads"):
+        ask(model, {"role": "user", "content": [text]})
+    assert ask(model, {"role": "user", "content": "x", name: None}).images is None

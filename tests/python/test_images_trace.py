@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pickle
 from dataclasses import replace
@@ -17,6 +18,7 @@ from musespark.vision.conventions import convention_named
 from musespark.vision.embedding import ImageOutline
 from musespark.vision.geometry import Transform
 from musespark.vision.regions import find_regions
+from musespark.vision.render.png import encode
 from musespark.vision.trace import VisualTrace
 from musespark.vision.trace.build import TraceBuilder
 from musespark.vision.trace.heat import NEUTRAL
@@ -38,6 +40,15 @@ def test_a_result_about_images_has_a_trace(model) -> None:  # noqa: F811
     assert json.loads(json.dumps(result.to_dict()))["trace"]["answer"] == result.content
     assert pickle.loads(pickle.dumps(result)).trace == trace
     assert "trace" not in repr(result)
+
+
+def test_an_answer_whose_beginning_was_given(model) -> None:  # noqa: F811
+    talk = [user(part(1), "where?"), {"role": "assistant", "content": f"Here: {BOX} and"}]
+    result = ask(model, *talk, continue_final_message=True)
+    trace = result.trace
+    assert [m["role"] for m in trace.messages] == ["user", "assistant"]
+    assert trace.answer == f"Here: {BOX} and{result.content}"
+    assert [r.label for step in trace.steps for r in step.regions] == ["thing"]
 
 
 def test_there_is_none_without_pixels(model) -> None:  # noqa: F811
@@ -169,6 +180,30 @@ def test_a_model_looks(model) -> None:  # noqa: F811
     assert looked.trace.question == "what is it?"
     assert looked.trace.answer == looked.content
     assert looked.trace.convention == "qwen2.5-vl"
+    image = np.zeros((8, 8, 3), np.uint8)
+    data = "data:image/png;base64," + base64.b64encode(encode(image)).decode()
+    for one in (image, e.picture(1), encode(image), data, [image], image[None], (data,)):
+        seen = model.look("what is it?", one, calls=0, max_new_tokens=1)
+        assert len(seen.trace.images) == 1
+    embedding = model.encode_image(e.picture(1))
+    for wrong, told in (
+        (None, "images: got None"),
+        ([], r"images: got \[\]"),
+        ("https://a.b/c.png", "nothing remote is fetched"),
+        (embedding, "an embedding has no pixels"),
+    ):
+        with pytest.raises(InvalidRequest, match=told):
+            model.look("?", wrong)
+    for options, told in (
+        ({"calls": "1"}, "calls: '1'"),
+        ({"calls": None}, "calls: None"),
+        ({"stream": True}, "stream: look gives its result whole"),
+    ):
+        with pytest.raises(InvalidRequest, match=told):
+            model.look("?", image, **options)
+    model.template = e.TEMPLATE
+    with pytest.raises(InvalidRequest, match=r"tools: .*With calls=0"):
+        model.look("?", image)
     with pytest.raises(InvalidRequest, match="convention: 'nobody'"):
         model.look("?", [np.zeros((8, 8, 3), np.uint8)], convention="nobody")
 

@@ -368,3 +368,16 @@ def test_without_pillow_arrays_still_work(monkeypatch: pytest.MonkeyPatch) -> No
         open_picture(data)
     with pytest.raises(CorruptFile, match="not a PNG"):
         open_picture(b"something else")
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pil_images_of_numbers_without_a_range(mode: str) -> None:
+    """They became black."""
+    Image = pytest.importorskip("PIL.Image")
+    with pytest.raises(InvalidRequest, match=f"mode {mode}: nobody says"):
+        open_picture(Image.new(mode, (4, 4), 1))
+
+
+def test_one_image_is_no_list_of_them() -> None:
+    with pytest.raises(InvalidRequest, match="images: got str"):
+        open_pictures("photo.jpg")

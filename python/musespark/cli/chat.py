@@ -182,8 +182,7 @@ class Repl:
         elif name == "reset":
             self.session = self.model.session(system=self.session.system, **self.cache)
         elif name == "image":
-            if not Path(rest).is_file():
-                raise InvalidRequest(f"image: there is no file {rest!r:.200}")
+            common.check_files([rest], "/image")
             self.images.append(rest)
         elif name == "stats":
             print("no answer yet" if self.last is None else stats(self.last))
@@ -257,6 +256,8 @@ def _answer(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    common.check_files(args.image, "--image")
+    common.check_target(args.session, "--session")
     if args.question is not None:
         return _answer(args)
     if args.json:

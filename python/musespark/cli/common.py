@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -138,6 +138,23 @@ def text_given(text: str, where: str) -> str:
             byte = ord(char) - 0xDC00
             raise InvalidRequest(f"{where}: not UTF-8 (byte 0x{byte:02x} at character {index})")
     return text
+
+
+def check_files(paths: Sequence[str], what: str) -> None:
+    """InvalidRequest for a path where there is no file, before a model is loaded for it."""
+    for path in paths:
+        if not Path(path).is_file():
+            raise InvalidRequest(f"{what}: there is no file {path!r:.200}")
+
+
+def check_target(path: str | None, what: str) -> None:
+    """InvalidRequest where no file can be written, before anything is computed for it."""
+    if path is None:
+        return
+    if not Path(path).parent.is_dir():
+        raise InvalidRequest(f"{what}: there is no folder {Path(path).parent}")
+    if Path(path).is_dir():
+        raise InvalidRequest(f"{what}: {path} is a folder")
 
 
 def standard_input(read: Callable[[], str], where: str) -> str:

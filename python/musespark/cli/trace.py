@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from musespark.cli import common
-from musespark.errors import InvalidRequest
+from musespark.errors import Error
 from musespark.options import EFFORTS, MODES
 
 
@@ -35,10 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     question = common.text_given(args.question, "question")
+    common.check_files(args.images, "image")
     for name in ("html", "png"):
-        path = getattr(args, name)
-        if path is not None and not Path(path).parent.is_dir():
-            raise InvalidRequest(f"--{name}: there is no folder {Path(path).parent}")
+        common.check_target(getattr(args, name), f"--{name}")
     options = {"mode": args.mode, "reasoning_effort": args.effort, **common.sampling_options(args)}
     with common.load_model(args, "chat") as model:
         looked = model.look(
@@ -49,8 +47,12 @@ def run(args: argparse.Namespace) -> int:
             logprobs=1,
             **options,
         )
-        trace = looked.trace.verify(model, ask=True) if args.masks else looked.trace
-        trace = trace.heat(model) if args.heat else trace
+        trace, failed = looked.trace, None
+        try:
+            trace = trace.heat(model) if args.heat else trace
+            trace = trace.verify(model, ask=True) if args.masks else trace
+        except Error as error:  # the answer is there, and stays
+            failed = error
     if args.html is not None:
         trace.to_html(args.html)
     if args.png is not None:
@@ -59,4 +61,8 @@ def run(args: argparse.Namespace) -> int:
         print(trace.to_json())
     else:
         common.show(trace)
+    if failed is not None:
+        raise failed
+    if args.masks and not any(step.checks for step in trace.steps):
+        common.note("--masks: the model cited no place in an image")
     return 0

@@ -16,6 +16,7 @@ from musespark.errors import InvalidRequest, UnsupportedModel
 IMAGE_PARTS = ("image", "image_url", "input_image")
 VIDEO_PART = "video"
 _MEDIA = (*IMAGE_PARTS, VIDEO_PART, "audio", "input_audio")
+_BESIDE = ("images", *IMAGE_PARTS, "videos", "video", "audio", "input_audio")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 MAX_DEPTH = 64  # of values, in what callers give and in what models write
 _TOOL_SHAPE = (
@@ -94,6 +95,7 @@ def _message(given: Any, where: str, kinds: _Kinds) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str):
         raise _wrong(f"{where}.role", role, "a str: user, assistant, system or tool")
+    _refuse_media(message, where, _BESIDE)
     calls = message.get("tool_calls")
     if calls is not None:
         calls = _list(calls, f"{where}.tool_calls", "a list of tool calls")
@@ -107,6 +109,16 @@ def _message(given: Any, where: str, kinds: _Kinds) -> dict[str, Any]:
     may_lack = role == "assistant" and (calls or thought)
     _check_content(message.get("content"), f"{where}.content", role, bool(may_lack), kinds)
     return message
+
+
+def _refuse_media(given: Mapping[str, Any], where: str, names: tuple[str, ...]) -> None:
+    """No template reads these; a model would answer about what it has not seen."""
+    for name in names:
+        if given.get(name) not in (None, [], ()):
+            raise InvalidRequest(
+                f"{where}.{name}: nothing reads it here; an image is a part of content, "
+                '{"type": "image", "image": ...}'
+            )
 
 
 def _check_content(content: Any, where: str, role: str, may_lack: bool, kinds: _Kinds) -> None:
@@ -129,6 +141,7 @@ def _check_content(content: Any, where: str, role: str, may_lack: bool, kinds: _
         if kind == "text" and not isinstance(part.get("text"), str):
             raise _wrong(f"{where}[{index}].text", part.get("text"), "a str")
         if kind == "text":
+            _refuse_media(part, f"{where}[{index}]", _BESIDE)
             _check_text(part["text"], f"{where}[{index}].text")
 
 

@@ -24,6 +24,7 @@ class ImageOutline:
     width, counted from the image's first, for models that have such (None: one after the other);
     what comes behind the image goes on ``advance`` positions after its first. ``transform``: from
     the processed image's pixels to the original's, of the whole image or of each tile.
+    ``model``: what names the model; empty where nobody says.
     """
 
     key: bytes
@@ -32,6 +33,7 @@ class ImageOutline:
     places: NDArray[np.int32] | None = field(default=None, repr=False)
     advance: int | None = None
     transform: Any = None
+    model: str = field(default="", repr=False)
 
     @property
     def runs(self) -> list[int]:

@@ -128,6 +128,12 @@ class Eyes:
                 raise InvalidRequest(
                     f"an image's embedding of another model: {name}: got {one}, needed is {ours}"
                 )
+        made_by = embedding.outline.model
+        if made_by and made_by != self._identity:
+            raise InvalidRequest(
+                "an image's embedding of another model (or of its other quantization): made by "
+                f"{made_by:.16}, this is {self._identity:.16}"
+            )
 
     def _outline_of(self, processed: Any) -> ImageOutline:
         written = sum(count for _, count, image in processed.pieces if image)
@@ -152,7 +158,7 @@ class Eyes:
         pieces = tuple((text, count, image) for text, count, image in processed.pieces)
         transforms = tuple(tile.transform for tile in tiles)
         transform = transforms[0] if len(transforms) == 1 else transforms
-        return ImageOutline(key, pieces, grids, places, advance, transform)
+        return ImageOutline(key, pieces, grids, places, advance, transform, self._identity)
 
     def embed(self, picture: Any, outline: ImageOutline) -> tuple[ImageEmbedding, str]:
         """The embedding, and where it comes from: ``memory``, ``disk`` or ``tower``."""

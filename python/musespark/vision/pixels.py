@@ -105,6 +105,8 @@ def open_each(sources: Sequence[Any], limits: Limits | None = None) -> Iterator[
     """The same one after the other, for a caller that keeps less of each than its pixels; the
     count is checked at once."""
     limits = limits or Limits()
+    if isinstance(sources, (str, bytes)):
+        raise InvalidRequest(f"images: got {type(sources).__name__}, allowed is a list of images")
     if len(sources) > limits.count:
         raise InvalidRequest(f"{len(sources)} images, at most {limits.count} are taken together")
     return (open_picture(source, limits=limits) for source in sources)
@@ -254,6 +256,11 @@ def _damaged(where: str, format: str, error: Exception) -> CorruptFile:
 def _from_pil(image: PilImage, format: str, limits: Limits, where: str) -> Picture:
     """The first frame; whatever Pillow raises while it decodes means a damaged file."""
     mode = image.mode
+    if format == "PIL" and mode in ("F", "I"):
+        raise InvalidRequest(
+            f"{where}: a PIL image of mode {mode}: nobody says what its numbers range over; "
+            "convert it to RGB or L first"
+        )
     try:
         frames = int(getattr(image, "n_frames", 1))
         if frames > 1:
