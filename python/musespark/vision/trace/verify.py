@@ -59,7 +59,8 @@ def verify(
     less of what ``draws`` regions of equal area elsewhere (chosen with ``seed``) leave on average.
     ``score`` is a model, or what stands for one. ``ask``: with it (True: the model answers, greedy)
     it is also noted whether the answer itself changes. At most ``limit`` regions
-    are checked, the first ones; a warning says so. Each costs 1 + ``draws`` calls of ``score``.
+    are checked, the first ones; a warning says so. Each costs 1 + ``draws`` calls of ``score``. A
+    model scores the answer as the next turn with no thought before it, also where it thought.
 
     Raises InvalidRequest where the pixels are not attached, or there is no conversation.
     """
