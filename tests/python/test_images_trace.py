@@ -116,6 +116,9 @@ def test_what_verifies_is_a_model_or_a_function(model) -> None:  # noqa: F811
     for wrong in (None, "model"):
         with pytest.raises(InvalidRequest, match=r"score: .* must be a model or callable"):
             trace.verify(wrong)
+    for wrong in ({"draws": 1.5}, {"limit": -1}, {"draws": 0}):
+        with pytest.raises(InvalidRequest, match=rf"{next(iter(wrong))}: .* must be 1 or more"):
+            trace.verify(model, **wrong)
     with pytest.raises(InvalidRequest, match="ask: 3, must be callable, or True"):
         trace.verify(model, ask=3)
 
@@ -172,6 +175,10 @@ def test_a_trace_has_heat_maps(model) -> None:  # noqa: F811
         trace.heat(model, layers=[3])
     with pytest.raises(InvalidRequest, match="pixels: not there"):
         VisualTrace.from_json(trace.to_json()).heat(model)
+    with pytest.raises(InvalidRequest, match="layers: got 0, allowed is a list"):
+        trace.heat(model, layers=0)
+    with pytest.raises(InvalidRequest, match="model: got NoneType"):
+        trace.heat(None)
 
 
 def test_a_model_looks(model) -> None:  # noqa: F811

@@ -381,3 +381,15 @@ def test_pil_images_of_numbers_without_a_range(mode: str) -> None:
 def test_one_image_is_no_list_of_them() -> None:
     with pytest.raises(InvalidRequest, match="images: got str"):
         open_pictures("photo.jpg")
+
+
+@pytest.mark.parametrize("box", [None, (1, 2, 3), (0, 0, float("nan"), 4), "abcd", (0, 0, 1.5, 2)])
+def test_a_crop_takes_four_whole_numbers(box) -> None:
+    picture = open_picture(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(InvalidRequest, match=r"crop: got .* 4 whole numbers"):
+        picture.crop(box)
+
+
+def test_limits_are_limits() -> None:
+    with pytest.raises(InvalidRequest, match="limits: got int"):
+        open_picture(np.zeros((8, 8, 3), np.uint8), limits=5)

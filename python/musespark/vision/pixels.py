@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -77,8 +78,13 @@ class Picture:
     def crop(self, box: Sequence[int]) -> Picture:
         """The part (left, top, right, bottom), in whole pixels of this picture, with its place in
         the original. Raises InvalidRequest for a box that is empty or not inside."""
-        left, top, right, bottom = (int(edge) for edge in box)
         height, width = self.size
+        try:
+            left, top, right, bottom = (operator.index(edge) for edge in box)
+        except (TypeError, ValueError):
+            raise InvalidRequest(
+                f"crop: got {box!r:.60}, allowed are 4 whole numbers: left, top, right, bottom"
+            ) from None
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise InvalidRequest(
                 f"crop: box must be (left, top, right, bottom), not empty, inside {width} x "
@@ -126,6 +132,8 @@ def open_picture(source: Any, *, limits: Limits | None = None) -> Picture:
     beyond the limits, with the number and the limit, or that is none of these.
     """
     limits = limits or Limits()
+    if not isinstance(limits, Limits):
+        raise InvalidRequest(f"limits: got {type(limits).__name__}, allowed is a Limits")
     if isinstance(source, Picture):
         return source
     if isinstance(source, (str, os.PathLike)):

@@ -40,6 +40,10 @@ def heat(
     InvalidRequest where pixels are not attached, there is no conversation or answer, or a layer is
     none of those that can be looked at.
     """
+    if not callable(getattr(model, "image_attention", None)):
+        raise InvalidRequest(f"model: got {type(model).__name__}, allowed is a model that sees")
+    if layers is not None and not isinstance(layers, Sequence):
+        raise InvalidRequest(f"layers: got {layers!r:.60}, allowed is a list of layers")
     missing = [image.id for image in trace.images if image.id not in trace.pictures]
     if missing:
         raise InvalidRequest(f"pixels: not there for {missing}; attach() them first")

@@ -71,8 +71,9 @@ def verify(
         raise InvalidRequest(f"score: {type(score).__name__}, must be a model or callable")
     if ask is not None and not callable(ask):
         raise InvalidRequest(f"ask: {ask!r:.60}, must be callable, or True with a model")
-    if draws < 1:
-        raise InvalidRequest(f"draws: {draws}, must be 1 or more")
+    for name, value in (("draws", draws), ("limit", limit)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidRequest(f"{name}: {value!r:.60}, must be 1 or more")
     missing = [image.id for image in trace.images if image.id not in trace.pictures]
     if missing:
         raise InvalidRequest(f"pixels: not there for {missing}; attach() them first")
