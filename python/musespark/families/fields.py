@@ -23,13 +23,13 @@ _ACTIVATIONS = {
 # the tokenizer and generation_config.json give), and the parts of a model that are not its text.
 _IDLE_KEYS = """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path
-    _sliding_window_pattern _vision_feature_layer
+    _pad_token_id _sliding_window_pattern _vision_feature_layer
     add_cross_attention architectures attn_implementation audio_config
     audio_token_id auto_map bad_words_ids boi_token_id boi_token_index bos_token_id
     cache_implementation chunk_size_feed_forward cross_attention_hidden_size
     decoder_start_token_id description dtype eoi_token_id eoi_token_index eos_token_id
     finetuning_task fsdp generation_config id2label image_token_id
-    image_token_index init_std initial_context_length initializer_range is_decoder
+    image_seq_length image_token_index init_std initial_context_length initializer_range is_decoder
     is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id length_penalty
     max_window_layers mm_tokens_per_image model_type multimodal_projector_bias num_labels
     out_hidden_size
@@ -39,7 +39,8 @@ _IDLE_KEYS = """
     return_dict_in_generate router_aux_loss_coef sep_token_id spatial_merge_size
     task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torch_dtype torchscript
     transformers.js_config transformers_version unk_token_id unsloth_fixed unsloth_version
-    use_bfloat16 use_cache video_token_id vision_config vision_feature_layer
+    use_bfloat16 use_cache video_token_id vision_config vision_end_token_id vision_feature_layer
+    vision_feature_select_strategy vision_start_token_id
     attention_dropout attn_dropout attn_pdrop classifier_dropout embd_dropout embd_pdrop
     embedding_dropout
     attention_probs_dropout_prob gradient_checkpointing hidden_dropout hidden_dropout_prob

@@ -27,6 +27,7 @@ def spec(config: Mapping[str, Any] | Fields) -> ModelSpec:
     c = outer.section("text_config")
     c.must_be("model_type", "llama", "llama")
     c.get("tie_word_embeddings")
+    outer.get("scale_factor")  # of the connector
     # transformers gives the text config this value where the whole section is missing.
     eps = 1e-6 if c.values else 1e-5
     return llama.text_spec(c, outer.flag("tie_word_embeddings", False), eps)
