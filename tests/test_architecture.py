@@ -273,6 +273,8 @@ RANKS = {
     "untrusted": 1,
     "results": 1,
     "schema": 1,
+    "calling": 1,
+    "parts": 1,
     "options": 1,
     "errors": 0,
 }

@@ -80,6 +80,7 @@ void register_sizes(py::module_& m) {
         py::arg("tokens"),
         "Bytes that a second sequence with the same first `tokens` tokens does not take.");
   m.attr("last_message") = kLastMessage;
+  m.attr("logged_queries") = QueryLog::kRows;
   m.def("kv_bytes_per_token", &kv_bytes_per_token, py::arg("spec"), py::kw_only(), py::arg("kv"),
         "Bytes that a token takes in all layers together once its page is full.");
   m.def("step_memory", &step_memory_of, py::arg("spec"), py::kw_only(), py::arg("rows"),

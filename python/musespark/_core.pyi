@@ -62,6 +62,7 @@ def kv_bytes(spec: Mapping[str, Any], *, kv: str, tokens: int, step: int) -> int
 def shared_kv_bytes(spec: Mapping[str, Any], *, kv: str, tokens: int) -> int: ...
 
 last_message: int
+logged_queries: int
 
 def step_memory(
     spec: Mapping[str, Any],

@@ -17,8 +17,8 @@ import numpy as np
 
 from musespark.errors import CorruptFile, InvalidRequest, MissingLibrary, UnsupportedModel
 from musespark.events import GivenRows
+from musespark.parts import VIDEO_PART, is_media, with_media
 from musespark.results import ImageUse
-from musespark.text.given import IMAGE_PARTS, VIDEO_PART
 from musespark.vision.embedding import ImageEmbedding, ImageOutline, row_ids
 from musespark.vision.pixels import Limits, open_named
 from musespark.vision.video import MOST_FRAMES, MOST_PIXELS, Video, checked_fps
@@ -122,10 +122,6 @@ def _data(url: str, where: str) -> bytes:
         raise InvalidRequest(f"{where}: not base64: {error}") from None
 
 
-def _is_seen(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") in (*IMAGE_PARTS, VIDEO_PART)
-
-
 def without_images(messages: Any) -> tuple[Any, list[Source]]:
     """The messages with bare ``{"type": "image"}`` and ``{"type": "video"}`` parts, and what the
     parts held, in order."""
@@ -137,10 +133,10 @@ def without_images(messages: Any) -> tuple[Any, list[Source]]:
         if callable(getattr(message, "model_dump", None)):  # pydantic
             message = message.model_dump()
         content = message.get("content") if isinstance(message, Mapping) else None
-        if isinstance(content, (list, tuple)) and any(map(_is_seen, content)):
+        if isinstance(content, (list, tuple)) and any(map(is_media, content)):
             parts = []
             for j, part in enumerate(content):
-                if _is_seen(part):
+                if is_media(part):
                     found.append(_source(part, f"messages[{i}].content[{j}]"))
                     part = {"type": "video" if isinstance(found[-1].image, Clip) else "image"}
                 parts.append(part)
@@ -374,22 +370,6 @@ class _Image:
 # ---- sessions -----------------------------------------------------------------------------------
 
 
-def _each_image(messages: Sequence[Mapping[str, Any]], change: Any) -> list[dict[str, Any]]:
-    """Copies of messages whose image and video parts are what `change` makes of a part and its
-    place."""
-    out = []
-    for i, message in enumerate(messages):
-        content = message.get("content")
-        if isinstance(content, (list, tuple)) and any(map(_is_seen, content)):
-            parts = [
-                change(part, f"messages[{i}].content[{j}]") if _is_seen(part) else part
-                for j, part in enumerate(content)
-            ]
-            message = {**message, "content": parts}
-        out.append(dict(message))
-    return out
-
-
 def pinned(
     eyes: Eyes | None, messages: Sequence[Mapping[str, Any]], blind: str
 ) -> list[dict[str, Any]]:
@@ -400,7 +380,7 @@ def pinned(
         kind = VIDEO_PART if isinstance(source.image, Clip) else "image"
         return {"type": kind, kind: _seen(eyes, source, blind)}
 
-    return _each_image(messages, pin)
+    return with_media(messages, pin)
 
 
 def savable(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -415,7 +395,7 @@ def savable(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         times = {"indices": list(seen.indices), "fps": seen.fps} if kind == VIDEO_PART else {}
         return {"type": kind, "size": list(seen.pixels.shape[:-1]), "pixels": packed} | times
 
-    return _each_image(messages, save)
+    return with_media(messages, save)
 
 
 def restored(messages: Sequence[Mapping[str, Any]], where: str) -> list[dict[str, Any]]:
@@ -427,7 +407,7 @@ def restored(messages: Sequence[Mapping[str, Any]], where: str) -> list[dict[str
             return {"type": VIDEO_PART, VIDEO_PART: _restored_video(part, place)}
         return {"type": "image", "image": opened(_restored_pixels(part, place, 2))}
 
-    return _each_image(messages, restore)
+    return with_media(messages, restore)
 
 
 def _restored_pixels(part: Mapping[str, Any], place: str, sides: int) -> np.ndarray:

@@ -12,13 +12,12 @@ from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedMo
 from musespark.events import Request
 from musespark.machine import available_memory
 from musespark.results import ImageAttention
+from musespark.sizes import LOGGED_QUERIES
 
 if TYPE_CHECKING:
     from musespark.engine import Engine
     from musespark.families.spec import ModelSpec
     from musespark.vision.embedding import ImageOutline
-
-_ROWS = 8  # the core keeps the queries of so many tokens
 
 
 def every_logit(engine: Engine, ids: np.ndarray, vocab: int, adapter: int | None) -> np.ndarray:
@@ -53,11 +52,11 @@ def image_attention(
     layers = [i for i, layer in enumerate(spec.layers) if layer.attention.window == 0]
     parts = []
     first, end = scored.logits_from, len(scored.tokens) - 1  # the rows that chose the answer
-    for at in range(first, end, _ROWS):
-        stop = min(at + _ROWS, end)
+    for at in range(first, end, LOGGED_QUERIES):
+        stop = min(at + LOGGED_QUERIES, end)
         given = {"logits": "attention", "logits_from": 0, "look_at": look_at}
         request = replace(scored, tokens=scored.tokens[:stop], **given)
-        rows = min(_ROWS, stop)
+        rows = min(LOGGED_QUERIES, stop)
         weights = engine.submit(request).result().logits
         parts.append(weights.reshape(len(layers), rows, -1)[:, rows - (stop - at) :])
     weights = np.concatenate(parts, axis=1)

@@ -12,6 +12,7 @@ PREFILL_CHUNK = 512  # prompt tokens of one step
 MAX_BATCH = 64  # sequences that run at once
 # Tokens at a prompt's end from any page of which another prompt can go on, through windows too.
 LAST_MESSAGE: int = _core.last_message
+LOGGED_QUERIES: int = _core.logged_queries  # last tokens whose attention can be asked for at once
 
 
 def kv_bytes(spec: Any, kv: str, tokens: int, step: int = PREFILL_CHUNK) -> int:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from musespark.calling import NO_CALLS_LEFT, Calling, no_such_tool
 from musespark.errors import InvalidRequest
 from musespark.results import ChatResult
 from musespark.schema import check_value
@@ -34,8 +35,6 @@ from musespark.schema import check_value
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 _ARGUMENT = re.compile(r"^\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 _SHOWN = 300  # characters of an error that a model is told
-NO_CALLS_LEFT = "error: no tool calls are left; answer now with what you know"
-_NO_CALL = "That was no valid tool call. Call a tool again, or answer."
 
 
 @dataclass(frozen=True)
@@ -176,48 +175,26 @@ def tools_by_name(tools: Tools) -> dict[str, Tool]:
     return found
 
 
-class _Run:
-    """One conversation under way."""
+class _Run(Calling):
+    """One conversation under way, its calls answered by functions."""
 
     def __init__(self, tools: Mapping[str, Tool], messages: list[Any], calls: int):
-        self._tools, self._left, self._last = tools, calls, False
-        self.messages, self.uses = messages, list[ToolUse]()
-        self.turns, self.complete = 0, True
+        super().__init__(messages, calls)
+        self._tools, self.uses = tools, list[ToolUse]()
 
-    def take(self, result: ChatResult) -> bool:
-        """Takes a turn in; whether the conversation goes on."""
-        self.turns += 1
-        self.messages.append(dict(result.message))
-        asked = bool(result.tool_calls or result.malformed_tool_calls)
-        if result.finish_reason in ("length", "cancelled", "deadline") or (asked and self._last):
-            self.complete = False
-            return False
-        if not asked:
-            return False
-        self._last = self._left <= 0  # the next turn is to be the answer
-        for call in result.tool_calls:
-            use = self._use(call)
-            self.uses.append(use)
-            told = {"role": "tool", "name": use.name, "tool_call_id": use.id}
-            self.messages.append({**told, "content": use.answer})
-        if not result.tool_calls:
-            self._left -= 1
-            self.messages.append({"role": "user", "content": _NO_CALL})
-        return True
+    def answer(self, index: int, call: Mapping[str, Any], *, allowed: bool) -> str:
+        use = self._use(call, allowed)
+        self.uses.append(use)
+        return use.answer
 
-    def _use(self, call: Mapping[str, Any]) -> ToolUse:
+    def _use(self, call: Mapping[str, Any], allowed: bool) -> ToolUse:
         name, arguments = call["function"]["name"], call["function"]["arguments"]
         seen = {"turn": self.turns - 1, "id": call.get("id", ""), "name": name}
         seen["arguments"] = arguments
-        if self._left <= 0:
-            return ToolUse(**seen, answer=NO_CALLS_LEFT, error=True)
-        self._left -= 1
         tool = self._tools.get(name)
-        if tool is None:
-            there = ", ".join(self._tools)
-            return ToolUse(
-                **seen, answer=f"error: no tool {name!r:.60}; there are {there}", error=True
-            )
+        if not allowed or tool is None:
+            why = no_such_tool(name, [*self._tools]) if allowed else NO_CALLS_LEFT
+            return ToolUse(**seen, answer=f"error: {why}", error=True)
         began = time.perf_counter()
         try:
             answer, wrong = _text(tool(arguments)), False

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from musespark.text.given import IMAGE_PARTS, VIDEO_PART
+from musespark.parts import VIDEO_PART, media_parts, with_media
 
 if TYPE_CHECKING:
     from musespark.results import ChatResult
@@ -42,7 +42,7 @@ def tracer(
             model=model,
             tokenizer=tokenizer,
         )
-        if videos := sum(map(_videos, messages)):
+        if videos := sum(one["type"] == VIDEO_PART for one in media_parts(messages)):
             builder.warnings.append(
                 f"{videos} of the conversation's videos left out: a trace has images alone, and "
                 "what is asked again is asked without them"
@@ -69,24 +69,11 @@ def _question(messages: Sequence[Mapping[str, Any]]) -> str:
     return ""
 
 
-def _videos(message: Mapping[str, Any]) -> int:
-    content = message.get("content")
-    parts = content if isinstance(content, (list, tuple)) else ()
-    return sum(part.get("type") == VIDEO_PART for part in parts)
-
-
 def _named(messages: Sequence[Mapping[str, Any]], album: Any) -> list[dict[str, Any]]:
     """The messages with ids in place of pixels, without videos."""
     names = iter(album.images)
 
-    def part(one: Mapping[str, Any]) -> dict[str, Any]:
-        if one.get("type") in IMAGE_PARTS:
-            return {"type": "image", "id": next(names).id}
-        return dict(one)
+    def part(one: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+        return None if one["type"] == VIDEO_PART else {"type": "image", "id": next(names).id}
 
-    return [
-        {**m, "content": [part(p) for p in m["content"] if p.get("type") != VIDEO_PART]}
-        if isinstance(m.get("content"), (list, tuple))
-        else dict(m)
-        for m in messages
-    ]
+    return with_media(messages, part)

@@ -67,6 +67,15 @@ def test_an_image_is_encoded_once_and_its_rows_are_counted(model) -> None:
     assert ask(model, user("nothing here")).images is None
 
 
+def test_an_image_is_processed_once(model, monkeypatch) -> None:
+    processor = model._requests.eyes.processor
+    ask(model, user(part(1), part(2), "?"))
+    assert processor.calls == 2  # for the outline; its patches wait for the tower
+    monkeypatch.setattr("musespark.vision.eyes._PATCHES", 64 * 4 * 4)
+    ask(model, user(part(3), part(4), "?"))
+    assert processor.calls == 5  # the patches of one are kept
+
+
 def test_rows_say_what_is_seen(model) -> None:
     one, two = (
         ask(model, user(part(seed), "?"), logprobs=1, max_new_tokens=1).logprobs for seed in (1, 2)

@@ -11,10 +11,11 @@ import jsonschema
 import pytest
 
 import musespark
+from musespark.calling import NO_CALLS_LEFT
 from musespark.errors import InvalidRequest
 from musespark.results import ChatResult
 from musespark.schema import check_value
-from musespark.tools import NO_CALLS_LEFT, Tool, run_tools, tools_by_name
+from musespark.tools import Tool, run_tools, tools_by_name
 
 
 def weather(city: str, days: int = 1, unit: Literal["C", "F"] = "C") -> str:
@@ -214,7 +215,7 @@ def test_calls_are_run_and_told() -> None:
         ),
         ("weather", {"city": "a", "b": 1}, "error: weather: no argument 'b'"),
         ("weather", [1], "error: weather: arguments must be an object"),
-        ("wether", {"city": "a"}, "error: no tool 'wether'; there are weather, broken"),
+        ("wether", {"city": "a"}, "error: no tool 'wether', there are weather, broken"),
         ("broken", {"reason": "time"}, "error: RuntimeError: no time"),
     ],
 )
@@ -229,7 +230,9 @@ def test_after_the_last_call_the_model_is_told_to_answer_once() -> None:
     one = [call("weather", {"city": "a"})]
     run = run_tools(Script(one, one, "Rain."), "Rain?", [weather], calls=1)
     assert [use.error for use in run.uses] == [False, True]
-    assert run.uses[1].answer == NO_CALLS_LEFT and run.complete and run.content == "Rain."
+    assert (
+        run.uses[1].answer == f"error: {NO_CALLS_LEFT}" and run.complete and run.content == "Rain."
+    )
     run = run_tools(Script(one, one, one), "Rain?", [weather], calls=1)
     assert not run.complete and run.turns == 3 and len(run.uses) == 2
 

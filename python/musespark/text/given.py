@@ -12,9 +12,8 @@ from dataclasses import asdict, is_dataclass
 from typing import Any, NamedTuple
 
 from musespark.errors import InvalidRequest, UnsupportedModel
+from musespark.parts import IMAGE_PARTS, VIDEO_PART
 
-IMAGE_PARTS = ("image", "image_url", "input_image")
-VIDEO_PART = "video"
 _MEDIA = (*IMAGE_PARTS, VIDEO_PART, "audio", "input_audio")
 _BESIDE = ("images", *IMAGE_PARTS, "videos", "video", "audio", "input_audio")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")

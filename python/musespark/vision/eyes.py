@@ -19,6 +19,7 @@ from musespark.vision.embedding import ImageEmbedding, ImageOutline, grid_places
 from musespark.vision.video import FPS, Video
 
 _OUTLINES = 1024  # remembered, a few hundred bytes each
+_PATCHES = 64 << 20  # bytes of patches kept from an image's outline until its rows are asked for
 
 
 class Features(Protocol):
@@ -71,7 +72,8 @@ class Eyes:
         self._identity, self._by_axis = identity, by_axis
         # By pixels, and where they lie in an original: a crop's outline says where its rows do.
         self._outlines: OrderedDict[tuple[str, Any], ImageOutline] = OrderedDict()
-        self._lock = threading.Lock()  # of the outlines
+        self._ready: OrderedDict[tuple[str, Any], Any] = OrderedDict()  # processed, not yet encoded
+        self._lock = threading.Lock()  # of the outlines and of what is ready
         self._stopped = False
         self._encoding = threading.Lock()  # one image at a time: the tower uses every thread
 
@@ -107,12 +109,21 @@ class Eyes:
             known = self._outlines.get(of)
         if known is not None:
             return known
-        outline = self._outline_of(self._processed(picture))
+        processed = self._processed(picture)
+        outline = self._outline_of(processed)
         with self._lock:
             self._outlines[of] = outline
             if len(self._outlines) > _OUTLINES:
                 self._outlines.popitem(last=False)
+            self._ready[of] = processed
+            while sum(one.patches.nbytes for one in self._ready.values()) > _PATCHES:
+                self._ready.popitem(last=False)
         return outline
+
+    def _taken(self, picture: Any) -> Any:
+        """What was processed for a picture's outline, once; None where it is not kept."""
+        with self._lock:
+            return self._ready.pop((picture.sha256, picture.transform), None)
 
     def check(self, embedding: ImageEmbedding) -> None:
         """InvalidRequest for one that another model made."""
@@ -164,9 +175,10 @@ class Eyes:
         """The embedding, and where it comes from: ``memory``, ``disk`` or ``tower``."""
         with self._encoding:  # who waits finds it known
             known, where = self.cache.get(outline, self.width)
+            ready = self._taken(picture)
             if known is not None:  # of the same rows, maybe written or placed in another way
                 return replace(known, outline=outline), where
-            processed = self._processed(picture)
+            processed = self._processed(picture) if ready is None else ready
             grids = [tile.grid for tile in processed.tiles]
             try:
                 found = self.tower.encode(processed.patches, grids, lambda: self._stopped)

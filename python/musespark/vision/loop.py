@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from musespark.calling import NO_CALLS_LEFT, Calling, no_such_tool
 from musespark.errors import InvalidRequest
+from musespark.parts import with_media
 from musespark.vision.conventions import Convention, convention_named
 from musespark.vision.tools import TOOLS, Answer, Desk, ToolLimits, VisionTool
 from musespark.vision.trace import Album, TraceBuilder, VisualTrace
@@ -90,47 +92,35 @@ class VisualLoop:
                 return Looked(result, run.messages, builder.finish(run.outline()))
 
 
-class _Run:
-    """One conversation under way."""
+class _Run(Calling):
+    """One conversation under way, its calls answered at the desk."""
 
     def __init__(
         self, desk: Desk, builder: TraceBuilder, tools: Mapping[str, VisionTool], calls: int
     ):
-        self._desk, self._builder, self._tools, self._left = desk, builder, tools, calls
-        self._last = False  # told to answer
-        self.messages: list[dict[str, Any]] = []
+        super().__init__([], calls)
+        self._desk, self._builder, self._tools = desk, builder, tools
+        self._steps: list[int] = []
 
     def ask(self, question: str) -> None:
         parts = [self._part(index) for index in range(len(self._desk.album))]
-        self._say("user", [*parts, {"type": "text", "text": question}])
+        content = [*parts, {"type": "text", "text": question}]
+        self.messages.append({"role": "user", "content": content})
 
     def take(self, result: Any) -> bool:
-        """Takes a turn in; whether the conversation goes on."""
-        steps = self._builder.turn(result)
-        self.messages.append(dict(result.message))
-        cut = result.finish_reason in ("length", "cancelled", "deadline")
-        if cut or not (result.tool_calls or result.malformed_tool_calls):
-            return False
-        if self._last:
+        self._steps = self._builder.turn(result)
+        goes_on = super().take(result)
+        if not self.complete and result.finish_reason in ("stop", "tool_calls"):
             self._builder.warnings.append("stopped: the model went on calling tools")
-            return False
-        self._last = self._left <= 0
-        for call, step in zip(result.tool_calls, steps, strict=True):
-            self._answer(call, step)
-        if not result.tool_calls:  # there is no call that a tool could answer
-            self._say("user", "That was no valid tool call. Call a tool again, or answer.")
-            self._left -= 1
-        return True
+        return goes_on
 
-    def _answer(self, call: Mapping[str, Any], step: int) -> None:
-        name = call["function"]["name"]
-        began = time.perf_counter()
+    def answer(self, index: int, call: Mapping[str, Any], *, allowed: bool) -> Any:
+        step, began = self._steps[index], time.perf_counter()
         try:
-            answer = self._run(name, call["function"]["arguments"])
+            answer = self._run(call["function"], allowed)
         except InvalidRequest as error:
             self._builder.tool_answer(step, f"error: {error}", warnings=("refused",))
-            self._reply(call, f"error: {error}")
-            return
+            return f"error: {error}"
         made = self._desk.album.images[answer.made] if answer.made is not None else None
         cost = {"seconds": time.perf_counter() - began}
         if made is not None:
@@ -139,22 +129,15 @@ class _Run:
             step, answer.text, regions=answer.regions, crop=made.id if made else "", cost=cost
         )
         text = {"type": "text", "text": answer.text}
-        image = [self._part(answer.made)] if answer.made is not None else []
-        self._reply(call, [*image, text] if image else answer.text)
+        return answer.text if answer.made is None else [self._part(answer.made), text]
 
-    def _run(self, name: str, arguments: Any) -> Answer:
-        if self._left <= 0:
-            raise InvalidRequest("no tool calls are left; answer now with what you have seen")
-        self._left -= 1
+    def _run(self, function: Mapping[str, Any], allowed: bool) -> Answer:
+        name = function["name"]
+        if not allowed:
+            raise InvalidRequest(NO_CALLS_LEFT)
         if name not in self._tools:
-            raise InvalidRequest(f"no tool {name!r:.60}, there are {', '.join(self._tools)}")
-        return self._tools[name](self._desk, arguments)
-
-    def _reply(self, call: Mapping[str, Any], content: Any) -> None:
-        self._say("tool", content, name=call["function"]["name"], tool_call_id=call.get("id", ""))
-
-    def _say(self, role: str, content: Any, **fields: Any) -> None:
-        self.messages.append({"role": role, "content": content, **fields})
+            raise InvalidRequest(no_such_tool(name, [*self._tools]))
+        return self._tools[name](self._desk, function["arguments"])
 
     def _part(self, index: int) -> dict[str, Any]:
         return {"type": "image", "image": self._desk.album.pictures[index]}
@@ -163,17 +146,10 @@ class _Run:
         """The messages with ids in place of pixels."""
         ids = {id(picture): image.id for image, picture in self._pairs()}
 
-        def part(one: Mapping[str, Any]) -> dict[str, Any]:
-            if one["type"] == "image":
-                return {"type": "image", "id": ids[id(one["image"])]}
-            return dict(one)
+        def part(one: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+            return {"type": "image", "id": ids[id(one["image"])]}
 
-        return [
-            {**m, "content": [part(p) for p in m["content"]]}
-            if isinstance(m["content"], list)
-            else dict(m)
-            for m in self.messages
-        ]
+        return with_media(self.messages, part)
 
     def _pairs(self) -> Iterable[tuple[Any, Any]]:
         return zip(self._desk.album.images, self._desk.album.pictures, strict=True)

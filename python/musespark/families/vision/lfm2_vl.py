@@ -17,14 +17,7 @@ model_types = ("lfm2_vl",)
 
 
 def _sizes(config: Fields) -> vit.Sizes:
-    return vit.read_sizes(
-        config.section("vision_config"),
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        patch_size=16,
-    )
+    return vit.read_sizes(config.section("vision_config"))
 
 
 def spec(config: Fields, width: int) -> VisionSpec:

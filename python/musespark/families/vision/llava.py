@@ -16,14 +16,7 @@ model_types = ("llava",)
 
 
 def _sizes(config: Fields) -> vit.Sizes:
-    return vit.read_sizes(
-        config.section("vision_config"),
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        patch_size=32,
-    )
+    return vit.read_sizes(config.section("vision_config"), patch_size=32)
 
 
 def _layers_run(config: Fields, there: int) -> int:

@@ -81,15 +81,23 @@ def square(c: Fields, name: str, default: int, high: int = MAX_SIDE) -> int:
     return value
 
 
-def read_sizes(c: Fields, **defaults: int) -> Sizes:
-    """Sizes under the names of SigLIP's config; `defaults` are the class's."""
+def read_sizes(
+    c: Fields,
+    *,
+    hidden_size: int = 768,
+    intermediate_size: int = 3072,
+    num_hidden_layers: int = 12,
+    num_attention_heads: int = 12,
+    patch_size: int = 16,
+) -> Sizes:
+    """Sizes under the names of SigLIP's config; the defaults are its class's (SigLIP-B/16)."""
     sizes = Sizes(
-        hidden=c.integer("hidden_size", defaults["hidden_size"], MAX_WIDTH),
-        intermediate=c.integer("intermediate_size", defaults["intermediate_size"], MAX_WIDTH),
-        layers=c.integer("num_hidden_layers", defaults["num_hidden_layers"], MAX_LAYERS),
-        heads=c.integer("num_attention_heads", defaults["num_attention_heads"], MAX_WIDTH),
+        hidden=c.integer("hidden_size", hidden_size, MAX_WIDTH),
+        intermediate=c.integer("intermediate_size", intermediate_size, MAX_WIDTH),
+        layers=c.integer("num_hidden_layers", num_hidden_layers, MAX_LAYERS),
+        heads=c.integer("num_attention_heads", num_attention_heads, MAX_WIDTH),
         channels=c.integer("num_channels", 3, 64),
-        patch=square(c, "patch_size", defaults["patch_size"]),
+        patch=square(c, "patch_size", patch_size),
     )
     check_heads(c, "num_attention_heads", sizes)
     return sizes

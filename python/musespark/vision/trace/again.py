@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from musespark.parts import media_parts, with_media
 from musespark.vision.pixels import Picture
 from musespark.vision.trace.data import VisualTrace
 
@@ -23,25 +24,12 @@ def filled(
     """Turns of the trace with pictures, those of its images, in place of their ids."""
     places = {image.id: place for place, image in enumerate(trace.images)}
 
-    def part(one: Mapping[str, Any]) -> Mapping[str, Any]:
-        if one.get("type") != "image":
-            return one
+    def part(one: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         return {"type": "image", "image": pictures[places[one["id"]]]}
 
-    return [
-        {**turn, "content": [part(one) for one in turn["content"]]}
-        if isinstance(turn.get("content"), (list, tuple))
-        else dict(turn)
-        for turn in turns
-    ]
+    return with_media(turns, part)
 
 
 def named_images(turns: Sequence[Mapping[str, Any]]) -> list[str]:
     """The ids of the images of turns, in order."""
-    return [
-        one["id"]
-        for turn in turns
-        if isinstance(turn.get("content"), (list, tuple))
-        for one in turn["content"]
-        if one.get("type") == "image"
-    ]
+    return [one["id"] for one in media_parts(turns)]
