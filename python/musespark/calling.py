@@ -15,15 +15,18 @@ class Calling:
 
     ``messages``: the conversation, which grows. ``turns``: how often the model spoke.
     ``complete``: whether it ended with an answer, not within its limits nor with more calls.
+    ``malformed``: raw texts of calls that could not be read.
     """
 
     def __init__(self, messages: list[Any], calls: int):
         self.messages, self._left, self._last = messages, calls, False
         self.turns, self.complete = 0, True
+        self.malformed: list[str] = []
 
     def take(self, result: Any) -> bool:
         """Takes a turn in; whether the conversation goes on."""
         self.turns += 1
+        self.malformed += result.malformed_tool_calls
         self.messages.append(dict(result.message))
         asked = bool(result.tool_calls or result.malformed_tool_calls)
         cut = result.finish_reason in ("length", "cancelled", "deadline")

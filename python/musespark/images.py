@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-import re
 import threading
 import time
 import zlib
@@ -20,7 +19,7 @@ from musespark.events import GivenRows
 from musespark.parts import VIDEO_PART, is_media, with_media
 from musespark.results import ImageUse
 from musespark.vision.embedding import ImageEmbedding, ImageOutline, row_ids
-from musespark.vision.pixels import Limits, open_named
+from musespark.vision.pixels import Limits, file_of, open_named
 from musespark.vision.video import MOST_FRAMES, MOST_PIXELS, Video, checked_fps
 
 if TYPE_CHECKING:
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from musespark.vision.eyes import Eyes
     from musespark.vision.pixels import Picture
 
-_DATA = re.compile(r"data:[\w.+/-]*(;[\w=.+-]+)*?(;base64)?,", re.IGNORECASE)
-_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_MOST_DATA = 256 << 20  # characters of a data URL
 _HOLDS = ("image", "image_url", "url", "path", "data")
 Ids = list[int]
 
@@ -69,7 +65,10 @@ def image_of(part: Mapping[str, Any], where: str) -> Any:
     if isinstance(value, Mapping):
         _check_keys(value, {"url", "detail"}, where)
         value = value.get("url")
-    return _local(value, where) if isinstance(value, str) else value
+    try:
+        return file_of(value) if isinstance(value, str) else value
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: {error}") from None
 
 
 def clip_of(part: Mapping[str, Any], where: str) -> Clip:
@@ -98,28 +97,6 @@ def _check_keys(given: Mapping[str, Any], known: set[str], where: str) -> None:
                 f"{where}.detail: got {value!r:.40}, allowed is 'auto': how large an image is seen "
                 "is the model's own"
             )
-
-
-def _local(text: str, where: str) -> Any:
-    if text[:5].lower() == "data:":
-        return _data(text, where)
-    if text[:7].lower() == "file://":
-        return text[7:]
-    if _REMOTE.match(text):
-        raise InvalidRequest(f"{where}: got {text!r:.80}; nothing remote is fetched, give the file")
-    return text
-
-
-def _data(url: str, where: str) -> bytes:
-    if len(url) > _MOST_DATA:
-        raise InvalidRequest(f"{where}: {len(url)} characters, at most {_MOST_DATA} are allowed")
-    head = _DATA.match(url)
-    if head is None or head[2] is None:
-        raise InvalidRequest(f"{where}: got {url!r:.60}, allowed is data:…;base64,…")
-    try:
-        return base64.b64decode(url[head.end() :], validate=True)
-    except binascii.Error as error:
-        raise InvalidRequest(f"{where}: not base64: {error}") from None
 
 
 def without_images(messages: Any) -> tuple[Any, list[Source]]:

@@ -18,6 +18,7 @@ from musespark.families.spec import ModelSpec
 from musespark.memory import KV_FORMATS, choose_context
 from musespark.model import Model
 from musespark.options import unknown_argument
+from musespark.untrusted import checked_path
 from musespark.vision.opening import IMAGE_CACHE_BYTES, IMAGE_FOLDER_BYTES, open_eyes
 from musespark.vision.pixels import open_pictures
 from musespark.vision.samples import sample_views
@@ -163,7 +164,7 @@ def load_for(
 ) -> Model:
     """:func:`load` for one use (chat, generate, embed; None: any): a model that is not for it is
     refused before it is packed."""
-    _check_source(source, progress)
+    _check_progress(progress)
     _check_kv(kv)
     _check_count("threads", threads, MAX_THREADS)
     _check_count("context", context, MAX_CONTEXT)
@@ -282,9 +283,7 @@ def convert(
     )
 
 
-def _check_source(source: Any, progress: Any) -> None:
-    if source is not None and not isinstance(source, (str, os.PathLike)):
-        raise InvalidRequest(f"source: got {source!r:.60}, allowed is a path or None")
+def _check_progress(progress: Any) -> None:
     if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise InvalidRequest(f"progress: got {progress!r:.60}, allowed is a bool or a function")
 
@@ -309,9 +308,7 @@ def _folder(name: str, path: Any, limit: Any) -> tuple[Path, int] | None:
     _check_bytes(f"{name}_bytes", limit, 1)
     if path is None:
         return None
-    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        raise InvalidRequest(f"{name}: got {path!r:.60}, allowed is a path or None")
-    return Path(path).expanduser(), limit
+    return checked_path(path, name, "a path or None"), limit
 
 
 def _check_switches(**values: Any) -> None:

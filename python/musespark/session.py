@@ -25,6 +25,7 @@ from musespark.results import ChatResult, Delta
 from musespark.session_file import Conversation, Identity, SessionFile, write_session
 from musespark.thought_cache import DROP, THOUGHT_OPTIONS, ThoughtChoice, checked_choice
 from musespark.transfers import GivenUp, outgoing, page_sizes, restore
+from musespark.untrusted import checked_path
 from musespark.vocab import OUTLINE
 from musespark.weights.packed import Checksum, checksum_of
 
@@ -195,12 +196,13 @@ class Session:
         way, and for messages that JSON cannot hold; :class:`musespark.WriteFailed`;
         :class:`musespark.MissingLibrary`.
         """
+        target = checked_path(path, "path")
         if passphrase is not None:
             check_passphrase(passphrase)
         turn = _Turn(self._closings)
         try:
             self._claim(turn)
-            complete = self._save(Path(path), passphrase)
+            complete = self._save(target, passphrase)
         finally:
             turn.ended = True
         if not complete:
@@ -237,7 +239,7 @@ class Session:
         if passphrase is not None:
             check_passphrase(passphrase)
         adapters = model._adapters
-        with SessionFile(Path(path), ARITHMETIC_VERSION, passphrase) as file:
+        with SessionFile(checked_path(path, "path"), ARITHMETIC_VERSION, passphrase) as file:
             file.check(_identity(model, None))
             said = file.conversation
             adapter = adapters.with_checksum(file.adapter)

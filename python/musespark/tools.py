@@ -94,13 +94,15 @@ class ToolUse:
 class ToolRun:
     """``result``: of the last turn; ``messages``: the whole conversation, to be gone on with;
     ``uses``: every call, in order; ``turns``: how often the model spoke. ``complete``: whether it
-    ended with an answer, not within its limits nor with more calls."""
+    ended with an answer, not within its limits nor with more calls. ``malformed``: raw texts
+    of calls that could not be read, of which the model was told."""
 
     result: ChatResult
     messages: list[dict[str, Any]] = field(repr=False)
     uses: tuple[ToolUse, ...] = ()
     turns: int = 1
     complete: bool = True
+    malformed: tuple[str, ...] = ()
 
     @property
     def content(self) -> str:
@@ -151,7 +153,8 @@ def run_tools(
     while True:
         result = chat(run.messages, tools=schemas, **options)
         if not run.take(result):
-            return ToolRun(result, run.messages, tuple(run.uses), run.turns, run.complete)
+            uses, malformed = tuple(run.uses), tuple(run.malformed)
+            return ToolRun(result, run.messages, uses, run.turns, run.complete, malformed)
 
 
 def tools_by_name(tools: Tools) -> dict[str, Tool]:

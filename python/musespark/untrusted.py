@@ -14,13 +14,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from musespark.errors import CorruptFile
+from musespark.errors import CorruptFile, InvalidRequest
 
 MAX_CONFIG_BYTES = 32 << 20
 MAX_TOKENIZER_BYTES = 256 << 20
 # Transformers writes int(1e30) for "no limit" into tokenizer_config.json.
 _MAX_DIGITS = 64
 _MAX_DEPTH = 32
+
+
+def checked_path(given: Any, name: str, allowed: str = "a path") -> Path:
+    """A path that a caller gave, ``~`` expanded; InvalidRequest, naming the argument, for none."""
+    if not isinstance(given, (str, os.PathLike)) or not os.fspath(given):
+        raise InvalidRequest(f"{name}: got {given!r:.60}, allowed is {allowed}")
+    return Path(given).expanduser()
 
 
 def open_regular(path: Path) -> int:

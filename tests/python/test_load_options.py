@@ -518,3 +518,18 @@ def test_a_device_or_pipe_is_never_replaced(tmp_path: Path) -> None:
         assert (tmp_path / "page").read_bytes() == text
     with pytest.raises(WriteFailed):
         write_whole(tmp_path, b"x")
+
+
+@pytest.mark.parametrize("wrong", [5, None, "", b"a"])
+def test_what_is_no_path_is_named(model, folder, wrong: object) -> None:
+    calls = {
+        "path": [lambda: model.resume(wrong), lambda: model.session().save(wrong)],
+        "destination": [lambda: musespark.convert(folder, wrong)],
+        "source": [lambda: musespark.inspect(wrong), lambda: musespark.load(wrong)],
+    }
+    for name, found in calls.items():
+        if name == "source" and wrong in (None, ""):  # the embedded model; said to be no file
+            continue
+        for call in found:
+            with pytest.raises(InvalidRequest, match=f"{name}: got {wrong!r}, allowed is a path"):
+                call()

@@ -55,8 +55,8 @@ class TestSources:
         for _ in range(2):  # packed, then from the cache
             loaded = open_model(folder)
             assert loaded.vision is None
-            assert loaded.info["ignored"] == {"vision tower: not yet run": 1}
-            assert "vision tower: not yet run" in loaded.info["notes"]
+            assert loaded.info["ignored"] == {"vision tower: left out": 1}
+            assert "vision tower: left out" in loaded.info["notes"]
             assert [
                 n for n in loaded.info["notes"] if "images: not read: " in n and "hidden_act" in n
             ]

@@ -245,6 +245,7 @@ def test_a_turn_that_is_cut_or_no_call_at_all() -> None:
     bad = ChatResult(**blank, finish_reason="stop", malformed_tool_calls=("{",))
     run = run_tools(Script(bad, "Rain."), "Rain?", [weather])
     assert run.complete and run.turns == 2 and run.messages[2]["role"] == "user"
+    assert run.malformed == ("{",)
     run = run_tools(Script(bad, bad, bad, bad), "Rain?", [weather], calls=2)
     assert not run.complete and run.turns == 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import subprocess
@@ -38,6 +39,21 @@ def encoded(image: Any, **options: Any) -> bytes:
 
 def scene_as(writer: str) -> bytes:
     return encoded(Image.fromarray(SCENE), **WRITERS[writer])
+
+
+def test_urls_of_what_is_here_are_opened_and_nothing_is_fetched(tmp_path: Path) -> None:
+    data = scene_as("PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    packed = "data:image/png;base64," + base64.b64encode(data).decode()
+    for source in (packed, f"file://{tmp_path}/a.png", f"{tmp_path}/a.png"):
+        assert np.array_equal(open_picture(source).pixels, SCENE)
+    for source, says in (
+        ("https://a.b/c.png", "nothing remote is fetched"),
+        ("data:image/png,abc", "allowed is data:…;base64"),
+        ("data:;base64,a$", "not base64"),
+    ):
+        with pytest.raises(InvalidRequest, match=says):
+            open_picture(source)
 
 
 # --- What is read --------------------------------------------------------------------------------

@@ -172,6 +172,7 @@ IMAGE = np.zeros((4, 6, 3), np.uint8)
         (IMAGE, (0, 2), {}, r"between 1 and 1048576, got \(0, 2\)"),
         (IMAGE, (2, 1 << 40), {}, "between 1 and 1048576"),
         (IMAGE, (2, 2, 2), {}, r"size must be \(height, width\)"),
+        (IMAGE, (2.5, 2), {}, r"size must be \(height, width\)"),
         (IMAGE, (2, 2), {"resample": "cubic"}, r"bicubic \(3\).* got 'cubic'"),
         (IMAGE, (2, 2), {"resample": 6}, "got 6"),
         (IMAGE, (2, 2), {"box": (0, 0, 7, 4)}, r"inside 6 x 4 pixels, got \(0.0+, 0.0+, 7.0"),

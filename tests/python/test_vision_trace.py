@@ -272,3 +272,8 @@ def test_a_trace_prints_as_its_steps() -> None:
     text = str(rich_trace())
     assert "  2  locate   model  [1 regions] The red square is at" in text
     assert "(clipped)" in text and "(off-image)" in text
+
+
+def test_what_is_no_text_is_no_trace() -> None:
+    with pytest.raises(InvalidRequest, match="trace: got int, allowed is a str or bytes"):
+        VisualTrace.from_json(5)  # type: ignore[arg-type]

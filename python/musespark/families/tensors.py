@@ -22,7 +22,7 @@ from musespark.errors import CorruptFile
 from musespark.families.spec import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, NormSpec
 
 Shape = tuple[int, ...]
-NOT_RUN = "vision tower: not yet run"  # why its tensors are left out of the text's
+NOT_RUN = "vision tower: left out"  # why its tensors are left out of the text's
 
 
 @dataclass(frozen=True)

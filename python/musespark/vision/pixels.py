@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import io
 import operator
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
 
 _ORIENTATION_TAG = 0x0112  # EXIF
+_DATA = re.compile(r"data:[\w.+/-]*(;[\w=.+-]+)*?(;base64)?,", re.IGNORECASE)
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_MOST_DATA = 256 << 20  # characters of a data URL
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,8 @@ def open_each(sources: Sequence[Any], limits: Limits | None = None) -> Iterator[
 
 
 def open_picture(source: Any, *, limits: Limits | None = None) -> Picture:
-    """A picture from a path, the bytes of a file, an array, a PIL image or a picture.
+    """A picture from a path, the bytes of a file, an array, a PIL image or a picture; a path may be
+    a ``file:`` URL or a data URL.
 
     Files are PNG, JPEG, WebP, GIF or BMP and need Pillow (``pip install 'musespark[vision]'``):
     MissingLibrary without it. The limits are checked against the header, before pixels are
@@ -136,6 +143,8 @@ def open_picture(source: Any, *, limits: Limits | None = None) -> Picture:
         raise InvalidRequest(f"limits: got {type(limits).__name__}, allowed is a Limits")
     if isinstance(source, Picture):
         return source
+    if isinstance(source, str):
+        source = file_of(source)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         return _from_bytes(_read(path, limits), str(path), limits)
@@ -150,6 +159,30 @@ def open_picture(source: Any, *, limits: Limits | None = None) -> Picture:
         "an image is a path, bytes, an array, a PIL image or a Picture, "
         f"got {type(source).__name__}"
     )
+
+
+def file_of(text: str) -> str | bytes:
+    """The path that a text names, or what a data URL holds. InvalidRequest for a URL of anything
+    remote: nothing is fetched."""
+    if text[:5].lower() == "data:":
+        return _data(text)
+    if text[:7].lower() == "file://":
+        return text[7:]
+    if _REMOTE.match(text):
+        raise InvalidRequest(f"got {text!r:.80}; nothing remote is fetched, give the file")
+    return text
+
+
+def _data(url: str) -> bytes:
+    if len(url) > _MOST_DATA:
+        raise InvalidRequest(f"{len(url)} characters, at most {_MOST_DATA} are allowed")
+    head = _DATA.match(url)
+    if head is None or head[2] is None:
+        raise InvalidRequest(f"got {url!r:.60}, allowed is data:…;base64,…")
+    try:
+        return base64.b64decode(url[head.end() :], validate=True)
+    except binascii.Error as error:
+        raise InvalidRequest(f"not base64: {error}") from None
 
 
 def open_named(source: Any, where: str, *, limits: Limits | None = None) -> Picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,7 +58,7 @@ def resize(
             f"got {array.dtype} {list(array.shape)}"
         )
     try:
-        height, width = (int(side) for side in size)
+        height, width = map(operator.index, size)
         part = None if box is None else tuple(float(edge) for edge in box)
     except (TypeError, ValueError):
         raise InvalidRequest(

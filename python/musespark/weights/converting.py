@@ -10,6 +10,7 @@ from typing import Any
 from musespark import _core
 from musespark.errors import InvalidRequest
 from musespark.families.spec import ModelSpec
+from musespark.untrusted import checked_path
 from musespark.weights import pack
 from musespark.weights.calibration import Calibration, Guides, check_method
 from musespark.weights.kv_choice import report_of
@@ -59,7 +60,7 @@ def convert(
     and `look`: as for :func:`open_model`.
     """
     pack.check_quantize(quantize)
-    target = Path(destination).expanduser()
+    target = checked_path(destination, "destination")
     if target.is_dir():
         raise InvalidRequest(f"destination {target} is a folder; a file name is needed")
     if not target.parent.is_dir():

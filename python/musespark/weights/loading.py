@@ -182,6 +182,8 @@ def local_path(source: Source) -> Path | None:
         if not (_NANO / "config.json").exists() and not any(_NANO.glob("*.safetensors")):
             raise InvalidRequest("source is None: this installation has no embedded model")
         return _NANO
+    if not isinstance(source, (str, os.PathLike)):
+        raise InvalidRequest(f"source: got {source!r:.60}, allowed is a path or None")
     text = os.fspath(source)  # os.path.exists: Path.exists raises for names that are too long
     if not os.path.lexists(text):
         text = os.path.expanduser(text)

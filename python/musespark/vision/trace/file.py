@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn
 
-from musespark.errors import CorruptFile
+from musespark.errors import CorruptFile, InvalidRequest
 from musespark.untrusted import parse_json_object
 from musespark.vision.geometry import Transform
 from musespark.vision.regions import FLAGS, REGION_KINDS, SOURCES, Region
@@ -162,6 +162,8 @@ class _Fields:
 
 def from_json(text: str | bytes, where: str = "trace") -> VisualTrace:
     """The trace that :func:`to_json` wrote. CorruptFile, naming the field, for anything else."""
+    if not isinstance(text, (str, bytes)):
+        raise InvalidRequest(f"{where}: got {type(text).__name__}, allowed is a str or bytes")
     top = _Fields(parse_json_object(text, where, MAX_BYTES), where)
     if (format := top.text("format")) != FORMAT:
         top.refuse("format", format, FORMAT)
