@@ -40,6 +40,7 @@ from musespark.weights import convert as pack_into
 MAX_THREADS, MAX_CONTEXT = 1024, 2**31 - 1
 LOAD_OPTIONS = (
     *("quantize", "kv", "context", "threads", "prefix_cache", "adapter", "progress", "verify"),
+    "mmproj",
     *("lock_memory", "huge_pages", "prefix_folder", "prefix_folder_bytes"),
     *("image_cache_bytes", "image_folder", "image_folder_bytes"),
 )
@@ -55,6 +56,7 @@ def load(
     threads: int | None = None,
     prefix_cache: bool = True,
     adapter: str | os.PathLike[str] | None = None,
+    mmproj: str | os.PathLike[str] | bool | None = None,
     progress: Any = None,
     verify: bool = False,
     lock_memory: bool = False,
@@ -89,6 +91,10 @@ def load(
     adapter_model.safetensors) that every request gets: merged into weights that are floats
     (``quantize="none"``), beside packed ones. To switch adapters, or to have none in some requests,
     leave it out and use :meth:`Model.load_adapter`. ``model.info`` says what was chosen.
+    ``mmproj``: the file with the vision tower of a GGUF model, as llama.cpp writes it: a path, or
+    the hub id of a file (``org/name/mmproj-F16.gguf``). None takes the one ``*mmproj*.gguf`` that
+    lies beside the model, here or on the hub, where it is made for this model; what was not taken,
+    and why, stands in ``model.info.notes``. False takes none.
     ``lock_memory``: read all weights in and keep them in memory, whatever else asks for it; what
     the system does not allow raises MemoryBudgetExceeded with the limit. ``huge_pages``: copy the
     weights into memory of this process, in huge pages where the system has them; some processors
@@ -116,6 +122,7 @@ def load(
         raise unknown_argument(next(iter(unknown)), LOAD_OPTIONS)
     given = {"quantize": quantize, "kv": kv, "context": context, "threads": threads}
     given |= {"lock_memory": lock_memory, "huge_pages": huge_pages, "prefix_cache": prefix_cache}
+    given |= {"mmproj": mmproj}
     given |= {"prefix_folder": prefix_folder, "prefix_folder_bytes": prefix_folder_bytes}
     given |= {"image_cache_bytes": image_cache_bytes}
     given |= {"image_folder": image_folder, "image_folder_bytes": image_folder_bytes}
@@ -160,6 +167,7 @@ def load_for(
     verify: bool,
     lock_memory: bool,
     huge_pages: bool,
+    mmproj: Any = None,
     **remembered: Any,
 ) -> Model:
     """:func:`load` for one use (chat, generate, embed; None: any): a model that is not for it is
@@ -183,7 +191,7 @@ def load_for(
         check_usable(spec, assets, name, use)
 
     more = {"quantize": quantize, "progress": progress, "text": sample_text, "look": sample_views}
-    weights = open_model(source, admit=admit, ready=ready, **more)
+    weights = open_model(source, admit=admit, ready=ready, mmproj=mmproj, **more)
     try:
         if use is not None:  # what was packed before has not been asked
             check_use(weights.spec, weights.assets, str(weights.info["source"]), use)
@@ -224,6 +232,7 @@ def convert(
     calibration: Any = None,
     method: str | None = None,
     pictures: Sequence[Any] = (),
+    mmproj: str | os.PathLike[str] | bool | None = None,
     progress: Any = None,
 ) -> dict[str, Any]:
     """Packs the model folder or GGUF file ``source`` into the file ``destination``, which
@@ -247,7 +256,8 @@ def convert(
 
     The vision tower of a model that sees runs over pictures of this package, and over ``pictures``
     (paths, arrays, Pillow images): layers that lose too much in 8 bits stay as stored, and the file
-    records which (``tower`` of what is returned; weights/tower_choice.py).
+    records which (``tower`` of what is returned; weights/tower_choice.py). ``mmproj``: as for
+    :func:`load`; a GGUF model and its tower become one packed file.
 
     Raises what :func:`load` raises for a model that cannot be read, before anything is written;
     InvalidRequest for a destination that could not be read back; and :class:`WriteFailed`.
@@ -260,7 +270,7 @@ def convert(
     if calibration is None:
         if method is not None:
             raise InvalidRequest(f"method is {method!r:.40}, and there is no calibration for it")
-        more = {"ready": ready, "text": sample_text, "look": look}
+        more = {"ready": ready, "text": sample_text, "look": look, "mmproj": mmproj}
         return pack_into(source, destination, quantize=quantize, progress=progress, **more)
     chosen = METHODS[-1] if method is None else method
 
@@ -280,6 +290,7 @@ def convert(
         calibrate=calibrate,
         text=text,
         look=look,
+        mmproj=mmproj,
     )
 
 

@@ -159,6 +159,7 @@ def estimate(
     context: int | Sequence[int] | None = None,
     agents: int = 1,
     shared: int = 0,
+    mmproj: Any = None,
 ) -> Estimate:
     """What a model would need in memory, without packing or loading it.
 
@@ -166,12 +167,12 @@ def estimate(
     and the headers of its weights are fetched. ``quantize`` and ``kv``: None for each there is.
     ``context``: tokens of a sequence, one or several; None for some sizes up to the model's own.
     ``agents``: how many such sequences at once; ``shared``: how many tokens all of them begin with
-    (their prompt), which are held once.
+    (their prompt), which are held once. ``mmproj`` as for load.
 
     Raises what load raises for a model that cannot be run, and UnsupportedModel for one of which
     nothing is known before it is downloaded.
     """
-    found = look(source)
+    found = look(source, mmproj=mmproj)
     if found.spec is None:
         raise UnsupportedModel(f"{found.report['source']}: {found.report['notes'][0]}")
     if isinstance(agents, bool) or not isinstance(agents, int) or not 1 <= agents <= _MOST_AGENTS:
@@ -186,16 +187,16 @@ def estimate(
     return _estimate(found, recipes, formats, contexts, agents, shared)
 
 
-def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
+def inspect(source: Source = None, *, verify: bool = False, mmproj: Any = None) -> dict[str, Any]:
     """What is in a model, without packing or loading it: what ``musespark inspect`` shows.
 
     Keys: source, packed, family, quantize (of a packed file), licence (None where none is stated),
     parameters, bytes, formats {format: bytes}, weights {recipe: bytes once packed}, layers, hidden,
     vocab, max_context, files, notes, verified, tensors [{name, format, shape, bytes}], and memory,
     an :class:`Estimate`, None where nothing is known before the model is downloaded. ``verify``
-    checks every checksum of a packed file. Raises as :func:`estimate`.
+    checks every checksum of a packed file. ``mmproj`` as for load. Raises as :func:`estimate`.
     """
-    found = look(source, verify=verify)
+    found = look(source, verify=verify, mmproj=mmproj)
     memory = None
     if found.spec is not None:
         contexts = _contexts(None, found.spec.max_context)

@@ -22,6 +22,7 @@ from support.model_folder import Case
 ARCHITECTURES = {
     "mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
     "gpt_oss": "gpt-oss", "olmo3": "olmo2", "muse_glimmer": "muse-glimmer",
+    "qwen2_vl": "qwen2vl", "qwen3_vl": "qwen3vl",
 }  # fmt: skip
 WOVEN = ("llama", "mistral3", "smollm3", "granite", "granitemoe", "muse-glimmer")
 # gguf-py may be older than this family.

@@ -116,7 +116,7 @@ def roof_of(args: argparse.Namespace, info: Any, limits: Limits | None) -> Roof:
     """The roof of a loaded model, from its packed file."""
     from musespark.weights import open_model
 
-    weights = open_model(args.model, quantize=args.quantize, progress=False)
+    weights = open_model(args.model, quantize=args.quantize, mmproj=args.mmproj, progress=False)
     try:
         nbytes = {name: data.nbytes for name, (*_, data) in weights.tensors.items()}
         spec, size = weights.spec, bytes_per_token(weights.spec, nbytes)

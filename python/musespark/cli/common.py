@@ -28,7 +28,7 @@ SAMPLING: dict[str, tuple[type, str]] = {
     "deadline": (float, "seconds; what is there then is printed"),
 }
 _SHORT = {"max_new_tokens": ["-n"], "temperature": ["-t"]}
-_TOLD = ("quantize auto", "the packing cache", "lock_memory", "huge_pages")  # notes
+_TOLD = ("quantize auto", "the packing cache", "lock_memory", "huge_pages", "images")  # notes
 _QUANTIZE = (
     "none: as stored; auto: what is quantized already keeps its precision, else q8 up to 50 "
     "million parameters and q4 above"
@@ -51,6 +51,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--context", type=int, default=None, help="context limit in tokens")
     parser.add_argument("--threads", type=int, default=None, help="default: every core")
+    add_mmproj_argument(parser)
     parser.add_argument(
         "--prefix-folder",
         metavar="FOLDER",
@@ -73,6 +74,21 @@ def add_quantize_argument(parser: argparse.ArgumentParser, default: str) -> None
         default=default,
         choices=["auto", "none", "q8", "q4"],
         help=f"{_QUANTIZE} (default: {default})",
+    )
+
+
+def add_mmproj_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mmproj",
+        metavar="FILE",
+        help="vision tower of a GGUF model, a path or hub id (default: the one beside it)",
+    )
+    parser.add_argument(
+        "--no-mmproj",
+        dest="mmproj",
+        action="store_const",
+        const=False,
+        help="read a GGUF model's text alone",
     )
 
 
@@ -117,6 +133,7 @@ def load_model(args: argparse.Namespace, use: str, *, prefix_cache: bool = True)
         context=args.context,
         threads=args.threads,
         adapter=getattr(args, "adapter", None),
+        mmproj=args.mmproj,
         progress=None,
         verify=args.verify,
         lock_memory=args.lock_memory,

@@ -10,9 +10,10 @@ from musespark.machine import human_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="model folder (config.json, *.safetensors …) or hub id")
+    parser.add_argument("source", help="model folder, GGUF file or hub id")
     parser.add_argument("destination", help="packed file to write")
     common.add_quantize_argument(parser, "q4")
+    common.add_mmproj_argument(parser)
     parser.add_argument("--calibration", metavar="FILE", help="text that guides the rounding")
     parser.add_argument(
         "--method",
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
         args.source,
         args.destination,
         quantize=args.quantize,
+        mmproj=args.mmproj,
         calibration=args.calibration,
         method=args.method,
     )

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shared", type=int, default=0, help="tokens that all of them begin with, held once"
     )
+    common.add_mmproj_argument(parser)
     parser.add_argument("--json", action="store_true")
 
 
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
         context=args.context,
         agents=args.agents,
         shared=args.shared,
+        mmproj=args.mmproj,
     )
     if args.json:
         common.show_json(found.to_dict(), indent=1)

@@ -17,13 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="model folder, GGUF file, packed file or hub id (default: the embedded Spark Nano)",
     )
+    common.add_mmproj_argument(parser)
     parser.add_argument("--verify", action="store_true", help="check every payload checksum")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     parser.add_argument("--json", action="store_true")
 
 
 def run(args: argparse.Namespace) -> int:
-    report = musespark.inspect(args.source, verify=args.verify)
+    report = musespark.inspect(args.source, verify=args.verify, mmproj=args.mmproj)
     memory, tensors = report.pop("memory"), report.pop("tensors")
     if args.json:
         plain = report | {"memory": None if memory is None else memory.to_dict()}

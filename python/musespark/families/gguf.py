@@ -25,6 +25,8 @@ from musespark.families.tensors import Part, TensorMap, canonical_shapes, match_
 from musespark.untrusted import plain_value
 
 Shape = tuple[int, ...]
+Around = Callable[[Mapping[str, Any]], dict[str, Any]]
+_PROJECTORS = ("clip", "mmproj")  # general.architecture of files that no text is in
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,18 @@ def read_gguf(
     metadata: Mapping[str, Any],
     shapes: Mapping[str, Shape],
     vector: Callable[[str], np.ndarray],
+    around: Around = dict,
 ) -> GgufModel:
     """The model of a file with these keys and tensors (name -> shape, rows before columns).
 
-    ``vector`` reads a small tensor as float32 [n]. UnsupportedModel names the key or tensor that
+    ``vector`` reads a small tensor as float32 [n]. ``around``: from the config of the file to that
+    of a model of which it is the text. UnsupportedModel names the key or tensor that
     this version cannot follow; CorruptFile the one that is missing or contradicts another.
     """
     _check_type(metadata)
     keys = Keys(metadata)
     arch = _variant(keys, ARCHITECTURES[keys.name])
-    config = config_of(keys, arch, shapes, vector)
+    config = around(config_of(keys, arch, shapes, vector))
     pooling = _encoder_notes(keys) if arch.encoder else _pooling_notes(keys)
     keys.refuse_unread(gguf_names.NEUTRAL, gguf_names.WITHOUT_EFFECT)
     try:
@@ -72,9 +76,15 @@ def read_gguf(
 
 def _check_type(metadata: Mapping[str, Any]) -> None:
     """UnsupportedModel for files that hold something beside a model: an adapter, a projector."""
-    kind = plain_value(metadata, "general.type")
+    kind, arch = (plain_value(metadata, f"general.{key}") for key in ("type", "architecture"))
+    of_images = "; it goes beside the text model's file, as mmproj="
     if kind not in (None, "model"):
-        raise UnsupportedModel(f"general.type is {kind!r:.80}: only a 'model' can be loaded")
+        hint = of_images if kind == "mmproj" else ""
+        raise UnsupportedModel(f"general.type is {kind!r:.80}: only a 'model' can be loaded{hint}")
+    if arch in _PROJECTORS:
+        raise UnsupportedModel(
+            f"general.architecture is {arch!r}: a projector of images, no model{of_images}"
+        )
 
 
 def _in_terms_of_the_file(
@@ -157,6 +167,8 @@ def config_of(
     for flag, part in arch.biases.items():
         config[flag] = f"blk.0.{part}" in shapes
     config |= rope_scaling(keys, shapes, vector)
+    if arch.by_axis:
+        _read_axes(keys, config)
     _check_head(keys, config)
     if arch.encoder:
         config |= _encoder_config(keys, shapes)
@@ -216,6 +228,20 @@ def _read_pattern(keys: Keys, config: dict[str, Any]) -> None:
     config["layer_types"] = [
         "sliding_attention" if one else "full_attention" for one in pattern.tolist()
     ]
+
+
+def _read_axes(keys: Keys, config: dict[str, Any]) -> None:
+    """Pairs that rotate by time, height and width; and what images may add to layers, of which the
+    file of the tower says more."""
+    key = "rope.dimension_sections"
+    sections = keys.get(key)
+    good = isinstance(sections, np.ndarray) and sections.dtype.kind in "iu" and sections.size == 4
+    if not good or not ((sections >= 0) & (sections <= MAX_WIDTH)).all() or sections[3] != 0:
+        raise keys.refuse(key, "pairs of time, height and width, and 0, are needed")
+    rope = config.get("rope_scaling", {"rope_type": "default"})
+    config["rope_scaling"] = rope | {"mrope_section": sections[:3].tolist()}
+    if keys.has("n_deepstack_layers") and not 0 <= keys.integer("n_deepstack_layers") <= MAX_LAYERS:
+        raise keys.refuse("n_deepstack_layers", f"an integer in 0 … {MAX_LAYERS} is needed")
 
 
 def _check_sizes(keys: Keys) -> None:

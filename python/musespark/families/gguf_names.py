@@ -127,6 +127,7 @@ FIELD_KEYS = {
     "head_dim": ("attention.head_count",),
     "layer_rope_theta": ("rope.freq_base",),
     "layer_types": ("attention.sliding_window_pattern",),
+    "mrope_section": ("rope.dimension_sections",),
     "num_key_value_heads": ("attention.head_count",),
     "original_max_position_embeddings": ("rope.scaling.original_context_length",),
     "partial_rotary_factor": ("rope.dimension_count",),
@@ -215,7 +216,8 @@ class Architecture:
     holds one after the other. ``encoder``: it gives embeddings. ``interleaved``: rows of Q and K
     alternate between the halves that rotate together (llama.cpp's pairs are neighbours, ours half a
     head apart). ``one_added``: norm weights are stored as 1 + w. ``weighted_heads``: norms of
-    queries and keys have weights, which the family's do not. ``variants``: key -> how a file is
+    queries and keys have weights, which the family's do not. ``by_axis``: positions are along three
+    axes. ``variants``: key -> how a file is
     read in which it is there and not 0: an architecture that llama.cpp shares between families.
     """
 
@@ -231,6 +233,7 @@ class Architecture:
     interleaved: bool = False
     one_added: bool = False
     weighted_heads: bool = False
+    by_axis: bool = False
     variants: Mapping[str, Architecture] = field(default_factory=dict)
 
 
@@ -301,7 +304,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         required=_SPARSE_REQUIRED
         | {"expert_feed_forward_length", "expert_shared_feed_forward_length"},
     ),
+    "qwen2vl": Architecture("qwen2_vl", by_axis=True),  # Qwen2.5-VL too
     "qwen3": Architecture("qwen3", biases=_ATTENTION_BIAS),
+    "qwen3vl": Architecture("qwen3_vl", biases=_ATTENTION_BIAS, by_axis=True),
     "qwen3moe": Architecture(
         "qwen3_moe",
         keys=_DECODER_KEYS | _EXPERT_KEYS,

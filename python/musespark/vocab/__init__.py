@@ -10,7 +10,12 @@ keys.py reads metadata that nobody vouches for; vocabulary.py what all kinds sha
 ends.py knows what ends a turn.
 """
 
-from musespark.vocab.assets import TOKENIZER_MODELS, sampling_notes, tokenizer_assets
+from musespark.vocab.assets import (
+    TOKENIZER_MODELS,
+    sampling_notes,
+    tokenizer_assets,
+    tokens_missing,
+)
 from musespark.vocab.ends import turn_ends
 from musespark.vocab.outline import OUTLINE, Outline, make_outline, read_outline, rest_of
 from musespark.vocab.pretokenizers import PRE_TOKENIZERS
@@ -25,5 +30,6 @@ __all__ = [
     "rest_of",
     "sampling_notes",
     "tokenizer_assets",
+    "tokens_missing",
     "turn_ends",
 ]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.untrusted import MAX_TOKENIZER_BYTES
 from musespark.vocab.bpe import bpe_tokenizer, gemma4_tokenizer
 from musespark.vocab.ends import turn_ends
-from musespark.vocab.keys import VocabularyKeys
+from musespark.vocab.keys import MAX_TOKENS, VocabularyKeys
 from musespark.vocab.spm import spm_tokenizer
 from musespark.vocab.vocabulary import CONTROL, USER_DEFINED, Vocabulary
 from musespark.vocab.wordpiece import wordpiece_tokenizer
@@ -34,13 +34,14 @@ _SAMPLING = {
 }
 
 
-def tokenizer_assets(metadata: Mapping[str, Any]) -> dict[str, bytes]:
+def tokenizer_assets(metadata: Mapping[str, Any], marker: str = "") -> dict[str, bytes]:
     """File name -> contents: tokenizer.json, tokenizer_config.json, generation_config.json and,
     where the file has a chat template, chat_template.jinja.
 
     ``metadata``: a GGUF file's keys and values; strings as str or bytes, arrays as lists or NumPy
-    arrays. Raises UnsupportedModel for a kind of vocabulary or pre-tokenizer that is not known,
-    and CorruptFile, naming the field, for metadata that does not make sense.
+    arrays. ``marker``: a text that must be one token; where the vocabulary lacks it, it gets the
+    first id behind it. Raises UnsupportedModel for a kind of vocabulary or pre-tokenizer that is
+    not known, and CorruptFile, naming the field, for metadata that does not make sense.
     """
     keys = VocabularyKeys(metadata)
     kind = keys.text("tokenizer.ggml.model")
@@ -54,6 +55,8 @@ def tokenizer_assets(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     vocabulary, tokenizer = maker(keys)
     if kind == "llama" and keys.text("general.architecture") == "phi3":
         _strip_after_markers(tokenizer)
+    if marker:
+        _add_marker(tokenizer, vocabulary, marker)
     config = _config(vocabulary)
     assets = {"tokenizer.json": tokenizer, "generation_config.json": _defaults(keys, vocabulary)}
     templates = _templates(keys)
@@ -77,6 +80,24 @@ def _strip_after_markers(tokenizer: dict[str, Any]) -> None:
     """Phi-3's markers take the white space after them, which GGUF cannot say."""
     for entry in tokenizer["added_tokens"]:
         entry["rstrip"] = entry["content"] not in ("<unk>", "<s>", "<|endoftext|>")
+
+
+def _add_marker(tokenizer: dict[str, Any], vocabulary: Vocabulary, marker: str) -> None:
+    known = next((one for one in tokenizer["added_tokens"] if one["content"] == marker), None)
+    if known is None:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        known = {"id": vocabulary.ids.get(marker, len(vocabulary.tokens)), "content": marker}
+        tokenizer["added_tokens"].append(known | flags)
+        known = tokenizer["added_tokens"][-1]
+    known["special"] = True
+
+
+def tokens_missing(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[str]:
+    """Those of `tokens` that a file's vocabulary has not, as texts of one token each."""
+    if not tokens:
+        return []
+    known = frozenset(VocabularyKeys(metadata).strings("tokenizer.ggml.tokens", MAX_TOKENS) or ())
+    return [token for token in tokens if token not in known]
 
 
 def _config(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def convert(
     calibrate: Calibrate | None = None,
     text: Text | None = None,
     look: Look | None = None,
+    mmproj: Any = None,
 ) -> dict[str, Any]:
     """Packs the model folder or GGUF file `source` into `destination`; returns its ``info``.
 
@@ -57,7 +58,7 @@ def convert(
     removed. Peak memory stays below 500 MB besides the mapped file. `ready`: as for
     :func:`open_model`. `method` and `calibrate`, both or none: see weights/calibration.py; the
     model that runs is packed beside `target` into a file without a name. `text`
-    and `look`: as for :func:`open_model`.
+    and `look`, and `mmproj`: as for :func:`open_model`.
     """
     pack.check_quantize(quantize)
     target = checked_path(destination, "destination")
@@ -65,12 +66,13 @@ def convert(
         raise InvalidRequest(f"destination {target} is a folder; a file name is needed")
     if not target.parent.is_dir():
         raise InvalidRequest(f"destination {target}: the folder {target.parent} does not exist")
-    path = locate(source, progress).path
+    located = locate(source, progress, mmproj=mmproj)
+    path = located.path
     already = packed_at(path)
     if already is not None:
         already.close()
         raise InvalidRequest(f"source {path} is packed already; give the original model folder")
-    folder = understand(path)
+    folder = understand(path, mmproj=located.mmproj)
     try:
         if target.exists() and any(f.exists() and target.samefile(f) for f in folder.own_files):
             raise InvalidRequest(f"destination {target} is a file of the source")
@@ -92,6 +94,7 @@ def convert(
         folder.checkpoint.close()
     loaded = loaded_from(open_packed(SafetensorsFile(target)), path, recipe, cached=False)
     loaded.close()
+    loaded.info["notes"] += folder.aside
     kv = report_of(loaded.info["kv"], folder.spec)
     tower = tower_report(loaded.info["tower"])
     return loaded.info | {"ignored": ignored(folder), "kv": kv, "tower": tower}

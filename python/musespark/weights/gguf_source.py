@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest
 from musespark.families.gguf import unpermute
+from musespark.families.vision.mmproj import Remade
 from musespark.untrusted import plain_value
 from musespark.weights.gguf import GgufEntry, GgufFile
 
@@ -157,13 +159,19 @@ class GgufSource:
     """The tensors of `checkpoint` for weights/pack.py.
 
     ``interleaved``: stored tensor -> heads, where llama.cpp wove the halves of each head's rows
-    (families/gguf.py: unpermute). A tensor of one dimension is uint8 [bytes], a matrix
-    uint8 [rows, bytes of a row].
+    (families/gguf.py: unpermute). ``remade``: tensors that are put together, as floats. Of others
+    one of one dimension is uint8 [bytes], a matrix uint8 [rows, bytes of a row].
     """
 
-    def __init__(self, checkpoint: GgufCheckpoint, interleaved: dict[str, int]):
+    def __init__(
+        self,
+        checkpoint: GgufCheckpoint,
+        interleaved: Mapping[str, int],
+        remade: Mapping[str, Remade] | None = None,
+    ):
         self._checkpoint = checkpoint
         self._interleaved = interleaved
+        self._remade = remade or {}
         self.file_of = checkpoint.file_of
 
     @property
@@ -172,8 +180,12 @@ class GgufSource:
         return self._checkpoint.files
 
     def entry(self, name: str) -> GgufEntry:
-        """Type, shape and place of a tensor; F32 for a vector that :meth:`array` decodes."""
+        """Type, shape and place of a tensor; F32 for what :meth:`array` decodes."""
         entry = self._checkpoint.entry(name)
+        if name in self._remade:
+            shape = self._remade[name].shape
+            end = entry.begin + 4 * math.prod(shape)
+            return dataclasses.replace(entry, dtype="F32", shape=shape, end=end)
         if name in self._interleaved and len(entry.shape) == 1:
             return dataclasses.replace(entry, dtype="F32")
         return entry
@@ -184,6 +196,8 @@ class GgufSource:
         A vector whose numbers change places is decoded first, for it may be made of blocks:
         float32 [n].
         """
+        if name in self._remade:
+            return self._made(self._remade[name])
         stored, entry = self._checkpoint.array(name), self._checkpoint.entry(name)
         heads = self._interleaved.get(name)
         if heads is None:
@@ -193,9 +207,19 @@ class GgufSource:
             return _Reordered(stored, order)
         return _core.decode(entry.dtype.lower(), stored[None])[0][order]
 
+    def _made(self, remade: Remade) -> np.ndarray:
+        parts = []
+        for name in remade.names:
+            entry, stored = self._checkpoint.entry(name), self._checkpoint.array(name)
+            rows = _core.decode(entry.dtype.lower(), stored.reshape(-1, entry.row_bytes))
+            parts.append(rows.reshape(entry.shape))
+        whole = parts[0] if len(parts) == 1 else np.stack(parts, axis=2)
+        return np.ascontiguousarray(whole.transpose(remade.axes) if remade.axes else whole)
+
     def forget(self, name: str) -> None:
         """See :meth:`GgufFile.forget`."""
-        self._checkpoint.forget(name)
+        for one in self._remade[name].names if name in self._remade else (name,):
+            self._checkpoint.forget(one)
 
     def close(self) -> None:
         """Closes every file."""

@@ -7,6 +7,7 @@ that cannot be reached is stood in for by a snapshot that is whole, and a note s
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,9 +17,17 @@ from typing import Any
 from musespark.errors import CorruptFile, Error, HubUnavailable, InvalidRequest
 from musespark.untrusted import read_json_object
 from musespark.weights import hubtransfer as transfer
-from musespark.weights.hubfiles import INDEX, Wanted, choose_files, safe_files, with_shards
-from musespark.weights.hubids import HubId
-from musespark.weights.progress import ProgressFn
+from musespark.weights.hubfiles import (
+    INDEX,
+    Wanted,
+    choose_files,
+    safe_files,
+    with_projector,
+    with_shards,
+)
+from musespark.weights.hubids import HubId, parse_hub_id
+from musespark.weights.mmproj import NOTHING, Mmproj, check_mmproj, several_say
+from musespark.weights.progress import ProgressFn, progress_function
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,13 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A model that is here: the folder or GGUF file, its name with the commit, what to note."""
+    """A model that is here: the folder or GGUF file, its name with the commit, what to note, and
+    the projector file that goes with it."""
 
     path: Path
     name: str
     notes: list[str] = field(default_factory=list)
+    mmproj: Mmproj = NOTHING
 
 
 def fetch(
@@ -61,10 +72,12 @@ def fetch(
     assets: tuple[str, ...],
     progress: ProgressFn,
     refuse: Callable[[Snapshot, Wanted], None],
+    projector: bool = True,
 ) -> Fetched:
     """The model of a hub id, downloaded where the cache does not have it.
 
-    `assets` are the small files a model folder may have. When they are here `refuse` is called: it
+    `assets` are the small files a model folder may have; with `projector` the one projector file
+    beside a GGUF model comes too. When they are here `refuse` is called: it
     raises for what cannot be run, before the weights come.
     `progress` counts bytes of all files that were not here.
 
@@ -73,11 +86,19 @@ def fetch(
     """
     snapshot = snapshot_of(hub_id)
     if snapshot.unreachable:
-        wanted = whole(snapshot, assets)
+        wanted = whole(snapshot, assets, projector)
     else:
-        wanted = _download(snapshot, assets, progress, refuse)
+        wanted = _download(snapshot, assets, progress, refuse, projector)
         transfer.note_revision(hub_id, snapshot.commit)
-    return Fetched(snapshot.folder / (wanted.entry or ""), snapshot.name, notes_of(snapshot))
+    entry = snapshot.folder / (wanted.entry or "")
+    return Fetched(entry, snapshot.name, notes_of(snapshot), projector_of(snapshot, wanted))
+
+
+def projector_of(snapshot: Snapshot, wanted: Wanted) -> Mmproj:
+    """The projector file that goes with a GGUF model of a hub, where its files are here."""
+    if wanted.projector is not None:
+        return Mmproj(snapshot.folder / wanted.projector)
+    return Mmproj(why=several_say(wanted.projectors)) if wanted.projectors else NOTHING
 
 
 def snapshot_of(hub_id: HubId) -> Snapshot:
@@ -101,9 +122,29 @@ def snapshot_of(hub_id: HubId) -> Snapshot:
     return Snapshot(hub_id, commit, files, known, _licence_of(found.card_data))
 
 
-def fetch_small(snapshot: Snapshot, assets: tuple[str, ...]) -> Wanted:
+def named_projector(mmproj: Any, progress: bool | ProgressFn | None = None) -> Mmproj | None:
+    """The projector file that a caller names, downloaded where it is a hub id; None where none is
+    named (None, False). InvalidRequest where there is no such file."""
+    check_mmproj(mmproj)
+    if mmproj is None or mmproj is False:
+        return None
+    text = os.path.expanduser(os.fspath(mmproj))
+    if os.path.isfile(text):
+        return Mmproj(Path(text), named=True)
+    hub_id = parse_hub_id(mmproj) if isinstance(mmproj, str) else None
+    if hub_id is None or hub_id.file is None:
+        raise InvalidRequest(
+            f"mmproj {text!r:.300}: no such file, and no hub id of one (org/name/file.gguf)"
+        )
+    report = progress_function(progress)
+    fetched = fetch(hub_id, (), report, lambda snapshot, wanted: None, projector=False)
+    return Mmproj(fetched.path, named=True)
+
+
+def fetch_small(snapshot: Snapshot, assets: tuple[str, ...], projector: bool = True) -> Wanted:
     """Downloads what is small (an index of shards too) and says which weights belong to it."""
     wanted = choose_files(snapshot.files, snapshot.hub_id, assets)
+    wanted = with_projector(wanted, snapshot.files) if projector else wanted
     for name in wanted.small:
         _fetch(snapshot, name, lambda done: None)
     return _expanded(snapshot, wanted)
@@ -114,8 +155,9 @@ def _download(
     assets: tuple[str, ...],
     progress: ProgressFn,
     refuse: Callable[[Snapshot, Wanted], None],
+    projector: bool,
 ) -> Wanted:
-    wanted = fetch_small(snapshot, assets)
+    wanted = fetch_small(snapshot, assets, projector)
     refuse(snapshot, wanted)
     to_come = [name for name in wanted.weights if _state(snapshot, name) in ("damaged", "missing")]
     missing = {name: snapshot.files[name] or 0 for name in to_come}
@@ -170,10 +212,12 @@ def _cached(hub_id: HubId, error: HubUnavailable) -> Snapshot:
     return Snapshot(hub_id, commit, safe_files(found), unreachable=str(error))
 
 
-def whole(snapshot: Snapshot, assets: tuple[str, ...]) -> Wanted:
+def whole(snapshot: Snapshot, assets: tuple[str, ...], projector: bool = True) -> Wanted:
     """The files of a cached snapshot; HubUnavailable where it has not all of them."""
     try:
-        return _expanded(snapshot, choose_files(snapshot.files, snapshot.hub_id, assets, here=True))
+        wanted = choose_files(snapshot.files, snapshot.hub_id, assets, here=True)
+        wanted = with_projector(wanted, snapshot.files) if projector else wanted
+        return _expanded(snapshot, wanted)
     except Error as error:
         if isinstance(error, InvalidRequest) and not (
             snapshot.hub_id.quant or snapshot.hub_id.file

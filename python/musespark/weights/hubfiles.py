@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.weights.hubids import HubId
+from musespark.weights.mmproj import is_projector
 
 INDEX = "model.safetensors.index.json"
 MAX_SHARDS = 4096
 _SAFE_PATH = re.compile(r"(?:[\w][\w.+ ()\[\]-]{0,254}/){0,3}[\w][\w.+ ()\[\]-]{0,254}", re.ASCII)
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
-# GGUF files that are no language model: vision projectors and importance matrices.
-_NO_MODEL = re.compile(r"(?:^|[/._-])(?:mmproj|imatrix)(?=[/._-])", re.IGNORECASE)
+_IMPORTANCE = re.compile(r"(?:^|[/._-])imatrix(?=[/._-])", re.IGNORECASE)  # no models either
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -23,12 +23,19 @@ class Wanted:
     """The files to have, in the order to fetch them: whoever has the last has all of them.
 
     ``small`` are config, tokenizer and so on; ``weights`` the safetensors or GGUF files; ``entry``
-    the file that is opened, None where it is the folder.
+    the file that is opened, None where it is the folder. ``projectors``: the projector files
+    (mmproj) beside a GGUF model; of one alone it is among the ``weights`` too.
     """
 
     small: tuple[str, ...]
     weights: tuple[str, ...]
     entry: str | None = None
+    projectors: tuple[str, ...] = ()
+
+    @property
+    def projector(self) -> str | None:
+        """The one projector file there is."""
+        return self.projectors[0] if len(self.projectors) == 1 else None
 
 
 def safe_files(listing: Mapping[str, int | None]) -> dict[str, int | None]:
@@ -83,7 +90,18 @@ def with_shards(
     for shard in sorted(shards):
         if shard not in files or "/" in shard or not shard.endswith(".safetensors"):
             raise CorruptFile(f"{where}: shard {shard!r:.120} is not among the files")
-    return Wanted(wanted.small, tuple(sorted(shards)), wanted.entry)
+    return replace(wanted, weights=tuple(sorted(shards)))
+
+
+def with_projector(wanted: Wanted, files: Mapping[str, int | None]) -> Wanted:
+    """`wanted` with the projector files beside a GGUF model."""
+    entry = wanted.entry or ""
+    if not entry.lower().endswith(".gguf") or is_projector(entry):
+        return wanted
+    folder = entry.rpartition("/")[0]
+    found = sorted(n for n in files if is_projector(n) and n.rpartition("/")[0] == folder)
+    more = tuple(found) if len(found) == 1 else ()
+    return replace(wanted, weights=wanted.weights + more, projectors=tuple(found))
 
 
 def _gguf_groups(files: Mapping[str, int | None]) -> dict[str, tuple[str, ...]]:
@@ -91,7 +109,7 @@ def _gguf_groups(files: Mapping[str, int | None]) -> dict[str, tuple[str, ...]]:
     groups: dict[str, list[str]] = {}
     counts: dict[str, int] = {}
     for name in sorted(files):
-        if not name.lower().endswith(".gguf") or _NO_MODEL.search(name):
+        if not name.lower().endswith(".gguf") or is_projector(name) or _IMPORTANCE.search(name):
             continue
         split = _SPLIT.fullmatch(name)
         key = f"{split['stem']}-of-{split['count']}" if split else name

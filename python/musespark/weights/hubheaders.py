@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from musespark.errors import CorruptFile, UnsupportedModel
 from musespark.weights import hubtransfer as transfer
 from musespark.weights.gguf import MAX_HEADER_BYTES, EndsEarly, GgufFile
 from musespark.weights.gguf_source import MAX_VECTOR, GgufCheckpoint, open_gguf
-from musespark.weights.hub import Snapshot
+from musespark.weights.hub import Snapshot, Wanted, projector_of
+from musespark.weights.mmproj import Mmproj
 from musespark.weights.safetensors import Checkpoint, TensorEntry, parse_table
 
 
@@ -107,6 +108,14 @@ def remote_gguf(snapshot: Snapshot, entry: str) -> GgufCheckpoint:
         return GgufFile(here) if here.exists() else _remote_part(snapshot, name, path)
 
     return open_gguf(root / entry, part)
+
+
+def remote_projector(snapshot: Snapshot, wanted: Wanted) -> Mmproj:
+    """The projector file of a model on a hub, as far as its header says."""
+    found = projector_of(snapshot, wanted)
+    if found.path is None or wanted.projector is None:
+        return found
+    return replace(found, headers=remote_gguf(snapshot, wanted.projector))
 
 
 def _remote_part(snapshot: Snapshot, name: str, path: Path) -> RemoteGguf:

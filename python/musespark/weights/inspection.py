@@ -12,7 +12,7 @@ from musespark.families.spec import ModelSpec
 from musespark.families.vision.beside import packed_shapes
 from musespark.untrusted import MAX_TOKENIZER_BYTES, parse_json_object
 from musespark.weights import hub, pack
-from musespark.weights.hubheaders import remote_checkpoint, remote_gguf
+from musespark.weights.hubheaders import remote_checkpoint, remote_gguf, remote_projector
 from musespark.weights.kv_choice import KvChoice, report_of
 from musespark.weights.licence import licence_of
 from musespark.weights.loading import (
@@ -25,6 +25,7 @@ from musespark.weights.loading import (
     locate,
     packed_at,
 )
+from musespark.weights.mmproj import NOTHING, Mmproj, refuse_beside
 from musespark.weights.model_source import ModelFolder, understand
 from musespark.weights.packed import PackedFile
 from musespark.weights.tower_choice import tower_report
@@ -47,8 +48,8 @@ class Inspection:
     merges: int | None = None  # of the tokenizer; None: not known
 
 
-def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
-    """Family, formats, sizes and tensors of a model.
+def inspect(source: Source = None, *, verify: bool = False, mmproj: Any = None) -> dict[str, Any]:
+    """Family, formats, sizes and tensors of a model. `mmproj`: as for :func:`open_model`.
 
     Keys: source, packed, family, quantize (of a packed file), calibration (of one that was
     calibrated: method, tokens and their checksum; else None), kv (what was measured of formats of
@@ -62,42 +63,45 @@ def inspect(source: Source = None, *, verify: bool = False) -> dict[str, Any]:
     Of a hub's model that is not in the cache only small files and the headers of the weights are
     fetched. Raises what :func:`open_model` raises for files that cannot be run.
     """
-    return look(source, verify=verify).report
+    return look(source, verify=verify, mmproj=mmproj).report
 
 
-def look(source: Source = None, *, verify: bool = False) -> Inspection:
+def look(source: Source = None, *, verify: bool = False, mmproj: Any = None) -> Inspection:
     """:func:`inspect`, with what memory is estimated from."""
     if local_path(source) is None:
-        return _of_hub(hub.snapshot_of(hub_id_of(source)), verify)
-    located = locate(source)
-    found = _of_path(located.path, verify)
+        return _of_hub(hub.snapshot_of(hub_id_of(source)), verify, mmproj)
+    located = locate(source, mmproj=mmproj)
+    found = _of_path(located.path, verify, located.mmproj)
     if source is None:
-        kv = _of_path(EMBEDDED_PACKED, False).kv if EMBEDDED_PACKED.exists() else None
+        kv = _of_path(EMBEDDED_PACKED, False, NOTHING).kv if EMBEDDED_PACKED.exists() else None
         more = {"source": located.name, "kv": report_of(kv, found.spec) if found.spec else None}
         found = replace(found, report=found.report | more, kv=kv)
     return found
 
 
-def _of_path(path: Path, verify: bool) -> Inspection:
+def _of_path(path: Path, verify: bool, mmproj: Mmproj) -> Inspection:
     packed = packed_at(path)
     if packed is None:
-        return _of_folder(understand(path), str(path))
+        return _of_folder(understand(path, mmproj=mmproj), str(path))
     try:
+        refuse_beside(mmproj, path)
         return _of_packed(packed, path, verify)
     finally:
         packed.close()
 
 
-def _of_hub(snapshot: hub.Snapshot, verify: bool) -> Inspection:
+def _of_hub(snapshot: hub.Snapshot, verify: bool, asked: Any) -> Inspection:
+    named, search = hub.named_projector(asked), asked is None
     if snapshot.unreachable:
-        wanted = hub.whole(snapshot, ASSETS)
+        wanted = hub.whole(snapshot, ASSETS, search)
     else:
-        wanted = hub.fetch_small(snapshot, ASSETS)
+        wanted = hub.fetch_small(snapshot, ASSETS, search)
     here = all((snapshot.folder / name).exists() for name in wanted.weights)
     if here:
-        found = _of_path(snapshot.folder / (wanted.entry or ""), verify)
+        mmproj = named or hub.projector_of(snapshot, wanted)
+        found = _of_path(snapshot.folder / (wanted.entry or ""), verify, mmproj)
     elif wanted.entry is not None and wanted.entry.lower().endswith(".gguf"):
-        found = _of_gguf_headers(snapshot, wanted, wanted.entry)
+        found = _of_gguf_headers(snapshot, wanted, wanted.entry, named)
     elif (snapshot.folder / "config.json").exists():
         headers = remote_checkpoint(snapshot, wanted.weights)
         found = _of_folder(understand(snapshot.folder, headers), snapshot.name)
@@ -111,14 +115,17 @@ def _of_hub(snapshot: hub.Snapshot, verify: bool) -> Inspection:
     return replace(found, report=report)
 
 
-def _of_gguf_headers(snapshot: hub.Snapshot, wanted: hub.Wanted, entry: str) -> Inspection:
+def _of_gguf_headers(
+    snapshot: hub.Snapshot, wanted: hub.Wanted, entry: str, named: Mmproj | None
+) -> Inspection:
     try:
         headers = remote_gguf(snapshot, entry)
+        mmproj = named or remote_projector(snapshot, wanted)
     except HubUnavailable as error:  # a mirror that answers no ranges
         found = _unknown(snapshot, wanted)
         found.report["notes"].append(str(error))
         return found
-    return _of_folder(understand(snapshot.folder / entry, headers), snapshot.name)
+    return _of_folder(understand(snapshot.folder / entry, headers, mmproj), snapshot.name)
 
 
 def _unknown(snapshot: hub.Snapshot, wanted: hub.Wanted) -> Inspection:
@@ -205,7 +212,7 @@ def _of_folder(folder: ModelFolder, source: str) -> Inspection:
             "weights": weights,
             **_shape_of(folder.spec),
             "files": sorted(folder.assets),
-            "notes": folder.notes,
+            "notes": folder.notes + folder.aside,
             "verified": "headers only: safetensors and GGUF files have no checksums",
             "tensors": tensors,
         }

@@ -7,7 +7,7 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from musespark.vocab import OUTLINE, make_outline
 from musespark.weights import cache, hub, pack
 from musespark.weights.files import WriteFailed
 from musespark.weights.gguf import is_gguf
-from musespark.weights.hubheaders import remote_gguf
+from musespark.weights.hubheaders import remote_gguf, remote_projector
 from musespark.weights.hubids import GRAMMAR, SCHEME, HubId, parse_hub_id
 from musespark.weights.kv_choice import Recorder, read_record
+from musespark.weights.mmproj import NOTHING, SEARCH, Mmproj, refuse_beside
 from musespark.weights.model_source import ASSETS, ModelFolder, read_config_files, understand
 from musespark.weights.packed import PackedFile, is_packed
 from musespark.weights.progress import ProgressFn, progress_function
@@ -103,6 +104,7 @@ def open_model(
     ready: Ready | None = None,
     text: Text | None = None,
     look: Look | None = None,
+    mmproj: Any = None,
 ) -> LoadedWeights:
     """Opens a model for running. Nothing of a packed file is read before it is used.
 
@@ -114,14 +116,15 @@ def open_model(
     packed, and raises for what does not fit; `ready` before anything is packed, and raises for what
     could not be used then. `text`: what formats of keys and values are measured with, where the
     model is packed now; None: they are not, and the file says nothing of them.
-    `look`: what a tower's layers are measured with, likewise.
+    `look`: what a tower's layers are measured with, likewise. `mmproj`: the projector file of a
+    GGUF model, a path or the hub id of a file; None: the one that lies beside it; False: none.
     """
     pack.check_quantize(quantize)
-    located = locate(source, progress, _refusal(quantize, admit))
+    located = locate(source, progress, _refusal(quantize, admit), mmproj)
     path = located.path
     if source is None and quantize in ("auto", "q8") and EMBEDDED_PACKED.exists():
         path = EMBEDDED_PACKED
-    loaded = _opened(path, quantize, progress, admit, ready, text, look)
+    loaded = _opened(path, located.mmproj, quantize, progress, admit, ready, text, look)
     loaded.info["source"] = located.name
     loaded.info["notes"] += located.notes
     return loaded
@@ -129,6 +132,7 @@ def open_model(
 
 def _opened(
     path: Path,
+    mmproj: Mmproj,
     quantize: str,
     progress: bool | ProgressFn | None,
     admit: Admit | None,
@@ -139,11 +143,12 @@ def _opened(
     packed = packed_at(path)
     if packed is not None:
         try:
+            refuse_beside(mmproj, path)
             return loaded_from(packed, path, quantize, cached=False)
         except BaseException:
             packed.close()
             raise
-    folder = understand(path)
+    folder = understand(path, mmproj=mmproj)
     try:
         weights = folder.weights()
         if admit is not None:
@@ -154,6 +159,7 @@ def _opened(
         folder.checkpoint.close()
     loaded.info["quantize_auto"] = quantize == "auto"
     loaded.info["weights"] = weights
+    loaded.info["notes"] += folder.aside
     return loaded
 
 
@@ -161,19 +167,24 @@ def locate(
     source: Source,
     progress: bool | ProgressFn | None = None,
     refuse: Refuse | None = None,
+    mmproj: Any = None,
 ) -> hub.Fetched:
     """The folder or file that a source names; a hub id is downloaded where it is not cached.
 
-    `refuse` is called before weights are downloaded; see :func:`hub.fetch`.
+    `refuse` is called before weights are downloaded; see :func:`hub.fetch`. `mmproj`: see
+    :func:`open_model`.
 
     A path that exists always wins, and nothing that looks like a path goes to a network (see
     :func:`musespark.weights.hubids.parse_hub_id`). InvalidRequest where there is none of both.
     """
+    named = hub.named_projector(mmproj, progress)
     path = local_path(source)
     if path is None:
-        report = progress_function(progress)
-        return hub.fetch(hub_id_of(source), ASSETS, report, refuse or _refusal())
-    return hub.Fetched(path, EMBEDDED if source is None else str(path))
+        report, admitted = progress_function(progress), refuse or _refusal()
+        found = hub.fetch(hub_id_of(source), ASSETS, report, admitted, projector=mmproj is None)
+        return found if named is None else replace(found, mmproj=named)
+    name = EMBEDDED if source is None else str(path)
+    return hub.Fetched(path, name, mmproj=named or (SEARCH if mmproj is None else NOTHING))
 
 
 def local_path(source: Source) -> Path | None:
@@ -213,7 +224,7 @@ def _refusal(quantize: str = "auto", admit: Admit | None = None) -> Refuse:
         if all((folder / name).exists() for name in wanted.weights):
             return  # opening it tells
         if entry.lower().endswith(".gguf"):
-            _refuse_gguf(snapshot, entry, quantize, admit)
+            _refuse_gguf(snapshot, wanted, entry, quantize, admit)
         elif (folder / entry / "config.json").exists():
             _refuse_config(folder / entry / "config.json", quantize, admit)
 
@@ -237,12 +248,15 @@ def _refuse_config(config: Path, quantize: str, admit: Admit | None) -> None:
             raise MemoryBudgetExceeded(f"{error}. {_AT_LEAST}") from None
 
 
-def _refuse_gguf(snapshot: hub.Snapshot, entry: str, quantize: str, admit: Admit | None) -> None:
+def _refuse_gguf(
+    snapshot: hub.Snapshot, wanted: hub.Wanted, entry: str, quantize: str, admit: Admit | None
+) -> None:
     try:
         headers = remote_gguf(snapshot, entry)
+        mmproj = remote_projector(snapshot, wanted)
     except HubUnavailable:
         return  # a mirror that answers no ranges: the downloaded file tells
-    folder = understand(snapshot.folder / entry, headers)
+    folder = understand(snapshot.folder / entry, headers, mmproj)
     assets, weights = folder.made_assets(), folder.weights()
     if admit is not None:
         if "tokenizer.json" not in assets:

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ import numpy as np
 
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families import Family, read_config
-from musespark.families.gguf import read_gguf
+from musespark.families.gguf import Around, GgufModel, read_gguf
 from musespark.families.spec import ModelSpec
 from musespark.families.tensors import Shape, TensorMap
 from musespark.families.vision import VisionSpec
-from musespark.families.vision.beside import packed_shapes
+from musespark.families.vision.beside import PREFIX, packed_shapes
 from musespark.untrusted import (
     MAX_TOKENIZER_BYTES,
     array_length,
@@ -36,11 +36,12 @@ from musespark.vocab import sampling_notes, tokenizer_assets
 from musespark.weights import pack
 from musespark.weights.gguf import is_gguf
 from musespark.weights.gguf_source import GgufCheckpoint, GgufSource, open_gguf
+from musespark.weights.mmproj import SEARCH, Mmproj, Pair, is_projector, paired, refuse_beside
 from musespark.weights.quantized.config import FILES, KEYS, Reader, read_quantization
 from musespark.weights.quantized.linear import Stored
 from musespark.weights.quantized.source import QuantizedSource, refuse_unexplained
 from musespark.weights.safetensors import Checkpoint, SafetensorsFile, open_sharded
-from musespark.weights.sight import PREPROCESSOR, PROCESSOR, Sight, beside, sight_of
+from musespark.weights.sight import PREPROCESSOR, PROCESSOR, Sight, beside, joined, sight_of
 
 # Files of sentence-transformers that say how an encoder's rows become an embedding; in the config
 # that families read they stand under "sentence_transformers".
@@ -89,6 +90,7 @@ class ModelFolder:
     made_assets: Callable[[], dict[str, bytes]] = dict
     licence: str | None = None  # what a GGUF file says of it
     vision: VisionSpec | None = None  # its tensors are in the mapping too
+    aside: list[str] = field(default_factory=list)  # notes on files beside it, which may change
 
     @functools.cached_property
     def shapes(self) -> dict[str, Shape]:
@@ -106,8 +108,9 @@ class ModelFolder:
             raise UnsupportedModel(no_tokenizer(str(self.path)))
 
     def recipe(self, quantize: str) -> str:
-        """What `quantize` stands for here."""
-        stored = {self.checkpoint.entry(part.name).dtype for part in self.mapping.sources.values()}
+        """What `quantize` stands for here; of a tower the stored types decide nothing."""
+        texts = (p for name, p in self.mapping.sources.items() if not name.startswith(PREFIX))
+        stored = {self.checkpoint.entry(part.name).dtype for part in texts}
         return pack.resolve_quantize(quantize, self.shapes, stored)
 
     def plan(self, recipe: str) -> list[pack.Planned]:
@@ -132,17 +135,25 @@ class ModelFolder:
         return {recipe: sum(nbytes(p, recipe) for p in planned) for recipe in recipes}
 
 
-def understand(path: Path, headers: Checkpoint | GgufCheckpoint | None = None) -> ModelFolder:
+def understand(
+    path: Path,
+    headers: Checkpoint | GgufCheckpoint | None = None,
+    mmproj: Mmproj = SEARCH,
+) -> ModelFolder:
     """Maps the weights of a folder or GGUF file and matches their names; reads no matrix.
 
-    With `headers` the weights are not there: these are what is known of them.
+    With `headers` the weights are not there: these are what is known of them. `mmproj`: the
+    projector file of a GGUF model.
     """
     if isinstance(headers, GgufCheckpoint):
-        return _understand_gguf(path, headers)
-    if headers is not None:
-        return _understand_folder(path, headers)
-    gguf = path if path.is_file() and is_gguf(path) else _only_gguf(path)
-    return _understand_folder(path) if gguf is None else _understand_gguf(gguf)
+        return _understand_gguf(path, mmproj, headers)
+    gguf = None
+    if headers is None:
+        gguf = path if path.is_file() and is_gguf(path) else _only_gguf(path)
+    if gguf is not None:
+        return _understand_gguf(gguf, mmproj)
+    refuse_beside(mmproj, path)
+    return _understand_folder(path, headers)
 
 
 # ---- GGUF ---------------------------------------------------------------------------------------
@@ -152,7 +163,7 @@ def _only_gguf(folder: Path) -> Path | None:
     """The GGUF model of a folder that holds nothing else: one file, or the first of its parts."""
     if (folder / "config.json").exists():
         return None
-    found = sorted(p for p in folder.glob("*.gguf") if not p.name.startswith("mmproj"))
+    found = sorted(p for p in folder.glob("*.gguf") if not is_projector(p.name))
     firsts = [p for p in found if not re.search(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", p.name)]
     if len(firsts) > 1:
         names = ", ".join(p.name for p in firsts[:8])
@@ -160,32 +171,67 @@ def _only_gguf(folder: Path) -> Path | None:
     return firsts[0] if firsts else None
 
 
-def _understand_gguf(path: Path, headers: GgufCheckpoint | None = None) -> ModelFolder:
+def _understand_gguf(
+    path: Path, mmproj: Mmproj, headers: GgufCheckpoint | None = None
+) -> ModelFolder:
     checkpoint = headers or open_gguf(path)
-    name = checkpoint.files[0].path
     try:
-        shapes = {name: checkpoint.entry(name).shape for name in checkpoint.file_of}
-        try:
-            model = read_gguf(checkpoint.metadata, shapes, checkpoint.vector)
-        except (UnsupportedModel, CorruptFile) as error:
-            if not shapes and isinstance(error, CorruptFile):
-                text = f"{name}: holds no tensors (a vocabulary only), and is no model to run"
-                raise UnsupportedModel(text) from None
-            raise type(error)(f"{name}: {error}") from None
+        model = _read_text(checkpoint)
+        again = functools.partial(_read_text, checkpoint)
+        pair, why = paired(checkpoint, model, again, mmproj)
     except BaseException:
         checkpoint.close()
         raise
-    return ModelFolder(
+    metadata, name = checkpoint.metadata, checkpoint.files[0].path
+    marker = "" if pair is None else pair.projector.kind.row
+    folder = ModelFolder(
         path=path,
         checkpoint=GgufSource(checkpoint, model.interleaved),
-        assets={"config.json": json.dumps(model.config, indent=1).encode()},
+        assets={"config.json": _as_json(model.config)},
         family=model.family,
         spec=model.spec,
         mapping=model.mapping,
-        notes=model.notes + sampling_notes(checkpoint.metadata),
+        notes=model.notes + sampling_notes(metadata),
         own_files=[file.path for file in checkpoint.files],
-        made_assets=functools.partial(_gguf_assets, checkpoint.metadata, name, model.spec.vocab),
-        licence=_gguf_licence(checkpoint.metadata),
+        made_assets=functools.partial(_gguf_assets, metadata, name, model.spec.vocab, marker),
+        licence=_gguf_licence(metadata),
+        aside=[f"{BLIND}{why}"] if why else [],
+    )
+    return folder if pair is None else _with_tower(folder, pair)
+
+
+def _as_json(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _read_text(checkpoint: GgufCheckpoint, around: Around = dict) -> GgufModel:
+    """The model of a GGUF file; `around` as for :func:`read_gguf`."""
+    path = checkpoint.files[0].path
+    shapes = {name: checkpoint.entry(name).shape for name in checkpoint.file_of}
+    try:
+        return read_gguf(checkpoint.metadata, shapes, checkpoint.vector, around)
+    except (UnsupportedModel, CorruptFile) as error:
+        if not shapes and isinstance(error, CorruptFile):
+            text = f"{path}: holds no tensors (a vocabulary only), and is no model to run"
+            raise UnsupportedModel(text) from None
+        raise type(error)(f"{path}: {error}") from None
+
+
+def _with_tower(folder: ModelFolder, pair: Pair) -> ModelFolder:
+    text, tower = pair.text, pair.tower
+    return dataclasses.replace(
+        folder,
+        checkpoint=GgufSource(
+            pair.source, text.interleaved | tower.interleaved, remade=tower.remade
+        ),
+        assets={"config.json": _as_json(text.config)}
+        | {name: _as_json(said) for name, said in pair.assets.items()},
+        family=text.family,
+        spec=text.spec,
+        mapping=joined(text.mapping, tower.mapping),
+        notes=[*text.notes, *sampling_notes(pair.source.metadata), *tower.mapping.ignored],
+        own_files=[file.path for file in pair.source.files],
+        vision=tower.spec,
     )
 
 
@@ -194,10 +240,13 @@ def _gguf_licence(metadata: Mapping[str, Any]) -> str | None:
     return f"{said[:200]} (general.license)" if isinstance(said, str) and said else None
 
 
-def _gguf_assets(metadata: Mapping[str, Any], path: Path, rows: int) -> dict[str, bytes]:
+def _gguf_assets(
+    metadata: Mapping[str, Any], path: Path, rows: int, marker: str = ""
+) -> dict[str, bytes]:
     """Tokenizer, template and defaults of a GGUF file; none where it has no vocabulary.
 
-    ``rows`` of the embedding are there, and so many tokens at most.
+    ``rows`` of the embedding are there, and so many tokens at most; ``marker``, which stands for a
+    row of an image, is one more where the file lacks it.
     """
     if "tokenizer.ggml.model" not in metadata:
         return {}
@@ -207,7 +256,7 @@ def _gguf_assets(metadata: Mapping[str, Any], path: Path, rows: int) -> dict[str
             f"{path}: tokenizer.ggml.tokens has {tokens} entries, the embedding {rows} rows"
         )
     try:
-        return tokenizer_assets(metadata)
+        return tokenizer_assets(metadata, marker)
     except (UnsupportedModel, CorruptFile) as error:
         raise type(error)(f"{path}: {error}") from None
 

@@ -52,7 +52,11 @@ def beside(
         return sight, mapping
     if NOT_RUN not in mapping.ignored:
         return Sight(why="the files hold no vision tower"), mapping
-    own = vision_tensors(config, sight.spec, names)
-    sources = mapping.sources | {PREFIX + name: part for name, part in own.sources.items()}
-    left = {why: found for why, found in mapping.ignored.items() if why != NOT_RUN}
-    return sight, dataclasses.replace(mapping, sources=sources, ignored=left | own.ignored)
+    return sight, joined(mapping, vision_tensors(config, sight.spec, names))
+
+
+def joined(text: TensorMap, tower: TensorMap) -> TensorMap:
+    """The tensors of both, the tower's under names of their own."""
+    sources = text.sources | {PREFIX + name: part for name, part in tower.sources.items()}
+    left = {why: found for why, found in text.ignored.items() if why != NOT_RUN}
+    return dataclasses.replace(text, sources=sources, ignored=left | tower.ignored)
