@@ -29,7 +29,7 @@ NAMES = [
     "phi3_partial", "phi3_longrope", "phi3_longrope_partial", "smollm3_defaults", "olmo2_plain",
     "olmo2_grouped", "olmo3_yarn", "granite_multipliers", "granite_biases", "muse_defaults",
     "mistral3_untied", "glm4_defaults", "glm4_share", "granitemoe_biases",
-    "granitemoe_multipliers", "starcoder2_defaults",
+    "granitemoe_multipliers", "starcoder2_defaults", "qwen2_vl_flat", "qwen3_vl_tied",
 ]  # fmt: skip
 GREEDY = 64
 

@@ -81,7 +81,8 @@ def _name(arch: str, name: str, layers: int) -> str:
         if part:
             return f"blk.{part[1]}.{MUSE_NAMES[part[2]]}.{part[3]}"
         arch, name = "llama", name.replace("language_model.", "")
-    name = name.replace("language_model.", "", 1) if arch == "mistral3" else name
+    if arch in ("mistral3", "qwen2vl", "qwen3vl"):
+        name = name.replace("language_model.", "", 1)
     kind = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch)
     found = gguf.get_tensor_name_map(kind, layers).get_name(name, (".weight", ".bias"))
     assert found is not None, name
@@ -188,6 +189,8 @@ def _write_keys(writer: Any, case: Case, spec: ModelSpec) -> None:
 
 def _write_rope(writer: Any, case: Case, spec: ModelSpec) -> None:
     rope = spec.ropes[-1]  # of full layers, where there are two
+    if rope.axes:
+        writer.add_rope_dimension_sections([*np.bincount(rope.axes, minlength=3).tolist(), 0])
     if case.family == "gemma3":
         writer.add_float32("gemma3.rope.freq_base_swa", spec.ropes[0].theta)
     elif case.family != "starcoder2":

@@ -125,9 +125,6 @@ def write_text(
 
     def keys(writer: Any) -> None:
         _vocabulary(writer, name, frozenset(lacking))
-        if case.text in ("qwen2_vl", "qwen3_vl"):
-            sections = inner["rope_parameters"]["mrope_section"]
-            writer.add_rope_dimension_sections([*sections, 0])
         if case.text == "qwen3_vl":
             taps = config["vision_config"]["deepstack_visual_indexes"]
             writer.add_num_deepstack_layers(len(taps))
@@ -213,9 +210,9 @@ def write_projector(
         swap = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
         swapped = lambda n: re.sub(r"ffn_(up|down)", lambda m: swap[m[0]], n)  # noqa: E731
         found = {swapped(tensor): value for tensor, value in found.items()}
+    said = _keys(name, folder, config, found, older) | dict(keys or {})
     tensors(found)
     writer = gguf.GGUFWriter(str(path), "clip")
-    said = _keys(name, folder, config, found, older) | dict(keys or {})
     for add in said.values():
         if add is not None:
             add(writer)
@@ -319,8 +316,8 @@ def _keys(
         "clip.projector_type": lambda w: w.add_clip_projector_type(kind),
         "clip.vision.image_mean": lambda w: w.add_vision_image_mean(mean),
         "clip.vision.image_std": lambda w: w.add_vision_image_std(std),
-        "clip.vision.attention.layer_norm_epsilon": lambda w: (
-            w.add_vision_attention_layernorm_eps(vision.get("layer_norm_eps", _EPSILON[name]))
+        "clip.vision.attention.layer_norm_epsilon": lambda w: w.add_vision_attention_layernorm_eps(
+            vision.get("layer_norm_eps", _EPSILON[name])
         ),
     }
     if kind in ("idefics3", "gemma3", "qwen3vl_merger"):
