@@ -1,4 +1,4 @@
-"""Feeds mutated files to the safetensors, quantized, GGUF and packed readers.
+"""Feeds mutated files to the safetensors, quantized, GGUF, projector and packed readers.
 
     python tests/fuzz/fuzz_readers.py 100000 [SEED [KIND]]    # needs the package on the path
 
@@ -44,14 +44,17 @@ from mutate import (  # noqa: E402
 
 from musespark import _core  # noqa: E402
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel  # noqa: E402
-from musespark.weights import LoadedWeights, convert, open_model, packed  # noqa: E402
-from musespark.weights.gguf_source import open_gguf  # noqa: E402
+from musespark.families.vision.mmproj import read_projector, tower_of  # noqa: E402
+from musespark.families.vision.tensors import canonical_shapes  # noqa: E402
+from musespark.weights import LoadedWeights, convert, open_model, pack, packed  # noqa: E402
+from musespark.weights.gguf_source import GgufSource, open_gguf  # noqa: E402
+from musespark.weights.mmproj import Mmproj  # noqa: E402
 from musespark.weights.model_source import understand  # noqa: E402
 from musespark.weights.safetensors import (  # noqa: E402
     SafetensorsFile,
     open_sharded,
 )
-from support.fuzz_gguf import valid_gguf  # noqa: E402
+from support.fuzz_gguf import valid_gguf, valid_projector  # noqa: E402
 from support.model_folder import CASES, checkpoint_weights, to_bf16, write_folder  # noqa: E402
 from support.quantized_models import (  # noqa: E402
     GPT_OSS,
@@ -68,6 +71,7 @@ _CASE = CASES["muse_defaults"]
 # Seven matrices, and "mixed" has six ways to store one: a second layer would show the same again.
 _ONE_LAYER = {"num_hidden_layers": 1}
 _QUANTIZED = ("gptq_act_order", "awq", "mixed")
+_QWEN = "qwen2vl_merger"
 
 
 def read_safetensors(path: Path) -> Callable[[], None]:
@@ -122,6 +126,46 @@ def read_gguf_model(path: Path) -> Callable[[], None]:
 
     def read() -> None:
         convert(path, target, quantize="auto", progress=False)
+        read_packed(target)()
+
+    return read
+
+
+def read_projector_file(path: Path) -> Callable[[], None]:
+    """Opens a projector file, packs its tower and runs it on an image."""
+    checkpoint = open_gguf(path)
+    shapes = {name: checkpoint.entry(name).shape for name in checkpoint.file_of}
+    projector = read_projector(checkpoint.metadata, shapes)
+    tower = tower_of(projector, projector.around({"tie_word_embeddings": True}))
+    source = GgufSource(checkpoint, tower.interleaved, tower.remade)
+    parts = tower.mapping.sources
+    planned = pack.plan(source, canonical_shapes(tower.spec), parts, "q8")
+
+    def read() -> None:
+        packed_now = {p.name: pack.pack_one(source, parts[p.name], p, 1, quick=True)
+                      for p in planned}  # fmt: skip
+        side = max(tower.spec.positions.side, tower.spec.merge)
+        if side <= 64:
+            core = _core.VisionTower(asdict(tower.spec), packed_now, threads=1)
+            patches = np.ones((side * side, tower.spec.patch_dim), np.float32)
+            core.encode(patches, [(1, side, side)], stopped=bool)
+
+    return read
+
+
+def read_pair(path: Path) -> Callable[[], None]:
+    """Understands the model with a mutated projector beside it, and packs both."""
+    model, target = path.with_name("m.gguf"), path.parent / "packed.out"
+    try:
+        folder = understand(model, mmproj=Mmproj(path, named=True))
+    except InvalidRequest as error:
+        assert "another model" in str(error), error
+        raise UnsupportedModel(str(error)) from None
+    folder.made_assets()
+    folder.checkpoint.close()
+
+    def read() -> None:
+        convert(model, target, quantize="q8", progress=False, mmproj=path)
         read_packed(target)()
 
     return read
@@ -277,6 +321,7 @@ KINDS = {
     "safetensors": (read_safetensors, read_index, read_folder, read_packed),
     "gguf": (read_gguf, read_gguf_model),
     "quantized": (read_quantized,),
+    "projector": (read_projector_file, read_pair),
 }
 
 
@@ -301,6 +346,9 @@ class Fuzzer:
         biased = valid_gguf(folder / "biases.gguf", biases=True)
         pieces = valid_gguf(folder / "pieces.gguf", vocabulary="llama")
         broken = [mutate_gguf.mutate_numbers, mutate_gguf.mutate_bytes, mutate_gguf.mutate_nested]
+        clip, qwen = (
+            valid_projector(folder / f"mmproj-{kind}.gguf", kind) for kind in ("mlp", _QWEN)
+        )
         either = [mutate_bytes, mutate_header]
         self.targets = [
             (one, read_safetensors, either),
@@ -311,6 +359,9 @@ class Fuzzer:
             (biased, read_gguf_model, [*broken, mutate_gguf.mutate_numbers]),
             (gguf, read_gguf_model, [mutate_gguf.mutate_values]),
             (pieces, read_gguf_model, [*broken, mutate_gguf.mutate_values]),
+            (clip, read_projector_file, [*broken, mutate_gguf.mutate_numbers]),
+            (qwen, read_projector_file, [*broken, *[mutate_gguf.mutate_numbers] * 2]),
+            (clip, read_pair, [*broken, mutate_gguf.mutate_numbers, mutate_gguf.mutate_values]),
             (packs["q4"], read_packed, [*either, mutate_packed, mutate_spec, mutate_spec]),
             (packs["none"], read_packed, [*either, mutate_packed, mutate_spec]),
         ]

@@ -113,7 +113,7 @@ def mutate_values(rng: random.Random, data: bytes) -> bytes:
     """The value of a key, most often of one of the vocabulary, becomes an array of many strings or
     numbers: empty ones, equal ones, or runs that are one inside the other."""
     values = _Walk(data).values
-    arrays = [one for one in values if one[0].startswith("tokenizer.")]
+    arrays = [one for one in values if one[0].startswith(("tokenizer.", "clip.vision.image_"))]
     _, begin, end = rng.choice(arrays if rng.random() < 0.7 else values)
     count = rng.choice([0, 1, 39, 40, 41, 1000, 400_000])
     kind = rng.choice([4, 5, 6, 8, 8, 8])

@@ -231,7 +231,7 @@ def test_load_and_generate(tmp_path: Path) -> None:
 def test_a_folder_with_one_gguf_model(tmp_path: Path) -> None:
     config = CASES["qwen3"]
     file = write_gguf(tmp_path / "m.gguf", config, checkpoint_of(config))
-    (tmp_path / "mmproj-m.gguf").write_bytes(b"not looked at")
+    (tmp_path / "mmproj-m.gguf").write_bytes(file.read_bytes())  # by its name no model
     np.testing.assert_array_equal(logits_of(tmp_path), logits_of(file))
     write_gguf(tmp_path / "other.gguf", config, checkpoint_of(config))
     with pytest.raises(InvalidRequest, match=r"2 GGUF models; give one: m\.gguf, other\.gguf"):

@@ -70,9 +70,14 @@ def valid_gguf(
 
     ``vocabulary``: gpt2 or llama (SentencePiece). ``keys``: some more, or in place of its own.
     """
+    written = _keys(vocabulary) | dict(keys or {})
+    return _write(path, list(written.values()), _tensors(biases))
+
+
+def _write(path: Path, keys: list[bytes], tensors: list[tuple[str, list[int], int]]) -> Path:
     rng = np.random.default_rng(1)
     infos, data = [], b""
-    for name, lengths, kind in _tensors(biases):
+    for name, lengths, kind in tensors:
         values, size = _BYTES[kind]
         count = int(np.prod(lengths))
         infos.append(g.info(name, lengths, kind, len(data)))
@@ -85,6 +90,54 @@ def valid_gguf(
             blocks[:, :2] = np.float16([0.01]).view(np.uint8)
             raw = blocks.tobytes()
         data += raw + bytes(-len(raw) % 64)
-    written = _keys(vocabulary) | dict(keys or {})
-    path.write_bytes(g.file_bytes(list(written.values()), infos, data, alignment=64))
+    path.write_bytes(g.file_bytes(keys, infos, data, alignment=64))
     return path
+
+
+# ---- a projector beside it -----------------------------------------------------------------------
+
+_WIDE, _PATCH = 32, 4  # of the tower
+
+
+def _tower(frames: int) -> list[tuple[str, list[int], int]]:
+    square, patch = [_WIDE, _WIDE], [_PATCH, _PATCH, 3, _WIDE]
+    found = [("v.patch_embd.weight", patch, _F16)]
+    if frames == 2:
+        found += [("v.patch_embd.weight.1", patch, _F16), ("mm.0.weight", [128, 128], _Q8_0)]
+        found += [("mm.0.bias", [128], _F32), ("mm.2.weight", [128, _HIDDEN], _Q4_0)]
+        norms = [f"v.blk.0.ln{i}" for i in (1, 2)] + ["v.post_ln"]
+    else:
+        found += [("v.class_embd", [_WIDE], _F32), ("v.position_embd.weight", [_WIDE, 5], _F32)]
+        found += [("mm.0.weight", [_WIDE, _HIDDEN], _Q8_0), ("mm.0.bias", [_HIDDEN], _F32)]
+        found += [("mm.2.weight", [_HIDDEN, _HIDDEN], _Q4_0)]
+        norms = [f"v.blk.0.ln{i}" for i in (1, 2)] + ["v.pre_ln"]
+    found += [("mm.2.bias", [_HIDDEN], _F32)]
+    found += [(f"{norm}.{part}", [_WIDE], _F32) for norm in norms for part in ("weight", "bias")]
+    for part in ("attn_q", "attn_k", "attn_v", "attn_out", "ffn_up", "ffn_down"):
+        inner = {"ffn_up": [_WIDE, 64], "ffn_down": [64, _WIDE]}.get(part, square)
+        found += [(f"v.blk.0.{part}.weight", inner, _Q8_0)]
+        found += [(f"v.blk.0.{part}.bias", [inner[1]], _F32)]
+    return found
+
+
+def valid_projector(path: Path, kind: str) -> Path:
+    """Writes a projector file of 20 to 40 kB. ``kind``: mlp, which goes with the model of
+    :func:`valid_gguf`, or qwen2vl_merger."""
+    numbers = {
+        "image_size": 2 * _PATCH, "patch_size": _PATCH, "embedding_length": _WIDE,
+        "feed_forward_length": 64, "block_count": 1, "attention.head_count": 2,
+        "projection_dim": _HIDDEN,
+    }  # fmt: skip
+    keys = {
+        "general.architecture": (g.STRING, "clip"),
+        "general.type": (g.STRING, "mmproj"),
+        "general.alignment": (g.U32, 64),
+        "clip.has_vision_encoder": (g.BOOL, 1),
+        "clip.projector_type": (g.STRING, kind),
+        **{f"clip.vision.{name}": (g.U32, value) for name, value in numbers.items()},
+        "clip.vision.attention.layer_norm_epsilon": (g.F32, 1e-5),
+        "clip.vision.image_mean": (g.ARRAY, (g.F32, [0.5] * 3)),
+        "clip.vision.image_std": (g.ARRAY, (g.F32, [0.25] * 3)),
+    }
+    tensors = _tower(1 if kind == "mlp" else 2)
+    return _write(path, [g.key(name, *value) for name, value in keys.items()], tensors)

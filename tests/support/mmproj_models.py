@@ -140,9 +140,15 @@ def _vocabulary(writer: Any, name: str, lacking: frozenset[str]) -> None:
     tokens = [f"[none {i}]" if one in lacking else one for i, one in enumerate(tokens)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    # A list of merges may not be empty: one of two bytes that no text here has.
-    writer.add_token_list([*tokens, "ĀĀ"])
-    writer.add_token_types([1] * sight_cases.BYTES + [3] * len(sight_cases.MARKERS) + [1])
+    # A list of merges may not be empty: one of two bytes that no text here has. The model may
+    # write any of its tokens.
+    tokens.append("ĀĀ")
+    tokens += [f"[unused {i}]" for i in range(len(tokens), sight_cases.VOCAB)]
+    marked = len(sight_cases.MARKERS)
+    writer.add_token_list(tokens)
+    writer.add_token_types(
+        [1] * sight_cases.BYTES + [3] * marked + [1] * (len(tokens) - sight_cases.BYTES - marked)
+    )
     writer.add_token_merges(["Ā Ā"])
     writer.add_eos_token_id(sight_cases.ID["</s>"])
     writer.add_chat_template(sight_cases.template(CASES[PAIRS[name].sight]))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from musespark.families import FAMILIES, MODULES, Family
 from musespark.families.gguf_names import ARCHITECTURES
+from musespark.families.vision.mmproj_types import KINDS
 
 BEGIN, END = "<!-- families -->", "<!-- /families -->"
 
@@ -28,7 +29,11 @@ def support_table() -> str:
 def _row(family: Family) -> str:
     kinds = ", ".join(f"`{one}`" for one in family.model_types)
     classes = ", ".join(f"`{one}`" for one in family.architectures)
-    files = ", ".join(f"`{one}`" for one in _gguf_names(family)) or "-"
+    towers = [name for name, kind in KINDS.items() if kind.model_type in family.model_types]
+    texts = _gguf_names(family) or [text for name in towers[:1] for text in KINDS[name].texts]
+    files = ", ".join(f"`{one}`" for one in texts) or "-"
+    if towers:
+        files += f" with mmproj {', '.join(f'`{one}`' for one in towers)}"
     return f"| {kinds} | {family.models} | {classes} | {files} |"
 
 

@@ -120,7 +120,7 @@ def _opened(
         shapes = {name: part.entry(name).shape for name in part.file_of}
         try:
             projector = read_projector(part.metadata, shapes)
-            _check_fits(projector, checkpoint.metadata, text.spec.hidden, mmproj.named)
+            _check_fits(projector, checkpoint.metadata, text, mmproj.named)
             whole = again(projector.around)
             tower = tower_of(projector, whole.config)
         except (UnsupportedModel, CorruptFile, InvalidRequest) as error:
@@ -133,9 +133,10 @@ def _opened(
 
 
 def _check_fits(
-    projector: Projector, metadata: Mapping[str, Any], hidden: int, named: bool
+    projector: Projector, metadata: Mapping[str, Any], text: GgufModel, named: bool
 ) -> None:
     """InvalidRequest for a projector of another model."""
+    hidden = text.spec.hidden
     kind, arch = projector.kind, plain_value(metadata, "general.architecture")
     other = "it belongs to another model"
     if arch not in kind.texts:
@@ -143,6 +144,8 @@ def _check_fits(
             f"projector_type {projector.name!r} goes with general.architecture "
             f"{' or '.join(map(repr, kind.texts))}, the model's is {arch!r}: {other}"
         )
+    if arch == "llama" and text.family != "llama":
+        raise UnsupportedModel(f"images beside a text of the family {text.family} are not run")
     if projector.width != hidden:
         raise InvalidRequest(
             f"makes rows of {projector.width} (tensor {kind.output!r}), the model's have {hidden} "

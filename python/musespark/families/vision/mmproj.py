@@ -304,6 +304,9 @@ def _source(
 
 def _spare(projector: Projector, spec: VisionSpec) -> dict[str, re.Pattern[str]]:
     """What a file may have beside what is run."""
+    if spec.rope.on and not spec.positions.side:
+        # Of older files, in which every tower had one.
+        return {"a placeholder of positions": re.compile(re.escape(POSITIONS))}
     if projector.kind.model_type != "llava":
         return {}
     later = range(len(spec.layers), projector.said.vision["num_hidden_layers"])

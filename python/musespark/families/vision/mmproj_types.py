@@ -199,7 +199,10 @@ def _wide(header: Header) -> dict[str, Any]:
 def _qwen2_5_vl(header: Header) -> Said:
     every = header.keys.integer("clip.vision.n_wa_pattern", header.size.layers)
     full = list(range(every - 1, header.size.layers, every))
-    return _qwen(header, _wide(header) | {"fullatt_block_indexes": full})
+    windows: dict[str, Any] = {"fullatt_block_indexes": full}
+    if header.keys.has("clip.vision.window_size"):
+        windows["window_size"] = header.keys.integer("clip.vision.window_size", 1 << 20)
+    return _qwen(header, _wide(header) | windows)
 
 
 def _qwen3_vl(header: Header) -> Said:
@@ -283,7 +286,7 @@ KINDS = {
         {"norm": "v.post_ln", "0": "mm.model.fc"},
         "mm.model.fc.weight",
         "<image>",
-        ("<fake_token_around_image>", "<global-img>"),
+        ("<fake_token_around_image>",),  # Idefics 3 spells the others
         older=True,
     ),
     "gemma3": Kind(
