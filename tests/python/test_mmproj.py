@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,29 @@ def test_rows_and_tokens_are_those_of_the_folder(folders, name: str) -> None:
             assert found.usage.prompt_tokens == one.usage.prompt_tokens
             assert found.usage.image_tokens == one.usage.image_tokens
             assert found.usage.image_tokens or not count
+
+
+def _scaled(writer: Any) -> None:
+    """As the files of Gemma 3 from 4B on say it."""
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(8.0)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_text_is_what_it_is_alone(folders, tmp_path, name: str) -> None:
+    """But for rows of an image that see each other, and the family that has a name for both."""
+    folder, files = folders(name)
+    more = {"more": _scaled} if name == "gemma3" else {}
+    text = write_text(folder, name, tmp_path / "text.gguf", **more)
+    alone = open_model(text, quantize="none", progress=False)
+    both = open_model(text, quantize="none", mmproj=files / "mmproj-model.gguf", progress=False)
+    assert both.spec == dataclasses.replace(alone.spec, mutual_rows=name == "gemma3")
+    assert alone.tensors.keys() == both.tensors.keys()
+    for tensor, (form, rows, cols, data) in alone.tensors.items():
+        assert both.tensors[tensor][:3] == (form, rows, cols)
+        np.testing.assert_array_equal(np.asarray(both.tensors[tensor][3]), np.asarray(data))
+    assert "images: read with mmproj-model.gguf" in both.info["notes"]
+    assert set(alone.info["notes"]) <= set(both.info["notes"])
 
 
 @pytest.mark.parametrize("name", ["idefics3", "llava"])
@@ -227,6 +252,40 @@ def test_settings_that_a_file_says(folders, tmp_path) -> None:
     assert plainly == (260 // 8) * (190 // 8 + 1) and few <= 64
 
 
+def test_an_image_that_a_file_wants_padded(folders, tmp_path) -> None:
+    folder, files = folders("llava")
+    ours = Path(shutil.copytree(folder, tmp_path / "hf"))
+    settings = json.loads((ours / "preprocessor_config.json").read_text())
+    settings |= {"do_pad": True, "image_processor_type": "LlavaImageProcessor"}
+    (ours / "preprocessor_config.json").write_text(json.dumps(settings))
+    aspect = "clip.vision.image_aspect_ratio"
+    said = {aspect: lambda w: w.add_string(aspect, "pad")}
+    path = write_projector(folder, "llava", tmp_path / "mmproj.gguf", keys=said)
+    with (
+        musespark.load(ours, **AS_STORED) as theirs,
+        musespark.load(files / "model.gguf", mmproj=path, **AS_STORED) as padded,
+        musespark.load(files / "model.gguf", **AS_STORED) as cropped,
+    ):
+        rows = [model.encode_image(LARGE).array for model in (theirs, padded, cropped)]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert np.abs(rows[1] - rows[2]).max() > 0.01
+
+
+def test_windows_that_a_file_says(folders, tmp_path) -> None:
+    """The converter writes none: they have 112 pixels."""
+    folder, files = folders("qwen2_5_vl")
+    key = "clip.vision.window_size"
+    rows = []
+    for pixels in (112, 56):
+        said = {key: lambda w, n=pixels: w.add_uint32(key, n)}
+        path = write_projector(folder, "qwen2_5_vl", tmp_path / f"{pixels}.gguf", keys=said)
+        with musespark.load(files / "model.gguf", mmproj=path, **AS_STORED) as model:
+            rows.append(model.encode_image(LARGE).array)
+    with musespark.load(files / "model.gguf", **AS_STORED) as model:
+        np.testing.assert_array_equal(model.encode_image(LARGE).array, rows[0])
+    assert np.abs(rows[0] - rows[1]).max() > 1e-4
+
+
 # ---- which file goes with a model ---------------------------------------------------------------
 
 
@@ -239,7 +298,9 @@ def blind(model: musespark.Model) -> str:
 def test_the_one_beside_a_model_is_found(pair) -> None:
     files = pair("idefics3")
     for source in (files / "model.gguf", files):
-        assert open_model(source, progress=False).vision is not None
+        model = open_model(source, progress=False)
+        assert model.vision is not None
+        assert "images: read with mmproj-model.gguf, found beside the model" in model.info["notes"]
     model = open_model(files, mmproj=False, progress=False)
     assert model.vision is None and model.info["family"] == "llama"
     assert why_blind(model) == "this model has no vision tower; it reads text alone"

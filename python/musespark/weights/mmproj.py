@@ -67,12 +67,14 @@ def several_say(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """A text (inside the whole's config) and its tower. ``source``: the tensors of both."""
+    """A text (inside the whole's config) and its tower. ``source``: the tensors of both; ``note``:
+    where the tower came from."""
 
     projector: Projector
     tower: Tower
     text: GgufModel
     source: GgufCheckpoint
+    note: str
 
     @property
     def assets(self) -> dict[str, dict[str, Any]]:
@@ -129,7 +131,8 @@ def _opened(
     except BaseException:
         part.close()
         raise
-    return Pair(projector, tower, whole, both)
+    found = "" if mmproj.named else ", found beside the model"
+    return Pair(projector, tower, whole, both, f"images: read with {path.name}{found}")
 
 
 def _check_fits(

@@ -232,6 +232,7 @@ def _with_tower(folder: ModelFolder, pair: Pair) -> ModelFolder:
         notes=[*text.notes, *sampling_notes(pair.source.metadata), *tower.mapping.ignored],
         own_files=[file.path for file in pair.source.files],
         vision=tower.spec,
+        aside=[pair.note],
     )
 
 
