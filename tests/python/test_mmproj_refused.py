@@ -11,6 +11,7 @@ import pytest
 
 import musespark
 from musespark.errors import CorruptFile, UnsupportedModel
+from musespark.families.vision import mmproj
 from musespark.weights import open_model
 
 gguf = pytest.importorskip("gguf")
@@ -195,6 +196,12 @@ TENSORS = [
 @pytest.mark.parametrize(("name", "change", "says"), TENSORS)
 def test_tensors_missing_and_of_other_shapes(refused, name: str, change: Any, says: str) -> None:
     refused(name, CorruptFile, says, tensors=change)
+
+
+def test_what_is_decoded_at_once_has_a_limit(refused, monkeypatch) -> None:
+    monkeypatch.setattr(mmproj, "_MOST_NUMBERS", 4000)
+    says = "'v.patch_embd.weight' has 4608 numbers, at most 4000 are decoded at once"
+    refused("qwen2_vl", UnsupportedModel, says)
 
 
 def test_numbers_that_are_not_finite(refused) -> None:

@@ -6,6 +6,7 @@ nothing here reads a file.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from musespark.untrusted import plain_value
 Shape = tuple[int, ...]
 ARCHITECTURES = ("clip", "mmproj")  # general.architecture of such files
 _MOST_PIXELS = 1 << 16  # on a side
+_MOST_NUMBERS = 1 << 26  # of a tensor that is decoded whole; those in use have a tenth of it
 _LAYER = {
     "q": "attn_q",
     "k": "attn_k",
@@ -262,7 +264,14 @@ def _remade(projector: Projector, spec: VisionSpec) -> dict[str, Remade]:
         found[kind.output] = Remade((kind.output,), stored[::-1], (1, 0))
     # Parts of a vector are told by its numbers, not by its bytes.
     biases = [name for name in shapes if name.endswith("attn_qkv.bias")]
-    return found | {name: Remade((name,), shapes[name]) for name in biases}
+    found |= {name: Remade((name,), shapes[name]) for name in biases}
+    for name, one in found.items():
+        if math.prod(one.shape) > _MOST_NUMBERS:
+            raise UnsupportedModel(
+                f"tensor {name!r} has {math.prod(one.shape)} numbers, at most {_MOST_NUMBERS} are "
+                "decoded at once"
+            )
+    return found
 
 
 def _source(
