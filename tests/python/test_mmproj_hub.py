@@ -68,7 +68,7 @@ def test_it_is_not_fetched_where_nobody_wants_it(fake, files, tmp_path) -> None:
 def test_of_several_one_is_named(fake, files, tmp_path) -> None:
     add(fake, files["idefics3"], "mmproj-F16.gguf", "mmproj-F32.gguf")
     model = opened()
-    said = "2 mmproj files lie beside the model; name one as mmproj: mmproj-F16.gguf, mmproj-F32"
+    said = "2 mmproj files lie beside the model; name one as mmproj: org/sees/mmproj-F16.gguf, org"
     assert model.vision is None and said in why_blind(model)
     assert here(tmp_path) == {"model.gguf"}
     assert opened(mmproj="org/sees/mmproj-F32.gguf").vision is not None

@@ -98,7 +98,11 @@ def projector_of(snapshot: Snapshot, wanted: Wanted) -> Mmproj:
     """The projector file that goes with a GGUF model of a hub, where its files are here."""
     if wanted.projector is not None:
         return Mmproj(snapshot.folder / wanted.projector)
-    return Mmproj(why=several_say(wanted.projectors)) if wanted.projectors else NOTHING
+    if not wanted.projectors:
+        return NOTHING
+    repo, revision = snapshot.hub_id.repo, snapshot.hub_id.revision
+    ids = [HubId(repo, revision, file=name).at(revision) for name in wanted.projectors]
+    return Mmproj(why=several_say(ids))
 
 
 def snapshot_of(hub_id: HubId) -> Snapshot:

@@ -104,7 +104,8 @@ def _of_hub(snapshot: hub.Snapshot, verify: bool, asked: Any) -> Inspection:
         found = _of_gguf_headers(snapshot, wanted, wanted.entry, named)
     elif (snapshot.folder / "config.json").exists():
         headers = remote_checkpoint(snapshot, wanted.weights)
-        found = _of_folder(understand(snapshot.folder, headers), snapshot.name)
+        folder = understand(snapshot.folder, headers, named or NOTHING)
+        found = _of_folder(folder, snapshot.name)
     else:
         found = _unknown(snapshot, wanted)
     notes = [*found.report["notes"], *hub.notes_of(snapshot)]
