@@ -7,8 +7,26 @@ from random import Random
 
 import pytest
 
-from musespark.lab.item import WRONG_OPEN, Item, compose, grade, is_evaluation, normalize
-from musespark.lab.tasks import EFFORTS, EVALUATED, LEVELS, TASKS, TRAINED_WHOLE, draw, draw_item
+from musespark.lab.formats import CLOSING, after, cut, drafts
+from musespark.lab.item import (
+    WRONG_CLOSE,
+    WRONG_OPEN,
+    Item,
+    compose,
+    grade,
+    is_evaluation,
+    normalize,
+)
+from musespark.lab.tasks import (
+    EFFORTS,
+    EVALUATED,
+    LEVELS,
+    TASKS,
+    TRAINED_WHOLE,
+    draw,
+    draw_item,
+    split_of,
+)
 
 CASES = [(task, level) for task in EVALUATED for level in LEVELS]
 
@@ -31,8 +49,8 @@ def test_split_sides_never_meet(task, level):
     train = {draw(rng, task, level, evaluation=False).key for _ in range(300)}
     held = {draw(rng, task, level, evaluation=True).key for _ in range(60)}
     assert not train & held
-    assert all(is_evaluation(task, k) for k in held)
-    assert not any(is_evaluation(task, k) for k in train)
+    assert all(is_evaluation(split_of(task), k) for k in held)
+    assert not any(is_evaluation(split_of(task), k) for k in train)
 
 
 def test_split_is_one_in_sixteen_and_fixed():
@@ -174,3 +192,87 @@ def test_talk_is_trained_whole():
     assert set(TASKS) - set(EVALUATED) == TRAINED_WHOLE
     for task in TRAINED_WHOLE:
         assert draw(Random(1), task, "easy", evaluation=False).answer
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_word_problem_is_what_its_sentences_say(level):
+    """Recomputed from the text: the holder's own sentences only, distractors left out."""
+    rng, steps = Random(6), {"easy": 1, "middle": 3, "hard": 5}[level]
+    for _ in range(80):
+        p = draw(rng, "word_problem", level, evaluation=False)
+        if "each" in p.question or "packs" in p.question:
+            continue
+        sentences = p.question.split(". ")
+        name, value = sentences[0].split()[0], int(re.search(r"\d+", sentences[0])[0])
+        own = [s for s in sentences[1:] if s.startswith(name + " ")]
+        assert len(own) == steps
+        for s in own:
+            sign = -1 if re.search(r" (gives|loses|sells) ", s) else 1
+            value += sign * int(re.search(r"\d+", s)[0])
+        assert value == int(p.answer)
+        others = {"easy": 0, "middle": 1, "hard": 2}[level]
+        assert len(sentences) - 2 - steps == others
+
+
+def test_a_cut_thought_ends_with_the_closing_message_that_is_not_trained():
+    rng, seen = Random(3), 0
+    for _ in range(60):
+        item = draw_item(rng, "addition", "middle", "medium", evaluation=False)
+        short = cut(item, rng)
+        assert short.answer == item.answer
+        if short.thought != item.thought:
+            seen += 1
+            kept, _, rest = short.thought.partition(WRONG_OPEN)
+            assert rest == CLOSING + WRONG_CLOSE
+            assert item.thought.startswith(kept)
+            assert len(kept) < len(item.thought)
+    assert seen > 40
+    empty = draw_item(rng, "addition", "easy", "low", evaluation=False)
+    assert cut(empty, rng) is empty
+
+
+def test_drafts_are_refined_and_a_majority_may_be_wrong():
+    rng, wrong, all_right = Random(5), 0, 0
+    for _ in range(150):
+        problem = draw(rng, "addition", "middle", evaluation=False)
+        item = drafts(problem, "high", rng, 3)
+        told = re.findall(r"Draft \d: .*So (\d+)\.", item.messages[-1]["content"])
+        assert len(told) == 3
+        right = told.count(problem.answer)
+        wrong += right <= 1
+        all_right += right == 3
+        assert item.answer == problem.answer
+        assert f"So {problem.answer}." in item.thought
+        assert item.thought.startswith("Drafts say ")
+    assert wrong > 20
+    assert all_right > 20
+
+
+def test_an_item_after_other_turns_keeps_its_own_question_last():
+    rng = Random(5)
+    item, one, two = (
+        draw_item(rng, "comparison", "easy", "high", evaluation=False) for _ in range(3)
+    )
+    long = after(item, [one, two])
+    assert [m["role"] for m in long.messages] == ["user", "assistant"] * 2 + ["user"]
+    assert long.messages[-1] == item.messages[-1]
+    assert long.messages[1]["content"] == one.answer
+    tool = draw_item(rng, "tool_call", "easy", "high", evaluation=False)
+    assert after(tool, [one]) is tool
+
+
+def test_notes_are_quoted_with_their_number():
+    rng, missing = Random(5), 0
+    for level in LEVELS:
+        for _ in range(60):
+            p = draw(rng, "notes", level, evaluation=False)
+            if p.answer.startswith("The notes"):
+                missing += 1
+                continue
+            value, number = re.fullmatch(r"(\w+) \[(\d+)\]", p.answer).groups()
+            (note,) = re.findall(rf"^\[{number}\] (.*)$", p.question, re.M)
+            assert note.endswith(f"{value}.")
+            assert f'"{note}"' in p.steps(None)[0]
+            name = note.split()[0].removesuffix("'s")
+            assert name in p.question.replace(note, "")
+    assert missing > 8

@@ -7,13 +7,14 @@ from pathlib import Path
 from random import Random
 
 import jinja2
+import numpy as np
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from musespark.lab import protocol
 from musespark.lab import tokenizer as tok
 from musespark.lab.item import WRONG_CLOSE, WRONG_OPEN, Item
-from musespark.lab.pack import IGNORE, Packer
+from musespark.lab.pack import IGNORE, Packer, branched_sample
 from musespark.lab.tasks import EFFORTS, LEVELS, TASKS, draw_item
 
 NANO = Path(protocol.__file__).parent.parent / "nano"
@@ -33,7 +34,13 @@ def template():
     environment.filters["tojson"] = lambda v: json.dumps(v, ensure_ascii=False)
     environment.globals["raise_exception"] = fail
     compiled = environment.from_string((NANO / "chat_template.jinja").read_text())
-    return lambda **kw: compiled.render(bos_token="<|begin_of_text|>", **kw)
+
+    def render(**kw):
+        """What the template writes, its images widened as a processor does."""
+        text = compiled.render(bos_token="<|begin_of_text|>", **kw)
+        return text.replace("<|patch|>", f"<|image_start|>{'<|patch|>' * 64}<|image_end|>")
+
+    return render
 
 
 def text_of(pieces):
@@ -53,7 +60,8 @@ def test_prompts_equal_the_template(template, task):
                     reasoning_strength=effort,
                     add_generation_prompt=True,
                 )
-                assert text_of(protocol.prompt_pieces(item.messages, effort, item.tools)) == wanted
+                pieces = protocol.prompt_pieces(item.messages, effort, item.tools, item.pictures)
+                assert text_of(pieces) == wanted
 
 
 def test_replies_equal_the_template(template):
@@ -112,9 +120,9 @@ def test_template_keeps_thoughts_only_since_the_last_user_turn(template):
 
 def test_template_renders_an_image_as_one_patch(template):
     content = [{"type": "image"}, {"type": "text", "text": "What?"}]
-    assert "<|message|><|patch|>What?<|eot|>" in template(
-        messages=[{"role": "user", "content": content}]
-    )
+    text = template(messages=[{"role": "user", "content": content}])
+    assert text.count("<|image_start|>") == 1
+    assert "<|patch|><|image_end|>What?<|eot|>" in text
 
 
 def test_template_names_a_tool_answer_by_its_call_id(template):
@@ -223,8 +231,9 @@ def test_wrong_steps_are_input_and_not_loss(tokenizer):
     assert len(ids) == len(mask)
 
 
-def test_packed_rows_hold_whole_items_and_true_targets(tokenizer):
-    packer = Packer(tokenizer, [], rows=4, length=128, seed=3)
+@pytest.mark.parametrize("pictures", [0, 3])
+def test_packed_rows_hold_whole_items_and_true_targets(tokenizer, pictures):
+    packer = Packer(tokenizer, [], rows=4, length=192, seed=3, pictures=pictures, vision=0.5)
     lengths = set()
     for batch, _ in zip(packer, range(30), strict=False):
         lengths.add(batch.ids.shape[1])
@@ -235,14 +244,35 @@ def test_packed_rows_hold_whole_items_and_true_targets(tokenizer):
         assert used.any()
         assert (index % length < length - 1).all()
         assert (flat[index + 1] == batch.labels[used]).all()
-        assert (documents[index] == documents[index + 1]).all()
+        for same in (batch.document, batch.branch):
+            same = same.reshape(-1)
+            assert (same[index] == same[index + 1]).all()
         assert (documents[index] > 0).all()
         starts = (batch.document != 0) & (
             batch.document != [[0, *row[:-1]] for row in batch.document.tolist()]
         )
         assert (batch.ids[starts] == tok.BOS).all()
+        assert (batch.position[starts] == 0).all()
         assert (batch.ids[batch.document == 0] == tok.PAD).all()
-    assert lengths == {128, 256}
+        places = batch.place[batch.place < flat.size]
+        assert (places == np.flatnonzero(flat == tok.PATCH)).all()
+        assert len(places) % 64 == 0
+    assert lengths == {192, 384}
+
+
+def test_branches_stand_where_they_would_stand_alone(tokenizer):
+    packer = Packer(tokenizer, [], rows=1, length=256, seed=3, pictures=1, vision=1.0)
+    sample = next(s for s in iter(packer.sample, None) if max(s.branch) > 2)
+    shared = sample.branch.count(0)
+    assert sample.ids[shared - 1] == tok.IMAGE_END
+    assert sample.ids.count(tok.PATCH) == 64
+    assert not any(sample.mask[:shared])
+    for number in range(1, max(sample.branch) + 1):
+        here = [i for i, b in enumerate(sample.branch) if b == number]
+        assert [sample.position[i] for i in here] == list(range(shared, shared + len(here)))
+        assert sample.ids[here[-1]] == tok.EOT
+    with pytest.raises(ValueError, match="branches"):
+        branched_sample([([7, 9, 5], [False] * 3, "codes"), ([8, 9, 5], [False] * 3, "codes")], [])
 
 
 def test_packing_is_a_function_of_the_seed(tokenizer):

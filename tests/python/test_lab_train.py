@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the lab needs torch")
@@ -69,50 +70,122 @@ def test_the_decay_file_ends_a_run_with_rate_zero(tmp_path):
     assert (state["step"], state["decay_from"]) == (5, 0)
 
 
-def test_training_lowers_the_loss_and_averages_follow(tmp_path):
+def batch_of(**options):
+    batch = next(iter(Packer(tok.load(NANO), [], **options)))
+    return batch, {k: torch.from_numpy(v) for k, v in batch.arrays().items()}
+
+
+def test_training_lowers_the_loss_and_averages_follow():
     model = network.create("tiny", 0)
     network.use_plain_attention(model)
-    network.freeze_vision(model)
-    optimizer, loss = Optimizer(model), network.PackedLoss(model)
-    batch = next(iter(Packer(tok.load(NANO), [], rows=4, length=128, seed=1)))
-    tensors = [torch.from_numpy(a) for a in (batch.ids, batch.document, batch.index, batch.labels)]
-    values = []
-    for _ in range(30):
-        value = loss(*tensors)
+    loss = network.PackedLoss(model, heads_weight=0.1)
+    optimizer = Optimizer(loss)
+    batch, tensors = batch_of(rows=4, length=256, seed=1, pictures=2, vision=0.5)
+    assert (batch.seen < 255).any()
+    before = model.model.vision_tower.layers[0].mlp.fc1.weight.detach().clone()
+    values, heads = [], []
+    for _ in range(20):
+        value, _, extra = loss(tensors)
         value.backward()
         optimizer.step(3e-3)
         values.append(float(value.detach()))
+        heads.append(float(extra))
     assert values[0] > 7
     assert values[-1] < values[0] - 1.5
+    assert heads[-1] < heads[0] - 1.5
+    assert not torch.equal(before, model.model.vision_tower.layers[0].mlp.fc1.weight)
 
 
-def test_packed_loss_equals_the_model_run_on_each_document_alone():
-    """Packing, masks, targets: the oracle is the mean loss of each document by itself."""
-    model = network.create("tiny", 0).eval()
-    batch = next(iter(Packer(tok.load(NANO), [], rows=2, length=256, seed=4)))
-    tensors = [torch.from_numpy(a) for a in (batch.ids, batch.document, batch.index, batch.labels)]
+def alone(model, batch, row, number, branch):
+    """Negative log-probability of the trained tokens of one branch, by the model's own forward on
+    that branch with what stands before it."""
+    document, length = batch.document[row], batch.ids.shape[1]
+    where = np.flatnonzero(
+        (document == number) & ((batch.branch[row] == 0) | (batch.branch[row] == branch))
+    )
+    ids = torch.from_numpy(batch.ids[row][where])[None]
+    more = {}
+    if tok.PATCH in ids:
+        slot = int(np.flatnonzero(batch.place == row * length + where[ids[0] == tok.PATCH][0])[0])
+        pixels = torch.from_numpy(batch.pixels[slot // 64 : slot // 64 + 1])
+        more = {
+            "pixel_values": network.patches_of(pixels)[0],
+            "image_grid_thw": torch.tensor([[1, 16, 16]]),
+        }
+    scores = model(input_ids=ids, **more).logits[0].log_softmax(-1)
     trained = set(batch.index[batch.labels >= 0].tolist())
-    total = 0.0
+    return [
+        -float(scores[k, ids[0, k + 1]])
+        for k, p in enumerate(where[:-1])
+        if row * length + int(p) in trained and batch.branch[row][where[k + 1]] == branch
+    ]
+
+
+@pytest.mark.parametrize("pictures", [0, 2])
+def test_packed_loss_equals_the_model_run_on_each_document_alone(pictures):
+    """Packing, masks, positions, pictures, targets: the oracle is transformers' own forward on each
+    document, and on each question about a picture, by itself."""
+    model = network.create("tiny", 0).eval()
+    batch, tensors = batch_of(rows=2, length=512, seed=4, pictures=pictures, vision=0.5)
+    assert (batch.place < batch.ids.size).sum() == pictures * 64
+    assert (batch.branch.max() > 1) == (pictures > 0)
     with torch.no_grad():
-        packed = float(network.PackedLoss(model)(*tensors))
-        for row in range(2):
-            for number in range(1, int(batch.document[row].max()) + 1):
-                where = (batch.document[row] == number).nonzero()[0]
-                ids = torch.from_numpy(batch.ids[row][where])[None]
-                logits = model(input_ids=ids).logits[0].log_softmax(-1)
-                for k, position in enumerate(where[:-1]):
-                    if row * 256 + int(position) in trained:
-                        total -= float(logits[k, ids[0, k + 1]])
-    assert packed == pytest.approx(total / len(trained), rel=1e-4)
+        packed = float(network.PackedLoss(model)(tensors)[0])
+        each = [
+            value
+            for row in range(2)
+            for number in range(1, int(batch.document[row].max()) + 1)
+            for branch in np.unique(batch.branch[row][batch.document[row] == number])
+            for value in alone(model, batch, row, number, branch)
+        ]
+    assert len(each) == (batch.labels >= 0).sum()
+    assert packed == pytest.approx(np.mean(each), rel=1e-4)
+
+
+def test_sight_equals_the_models_own_image_features():
+    model = network.create("tiny", 0).eval()
+    pixels = torch.randint(0, 256, (3, 128, 128, 3), dtype=torch.uint8)
+    patches = network.patches_of(pixels).flatten(0, 1)
+    with torch.no_grad():
+        wanted = model.model.get_image_features(patches, torch.tensor([[1, 16, 16]] * 3))
+        got = network.Sight(model)(pixels)
+    for mine, theirs in zip(got, wanted.pooler_output, strict=True):
+        assert float((mine - theirs).abs().max()) < 1e-5 < float(theirs.abs().mean())
+
+
+def test_heads_learn_from_labelled_patches_only():
+    heads = network.PatchHeads(8)
+    features = torch.randn(2, 64, 8, generator=torch.manual_seed(0), requires_grad=True)
+    nothing = torch.full((2, 16, 16, 3), 255, dtype=torch.uint8)
+    assert float(heads(features, nothing)) == 0
+    nothing[1, 5, 7] = 1  # token row 2, column 3
+    heads(features, nothing).backward()
+    touched = features.grad.abs().sum(-1).nonzero().tolist()
+    assert touched == [[1, 2 * 8 + 3]]
 
 
 def test_plain_attention_equals_sdpa():
     model = network.create("tiny", 0)
-    batch = next(iter(Packer(tok.load(NANO), [], rows=2, length=128, seed=4)))
-    tensors = [torch.from_numpy(a) for a in (batch.ids, batch.document, batch.index, batch.labels)]
-    fused = float(network.PackedLoss(model)(*tensors).detach())
+    _, tensors = batch_of(rows=2, length=128, seed=4)
+    fused = float(network.PackedLoss(model)(tensors)[0].detach())
     network.use_plain_attention(model)
-    assert float(network.PackedLoss(model)(*tensors).detach()) == pytest.approx(fused, rel=1e-5)
+    assert float(network.PackedLoss(model)(tensors)[0].detach()) == pytest.approx(fused, rel=1e-5)
+
+
+def test_a_run_of_text_alone_goes_on_with_pictures(tmp_path):
+    """The vision half begins afresh, the text half keeps its moments and its average."""
+    text = run(tmp_path, "--max-steps", "2", "--pictures", "0")
+    assert not any("vision" in n for n in text["average"])
+    both = run(tmp_path, "--max-steps", "1")
+    assert both["step"] == 3
+    name = "model.vision_tower.layers.0.mlp.fc1.weight"
+    assert not torch.equal(both["model"][name], text["model"][name])
+    adam = both["optimizer"]["adam"]
+    name = "model.model.language_model.embed_tokens.weight"
+    assert float(adam[name]["step"]) == 3
+    assert float(adam["model.model.vision_projection.weight"]["step"]) == 1
+    assert set(both["average"]) > set(text["average"])
+    assert not any("heads" in n for n in both["average"])
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 40), (3, 40, 16), (2, 24, 24)])

@@ -9,12 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import protocol
+from ..errors import UnsupportedModel
+from . import protocol, zoom
 from . import tokenizer as tok
 from .item import Item
+from .raster import PATCH, Picture
 
 _CALL = re.compile(r'<atem:invoke name="([^"]*)">\n(.*?)</atem:invoke>', re.S)
 _PARAMETER = re.compile(r'<atem:parameter name="([^"]*)">(.*?)</atem:parameter>', re.S)
+
+
+#: Zooms in one reply at most.
+ZOOMS = 3
 
 
 @dataclass
@@ -89,6 +95,9 @@ class TransformersBackend:
         import torch
         from transformers import AutoModelForImageTextToText
 
+        from .network import patches_of
+
+        self._patches_of = patches_of
         self._torch, self._batch = torch, batch
         self._tokenizer = tok.load(folder)
         self._model = AutoModelForImageTextToText.from_pretrained(
@@ -99,11 +108,31 @@ class TransformersBackend:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def reply(self, items: list[Item], max_new_tokens: int) -> list[Reply]:
-        """Prompts of like length share a batch."""
+        """Prompts of like length share a batch. A reply that calls the zoom tool on a picture it
+        was given goes on with the crop, up to ``ZOOMS`` times."""
+        replies = self._replies(items, max_new_tokens)
+        for _ in range(ZOOMS):
+            further = {
+                i: seen
+                for i, (item, reply) in enumerate(zip(items, replies, strict=True))
+                if reply.calls and item.checker != "call"
+                if (seen := zoom.answered(item, reply.thought, reply.calls))
+            }
+            if not further:
+                break
+            items = [further.get(i, item) for i, item in enumerate(items)]
+            for i, reply in zip(
+                further, self._replies(list(further.values()), max_new_tokens), strict=True
+            ):
+                reply.thinking_tokens += replies[i].thinking_tokens
+                replies[i] = reply
+        return replies
+
+    def _replies(self, items: list[Item], max_new_tokens: int) -> list[Reply]:
         prompts = [
-            protocol.encode(protocol.prompt_pieces(i.messages, i.effort, i.tools), self._tokenizer)[
-                0
-            ]
+            protocol.encode(
+                protocol.prompt_pieces(i.messages, i.effort, i.tools, i.pictures), self._tokenizer
+            )[0]
             for i in items
         ]
         order = sorted(
@@ -112,16 +141,25 @@ class TransformersBackend:
         replies: list[Reply | None] = [None] * len(items)
         for at in range(0, len(order), self._batch):
             chosen = order[at : at + self._batch]
-            for i, ids in zip(
-                chosen, self._generate([prompts[i] for i in chosen], max_new_tokens), strict=True
-            ):
+            pictures = [p for i in chosen for p in items[i].pictures or []]
+            out = self._generate([prompts[i] for i in chosen], pictures, max_new_tokens)
+            for i, ids in zip(chosen, out, strict=True):
                 replies[i] = parse_reply(ids, self._decode)
         return [r for r in replies if r is not None]
 
-    def _generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def _generate(
+        self, prompts: list[list[int]], pictures: list[Picture], max_new_tokens: int
+    ) -> list[list[int]]:
         torch, longest = self._torch, max(map(len, prompts))
         ids = torch.tensor([[tok.PAD] * (longest - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+        more = {}
+        if pictures:
+            patches = [
+                self._patches_of(torch.from_numpy(p.pixels)[None]).flatten(0, 1) for p in pictures
+            ]
+            grids = [[1, *(s // PATCH for s in p.pixels.shape[:2])] for p in pictures]
+            more = {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids)}
         with torch.inference_mode():
             out = self._model.generate(
                 input_ids=ids,
@@ -130,6 +168,7 @@ class TransformersBackend:
                 do_sample=False,
                 eos_token_id=[tok.EOT, tok.EOS],
                 pad_token_id=tok.PAD,
+                **more,
             )
         return out[:, longest:].tolist()
 
@@ -146,6 +185,10 @@ class MusesparkBackend:
 
     def reply(self, items: list[Item], max_new_tokens: int) -> list[Reply]:
         """Items of one effort and one set of tools go through ``chat_batch`` together."""
+        if any(item.pictures for item in items):
+            raise UnsupportedModel(
+                "pictures: this backend has no image path yet; use --backend transformers"
+            )
         groups: dict[tuple[str, str], list[int]] = {}
         for i, item in enumerate(items):
             groups.setdefault((item.effort, json.dumps(item.tools)), []).append(i)

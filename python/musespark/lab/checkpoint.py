@@ -1,4 +1,4 @@
-"""Checkpoints: text-tower and vision weights, optimizer state, the averaged weights."""
+"""Checkpoints: the weights, the throw-away heads, optimizer state, the averaged weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
+from .network import PackedLoss
 from .optim import Optimizer
 
 
 def save(
     path: Path,
-    model: torch.nn.Module,
+    loss: PackedLoss,
     optimizer: Optimizer,
     step: int,
     tokens: int,
@@ -21,9 +22,10 @@ def save(
 ) -> None:
     """Write atomically."""
     state = {
-        "model": model.state_dict(),
+        "model": loss.model.state_dict(),
+        "heads": loss.heads.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "average": averaged(model, optimizer),
+        "average": averaged(loss.model, optimizer),
         "step": step,
         "tokens": tokens,
         "decay_from": decay_from,
@@ -35,9 +37,10 @@ def save(
 
 
 def averaged(model: torch.nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    """The running average of the trained weights, by name."""
-    names = [n for n, p in model.named_parameters() if p.requires_grad]
-    return dict(zip(names, optimizer.average, strict=True))
+    """The running average of the trained weights of ``model``, by name."""
+    mine = dict(model.named_parameters())
+    pairs = zip(optimizer.names, optimizer.average, strict=True)
+    return {n.removeprefix("model."): a for n, a in pairs if n.removeprefix("model.") in mine}
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:

@@ -9,17 +9,22 @@ training draws is counted and printed. Decoding is greedy.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 
+import numpy as np
+
 from . import mix
 from .backends import Backend, MusesparkBackend, Reply, TransformersBackend
-from .item import EFFORTS, LEVELS, Item, compose, grade
-from .tasks import EVALUATED, draw
+from .item import EFFORTS, LEVELS, HeldOutWording, Item, compose, grade
+from .raster import Picture
+from .tasks import EVALUATED, draw, split_of
+from .zoom import opened
 
 
 def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -38,34 +43,64 @@ def items_for(
     n: int,
     seed: int,
     more: dict[str, int] | None = None,
+    *,
+    held_wording: bool = False,
 ) -> list[Item]:
     """``n`` items per task, level and effort, or ``more["task/level"]`` of them; the efforts of a
-    task and level see the same instances.
+    task and level see the same instances. ``held_wording`` asks in the tenth of the wordings that
+    training never uses.
 
     Instances are distinct, so there are fewer where the held-out side is smaller.
     """
+    generator = HeldOutWording if held_wording else Random
     items = []
     for task in tasks:
         for level in levels:
             wanted = (more or {}).get(f"{task}/{level}", n)
             for effort in efforts:
-                rng, seen, tries = Random(f"{seed} {task} {level}"), set(), 0
+                rng, seen, tries = generator(f"{seed} {task} {level}"), set(), 0
                 while len(seen) < wanted and tries < 50 * wanted:
                     tries += 1
                     problem = draw(rng, task, level, evaluation=True)
                     if problem.key not in seen:
                         seen.add(problem.key)
-                        items.append(compose(problem, effort, Random(seed)))
+                        items.append(opened(compose(problem, effort, Random(seed))))
     return items
 
 
 def overlap(items: list[Item], draws: int, seed: int) -> int:
     """How many of ``draws`` fresh training items are instances of ``items``: must be 0."""
-    held = {(i.task, i.key) for i in items}
-    rng = Random(seed)
-    return sum(
-        (i.task, i.key) in held for i in (mix.draw_training_item(rng, "main") for _ in range(draws))
-    )
+    held = {(split_of(i.task), i.key) for i in items}
+    rng, count = Random(seed), 0
+    for k in range(draws):
+        drawn = [mix.draw_training_item(rng, "main")]
+        if k % 4 == 0:
+            drawn += mix.draw_picture_items(rng)
+        count += sum((split_of(i.task), i.key) in held for i in drawn)
+    return count
+
+
+def blinded(items: list[Item], how: str) -> list[Item]:
+    """``items`` as a baseline sees them: ``grey`` pictures that show nothing, or ``swapped``: each
+    question with the picture of the next one of its task and level."""
+    if how == "shown":
+        return items
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, item in enumerate(items):
+        if item.pictures:
+            groups.setdefault((item.task, item.level), []).append(i)
+    out = list(items)
+    for members in groups.values():
+        for here, there in zip(members, [*members[1:], members[0]], strict=True):
+            pictures = items[there].pictures
+            if how == "grey":
+                pictures = [_grey(p) for p in items[here].pictures]
+            out[here] = replace(items[here], pictures=pictures)
+    return out
+
+
+def _grey(picture: Picture) -> Picture:
+    return Picture(np.full_like(picture.pixels, 128))
 
 
 def score(items: list[Item], replies: list[Reply]) -> list[dict]:
@@ -77,7 +112,7 @@ def score(items: list[Item], replies: list[Reply]) -> list[dict]:
             {
                 "task": item.task,
                 "level": item.level,
-                "modality": "tools" if item.tools else "text",
+                "modality": item.modality,
                 "effort": item.effort,
                 "n": 0,
                 "correct": 0,
@@ -130,13 +165,18 @@ def evaluate(
         with dump.open("w") as f:
             for item, reply in zip(items, replies, strict=True):
                 right = reply.finished and grade(item, reply.answer, reply.calls)
-                f.write(
-                    json.dumps(
-                        {"item": asdict(item), "reply": asdict(reply), "correct": bool(right)}
-                    )
-                    + "\n"
-                )
+                line = {"item": _plain(item), "reply": asdict(reply), "correct": bool(right)}
+                f.write(json.dumps(line) + "\n")
     return score(items, replies)
+
+
+def _plain(item: Item) -> dict:
+    """``item`` for JSON: of its pictures only size and SHA-256."""
+    pictures = [
+        {"shape": p.pixels.shape, "sha256": hashlib.sha256(p.pixels.tobytes()).hexdigest()}
+        for p in item.pictures or []
+    ]
+    return asdict(replace(item, pictures=None)) | {"pictures": pictures}
 
 
 _BEGIN, _END = "<!-- accuracy -->", "<!-- /accuracy -->"
@@ -186,6 +226,15 @@ def main(argv: list[str] | None = None) -> None:
         "--more", action="append", default=[], metavar="TASK/LEVEL=N", help="N items of these"
     )
     p.add_argument("--seed", type=int, default=2026)
+    p.add_argument(
+        "--wording", choices=("seen", "held"), default="seen", help="held: the held-out wordings"
+    )
+    p.add_argument(
+        "--pictures",
+        choices=("shown", "grey", "swapped"),
+        default="shown",
+        help="baselines: every picture grey, or that of another question",
+    )
     p.add_argument("--max-new-tokens", type=int, default=400)
     p.add_argument("--json", help="write the rows here")
     p.add_argument("--card", help="put the table between the accuracy marks of this model card")
@@ -198,6 +247,7 @@ def main(argv: list[str] | None = None) -> None:
         args.n,
         args.seed,
         _counts(args.more),
+        held_wording=args.wording == "held",
     )
     shared = overlap(items, 20_000, args.seed)
     print(f"{len(items)} items, overlap with 20000 training draws = {shared}")
@@ -210,9 +260,14 @@ def main(argv: list[str] | None = None) -> None:
         else MusesparkBackend(args.folder)
     )
     begin = time.time()
+    items = blinded(items, args.pictures)
     rows = evaluate(backend, items, args.max_new_tokens, Path(args.dump) if args.dump else None)
     seconds = time.time() - begin
     print(table(rows))
+    for modality in dict.fromkeys(r["modality"] for r in rows):
+        mine = [r for r in rows if r["modality"] == modality]
+        correct, n = sum(r["correct"] for r in mine), sum(r["n"] for r in mine)
+        print(f"{modality}: {correct}/{n} = {correct / n:.1%}")
     correct, n = sum(r["correct"] for r in rows), sum(r["n"] for r in rows)
     summary = f"all: {correct}/{n} = {correct / n:.1%}, backend {backend.name}, seed {args.seed}"
     print(f"{summary}, {seconds:.0f} s")
@@ -221,7 +276,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         Path(args.json).write_text(
             json.dumps(
-                {"backend": backend.name, "seed": args.seed, "overlap": shared, "rows": rows},
+                {
+                    "backend": backend.name,
+                    "seed": args.seed,
+                    "overlap": shared,
+                    "wording": args.wording,
+                    "pictures": args.pictures,
+                    "rows": rows,
+                },
                 indent=1,
             )
             + "\n"

@@ -1,12 +1,9 @@
 """``python -m musespark.lab.export CHECKPOINT FOLDER``: a folder that transformers and musespark
 load.
 
-Writes config.json, model.safetensors (text tower from the checkpoint's averaged weights; the
-vision tower
-as initialised, for it is not trained yet), tokenizer.json, tokenizer_config.json,
-chat_template.jinja and
-generation_config.json, then loads the folder with transformers and fails unless every weight was
-found.
+Writes config.json, model.safetensors (the checkpoint's averaged weights), tokenizer.json,
+tokenizer_config.json, chat_template.jinja and generation_config.json, then loads the folder with
+transformers and fails unless every weight was found.
 """
 
 from __future__ import annotations

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .raster import Box, Picture
 
 EFFORTS = ("low", "medium", "high", "xhigh")
 LEVELS = ("easy", "middle", "hard")
-CHECKERS = ("string", "number", "set", "json", "call", "none")
+CHECKERS = ("string", "number", "set", "json", "call", "box", "boxes", "none")
 
 #: Text between these two control characters is a deliberately wrong step: part of the input, not
 #: of the loss.
@@ -51,6 +56,7 @@ class Problem:
     calls: list[dict] | None = None
     system: str = ""
     thoughtless: bool = False
+    pictures: list[Picture] | None = None
 
 
 @dataclass
@@ -67,7 +73,23 @@ class Item:
     checker: str
     tools: list[dict] | None = None
     calls: list[dict] | None = None
+    pictures: list[Picture] | None = None
     context: dict = field(default_factory=dict)
+
+    @property
+    def modality(self) -> str:
+        """vision, tools or text."""
+        return "vision" if self.pictures else "tools" if self.tools else "text"
+
+
+class HeldOutWording(Random):
+    """Draws only the wordings that training never uses; a plain ``Random`` draws only the rest."""
+
+
+def phrase(r: Random, templates: tuple[str, ...]) -> str:
+    """One of ``templates``; the last tenth, at least one, is held out for evaluation."""
+    kept = len(templates) - max(1, len(templates) // 10)
+    return r.choice(templates[kept:] if isinstance(r, HeldOutWording) else templates[:kept])
 
 
 def is_evaluation(task: str, key: str) -> bool:
@@ -84,7 +106,7 @@ def compose(problem: Problem, effort: str, rng: Random, error_rate: float = 0.0)
     another route. xhigh: two routes, compared, and a third where they differ.
     """
     thought = None if problem.thoughtless else _thought(problem, effort, rng, error_rate)
-    messages = problem.messages or [{"role": "user", "content": problem.question}]
+    messages = problem.messages or [{"role": "user", "content": _content(problem)}]
     if problem.system:
         messages = [{"role": "system", "content": problem.system}, *messages]
     return Item(
@@ -98,7 +120,16 @@ def compose(problem: Problem, effort: str, rng: Random, error_rate: float = 0.0)
         problem.checker,
         problem.tools,
         problem.calls,
+        problem.pictures,
     )
+
+
+def _content(problem: Problem) -> str | list[dict]:
+    """What the user says: the pictures, then the question."""
+    if not problem.pictures:
+        return problem.question
+    images = [{"type": "image"} for _ in problem.pictures]
+    return [*images, {"type": "text", "text": problem.question}]
 
 
 def _thought(p: Problem, effort: str, rng: Random, error_rate: float) -> str:
@@ -148,6 +179,11 @@ def grade(item: Item, answer: str, calls: list[dict] | None = None) -> bool:
         return sorted(x.strip() for x in got.split(",")) == sorted(
             x.strip() for x in want.split(",")
         )
+    if item.checker == "box":
+        boxes = boxes_in(got), boxes_in(want)
+        return len(boxes[0]) == 1 and overlap_of(boxes[0][0][1], boxes[1][0][1]) >= 0.5
+    if item.checker == "boxes":
+        return _same_boxes(boxes_in(got), boxes_in(want))
     if item.checker == "json":
         try:
             return json.loads(got) == json.loads(want)
@@ -172,3 +208,31 @@ def _number(text: str) -> float | None:
         return float(text.replace(",", ""))
     except ValueError:
         return None
+
+
+_BOX = re.compile(r"([^\[\];,]*)\[(\d+), ?(\d+), ?(\d+), ?(\d+)\]")
+
+
+def boxes_in(text: str) -> list[tuple[str, Box]]:
+    """Boxes [x0,y0,x1,y1] of a text, each with the words before it."""
+    return [(m[0].strip(), tuple(map(int, m[1:]))) for m in _BOX.findall(text)]
+
+
+def overlap_of(a: Box, b: Box) -> float:
+    """Intersection over union; 0 where either box is empty or turned round."""
+    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    areas = [max(0, c[2] - c[0]) * max(0, c[3] - c[1]) for c in (a, b)]
+    if across <= 0 or down <= 0 or not all(areas):
+        return 0.0
+    return across * down / (sum(areas) - across * down)
+
+
+def _same_boxes(got: list[tuple[str, Box]], want: list[tuple[str, Box]]) -> bool:
+    """Whether each wanted box has one of its own with the same words, and none is left over."""
+    left = list(got)
+    for label, box in want:
+        fits = [g for g in left if g[0] == label and overlap_of(g[1], box) >= 0.5]
+        if not fits:
+            return False
+        left.remove(fits[0])
+    return not left

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from .item import Item
-from .tasks import draw_item, talk
+from . import formats
+from .item import LEVELS, Item, compose
+from .tasks import draw, draw_item, pictures, talk
 from .tasks.words import split_words
 
 #: Relative weight of each task by phase. "first" teaches copying, spelling, looking up and
@@ -55,12 +56,27 @@ WEIGHTS = {
         "units": 0.7,
         "facts": 0.3,
         "tool_call": 2,
+        "notes": 1.2,
         "about": 0.7,
         "story": 0.3,
     },
 }
+#: Tasks whose problems have a check and one user turn: these come with drafts and after others.
+DRAFTED = (
+    "addition",
+    "subtraction",
+    "multiplication",
+    "comparison",
+    "sorting",
+    "extreme",
+    "letters",
+    "ordering",
+    "word_problem",
+)
 LEVEL_WEIGHTS = {"first": (0.7, 0.2, 0.1), "main": (0.72, 0.2, 0.08)}
 EFFORT_WEIGHTS = {"low": 0.22, "medium": 0.43, "high": 0.22, "xhigh": 0.13}
+#: Shares of text items that come after other questions, cut by a budget, or with drafts.
+AFTER, CUT, DRAFTS = 0.05, 0.05, 0.06
 PROSE = 0.04
 #: Share of drills that repeat random tokens: the densest signal there is for copying.
 REPEATS = 0.06
@@ -70,9 +86,53 @@ ERROR_RATE = 0.2
 def draw_training_item(rng: Random, phase: str) -> Item:
     """A training item of the mix of ``phase``."""
     task = rng.choices(list(WEIGHTS[phase]), list(WEIGHTS[phase].values()))[0]
-    level = rng.choices(("easy", "middle", "hard"), LEVEL_WEIGHTS[phase])[0]
+    level = rng.choices(LEVELS, LEVEL_WEIGHTS[phase])[0]
     effort = rng.choices(list(EFFORT_WEIGHTS), list(EFFORT_WEIGHTS.values()))[0]
-    return draw_item(rng, task, level, effort, evaluation=False, error_rate=ERROR_RATE)
+    form = rng.random()
+    if form < DRAFTS and task in DRAFTED:
+        problem = draw(rng, task, level, evaluation=False)
+        return formats.drafts(problem, effort, rng, rng.choice((3, 4, 5)))
+    item = draw_item(rng, task, level, effort, evaluation=False, error_rate=ERROR_RATE)
+    if form > 1 - CUT:
+        return formats.cut(item, rng)
+    if form > 1 - CUT - AFTER and task in DRAFTED:
+        earlier = [
+            draw_item(rng, rng.choice(DRAFTED), "easy", effort, evaluation=False)
+            for _ in range(rng.randint(1, 2))
+        ]
+        return formats.after(item, earlier)
+    return item
+
+
+#: Relative weight of each kind of picture; a picture of shapes is asked anything about shapes.
+PICTURES = {
+    "counting": 4,
+    "codes": 2.5,
+    "displays": 1.5,
+    "labels": 1.5,
+    "buttons": 1.5,
+    "bars": 1.5,
+    "blank": 0.3,
+    "zooming": 1,
+    "clocks": 0.3,
+    "number_lines": 0.3,
+    "line_charts": 0.3,
+    "angles": 0.2,
+    "mazes": 0.2,
+    "comparing": 0.3,
+}
+#: Questions asked about one picture at most; one where the question leads to another picture.
+QUESTIONS = 5
+
+
+def draw_picture_items(rng: Random) -> list[Item]:
+    """Training items about one picture, told at one effort."""
+    task = rng.choices(list(PICTURES), list(PICTURES.values()))[0]
+    level = rng.choices(LEVELS, LEVEL_WEIGHTS["main"])[0]
+    effort = rng.choices(list(EFFORT_WEIGHTS), list(EFFORT_WEIGHTS.values()))[0]
+    count = 1 if task == "zooming" else QUESTIONS
+    problems = pictures.ask_several(rng, task, level, count, evaluation=False)
+    return [compose(p, effort, rng, ERROR_RATE) for p in problems]
 
 
 def read_books(folder: str | Path | None, limit: int = 12_000_000) -> list[str]:

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from transformers import MuseGlimmerConfig, MuseGlimmerForConditionalGeneration
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.muse_glimmer.modeling_muse_glimmer import apply_rotary_pos_emb_vision
 
 from . import tokenizer as tok
+from .raster import LABELS, PATCH, SIZE
 
 WINDOW = 256
 #: Text tower by size: (layers, hidden, intermediate, heads, KV heads). "nano" ships; "large" is
@@ -95,7 +97,7 @@ def use_plain_attention(model: MuseGlimmerForConditionalGeneration) -> None:
 
 
 def freeze_vision(model: MuseGlimmerForConditionalGeneration) -> None:
-    """Leave the vision half as initialised: no text item has a gradient for it."""
+    """Leave the vision half as it is: text alone has no gradient for it."""
     for part in (
         model.model.vision_tower,
         model.model.vision_adapter,
@@ -104,37 +106,152 @@ def freeze_vision(model: MuseGlimmerForConditionalGeneration) -> None:
         part.requires_grad_(False)
 
 
-class PackedLoss(torch.nn.Module):
-    """Mean cross-entropy of the trained positions of packed rows; nothing attends across
-    documents."""
+def patches_of(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 [n, height, width, 3] as the tower's input [n, patches, 2 * 3 * 8 * 8]: scaled to
+    -1…1, row by row, each patch (frame, channel, row, column), the one frame twice."""
+    n, height, width, _ = pixels.shape
+    x = pixels.to(torch.float32) * (2 / 255) - 1
+    x = x.view(n, height // PATCH, PATCH, width // PATCH, PATCH, 3).permute(0, 1, 3, 5, 2, 4)
+    x = x.reshape(n, (height // PATCH) * (width // PATCH), 3 * PATCH * PATCH)
+    return torch.cat((x, x), -1)
+
+
+class Sight(torch.nn.Module):
+    """The model's vision half on a batch of pictures of 128×128, all at once.
+
+    The same modules and results as transformers' ``get_image_features``, which takes one picture
+    after the other: at this size its window is the whole picture, and its grid of positions is the
+    table as it stands.
+    """
 
     def __init__(self, model: MuseGlimmerForConditionalGeneration):
         super().__init__()
         self.model = model
+        tower = model.model.vision_tower
+        side = SIZE // PATCH
+        row = torch.arange(side).repeat_interleave(side)
+        column = torch.arange(side).repeat(side)
+        places = torch.stack((column, row), -1) + 1
+        cos, sin = tower.rotary_emb(torch.zeros(1), places)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, ids, document, index, labels):
-        """``ids``, ``document`` [rows, length]; ``index``, ``labels`` [targets]."""
-        length = ids.shape[1]
-        position = torch.arange(length, device=ids.device)
-        back = position[:, None] - position[None, :]
-        same = (document[:, :, None] == document[:, None, :])[:, None]
-        dtype = torch.bfloat16 if torch.is_autocast_enabled(ids.device.type) else torch.float32
-        zero, minus = (
-            torch.zeros((), dtype=dtype, device=ids.device),
-            torch.full((), -1e9, dtype=dtype, device=ids.device),
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [n, 128, 128, 3] to what stands at the image tokens [n, 64, hidden]."""
+        whole = self.model.model
+        tower = whole.vision_tower
+        x = tower.patch_embedder.patch_embedding(patches_of(pixels))
+        x = tower.ln_pre(x + tower.patch_embedder.position_embedding_table.weight)
+        for layer in tower.layers:
+            x = x + self._attend(layer.attn, layer.norm1(x))
+            x = x + layer.mlp(layer.norm2(x))
+        x = tower.ln_post(x)
+        n, side, merge = len(x), SIZE // PATCH // tower.merge_size, tower.merge_size
+        x = (
+            x.view(n, side, merge, side, merge, -1)
+            .permute(0, 1, 3, 5, 2, 4)
+            .reshape(n, side**2, -1)
         )
-        masks = {
-            "full_attention": torch.where(same & (back >= 0), zero, minus),
-            "sliding_attention": torch.where(same & (back >= 0) & (back < WINDOW), zero, minus),
-        }
+        x = whole.vision_projection(whole.vision_adapter(x))
+        return whole.perception_emb_norm(x)
+
+    def _attend(self, attn: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        n, length, hidden = x.shape
+        shape = (n, length, attn.num_heads, attn.head_dim)
+        query, key, value = (p(x).view(shape) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+        query, key = apply_rotary_pos_emb_vision(query, key, self.cos, self.sin)
+        query, key, value = (t.transpose(1, 2).to(value.dtype) for t in (query, key, value))
+        scores = torch.matmul(query, key.transpose(-1, -2)) * attn.scaling
+        weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
+        return attn.proj(torch.matmul(weights, value).transpose(1, 2).reshape(n, length, hidden))
+
+
+class PatchHeads(torch.nn.Module):
+    """Throw-away heads: from what stands at an image token, the class, color and character of each
+    of its four patches. They help a young tower and are not part of the model."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.linear = torch.nn.Linear(hidden, 4 * sum(LABELS))
+
+    def forward(self, features: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy; what is nothing counts a tenth. ``seen`` [n, 16, 16, 3]."""
+        n, cells, _ = features.shape
+        side = int(cells**0.5)
+        truth = seen.view(n, side, 2, side, 2, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, 3).long()
+        logits = self.linear(features).float().view(-1, sum(LABELS))
+        total = torch.zeros((), device=features.device)
+        for k, part in enumerate(logits.split(LABELS, -1)):
+            known = (truth[:, k] < LABELS[k]).float()
+            weight = known * torch.where(truth[:, k] == 0, 0.1, 1.0)
+            losses = F.cross_entropy(part, truth[:, k].clamp(max=LABELS[k] - 1), reduction="none")
+            total = total + (losses * weight).sum() / (weight.sum() + 1)
+        return total
+
+
+class PackedLoss(torch.nn.Module):
+    """Mean cross-entropy of the trained positions of packed rows; nothing attends across documents
+    or from one branch to another. With pictures, ``heads`` times ``heads_weight`` is added."""
+
+    def __init__(self, model: MuseGlimmerForConditionalGeneration, heads_weight: float = 0.0):
+        super().__init__()
+        self.model, self.heads_weight = model, heads_weight
+        self.sight = Sight(model)
+        self.heads = PatchHeads(model.config.text_config.hidden_size)
+
+    def forward(
+        self, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The loss, the cross-entropy of each target [targets] (0 where there is none), and the
+        heads' loss; ``batch`` holds the arrays of ``pack.Batch``."""
         text = self.model.model.language_model
+        ids = batch["ids"]
+        embedded = text.embed_tokens(ids)
+        extra = torch.zeros((), device=ids.device)
+        if len(batch["pixels"]):
+            features = self.sight(batch["pixels"])
+            if self.heads_weight:
+                extra = self.heads(features, batch["seen"])
+            embedded = _with_pictures(embedded, features, batch["place"])
         hidden = text(
-            input_ids=ids, attention_mask=masks, position_ids=position[None], use_cache=False
+            inputs_embeds=embedded,
+            attention_mask=self._masks(batch),
+            position_ids=batch["position"],
+            use_cache=False,
         ).last_hidden_state
-        logits = self.model.lm_head(hidden.flatten(0, 1)[index]).float()
+        logits = self.model.lm_head(hidden.flatten(0, 1)[batch["index"]]).float()
         cap = text.config.final_logit_softcapping
         logits = torch.tanh(logits * (text.config.output_multiplier / cap)) * cap
-        return F.cross_entropy(logits, labels)
+        losses = F.cross_entropy(logits, batch["labels"], reduction="none")
+        mean = losses.sum() / (batch["labels"] >= 0).sum().clamp(min=1)
+        return mean + self.heads_weight * extra, losses.detach(), extra.detach()
+
+    def _masks(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        document, branch, position = (batch[k] for k in ("document", "branch", "position"))
+        device = document.device
+        same = document[:, :, None] == document[:, None, :]
+        same &= (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
+        back = position[:, :, None] - position[:, None, :]
+        seen = (same & (back >= 0))[:, None]
+        near = (same & (back >= 0) & (back < WINDOW))[:, None]
+        dtype = torch.bfloat16 if torch.is_autocast_enabled(device.type) else torch.float32
+        zero = torch.zeros((), dtype=dtype, device=device)
+        minus = torch.full((), -1e9, dtype=dtype, device=device)
+        return {
+            "full_attention": torch.where(seen, zero, minus),
+            "sliding_attention": torch.where(near, zero, minus),
+        }
+
+
+def _with_pictures(
+    embedded: torch.Tensor, features: torch.Tensor, place: torch.Tensor
+) -> torch.Tensor:
+    """Embeddings [rows, length, hidden] with ``features`` at ``place``; places of pictures that are
+    not there lie beyond the rows and are dropped."""
+    rows, length, hidden = embedded.shape
+    flat = torch.cat((embedded.flatten(0, 1), embedded.new_zeros(len(place), hidden)))
+    flat = flat.index_copy(0, place, features.reshape(-1, hidden).to(flat.dtype))
+    return flat[: rows * length].view(rows, length, hidden)
 
 
 def threads_of_this_machine() -> int:

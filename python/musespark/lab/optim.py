@@ -38,20 +38,20 @@ class Optimizer:
     ):
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self.matrices: dict[tuple[int, ...], list[torch.nn.Parameter]] = {}
-        rest = []
+        rest, self.names = {}, [n for n, _ in named]
         for name, p in named:
             if p.ndim == 2 and ".layers." in name:
                 self.matrices.setdefault(tuple(p.shape), []).append(p)
             else:
-                rest.append(p)
-        self.parameters = [p for _, p in named]
+                rest[name] = p
+        self.parameters, self.rest = [p for _, p in named], rest
         self.momentum, self.weight_decay, self.decay = momentum, weight_decay, average
         self.buffers = {
             s: torch.zeros(len(ps), *s, device=ps[0].device) for s, ps in self.matrices.items()
         }
-        fused = rest[0].device.type in ("cuda", "cpu")
+        fused = self.parameters[0].device.type in ("cuda", "cpu")
         self.adam = torch.optim.AdamW(
-            rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=fused
+            list(rest.values()), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=fused
         )
         self.average = [p.detach().clone() for p in self.parameters]
         self.steps = 0
@@ -79,17 +79,23 @@ class Optimizer:
         return norm
 
     def state_dict(self) -> dict:
-        """Everything a resumed run needs beside the weights."""
+        """Everything a resumed run needs beside the weights; Adam's moments and the average by
+        name."""
         return {
             "buffers": self.buffers,
-            "adam": self.adam.state_dict(),
-            "average": self.average,
+            "adam": {n: dict(self.adam.state[p]) for n, p in self.rest.items()},
+            "average": dict(zip(self.names, self.average, strict=True)),
             "steps": self.steps,
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from ``state``."""
-        self.buffers, self.steps = state["buffers"], state["steps"]
-        self.adam.load_state_dict(state["adam"])
-        for mine, saved in zip(self.average, state["average"], strict=True):
-            mine.copy_(saved)
+        """Continue from ``state``; parameters it does not know (a part that was frozen) begin
+        afresh."""
+        self.buffers.update(state["buffers"])
+        self.steps = state["steps"]
+        for name, moments in state["adam"].items():
+            if name in self.rest:
+                self.adam.state[self.rest[name]] = moments
+        for name, mine in zip(self.names, self.average, strict=True):
+            if name in state["average"]:
+                mine.copy_(state["average"][name])

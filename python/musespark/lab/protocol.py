@@ -8,12 +8,17 @@ Only what the model itself writes is trained: thoughts (but for wrong steps), an
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import groupby
 
 from tokenizers import Tokenizer
 
 from . import tokenizer as tok
 from .item import WRONG_CLOSE, WRONG_OPEN, Item
+from .raster import Picture
 
+#: Pixels along the side of what becomes one token: patches of 8, merged two by two.
+CELL = 16
 #: A piece is a marker id or a text, and whether the loss counts it.
 Piece = tuple[int | str, bool]
 
@@ -43,49 +48,74 @@ def call_text(call: dict) -> str:
     return "\n".join([*lines, "</atem:invoke>", "</atem:function_calls>"])
 
 
-def prompt_pieces(messages: list[dict], effort: str, tools: list[dict] | None) -> list[Piece]:
-    """Everything up to and with the generation prompt ``<|start|>assistant``."""
+def prompt_pieces(
+    messages: list[dict],
+    effort: str,
+    tools: list[dict] | None,
+    pictures: list[Picture] | None = None,
+) -> list[Piece]:
+    """Everything up to and with the generation prompt ``<|start|>assistant``.
+
+    ``pictures`` are those of the messages' image parts, in order. An assistant turn with
+    ``"trained": True`` is what the model is to write too (a call it makes before the item's end).
+    """
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     pieces: list[Piece] = [(tok.BOS, False), *_turn("system", system_text(system, effort, tools))]
-    for message in messages[1:] if system else messages:
-        if message["role"] == "tool":
+    shown = iter(pictures or [])
+    last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            pieces += [(tok.START, False), ("assistant", False)]
+            thought = message.get("reasoning_content") if i > last else None
+            calls = [c["function"] for c in message.get("tool_calls") or []]
+            written = written_pieces(thought or None, message["content"], calls)
+            pieces += written if message.get("trained") else [(p, False) for p, _ in written]
+        elif message["role"] == "tool":
             name = message["name"]
-            pieces += _turn(
-                f"tool {name}", f'<tool_output name="{name}">\n{message["content"]}\n</tool_output>'
-            )
-        elif message.get("tool_calls"):
-            for call in message["tool_calls"]:
-                pieces += _turn(
-                    f"assistant to={call['function']['name']}", call_text(call["function"])
-                )
-        elif message["role"] == "assistant":
-            pieces += _turn("assistant to=user", message["content"])
-        else:
-            pieces += _turn(message["role"], message["content"])
+            content = _content_pieces(message["content"], shown)
+            before, after = f'<tool_output name="{name}">\n', "\n</tool_output>"
+            pieces += _turn(f"tool {name}", [(before, False), *content, (after, False)])
+        elif message["role"] == "user":
+            pieces += _turn("user", _content_pieces(message["content"], shown))
     return [*pieces, (tok.START, False), ("assistant", False)]
 
 
-def _turn(header: str, content: str) -> list[Piece]:
-    return [
-        (tok.START, False),
-        (header, False),
-        (tok.MESSAGE, False),
-        (content, False),
-        (tok.EOT, False),
-    ]
+def _content_pieces(content: str | list[dict], shown: Iterator[Picture]) -> list[Piece]:
+    """Text, and each image part as the run of patches that stands for its picture."""
+    if isinstance(content, str):
+        return [(content, False)]
+    pieces: list[Piece] = []
+    for part in content:
+        if part["type"] == "text":
+            pieces.append((part["text"], False))
+        else:
+            height, width = next(shown).pixels.shape[:2]
+            count = (height // CELL) * (width // CELL)
+            pieces += [(i, False) for i in (tok.IMAGE_START, *[tok.PATCH] * count, tok.IMAGE_END)]
+    return pieces
+
+
+def _turn(header: str, content: str | list[Piece]) -> list[Piece]:
+    body = [(content, False)] if isinstance(content, str) else content
+    return [(tok.START, False), (header, False), (tok.MESSAGE, False), *body, (tok.EOT, False)]
 
 
 def reply_pieces(item: Item) -> list[Piece]:
     """What the model is to write: an optional thought, then calls or an answer."""
+    return written_pieces(item.thought, item.answer, item.calls or [])
+
+
+def written_pieces(thought: str | None, answer: str, calls: list[dict]) -> list[Piece]:
+    """An assistant turn after its ``<|start|>assistant``, trained but for wrong steps."""
     pieces: list[Piece] = []
-    if item.thought is not None:
-        pieces += [(" to=self", True), (tok.MESSAGE, True), *_masked(item.thought), (tok.EOM, True)]
+    if thought is not None:
+        pieces += [(" to=self", True), (tok.MESSAGE, True), *_masked(thought), (tok.EOM, True)]
         pieces += [(tok.START, True), ("assistant", True)]
-    for i, call in enumerate(item.calls or []):
+    for i, call in enumerate(calls):
         pieces += [(tok.EOM, True), (tok.START, True), ("assistant", True)] if i else []
         pieces += [(f" to={call['name']}", True), (tok.MESSAGE, True), (call_text(call), True)]
-    if not item.calls:
-        pieces += [(" to=user", True), (tok.MESSAGE, True), (item.answer, True)]
+    if not calls:
+        pieces += [(" to=user", True), (tok.MESSAGE, True), (answer, True)]
     return [*pieces, (tok.EOT, True)]
 
 
@@ -104,7 +134,7 @@ def encode(
     """Ids and loss mask; untrained text may go through another tokenizer (BPE dropout)."""
     ids: list[int] = []
     mask: list[bool] = []
-    for piece, trained in pieces:
+    for piece, trained in _joined(pieces):
         if isinstance(piece, int):
             new = [piece]
         else:
@@ -113,3 +143,12 @@ def encode(
         ids += new
         mask += [trained] * len(new)
     return ids, mask
+
+
+def _joined(pieces: list[Piece]) -> Iterator[Piece]:
+    """Neighbouring texts of one kind as one text, for the tokenizer may merge across them."""
+    for (is_text, trained), group in groupby(pieces, lambda p: (isinstance(p[0], str), p[1])):
+        if is_text:
+            yield "".join(p for p, _ in group), trained
+        else:
+            yield from group

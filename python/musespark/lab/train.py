@@ -16,12 +16,13 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from . import checkpoint, network
 from .optim import Optimizer
-from .pack import Batch, Source
+from .pack import FAMILIES, IGNORE, Batch, Source
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -50,6 +51,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--workers", type=int, default=1, help="generator processes per training process"
     )
+    p.add_argument(
+        "--pictures",
+        type=int,
+        help="pictures per step and process (default: a row in two; 0: none)",
+    )
+    p.add_argument("--vision", type=float, default=0.4, help="share of documents with pictures")
+    p.add_argument(
+        "--heads", type=float, default=0.1, help="weight of the throw-away heads per patch"
+    )
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--no-compile", action="store_true")
     p.add_argument(
@@ -58,7 +68,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default=10**9,
         help="stop (with a checkpoint) after this many steps in this run",
     )
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.pictures is None:
+        args.pictures = max(1, args.rows // 2)
+    return args
 
 
 class Trainer:
@@ -71,25 +84,38 @@ class Trainer:
         if self.device.type == "cpu":
             torch.set_num_threads(1 if self.world > 1 else network.threads_of_this_machine())
         self.model = network.create(args.size, args.seed).to(self.device)
-        network.freeze_vision(self.model)
+        if not args.pictures:
+            network.freeze_vision(self.model)
         if self.device.type == "cpu":
             network.use_plain_attention(self.model)
-        self.optimizer = Optimizer(self.model)
+        self.loss = network.PackedLoss(self.model, args.heads).to(self.device)
+        self.loss.heads.requires_grad_(bool(args.pictures and args.heads))
+        self.optimizer = Optimizer(self.loss)
+        self.families = np.zeros((2, len(FAMILIES)))
         self.step, self.tokens, self.decay_from = 0, 0, None
         self.stopping = self.stop = False  # asked to stop; agreed to stop
         if (self.out / "last.pt").exists():
             self._resume()
-        loss = network.PackedLoss(self.model)
-        self.loss = loss if args.no_compile else torch.compile(loss, dynamic=False)
+        self.run_loss = self.loss if args.no_compile else torch.compile(self.loss, dynamic=False)
         seed = args.seed + 7919 * self.step + rank
         folder = args.tokenizer or str(Path(__file__).parent.parent / "nano")
         self.source = Source(
-            folder, args.books, args.rows, args.length, seed, self._phase(), args.workers
+            folder,
+            args.books,
+            args.rows,
+            args.length,
+            args.pictures,
+            args.vision,
+            seed,
+            self._phase(),
+            args.workers,
         )
 
     def _resume(self) -> None:
         state = torch.load(self.out / "last.pt", map_location=self.device, weights_only=True)
         checkpoint.load_weights(self.model, state["model"])
+        if "heads" in state:
+            self.loss.heads.load_state_dict(state["heads"])
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens, self.decay_from = (
@@ -134,13 +160,17 @@ class Trainer:
 
     def one_step(self, batch: Batch) -> tuple[float, float]:
         """Forward, backward, update; returns (loss, gradient norm)."""
-        tensors = [
-            torch.from_numpy(a).to(self.device)
-            for a in (batch.ids, batch.document, batch.index, batch.labels)
-        ]
+        tensors = {
+            k: torch.from_numpy(v).to(self.device)
+            for k, v in batch.arrays().items()
+            if k != "family"
+        }
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            loss = self.loss(*tensors)
+            loss, losses, _ = self.run_loss(tensors)
         loss.backward()
+        used = batch.labels != IGNORE
+        for row, weights in zip(self.families, (losses.cpu().numpy()[used], None), strict=True):
+            row += np.bincount(batch.family[used], weights, len(FAMILIES))
         mean = self._reduce(loss)
         norm = self.optimizer.step(self._rate())
         self.step += 1
@@ -152,7 +182,7 @@ class Trainer:
         if self.rank == 0:
             checkpoint.save(
                 self.out / "last.pt",
-                self.model,
+                self.loss,
                 self.optimizer,
                 self.step,
                 self.tokens,
@@ -181,9 +211,20 @@ class Trainer:
                     minutes=(now - begin) / 60,
                 )
             if self.step % self.args.save_every == 0:
+                self._log_families()
                 self.save()
         self.save()
         self.source.close()
+
+    def _log_families(self) -> None:
+        """Mean loss of each task's trained tokens since the last such line."""
+        total, count = self.families
+        means = {f: total[i] / count[i] for i, f in enumerate(FAMILIES) if count[i]}
+        self.families[:] = 0
+        if self.rank == 0:
+            with (self.out / "families.jsonl").open("a") as f:
+                line = {k: round(v, 4) for k, v in means.items()}
+                f.write(json.dumps({"step": self.step, "tokens": self.tokens, **line}) + "\n")
 
     def _log(self, **values: float) -> None:
         line = {"step": self.step, "tokens": self.tokens, "phase": self.source.phase}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from ..item import EFFORTS, LEVELS, Item, Problem, compose, is_evaluation
-from . import arithmetic, order, talk, text, tools, world
+from . import arithmetic, notes, order, pictures, talk, text, tools, world
 
 TASKS = {
     **arithmetic.TASKS,
@@ -14,6 +14,8 @@ TASKS = {
     **world.TASKS,
     **tools.TASKS,
     **talk.TASKS,
+    **pictures.TASKS,
+    **notes.TASKS,
 }
 
 #: Tasks with nothing to hold out: talk, and closed lists of facts. Trained whole, never evaluated.
@@ -21,11 +23,16 @@ TRAINED_WHOLE = frozenset({"about", "story", "facts"})
 EVALUATED = tuple(name for name in TASKS if name not in TRAINED_WHOLE)
 
 
+def split_of(task: str) -> str:
+    """The name under which instances of ``task`` are split: tasks that share pictures share it."""
+    return pictures.SPLIT if task in pictures.TASKS else task
+
+
 def draw(rng: Random, task: str, level: str, *, evaluation: bool) -> Problem:
     """A problem of ``task`` on the wanted side of the split; the other side is drawn again."""
     while True:
         problem = TASKS[task](rng, level)
-        if task in TRAINED_WHOLE or is_evaluation(task, problem.key) == evaluation:
+        if task in TRAINED_WHOLE or is_evaluation(split_of(task), problem.key) == evaluation:
             return problem
 
 
@@ -36,4 +43,13 @@ def draw_item(
     return compose(draw(rng, task, level, evaluation=evaluation), effort, rng, error_rate)
 
 
-__all__ = ["EFFORTS", "EVALUATED", "LEVELS", "TASKS", "TRAINED_WHOLE", "draw", "draw_item"]
+__all__ = [
+    "EFFORTS",
+    "EVALUATED",
+    "LEVELS",
+    "TASKS",
+    "TRAINED_WHOLE",
+    "draw",
+    "draw_item",
+    "split_of",
+]

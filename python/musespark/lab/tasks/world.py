@@ -14,57 +14,56 @@ def _op(op: str, a: int, b: int, e: Random | None = None) -> tuple[str, str]:
     return f"{a}{op}{b}: {text}", result
 
 
+_MORE = (
+    "buys {b} more.",
+    "gets {b} more from {o}.",
+    "finds {b} {t}.",
+    "is given {b} more {t}.",
+)
+_LESS = ("gives {b} to {o}.", "loses {b}.", "sells {b} {t}.", "gives away {b} {t}.")
+
+
 def word_problem(r: Random, level: str) -> Problem:
-    """One step; two steps; two steps with a sentence that does not matter."""
+    """One step; three steps and a sentence that does not matter; five steps and two such."""
+    if level == "easy" and r.random() < 0.3:
+        return _packs(r, level)
     name, other = r.sample(NAMES, 2)
     thing = r.choice(THINGS)
-    a = r.randint(10, 99)
-    pronoun = r.choice(("now", "in all", "altogether"))
-    story, value, ops = f"{name} has {a} {thing}.", a, []
-    steps_wanted = 1 if level == "easy" else 2
-    if level == "easy" and r.random() < 0.3:
-        b = r.randint(2, 9)
-        a = r.randint(3, 30)
-        question = r.choice(
-            (
-                f"{name} packs {b} boxes with {a} {thing} each. How many {thing} is that?",
-                f"There are {b} bags with {a} {thing} in each. How many {thing} are there?",
-                f"{name} buys {b} packs of {a} {thing}. How many {thing} does {name} have?",
-            )
-        )
-        ops, value = [("*", a, b)], a * b
-        return _word(level, question, ops, value)
-    for _ in range(steps_wanted):
+    value = r.randint(10, 99)
+    sentences, ops = [], []
+    first = f"{name} has {value} {thing}."
+    for _ in range({"easy": 1, "middle": 3, "hard": 5}[level]):
         b = r.randint(2, 60)
-        if r.random() < 0.5 or b > value:
-            phrase = r.choice(
-                (
-                    "buys {b} more.",
-                    "gets {b} more from {o}.",
-                    "finds {b} {t}.",
-                    "is given {b} more {t}.",
-                )
-            )
-            ops.append(("+", value, b))
-            value += b
-        else:
-            phrase = r.choice(
-                ("gives {b} to {o}.", "loses {b}.", "sells {b} {t}.", "gives away {b} {t}.")
-            )
-            ops.append(("-", value, b))
-            value -= b
-        story += f" {name} {phrase.format(b=b, o=other, t=thing)}"
-    if level == "hard":
-        story += r.choice(
+        sign = "+" if r.random() < 0.5 or b > value else "-"
+        phrase = r.choice(_MORE if sign == "+" else _LESS)
+        sentences.append(f"{name} {phrase.format(b=b, o=other, t=thing)}")
+        ops.append((sign, value, b))
+        value += b if sign == "+" else -b
+    for _ in range({"easy": 0, "middle": 1, "hard": 2}[level]):
+        distractor = r.choice(
             (
-                f" {other} is {r.randint(5, 60)} years old.",
-                f" {other} has {r.randint(2, 60)} {thing}.",
+                f"{other} is {r.randint(5, 60)} years old.",
+                f"{other} has {r.randint(2, 60)} {thing}.",
+                f"{other} has {r.randint(2, 60)} {r.choice(THINGS)}.",
             )
         )
-    ask = r.choice(
-        (f"How many {thing} does {name} have {pronoun}?", f"How many {thing} does {name} have?")
+        sentences.insert(r.randint(0, len(sentences)), distractor)
+    end = r.choice(("", "", " now", " in all", " altogether"))
+    ask = f"How many {thing} does {name} have{end}?"
+    return _word(level, " ".join([first, *sentences, ask]), ops, value)
+
+
+def _packs(r: Random, level: str) -> Problem:
+    name, thing = r.choice(NAMES), r.choice(THINGS)
+    b, a = r.randint(2, 9), r.randint(3, 30)
+    question = r.choice(
+        (
+            f"{name} packs {b} boxes with {a} {thing} each. How many {thing} is that?",
+            f"There are {b} bags with {a} {thing} in each. How many {thing} are there?",
+            f"{name} buys {b} packs of {a} {thing}. How many {thing} does {name} have?",
+        )
     )
-    return _word(level, f"{story} {ask}", ops, value)
+    return _word(level, question, [("*", a, b)], a * b)
 
 
 def _word(level: str, question: str, ops: list[tuple[str, int, int]], value: int) -> Problem:

@@ -1,0 +1,61 @@
+"""Forms that any text item may take: cut by a budget, drafts to refine, after other turns.
+
+They are what decoding does to thoughts later: a budget closes a thought with ``CLOSING``, several
+drafts come back in a workspace, a conversation goes on after earlier questions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from random import Random
+
+from .item import WRONG_CLOSE, WRONG_OPEN, Item, Problem, compose
+
+#: What closes a thought that was cut by its budget; input, never loss.
+CLOSING = "\nTime is up. I answer with the best I have."
+_REFINE = "Check the drafts and answer."
+
+
+def cut(item: Item, r: Random) -> Item:
+    """``item`` with its thought ended after some step by the closing message."""
+    thought = (item.thought or "").replace(WRONG_OPEN, "").replace(WRONG_CLOSE, "")
+    ends = [i + 1 for i, c in enumerate(thought) if c in ",.;" and i + 1 < len(thought)]
+    if not ends or WRONG_OPEN in (item.thought or ""):
+        return item
+    kept = thought[: r.choice(ends)]
+    return replace(item, thought=f"{kept}{WRONG_OPEN}{CLOSING}{WRONG_CLOSE}")
+
+
+def drafts(problem: Problem, effort: str, r: Random, count: int) -> Item:
+    """``problem`` (one that has steps and a check) with a workspace of ``count`` drafts, of which
+    any number may be wrong.
+
+    The thought names what the drafts say and where they part, then works the problem out: a
+    majority decides nothing.
+    """
+    item = compose(problem, effort, r)
+    wrong_share, told = r.choice((0.1, 0.4, 0.7)), []
+    for _ in range(count):
+        told.append(problem.steps(r if r.random() < wrong_share else None))
+    listed = "\n".join(f"Draft {i}: {text}" for i, (text, _) in enumerate(told, 1))
+    question = f"{problem.question}\n{listed}\n{_REFINE}"
+    votes = Counter(result for _, result in told).most_common()
+    said = ", ".join(f"{result} by {n}" for result, n in votes)
+    own, _ = problem.steps(None)
+    thought = f"Drafts say {said}. {own}"
+    if effort in ("high", "xhigh"):
+        thought += f"\nCheck: {problem.check(problem.answer)[0]} Right."
+    messages = [*item.messages[:-1], {"role": "user", "content": question}]
+    return replace(item, messages=messages, thought="" if effort == "low" else thought)
+
+
+def after(item: Item, earlier: list[Item]) -> Item:
+    """``item`` as a later question of a conversation; what was thought before is gone."""
+    if item.tools or item.pictures or any(e.tools or e.calls or e.pictures for e in earlier):
+        return item
+    turns = []
+    for e in earlier:
+        turns += [e.messages[-1], {"role": "assistant", "content": e.answer}]
+    system = item.messages[:1] if item.messages[0]["role"] == "system" else []
+    return replace(item, messages=[*system, *turns, *item.messages[len(system) :]])

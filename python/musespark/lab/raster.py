@@ -1,0 +1,220 @@
+"""A small rasterizer for training pictures: shapes, lines, text, displays, on numpy arrays.
+
+Beside its pixels a canvas keeps, for each 8×8 patch, what can be seen there (class, color,
+character): the targets of the throw-away heads that help a young vision tower. Coordinates are
+(x, y) in pixels from the top left; boxes are (x0, y0, x1, y1), the far edges exclusive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from random import Random
+
+import numpy as np
+
+from .glyphs import glyph, seven_segments
+
+SIZE = 128
+PATCH = 8
+COLORS = {
+    "red": (214, 40, 40),
+    "green": (46, 150, 60),
+    "blue": (40, 80, 210),
+    "yellow": (240, 208, 40),
+    "purple": (140, 56, 170),
+    "orange": (242, 132, 28),
+    "black": (18, 18, 18),
+    "white": (246, 246, 246),
+}
+SHAPES = ("circle", "square", "triangle", "cross", "diamond", "ring")
+#: Classes of a patch: nothing, the shapes, then text, frames and lines.
+CLASSES = ("nothing", *SHAPES, "text", "button", "bar", "line")
+CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+#: Sizes of the three vocabularies of patch labels; 0 is "nothing" in each.
+LABELS = (len(CLASSES), 1 + len(COLORS), 1 + len(CHARACTERS))
+Box = tuple[int, int, int, int]
+Ink = tuple[int, int, int]
+
+
+@dataclass
+class Picture:
+    """Pixels uint8 [height, width, 3] as the model is to see them, labels uint8
+    [height/8, width/8, 3], and the larger original where there is one to zoom into."""
+
+    pixels: np.ndarray
+    labels: np.ndarray | None = None
+    original: np.ndarray | None = field(default=None, repr=False)
+
+
+def scaled(box: Box, size: int = SIZE) -> Box:
+    """``box`` on a picture of ``size``² in thousandths of its sides, to the nearest ten."""
+    return tuple(round(v * 100 / size) * 10 for v in box)
+
+
+def shown(box: Box, size: int = SIZE) -> str:
+    """``box`` as the model writes it: [x0,y0,x1,y1] in thousandths."""
+    return "[" + ",".join(map(str, scaled(box, size))) + "]"
+
+
+@cache
+def shape_mask(shape: str, size: int) -> np.ndarray:
+    """Which of size×size pixels a shape covers."""
+    at = np.arange(size) + 0.5
+    x, y = np.meshgrid(at, at)
+    middle, radius = size / 2, size / 2
+    away = np.hypot(x - middle, y - middle)
+    if shape == "circle":
+        return away <= radius
+    if shape == "ring":
+        return (away <= radius) & (away >= radius * 0.55)
+    if shape == "square":
+        return np.ones((size, size), bool)
+    if shape == "triangle":
+        return np.abs(x - middle) <= (y + 1) / 2
+    if shape == "diamond":
+        return np.abs(x - middle) + np.abs(y - middle) <= radius
+    arm = size / 6
+    return (np.abs(x - middle) <= arm) | (np.abs(y - middle) <= arm)
+
+
+class Canvas:
+    """A picture being drawn."""
+
+    def __init__(self, background: Ink = (235, 235, 235), size: int = SIZE):
+        self.size = size
+        self.pixels = np.empty((size, size, 3), np.uint8)
+        self.pixels[:] = background
+        self.labels = np.zeros((size // PATCH, size // PATCH, 3), np.uint8)
+
+    def picture(self) -> Picture:
+        """What was drawn."""
+        return Picture(self.pixels, self.labels)
+
+    def stamp(
+        self, mask: np.ndarray, x: int, y: int, ink: Ink, kind: str = "", color: str = ""
+    ) -> Box:
+        """Ink where ``mask`` is set, its corner at (x, y); parts outside are cut off."""
+        height, width = mask.shape
+        x0, y0 = max(0, x), max(0, y)
+        x1, y1 = min(self.size, x + width), min(self.size, y + height)
+        if x0 >= x1 or y0 >= y1:
+            return x0, y0, x0, y0
+        part = mask[y0 - y : y1 - y, x0 - x : x1 - x]
+        self.pixels[y0:y1, x0:x1][part] = ink
+        if kind:
+            self._label(part, x0, y0, CLASSES.index(kind), color)
+        return x0, y0, x1, y1
+
+    def _label(self, part: np.ndarray, x0: int, y0: int, kind: int, color: str) -> None:
+        """Label the patches whose centre the mask covers."""
+        half = PATCH // 2
+        dx, dy = (half - x0) % PATCH, (half - y0) % PATCH
+        inside = part[dy::PATCH, dx::PATCH]
+        if not inside.size:
+            return
+        column, row = (x0 + dx) // PATCH, (y0 + dy) // PATCH
+        target = self.labels[row : row + inside.shape[0], column : column + inside.shape[1]]
+        target[inside, 0] = kind
+        target[inside, 1] = 1 + list(COLORS).index(color) if color else 0
+
+    def rectangle(self, box: Box, ink: Ink, kind: str = "", color: str = "") -> Box:
+        """A filled rectangle."""
+        x0, y0, x1, y1 = box
+        return self.stamp(
+            np.ones((max(0, y1 - y0), max(0, x1 - x0)), bool), x0, y0, ink, kind, color
+        )
+
+    def frame(self, box: Box, ink: Ink, width: int = 1) -> None:
+        """The edge of a rectangle, drawn inside ``box``."""
+        x0, y0, x1, y1 = box
+        for edge in (
+            (x0, y0, x1, y0 + width),
+            (x0, y1 - width, x1, y1),
+            (x0, y0, x0 + width, y1),
+            (x1 - width, y0, x1, y1),
+        ):
+            self.rectangle(edge, ink)
+
+    def line(
+        self, x0: float, y0: float, x1: float, y1: float, ink: Ink, width: int = 1, kind: str = ""
+    ) -> None:
+        """A straight line with square ends, ``width`` pixels thick."""
+        count = int(max(abs(x1 - x0), abs(y1 - y0))) + 1
+        x = np.rint(np.linspace(x0, x1, count)).astype(int) - width // 2
+        y = np.rint(np.linspace(y0, y1, count)).astype(int) - width // 2
+        mask = np.zeros((int(np.ptp(y)) + width, int(np.ptp(x)) + width), bool)
+        for dx in range(width):
+            for dy in range(width):
+                mask[y - y.min() + dy, x - x.min() + dx] = True
+        self.stamp(mask, int(x.min()), int(y.min()), ink, kind)
+
+    def text(self, text: str, x: int, y: int, ink: Ink, font: str = "plain", scale: int = 1) -> Box:
+        """Letters from (x, y) to the right; returns the box they fill."""
+        right, height = x, 0
+        for character in text:
+            dots = glyph(character, font, scale) if character != " " else None
+            if dots is None:
+                right += 3 * scale
+                continue
+            self.stamp(dots, right, y, ink, "text")
+            self._character(character, right, y, dots.shape)
+            right, height = right + dots.shape[1] + max(1, scale), max(height, dots.shape[0])
+        return x, y, right - max(1, scale), y + height
+
+    def display(self, digits: str, x: int, y: int, ink: Ink, width: int, stroke: int) -> Box:
+        """Digits of seven segments, twice as high as wide."""
+        height, step = 2 * width, width + max(2, stroke + 1)
+        for i, digit in enumerate(digits):
+            dots = seven_segments(digit, width, height, stroke)
+            self.stamp(dots, x + i * step, y, ink, "text")
+            self._character(digit, x + i * step, y, dots.shape)
+        return x, y, x + step * (len(digits) - 1) + width, y + height
+
+    def _character(self, character: str, x: int, y: int, shape: tuple[int, ...]) -> None:
+        row, column = (y + shape[0] // 2) // PATCH, (x + shape[1] // 2) // PATCH
+        place = CHARACTERS.find(character.upper())
+        side = len(self.labels)
+        if place >= 0 and 0 <= row < side and 0 <= column < side:
+            self.labels[row, column] = CLASSES.index("text"), 0, 1 + place
+
+
+def text_size(text: str, font: str, scale: int) -> tuple[int, int]:
+    """Width and height that ``Canvas.text`` will fill."""
+    box = Canvas(size=PATCH).text(text, 0, 0, (0, 0, 0), font, scale)
+    return box[2], box[3]
+
+
+def tinted(r: Random, ink: Ink, by: int = 18) -> Ink:
+    """``ink`` a little off, so that a color is a region and not a point."""
+    return tuple(min(255, max(0, v + r.randint(-by, by))) for v in ink)
+
+
+def noised(r: Random, pixels: np.ndarray, by: int) -> np.ndarray:
+    """Pixels with even noise of up to ``by`` levels."""
+    noise = np.random.default_rng(r.getrandbits(32)).integers(
+        -by, by, pixels.shape, np.int16, endpoint=True
+    )
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+
+
+@cache
+def _lanczos(source: int, target: int) -> np.ndarray:
+    """Weights [target, source] of Pillow's Lanczos filter (three lobes, widened when shrinking)."""
+    scale = max(1.0, source / target)
+    centre = (np.arange(target) + 0.5) * source / target
+    distance = (np.arange(source)[None] + 0.5 - centre[:, None]) / scale
+    weights = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """``pixels`` at another size by Lanczos, rounded to uint8 between the passes as Pillow does."""
+    rows, columns = pixels.shape[:2]
+    if (rows, columns) == (height, width):
+        return pixels
+    across = np.ascontiguousarray(pixels.transpose(1, 0, 2), np.float32).reshape(columns, -1)
+    across = np.clip(np.rint(_lanczos(columns, width) @ across), 0, 255)
+    down = np.ascontiguousarray(across.reshape(width, rows, -1).transpose(1, 0, 2))
+    down = np.clip(np.rint(_lanczos(rows, height) @ down.reshape(rows, -1)), 0, 255)
+    return down.astype(np.uint8).reshape(height, width, -1)

@@ -1,0 +1,301 @@
+"""Pictures, their questions, zooming: what generators claim, checked from outside."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import combinations
+from random import Random
+
+import numpy as np
+import pytest
+
+from musespark.errors import UnsupportedModel
+from musespark.lab import glyphs, mix, raster, zoom
+from musespark.lab.backends import MusesparkBackend
+from musespark.lab.evaluate import blinded, items_for, overlap
+from musespark.lab.item import (
+    EFFORTS,
+    LEVELS,
+    HeldOutWording,
+    Item,
+    boxes_in,
+    compose,
+    grade,
+    is_evaluation,
+    overlap_of,
+    phrase,
+)
+from musespark.lab.tasks import draw, pictures, scenes, zooming
+
+CASES = [(task, level) for task in pictures.TASKS for level in LEVELS]
+
+
+@pytest.mark.parametrize(("task", "level"), CASES)
+def test_questions_about_one_picture_share_it_and_its_side(task, level):
+    for evaluation in (False, True):
+        asked = pictures.ask_several(Random(3), task, level, 4, evaluation=evaluation)
+        assert all(p.pictures[0] is asked[0].pictures[0] for p in asked)
+        assert all(is_evaluation(pictures.SPLIT, p.key) == evaluation for p in asked)
+        assert len({(p.question, p.answer) for p in asked}) == len(asked)
+
+
+@pytest.mark.parametrize(("task", "level"), CASES)
+def test_a_picture_is_a_function_of_the_seed(task, level):
+    one, same, other = (pictures.ask(Random(s), task, level) for s in (5, 5, 6))
+    assert (one.pictures[0].pixels == same.pictures[0].pixels).all()
+    assert (one.question, one.answer, one.key) == (same.question, same.answer, same.key)
+    assert one.pictures[0].pixels.shape == (128, 128, 3)
+    assert one.pictures[0].pixels.tobytes() != other.pictures[0].pixels.tobytes()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_things_are_where_their_boxes_say(level):
+    """Outside all boxes there is background only; each box is filled to its edges in its color."""
+    for seed in range(30):
+        scene = scenes.draw_scene(
+            Random(seed), 6, (14, 30), scenes.plain_kinds(Random(seed), 6, level)
+        )
+        pixels = scene.picture.pixels.astype(int)
+        outside = np.ones((128, 128), bool)
+        for t in scene.things:
+            x0, y0, x1, y1 = t.box
+            outside[y0:y1, x0:x1] = False
+        spread = np.ptp(pixels[outside], axis=0).max()
+        assert spread <= 28  # noise of up to 14 levels
+        background = np.median(pixels[outside], axis=0)
+        for t in scene.things:
+            x0, y0, x1, y1 = t.box
+            inked = np.abs(pixels[y0:y1, x0:x1] - background).max(-1) > 20
+            assert inked.any(0)[[0, -1]].all()
+            assert inked.any(1)[[0, -1]].all()
+            mask = raster.shape_mask(t.shape, t.size)
+            ink = np.median(pixels[y0:y1, x0:x1][mask], axis=0)
+            assert np.abs(ink - raster.COLORS[t.color]).max() <= 40
+
+
+def test_counting_thoughts_list_what_they_count():
+    rng = Random(8)
+    for level in LEVELS:
+        for _ in range(60):
+            problem = draw(rng, "counting", level, evaluation=False)
+            text, result = problem.steps(None)
+            assert result == problem.answer
+            assert len(re.findall(r"\(\d+,\d+\)", text)) == int(problem.answer)
+            assert len(re.findall(r"\(\d+,\d+\)", problem.second)) == int(problem.answer)
+
+
+def test_comparisons_in_correct_thoughts_about_relations_hold():
+    rng, seen = Random(8), 0
+    for level in LEVELS:
+        for _ in range(60):
+            text, _ = draw(rng, "relations", level, evaluation=False).steps(None)
+            for left, sign, right in re.findall(r": (\d+)([<>])(\d+),", text):
+                assert (int(left) < int(right)) == (sign == "<")
+                seen += 1
+    assert seen > 80
+
+
+def test_patch_labels_name_what_stands_there():
+    canvas = raster.Canvas()
+    canvas.stamp(raster.shape_mask("square", 16), 16, 32, (1, 2, 3), "square", "blue")
+    square = raster.CLASSES.index("square"), 1 + list(raster.COLORS).index("blue"), 0
+    assert [tuple(v) for v in canvas.labels[4:6, 2:4].reshape(-1, 3)] == [square] * 4
+    assert (canvas.labels.reshape(-1, 3).any(1)).sum() == 4
+    canvas.text("7", 64, 64, (0, 0, 0), scale=1)
+    assert canvas.labels[8, 8, 2] == 1 + raster.CHARACTERS.index("7")
+    assert all(canvas.labels[..., k].max() < n for k, n in enumerate(raster.LABELS))
+
+
+def test_no_two_characters_of_a_face_look_alike():
+    for font in glyphs.FONTS:
+        known = raster.CHARACTERS + ("" if font == "small" else "abcdefghijklmnopqrstuvwxyz")
+        for a, b in combinations(known, 2):
+            assert not np.array_equal(glyphs.glyph(a, font, 2), glyphs.glyph(b, font, 2)), (a, b)
+    for a, b in combinations("0123456789", 2):
+        shapes = (glyphs.seven_segments(d, 8, 16, 2) for d in (a, b))
+        assert not np.array_equal(*shapes)
+
+
+def test_drawing_is_cut_at_the_edges():
+    canvas = raster.Canvas((0, 0, 0))
+    assert canvas.rectangle((-5, 120, 3, 140), (9, 9, 9)) == (0, 120, 3, 128)
+    assert canvas.rectangle((130, 0, 140, 5), (9, 9, 9))[0] >= 128
+    assert (canvas.pixels == 9).sum() == 3 * 8 * 3
+
+
+def test_resizing_keeps_constants_and_averages_ramps():
+    flat = np.full((512, 512, 3), 77, np.uint8)
+    assert (raster.resized(flat, 128, 128) == 77).all()
+    ramp = np.repeat((np.arange(512) // 2).astype(np.uint8)[:, None, None], 512, 1)
+    ramp = np.repeat(ramp, 3, 2)
+    small = raster.resized(ramp, 128, 64)
+    wanted = np.arange(128) * 2 + 0.75
+    assert np.abs(small[8:-8, 5, 0] - wanted[8:-8]).max() <= 1
+    turned = raster.resized(ramp.transpose(1, 0, 2), 64, 128)
+    assert (turned.transpose(1, 0, 2) == small).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [
+        ((512, 512), (8, 8)),
+        ((128, 128), (8, 8)),
+        ((100, 60), (7, 4)),
+        ((16, 16), (1, 1)),
+        ((64, 128), (4, 8)),
+        ((5, 500), (1, 32)),
+        ((1000, 500), (11, 5)),
+    ],
+)
+def test_grids_of_tokens(size, grid):
+    """As the rule reads: the whole grid nearest the aspect ratio, at most 64 tokens."""
+    assert zoom.grid_for(*size) == grid
+
+
+def test_a_quarter_box_is_seen_pixel_by_pixel():
+    large = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    picture = raster.Picture(raster.resized(large, 128, 128), original=large)
+    for x in range(0, 751, 50):
+        seen = zoom.crop(picture, (x, 500, x + 250, 750)).pixels
+        left = round(x * 512 / 1000)
+        assert (seen == large[256:384, left : left + 128]).all()
+
+
+@pytest.mark.parametrize("box", [(900, 900, 2000, 5000), (500, 500, 100, 100), (7, 7, 7, 7)])
+def test_odd_boxes_are_clipped_and_turned_round(box):
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    seen = zoom.crop(raster.Picture(pixels), box).pixels
+    assert min(seen.shape[:2]) >= 16
+    assert seen.shape[0] % 16 == seen.shape[1] % 16 == 0
+
+
+def test_a_zooming_item_is_asked_without_its_calls_and_goes_on_with_the_crop():
+    rng = Random(2)
+    problem = next(p for p in iter(lambda: zooming.zooming(rng, "middle")(rng), None) if p.tools)
+    item = compose(problem, "medium", rng)
+    asked = zoom.opened(item)
+    assert [m["role"] for m in asked.messages] == ["user"]
+    assert len(asked.pictures) == 1
+    call = item.messages[1]["tool_calls"][0]["function"]
+    told = {"name": call["name"], "arguments": {k: str(v) for k, v in call["arguments"].items()}}
+    further = zoom.answered(asked, "t", [told])
+    assert (further.pictures[1].pixels == item.pictures[1].pixels).all()
+    assert [m["role"] for m in further.messages] == ["user", "assistant", "tool"]
+    for wrong in ({"bbox_2d": "here"}, {"img_idx": "1"}, {"img_idx": "-1"}):
+        arguments = told["arguments"] | wrong
+        assert zoom.answered(asked, "t", [{"name": told["name"], "arguments": arguments}]) is None
+    assert zoom.answered(asked, "t", [{"name": "other", "arguments": told["arguments"]}]) is None
+
+
+@pytest.mark.parametrize(
+    ("checker", "want", "got", "right"),
+    [
+        ("box", "[100,100,300,300]", "[100, 100, 300, 300]", True),
+        ("box", "[100,100,300,300]", "[100,100,300,180]", False),
+        ("box", "[100,100,300,300]", "[300,300,100,100]", False),
+        ("box", "[100,100,300,300]", "[100,100,300,300] [0,0,9,9]", False),
+        ("box", "[100,100,300,300]", "there", False),
+        ("boxes", "red ring [0,0,90,90]; blue cross [500,500,700,700]",
+         "blue cross [510,500,700,700]; red ring [0,0,90,80]", True),
+        ("boxes", "red ring [0,0,90,90]", "red cross [0,0,90,90]", False),
+        ("boxes", "red ring [0,0,90,90]", "red ring [0,0,90,90]; red ring [0,0,90,90]", False),
+        ("boxes", "red ring [0,0,90,90]; red ring [0,0,90,90]", "red ring [0,0,90,90]", False),
+    ],
+)  # fmt: skip
+def test_grading_boxes(checker, want, got, right):
+    assert grade(Item("t", "easy", "low", "k", [], "", want, checker), got) is right
+
+
+def test_overlap_of_boxes():
+    assert overlap_of((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
+    assert overlap_of((0, 0, 10, 10), (10, 0, 20, 10)) == 0
+    assert boxes_in("a [1,2,3,4]; b [5, 6, 7, 8]") == [("a", (1, 2, 3, 4)), ("b", (5, 6, 7, 8))]
+
+
+def test_held_wordings_are_never_trained():
+    templates = tuple("abcdefghijklmnopqrst")
+    trained = {phrase(Random(s), templates) for s in range(300)}
+    held = {phrase(HeldOutWording(s), templates) for s in range(300)}
+    assert (len(trained), held) == (18, {"s", "t"})
+    assert not trained & held
+    seen, unseen = (
+        {i.messages[-1]["content"][-1]["text"] for i in asked}
+        for asked in (
+            items_for(["codes"], ["easy"], ["low"], 40, 1, held_wording=held)
+            for held in (False, True)
+        )
+    )
+    assert not seen & unseen
+    assert len(unseen) == 1
+
+
+def test_evaluated_pictures_are_never_trained():
+    items = items_for(["counting", "codes", "zooming"], ["easy"], ["low"], 20, seed=3)
+    assert overlap(items, 800, seed=5) == 0
+    rng = Random(5)
+    mix.draw_training_item(rng, "main")
+    stolen = mix.draw_picture_items(rng)[0]
+    # The same scene under another task's name is the same instance.
+    assert overlap([replace(stolen, task="relations")], 1, seed=5) >= 1
+
+
+def test_baselines_grey_and_swapped():
+    items = items_for(["counting", "addition"], ["easy"], ["low"], 4, seed=3)
+    swapped = blinded(items, "swapped")
+    for k in range(4):
+        assert swapped[k].pictures[0] is items[(k + 1) % 4].pictures[0]
+        assert swapped[k].answer == items[k].answer
+    grey = blinded(items, "grey")
+    assert np.ptp(grey[0].pictures[0].pixels) == 0
+    assert swapped[4] is items[4]
+    assert items[0].modality == "vision"
+
+
+def test_our_engine_says_that_it_has_no_image_path_yet():
+    backend = MusesparkBackend.__new__(MusesparkBackend)
+    with pytest.raises(UnsupportedModel, match="pictures"):
+        backend.reply(items_for(["counting"], ["easy"], ["low"], 1, seed=1), 4)
+
+
+def test_efforts_of_a_picture_are_told_apart():
+    rng = Random(4)
+    problem = draw(rng, "counting", "middle", evaluation=False)
+    low, medium, high, xhigh = (compose(problem, e, Random(0)).thought for e in EFFORTS)
+    assert low == ""
+    assert medium in high
+    assert "Check: from the left" in high
+    assert "Another way: from the left" in xhigh
+
+
+def test_mazes_are_walked_without_meeting_a_wall():
+    rng = Random(4)
+    for level in LEVELS:
+        for _ in range(10):
+            p = draw(rng, "mazes", level, evaluation=False)
+            side, at, end, walls = _maze(p.key)
+            for move in p.answer.split():
+                di, dj = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}[move]
+                at = at[0] + di, at[1] + dj
+                assert 0 <= at[0] < side
+                assert 0 <= at[1] < side
+                assert at not in walls
+            assert at == end
+
+
+def _maze(key):
+    numbers = [int(n) for n in re.findall(r"\d+", key)]
+    cells = list(zip(numbers[1::2], numbers[2::2], strict=True))
+    return numbers[0], cells[-2], cells[-1], set(cells[:-2])
+
+
+def test_two_pictures_differ_in_what_the_answer_names():
+    rng = Random(4)
+    for level in LEVELS:
+        p = draw(rng, "comparing", level, evaluation=False)
+        first, second = p.steps(None)[0].split(" Second: ")
+        assert p.answer not in first
+        assert p.answer in second.split(" New: ")[0]
+        assert len(p.pictures) == 2
+        content = compose(p, "low", rng).messages[0]["content"]
+        assert [part["type"] for part in content] == ["image", "image", "text"]
