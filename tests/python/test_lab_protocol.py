@@ -279,8 +279,8 @@ def test_packing_is_a_function_of_the_seed(tokenizer):
     a = next(iter(Packer(tokenizer, [], rows=2, length=128, seed=9)))
     b = next(iter(Packer(tokenizer, [], rows=2, length=128, seed=9)))
     c = next(iter(Packer(tokenizer, [], rows=2, length=128, seed=10)))
-    assert (a.labels == b.labels).all()
-    assert not (a.ids == c.ids).all()
+    assert np.array_equal(a.ids, b.ids) and np.array_equal(a.labels, b.labels)
+    assert not np.array_equal(a.ids, c.ids)
 
 
 def test_bpe_dropout_only_changes_the_pieces(tokenizer):
