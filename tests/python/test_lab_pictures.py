@@ -26,7 +26,9 @@ from musespark.lab.item import (
     overlap_of,
     phrase,
 )
-from musespark.lab.tasks import draw, pictures, scenes, zooming
+from musespark.lab.tasks import draw, figures, pictures, scenes, zooming
+from musespark.vision.pixels import open_picture
+from musespark.vision.processors.muse import Muse
 
 CASES = [(task, level) for task in pictures.TASKS for level in LEVELS]
 
@@ -150,7 +152,26 @@ def test_resizing_keeps_constants_and_averages_ramps():
 )
 def test_grids_of_tokens(size, grid):
     """As the rule reads: the whole grid nearest the aspect ratio, at most 64 tokens."""
-    assert zoom.grid_for(*size) == grid
+    assert raster.grid_for(*size) == grid
+
+
+@pytest.mark.parametrize("size", [(512, 512), (100, 130), (33, 70), (300, 40)])
+def test_the_lab_sizes_pictures_as_the_products_processor_does(size):
+    """But for its rounding of the filter's weights: one level in a few of ten thousand values."""
+    pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    settings = {"patch_size": 8, "max_image_tokens": raster.MOST_TOKENS}
+    processor = Muse({"model_type": "muse_glimmer"}, settings)
+    seen = processor.resized(open_picture(pixels), processor.settings, "max_image_tokens").pixels
+    away = np.abs(seen.astype(int) - raster.fitted(pixels))
+    assert away.max() <= 1
+    assert away.mean() < 1e-3
+
+
+def test_the_only_shortest_way_of_a_maze():
+    assert figures._only_way(3, {(1, 1)}, (0, 0), (0, 2)) == ["right", "right"]
+    assert figures._only_way(3, {(0, 1)}, (0, 0), (0, 2)) == ["down", "right", "right", "up"]
+    assert figures._only_way(3, {(1, 1)}, (0, 0), (2, 2)) is None  # two ways around
+    assert figures._only_way(3, {(0, 1), (1, 1), (2, 1)}, (0, 0), (0, 2)) is None  # none
 
 
 def test_a_quarter_box_is_seen_pixel_by_pixel():

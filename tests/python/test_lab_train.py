@@ -27,6 +27,8 @@ from musespark.lab.optim import Optimizer, orthogonalize  # noqa: E402
 from musespark.lab.pack import Packer  # noqa: E402
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
+# Threads wait for each other in every operation: on a busy machine two took 20 times as long.
+torch.set_num_threads(1)
 NANO = Path(network.__file__).parent.parent / "nano"
 
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from . import mix, protocol
 from . import tokenizer as tok
 from .item import Item
-from .raster import PATCH, SIZE, Picture
+from .raster import CELL, PATCH, SIZE, Picture
 from .tasks import TASKS, text
 
 IGNORE = -100
@@ -239,7 +239,7 @@ class Packer:
 
     def _seen(self, ids: np.ndarray, pictures: list[Picture]) -> tuple[np.ndarray, ...]:
         """Pixels, patch labels and places of the pictures of a batch, in the order of the rows."""
-        cells = (SIZE // protocol.CELL) ** 2
+        cells = (SIZE // CELL) ** 2
         pixels = np.zeros((self.pictures, SIZE, SIZE, 3), np.uint8)
         labels = np.full((self.pictures, SIZE // PATCH, SIZE // PATCH, 3), UNLABELLED, np.uint8)
         place = ids.size + np.arange(self.pictures * cells)

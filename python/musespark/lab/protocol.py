@@ -15,10 +15,8 @@ from tokenizers import Tokenizer
 
 from . import tokenizer as tok
 from .item import WRONG_CLOSE, WRONG_OPEN, Item
-from .raster import Picture
+from .raster import CELL, Picture
 
-#: Pixels along the side of what becomes one token: patches of 8, merged two by two.
-CELL = 16
 #: A piece is a marker id or a text, and whether the loss counts it.
 Piece = tuple[int | str, bool]
 

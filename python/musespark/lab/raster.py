@@ -7,7 +7,8 @@ character): the targets of the throw-away heads that help a young vision tower. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+import math
 from functools import cache
 from random import Random
 
@@ -37,14 +38,34 @@ Box = tuple[int, int, int, int]
 Ink = tuple[int, int, int]
 
 
-@dataclass
 class Picture:
     """Pixels uint8 [height, width, 3] as the model is to see them, labels uint8
-    [height/8, width/8, 3], and the larger original where there is one to zoom into."""
+    [height/8, width/8, 3], and the larger original where there is one to zoom into.
 
-    pixels: np.ndarray
-    labels: np.ndarray | None = None
-    original: np.ndarray | None = field(default=None, repr=False)
+    Without ``pixels`` they are the original at the size of its tokens, made when first looked at:
+    fifteen in sixteen large pictures drawn for evaluation are on the other side of the split.
+    """
+
+    def __init__(
+        self,
+        pixels: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        original: np.ndarray | None = None,
+    ):
+        if pixels is None and original is None:
+            raise ValueError("a picture needs pixels or an original")
+        self._pixels, self.labels, self.original = pixels, labels, original
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """What the model sees."""
+        if self._pixels is None:
+            self._pixels = fitted(self.original)
+        return self._pixels
+
+    @pixels.setter
+    def pixels(self, value: np.ndarray) -> None:
+        self._pixels = value
 
 
 def scaled(box: Box, size: int = SIZE) -> Box:
@@ -199,22 +220,60 @@ def noised(r: Random, pixels: np.ndarray, by: int) -> np.ndarray:
 
 
 @cache
-def _lanczos(source: int, target: int) -> np.ndarray:
-    """Weights [target, source] of Pillow's Lanczos filter (three lobes, widened when shrinking)."""
+def _lanczos(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pillow's Lanczos filter (three lobes, widened when shrinking): for each of ``target`` the
+    places among ``source`` it reads and their weights, both [taps, target]."""
     scale = max(1.0, source / target)
     centre = (np.arange(target) + 0.5) * source / target
-    distance = (np.arange(source)[None] + 0.5 - centre[:, None]) / scale
-    weights = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    first = np.floor(centre - 3 * scale).astype(int)
+    place = first + np.arange(math.ceil(6 * scale) + 2)[:, None]
+    distance = (place + 0.5 - centre) / scale
+    inside = (np.abs(distance) < 3) & (place >= 0) & (place < source)
+    weights = np.where(inside, np.sinc(distance) * np.sinc(distance / 3), 0)
+    weights = (weights / weights.sum(0)).astype(np.float32)
+    return np.clip(place, 0, source - 1), weights
+
+
+def _resampled(rows: np.ndarray, count: int) -> np.ndarray:
+    """uint8 [source, n] as uint8 [count, n]. Sums in one order, whatever the machine's BLAS."""
+    total = np.zeros((count, rows.shape[1]), np.float32)
+    for place, weight in zip(*_lanczos(len(rows), count), strict=True):
+        total += weight[:, None] * rows[place]
+    return np.clip(np.rint(total), 0, 255).astype(np.uint8)
 
 
 def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """``pixels`` at another size by Lanczos, rounded to uint8 between the passes as Pillow does."""
+    """``pixels`` at another size by Lanczos, along the rows first, rounded to uint8 between the
+    passes: as muse_glimmer's image processor does."""
     rows, columns = pixels.shape[:2]
     if (rows, columns) == (height, width):
         return pixels
-    across = np.ascontiguousarray(pixels.transpose(1, 0, 2), np.float32).reshape(columns, -1)
-    across = np.clip(np.rint(_lanczos(columns, width) @ across), 0, 255)
-    down = np.ascontiguousarray(across.reshape(width, rows, -1).transpose(1, 0, 2))
-    down = np.clip(np.rint(_lanczos(rows, height) @ down.reshape(rows, -1)), 0, 255)
-    return down.astype(np.uint8).reshape(height, width, -1)
+    across = _resampled(pixels.transpose(1, 0, 2).reshape(columns, -1), width)
+    down = across.reshape(width, rows, -1).transpose(1, 0, 2).reshape(rows, -1)
+    return _resampled(down, height).reshape(height, width, -1)
+
+
+#: Pixels along the side of one image token, and the most tokens a picture may take.
+CELL, MOST_TOKENS = 16, 64
+
+
+def grid_for(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of tokens for a picture, as transformers' muse_glimmer processor chooses
+    them: the whole grid nearest the aspect ratio, never enlarged, at most 64 tokens."""
+    rows, columns = height / CELL, width / CELL
+    if rows * columns > MOST_TOKENS:
+        ratio = columns / rows
+        rows = (MOST_TOKENS / ratio) ** 0.5
+        columns = rows * ratio
+    around = itertools.product(
+        (math.floor(rows), math.ceil(rows)), (math.floor(columns), math.ceil(columns))
+    )
+    fits = [(r, c) for r, c in set(around) if r >= 1 and c >= 1 and r * c <= MOST_TOKENS]
+    fits = fits or [(max(1, round(rows)), max(1, round(columns)))]
+    return min(fits, key=lambda grid: (abs(grid[0] / grid[1] - height / width), grid))
+
+
+def fitted(pixels: np.ndarray) -> np.ndarray:
+    """``pixels`` at the size of its grid of tokens."""
+    rows, columns = grid_for(*pixels.shape[:2])
+    return resized(pixels, rows * CELL, columns * CELL)

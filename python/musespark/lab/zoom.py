@@ -7,14 +7,12 @@ larger than what the model was shown, and the crop is sized as any picture is.
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import replace
 
 import numpy as np
 
 from .item import Item, boxes_in
-from .raster import Picture, resized
+from .raster import CELL, Picture
 
 NAME = "image_zoom_in_tool"
 TOOL = {
@@ -33,30 +31,6 @@ TOOL = {
         },
     },
 }
-#: Pixels along the side of one image token, and the most tokens a picture may take.
-_CELL, MOST_TOKENS = 16, 64
-
-
-def grid_for(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of tokens for a picture, as transformers' muse_glimmer processor chooses
-    them: the whole grid nearest the aspect ratio, never enlarged, at most 64 tokens."""
-    rows, columns = height / _CELL, width / _CELL
-    if rows * columns > MOST_TOKENS:
-        ratio = columns / rows
-        rows = (MOST_TOKENS / ratio) ** 0.5
-        columns = rows * ratio
-    around = itertools.product(
-        (math.floor(rows), math.ceil(rows)), (math.floor(columns), math.ceil(columns))
-    )
-    fits = [(r, c) for r, c in set(around) if r >= 1 and c >= 1 and r * c <= MOST_TOKENS]
-    fits = fits or [(max(1, round(rows)), max(1, round(columns)))]
-    return min(fits, key=lambda grid: (abs(grid[0] / grid[1] - height / width), grid))
-
-
-def fitted(pixels: np.ndarray) -> np.ndarray:
-    """``pixels`` at the size of its grid of tokens."""
-    rows, columns = grid_for(*pixels.shape[:2])
-    return resized(pixels, rows * _CELL, columns * _CELL)
 
 
 def crop(picture: Picture, box: tuple[int, int, int, int]) -> Picture:
@@ -70,13 +44,13 @@ def crop(picture: Picture, box: tuple[int, int, int, int]) -> Picture:
         )
     )
     region = np.ascontiguousarray(source[y0:y1, x0:x1])
-    return Picture(fitted(region), original=region)
+    return Picture(original=region)
 
 
 def _span(low: int, high: int, side: int) -> tuple[int, int]:
     low, high = sorted((round(low * side / 1000), round(high * side / 1000)))
-    low = min(max(0, low), side - _CELL)
-    return low, min(side, max(high, low + _CELL))
+    low = min(max(0, low), side - CELL)
+    return low, min(side, max(high, low + CELL))
 
 
 def opened(item: Item) -> Item:

@@ -4,7 +4,6 @@ two pictures to compare."""
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import replace
 from itertools import pairwise
 from random import Random
@@ -213,8 +212,8 @@ def mazes(r: Random, level: str) -> Asker:
         if len(free) < 3:
             continue
         start, end = r.sample(free, 2)
-        ways = _shortest(side, walls, start, end)
-        if len(ways) == 1 and len(ways[0]) >= 2:
+        way = _only_way(side, walls, start, end)
+        if way and len(way) >= 2:
             break
     cell = 120 // side
     canvas = _paper(r)
@@ -231,9 +230,9 @@ def mazes(r: Random, level: str) -> Asker:
             (170, 30, 30),
             scale=2,
         )
-    answer = " ".join(ways[0])
+    answer = " ".join(way)
     at, visited = start, []
-    for move in ways[0]:
+    for move in way:
         at = (at[0] + _MOVES[move][0], at[1] + _MOVES[move][1])
         visited.append(f"{move} to {at[0] + 1},{at[1] + 1}")
     ends = f"S is at row {start[0] + 1}, column {start[1] + 1}, E at {end[0] + 1},{end[1] + 1}"
@@ -242,25 +241,23 @@ def mazes(r: Random, level: str) -> Asker:
     return _asker("mazes", level, key, _WAY, (answer, thought, canvas.picture()))
 
 
-def _shortest(
+def _only_way(
     side: int, walls: set, start: tuple[int, int], end: tuple[int, int]
-) -> list[list[str]]:
-    """All shortest ways from ``start`` to ``end`` (two at most are needed)."""
-    queue, found = deque([(start, [])]), []
-    while queue and len(found) < 2:
-        at, way = queue.popleft()
-        if found and len(way) > len(found[0]):
-            break
-        if at == end:
-            found.append(way)
-            continue
-        if len(way) >= side * side:
-            continue
-        for name, (di, dj) in _MOVES.items():
-            to = (at[0] + di, at[1] + dj)
-            if 0 <= to[0] < side and 0 <= to[1] < side and to not in walls and len(way) < 2 * side:
-                queue.append((to, [*way, name]))
-    return found
+) -> list[str] | None:
+    """The shortest way from ``start`` to ``end``; None where there are several, or none."""
+    layer, known = {start: (1, [])}, {start}  # how many ways lead there, and one of them
+    while layer and end not in layer:
+        further: dict[tuple[int, int], tuple[int, list[str]]] = {}
+        for at, (count, way) in layer.items():
+            for name, (di, dj) in _MOVES.items():
+                to = (at[0] + di, at[1] + dj)
+                inside = 0 <= to[0] < side and 0 <= to[1] < side
+                if inside and to not in walls and to not in known:
+                    further[to] = (further.get(to, (0,))[0] + count, [*way, name])
+        known |= set(further)
+        layer = further
+    count, way = layer.get(end, (0, []))
+    return way if count == 1 else None
 
 
 _DIFFER = (

@@ -16,7 +16,6 @@ from ..raster import (
     Box,
     Canvas,
     Picture,
-    resized,
     scaled,
     shape_mask,
     shown,
@@ -69,8 +68,7 @@ def zooming(r: Random, level: str) -> Asker:
     canvas = Canvas(tinted(r, (grey, grey, grey), 20), LARGE)
     signs = _signs(r, count)
     told = [_inscribe(r, canvas, color, box, (low, high)) for color, box in signs]
-    large = canvas.pixels
-    picture = Picture(resized(large, 128, 128), original=large)
+    picture = Picture(original=canvas.pixels)
     key = "signs " + " ".join(
         f"{c} {t} {b[0] // 32},{b[1] // 32}" for (c, b), (_, t, _) in zip(signs, told, strict=True)
     )
