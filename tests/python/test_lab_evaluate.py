@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
-from musespark.lab import mix, protocol
+from musespark.cli import main as cli
+from musespark.errors import InvalidRequest
+from musespark.lab import command, mix, protocol
 from musespark.lab import tokenizer as tok
-from musespark.lab.backends import Reply, parse_reply
-from musespark.lab.evaluate import evaluate, fill_card, items_for, overlap, table, wilson
-from musespark.lab.item import is_evaluation
+from musespark.lab.backends import EMPTY, FREE, Reply, parse_reply
+from musespark.lab.card import _minutes, table
+from musespark.lab.command import Bar
+from musespark.lab.evaluate import (
+    baselines,
+    blinded,
+    evaluate,
+    items_for,
+    overlap,
+    score,
+    wilson,
+    with_majority,
+)
+from musespark.lab.item import grade, is_evaluation
+from musespark.lab.items_file import read_items
 from musespark.lab.tasks import EFFORTS
+from musespark.vision.render.png import encode
 
 NANO = Path(protocol.__file__).parent.parent / "nano"
 
@@ -24,9 +43,10 @@ class Oracle:
     name = "oracle"
 
     def __init__(self, miss: int = 0):
-        self.miss = miss
+        self.miss, self.asked = miss, []
 
-    def reply(self, items, max_new_tokens):
+    def reply(self, items, max_new_tokens, *, thinking=FREE, oracle=False, progress=None):
+        self.asked.append((len(items), thinking))
         replies = []
         for k, item in enumerate(items):
             calls = [
@@ -60,7 +80,7 @@ def test_an_unfinished_reply_is_wrong():
     items = items_for(["addition"], ["easy"], ["low"], 4, seed=1)
 
     class Cut(Oracle):
-        def reply(self, items, max_new_tokens):
+        def reply(self, items, max_new_tokens, **more):
             return [Reply(i.answer, finished=False) for i in items]
 
     rows = evaluate(Cut(), items)
@@ -114,19 +134,222 @@ def test_table_and_dump(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "dump.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     assert all(line["correct"] for line in lines)
-
-
-def test_the_card_is_filled_between_its_marks(tmp_path):
-    card = tmp_path / "README.md"
-    card.write_text("a\n<!-- accuracy -->\nold\n<!-- /accuracy -->\nb\n")
-    fill_card(card, "new")
-    fill_card(card, "newer")
-    assert card.read_text() == "a\n<!-- accuracy -->\n\nnewer\n\n<!-- /accuracy -->\nb\n"
-    card.write_text("a\n<!-- accuracy -->\n")
-    with pytest.raises(ValueError, match="no line"):
-        fill_card(card, "new")
+    one = lines[0]
+    assert one["prompt"]["messages"] == items[0].messages
+    assert one["gold"] == {"kind": "number", "answer": items[0].answer}
+    assert (one["raw"], one["finished"]) == ("", True)
 
 
 def test_counts_per_task_and_level():
     items = items_for(["addition"], ["easy", "hard"], ["low"], 3, seed=1, more={"addition/easy": 9})
     assert [sum(i.level == level for i in items) for level in ("easy", "hard")] == [9, 3]
+
+
+def test_rows_have_the_means_and_their_part_of_the_time():
+    items = items_for(["addition"], ["easy"], ["low", "high"], 2, seed=1)
+    replies = [
+        Reply(i.answer, thinking_tokens=t, stable=s, computed=c)
+        for i, t, s, c in zip(items, (1, 2, 10, 20), (1, 2, 4, 5), (10, 10, 30, 50), strict=True)
+    ]
+    low, high = score(items, replies, seconds=10.0)
+    assert (low["thinking_tokens"], low["stable_oracle_tokens"], low["seconds"]) == (1.5, 1.5, 2.0)
+    assert (high["thinking_tokens"], high["stable_oracle_tokens"]) == (15.0, 4.5)
+    assert high["seconds"] == 8.0
+    replies[3].stable = None
+    assert score(items, replies)[1]["stable_oracle_tokens"] is None
+
+
+def test_held_wordings_are_rows_of_their_own():
+    items = [
+        *items_for(["codes"], ["easy"], ["low"], 3, seed=1),
+        *items_for(["codes"], ["easy"], ["low"], 2, seed=1, held_wording=True),
+    ]
+    rows = evaluate(Oracle(), items)
+    assert [(r["wording"], r["n"]) for r in rows] == [("seen", 3), ("held", 2)]
+    assert "| codes, held-out wordings | easy | 2 |" in table(rows)
+
+
+def test_baselines_ask_the_same_items_and_count_what_they_should():
+    items = items_for(["addition", "counting", "zooming"], ["easy"], ["medium"], 4, seed=1)
+    oracle = Oracle()
+    rows = baselines(oracle, items, 9, lambda done, total: None)
+    named = {}
+    for row in rows:
+        named.setdefault(row["baseline"], []).append(row)
+    looking = sum(bool(i.tools) for i in items)
+    assert oracle.asked == [
+        (12, FREE), (12, EMPTY), (8, FREE), (8, FREE), (looking, FREE), (looking, FREE)
+    ]  # fmt: skip
+    assert 0 < looking < 5
+    assert {r["modality"] for r in named["no image"] + named["no zoom"]} == {"vision"}
+    assert sum(r["n"] for r in named["zoom"]) == sum(r["n"] for r in named["no zoom"]) == looking
+    assert all(r["correct"] == r["n"] for r in named["asked"])
+    assert sum(r["correct"] for r in named["majority"]) < 12
+
+
+def test_majority_is_an_answer_of_the_training_side():
+    items = items_for(["relations", "tool_call"], ["easy"], ["low"], 12, seed=1)
+    replies = with_majority(items)
+    assert {r.answer for r in replies[:12]} <= {"true", "false"}
+    assert len({json.dumps([r.answer, r.calls]) for r in replies}) == 2
+    assert replies[12].calls
+
+
+def test_without_its_picture_a_question_is_text():
+    items = items_for(["counting"], ["easy"], ["low"], 2, seed=1)
+    bare = blinded(items, "none")
+    assert [i.pictures for i in bare] == [None, None]
+    assert bare[0].messages[0]["content"] == items[0].messages[0]["content"][1]["text"]
+    assert items[0].pictures
+
+
+def test_swapped_pictures_are_those_of_another_answer():
+    items = items_for(["counting"], ["easy"], ["low"], 12, seed=1)
+    gold = {id(i.pictures[0]): i.answer for i in items}
+    swapped = blinded(items, "swapped")
+    assert all(gold[id(i.pictures[0])] != i.answer for i in swapped)
+
+
+# ---- anyone's items ----------------------------------------------------------------------------
+
+
+def written(tmp_path, *lines):
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_items_of_a_file_are_graded_by_their_kind(tmp_path):
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    (tmp_path / "a.png").write_bytes(encode(pixels))
+    call = [{"name": "timer", "arguments": {"minutes": 5}}]
+    path = written(
+        tmp_path,
+        {"messages": "6*7?", "answer": 42, "kind": "number", "task": "sums", "level": "easy"},
+        {"messages": "Colors?", "answer": ["red", "blue"], "kind": "set", "effort": "high"},
+        {"messages": "JSON?", "answer": {"a": 1}, "kind": "json"},
+        {"messages": "Set it.", "answer": call, "kind": "call", "tools": []},
+        {"messages": "Where?", "answer": [0, 0, 10, 20], "kind": "box", "images": ["a.png"]},
+    )
+    items = read_items(path, ["low", "medium"])
+    assert [i.effort for i in items] == [
+        "low", "medium", "high", "low", "medium", "low", "medium", "low", "medium"
+    ]  # fmt: skip
+    sums, colors, values, timer, where = items[0], items[2], items[3], items[5], items[7]
+    assert grade(sums, "42.0") and not grade(sums, "43")
+    assert grade(colors, "blue, red") and not grade(colors, "blue")
+    assert grade(values, '{"a":1}') and not grade(values, '{"a": 2}')
+    assert grade(timer, "", call) and not grade(timer, "", [])
+    assert grade(where, "[0,0,10,18]") and not grade(where, "[0,0,10,8]")
+    assert where.modality == "vision"
+    assert where.pictures[0].original.shape == (20, 30, 3)
+    assert [p["type"] for p in where.messages[0]["content"]] == ["image", "text"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"messages": "a", "answer": "b"}, ":1: kind: None"),
+        ({"messages": "a", "answer": "b", "kind": "essay"}, "kind: 'essay'"),
+        ({"messages": "a", "answer": "b", "kind": "string", "gold": 1}, "no field 'gold'"),
+        ({"messages": 5, "answer": "b", "kind": "string"}, "messages"),
+        ({"messages": "a", "answer": ["x"], "kind": "string"}, "is no string"),
+        ({"messages": "a", "answer": "b", "kind": "box"}, "a box is"),
+        ({"messages": "a", "answer": "b", "kind": "call"}, "answer: a list"),
+        ({"messages": "a", "answer": "b", "kind": "string", "images": [5]}, "images: 5"),
+        ([1], "list, an item is an object"),
+    ],
+)
+def test_odd_items_are_refused_naming_the_field(tmp_path, line, said):
+    with pytest.raises(InvalidRequest, match=re.escape(said)):
+        read_items(written(tmp_path, line), ["low"])
+
+
+def test_slots_and_images_are_as_many(tmp_path):
+    parts = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "?"}]
+    line = {"messages": [{"role": "user", "content": parts}], "answer": "1", "kind": "string"}
+    with pytest.raises(InvalidRequest, match="images: got 0, the messages have 2"):
+        read_items(written(tmp_path, line), ["low"])
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def test_the_command_writes_rows_a_dump_and_a_card(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MUSESPARK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(command, "FORMATS", (("none", "f32"), ("auto", "kv4")))
+    monkeypatch.setattr(command, "OVERLAP_DRAWS", 400)
+    out = {name: tmp_path / name for name in ("json", "dump", "card")}
+    argv = ["eval", "--tasks", "addition,tool_call", "--levels", "easy", "--efforts", "medium"]
+    argv += ["--n", "2", "--more", "addition/easy=5", "--threads", "1", "--max-new-tokens", "60"]
+    argv += ["--pictures", "none", *(f"--{name}={path}" for name, path in out.items())]
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"minutes": 30}\n{"minutes": 60.0}\n{"minutes": 30.0}\n')
+    assert cli(["lab", *argv, "--baselines", "1", "--formats", "1", "--log", str(log)]) == 0
+    assert "overlap with 400 training draws = 0" in capsys.readouterr().out
+    report = json.loads(out["json"].read_text())
+    rows = {(r["task"], r["wording"]): r for r in report["rows"]}
+    assert {k: r["n"] for k, r in rows.items()} == {
+        ("addition", "seen"): 5, ("tool_call", "seen"): 2,
+        ("addition", "held"): 1, ("tool_call", "held"): 1,
+    }  # fmt: skip
+    assert rows["addition", "seen"]["correct"] >= 3
+    assert all(r["stable_oracle_tokens"] <= r["thinking_tokens"] for r in rows.values())
+    assert len(out["dump"].read_text().splitlines()) == 9
+    assert len(report["formats"]) == 4
+    card = out["card"].read_text()
+    for said in ("| addition | easy | 5 |", "| majority |", "| auto | kv4 |", "cannot do"):
+        assert said in card
+
+
+def test_a_blind_model_is_asked_no_pictures_unless_they_are_named(capsys, monkeypatch):
+    monkeypatch.setattr(command, "EVALUATED", ("addition", "counting"))
+    monkeypatch.setattr(command, "OVERLAP_DRAWS", 4)
+    argv = ["--levels", "easy", "--efforts", "low", "--n", "1", "--wording", "seen"]
+    assert cli(["lab", "eval", *argv]) == 0
+    out = capsys.readouterr().out
+    assert "tasks with pictures are left out" in out
+    assert "| addition |" in out and "| counting |" not in out
+    assert cli(["lab", "eval", *argv, "--tasks", "counting"]) == 1
+    assert "images: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--tasks", "poetry"], "--tasks: got 'poetry'"),
+        (["--levels", "insane"], "--levels: got 'insane'"),
+        (["--n", "0"], "--n: 0"),
+        (["--more", "addition=4"], "--more: got 'addition=4'"),
+        (["--json", "/nowhere/x"], "--json: there is no folder /nowhere"),
+        (["--items", "nothing.jsonl"], "there is no file nothing.jsonl"),
+    ],
+)
+def test_odd_arguments_are_refused(argv, said, capsys):
+    assert cli(["lab", "eval", *argv]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_training_without_torch_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "musespark.lab.train", raising=False)
+    assert cli(["lab", "train", "somewhere"]) == 1
+    assert "needs torch: pip install 'musespark[lab]'" in capsys.readouterr().err
+
+
+def test_a_bar_is_drawn_in_a_terminal_only():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream, drawn in ((Terminal(), True), (io.StringIO(), False)):
+        bar = Bar("asking", stream)
+        bar(1, 2)
+        bar(2, 2)
+        assert ("2/2" in stream.getvalue()) is drawn
+
+
+def test_the_minutes_of_sessions_add_up(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(f'{{"minutes": {m}}}\n' for m in (1, 30, 60, 2, 15, 1)))
+    assert _minutes(log) == 60 + 15 + 1

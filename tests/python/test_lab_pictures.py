@@ -10,9 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from musespark.errors import UnsupportedModel
 from musespark.lab import glyphs, mix, raster, zoom
-from musespark.lab.backends import MusesparkBackend
 from musespark.lab.evaluate import blinded, items_for, overlap
 from musespark.lab.item import (
     EFFORTS,
@@ -271,12 +269,6 @@ def test_baselines_grey_and_swapped():
     assert np.ptp(grey[0].pictures[0].pixels) == 0
     assert swapped[4] is items[4]
     assert items[0].modality == "vision"
-
-
-def test_our_engine_says_that_it_has_no_image_path_yet():
-    backend = MusesparkBackend.__new__(MusesparkBackend)
-    with pytest.raises(UnsupportedModel, match="pictures"):
-        backend.reply(items_for(["counting"], ["easy"], ["low"], 1, seed=1), 4)
 
 
 def test_efforts_of_a_picture_are_told_apart():

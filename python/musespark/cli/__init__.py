@@ -27,6 +27,7 @@ COMMANDS = {
     "estimate": "what a model needs in memory for each choice",
     "convert": "pack a model folder into one file",
     "cache": "list or remove the models packed when they were first loaded",
+    "lab": "train and evaluate Spark Nano",
 }
 
 

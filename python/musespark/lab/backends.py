@@ -1,15 +1,14 @@
-"""Two ways to get replies for evaluation: transformers (the reference), and musespark's own
-engine."""
+"""Replies for evaluation: what a reply is, and the reference that gives them, transformers. Our own
+engine is in ``engine.py``."""
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import UnsupportedModel
 from . import protocol, zoom
 from . import tokenizer as tok
 from .item import Item
@@ -26,7 +25,12 @@ ZOOMS = 3
 @dataclass
 class Reply:
     """A model's turn: what it told the user, what it called, what it thought and in how many
-    tokens."""
+    tokens. Where it zoomed in first, ``thought`` and ``tokens`` are of the last turn, and
+    ``thinking_tokens`` of all.
+
+    ``raw``: all it wrote, markers too. ``stable``: thinking tokens after which it would have stayed
+    right (lab.oracle); None where nobody asked. ``computed``: tokens that went through the model.
+    """
 
     answer: str
     calls: list[dict] = field(default_factory=list)
@@ -34,6 +38,13 @@ class Reply:
     thinking_tokens: int = 0
     finished: bool = True
     raw: str = ""
+    tokens: tuple[int, ...] = ()
+    stable: int | None = None
+    computed: int = 0
+
+
+#: How a model is to think: as it likes, or not at all (its thought is empty and closed).
+FREE, EMPTY = "free", "empty"
 
 
 class Backend(Protocol):
@@ -41,8 +52,16 @@ class Backend(Protocol):
 
     name: str
 
-    def reply(self, items: list[Item], max_new_tokens: int) -> list[Reply]:
-        """One reply per item, in order."""
+    def reply(
+        self,
+        items: list[Item],
+        max_new_tokens: int,
+        *,
+        thinking: str = FREE,
+        oracle: bool = False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Reply]:
+        """One reply per item, in order; where ``oracle`` is asked for, with ``stable``."""
 
 
 def parse_reply(ids: list[int], decode: Any) -> Reply:
@@ -107,10 +126,22 @@ class TransformersBackend:
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
-    def reply(self, items: list[Item], max_new_tokens: int) -> list[Reply]:
+    def reply(
+        self,
+        items: list[Item],
+        max_new_tokens: int,
+        *,
+        thinking: str = FREE,
+        oracle: bool = False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Reply]:
         """Prompts of like length share a batch. A reply that calls the zoom tool on a picture it
-        was given goes on with the crop, up to ``ZOOMS`` times."""
+        was given goes on with the crop, up to ``ZOOMS`` times. Neither oracle nor empty thoughts.
+        """
+        if oracle or thinking != FREE:
+            raise ValueError("the transformers backend has no oracle and no empty thoughts")
         replies = self._replies(items, max_new_tokens)
+        progress(len(items), len(items))
         for _ in range(ZOOMS):
             further = {
                 i: seen
@@ -144,8 +175,15 @@ class TransformersBackend:
             pictures = [p for i in chosen for p in items[i].pictures or []]
             out = self._generate([prompts[i] for i in chosen], pictures, max_new_tokens)
             for i, ids in zip(chosen, out, strict=True):
-                replies[i] = parse_reply(ids, self._decode)
+                replies[i] = self._parsed(ids)
         return [r for r in replies if r is not None]
+
+    def _parsed(self, ids: list[int]) -> Reply:
+        ids = ids[: ids.index(tok.EOT) + 1] if tok.EOT in ids else ids
+        reply = parse_reply(ids, self._decode)
+        reply.raw = self._tokenizer.decode(ids, skip_special_tokens=False)
+        reply.tokens = tuple(ids)
+        return reply
 
     def _generate(
         self, prompts: list[list[int]], pictures: list[Picture], max_new_tokens: int
@@ -171,56 +209,3 @@ class TransformersBackend:
                 **more,
             )
         return out[:, longest:].tolist()
-
-
-class MusesparkBackend:
-    """The package's own engine, as a user gets it: packed weights, default cache."""
-
-    name = "musespark"
-
-    def __init__(self, folder: str | Path | None, **load: Any):
-        import musespark
-
-        self._model = musespark.load(folder, **load)
-
-    def reply(self, items: list[Item], max_new_tokens: int) -> list[Reply]:
-        """Items of one effort and one set of tools go through ``chat_batch`` together."""
-        if any(item.pictures for item in items):
-            raise UnsupportedModel(
-                "pictures: this backend has no image path yet; use --backend transformers"
-            )
-        groups: dict[tuple[str, str], list[int]] = {}
-        for i, item in enumerate(items):
-            groups.setdefault((item.effort, json.dumps(item.tools)), []).append(i)
-        replies: dict[int, Reply] = {}
-        for (effort, _), members in groups.items():
-            results = self._model.chat_batch(
-                [items[i].messages for i in members],
-                tools=items[members[0]].tools,
-                reasoning_effort=effort,
-                temperature=0.0,
-                max_new_tokens=max_new_tokens,
-            )
-            replies.update((i, _from_result(r)) for i, r in zip(members, results, strict=True))
-        return [replies[i] for i in range(len(items))]
-
-
-def _from_result(result: Any) -> Reply:
-    calls = []
-    for call in result.tool_calls or []:
-        function = call["function"]
-        arguments = function["arguments"]
-        calls.append(
-            {
-                "name": function["name"],
-                "arguments": json.loads(arguments) if isinstance(arguments, str) else arguments,
-            }
-        )
-    return Reply(
-        result.content or "",
-        calls,
-        result.reasoning or "",
-        result.usage.reasoning_tokens,
-        result.finish_reason in ("stop", "tool_calls"),
-        str(result),
-    )

@@ -1,30 +1,37 @@
-"""``python -m musespark.lab.evaluate [FOLDER]``: exact accuracy per task, level and effort on
-held-out instances.
+"""``musespark lab eval [MODEL]``: exact accuracy per task, level and effort on held-out instances.
 
-Items come from the evaluation side of the split only (see ``lab.item``); the overlap with a
-sample of
-training draws is counted and printed. Decoding is greedy.
+Items come from the evaluation side of the split only (see ``lab.item``); the overlap with a sample
+of training draws is counted and printed. Decoding is greedy, on the package's own engine as it
+ships, and needs nothing but the package.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
 import time
-from dataclasses import asdict, replace
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 
 from . import mix
-from .backends import Backend, MusesparkBackend, Reply, TransformersBackend
-from .item import EFFORTS, LEVELS, HeldOutWording, Item, compose, grade
+from .backends import EMPTY, Backend, Reply
+from .item import HeldOutWording, Item, compose, grade
 from .raster import Picture
-from .tasks import EVALUATED, draw, split_of
-from .zoom import opened
+from .tasks import draw, split_of
+from .zoom import NAME, opened
+
+Progress = Callable[[int, int], None]
+#: Of so many items in the words that training uses one is asked in held-out words too.
+HELD_SHARE = 5
+#: Training draws that the evaluation's instances are looked for in.
+OVERLAP_DRAWS = 20_000
 
 
 def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -36,10 +43,13 @@ def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
+# ---- what is asked ------------------------------------------------------------------------------
+
+
 def items_for(
-    tasks: list[str],
-    levels: list[str],
-    efforts: list[str],
+    tasks: Iterable[str],
+    levels: Iterable[str],
+    efforts: Iterable[str],
     n: int,
     seed: int,
     more: dict[str, int] | None = None,
@@ -53,18 +63,22 @@ def items_for(
     Instances are distinct, so there are fewer where the held-out side is smaller.
     """
     generator = HeldOutWording if held_wording else Random
+    wording = "held" if held_wording else "seen"
     items = []
     for task in tasks:
         for level in levels:
             wanted = (more or {}).get(f"{task}/{level}", n)
-            for effort in efforts:
-                rng, seen, tries = generator(f"{seed} {task} {level}"), set(), 0
-                while len(seen) < wanted and tries < 50 * wanted:
-                    tries += 1
-                    problem = draw(rng, task, level, evaluation=True)
-                    if problem.key not in seen:
-                        seen.add(problem.key)
-                        items.append(opened(compose(problem, effort, Random(seed))))
+            problems, tries = {}, 0
+            rng = generator(f"{seed} {task} {level}")
+            while len(problems) < wanted and tries < 50 * wanted:
+                tries += 1
+                problem = draw(rng, task, level, evaluation=True)
+                problems.setdefault(problem.key, problem)
+            items += [
+                replace(opened(compose(problem, effort, Random(seed))), wording=wording)
+                for effort in efforts
+                for problem in problems.values()
+            ]
     return items
 
 
@@ -80,215 +94,179 @@ def overlap(items: list[Item], draws: int, seed: int) -> int:
     return count
 
 
+# ---- baselines ----------------------------------------------------------------------------------
+
+
 def blinded(items: list[Item], how: str) -> list[Item]:
-    """``items`` as a baseline sees them: ``grey`` pictures that show nothing, or ``swapped``: each
-    question with the picture of the next one of its task and level."""
+    """``items`` as a baseline sees them: without their pictures (``none``), ``grey`` pictures that
+    show nothing, or ``swapped``: each question with the pictures of the next one of its group whose
+    answer is another, or of the next one."""
     if how == "shown":
         return items
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str, str], list[int]] = {}
     for i, item in enumerate(items):
         if item.pictures:
-            groups.setdefault((item.task, item.level), []).append(i)
+            groups.setdefault((item.task, item.level, item.effort), []).append(i)
     out = list(items)
     for members in groups.values():
-        for here, there in zip(members, [*members[1:], members[0]], strict=True):
-            pictures = items[there].pictures
-            if how == "grey":
-                pictures = [_grey(p) for p in items[here].pictures]
-            out[here] = replace(items[here], pictures=pictures)
+        for k, here in enumerate(members):
+            further = [*members[k + 1 :], *members[:k]] or [here]
+            other = (i for i in further if items[i].answer != items[here].answer)
+            out[here] = _blinded(items[here], items[next(other, further[0])], how)
     return out
+
+
+def _blinded(item: Item, other: Item, how: str) -> Item:
+    if how == "swapped":
+        return replace(item, pictures=other.pictures)
+    if how == "grey":
+        return replace(item, pictures=[_grey(p) for p in item.pictures])
+    messages = [m if isinstance(m["content"], str) else _unseen(m) for m in item.messages]
+    return replace(item, messages=messages, pictures=None)
 
 
 def _grey(picture: Picture) -> Picture:
     return Picture(np.full_like(picture.pixels, 128))
 
 
-def score(items: list[Item], replies: list[Reply]) -> list[dict]:
-    """One row per task, level and effort."""
-    rows: dict[tuple, dict] = {}
+def _unseen(message: dict) -> dict:
+    return message | {"content": "".join(p["text"] for p in message["content"] if "text" in p)}
+
+
+def without_zoom(items: list[Item]) -> list[Item]:
+    """Those items that come with the zoom tool, without it."""
+
+    def zooms(item: Item) -> bool:
+        return [t["function"]["name"] for t in item.tools or []] == [NAME]
+
+    return [replace(i, tools=None) for i in items if zooms(i)]
+
+
+def with_majority(items: list[Item], draws: int = 200) -> list[Reply]:
+    """For each item the most frequent answer of its task and level on the training side."""
+    known: dict[tuple[str, str], Reply] = {}
+    for item in items:
+        if (item.task, item.level) not in known:
+            rng = Random(f"{item.task} {item.level}")
+            drawn = [draw(rng, item.task, item.level, evaluation=False) for _ in range(draws)]
+            told = Counter((p.answer, json.dumps(p.calls)) for p in drawn)
+            answer, calls = told.most_common(1)[0][0]
+            known[item.task, item.level] = Reply(answer, json.loads(calls) or [])
+    return [known[item.task, item.level] for item in items]
+
+
+def baselines(backend: Backend, items: list[Item], limit: int, progress: Progress) -> list[dict]:
+    """Rows as :func:`score` has them, with ``baseline``: the same items as ``asked``, answered by
+    the ``majority`` of training, with ``no thought``, ``no image``, a ``swapped image``; and those
+    that come with the zoom tool with it and without."""
+    seen = [i for i in items if i.pictures]
+    blind = without_zoom(items)
+    looking = [i for i in items if i.tools and i.pictures]
+
+    def asked(some: list[Item], **how: Any) -> list[Reply]:
+        return backend.reply(some, limit, progress=progress, **how)
+
+    told = {
+        "asked": (items, asked(items)),
+        "majority": (items, with_majority(items)),
+        "no thought": (items, asked(items, thinking=EMPTY)),
+        "no image": (seen, asked(blinded(seen, "none"))),
+        "swapped image": (seen, asked(blinded(seen, "swapped"))),
+        "zoom": (looking, asked(looking)),
+        "no zoom": (blind, asked(blind)),
+    }
+    return [
+        {"baseline": name, **row}
+        for name, (some, replies) in told.items()
+        for row in score(some, replies)
+    ]
+
+
+# ---- rows ---------------------------------------------------------------------------------------
+
+
+def right(item: Item, reply: Reply) -> bool:
+    """Whether a reply ended and is exactly right."""
+    return reply.finished and grade(item, reply.answer, reply.calls)
+
+
+def score(items: list[Item], replies: list[Reply], seconds: float = 0.0) -> list[dict]:
+    """One row per task, level, effort and wording. Thinking tokens are means; ``seconds`` is the
+    row's part of the whole run's, by the tokens computed: its items ran beside all others."""
+    groups: dict[tuple, list[tuple[Item, Reply]]] = {}
     for item, reply in zip(items, replies, strict=True):
-        row = rows.setdefault(
-            (item.task, item.level, item.effort),
-            {
-                "task": item.task,
-                "level": item.level,
-                "modality": item.modality,
-                "effort": item.effort,
-                "n": 0,
-                "correct": 0,
-                "thinking_tokens": 0.0,
-                "unfinished": 0,
-            },
+        groups.setdefault((item.task, item.level, item.effort, item.wording), []).append(
+            (item, reply)
         )
-        row["n"] += 1
-        row["correct"] += reply.finished and grade(item, reply.answer, reply.calls)
-        row["thinking_tokens"] += reply.thinking_tokens
-        row["unfinished"] += not reply.finished
-    for row in rows.values():
-        row["thinking_tokens"] = round(row["thinking_tokens"] / row["n"], 1)
-        row["accuracy"] = round(row["correct"] / row["n"], 4)
-        row["interval"] = [round(v, 4) for v in wilson(row["correct"], row["n"])]
-    return list(rows.values())
+    computed = sum(reply.computed for reply in replies) or 1
+    return [_row(group, seconds / computed) for group in groups.values()]
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown: one line per task and level; per effort accuracy with interval and mean thinking
-    tokens."""
-    efforts = [e for e in EFFORTS if any(r["effort"] == e for r in rows)]
-    lines = ["| task | level | n | " + " | ".join(f"{e} | tokens" for e in efforts) + " |"]
-    lines.append("|---|---|---|" + "---|---|" * len(efforts))
-    for task, level in dict.fromkeys((r["task"], r["level"]) for r in rows):
-        mine = {r["effort"]: r for r in rows if (r["task"], r["level"]) == (task, level)}
-        cells = []
-        for effort in efforts:
-            r = mine.get(effort)
-            cells += (
-                [
-                    f"{r['accuracy']:.1%} [{r['interval'][0]:.0%}, {r['interval'][1]:.0%}]",
-                    f"{r['thinking_tokens']:.0f}",
-                ]
-                if r
-                else ["", ""]
-            )
-        lines.append(
-            f"| {task} | {level} | {next(iter(mine.values()))['n']} | " + " | ".join(cells) + " |"
-        )
-    return "\n".join(lines)
+def _row(group: list[tuple[Item, Reply]], each: float) -> dict:
+    item, n = group[0][0], len(group)
+    replies = [reply for _, reply in group]
+    correct = sum(right(i, r) for i, r in group)
+    stable = [r.stable for r in replies]
+    return {
+        "task": item.task,
+        "level": item.level,
+        "modality": item.modality,
+        "effort": item.effort,
+        "wording": item.wording,
+        "kind": item.checker,
+        "n": n,
+        "correct": correct,
+        "thinking_tokens": round(sum(r.thinking_tokens for r in replies) / n, 1),
+        "stable_oracle_tokens": None if None in stable else round(sum(stable) / n, 1),
+        "seconds": round(sum(r.computed for r in replies) * each, 2),
+        "unfinished": sum(not r.finished for r in replies),
+        "accuracy": round(correct / n, 4),
+        "interval": [round(v, 4) for v in wilson(correct, n)],
+    }
 
 
 def evaluate(
-    backend: Backend, items: list[Item], max_new_tokens: int = 400, dump: Path | None = None
+    backend: Backend,
+    items: list[Item],
+    max_new_tokens: int = 400,
+    dump: Path | None = None,
+    *,
+    oracle: bool = False,
+    progress: Progress = lambda done, total: None,
 ) -> list[dict]:
     """Reply, grade, and write the raw outputs to ``dump`` (JSON lines) for others to grade."""
-    replies = backend.reply(items, max_new_tokens)
+    begin = time.monotonic()
+    replies = backend.reply(items, max_new_tokens, oracle=oracle, progress=progress)
+    seconds = time.monotonic() - begin
     if dump:
-        with dump.open("w") as f:
+        with dump.open("w", encoding="utf-8") as f:
             for item, reply in zip(items, replies, strict=True):
-                right = reply.finished and grade(item, reply.answer, reply.calls)
-                line = {"item": _plain(item), "reply": asdict(reply), "correct": bool(right)}
-                f.write(json.dumps(line) + "\n")
-    return score(items, replies)
+                f.write(json.dumps(_told(item, reply), ensure_ascii=False) + "\n")
+    return score(items, replies, seconds)
 
 
-def _plain(item: Item) -> dict:
-    """``item`` for JSON: of its pictures only size and SHA-256."""
+def _told(item: Item, reply: Reply) -> dict:
+    """An item and its reply for the dump: prompt, gold and raw output; pictures' SHA-256."""
     pictures = [
         {"shape": p.pixels.shape, "sha256": hashlib.sha256(p.pixels.tobytes()).hexdigest()}
         for p in item.pictures or []
     ]
-    return asdict(replace(item, pictures=None)) | {"pictures": pictures}
-
-
-_BEGIN, _END = "<!-- accuracy -->", "<!-- /accuracy -->"
-
-
-def fill_card(card: Path, text: str) -> None:
-    """Put ``text`` between the accuracy marks of a model card; without the marks it raises."""
-    content = card.read_text()
-    before, begin, rest = content.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not (begin and end):
-        raise ValueError(f"{card}: no line {_BEGIN} followed by {_END}")
-    card.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
-
-
-def _listed(text: str, allowed: tuple[str, ...], name: str) -> list[str]:
-    chosen = list(allowed) if text == "all" else text.split(",")
-    for c in chosen:
-        if c not in allowed:
-            raise SystemExit(f"--{name}: got {c}, allowed are {', '.join(allowed)}")
-    return chosen
-
-
-def _counts(texts: list[str]) -> dict[str, int]:
-    counts = {}
-    for text in texts:
-        where, _, n = text.partition("=")
-        task, _, level = where.partition("/")
-        if task not in EVALUATED or level not in LEVELS or not n.isdigit():
-            raise SystemExit(f"--more: got {text}, wanted TASK/LEVEL=N")
-        counts[where] = int(n)
-    return counts
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Evaluate and print the table."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    p.add_argument("folder", nargs="?", help="model folder (default: the embedded model)")
-    p.add_argument("--backend", choices=("musespark", "transformers"), default="musespark")
-    p.add_argument("--tasks", default="all")
-    p.add_argument("--levels", default="all")
-    p.add_argument("--efforts", default="all")
-    p.add_argument("--n", type=int, default=100, help="items per task, level and effort")
-    p.add_argument(
-        "--more", action="append", default=[], metavar="TASK/LEVEL=N", help="N items of these"
-    )
-    p.add_argument("--seed", type=int, default=2026)
-    p.add_argument(
-        "--wording", choices=("seen", "held"), default="seen", help="held: the held-out wordings"
-    )
-    p.add_argument(
-        "--pictures",
-        choices=("shown", "grey", "swapped"),
-        default="shown",
-        help="baselines: every picture grey, or that of another question",
-    )
-    p.add_argument("--max-new-tokens", type=int, default=400)
-    p.add_argument("--json", help="write the rows here")
-    p.add_argument("--card", help="put the table between the accuracy marks of this model card")
-    p.add_argument("--dump", help="write each item with its raw reply here (JSON lines)")
-    args = p.parse_args(argv)
-    items = items_for(
-        _listed(args.tasks, EVALUATED, "tasks"),
-        _listed(args.levels, LEVELS, "levels"),
-        _listed(args.efforts, EFFORTS, "efforts"),
-        args.n,
-        args.seed,
-        _counts(args.more),
-        held_wording=args.wording == "held",
-    )
-    shared = overlap(items, 20_000, args.seed)
-    print(f"{len(items)} items, overlap with 20000 training draws = {shared}")
-    if shared:
-        raise SystemExit("evaluation items occur in training")
-    folder = args.folder or str(Path(__file__).parent.parent / "nano")
-    backend = (
-        TransformersBackend(folder)
-        if args.backend == "transformers"
-        else MusesparkBackend(args.folder)
-    )
-    begin = time.time()
-    items = blinded(items, args.pictures)
-    rows = evaluate(backend, items, args.max_new_tokens, Path(args.dump) if args.dump else None)
-    seconds = time.time() - begin
-    print(table(rows))
-    for modality in dict.fromkeys(r["modality"] for r in rows):
-        mine = [r for r in rows if r["modality"] == modality]
-        correct, n = sum(r["correct"] for r in mine), sum(r["n"] for r in mine)
-        print(f"{modality}: {correct}/{n} = {correct / n:.1%}")
-    correct, n = sum(r["correct"] for r in rows), sum(r["n"] for r in rows)
-    summary = f"all: {correct}/{n} = {correct / n:.1%}, backend {backend.name}, seed {args.seed}"
-    print(f"{summary}, {seconds:.0f} s")
-    if args.card:
-        fill_card(Path(args.card), f"{table(rows)}\n\n{summary}.")
-    if args.json:
-        Path(args.json).write_text(
-            json.dumps(
-                {
-                    "backend": backend.name,
-                    "seed": args.seed,
-                    "overlap": shared,
-                    "wording": args.wording,
-                    "pictures": args.pictures,
-                    "rows": rows,
-                },
-                indent=1,
-            )
-            + "\n"
-        )
-
-
-if __name__ == "__main__":
-    main()
+    return {
+        "task": item.task,
+        "level": item.level,
+        "modality": item.modality,
+        "effort": item.effort,
+        "wording": item.wording,
+        "key": item.key,
+        "prompt": {"messages": item.messages, "tools": item.tools, "pictures": pictures},
+        "gold": {
+            "kind": item.checker,
+            "answer": item.calls if item.checker == "call" else item.answer,
+        },
+        "output": {"answer": reply.answer, "calls": reply.calls, "thought": reply.thought},
+        "raw": reply.raw,
+        "thinking_tokens": reply.thinking_tokens,
+        "stable_oracle_tokens": reply.stable,
+        "finished": reply.finished,
+        "correct": bool(right(item, reply)),
+    }

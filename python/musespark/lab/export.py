@@ -2,8 +2,9 @@
 load.
 
 Writes config.json, model.safetensors (the checkpoint's averaged weights), tokenizer.json,
-tokenizer_config.json, chat_template.jinja and generation_config.json, then loads the folder with
-transformers and fails unless every weight was found.
+tokenizer_config.json, chat_template.jinja, generation_config.json, the settings of the processors
+of images and videos, and training.json (how long it was trained, for the model card); then loads
+the folder with transformers and fails unless every weight was found.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import AutoModelForImageTextToText
 
 from . import network
 from . import tokenizer as tok
+from .raster import CELL, MOST_TOKENS, PATCH
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -44,7 +46,7 @@ def export(
     (folder / "model.safetensors").chmod(0o644)
     model.config.architectures = ["MuseGlimmerForConditionalGeneration"]
     model.config.save_pretrained(folder)
-    _write_generation_config(folder)
+    _write_settings(folder, state)
     source = Path(__file__).parent.parent / "nano"
     for name in _FILES:
         if (source / name).resolve() != (folder / name).resolve():
@@ -59,15 +61,44 @@ def export(
     }
 
 
-def _write_generation_config(folder: Path) -> None:
-    config = {
+def _write_settings(folder: Path, state: dict) -> None:
+    generation = {
         "bos_token_id": tok.BOS,
         "eos_token_id": [tok.EOT, tok.EOS],
         "pad_token_id": tok.PAD,
         "do_sample": False,
         "max_new_tokens": 512,
     }
-    (folder / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    sizes = {
+        "patch_size": PATCH,
+        "temporal_patch_size": 2,
+        "merge_size": CELL // PATCH,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "resample": 1,
+    }
+    image = {
+        "image_processor_type": "MuseGlimmerImageProcessor",
+        "processor_class": "MuseGlimmerProcessor",
+        **sizes,
+        "max_image_tokens": MOST_TOKENS,
+    }
+    video = {
+        "video_processor_type": "MuseGlimmerVideoProcessor",
+        "processor_class": "MuseGlimmerProcessor",
+        **sizes,
+        "max_video_frame_tokens": MOST_TOKENS // 4,
+        "num_frames": 16,
+    }
+    training = {key: state[key] for key in ("size", "step", "tokens")}
+    for name, values in (
+        ("generation_config.json", generation),
+        ("preprocessor_config.json", image),
+        ("video_preprocessor_config.json", video),
+        ("processor_config.json", {"processor_class": "MuseGlimmerProcessor"}),
+        ("training.json", training),
+    ):
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n")
 
 
 def verify(folder: Path) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,8 @@ class Item:
     tools: list[dict] | None = None
     calls: list[dict] | None = None
     pictures: list[Picture] | None = None
-    context: dict = field(default_factory=dict)
+    #: "seen", or "held": asked in words that training never uses.
+    wording: str = "seen"
 
     @property
     def modality(self) -> str:

@@ -1,0 +1,18 @@
+"""``musespark lab``: how Spark Nano is made and measured; all of it is in ``lab/``, and imported
+when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "STEP --help says what each takes; train and export need musespark[lab]."
+    parser.add_argument("step", choices=("eval", "train", "export"), metavar="eval|train|export")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+
+
+def run(args: argparse.Namespace) -> int:
+    from musespark.lab.command import main
+
+    return main([args.step, *args.arguments])

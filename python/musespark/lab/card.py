@@ -1,0 +1,217 @@
+"""The model card, written from what an evaluation measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .item import EFFORTS
+
+_TITLE = {"nano": "Spark Nano", "large": "Spark Nano, large", "tiny": "Spark Nano, tiny"}
+_FRONT = """---
+license: apache-2.0
+---
+
+# {title}
+
+A very small Muse (`muse_glimmer`) language model that sees, thinks in a channel of its own before
+it answers, and calls tools. It is there so that every feature of musespark runs on a fresh machine;
+it knows next to nothing about the world. Apache-2.0. This page is written by `musespark lab eval
+--card`: every number on it was measured by that command.
+"""
+_LIMITS = """\
+- World knowledge, code, translation, advice: not this model. It is trained to say that it
+  does not know, and often says something wrong instead. Medical questions are referred, dangerous
+  ones refused, where it understands them.
+- Photographs: it was trained on drawn pictures of 128×128 pixels alone.
+- Long texts: rows of up to 512 tokens were trained; the context is 2,048."""
+#: A task and level whose accuracy at medium effort is below this is named among what it cannot do.
+_ABLE = 0.8
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: one line per task, level and wording; per effort accuracy with interval, mean
+    thinking tokens, and after a stroke those of the stable oracle."""
+    efforts = [e for e in EFFORTS if any(r["effort"] == e for r in rows)]
+    efforts += [e for e in dict.fromkeys(r["effort"] for r in rows) if e not in efforts]
+    lines = ["| task | level | n | " + " | ".join(f"{e} | tokens" for e in efforts) + " |"]
+    lines.append("|---|---|---|" + "---|---|" * len(efforts))
+    keys = dict.fromkeys((r["task"], r["level"], r["wording"]) for r in rows)
+    for task, level, wording in keys:
+        mine = {
+            r["effort"]: r
+            for r in rows
+            if (r["task"], r["level"], r["wording"]) == (task, level, wording)
+        }
+        cells = [cell for e in efforts for cell in (_cells(mine[e]) if e in mine else ("", ""))]
+        name = task if wording == "seen" else f"{task}, held-out wordings"
+        n = next(iter(mine.values()))["n"]
+        lines.append(f"| {name} | {level} | {n} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cells(row: dict) -> tuple[str, str]:
+    low, high = row["interval"]
+    tokens = f"{row['thinking_tokens']:.0f}"
+    if row.get("stable_oracle_tokens") is not None:
+        tokens += f" / {row['stable_oracle_tokens']:.0f}"
+    return f"{row['accuracy']:.1%} [{low:.0%}, {high:.0%}]", tokens
+
+
+def _share(rows: list[dict]) -> str:
+    n, correct = (sum(r[key] for r in rows) for key in ("n", "correct"))
+    return f"{correct / n:.1%} ({correct}/{n})" if n else "none"
+
+
+def summary(rows: list[dict]) -> str:
+    """Markdown: accuracy by modality, effort and wording."""
+    lines = ["| modality | wordings | effort | accuracy | thinking tokens | stable oracle |"]
+    lines.append("|---|---|---|---|---|---|")
+    keys = dict.fromkeys((r["modality"], r["wording"], r["effort"]) for r in rows)
+    for modality, wording, effort in keys:
+        mine = [
+            r
+            for r in rows
+            if (r["modality"], r["wording"], r["effort"]) == (modality, wording, effort)
+        ]
+        means = [_mean(mine, key) for key in ("thinking_tokens", "stable_oracle_tokens")]
+        lines.append(
+            f"| {modality} | {wording} | {effort} | {_share(mine)} | {means[0]} | {means[1]} |"
+        )
+    return "\n".join(lines)
+
+
+def _mean(rows: list[dict], key: str) -> str:
+    if any(r.get(key) is None for r in rows):
+        return ""
+    return f"{sum(r[key] * r['n'] for r in rows) / sum(r['n'] for r in rows):.1f}"
+
+
+def _kinds(rows: list[dict]) -> str:
+    """Boxes and calls apart."""
+    lines = []
+    for kinds, text in ((("box", "boxes"), "boxes (IoU ≥ 0.5)"), (("call",), "calls (exact)")):
+        mine = [r for r in rows if r["kind"] in kinds and r["effort"] in ("medium", "default")]
+        if mine:
+            lines.append(f"- {text}, at medium effort: {_share(mine)}")
+    return "\n".join(lines)
+
+
+def _baselines(rows: list[dict]) -> str:
+    """Markdown: each baseline by modality."""
+    modalities = list(dict.fromkeys(r["modality"] for r in rows if r["baseline"] == "asked"))
+    lines = ["| | " + " | ".join(modalities) + " |", "|---|" + "---|" * len(modalities)]
+    for name in dict.fromkeys(r["baseline"] for r in rows):
+        mine = [r for r in rows if r["baseline"] == name]
+        cells = [_share([r for r in mine if r["modality"] == m]) for m in modalities]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _formats(rows: list[dict]) -> str:
+    """Markdown: points lost to the first format, in each modality."""
+    modalities = list(dict.fromkeys(r["modality"] for r in rows))
+    lines = ["| weights | cache | " + " | ".join(modalities) + " |"]
+    lines.append("|---|---|" + "---|" * len(modalities))
+    shares = {(r["quantize"], r["kv"], r["modality"]): r["correct"] / r["n"] for r in rows}
+    first = rows[0]["quantize"], rows[0]["kv"]
+    for quantize, kv in dict.fromkeys((r["quantize"], r["kv"]) for r in rows):
+        cells = []
+        for modality in modalities:
+            share = shares[quantize, kv, modality]
+            cells.append(f"{share:.1%} ({100 * (share - shares[(*first, modality)]):+.1f})")
+        lines.append(f"| {quantize} | {kv} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _weak(rows: list[dict]) -> str:
+    """The tasks and levels it does not manage at medium effort."""
+    found = [
+        f"{r['task']} {r['level']} ({r['accuracy']:.0%})"
+        for r in rows
+        if r["effort"] in ("medium", "default") and r["wording"] == "seen" and r["accuracy"] < _ABLE
+    ]
+    return f"- Right in fewer than {_ABLE:.0%} at medium effort: {', '.join(found) or 'none'}."
+
+
+def _training(folder: Path, log: Path | None) -> str:
+    """What is known of how long it was trained."""
+    facts = folder / "training.json"
+    if not facts.is_file():
+        return "How long these weights were trained is not recorded beside them."
+    told = json.loads(facts.read_text(encoding="utf-8"))
+    text = f"{told['tokens'] / 1e6:.1f} million tokens in {told['step']} steps"
+    if log is not None:
+        text += f", {_minutes(log) / 60:.1f} hours (of steps; `{log.name}`)"
+    return (
+        f"{text}, on generated exercises, pictures and stories and a few per cent of public-domain "
+        "prose; no text of any other model, and no data of any user. Recipe and generators: the "
+        "package's `lab/`."
+    )
+
+
+def _minutes(log: Path) -> float:
+    """The minutes of all sessions of a run: each begins at 0 again."""
+    total = last = 0.0
+    for line in log.read_text(encoding="utf-8").splitlines():
+        minutes = json.loads(line).get("minutes", last)
+        if minutes < last:
+            total += last
+        last = minutes
+    return total + last
+
+
+def _shape(folder: Path) -> str:
+    path = folder / "config.json"
+    if not path.is_file():
+        return ""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    text, vision = (config.get(key) or {} for key in ("text_config", "vision_config"))
+    if not text or not vision:
+        return ""
+    return f"""
+| | |
+|---|---|
+| text tower | {text["num_hidden_layers"]} layers × {text["hidden_size"]}, {text["num_attention_heads"]} heads of {text["head_dim"]}, {text["num_key_value_heads"]} KV heads, intermediate {text["intermediate_size"]}, window {text["sliding_window"]}, tied embeddings |
+| vision tower | {vision["num_hidden_layers"]} layers × {vision["hidden_size"]}, patch {vision["patch_size"]}, 64 tokens a picture |
+| tokenizer | own byte-level BPE, {text["vocab_size"]} entries, single digits |
+| context | {text["max_position_embeddings"]} positions |
+| efforts | low: results only or an empty thought; medium (default): steps; high: steps and one check by another route; xhigh: two routes, compared |
+"""  # noqa: E501
+
+
+def card(report: dict[str, Any], folder: Path, log: Path | None = None) -> str:
+    """The whole card. ``folder``: the model's, for its shape and training.json; ``log``: of the
+    training run."""
+    rows = report["rows"]
+    size = "nano"
+    if (folder / "training.json").is_file():
+        size = json.loads((folder / "training.json").read_text(encoding="utf-8"))["size"]
+    parts = [_FRONT.format(title=_TITLE.get(size, folder.name)) + _shape(folder)]
+    parts.append(f"## What it was trained on\n\n{_training(folder, log)}")
+    how = (
+        f"Exact answers on instances that training never draws (split by a hash of the instance; "
+        f"overlap with training draws: {report['overlap']}), greedy, weights {report['weights']}, "
+        f"cache {report['kv']}, {report['backend']}, seed {report['seed']}. In brackets the 95% "
+        "interval (Wilson). *tokens*: mean length of the thought, and after the stroke that of the "
+        "stable oracle: up to the earliest sentence end from which on every forced close answers "
+        "right (what ends wrong counts in full)."
+    )
+    parts.append(f"## What it can do, measured\n\n{how}\n\n{summary(rows)}\n\n{_kinds(rows)}")
+    parts.append(f"### By task\n\n{table(rows)}")
+    if report.get("baselines"):
+        parts.append(
+            "### Baselines\n\nThe same items at medium effort. *majority*: the most frequent "
+            "answer of the task's training side; *no thought*: its thought is empty and closed; "
+            "*zoom*: the items that come with the zoom tool, with and without it.\n\n"
+            + _baselines(report["baselines"])
+        )
+    if report.get("formats"):
+        parts.append(
+            "### What formats cost\n\nThe same items at medium effort; in brackets points more or "
+            "less than with the weights as stored and a float32 cache. *auto* is what ships.\n\n"
+            + _formats(report["formats"])
+        )
+    parts.append(f"## What it cannot do\n\n{_weak(rows)}\n{_LIMITS}")
+    return "\n\n".join(part.strip() for part in parts) + "\n"

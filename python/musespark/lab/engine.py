@@ -1,0 +1,208 @@
+"""Replies by the package's own engine, as a user gets them: packed weights, default cache.
+
+Every item is a small conversation: a turn, a zoom and a further turn, forced closes of its thought.
+Each is a generator that hands out one request at a time; many of them are under way at once, so
+that the engine always has a full batch, whatever their tasks, tools and efforts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import musespark
+
+from ..errors import ContextOverflow, UnsupportedModel
+from ..generation import Stream
+from . import zoom
+from .backends import EMPTY, FREE, ZOOMS, Reply
+from .item import Item, grade
+from .oracle import Markers, cuts, thinking_tokens
+
+#: Conversations under way: more than a batch of the engine, so that none of its rows waits.
+_UNDER_WAY = 96
+#: The effort of items that ask for none: models whose template knows no effort.
+ANY_EFFORT = "default"
+_Turn = Generator[Stream, Any, Any]
+
+
+class MusesparkBackend:
+    """``source`` and options as :func:`musespark.load` has them."""
+
+    name = "musespark"
+
+    def __init__(self, source: str | Path | None, **load: Any):
+        self.model = musespark.load(source, **load)
+        tokenizer = self.model.tokenizer
+        self._text: Callable[[int], str] = lambda token: tokenizer.decode([token])
+        self._markers: Markers | None = None
+        if all(tokenizer.find(m) is not None for m in ("<|start|>", "<|message|>", "<|eom|>")):
+            self._markers = Markers.of(tokenizer.id, tokenizer.encode)
+
+    @property
+    def blind(self) -> str:
+        """Why the model sees no pictures; empty where it does."""
+        return "" if self.model._requests.eyes else self.model._requests.blind
+
+    def close(self) -> None:
+        """Lets the model go."""
+        self.model.close()
+
+    def reply(
+        self,
+        items: list[Item],
+        max_new_tokens: int,
+        *,
+        thinking: str = FREE,
+        oracle: bool = False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Reply]:
+        """See :class:`lab.backends.Backend`. An item that does not fit into the context is a reply
+        that did not finish. UnsupportedModel for ``oracle`` and empty thoughts of a model whose
+        thoughts are not Muse's channels."""
+        if self._markers is None and (oracle or thinking != FREE):
+            raise UnsupportedModel(
+                "oracle and empty thoughts: this model's thoughts are not channels between "
+                "<|start|> and <|eom|>"
+            )
+        turns = (self._conversation(i, max_new_tokens, thinking, oracle) for i in items)
+        return _run(turns, len(items), progress)
+
+    # ---- one item -----------------------------------------------------------------------------
+
+    def _conversation(self, item: Item, limit: int, thinking: str, oracle: bool) -> _Turn:
+        begun = self._markers.empty_thought if thinking == EMPTY else []
+        before = computed = 0
+        for zooms in range(ZOOMS + 1):
+            try:
+                stream = self._ask(item, begun, limit, retain=oracle)
+            except ContextOverflow as error:
+                return Reply("", finished=False, raw=f"error: {error}")
+            result = yield stream
+            reply = self._reply(result)
+            computed += reply.computed
+            further = None
+            if reply.calls and item.checker != "call" and zooms < ZOOMS:
+                further = zoom.answered(item, reply.thought, reply.calls)
+            if further is None:
+                break
+            _release(stream)
+            before += reply.thinking_tokens
+            item = further
+        reply.computed = computed
+        reply.thinking_tokens += before
+        if oracle:
+            reply.stable = reply.thinking_tokens
+            if _right(item, reply):
+                reply.stable = yield from self._stable(item, reply, before, limit, stream)
+            _release(stream)
+        return reply
+
+    def _stable(self, item: Item, reply: Reply, before: int, limit: int, stream: Stream) -> _Turn:
+        """Backwards over the sentence ends for as long as a forced close answers right; all share
+        the keys and values of the reply. Thinking before a zoom counts in full."""
+        stable = reply.thinking_tokens
+        for cut in reversed(cuts(reply.tokens, self._markers, self._text)):
+            forced = self._markers.forced(reply.tokens[: cut.written])
+            result = yield self._ask(item, forced, limit, base=stream.handle.retained)
+            if not _right(item, self._reply(result)):
+                break
+            stable = before + cut.thinking
+        return stable
+
+    def _ask(
+        self, item: Item, begun: list[int], limit: int, *, retain: bool = False, base: Any = None
+    ) -> Stream:
+        """The turn after ``item`` and what of it has ``begun`` (ids)."""
+        options = {"tools": item.tools, "temperature": 0.0, "max_new_tokens": limit}
+        if item.effort != ANY_EFFORT:
+            options["reasoning_effort"] = item.effort
+        asked = self.model._chat_request(_shown(item), options, retain=retain)
+        request, collector, kept = asked
+        if begun:
+            tokens = np.concatenate([request.tokens, np.asarray(begun, np.int32)])
+            request = replace(request, tokens=tokens)
+        return Stream(*self.model._submit(request, collector, base or kept))
+
+    def _thinking(self, result: Any) -> int:
+        if self._markers is None:
+            return result.usage.reasoning_tokens
+        return thinking_tokens(result.tokens, self._markers)
+
+    def _reply(self, result: Any) -> Reply:
+        return Reply(
+            result.content or "",
+            [_plain(call["function"]) for call in result.tool_calls],
+            result.reasoning or "",
+            self._thinking(result),
+            result.finish_reason in ("stop", "tool_calls"),
+            self.model.tokenizer.decode(result.tokens),
+            result.tokens,
+            computed=result.usage.prompt_tokens
+            - result.usage.cached_tokens
+            + result.usage.completion_tokens,
+        )
+
+
+def _run(turns: Iterator[_Turn], total: int, progress: Callable[[int, int], None]) -> list[Reply]:
+    """Drives the conversations, ``_UNDER_WAY`` at a time; the oldest is waited for."""
+    replies: dict[int, Reply] = {}
+    flying: deque[tuple[int, _Turn, Stream]] = deque()
+
+    def advance(index: int, turn: _Turn, result: Any) -> None:
+        try:
+            flying.append((index, turn, turn.send(result)))
+        except StopIteration as end:
+            replies[index] = end.value
+            progress(len(replies), total)
+
+    waiting = enumerate(turns)
+    try:
+        while True:
+            while len(flying) < _UNDER_WAY and (one := next(waiting, None)):
+                advance(*one, None)
+            if not flying:
+                break
+            index, turn, stream = flying.popleft()
+            advance(index, turn, stream.drain())
+    finally:
+        for _, _, stream in flying:
+            stream.close()
+    return [replies[i] for i in range(total)]
+
+
+def _release(stream: Stream) -> None:
+    if stream.handle.retained is not None:
+        stream.handle.retained.release()
+
+
+def _right(item: Item, reply: Reply) -> bool:
+    return reply.finished and grade(item, reply.answer, reply.calls)
+
+
+def _plain(function: dict) -> dict:
+    return {"name": function["name"], "arguments": dict(function["arguments"])}
+
+
+def _shown(item: Item) -> list[dict]:
+    """The messages with the pictures in their places, the originals where there are some."""
+    pictures = iter(item.pictures or [])
+
+    def part(one: dict) -> dict:
+        if one["type"] != "image":
+            return one
+        picture = next(pictures)
+        original = picture.original
+        return {"type": "image", "image": picture.pixels if original is None else original}
+
+    def message(m: dict) -> dict:
+        content = m["content"]
+        told = content if isinstance(content, str) else [part(one) for one in content]
+        return {**m, "content": told}
+
+    return [{k: v for k, v in message(m).items() if k != "trained"} for m in item.messages]

@@ -1,0 +1,117 @@
+"""Anyone's own items: a file of JSON lines.
+
+``{"messages": […], "answer": "85", "kind": "number"}``, and where wanted ``images`` (paths beside
+the file, in the order of the messages' ``{"type": "image"}`` parts), ``tools``, ``task``,
+``level``, ``effort``. Kinds: number, string, set (parts between commas), json, box
+(``[x0,y0,x1,y1]``, right from an overlap of a half) and call (``answer`` is a list of
+``{"name", "arguments"}``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidRequest
+from ..vision.pixels import open_picture
+from .item import Item, boxes_in
+from .raster import Picture
+
+KINDS = ("number", "string", "set", "json", "call", "box")
+_FIELDS = ("messages", "answer", "kind", "images", "tools", "task", "level", "effort")
+_MOST_BYTES = 64 << 20
+
+
+def read_items(path: Path, efforts: list[str]) -> list[Item]:
+    """The items of a file, each at its own effort or at each of ``efforts``. InvalidRequest naming
+    the line and the field."""
+    if not path.is_file():
+        raise InvalidRequest(f"--items: there is no file {path}")
+    if path.stat().st_size > _MOST_BYTES:
+        raise InvalidRequest(f"--items: {path}: more than {_MOST_BYTES >> 20} MiB")
+    items = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            where = f"{path}:{number}"
+            try:
+                given = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InvalidRequest(f"{where}: {error}") from None
+            one = _item(given, where, path.parent)
+            chosen = [given["effort"]] if "effort" in given else efforts
+            items += [replace(one, effort=effort) for effort in chosen]
+    if not items:
+        raise InvalidRequest(f"--items: {path} has no items")
+    return items
+
+
+def _item(given: Any, where: str, folder: Path) -> Item:
+    if not isinstance(given, dict):
+        raise InvalidRequest(f"{where}: {type(given).__name__}, an item is an object")
+    for name in given:
+        if name not in _FIELDS:
+            raise InvalidRequest(f"{where}: no field {name!r:.60}, there are {', '.join(_FIELDS)}")
+    kind, answer = given.get("kind"), given.get("answer")
+    if kind not in KINDS:
+        raise InvalidRequest(f"{where}: kind: {kind!r:.60}, allowed are {', '.join(KINDS)}")
+    calls = _calls(answer, where) if kind == "call" else None
+    told = "" if calls is not None else _answer(answer, kind, where)
+    messages = given.get("messages")
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise InvalidRequest(f"{where}: messages: a list of messages, or the user's text")
+    pictures = [_picture(folder, p, where) for p in given.get("images") or []]
+    slots = _slots(messages)
+    if pictures and not slots:
+        images = [{"type": "image"} for _ in pictures]
+        text = {"type": "text", "text": messages[-1]["content"]}
+        messages = [*messages[:-1], messages[-1] | {"content": [*images, text]}]
+        slots = len(pictures)
+    if slots != len(pictures):
+        raise InvalidRequest(f"{where}: images: got {len(pictures)}, the messages have {slots}")
+    key = hashlib.sha256(json.dumps([messages, answer], sort_keys=True).encode()).hexdigest()[:16]
+    task, level = (str(given.get(f, d)) for f, d in (("task", "items"), ("level", "middle")))
+    more = {"tools": given.get("tools"), "calls": calls, "pictures": pictures or None}
+    return Item(task, level, "", key, messages, None, told, kind, **more)
+
+
+def _slots(messages: list[dict]) -> int:
+    parts = [p for m in messages if isinstance(m.get("content"), list) for p in m["content"]]
+    return sum(p.get("type") == "image" for p in parts)
+
+
+def _answer(answer: Any, kind: str, where: str) -> str:
+    if kind == "json" and not isinstance(answer, str):
+        return json.dumps(answer)
+    if kind == "set" and isinstance(answer, list):
+        return ", ".join(map(str, answer))
+    if kind == "box" and isinstance(answer, list):
+        answer = "[" + ",".join(map(str, answer)) + "]"
+    if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
+        raise InvalidRequest(f"{where}: answer: {answer!r:.60} is no {kind}")
+    told = str(answer)
+    if kind == "box" and len(boxes_in(told)) != 1:
+        raise InvalidRequest(f"{where}: answer: {told!r:.60}, a box is [x0,y0,x1,y1]")
+    return told
+
+
+def _calls(answer: Any, where: str) -> list[dict]:
+    good = isinstance(answer, list) and all(
+        isinstance(c, dict)
+        and isinstance(c.get("name"), str)
+        and isinstance(c.get("arguments"), dict)
+        for c in answer
+    )
+    if not good:
+        raise InvalidRequest(f'{where}: answer: a list of {{"name", "arguments"}} for kind call')
+    return [{"name": c["name"], "arguments": c["arguments"]} for c in answer]
+
+
+def _picture(folder: Path, name: Any, where: str) -> Picture:
+    if not isinstance(name, str):
+        raise InvalidRequest(f"{where}: images: {name!r:.60}, allowed are paths")
+    return Picture(original=open_picture(folder / name).pixels)
