@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
+import itertools
+import json
 import re
+import time
+from collections import Counter
+from fractions import Fraction
 from random import Random
 
+import jsonschema
 import pytest
 
+from musespark.lab import mix
+from musespark.lab.evaluate import items_for
 from musespark.lab.formats import CLOSING, after, cut, drafts
 from musespark.lab.item import (
     WRONG_CLOSE,
     WRONG_OPEN,
+    Evaluation,
+    HeldOutWording,
     Item,
     compose,
     grade,
@@ -27,6 +38,7 @@ from musespark.lab.tasks import (
     draw_item,
     split_of,
 )
+from musespark.lab.tasks.words import DAYS, MONTHS
 
 CASES = [(task, level) for task in EVALUATED for level in LEVELS]
 
@@ -46,8 +58,8 @@ def test_every_item_grades_its_own_answer_and_rejects_another(task, level):
 @pytest.mark.parametrize(("task", "level"), CASES)
 def test_split_sides_never_meet(task, level):
     rng = Random(11)
-    train = {draw(rng, task, level, evaluation=False).key for _ in range(300)}
-    held = {draw(rng, task, level, evaluation=True).key for _ in range(60)}
+    train = {draw(rng, task, level, evaluation=False).key for _ in range(200)}
+    held = {draw(rng, task, level, evaluation=True).key for _ in range(30)}
     assert not train & held
     assert all(is_evaluation(split_of(task), k) for k in held)
     assert not any(is_evaluation(split_of(task), k) for k in train)
@@ -276,3 +288,237 @@ def test_notes_are_quoted_with_their_number():
             name = note.split()[0].removesuffix("'s")
             assert name in p.question.replace(note, "")
     assert missing > 8
+
+
+# ---- sizes, wordings --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", EVALUATED)
+def test_held_out_wordings_are_held_out(task):
+    """What is asked in held-out words, with names and numbers taken out, training never asks."""
+    rng, held = Random(3), HeldOutWording(3)
+    seen, unseen = set(), set()
+    for level in LEVELS:
+        for _ in range(120):
+            seen.add(skeleton(draw(rng, task, level, evaluation=False)))
+        for _ in range(12):
+            unseen.add(skeleton(draw(held, task, level, evaluation=True)))
+    assert not seen & unseen, seen & unseen
+
+
+def skeleton(problem):
+    """A question without what is particular to the instance: short words in small letters stay."""
+    messages = problem.messages or [{"content": problem.question}]
+    last = [m["content"] for m in messages if m.get("role", "user") == "user"][-1]
+    text = last if isinstance(last, str) else "".join(p.get("text", "") for p in last)
+    if problem.task in ("table", "lookup", "story_facts", "json_answers"):
+        text = max(text.split("\n"), key=lambda line: ("?" in line or "JSON" in line, len(line)))
+    text = re.sub(r"^\[.*", "", text, flags=re.M)  # notes
+    return re.sub(r"[A-Z0-9#][\w#|.,:+*×-]*|\W", " ", text).split().__str__()
+
+
+@pytest.mark.parametrize(
+    ("task", "level", "least"),
+    [
+        ("addition", "easy", r"\b\d\d\D+\d\d\b"),
+        ("addition", "middle", r"\b\d{4}\D+\d{4}\b"),
+        ("addition", "hard", r"\b\d\d( ?[+-] ?\d\d){3}\b"),
+        ("subtraction", "easy", r"\b\d\d\D+\d\d\b"),
+        ("subtraction", "middle", r"\b\d{4}\D+\d{4}\b"),
+        ("multiplication", "easy", r"\b(\d\d\D+\d|\d\D+\d\d)\b"),
+        ("multiplication", "middle", r"\b(\d{3}\D+\d|\d\D+\d{3})\b"),
+        ("multiplication", "hard", r"\b\d\d\D+\d\d\b"),
+        ("sorting", "easy", r"(\d+\D+){4}\d+"),
+        ("sorting", "middle", r"(\d+\D+){7}\d+"),
+        ("sorting", "hard", r"(\d+\D+){11}\d+"),
+        ("extreme", "hard", r"(\d+\D+){11}\d+"),
+        ("table", "easy", r"(\n[^\n]*){5}"),
+        ("table", "middle", r"(\n[^\n]*){9}"),
+        ("table", "hard", r"(\n[^\n]*){16}"),
+    ],
+)
+def test_evaluation_asks_at_the_full_size_of_a_level(task, level, least):
+    rng = Evaluation(3)
+    for _ in range(40):
+        assert re.search(least, "\n" + draw(rng, task, level, evaluation=True).question)
+
+
+def test_levels_have_enough_instances_to_hold_out():
+    for task, level, least in (
+        ("dates", "easy", 300),
+        ("dates", "middle", 300),
+        ("units", "easy", 200),
+    ):
+        items = items_for([task], [level], ["low"], 500, seed=1)
+        assert len(items) >= least, (task, level, len(items))
+
+
+# ---- what the answers say, computed again ------------------------------------------------------
+
+
+def rows_of(question):
+    lines = [re.split(r",| \| ", line) for line in question.split("\n")[:-1]]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+
+
+def test_tables_are_answered_from_their_cells():
+    rng, kinds = Evaluation(4), {"total": 0, "group": 0, "team": 0}
+    for level in ("middle", "hard"):
+        for _ in range(60):
+            p = draw(rng, "table", level, evaluation=True)
+            kind, *rest = p.key.split("[")[0].split()
+            rows = rows_of(p.question)
+            kinds[kind] += 1
+            if kind == "total":
+                added, by, limit = rest
+                wanted = str(sum(int(w[added]) for w in rows if int(w[by]) > int(limit)))
+                assert 2 <= sum(int(w[by]) > int(limit) for w in rows) <= 4
+            elif kind == "group":
+                wanted = str(max(int(w[rest[0]]) for w in rows if w["team"] == rest[1]))
+            else:
+                totals = {}
+                for w in rows:
+                    totals[w["team"]] = totals.get(w["team"], 0) + int(w[rest[0]])
+                wanted = max(totals, key=totals.get)
+                assert list(totals.values()).count(totals[wanted]) == 1
+            assert p.answer == wanted
+            assert p.steps(None)[0].rstrip(".").endswith(wanted)
+    assert min(kinds.values()) > 15
+
+
+def test_dates_are_what_the_calendar_says():
+    rng = Evaluation(4)
+    for level in LEVELS:
+        for _ in range(60):
+            p = draw(rng, "dates", level, evaluation=True)
+            numbers = [int(n) for n in p.key.split()[1:]]
+            day = datetime.date(2023, numbers[0] + 1, numbers[1])
+            if level == "hard":
+                later = day + datetime.timedelta(numbers[2])
+                assert p.answer == f"{MONTHS[later.month - 1]} {later.day}"
+            else:
+                later = day + datetime.timedelta(numbers[3])
+                shift = numbers[2] - day.weekday()
+                assert p.answer == DAYS[(later.weekday() + shift) % 7]
+                assert f"{MONTHS[later.month - 1]} {later.day}" in p.question
+
+
+def test_two_requests_are_two_calls_in_their_order():
+    rng, seen = Random(4), 0
+    for _ in range(300):
+        p = draw(rng, "tool_call", "hard", evaluation=False)
+        if len(p.calls or []) < 2:
+            continue
+        seen += 1
+        item = compose(p, "medium", rng)
+        assert grade(item, "", p.calls)
+        assert not grade(item, "", p.calls[::-1])
+        assert not grade(item, "", p.calls[:1])
+        assert not grade(item, "Done.", [])
+        at = [p.question.find(str(next(iter(c["arguments"].values())))) for c in p.calls]
+        assert min(at) >= 0
+    assert seen > 30
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_countdown_takes_any_way_and_no_other(level):
+    rng = Random(4)
+    for _ in range(60):
+        p = draw(rng, "countdown", level, evaluation=False)
+        item = compose(p, "medium", rng)
+        numbers, target = p.key.split(" = ")
+        assert eval(p.answer) == int(target)
+        used = [int(n) for n in re.findall(r"\d+", p.answer)]
+        assert not Counter(used) - Counter(map(int, numbers.split()))
+        assert grade(item, f"({p.answer})")
+        assert not grade(item, target)
+        assert not grade(item, f"{p.answer}+0")
+        assert not grade(item, f"{p.answer}-{used[0]}+{used[0]}")
+        for text, value in re.findall(r"(\S+)=(-?\d+), (?:no|yes)", p.steps(None)[0]):
+            assert eval(text) == int(value)
+    item = Item("countdown", "easy", "low", "2 3 4 = 10", [], "", "2*3+4", "expression")
+    assert grade(item, "4 + 3*2.") and grade(item, "2*(4+1)") is False
+    for odd in ("2**3+2", "__import__", "(" * 90, "10", "2*3+4;", "2*3+", "-4+2*3", ""):
+        assert not grade(item, odd), odd
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_one_answer_fits_what_knights_and_knaves_say(level):
+    """Read from the sentences themselves, all cases tried."""
+    rng = Random(4)
+    for _ in range(40):
+        p = draw(rng, "knights", level, evaluation=False)
+        said = re.findall(r"(\w+) says: (\w+) (?:is a (\w+)|and I are (\w+))\.", p.key)
+        people = list(dict.fromkeys(s[0] for s in said))
+        fits = []
+        for case in itertools.product((True, False), repeat=len(people)):
+            kind = dict(zip(people, case, strict=True))
+            truths = [
+                (kind[b] == (k == "knight")) if k else ((kind[a] == kind[b]) == (how == "alike"))
+                for a, b, k, how in said
+            ]
+            if all(kind[s[0]] == t for s, t in zip(said, truths, strict=True)):
+                fits.append({f"{n} {'knight' if k else 'knave'}" for n, k in kind.items()})
+        assert fits == [set(p.answer.split(", "))]
+        item = compose(p, "low", rng)
+        first, _, rest = p.answer.partition(", ")
+        other = first.replace("knave", "knight") if "knave" in first else f"{first[:-6]}knave"
+        assert grade(item, f"{rest}, {first}")
+        assert not grade(item, f"{other}, {rest}")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_fractions_are_what_python_computes(level):
+    rng = Random(4)
+    for _ in range(80):
+        p = draw(rng, "fractions", level, evaluation=False)
+        parts = p.key.split()
+        if level == "easy":
+            assert Fraction(p.answer) == Fraction(p.key)
+            continue
+        a, b = Fraction(parts[0]), Fraction(parts[2])
+        wanted = {"+": a + b, "-": a - b, "*": a * b, ":": a / b if b else 0}[parts[1]]
+        assert p.answer == str(wanted)
+        for left, right in re.findall(r"(?<![\d/])(\d+[*+-]\d+)=(\d+)", p.steps(None)[0]):
+            assert eval(left) == int(right)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_json_answers_fit_their_schema(level):
+    rng = Random(4)
+    for _ in range(40):
+        p = draw(rng, "json_answers", level, evaluation=False)
+        schema = json.loads(re.search(r"\{.*\}", p.question)[0])
+        jsonschema.validate(json.loads(p.answer), schema)
+        item = compose(p, "low", rng)
+        assert grade(item, json.dumps(json.loads(p.answer), indent=1))
+        values = json.loads(p.answer)
+        one = values[0] if isinstance(values, list) else values
+        one["name"] += "a"
+        assert not grade(item, json.dumps(values))
+
+
+def test_facts_of_a_story_are_of_the_one_asked_about():
+    rng = Random(4)
+    for level in LEVELS:
+        for _ in range(60):
+            p = draw(rng, "story_facts", level, evaluation=False)
+            text, ask = p.question.rsplit("\n", 1)
+            (line,) = re.findall(r'"(.*)"', p.steps(None)[0])
+            name = next(w for w in re.findall(r"[A-Z]\w+", ask)[1:] if w in text)
+            assert line in text
+            assert name in line and p.answer in line
+
+
+def test_every_generator_is_cheap():
+    """A step of 5,120 tokens takes above a second of two cores and needs some 40 items; one item in
+    100 may take longer. Loose, so that a busy machine passes: it is there for a loop gone wild."""
+    rng = Random(4)
+    begin = time.process_time()
+    for _ in range(400):
+        mix.draw_training_item(rng, "main")
+    assert (time.process_time() - begin) / 400 < 0.002
+    begin = time.process_time()
+    for _ in range(60):
+        mix.draw_picture_items(rng)
+    assert (time.process_time() - begin) / 60 < 0.03

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import mix
 from .backends import EMPTY, Backend, Reply
-from .item import HeldOutWording, Item, compose, grade
+from .item import Evaluation, HeldOutWording, Item, compose, grade
 from .raster import Picture
 from .tasks import draw, split_of
 from .zoom import NAME, opened
@@ -62,7 +62,7 @@ def items_for(
 
     Instances are distinct, so there are fewer where the held-out side is smaller.
     """
-    generator = HeldOutWording if held_wording else Random
+    generator = HeldOutWording if held_wording else Evaluation
     wording = "held" if held_wording else "seen"
     items = []
     for task in tasks:

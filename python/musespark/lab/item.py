@@ -9,6 +9,7 @@ can carry it into training.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 EFFORTS = ("low", "medium", "high", "xhigh")
 LEVELS = ("easy", "middle", "hard")
-CHECKERS = ("string", "number", "set", "json", "call", "box", "boxes", "none")
+CHECKERS = (
+    *("string", "number", "set", "json", "call", "box", "boxes", "expression"),
+    "none",
+)
 
 #: Text between these two control characters is a deliberately wrong step: part of the input, not
 #: of the loss.
@@ -83,8 +87,17 @@ class Item:
         return "vision" if self.pictures else "tools" if self.tools else "text"
 
 
-class HeldOutWording(Random):
-    """Draws only the wordings that training never uses; a plain ``Random`` draws only the rest."""
+class Evaluation(Random):
+    """Draws at the full size of a level, where training draws smaller instances too."""
+
+
+class HeldOutWording(Evaluation):
+    """Draws only the wordings that training never uses; any other draws only the rest."""
+
+
+def sized(r: Random, low: int, high: int) -> int:
+    """A size of a level: of an evaluation ``high``, else from ``low`` to it."""
+    return high if isinstance(r, Evaluation) else r.randint(low, high)
 
 
 def phrase(r: Random, templates: tuple[str, ...]) -> str:
@@ -185,6 +198,8 @@ def grade(item: Item, answer: str, calls: list[dict] | None = None) -> bool:
         return len(boxes[0]) == 1 and overlap_of(boxes[0][0][1], boxes[1][0][1]) >= 0.5
     if item.checker == "boxes":
         return _same_boxes(boxes_in(got), boxes_in(want))
+    if item.checker == "expression":
+        return _reaches(got, item.key)
     if item.checker == "json":
         try:
             return json.loads(got) == json.loads(want)
@@ -209,6 +224,38 @@ def _number(text: str) -> float | None:
         return float(text.replace(",", ""))
     except ValueError:
         return None
+
+
+_EXPRESSION = re.compile(r"[\d+*()-]{1,80}")
+
+
+def _reaches(text: str, key: str) -> bool:
+    """Whether an expression in whole numbers, ``+``, ``-``, ``*`` and brackets has the value behind
+    ``=`` in ``key`` and uses only numbers before it, each at most once."""
+    text = text.replace(" ", "")
+    numbers, _, target = key.partition(" = ")
+    if not _EXPRESSION.fullmatch(text):
+        return False
+    left = [int(n) for n in numbers.split()]
+    for n in map(int, re.findall(r"\d+", text)):
+        if n not in left:
+            return False
+        left.remove(n)
+    try:
+        return _valued(ast.parse(text, mode="eval").body) == int(target)
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+
+
+def _valued(node: ast.expr) -> int:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.BinOp):
+        a, b = _valued(node.left), _valued(node.right)
+        for kind, value in ((ast.Add, a + b), (ast.Sub, a - b), (ast.Mult, a * b)):
+            if isinstance(node.op, kind):
+                return value
+    raise ValueError("no expression of the puzzle")
 
 
 _BOX = re.compile(r"([^\[\];,]*)\[(\d+), ?(\d+), ?(\d+), ?(\d+)\]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from random import Random
 
-from ..item import Problem
+from ..item import Evaluation, Problem, phrase, sized
 
 _ADD = (
     "What is {a} + {b}?",
@@ -28,6 +28,8 @@ _ADD = (
     "{a} plus {b}",
     "Solve: {a} + {b}",
     "{a} + {b} =",
+    "What do {a} and {b} make together?",
+    "Work out {a} plus {b}.",
 )
 _SUB = (
     "What is {a} - {b}?",
@@ -48,6 +50,8 @@ _SUB = (
     "Find the difference of {a} and {b}.",
     "{a} minus {b}",
     "Solve: {a} - {b}",
+    "What is left of {a} without {b}?",
+    "Work out {a} minus {b}.",
 )
 _MUL = (
     "What is {a} * {b}?",
@@ -68,6 +72,16 @@ _MUL = (
     "{a} times {b}",
     "{a} × {b}",
     "Solve: {a} * {b}",
+    "What do {a} times {b} make?",
+    "Work out {a} times {b}.",
+)
+_CHAIN = (
+    "What is {}?",
+    "{}",
+    "Calculate {}.",
+    "{} = ?",
+    "Compute {}.",
+    "Work out {}.",
 )
 
 
@@ -135,17 +149,17 @@ def _number(r: Random, digits: int) -> int:
 
 
 def addition(r: Random, level: str) -> Problem:
-    """Two terms of 2 digits, of 3 to 4 digits, or a chain of 3 to 4 terms."""
+    """Two terms of 2 digits, of 4 digits, or a chain of 4 terms; in training of fewer too."""
     if level == "hard":
         return _chain(r)
     if level == "easy":
         a, b = (
             (r.randint(0, 99), r.randint(0, 99))
-            if r.random() < 0.3
+            if r.random() < 0.3 and not isinstance(r, Evaluation)
             else (_number(r, 2), _number(r, 2))
         )
     else:
-        a, b = _number(r, r.choice((3, 4))), _number(r, r.choice((2, 3, 4)))
+        a, b = _number(r, sized(r, 3, 4)), _number(r, sized(r, 2, 4))
         if r.random() < 0.5:
             a, b = b, a
 
@@ -162,7 +176,7 @@ def addition(r: Random, level: str) -> Problem:
         "addition",
         level,
         f"{min(a, b)}+{max(a, b)}",
-        r.choice(_ADD).format(a=a, b=b),
+        phrase(r, _ADD).format(a=a, b=b),
         str(a + b),
         "number",
         steps=lambda e: add_steps(a, b, e),
@@ -172,7 +186,7 @@ def addition(r: Random, level: str) -> Problem:
 
 
 def _chain(r: Random) -> Problem:
-    terms = [_number(r, 2) for _ in range(r.randint(3, 4))]
+    terms = [_number(r, 2) for _ in range(sized(r, 3, 4))]
     signs = [1] + [r.choice((1, -1)) for _ in terms[1:]]
     total = terms[0]
     for i in range(1, len(terms)):
@@ -199,7 +213,7 @@ def _chain(r: Random) -> Problem:
     text = str(terms[0]) + "".join(
         f" {'+' if s > 0 else '-'} {t}" for t, s in zip(terms[1:], signs[1:], strict=True)
     )
-    ask = r.choice(("What is {}?", "{}", "Calculate {}.", "{} = ?", "Compute {}."))
+    ask = phrase(r, _CHAIN)
     if r.random() < 0.3:
         text = text.replace(" ", "")
     return Problem(
@@ -225,9 +239,10 @@ def _running(terms: list[int], signs: list[int]) -> str:
 
 
 def subtraction(r: Random, level: str) -> Problem:
-    """Minuend not below the subtrahend: 2 digits, 3 digits, 4 digits."""
-    n = {"easy": 2, "middle": 3, "hard": 4}[level]
-    b, a = sorted((_number(r, n), _number(r, r.randint(max(1, n - 1), n))))
+    """Minuend not below the subtrahend: 2 digits, 4 digits, 5 digits; in training one less too.
+    Chains with minus signs are addition's."""
+    n = 2 if level == "easy" else sized(r, 3, 4) if level == "middle" else sized(r, 4, 5)
+    b, a = sorted((_number(r, n), _number(r, sized(r, n - 1, n))))
 
     def check(result: str) -> tuple[str, bool]:
         text, back = add_steps(int(result), b)
@@ -238,7 +253,7 @@ def subtraction(r: Random, level: str) -> Problem:
         "subtraction",
         level,
         f"{a}-{b}",
-        r.choice(_SUB).format(a=a, b=b),
+        phrase(r, _SUB).format(a=a, b=b),
         str(a - b),
         "number",
         steps=lambda e: sub_steps(a, b, e),
@@ -252,7 +267,7 @@ def multiplication(r: Random, level: str) -> Problem:
     if level == "easy":
         a, b = (
             (r.randint(1, 12), r.randint(1, 12))
-            if r.random() < 0.4
+            if r.random() < 0.4 and not isinstance(r, Evaluation)
             else (_number(r, 2), r.randint(2, 9))
         )
     elif level == "middle":
@@ -270,7 +285,7 @@ def multiplication(r: Random, level: str) -> Problem:
         "multiplication",
         level,
         f"{min(a, b)}*{max(a, b)}",
-        r.choice(_MUL).format(a=shown[0], b=shown[1]),
+        phrase(r, _MUL).format(a=shown[0], b=shown[1]),
         str(a * b),
         "number",
         steps=lambda e: mul_steps(a, b, e),

@@ -1,5 +1,5 @@
-"""Figures that are reported but not gated: clocks, number lines, line charts, angles, mazes, and
-two pictures to compare."""
+"""Figures that are reported but not gated: clocks, number lines, line charts, angles, areas, mazes,
+sketches as grids, and two pictures to compare."""
 
 from __future__ import annotations
 
@@ -194,6 +194,74 @@ def angles(r: Random, level: str) -> Asker:
     )
 
 
+_AREA = (
+    "How many squares does the shape cover?",
+    "What is the area of the shape in squares?",
+    "Count the squares of the shape.",
+    "What is the area?",
+    "Give the area in squares.",
+)
+
+
+def areas(r: Random, level: str) -> Asker:
+    """A shape on squared paper: a rectangle; one with a corner missing; a right triangle."""
+    canvas, (x0, y0) = _paper(r), (r.randint(2, 6), r.randint(2, 6))
+    for k in range(11):
+        canvas.rectangle((x0, y0 + k * 11, x0 + 110, y0 + k * 11 + 1), (170, 170, 175))
+        canvas.rectangle((x0 + k * 11, y0, x0 + k * 11 + 1, y0 + 110), (170, 170, 175))
+    color = r.choice(list(COLORS)[:6])
+    ink = tinted(r, COLORS[color])
+    least = 3 if level == "middle" else 2
+    w, h = r.randint(least, 9), r.randint(least, 9)
+    if level == "hard" and w % 2 and h % 2:
+        w += 1
+    i, j = r.randint(0, 10 - w), r.randint(0, 10 - h)
+    left, top = x0 + i * 11, y0 + j * 11
+    box = (left, top, left + w * 11, top + h * 11)
+    if level == "hard":
+        for row in range(h * 11):
+            canvas.rectangle((left, top + row, left + w * row // h, top + row + 1), ink, "line")
+        area, thought = w * h // 2, f"{w} wide, {h} high. {w}*{h}={w * h}, half {w * h // 2}."
+        cut = (0, 0)
+    else:
+        canvas.rectangle(box, ink, "square", color)
+        cut = (r.randint(1, w - 1), r.randint(1, h - 1)) if level == "middle" else (0, 0)
+        area = w * h - cut[0] * cut[1]
+        thought = f"{w} wide, {h} high. {w}*{h}={w * h}."
+        if level == "middle":
+            paper = tuple(int(v) for v in canvas.pixels[0, 0])
+            canvas.rectangle((box[2] - cut[0] * 11, top, box[2], top + cut[1] * 11), paper)
+            away = cut[0] * cut[1]
+            thought += f" Missing {cut[0]}*{cut[1]}={away}. {w * h}-{away}={area}."
+    key = f"area {level} {w} {h} {cut} {i} {j} {color}"
+    told = (str(area), f"{thought} So {area}.", canvas.picture())
+    return _asker("areas", level, key, _AREA, told)
+
+
+_GRID = (
+    "Write the picture as a grid of # and .",
+    "Copy the squares as # and . row by row.",
+    "Which squares are filled? Give rows of # and .",
+    "Give the picture as rows of # and .",
+)
+
+
+def sketches(r: Random, level: str) -> Asker:
+    """Squares of a grid of 3², 4² or 5² filled: the rows from the top, parted by /."""
+    side = {"easy": 3, "middle": 4, "hard": 5}[level]
+    rows = ["".join(r.choice("#.") for _ in range(side)) for _ in range(side)]
+    canvas, ink, cell = _paper(r), r.choice(_INKS), 120 // side
+    for i, row in enumerate(rows):
+        for j, c in enumerate(row):
+            box = (4 + j * cell, 4 + i * cell, 4 + (j + 1) * cell, 4 + (i + 1) * cell)
+            if c == "#":
+                canvas.rectangle(box, tinted(r, ink, 10), "square")
+            canvas.frame(box, (150, 150, 150))
+    thought = ", ".join(f"row {i}: {' '.join(row)}" for i, row in enumerate(rows, 1)) + "."
+    told = ("/".join(rows), thought, canvas.picture())
+    return _asker("sketches", level, f"grid {'/'.join(rows)}", _GRID, told)
+
+
 _WAY = (
     "How do you get from S to E?",
     "Find the way from S to E.",
@@ -290,6 +358,8 @@ SCENES = {
     "number_lines": number_lines,
     "line_charts": line_charts,
     "angles": angles,
+    "areas": areas,
+    "sketches": sketches,
     "mazes": mazes,
     "comparing": comparing,
 }

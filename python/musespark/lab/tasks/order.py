@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from random import Random
 
-from ..item import Problem
+from ..item import Problem, phrase, sized
 from .words import NAMES
 
 _LARGER = (
@@ -21,6 +21,7 @@ _LARGER = (
     "{a} or {b}: which is larger?",
     "Tell me the bigger number: {a}, {b}",
     "Which is higher, {a} or {b}?",
+    "Of {a} and {b}, which is the greater number?",
 )
 _SMALLER = (
     "Which is smaller, {a} or {b}?",
@@ -32,7 +33,40 @@ _SMALLER = (
     "Compare {a} and {b}. Which is smaller?",
     "{a} or {b}: which is smaller?",
     "Which is lower, {a} or {b}?",
+    "Of {a} and {b}, which is the lesser number?",
 )
+_MAXIMUM = (
+    "What is the largest number in {}?",
+    "Find the maximum: {}",
+    "Which is the biggest: {}?",
+    "max({})",
+    "Name the greatest of {}.",
+)
+_MINIMUM = (
+    "What is the smallest number in {}?",
+    "Find the minimum: {}",
+    "Which is the smallest: {}?",
+    "min({})",
+    "Name the least of {}.",
+)
+_DOWN = (
+    "Sort in descending order: {}",
+    "Sort from largest to smallest: {}",
+    "Arrange so that the numbers fall: {}",
+)
+_UP = (
+    "Sort: {}",
+    "Sort these numbers: {}",
+    "Sort in ascending order: {}",
+    "Put in order, smallest first: {}",
+    "Sort from smallest to largest: {}",
+    "sort {}",
+    "Arrange so that the numbers rise: {}",
+)
+
+
+#: Numbers to sort, or to find the greatest of.
+_COUNTS = {"easy": (3, 5), "middle": (6, 8), "hard": (9, 12)}
 
 
 def compare_steps(a: int, b: int, *, large: bool, flip: bool = False) -> str:
@@ -92,7 +126,7 @@ def comparison(r: Random, level: str) -> Problem:
         "comparison",
         level,
         f"{min(a, b)} {max(a, b)}",
-        r.choice(_LARGER if large else _SMALLER).format(a=a, b=b),
+        phrase(r, _LARGER if large else _SMALLER).format(a=a, b=b),
         answer,
         "string",
         steps=steps,
@@ -102,24 +136,14 @@ def comparison(r: Random, level: str) -> Problem:
 
 
 def sorting(r: Random, level: str) -> Problem:
-    """3 to 5, 6 to 8 or 9 to 12 numbers by selection: take the least, restate the rest."""
-    n = {"easy": r.randint(3, 5), "middle": r.randint(6, 8), "hard": r.randint(9, 12)}[level]
+    """5, 8 or 12 numbers (in training from 3, 6 and 9) by selection: take the least, restate the
+    rest."""
+    n = sized(r, *_COUNTS[level])
     values = [r.randint(0, 99) for _ in range(n)]
     down = r.random() < 0.25
     out = sorted(values, reverse=down)
     listed = r.choice((", ", " ")).join(map(str, values))
-    ask = r.choice(
-        ("Sort in descending order: {}", "Sort from largest to smallest: {}")
-        if down
-        else (
-            "Sort: {}",
-            "Sort these numbers: {}",
-            "Sort in ascending order: {}",
-            "Put in order, smallest first: {}",
-            "Sort from smallest to largest: {}",
-            "sort {}",
-        )
-    )
+    ask = phrase(r, _DOWN if down else _UP)
 
     def steps(e: Random | None) -> tuple[str, str]:
         rest, parts, taken = list(values), [], []
@@ -155,25 +179,11 @@ def sorting(r: Random, level: str) -> Problem:
 
 def extreme(r: Random, level: str) -> Problem:
     """The largest or smallest of a list, by a running best."""
-    n = {"easy": r.randint(3, 5), "middle": r.randint(6, 8), "hard": r.randint(9, 12)}[level]
+    n = sized(r, *_COUNTS[level])
     values = r.sample(range(100 if level == "easy" else 1000), n)
     large = r.random() < 0.6
     best = (max if large else min)(values)
-    ask = r.choice(
-        (
-            "What is the largest number in {}?",
-            "Find the maximum: {}",
-            "Which is the biggest: {}?",
-            "max({})",
-        )
-        if large
-        else (
-            "What is the smallest number in {}?",
-            "Find the minimum: {}",
-            "Which is the smallest: {}?",
-            "min({})",
-        )
-    )
+    ask = phrase(r, _MAXIMUM if large else _MINIMUM)
 
     def steps(e: Random | None) -> tuple[str, str]:
         value, parts = values[0], [str(values[0])]
@@ -211,6 +221,9 @@ _RELATIONS = (
 )
 
 
+_WHO = ("{told} Who is the {end}?", "Who is the {end}? {told}")
+
+
 def ordering(r: Random, level: str) -> Problem:
     """A chain of comparative statements in any order; who is first or last."""
     n = {"easy": 3, "middle": 4, "hard": 5}[level]
@@ -232,7 +245,7 @@ def ordering(r: Random, level: str) -> Problem:
         "ordering",
         level,
         f"{relation} {' '.join(people)}",
-        f"{' '.join(shuffled)} Who is the {most if top else least}?",
+        phrase(r, _WHO).format(told=" ".join(shuffled), end=most if top else least),
         answer,
         "string",
         results=short,

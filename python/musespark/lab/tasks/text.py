@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from ..item import Problem
-from .words import NAMES, THINGS, WORDS
+from ..item import Problem, phrase, sized
+from .words import ADJECTIVES, ANIMALS, COLORS, FOODS, NAMES, PLACES, THINGS, WORDS
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _EXTRA: list[str] = []
@@ -30,6 +30,27 @@ def _word(r: Random, longest: int = 12) -> str:
     return "cat"
 
 
+_COPY = (
+    "Repeat: {}",
+    "Say exactly: {}",
+    "Repeat after me: {}",
+    'Write "{}"',
+    "Copy this: {}",
+    "Echo: {}",
+    "Give back: {}",
+)
+#: How each kind of spelling is asked; {} is the word.
+_SPELL = {
+    "spell": ("Spell {}.", "How do you spell {}?", "Spell out {}.", "Give the letters of {}."),
+    "join": ("Which word is spelled {}?", "What word do these letters make: {}?"),
+    "reverse": ("Reverse {}.", "Write {} backwards.", "Turn {} around."),
+    "first": ("What is the first letter of {}?", "With which letter does {} begin?"),
+    "last": ("What is the last letter of {}?", "With which letter does {} end?"),
+    "nth": ("What is letter {i} of {}?", "Which letter of {} is number {i}?"),
+    "length": ("How many letters are in {}?", "How long is {}?", "Count the letters of {}."),
+}
+
+
 def copying(r: Random, level: str) -> Problem:
     """Repeat words or digits exactly."""
     n = {"easy": r.randint(1, 4), "middle": r.randint(4, 8), "hard": r.randint(8, 14)}[level]
@@ -39,16 +60,7 @@ def copying(r: Random, level: str) -> Problem:
         text = "".join(r.choice("0123456789") for _ in range(n + 2))
     else:
         text = " ".join(str(r.randint(0, 99)) for _ in range(n))
-    ask = r.choice(
-        (
-            "Repeat: {}",
-            "Say exactly: {}",
-            "Repeat after me: {}",
-            'Write "{}"',
-            "Copy this: {}",
-            "Echo: {}",
-        )
-    )
+    ask = phrase(r, _COPY)
     return Problem(
         "copying", level, text, ask.format(text), text, "string", steps=lambda e: ("", text)
     )
@@ -60,74 +72,80 @@ def spelling(r: Random, level: str) -> Problem:
     spelled = "-".join(word)
     numbered = " ".join(f"{i}{c}" for i, c in enumerate(word, 1))
     quoted = r.choice((word, f'"{word}"', f"the word {word}", f'the word "{word}"'))
+    i = 0
     kind = r.choice(("spell", "spell", "reverse", "first", "last", "nth", "length", "join"))
     if kind == "spell":
-        ask, answer, thought = (
-            r.choice(("Spell {}.", "How do you spell {}?", "Spell out {}.")),
-            spelled,
-            "",
-        )
+        answer, thought = spelled, ""
     elif kind == "join":
         return Problem(
             "spelling",
             level,
             f"join {word}",
-            f"Which word is spelled {spelled}?",
+            phrase(r, _SPELL["join"]).format(spelled),
             word,
             "string",
             steps=lambda e: ("", word),
         )
     elif kind == "reverse":
-        ask, answer, thought = (
-            r.choice(("Reverse {}.", "Write {} backwards.")),
-            word[::-1],
-            numbered,
-        )
-        thought += ". Back: " + "-".join(word[::-1]) + "."
+        answer, thought = word[::-1], f"{numbered}. Back: {'-'.join(word[::-1])}."
     elif kind in ("first", "last"):
-        ask, answer = f"What is the {kind} letter of {{}}?", word[0 if kind == "first" else -1]
+        answer = word[0 if kind == "first" else -1]
         thought = f"{spelled}: {answer}."
     elif kind == "nth":
         i = r.randint(1, len(word))
-        ask, answer, thought = (
-            f"What is letter {i} of {{}}?",
-            word[i - 1],
-            f"{numbered}. {i} is {word[i - 1]}.",
-        )
+        answer, thought = word[i - 1], f"{numbered}. {i} is {word[i - 1]}."
     else:
-        ask, answer = r.choice(("How many letters are in {}?", "How long is {}?")), str(len(word))
+        answer = str(len(word))
         thought = f"{numbered}. So {len(word)}."
     return Problem(
         "spelling",
         level,
         f"{kind} {word}",
-        ask.format(quoted),
+        phrase(r, _SPELL[kind]).format(quoted, i=i),
         answer,
         "string",
         steps=lambda e: (thought, answer),
     )
 
 
+_LETTER_ASKS = (
+    'How many times does the letter {c} appear in "{w}"?',
+    "How many {c} in {w}?",
+    "How many {c}'s are in {w}?",
+    'How many "{c}" are in "{w}"?',
+    "Count the letter {c} in {w}.",
+    "How many letters {c} are in the word {w}?",
+    "How many times does {c} occur in {w}?",
+    "how many {c}s in {w}?",
+    'In "{w}", how often is there the letter {c}?',
+)
+
+
+def _sentence(r: Random) -> str:
+    """A short sentence in small letters without marks."""
+    name, animal = r.choice(NAMES).lower(), r.choice(ANIMALS)
+    return r.choice(
+        (
+            f"{name} has a {r.choice(ADJECTIVES)} {animal}",
+            f"the {animal} is in the {r.choice(PLACES)}",
+            f"{name} likes {r.choice(FOODS)} and {r.choice(FOODS)}",
+            f"a {r.choice(COLORS)} {animal} sees {name}",
+        )
+    )
+
+
 def letters(r: Random, level: str) -> Problem:
-    """How often a letter stands in a word; each step names the letter it compares with."""
+    """How often a letter stands in a word of up to 6 or 12 letters, or in a sentence; each step
+    names the letter it compares with."""
     word = _word(r, {"easy": 6, "middle": 12, "hard": 12}[level])
     if level == "hard":
         word = word + " " + _word(r, 8) + " " + _word(r, 6)
+        if sized(r, 0, 1):
+            word = _sentence(r)
     plain = word.replace(" ", "")
     letter = r.choice(plain) if r.random() < 0.85 else r.choice(_LETTERS)
     total = plain.count(letter)
-    ask = r.choice(
-        (
-            'How many times does the letter {c} appear in "{w}"?',
-            "How many {c} in {w}?",
-            "How many {c}'s are in {w}?",
-            'How many "{c}" are in "{w}"?',
-            "Count the letter {c} in {w}.",
-            "How many letters {c} are in the word {w}?",
-            "How many times does {c} occur in {w}?",
-            "how many {c}s in {w}?",
-        )
-    )
+    ask = phrase(r, _LETTER_ASKS)
 
     def steps(e: Random | None) -> tuple[str, str]:
         count, parts, bad = 0, [], e.randrange(len(plain)) if e else -1
@@ -163,18 +181,19 @@ def lookup(r: Random, level: str) -> Problem:
     if style == 0:
         facts, ask = (
             ", ".join(f"{k}={v}" for k, v in zip(keys, values, strict=True)),
-            f"What is {keys[i]}?",
+            phrase(r, ("What is {}?", "Give the value of {}.")).format(keys[i]),
         )
         fact = f"{keys[i]}={values[i]}"
     elif style == 1:
         facts = " ".join(f"{k} has {v}." for k, v in zip(keys, values, strict=True))
         ask, fact = (
-            r.choice((f"What does {keys[i]} have?", f"{keys[i]} has what?")),
+            phrase(r, ("What does {} have?", "{} has what?", "Say what {} has.")).format(keys[i]),
             f"{keys[i]} has {values[i]}",
         )
     else:
         facts = "\n".join(f"{k}: {v}" for k, v in zip(keys, values, strict=True))
-        ask, fact = f"What is the value of {keys[i]}?", f"{keys[i]}: {values[i]}"
+        asks = ("What is the value of {}?", "Which value belongs to {}?")
+        ask, fact = phrase(r, asks).format(keys[i]), f"{keys[i]}: {values[i]}"
     sep = "\n" if style == 2 else " "
     return Problem(
         "lookup",
@@ -192,12 +211,21 @@ def recall(r: Random, level: str) -> Problem:
     name, thing, n = r.choice(NAMES), r.choice(THINGS), r.randint(2, 99)
     told, ask, answer = r.choice(
         (
-            (f"My name is {name}.", "What is my name?", name),
-            (f"I have {n} {thing}.", f"How many {thing} do I have?", str(n)),
-            (f"The code is {n}{n % 7}.", "What is the code?", f"{n}{n % 7}"),
-            (f"My favorite word is {thing}.", "What is my favorite word?", thing),
+            (f"My name is {name}.", ("What is my name?", "Who am I?"), name),
+            (
+                f"I have {n} {thing}.",
+                (f"How many {thing} do I have?", f"Say how many {thing} I have."),
+                str(n),
+            ),
+            (f"The code is {n}{n % 7}.", ("What is the code?", "Tell me the code."), f"{n}{n % 7}"),
+            (
+                f"My favorite word is {thing}.",
+                ("What is my favorite word?", "Which word is my favorite?"),
+                thing,
+            ),
         )
     )
+    ask = phrase(r, ask)
     reply = (
         r.choice(("Noted.", "Good to know.", "Understood.", "I will keep that in mind."))
         if "name" not in told

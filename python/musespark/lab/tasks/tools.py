@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from random import Random
 
-from ..item import Problem
+from ..item import Problem, phrase
 from .words import CITIES, FOODS, NAMES, WORDS
 
 # kind: (names it may go by, description, {parameter names: type}, requests, words for the reply)
@@ -14,7 +14,12 @@ _POOL = {
         ("get_weather", "weather", "forecast"),
         "Current weather of a city.",
         (("city", "location"),),
-        ("What is the weather in {0}?", "How is the weather in {0} today?", "Weather in {0}?"),
+        (
+            "What is the weather in {0}?",
+            "How is the weather in {0} today?",
+            "Weather in {0}?",
+            "I am going to {0}. What is the sky like there?",
+        ),
     ),
     "timer": (
         ("set_timer", "timer", "start_timer"),
@@ -24,67 +29,99 @@ _POOL = {
             "Set a timer for {0} minutes.",
             "Start a {0} minute timer.",
             "Timer for {0} minutes, please.",
+            "Tell me when {0} minutes are over.",
         ),
     ),
     "note": (
         ("make_note", "add_note", "note"),
         "Save a note.",
         (("text", "note"),),
-        ("Make a note that says {0}.", "Note down: {0}", "Write a note: {0}"),
+        (
+            "Make a note that says {0}.",
+            "Note down: {0}",
+            "Write a note: {0}",
+            "Keep this for me: {0}",
+        ),
     ),
     "mail": (
         ("send_mail", "send_email", "email"),
         "Send a mail.",
         (("to", "recipient"), ("text", "body")),
-        ("Send {0} a mail that says {1}.", "Write to {0}: {1}", "Email {0}: {1}"),
+        (
+            "Send {0} a mail that says {1}.",
+            "Write to {0}: {1}",
+            "Email {0}: {1}",
+            "Let {0} know by mail: {1}",
+        ),
     ),
     "convert": (
         ("convert", "convert_money", "exchange"),
         "Convert money.",
         (("amount", "value"), ("to", "currency")),
-        ("Convert {0} dollars to {1}.", "How much is {0} dollars in {1}?"),
+        (
+            "Convert {0} dollars to {1}.",
+            "How much is {0} dollars in {1}?",
+            "Change {0} dollars into {1}.",
+        ),
     ),
     "search": (
         ("search", "web_search", "find"),
         "Search the web.",
         (("query", "q"),),
-        ("Search for {0}.", "Look up {0}.", "Find pages about {0}."),
+        ("Search for {0}.", "Look up {0}.", "Find pages about {0}.", "What can you find on {0}?"),
     ),
     "calc": (
         ("calculate", "calculator", "evaluate"),
         "Evaluate an expression.",
         (("expression", "expr"),),
-        ("Use the calculator for {0}.", "Compute {0} with the tool.", "Calculate {0} with a tool."),
+        (
+            "Use the calculator for {0}.",
+            "Compute {0} with the tool.",
+            "Calculate {0} with a tool.",
+            "Let the tool work out {0}.",
+        ),
     ),
     "light": (
         ("set_light", "light", "lamp"),
         "Switch the light of a room.",
         (("room", "place"), ("state", "mode")),
-        ("Turn {1} the light in the {0}.", "Switch the {0} light {1}."),
+        (
+            "Turn {1} the light in the {0}.",
+            "Switch the {0} light {1}.",
+            "I want the light of the {0} {1}.",
+        ),
     ),
     "order": (
         ("order_food", "order", "buy"),
         "Order food.",
         (("item", "food"), ("count", "quantity")),
-        ("Order {1} {0}.", "Buy {1} {0}, please."),
+        ("Order {1} {0}.", "Buy {1} {0}, please.", "We need {1} {0}."),
     ),
     "book": (
         ("book_train", "buy_ticket", "train"),
         "Book a train.",
         (("from", "origin"), ("to", "destination")),
-        ("Book a train from {0} to {1}.", "I need a ticket from {0} to {1}."),
+        (
+            "Book a train from {0} to {1}.",
+            "I need a ticket from {0} to {1}.",
+            "Get me on a train from {0} to {1}.",
+        ),
     ),
     "time": (
         ("get_time", "clock", "time_in"),
         "Local time of a city.",
         (("city", "location"),),
-        ("What time is it in {0}?", "Tell me the time in {0}."),
+        ("What time is it in {0}?", "Tell me the time in {0}.", "How late is it in {0}?"),
     ),
     "remind": (
         ("remind", "add_reminder", "reminder"),
         "Set a reminder.",
         (("text", "about"), ("day", "date")),
-        ("Remind me of {0} on {1}.", "Set a reminder for {1}: {0}"),
+        (
+            "Remind me of {0} on {1}.",
+            "Set a reminder for {1}: {0}",
+            "On {1} I must not forget {0}.",
+        ),
     ),
 }
 _NUMERIC = {"minutes", "duration", "amount", "value", "count", "quantity"}
@@ -127,19 +164,21 @@ def _define(kind: str, r: Random) -> tuple[dict, str, list[str]]:
 
 
 def tool_call(r: Random, level: str) -> Problem:
-    """One of 1–2 functions; one of 3–5; a result to report, an error to recover from, or none
-    that fits."""
-    n = {"easy": r.randint(1, 2), "middle": r.randint(3, 4), "hard": r.randint(2, 3)}[level]
+    """One of 1–2 functions; one of 3–5; several calls, a result to report, an error to recover
+    from, or none that fits."""
+    n = {"easy": r.randint(1, 2), "middle": r.randint(3, 5), "hard": r.randint(2, 3)}[level]
     kinds = r.sample(list(_POOL), n + 1)
     spare, kinds = kinds[0], kinds[1:]
     defined = [_define(k, r) for k in kinds]
     tools = [d[0] for d in defined]
     if level == "hard":
+        if r.random() < 0.25:
+            return _several(r, tools, kinds, defined)
         i = r.randrange(n)
         return r.choice((_none_fits, _report, _recover))(r, tools, spare, kinds[i], defined[i])
     i = r.randrange(n)
     values = _values(kinds[i], r)
-    question = r.choice(_POOL[kinds[i]][3]).format(*values)
+    question = phrase(r, _POOL[kinds[i]][3]).format(*values)
     call = _call(defined[i], values)
     return Problem(
         "tool_call",
@@ -151,6 +190,34 @@ def tool_call(r: Random, level: str) -> Problem:
         steps=lambda e: (f"{defined[i][1]}: {_pairs(call)}.", ""),
         tools=tools,
         calls=[call],
+    )
+
+
+_TOGETHER = ("{} {}", "{} And: {}", "{} Then: {}", "Two things: {} {}")
+
+
+def _several(r: Random, tools: list, kinds: list[str], defined: list[tuple]) -> Problem:
+    """Two requests in one message: two calls, in their order."""
+    chosen = r.sample(range(len(kinds)), 2)
+    told = [_values(kinds[i], r) for i in chosen]
+    asks = [
+        phrase(r, _POOL[kinds[i]][3]).format(*values)
+        for i, values in zip(chosen, told, strict=True)
+    ]
+    asks = [a if a[-1] in ".?!" else f"{a}." for a in asks]
+    calls = [_call(defined[i], values) for i, values in zip(chosen, told, strict=True)]
+    thought = "; ".join(f"{c['name']}: {_pairs(c)}" for c in calls)
+    question = phrase(r, _TOGETHER).format(*asks)
+    return Problem(
+        "tool_call",
+        "hard",
+        f"several {' '.join(asks)} {' '.join(c['name'] for c in calls)}",
+        question,
+        "",
+        "call",
+        steps=lambda e: (f"{thought}.", ""),
+        tools=tools,
+        calls=calls,
     )
 
 
@@ -167,7 +234,7 @@ def _pairs(call: dict) -> str:
 
 
 def _none_fits(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> Problem:
-    question = r.choice(_POOL[spare][3]).format(*_values(spare, r))
+    question = phrase(r, _POOL[spare][3]).format(*_values(spare, r))
     answer = "I have no tool for that."
     names = ", ".join(t["function"]["name"] for t in tools)
     return Problem(
@@ -197,7 +264,7 @@ def _history(question: str, call: dict, result: str) -> list[dict]:
 
 def _report(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> Problem:
     values = _values(kind, r)
-    question, call = r.choice(_POOL[kind][3]).format(*values), _call(defined, values)
+    question, call = phrase(r, _POOL[kind][3]).format(*values), _call(defined, values)
     n = r.randint(2, 99)
     result, answer = {
         "weather": (
@@ -227,7 +294,7 @@ def _report(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> Pr
 
 def _recover(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> Problem:
     values = _values(kind, r)
-    question, call = r.choice(_POOL[kind][3]).format(*values), _call(defined, values)
+    question, call = phrase(r, _POOL[kind][3]).format(*values), _call(defined, values)
     error = r.choice(("error: try again", "error: busy, try again", "error: timeout, try again"))
     return Problem(
         "tool_call",

@@ -1,10 +1,10 @@
-"""Word problems, tables, dates and units."""
+"""Word problems, dates and units."""
 
 from __future__ import annotations
 
 from random import Random
 
-from ..item import Problem
+from ..item import Evaluation, Problem, phrase, sized
 from .arithmetic import add_steps, mul_steps, sub_steps
 from .words import DAYS, MONTH_DAYS, MONTHS, NAMES, THINGS
 
@@ -19,8 +19,22 @@ _MORE = (
     "gets {b} more from {o}.",
     "finds {b} {t}.",
     "is given {b} more {t}.",
+    "takes {b} more {t} home.",
 )
-_LESS = ("gives {b} to {o}.", "loses {b}.", "sells {b} {t}.", "gives away {b} {t}.")
+_LESS = (
+    "gives {b} to {o}.",
+    "loses {b}.",
+    "sells {b} {t}.",
+    "gives away {b} {t}.",
+    "parts with {b} {t}.",
+)
+_HOLDS = ("How many {t} does {n} have{end}?", "With how many {t} does {n} end{end}?")
+_PACKS = (
+    "{n} packs {b} boxes with {a} {t} each. How many {t} is that?",
+    "There are {b} bags with {a} {t} in each. How many {t} are there?",
+    "{n} buys {b} packs of {a} {t}. How many {t} does {n} have?",
+    "{b} shelves hold {a} {t} each. How many {t} are on them?",
+)
 
 
 def word_problem(r: Random, level: str) -> Problem:
@@ -35,8 +49,8 @@ def word_problem(r: Random, level: str) -> Problem:
     for _ in range({"easy": 1, "middle": 3, "hard": 5}[level]):
         b = r.randint(2, 60)
         sign = "+" if r.random() < 0.5 or b > value else "-"
-        phrase = r.choice(_MORE if sign == "+" else _LESS)
-        sentences.append(f"{name} {phrase.format(b=b, o=other, t=thing)}")
+        told = phrase(r, _MORE if sign == "+" else _LESS)
+        sentences.append(f"{name} {told.format(b=b, o=other, t=thing)}")
         ops.append((sign, value, b))
         value += b if sign == "+" else -b
     for _ in range({"easy": 0, "middle": 1, "hard": 2}[level]):
@@ -49,20 +63,14 @@ def word_problem(r: Random, level: str) -> Problem:
         )
         sentences.insert(r.randint(0, len(sentences)), distractor)
     end = r.choice(("", "", " now", " in all", " altogether"))
-    ask = f"How many {thing} does {name} have{end}?"
+    ask = phrase(r, _HOLDS).format(t=thing, n=name, end=end)
     return _word(level, " ".join([first, *sentences, ask]), ops, value)
 
 
 def _packs(r: Random, level: str) -> Problem:
     name, thing = r.choice(NAMES), r.choice(THINGS)
     b, a = r.randint(2, 9), r.randint(3, 30)
-    question = r.choice(
-        (
-            f"{name} packs {b} boxes with {a} {thing} each. How many {thing} is that?",
-            f"There are {b} bags with {a} {thing} in each. How many {thing} are there?",
-            f"{name} buys {b} packs of {a} {thing}. How many {thing} does {name} have?",
-        )
-    )
+    question = phrase(r, _PACKS).format(n=name, a=a, b=b, t=thing)
     return _word(level, question, [("*", a, b)], a * b)
 
 
@@ -99,58 +107,6 @@ def _word(level: str, question: str, ops: list[tuple[str, int, int]], value: int
     )
 
 
-_COLUMNS = ("score", "age", "price", "points", "height", "weight", "count", "size")
-
-
-def table(r: Random, level: str) -> Problem:
-    """4×3 look-up or greatest; 8×4 look-up or filtered count; 12×4 greatest or sum of a few."""
-    rows_n, columns_n = {"easy": (4, 2), "middle": (6, 3), "hard": (10, 3)}[level]
-    rows, columns = r.sample(NAMES, rows_n), r.sample(_COLUMNS, columns_n)
-    values = [r.sample(range(1, 100), rows_n) for _ in columns]
-    bar = r.random() < 0.3
-    head = " | ".join(["name", *columns]) if bar else ",".join(["name", *columns])
-    lines = [
-        (" | " if bar else ",").join([rows[i], *(str(c[i]) for c in values)]) for i in range(rows_n)
-    ]
-    text = "\n".join([head, *lines])
-    j, i = r.randrange(columns_n), r.randrange(rows_n)
-    column, kind = columns[j], r.choice(("cell", "cell", "most", "least", "above"))
-    listed = ", ".join(f"{rows[q]} {values[j][q]}" for q in range(rows_n))
-    if kind == "cell":
-        ask = r.choice((f"What is the {column} of {rows[i]}?", f"{rows[i]}'s {column}?"))
-        answer, thought = (
-            str(values[j][i]),
-            f"{column} is column {j + 1}. Row: {lines[i]}. So {values[j][i]}.",
-        )
-    elif kind in ("most", "least"):
-        best = (max if kind == "most" else min)(range(rows_n), key=lambda q: values[j][q])
-        word = "highest" if kind == "most" else "lowest"
-        ask = f"Who has the {word} {column}?"
-        answer, thought = (
-            rows[best],
-            f"{listed}. {word.capitalize()} {values[j][best]}: {rows[best]}.",
-        )
-    else:
-        limit = r.randint(20, 80)
-        hits = [v > limit for v in values[j]]
-        ask, answer = f"How many have a {column} above {limit}?", str(sum(hits))
-        seen, parts = 0, []
-        for q in range(rows_n):
-            seen += hits[q]
-            sign = ">" if hits[q] else "<" if values[j][q] < limit else "="
-            parts.append(f"{values[j][q]}{sign}{limit} {seen}")
-        thought = f"{', '.join(parts)}. So {seen}."
-    return Problem(
-        "table",
-        level,
-        f"{kind} {column} {lines}",
-        f"{text}\n{ask}",
-        answer,
-        "string",
-        steps=lambda e: (thought, answer),
-    )
-
-
 def facts(r: Random, level: str) -> Problem:
     """Closed lists every reader knows (weekdays, months); trained whole, never evaluated."""
     i, pick = r.randrange(7), r.randrange(5)
@@ -165,24 +121,48 @@ def facts(r: Random, level: str) -> Problem:
         (f"Which month comes before {MONTHS[i]}?", MONTHS[i - 1]),
         (
             f"How many days are in {MONTHS[i]}?",
-            str(MONTH_DAYS[i]) if i != 1 else "28, or 29 in a leap size",
+            str(MONTH_DAYS[i]) if i != 1 else "28, or 29 in a leap year",
         ),
     )[pick - 2]
     return _plain("facts", level, "", question, answer, "")
 
 
+_AHEAD = (
+    "Today is {day}. What day is it in {n} days?",
+    "What day is {n} days after {day}?",
+    "Which weekday follows {day} by {n} days?",
+)
+_NEXT = (
+    "{month} {d} is a {day}. What day is {month} {e}?",
+    "If {month} {d} is a {day}, which day is {month} {e}?",
+    "Which day is {month} {e}, when {month} {d} is a {day}?",
+)
+_LATER = (
+    "What date is {n} days after {month} {d}?",
+    "Which date comes {n} days after {month} {d}?",
+)
+
+
 def dates(r: Random, level: str) -> Problem:
-    """Weekdays up to 6 days ahead, up to 20 days ahead, a date up to 30 days later."""
-    if level != "hard":
-        i, n = r.randrange(7), r.randint(1, 6) if level == "easy" else r.randint(7, 20)
-        answer, left = DAYS[(i + n) % 7], n % 7
-        weeks = f"{n}-{n - left}={left}. " if n >= 7 else ""
-        path = ", ".join(f"{q} {DAYS[(i + q) % 7]}" for q in range(left + 1))
-        ask = (
-            f"Today is {DAYS[i]}. What day is it in {n} days?",
-            f"What day is {n} days after {DAYS[i]}?",
-        )
-        return _plain("dates", level, f"ahead {i} {n}", r.choice(ask), answer, f"{weeks}{path}.")
+    """The weekday of a date up to 6 days ahead, up to 20 days ahead; a date up to 30 days later. In
+    training weekdays without dates too: there are too few of those to hold any out."""
+    if level == "hard":
+        return _later(r)
+    i, n = r.randrange(7), r.randint(1, 6) if level == "easy" else r.randint(7, 20)
+    answer, left = DAYS[(i + n) % 7], n % 7
+    weeks = f"{n}-{n - left}={left}. " if n >= 7 else ""
+    path = ", ".join(f"{q} {DAYS[(i + q) % 7]}" for q in range(left + 1))
+    if sized(r, 0, 1) == 0:
+        ask = phrase(r, _AHEAD).format(day=DAYS[i], n=n)
+        return _plain("dates", level, f"ahead {i} {n}", ask, answer, f"{weeks}{path}.")
+    m = r.randrange(12)
+    d = r.randint(1, MONTH_DAYS[m] - n)
+    ask = phrase(r, _NEXT).format(month=MONTHS[m], d=d, e=d + n, day=DAYS[i])
+    thought = f"{d + n}-{d}={n}. {weeks}{path}."
+    return _plain("dates", level, f"next {m} {d} {i} {n}", ask, answer, thought)
+
+
+def _later(r: Random) -> Problem:
     m, n = r.randrange(12), r.randint(2, 30)
     d = r.randint(1, MONTH_DAYS[m])
     total, length = d + n, MONTH_DAYS[m]
@@ -193,10 +173,9 @@ def dates(r: Random, level: str) -> Problem:
     else:
         month, day = MONTHS[m], total
         thought += f"{total}{'=' if total == length else '<'}{length}. {month} {day}."
-    question = f"What date is {n} days after {MONTHS[m]} {d}?" + (
-        " It is not a leap year." if m == 1 else ""
-    )
-    return _plain("dates", level, f"date {m} {d} {n}", question, f"{month} {day}", thought)
+    question = phrase(r, _LATER).format(n=n, month=MONTHS[m], d=d)
+    question += " It is not a leap year." if m == 1 else ""
+    return _plain("dates", "hard", f"date {m} {d} {n}", question, f"{month} {day}", thought)
 
 
 _UNITS = (
@@ -215,33 +194,56 @@ _UNITS = (
 )
 
 
+_SMALLER = (
+    "How many {small} are in {n} {big}?",
+    "Convert {n} {big} to {small}.",
+    "How many {small} are {n} {big}?",
+    "Give {n} {big} in {small}.",
+)
+_LARGER = (
+    "How many {big} are {n} {small}?",
+    "Convert {n} {small} to {big}.",
+    "Give {n} {small} in {big}.",
+)
+_MIXED = (
+    "How many {small} are {n} {big} and {extra} {small}?",
+    "Give {n} {big} and {extra} {small} in {small}.",
+)
+#: Before this, instances were split by how they were asked, so all up to here may have been
+#: trained; evaluation asks beyond.
+_OLD_UNITS = 60
+
+
 def units(r: Random, level: str) -> Problem:
-    """Convert to the smaller unit, to the larger one, and mixed."""
-    big, small, factor = r.choice(_UNITS)
-    n = r.randint(2, 9 if level == "easy" else 60)
+    """Convert to the smaller unit, either way, and mixed. Up to 99 of a unit, up to 999 where its
+    factor is 100 or 1000; easy evaluations ask of the latter alone."""
+    beyond = isinstance(r, Evaluation)
+    decimal = [u for u in _UNITS if u[2] in (100, 1000)]
+    big, small, factor = r.choice(decimal if beyond and level == "easy" else _UNITS)
+    most = 999 if factor in (100, 1000) else 99
+    n = r.randint(_OLD_UNITS + 1 if beyond else 2, most)
+    if not beyond and r.random() < 0.5:
+        n = r.randint(2, 9 if level == "easy" else _OLD_UNITS)
+    one = f"1 {big[:-1]} is {factor} {small}."
+    told = {"big": big, "small": small}
     if level == "hard":
         extra = r.randint(1, factor - 1)
         text, result = _op("*", factor, n)
         answer = str(int(result) + extra)
-        thought = f"1 {big[:-1]} is {factor} {small}. {text} {result}+{extra}={answer}."
-        question = f"How many {small} are {n} {big} and {extra} {small}?"
+        thought = f"{one} {text} {result}+{extra}={answer}."
+        key, asks = f"{n} {big} {extra} {small}", _MIXED
+        told |= {"n": n, "extra": extra}
     elif level == "middle" and r.random() < 0.5:
-        answer = str(n)
-        thought = f"1 {big[:-1]} is {factor} {small}. {n * factor}/{factor}={n}."
-        question = r.choice(
-            (f"How many {big} are {n * factor} {small}?", f"Convert {n * factor} {small} to {big}.")
-        )
+        answer, thought = str(n), f"{one} {n * factor}/{factor}={n}."
+        key, asks = f"{n * factor} {small} to {big}", _LARGER
+        told["n"] = n * factor
     else:
         text, answer = _op("*", factor, n)
-        thought = f"1 {big[:-1]} is {factor} {small}. {text}"
-        question = r.choice(
-            (
-                f"How many {small} are in {n} {big}?",
-                f"Convert {n} {big} to {small}.",
-                f"How many {small} are {n} {big}?",
-            )
-        )
-    return _plain("units", level, question, question, answer, thought, "number")
+        thought = f"{one} {text}"
+        key, asks = f"{n} {big} to {small}", _SMALLER
+        told["n"] = n
+    question = phrase(r, asks).format(**told)
+    return _plain("units", level, key, question, answer, thought, "number")
 
 
 def _plain(
@@ -258,7 +260,6 @@ def _plain(
 
 TASKS = {
     "word_problem": word_problem,
-    "table": table,
     "dates": dates,
     "units": units,
     "facts": facts,

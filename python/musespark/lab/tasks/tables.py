@@ -1,0 +1,172 @@
+"""Tables: look up a cell, add up what passes a filter, compare groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from ..item import Evaluation, Problem, phrase
+from .words import NAMES
+
+_COLUMNS = ("score", "age", "price", "points", "height", "weight", "count", "size")
+_TEAMS = ("red", "blue", "green")
+_CELL = ("What is the {c} of {n}?", "{n}'s {c}?", "Which {c} does {n} have?")
+_BEST = ("Who has the {w} {c}?", "Whose {c} is the {w}?")
+_ABOVE = ("How many have a {c} above {v}?", "Count those with a {c} above {v}.")
+_TOTAL = (
+    "What is the total {a} of those with a {c} above {v}?",
+    "Add up the {a} of all with a {c} above {v}.",
+    "What do those with a {c} above {v} have as total {a}?",
+)
+_GROUP = (
+    "What is the highest {c} in team {g}?",
+    "Find the highest {c} of team {g}.",
+    "How high does the {c} in team {g} go?",
+)
+_TEAM = (
+    "Which team has the highest total {c}?",
+    "Find the team with the highest total {c}.",
+    "In which team is the total {c} highest?",
+)
+
+
+@dataclass
+class _Table:
+    """``values[j][i]``: column j of row i; ``lines`` as written, ``text`` with the head."""
+
+    rows: list[str]
+    columns: list[str]
+    values: list[list[int]]
+    teams: list[str]
+    lines: list[str]
+    text: str
+
+
+def _draw(r: Random, rows_n: int, columns_n: int, *, teams: bool = False) -> _Table:
+    rows, columns = r.sample(NAMES, rows_n), r.sample(_COLUMNS, columns_n)
+    values = [r.sample(range(1, 100), rows_n) for _ in columns]
+    sides = [_TEAMS[i % 3] for i in range(rows_n)] if teams else []
+    r.shuffle(sides)
+    bar = r.random() < 0.3
+    between = " | " if bar else ","
+    head = between.join(["name", *(["team"] if teams else []), *columns])
+    lines = [
+        between.join([rows[i], *sides[i : i + 1], *(str(c[i]) for c in values)])
+        for i in range(rows_n)
+    ]
+    return _Table(rows, columns, values, sides, lines, "\n".join([head, *lines]))
+
+
+def table(r: Random, level: str) -> Problem:
+    """4×3: look up; 8×4: add up what passes a filter; 15×5: the greatest of a group, or the group
+    with the greatest total. Columns count the names. In training also smaller ones, and the
+    greatest, the least and a count at each level."""
+    if level == "easy":
+        made = _draw(r, 4, 2)
+        old = not isinstance(r, Evaluation)
+        kind = r.choice(("cell", "cell", "most", "least", "above")) if old else "cell"
+        return _plain_question(r, level, made, kind)
+    if not isinstance(r, Evaluation) and r.random() < 0.4:
+        made = _draw(r, *{"middle": (6, 3), "hard": (10, 3)}[level])
+        return _plain_question(r, level, made, r.choice(("cell", "most", "least", "above")))
+    if level == "middle":
+        return _filtered(r, _draw(r, 8, 3))
+    made = _draw(r, 15, 3, teams=True)
+    return _greatest_of(r, made) if r.random() < 0.5 else _greatest_total(r, made)
+
+
+def _problem(level: str, key: str, made: _Table, ask: str, answer: str, thought: str) -> Problem:
+    return Problem(
+        "table",
+        level,
+        f"{key} {made.lines}",
+        f"{made.text}\n{ask}",
+        answer,
+        "string",
+        steps=lambda e: (thought, answer),
+    )
+
+
+def _plain_question(r: Random, level: str, made: _Table, kind: str) -> Problem:
+    j, i = r.randrange(len(made.columns)), r.randrange(len(made.rows))
+    column, cells = made.columns[j], made.values[j]
+    if kind == "cell":
+        ask = phrase(r, _CELL).format(c=column, n=made.rows[i])
+        answer = str(cells[i])
+        thought = f"{column} is column {j + 1}. Row: {made.lines[i]}. So {answer}."
+    elif kind == "above":
+        limit, seen, parts = r.randint(20, 80), 0, []
+        ask = phrase(r, _ABOVE).format(c=column, v=limit)
+        for v in cells:
+            seen += v > limit
+            parts.append(f"{v}{_sign(v, limit)}{limit} {seen}")
+        answer, thought = str(seen), f"{', '.join(parts)}. So {seen}."
+    else:
+        best = (max if kind == "most" else min)(range(len(cells)), key=cells.__getitem__)
+        word = "highest" if kind == "most" else "lowest"
+        ask, answer = phrase(r, _BEST).format(w=word, c=column), made.rows[best]
+        listed = ", ".join(f"{n} {v}" for n, v in zip(made.rows, cells, strict=True))
+        thought = f"{listed}. {word.capitalize()} {cells[best]}: {answer}."
+    return _problem(level, f"{kind} {column}", made, ask, answer, thought)
+
+
+def _sign(v: int, limit: int) -> str:
+    return ">" if v > limit else "<" if v < limit else "="
+
+
+def _filtered(r: Random, made: _Table) -> Problem:
+    """The sum of one column over the two to four rows above a limit in another."""
+    a, b = r.sample(range(3), 2)
+    by, added = made.values[b], made.values[a]
+    ranked = sorted(by, reverse=True)
+    count = r.randint(2, 4)
+    limit = r.randint(ranked[count], ranked[count - 1] - 1)
+    hits = [i for i, v in enumerate(by) if v > limit]
+    ask = phrase(r, _TOTAL).format(a=made.columns[a], c=made.columns[b], v=limit)
+    signs = ", ".join(
+        f"{n} {v}{_sign(v, limit)}{limit}" for n, v in zip(made.rows, by, strict=True)
+    )
+    listed = ", ".join(f"{made.rows[i]} {added[i]}" for i in hits)
+    sums, total = _sums([added[i] for i in hits])
+    thought = f"{made.columns[b]}: {signs}. {made.columns[a]}: {listed}. {sums}. So {total}."
+    key = f"total {made.columns[a]} {made.columns[b]} {limit}"
+    return _problem("middle", key, made, ask, str(total), thought)
+
+
+def _sums(values: list[int]) -> tuple[str, int]:
+    """Added up one by one, and the total."""
+    total, parts = values[0], []
+    for v in values[1:]:
+        parts.append(f"{total}+{v}={total + v}")
+        total += v
+    return ", ".join(parts), total
+
+
+def _greatest_of(r: Random, made: _Table) -> Problem:
+    j, group = r.randrange(3), r.choice(_TEAMS)
+    cells = [v for v, t in zip(made.values[j], made.teams, strict=True) if t == group]
+    who = [n for n, t in zip(made.rows, made.teams, strict=True) if t == group]
+    listed = ", ".join(f"{n} {v}" for n, v in zip(who, cells, strict=True))
+    ask = phrase(r, _GROUP).format(c=made.columns[j], g=group)
+    thought = f"{group}: {listed}. Highest {max(cells)}. So {max(cells)}."
+    key = f"group {made.columns[j]} {group}"
+    return _problem("hard", key, made, ask, str(max(cells)), thought)
+
+
+def _greatest_total(r: Random, made: _Table) -> Problem:
+    j = r.randrange(3)
+    parts, totals = [], {}
+    for group in _TEAMS:
+        cells = [v for v, t in zip(made.values[j], made.teams, strict=True) if t == group]
+        sums, totals[group] = _sums(cells)
+        parts.append(f"{group}: {sums}.")
+    best = max(totals, key=totals.__getitem__)
+    if sorted(totals.values())[1] == totals[best]:  # two teams share the first place
+        return _greatest_of(r, made)
+    listed = ", ".join(f"{g} {v}" for g, v in totals.items())
+    ask = phrase(r, _TEAM).format(c=made.columns[j])
+    thought = f"{' '.join(parts)} {listed}. Highest {totals[best]}: {best}."
+    return _problem("hard", f"team {made.columns[j]}", made, ask, best, thought)
+
+
+TASKS = {"table": table}
