@@ -248,6 +248,8 @@ RANKS = {
     "requests": 8,
     "looking": 8,
     "scoring": 8,
+    "updating": 8,
+    "batches": 8,
     "tracing": 6,
     "images": 6,
     "thought_cache": 6,

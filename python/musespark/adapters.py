@@ -102,6 +102,18 @@ class Adapters:
             self._own = own.folder, _described(_name(own.folder, None), own, how)
         self._of_all = None if own is None or merged else self.add(_name(own.folder, None), own)
 
+    def must_be_none(self, what: str) -> None:
+        """InvalidRequest where there are adapters: they were made for the weights there are."""
+        names = [name for name, a in sorted(self._by_name.items()) if not a.closed]
+        if self._own is not None or names:
+            raise InvalidRequest(
+                f"{what}: adapters are loaded ({self.described()}); close them first"
+            )
+
+    def move(self, engine: Any) -> None:
+        """To another engine of the same model; there must be none."""
+        self._engine = engine
+
     def load(
         self, path: str | os.PathLike[str], name: str | None, spec: ModelSpec, family: str
     ) -> Adapter:

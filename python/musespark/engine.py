@@ -50,6 +50,11 @@ class Retained:
     def id(self) -> int:
         return self._ids[0]
 
+    @property
+    def driver(self) -> Driver:
+        """Of the engine that has it."""
+        return self._driver
+
     def fork(self) -> Retained:
         """A twin that shares all pages until written to; only after the request has ended."""
         twin = Retained(self._driver, [])
@@ -205,6 +210,8 @@ class Engine:
 
         Raises InvalidRequest, ContextOverflow or MemoryBudgetExceeded at once, naming the field.
         """
+        if base is not None and not self.has(base):
+            base = None  # of weights that were replaced: nothing of it may be used
         tokens, params = token_array(request.tokens), request.params()
         handle = Handle(self._driver, request.retain, self)
         handle.stream.then, handle.stream.given = then, request.given
@@ -230,6 +237,10 @@ class Engine:
     @property
     def closed(self) -> bool:
         return self._driver.closed
+
+    def has(self, kept: Retained) -> bool:
+        """Whether ``kept`` is this engine's."""
+        return kept.driver is self._driver
 
     def close(self) -> None:
         """Ends all requests and the thread, and lets go of the tensors.

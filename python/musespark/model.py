@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from musespark import prompts
-from musespark.adapters import Adapter, Adapters, split_adapters
+from musespark.adapters import Adapter, Adapters
 from musespark.assets import json_asset, template_of, tokenizer_of
-from musespark.driver import CLOSED_MEANWHILE
+from musespark.batches import run_batch, text_rows
 from musespark.encoder import Encoder, fitting
 from musespark.engine import Engine, Handle, Retained, default_threads
-from musespark.errors import Cancelled, Error, InvalidRequest, UnsupportedModel
+from musespark.errors import InvalidRequest, UnsupportedModel
 from musespark.events import Request
 from musespark.generation import AsyncStream, Collector, Stream
 from musespark.images import Clip, encoded
@@ -25,11 +26,8 @@ from musespark.info import chosen_notes, info_of
 from musespark.looking import look
 from musespark.memory import choose_context, kv_formats
 from musespark.options import (
-    OPTION_NAMES,
     check_stream,
     model_defaults,
-    split_seeds,
-    unknown_argument,
 )
 from musespark.prefix_store import NoPrefixes, PrefixFolderStats, PrefixStore
 from musespark.requests import Requests
@@ -39,6 +37,7 @@ from musespark.session import Session
 from musespark.text import ChatTemplate
 from musespark.thought_cache import checked_choice
 from musespark.tools import ToolRun, Tools, run_tools
+from musespark.updating import Again, update_weights
 from musespark.vision.embedding import ImageEmbedding
 from musespark.vision.eyes import Eyes
 from musespark.vision.opening import why_blind
@@ -84,17 +83,12 @@ class Model:
         self._eyes = eyes(weights, count)
         encodes = spec.bidirectional
         self._encoder = Encoder(spec, weights.tensors, threads=count) if encodes else None
-        self._engine = self._encoder or Engine(
-            spec,
-            weights.tensors,
-            threads=count,
-            context=limit,
-            kv=keys,
-            memory_budget=fit.budget,
-            prefix_cache=prefix_cache,
-        )
+        run = {"threads": count, "context": limit, "kv": keys, "memory_budget": fit.budget}
+        start = functools.partial(Engine, prefix_cache=prefix_cache, **run)
+        self._engine = self._encoder or start(spec, weights.tensors)
         self._adapters = Adapters(self._engine, adapter, merged=merged)
         self._prefixes = self._prefixes_in(prefix_folder, keys)
+        self._again = Again(place, eyes, start, prefix_folder, keys, count)
         notes += prompts.foreign_ends(self.tokenizer, spec.vocab)
         notes += chosen_notes(weights, config, kv=kv, threads=threads, count=count)
         self._info = info_of(
@@ -399,10 +393,24 @@ class Model:
     ) -> np.ndarray:
         if self._encoder is None:
             raise UnsupportedModel(f"{self.info.family} models write text; they give no embeddings")
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
-            texts = [texts]  # type: ignore[list-item]
-        rows = [self._requests.ids(text, f"texts[{i}]") for i, text in enumerate(texts)]
+        rows = text_rows(texts, self._requests.ids)
         return self._encoder.embed(fitting(rows, self.info.context, truncate), stopped)
+
+    def update_weights(self, tensors: Mapping[str, Any]) -> None:
+        """Other numbers for the model's weights, without loading it again: for rollouts of a model
+        in training.
+
+        ``tensors``: float32 or float16 arrays by the names of the checkpoint that the model was
+        made from, all of them; those of the vision tower may be left out together, and stay. Each
+        is packed in the format that its predecessor has, as :func:`musespark.convert` would.
+        What was remembered of prompts and images is forgotten, requests under way end with
+        :class:`Cancelled`, sessions compute their conversation again.
+
+        InvalidRequest naming a tensor that is missing, unknown, of another shape (with both), of
+        another type or not finite, and where adapters are loaded; UnsupportedModel for embedding
+        models and for models made from quantized weights. The model is then as it was.
+        """
+        update_weights(self, tensors)
 
     def close(self) -> None:
         """Ends every request and gives memory and files back. Idempotent.
@@ -478,22 +486,4 @@ class Model:
         return self._engine.submit(request, base=base, then=then), collector
 
     def _batch(self, prepare: Any, items: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
-        if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
-            raise InvalidRequest(f"a batch is a list, not {type(items).__name__}")
-        if "stream" in options:
-            raise unknown_argument("stream", OPTION_NAMES)
-        seeds = split_seeds(options.get("seed"), len(items))
-        adapters = split_adapters(options.get("adapter"), len(items))
-        streams: list[Stream] = []
-        try:
-            for item, seed, adapter in zip(items, seeds, adapters, strict=True):
-                prepared = prepare(item, {**options, "seed": seed, "adapter": adapter})
-                streams.append(Stream(*self._submit(*prepared)))
-            return [stream.drain() for stream in streams]
-        except Error as error:
-            if streams and self._engine.closed and not isinstance(error, Cancelled):
-                raise Cancelled(CLOSED_MEANWHILE) from error
-            raise
-        finally:
-            for stream in streams:
-                stream.close()
+        return run_batch(prepare, self._submit, lambda: self._engine.closed, items, options)

@@ -335,7 +335,12 @@ class Session:
         return sum(page_sizes(self._model._engine, kept))
 
     def _settle(self) -> None:
-        """Waits until what is kept has been made."""
+        """Waits until what is kept has been made; what is of weights that were replaced is given
+        up."""
+        kept = self._kept
+        if kept is not None and not self._model._engine.has(kept):
+            self._kept, self._settling, self._lost = None, None, True
+            kept.release()
         handle, self._settling = self._settling, None
         if handle is None:
             return

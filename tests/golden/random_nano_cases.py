@@ -19,7 +19,7 @@ NEW_TOKENS = 16
 PREPARED = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2, "max_image_tokens": 64}
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, seed: int = 11) -> None:
     """Every matrix spread so widely that no two tokens come close."""
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(NANO / name, folder / name)
@@ -27,13 +27,18 @@ def write(folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
-    rng, tensors = np.random.default_rng(11), {}
+    save_file(tensors(seed), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def tensors(seed: int) -> dict[str, np.ndarray]:
+    """Its weights by the names of the checkpoint."""
+    rng, made = np.random.default_rng(seed), {}
     with safe_open(NANO / "model.safetensors", "np") as shapes:
         for name in sorted(shapes.keys()):
             shape = shapes.get_slice(name).get_shape()
             spread = 0.09 if len(shape) > 1 else 0.02
-            tensors[name] = (rng.standard_normal(shape) * spread).astype(np.float32)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+            made[name] = (rng.standard_normal(shape) * spread).astype(np.float32)
+    return made
 
 
 def items() -> list[Item]:

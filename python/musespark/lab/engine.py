@@ -37,8 +37,17 @@ class MusesparkBackend:
     name = "musespark"
 
     def __init__(self, source: str | Path | None, **load: Any):
-        self.model = musespark.load(source, **load)
-        tokenizer = self.model.tokenizer
+        self._take(musespark.load(source, **load))
+
+    @classmethod
+    def of(cls, model: musespark.Model) -> MusesparkBackend:
+        """Of a model that is loaded already."""
+        self = cls.__new__(cls)
+        self._take(model)
+        return self
+
+    def _take(self, model: musespark.Model) -> None:
+        self.model, tokenizer = model, model.tokenizer
         self._text: Callable[[int], str] = lambda token: tokenizer.decode([token])
         self._markers: Markers | None = None
         if all(tokenizer.find(m) is not None for m in ("<|start|>", "<|message|>", "<|eom|>")):

@@ -1,4 +1,4 @@
-"""Forms that any text item may take: cut by a budget, drafts to refine, after other turns.
+"""Forms that items may take: cut by a budget, drafts to refine, after other turns.
 
 They are what decoding does to thoughts later: a budget closes a thought with ``CLOSING``, several
 drafts come back in a workspace, a conversation goes on after earlier questions.
@@ -18,12 +18,15 @@ _REFINE = "Check the drafts and answer."
 
 
 def cut(item: Item, r: Random) -> Item:
-    """``item`` with its thought ended after some step by the closing message."""
+    """``item`` with its thought ended by the closing message: after some step, or in half of them
+    after a sentence, which is where budgets and probes end thoughts. In the middle of a check too,
+    where the answer is still that of the first route."""
     thought = (item.thought or "").replace(WRONG_OPEN, "").replace(WRONG_CLOSE, "")
     ends = [i + 1 for i, c in enumerate(thought) if c in ",.;" and i + 1 < len(thought)]
     if not ends or WRONG_OPEN in (item.thought or ""):
         return item
-    kept = thought[: r.choice(ends)]
+    sentences = [i for i in ends if thought[i - 1] == "." and thought[i].isspace()]
+    kept = thought[: r.choice(sentences if sentences and r.random() < 0.5 else ends)]
     return replace(item, thought=f"{kept}{WRONG_OPEN}{CLOSING}{WRONG_CLOSE}")
 
 

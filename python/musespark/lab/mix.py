@@ -80,8 +80,8 @@ DRAFTED = (
 )
 LEVEL_WEIGHTS = {"first": (0.7, 0.2, 0.1), "main": (0.72, 0.2, 0.08)}
 EFFORT_WEIGHTS = {"low": 0.22, "medium": 0.43, "high": 0.22, "xhigh": 0.13}
-#: Shares of text items that come after other questions, cut by a budget, or with drafts.
-AFTER, CUT, DRAFTS = 0.05, 0.05, 0.06
+#: Shares of text items that come after other questions or with drafts, of any that are cut.
+AFTER, CUT, DRAFTS = 0.05, 0.08, 0.06
 PROSE = 0.04
 #: Share of drills that repeat random tokens: the densest signal there is for copying.
 REPEATS = 0.06
@@ -139,7 +139,8 @@ def draw_picture_items(rng: Random) -> list[Item]:
     effort = rng.choices(list(EFFORT_WEIGHTS), list(EFFORT_WEIGHTS.values()))[0]
     count = 1 if task == "zooming" else QUESTIONS
     problems = pictures.ask_several(rng, task, level, count, evaluation=False)
-    return [compose(p, effort, rng, ERROR_RATE) for p in problems]
+    items = [compose(p, effort, rng, ERROR_RATE) for p in problems]
+    return [formats.cut(i, rng) if rng.random() < CUT else i for i in items]
 
 
 def read_books(folder: str | Path | None, limit: int = 12_000_000) -> list[str]:

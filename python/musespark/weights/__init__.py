@@ -26,6 +26,7 @@ from musespark.weights.pack import QUANTIZE
 from musespark.weights.packed import ARITHMETIC_VERSION
 from musespark.weights.placement import place
 from musespark.weights.tower_pieces import View
+from musespark.weights.updating import updated
 
 __all__ = [
     "ARITHMETIC_VERSION",
@@ -55,4 +56,5 @@ __all__ = [
     "summary",
     "read_adapter",
     "read_adapter_config",
+    "updated",
 ]

@@ -78,6 +78,7 @@ class LoadedWeights:
     packed: PackedFile
     vision: VisionSpec | None = None
     tower: dict[str, tuple[str, int, int, np.ndarray]] = field(default_factory=dict)
+    updated: str = ""  # checksum of numbers that came after the file's
 
     def verify(self, progress: bool | ProgressFn | None = None) -> None:
         """Checks every checksum of the packed file; ``CorruptFile`` names the first that fails."""
@@ -86,8 +87,8 @@ class LoadedWeights:
 
     def identity(self) -> str:
         """Checksum of what decides a result: spec, weights, and the adapter merged into them."""
-        merged = self.info.get("merged")
-        return self.packed.identity() + (f"+{merged}" if merged else "")
+        more = [text for text in (self.info.get("merged"), self.updated) if text]
+        return "+".join([self.packed.identity(), *more])
 
     def close(self) -> None:
         """Lets the file go; tensors handed out before keep it mapped until they are gone."""
