@@ -17,7 +17,7 @@ from musespark.errors import InvalidRequest
 from musespark.lab import command, mix, protocol
 from musespark.lab import tokenizer as tok
 from musespark.lab.backends import EMPTY, FREE, Reply, parse_reply
-from musespark.lab.card import _minutes, table
+from musespark.lab.card import _minutes, gates, table
 from musespark.lab.command import Bar
 from musespark.lab.evaluate import (
     baselines,
@@ -347,6 +347,27 @@ def test_a_bar_is_drawn_in_a_terminal_only():
         bar(1, 2)
         bar(2, 2)
         assert ("2/2" in stream.getvalue()) is drawn
+
+
+def test_gated_families_against_their_goals():
+    def row(task, level, accuracy, wording="seen", modality="text", effort="medium"):
+        told = {"task": task, "level": level, "accuracy": accuracy, "wording": wording}
+        return told | {"modality": modality, "effort": effort}
+
+    rows = [
+        row("addition", "easy", 0.96),
+        row("addition", "easy", 0.72, "held"),
+        row("sorting", "easy", 0.90),
+        row("sorting", "easy", 0.90, "held"),
+        row("sorting", "easy", 0.10, effort="low"),
+        row("copying", "easy", 0.10),
+        row("codes", "middle", 0.80, modality="vision"),
+    ]
+    text = gates(rows)
+    assert "| text and tools | easy | 93.0% | 95% | sorting 90% | 88% of that" in text
+    assert "| vision | middle | 80.0% | 75% | none | not asked |" in text
+    assert text.count("\n") == 3
+    assert gates([row("copying", "easy", 0.5)]) == ""
 
 
 def test_the_minutes_of_sessions_add_up(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .item import EFFORTS
+from .tasks import GATED
 
 _TITLE = {"nano": "Spark Nano", "large": "Spark Nano, large", "tiny": "Spark Nano, tiny"}
 _FRONT = """---
@@ -26,6 +27,15 @@ _LIMITS = """\
   ones refused, where it understands them.
 - Photographs: it was trained on drawn pictures of 128×128 pixels alone.
 - Long texts: rows of up to 512 tokens were trained; the context is 2,048."""
+#: By (vision, level): the least accuracy of gated families.
+_GOALS = {
+    (False, "easy"): 0.95,
+    (False, "middle"): 0.80,
+    (False, "hard"): 0.0,
+    (True, "easy"): 0.90,
+    (True, "middle"): 0.75,
+    (True, "hard"): 0.0,
+}
 #: A task and level whose accuracy at medium effort is below this is named among what it cannot do.
 _ABLE = 0.8
 
@@ -86,6 +96,38 @@ def _mean(rows: list[dict], key: str) -> str:
     if any(r.get(key) is None for r in rows):
         return ""
     return f"{sum(r[key] * r['n'] for r in rows) / sum(r['n'] for r in rows):.1f}"
+
+
+def gates(rows: list[dict]) -> str:
+    """Markdown: the gated families at medium effort against their goals; empty where none ran.
+
+    Easy is a goal for each task, middle for the mean over tasks; held-out wordings are compared
+    with the others of the same tasks and levels.
+    """
+    mine = [r for r in rows if r["task"] in GATED and r["effort"] in ("medium", "default")]
+    lines = ["| | level | mean of tasks | goal | tasks below it | held-out wordings |"]
+    lines.append("|---|---|---|---|---|---|")
+    for (side, level), goal in _GOALS.items():
+        here = [r for r in mine if r["level"] == level and (r["modality"] == "vision") == side]
+        seen = {r["task"]: r["accuracy"] for r in here if r["wording"] == "seen"}
+        if not seen:
+            continue
+        held = [r["accuracy"] / seen[r["task"]] for r in _held(here) if seen.get(r["task"])]
+        below = [f"{t} {a:.0%}" for t, a in seen.items() if goal and a < goal]
+        cells = [
+            "vision" if side else "text and tools",
+            level,
+            f"{sum(seen.values()) / len(seen):.1%}",
+            f"{goal:.0%}" if goal else "none",
+            ", ".join(below) or ("none" if goal else ""),
+            f"{sum(held) / len(held):.0%} of that (goal 85%)" if held else "not asked",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _held(rows: list[dict]) -> list[dict]:
+    return [r for r in rows if r["wording"] == "held"]
 
 
 def _kinds(rows: list[dict]) -> str:
@@ -199,6 +241,8 @@ def card(report: dict[str, Any], folder: Path, log: Path | None = None) -> str:
         "right (what ends wrong counts in full)."
     )
     parts.append(f"## What it can do, measured\n\n{how}\n\n{summary(rows)}\n\n{_kinds(rows)}")
+    if gated := gates(rows):
+        parts.append(f"### Gated families\n\nAt medium effort.\n\n{gated}")
     parts.append(f"### By task\n\n{table(rows)}")
     if report.get("baselines"):
         parts.append(
