@@ -97,6 +97,25 @@ def test_what_was_remembered_is_forgotten_and_sessions_go_on(plain):
     assert fork.chat("And more?", max_new_tokens=9).tokens == ours.tokens
 
 
+def test_what_another_engine_kept_is_not_used(plain):
+    """Its id may be that of something else in the engine that there is now."""
+    options = {"max_new_tokens": 5, "temperature": 0.0}
+
+    def asked(text, **more):
+        request, collector, _ = plain._chat_request(text, options, retain=True)
+        handle, collector = plain._submit(request, collector, **more)
+        return handle, [token for event in handle for token in getattr(event, "ids", ())]
+
+    old, _ = asked("What is 12 + 30?")
+    plain.update_weights(cases.tensors(12))
+    ours, wanted = asked("What is 7 + 7?")
+    assert ours.retained.id == old.retained.id
+    _, given = asked("What is 7 + 7?", base=old.retained)
+    assert given == wanted
+    stats = plain._engine.submit(plain._chat_request("Hi", options)[0], base=old.retained).result()
+    assert stats.stats["cached_tokens"] < stats.stats["prompt_tokens"]
+
+
 def test_a_saved_session_is_of_its_weights(plain, tmp_path):
     session = plain.session()
     session.chat("What is 12 + 30?", max_new_tokens=4)
