@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from musespark.lab.command import Bar
 from musespark.lab.evaluate import (
     baselines,
     blinded,
+    clustered,
     evaluate,
     items_for,
     overlap,
@@ -157,6 +159,19 @@ def test_rows_have_the_means_and_their_part_of_the_time():
     assert high["seconds"] == 8.0
     replies[3].stable = None
     assert score(items, replies)[1]["stable_oracle_tokens"] is None
+
+
+def test_intervals_of_clusters_are_wider():
+    alone = {str(k): [k % 2 == 0] for k in range(40)}
+    assert clustered(alone) == wilson(20, 40)
+    together = {str(k): [k % 2 == 0] * 4 for k in range(10)}
+    low, high = clustered(together)
+    # Ten clusters that are right or wrong as a whole: as ten observations, not forty.
+    assert 0.5 - low == pytest.approx(1.96 * math.sqrt(0.25 / 9), abs=0.01)
+    assert high - 0.5 == pytest.approx(0.5 - low)
+    item = items_for(["addition"], ["easy"], ["low"], 1, seed=1)[0]
+    (row,) = score([item] * 4, [Reply(item.answer)] * 4)
+    assert row["interval"] == [round(v, 4) for v in wilson(4, 4)]
 
 
 def test_held_wordings_are_rows_of_their_own():

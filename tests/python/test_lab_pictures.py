@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from itertools import combinations
@@ -10,6 +11,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from musespark.errors import InvalidRequest
 from musespark.lab import glyphs, mix, raster, zoom
 from musespark.lab.evaluate import blinded, items_for, overlap
 from musespark.lab.item import (
@@ -24,7 +26,7 @@ from musespark.lab.item import (
     overlap_of,
     phrase,
 )
-from musespark.lab.tasks import draw, figures, pictures, scenes, zooming
+from musespark.lab.tasks import draw, figures, nlvr, pictures, scenes, zooming
 from musespark.vision.pixels import open_picture
 from musespark.vision.processors.muse import Muse
 
@@ -313,3 +315,71 @@ def test_two_pictures_differ_in_what_the_answer_names():
         assert len(p.pictures) == 2
         content = compose(p, "low", rng).messages[0]["content"]
         assert [part["type"] for part in content] == ["image", "image", "text"]
+
+
+# ---- NLVR --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scenes_file(tmp_path, monkeypatch):
+    """40 sentences, two scenes each."""
+    monkeypatch.setattr(nlvr, "_records", {False: [], True: []})
+    square = {"x_loc": 10, "y_loc": 70, "type": "square", "color": "#0099ff", "size": 30}
+    circle = {"x_loc": 60, "y_loc": 10, "type": "circle", "color": "Yellow", "size": 10}
+    lines = [
+        {
+            "sentence": f"There are {k} things.",
+            "label": ("true", "false")[k % 2],
+            "structured_rep": [[square], [circle, square], []],
+        }
+        for k in range(40)
+        for _ in range(2)
+    ]
+    path = tmp_path / "dev.json"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_nlvr_is_split_by_sentence_and_drawn_from_its_structure(scenes_file):
+    assert not nlvr.there()
+    assert nlvr.use(scenes_file) == 80
+    rng = Random(4)
+    trained = {nlvr.problem(rng, evaluation=False).key for _ in range(300)}
+    held = {i.key for i in nlvr.items(["low"], 99, seed=1)}
+    assert held
+    assert not trained & held
+    assert len(trained) + len(held) == 40
+    p = nlvr.problem(rng, evaluation=False)
+    assert p.question == f"True or false: {p.key}"
+    pixels = p.pictures[0].pixels
+    assert pixels.shape == (128, 128, 3)
+    blue = (pixels == raster.COLORS["blue"]).all(-1).sum()
+    assert abs(blue - 2 * 19**2) < 40
+    thought, _ = p.steps(None)
+    assert thought.count("blue square") == 2
+    assert thought.count("yellow circle") == 1
+    assert "nothing" in thought
+    items = nlvr.items(["low", "high"], 3, seed=1)
+    assert [i.effort for i in items] == ["low"] * 3 + ["high"] * 3
+    assert overlap(items, 50, seed=1) == 0
+
+
+def test_nlvr_is_trained_on_where_it_is_there(scenes_file, monkeypatch):
+    rng = Random(4)
+    monkeypatch.setattr(mix, "NLVR", 0.5)
+    assert not any(i.task == "nlvr" for _ in range(20) for i in mix.draw_picture_items(rng))
+    nlvr.use(scenes_file)
+    assert any(i.task == "nlvr" for _ in range(20) for i in mix.draw_picture_items(rng))
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"sentence": "a", "label": "true", "structured_rep": [[]]}', "7"]
+)
+def test_an_odd_nlvr_file_is_refused(tmp_path, line, monkeypatch):
+    monkeypatch.setattr(nlvr, "_records", {False: [], True: []})
+    path = tmp_path / "dev.json"
+    path.write_text(line)
+    with pytest.raises(InvalidRequest, match=r"dev.json:1: "):
+        nlvr.use(path)
+    with pytest.raises(InvalidRequest, match="nothing"):
+        nlvr.use(tmp_path / "nothing")

@@ -28,7 +28,7 @@ from .evaluate import (
 )
 from .item import EFFORTS, LEVELS, Item
 from .items_file import read_items
-from .tasks import EVALUATED, pictures
+from .tasks import EVALUATED, nlvr, pictures
 
 #: Commands that are modules with a ``main(argv)`` of their own, and what --help says of them.
 MODULES = {
@@ -82,6 +82,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     more = "N items of these instead"
     p.add_argument("--more", action="append", default=[], metavar="TASK/LEVEL=N", help=more)
     p.add_argument("--seed", type=int, default=2026)
+    p.add_argument("--nlvr", metavar="FILE", help="NLVR's dev.json: its evaluation side too")
     p.add_argument("--items", metavar="FILE", help="your own items (JSON lines) instead of tasks")
     p.add_argument(
         "--wording",
@@ -178,6 +179,9 @@ def _items(args: argparse.Namespace) -> list[Item]:
         more = {where: -(-n // share) for where, n in more.items()}
         n = -(-args.n // share)
         items += items_for(tasks, levels, efforts, n, args.seed, more, held_wording=True)
+    if args.nlvr:
+        nlvr.use(args.nlvr)
+        items += nlvr.items(efforts, args.n, args.seed)
     return items
 
 

@@ -9,7 +9,7 @@ from random import Random
 
 from . import formats
 from .item import LEVELS, Item, compose
-from .tasks import draw, draw_item, pictures, talk
+from .tasks import draw, draw_item, nlvr, pictures, talk
 from .tasks.words import split_words
 
 #: Relative weight of each task by phase. "first" teaches copying, spelling, looking up and
@@ -128,12 +128,16 @@ PICTURES = {
     "mazes": 0.2,
     "comparing": 0.3,
 }
+#: Share of pictures that are NLVR's, where there is its file: it has less than a thousand.
+NLVR = 0.01
 #: Questions asked about one picture at most; one where the question leads to another picture.
 QUESTIONS = 5
 
 
 def draw_picture_items(rng: Random) -> list[Item]:
     """Training items about one picture, told at one effort."""
+    if nlvr.there() and rng.random() < NLVR:
+        return [compose(nlvr.problem(rng, evaluation=False), "medium", rng)]
     task = rng.choices(list(PICTURES), list(PICTURES.values()))[0]
     level = rng.choices(LEVELS, LEVEL_WEIGHTS["main"])[0]
     effort = rng.choices(list(EFFORT_WEIGHTS), list(EFFORT_WEIGHTS.values()))[0]

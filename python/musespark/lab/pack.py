@@ -21,14 +21,14 @@ from . import mix, protocol
 from . import tokenizer as tok
 from .item import Item
 from .raster import CELL, PATCH, SIZE, Picture
-from .tasks import TASKS, text
+from .tasks import TASKS, nlvr, text
 
 IGNORE = -100
 #: Patch labels that no head is trained on.
 UNLABELLED = 255
 _DROPOUT_RATE, _DROPOUT_SHARE = 0.1, 0.1
 #: What a trained token belongs to, for the log: a task, prose, or drills.
-FAMILIES = (*TASKS, "prose", "repeats")
+FAMILIES = (*TASKS, nlvr.TASK, "prose", "repeats")
 
 
 @dataclass
@@ -260,9 +260,12 @@ def _work(
     length: int,
     pictures: int,
     vision: float,
+    scenes: str | None,
     seed: int,
     phase: str,
 ) -> None:
+    if scenes is not None:
+        nlvr.use(scenes)
     packer = Packer(
         tok.load(folder), mix.read_books(books), rows, length, seed, phase, pictures, vision
     )
@@ -285,9 +288,10 @@ class Source:
         seed: int,
         phase: str,
         workers: int = 1,
+        scenes: str | None = None,
     ):
         self._context = multiprocessing.get_context("spawn")
-        self._arguments = (folder, books, rows, length, pictures, vision)
+        self._arguments = (folder, books, rows, length, pictures, vision, scenes)
         self._seed, self._workers = seed, workers
         self._start(phase)
 
