@@ -47,7 +47,7 @@ CASES = [(task, level) for task in EVALUATED for level in LEVELS]
 def test_every_item_grades_its_own_answer_and_rejects_another(task, level):
     rng = Random(7)
     for effort in EFFORTS:
-        for _ in range(25):
+        for _ in range(12):
             item = draw_item(rng, task, level, effort, evaluation=False, error_rate=0.5)
             assert grade(item, item.answer, item.calls)
             assert not grade(item, item.answer + "7", [{"name": "nothing", "arguments": {}}])
@@ -58,8 +58,8 @@ def test_every_item_grades_its_own_answer_and_rejects_another(task, level):
 @pytest.mark.parametrize(("task", "level"), CASES)
 def test_split_sides_never_meet(task, level):
     rng = Random(11)
-    train = {draw(rng, task, level, evaluation=False).key for _ in range(200)}
-    held = {draw(rng, task, level, evaluation=True).key for _ in range(30)}
+    train = {draw(rng, task, level, evaluation=False).key for _ in range(100)}
+    held = {draw(rng, task, level, evaluation=True).key for _ in range(15)}
     assert not train & held
     assert all(is_evaluation(split_of(task), k) for k in held)
     assert not any(is_evaluation(split_of(task), k) for k in train)
@@ -299,9 +299,9 @@ def test_held_out_wordings_are_held_out(task):
     rng, held = Random(3), HeldOutWording(3)
     seen, unseen = set(), set()
     for level in LEVELS:
-        for _ in range(120):
+        for _ in range(60):
             seen.add(skeleton(draw(rng, task, level, evaluation=False)))
-        for _ in range(12):
+        for _ in range(6):
             unseen.add(skeleton(draw(held, task, level, evaluation=True)))
     assert not seen & unseen, seen & unseen
 
