@@ -27,8 +27,17 @@ from musespark.lab.optim import Optimizer, orthogonalize  # noqa: E402
 from musespark.lab.pack import Packer  # noqa: E402
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
-# Threads wait for each other in every operation: on a busy machine two took 20 times as long.
-torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads wait for each other in every operation: on a busy one two took 40 times as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "threads_of_this_machine", lambda: 1)
+        torch.set_num_threads(1)
+        yield
+
+
 NANO = Path(network.__file__).parent.parent / "nano"
 
 
