@@ -35,6 +35,34 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "the closing message is beyond the budget",
+        "csrc/decode/thinking.cc",
+        "const std::int64_t free = left - message;",
+        "const std::int64_t free = left;",
+        "test_thinking.py",
+    ),
+    Mutant(
+        "a character is cut where a thought ends",
+        "csrc/decode/thinking.cc",
+        "if (free <= kLongestRest && !unfinished()) rule.whole = true;",
+        "",
+        "test_thinking.py",
+    ),
+    Mutant(
+        "after its budget a model thinks again",
+        "csrc/decode/thinking.cc",
+        "return left > 0 ? rule : outside(params, tokens);",
+        "return rule;",
+        "test_thinking.py",
+    ),
+    Mutant(
+        "thoughts count as the answer's tokens",
+        "csrc/decode/entry.h",
+        "(stats.completion_tokens - thought)",
+        "stats.completion_tokens",
+        "test_thinking.py",
+    ),
+    Mutant(
         "a video of one frame taken for the image",
         "python/musespark/vision/processors/muse.py",
         "self.key(_VIDEO, *(",
@@ -58,8 +86,8 @@ MUTANTS = (
     Mutant(
         "what a constraint allows counts alone, without allowed ids",
         "csrc/decode/sampler.cc",
-        "word(bits, first / 64) & word(more_bits, first / 64) & within",
-        "(more_bits.empty() ? word(bits, first / 64) : word(more_bits, first / 64)) & within",
+        "word(bits, at) & word(choice.allowed, at)",
+        "(choice.allowed.empty() ? word(bits, at) : word(choice.allowed, at))",
         "test_sampler.py",
     ),
     Mutant(

@@ -12,6 +12,8 @@ namespace py = pybind11;
 namespace musespark {
 namespace {
 
+constexpr std::int64_t kMostIds = std::numeric_limits<std::int32_t>::max();
+
 ThoughtParams read_thoughts(DictReader d) {
   ThoughtParams out;
   out.cache = d.choice<ThoughtCache>("cache", {{"keep", ThoughtCache::keep},
@@ -22,6 +24,35 @@ ThoughtParams read_thoughts(DictReader d) {
     out.opens.push_back(ids_from_python(marks, d.path("opens")));
   }
   out.closes = ids_from_python(d.value("closes"), d.path("closes"));
+  d.finish();
+  return out;
+}
+
+ThinkingParams read_thinking(DictReader d) {
+  ThinkingParams out;
+  if (d.has("budget")) out.budget = d.integer("budget");
+  if (d.has("landing")) out.landing = d.integer("landing");
+  if (d.has("landing_bias")) out.landing_bias = static_cast<float>(d.real("landing_bias"));
+  if (d.has("margin")) out.margin = static_cast<float>(d.real("margin"));
+  if (d.has("least")) out.least = d.integer("least");
+  if (d.has("loop")) out.loop = d.integer("loop");
+  if (d.has("message")) out.message = ids_from_python(d.value("message"), d.path("message"));
+  out.close = static_cast<std::int32_t>(d.integer("close", 0, kMostIds));
+  if (d.has("header")) out.header = ids_from_python(d.value("header"), d.path("header"));
+  if (d.has("answer")) out.answer = ids_from_python(d.value("answer"), d.path("answer"));
+  for (const auto& opening : d.list("openings")) {
+    const std::string path = d.path("openings");
+    std::vector<std::int32_t> ids = ids_from_python(opening, path);
+    if (ids.empty()) DictReader::fail(path, "no id", "at least one");
+    const std::int32_t last = ids.back();
+    ids.pop_back();
+    out.openings.push_back({std::move(ids), last});
+  }
+  const py::object classes = d.value("classes");
+  if (!py::isinstance<TokenClasses>(classes)) {
+    DictReader::fail(d.path("classes"), shown(classes), "TokenClasses");
+  }
+  out.classes = classes.cast<std::shared_ptr<TokenClasses>>();
   d.finish();
   return out;
 }
@@ -113,6 +144,8 @@ RequestParams params_from_python(const py::dict& params, std::int64_t hidden) {
   if (d.has("retain")) out.retain = d.boolean("retain");
   if (d.has("adapter")) out.adapter = d.integer("adapter");
   if (d.has("thoughts")) out.thoughts = read_thoughts(d.dict("thoughts"));
+  if (d.has("thinking")) out.thinking = read_thinking(d.dict("thinking"));
+  if (d.has("max_answer_tokens")) out.max_answer_tokens = d.integer("max_answer_tokens");
   if (d.has("constraint")) out.constraint = constraint_from_python(d.value("constraint"));
   if (d.has("given")) out.given = given_from_python(d.list("given"), hidden);
   d.finish();

@@ -97,6 +97,7 @@ py::tuple event_tuple(const FinishedEvent& event) {
       py::arg("prompt_tokens") = s.prompt_tokens, py::arg("cached_tokens") = s.cached_tokens,
       py::arg("completion_tokens") = s.completion_tokens, py::arg("preemptions") = s.preemptions,
       py::arg("thought_tokens") = s.thought_tokens, py::arg("thought_bytes") = s.thought_bytes,
+      py::arg("thought_stop") = std::string(to_string(s.thought_stop)),
       py::arg("demoted_pages") = s.demoted_pages, py::arg("evictions") = s.evictions,
       py::arg("evicted_tokens") = s.evicted_tokens, py::arg("freed_bytes") = s.freed_bytes,
       py::arg("queue_s") = s.queue_s, py::arg("prefill_s") = s.prefill_s,
@@ -269,10 +270,11 @@ py::tuple sample_row(const py::array_t<float, py::array::c_style>& row, std::uin
        allowed.is_none() ? std::vector<std::int32_t>{} : checked(allowed, "allowed")) {
     bits[id / 64] |= std::uint64_t{1} << (id % 64);
   }
+  const auto never = checked(blocked, "blocked");
   SamplerScratch scratch;
   const FloatEnv environment;
   const SampledToken out =
-      sampler.sample(row.data(), position, bits, checked(blocked, "blocked"), scratch);
+      sampler.sample(row.data(), position, {.allowed = bits, .blocked = never}, scratch);
   return py::make_tuple(out.token, out.logprob, top_list(out.top));
 }
 
@@ -346,6 +348,13 @@ void register_transfers(py::class_<PyEngine>& engine) {
 
 void register_engine(py::module_& m) {
   using unlocked = py::call_guard<py::gil_scoped_release>;
+  py::class_<TokenClasses, std::shared_ptr<TokenClasses>>(m, "TokenClasses")
+      .def(py::init([](const py::bytes& of) {
+             const std::string_view bytes(of);
+             return std::make_shared<TokenClasses>(
+                 std::vector<std::uint8_t>(bytes.begin(), bytes.end()));
+           }),
+           py::arg("of"), "A byte for each token of a vocabulary: csrc/decode/thinking.h.");
   py::class_<PyEngine> engine(
       m, "Engine",
       "The engine of one model. Thread-safe, but run_until is for one thread at a time.\n"

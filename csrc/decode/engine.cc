@@ -22,6 +22,11 @@ void check_positive(const char* field, std::int64_t value) {
 void check_request(const RequestParams& params, std::int64_t vocab) {
   check_sampling_params(params.sampling, vocab);
   check_thoughts(params.thoughts, vocab);
+  check_thinking(params.thinking, params.thoughts, vocab);
+  if (params.max_answer_tokens && *params.max_answer_tokens < 1) {
+    throw InvalidRequest("max_answer_tokens: got " + std::to_string(*params.max_answer_tokens) +
+                         ", allowed is an integer >= 1");
+  }
   for (const std::int32_t id : params.stop_ids) {
     if (id < 0 || id >= vocab) {
       throw InvalidRequest("stop_ids: got " + std::to_string(id) +

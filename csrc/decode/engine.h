@@ -17,6 +17,7 @@
 #include "decode/constraint.h"
 #include "decode/sampler.h"
 #include "decode/stop.h"
+#include "decode/thinking.h"
 #include "decode/thoughts.h"
 #include "model/adapter.h"
 #include "model/attention_weights.h"
@@ -53,6 +54,9 @@ struct RequestParams {
   bool retain = false;               // keep the pages after the end, until release()
   std::optional<AdapterId> adapter;  // none: the model alone
   ThoughtParams thoughts;
+  ThinkingParams thinking;
+  // >= 0; tokens outside thoughts; none: as max_new_tokens leaves them.
+  std::optional<std::int64_t> max_answer_tokens;
   // Rows that stand in the prompt in place of looked-up embeddings; their tokens are negative.
   // Those that are null are asked for when they are needed: keys and values may be known already.
   std::vector<GivenRows> given;
@@ -73,8 +77,9 @@ using RequestId = std::int64_t;
 struct RequestStats {
   std::int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
   std::int64_t preemptions = 0;
-  std::int64_t thought_tokens = 0;  // of the completion, inside thoughts
-  std::int64_t thought_bytes = 0;   // of whole pages inside its thoughts, at its end
+  std::int64_t thought_tokens = 0;               // of the completion, inside thoughts
+  ThoughtStop thought_stop = ThoughtStop::none;  // of the last that ended, where they are watched
+  std::int64_t thought_bytes = 0;                // of whole pages inside its thoughts, at its end
   // What became of thoughts, in layers without a window; the prompt's are demoted too.
   std::int64_t demoted_pages = 0, evictions = 0, evicted_tokens = 0, freed_bytes = 0;
   double queue_s = 0;        // submit to admission

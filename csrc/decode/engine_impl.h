@@ -155,6 +155,7 @@ struct Engine::Impl {
                   Clock::time_point now);
   void collect_jobs(std::size_t first, std::size_t count);
   void constrain_jobs();
+  SampledToken choose(Entry& entry, const Job& job, SamplerScratch& memory) const;
   void run_jobs();
   bool keeps_prefixes(const Entry& entry) const;
   void remember(Entry& entry);

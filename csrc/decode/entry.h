@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -64,6 +65,13 @@ struct Entry {
     return wants_rows() ? params.logits_from : size() - 1;
   }
 
+  // Tokens that the completion may still have outside thoughts.
+  std::int64_t answer_left() const {
+    if (!params.max_answer_tokens) return std::numeric_limits<std::int64_t>::max();
+    const std::int64_t thought = thoughts.count(stats.prompt_tokens, size());
+    return *params.max_answer_tokens - (stats.completion_tokens - thought);
+  }
+
   PrefixKey prefix_key() const { return {params.adapter.value_or(-1), short_rope}; }
   void mark(std::int64_t length) {
     if (std::ranges::find(marks, length) == marks.end()) marks.push_back(length);
@@ -89,6 +97,7 @@ struct Entry {
   StopRules stop;
   std::int64_t constrained = 0;  // tokens of the completion that the constraint knows
   ThoughtTracker thoughts;
+  ThinkingControl thinking;
   // thought_pages.cc: of thoughts that have ended, the slots first .. second - 1 of `kv`; and of
   // the one whose rows were evicted last, its index and its first slot.
   std::vector<std::pair<std::int64_t, std::int64_t>> thought_slots;

@@ -89,18 +89,20 @@ void weigh(const float* logits, const std::int32_t* ids, std::int64_t count, flo
   for (std::int64_t i = 0; i < count; ++i) e[i] = z[i] > kZeroWeight ? e[i] : 0.0f;
 }
 
-// Copies the values whose bits are set in both (no words: all are); the others become -inf. Most
+// Copies the values whose bits are set in all (no words: all are); the others become -inf. Most
 // words of a grammar's bitmap are all zeros or nearly all ones, so the rarer bits of a word are
 // walked.
 void copy_allowed(const float* values, std::int64_t n, std::span<const std::uint64_t> bits,
-                  std::span<const std::uint64_t> more_bits, float* out) {
+                  const Choice& choice, float* out) {
   const auto word = [](std::span<const std::uint64_t> of, std::int64_t at) {
     return of.empty() ? ~std::uint64_t{0} : of[static_cast<std::size_t>(at)];
   };
   for (std::int64_t first = 0; first < n; first += 64) {
     const std::int64_t count = std::min<std::int64_t>(64, n - first);
     const std::uint64_t within = ~std::uint64_t{0} >> (64 - count);
-    const std::uint64_t set = word(bits, first / 64) & word(more_bits, first / 64) & within;
+    const std::int64_t at = first / 64;
+    const std::uint64_t set =
+        word(bits, at) & word(choice.allowed, at) & word(choice.also, at) & within;
     const float* from = values + first;
     float* to = out + first;
     if (std::popcount(set) <= 32) {
@@ -194,12 +196,13 @@ void Sampler::add_completion(std::int32_t token) {
   ++completion_count_[token];
 }
 
-void Sampler::process(const float* row, std::span<const std::uint64_t> allowed,
-                      std::span<const std::int32_t> blocked, std::vector<float>& out) const {
+void Sampler::process(const float* row, const Choice& choice, std::vector<float>& out) const {
   out.resize(static_cast<std::size_t>(vocab_));
-  copy_allowed(row, vocab_, allowed_, allowed, out.data());
-  for (const std::int32_t id : blocked) out[id] = kMinusInfinity;
+  copy_allowed(row, vocab_, allowed_, choice, out.data());
+  for (const std::int32_t id : choice.blocked) out[id] = kMinusInfinity;
+  if (choice.barred >= 0) out[choice.barred] = kMinusInfinity;
   for (const auto& [id, bias] : params_.logit_bias) out[id] += bias;
+  if (choice.raised >= 0) out[choice.raised] += choice.by;
   for (const std::int32_t id : seen_ids_) {
     float value = out[id];
     value = value > 0 ? value / params_.repetition_penalty : value * params_.repetition_penalty;
@@ -254,15 +257,35 @@ std::int32_t Sampler::draw(const float* logits, float max, std::uint64_t positio
   return order[static_cast<std::size_t>(last)];  // rounding may leave the sum at the target's foot
 }
 
-SampledToken Sampler::sample(const float* row, std::uint64_t position,
-                             std::span<const std::uint64_t> allowed,
-                             std::span<const std::int32_t> blocked, SamplerScratch& scratch) const {
+void Sampler::report(const float* row, SampledToken& token, SamplerScratch& scratch) const {
+  if (params_.logprobs == 0) return;
+  const double normalizer = log_normalizer(row, vocab_, row_max(span_of(row, vocab_)), scratch);
+  const auto logprob = [&](std::int32_t id) { return static_cast<float>(row[id] - normalizer); };
+  token.logprob = logprob(token.token);
+  Candidates best(row, vocab_, scratch.order);
+  const auto ids = best.largest(params_.logprobs);
+  for (std::int64_t i = 0; i < params_.logprobs; ++i) {
+    token.top.push_back({ids[i], logprob(ids[i])});
+  }
+}
+
+SampledToken Sampler::forced(const float* row, std::int32_t token, SamplerScratch& scratch) const {
   check_finite(row, vocab_);
-  const bool unchanged = allowed_.empty() && allowed.empty() && blocked.empty() &&
+  SampledToken out;
+  out.token = token;
+  report(row, out, scratch);
+  return out;
+}
+
+SampledToken Sampler::sample(const float* row, std::uint64_t position, const Choice& choice,
+                             SamplerScratch& scratch) const {
+  check_finite(row, vocab_);
+  const bool unchanged = allowed_.empty() && choice.allowed.empty() && choice.also.empty() &&
+                         choice.blocked.empty() && choice.barred < 0 && choice.raised < 0 &&
                          params_.logit_bias.empty() && seen_ids_.empty();
   const float* logits = row;
   if (!unchanged) {
-    process(row, allowed, blocked, scratch.logits);
+    process(row, choice, scratch.logits);
     logits = scratch.logits.data();
   }
   const float max = row_max(span_of(logits, vocab_));
@@ -274,15 +297,7 @@ SampledToken Sampler::sample(const float* row, std::uint64_t position,
   SampledToken out;
   out.token = params_.temperature == 0 ? first_equal(logits, vocab_, max)
                                        : draw(logits, max, position, scratch);
-  if (params_.logprobs > 0) {
-    const double normalizer = log_normalizer(row, vocab_, row_max(span_of(row, vocab_)), scratch);
-    const auto logprob = [&](std::int32_t id) { return static_cast<float>(row[id] - normalizer); };
-    out.logprob = logprob(out.token);
-    Candidates best(row, vocab_, scratch.order);
-    const auto ids = best.largest(params_.logprobs);
-    for (std::int64_t i = 0; i < params_.logprobs; ++i)
-      out.top.push_back({ids[i], logprob(ids[i])});
-  }
+  report(row, out, scratch);
   return out;
 }
 

@@ -7,9 +7,10 @@
 //   1. log-probabilities for the caller: log-softmax of the row as the model gave it, before all
 //   that
 //      follows (what vLLM and llama.cpp report)
-//   2. allowed ids, those that a constraint allows (decode/constraint.h), and ids blocked until
-//      min_new_tokens: what is not in all of them becomes -inf
-//   3. logit bias, added
+//   2. allowed ids, those that a constraint allows (decode/constraint.h), those that a thought may
+//      have (decode/thinking.h), and ids blocked until min_new_tokens: what is not in all of them
+//      becomes -inf
+//   3. logit bias, added, and what the end of a thought is raised by
 //   4. repetition penalty r over prompt and completion: l > 0 ? l / r : l * r     (Keskar et al.
 //   2019)
 //   5. presence and frequency penalty over the completion alone: l - (presence + frequency * count)
@@ -70,6 +71,16 @@ struct SampledToken {
   std::vector<TokenLogprob> top;  // most likely first, ties by id
 };
 
+// What may be chosen of one row, beside the parameters.
+struct Choice {
+  std::span<const std::uint64_t> allowed{};  // a bit for each id that can be; empty: all
+  std::span<const std::uint64_t> also{};     // more such bits
+  std::span<const std::int32_t> blocked{};   // ids that cannot be
+  std::int32_t barred = -1;                  // one more
+  std::int32_t raised = -1;                  // to this logit `by` is added
+  float by = 0.0f;
+};
+
 // Memory a worker reuses between rows.
 struct SamplerScratch {
   std::vector<float> logits;        // [vocab] the row after steps 2 to 5
@@ -90,19 +101,19 @@ class Sampler {
   void add_prompt(std::span<const std::int32_t> tokens);
   void add_completion(std::int32_t token);
 
-  // The token at absolute position `position` (prompt tokens count). `row` is [vocab]. `allowed`:
-  // a bit for each id that can be chosen, empty for all. `blocked` ids cannot. Does not change the
-  // sampler. Throws BadLogits. Expects FloatEnv's environment.
-  SampledToken sample(const float* row, std::uint64_t position,
-                      std::span<const std::uint64_t> allowed, std::span<const std::int32_t> blocked,
+  // The token at absolute position `position` (prompt tokens count). `row` is [vocab]. Does not
+  // change the sampler. Throws BadLogits. Expects FloatEnv's environment.
+  SampledToken sample(const float* row, std::uint64_t position, const Choice& choice,
                       SamplerScratch& scratch) const;
+  // A token that is known, with what sample() reports beside one.
+  SampledToken forced(const float* row, std::int32_t token, SamplerScratch& scratch) const;
 
  private:
   bool has_penalties() const;
   void mark_seen(std::int32_t token);
   // Steps 2 to 5 into `out`.
-  void process(const float* row, std::span<const std::uint64_t> allowed,
-               std::span<const std::int32_t> blocked, std::vector<float>& out) const;
+  void process(const float* row, const Choice& choice, std::vector<float>& out) const;
+  void report(const float* row, SampledToken& token, SamplerScratch& scratch) const;
   std::int32_t draw(const float* logits, float max, std::uint64_t position,
                     SamplerScratch& scratch) const;
 

@@ -234,18 +234,32 @@ void Engine::Impl::constrain_jobs() {
   }
 }
 
+// The next token of a sequence: by the rule for its thoughts, where that says it, else sampled.
+SampledToken Engine::Impl::choose(Entry& entry, const Job& job, SamplerScratch& memory) const {
+  Choice choice{.allowed = job.allowed,
+                .blocked = entry.stop.blocked(entry.stats.completion_tokens)};
+  const ThinkingParams& thinking = entry.params.thinking;
+  if (thinking.watches()) {
+    const ThinkingControl::Rule rule = entry.thinking.next(thinking, entry.thoughts, entry.tokens,
+                                                           entry.stats.prompt_tokens, job.row);
+    if (rule.forced >= 0) return entry.sampler.forced(job.row, rule.forced, memory);
+    if (rule.whole) choice.also = thinking.classes->whole;
+    choice.barred = rule.barred;
+    choice.raised = rule.raised;
+    choice.by = rule.by;
+  }
+  return entry.sampler.sample(job.row, static_cast<std::uint64_t>(entry.size()), choice, memory);
+}
+
 void Engine::Impl::run_jobs() {
   const auto run_job = [this](std::int64_t item, int worker) {
     Job& job = jobs[item];
-    const Entry& entry = *job.entry;
     if (job.ends || !job.error.empty()) return;
     try {
       if (job.known >= 0) {
         job.token.logprob = token_logprob(job.row, vocab, job.known, scratch[worker]);
       } else {
-        job.token = entry.sampler.sample(
-            job.row, static_cast<std::uint64_t>(entry.size()), job.allowed,
-            entry.stop.blocked(entry.stats.completion_tokens), scratch[worker]);
+        job.token = choose(*job.entry, job, scratch[worker]);
       }
     } catch (const BadLogits& error) {
       job.kind = ErrorKind::bad_logits;
@@ -273,10 +287,15 @@ void Engine::Impl::book_sampled(Entry& entry, SampledToken sampled, Clock::time_
   entry.tokens.push_back(token);
   entry.sampler.add_completion(token);
   entry.thoughts.see(entry.params.thoughts, entry.tokens);
+  if (entry.params.thinking.watches()) {
+    entry.thinking.took(entry.params.thinking, entry.thoughts, entry.tokens);
+    entry.stats.thought_stop = entry.thinking.stop();
+  }
   entry.unreported.push_back(std::move(sampled));
   ++entry.stats.completion_tokens;
-  FinishReason reason;
-  if (!entry.stop.ends(token, entry.stats.completion_tokens, &reason)) return;
+  FinishReason reason = FinishReason::length;
+  const bool ends = entry.stop.ends(token, entry.stats.completion_tokens, &reason);
+  if (!ends && entry.answer_left() > 0) return;
   if (widest_window > 0) remember_end(entry);
   finish(entry, reason);
 }

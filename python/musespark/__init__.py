@@ -39,6 +39,7 @@ _DEFINED_IN = {
     ),
     "vision.embedding": ("ImageEmbedding",),
     "vision.loop": ("Looked",),
+    "thinking": ("ThinkingPolicy",),
     "vision.trace": ("VisualTrace",),
     "tools": ("Tool", "ToolRun", "ToolUse"),
     "errors": (

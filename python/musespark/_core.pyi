@@ -123,6 +123,9 @@ class VisionTower:
         stopped: Callable[[], bool] | None = None,
     ) -> list[NDArray[np.float32]] | None: ...
 
+class TokenClasses:
+    def __init__(self, of: bytes) -> None: ...
+
 class Engine:
     def __init__(
         self,

@@ -34,6 +34,7 @@ from musespark.sizes import MAX_BATCH, PREFILL_CHUNK, spec_dict
 
 __all__ = ["Engine", "Event", "Finished", "Handle", "LogitsRows", "Request", "Result", "Tokens"]
 
+TokenClasses = _core.TokenClasses
 ARITHMETIC_VERSION: int = _core.arithmetic_version
 
 

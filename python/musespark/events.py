@@ -45,6 +45,8 @@ class Request:
     ``adapter``: an id from :meth:`musespark.engine.Engine.add_adapter`.
     ``thoughts``: how they are marked and what becomes of them, see
     :func:`musespark.thought_cache.request_thoughts`.
+    ``thinking``: how long it thinks, see :meth:`musespark.thinking.request.Thoughts.asked`;
+    ``max_answer_tokens``: tokens outside thoughts.
     ``constraint``: what may be written, as csrc/bindings/constraint_from_python.h says; of this
     request alone.
     ``given``: rows in place of embeddings, by position; the tokens there are negative.
@@ -74,6 +76,8 @@ class Request:
     retain: bool = False
     adapter: int | None = None
     thoughts: Mapping[str, Any] | None = None
+    thinking: Mapping[str, Any] | None = None
+    max_answer_tokens: int | None = None
     given: Sequence[GivenRows] = ()
     constraint: Callable[[list[int]], bytes | None] | None = None
 

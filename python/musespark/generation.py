@@ -185,7 +185,10 @@ class ChatCollector:
         if reason == "stop" and turn.tool_calls:
             reason = "tool_calls"
         content, images = "".join(self._content), self._images()
-        fields = self._tokens.fields(event.stats, turn.reasoning_tokens)
+        thought = turn.reasoning_tokens
+        if self._thought_cache is not None:  # without the markers
+            thought = min(thought, event.stats["thought_tokens"])
+        fields = self._tokens.fields(event.stats, thought)
         if images is not None:
             fields["usage"] = replace(fields["usage"], image_tokens=images.tokens)
         result = ChatResult(
@@ -196,7 +199,7 @@ class ChatCollector:
             tool_calls=tuple(call.to_openai() for call in turn.tool_calls),
             malformed_tool_calls=tuple(turn.malformed_tool_calls),
             protocol_errors=tuple(turn.protocol_errors),
-            thinking_stop_reason=self._thinking(reason),
+            thinking_stop_reason=self._thinking(reason, event.stats["thought_stop"]),
             thought_cache=self._thoughts(event.stats),
             images=images,
             parsed=parsed_json(content) if self._json and reason == "stop" else None,
@@ -217,11 +220,13 @@ class ChatCollector:
             evicted_tokens=stats["evicted_tokens"],
         )
 
-    def _thinking(self, reason: str) -> str:
+    def _thinking(self, reason: str, stop: str) -> str:
         turn = self._parser.turn
         if turn.open_kind == THOUGHT and not self.stopped:
-            return reason if reason in ("length", "cancelled", "deadline") else "end"
-        return "end" if turn.reasoning_tokens else "none"
+            return reason if reason in ("length", "cancelled", "deadline") else "natural"
+        if stop in ("none", "natural"):  # of those that are not watched it is not known
+            return "natural" if turn.reasoning_tokens else "none"
+        return stop
 
     def _take(self, events: Sequence[Any]) -> list[Delta]:
         deltas: list[Delta] = []

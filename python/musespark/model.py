@@ -200,21 +200,22 @@ class Model:
         """Answers a conversation: OpenAI-shaped messages, or a str for one user turn.
 
         ``tools``: OpenAI-shaped function descriptions the model may call. ``reasoning_effort``:
-        low, medium, high or xhigh. ``mode``: auto (the model decides), instant (no thought) or
-        thinking (a thought first); a contradiction raises. What the model's template does not use
-        raises InvalidRequest: nothing is ignored. The other options are those of :meth:`generate`;
-        ``stop`` looks at the answer only, and a ``json_schema``, ``regex`` or ``grammar`` is the
-        answer's: thoughts before it are free. ``continue_final_message``: the last message is the
-        beginning of the answer, which the model goes on with; the result has what it adds.
-        ``thought_cache``: ``keep``, ``demote`` or ``drop`` the keys and values of a thought that
-        has ended; ``thought_cache_tokens``: how much of one under way is remembered. What they do
-        is said in :class:`musespark.ThoughtCache`, which the result has.
-        ``stream=True``: an iterator of :class:`Delta` with channels ``reasoning``, ``content``,
-        ``tool``; its ``.result`` is the ChatResult.
+        none, minimal, low, medium, high or xhigh, by the template or, where it knows none, by a
+        budget. ``thinking_token_budget``: thought tokens at most; before it ends the model is led
+        to an end, then ``thinking_closing_message`` is written; ``max_new_tokens`` counts the
+        answer apart. ``thinking_policy``: a :class:`musespark.ThinkingPolicy`, ``auto`` (loops are
+        ended) or ``off``. ``mode``: auto (the model decides), instant (no thought) or thinking (a
+        thought first). What the model's template does not use raises. Others: as of
+        :meth:`generate`; ``stop``, ``json_schema``, ``regex`` and ``grammar`` are the answer's.
+        ``continue_final_message``: the last message is the beginning of the answer, which the model
+        goes on with; the result has what it adds. ``thought_cache``, ``thought_cache_tokens``: what
+        becomes of thoughts' keys and values: :class:`musespark.ThoughtCache`. ``stream=True``: an
+        iterator of :class:`Delta` of the channels ``reasoning``, ``content`` and ``tool``; its
+        ``.result`` is the ChatResult.
         """
         check_stream(stream)
-        given = {"tools": tools, "reasoning_effort": reasoning_effort, "mode": mode, **options}
-        given["continue_final_message"] = continue_final_message
+        given = {"tools": tools, "reasoning_effort": reasoning_effort, "mode": mode}
+        given |= {"continue_final_message": continue_final_message, **options}
         out = Stream(*self._submit(*self._chat_request(messages, given)))
         return out if stream else out.drain()
 

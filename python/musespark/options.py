@@ -14,10 +14,6 @@ from typing import Any
 from musespark.errors import CorruptFile, InvalidRequest
 
 _ALIASES = {"max_tokens": "max_new_tokens"}
-# Public names that later versions fill; refused by name until they work.
-_LATER = {
-    "thinking_token_budget": "thought budgets",
-}
 # Fields of transformers' generation_config.json that have no part here, with what turns them off.
 _NOT_APPLIED: dict[str, Any] = {
     "num_beams": 1,
@@ -165,8 +161,6 @@ def _check(name: str, value: Any, vocab: int) -> Any:
 
 def unknown_argument(name: str, known: Sequence[str]) -> InvalidRequest:
     """The error for a keyword nobody knows, with the nearest name."""
-    if name in _LATER:
-        return InvalidRequest(f"{name}: {_LATER[name]} are not part of this version")
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return InvalidRequest(f"unknown argument {name!r}{hint}")

@@ -126,6 +126,11 @@ def chat_ids(
     return ids
 
 
+def writes_effort(template: ChatTemplate) -> bool:
+    """Whether a template reads an effort."""
+    return any(name in template.variables for name in _EFFORT_VARIABLES)
+
+
 def _check_mode(mode: Any, effort: Any) -> None:
     if mode == "contemplating":
         raise InvalidRequest("mode: 'contemplating' is not part of this version")

@@ -26,7 +26,10 @@ from musespark.text import ChatTemplate, Tokenizer, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
 from musespark.text.protocols import Protocol
-from musespark.thought_cache import THOUGHT_OPTIONS, request_thoughts
+from musespark.thinking.effort import by_effort
+from musespark.thinking.policy import THINKING_OPTIONS, checked_thinking
+from musespark.thinking.request import Thoughts, with_budget
+from musespark.thought_cache import THOUGHT_OPTIONS, request_thoughts, thought_marks
 from musespark.tracing import tracer
 from musespark.turn_start import Constraint, turn_start
 
@@ -57,6 +60,7 @@ class Requests:
         self.protocol: Protocol = detect_protocol(tokenizer, None)
         self.stop_ids: frozenset[int] = frozenset()
         self._grammars = Grammars(tokenizer, spec.vocab, ())
+        self._thoughts: Thoughts | None = None
 
     @property
     def template(self) -> ChatTemplate | None:
@@ -75,6 +79,14 @@ class Requests:
         self.stop_ids = prompts.stop_ids(self.tokenizer, given, protocol, self._spec.vocab)
         self._template, self.protocol = given, protocol
         self._grammars = Grammars(self.tokenizer, self._spec.vocab, self.stop_ids)
+
+    @property
+    def thoughts(self) -> Thoughts:
+        """How the protocol's thoughts are marked and watched."""
+        if self._thoughts is None or self._thoughts.protocol is not self.protocol:
+            marks = thought_marks(self.protocol, self.tokenizer)
+            self._thoughts = Thoughts(self.protocol, self.tokenizer, marks, self._spec.vocab)
+        return self._thoughts
 
     def ids(self, prompt: str | Sequence[int], name: str, *, most: int | None = None) -> np.ndarray:
         """int32 [n], at least one: a text's (the tokenizer adds what it adds around one), or the
@@ -118,11 +130,16 @@ class Requests:
     ) -> tuple[Request, ChatCollector]:
         """Of :meth:`musespark.Model.chat`."""
         chat = {name: given[name] for name in CHAT_OPTIONS if name in given}
-        apart = {*chat, *THOUGHT_OPTIONS, *GRAMMAR_OPTIONS, "adapter"}
+        apart = {*chat, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS, "adapter"}
         rest = {name: value for name, value in given.items() if name not in apart}
-        known = (*CHAT_OPTIONS, *THOUGHT_OPTIONS, *GRAMMAR_OPTIONS, "stream", "adapter")
+        named = (*CHAT_OPTIONS, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS)
+        known = (*named, "stream", "adapter")
         options = resolve(rest, self.defaults, self._spec.vocab, also_known=known)
         grammar = _chat_grammar(given)
+        template, marked = self._template, self.thoughts.marks is not None
+        written = template is not None and prompts.writes_effort(template)
+        thinking = checked_thinking(given)
+        chat, thinking = by_effort(chat, thinking, written=written, marked=marked)
         adapter, limit = self._adapters.id_of(given.get("adapter")), self._info.context
         messages, sources = without_images(messages)
         images = PromptImages(self.eyes, sources, self.blind)
@@ -138,12 +155,18 @@ class Requests:
         )
         constraint = grammar and self._constraint(grammar, ids, chat.get("mode"))
         ids, rows = images.placed(ids, self.tokenizer, self._spec.hidden)
-        options = within(options, rest, limit - len(ids))
+        room = limit - len(ids)
+        options = within(options, rest, room)
         options = _without_least(options, rest, grammar)
+        options, budget, answer = with_budget(options, thinking.budget, room)
         formats = self._info.kv_formats
         thoughts = request_thoughts(given, self.protocol, self.tokenizer, self._spec, formats)
         more = {"retain": retain, "adapter": adapter, "thoughts": thoughts, "given": rows}
         more["constraint"] = constraint
+        more["thinking"] = self.thoughts.asked(
+            replace(thinking, budget=budget), tools=bool(chat.get("tools"))
+        )
+        more["max_answer_tokens"] = answer
         request = self._request(np.asarray(ids, np.int32), options, **more)
         policy = thoughts and thoughts["cache"]
         continued = chat.get("continue_final_message", False)

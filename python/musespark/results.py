@@ -179,9 +179,10 @@ class ChatResult(Completion):
     ``reasoning`` is the thought text (channels joined by a blank line), ``tool_calls`` are
     OpenAI-shaped dicts, ``malformed_tool_calls`` raw texts of calls that could not be parsed,
     ``protocol_errors`` what else has no place in the model's protocol: (reason, raw text).
-    ``thinking_stop_reason``: ``end`` (the model closed its thought), ``length``, ``cancelled``,
-    ``deadline`` (cut inside the thought) or ``none`` (it did not think). ``thought_cache``: what
-    became of the thoughts' keys and values; None where the model's thoughts are not marked.
+    ``thinking_stop_reason``, of the last thought: ``natural`` (the model closed it), ``budget``,
+    ``confident``, ``loop`` (closed for it: :class:`musespark.ThinkingPolicy`), ``length``,
+    ``cancelled``, ``deadline`` (cut inside it) or ``none`` (it did not think). ``thought_cache``:
+    what became of the thoughts' keys and values; None where the model's are not marked.
     ``images``: what was done for the prompt's images; None where it has none. ``trace``: a
     :class:`musespark.VisualTrace` of what was said of them, which holds their pixels; None where
     there are none, or where one was given as an embedding.

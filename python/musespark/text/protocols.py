@@ -66,6 +66,8 @@ class Protocol:
     ``ends``: markers that end a turn besides those of the tokenizer's configuration. ``bare``: the
     forms in which an answer without tags may be calls, where the request offers tools (``json``,
     ``list``, ``fence``). ``call_ids``: how ids of calls are written; some templates want 9 letters.
+    ``closing``: the words that close a thought which is cut (of Qwen3, arXiv:2505.09388, section
+    4.6, where the family has none of its own).
     """
 
     name: str
@@ -77,6 +79,10 @@ class Protocol:
     ends: tuple[str, ...] = ()
     bare: tuple[str, ...] = ()
     call_ids: str = "call_{}"
+    closing: str = (
+        "\n\nConsidering the limited time by the user, I have to give the solution based on the "
+        "thinking directly now.\n"
+    )
 
     @property
     def markers(self) -> frozenset[str]:
@@ -103,6 +109,7 @@ MUSE = Protocol(
         open_answer=((" to=user", False), ("<|message|>", True)),
     ),
     ends=("<|eot|>",),
+    closing="\nTime is up. I answer with the best I have.",
 )
 HARMONY = Protocol(
     "harmony",

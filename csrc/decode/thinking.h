@@ -1,0 +1,138 @@
+// How long a sequence thinks: a budget with a soft landing, and what ends a thought before it. What
+// is done depends on the tokens so far and on the row of logits alone: not on time, not on other
+// sequences.
+//
+// Thought tokens of the completion, those of all its thoughts together, the closing message counted
+// (m tokens; none where it does not fit):
+//
+//   0            budget - m - landing         budget - m - landing / 2        budget - m   budget
+//   |  as it likes  |  the marker that ends a    |  and the first sentence       |  message   |
+//   |               |  thought is raised, more   |  that ends is the last:       |            |
+//   |               |  with each token           |  message and marker follow    |  marker follows
+//
+// After the budget no other thought begins: where a turn's header does, the answer's is written.
+// Characters are never cut: whatever is left of the
+// budget suffices to end one that has begun.
+//
+// Sources: soft landing by a raised end marker and a message, github.com/ggml-org/llama.cpp
+// (--reasoning-budget-message) and the Qwen3 report (arXiv:2505.09388, 4.6); margin: ThinkBrake
+// (arXiv:2510.00546).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "decode/sampler.h"
+#include "decode/thoughts.h"
+
+namespace musespark {
+
+// What of a vocabulary matters here. One for all requests of a model.
+//
+//   bit  7 6 5 4   3         2              1 0
+//        unused    sentence  continuation   count
+//
+// count: bytes that the token's last character still needs (0 to 3); with `continuation` the token
+// has none but continuation bytes, so many of them. sentence: a sentence may end with it.
+struct TokenClasses {
+  static constexpr std::uint8_t kCount = 3, kContinuation = 4, kSentence = 8;
+  explicit TokenClasses(std::vector<std::uint8_t> of_tokens);
+
+  std::vector<std::uint8_t> of;      // [vocab]
+  std::vector<std::uint64_t> whole;  // a bit for each token that leaves no character unfinished
+};
+
+// An id that may not follow these: what would begin a thought.
+struct ThoughtOpening {
+  std::vector<std::int32_t> after;
+  std::int32_t id;
+};
+
+enum class ThoughtStop : std::uint32_t {
+  none,       // no thought has ended
+  natural,    // the model ended it
+  budget,     // the budget, or the model in its landing
+  confident,  // the margin
+  loop,       // it repeated itself
+};
+std::string_view to_string(ThoughtStop stop);
+
+struct ThinkingParams {
+  std::optional<std::int64_t> budget;  // thought tokens, >= 0; none: no limit
+  std::int64_t landing = 0;            // >= 0
+  float landing_bias = 0.0f;           // what the end's logit is raised by at the landing's end
+  // A thought ends after a sentence where the end's logit is at most this below the largest; none:
+  // off. In nats.
+  std::optional<float> margin;
+  std::int64_t least = 0;  // thought tokens before the margin counts
+  // A thought ends when so many of its tokens in a row repeat what stood before them, and a period
+  // of theirs more than thrice; 0: off.
+  std::int64_t loop = 0;
+  std::vector<std::int32_t> message;  // written before the marker where the model did not end it
+  std::int32_t close = -1;            // the marker
+  std::vector<ThoughtOpening> openings;
+  // Where no thought may begin any more: after these the answer's header is written. Empty: it is
+  // left to the model.
+  std::vector<std::int32_t> header, answer;
+  std::shared_ptr<const TokenClasses> classes;  // null: nothing is to be watched
+
+  bool watches() const { return classes != nullptr; }
+};
+
+// Throws InvalidRequest naming the field. `thoughts`: of the same request.
+void check_thinking(const ThinkingParams& params, const ThoughtParams& thoughts,
+                    std::int64_t vocab);
+
+// The longest tail of a sequence that repeats what stood before it. Periods up to kPeriods.
+class RepeatFinder {
+ public:
+  static constexpr std::int64_t kPeriods = 128;
+  void restart() { runs_.assign(kPeriods, 0); }
+  // Takes in the last of the tokens since restart().
+  void take(std::span<const std::int32_t> tokens);
+  // Whether at least `tokens` in a row repeat, and each period thrice or more after its first time.
+  bool repeats(std::int64_t tokens) const;
+
+ private:
+  std::vector<std::int32_t> runs_;  // [kPeriods] equal pairs (i, i - period), up to now
+};
+
+// Of one sequence.
+class ThinkingControl {
+ public:
+  // What may be chosen of a row, for the sequence's next token; `tokens` are all of its, the prompt
+  // the first `prompt` of them. Called once for each token. `forced` is that token, or -1.
+  struct Rule {
+    std::int32_t forced = -1;
+    std::int32_t barred = -1;
+    std::int32_t raised = -1;  // this id's logit, by `by`
+    float by = 0.0f;
+    bool whole = false;  // none that leaves a character unfinished
+  };
+  Rule next(const ThinkingParams& params, const ThoughtTracker& thoughts,
+            std::span<const std::int32_t> tokens, std::int64_t prompt, const float* row);
+  // After the token was chosen.
+  void took(const ThinkingParams& params, const ThoughtTracker& thoughts,
+            std::span<const std::int32_t> tokens);
+
+  ThoughtStop stop() const { return stop_; }  // of the last thought that ended
+
+ private:
+  Rule end(const ThinkingParams& params, ThoughtStop why, bool with_message);
+  Rule outside(const ThinkingParams& params, std::span<const std::int32_t> tokens);
+  Rule force(std::vector<std::int32_t> tokens);
+  bool unfinished() const { return needed_ > 0; }
+
+  std::vector<std::int32_t> forced_;  // what is to be written, the next one last
+  ThoughtStop why_ = ThoughtStop::natural;
+  ThoughtStop stop_ = ThoughtStop::none;
+  bool inside_ = false;
+  std::int32_t needed_ = 0;  // bytes of the character under way
+  RepeatFinder repeats_;
+};
+
+}  // namespace musespark

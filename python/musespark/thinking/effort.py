@@ -1,0 +1,44 @@
+"""Effort: by the template where the model knows it, else by a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from musespark.errors import InvalidRequest
+from musespark.options import EFFORTS
+from musespark.thinking.policy import EFFORT_BUDGETS, Thinking
+
+ALL_EFFORTS = ("none", "minimal", *EFFORTS)
+
+
+def by_effort(
+    chat: Mapping[str, Any], thinking: Thinking, *, written: bool, marked: bool
+) -> tuple[dict[str, Any], Thinking]:
+    """Options of the prompt and of decoding for a ``reasoning_effort``.
+
+    ``written``: the template writes one. ``marked``: tokens mark the model's thoughts. ``none`` is
+    the template's lowest without a thought, or mode instant; ``minimal`` the lowest with a budget.
+    The others are the template's, or where it knows none a budget, unless the caller gives one.
+    """
+    effort, chat = chat.get("reasoning_effort"), dict(chat)
+    if effort is None:
+        return chat, thinking
+    if not isinstance(effort, str) or effort not in ALL_EFFORTS:
+        raise InvalidRequest(
+            f"reasoning_effort: got {effort!r:.60}, allowed is one of {list(ALL_EFFORTS)}"
+        )
+    if effort == "none":
+        if chat.get("mode") == "thinking":
+            raise InvalidRequest("mode 'thinking' contradicts reasoning_effort 'none'")
+        if written and marked:
+            return {**chat, "reasoning_effort": "low"}, replace(thinking, budget=0)
+        return {**chat, "reasoning_effort": None, "mode": "instant"}, thinking
+    if written:
+        chat["reasoning_effort"] = "low" if effort == "minimal" else effort
+    elif marked:
+        chat["reasoning_effort"] = None
+    if (not written or effort == "minimal") and marked and thinking.budget is None:
+        thinking = replace(thinking, budget=EFFORT_BUDGETS[effort])
+    return chat, thinking

@@ -1,0 +1,109 @@
+"""What a caller says about thinking, checked."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from musespark.errors import InvalidRequest
+
+POLICIES = ("auto", "off")
+BUDGET = "thinking_token_budget"
+ALIASES = ("thinking_budget", "reasoning_budget", "thinking_budget_tokens")
+THINKING_OPTIONS = (BUDGET, *ALIASES, "thinking_policy", "thinking_closing_message")
+# Thought tokens for an effort that a model's template does not know; None: as it likes.
+EFFORT_BUDGETS = {
+    "minimal": 512,
+    "low": 2048,
+    "medium": 8192,
+    "high": 24576,
+    "xhigh": None,
+}
+_MOST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class ThinkingPolicy:
+    """What ends a thought before its model does.
+
+    ``margin``: at the end of a sentence, where the logit of the marker that ends a thought is at
+    most this below the largest one, in nats (ThinkBrake, arXiv:2510.00546); None: never. 0 is where
+    the marker is the likeliest token anyway. ``least``: thought tokens before that. ``loop``: a
+    thought whose last so many tokens repeat what stood before them, each period more than thrice,
+    is closed; 0: never.
+    """
+
+    margin: float | None = None
+    least: int = 0
+    loop: int = 48
+
+    def __post_init__(self) -> None:
+        if self.margin is not None and not _is_real(self.margin):
+            raise InvalidRequest(
+                f"margin: got {self.margin!r:.60}, allowed is None or a number >= 0"
+            )
+        for name in ("least", "loop"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= _MOST:
+                raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is an integer >= 0")
+
+
+AUTO, OFF = ThinkingPolicy(), ThinkingPolicy(loop=0)
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """Of one request. ``budget`` None: no limit; ``message`` None: the model's own."""
+
+    budget: int | None = None
+    policy: ThinkingPolicy = AUTO
+    message: str | None = None
+
+
+def checked_thinking(given: Mapping[str, Any]) -> Thinking:
+    """The options as given; InvalidRequest naming the one that is wrong, or two that differ."""
+    named = {name: given[name] for name in (BUDGET, *ALIASES) if given.get(name) is not None}
+    budgets = {name: _budget(name, value) for name, value in named.items()}
+    if len({*budgets.values()}) > 1:
+        told = ", ".join(f"{name}={value}" for name, value in budgets.items())
+        raise InvalidRequest(f"{BUDGET}: got {told}; they are names of one option")
+    budget = next(iter(budgets.values()), None)
+    message = given.get("thinking_closing_message")
+    if message is not None and not isinstance(message, str):
+        raise InvalidRequest(
+            f"thinking_closing_message: got {message!r:.60}, allowed is a str or None"
+        )
+    return Thinking(budget, _policy(given.get("thinking_policy")), message)
+
+
+def _budget(name: str, value: Any) -> int:
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if not 0 <= number <= _MOST:
+        raise InvalidRequest(
+            f"{name}: got {value!r:.60}, allowed is None or an integer from 0 to {_MOST}"
+        )
+    return number
+
+
+def _policy(value: Any) -> ThinkingPolicy:
+    if isinstance(value, ThinkingPolicy):
+        return value
+    if value is None or value == "auto":
+        return AUTO
+    if value == "off":
+        return OFF
+    raise InvalidRequest(
+        f"thinking_policy: got {value!r:.60}, allowed is one of {list(POLICIES)} or a "
+        "musespark.ThinkingPolicy"
+    )
+
+
+def _is_real(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0

@@ -1,0 +1,132 @@
+"""From what a caller says about thinking to what the core is told (csrc/decode/thinking.h)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from musespark.engine import TokenClasses
+from musespark.errors import InvalidRequest
+from musespark.options import GenerationOptions
+from musespark.text import Tokenizer
+from musespark.text.channels import THOUGHT
+from musespark.text.protocols import Protocol
+from musespark.thinking.policy import BUDGET, OFF, Thinking
+
+# The share of a budget in which the marker is raised before it, and by how much at its end.
+_LANDING, _LANDING_BIAS = 0.25, 8.0
+
+
+_SENTENCE_ENDS = tuple(".!?…。！？\n")
+_AROUND = " \t\r*_\"'”’»)]}"
+
+
+def token_class(piece: bytes) -> int:
+    """A token's byte of TokenClasses, csrc/decode/thinking.h."""
+    continuation = 0
+    while continuation < len(piece) and piece[continuation] & 0xC0 == 0x80:
+        continuation += 1
+    if continuation and continuation == len(piece):
+        return 4 | min(continuation, 3)
+    text = piece.decode("utf-8", "ignore")
+    ends = "\n" in text or text.rstrip(_AROUND).endswith(_SENTENCE_ENDS)
+    return _needed(piece) | 8 * ends
+
+
+def _needed(piece: bytes) -> int:
+    """Bytes that the last character still needs."""
+    for back in range(1, min(4, len(piece) + 1)):
+        byte = piece[-back]
+        if byte & 0xC0 == 0x80:
+            continue
+        length = 2 if byte >> 5 == 6 else 3 if byte >> 4 == 14 else 4 if byte >> 3 == 30 else 1
+        return max(0, length - back)
+    return 0
+
+
+@dataclass
+class Thoughts:
+    """How a model's thoughts are marked, closed and watched; one for all requests.
+
+    ``marks``: of :func:`musespark.thought_cache.thought_marks`, None where no token marks one.
+    """
+
+    protocol: Protocol
+    tokenizer: Tokenizer
+    marks: Mapping[str, Any] | None
+    vocab: int
+
+    @cached_property
+    def _fixed(self) -> dict[str, Any]:
+        """What no request changes."""
+        known = self.tokenizer.markers
+        headers = self.protocol.headers
+        more: dict[str, Any] = {}
+        if headers:
+            pieces = headers.open_thought
+            close = known[headers.end_channel]
+            # What says that a channel is a thought is the last text before its content: the
+            # header's end is that of any other channel too.
+            while pieces[-1][1]:
+                pieces = pieces[:-1]
+            openings = [self.tokenizer.encode_pieces(pieces)]
+            more["header"] = self.tokenizer.encode_pieces(
+                [(headers.start, True), (headers.role, False)]
+            )
+            more["answer"] = self.tokenizer.encode_pieces(headers.open_answer)
+        else:
+            tag = next(tag for tag in self.protocol.tags if tag.kind == THOUGHT)
+            close = known[tag.close]
+            openings = [[known[tag.open]] for tag in self.protocol.tags if tag.kind == THOUGHT]
+        return {"close": close, "openings": openings, "classes": self._classes, **more}
+
+    @cached_property
+    def _classes(self) -> TokenClasses:
+        pieces = self.tokenizer.all_bytes() or []
+        known = bytes(token_class(piece) for piece in pieces[: self.vocab])
+        return TokenClasses(known + bytes(self.vocab - len(known)))
+
+    def asked(self, thinking: Thinking, *, tools: bool) -> dict[str, Any] | None:
+        """``Request.thinking``; None where thoughts are not marked. InvalidRequest where a budget
+        or a policy could do nothing. ``tools``: the turn may be a call in place of an answer."""
+        if self.marks is None:
+            if thinking.budget is None and thinking == Thinking():
+                return None
+            raise InvalidRequest(
+                f"{BUDGET}: the model's protocol {self.protocol.name!r} marks no thoughts by "
+                "tokens of its own; none can be limited or ended"
+            )
+        if thinking.budget is None and thinking.policy == OFF:
+            return None
+        message = self.protocol.closing if thinking.message is None else thinking.message
+        policy = thinking.policy
+        landing = 0 if thinking.budget is None else int(thinking.budget * _LANDING)
+        answer = [] if tools else self._fixed.get("answer", [])
+        return {
+            **self._fixed,
+            "answer": answer,
+            "message": self.tokenizer.encode(message) if message else [],
+            "budget": thinking.budget,
+            "landing": landing,
+            "landing_bias": _LANDING_BIAS,
+            "margin": policy.margin,
+            "least": policy.least,
+            "loop": policy.loop,
+        }
+
+
+def with_budget(
+    options: GenerationOptions, budget: int | None, room: int
+) -> tuple[GenerationOptions, int | None, int | None]:
+    """Options whose ``max_new_tokens`` has thought and answer in it, the budget, and the answer's
+    own most tokens. ``room``: tokens that the context leaves. Thoughts do not starve the answer:
+    where both do not fit, the budget is what is left."""
+    if budget is None:
+        return options, None, None
+    answer = options.max_new_tokens
+    if answer is None:
+        return options, budget, None
+    budget = max(0, min(budget, room - answer))
+    return replace(options, max_new_tokens=answer + budget), budget, max(answer, 1)

@@ -1,0 +1,337 @@
+"""Thought budgets and what else ends a thought: exact, one result, nothing leaks or starves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+import musespark
+from musespark import ThinkingPolicy
+from musespark.engine import TokenClasses
+from musespark.errors import InvalidRequest
+from musespark.events import Request
+from musespark.thinking.policy import EFFORT_BUDGETS, checked_thinking
+from musespark.thinking.request import token_class
+from support.chat_folder import chat_folder
+from support.engine_cases import make_engine, packed
+
+SUM = "Tom has 12 apples. He buys 7 more and gives 5 to Ann. How many apples does he have?"
+CLOSING = "\nTime is up. I answer with the best I have."
+HIGH = {"reasoning_effort": "high"}
+THINK = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    with musespark.load(threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def natural(nano):
+    found = nano.chat(SUM, **HIGH)
+    assert found.thinking_stop_reason == "natural" and found.usage.reasoning_tokens > 60
+    return found
+
+
+# ---- the budget, on a model that thinks ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [1, 5, 14, 15, 16, 17, 30, 41, 60])
+def test_a_budget_is_kept_and_the_answer_follows(nano, natural, budget: int) -> None:
+    found = nano.chat(SUM, **HIGH, thinking_token_budget=budget)
+    message = len(nano.tokenizer.encode(CLOSING))
+    assert found.thinking_stop_reason == "budget" and found.finish_reason == "stop"
+    assert found.usage.reasoning_tokens <= budget
+    assert found.reasoning.count("Time is up") == (budget > message)
+    own = found.reasoning.removesuffix(CLOSING)
+    assert natural.reasoning.startswith(own)
+    if not own.endswith("."):  # no sentence ended in the landing: the budget is used to the last
+        assert found.usage.reasoning_tokens == budget
+    assert found.content and not found.protocol_errors
+    assert not any(marker in found.content for marker in nano.tokenizer.markers)
+
+
+def test_a_budget_that_is_not_reached_changes_nothing(nano, natural) -> None:
+    enough = 3 * natural.usage.reasoning_tokens
+    found = nano.chat(SUM, **HIGH, thinking_token_budget=enough, logprobs=2)
+    assert found.tokens == natural.tokens and found.thinking_stop_reason == "natural"
+    assert nano.chat(SUM, **HIGH, thinking_policy="off").tokens == natural.tokens
+
+
+def test_no_budget_is_no_thought(nano) -> None:
+    for options in ({**HIGH, "thinking_token_budget": 0}, {"reasoning_effort": "none"}):
+        found = nano.chat(SUM, **options)
+        assert found.reasoning == "" and found.usage.reasoning_tokens == 0 and found.content
+        assert not found.protocol_errors and found.thinking_stop_reason == "none"
+
+
+def test_a_landing_ends_with_a_sentence(nano) -> None:
+    found = nano.chat(SUM, **HIGH, thinking_token_budget=60)
+    assert found.reasoning.endswith(f".{CLOSING}") and found.usage.reasoning_tokens < 60
+
+
+def test_the_closing_words_are_the_callers(nano) -> None:
+    given = {**HIGH, "thinking_token_budget": 30}
+    found = nano.chat(SUM, **given, thinking_closing_message=" Enough.")
+    assert found.reasoning.endswith(" Enough.") and found.usage.reasoning_tokens <= 30
+    found = nano.chat(SUM, **given, thinking_closing_message="")
+    assert found.usage.reasoning_tokens <= 30 and "Time" not in found.reasoning
+    # markers in it are text
+    found = nano.chat(SUM, **given, thinking_closing_message="<|eom|>")
+    assert found.reasoning.endswith("<|eom|>") and found.usage.reasoning_tokens <= 30
+
+
+def test_thoughts_do_not_starve_the_answer(nano) -> None:
+    found = nano.chat(SUM, **HIGH, thinking_token_budget=40, max_new_tokens=12)
+    assert found.finish_reason == "stop" and found.content
+    assert found.usage.completion_tokens > 12
+    cut = nano.chat(SUM, **HIGH, thinking_token_budget=40, max_new_tokens=2)
+    assert cut.finish_reason == "length"
+    assert cut.usage.completion_tokens - cut.usage.reasoning_tokens == 2
+
+
+def test_the_context_leaves_room_for_the_answer(nano) -> None:
+    long = nano.chat(SUM, **HIGH)
+    with musespark.load(threads=1, context=long.usage.prompt_tokens + 40) as small:
+        found = small.chat(SUM, **HIGH, thinking_token_budget=500, max_new_tokens=15)
+        assert found.finish_reason == "stop" and found.usage.reasoning_tokens <= 25
+
+
+def test_names_of_the_budget(nano) -> None:
+    wanted = nano.chat(SUM, **HIGH, thinking_token_budget=20).tokens
+    for name in ("thinking_budget", "reasoning_budget", "thinking_budget_tokens"):
+        assert nano.chat(SUM, **HIGH, **{name: 20}).tokens == wanted
+    with pytest.raises(InvalidRequest, match="thinking_token_budget=20, reasoning_budget=21"):
+        nano.chat(SUM, thinking_token_budget=20, reasoning_budget=21)
+
+
+def test_streams_sessions_batches_and_threads_agree(nano) -> None:
+    given = {**HIGH, "thinking_token_budget": 30, "temperature": 0.8, "seed": 5}
+    wanted = nano.chat(SUM, **given)
+    deltas = list(nano.chat(SUM, **given, stream=True))
+    assert "".join(d.text for d in deltas if d.channel == "reasoning") == wanted.reasoning
+    assert nano.session().chat(SUM, **given).tokens == wanted.tokens
+    others = ["What is 3 + 4?", SUM, "sort 9, 3, 7"]
+    assert nano.chat_batch(others, **given)[1].tokens == wanted.tokens
+    with musespark.load(threads=2, prefix_cache=False) as other:
+        assert other.chat(SUM, **given).tokens == wanted.tokens
+
+
+def test_a_schema_holds_after_a_budget(nano) -> None:
+    pytest.importorskip("llguidance")
+    schema = {"type": "integer"}
+    found = nano.chat(SUM, **HIGH, thinking_token_budget=20, json_schema=schema)
+    assert found.thinking_stop_reason == "budget" and isinstance(found.parsed, int)
+    found = nano.chat(SUM, **HIGH, thinking_token_budget=0, json_schema=schema)
+    assert found.reasoning == "" and isinstance(found.parsed, int)
+
+
+# ---- policies ------------------------------------------------------------------------------------
+
+
+def test_a_margin_ends_a_thought_after_a_sentence(nano, natural) -> None:
+    found = nano.chat(SUM, **HIGH, thinking_policy=ThinkingPolicy(margin=1e6))
+    assert found.thinking_stop_reason == "confident"
+    first = natural.reasoning[: natural.reasoning.index(".") + 1]
+    assert found.reasoning == first
+    later = nano.chat(SUM, **HIGH, thinking_policy=ThinkingPolicy(margin=1e6, least=40))
+    assert natural.reasoning.startswith(later.reasoning) and later.usage.reasoning_tokens >= 40
+    assert later.reasoning.endswith(".")
+    never = nano.chat(SUM, **HIGH, thinking_policy=ThinkingPolicy(margin=None))
+    assert never.tokens == natural.tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"thinking_token_budget": -1}, "thinking_token_budget: got -1, allowed is None or an int"),
+        ({"reasoning_budget": 2.5}, "reasoning_budget: got 2.5"),
+        ({"thinking_budget": True}, "thinking_budget: got True"),
+        (
+            {"thinking_policy": "clever"},
+            "thinking_policy: got 'clever', allowed is one of",
+        ),
+        ({"thinking_closing_message": 5}, "thinking_closing_message: got 5, allowed is a str"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort: got 'huge', allowed is one of .*minimal"),
+        ({"reasoning_effort": "none", "mode": "thinking"}, "mode 'thinking' contradicts"),
+    ],
+)
+def test_what_is_refused(nano, options: dict, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        nano.chat(SUM, **options)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"margin": -1.0}, {"margin": float("nan")}, {"least": 1.5}, {"loop": -1}]
+)
+def test_policies_are_checked(wrong: dict) -> None:
+    (name,) = wrong
+    with pytest.raises(InvalidRequest, match=f"{name}: got"):
+        ThinkingPolicy(**wrong)
+
+
+# ---- models of other forms -----------------------------------------------------------------------
+
+
+def test_a_template_without_effort_gets_a_budget(tmp_path) -> None:
+    markers = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+    folder = chat_folder(tmp_path, THINK, markers)
+    with musespark.load(folder, threads=1, quantize="none") as model:
+        found = model.chat("a", reasoning_effort="minimal", thinking_token_budget=7, seed=1)
+        assert found.thinking_stop_reason in ("budget", "natural")
+        assert found.usage.reasoning_tokens <= 7
+        for effort in ("low", "medium"):
+            request, _ = model._requests.chat("a", {"reasoning_effort": effort})
+            assert request.thinking["budget"] == EFFORT_BUDGETS[effort]
+        # the prompt has opened a thought: without a budget the marker comes at once
+        bare = model.chat("a", thinking_token_budget=0, max_new_tokens=5)
+        assert bare.tokens[0] == model.tokenizer.markers["</think>"] and bare.reasoning == ""
+        assert model.tokenizer.markers["<think>"] not in bare.tokens
+
+
+def test_thoughts_that_no_token_marks_cannot_be_limited(tmp_path) -> None:
+    with musespark.load(chat_folder(tmp_path), threads=1, quantize="none") as model:
+        with pytest.raises(InvalidRequest, match="marks no thoughts by tokens"):
+            model.chat("a", thinking_token_budget=5, max_new_tokens=3)
+        assert model.chat("a", max_new_tokens=3).thinking_stop_reason == "none"
+
+
+# ---- the core's rules, on a scripted sequence ----------------------------------------------------
+
+VOCAB = packed("muse_kv8")[0].vocab
+OPEN, CLOSE, DOT, HALF, REST = 10, 11, 12, 13, 14  # HALF begins a character of two bytes
+
+
+class Script:
+    """Allows one token after the other, then repeats the last ones; besides what ``also`` has."""
+
+    def __init__(self, tokens: list[int], also: tuple[int, ...] = ()):
+        self.tokens, self.also, self.at = tokens, also, 0
+
+    def __call__(self, new: list[int]) -> bytes:
+        self.at += len(new)
+        out = bytearray((VOCAB + 7) // 8)
+        for token in (self.tokens[self.at % len(self.tokens)], *self.also):
+            out[token >> 3] |= 1 << (token & 7)
+        return bytes(out)
+
+
+def classes() -> TokenClasses:
+    of = bytearray(VOCAB)
+    of[DOT], of[HALF], of[REST] = 8, 1, 4 | 1
+    return TokenClasses(bytes(of))
+
+
+def run(script: Script, **thinking) -> tuple[list[int], dict]:
+    marks = {"cache": "keep", "most_tokens": None, "opens": [[OPEN]], "closes": [CLOSE]}
+    given = {"close": CLOSE, "openings": [[OPEN]], "classes": classes(), **thinking}
+    request = Request(
+        tokens=[1, OPEN],
+        max_new_tokens=200,
+        stop_ids=[CLOSE],
+        thoughts=marks,
+        thinking=given,
+        constraint=script,
+        logit_bias={HALF: 50.0, REST: 40.0},
+    )
+    with make_engine(threads=1) as engine:
+        result = engine.submit(request).result()
+    return result.tokens, result.stats
+
+
+@pytest.mark.parametrize("budget", range(1, 12))
+def test_characters_are_whole_at_the_cut(budget: int) -> None:
+    tokens, stats = run(Script([HALF, REST], also=(7,)), budget=budget, message=[20, 21])
+    assert tokens[-1] == CLOSE and len(tokens) - 1 == budget == stats["thought_tokens"]
+    assert tokens.count(HALF) == tokens.count(REST)
+    assert tokens[-3:-1] == [20, 21] if budget > 2 else 20 not in tokens
+
+
+@pytest.mark.parametrize("period", [1, 3, 16, 20, 60])
+def test_a_loop_is_ended(period: int) -> None:
+    before = [30, 31, 32, 33]
+    script = Script(before + [40 + i for i in range(period)] * 200)
+    tokens, stats = run(script, loop=48, message=[20])
+    if 4 * period > 200:
+        assert stats["thought_stop"] == "none" and len(tokens) == 200
+        return
+    assert stats["thought_stop"] == "loop" and tokens[-2:] == [20, CLOSE]
+    assert len(tokens) == 4 + period + max(48, 3 * period) + 2
+
+
+def test_what_only_looks_like_a_loop_goes_on() -> None:
+    listed = [t for i in range(60) for t in (40, 41, 50 + i)]  # "a b x, a b y, …"
+    _, stats = run(Script(listed), loop=48)
+    assert stats["thought_stop"] == "none"
+
+
+def test_the_marker_is_raised_in_the_landing() -> None:
+    script = Script([30], also=(CLOSE,))
+    tokens, stats = run(script, budget=60, landing=20, landing_bias=1000.0)
+    assert stats["thought_stop"] == "budget" and len(tokens) - 1 == 40
+    tokens, _ = run(Script([30], also=(CLOSE,)), budget=60, landing=20, landing_bias=0.0)
+    assert len(tokens) - 1 == 60
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"budget": -1}, "thinking.budget: got -1"),
+        ({"landing_bias": -1.0}, "thinking.landing_bias: got -1"),
+        ({"margin": -0.5}, "thinking.margin: got -0.5"),
+        ({"close": 5}, "thinking.close: got 5, allowed is one of thoughts.closes"),
+        ({"message": [CLOSE]}, "thinking.message: got 11, allowed is a text"),
+        ({"message": [VOCAB]}, "thinking.message: got"),
+        ({"openings": [[]]}, "thinking.openings: got no id"),
+        ({"classes": TokenClasses(b"abc")}, "thinking.classes: got 3 tokens"),
+        ({"classes": 5}, "thinking.classes"),
+        ({"nobody": 5}, "nobody"),
+    ],
+)
+def test_the_core_checks_what_it_is_told(wrong: dict, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        run(Script([30]), **wrong)
+
+
+# ---- classes of tokens ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("piece", "wanted"),
+    [
+        (b"", 0),
+        (b"a", 0),
+        (b"a.", 8),
+        (b'."', 8),
+        (b".5", 0),
+        (b"\n", 8),
+        (b" \n a", 8),
+        ("。".encode(), 8),
+        ("é".encode(), 0),
+        ("é".encode()[:1], 1),
+        ("é".encode()[1:], 4 | 1),
+        ("€".encode()[:1], 2),
+        ("€".encode()[:2], 1),
+        ("€".encode()[1:], 4 | 2),
+        ("😀".encode()[:1], 3),
+        ("😀".encode()[:3], 1),
+        (b"a" + "😀".encode()[:2], 2),
+        ("é".encode()[1:] + b"b", 0),
+        (b"\xff", 0),
+    ],
+)
+def test_token_classes(piece: bytes, wanted: int) -> None:
+    assert token_class(piece) == wanted
+
+
+def test_options_have_one_meaning() -> None:
+    assert checked_thinking({}) == checked_thinking({"thinking_policy": "auto"})
+    fields = {f.name for f in dataclasses.fields(ThinkingPolicy)}
+    assert json.dumps(sorted(fields)) == '["least", "loop", "margin"]'
