@@ -57,6 +57,17 @@ ThinkingParams read_thinking(DictReader d) {
   return out;
 }
 
+TrialParams read_trials(DictReader d) {
+  TrialParams out;
+  out.tokens = d.integer("tokens");
+  if (d.has("confident")) out.confident = static_cast<float>(d.real("confident"));
+  if (d.has("stable")) out.stable = d.integer("stable");
+  if (d.has("every")) out.every = d.integer("every");
+  out.close = ids_from_python(d.value("close"), d.path("close"));
+  d.finish();
+  return out;
+}
+
 std::vector<KeySpan> spans_from_python(const py::sequence& spans) {
   std::vector<KeySpan> out;
   for (const auto& span : spans) {
@@ -145,6 +156,7 @@ RequestParams params_from_python(const py::dict& params, std::int64_t hidden) {
   if (d.has("adapter")) out.adapter = d.integer("adapter");
   if (d.has("thoughts")) out.thoughts = read_thoughts(d.dict("thoughts"));
   if (d.has("thinking")) out.thinking = read_thinking(d.dict("thinking"));
+  if (d.has("trials")) out.trials = read_trials(d.dict("trials"));
   if (d.has("max_answer_tokens")) out.max_answer_tokens = d.integer("max_answer_tokens");
   if (d.has("constraint")) out.constraint = constraint_from_python(d.value("constraint"));
   if (d.has("given")) out.given = given_from_python(d.list("given"), hidden);

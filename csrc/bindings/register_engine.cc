@@ -102,6 +102,12 @@ py::tuple event_tuple(const FinishedEvent& event) {
       py::arg("evicted_tokens") = s.evicted_tokens, py::arg("freed_bytes") = s.freed_bytes,
       py::arg("queue_s") = s.queue_s, py::arg("prefill_s") = s.prefill_s,
       py::arg("decode_s") = s.decode_s, py::arg("first_token_s") = s.first_token_s);
+  py::list trials;
+  for (const TrialResult& trial : s.trials) {
+    trials.append(py::make_tuple(trial.at, trial.answer, trial.confidence));
+  }
+  stats["trials"] = trials;
+  stats["trial_tokens"] = s.trial_tokens;
   py::object error = py::none();
   if (event.reason == FinishReason::error)
     error = py::make_tuple(kind_name(event.kind), event.error);

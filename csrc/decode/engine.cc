@@ -23,6 +23,13 @@ void check_request(const RequestParams& params, std::int64_t vocab) {
   check_sampling_params(params.sampling, vocab);
   check_thoughts(params.thoughts, vocab);
   check_thinking(params.thinking, params.thoughts, vocab);
+  check_trials(params.trials, params.thinking, vocab);
+  if (params.trials.on() && params.thoughts.most_tokens > 0) {
+    throw InvalidRequest(
+        "trials.tokens: got " + std::to_string(params.trials.tokens) +
+        " with thoughts.most_tokens = " + std::to_string(params.thoughts.most_tokens) +
+        "; a thought whose rows are evicted cannot be taken back");
+  }
   if (params.max_answer_tokens && *params.max_answer_tokens < 1) {
     throw InvalidRequest("max_answer_tokens: got " + std::to_string(*params.max_answer_tokens) +
                          ", allowed is an integer >= 1");
@@ -311,14 +318,22 @@ void Engine::Impl::cancel(RequestId id) {
 }
 
 void Engine::Impl::report_tokens(Entry& entry) {
-  if (entry.unreported.empty()) return;
-  events->emplace_back(TokensEvent{entry.id, std::move(entry.unreported)});
-  entry.unreported.clear();
+  // What a trial may take back is nobody's yet.
+  const std::int64_t open = entry.trial ? entry.size() - entry.trial->at : 0;
+  const auto ready = static_cast<std::ptrdiff_t>(entry.unreported.size()) - open;
+  if (ready <= 0) return;
+  const auto first = entry.unreported.begin();
+  TokensEvent event{entry.id, {}};
+  event.tokens.assign(std::move_iterator(first), std::move_iterator(first + ready));
+  entry.unreported.erase(first, first + ready);
+  events->emplace_back(std::move(event));
 }
 
 // Ends a waiting or running sequence, with `mutex` held. The entry is gone afterwards unless it is
 // to be retained.
 void Engine::Impl::finish(Entry& entry, FinishReason reason, ErrorKind kind, std::string error) {
+  entry.trial.reset();
+  entry.held.reset();
   report_tokens(entry);
   const auto now = Clock::now();
   RequestStats& stats = entry.stats;

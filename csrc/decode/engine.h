@@ -19,6 +19,7 @@
 #include "decode/stop.h"
 #include "decode/thinking.h"
 #include "decode/thoughts.h"
+#include "decode/trial.h"
 #include "model/adapter.h"
 #include "model/attention_weights.h"
 #include "model/text_model.h"
@@ -55,6 +56,7 @@ struct RequestParams {
   std::optional<AdapterId> adapter;  // none: the model alone
   ThoughtParams thoughts;
   ThinkingParams thinking;
+  TrialParams trials;
   // >= 0; tokens outside thoughts; none: as max_new_tokens leaves them.
   std::optional<std::int64_t> max_answer_tokens;
   // Rows that stand in the prompt in place of looked-up embeddings; their tokens are negative.
@@ -80,6 +82,8 @@ struct RequestStats {
   std::int64_t thought_tokens = 0;               // of the completion, inside thoughts
   ThoughtStop thought_stop = ThoughtStop::none;  // of the last that ended, where they are watched
   std::int64_t thought_bytes = 0;                // of whole pages inside its thoughts, at its end
+  std::int64_t trial_tokens = 0;  // rows computed for trials, and tokens that were taken back
+  std::vector<TrialResult> trials;
   // What became of thoughts, in layers without a window; the prompt's are demoted too.
   std::int64_t demoted_pages = 0, evictions = 0, evicted_tokens = 0, freed_bytes = 0;
   double queue_s = 0;        // submit to admission

@@ -1,7 +1,7 @@
 // The engine's inside. engine.cc: requests and their ends; schedule.cc: who may run, with which
 // rows and whose memory; given.cc: rows in place of embeddings; step.cc: one forward pass and what
 // follows from it; thought_pages.cc: what becomes of thoughts; transfer.cc: pages to and from
-// files.
+// files; trials.cc: trial answers.
 //
 // Locking: `mutex` guards everything that submit, cancel, release, fork and stats see. The step
 // holds it while it plans and while it books results, not while the model runs or pages are made
@@ -51,6 +51,7 @@ struct Engine::Impl {
     std::int32_t known = -1;                   // -1: sample
     std::span<const std::uint64_t> allowed{};  // by the constraint; empty: all
     bool ends = false;                         // by the constraint, without a token
+    bool trial = false;                        // of the entry's trial
     SampledToken token{};
     ErrorKind kind = ErrorKind::none;
     std::string error{};  // empty: none
@@ -145,6 +146,18 @@ struct Engine::Impl {
   std::int64_t common_with_base(const Entry& entry, const Entry& base, std::int64_t common) const;
   void count_thoughts(Entry& entry) const;
 
+  // trials.cc
+  std::int64_t trial_bytes(const RequestParams& params) const;
+  bool wants_trial(const Entry& entry) const;
+  bool waits_for_trial(const Entry& entry, std::int32_t token) const;
+  void begin_trial(Entry& entry);
+  void take_sampled(Entry& entry, SampledToken token, Clock::time_point now);
+  void book_trial(Entry& entry, std::span<Job> done, Clock::time_point now);
+  void settle_trial(Entry& entry, Clock::time_point now);
+  void rewind_to_trial(Entry& entry);
+  void end_by_trial(Entry& entry);
+  void choose_trial_rows();
+
   // step.cc
   bool step();
   void execute(std::size_t first, std::size_t count);
@@ -202,7 +215,12 @@ struct Engine::Impl {
 
   // The step under way.
   std::vector<StepSpan> spans;
-  std::vector<Entry*> span_entries;
+  struct SpanOwner {
+    Entry* entry;
+    RequestId id;  // the entry may have ended while the step is booked
+    bool trial;    // the span is its trial's
+  };
+  std::vector<SpanOwner> span_owners;
   StepRows step_rows{};
   std::vector<float> logits;
   StepControl control;

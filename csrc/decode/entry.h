@@ -13,6 +13,7 @@
 #include "cache/prefix_tree.h"
 #include "cache/saved_pages.h"
 #include "decode/engine.h"
+#include "decode/trial.h"
 
 namespace musespark {
 
@@ -98,6 +99,11 @@ struct Entry {
   std::int64_t constrained = 0;  // tokens of the completion that the constraint knows
   ThoughtTracker thoughts;
   ThinkingControl thinking;
+  // trials.cc: the one under way; a sampled token that waits for it; where the last one began; how
+  // many in a row gave the same answer.
+  std::optional<Trial> trial;
+  std::optional<SampledToken> held;
+  std::int64_t tried = 0, agreed = 0;
   // thought_pages.cc: of thoughts that have ended, the slots first .. second - 1 of `kv`; and of
   // the one whose rows were evicted last, its index and its first slot.
   std::vector<std::pair<std::int64_t, std::int64_t>> thought_slots;

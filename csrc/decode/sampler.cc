@@ -196,6 +196,17 @@ void Sampler::add_completion(std::int32_t token) {
   ++completion_count_[token];
 }
 
+void Sampler::restart(std::span<const std::int32_t> tokens, std::int64_t prompt) {
+  if (!has_penalties()) return;
+  std::ranges::fill(completion_count_, 0);
+  std::ranges::fill(seen_, std::uint8_t{0});
+  seen_ids_.clear();
+  add_prompt(tokens.first(static_cast<std::size_t>(prompt)));
+  for (const std::int32_t token : tokens.subspan(static_cast<std::size_t>(prompt))) {
+    add_completion(token);
+  }
+}
+
 void Sampler::process(const float* row, const Choice& choice, std::vector<float>& out) const {
   out.resize(static_cast<std::size_t>(vocab_));
   copy_allowed(row, vocab_, allowed_, choice, out.data());
@@ -267,6 +278,15 @@ void Sampler::report(const float* row, SampledToken& token, SamplerScratch& scra
   for (std::int64_t i = 0; i < params_.logprobs; ++i) {
     token.top.push_back({ids[i], logprob(ids[i])});
   }
+}
+
+SampledToken Sampler::likeliest(const float* row, SamplerScratch& scratch) const {
+  check_finite(row, vocab_);
+  const float max = row_max(span_of(row, vocab_));
+  SampledToken out;
+  out.token = first_equal(row, vocab_, max);
+  out.logprob = static_cast<float>(max - log_normalizer(row, vocab_, max, scratch));
+  return out;
 }
 
 SampledToken Sampler::forced(const float* row, std::int32_t token, SamplerScratch& scratch) const {

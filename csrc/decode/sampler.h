@@ -100,11 +100,15 @@ class Sampler {
   // Tokens as they become part of the sequence, each once, in order. Ids in [0, vocab).
   void add_prompt(std::span<const std::int32_t> tokens);
   void add_completion(std::int32_t token);
+  // As if `tokens` alone had become part of the sequence, the first `prompt` of them as its prompt.
+  void restart(std::span<const std::int32_t> tokens, std::int64_t prompt);
 
   // The token at absolute position `position` (prompt tokens count). `row` is [vocab]. Does not
   // change the sampler. Throws BadLogits. Expects FloatEnv's environment.
   SampledToken sample(const float* row, std::uint64_t position, const Choice& choice,
                       SamplerScratch& scratch) const;
+  // The likeliest token, with its log-probability.
+  SampledToken likeliest(const float* row, SamplerScratch& scratch) const;
   // A token that is known, with what sample() reports beside one.
   SampledToken forced(const float* row, std::int32_t token, SamplerScratch& scratch) const;
 

@@ -181,6 +181,7 @@ std::int64_t Engine::Impl::prompt_kv_bytes(std::int64_t prompt) const {
 std::int64_t Engine::Impl::bytes_beside(std::int64_t prompt, const RequestParams& params) const {
   const ThoughtParams& thoughts = params.thoughts;
   std::int64_t bytes = keeps_prompt_end(params) ? prompt_kv_bytes(prompt) : 0;
+  bytes += trial_bytes(params);
   if (pool.window(0) > 0) return bytes;
   const bool demotes = thoughts.cache == ThoughtCache::demote;
   const std::int64_t completion = params.max_new_tokens.value_or(options.context - prompt);
@@ -246,6 +247,11 @@ void Engine::Impl::preempt(Entry& entry) {
 
 // Back among those that wait, by its age, without its pages.
 void Engine::Impl::requeue(Entry& entry) {
+  if (entry.trial) {  // it begins again when the sequence has been computed again
+    rewind_to_trial(entry);
+    entry.tried = entry.trial->tried;
+    entry.trial.reset();
+  }
   entry.drop_pages();
   set_reserved(entry, 0, 0);
   std::erase(running, &entry);
@@ -400,7 +406,7 @@ void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
   spans.push_back({&*entry.kv, entry.tokens.data() + entry.length(), count, wanted,
                    entry.short_rope, entry.adapter.get(),
                    entry.evicts() || entry.looks() ? &entry.log : nullptr, entry.params.given});
-  span_entries.push_back(&entry);
+  span_owners.push_back({&entry, entry.id, false});
 }
 
 // What a key costs a row, of what the rest of the row does: by multiplications, of which attention
@@ -426,14 +432,16 @@ double key_weight(const ModelSpec& spec) {
 // Every decode row, and as much prefill as the step may take.
 void Engine::Impl::choose_rows() {
   spans.clear();
-  span_entries.clear();
+  span_owners.clear();
   step_rows = {};
   for (Entry* entry : running) {
     ask_for_rows(*entry);
     if (entry->pending() == 1 && ready_rows(*entry) == 1) add_span(*entry, 1);
   }
   step_rows.decode = static_cast<std::int64_t>(spans.size());
-  if (spans.size() < running.size()) {
+  const bool others = spans.size() < running.size();
+  choose_trial_rows();
+  if (others) {
     if (step_rows.decode == 0) {
       choose_prefill(options.prefill_chunk, std::numeric_limits<double>::infinity());
     } else if (!pace.wants_alone(step_rows.decode)) {

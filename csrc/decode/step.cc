@@ -35,7 +35,7 @@ bool Engine::Impl::step() {
 bool Engine::Impl::interrupted() const {
   std::optional<Clock::time_point> now;
   for (std::size_t i = batch_first; i < batch_first + batch_count; ++i) {
-    const Entry* entry = span_entries[i];
+    const Entry* entry = span_owners[i].entry;
     if (entry->cancelled.load(std::memory_order_relaxed)) return true;
     if (entry->deadline) {
       if (!now) now = Clock::now();
@@ -76,7 +76,10 @@ void Engine::Impl::fail_or_split(std::size_t first, std::size_t count, ErrorKind
                                  const char* what) {
   if (count == 1) {
     const std::lock_guard lock(mutex);
-    finish(*span_entries[first], FinishReason::error, kind, what);
+    const SpanOwner& owner = span_owners[first];
+    if (entries.contains(owner.id) && owner.entry->phase == Phase::running) {
+      finish(*owner.entry, FinishReason::error, kind, what);
+    }
     return;
   }
   for (std::size_t i = first; i < first + count; ++i) execute(i, 1);
@@ -95,19 +98,28 @@ void Engine::Impl::book(std::size_t first, std::size_t count) {
     const StepSpan& span = spans[i];
     const std::int64_t rows = TextModel::logit_rows({&span, 1});
     const std::size_t first_job = job;
-    while (job < jobs.size() && jobs[job].entry == span_entries[i]) ++job;
+    const SpanOwner& owner = span_owners[i];
+    while (job < jobs.size() && jobs[job].entry == owner.entry && jobs[job].trial == owner.trial) {
+      ++job;
+    }
     counters.rows += span.count;
+    const std::span<Job> done(jobs.data() + first_job, job - first_job);
+    row += rows * vocab;
+    if (!entries.contains(owner.id) || owner.entry->phase != Phase::running) continue;
     // What booking one sequence needs (memory for its logits) is not the others' affair.
     try {
-      book_entry(*span_entries[i], row, rows, {jobs.data() + first_job, job - first_job}, now);
+      if (owner.trial) {
+        book_trial(*owner.entry, done, now);
+      } else {
+        book_entry(*owner.entry, row - rows * vocab, rows, done, now);
+      }
     } catch (const std::bad_alloc& error) {
-      finish(*span_entries[i], FinishReason::error, ErrorKind::memory, error.what());
+      finish(*owner.entry, FinishReason::error, ErrorKind::memory, error.what());
     } catch (const MemoryBudgetExceeded& error) {
-      finish(*span_entries[i], FinishReason::error, ErrorKind::memory, error.what());
+      finish(*owner.entry, FinishReason::error, ErrorKind::memory, error.what());
     } catch (const Error& error) {
-      finish(*span_entries[i], FinishReason::error, ErrorKind::other, error.what());
+      finish(*owner.entry, FinishReason::error, ErrorKind::other, error.what());
     }
-    row += rows * vocab;
   }
   count_pages();
 }
@@ -143,7 +155,7 @@ void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t ro
   } else if (rows == 1 && done.front().ends) {
     finish(entry, FinishReason::stop);
   } else if (rows == 1) {
-    book_sampled(entry, std::move(done.front().token), now);
+    take_sampled(entry, std::move(done.front().token), now);
   } else if (entry.pending() == 0) {
     finish(entry, FinishReason::length);  // max_new_tokens = 0: the prompt alone
   }
@@ -190,9 +202,11 @@ void Engine::Impl::collect_jobs(std::size_t first, std::size_t count) {
   jobs.clear();
   const float* row = logits.data();
   for (std::size_t i = first; i < first + count; ++i) {
-    Entry& entry = *span_entries[i];
+    Entry& entry = *span_owners[i].entry;
     const std::int64_t rows = TextModel::logit_rows({&spans[i], 1});
-    if (entry.params.logits == LogitsMode::score) {
+    if (span_owners[i].trial) {
+      jobs.push_back({.entry = &entry, .row = row, .trial = true});
+    } else if (entry.params.logits == LogitsMode::score) {
       const std::int64_t start = entry.length() - rows;
       for (std::int64_t j = 0; j < rows && start + j + 1 < entry.size(); ++j) {
         jobs.push_back({&entry, row + j * vocab, entry.tokens[start + j + 1]});
@@ -208,7 +222,7 @@ void Engine::Impl::collect_jobs(std::size_t first, std::size_t count) {
 void Engine::Impl::constrain_jobs() {
   const auto words = static_cast<std::size_t>((vocab + 63) / 64);
   const auto constrained = [](const Job& job) {
-    return job.known < 0 && job.entry->params.constraint != nullptr;
+    return job.known < 0 && !job.trial && job.entry->params.constraint != nullptr;
   };
   bitmaps.assign(words * std::ranges::count_if(jobs, constrained), 0);
   std::span<std::uint64_t> rest(bitmaps);
@@ -256,7 +270,9 @@ void Engine::Impl::run_jobs() {
     Job& job = jobs[item];
     if (job.ends || !job.error.empty()) return;
     try {
-      if (job.known >= 0) {
+      if (job.trial) {
+        job.token = job.entry->sampler.likeliest(job.row, scratch[worker]);
+      } else if (job.known >= 0) {
         job.token.logprob = token_logprob(job.row, vocab, job.known, scratch[worker]);
       } else {
         job.token = choose(*job.entry, job, scratch[worker]);

@@ -46,6 +46,8 @@ std::string_view to_string(ThoughtStop stop) {
       return "budget";
     case ThoughtStop::confident:
       return "confident";
+    case ThoughtStop::stable:
+      return "stable";
     case ThoughtStop::loop:
       return "loop";
   }
@@ -111,8 +113,7 @@ bool RepeatFinder::repeats(std::int64_t tokens) const {
 }
 
 ThinkingControl::Rule ThinkingControl::force(std::vector<std::int32_t> tokens) {
-  std::ranges::reverse(tokens);
-  forced_ = std::move(tokens);
+  end_with(std::move(tokens), why_);
   Rule rule;
   rule.forced = forced_.back();
   forced_.pop_back();
@@ -192,6 +193,31 @@ ThinkingControl::Rule ThinkingControl::next(const ThinkingParams& params,
   rule.by = params.landing_bias * static_cast<float>(params.landing - free + 1) /
             static_cast<float>(params.landing);
   return rule;
+}
+
+bool ThinkingControl::at_sentence_end(const ThinkingParams& params, const ThoughtTracker& thoughts,
+                                      std::span<const std::int32_t> tokens) const {
+  const auto& spans = thoughts.spans();
+  const bool open = !spans.empty() && spans.back().end < 0;
+  const auto size = static_cast<std::int64_t>(tokens.size());
+  if (!open || !inside_ || !forced_.empty() || unfinished() || size <= spans.back().begin) {
+    return false;
+  }
+  const std::int32_t last = tokens.back();
+  return last >= 0 &&
+         (params.classes->of[static_cast<std::size_t>(last)] & TokenClasses::kSentence) != 0;
+}
+
+void ThinkingControl::end_with(std::vector<std::int32_t> tokens, ThoughtStop why) {
+  why_ = why;
+  std::ranges::reverse(tokens);
+  forced_ = std::move(tokens);
+}
+
+void ThinkingControl::ended(ThoughtStop why) {
+  stop_ = why;
+  inside_ = false;
+  forced_.clear();
 }
 
 void ThinkingControl::took(const ThinkingParams& params, const ThoughtTracker& thoughts,

@@ -56,7 +56,8 @@ enum class ThoughtStop : std::uint32_t {
   none,       // no thought has ended
   natural,    // the model ended it
   budget,     // the budget, or the model in its landing
-  confident,  // the margin
+  confident,  // the margin, or a trial answer
+  stable,     // trial answers that stayed the same, decode/trial.h
   loop,       // it repeated itself
 };
 std::string_view to_string(ThoughtStop stop);
@@ -118,6 +119,14 @@ class ThinkingControl {
   // After the token was chosen.
   void took(const ThinkingParams& params, const ThoughtTracker& thoughts,
             std::span<const std::int32_t> tokens);
+
+  // Whether the last token ends a sentence of a thought that goes on.
+  bool at_sentence_end(const ThinkingParams& params, const ThoughtTracker& thoughts,
+                       std::span<const std::int32_t> tokens) const;
+  // The tokens that end the thought are to be written now; `tokens` is not empty.
+  void end_with(std::vector<std::int32_t> tokens, ThoughtStop why);
+  // Something else has ended the thought.
+  void ended(ThoughtStop why);
 
   ThoughtStop stop() const { return stop_; }  // of the last thought that ended
 

@@ -46,7 +46,7 @@ class Request:
     ``thoughts``: how they are marked and what becomes of them, see
     :func:`musespark.thought_cache.request_thoughts`.
     ``thinking``: how long it thinks, see :meth:`musespark.thinking.request.Thoughts.asked`;
-    ``max_answer_tokens``: tokens outside thoughts.
+    ``trials``: of answers, csrc/decode/trial.h. ``max_answer_tokens``: tokens outside thoughts.
     ``constraint``: what may be written, as csrc/bindings/constraint_from_python.h says; of this
     request alone.
     ``given``: rows in place of embeddings, by position; the tokens there are negative.
@@ -77,6 +77,7 @@ class Request:
     adapter: int | None = None
     thoughts: Mapping[str, Any] | None = None
     thinking: Mapping[str, Any] | None = None
+    trials: Mapping[str, Any] | None = None
     max_answer_tokens: int | None = None
     given: Sequence[GivenRows] = ()
     constraint: Callable[[list[int]], bytes | None] | None = None

@@ -23,6 +23,7 @@ from musespark.results import (
     ThoughtCache,
     Timings,
     TokenLogprob,
+    TrialAnswer,
     Usage,
 )
 from musespark.text.channels import ANSWER, THOUGHT, TOOL, ChannelParser, Text
@@ -73,6 +74,7 @@ class _Tokens:
                 cached_tokens=stats["cached_tokens"],
                 completion_tokens=len(self.ids),
                 reasoning_tokens=reasoning_tokens,
+                probe_tokens=stats["trial_tokens"],
             ),
             "timings": Timings(
                 prefill_s=stats["prefill_s"],
@@ -145,7 +147,7 @@ class ChatCollector:
 
     ``thought_cache``: what was asked for, None where thoughts are not marked. ``images``: what
     became of the prompt's. ``trace``: what was said of them. ``json``: whether the answer is to be
-    parsed.
+    parsed. ``decode``: the text of a trial's answer.
     """
 
     def __init__(
@@ -158,8 +160,10 @@ class ChatCollector:
         trace: Callable[[ChatResult], VisualTrace | None] = lambda result: None,
         *,
         json: bool = False,
+        decode: Callable[[list[int]], str] = lambda ids: "",
     ):
         self._parser, self._thought_cache, self._json = parser, thought_cache, json
+        self._decode = decode
         self._images, self._trace = images, trace
         self._tokens = _Tokens(options, kv)
         self._stops = StopStrings(options.stop)
@@ -199,6 +203,10 @@ class ChatCollector:
             tool_calls=tuple(call.to_openai() for call in turn.tool_calls),
             malformed_tool_calls=tuple(turn.malformed_tool_calls),
             protocol_errors=tuple(turn.protocol_errors),
+            trials=tuple(
+                TrialAnswer(at, self._decode(answer), confidence)
+                for at, answer, confidence in event.stats["trials"]
+            ),
             thinking_stop_reason=self._thinking(reason, event.stats["thought_stop"]),
             thought_cache=self._thoughts(event.stats),
             images=images,

@@ -27,7 +27,7 @@ from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
 from musespark.text.protocols import Protocol
 from musespark.thinking.effort import by_effort
-from musespark.thinking.policy import THINKING_OPTIONS, checked_thinking
+from musespark.thinking.policy import THINKING_OPTIONS, Thinking, checked_thinking
 from musespark.thinking.request import Thoughts, with_budget
 from musespark.thought_cache import THOUGHT_OPTIONS, request_thoughts, thought_marks
 from musespark.tracing import tracer
@@ -129,17 +129,13 @@ class Requests:
         retain: bool = False,
     ) -> tuple[Request, ChatCollector]:
         """Of :meth:`musespark.Model.chat`."""
-        chat = {name: given[name] for name in CHAT_OPTIONS if name in given}
-        apart = {*chat, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS, "adapter"}
+        chat, thinking = self._chat_options(given)
+        apart = {*CHAT_OPTIONS, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS, "adapter"}
         rest = {name: value for name, value in given.items() if name not in apart}
         named = (*CHAT_OPTIONS, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS)
         known = (*named, "stream", "adapter")
         options = resolve(rest, self.defaults, self._spec.vocab, also_known=known)
         grammar = _chat_grammar(given)
-        template, marked = self._template, self.thoughts.marks is not None
-        written = template is not None and prompts.writes_effort(template)
-        thinking = checked_thinking(given)
-        chat, thinking = by_effort(chat, thinking, written=written, marked=marked)
         adapter, limit = self._adapters.id_of(given.get("adapter")), self._info.context
         messages, sources = without_images(messages)
         images = PromptImages(self.eyes, sources, self.blind)
@@ -159,16 +155,11 @@ class Requests:
         options = within(options, rest, room)
         options = _without_least(options, rest, grammar)
         options, budget, answer = with_budget(options, thinking.budget, room)
-        formats = self._info.kv_formats
-        thoughts = request_thoughts(given, self.protocol, self.tokenizer, self._spec, formats)
-        more = {"retain": retain, "adapter": adapter, "thoughts": thoughts, "given": rows}
-        more["constraint"] = constraint
-        more["thinking"] = self.thoughts.asked(
-            replace(thinking, budget=budget), tools=bool(chat.get("tools"))
-        )
-        more["max_answer_tokens"] = answer
+        more = self._thought_fields(given, replace(thinking, budget=budget))
+        more |= {"retain": retain, "adapter": adapter, "given": rows}
+        more |= {"constraint": constraint, "max_answer_tokens": answer}
         request = self._request(np.asarray(ids, np.int32), options, **more)
-        policy = thoughts and thoughts["cache"]
+        policy = more["thoughts"] and more["thoughts"]["cache"]
         continued = chat.get("continue_final_message", False)
         trace = tracer(
             self.eyes,
@@ -180,8 +171,30 @@ class Requests:
         )
         json = grammar is not None and grammar.is_json
         return request, ChatCollector(
-            parser, options, self._info.kv, policy, images.use, trace, json=json
+            parser,
+            options,
+            self._info.kv,
+            policy,
+            images.use,
+            trace,
+            json=json,
+            decode=self.tokenizer.decode,
         )
+
+    def _chat_options(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], Thinking]:
+        """Options of the prompt, and of thinking."""
+        chat = {name: given[name] for name in CHAT_OPTIONS if name in given}
+        written = self._template is not None and prompts.writes_effort(self._template)
+        marked = self.thoughts.marks is not None
+        return by_effort(chat, checked_thinking(given), written=written, marked=marked)
+
+    def _thought_fields(self, given: Mapping[str, Any], thinking: Thinking) -> dict[str, Any]:
+        formats, tools = self._info.kv_formats, bool(given.get("tools"))
+        return {
+            "thoughts": request_thoughts(given, self.protocol, self.tokenizer, self._spec, formats),
+            "thinking": self.thoughts.asked(thinking, tools=tools),
+            "trials": self.thoughts.trials(thinking, tools=tools),
+        }
 
     def answer(
         self, messages: Sequence[Mapping[str, Any]], answer: str, given: Mapping[str, Any]

@@ -68,6 +68,17 @@ class ImageUse:
 
 
 @dataclass(frozen=True)
+class TrialAnswer:
+    """What a model would have answered had its thought ended after ``thought_tokens`` of it
+    (:class:`musespark.ThinkingPolicy`); cut after as many tokens as a trial has. ``confidence``:
+    the geometric mean of its tokens' probabilities, which nobody has calibrated."""
+
+    thought_tokens: int
+    answer: str
+    confidence: float
+
+
+@dataclass(frozen=True)
 class TokenLogprob:
     """One generated token: natural-log probability before temperature and filters, and the best
     ``logprobs`` alternatives as (token id, log-probability), best first."""
@@ -180,9 +191,11 @@ class ChatResult(Completion):
     OpenAI-shaped dicts, ``malformed_tool_calls`` raw texts of calls that could not be parsed,
     ``protocol_errors`` what else has no place in the model's protocol: (reason, raw text).
     ``thinking_stop_reason``, of the last thought: ``natural`` (the model closed it), ``budget``,
-    ``confident``, ``loop`` (closed for it: :class:`musespark.ThinkingPolicy`), ``length``,
-    ``cancelled``, ``deadline`` (cut inside it) or ``none`` (it did not think). ``thought_cache``:
-    what became of the thoughts' keys and values; None where the model's are not marked.
+    ``confident``, ``stable``, ``loop`` (closed for it: :class:`musespark.ThinkingPolicy`),
+    ``length``, ``cancelled``, ``deadline`` (cut inside it) or ``none`` (it did not think).
+    ``thought_cache``: what became of the thoughts' keys and values; None where the model's are not
+    marked.
+    ``trials``: trial answers along the thought, in order.
     ``images``: what was done for the prompt's images; None where it has none. ``trace``: a
     :class:`musespark.VisualTrace` of what was said of them, which holds their pixels; None where
     there are none, or where one was given as an embedding.
@@ -195,6 +208,7 @@ class ChatResult(Completion):
     protocol_errors: tuple[tuple[str, str], ...] = ()
     thinking_stop_reason: str = "none"
     thought_cache: ThoughtCache | None = None
+    trials: tuple[TrialAnswer, ...] = ()
     images: ImageUse | None = None
     trace: VisualTrace | None = field(default=None, compare=False, repr=False)
 

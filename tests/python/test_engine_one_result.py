@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
@@ -27,7 +28,7 @@ def expected(model: str) -> tuple[str, ...]:
 
 
 def assert_same(answers: list[str], model: str, how: str) -> None:
-    assert len(answers) == 11
+    assert len(answers) == 13
     for i, (answer, wanted) in enumerate(zip(answers, expected(model), strict=True)):
         assert answer == wanted, f"request {i} differs {how}"
 
@@ -35,7 +36,9 @@ def assert_same(answers: list[str], model: str, how: str) -> None:
 def test_the_cases_evict_and_demote() -> None:
     for model in MODELS:
         with cases.make_engine(model) as engine:
-            evicted, demoted = (engine.submit(r).result().stats for r in cases.requests()[8:10])
+            evicted, demoted = (
+                engine.submit(r).result().stats for r in cases.requests(engine.vocab)[8:10]
+            )
         assert evicted["evictions"] == 4
         assert (demoted["demoted_pages"] > 0) == (model == "muse_kv8"), "f32 has nothing to demote"
 
@@ -43,9 +46,12 @@ def test_the_cases_evict_and_demote() -> None:
 def test_the_cases_say_something() -> None:
     for model in MODELS:
         answers = [json.loads(a) for a in expected(model)]
-        assert len({json.dumps(a["tokens"]) for a in answers}) == 11
+        assert len({json.dumps(a["tokens"]) for a in answers}) == 13
         assert all(len(set(a["tokens"])) > 3 for a in answers[3:10]), "sampling that does not vary"
         assert answers[10]["logits"][0][0] == 600
+        watched, ended = answers[11:]
+        assert watched["stop"] == "budget" and len(watched["trials"]) > 2
+        assert ended["stop"] == "confident" and len(ended["trials"]) > 1
 
 
 @pytest.mark.isa
@@ -97,9 +103,14 @@ def test_fresh_processes_on_every_instruction_set(model: str, level: str) -> Non
 @pytest.mark.parametrize("model", MODELS)
 def test_preemption(model: str) -> None:
     """Pages run out, the youngest are computed again: same tokens."""
+    vocab = cases.packed(model)[0].vocab
     few = [
         Request(tokens=cases.tokens(90, seed=i), temperature=0.8, seed=i, stop_ids=())
-        for i in range(5)
+        for i in range(3)
+    ]
+    few += [  # growing, in trials and out of them
+        dataclasses.replace(cases.thinking(90 + i, vocab, confident=sure), max_new_tokens=None)
+        for i, sure in enumerate([1.0, 0.04, 1.0])
     ]
     with cases.make_engine(model, context=700) as engine:
         wanted = [engine.submit(r).result() for r in few]
@@ -112,6 +123,7 @@ def test_preemption(model: str) -> None:
         stats = engine.stats()
     assert stats["preemptions"] > 0, "the budget was not tight"
     assert [r.tokens for r in results] == [r.tokens for r in wanted]
+    assert [r.stats["trials"] for r in results] == [r.stats["trials"] for r in wanted]
     assert {r.reason for r in results} == {"length"}
     assert sum(r.stats["preemptions"] for r in results) == stats["preemptions"]
     assert stats["kv_bytes_used"] == 0

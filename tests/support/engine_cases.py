@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from musespark.engine import Engine, Request, Result
+from musespark.engine import Engine, Request, Result, TokenClasses
 from musespark.errors import MemoryBudgetExceeded
 from support import run_engine, tiny_models
 
@@ -48,7 +48,9 @@ def packed(name: str) -> tuple[Any, dict[str, tuple], str]:
 def make_engine(name: str = "muse_kv8", **settings: Any) -> Engine:
     spec, tensors, kv = packed(name)
     defaults = {"threads": 2, "context": 1024, "memory_budget": 1 << 28, "kv": kv}
-    return Engine(spec, tensors, **(defaults | settings))
+    engine = Engine(spec, tensors, **(defaults | settings))
+    engine.vocab = spec.vocab  # for requests()
+    return engine
 
 
 def bytes_needed(name: str, count: int, **settings: Any) -> int:
@@ -65,10 +67,12 @@ def tokens(count: int, seed: int = 1, vocab: int = 101) -> list[int]:
     return np.random.default_rng(seed).integers(0, vocab, count).tolist()
 
 
-def requests() -> list[Request]:
-    """Eleven: greedy and sampled, every filter, prompts within and far beyond page and window; a
-    thought that loses rows while it is written, and one that is demoted when it ends."""
+def requests(vocab: int = 101) -> list[Request]:
+    """Thirteen: greedy and sampled, every filter, prompts within and far beyond page and window; a
+    thought that loses rows while it is written, one that is demoted when it ends, one with trial
+    answers and a budget, and one that they end."""
     sampled = Request(tokens=[], max_new_tokens=40, temperature=0.9)
+    sure = 0.6 if vocab > 101 else 0.155  # so that the second trial ends the thought
 
     def vary(count: int, **changes: Any) -> Request:
         return dataclasses.replace(sampled, tokens=tokens(count, seed=count), **changes)
@@ -85,7 +89,34 @@ def requests() -> list[Request]:
         vary(100, seed=6, max_new_tokens=120, logprobs=2, thoughts=_EVICTED),
         vary(350, seed=7, thoughts=_DEMOTED),
         Request(tokens=tokens(600, seed=9), logits="all"),
+        thinking(230, vocab, logprobs=1, confident=1.0, budget=70),
+        thinking(61, vocab, repetition_penalty=1.2, frequency_penalty=0.1, confident=sure),
     ]
+
+
+def thinking(
+    count: int, vocab: int, *, confident: float, budget: int | None = None, **more: Any
+) -> Request:
+    """A thought that the prompt opens and only others end; every seventh id ends a sentence."""
+    return Request(
+        tokens=[*tokens(count, seed=count), 5],
+        max_new_tokens=90,
+        temperature=0.9,
+        seed=count,
+        logit_bias={6: -50.0},
+        thoughts={"cache": "keep", "opens": [[5]], "closes": [6]},
+        thinking={
+            "close": 6,
+            "openings": [[5]],
+            "classes": TokenClasses(bytes(8 * (i % 7 == 0) for i in range(vocab))),
+            "budget": budget,
+            "landing": 0 if budget is None else budget // 4,
+            "landing_bias": 4.0,
+            "message": [60, 61, 62],
+        },
+        trials={"tokens": 5, "every": 6, "confident": confident, "stable": 1, "close": [6, 8, 9]},
+        **more,
+    )
 
 
 _EVICTED = {"cache": "keep", "most_tokens": 48, "opens": [[i] for i in range(101)], "closes": []}
@@ -102,16 +133,18 @@ def fingerprint(result: Result) -> str:
         if result.logits is None
         else [list(result.logits.shape), hashlib.sha256(result.logits.tobytes()).hexdigest()],
         "reason": result.reason,
+        "stop": result.stats["thought_stop"],
+        "trials": [[at, answer, x.hex()] for at, answer, x in result.stats["trials"]],
     }
     return json.dumps(parts, sort_keys=True)
 
 
 def alone(engine: Engine) -> list[str]:
-    return [fingerprint(engine.submit(request).result()) for request in requests()]
+    return [fingerprint(engine.submit(request).result()) for request in requests(engine.vocab)]
 
 
 def together(engine: Engine) -> list[str]:
-    handles = [engine.submit(request) for request in requests()]
+    handles = [engine.submit(request) for request in requests(engine.vocab)]
     return [fingerprint(handle.result()) for handle in handles]
 
 

@@ -23,6 +23,18 @@ EFFORT_BUDGETS = {
     "xhigh": None,
 }
 _MOST = 2**31 - 1
+_COUNTS = (
+    ("least", 0, _MOST),
+    ("loop", 0, _MOST),
+    ("trials", 0, 64),  # csrc/decode/trial.h
+    ("stable", 1, _MOST),
+    ("every", 1, _MOST),
+)
+
+
+def _is_real(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value >= 0
 
 
 @dataclass(frozen=True)
@@ -34,21 +46,35 @@ class ThinkingPolicy:
     the marker is the likeliest token anyway. ``least``: thought tokens before that. ``loop``: a
     thought whose last so many tokens repeat what stood before them, each period more than thrice,
     is closed; 0: never.
+
+    ``trials``: at ends of sentences the thought is closed on trial and an answer of at most so many
+    tokens written, beside the thought; 0: none. The thought ends there where the geometric mean of
+    the probabilities of the answer's tokens is at least ``confident`` (DEER, arXiv:2504.15895) and
+    ``stable`` trials in a row gave the same answer (Dynasor, arXiv:2412.20993). ``every``: thought
+    tokens between two trials at least. What trials cost is in ``usage.probe_tokens``.
     """
 
     margin: float | None = None
     least: int = 0
     loop: int = 48
+    trials: int = 0
+    confident: float = 0.95
+    stable: int = 1
+    every: int = 16
 
     def __post_init__(self) -> None:
         if self.margin is not None and not _is_real(self.margin):
             raise InvalidRequest(
                 f"margin: got {self.margin!r:.60}, allowed is None or a number >= 0"
             )
-        for name in ("least", "loop"):
+        if not _is_real(self.confident) or self.confident > 1:
+            raise InvalidRequest(f"confident: got {self.confident!r:.60}, allowed is 0 to 1")
+        for name, low, high in _COUNTS:
             value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= _MOST:
-                raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is an integer >= 0")
+            if type(value) is not int or not low <= value <= high:
+                raise InvalidRequest(
+                    f"{name}: got {value!r:.60}, allowed is an integer from {low} to {high}"
+                )
 
 
 AUTO, OFF = ThinkingPolicy(), ThinkingPolicy(loop=0)
@@ -102,8 +128,3 @@ def _policy(value: Any) -> ThinkingPolicy:
         f"thinking_policy: got {value!r:.60}, allowed is one of {list(POLICIES)} or a "
         "musespark.ThinkingPolicy"
     )
-
-
-def _is_real(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value >= 0

@@ -116,6 +116,23 @@ class Thoughts:
             "loop": policy.loop,
         }
 
+    def trials(self, thinking: Thinking, *, tools: bool) -> dict[str, Any] | None:
+        """``Request.trials``; None where there are none."""
+        policy = thinking.policy
+        if self.marks is None or not policy.trials:
+            return None
+        fixed = self._fixed
+        close = [fixed["close"], *fixed.get("header", [])]
+        if not tools:
+            close += fixed.get("answer", [])
+        return {
+            "tokens": policy.trials,
+            "confident": policy.confident,
+            "stable": policy.stable,
+            "every": policy.every,
+            "close": close,
+        }
+
 
 def with_budget(
     options: GenerationOptions, budget: int | None, room: int

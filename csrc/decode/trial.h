@@ -1,0 +1,61 @@
+// Trial answers: at the ends of a thought's sentences a fork of the sequence closes the thought and
+// answers, a few tokens, greedily, as rows beside the others of a step, while the sequence goes on
+// thinking. Where the answer is sure enough, the thought ends there: what was written meanwhile is
+// taken back (nobody has seen it), and the closing tokens are kept with their keys and values.
+//
+// The sequence waits for a trial only where what it does would depend on who is faster: before a
+// thought or the sequence ends, before the next trial begins, and kTrialLead tokens ahead.
+//
+// Sources: DEER (arXiv:2504.15895), confidence of a trial answer; Dynasor (arXiv:2412.20993),
+// answers that stay the same.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "cache/sequence.h"
+#include "decode/sampler.h"
+#include "decode/thinking.h"
+
+namespace musespark {
+
+inline constexpr std::int64_t kTrialLead = 64;
+inline constexpr std::int64_t kMostTrialTokens = 64;
+
+struct TrialParams {
+  std::int64_t tokens = 0;  // of an answer at most; 0: there are no trials
+  // The thought ends where the geometric mean of the probabilities of the answer's tokens is at
+  // least `confident` and so many trials in a row, this one included, gave this answer.
+  float confident = 0.0f;
+  std::int64_t stable = 1;
+  std::int64_t every = 1;  // thought tokens between two trials at least, and before the first
+  std::vector<std::int32_t> close;  // what ends the thought and opens the answer
+
+  bool on() const { return tokens > 0; }
+};
+
+// Throws InvalidRequest naming the field.
+void check_trials(const TrialParams& params, const ThinkingParams& thinking, std::int64_t vocab);
+
+// What one trial found.
+struct TrialResult {
+  std::int64_t at = 0;  // thought tokens before it
+  std::vector<std::int32_t> answer;
+  float confidence = 0.0f;
+};
+
+// A trial under way.
+struct Trial {
+  std::int64_t at;  // tokens of the sequence that it forked from, all with keys and values
+  std::vector<std::int32_t> tokens;  // those of the sequence, the closing ones, the answer's
+  Sequence kv;
+  ThinkingControl control;        // the sequence's, at the fork
+  std::int64_t tried;             // its Entry::tried before
+  std::vector<float> logprobs{};  // of the answer's tokens
+  std::int64_t rows = 0;          // computed
+
+  std::int64_t pending() const { return static_cast<std::int64_t>(tokens.size()) - kv.length(); }
+};
+
+}  // namespace musespark

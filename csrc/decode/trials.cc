@@ -1,0 +1,192 @@
+// Trials of the engine's sequences: decode/trial.h. Everything here is called with the mutex held.
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "base/math64.h"
+#include "decode/engine_impl.h"
+
+namespace musespark {
+namespace {
+
+[[noreturn]] void fail(const std::string& field, const std::string& got,
+                       const std::string& allowed) {
+  throw InvalidRequest("trials." + field + ": got " + got + ", allowed is " + allowed);
+}
+
+}  // namespace
+
+void check_trials(const TrialParams& params, const ThinkingParams& thinking, std::int64_t vocab) {
+  if (params.tokens == 0) return;
+  if (params.tokens < 0 || params.tokens > kMostTrialTokens) {
+    fail("tokens", std::to_string(params.tokens), "0 to " + std::to_string(kMostTrialTokens));
+  }
+  if (!(params.confident >= 0 && params.confident <= 1)) {
+    fail("confident", std::to_string(params.confident), "0 to 1");
+  }
+  if (params.stable < 1) fail("stable", std::to_string(params.stable), "an integer >= 1");
+  if (params.every < 1) fail("every", std::to_string(params.every), "an integer >= 1");
+  if (!thinking.watches()) fail("tokens", std::to_string(params.tokens), "0 without thinking");
+  for (const std::int32_t id : params.close) {
+    if (id >= 0 && id < vocab) continue;
+    fail("close", std::to_string(id), "a token id from 0 to " + std::to_string(vocab - 1));
+  }
+  if (params.close.empty() || params.close.front() != thinking.close) {
+    fail("close", params.close.empty() ? "no id" : std::to_string(params.close.front()),
+         "thinking.close, " + std::to_string(thinking.close) + ", first");
+  }
+}
+
+// Bytes of a fork beyond what it shares: a window's pages, and those it writes.
+std::int64_t Engine::Impl::trial_bytes(const RequestParams& params) const {
+  if (!params.trials.on()) return 0;
+  const std::int64_t own =
+      static_cast<std::int64_t>(params.trials.close.size()) + params.trials.tokens;
+  return prompt_kv_bytes(std::numeric_limits<std::int64_t>::max() / 4) +
+         pool.bytes_for(own + 2 * kPageTokens, 1);
+}
+
+// Whether a trial begins at the sequence's end.
+bool Engine::Impl::wants_trial(const Entry& entry) const {
+  const TrialParams& params = entry.params.trials;
+  const std::int64_t size = entry.size();
+  if (!params.on() || size <= entry.stats.prompt_tokens) return false;
+  if (!entry.thinking.at_sentence_end(entry.params.thinking, entry.thoughts, entry.tokens)) {
+    return false;
+  }
+  const std::int64_t since = std::max(entry.tried, entry.thoughts.spans().back().begin);
+  const std::int64_t most = size + static_cast<std::int64_t>(params.close.size()) + params.tokens;
+  const bool same_rope = !entry.short_rope || most <= model.original_context();
+  return size - since >= params.every && most <= options.context && same_rope;
+}
+
+void Engine::Impl::begin_trial(Entry& entry) {
+  const std::int64_t before = std::exchange(entry.tried, entry.size());
+  std::vector<std::int32_t> tokens = entry.tokens;
+  tokens.insert(tokens.end(), entry.params.trials.close.begin(), entry.params.trials.close.end());
+  entry.trial.emplace(
+      Trial{entry.size(), std::move(tokens), entry.kv->fork(), entry.thinking, before});
+}
+
+// Whether a sampled token has to wait for the trial.
+bool Engine::Impl::waits_for_trial(const Entry& entry, std::int32_t token) const {
+  if (!entry.trial) return false;
+  const auto& closes = entry.params.thoughts.closes;
+  FinishReason reason;
+  return std::ranges::find(closes, token) != closes.end() ||
+         entry.stop.ends(token, entry.stats.completion_tokens + 1, &reason) ||
+         entry.size() - entry.trial->at >= kTrialLead || wants_trial(entry);
+}
+
+// A token that follows all of the sequence's, which have keys and values.
+void Engine::Impl::take_sampled(Entry& entry, SampledToken token, Clock::time_point now) {
+  if (!entry.trial && wants_trial(entry)) begin_trial(entry);
+  if (waits_for_trial(entry, token.token)) {
+    entry.held = std::move(token);
+    return;
+  }
+  book_sampled(entry, std::move(token), now);
+}
+
+// A trial's next token.
+void Engine::Impl::book_trial(Entry& entry, std::span<Job> done, Clock::time_point now) {
+  if (!entry.trial) return;
+  Trial& trial = *entry.trial;
+  Job& job = done.front();
+  if (!job.error.empty()) {
+    finish(entry, FinishReason::error, job.kind, std::move(job.error));
+    return;
+  }
+  const SampledToken& token = job.token;
+  const std::int64_t rows = trial.kv.length() - trial.at;
+  entry.stats.trial_tokens += rows - std::exchange(trial.rows, rows);
+  FinishReason reason;
+  const bool ends =
+      entry.stop.ends(token.token, 0, &reason) || token.token == entry.params.thinking.close;
+  trial.logprobs.push_back(token.logprob);
+  if (!ends) {
+    trial.tokens.push_back(token.token);
+    if (static_cast<std::int64_t>(trial.logprobs.size()) < entry.params.trials.tokens) return;
+  }
+  settle_trial(entry, now);
+}
+
+void Engine::Impl::settle_trial(Entry& entry, Clock::time_point now) {
+  const TrialParams& params = entry.params.trials;
+  Trial& trial = *entry.trial;
+  TrialResult found;
+  found.at = entry.thoughts.count(entry.stats.prompt_tokens, trial.at);
+  const auto first =
+      trial.tokens.begin() + trial.at + static_cast<std::ptrdiff_t>(params.close.size());
+  found.answer.assign(first, trial.tokens.end());
+  double sum = 0;
+  for (const float logprob : trial.logprobs) sum += logprob;
+  const double mean = sum / static_cast<double>(trial.logprobs.size());
+  found.confidence = static_cast<float>(math64::exp(mean));
+  auto& results = entry.stats.trials;
+  const bool same = !results.empty() && results.back().answer == found.answer;
+  entry.agreed = same ? entry.agreed + 1 : 1;
+  results.push_back(std::move(found));
+  if (results.back().confidence >= params.confident && entry.agreed >= params.stable) {
+    end_by_trial(entry);
+    return;
+  }
+  entry.trial.reset();
+  if (entry.held) take_sampled(entry, *std::exchange(entry.held, std::nullopt), now);
+}
+
+// Takes a sequence back to where its trial forked from.
+void Engine::Impl::rewind_to_trial(Entry& entry) {
+  const Trial& trial = *entry.trial;
+  const std::int64_t back = entry.size() - trial.at;
+  entry.held.reset();
+  entry.tokens.resize(static_cast<std::size_t>(trial.at));
+  entry.unreported.resize(entry.unreported.size() - static_cast<std::size_t>(back));
+  entry.stats.completion_tokens -= back;
+  entry.constrained = std::min(entry.constrained, entry.stats.completion_tokens);
+  entry.stats.trial_tokens += back;
+  entry.thinking = trial.control;
+  entry.thoughts = {};
+  entry.thoughts.see(entry.params.thoughts, entry.tokens);
+  entry.sampler.restart(std::span(entry.tokens), entry.stats.prompt_tokens);
+}
+
+void Engine::Impl::end_by_trial(Entry& entry) {
+  rewind_to_trial(entry);
+  const TrialParams& params = entry.params.trials;
+  const ThoughtStop why = params.stable > 1 ? ThoughtStop::stable : ThoughtStop::confident;
+  entry.kv = std::move(entry.trial->kv);
+  entry.trial.reset();
+  if (entry.params.sampling.logprobs > 0) {  // each closing token is reported with its row's
+    entry.kv->truncate(entry.size() - 1);
+    entry.kv->accept(entry.kv->length());
+    entry.thinking.end_with(params.close, why);
+    return;
+  }
+  entry.kv->truncate(entry.size() + static_cast<std::int64_t>(params.close.size()) - 1);
+  entry.kv->accept(std::min(entry.kv->length(), entry.size()));
+  for (const std::int32_t token : params.close) {
+    entry.tokens.push_back(token);
+    entry.sampler.add_completion(token);
+    entry.unreported.push_back({token, 0.0f, {}});
+    ++entry.stats.completion_tokens;
+  }
+  entry.thoughts.see(entry.params.thoughts, entry.tokens);
+  entry.stats.thought_stop = why;
+  entry.thinking.ended(why);
+}
+
+// The trial's rows of the next step, where there is room for them.
+void Engine::Impl::choose_trial_rows() {
+  for (Entry* entry : running) {
+    if (!entry->trial || step_rows.decode >= options.prefill_chunk) continue;
+    Trial& trial = *entry->trial;
+    spans.push_back({&trial.kv, trial.tokens.data() + trial.kv.length(), trial.pending(),
+                     StepSpan::Logits::last, entry->short_rope, entry->adapter.get(), nullptr,
+                     entry->params.given});
+    span_owners.push_back({entry, entry->id, true});
+    step_rows.decode += trial.pending();
+  }
+}
+
+}  // namespace musespark

@@ -1,0 +1,204 @@
+"""Trial answers along a thought: what they say, what they change, and that nothing else does."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import musespark
+from musespark import ThinkingPolicy
+from musespark.errors import InvalidRequest
+
+SUM = "Tom has 12 apples. He buys 7 more and gives 5 to Ann. How many apples does he have?"
+OTHERS = ["What is 3 + 4?", "sort 19, 42, 94, 58, 92", "What is 23 + 45 - 12?", "Hi!"]
+HIGH = {"reasoning_effort": "high"}
+WATCH = ThinkingPolicy(trials=8, confident=1.0, every=1)  # a probability of 1 is not reached
+STABLE = ThinkingPolicy(trials=8, confident=0.0, stable=2, every=1)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    with musespark.load(threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def natural(nano):
+    return nano.chat(SUM, **HIGH)
+
+
+def prompt(model, **options) -> list[int]:
+    request, _ = model._requests.chat(SUM, {**HIGH, **options})
+    return [int(t) for t in request.tokens]
+
+
+def closing(model) -> list[int]:
+    request, _ = model._requests.chat(SUM, {**HIGH, "thinking_policy": STABLE})
+    return request.trials["close"]
+
+
+def thought(model, result) -> tuple[int, list[int]]:
+    """Where it begins in the completion, and its tokens."""
+    marks = model._requests.thoughts.marks
+    ids, (opens,) = list(result.tokens), marks["opens"]
+    begin = next(i for i in range(len(ids)) if ids[i : i + len(opens)] == opens) + len(opens)
+    end = next(i for i in range(begin, len(ids)) if ids[i] in marks["closes"])
+    return begin, ids[begin:end]
+
+
+# ---- what a trial is -----------------------------------------------------------------------------
+
+
+def test_trials_are_what_the_closed_thought_would_answer(nano, natural) -> None:
+    watched = nano.chat(SUM, **HIGH, thinking_policy=WATCH)
+    assert watched.tokens == natural.tokens and watched.thinking_stop_reason == "natural"
+    begin, written = thought(nano, natural)
+    text = [nano.tokenizer.decode(written[: i + 1]) for i in range(len(written))]
+    ends = [i + 1 for i, t in enumerate(text) if t.endswith((".", "\n"))]
+    assert [trial.thought_tokens for trial in watched.trials] == ends
+    for trial in watched.trials:
+        ids = prompt(nano) + list(natural.tokens[: begin + trial.thought_tokens]) + closing(nano)
+        found = nano.generate(ids, max_new_tokens=8, logprobs=1)
+        answer = [t for t in found.tokens if t not in nano._requests.stop_ids]
+        assert nano.tokenizer.decode(answer) == trial.answer
+        mean = np.mean([one.logprob for one in found.logprobs])
+        assert trial.confidence == pytest.approx(np.exp(mean), rel=1e-5)
+    rows = len(watched.trials) * len(closing(nano))
+    assert watched.usage.probe_tokens >= rows
+
+
+@pytest.mark.parametrize("logprobs", [0, 2])
+def test_a_thought_ends_where_answers_are_stable(nano, natural, logprobs: int) -> None:
+    found = nano.chat(SUM, **HIGH, thinking_policy=STABLE, logprobs=logprobs)
+    assert found.thinking_stop_reason == "stable" and len(found.trials) >= 2
+    *_, before, last = found.trials
+    assert before.answer == last.answer == found.content
+    begin, written = thought(nano, found)
+    _, whole = thought(nano, natural)
+    assert written == whole[: last.thought_tokens] and len(written) < len(whole)
+    ids = prompt(nano) + list(found.tokens[: begin + len(written)]) + closing(nano)
+    after = nano.generate(ids, max_new_tokens=20)
+    assert list(found.tokens[begin + len(written) :]) == closing(nano) + list(after.tokens)
+    assert found.usage.reasoning_tokens == len(written)
+    assert not found.protocol_errors
+    if logprobs:
+        assert len(found.logprobs) == len(found.tokens)
+        again = nano.score(ids + list(after.tokens))
+        for token, one in zip(range(len(prompt(nano)), len(again)), found.logprobs, strict=False):
+            assert one.logprob == pytest.approx(again[token], abs=1e-4)
+
+
+def test_confidence_decides(nano) -> None:
+    watched = nano.chat(SUM, **HIGH, thinking_policy=WATCH)
+    best = max(watched.trials[:-1], key=lambda trial: trial.confidence)
+    first = next(t for t in watched.trials if t.confidence >= best.confidence)
+    policy = ThinkingPolicy(trials=8, confident=best.confidence, every=1)
+    found = nano.chat(SUM, **HIGH, thinking_policy=policy)
+    assert found.thinking_stop_reason == "confident"
+    assert found.usage.reasoning_tokens == first.thought_tokens
+
+
+def test_trials_keep_their_distance(nano) -> None:
+    policy = ThinkingPolicy(trials=4, confident=1.0, every=30)
+    at = [trial.thought_tokens for trial in nano.chat(SUM, **HIGH, thinking_policy=policy).trials]
+    assert at and at[0] >= 30 and all(b - a >= 30 for a, b in pairwise(at))
+
+
+# ---- one result ----------------------------------------------------------------------------------
+
+SAMPLED = [
+    {"temperature": 0.9, "seed": 3},
+    {"temperature": 1.2, "seed": 5, "repetition_penalty": 1.2, "frequency_penalty": 0.1},
+    {"thinking_token_budget": 45},
+    {"thinking_token_budget": 60, "max_new_tokens": 6, "temperature": 0.7, "seed": 1},
+]
+
+
+@pytest.mark.parametrize("policy", [WATCH, STABLE])
+@pytest.mark.parametrize("options", SAMPLED)
+def test_the_same_alone_in_a_batch_in_other_memory_and_threads(nano, options, policy) -> None:
+    given = {**HIGH, "thinking_policy": policy, **options}
+    alone = nano.chat(SUM, **given)
+    batch = nano.chat_batch([*OTHERS, SUM, *OTHERS, SUM], **given)
+    for found in (batch[4], batch[9]):
+        assert (found.tokens, found.trials) == (alone.tokens, alone.trials)
+        assert found.thinking_stop_reason == alone.thinking_stop_reason
+    with musespark.load(threads=2, prefix_cache=False) as other:
+        found = other.chat(SUM, **given)
+        assert (found.tokens, found.trials) == (alone.tokens, alone.trials)
+    if policy is WATCH:
+        bare = nano.chat(SUM, **{**given, "thinking_policy": "auto"})
+        assert bare.tokens == alone.tokens
+
+
+def test_a_stream_never_takes_back(nano) -> None:
+    given = {**HIGH, "thinking_policy": STABLE}
+    wanted = nano.chat(SUM, **given)
+    stream = nano.chat(SUM, **given, stream=True)
+    seen = "".join(delta.text for delta in stream if delta.channel == "reasoning")
+    assert seen == wanted.reasoning and stream.result.tokens == wanted.tokens
+
+
+def test_a_session_goes_on_from_what_was_kept(nano, tmp_path) -> None:
+    given = {**HIGH, "thinking_policy": STABLE}
+    session = nano.session()
+    first = session.chat(SUM, **given)
+    assert first.thinking_stop_reason == "stable"
+    session.save(tmp_path / "s")
+    second = session.chat("And what is 7 + 8?", **given)
+    with musespark.load(threads=1, prefix_cache=False) as other:
+        turns = [{"role": "user", "content": SUM}, dict(first.message)]
+        asked = [*turns, {"role": "user", "content": "And what is 7 + 8?"}]
+        assert other.chat(asked, **given).tokens == second.tokens
+        assert other.resume(tmp_path / "s").chat("And what is 7 + 8?", **given).tokens == (
+            second.tokens
+        )
+
+
+def test_a_schema_holds_after_a_trial(nano) -> None:
+    pytest.importorskip("llguidance")
+    found = nano.chat(SUM, **HIGH, thinking_policy=STABLE, json_schema={"type": "integer"})
+    assert found.thinking_stop_reason == "stable" and isinstance(found.parsed, int)
+
+
+def test_nothing_is_left_in_memory(nano) -> None:
+    def used() -> int:
+        nano.generate("x", max_new_tokens=1)
+        return nano._engine.stats()["kv_bytes_used"]
+
+    before = used()
+    for policy in (WATCH, STABLE):
+        nano.chat(SUM, **HIGH, thinking_policy=policy)
+        with nano.chat(SUM, **HIGH, thinking_policy=policy, stream=True) as stream:
+            for count, _ in enumerate(stream):
+                if count == 5:
+                    break
+    assert used() == before
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"trials": 65},
+        {"trials": -1},
+        {"trials": True},
+        {"confident": 1.1},
+        {"confident": -0.1},
+        {"stable": 0},
+        {"every": 0},
+    ],
+)
+def test_policies_are_checked(wrong: dict) -> None:
+    (name,) = wrong
+    with pytest.raises(InvalidRequest, match=f"{name}: got"):
+        ThinkingPolicy(**wrong)
+
+
+def test_trials_do_not_go_with_evicted_thoughts(nano) -> None:
+    with pytest.raises(InvalidRequest, match=r"trials\.tokens: got 8 with thoughts\.most_tokens = 64"):
+        nano.chat(SUM, **HIGH, thinking_policy=STABLE, thought_cache_tokens=64)
