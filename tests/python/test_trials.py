@@ -200,5 +200,6 @@ def test_policies_are_checked(wrong: dict) -> None:
 
 
 def test_trials_do_not_go_with_evicted_thoughts(nano) -> None:
-    with pytest.raises(InvalidRequest, match=r"trials\.tokens: got 8 with thoughts\.most_tokens = 64"):
+    says = r"trials\.tokens: got 8 with thoughts\.most_tokens = 64"
+    with pytest.raises(InvalidRequest, match=says):
         nano.chat(SUM, **HIGH, thinking_policy=STABLE, thought_cache_tokens=64)
