@@ -3,8 +3,9 @@
     python benchmarks/thinking.py [llama-3.2-1b | nano] [--tokens 384] [--rounds 7] [--save]
 
 The same request decodes in three ways, in turn, each round: not watched; watched (budget, landing,
-margin, loops, none of which ends it); with trial answers of 8 tokens after every 24 tokens. Medians of tokens a second with their spread, and the ratios to the first, round by
-round. Tokens must be the same in all three.
+margin, loops, none of which ends it); with trial answers of 8 tokens after every 24 tokens. Medians
+of tokens a second with their quartiles, and the ratios to the first, round by round. Tokens must be
+the same in all three.
 """
 
 from __future__ import annotations

@@ -152,6 +152,7 @@ RequestParams params_from_python(const py::dict& params, std::int64_t hidden) {
   if (d.has("look_at")) out.look_at = spans_from_python(d.list("look_at"));
   if (d.has("logits_from")) out.logits_from = d.integer("logits_from");
   if (d.has("deadline_s")) out.deadline_s = d.real("deadline_s");
+  if (d.has("draft_tokens")) out.draft_tokens = d.integer("draft_tokens");
   if (d.has("retain")) out.retain = d.boolean("retain");
   if (d.has("adapter")) out.adapter = d.integer("adapter");
   if (d.has("thoughts")) out.thoughts = read_thoughts(d.dict("thoughts"));

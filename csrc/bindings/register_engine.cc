@@ -108,6 +108,8 @@ py::tuple event_tuple(const FinishedEvent& event) {
   }
   stats["trials"] = trials;
   stats["trial_tokens"] = s.trial_tokens;
+  stats["drafted_tokens"] = s.drafted_tokens;
+  stats["accepted_tokens"] = s.accepted_tokens;
   py::object error = py::none();
   if (event.reason == FinishReason::error)
     error = py::make_tuple(kind_name(event.kind), event.error);

@@ -62,6 +62,10 @@ void check_request(const RequestParams& params, std::int64_t vocab) {
   if (params.constraint && params.logits != LogitsMode::none) {
     throw InvalidRequest("constraint: given with logits, which sample nothing; leave it out");
   }
+  if (params.draft_tokens < 0 || params.draft_tokens > kMostDraft) {
+    throw InvalidRequest("draft_tokens: got " + std::to_string(params.draft_tokens) +
+                         ", allowed is 0 to " + std::to_string(kMostDraft));
+  }
   if (params.deadline_s && !(*params.deadline_s >= 0 && *params.deadline_s < 1e9)) {
     throw InvalidRequest("deadline_s: got " + std::to_string(*params.deadline_s) +
                          ", allowed is 0 to 1e9 seconds from now");

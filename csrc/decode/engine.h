@@ -52,6 +52,7 @@ struct RequestParams {
   std::vector<KeySpan> look_at;  // attention: of these tokens the weights are wanted
   std::int64_t logits_from = 0;  // all, score: no row before this token, which may be known then
   std::optional<double> deadline_s;  // from now, >= 0
+  std::int64_t draft_tokens = 0;     // of a draft at most (decode/speculation.h); 0: none
   bool retain = false;               // keep the pages after the end, until release()
   std::optional<AdapterId> adapter;  // none: the model alone
   ThoughtParams thoughts;
@@ -82,6 +83,7 @@ struct RequestStats {
   std::int64_t thought_tokens = 0;               // of the completion, inside thoughts
   ThoughtStop thought_stop = ThoughtStop::none;  // of the last that ended, where they are watched
   std::int64_t thought_bytes = 0;                // of whole pages inside its thoughts, at its end
+  std::int64_t drafted_tokens = 0, accepted_tokens = 0;  // of drafts
   std::int64_t trial_tokens = 0;  // rows computed for trials, and tokens that were taken back
   std::vector<TrialResult> trials;
   // What became of thoughts, in layers without a window; the prompt's are demoted too.

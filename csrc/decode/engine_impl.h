@@ -1,13 +1,12 @@
-// The engine's inside. engine.cc: requests and their ends; schedule.cc: who may run, with which
-// rows and whose memory; given.cc: rows in place of embeddings; step.cc: one forward pass and what
-// follows from it; thought_pages.cc: what becomes of thoughts; transfer.cc: pages to and from
-// files; trials.cc: trial answers.
+// The engine's inside. engine.cc: requests and their ends; schedule.cc: who may run and in whose
+// memory; rows.cc: with which rows; given.cc: rows in place of embeddings; step.cc: one forward
+// pass and what follows from it; speculation.cc: drafts; thought_pages.cc: what becomes of
+// thoughts; trials.cc: trial answers; transfer.cc: pages to and from files.
 //
 // Locking: `mutex` guards everything that submit, cancel, release, fork and stats see. The step
 // holds it while it plans and while it books results, not while the model runs or pages are made
-// anew. Pages are touched
-// by the step's thread only: what other threads ask for (forks, releases, transfers) waits for its
-// next plan. Who transfers pages then copies them under `pages_mutex`.
+// anew. Pages are touched by the step's thread only: what other threads ask for (forks, releases,
+// transfers) waits for its next plan. Who transfers pages then copies them under `pages_mutex`.
 #pragma once
 
 #include <condition_variable>
@@ -121,6 +120,8 @@ struct Engine::Impl {
   void unpin_source(Entry& entry);
   bool wants_short_rope(const Entry& entry) const;
   void set_reserved(Entry& entry, std::int64_t tokens, std::int64_t bytes);
+
+  // rows.cc
   void choose_rows();
   double keys_before(std::int64_t position) const;
   void choose_prefill(std::int64_t rows, double units);
@@ -145,6 +146,10 @@ struct Engine::Impl {
   }
   std::int64_t common_with_base(const Entry& entry, const Entry& base, std::int64_t common) const;
   void count_thoughts(Entry& entry) const;
+
+  // speculation.cc
+  void make_draft(Entry& entry);
+  void book_draft(Entry& entry, const float* rows, Clock::time_point now);
 
   // trials.cc
   std::int64_t trial_bytes(const RequestParams& params) const;
@@ -175,6 +180,9 @@ struct Engine::Impl {
   void remember_end(Entry& entry);
   void count_pages();
   void book_sampled(Entry& entry, SampledToken token, Clock::time_point now);
+  std::optional<FinishReason> append_sampled(Entry& entry, SampledToken token,
+                                             Clock::time_point now);
+  void end_sampled(Entry& entry, FinishReason reason);
   void book_logits(Entry& entry, const float* rows, std::int64_t count);
   void book_attention(Entry& entry);
   void book_scores(Entry& entry, std::int64_t rows, std::span<const Job> scored);
@@ -225,6 +233,7 @@ struct Engine::Impl {
   std::vector<float> logits;
   StepControl control;
   PrefillPace pace;
+  RowCost row_cost;
   std::size_t batch_first = 0, batch_count = 0;  // the spans in the model now
   std::vector<Job> jobs;
   std::vector<std::uint64_t> bitmaps;   // of the jobs with a constraint

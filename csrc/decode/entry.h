@@ -13,6 +13,7 @@
 #include "cache/prefix_tree.h"
 #include "cache/saved_pages.h"
 #include "decode/engine.h"
+#include "decode/speculation.h"
 #include "decode/trial.h"
 
 namespace musespark {
@@ -108,7 +109,9 @@ struct Entry {
   // the one whose rows were evicted last, its index and its first slot.
   std::vector<std::pair<std::int64_t, std::int64_t>> thought_slots;
   std::int64_t evicting = -1, evicting_from = 0;
-  std::int64_t most_evicted = 0;  // before the sequence was preempted
+  std::int64_t most_evicted = 0;    // before the sequence was preempted
+  std::vector<std::int32_t> draft;  // of the step under way: the last token, what may follow
+  DraftLength drafting;
   QueryLog log;
   std::optional<Sequence> kv;
   PrefixTree::Pin shared;  // what `kv` began with, held in the tree

@@ -26,7 +26,9 @@ bool Engine::Impl::step() {
   const std::int64_t redone = counters.redone_steps;
   execute(0, spans.size());
   if (redone == counters.redone_steps) {
-    pace.observe(step_rows, std::chrono::duration<double>(Clock::now() - begin).count());
+    const double took = std::chrono::duration<double>(Clock::now() - begin).count();
+    pace.observe(step_rows, took);
+    if (spans.size() == 1 && step_rows.prefill == 0) row_cost.observe(step_rows.decode, took);
   }
   return true;
 }
@@ -135,6 +137,7 @@ void Engine::Impl::count_pages() {
 // What one sequence got from the step: `rows` rows of logits and what was made of them.
 void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t rows,
                               std::span<Job> done, Clock::time_point now) {
+  if (!entry.draft.empty()) return book_draft(entry, values, now);
   remember(entry);
   entry.kv->accept(entry.kv->length());
   settle_thoughts(entry);
@@ -211,7 +214,7 @@ void Engine::Impl::collect_jobs(std::size_t first, std::size_t count) {
       for (std::int64_t j = 0; j < rows && start + j + 1 < entry.size(); ++j) {
         jobs.push_back({&entry, row + j * vocab, entry.tokens[start + j + 1]});
       }
-    } else if (entry.samples() && rows == 1) {
+    } else if (entry.samples() && rows == 1 && entry.draft.empty()) {
       jobs.push_back({&entry, row});
     }
     row += rows * vocab;
@@ -294,6 +297,12 @@ void Engine::Impl::run_jobs() {
 }
 
 void Engine::Impl::book_sampled(Entry& entry, SampledToken sampled, Clock::time_point now) {
+  if (const auto end = append_sampled(entry, std::move(sampled), now)) end_sampled(entry, *end);
+}
+
+// Makes a token the sequence's next; why the sequence ends with it, if it does.
+std::optional<FinishReason> Engine::Impl::append_sampled(Entry& entry, SampledToken sampled,
+                                                         Clock::time_point now) {
   const std::int32_t token = sampled.token;
   if (entry.stats.completion_tokens == 0) {
     entry.first_token = now;
@@ -311,7 +320,11 @@ void Engine::Impl::book_sampled(Entry& entry, SampledToken sampled, Clock::time_
   ++entry.stats.completion_tokens;
   FinishReason reason = FinishReason::length;
   const bool ends = entry.stop.ends(token, entry.stats.completion_tokens, &reason);
-  if (!ends && entry.answer_left() > 0) return;
+  if (!ends && entry.answer_left() > 0) return std::nullopt;
+  return reason;
+}
+
+void Engine::Impl::end_sampled(Entry& entry, FinishReason reason) {
   if (widest_window > 0) remember_end(entry);
   finish(entry, reason);
 }

@@ -47,6 +47,7 @@ class Request:
     :func:`musespark.thought_cache.request_thoughts`.
     ``thinking``: how long it thinks, see :meth:`musespark.thinking.request.Thoughts.asked`;
     ``trials``: of answers, csrc/decode/trial.h. ``max_answer_tokens``: tokens outside thoughts.
+    ``draft_tokens``: of drafts at most, csrc/decode/speculation.h.
     ``constraint``: what may be written, as csrc/bindings/constraint_from_python.h says; of this
     request alone.
     ``given``: rows in place of embeddings, by position; the tokens there are negative.
@@ -73,6 +74,7 @@ class Request:
     logits_from: int = 0
     look_at: Sequence[tuple[int, int]] = ()
     deadline: float | None = None
+    draft_tokens: int = 0
     retain: bool = False
     adapter: int | None = None
     thoughts: Mapping[str, Any] | None = None

@@ -80,6 +80,8 @@ class _Tokens:
                 prefill_s=stats["prefill_s"],
                 first_token_s=stats["first_token_s"],
                 decode_s=stats["decode_s"],
+                drafted_tokens=stats["drafted_tokens"],
+                accepted_tokens=stats["accepted_tokens"],
             ),
         }
 

@@ -149,15 +149,15 @@ class Model:
         ``presence_penalty``, ``frequency_penalty``, ``seed``, ``stop`` (a string or several),
         ``logprobs`` (how many alternatives a token), ``logit_bias`` {token id: addend},
         ``deadline`` (seconds from the call; what is there then is returned), ``adapter`` (what
-        :meth:`load_adapter` gave, or its name; None: the model as loaded). ``stream=True``: an
-        iterator of :class:`Delta` whose ``.result`` is the completion.
+        :meth:`load_adapter` gave, or its name; None: the model as loaded), ``speculation`` (auto:
+        what stood before is drafted, and checked in one step: the same tokens sooner; off).
+        ``stream=True``: an iterator of :class:`Delta` whose ``.result`` is the completion.
 
-        One of these makes every text that is not cut one of its form (needs llguidance):
-        ``json_schema`` (a dict, its JSON, or a class with ``model_json_schema()``; the value is
-        the result's ``parsed``), ``regex``, ``grammar`` (in Lark's syntax).
+        With one of these a text that is not cut is of its form (needs llguidance): ``json_schema``
+        (a dict, its JSON, or a class with ``model_json_schema()``; the value is the result's
+        ``parsed``), ``regex``, ``grammar`` (Lark).
 
-        Raises InvalidRequest (unknown or wrong option, with the nearest name), ContextOverflow and
-        MissingLibrary.
+        Raises InvalidRequest (unknown or wrong option), ContextOverflow and MissingLibrary.
         """
         check_stream(stream)
         out = Stream(*self._submit(*self._text_request(prompt, options)))

@@ -39,6 +39,7 @@ _NOT_APPLIED: dict[str, Any] = {
 CHAT_OPTIONS = ("tools", "reasoning_effort", "mode", "continue_final_message")
 EFFORTS = ("low", "medium", "high", "xhigh")
 MODES = ("auto", "instant", "thinking")
+SPECULATIONS = ("auto", "off")
 MAX_LOGPROBS = 64
 MAX_TOKENS = 2**31 - 1
 MAX_STOP_STRINGS = 64
@@ -65,6 +66,7 @@ class GenerationOptions:
     logprobs: int = 0
     logit_bias: Mapping[int, float] | None = None
     deadline: float | None = None
+    speculation: str = "auto"
     began: float = field(default=0.0, compare=False)
 
 
@@ -156,6 +158,10 @@ def _check(name: str, value: Any, vocab: int) -> Any:
         return _real(name, value, 0.0, 1e9, "seconds from now, >= 0")
     if name == "stop":
         return _stop(value)
+    if name == "speculation":
+        if value not in SPECULATIONS:
+            raise _fail(name, value, f"one of {list(SPECULATIONS)}")
+        return value
     return _logit_bias(value, vocab)
 
 

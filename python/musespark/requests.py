@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from musespark.vision.eyes import Eyes
 
 
+_DRAFT = 16  # the most that csrc/decode/speculation.h allows
+
+
 class Requests:
     """The tokenizer, the chat template and the defaults of a model. ``eyes``: of one that sees;
     ``blind``: why it does not."""
@@ -252,6 +255,7 @@ class Requests:
 
     def _request(self, ids: np.ndarray, options: GenerationOptions, **more: Any) -> Request:
         given = {name: getattr(options, name) for name in OPTION_NAMES if name != "stop"}
+        given["draft_tokens"] = 0 if given.pop("speculation") == "off" else _DRAFT
         return Request(tokens=ids, stop_ids=sorted(self.stop_ids), **more, **given)
 
 

@@ -37,11 +37,14 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall-clock seconds: prompt, first token after submission, and all tokens after the first."""
+    """Wall-clock seconds: prompt, first token after submission, and all tokens after the first.
+    ``accepted_tokens`` of ``drafted_tokens`` in drafts came several in a step."""
 
     prefill_s: float = 0.0
     first_token_s: float = 0.0
     decode_s: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

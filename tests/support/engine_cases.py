@@ -71,7 +71,7 @@ def requests(vocab: int = 101) -> list[Request]:
     """Thirteen: greedy and sampled, every filter, prompts within and far beyond page and window; a
     thought that loses rows while it is written, one that is demoted when it ends, one with trial
     answers and a budget, and one that they end."""
-    sampled = Request(tokens=[], max_new_tokens=40, temperature=0.9)
+    sampled = Request(tokens=[], max_new_tokens=40, temperature=0.9, draft_tokens=16)
     sure = 0.6 if vocab > 101 else 0.155  # so that the second trial ends the thought
 
     def vary(count: int, **changes: Any) -> Request:
