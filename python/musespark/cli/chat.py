@@ -11,12 +11,13 @@ from typing import Any
 
 from musespark.cli import common, passphrase
 from musespark.errors import Error, InvalidRequest, SavedWithoutCache
-from musespark.options import EFFORTS, MODES
+from musespark.options import MODES
+from musespark.thinking.effort import ALL_EFFORTS
 from musespark.thought_cache import THOUGHT_CACHES, THOUGHT_OPTIONS
 
 HELP = """\
 /help            this text
-/effort LEVEL    low, medium, high or xhigh: how long to think
+/effort LEVEL    none, minimal, low, medium, high or xhigh: how long to think
 /thoughts        show or hide the model's thoughts
 /image FILE      show an image with the next message
 /system TEXT     start again with this system message
@@ -47,7 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="show it with the first message (repeatable): PNG, JPEG, WebP, GIF or BMP",
     )
-    parser.add_argument("--effort", choices=EFFORTS, help="how long to think")
+    parser.add_argument("--effort", choices=ALL_EFFORTS, help="how long to think")
+    parser.add_argument(
+        "--thinking-budget", type=int, metavar="N", help="thought tokens of an answer at most"
+    )
     parser.add_argument(
         "--begin", metavar="TEXT", help="with a question: how the answer begins; the model goes on"
     )
@@ -134,6 +138,8 @@ class Repl:
         self.effort = args.effort
         self.options = {"mode": args.mode, **common.sampling_options(args)}
         self.options |= common.grammar_options(args)
+        if args.thinking_budget is not None:
+            self.options["thinking_token_budget"] = args.thinking_budget
         self.thoughts = not args.no_thoughts
         self.file = None if args.session is None else Path(args.session)
         self.passphrase = passphrase
@@ -171,8 +177,8 @@ class Repl:
         if name in ("quit", "exit", "q"):
             return False
         if name == "effort":
-            if rest not in EFFORTS:
-                raise InvalidRequest(f"effort: got {rest!r}, allowed is one of {list(EFFORTS)}")
+            if rest not in ALL_EFFORTS:
+                raise InvalidRequest(f"effort: got {rest!r}, allowed is one of {list(ALL_EFFORTS)}")
             self.effort = rest
         elif name == "thoughts":
             self.thoughts = not self.thoughts
