@@ -166,7 +166,7 @@ void sampler_case() {
     params.min_p = i % 7 ? 0.0f : 0.05f;
     params.seed = 5;
     params.logprobs = 3;
-    const SampledToken token = Sampler(params, kVocab).sample(row.data(), i, {}, {}, scratch);
+    const SampledToken token = Sampler(params, kVocab).sample(row.data(), i, {}, scratch);
     append(bytes, &token.token, 1);
     append(bytes, &token.logprob, 1);
     for (const TokenLogprob& top : token.top) append(bytes, &top.logprob, 1);
