@@ -103,8 +103,9 @@ void check_2d(const py::array& a, const char* what) {
 py::tuple quantize_rows(const Array<float>& x, std::int64_t group, const std::string& isa) {
   check_2d(x, "quantize_rows: x");
   const std::int64_t m = x.shape(0), k = x.shape(1);
-  if (group != kActGroup && group != kBlockQ4) {
-    throw InvalidRequest("quantize_rows: group " + std::to_string(group) + " is not 64 or 256");
+  if (group != kActGroup && group != kBlockQ4 && group != kBlockQ8Wide) {
+    throw InvalidRequest("quantize_rows: group " + std::to_string(group) +
+                         " is not 64, 256 or 1024");
   }
   Activations a(m, k, group);
   GuardedBuffer from(static_cast<std::size_t>(x.size()) * sizeof(float));

@@ -56,10 +56,10 @@ struct Input {
   explicit Input(const Floats& x, const KernelTable& kernels) {
     const std::int64_t m = x.shape(0), cols = x.shape(1);
     Carver measure{nullptr};
-    measure.rows(m, cols, true, true);
+    measure.rows(m, cols, true, 3);
     buffer = AlignedBuffer(measure.used);
     Carver carver{buffer.data()};
-    rows = carver.rows(m, cols, true, true).view(m, cols, {true, true, true}, true);
+    rows = carver.rows(m, cols, true, 3).view(m, cols, {true, true, true, true}, true);
     for (std::int64_t r = 0; r < m; ++r) {
       std::copy_n(x.data(r, 0), cols, rows.x + r * rows.ldx);
     }
@@ -125,12 +125,12 @@ std::vector<double> time_mlp(const std::string& format, std::int64_t intermediat
   Jobs jobs(pool);
   jobs.reserve_scratch(scratch_bytes(widths, m));
   Carver measure{nullptr};
-  measure.rows(m, intermediate, true, true);
+  measure.rows(m, intermediate, true, 3);
   AlignedBuffer room(measure.used);
   Carver carver{room.data()};
   Needs needs;
   needs.add(mlp.down);
-  const Rows inner = carver.rows(m, intermediate, true, false).view(m, intermediate, needs, false);
+  const Rows inner = carver.rows(m, intermediate, true, 1).view(m, intermediate, needs, false);
   const std::int64_t ld = RowsBuffer::padded(widths.hidden);
   AlignedBuffer out(static_cast<std::size_t>(m * ld * 4));
   return timed(repeats, [&] {

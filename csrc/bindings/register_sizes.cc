@@ -57,7 +57,7 @@ py::dict step_memory_of(const py::object& spec, std::int64_t rows, std::int64_t 
   check("threads", threads, kMostSequences);
   const ModelSpec model_spec = checked_spec(spec);
   const StepMemory m =
-      step_memory(model_spec, {rows, tokens, sequences, threads, floats, two_forms});
+      step_memory(model_spec, {rows, tokens, sequences, threads, floats, two_forms ? 2 : 1});
   return py::dict(py::arg("activations") = m.activations, py::arg("scratch") = m.scratch,
                   py::arg("ropes") = m.ropes, py::arg("logits") = m.logits);
 }

@@ -71,11 +71,14 @@ void InputSums::see(InputOf what, std::int64_t layer, std::int64_t expert, const
 // Rows that exist in their quantized form alone are what the matrix multiplies: their numbers.
 Rows InputSums::as_floats(const Rows& rows) {
   if (rows.x) return rows;
-  Rows out{rows.rows, rows.cols, room(&floats_, rows.rows * rows.cols), rows.cols, {}, {}};
+  Rows out{rows.rows, rows.cols, room(&floats_, rows.rows * rows.cols), rows.cols, {}, {}, {}};
   jobs_.run(rows.rows, static_cast<double>(rows.cols) * 0.5,
             [&](std::int64_t begin, std::int64_t end, int) {
               for (std::int64_t r = begin; r < end; ++r) {
-                const QuantizedRows q = (rows.q64.q ? rows.q64 : rows.q256).slice(r, 1);
+                const QuantizedRows q = (rows.q64.q    ? rows.q64
+                                         : rows.q256.q ? rows.q256
+                                                       : rows.q1024)
+                                            .slice(r, 1);
                 for (std::int64_t k = 0; k < rows.cols; ++k) {
                   out.x[r * out.ldx + k] = static_cast<float>(q.q[k]) * q.scale[k / kActGroup];
                 }

@@ -34,7 +34,9 @@ const PackSteps& steps_of_machine() {
 
 // Columns that get a scale of their own from PackSteps::fit.
 std::int64_t group_columns(WeightFormat format) {
-  return format == WeightFormat::q8 ? kBlockQ8 : kSubGroup;
+  return format == WeightFormat::q8         ? kBlockQ8
+         : format == WeightFormat::q8g1024h ? kBlockQ8Wide
+                                            : kSubGroup;
 }
 
 // Work space of one row block, reused for the next.

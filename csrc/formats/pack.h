@@ -4,7 +4,7 @@
 // number of threads (float operations run per row in one order, without fma or libm; the vector
 // versions of pack.inl are the same operations on 16 rows at once).
 //
-//   q8   block scale = largest magnitude of 64 columns / 127
+//   q8   block scale = largest magnitude of 64 columns / 127; q8g1024h of 1024
 //   q6   per 32 columns a search of the scale for the least squared error, then int8 sub-scales
 //        over blocks of 256 columns
 //   q4   the same with the 16 levels and both signs, codes chosen among the final int8 levels

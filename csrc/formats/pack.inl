@@ -344,7 +344,9 @@ MUSESPARK_INLINE void encode_group_q6(const float* u, int n, F32 scale, F32 inve
 
 // Columns that get a scale of their own from fit.
 MUSESPARK_INLINE std::int64_t group_width(WeightFormat format) {
-  return format == WeightFormat::q8 ? kBlockQ8 : kSubGroup;
+  return format == WeightFormat::q8         ? kBlockQ8
+         : format == WeightFormat::q8g1024h ? kBlockQ8Wide
+                                            : kSubGroup;
 }
 
 MUSESPARK_INLINE F32 fit_group_bytes(const float* u, int n) {

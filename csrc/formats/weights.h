@@ -18,6 +18,7 @@
 //
 //   format   level(code)               sub   B    bits/weight (K = 2048)
 //   q8       int8                      -     64   8.27
+//   q8g1024h int8                      -     1024 8.03
 //   q6       4 * code, 6 bits signed   32    256  6.33
 //   q4       kQ4Level[code], 4 bits    32    256  4.33
 //   q8g32h   int8                      -     32   8.52
@@ -27,7 +28,7 @@
 //   f32      float                     -     -    32
 //   bf16     float >> 16               -     -    16
 //
-// The last four quantized formats hold what others quantized, to the bit (formats/repack.h):
+// Those with a block of 32 hold what others quantized, to the bit (formats/repack.h):
 // GGUF's Q8_0, Q4_0, IQ4_NL and MXFP4, and symmetric integers in groups of 32. Their levels are
 // at most 19 bits with a block scale, so row * block * w8 in floats is the number of the file.
 //
@@ -66,18 +67,21 @@ enum class WeightFormat : std::uint32_t {
   q8g32h = 5,
   q4g32h = 6,
   iq4g32h = 7,
-  mxfp4 = 8
+  mxfp4 = 8,
+  q8g1024h = 9
 };
 
 // Bumped whenever the bits of any result change for the same packed bytes.
 inline constexpr std::uint32_t kArithmeticVersion = 2;
 
 inline constexpr int kRowBlock = 16;
-inline constexpr int kActGroup = 64;  // columns of activations by which scales are stored: qmatmul.h
-inline constexpr int kSubGroup = 32;  // columns that share one int8 sub-scale (q4, q6)
-inline constexpr int kBlockQ8 = 64;   // columns that share one f16 block scale
-inline constexpr int kBlockQ4 = 256;  // q4 and q6
-inline constexpr int kBlockG32 = 32;  // q8g32h, q4g32h, iq4g32h, mxfp4
+inline constexpr int kActGroup =
+    64;  // columns of activations by which scales are stored: qmatmul.h
+inline constexpr int kSubGroup = 32;       // columns that share one int8 sub-scale (q4, q6)
+inline constexpr int kBlockQ8 = 64;        // columns that share one f16 block scale
+inline constexpr int kBlockQ8Wide = 1024;  // q8g1024h
+inline constexpr int kBlockQ4 = 256;       // q4 and q6
+inline constexpr int kBlockG32 = 32;       // q8g32h, q4g32h, iq4g32h, mxfp4
 
 // The sixteen levels of q4 and iq4g32h (llama.cpp's IQ4_NL table): denser near zero, one end
 // longer; a negative sub-scale turns them round.

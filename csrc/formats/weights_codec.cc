@@ -18,7 +18,7 @@ constexpr FormatName kNames[] = {
     {WeightFormat::q8, "q8"},         {WeightFormat::q6, "q6"},
     {WeightFormat::q4, "q4"},         {WeightFormat::q8g32h, "q8g32h"},
     {WeightFormat::q4g32h, "q4g32h"}, {WeightFormat::iq4g32h, "iq4g32h"},
-    {WeightFormat::mxfp4, "mxfp4"}};
+    {WeightFormat::mxfp4, "mxfp4"},   {WeightFormat::q8g1024h, "q8g1024h"}};
 
 [[noreturn]] void fail_format(WeightFormat format) {
   throw InvalidRequest("format: " + std::to_string(static_cast<std::uint32_t>(format)) +
@@ -33,6 +33,7 @@ int element_bits(WeightFormat format) {
       return 16;
     case WeightFormat::q8:
     case WeightFormat::q8g32h:
+    case WeightFormat::q8g1024h:
       return 8;
     case WeightFormat::q6:
       return 6;
@@ -93,6 +94,7 @@ int code_bits(WeightFormat format) {
 
 std::int64_t block_columns(WeightFormat format) {
   if (format == WeightFormat::q8) return kBlockQ8;
+  if (format == WeightFormat::q8g1024h) return kBlockQ8Wide;
   return has_sub_scales(format) ? kBlockQ4 : kBlockG32;
 }
 

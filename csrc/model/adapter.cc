@@ -144,7 +144,7 @@ void AdaptedRows::add(Jobs& jobs, const KernelTable& kernels, std::size_t layer,
       const LowRank* matrices = range.adapter->at(layer, product.target);
       if (!matrices) continue;
       Rows in = product.in->slice(range.first, range.count);
-      in.q64 = in.q256 = {};
+      in.q64 = in.q256 = in.q1024 = {};
       outputs_.push_back({matrices, in, product.out + range.first * product.ldo, product.ldo});
     }
   }

@@ -100,9 +100,9 @@ void Encoder::Impl::reserve(std::span<const Text> texts) {
   }
   jobs.reserve_scratch(scratch);
   carve_from(buffer, [&](Carver* c) {
-    x = c->rows(rows, spec.hidden, true, true);
-    joined = c->rows(rows, joined_cols, true, true);
-    inner = c->rows(rows, inner_cols, true, true);
+    x = c->rows(rows, spec.hidden, true, 3);
+    joined = c->rows(rows, joined_cols, true, 3);
+    inner = c->rows(rows, inner_cols, true, 3);
     qkv = c->floats(rows, qkv_cols);
     delta = c->floats(rows, spec.hidden);
   });

@@ -12,7 +12,7 @@
 namespace musespark {
 namespace {
 
-ExpertsSizes experts_sizes(const MlpSpec& mlp, std::int64_t hidden, bool two_forms) {
+ExpertsSizes experts_sizes(const MlpSpec& mlp, std::int64_t hidden, int forms) {
   return {.experts = mlp.experts,
           .chosen = mlp.experts_per_token,
           .hidden = hidden,
@@ -20,19 +20,19 @@ ExpertsSizes experts_sizes(const MlpSpec& mlp, std::int64_t hidden, bool two_for
           .intermediate = mlp.intermediate,
           .shared_intermediate = mlp.shared_intermediate,
           .pooled = mlp.expert_width > 0,
-          .two_forms = two_forms};
+          .forms = forms};
 }
 
 std::int64_t activation_bytes(const ModelSpec& spec, const StepSizes& sizes) {
   std::int64_t experts = 0;
   for (const LayerSpec& layer : spec.layers) {
     if (layer.mlp.kind != MlpKind::experts) continue;
-    const ExpertsSizes of_layer = experts_sizes(layer.mlp, spec.hidden, sizes.two_forms);
+    const ExpertsSizes of_layer = experts_sizes(layer.mlp, spec.hidden, sizes.forms);
     experts = std::max(experts, ExpertsRunner::bytes_for(of_layer, sizes.rows));
   }
   StepWidths widths = step_widths(spec);
   widths.mlp_floats = sizes.floats;
-  widths.two_forms = sizes.two_forms;
+  widths.forms = sizes.forms;
   return Workspace::bytes_for(widths, sizes.rows) + experts;
 }
 

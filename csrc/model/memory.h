@@ -12,8 +12,8 @@ struct StepSizes {
   std::int64_t tokens = 1;     // of the longest sequence
   std::int64_t sequences = 1;  // that get a row of logits in one step
   std::int64_t threads = 1;
-  bool floats = true;      // matrices are f32 or bf16: they read floats, and need no scratch
-  bool two_forms = false;  // some input is read in both quantized forms, as where q4 and q6 meet
+  bool floats = true;  // matrices are f32 or bf16: they read floats, and need no scratch
+  int forms = 1;       // quantized ones that some input is read in: two where q4 and q8 meet
 };
 
 // Bytes. The partial results of attention, lists and page tables are not in it: they are small.

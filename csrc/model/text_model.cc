@@ -74,12 +74,12 @@ struct TextModel::Impl {
     }
     widths.mlp_floats = std::any_of(model.layers.begin(), model.layers.end(),
                                     [](const PreparedLayer& l) { return l.down_needs.floats; });
-    widths.two_forms =
-        model.head_needs.both() ||
-        std::any_of(model.layers.begin(), model.layers.end(), [](const PreparedLayer& l) {
-          return l.attn_needs.both() || l.o_needs.both() || l.mlp_needs.both() ||
-                 l.down_needs.both();
-        });
+    widths.forms = std::max(1, model.head_needs.forms());
+    for (const PreparedLayer& l : model.layers) {
+      for (const Needs* needs : {&l.attn_needs, &l.o_needs, &l.mlp_needs, &l.down_needs}) {
+        widths.forms = std::max(widths.forms, needs->forms());
+      }
+    }
   }
 
   std::int64_t scratch_bytes(std::int64_t rows) const;

@@ -24,7 +24,8 @@ namespace {
 // enough for any memory.
 constexpr std::int64_t kBatchRows = 4096;
 constexpr std::int64_t kBatchShares = std::int64_t{1} << 22;  // of the table of positions
-constexpr std::int64_t kMaxPatches = std::int64_t{1} << 20;   // of a frame, and frames of a grid
+constexpr int kForms = 3;  // quantized ones, of rows that several matrices read
+constexpr std::int64_t kMaxPatches = std::int64_t{1} << 20;  // of a frame, and frames of a grid
 
 VisionSpec checked(VisionSpec spec) {
   check_spec(spec);
@@ -139,12 +140,12 @@ void VisionTower::Impl::carve(Carver* c) {
   };
   size(model.head);
   for (const PreparedHead& tap : model.taps) size(tap);
-  pixels = c->rows(patches(), spec.patch_dim, false, true);
-  in = c->rows(rows(), spec.hidden, true, true);
-  joined = c->rows(rows(), joined_cols, true, true);
-  inner = c->rows(rows(), inner_cols, true, true);
-  merged = c->rows(tokens(), merged_width, true, true);
-  for (RowsBuffer& room : between) room = c->rows(tokens(), widest, true, true);
+  pixels = c->rows(patches(), spec.patch_dim, false, kForms);
+  in = c->rows(rows(), spec.hidden, true, kForms);
+  joined = c->rows(rows(), joined_cols, true, kForms);
+  inner = c->rows(rows(), inner_cols, true, kForms);
+  merged = c->rows(tokens(), merged_width, true, kForms);
+  for (RowsBuffer& room : between) room = c->rows(tokens(), widest, true, kForms);
   x = c->floats(rows(), spec.hidden);
   qkv = c->floats(rows(), qkv_cols);
   delta = c->floats(std::max(rows(), patches()), spec.hidden);
@@ -232,7 +233,8 @@ void VisionTower::Impl::head(const PreparedHead& head, const HeadSpec& head_spec
   const LinearOutput last{&from, &head.products.back(), out, width};
   linear(jobs, kernels, std::span(&last, 1));
   if (head.out_norm.kind == Norm::Kind::none) return;
-  norm_rows(jobs, kernels, out, width, head.out_norm, Rows{tokens(), width, out, width, {}, {}});
+  norm_rows(jobs, kernels, out, width, head.out_norm,
+            Rows{tokens(), width, out, width, {}, {}, {}});
 }
 
 bool VisionTower::Impl::run(std::span<const Frame> frames, const float* patches_in,

@@ -17,7 +17,7 @@ struct StepWidths {
   std::int64_t joined = 0;      // heads x head dimension
   std::int64_t hidden_mlp = 0;  // intermediate
   bool mlp_floats = true;       // some down matrix reads floats
-  bool two_forms = true;        // some input is read in both quantized forms
+  int forms = 2;                // quantized ones that some input is read in
 };
 
 StepWidths step_widths(const ModelSpec& spec);
@@ -52,9 +52,9 @@ class Workspace {
     gate = c->floats(rows, w.gate);
     queries = c->take<float>(rows * w.heads);
     heads = c->take<float>(rows * w.heads);
-    normed = c->rows(rows, w.hidden, true, w.two_forms);
-    joined = c->rows(rows, w.joined, true, w.two_forms);
-    mlp = c->rows(rows, w.hidden_mlp, w.mlp_floats, w.two_forms);
+    normed = c->rows(rows, w.hidden, true, w.forms);
+    joined = c->rows(rows, w.joined, true, w.forms);
+    mlp = c->rows(rows, w.hidden_mlp, w.mlp_floats, w.forms);
   }
 
   AlignedBuffer buffer_;

@@ -80,10 +80,12 @@ void copy_row(const Rows& from, std::int64_t row, const Rows& to, std::int64_t a
   const Rows source = from.slice(row, 1), target = to.slice(at, 1);
   copy_form(source.q64, target.q64);
   copy_form(source.q256, target.q256);
+  copy_form(source.q1024, target.q1024);
 }
 
 Needs forms_of(const Rows& rows) {
-  return {rows.x != nullptr, rows.q64.q != nullptr, rows.q256.q != nullptr};
+  return {rows.x != nullptr, rows.q64.q != nullptr, rows.q256.q != nullptr,
+          rows.q1024.q != nullptr};
 }
 
 }  // namespace
@@ -114,7 +116,7 @@ ExpertsSizes Experts::sizes() const {
           .pooled = pooled(),
           .in_floats = in_needs.floats,
           .down_floats = down_needs.floats,
-          .two_forms = in_needs.both() || down_needs.both() || out_needs.both()};
+          .forms = std::max({in_needs.forms(), down_needs.forms(), out_needs.forms(), 1})};
 }
 
 void ExpertsRunner::carve(const ExpertsSizes& s, std::int64_t rows, Carver* c) {
@@ -124,12 +126,12 @@ void ExpertsRunner::carve(const ExpertsSizes& s, std::int64_t rows, Carver* c) {
   logits_ = c->floats(rows, s.experts);
   keys_ = c->floats(rows, s.experts);
   narrow_ = c->floats(pooled_rows, s.width);
-  pooled_ = c->rows(pooled_rows, s.width, true, s.two_forms);
-  gathered_ = c->rows(rows > 1 ? entries : 0, s.width, s.in_floats, s.two_forms);
-  inner_ = c->rows(entries, s.intermediate, s.down_floats, s.two_forms);
+  pooled_ = c->rows(pooled_rows, s.width, true, s.forms);
+  gathered_ = c->rows(rows > 1 ? entries : 0, s.width, s.in_floats, s.forms);
+  inner_ = c->rows(entries, s.intermediate, s.down_floats, s.forms);
   results_ = c->floats(entries, s.width);
-  total_ = c->rows(pooled_rows, s.width, true, s.two_forms);
-  shared_inner_ = c->rows(shared_rows, s.shared_intermediate, s.down_floats, s.two_forms);
+  total_ = c->rows(pooled_rows, s.width, true, s.forms);
+  shared_inner_ = c->rows(shared_rows, s.shared_intermediate, s.down_floats, s.forms);
   shared_out_ = c->floats(shared_rows, s.hidden);
 }
 
@@ -212,6 +214,7 @@ void ExpertsRunner::gate_and_up(Jobs& jobs, const KernelTable& kernels, const Ex
   if (!e.in_needs.floats) read.x = nullptr;
   if (!e.in_needs.q64) read.q64 = {};
   if (!e.in_needs.q256) read.q256 = {};
+  if (!e.in_needs.q1024) read.q1024 = {};
   const bool one_row = input.rows == 1;
   if (!one_row) read = gather(jobs, read);
   const auto entries = static_cast<std::int64_t>(row_of_.size());

@@ -42,7 +42,7 @@ struct ExpertsSizes {
   std::int64_t shared_intermediate = 0;  // 0: no shared expert
   bool pooled = false;
   bool in_floats = true, down_floats = true;  // some gate or up, some down matrix reads floats
-  bool two_forms = true;                      // some input is read in both quantized forms
+  int forms = 2;                              // quantized ones that some input is read in
 };
 
 struct Experts {

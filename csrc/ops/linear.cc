@@ -12,6 +12,9 @@ namespace {
 // Columns of a gated product made at a time: whole scales of activations, about what stays in the
 // second-level cache for gate and up together. Half of it makes experts of 32 rows 3% slower.
 constexpr std::int64_t kGatedFloats = 1 << 15;
+// Where 1024 columns have to be made together: of so many rows at a time, the weights of those
+// columns staying in the second-level cache.
+constexpr std::int64_t kWideRows = 64;
 
 // Row blocks that stay together when a product is cut for threads: kernels stream four at once, or
 // take panels of up to four.
@@ -138,7 +141,7 @@ void run_pieces(Jobs& jobs, std::span<const Piece> pieces, double cost, std::int
 
 // Columns of a gated product that are made and quantized together at least.
 std::int64_t gated_unit(const GatedOutput& piece) {
-  return piece.out.q256.q ? kBlockQ4 : kActGroup;
+  return piece.out.q1024.q ? kBlockQ8Wide : piece.out.q256.q ? kBlockQ4 : kActGroup;
 }
 
 void check_gated(const GatedOutput& piece) {
@@ -199,7 +202,9 @@ struct GatedColumns {
     multiply(kernels, *piece.up, *piece.in, begin, end, ups, ld, scratch);
     for (std::int64_t r = 0; r < rows; ++r) {
       const Rows& out = piece.out;
-      float* hidden = out.x ? out.x + r * out.ldx + first : floats + r * ld;
+      float* hidden = out.x        ? out.x + r * out.ldx + first
+                      : piece.gate ? floats + r * ld
+                                   : ups + r * ld;
       float* gate = piece.gate ? floats + r * ld : nullptr;
       if (gate) add_bias(kernels, *piece.gate, first, count, gate);
       add_bias(kernels, *piece.up, first, count, ups + r * ld);
@@ -217,13 +222,15 @@ std::int64_t linear_scratch_bytes(WeightFormat format, std::int64_t cols, std::i
 
 std::int64_t gated_scratch_bytes(WeightFormat format, std::int64_t cols, std::int64_t rows) {
   // Also enough for any smaller number of rows: the last layer may run with fewer.
-  const std::int64_t floats = 2 * kBlockQ4 * std::max(rows, kGatedFloats / kBlockQ4);
+  const std::int64_t wide = kBlockQ8Wide * std::min(rows, kWideRows);
+  const std::int64_t floats =
+      2 * std::max(kBlockQ4 * std::max(rows, kGatedFloats / kBlockQ4), wide);
   return floats * static_cast<std::int64_t>(sizeof(float)) +
          linear_scratch_bytes(format, cols, rows);
 }
 
 void quantize_rows(Jobs& jobs, const KernelTable& kernels, const Rows& rows) {
-  if (!rows.q64.q && !rows.q256.q) return;
+  if (!rows.any_quantized()) return;
   jobs.run(rows.rows, static_cast<double>(rows.cols) * 0.3,
            [&](std::int64_t begin, std::int64_t end, int) {
              for (std::int64_t r = begin; r < end; ++r) {
@@ -275,15 +282,20 @@ void gated_linear(Jobs& jobs, const KernelTable& kernels, const Gating& gating,
              [&](const GatedOutput& piece, RowRange range, std::int64_t begin, std::int64_t end,
                  int worker) {
                const std::int64_t unit = gated_unit(piece), rows = range.count;
-               const Rows in = piece.in->slice(range.first, rows);
-               const Rows out = piece.out.slice(range.first, rows);
-               const GatedColumns columns{kernels, gating, {&in, piece.gate, piece.up, out}};
-               const std::int64_t at_once = std::max(kBlockQ4 / unit, kGatedFloats / (unit * rows));
+               const std::int64_t height = unit == kBlockQ8Wide ? kWideRows : rows;
+               const std::int64_t at_once =
+                   std::max({std::int64_t{1}, kBlockQ4 / unit, kGatedFloats / (unit * rows)});
                auto* floats = reinterpret_cast<float*>(jobs.scratch(worker));
                for (std::int64_t at = begin; at < end; at += at_once) {
                  const std::int64_t to = std::min(at + at_once, end);
-                 // The room is a multiple of 64 floats: what follows stays aligned.
-                 columns(at, to, floats, floats + 2 * rows * (to - at) * unit);
+                 for (std::int64_t r = 0; r < rows; r += height) {
+                   const std::int64_t count = std::min(height, rows - r);
+                   const Rows in = piece.in->slice(range.first + r, count);
+                   const Rows out = piece.out.slice(range.first + r, count);
+                   const GatedColumns columns{kernels, gating, {&in, piece.gate, piece.up, out}};
+                   // The room is a multiple of 64 floats: what follows stays aligned.
+                   columns(at, to, floats, floats + 2 * count * (to - at) * unit);
+                 }
                }
              });
 }

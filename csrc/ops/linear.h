@@ -26,23 +26,27 @@ struct Rows {
   std::int64_t cols = 0;
   float* x = nullptr;  // [rows][ldx], cols of each; null: no floats
   std::int64_t ldx = 0;
-  QuantizedRows q64{}, q256{};  // a scale per 64, per 256 columns; q null: not in this form
+  // A scale per so many columns; q null: not in this form.
+  QuantizedRows q64{}, q256{}, q1024{};
 
   const QuantizedRows& quantized(WeightFormat format) const {
-    return act_scale_cols(format) == kActGroup ? q64 : q256;
+    const std::int64_t group = act_scale_cols(format);
+    return group == kActGroup ? q64 : group == kBlockQ4 ? q256 : q1024;
   }
+  bool any_quantized() const { return q64.q || q256.q || q1024.q; }
   // Rows first .. first + count - 1, as a view.
   Rows slice(std::int64_t first, std::int64_t count) const {
-    Rows out{count, cols, x ? x + first * ldx : nullptr, ldx, {}, {}};
+    Rows out{count, cols, x ? x + first * ldx : nullptr, ldx, {}, {}, {}};
     if (q64.q) out.q64 = q64.slice(first, count);
     if (q256.q) out.q256 = q256.slice(first, count);
+    if (q1024.q) out.q1024 = q1024.slice(first, count);
     return out;
   }
   // Quantizes `n` columns from `first` on of row `index`, in each form there is. With more columns
-  // to follow, `first` and `n` are multiples of 256 where that form is there, else of 64.
+  // to follow, `first` and `n` are multiples of the columns that share a scale, in each form.
   void quantize(const KernelTable& kernels, std::int64_t index, std::int64_t first,
                 const float* from, std::int64_t n) const {
-    for (const QuantizedRows* form : {&q64, &q256}) {
+    for (const QuantizedRows* form : {&q64, &q256, &q1024}) {
       if (!form->q) continue;
       const std::int64_t padded = (n + kActGroup - 1) / kActGroup * kActGroup;
       const QuantizedRows part = form->part(index, first, padded);
@@ -57,21 +61,23 @@ struct Rows {
 // Which forms of its input a set of matrices reads.
 struct Needs {
   bool floats = false;
-  bool q64 = false, q256 = false;
+  bool q64 = false, q256 = false, q1024 = false;
 
   void add(const Matrix& matrix) {
     if (!matrix.quantized()) {
       floats = true;
     } else {
-      (act_scale_cols(matrix.packed.format) == kActGroup ? q64 : q256) = true;
+      const std::int64_t group = act_scale_cols(matrix.packed.format);
+      (group == kActGroup ? q64 : group == kBlockQ4 ? q256 : q1024) = true;
     }
   }
   void add(const Needs& other) {
     floats |= other.floats;
     q64 |= other.q64;
     q256 |= other.q256;
+    q1024 |= other.q1024;
   }
-  bool both() const { return q64 && q256; }
+  int forms() const { return q64 + q256 + q1024; }  // quantized ones
 };
 
 // One product of a job: out = in . matrix^T + bias.

@@ -12,8 +12,8 @@ namespace musespark {
 // Room for `rows` rows of up to `cols` columns: floats, one quantized form, or more.
 struct RowsBuffer {
   float* x = nullptr;
-  QuantizedRows q{};       // whichever form is asked for; both: that with a scale per 64 columns
-  QuantizedRows second{};  // the other then
+  QuantizedRows q{};                // whichever form is asked for
+  QuantizedRows second{}, third{};  // more, where several are
 
   // The first `rows` x `cols` of it in the forms asked for. Floats are there if `floats` or if the
   // buffer is where they are made on the way to the quantized form.
@@ -23,8 +23,11 @@ struct RowsBuffer {
     out.cols = cols;
     out.ldx = padded(cols);
     if (needs.floats || through_floats) out.x = x;
-    if (needs.q64) out.q64 = form(q, rows, cols, kActGroup);
-    if (needs.q256) out.q256 = form(needs.q64 ? second : q, rows, cols, kBlockQ4);
+    const QuantizedRows* room[] = {&q, &second, &third};
+    const QuantizedRows** next = room;
+    if (needs.q64) out.q64 = form(**next++, rows, cols, kActGroup);
+    if (needs.q256) out.q256 = form(**next++, rows, cols, kBlockQ4);
+    if (needs.q1024) out.q1024 = form(**next++, rows, cols, kBlockQ8Wide);
     return out;
   }
   static QuantizedRows form(QuantizedRows room, std::int64_t rows, std::int64_t cols,
@@ -60,12 +63,13 @@ struct Carver {
   float* floats(std::int64_t rows, std::int64_t cols) {
     return take<float>(rows * RowsBuffer::padded(cols));
   }
-  // two_forms: some view will ask for both.
-  RowsBuffer rows(std::int64_t rows, std::int64_t cols, bool floats, bool two_forms) {
+  // forms: as many quantized ones as some view will ask for; one is always there.
+  RowsBuffer rows(std::int64_t rows, std::int64_t cols, bool floats, int forms) {
     RowsBuffer out;
     if (floats) out.x = take<float>(rows * RowsBuffer::padded(cols));
     out.q = quantized(rows, cols);
-    if (two_forms) out.second = quantized(rows, cols);
+    if (forms > 1) out.second = quantized(rows, cols);
+    if (forms > 2) out.third = quantized(rows, cols);
     return out;
   }
   QuantizedRows quantized(std::int64_t rows, std::int64_t cols) {

@@ -12,7 +12,7 @@ from support.levels import stdout_by_level
 
 linalg = pytest.importorskip("musespark._linalg", reason="built without Eigen or OpenBLAS")
 Q4, DAMPING = "q4", 0.01
-FED = ("q4", "q6", "q8", "q8g32h", "q4g32h", "iq4g32h", "mxfp4")
+FED = ("q4", "q6", "q8", "q8g1024h", "q8g32h", "q4g32h", "iq4g32h", "mxfp4")
 
 
 def pack(form: str, weights: np.ndarray, **guide) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_bits_are_the_twins(shape: tuple[int, int], guided: str) -> None:
 
 def test_importance_of_one_changes_nothing() -> None:
     weights = np.random.default_rng(0).standard_normal((20, 300)).astype(np.float32)
-    for form in ("q4", "q6", "q8", "q4g32h"):
+    for form in ("q4", "q6", "q8", "q8g1024h", "q4g32h"):
         plain = pack(form, weights)
         same = pack(form, weights, importance=np.ones(300, np.float32))
         none = pack(form, weights, factor=np.zeros((300, 300), np.float32))
@@ -159,7 +159,7 @@ rng = np.random.default_rng(8)
 weights = rng.standard_t(5, size=(37, 330)).astype(np.float32)
 importance = np.exp(rng.standard_normal(330)).astype(np.float32)
 factor = np.triu(rng.standard_normal((330, 330)), 1).astype(np.float32) / 30
-for form in ("q4", "q6", "q8", "q8g32h", "q4g32h", "iq4g32h", "mxfp4"):
+for form in ("q4", "q6", "q8", "q8g1024h", "q8g32h", "q4g32h", "iq4g32h", "mxfp4"):
     for guide in ({"importance": importance}, {"importance": importance, "factor": factor}):
         for threads in (1, 2):
             out = np.zeros(_core.packed_nbytes(form, *weights.shape), np.uint8)
@@ -171,5 +171,5 @@ for form in ("q4", "q6", "q8", "q8g32h", "q4g32h", "iq4g32h", "mxfp4"):
 def test_same_bytes_on_every_level_and_thread_count() -> None:
     outputs = stdout_by_level(DIGEST)
     lines = outputs["scalar"].splitlines()
-    assert len(lines) == 28 and len(set(lines)) == 14, "threads change nothing, all else does"
+    assert len(lines) == 32 and len(set(lines)) == 16, "threads change nothing, all else does"
     assert set(outputs.values()) == {outputs["scalar"]}

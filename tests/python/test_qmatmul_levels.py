@@ -73,6 +73,15 @@ def test_many_rows_and_columns(form: str) -> None:
         check(random_case(rng, form, rows, cols, m, "plain"), "large")
 
 
+@pytest.mark.parametrize("kind", ["plain", "ones", "outlier"])
+def test_blocks_of_1024(kind: str) -> None:
+    """q8g1024h around the ends of its blocks, and of the tiles of many rows."""
+    rng = np.random.default_rng(6)
+    shapes = ((17, 1024, 49), (49, 1023, 64), (80, 1025, 65), (33, 2112, 81), (864, 1088, 97))
+    for rows, cols, m in shapes:
+        check(random_case(rng, "q8g1024h", rows, cols, m, kind), "blocks")
+
+
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("kind", INPUTS)
 def test_extremes(form: str, kind: str) -> None:
@@ -144,12 +153,12 @@ def test_rows_do_not_depend_on_their_company(form: str, isa: str) -> None:
         assert_same(case.run(isa), together[m : m + 1], f"{isa} {case} row {m}")
 
 
-@pytest.mark.parametrize("group", [64, 256])
+@pytest.mark.parametrize("group", [64, 256, 1024])
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("isa", LEVELS)
 def test_quantize_rows(isa: str, kind: str, group: int) -> None:
     rng = np.random.default_rng(17)
-    for cols in COLS:
+    for cols in [*COLS, 1023, 1090, 2050]:
         x = random_input(rng, kind, 3, cols)
         expected = testing.quantize_rows(x, group, isa="scalar")
         for part, a, e in zip(
@@ -169,7 +178,7 @@ def test_quantize_ties(isa: str) -> None:
     x = np.full((1, 4 * 64), 127, np.float32)
     for g in range(4):
         x[0, 64 * g + 1 : 64 * g + 64] = halves[63 * g : 63 * (g + 1)]
-    for group in (64, 256):
+    for group in (64, 256, 1024):
         codes = testing.quantize_rows(x, group, isa=isa)[0]
         np.testing.assert_array_equal(codes, np.rint(x).astype(np.int8))
 

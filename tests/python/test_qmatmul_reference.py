@@ -20,13 +20,22 @@ from support.matmul_cases import (
     random_parts,
 )
 
-SHAPES = [(1, 1, 1), (5, 63, 2), (16, 64, 1), (17, 65, 3), (33, 256, 2), (20, 257, 4), (50, 600, 5)]
+SHAPES = [
+    (1, 1, 1),
+    (5, 63, 2),
+    (16, 64, 1),
+    (17, 65, 3),
+    (33, 256, 2),
+    (20, 257, 4),
+    (50, 600, 5),
+    (17, 1100, 3),
+]
 
 
 @pytest.mark.parametrize("kind", INPUTS)
 def test_quantized_rows_are_the_twins(kind: str) -> None:
     rng = np.random.default_rng(1)
-    for cols, group in itertools.product((1, 5, 63, 64, 65, 200, 257, 512), (64, 256)):
+    for cols, group in itertools.product((1, 5, 63, 64, 65, 200, 257, 512, 1030), (64, 256, 1024)):
         x = random_input(rng, kind, 4, cols)
         twin = qmatmul.quantize_rows(x, group)
         q, scale, bias, half_bias = testing.quantize_rows(x, group, isa="scalar")

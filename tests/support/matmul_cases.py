@@ -31,9 +31,12 @@ class Case:
         return f"{self.form} N={self.rows} K={k} M={m}"
 
 
+_CODES = {"q8": (-127, 127), "q8g1024h": (-127, 127), "q8g32h": (-128, 127), "q6": (-32, 31)}
+
+
 def code_range(form: str) -> tuple[int, int]:
     """The least and the largest code; q8g32h takes every int8."""
-    return {"q8": (-127, 127), "q8g32h": (-128, 127), "q6": (-32, 31)}.get(form, (0, 15))
+    return _CODES.get(form, (0, 15))
 
 
 def _extreme_codes(form: str) -> tuple[int, int]:

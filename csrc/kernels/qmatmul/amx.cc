@@ -27,6 +27,7 @@
 #include "kernels/qmatmul/panel_amx.inl"
 #include "kernels/qmatmul/shared_avx512.inl"
 #include "kernels/qmatmul/unpack_avx512.inl"
+#include "kernels/qmatmul/wide_amx.inl"
 
 namespace musespark {
 namespace {
@@ -231,15 +232,8 @@ void row_blocks(Call& call, std::int64_t m0, std::int64_t rows, std::int64_t fir
 }
 
 template <WeightFormat kFormat>
-void matmul_quantized(const MatmulArgs& a) {
-  if (a.m <= 4) return few_rows<kFormat>(a);
-  Call call(a);
-  configure_tiles(call.rows, product_cols(kFormat));
-  if (a.m <= few_rows_most(kFormat)) {
-    few_rows_amx<kFormat>(a);
-    _tile_release();
-    return;
-  }
+void many_rows(Call& call) {
+  const MatmulArgs& a = call.a;
   for (std::int64_t m0 = 0; m0 < a.m; m0 += kPassRows) {
     const std::int64_t rows = a.m - m0 < kPassRows ? a.m - m0 : kPassRows;
     std::int64_t b = a.block_begin;
@@ -249,6 +243,23 @@ void matmul_quantized(const MatmulArgs& a) {
     for (; b + 4 <= a.block_end; b += 4) row_blocks<kFormat, 4>(call, m0, rows, b, 1);
     for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(call, m0, rows, b, 1);
     if (b < a.block_end) row_blocks<kFormat, 1>(call, m0, rows, b, 1);
+  }
+}
+
+template <WeightFormat kFormat>
+void matmul_quantized(const MatmulArgs& a) {
+  if (a.m <= 4) return few_rows<kFormat>(a);
+  Call call(a);
+  configure_tiles(call.rows, product_cols(kFormat));
+  if (a.m <= few_rows_most(kFormat)) {
+    few_rows_amx<kFormat>(a);
+    _tile_release();
+    return;
+  }
+  if constexpr (kFormat == WeightFormat::q8g1024h) {
+    matmul_wide(a);
+  } else {
+    many_rows<kFormat>(call);
   }
   _tile_release();
 }

@@ -5,7 +5,7 @@
 //
 //   M <= kFewRows   weights stream from memory to registers: few_avx2.inl.
 //   more            activations are widened, as many rows at a time as suit the second-level
-//                   cache; a panel of 16 weight rows x kPanelCols columns is unpacked to L1, then a
+//                   cache; a panel of 16 weight rows x panel_cols columns is unpacked to L1, then a
 //                   register tile of 16 weight rows x up to kTileRows activation rows runs over it;
 //                   sums between panels rest in scratch memory.
 #include <immintrin.h>
@@ -24,7 +24,10 @@
 namespace musespark {
 namespace {
 
-constexpr std::int64_t kPanelCols = 512;  // 16 rows x 512 words = 16 KiB of L1
+// 16 rows x 512 words = 16 KiB of L1; blocks of 1024 columns are not parted.
+constexpr std::int64_t panel_cols(WeightFormat format) {
+  return block_cols(format) == kBlockQ8Wide ? kBlockQ8Wide : 512;
+}
 constexpr int kTileRows = 4;
 constexpr std::int64_t kFewRows = 8;
 
@@ -118,10 +121,10 @@ void unpack_panel(const Panel& p, std::int64_t ahead, __m256i* words) {
 }
 
 // The activations of a pass as int16 pairs, in chunks as panels have them.
-void widen_pass(const Panel& p, std::int32_t* pairs) {
+void widen_pass(const Panel& p, std::int64_t panel_cols, std::int32_t* pairs) {
   const std::int64_t kp = p.args->xq->cols;
-  for (std::int64_t k0 = 0; k0 < kp; k0 += kPanelCols) {
-    const std::int64_t end = kp - k0 < kPanelCols ? kp : k0 + kPanelCols;
+  for (std::int64_t k0 = 0; k0 < kp; k0 += panel_cols) {
+    const std::int64_t end = kp - k0 < panel_cols ? kp : k0 + panel_cols;
     for (std::int64_t m = p.m0; m < p.m0 + p.rows; ++m) {
       const std::int8_t* q = p.args->xq->q + m * p.args->xq->stride;
       for (std::int64_t k = k0; k < end; k += 32, pairs += 16) widen_32(q + k, pairs);
@@ -146,13 +149,14 @@ void matmul_quantized(const MatmulArgs& a) {
   const std::int64_t kp = a.xq->cols, pass_rows = widened_rows(kp);
   auto* pairs = static_cast<std::int32_t*>(a.scratch);
   auto* words = reinterpret_cast<__m256i*>(pairs + (a.m < pass_rows ? a.m : pass_rows) * kp / 2);
+  constexpr std::int64_t kPanelCols = panel_cols(kFormat);
   auto* sums = reinterpret_cast<float*>(words + kPanelCols);
   Panel p{};
   p.args = &a;
   p.words = words;
   for (p.m0 = 0; p.m0 < a.m; p.m0 += pass_rows) {
     p.rows = a.m - p.m0 < pass_rows ? a.m - p.m0 : pass_rows;
-    widen_pass(p, pairs);
+    widen_pass(p, kPanelCols, pairs);
     for (std::int64_t b = a.block_begin; b < a.block_end; b += kPanels) {
       const std::int64_t count = a.block_end - b < kPanels ? a.block_end - b : kPanels;
       row_blocks<kFormat, kPanelCols>(p, b, count, sums, [&](Panel& panel, std::int64_t ahead) {

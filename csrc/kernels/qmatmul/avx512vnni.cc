@@ -24,7 +24,7 @@ constexpr std::int64_t kPanelCols = 1024;  // 32 x 1024 bytes = 32 KiB of L1
 constexpr std::int64_t kPassRows = 512;    // activation rows per unpacked panel
 constexpr std::int64_t kPanels = 4;        // that share a chunk of activations
 constexpr int kTileCols = 6;
-constexpr int kTileColsSub = 8;  // one sum for each output, and nothing else
+constexpr int kTileColsLong = 8;  // one sum for each output, and nothing else
 constexpr int kTileColsG32 = 4;  // two sums for each output; more would have to leave the registers
 
 // One chunk of columns of kBlocks row blocks, and the sums that rest between chunks. Those are kept
@@ -77,10 +77,9 @@ inline void tile_dot(const TileAt<kBlocks>& t, std::int64_t g, __m512i (&acc)[kB
   }
 }
 
-// Blocks of 256 columns: sums += (exact sum * activation scale) * block scale.
-template <int kBlocks, int kRows>
-inline void tile_blocks_of_256(const TileAt<kBlocks>& t, const Panel& p, float* sums) {
-  constexpr std::int64_t kGroups = kBlockQ4 / kActGroup;
+// Blocks of kGroups * 64 columns: sums += (exact sum * activation scale) * block scale.
+template <std::int64_t kGroups, int kBlocks, int kRows>
+inline void tile_long_blocks(const TileAt<kBlocks>& t, const Panel& p, float* sums) {
   const std::int64_t chunk_groups = p.cols / kActGroup;
   for (std::int64_t g0 = 0; g0 < chunk_groups; g0 += kGroups) {
     const std::int64_t g1 = g0 + kGroups < chunk_groups ? g0 + kGroups : chunk_groups;
@@ -218,7 +217,7 @@ inline void tile(const MatmulArgs& a, const Panel& p, std::int64_t m) {
   } else if constexpr (kFormat == WeightFormat::q8) {
     tile_blocks_of_64<kBlocks, kRows>(t, p, sums);
   } else {
-    tile_blocks_of_256<kBlocks, kRows>(t, p, sums);
+    tile_long_blocks<block_cols(kFormat) / kActGroup, kBlocks, kRows>(t, p, sums);
   }
   if (!p.last) return;
   for (int b = 0; b < kBlocks; ++b) {
@@ -239,9 +238,9 @@ void last_rows(const MatmulArgs& a, const Panel& p, std::int64_t m, std::int64_t
 
 template <WeightFormat kFormat, int kBlocks>
 void all_rows(const MatmulArgs& a, const Panel& p) {
-  constexpr int kTile = is_g32(kFormat)    ? kTileColsG32
-                        : has_sub(kFormat) ? kTileColsSub
-                                           : kTileCols;
+  constexpr int kTile = is_g32(kFormat)                   ? kTileColsG32
+                        : block_cols(kFormat) == kBlockQ8 ? kTileCols
+                                                          : kTileColsLong;
   std::int64_t m = p.m0;
   const std::int64_t end = p.m0 + p.rows;
   for (; m + 2 * kTile <= end || m + kTile == end; m += kTile)

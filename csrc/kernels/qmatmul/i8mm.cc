@@ -4,7 +4,7 @@
 // 16. Both operands want pairs of rows, eight columns of each, side by side. Up to kFewRows rows
 // the pairing of weights would cost what it saves, and neon.cc's kernel runs. For more, the
 // activations of a pass are paired once for all row blocks, and a panel of 32 weight rows x
-// kPanelCols columns is unpacked and paired (two ZIP per 32 weights beyond unpack_neon.inl) to rest
+// panel_cols columns is unpacked and paired (two ZIP per 32 weights beyond unpack_neon.inl) to rest
 // in L1, while the paired activations come from L2, one byte for each SMMLA.
 //
 // A register tile is 8 x 8 outputs: 16 accumulators, 4 vectors of weights, 4 of activations. 64
@@ -21,9 +21,12 @@ namespace musespark {
 namespace {
 
 constexpr std::int64_t kFewRows = 4;
-constexpr int kPanelBlocks = 2;           // row blocks
-constexpr std::int64_t kPanelCols = 512;  // 32 rows x 512 bytes = 16 KiB of L1
-constexpr std::int64_t kBlockPanel = kRowBlock * kPanelCols;
+constexpr int kPanelBlocks = 2;  // row blocks
+// 32 rows x 512 bytes = 16 KiB of L1; blocks of 1024 columns are not parted.
+constexpr std::int64_t panel_cols(WeightFormat format) {
+  return block_cols(format) == kBlockQ8Wide ? kBlockQ8Wide : 512;
+}
+constexpr std::int64_t block_panel(WeightFormat format) { return kRowBlock * panel_cols(format); }
 constexpr int kTilePairs = 4;
 constexpr std::int64_t kPairBytes = 16;  // two rows x eight columns
 
@@ -34,7 +37,7 @@ struct Pass {
   std::int64_t m0, rows;  // activation rows m0 .. m0 + rows - 1
   std::int64_t k0, cols;  // columns of the panel
   std::int8_t* pairs;     // activations [rows / 2][Kp / 8][2][8]
-  std::int8_t* panel;     // weights [kPanelBlocks][kPanelCols / 8][8 row pairs][2][8]
+  std::int8_t* panel;     // weights [kPanelBlocks][panel_cols / 8][8 row pairs][2][8]
   float* sums;            // [rows / 2][kPanelBlocks][8 row pairs][2 activation rows][2 weight rows]
 };
 
@@ -203,7 +206,7 @@ template <WeightFormat kFormat, int kPairs>
     const bool first = pair == 0 && half % 2 == 0;
     at.fetch =
         first ? next_codes<kFormat>(*p.args, p.rb[half / 2], p.k0, p.cols, kPanelBlocks) : nullptr;
-    at.panel = p.panel + half / 2 * kBlockPanel + half % 2 * 4 * kPairBytes;
+    at.panel = p.panel + half / 2 * block_panel(kFormat) + half % 2 * 4 * kPairBytes;
     at.pairs = p.pairs + 2 * (pair * kp + p.k0);
     at.scale = p.args->xq->scale + (p.m0 + 2 * pair) * all_groups + p.k0 / kActGroup;
     at.second = whole ? at.scale + all_groups : at.scale;
@@ -238,10 +241,11 @@ void pass_blocks(Pass p, std::int64_t first) {
   const std::int64_t all_pairs = (p.rows + 1) / 2;
   for (int b = 0; b < p.blocks; ++b) p.rb[b] = row_block(a.w, first + b);
   for (std::int64_t i = 0; i < all_pairs * kPairSums; ++i) p.sums[i] = 0.0f;
+  constexpr std::int64_t kPanelCols = panel_cols(kFormat);
   for (p.k0 = 0; p.k0 < a.xq->cols; p.k0 += kPanelCols) {
     p.cols = a.xq->cols - p.k0 < kPanelCols ? a.xq->cols - p.k0 : kPanelCols;
     for (int b = 0; b < p.blocks; ++b) {
-      unpack_block<kFormat>(p, p.rb[b], p.panel + b * kBlockPanel);
+      unpack_block<kFormat>(p, p.rb[b], p.panel + b * block_panel(kFormat));
     }
     std::int64_t pair = 0;
     for (; pair + kTilePairs <= all_pairs; pair += kTilePairs) tile<kFormat, kTilePairs>(p, pair);
@@ -260,7 +264,7 @@ void many_rows(const MatmulArgs& a) {
   Pass p{};
   p.args = &a;
   p.panel = static_cast<std::int8_t*>(a.scratch);
-  p.pairs = p.panel + kPanelBlocks * kBlockPanel;
+  p.pairs = p.panel + kPanelBlocks * block_panel(kFormat);
   for (p.m0 = 0; p.m0 < a.m; p.m0 += pass_rows) {
     p.rows = a.m - p.m0 < pass_rows ? a.m - p.m0 : pass_rows;
     p.sums = reinterpret_cast<float*>(p.pairs + (p.rows + 1) / 2 * 2 * kp);

@@ -20,12 +20,16 @@ constexpr bool has_sub(WeightFormat format) {
 }
 
 constexpr bool is_byte(WeightFormat format) {
-  return format == WeightFormat::q8 || format == WeightFormat::q8g32h;
+  return format == WeightFormat::q8 || format == WeightFormat::q8g32h ||
+         format == WeightFormat::q8g1024h;
 }
 
 // Columns that share a block scale.
 constexpr std::int64_t block_cols(WeightFormat format) {
-  return is_g32(format) ? kBlockG32 : format == WeightFormat::q8 ? kBlockQ8 : kBlockQ4;
+  return is_g32(format)                     ? kBlockG32
+         : format == WeightFormat::q8       ? kBlockQ8
+         : format == WeightFormat::q8g1024h ? kBlockQ8Wide
+                                            : kBlockQ4;
 }
 
 // Bytes of codes per 64 columns.
@@ -95,6 +99,9 @@ template <class F>
       return true;
     case WeightFormat::q8g32h:
       f(Format<WeightFormat::q8g32h>{});
+      return true;
+    case WeightFormat::q8g1024h:
+      f(Format<WeightFormat::q8g1024h>{});
       return true;
     case WeightFormat::q4g32h:
     case WeightFormat::iq4g32h:

@@ -81,11 +81,10 @@ inline void tile_blocks_of_64(const Tile& t, std::int64_t groups) {
   }
 }
 
-// A scale per 256 columns.
-template <class Tile>
-inline void tile_blocks_of_256(const Tile& t, std::int64_t groups) {
+// A scale per kGroups * 64 columns.
+template <std::int64_t kGroups, class Tile>
+inline void tile_long_blocks(const Tile& t, std::int64_t groups) {
   constexpr int kRows = Tile::kRows;
-  constexpr std::int64_t kGroups = kBlockQ4 / kActGroup;
   for (std::int64_t g = 0; g < groups; g += kGroups) {
     __m256i acc[kRows][2];
     __m256 s[2];
@@ -111,7 +110,7 @@ template <WeightFormat kFormat, class Tile, class Panel>
   } else if constexpr (kFormat == WeightFormat::q8) {
     tile_blocks_of_64(t, groups);
   } else {
-    tile_blocks_of_256(t, groups);
+    tile_long_blocks<block_cols(kFormat) / kActGroup>(t, groups);
   }
 }
 

@@ -3,16 +3,16 @@
 // One arithmetic, the same bits on every instruction set, for every M and every split of rows:
 //
 // Activations are quantized once per input (quantize_rows), with a scale per row and G columns: 256
-// for formats whose blocks are that long (q4, q6), so that a block's products add up exactly before
-// any float; 64 for all others (act_scale_cols). Of each G columns
+// for formats whose blocks are that long (q4, q6), 1024 for q8g1024h, so that a block's products
+// add up exactly before any float; 64 for all others (act_scale_cols). Of each G columns
 //     amax  = max |x| (compared as integers on the bits without sign)
 //     if amax is not finite: scale = NaN (0x7fc00000), q = 0;  if amax < 1e-30f: scale = 0, q = 0
 //     else scale = amax / 127.0f, inv = 127.0f / amax, q = clamp(rne(x * inv), -127, 127)
 //   Columns K..Kp-1 are zero. Stored by groups of 64 columns whatever G is:
 //     scale            of the G columns that the group is in
 //     bias             -128 * sum(q)  (undoes the +128 that makes weights unsigned for dpbusd);
-//                      G = 256: of all 256 in their first group, 0 in the others
-//     half_bias[0, 1]  the shares of columns 0..31 and 32..63 in it; G = 256: bias and 0
+//                      G > 64: of all G in their first group, 0 in the others
+//     half_bias[0, 1]  the shares of columns 0..31 and 32..63 in it; G > 64: bias and 0
 //
 // Quantized weights (formats/weights.h), for each output (m, n), every operation float32, rne:
 //     F = +0
@@ -81,7 +81,9 @@ struct QuantizedRows {
 
 // G of a quantized format.
 constexpr std::int64_t act_scale_cols(WeightFormat format) {
-  return format == WeightFormat::q4 || format == WeightFormat::q6 ? kBlockQ4 : kActGroup;
+  return format == WeightFormat::q8g1024h                           ? kBlockQ8Wide
+         : format == WeightFormat::q4 || format == WeightFormat::q6 ? kBlockQ4
+                                                                    : kActGroup;
 }
 
 struct MatmulArgs {

@@ -17,8 +17,13 @@ LEVELS_Q4 = np.array(
 INT4 = np.arange(-8, 8)
 E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int32)
 LEVELS = {"q4": LEVELS_Q4, "q4g32h": INT4, "iq4g32h": LEVELS_Q4, "mxfp4": E2M1_DOUBLED}
-BITS = {"q8": 8, "q6": 6, "q4": 4, "q8g32h": 8, "q4g32h": 4, "iq4g32h": 4, "mxfp4": 4}
-BLOCK = {"q8": 64, "q6": 256, "q4": 256, "q8g32h": 32, "q4g32h": 32, "iq4g32h": 32, "mxfp4": 32}
+BITS = {
+    "q8": 8, "q6": 6, "q4": 4, "q8g32h": 8, "q4g32h": 4, "iq4g32h": 4, "mxfp4": 4, "q8g1024h": 8,
+}  # fmt: skip
+BLOCK = {
+    "q8": 64, "q6": 256, "q4": 256, "q8g32h": 32, "q4g32h": 32, "iq4g32h": 32, "mxfp4": 32,
+    "q8g1024h": 1024,
+}  # fmt: skip
 WITH_SUB = ("q6", "q4")
 QUANTIZED = tuple(BITS)
 G32 = tuple(form for form in QUANTIZED if BLOCK[form] == 32)  # a scale per 32 columns
