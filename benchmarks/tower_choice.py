@@ -90,7 +90,7 @@ class Weights:
         self.loud = None if loud is None else f"layers.{loud}."
         self.drawing = 0.0
 
-    def read(self, name: str, exact: bool) -> Tensor:
+    def read(self, name: str, kind: str) -> Tensor:
         """As ``weights.tower_pieces`` asks for them."""
         shape = self.shapes[name]
         started = time.perf_counter()
@@ -98,7 +98,8 @@ class Weights:
         self.drawing += time.perf_counter() - started
         if len(shape) == 1:
             return "f32", 1, shape[0], array
-        form = matrix_format(name, "f32" if exact else "q8")
+        form = matrix_format(name, "f32" if kind == "stored" else "q8")
+        form = "q8" if kind == "narrow" and form != "f32" else form
         out = aligned(_core.packed_nbytes(form, *shape))
         _core.pack(form, array, out=out, dtype="f32", threads=self.threads)
         return form, *shape, out

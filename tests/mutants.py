@@ -107,8 +107,8 @@ MUTANTS = (
     Mutant(
         "a remembered embedding written as what was first encoded",
         "python/musespark/vision/eyes.py",
-        "return replace(known, outline=outline), where",
-        "return known, where",
+        "found.append((replace(embedding, outline=outline), where))",
+        "found.append((embedding, where))",
         "test_seeing_video.py",
     ),
     Mutant(

@@ -109,7 +109,9 @@ def kernel_files() -> list[Path]:
     return [
         p
         for p in tree.cpp_files("kernels")
-        if p.suffix == ".cc" and p.parent != tree.KERNELS and (p.stem == "scalar" or tree.isa_of(p))
+        if p.suffix == ".cc"
+        and p.parent != tree.KERNELS
+        and (p.stem.endswith("scalar") or tree.isa_of(p))
     ]
 
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -124,7 +125,8 @@ py::tuple quantize_rows(const Array<float>& x, std::int64_t group, const std::st
 // x . W^T f32 [M, ldo] over row blocks [begin, end); the rest of the result holds `fill`.
 Array<float> matmul(const std::string& format_name, const py::buffer& packed, std::int64_t rows,
                     const Array<float>& x, const std::string& isa, std::int64_t begin,
-                    std::int64_t end, std::int64_t ldo, float fill) {
+                    std::int64_t end, std::int64_t ldo, float fill,
+                    const std::optional<Array<float>>& bias) {
   check_2d(x, "matmul: x");
   const WeightFormat format = weight_format_from_name(format_name);
   const std::int64_t m = x.shape(0), k = x.shape(1), blocks = (rows + kRowBlock - 1) / kRowBlock;
@@ -139,6 +141,11 @@ Array<float> matmul(const std::string& format_name, const py::buffer& packed, st
   std::copy_n(static_cast<const std::byte*>(info.ptr), size, weights.data());
   GuardedBuffer input(static_cast<std::size_t>(x.size()) * sizeof(float));
   std::copy_n(x.data(), x.size(), input.as<float>());
+  GuardedBuffer added(static_cast<std::size_t>(rows) * sizeof(float));
+  if (bias) {
+    if (bias->size() != rows) throw InvalidRequest("matmul: a bias of another size");
+    std::copy_n(bias->data(), rows, added.as<float>());
+  }
   const KernelTable& table = table_of(isa);
   Activations activations(m, k, act_scale_cols(format));
   table.quantize_rows(input.as<float>(), k, m, k, &activations.rows);
@@ -157,7 +164,8 @@ Array<float> matmul(const std::string& format_name, const py::buffer& packed, st
                         end,
                         out.as<float>(),
                         ldo,
-                        scratch.data()};
+                        scratch.data(),
+                        bias ? added.as<float>() : nullptr};
   if (begin < end) table.matmul(&args);
   Array<float> result({m, ldo});
   std::fill_n(result.mutable_data(), m * ldo, fill);
@@ -248,6 +256,7 @@ void register_kernels(py::module_& m) {
   testing.def("matmul", &matmul, py::arg("format"), py::arg("packed"), py::arg("rows"),
               py::arg("x"), py::kw_only(), py::arg("isa"), py::arg("begin") = 0,
               py::arg("end") = -1, py::arg("ldo") = -1, py::arg("fill") = 0.0f,
+              py::arg("bias") = py::none(),
               "x . W^T f32 [M, ldo] of packed rows x K weights and x f32 [M, K], over row blocks\n"
               "[begin, end); the rest holds `fill`. Every buffer ends at an inaccessible page.");
   testing.def("time_matmul", &time_matmul, py::arg("format"), py::arg("rows"), py::arg("cols"),

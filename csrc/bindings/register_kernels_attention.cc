@@ -277,6 +277,47 @@ double seal_seconds(const std::string& isa, const std::string& format, std::int6
   return elapsed.count() / repeats;
 }
 
+// Attention of queries [rows][D] over keys and values [n][ld >= D] of a whole text -> [rows][D];
+// whatever kernels use begins as NaN patterns, and what lies behind it is looked at.
+Array<float> whole_attention(const std::string& isa, const Array<float>& k, const Array<float>& v,
+                             const Array<float>& q, float factor) {
+  const FloatEnv env;
+  need(k.ndim() == 2 && v.ndim() == 2 && q.ndim() == 2 && k.shape(0) > 0 &&
+           k.shape(0) == v.shape(0) && k.shape(1) == v.shape(1) && k.shape(1) >= q.shape(1),
+       "whole_attention: k, v [n][>= D], q [rows][D]");
+  const KernelTable& kernels = level(isa);
+  const std::int64_t n = k.shape(0), dim = q.shape(1), pages = (n + kWholePage - 1) / kWholePage;
+  const std::int64_t values = (dim + 15) / 16 * 16;
+  const std::int64_t sizes[] = {pages * kWholePage * ((dim + 63) / 64 * 64),
+                                pages * kWholePage * values,
+                                4 * pages,
+                                4 * values,
+                                4 * values,
+                                whole_scratch_bytes(n, dim)};
+  std::vector<AlignedBuffer> rooms;
+  for (const std::int64_t size : sizes) {
+    rooms.emplace_back(static_cast<std::size_t>(size + 64));
+    std::memset(rooms.back().data(), 0xff, rooms.back().size());
+  }
+  const WholeHead head{n,
+                       dim,
+                       rooms[0].as<std::uint8_t>(),
+                       rooms[1].as<std::uint8_t>(),
+                       rooms[2].as<float>(),
+                       rooms[3].as<float>(),
+                       rooms[4].as<float>()};
+  Array<float> out({q.shape(0), q.shape(1)});
+  kernels.whole_pack(k.data(), v.data(), k.shape(1), &head);
+  kernels.whole_attend(&head, q.data(), dim, q.shape(0), factor, out.mutable_data(), dim,
+                       rooms[5].data());
+  for (std::size_t i = 0; i < rooms.size(); ++i) {
+    for (std::int64_t at = sizes[i]; at < sizes[i] + 64; ++at) {
+      need(rooms[i].data()[at] == std::byte{0xff}, "whole_attention wrote past its room");
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 void register_kernels_attention(py::module_& m) {
@@ -298,6 +339,8 @@ void register_kernels_attention(py::module_& m) {
               py::arg("head_dim"), py::arg("group"), py::arg("rows"), py::arg("chunks"),
               py::arg("heads"), py::arg("repeats"), py::call_guard<py::gil_scoped_release>());
   testing.def("seal_seconds", &seal_seconds);
+  testing.def("whole_attention", &whole_attention, py::arg("isa"), py::arg("k"), py::arg("v"),
+              py::arg("q"), py::arg("factor"));
 }
 
 }  // namespace musespark

@@ -19,23 +19,29 @@ namespace {
 const KernelTable kTables[] = {
 #if defined(__x86_64__)
     {Isa::amx, quantize_rows_avx512vnni, matmul_amx, attend_chunk_amx, attention_merge_avx512vnni,
-     attention_finish_avx512vnni, write_token_avx512vnni, seal_page_avx512vnni, rowwise_avx512vnni,
-     image_avx512vnni},
+     attention_finish_avx512vnni, write_token_avx512vnni, seal_page_avx512vnni, whole_pack_amx,
+     whole_attend_amx, rowwise_avx512vnni, image_avx512vnni},
     {Isa::avx512vnni, quantize_rows_avx512vnni, matmul_avx512vnni, attend_chunk_avx512vnni,
      attention_merge_avx512vnni, attention_finish_avx512vnni, write_token_avx512vnni,
-     seal_page_avx512vnni, rowwise_avx512vnni, image_avx512vnni},
+     seal_page_avx512vnni, whole_pack_avx512vnni, whole_attend_avx512vnni, rowwise_avx512vnni,
+     image_avx512vnni},
     {Isa::avxvnni, quantize_rows_avx2, matmul_avxvnni, attend_chunk_avx2, attention_merge_avx2,
-     attention_finish_avx2, write_token_avx2, seal_page_avx2, rowwise_avx2, image_avx2},
+     attention_finish_avx2, write_token_avx2, seal_page_avx2, whole_pack_avx2, whole_attend_avx2,
+     rowwise_avx2, image_avx2},
     {Isa::avx2, quantize_rows_avx2, matmul_avx2, attend_chunk_avx2, attention_merge_avx2,
-     attention_finish_avx2, write_token_avx2, seal_page_avx2, rowwise_avx2, image_avx2},
+     attention_finish_avx2, write_token_avx2, seal_page_avx2, whole_pack_avx2, whole_attend_avx2,
+     rowwise_avx2, image_avx2},
 #elif defined(__aarch64__)
     {Isa::i8mm, quantize_rows_neon, matmul_i8mm, attend_chunk_i8mm, attention_merge_neon,
-     attention_finish_neon, write_token_neon, seal_page_neon, rowwise_neon, image_neon},
+     attention_finish_neon, write_token_neon, seal_page_neon, whole_pack_neon, whole_attend_neon,
+     rowwise_neon, image_neon},
     {Isa::neon, quantize_rows_neon, matmul_neon, attend_chunk_neon, attention_merge_neon,
-     attention_finish_neon, write_token_neon, seal_page_neon, rowwise_neon, image_neon},
+     attention_finish_neon, write_token_neon, seal_page_neon, whole_pack_neon, whole_attend_neon,
+     rowwise_neon, image_neon},
 #endif
     {Isa::scalar, quantize_rows_scalar, matmul_scalar, attend_chunk_scalar, attention_merge_scalar,
-     attention_finish_scalar, write_token_scalar, seal_page_scalar, rowwise_scalar, image_scalar},
+     attention_finish_scalar, write_token_scalar, seal_page_scalar, whole_pack_scalar,
+     whole_attend_scalar, rowwise_scalar, image_scalar},
 };
 
 const KernelTable* find(Isa isa) {

@@ -3,6 +3,7 @@
 
 #include "base/cpu.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/whole.h"
 #include "kernels/image/image.h"
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/rowwise/rowwise.h"
@@ -18,6 +19,8 @@ struct KernelTable {
   FinishFn attention_finish;
   WriteTokenFn write_token;
   SealPageFn seal_page;
+  WholePackFn whole_pack;
+  WholeAttendFn whole_attend;
   RowwiseKernels rowwise;
   ImageKernels image;
 };

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/whole.h"
 #include "kernels/image/image.h"
 #include "kernels/qmatmul/qmatmul.h"
 #include "kernels/rowwise/rowwise.h"
@@ -25,6 +26,9 @@ void write_token_scalar(KvFormat format, std::int64_t d, std::int64_t slot, cons
                         const float* v, std::uint8_t* open);
 void seal_page_scalar(KvFormat format, std::int64_t d, const std::uint8_t* open,
                       std::uint8_t* sealed);
+void whole_pack_scalar(const float* k, const float* v, std::int64_t ld, const WholeHead* to);
+void whole_attend_scalar(const WholeHead* head, const float* q, std::int64_t ldq, std::int64_t rows,
+                         float factor, float* out, std::int64_t ldo, void* scratch);
 
 // rowwise/
 extern const RowwiseKernels rowwise_scalar;
@@ -69,6 +73,16 @@ void write_token_avx512vnni(KvFormat format, std::int64_t d, std::int64_t slot, 
                             const float* v, std::uint8_t* open);
 void seal_page_avx512vnni(KvFormat format, std::int64_t d, const std::uint8_t* open,
                           std::uint8_t* sealed);
+void whole_pack_avx2(const float* k, const float* v, std::int64_t ld, const WholeHead* to);
+void whole_attend_avx2(const WholeHead* head, const float* q, std::int64_t ldq, std::int64_t rows,
+                       float factor, float* out, std::int64_t ldo, void* scratch);
+void whole_pack_avx512vnni(const float* k, const float* v, std::int64_t ld, const WholeHead* to);
+void whole_attend_avx512vnni(const WholeHead* head, const float* q, std::int64_t ldq,
+                             std::int64_t rows, float factor, float* out, std::int64_t ldo,
+                             void* scratch);
+void whole_pack_amx(const float* k, const float* v, std::int64_t ld, const WholeHead* to);
+void whole_attend_amx(const WholeHead* head, const float* q, std::int64_t ldq, std::int64_t rows,
+                      float factor, float* out, std::int64_t ldo, void* scratch);
 
 // rowwise/
 extern const RowwiseKernels rowwise_avx2;
@@ -99,6 +113,9 @@ void write_token_neon(KvFormat format, std::int64_t d, std::int64_t slot, const 
 void seal_page_neon(KvFormat format, std::int64_t d, const std::uint8_t* open,
                     std::uint8_t* sealed);
 void attend_chunk_i8mm(const AttendChunkArgs* args);
+void whole_pack_neon(const float* k, const float* v, std::int64_t ld, const WholeHead* to);
+void whole_attend_neon(const WholeHead* head, const float* q, std::int64_t ldq, std::int64_t rows,
+                       float factor, float* out, std::int64_t ldo, void* scratch);
 
 // rowwise/
 extern const RowwiseKernels rowwise_neon;

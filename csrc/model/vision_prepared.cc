@@ -34,6 +34,8 @@ void check_vision_layer(const VisionSpec& spec, std::size_t index) {
   const auto lacks = [&](const char* what) {
     throw UnsupportedModel("vision spec: " + field + what + " is not supported in a vision tower");
   };
+  if (a.query_scale < 0)
+    refuse(field + ".attention.query_scale", std::to_string(a.query_scale), "zero or more");
   if (a.kv_heads != a.heads) lacks(".attention.kv_heads below heads");
   if (a.softcap != 0) lacks(".attention.softcap");
   if (a.sinks) lacks(".attention.sinks");

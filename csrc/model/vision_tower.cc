@@ -13,9 +13,9 @@
 #include "model/vision_plan.h"
 #include "model/vision_prepared.h"
 #include "ops/full_attention.h"
+#include "ops/int8_attention.h"
 #include "ops/patches.h"
 #include "ops/rows_buffer.h"
-#include "ops/sealed_attention.h"
 
 namespace musespark {
 namespace {
@@ -108,7 +108,7 @@ struct VisionTower::Impl {
   AlignedBuffer buffer;
   RowsBuffer pixels, in, joined, inner, merged, between[2];
   float *x = nullptr, *qkv = nullptr, *delta = nullptr;
-  std::uint8_t* pages = nullptr;
+  std::uint8_t* packed = nullptr;
 };
 
 std::int64_t VisionTower::Impl::scratch_bytes() const {
@@ -117,7 +117,7 @@ std::int64_t VisionTower::Impl::scratch_bytes() const {
     std::int64_t longest = 0;
     for (const TextSpan& span : texts_of(layer)) longest = std::max(longest, span.count);
     bytes =
-        std::max(bytes, in_8_bits(layer) ? sealed_attention_scratch_bytes(shape_of(layer))
+        std::max(bytes, in_8_bits(layer) ? int8_attention_scratch_bytes(shape_of(layer), longest)
                                          : full_attention_scratch_bytes(shape_of(layer), longest));
   }
   const std::int64_t floats = merge_scratch_floats(spec.hidden, members());
@@ -126,13 +126,13 @@ std::int64_t VisionTower::Impl::scratch_bytes() const {
 
 void VisionTower::Impl::carve(Carver* c) {
   std::int64_t qkv_cols = 0, joined_cols = 0, inner_cols = 0, merged_width = 0, widest = 0;
-  std::int64_t page_bytes = 0;
+  std::int64_t packed_bytes = 0;
   for (const PreparedLayer& layer : model.layers) {
     qkv_cols = std::max(qkv_cols, layer.qkv_cols());
     joined_cols = std::max(joined_cols, layer.q_cols());
     inner_cols = std::max(inner_cols, layer.intermediate);
     if (!in_8_bits(layer)) continue;
-    page_bytes = std::max(page_bytes, sealed_attention_bytes(shape_of(layer), texts_of(layer)));
+    packed_bytes = std::max(packed_bytes, int8_attention_bytes(shape_of(layer), texts_of(layer)));
   }
   const auto size = [&](const PreparedHead& one) {
     merged_width = std::max(merged_width, merged_cols(one));
@@ -149,7 +149,7 @@ void VisionTower::Impl::carve(Carver* c) {
   x = c->floats(rows(), spec.hidden);
   qkv = c->floats(rows(), qkv_cols);
   delta = c->floats(std::max(rows(), patches()), spec.hidden);
-  pages = c->take<std::uint8_t>(page_bytes);
+  packed = c->take<std::uint8_t>(packed_bytes);
 }
 
 void VisionTower::Impl::reserve() {
@@ -195,7 +195,7 @@ void VisionTower::Impl::attention(const PreparedLayer& layer) {
   }
   const Rows heads = joined.view(rows(), layer.q_cols(), layer.o_needs, true);
   if (in_8_bits(layer)) {
-    sealed_attention(jobs, kernels, shape_of(layer), texts_of(layer), qkv, ld, pages, heads);
+    int8_attention(jobs, kernels, shape_of(layer), texts_of(layer), qkv, ld, packed, heads);
   } else {
     full_attention(jobs, kernels, shape_of(layer), texts_of(layer), qkv, ld, heads);
   }

@@ -70,6 +70,7 @@ void multiply(const KernelTable& kernels, const Matrix& matrix, const Rows& in, 
   args.xq = &in.quantized(matrix.packed.format);
   args.x = in.x;
   args.ldx = in.ldx;
+  if (!matrix.quantized() && matrix.bias) args.bias = matrix.bias + first;
   args.m = in.rows;
   args.block_begin = 0;
   args.block_end = end - begin;
@@ -79,10 +80,10 @@ void multiply(const KernelTable& kernels, const Matrix& matrix, const Rows& in, 
   kernels.matmul(&args);
 }
 
-// Adds the bias to `count` columns from `first` on.
+// Adds the bias to `count` columns from `first` on; of float weights the kernel does.
 void add_bias(const KernelTable& kernels, const Matrix& matrix, std::int64_t first,
               std::int64_t count, float* out) {
-  if (matrix.bias) kernels.rowwise.add(out, matrix.bias + first, count, out);
+  if (matrix.bias && matrix.quantized()) kernels.rowwise.add(out, matrix.bias + first, count, out);
 }
 
 std::int64_t panel_rows(const Rows& in, const Matrix& matrix) {

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import math
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from musespark.vision.eyes import Eyes
     from musespark.vision.pixels import Picture
 
+_BATCH_ROWS = 4096  # of images that are encoded together
 _HOLDS = ("image", "image_url", "url", "path", "data")
 Ids = list[int]
 
@@ -163,7 +165,9 @@ def encoded(eyes: Eyes | None, image: Any, blind: str) -> ImageEmbedding:
     holds, or a Clip. ``blind`` is why there are no eyes."""
     seen = _seen(eyes, Source(image, "" if isinstance(image, Clip) else "image"), blind)
     assert eyes is not None
-    return _Image(eyes, seen, isinstance(image, Clip)).made()
+    one = _Image(eyes, seen, isinstance(image, Clip))
+    _make(eyes, [one])
+    return one.made()
 
 
 # ---- prompts ------------------------------------------------------------------------------------
@@ -189,6 +193,7 @@ class PromptImages:
                     f"{MOST_PIXELS} are taken together"
                 )
             self._images.append(_Image(eyes, one, isinstance(source.image, Clip)))
+        self._making = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -256,7 +261,7 @@ class PromptImages:
                 out.append(token)
                 continue
             image, at, count = run
-            given.append(image.given(len(out), at, count))
+            given.append(image.given(len(out), at, count, self._make_from))
             out += image.ids(hidden)[at : at + count].tolist()
         if len(given) != len(runs):
             raise InvalidRequest(
@@ -264,6 +269,16 @@ class PromptImages:
                 "the tokenizer does not know the model's image token"
             )
         return out, given
+
+    def _make_from(self, image: _Image) -> None:
+        """Makes an image's rows, and those of images that follow: a prefix that is known ends
+        before `image`, so theirs will be asked for too. As many as make a batch."""
+        assert self._eyes is not None
+        with self._making:
+            rest = [one for one in self._images[self._images.index(image) :] if not one.is_made]
+            ends = itertools.accumulate(one.outline.tokens for one in rest)
+            count = sum(end <= _BATCH_ROWS for end in ends)
+            _make(self._eyes, rest[: max(count, 1)] if image in rest else [])
 
     @property
     def row_tokens(self) -> set[str]:
@@ -290,17 +305,20 @@ class _Image:
     asked."""
 
     def __init__(self, eyes: Eyes, source: Any, is_video: bool):
-        self._eyes, self.source, self.is_video = eyes, source, is_video
+        self.source, self.is_video = source, is_video
         self.placeholder = eyes.video_placeholder if is_video else eyes.placeholder
         self.origin, self.seconds = "", 0.0
         self._made: ImageEmbedding | None = None
         self._ids: np.ndarray | None = None
-        self._making = threading.Lock()
         if isinstance(source, ImageEmbedding):
             eyes.check(source)
             self.outline: ImageOutline = source.outline
         else:
             self.outline = eyes.outline(source)
+
+    @property
+    def is_made(self) -> bool:
+        return self._made is not None
 
     @property
     def runs(self) -> list[tuple[int, int]]:
@@ -316,11 +334,15 @@ class _Image:
             self._ids = row_ids(self.outline, hidden)
         return self._ids
 
-    def given(self, first: int, at: int, count: int) -> GivenRows:
-        """Rows at .. at + count - 1, standing in the prompt from `first` on."""
+    def given(
+        self, first: int, at: int, count: int, make_rows: Callable[[_Image], None]
+    ) -> GivenRows:
+        """Rows at .. at + count - 1, standing in the prompt from `first` on. `make_rows` makes the
+        image's rows."""
         places = self.outline.places
 
         def make() -> tuple[np.ndarray, list[np.ndarray]]:
+            make_rows(self)
             made = self.made()
             rows = slice(at, at + count)
             return made.array[rows], [tap[rows] for tap in made.taps]
@@ -334,14 +356,26 @@ class _Image:
         )
 
     def made(self) -> ImageEmbedding:
-        with self._making:
-            if self._made is None and isinstance(self.source, ImageEmbedding):
-                self._made, self.origin = self.source, "memory"
-            elif self._made is None:
-                start = time.perf_counter()
-                self._made, self.origin = self._eyes.embed(self.source, self.outline)
-                self.seconds = time.perf_counter() - start
-            return self._made
+        assert self._made is not None
+        return self._made
+
+    def take(self, made: ImageEmbedding, origin: str, seconds: float) -> None:
+        self._made, self.origin, self.seconds = made, origin, seconds
+
+
+def _make(eyes: Eyes, images: Sequence[_Image]) -> None:
+    """Their rows. The first of them counts the time."""
+    sources = [(one.source, one.outline) for one in images]
+    wanted = [pair for pair in sources if not isinstance(pair[0], ImageEmbedding)]
+    start = time.perf_counter()
+    found = iter(eyes.embed(wanted))
+    seconds = time.perf_counter() - start if wanted else 0.0
+    for one in images:
+        if isinstance(one.source, ImageEmbedding):
+            one.take(one.source, "memory", 0.0)
+        else:
+            one.take(*next(found), seconds)
+            seconds = 0.0
 
 
 # ---- sessions -----------------------------------------------------------------------------------

@@ -73,6 +73,21 @@ def test_many_rows_and_columns(form: str) -> None:
         check(random_case(rng, form, rows, cols, m, "plain"), "large")
 
 
+@pytest.mark.parametrize("form", ["f32", "bf16"])
+def test_float_bias(form: str) -> None:
+    """Added to every output once, a NaN in one form."""
+    rng = np.random.default_rng(8)
+    for rows, cols, m in ((5, 7, 1), (33, 200, 3), (64, 400, 40), (150, 130, 65)):
+        case = random_case(rng, form, rows, cols, m, "plain")
+        case.x[0, 0] = np.nan
+        bias = rng.standard_normal(rows).astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            expected = case.run("scalar") + bias
+        expected[np.isnan(expected)] = np.nan
+        for isa in ("scalar", *LEVELS):
+            assert case.run(isa, bias=bias).tobytes() == expected.tobytes(), f"{isa} {case}"
+
+
 @pytest.mark.parametrize("kind", ["plain", "ones", "outlier"])
 def test_blocks_of_1024(kind: str) -> None:
     """q8g1024h around the ends of its blocks, and of the tiles of many rows."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -49,26 +50,38 @@ def loud(name: str, layer: int) -> dict[str, np.ndarray]:
     return weights
 
 
-def both(name: str, weights: dict[str, np.ndarray] | None = None) -> dict[bool, dict]:
-    """The tensors as stored (True) and in 8 bits."""
+def both(name: str, weights: dict[str, np.ndarray] | None = None) -> dict[str, dict]:
+    """The tensors as stored, and in both kinds of 8 bits."""
     spec, plain = canonical(name)
     read = (weights or plain).__getitem__
-    return {exact: pack_tower(spec, read, "f32" if exact else "q8") for exact in (True, False)}
+    made = {"stored": pack_tower(spec, read), "wide": pack_tower(spec, read, "q8"), "narrow": {}}
+    for key, (form, rows, cols, data) in made["wide"].items():
+        made["narrow"][key] = (form, rows, cols, data)
+        if form == "q8g1024h":
+            out = aligned(_core.packed_nbytes("q8", rows, cols))
+            _core.pack("q8", np.ascontiguousarray(read(key), np.float32), out=out, dtype="f32")
+            made["narrow"][key] = ("q8", rows, cols, out)
+    return made
 
 
-def chosen_of(name: str, tensors: dict[bool, dict], threads: int = 1) -> TowerChoice:
+def chosen_of(name: str, tensors: dict[str, dict], threads: int = 1) -> TowerChoice:
     spec = canonical(name)[0]
     found = choose_stored(
-        spec, lambda key, exact: tensors[exact][key], views_of(name), threads=threads
+        spec, lambda key, form: tensors[form][key], views_of(name), threads=threads
     )
     assert found is not None
     return found
 
 
-def rows_of(name: str, tensors: dict[bool, dict], stored: Any) -> np.ndarray:
-    """Of the whole tower with these groups as stored."""
+def rows_of(name: str, tensors: dict[str, dict], stored: Any, narrow: Any = ()) -> np.ndarray:
+    """Of the whole tower with these groups as stored, or narrow."""
     spec = canonical(name)[0]
-    mixed = {key: tensors[group_of(key) in stored][key] for key in tensors[True]}
+
+    def form(key: str) -> str:
+        group = group_of(key)
+        return "stored" if group in stored else "narrow" if group in narrow else "wide"
+
+    mixed = {key: tensors[form(key)][key] for key in tensors["stored"]}
     views = views_of(name)
     frames = [(1, view.height, view.width) for view in views]
     patches = np.concatenate([view.patches for view in views])
@@ -87,26 +100,27 @@ def worst_cosine(name: str, found: np.ndarray, exact: np.ndarray) -> float:
 # ---- pieces --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("form", ["stored", "wide"])
 @pytest.mark.parametrize("name", CASES)
-def test_pieces_make_the_whole(name: str, exact: bool) -> None:
+def test_pieces_make_the_whole(name: str, form: str) -> None:
     spec, tensors = canonical(name)[0], both(name)
-    pieces = Pieces(spec, lambda key, exact: tensors[exact][key], 1, most=1 << 20)
+    pieces = Pieces(spec, lambda key, form: tensors[form][key], 1, most=1 << 20)
     x = pieces.embed(views_of(name))
     for i in range(len(spec.layers)):
-        x = pieces.layer(i, x, exact=exact)
-    found = pieces.head("head", x, exact=exact)
+        x = pieces.layer(i, x, form)
+    exact = form == "stored"
+    found = pieces.head("head", x, form)
     whole = rows_of(name, tensors, groups_of(spec) if exact else ())
     if spec.order == "raster" and not any(layer.attention.window for layer in spec.layers):
         assert_same_bits(found, whole, name)
     else:  # keys in another order: of floats the last bits, of 8 bits what shares a scale
-        assert_within(found, whole, (1e-5 if exact else 1e-2) * float(np.ptp(whole)), name)
+        assert_within(found, whole, (1e-5 if exact else 2e-2) * float(np.ptp(whole)), name)
 
 
 def test_of_large_frames_the_middle_is_looked_at() -> None:
     spec, tensors = canonical("smolvlm_between")[0], both("smolvlm_between")
     assert spec.merge == 4
-    pieces = Pieces(spec, lambda key, exact: tensors[exact][key], 1, most=30)
+    pieces = Pieces(spec, lambda key, form: tensors[form][key], 1, most=30)
     marked = np.zeros((12, 20, spec.patch_dim), np.float32)
     marked[4:8, 8:12] = 1
     all_ones = View(np.ones((16, spec.patch_dim), np.float32), 4, 4)
@@ -173,6 +187,33 @@ def test_further_layers_stay_until_the_whole_is_near(name: str, monkeypatch) -> 
     assert len(set(counts)) >= 3
 
 
+class Noisy:
+    """Pieces of three layers, each of which adds ones and an error of its form."""
+
+    ERRORS: ClassVar = {"stored": (0, 0, 0), "narrow": (0.005, 0.02, 0.5), "wide": (0.01, 0.3, 0.6)}
+    grids: ClassVar = [(1, 2, 2)]
+
+    def layer(self, index: int, x: np.ndarray, form: str) -> np.ndarray:
+        return x + np.float32(1 + self.ERRORS[form][index])
+
+    def head(self, group: str, x: np.ndarray, form: str) -> np.ndarray:
+        return x
+
+    def frames(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [rows]
+
+
+def test_a_layer_gets_the_first_form_that_holds_it(monkeypatch) -> None:
+    spec = canonical("idefics3")[0]
+    spec = dataclasses.replace(spec, layers=spec.layers[:1] * 3, taps=[])
+    run = tower_choice._Run(spec, Noisy(), lambda what: None)  # type: ignore[arg-type]
+    chosen = run.choose(np.ones((4, 8), np.float32))
+    assert (chosen.stored, chosen.narrow) == (("layers.2",), ("layers.1",))
+    assert chosen.errors["layers.1"] == pytest.approx(0.3)
+    monkeypatch.setattr(tower_choice, "COSINE", 2.0)  # nothing reaches it: all as stored in the end
+    assert run.choose(np.ones((4, 8), np.float32)).stored == tuple(groups_of(spec))
+
+
 def test_numbers_that_overflow_are_an_error_like_any_other() -> None:
     weights = dict(canonical("idefics3")[1])
     for key in ("layers.1.up", "layers.1.down"):
@@ -186,7 +227,7 @@ def test_numbers_that_overflow_are_an_error_like_any_other() -> None:
 def test_views_that_do_not_fit_measure_nothing(height: int) -> None:
     spec, tensors = canonical("gemma3")[0], both("gemma3")
     wrong = View(np.zeros((height * 6, spec.patch_dim - (height == 6)), np.float32), height, 6)
-    read = lambda key, exact: tensors[exact][key]  # noqa: E731
+    read = lambda key, form: tensors[form][key]  # noqa: E731
     assert choose_stored(spec, read, [wrong], threads=1) is None
     assert choose_stored(spec, read, [], threads=1) is None
 
@@ -230,8 +271,9 @@ def test_a_packed_file_records_it(loud_folder: Path, tmp_path: Path, monkeypatch
     matrices = {n: f for n, f in formats_of(tmp_path / "p.safetensors").items() if "norm" not in n}
     for name in ("q", "k", "v", "o", "up", "down"):
         assert matrices[f"vision.layers.1.{name}"] == "f32"
-        assert matrices[f"vision.layers.0.{name}"] == "q8"
-    assert matrices["layers.0.q"] == matrices["vision.head.0"] == "q8"
+        assert matrices[f"vision.layers.0.{name}"] == "q8g1024h"
+    assert matrices["layers.0.q"] == "q8"
+    assert matrices["vision.head.0"] == "q8g1024h"
     monkeypatch.setattr(_core, "count_cores", lambda: {"usable": 3})
     convert(tmp_path / "again.safetensors")
     assert (tmp_path / "p.safetensors").read_bytes() == (
@@ -316,11 +358,14 @@ def with_record(path: Path, target: Path, change: Any) -> Path:
 @pytest.mark.parametrize(
     ("field", "wrong", "message"),
     [
-        ("stored", ["layers.0"], "layers.0"),  # whose tensors are q8
+        ("stored", ["layers.0"], "layers.0"),  # whose tensors are in 8 bits
         ("stored", ["layers.9"], "stored"),
         ("stored", ["head", "layers.0"], "stored"),
         ("stored", [["x"]], "stored"),
         ("stored", "head", "tower is"),
+        ("narrow", ["layers.0"], "layers.0"),  # whose tensors are wide
+        ("narrow", ["layers.9"], "narrow"),
+        ("narrow", 1, "tower is"),
         ("errors", {}, "errors"),
         ("errors", {"head": 0.1}, "errors"),
         ("errors", None, "tower is"),
@@ -364,19 +409,25 @@ def test_a_file_without_a_record_says_nothing(small: Path, tmp_path: Path) -> No
         assert any("nothing was measured" in note for note in loaded.info["notes"])
 
 
+def test_a_record_from_before_there_were_wide_layers(small: Path, tmp_path: Path) -> None:
+    made = with_record(small, tmp_path / "p.safetensors", lambda head: head["tower"].pop("narrow"))
+    with closing(open_model(made)) as loaded:
+        assert loaded.info["tower"].narrow == ()
+
+
 def test_of_bf16_weights_bf16_stays() -> None:
     """And is as near as f32: what 8 bits lose is the activations."""
     name = "idefics3"
     tensors = both(name, loud(name, 1))
     exact: dict[str, Any] = {}
-    for key, (form, rows, cols, data) in tensors[True].items():
+    for key, (form, rows, cols, data) in tensors["stored"].items():
         exact[key] = form, rows, cols, data
         if rows > 1 and key not in ("patch", "positions"):
             plain = _core.unpack(form, data, rows, cols)
             out = aligned(_core.packed_nbytes("bf16", rows, cols))
             _core.pack("bf16", plain, out=out, dtype="f32")
             exact[key] = "bf16", rows, cols, out
-    halves = {True: exact, False: tensors[False]}
+    halves = tensors | {"stored": exact}
     chosen = chosen_of(name, halves)
     assert chosen.stored == ("layers.1",)
     whole = rows_of(name, halves, chosen.errors)

@@ -7,6 +7,12 @@ namespace musespark {
 static constexpr float kExp[5] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.123a2p-7f,
                                   0x1.6a23dp-10f};
 
+// 2^f = kExp2[0] + kExp2[1] f + ..., |f| <= 1/2; relative error 7.5e-05
+static constexpr float kExp2[4] = {0x1.fff692p-1f, 0x1.62f31ap-1f, 0x1.f0de1ap-3f, 0x1.c3f76p-5f};
+
+static constexpr float kWholeTop =
+    0x1.dffa3ap+3f;  // log2 32752: no weight of whole texts passes 32767
+
 static constexpr float kLog2E = 0x1.715476p+0f;  // 1 / ln 2
 
 static constexpr float kLn2High = 0x1.62e4p-1f;  // 15 bits: its product with |n| < 2^8 is exact

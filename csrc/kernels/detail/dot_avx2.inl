@@ -71,5 +71,12 @@ MS_INLINE void store_page_weights(dot_weight* to, const vi (&x)[4]) {
   for (int b = 0; b < 4; ++b) store_weights(to + 16 * b, x[b]);
 }
 
+MS_INLINE void store_planes(dot_weight* low, dot_weight* high, const vi (&x)[4]) {
+  for (int b = 0; b < 4; ++b) {
+    store_weights(low + 16 * b, iand(x[b], iset(255)));
+    store_weights(high + 16 * b, ishr<8>(x[b]));
+  }
+}
+
 }  // namespace
 }  // namespace musespark

@@ -51,5 +51,16 @@ MS_INLINE void store_page_weights(dot_weight* to, const vi (&x)[4]) {
   _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, bytes));
 }
 
+// The low and the high bytes of 64 weights of 0..32767.
+MS_INLINE void store_planes(dot_weight* low, dot_weight* high, const vi (&x)[4]) {
+  const __m512i a = _mm512_packus_epi32(x[0], x[1]), b = _mm512_packus_epi32(x[2], x[3]);
+  const __m512i byte = _mm512_set1_epi16(255);
+  const __m512i lower = _mm512_packus_epi16(_mm512_and_si512(a, byte), _mm512_and_si512(b, byte));
+  const __m512i upper = _mm512_packus_epi16(_mm512_srli_epi16(a, 8), _mm512_srli_epi16(b, 8));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(low, _mm512_permutexvar_epi32(order, lower));
+  _mm512_storeu_si512(high, _mm512_permutexvar_epi32(order, upper));
+}
+
 }  // namespace
 }  // namespace musespark

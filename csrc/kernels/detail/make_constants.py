@@ -76,6 +76,11 @@ def elementary():
         f"relative error {error:.1e}",
         c,
     )
+    error, c = minimax(lambda x: mp.mpf(2) ** x, lambda x: mp.mpf(2) ** -x, -0.5, 0.5, 3)
+    yield array(
+        "kExp2", f"2^f = kExp2[0] + kExp2[1] f + ..., |f| <= 1/2; relative error {error:.1e}", c
+    )
+    yield scalar("kWholeTop", mp.log(32752, 2), "log2 32752: no weight of whole texts passes 32767")
     ln2_high = mp.mpf(float.fromhex("0x1.62e4p-1"))
     yield scalar("kLog2E", 1 / mp.log(2), "1 / ln 2")
     yield scalar("kLn2High", ln2_high, "15 bits: its product with |n| < 2^8 is exact")

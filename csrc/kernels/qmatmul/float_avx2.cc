@@ -17,6 +17,7 @@ struct Tile {
   std::int64_t ldo;
   std::int64_t cols;
   std::int64_t rows;  // weight rows that exist, at most 16
+  const float* bias;  // of them; null: none
 };
 
 template <int kRows>
@@ -29,7 +30,16 @@ inline void step(const Tile& t, __m256 w0, __m256 w1, std::int64_t k, __m256 (&a
   }
 }
 
+inline __m256 with_bias(const Tile& t, int half, __m256 v) {
+  float lane[8] = {};
+  for (std::int64_t i = 0; i < 8 && 8 * half + i < t.rows; ++i) lane[i] = t.bias[8 * half + i];
+  const __m256 sum = _mm256_add_ps(v, _mm256_loadu_ps(lane));
+  const __m256 is_nan = _mm256_cmp_ps(sum, sum, _CMP_UNORD_Q);
+  return _mm256_blendv_ps(sum, _mm256_set1_ps(__builtin_nanf("")), is_nan);
+}
+
 inline void store_half(const Tile& t, int half, float* out, __m256 v) {
+  if (t.bias) v = with_bias(t, half, v);
   const std::int64_t left = t.rows - 8 * half;
   if (left >= 8) {
     _mm256_storeu_ps(out + 8 * half, v);
@@ -71,8 +81,14 @@ template <WeightFormat kFormat>
 void matmul_float(const MatmulArgs& a) {
   for (std::int64_t b = a.block_begin; b < a.block_end; ++b) {
     const std::int64_t left = a.w.rows - b * kRowBlock;
-    Tile t{a.w.data + b * a.w.row_block_bytes, a.x, a.ldx, a.out + b * kRowBlock, a.ldo, a.w.cols,
-           left < kRowBlock ? left : kRowBlock};
+    Tile t{a.w.data + b * a.w.row_block_bytes,
+           a.x,
+           a.ldx,
+           a.out + b * kRowBlock,
+           a.ldo,
+           a.w.cols,
+           left < kRowBlock ? left : kRowBlock,
+           a.bias ? a.bias + b * kRowBlock : nullptr};
     std::int64_t m = a.m;
     for (; m >= kTileRows; m -= kTileRows) {
       tile<kFormat, kTileRows>(t);

@@ -10,10 +10,11 @@ namespace {
 
 constexpr int kMaxBlocks = 4;
 constexpr int kTileRows = 8;  // activation rows per register tile
-// With more rows than this, columns are taken so many at a time: three row blocks of them (24 KiB)
+constexpr int kFlatRows = 6;  // of one of four row blocks
+// With more rows than this, columns are taken so many at a time: three row blocks of them (36 KiB)
 // and a tile's activations stay in the first-level cache for all rows. Sums wait in `out`, exact.
 constexpr std::int64_t kFewRows = 32;
-constexpr std::int64_t kChunk = 128;
+constexpr std::int64_t kChunk = 192;
 
 struct Tile {
   const std::uint8_t* w[kMaxBlocks];
@@ -23,6 +24,7 @@ struct Tile {
   std::int64_t ldo;
   std::int64_t begin, end;  // columns; those before `begin` are summed up in out
   __mmask16 mask[kMaxBlocks];
+  const float* bias;  // of the first weight row; null: none, or not the last columns
 };
 
 template <int kBlocks, int kRows>
@@ -68,6 +70,17 @@ inline void tile(const Tile& t) {
       step<kBlocks, kRows>(t, w, k + 1, acc);
     }
   }
+  if (t.bias) {
+    const __m512 nan = _mm512_set1_ps(__builtin_nanf(""));
+    for (int b = 0; b < kBlocks; ++b) {
+      const __m512 bias = _mm512_maskz_loadu_ps(t.mask[b], t.bias + b * kRowBlock);
+      for (int c = 0; c < kRows; ++c) {
+        const __m512 sum = _mm512_add_ps(acc[b][c], bias);
+        const __mmask16 is_nan = _mm512_cmp_ps_mask(sum, sum, _CMP_UNORD_Q);
+        acc[b][c] = _mm512_mask_mov_ps(sum, is_nan, nan);
+      }
+    }
+  }
   for (int b = 0; b < kBlocks; ++b) {
     for (int c = 0; c < kRows; ++c) {
       _mm512_mask_storeu_ps(t.out + c * t.ldo + b * kRowBlock, t.mask[b], acc[b][c]);
@@ -95,11 +108,12 @@ struct Next {
 // All rows over the columns of `t`.
 template <WeightFormat kFormat, int kBlocks>
 void all_rows(Tile t, std::int64_t m, Next next) {
-  for (; m >= kTileRows; m -= kTileRows) {
+  constexpr int kRows = kBlocks == kMaxBlocks ? kFlatRows : kTileRows;
+  for (; m >= kRows; m -= kRows) {
     next.fetch(kBlocks);
-    tile<kFormat, kBlocks, kTileRows>(t);
-    t.x += kTileRows * t.ldx;
-    t.out += kTileRows * t.ldo;
+    tile<kFormat, kBlocks, kRows>(t);
+    t.x += kRows * t.ldx;
+    t.out += kRows * t.ldo;
   }
   const std::int64_t four = m & 4, two = m & 2, one = m & 1;
   if (four) tile<kFormat, kBlocks, 4>(t);
@@ -113,7 +127,7 @@ void all_rows(Tile t, std::int64_t m, Next next) {
 
 template <WeightFormat kFormat, int kBlocks>
 void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
-  Tile t{{}, a.x, a.ldx, a.out + first_block * kRowBlock, a.ldo, 0, 0, {}};
+  Tile t{{}, a.x, a.ldx, a.out + first_block * kRowBlock, a.ldo, 0, 0, {}, nullptr};
   for (int b = 0; b < kBlocks; ++b) {
     t.w[b] = a.w.data + (first_block + b) * a.w.row_block_bytes;
     t.mask[b] = row_mask(a.w, first_block + b);
@@ -122,6 +136,7 @@ void row_blocks(const MatmulArgs& a, std::int64_t first_block) {
   constexpr std::int64_t kColumnBytes = kFormat == WeightFormat::f32 ? 64 : 32;
   for (; t.begin < a.w.cols; t.begin = t.end) {
     t.end = t.begin + chunk < a.w.cols ? t.begin + chunk : a.w.cols;
+    if (t.end == a.w.cols && a.bias) t.bias = a.bias + first_block * kRowBlock;
     Next next{t.w[0] + t.end * kColumnBytes, a.w.row_block_bytes, 0, 0};
     if (a.m > kFewRows) {
       // After the last columns the next row blocks begin: as many as these are, or none.
@@ -140,10 +155,11 @@ void matmul_float(const MatmulArgs& a) {
   std::int64_t b = a.block_begin;
   // One row is bound by memory: more pages at once (see avx512vnni.cc).
   for (; a.m == 1 && b + 4 <= a.block_end; b += 4) row_blocks<kFormat, 4>(a, b);
-  // Three blocks a tile where none is then left alone.
+  // Three blocks a tile, four where one would be left alone.
   for (; a.m > kFewRows && b + 3 <= a.block_end && b + 4 != a.block_end; b += 3) {
     row_blocks<kFormat, 3>(a, b);
   }
+  for (; a.m > kFewRows && b + 4 <= a.block_end; b += 4) row_blocks<kFormat, 4>(a, b);
   for (; b + 2 <= a.block_end; b += 2) row_blocks<kFormat, 2>(a, b);
   if (b < a.block_end) row_blocks<kFormat, 1>(a, b);
 }

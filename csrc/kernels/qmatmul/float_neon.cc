@@ -21,6 +21,7 @@ struct Tile {
   std::int64_t ldo;
   std::int64_t cols;
   std::int64_t rows;  // weight rows that exist, at most 16
+  const float* bias;  // of them; null: none
 };
 
 struct Column {
@@ -40,6 +41,15 @@ MS_INLINE Column column(const std::uint8_t* w, std::int64_t k, bool odd) {
     }
   });
   return to;
+}
+
+void add_bias(const Tile& t, float32x4_t (&v)[kParts]) {
+  float lane[kRowBlock] = {};
+  for (std::int64_t i = 0; i < t.rows; ++i) lane[i] = t.bias[i];
+  for (int part = 0; part < kParts; ++part) {
+    const float32x4_t sum = vaddq_f32(v[part], vld1q_f32(lane + 4 * part));
+    v[part] = vbslq_f32(vceqq_f32(sum, sum), sum, vdupq_n_f32(__builtin_nanf("")));
+  }
 }
 
 template <WeightFormat kFormat, int kRows>
@@ -69,7 +79,10 @@ void tile(const Tile& t) {
       });
     });
   }
-  unroll<kRows>([&](auto c) MS_LAMBDA { store_rows(t.out + c * t.ldo, acc[c], t.rows); });
+  unroll<kRows>([&](auto c) MS_LAMBDA {
+    if (t.bias) add_bias(t, acc[c]);
+    store_rows(t.out + c * t.ldo, acc[c], t.rows);
+  });
 }
 
 template <WeightFormat kFormat>
@@ -81,7 +94,8 @@ void matmul_float(const MatmulArgs& a) {
            a.out + b * kRowBlock,
            a.ldo,
            a.w.cols,
-           rows_of(a.w, b)};
+           rows_of(a.w, b),
+           a.bias ? a.bias + b * kRowBlock : nullptr};
     std::int64_t m = a.m;
     for (; m >= kTileRows; m -= kTileRows) {
       tile<kFormat, kTileRows>(t);

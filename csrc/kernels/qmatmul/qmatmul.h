@@ -30,8 +30,9 @@
 //     out = F * row[n]
 //
 // f32 and bf16 weights take the float activations: acc = +0; acc = fma(x[m][k], W[n][k], acc) for
-// k = 0..K-1 ascending, one accumulator per output; out = acc. Of a row block the columns 0..K-1
-// alone are read (bf16: whole pairs), so that adapters may leave the padding out.
+// k = 0..K-1 ascending, one accumulator per output; out = acc, or with `bias` canonical(acc +
+// bias[n]). Of a row block the columns 0..K-1 alone are read (bf16: whole pairs), so that adapters
+// may leave the padding out.
 //
 // NaN results are canonical on no instruction set by themselves: ops treats them by value only.
 //
@@ -97,6 +98,7 @@ struct MatmulArgs {
   float* out;  // out[m * ldo + n], n counted from row 0 of the matrix
   std::int64_t ldo;
   void* scratch;
+  const float* bias = nullptr;  // f32 and bf16 weights: [w.rows], or null
 };
 
 // x: M rows of K floats, ldx apart -> out (out->cols = K rounded up to 64).

@@ -41,5 +41,41 @@ inline void group_codes(const float* x, std::int64_t left, float inverse_scale, 
   for (int i = 0; i < 2; ++i) sum[i] = _mm512_reduce_add_epi32(sum_i32x16[i]);
 }
 
+inline std::int32_t long_amax(const float* x, std::int64_t n) {
+  const __m512i no_sign = _mm512_set1_epi32(0x7fffffff);
+  __m512i amax_i32x16[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+  for (std::int64_t i = 0; i < n; i += 32) {
+    for (int v = 0; v < 2; ++v) {
+      const __m512 part = _mm512_maskz_loadu_ps(columns_mask(n - i, v), x + i + 16 * v);
+      amax_i32x16[v] =
+          _mm512_max_epi32(amax_i32x16[v], _mm512_and_si512(_mm512_castps_si512(part), no_sign));
+    }
+  }
+  return _mm512_reduce_max_epi32(_mm512_max_epi32(amax_i32x16[0], amax_i32x16[1]));
+}
+
+// Packing saturates at 127; the sums of bytes are products with ones.
+inline std::int32_t long_codes(const float* x, std::int64_t n, float inverse_scale,
+                               std::int8_t* q) {
+  const __m512 inverse = _mm512_set1_ps(inverse_scale);
+  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i ones = _mm512_set1_epi8(1), lowest = _mm512_set1_epi8(-127);
+  __m512i sum_i32x16 = _mm512_setzero_si512();
+  for (std::int64_t i = 0; i < n; i += kActGroup) {
+    __m512i code[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) {
+      const __m512 part = _mm512_maskz_loadu_ps(columns_mask(n - i, v), x + i + 16 * v);
+      code[v] = _mm512_cvtps_epi32(_mm512_mul_ps(part, inverse));
+    }
+    __m512i bytes = _mm512_packs_epi16(_mm512_packs_epi32(code[0], code[1]),
+                                       _mm512_packs_epi32(code[2], code[3]));  // by 128-bit lane
+    bytes = _mm512_max_epi8(_mm512_permutexvar_epi32(in_order, bytes), lowest);
+    sum_i32x16 = _mm512_dpbusd_epi32(sum_i32x16, ones, bytes);
+    _mm512_store_si512(q + i, bytes);
+  }
+  return _mm512_reduce_add_epi32(sum_i32x16);
+}
+
 }  // namespace
 }  // namespace musespark

@@ -46,5 +46,10 @@ inline void group_codes(const float* x, std::int64_t left, float inverse, std::i
   }
 }
 
+inline std::int32_t long_amax(const float* x, std::int64_t n) { return amax_by_groups(x, n); }
+inline std::int32_t long_codes(const float* x, std::int64_t n, float inverse, std::int8_t* q) {
+  return codes_by_groups(x, n, inverse, q);
+}
+
 }  // namespace
 }  // namespace musespark

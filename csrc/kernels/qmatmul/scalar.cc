@@ -149,7 +149,9 @@ float float_output(const MatmulArgs& a, std::int64_t row, std::int64_t m) {
     }
     acc = std::fmaf(x[k], w, acc);
   }
-  return acc;
+  if (!a.bias) return acc;
+  const float sum = acc + a.bias[row];
+  return sum == sum ? sum : float_of(0x7fc00000u);
 }
 
 }  // namespace

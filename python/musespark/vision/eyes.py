@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import isqrt, prod
 from typing import Any, Protocol
@@ -75,7 +75,7 @@ class Eyes:
         self._ready: OrderedDict[tuple[str, Any], Any] = OrderedDict()  # processed, not yet encoded
         self._lock = threading.Lock()  # of the outlines and of what is ready
         self._stopped = False
-        self._encoding = threading.Lock()  # one image at a time: the tower uses every thread
+        self._encoding = threading.Lock()  # one call at a time: the tower uses every thread
 
     @property
     def placeholder(self) -> str:
@@ -171,22 +171,51 @@ class Eyes:
         transform = transforms[0] if len(transforms) == 1 else transforms
         return ImageOutline(key, pieces, grids, places, advance, transform, self._identity)
 
-    def embed(self, picture: Any, outline: ImageOutline) -> tuple[ImageEmbedding, str]:
-        """The embedding, and where it comes from: ``memory``, ``disk`` or ``tower``."""
-        with self._encoding:  # who waits finds it known
-            known, where = self.cache.get(outline, self.width)
-            ready = self._taken(picture)
-            if known is not None:  # of the same rows, maybe written or placed in another way
-                return replace(known, outline=outline), where
-            processed = self._processed(picture) if ready is None else ready
-            grids = [tile.grid for tile in processed.tiles]
-            try:
-                found = self.tower.encode(processed.patches, grids, lambda: self._stopped)
-            except Cancelled:
-                raise Cancelled(CLOSED_MEANWHILE) from None
-        embedding = ImageEmbedding(outline, found.rows, tuple(found.taps))
-        self.cache.put(embedding)
-        return embedding, "tower"
+    def embed(self, wanted: Sequence[tuple[Any, ImageOutline]]) -> list[tuple[ImageEmbedding, str]]:
+        """The embeddings of pictures with their outlines, and where each comes from: ``memory``,
+        ``disk`` or ``tower``. Those that nobody knows go through the tower as one batch; each has
+        the rows that it has alone."""
+        with self._encoding:  # who waits finds them known
+            known: dict[bytes, tuple[ImageEmbedding, str]] = {}
+            new: dict[bytes, tuple[Any, Any, ImageOutline]] = {}
+            for picture, outline in wanted:
+                embedding, where = self.cache.get(outline, self.width)
+                ready = self._taken(picture)
+                if embedding is not None:
+                    known[outline.key] = embedding, where
+                elif outline.key not in known:
+                    new.setdefault(outline.key, (picture, ready, outline))
+            made = self._encoded(list(new.values()))
+            for embedding in made:
+                self.cache.put(embedding)
+        known |= {one.outline.key: (one, "tower") for one in made}
+        found = []
+        for _, outline in wanted:  # of the same rows, maybe written or placed in another way
+            embedding, where = known[outline.key]
+            found.append((replace(embedding, outline=outline), where))
+            known[outline.key] = embedding, "memory" if where == "tower" else where
+        return found
+
+    def _encoded(self, new: Sequence[tuple[Any, Any, ImageOutline]]) -> list[ImageEmbedding]:
+        """Of pictures, what they were processed to, or None, and their outlines."""
+        if not new:
+            return []
+        processed = [
+            self._processed(picture) if ready is None else ready for picture, ready, _ in new
+        ]
+        patches = [one.patches for one in processed]
+        grids = [tile.grid for one in processed for tile in one.tiles]
+        all_patches = patches[0] if len(new) == 1 else np.concatenate(patches)
+        try:
+            found = self.tower.encode(all_patches, grids, lambda: self._stopped)
+        except Cancelled:
+            raise Cancelled(CLOSED_MEANWHILE) from None
+        ends = np.cumsum([outline.tokens for *_, outline in new])[:-1]
+        arrays = [_parts(rows, ends) for rows in (found.rows, *found.taps)]
+        return [
+            ImageEmbedding(outline, rows, tuple(taps))
+            for (*_, outline), rows, *taps in zip(new, *arrays, strict=True)
+        ]
 
     def stop(self) -> None:
         """Ends what is being encoded within a layer; who waits for it gets Cancelled."""
@@ -196,6 +225,11 @@ class Eyes:
         """Lets the tower go. Idempotent."""
         self.stop()
         self.tower.close()
+
+
+def _parts(rows: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+    """Each on its own, so that none keeps the others in memory."""
+    return [rows] if len(ends) == 0 else [part.copy() for part in np.split(rows, ends)]
 
 
 def _rows_of(tile: Any) -> tuple[int, int, int]:

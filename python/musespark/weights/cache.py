@@ -28,7 +28,7 @@ from musespark.weights.packed import SOURCE_KEY, VERSION
 from musespark.weights.safetensors import SafetensorsFile
 
 _POLL_S = 0.1  # how often a waiting process looks whether the other is done
-RECIPE_VERSION = 6  # bumped whenever pack.py would write other bytes for the same source
+RECIPE_VERSION = 7  # bumped whenever pack.py would write other bytes for the same source
 
 
 def cache_folder() -> Path:

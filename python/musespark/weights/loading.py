@@ -37,8 +37,8 @@ from musespark.weights.packed import PackedFile, is_packed
 from musespark.weights.progress import ProgressFn, progress_function
 from musespark.weights.quantized.config import FILES as QUANTIZATION_FILES
 from musespark.weights.safetensors import SafetensorsFile
-from musespark.weights.tower_choice import describe_tower, read_tower_record, record_of
-from musespark.weights.tower_packing import Look, measured_tower, stored_matrices
+from musespark.weights.tower_choice import FORMATS, describe_tower, read_tower_record, record_of
+from musespark.weights.tower_packing import Look, chosen_formats, measured_tower
 
 Source = str | os.PathLike[str] | None
 # Called with the model, the bytes of its weights for each recipe, and the recipe to be used.
@@ -331,7 +331,7 @@ def loaded_from(packed: PackedFile, source: Path, quantize: str, *, cached: bool
         "kv": read_record(packed.kv, spec, str(packed.path)),
         "tower": tower_record,
     }
-    if tower_record is not None or any(p.format == "q8" for p in packed.of_tower()):
+    if tower_record is not None or any(p.format in FORMATS.values() for p in packed.of_tower()):
         info["notes"].append(f"vision tower: {describe_tower(tower_record)}")
     tensors, tower = packed.tensors(), packed.tower()
     return LoadedWeights(spec, tensors, packed.assets, info, packed, vision, tower)
@@ -370,7 +370,7 @@ def pack_folder(
         kv=kv,
         vision=None if folder.vision is None else spec_to_file(folder.vision),
         tower=record_of(tower),
-        stored=stored_matrices(folder, tower),
+        chosen=chosen_formats(folder, tower),
         **more,
     )
 

@@ -14,16 +14,17 @@ Recipes (``quantize``):
   goes into the notes.
 
 Vectors (norms, biases) are always f32. Routers of experts and learned positions stay as stored with
-every recipe: they are small, and a router decides. A vision tower's matrices are q8 with every
-recipe but ``none``, except for layers that lose too much so (weights/tower_choice.py); what makes
-rows of pixels stays as stored.
+every recipe: they are small, and a router decides. A vision tower's matrices are 8 bits with
+every recipe but ``none``, with a scale per 1024 columns (:data:`TOWER`), but for layers that lose
+too much so (weights/tower_choice.py); what makes rows of pixels stays as stored.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +42,7 @@ from musespark.weights.quantized.source import QuantizedEntry
 from musespark.weights.tower_pieces import Tensor, aligned
 
 RECIPES = ("q4", "q8", "none")
+TOWER = "q8g1024h"  # of a vision tower's matrices, but where weights/tower_choice.py chose another
 QUANTIZE = ("auto", "none", "q8", "q4")
 AUTO_Q8_PARAMETERS = 50_000_000
 _STORED = {"F32": "f32", "F16": "f32", "BF16": "bf16"}
@@ -131,7 +133,7 @@ def matrix_format(quantize: str, name: str, stored: str, rows: int, cols: int) -
     if quantize == "none" or name.endswith(".router") or name in ("positions", "token_types"):
         return _STORED.get(stored, "f32")
     if name.startswith(PREFIX):
-        return _STORED.get(stored, "f32") if name in _PIXELS else "q8"
+        return _STORED.get(stored, "f32") if name in _PIXELS else TOWER
     if quantize in KEEPING:
         # The few floats beside quantized matrices are what their maker held to be sensitive.
         return KEPT.get(stored, "q8")
@@ -146,11 +148,11 @@ def plan(
     shapes: dict[str, Shape],
     sources: dict[str, Part],
     quantize: str,
-    stored: Container[str] = (),
+    chosen: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Planned]:
     """What to write: checks dtype and shape of every source tensor, without reading its data.
 
-    `stored`: matrices that stay as stored, whatever the recipe.
+    `chosen`: by name, ``none`` or a format, of matrices for which the recipe does not hold.
     The recipe ``kept`` reads scales and zero points, which decide what can hold them.
     """
     planned = []
@@ -171,8 +173,10 @@ def plan(
             planned.append(Planned(name, "f32", 1, shape[0], True))
         else:
             packed_as = matrix_format(quantize, name, entry.dtype, *shape)
-            if name in stored:
-                packed_as = matrix_format("none", name, entry.dtype, *shape)
+            own = chosen.get(name)
+            if own is not None:
+                stored_as = matrix_format("none", name, entry.dtype, *shape)
+                packed_as = stored_as if own == "none" else own
             elif quantized and quantize == "kept":
                 packed_as = part.of(checkpoint.array(part.name)).kept.form
             planned.append(Planned(name, packed_as, shape[0], shape[1], False))
@@ -310,7 +314,7 @@ def pack_checkpoint(
     threads: int | None = None,
     guides: Guides | None = None,
     use: Callable[[Path], None] | None = None,
-    stored: Container[str] = (),
+    chosen: Mapping[str, str] = MappingProxyType({}),
     **header: Any,
 ) -> None:
     """Packs every tensor of `checkpoint` into the packed file `destination`.
@@ -318,11 +322,11 @@ def pack_checkpoint(
     `shapes` are the canonical tensors, `sources` where they are stored; `quantize` is a resolved
     recipe. One piece of a tensor is in memory at a time, besides the map. Progress counts source
     bytes, under `label`. `threads` None uses every core. `guides` guide the rounding, and the file
-    says so. `stored`: as for :func:`plan`. `use`: see
+    says so. `chosen`: as for :func:`plan`. `use`: see
     :func:`write_aside`; `header`: of :func:`write_packed`.
     """
     workers = _core.count_cores()["usable"] if threads is None else threads
-    planned = plan(checkpoint, shapes, sources, quantize, stored)
+    planned = plan(checkpoint, shapes, sources, quantize, chosen)
     error = PackingError(planned, _kinds(checkpoint, sources, planned), workers)
     total = sum(stored_nbytes(checkpoint, shapes[name], part) for name, part in sources.items())
     done, quick = 0, quantize in KEEPING

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from musespark import _core
 from musespark.families.vision.beside import PREFIX
 from musespark.weights import pack
 from musespark.weights.model_source import ModelFolder
-from musespark.weights.tower_choice import FLOATS, TowerChoice, choose_stored
-from musespark.weights.tower_pieces import Tensor, View, group_of
+from musespark.weights.tower_choice import (
+    FLOATS,
+    FORMATS,
+    NARROW,
+    TowerChoice,
+    choose_stored,
+)
+from musespark.weights.tower_pieces import STORED, Tensor, View, group_of
 
 # Called with the files beside the weights of a model that sees: what to measure its tower with.
 Look = Callable[[Mapping[str, bytes]], Sequence[View]]
@@ -26,10 +33,13 @@ def measured_tower(
     if all(p.format in FLOATS for p in own):
         return None
     as_stored = {p.name: p for p in folder.plan("none")}
+    matrices = {p.name for p in own}
     threads, quick = _core.count_cores()["usable"], recipe in pack.KEEPING
 
-    def read(name: str, exact: bool) -> Tensor:
-        p = (as_stored if exact else planned)[PREFIX + name]
+    def read(name: str, form: str) -> Tensor:
+        p = (as_stored if form == STORED else planned)[PREFIX + name]
+        if form == NARROW and p.name in matrices and p.format not in FLOATS:
+            p = dataclasses.replace(p, format=FORMATS[NARROW])
         part = folder.mapping.sources[p.name]
         tensor = pack.pack_one(folder.checkpoint, part, p, threads, quick=quick)
         folder.checkpoint.forget(part.name)
@@ -44,8 +54,10 @@ def measured_tower(
     )
 
 
-def stored_matrices(folder: ModelFolder, tower: TowerChoice | None) -> frozenset[str]:
-    """The matrices of the groups that stay as stored."""
+def chosen_formats(folder: ModelFolder, tower: TowerChoice | None) -> dict[str, str]:
+    """Of the matrices whose format is not the recipe's: by name ``none``, for as stored, or q8."""
     own = (name for name in folder.shapes if name.startswith(PREFIX))
-    chosen = () if tower is None else tower.stored
-    return frozenset(name for name in own if group_of(name.removeprefix(PREFIX)) in chosen)
+    chosen = {} if tower is None else dict.fromkeys(tower.narrow, FORMATS[NARROW])
+    chosen |= {} if tower is None else dict.fromkeys(tower.stored, "none")
+    groups = {name: group_of(name.removeprefix(PREFIX)) for name in own}
+    return {name: chosen[group] for name, group in groups.items() if group in chosen}

@@ -26,9 +26,10 @@ from musespark.families.vision.spec import AxialRopeSpec, HeadSpec, PositionSpec
 from musespark.families.vision.tensors import canonical_shapes
 
 Tensor = tuple[str, int, int, np.ndarray]
-# Canonical name, and whether as stored (else as it will be packed) -> what the core takes.
-Read = Callable[[str, bool], Tensor]
+# Canonical name, and a form (weights/tower_choice.py) -> what the core takes.
+Read = Callable[[str, str], Tensor]
 _ALIGNMENT = 64
+STORED = "stored"
 # Adds nothing; windows so that what is not used costs little.
 _NOTHING = LayerSpec(
     AttentionSpec(heads=1, kv_heads=1, head_dim=16, query_scale=0.25, window=8),
@@ -111,23 +112,23 @@ class Pieces:
         return np.concatenate(rows)
 
     def _embedding(self) -> dict[str, Tensor]:
-        tensors = self._tensors("", lambda name: group_of(name) is None, True)
+        tensors = self._tensors("", lambda name: group_of(name) is None, STORED)
         if self.spec.class_token:
             del tensors["class_token"]
             tensors["positions"] = _packed(self._table()[1:])
         return tensors
 
     def _table(self) -> np.ndarray:
-        form, rows, cols, data = self._read("positions", True)
+        form, rows, cols, data = self._read("positions", STORED)
         return _core.unpack(form, data, rows, cols)
 
     def _class_row(self) -> list[np.ndarray]:
         if not self.spec.class_token:
             return []
-        row = self._read("class_token", True)[3] + self._table()[0]
+        row = self._read("class_token", STORED)[3] + self._table()[0]
         spec = self._of(_NOTHING, HeadSpec(widths=(self.spec.hidden,)))
         spec = dataclasses.replace(spec, embed_norm=self.spec.embed_norm)
-        tensors = self._tensors("", lambda name: name.startswith("embed_norm"), True)
+        tensors = self._tensors("", lambda name: name.startswith("embed_norm"), STORED)
         tensors |= {"patch": self._one, "head.0": self._one} | self._nothing
         return [self._run(spec, tensors, row[None], [(1, 1, 1)])]
 
@@ -149,10 +150,10 @@ class Pieces:
 
     # ---- layers and heads ----------------------------------------------------------------------
 
-    def layer(self, index: int, x: np.ndarray, *, exact: bool) -> np.ndarray:
+    def layer(self, index: int, x: np.ndarray, form: str) -> np.ndarray:
         """What a layer makes of the rows `x`."""
         prefix = f"layers.{index}."
-        tensors = self._tensors(prefix, lambda name: name.startswith(prefix), exact)
+        tensors = self._tensors(prefix, lambda name: name.startswith(prefix), form)
         own = {f"layers.0.{name}": one for name, one in tensors.items()}
         spec = self._of(self.spec.layers[index], HeadSpec(widths=(self.spec.hidden,)))
         grids = self.grids
@@ -160,12 +161,12 @@ class Pieces:
             grids = [(1, 1, 1 + height * width) for _, height, width in grids]
         return self._run(spec, own | {"patch": self._one, "head.0": self._one}, x, grids)
 
-    def head(self, group: str, x: np.ndarray, *, exact: bool) -> np.ndarray:
+    def head(self, group: str, x: np.ndarray, form: str) -> np.ndarray:
         """Rows of the text side that ``head`` or ``taps.j`` makes of the rows `x`."""
         head = self.spec.head
         if group != "head":
             head = self.spec.taps[int(group.removeprefix("taps."))].head
-        tensors = self._tensors(group + ".", lambda name: group_of(name) == group, exact)
+        tensors = self._tensors(group + ".", lambda name: group_of(name) == group, form)
         own = {f"head.{name}": one for name, one in tensors.items()}
         spec = dataclasses.replace(self._of(_NOTHING, head), merge=self.spec.merge)
         if self.spec.class_token:
@@ -193,11 +194,9 @@ class Pieces:
             head=head,
         )
 
-    def _tensors(
-        self, prefix: str, wanted: Callable[[str], bool], exact: bool
-    ) -> dict[str, Tensor]:
+    def _tensors(self, prefix: str, wanted: Callable[[str], bool], form: str) -> dict[str, Tensor]:
         names = [name for name in canonical_shapes(self.spec) if wanted(name)]
-        return {name.removeprefix(prefix): self._read(name, exact) for name in names}
+        return {name.removeprefix(prefix): self._read(name, form) for name in names}
 
     def _run(
         self,

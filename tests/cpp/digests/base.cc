@@ -74,7 +74,8 @@ void base_digests() {
   functions();
   for (const WeightFormat format :
        {WeightFormat::f32, WeightFormat::bf16, WeightFormat::q8, WeightFormat::q6, WeightFormat::q4,
-        WeightFormat::q8g32h, WeightFormat::q4g32h, WeightFormat::iq4g32h, WeightFormat::mxfp4}) {
+        WeightFormat::q8g32h, WeightFormat::q4g32h, WeightFormat::iq4g32h, WeightFormat::mxfp4,
+        WeightFormat::q8g1024h}) {
     pack(format, false);
     if (is_quantized(format)) pack(format, true);
   }

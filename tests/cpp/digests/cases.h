@@ -96,6 +96,7 @@ void compare_levels(const std::string& name, const Run& run) {
 void base_digests();
 void matmul_digests();
 void attention_digests();
+void whole_digests();
 void rowwise_digests();
 void forward_digests();
 void image_digests();

@@ -29,8 +29,9 @@ struct Part {
   void (*run)();
 };
 constexpr Part kParts[] = {{"base", base_digests},           {"matmul", matmul_digests},
-                           {"attention", attention_digests}, {"rowwise", rowwise_digests},
-                           {"forward", forward_digests},     {"image", image_digests}};
+                           {"attention", attention_digests}, {"whole", whole_digests},
+                           {"rowwise", rowwise_digests},     {"forward", forward_digests},
+                           {"image", image_digests}};
 
 bool wanted(const char* part, int count, char** names) {
   for (int i = 0; i < count; ++i) {

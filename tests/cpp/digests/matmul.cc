@@ -14,9 +14,9 @@ namespace musespark::digests {
 namespace {
 
 constexpr WeightFormat kFormats[] = {
-    WeightFormat::f32,    WeightFormat::bf16,    WeightFormat::q8,
-    WeightFormat::q6,     WeightFormat::q4,      WeightFormat::q8g32h,
-    WeightFormat::q4g32h, WeightFormat::iq4g32h, WeightFormat::mxfp4};
+    WeightFormat::f32,   WeightFormat::bf16,    WeightFormat::q8,     WeightFormat::q6,
+    WeightFormat::q4,    WeightFormat::q8g32h,  WeightFormat::q4g32h, WeightFormat::iq4g32h,
+    WeightFormat::mxfp4, WeightFormat::q8g1024h};
 
 struct Shape {
   std::int64_t rows, cols, m;

@@ -1,0 +1,23 @@
+// Attention over whole texts for the avx512vnni level. The vocabulary comes first: the rest is
+// written in it.
+#include "kernels/detail/vector_avx512.inl"
+
+#include "kernels/detail/dot_avx512vnni.inl"
+
+#include "kernels/attention/whole_dot.inl"
+#include "kernels/entries.h"
+
+namespace musespark {
+
+void whole_pack_avx512vnni(const float* k, const float* v, std::int64_t ld, const WholeHead* to) {
+  whole_pack_keys(k, ld, value_dim(*to), kKeyFlip, *to);
+  whole_pack_values(v, ld, *to);
+}
+
+void whole_attend_avx512vnni(const WholeHead* head, const float* q, std::int64_t ldq,
+                             std::int64_t rows, float factor, float* out, std::int64_t ldo,
+                             void* scratch) {
+  whole_rows(*head, q, ldq, rows, factor, out, ldo, scratch);
+}
+
+}  // namespace musespark
