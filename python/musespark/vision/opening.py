@@ -11,7 +11,7 @@ from musespark.untrusted import parse_json_object
 from musespark.vision.cache import EmbeddingCache, EmbeddingFolder
 from musespark.vision.eyes import Eyes
 from musespark.vision.processors import processor_for
-from musespark.vision.tower import VisionTower
+from musespark.vision.tower import TOWER_ARITHMETIC, VisionTower
 from musespark.weights import ARITHMETIC_VERSION, BLIND, LoadedWeights
 from musespark.weights.sight import PREPROCESSOR, PROCESSOR, says_how_images_are_prepared
 
@@ -37,7 +37,7 @@ def open_eyes(
     except UnsupportedModel as error:
         weights.info["notes"].append(f"{BLIND}{error}")
         return None
-    on_disk = folder and EmbeddingFolder(*folder, ARITHMETIC_VERSION)
+    on_disk = folder and EmbeddingFolder(*folder, ARITHMETIC_VERSION + (TOWER_ARITHMETIC << 16))
     ropes = weights.spec.ropes
     return Eyes(
         processor,

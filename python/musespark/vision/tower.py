@@ -17,6 +17,9 @@ from musespark.families.vision.tensors import canonical_shapes
 QUANTIZE = ("f32", "q8")
 WIDE = "q8g1024h"  # 8 bits, a scale per 1024 columns: what products of many rows are fastest with
 _ALIGNMENT = 64
+# Bumped whenever a tower gives other bits for the same packed bytes, as the arithmetic version is
+# for the kernels of the text side: embeddings on disk are of both.
+TOWER_ARITHMETIC = 1
 
 
 @dataclasses.dataclass(frozen=True)
