@@ -247,8 +247,10 @@ def test_the_shipped_template_is_what_transformers_applies():
     )
 
 
-def test_two_processes_agree_on_the_step_to_stop_at(tmp_path):
-    """SIGTERM once reached them a step apart: one left, the other failed in its reduction."""
+@pytest.mark.parametrize("who", ["a process", "who started them"])
+def test_two_processes_agree_on_the_step_to_stop_at(tmp_path, who):
+    """SIGTERM once reached them a step apart: one left, the other failed in its reduction; and
+    once who started them alone, who left them running."""
     command = [sys.executable, "-m", "musespark.lab.train", str(tmp_path), "--processes", "2"]
     command += ["--size", "tiny", "--rows", "4", "--length", "128", "--no-compile"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -258,9 +260,11 @@ def test_two_processes_agree_on_the_step_to_stop_at(tmp_path):
             assert run.poll() is None, run.stderr.read()
             assert time.monotonic() < deadline, "no step in 240 s"
             time.sleep(0.2)
-        os.kill(int((tmp_path / "pids").read_text().split()[1]), signal.SIGTERM)
+        pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+        os.kill(pids[1] if who == "a process" else run.pid, signal.SIGTERM)
         _, errors = run.communicate(timeout=120)
     finally:
         run.kill()
     assert run.returncode == 0, errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids), "workers are left"
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] >= 20

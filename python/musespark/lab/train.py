@@ -196,10 +196,12 @@ class Trainer:
         """Train until the decay is through, the step limit, or SIGTERM; always leaves a
         checkpoint."""
         signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
+        parent = os.getppid()
         begin, first, average, mark = time.time(), self.step, None, (time.time(), self.tokens)
         while not self.stop and self.step - first < self.args.max_steps:
             if self.decay_from is not None and self.step >= self.decay_from + self.args.decay_steps:
                 break
+            self.stopping |= os.getppid() != parent  # whoever started it is gone
             loss, norm = self.one_step(self.source.get(self._phase()))
             average = loss if average is None else 0.98 * average + 0.02 * loss
             if self.step % 20 == 0 and self.rank == 0:
@@ -255,6 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     ]
     for process in processes:
         process.start()
+    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in processes])
     (Path(args.out) / "pids").write_text(" ".join(str(p.pid) for p in processes))
     for process in processes:
         process.join()
