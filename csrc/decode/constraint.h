@@ -20,9 +20,10 @@ class TokenConstraint {
  public:
   virtual ~TokenConstraint() = default;
   // Takes in the tokens of the completion since the last call (none at the first one) and says what
-  // may follow all of them. `ids`: a bit for each of the vocabulary, id i in bit i % 64 of word
-  // i / 64, all zero when it is called. What it throws ends the sequence, with
-  // ErrorKind::constraint, and no other.
+  // may follow all of them. Inside a thought that has trials (decode/trial.h) it may be told of
+  // tokens that are taken back: what it says there must not depend on them, nor be `end`. `ids`: a
+  // bit for each of the vocabulary, id i in bit i % 64 of word i / 64, all zero when it is called.
+  // What it throws ends the sequence, with ErrorKind::constraint, and no other.
   virtual Allowed next(std::span<const std::int32_t> tokens, std::span<std::uint64_t> ids) = 0;
 };
 

@@ -160,7 +160,8 @@ struct Engine::Impl {
   void book_trial(Entry& entry, std::span<Job> done, Clock::time_point now);
   void settle_trial(Entry& entry, Clock::time_point now);
   void rewind_to_trial(Entry& entry);
-  void end_by_trial(Entry& entry);
+  void drop_trial(Entry& entry);
+  void end_by_trial(Entry& entry, Clock::time_point now);
   void choose_trial_rows();
 
   // step.cc

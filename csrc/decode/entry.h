@@ -104,7 +104,8 @@ struct Entry {
   // many in a row gave the same answer.
   std::optional<Trial> trial;
   std::optional<SampledToken> held;
-  std::int64_t tried = 0, agreed = 0;
+  SampledToken closing;  // the marker as the sequence's last row has it
+  std::int64_t tried_at = 0, agreed = 0;
   // thought_pages.cc: of thoughts that have ended, the slots first .. second - 1 of `kv`; and of
   // the one whose rows were evicted last, its index and its first slot.
   std::vector<std::pair<std::int64_t, std::int64_t>> thought_slots;

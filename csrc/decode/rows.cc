@@ -58,7 +58,8 @@ void Engine::Impl::choose_rows() {
     add_span(*entry, 1);
     step_rows.decode += spans.back().count;
   }
-  const bool others = spans.size() < running.size();
+  const bool others =
+      std::ranges::any_of(running, [](const Entry* entry) { return entry->pending() > 1; });
   choose_trial_rows();
   if (others) {
     if (spans.empty()) {
@@ -98,6 +99,7 @@ void Engine::Impl::choose_prefill(std::int64_t rows, double units) {
     if (silent == 0) logit_rows -= limit;
     work.push_back({limit, keys_before(entry->length())});
   }
+  if (work.empty()) return;
   auto counts = share_prefill(pace, work, rows, units);
   for (std::size_t i = 0; i < order.size(); ++i) counts[i] = whole_spans(*order[i], counts[i]);
   double keys = 0;

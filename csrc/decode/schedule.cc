@@ -247,11 +247,7 @@ void Engine::Impl::preempt(Entry& entry) {
 
 // Back among those that wait, by its age, without its pages.
 void Engine::Impl::requeue(Entry& entry) {
-  if (entry.trial) {  // it begins again when the sequence has been computed again
-    rewind_to_trial(entry);
-    entry.tried = entry.trial->tried;
-    entry.trial.reset();
-  }
+  drop_trial(entry);
   entry.drop_pages();
   set_reserved(entry, 0, 0);
   std::erase(running, &entry);

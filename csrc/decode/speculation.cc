@@ -76,14 +76,17 @@ void DraftLength::tried(std::int64_t drafted, std::int64_t right) {
 void Engine::Impl::make_draft(Entry& entry) {
   entry.draft.clear();
   const RequestParams& params = entry.params;
-  const bool alone = running.size() == 1 && waiting.empty();
+  // The prompt's last row has none: what is kept for the next turn ends there.
+  const bool alone =
+      running.size() == 1 && waiting.empty() && entry.size() > entry.stats.prompt_tokens;
   if (params.draft_tokens == 0 || !alone || !entry.samples() || params.constraint ||
       params.trials.on() || entry.evicts() || entry.demotes()) {
     return;
   }
   const std::int64_t size = entry.size();
-  const std::int64_t room = std::min(
-      {params.draft_tokens, entry.reserved_tokens - size, options.context - size - 1, kMostDraft});
+  const std::int64_t room =
+      std::min({params.draft_tokens, entry.reserved_tokens - size, options.context - size - 1,
+                options.prefill_chunk - 1, kMostDraft});
   const std::int64_t most = entry.drafting.next(row_cost, room);
   const bool same_rope = !entry.short_rope || size + most <= model.original_context();
   entry.draft.push_back(entry.tokens.back());

@@ -84,7 +84,15 @@ void Engine::Impl::fail_or_split(std::size_t first, std::size_t count, ErrorKind
     }
     return;
   }
-  for (std::size_t i = first; i < first + count; ++i) execute(i, 1);
+  for (std::size_t i = first; i < first + count; ++i) {
+    const SpanOwner& owner = span_owners[i];
+    const auto gone = [&] {  // with a span before this one
+      const std::lock_guard lock(mutex);
+      return !entries.contains(owner.id) || owner.entry->phase != Phase::running ||
+             (owner.trial && !owner.entry->trial);
+    };
+    if (!gone()) execute(i, 1);
+  }
 }
 
 void Engine::Impl::book(std::size_t first, std::size_t count) {
@@ -256,6 +264,9 @@ SampledToken Engine::Impl::choose(Entry& entry, const Job& job, SamplerScratch& 
   Choice choice{.allowed = job.allowed,
                 .blocked = entry.stop.blocked(entry.stats.completion_tokens)};
   const ThinkingParams& thinking = entry.params.thinking;
+  if (entry.params.trials.on()) {  // of this row, should a trial begin here and end the thought
+    entry.closing = entry.sampler.forced(job.row, entry.params.trials.close.front(), memory);
+  }
   if (thinking.watches()) {
     const ThinkingControl::Rule rule = entry.thinking.next(thinking, entry.thoughts, entry.tokens,
                                                            entry.stats.prompt_tokens, job.row);

@@ -123,6 +123,7 @@ ThinkingControl::Rule ThinkingControl::force(std::vector<std::int32_t> tokens) {
 ThinkingControl::Rule ThinkingControl::end(const ThinkingParams& params, ThoughtStop why,
                                            bool with_message) {
   why_ = why;
+  ending_ = true;
   std::vector<std::int32_t> tokens;
   if (with_message) tokens = params.message;
   tokens.push_back(params.close);
@@ -161,6 +162,7 @@ ThinkingControl::Rule ThinkingControl::next(const ThinkingParams& params,
   }
   if (!inside_) {  // it has just begun
     inside_ = true;
+    ending_ = false;
     why_ = ThoughtStop::natural;
     needed_ = 0;
     repeats_.restart();
@@ -200,7 +202,7 @@ bool ThinkingControl::at_sentence_end(const ThinkingParams& params, const Though
   const auto& spans = thoughts.spans();
   const bool open = !spans.empty() && spans.back().end < 0;
   const auto size = static_cast<std::int64_t>(tokens.size());
-  if (!open || !inside_ || !forced_.empty() || unfinished() || size <= spans.back().begin) {
+  if (!open || !inside_ || ending_ || unfinished() || size <= spans.back().begin) {
     return false;
   }
   const std::int32_t last = tokens.back();

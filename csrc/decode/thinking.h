@@ -140,6 +140,7 @@ class ThinkingControl {
   ThoughtStop why_ = ThoughtStop::natural;
   ThoughtStop stop_ = ThoughtStop::none;
   bool inside_ = false;
+  bool ending_ = false;      // its end is being written
   std::int32_t needed_ = 0;  // bytes of the character under way
   RepeatFinder repeats_;
 };

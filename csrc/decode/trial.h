@@ -1,7 +1,7 @@
 // Trial answers: at the ends of a thought's sentences a fork of the sequence closes the thought and
 // answers, a few tokens, greedily, as rows beside the others of a step, while the sequence goes on
 // thinking. Where the answer is sure enough, the thought ends there: what was written meanwhile is
-// taken back (nobody has seen it), and the closing tokens are kept with their keys and values.
+// taken back (nobody has seen it), and the closing tokens are written, one in a step as any other.
 //
 // The sequence waits for a trial only where what it does would depend on who is faster: before a
 // thought or the sequence ends, before the next trial begins, and kTrialLead tokens ahead.
@@ -50,8 +50,9 @@ struct Trial {
   std::int64_t at;  // tokens of the sequence that it forked from, all with keys and values
   std::vector<std::int32_t> tokens;  // those of the sequence, the closing ones, the answer's
   Sequence kv;
-  ThinkingControl control;        // the sequence's, at the fork
-  std::int64_t tried;             // its Entry::tried before
+  ThinkingControl control;  // the sequence's, at the fork
+  SampledToken closing;     // its Entry::closing, then
+  std::int64_t tried_before;
   std::vector<float> logprobs{};  // of the answer's tokens
   std::int64_t rows = 0;          // computed
 

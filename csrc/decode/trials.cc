@@ -31,6 +31,10 @@ void check_trials(const TrialParams& params, const ThinkingParams& thinking, std
     if (id >= 0 && id < vocab) continue;
     fail("close", std::to_string(id), "a token id from 0 to " + std::to_string(vocab - 1));
   }
+  if (static_cast<std::int64_t>(params.close.size()) > kMostTrialTokens) {
+    fail("close", std::to_string(params.close.size()) + " ids",
+         "at most " + std::to_string(kMostTrialTokens));
+  }
   if (params.close.empty() || params.close.front() != thinking.close) {
     fail("close", params.close.empty() ? "no id" : std::to_string(params.close.front()),
          "thinking.close, " + std::to_string(thinking.close) + ", first");
@@ -54,18 +58,18 @@ bool Engine::Impl::wants_trial(const Entry& entry) const {
   if (!entry.thinking.at_sentence_end(entry.params.thinking, entry.thoughts, entry.tokens)) {
     return false;
   }
-  const std::int64_t since = std::max(entry.tried, entry.thoughts.spans().back().begin);
+  const std::int64_t since = std::max(entry.tried_at, entry.thoughts.spans().back().begin);
   const std::int64_t most = size + static_cast<std::int64_t>(params.close.size()) + params.tokens;
   const bool same_rope = !entry.short_rope || most <= model.original_context();
   return size - since >= params.every && most <= options.context && same_rope;
 }
 
 void Engine::Impl::begin_trial(Entry& entry) {
-  const std::int64_t before = std::exchange(entry.tried, entry.size());
+  const std::int64_t before = std::exchange(entry.tried_at, entry.size());
   std::vector<std::int32_t> tokens = entry.tokens;
   tokens.insert(tokens.end(), entry.params.trials.close.begin(), entry.params.trials.close.end());
-  entry.trial.emplace(
-      Trial{entry.size(), std::move(tokens), entry.kv->fork(), entry.thinking, before});
+  entry.trial.emplace(Trial{entry.size(), std::move(tokens), entry.kv->fork(), entry.thinking,
+                            entry.closing, before});
 }
 
 // Whether a sampled token has to wait for the trial.
@@ -80,7 +84,9 @@ bool Engine::Impl::waits_for_trial(const Entry& entry, std::int32_t token) const
 
 // A token that follows all of the sequence's, which have keys and values.
 void Engine::Impl::take_sampled(Entry& entry, SampledToken token, Clock::time_point now) {
-  if (!entry.trial && wants_trial(entry)) begin_trial(entry);
+  const auto& closes = entry.params.thoughts.closes;
+  const bool closing = std::ranges::find(closes, token.token) != closes.end();
+  if (!entry.trial && !closing && wants_trial(entry)) begin_trial(entry);
   if (waits_for_trial(entry, token.token)) {
     entry.held = std::move(token);
     return;
@@ -128,7 +134,7 @@ void Engine::Impl::settle_trial(Entry& entry, Clock::time_point now) {
   entry.agreed = same ? entry.agreed + 1 : 1;
   results.push_back(std::move(found));
   if (results.back().confidence >= params.confident && entry.agreed >= params.stable) {
-    end_by_trial(entry);
+    end_by_trial(entry, now);
     return;
   }
   entry.trial.reset();
@@ -144,42 +150,38 @@ void Engine::Impl::rewind_to_trial(Entry& entry) {
   entry.unreported.resize(entry.unreported.size() - static_cast<std::size_t>(back));
   entry.stats.completion_tokens -= back;
   entry.constrained = std::min(entry.constrained, entry.stats.completion_tokens);
-  entry.stats.trial_tokens += back;
   entry.thinking = trial.control;
   entry.thoughts = {};
   entry.thoughts.see(entry.params.thoughts, entry.tokens);
   entry.sampler.restart(std::span(entry.tokens), entry.stats.prompt_tokens);
 }
 
-void Engine::Impl::end_by_trial(Entry& entry) {
+// The sequence gives way to others: the trial begins again when it has been computed again.
+void Engine::Impl::drop_trial(Entry& entry) {
+  if (!entry.trial) return;
   rewind_to_trial(entry);
-  const TrialParams& params = entry.params.trials;
-  const ThoughtStop why = params.stable > 1 ? ThoughtStop::stable : ThoughtStop::confident;
-  entry.kv = std::move(entry.trial->kv);
+  entry.tried_at = entry.trial->tried_before;
+  entry.stats.trial_tokens -= entry.trial->rows;
   entry.trial.reset();
-  if (entry.params.sampling.logprobs > 0) {  // each closing token is reported with its row's
-    entry.kv->truncate(entry.size() - 1);
-    entry.kv->accept(entry.kv->length());
-    entry.thinking.end_with(params.close, why);
-    return;
-  }
-  entry.kv->truncate(entry.size() + static_cast<std::int64_t>(params.close.size()) - 1);
-  entry.kv->accept(std::min(entry.kv->length(), entry.size()));
-  for (const std::int32_t token : params.close) {
-    entry.tokens.push_back(token);
-    entry.sampler.add_completion(token);
-    entry.unreported.push_back({token, 0.0f, {}});
-    ++entry.stats.completion_tokens;
-  }
-  entry.thoughts.see(entry.params.thoughts, entry.tokens);
-  entry.stats.thought_stop = why;
-  entry.thinking.ended(why);
+}
+
+void Engine::Impl::end_by_trial(Entry& entry, Clock::time_point now) {
+  const TrialParams& params = entry.params.trials;
+  rewind_to_trial(entry);
+  entry.kv = std::move(entry.trial->kv);
+  entry.kv->truncate(entry.size());  // whole: the fork has accepted no more
+  SampledToken closing = std::move(entry.trial->closing);
+  entry.trial.reset();
+  entry.thinking.end_with({params.close.begin() + 1, params.close.end()},
+                          params.stable > 1 ? ThoughtStop::stable : ThoughtStop::confident);
+  book_sampled(entry, std::move(closing), now);
 }
 
 // The trial's rows of the next step, where there is room for them.
 void Engine::Impl::choose_trial_rows() {
   for (Entry* entry : running) {
-    if (!entry->trial || step_rows.decode >= options.prefill_chunk) continue;
+    // One that its sequence waits for has its rows whatever else runs.
+    if (!entry->trial || (step_rows.decode >= options.prefill_chunk && !entry->held)) continue;
     Trial& trial = *entry->trial;
     spans.push_back({&trial.kv, trial.tokens.data() + trial.kv.length(), trial.pending(),
                      StepSpan::Logits::last, entry->short_rope, entry->adapter.get(), nullptr,

@@ -209,7 +209,7 @@ class ChatCollector:
                 TrialAnswer(at, self._decode(answer), confidence)
                 for at, answer, confidence in event.stats["trials"]
             ),
-            thinking_stop_reason=self._thinking(reason, event.stats["thought_stop"]),
+            thinking_stop_reason=self._thinking(reason, event.stats["thought_stop"], thought),
             thought_cache=self._thoughts(event.stats),
             images=images,
             parsed=parsed_json(content) if self._json and reason == "stop" else None,
@@ -230,10 +230,12 @@ class ChatCollector:
             evicted_tokens=stats["evicted_tokens"],
         )
 
-    def _thinking(self, reason: str, stop: str) -> str:
+    def _thinking(self, reason: str, stop: str, thought: int) -> str:
         turn = self._parser.turn
         if turn.open_kind == THOUGHT and not self.stopped:
             return reason if reason in ("length", "cancelled", "deadline") else "natural"
+        if thought == 0 and stop == "budget":
+            return "none"
         if stop in ("none", "natural"):  # of those that are not watched it is not known
             return "natural" if turn.reasoning_tokens else "none"
         return stop

@@ -365,6 +365,8 @@ class _Image:
 
 def _make(eyes: Eyes, images: Sequence[_Image]) -> None:
     """Their rows. The first of them counts the time."""
+    if not images:
+        return
     sources = [(one.source, one.outline) for one in images]
     wanted = [pair for pair in sources if not isinstance(pair[0], ImageEmbedding)]
     start = time.perf_counter()

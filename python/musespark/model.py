@@ -87,7 +87,8 @@ class Model:
         start = functools.partial(Engine, prefix_cache=prefix_cache, **run)
         self._engine = self._encoder or start(spec, weights.tensors)
         self._adapters = Adapters(self._engine, adapter, merged=merged)
-        self._prefixes = self._prefixes_in(prefix_folder, keys)
+        self._prefixes = self._prefixes_in(self._engine, weights, prefix_folder, keys)
+        self._updating = threading.Lock()
         self._again = Again(place, eyes, start, prefix_folder, keys, count)
         notes += prompts.foreign_ends(self.tokenizer, spec.vocab)
         notes += chosen_notes(weights, config, kv=kv, threads=threads, count=count)
@@ -110,12 +111,13 @@ class Model:
         )
         self.template = template_of(assets, str(info["source"]))
 
-    def _prefixes_in(self, folder: tuple[Path, int] | None, kv: str) -> PrefixStore | NoPrefixes:
+    def _prefixes_in(
+        self, engine: Engine, weights: LoadedWeights, folder: tuple[Path, int] | None, kv: str
+    ) -> PrefixStore | NoPrefixes:
         if folder is None:
             return NoPrefixes()
-        identity = {"model": self._weights.identity(), "kv": kv}
-        of = self._adapters.checksum_of
-        return PrefixStore(self._engine, self._weights.spec, *folder, identity, of)
+        identity = {"model": weights.identity(), "kv": kv}
+        return PrefixStore(engine, weights.spec, *folder, identity, self._adapters.checksum_of)
 
     @property
     def info(self) -> ModelInfo:

@@ -131,6 +131,11 @@ def writes_effort(template: ChatTemplate) -> bool:
     return any(name in template.variables for name in _EFFORT_VARIABLES)
 
 
+def chooses_thinking(template: ChatTemplate) -> bool:
+    """Whether a template reads if there is to be a thought."""
+    return _THINK_VARIABLE in template.variables
+
+
 def _check_mode(mode: Any, effort: Any) -> None:
     if mode == "contemplating":
         raise InvalidRequest("mode: 'contemplating' is not part of this version")

@@ -188,8 +188,13 @@ class Requests:
         """Options of the prompt, and of thinking."""
         chat = {name: given[name] for name in CHAT_OPTIONS if name in given}
         written = self._template is not None and prompts.writes_effort(self._template)
-        marked = self.thoughts.marks is not None
-        return by_effort(chat, checked_thinking(given), written=written, marked=marked)
+        chosen = self._template is not None and prompts.chooses_thinking(self._template)
+        how = {"written": written, "chosen": chosen, "marked": self.thoughts.marks is not None}
+        chat, thinking = by_effort(chat, checked_thinking(given), **how)
+        free = chat.get("mode") in (None, "auto") and not chat.get("continue_final_message")
+        if thinking.budget == 0 and self.protocol.headers and free:
+            chat["mode"] = "thinking"  # opened by the prompt and closed at once
+        return chat, thinking
 
     def _thought_fields(self, given: Mapping[str, Any], thinking: Thinking) -> dict[str, Any]:
         formats, tools = self._info.kv_formats, bool(given.get("tools"))

@@ -18,9 +18,10 @@ class Usage:
     """Token counts of one request.
 
     ``cached_tokens`` of the prompt were not computed again; ``reasoning_tokens`` are the part of
-    ``completion_tokens`` spent in thought channels, markers included; ``probe_tokens`` are tokens
-    the engine generated beside the visible ones (none in plain decoding). ``image_tokens`` are the
-    part of ``prompt_tokens`` that are rows of images.
+    ``completion_tokens`` inside thoughts (with the markers where they are no tokens of their own);
+    ``probe_tokens`` are rows computed for trial answers, not counting what a thought wrote
+    meanwhile and was taken back. ``image_tokens`` are the part of ``prompt_tokens`` that are rows
+    of images.
     """
 
     prompt_tokens: int = 0

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from musespark.driver import CLOSED_MEANWHILE
 from musespark.engine import Engine
-from musespark.errors import UnsupportedModel
+from musespark.errors import Cancelled, InvalidRequest, UnsupportedModel
 from musespark.vision.eyes import Eyes
 from musespark.weights import LoadedWeights, updated
 
@@ -35,6 +36,14 @@ def update_weights(model: Model, tensors: Mapping[str, Any]) -> None:
     Everything that remembers (prefixes, embeddings of images, prompts on disk) begins anew under
     the name of the new weights; what sessions kept is the first engine's, and taken by no other.
     """
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
+        got = type(tensors).__name__
+        raise InvalidRequest(f"tensors: got {got}, allowed is a dict of arrays by name")
+    with model._updating:
+        _update(model, tensors)
+
+
+def _update(model: Model, tensors: Mapping[str, Any]) -> None:
     again = model._again
     if model._encoder is not None:
         raise UnsupportedModel("update_weights: embedding models are loaded again instead")
@@ -49,11 +58,19 @@ def update_weights(model: Model, tensors: Mapping[str, Any]) -> None:
         if eyes is not None:
             eyes.close()
         raise
+    try:
+        prefixes = model._prefixes_in(engine, weights, again.prefix_folder, again.kv)
+        if model._engine.closed:  # meanwhile
+            raise Cancelled(CLOSED_MEANWHILE)
+    except BaseException:
+        engine.close()
+        if eyes is not None:
+            eyes.close()
+        raise
     old = model._prefixes, model._engine, model._eyes
     model._weights, model._engine, model._eyes = weights, engine, eyes
-    model._requests.eyes = eyes
+    model._requests.eyes, model._prefixes = eyes, prefixes
     model._adapters.move(engine)
-    model._prefixes = model._prefixes_in(again.prefix_folder, again.kv)
     note = f"weights replaced by update_weights: {weights.updated}"
     kept = tuple(n for n in model._info.notes if not n.startswith("weights replaced by"))
     model._info = replace(model._info, notes=(*kept, note))

@@ -109,8 +109,10 @@ def test_preemption(model: str) -> None:
         for i in range(3)
     ]
     few += [  # growing, in trials and out of them
-        dataclasses.replace(cases.thinking(90 + i, vocab, confident=sure), max_new_tokens=None)
-        for i, sure in enumerate([1.0, 0.04, 1.0])
+        dataclasses.replace(
+            cases.thinking(90 + i, vocab, confident=sure, budget=budget), max_new_tokens=None
+        )
+        for i, (sure, budget) in enumerate([(1.0, None), (0.04, None), (1.0, 40), (1.0, 200)])
     ]
     with cases.make_engine(model, context=700) as engine:
         wanted = [engine.submit(r).result() for r in few]
@@ -123,6 +125,7 @@ def test_preemption(model: str) -> None:
         stats = engine.stats()
     assert stats["preemptions"] > 0, "the budget was not tight"
     assert [r.tokens for r in results] == [r.tokens for r in wanted]
+    assert [r.stats["trial_tokens"] for r in results] == [r.stats["trial_tokens"] for r in wanted]
     assert [r.stats["trials"] for r in results] == [r.stats["trials"] for r in wanted]
     assert {r.reason for r in results} == {"length"}
     assert sum(r.stats["preemptions"] for r in results) == stats["preemptions"]

@@ -46,7 +46,8 @@ def test_the_same_tokens(model: str, more: dict) -> None:
         drafted = engine.submit(dataclasses.replace(request, draft_tokens=16)).result()
         plain = engine.submit(request).result()
     assert cases.fingerprint(drafted) == cases.fingerprint(plain)
-    assert drafted.stats["accepted_tokens"] > 5, "nothing was ever right"
+    if "stop_ids" not in more:  # which ends it soon
+        assert drafted.stats["accepted_tokens"] > 5, "nothing was ever right"
     assert drafted.stats["drafted_tokens"] >= drafted.stats["accepted_tokens"]
 
 

@@ -186,7 +186,9 @@ def test_a_template_without_effort_gets_a_budget(tmp_path) -> None:
         assert found.usage.reasoning_tokens <= 7
         for effort in ("low", "medium"):
             request, _ = model._requests.chat("a", {"reasoning_effort": effort})
-            assert request.thinking["budget"] == EFFORT_BUDGETS[effort]
+            room = 512 - len(request.tokens)
+            wanted = min(EFFORT_BUDGETS[effort], room - room // 4)
+            assert request.thinking["budget"] == wanted
         # the prompt has opened a thought: without a budget the marker comes at once
         bare = model.chat("a", thinking_token_budget=0, max_new_tokens=5)
         assert bare.tokens[0] == model.tokenizer.markers["</think>"] and bare.reasoning == ""
@@ -331,3 +333,35 @@ def test_token_classes(piece: bytes, wanted: int) -> None:
 def test_options_have_one_meaning() -> None:
     assert checked_thinking({}) == checked_thinking({"thinking_policy": "auto"})
     assert checked_thinking({"thinking_policy": "off"}).policy == ThinkingPolicy(loop=0)
+
+
+# ---- found by a new user ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [60, 70, 84, 100, 1000])
+def test_a_short_context_leaves_an_answer_where_no_length_is_given(budget: int) -> None:
+    with musespark.load(threads=1, context=128) as small:
+        found = small.chat(SUM + " Think long.", **HIGH, thinking_token_budget=budget)
+    assert found.content and found.finish_reason == "stop"
+    assert found.thinking_stop_reason in ("budget", "natural")
+
+
+def test_a_budget_of_nothing_moves_no_thought_into_the_answer(nano) -> None:
+    for options in ({}, HIGH, {"mode": "thinking"}, {"reasoning_effort": "none"}):
+        budget = {} if options.get("reasoning_effort") == "none" else {"thinking_token_budget": 0}
+        found = nano.chat("What is 47 + 38?", **options, **budget)
+        assert found.reasoning == "" and len(found.content) < 8, found.content
+
+
+def test_no_effort_where_a_template_always_thinks(tmp_path) -> None:
+    markers = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+    with musespark.load(chat_folder(tmp_path, THINK, markers), threads=1, quantize="none") as model:
+        found = model.chat("a", reasoning_effort="none", max_new_tokens=5)
+        assert found.tokens[0] == model.tokenizer.markers["</think>"]
+
+
+def test_no_trial_of_an_end_that_is_being_written(nano) -> None:
+    policy = ThinkingPolicy(trials=8, confident=0.0, every=1)
+    for budget in (17, 18, 20, 22):
+        found = nano.chat(SUM, **HIGH, thinking_token_budget=budget, thinking_policy=policy)
+        assert found.trials == () and found.thinking_stop_reason == "budget"

@@ -51,6 +51,8 @@ def test_urls_of_what_is_here_are_opened_and_nothing_is_fetched(tmp_path: Path) 
         ("https://a.b/c.png", "nothing remote is fetched"),
         ("data:image/png,abc", "allowed is data:…;base64"),
         ("data:;base64,a$", "not base64"),
+        ("data:;base64,éé", "not base64"),
+        ("a\0b.png", "null"),
     ):
         with pytest.raises(InvalidRequest, match=says):
             open_picture(source)

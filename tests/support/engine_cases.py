@@ -112,7 +112,7 @@ def thinking(
             "budget": budget,
             "landing": 0 if budget is None else budget // 4,
             "landing_bias": 4.0,
-            "message": [60, 61, 62],
+            "message": [60, 61, 63],  # a sentence
         },
         trials={"tokens": 5, "every": 6, "confident": confident, "stable": 1, "close": [6, 8, 9]},
         **more,
@@ -134,6 +134,7 @@ def fingerprint(result: Result) -> str:
         else [list(result.logits.shape), hashlib.sha256(result.logits.tobytes()).hexdigest()],
         "reason": result.reason,
         "stop": result.stats["thought_stop"],
+        "trial_tokens": result.stats["trial_tokens"],
         "trials": [[at, answer, x.hex()] for at, answer, x in result.stats["trials"]],
     }
     return json.dumps(parts, sort_keys=True)

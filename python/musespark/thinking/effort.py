@@ -8,18 +8,19 @@ from typing import Any
 
 from musespark.errors import InvalidRequest
 from musespark.options import EFFORTS
-from musespark.thinking.policy import EFFORT_BUDGETS, Thinking
+from musespark.thinking.policy import BUDGET, EFFORT_BUDGETS, Thinking
 
 ALL_EFFORTS = ("none", "minimal", *EFFORTS)
 
 
 def by_effort(
-    chat: Mapping[str, Any], thinking: Thinking, *, written: bool, marked: bool
+    chat: Mapping[str, Any], thinking: Thinking, *, written: bool, marked: bool, chosen: bool
 ) -> tuple[dict[str, Any], Thinking]:
     """Options of the prompt and of decoding for a ``reasoning_effort``.
 
-    ``written``: the template writes one. ``marked``: tokens mark the model's thoughts. ``none`` is
-    the template's lowest without a thought, or mode instant; ``minimal`` the lowest with a budget.
+    ``written``: the template writes one. ``chosen``: it can leave thoughts out. ``marked``: tokens
+    mark the model's thoughts. ``none`` is mode instant, or the template's lowest with an empty
+    thought; ``minimal`` the lowest with a budget.
     The others are the template's, or where it knows none a budget, unless the caller gives one.
     """
     effort, chat = chat.get("reasoning_effort"), dict(chat)
@@ -32,8 +33,13 @@ def by_effort(
     if effort == "none":
         if chat.get("mode") == "thinking":
             raise InvalidRequest("mode 'thinking' contradicts reasoning_effort 'none'")
-        if written and marked:
-            return {**chat, "reasoning_effort": "low"}, replace(thinking, budget=0)
+        if thinking.budget:
+            raise InvalidRequest(
+                f"{BUDGET}: got {thinking.budget}, which contradicts reasoning_effort 'none'"
+            )
+        if marked and not chosen:
+            lowest = "low" if written else None
+            return {**chat, "reasoning_effort": lowest}, replace(thinking, budget=0)
         return {**chat, "reasoning_effort": None, "mode": "instant"}, thinking
     if written:
         chat["reasoning_effort"] = "low" if effort == "minimal" else effort

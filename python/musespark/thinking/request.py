@@ -19,6 +19,7 @@ from musespark.thinking.policy import BUDGET, OFF, Thinking
 _LANDING, _LANDING_BIAS = 0.25, 8.0
 
 
+_ANSWER = 512  # tokens of the context that a budget leaves to an answer of unknown length
 _SENTENCE_ENDS = tuple(".!?…。！？\n")
 _AROUND = " \t\r*_\"'”’»)]}"
 
@@ -139,11 +140,12 @@ def with_budget(
 ) -> tuple[GenerationOptions, int | None, int | None]:
     """Options whose ``max_new_tokens`` has thought and answer in it, the budget, and the answer's
     own most tokens. ``room``: tokens that the context leaves. Thoughts do not starve the answer:
-    where both do not fit, the budget is what is left."""
+    where both do not fit, the budget is what is left, without a ``max_new_tokens`` three quarters
+    of the room at least."""
     if budget is None:
         return options, None, None
     answer = options.max_new_tokens
     if answer is None:
-        return options, budget, None
+        return options, max(0, min(budget, room - min(_ANSWER, room // 4))), None
     budget = max(0, min(budget, room - answer))
     return replace(options, max_new_tokens=answer + budget), budget, max(answer, 1)

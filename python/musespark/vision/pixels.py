@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 import operator
@@ -147,7 +146,13 @@ def open_picture(source: Any, *, limits: Limits | None = None) -> Picture:
         source = file_of(source)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        return _from_bytes(_read(path, limits), str(path), limits)
+        try:
+            data = _read(path, limits)
+        except (CorruptFile, InvalidRequest):
+            raise
+        except ValueError as error:  # a name with a null character or a surrogate
+            raise InvalidRequest(f"{source!r:.120}: {error}") from None
+        return _from_bytes(data, str(path), limits)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _from_bytes(bytes(source), "image", limits)
     if isinstance(source, np.ndarray):
@@ -181,8 +186,8 @@ def _data(url: str) -> bytes:
         raise InvalidRequest(f"got {url!r:.60}, allowed is data:…;base64,…")
     try:
         return base64.b64decode(url[head.end() :], validate=True)
-    except binascii.Error as error:
-        raise InvalidRequest(f"not base64: {error}") from None
+    except ValueError as error:  # binascii.Error, and text beyond ASCII
+        raise InvalidRequest(f"a data URL: not base64: {error}") from None
 
 
 def open_named(source: Any, where: str, *, limits: Limits | None = None) -> Picture:
