@@ -78,8 +78,8 @@ MUTANTS = (
     ),
     Mutant(
         "a trial that preemption ended is not made again",
-        "csrc/decode/schedule.cc",
-        "    entry.tried = entry.trial->tried;\n",
+        "csrc/decode/trials.cc",
+        "  entry.tried_at = entry.trial->tried_before;\n",
         "",
         "test_engine_one_result.py",
     ),

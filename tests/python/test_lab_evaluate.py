@@ -272,6 +272,12 @@ def test_items_of_a_file_are_graded_by_their_kind(tmp_path):
         ({"messages": "a", "answer": "b", "kind": "box"}, "a box is"),
         ({"messages": "a", "answer": "b", "kind": "call"}, "answer: a list"),
         ({"messages": "a", "answer": "b", "kind": "string", "images": [5]}, "images: 5"),
+        ({"messages": [{"role": "user"}], "answer": "4", "kind": "number"}, "messages: the user's"),
+        ({"messages": [], "answer": "4", "kind": "number"}, "messages: the user's text"),
+        ({"messages": "a", "answer": "four", "kind": "number"}, "answer: 'four' is no number"),
+        ({"messages": "a", "answer": "4", "kind": "number", "effort": "max"}, "effort: 'max'"),
+        ({"messages": "a", "answer": "4", "kind": "number", "task": 5}, "task: 5, allowed is a"),
+        ({"messages": "a", "answer": "b", "kind": "string", "images": ["no.png"]}, ":1: images"),
         ([1], "list, an item is an object"),
     ],
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..errors import MissingLibrary
 from . import protocol, zoom
 from . import tokenizer as tok
 from .item import Item
@@ -111,8 +112,13 @@ class TransformersBackend:
     name = "transformers"
 
     def __init__(self, folder: str | Path, batch: int = 64):
-        import torch
-        from transformers import AutoModelForImageTextToText
+        try:
+            import torch
+            from transformers import AutoModelForImageTextToText
+        except ImportError as error:
+            raise MissingLibrary(
+                f"the transformers backend needs {error.name}: pip install 'musespark[lab]'"
+            ) from None
 
         from .network import patches_of
 

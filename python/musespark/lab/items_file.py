@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
-from ..vision.pixels import open_picture
-from .item import Item, boxes_in
+from ..vision.pixels import open_named
+from .item import EFFORTS, Item, boxes_in, grade
 from .raster import Picture
 
 KINDS = ("number", "string", "set", "json", "call", "box")
@@ -33,7 +33,11 @@ def read_items(path: Path, efforts: list[str]) -> list[Item]:
     if path.stat().st_size > _MOST_BYTES:
         raise InvalidRequest(f"--items: {path}: more than {_MOST_BYTES >> 20} MiB")
     items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"--items: {path}: no UTF-8: {error}") from None
+    for number, line in enumerate(lines, 1):
         if line.strip():
             where = f"{path}:{number}"
             try:
@@ -42,6 +46,9 @@ def read_items(path: Path, efforts: list[str]) -> list[Item]:
                 raise InvalidRequest(f"{where}: {error}") from None
             one = _item(given, where, path.parent)
             chosen = [given["effort"]] if "effort" in given else efforts
+            if chosen[0] not in EFFORTS:
+                told = f"{chosen[0]!r:.60}, allowed are {', '.join(EFFORTS)}"
+                raise InvalidRequest(f"{where}: effort: {told}")
             items += [replace(one, effort=effort) for effort in chosen]
     if not items:
         raise InvalidRequest(f"--items: {path} has no items")
@@ -62,8 +69,11 @@ def _item(given: Any, where: str, folder: Path) -> Item:
     messages = given.get("messages")
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise InvalidRequest(f"{where}: messages: a list of messages, or the user's text")
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        raise InvalidRequest(
+            f"{where}: messages: the user's text, or a list of objects with role (a text) and "
+            "content (a text, or a list of parts)"
+        )
     pictures = [_picture(folder, p, where) for p in given.get("images") or []]
     slots = _slots(messages)
     if pictures and not slots:
@@ -74,9 +84,24 @@ def _item(given: Any, where: str, folder: Path) -> Item:
     if slots != len(pictures):
         raise InvalidRequest(f"{where}: images: got {len(pictures)}, the messages have {slots}")
     key = hashlib.sha256(json.dumps([messages, answer], sort_keys=True).encode()).hexdigest()[:16]
-    task, level = (str(given.get(f, d)) for f, d in (("task", "items"), ("level", "middle")))
+    task, level = given.get("task", "items"), given.get("level", "middle")
+    for name, value in (("task", task), ("level", level)):
+        if not isinstance(value, str):
+            raise InvalidRequest(f"{where}: {name}: {value!r:.60}, allowed is a text")
     more = {"tools": given.get("tools"), "calls": calls, "pictures": pictures or None}
-    return Item(task, level, "", key, messages, None, told, kind, **more)
+    item = Item(task, level, "", key, messages, None, told, kind, **more)
+    if calls is None and not grade(item, told):
+        raise InvalidRequest(f"{where}: answer: {told!r:.60} is no {kind}")
+    return item
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        return False
+    content = message.get("content")
+    if isinstance(content, list):
+        return all(isinstance(part, dict) for part in content)
+    return isinstance(content, str)
 
 
 def _slots(messages: list[dict]) -> int:
@@ -114,4 +139,4 @@ def _calls(answer: Any, where: str) -> list[dict]:
 def _picture(folder: Path, name: Any, where: str) -> Picture:
     if not isinstance(name, str):
         raise InvalidRequest(f"{where}: images: {name!r:.60}, allowed are paths")
-    return Picture(original=open_picture(folder / name).pixels)
+    return Picture(original=open_named(folder / name, f"{where}: images").pixels)
