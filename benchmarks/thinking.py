@@ -4,21 +4,21 @@
 
 The same request decodes in three ways, in turn, each round: not watched; watched (budget, landing,
 margin, loops, none of which ends it); with trial answers of 8 tokens after every 24 tokens. Medians
-of tokens a second with their quartiles, and the ratios to the first, round by round. Tokens must be
-the same in all three.
+of tokens a second with the lowest and highest, and the ratios to the first, round by round. Tokens
+must be the same in all three.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from typing import Any
 
 import models
 import numpy as np
 from common import machine, save
+from report import spread
 from shapes import SHAPES
 
 import musespark
@@ -77,14 +77,9 @@ def measure(model: musespark.Model, tokens: int, rounds: int) -> dict[str, Any]:
         "tokens": tokens,
         "trials": len(stats["trials"]["trials"]),
         "trial_rows": stats["trials"]["trial_tokens"],
-        "tokens_per_s": {way: _spread(values) for way, values in speed.items()},
-        "ratio_to_plain": {way: _spread(values) for way, values in ratios.items()},
+        "tokens_per_s": {way: spread(values) for way, values in speed.items()},
+        "ratio_to_plain": {way: spread(values) for way, values in ratios.items()},
     }
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    low, _, high = statistics.quantiles(values, n=4)
-    return {"median": statistics.median(values), "q1": low, "q3": high}
 
 
 def main() -> None:

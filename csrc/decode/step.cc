@@ -264,7 +264,7 @@ SampledToken Engine::Impl::choose(Entry& entry, const Job& job, SamplerScratch& 
   Choice choice{.allowed = job.allowed,
                 .blocked = entry.stop.blocked(entry.stats.completion_tokens)};
   const ThinkingParams& thinking = entry.params.thinking;
-  if (entry.params.trials.on()) {  // of this row, should a trial begin here and end the thought
+  if (wants_trial(entry)) {  // of this row, should the trial that begins here end the thought
     entry.closing = entry.sampler.forced(job.row, entry.params.trials.close.front(), memory);
   }
   if (thinking.watches()) {

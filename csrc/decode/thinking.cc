@@ -152,11 +152,9 @@ ThinkingControl::Rule ThinkingControl::next(const ThinkingParams& params,
     return rule;
   }
   const auto size = static_cast<std::int64_t>(tokens.size());
-  const auto& spans = thoughts.spans();
-  const bool open = !spans.empty() && spans.back().end < 0;
   const std::int64_t used = thoughts.count(prompt, size);
   const std::int64_t left = params.budget ? *params.budget - used : kMost;
-  if (!open) {
+  if (!thoughts.open()) {
     inside_ = false;
     return left > 0 ? rule : outside(params, tokens);
   }
@@ -172,9 +170,7 @@ ThinkingControl::Rule ThinkingControl::next(const ThinkingParams& params,
   const std::int64_t message = left >= length && left + used > length ? length : 0;
   const std::int64_t free = left - message;  // tokens that the model itself may still write
   if (free <= 0) return end(params, ThoughtStop::budget, message > 0);
-  const std::uint8_t last =
-      params.classes->of[static_cast<std::size_t>(std::max<std::int32_t>(tokens.back(), 0))];
-  const bool sentence = used > 0 && (last & TokenClasses::kSentence) != 0 && !unfinished();
+  const bool sentence = used > 0 && at_sentence_end(params, thoughts, tokens);
   if (params.loop > 0 && !unfinished() && repeats_.repeats(params.loop)) {
     return end(params, ThoughtStop::loop, message > 0);
   }
@@ -199,12 +195,8 @@ ThinkingControl::Rule ThinkingControl::next(const ThinkingParams& params,
 
 bool ThinkingControl::at_sentence_end(const ThinkingParams& params, const ThoughtTracker& thoughts,
                                       std::span<const std::int32_t> tokens) const {
-  const auto& spans = thoughts.spans();
-  const bool open = !spans.empty() && spans.back().end < 0;
-  const auto size = static_cast<std::int64_t>(tokens.size());
-  if (!open || !inside_ || ending_ || unfinished() || size <= spans.back().begin) {
-    return false;
-  }
+  if (!thoughts.open() || !inside_ || ending_ || unfinished()) return false;
+  if (static_cast<std::int64_t>(tokens.size()) <= thoughts.spans().back().begin) return false;
   const std::int32_t last = tokens.back();
   return last >= 0 &&
          (params.classes->of[static_cast<std::size_t>(last)] & TokenClasses::kSentence) != 0;
@@ -216,18 +208,10 @@ void ThinkingControl::end_with(std::vector<std::int32_t> tokens, ThoughtStop why
   forced_ = std::move(tokens);
 }
 
-void ThinkingControl::ended(ThoughtStop why) {
-  stop_ = why;
-  inside_ = false;
-  forced_.clear();
-}
-
 void ThinkingControl::took(const ThinkingParams& params, const ThoughtTracker& thoughts,
                            std::span<const std::int32_t> tokens) {
-  const auto& spans = thoughts.spans();
-  const bool open = !spans.empty() && spans.back().end < 0;
   if (!inside_) return;
-  if (!open) {
+  if (!thoughts.open()) {
     stop_ = why_;
     inside_ = false;
     return;
@@ -236,7 +220,7 @@ void ThinkingControl::took(const ThinkingParams& params, const ThoughtTracker& t
   const std::int32_t count = of & TokenClasses::kCount;
   const bool goes_on = (of & TokenClasses::kContinuation) != 0;
   needed_ = goes_on ? std::max(0, needed_ - count) : count;
-  repeats_.take(tokens.subspan(static_cast<std::size_t>(spans.back().begin)));
+  repeats_.take(tokens.subspan(static_cast<std::size_t>(thoughts.spans().back().begin)));
 }
 
 }  // namespace musespark

@@ -125,8 +125,6 @@ class ThinkingControl {
                        std::span<const std::int32_t> tokens) const;
   // The tokens that end the thought are to be written now; `tokens` is not empty.
   void end_with(std::vector<std::int32_t> tokens, ThoughtStop why);
-  // Something else has ended the thought.
-  void ended(ThoughtStop why);
 
   ThoughtStop stop() const { return stop_; }  // of the last thought that ended
 

@@ -29,7 +29,7 @@ void ThoughtTracker::see(const ThoughtParams& params, std::span<const std::int32
   const auto size = static_cast<std::int64_t>(tokens.size());
   for (; seen_ < size; ++seen_) {
     const std::int32_t token = tokens[static_cast<std::size_t>(seen_)];
-    if (!spans_.empty() && spans_.back().end < 0) {
+    if (open()) {
       if (std::ranges::find(params.closes, token) != params.closes.end()) {
         spans_.back().end = seen_;
       }

@@ -40,6 +40,8 @@ class ThoughtTracker {
 
   // In order, apart from each other; the last one may be open.
   const std::vector<ThoughtSpan>& spans() const { return spans_; }
+  // Whether the last one goes on.
+  bool open() const { return !spans_.empty() && spans_.back().end < 0; }
   // Thought tokens among positions first .. size - 1.
   std::int64_t count(std::int64_t first, std::int64_t size) const;
 

@@ -14,6 +14,11 @@ namespace {
   throw InvalidRequest("trials." + field + ": got " + got + ", allowed is " + allowed);
 }
 
+bool ends_thought(const Entry& entry, std::int32_t token) {
+  return std::ranges::find(entry.params.thoughts.closes, token) !=
+         entry.params.thoughts.closes.end();
+}
+
 }  // namespace
 
 void check_trials(const TrialParams& params, const ThinkingParams& thinking, std::int64_t vocab) {
@@ -75,17 +80,15 @@ void Engine::Impl::begin_trial(Entry& entry) {
 // Whether a sampled token has to wait for the trial.
 bool Engine::Impl::waits_for_trial(const Entry& entry, std::int32_t token) const {
   if (!entry.trial) return false;
-  const auto& closes = entry.params.thoughts.closes;
   FinishReason reason;
-  return std::ranges::find(closes, token) != closes.end() ||
+  return ends_thought(entry, token) ||
          entry.stop.ends(token, entry.stats.completion_tokens + 1, &reason) ||
          entry.size() - entry.trial->at >= kTrialLead || wants_trial(entry);
 }
 
 // A token that follows all of the sequence's, which have keys and values.
 void Engine::Impl::take_sampled(Entry& entry, SampledToken token, Clock::time_point now) {
-  const auto& closes = entry.params.thoughts.closes;
-  const bool closing = std::ranges::find(closes, token.token) != closes.end();
+  const bool closing = ends_thought(entry, token.token);  // itself: there is nothing to try
   if (!entry.trial && !closing && wants_trial(entry)) begin_trial(entry);
   if (waits_for_trial(entry, token.token)) {
     entry.held = std::move(token);

@@ -228,11 +228,11 @@ def classes() -> TokenClasses:
     return TokenClasses(bytes(of))
 
 
-def run(script: Script, **thinking) -> tuple[list[int], dict]:
+def run(script: Script, prompt=(1, OPEN), **thinking) -> tuple[list[int], dict]:
     marks = {"cache": "keep", "most_tokens": None, "opens": [[OPEN]], "closes": [CLOSE]}
     given = {"close": CLOSE, "openings": [[OPEN]], "classes": classes(), **thinking}
     request = Request(
-        tokens=[1, OPEN],
+        tokens=list(prompt),
         max_new_tokens=200,
         stop_ids=[CLOSE],
         thoughts=marks,
@@ -263,6 +263,13 @@ def test_a_loop_is_ended(period: int) -> None:
         return
     assert stats["thought_stop"] == "loop" and tokens[-2:] == [20, CLOSE]
     assert len(tokens) == 4 + period + max(48, 3 * period) + 2
+
+
+def test_a_sentence_of_the_prompt_ends_no_thought() -> None:
+    """A template writes the marker and a line's end."""
+    script = Script([30, 31, DOT])
+    tokens, stats = run(script, (1, OPEN, DOT), margin=1e9)
+    assert len(tokens) > 1 and stats["thought_stop"] == "confident" and tokens[-2] == DOT
 
 
 def test_what_only_looks_like_a_loop_goes_on() -> None:

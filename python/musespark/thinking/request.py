@@ -17,8 +17,7 @@ from musespark.thinking.policy import BUDGET, OFF, Thinking
 
 # The share of a budget in which the marker is raised before it, and by how much at its end.
 _LANDING, _LANDING_BIAS = 0.25, 8.0
-
-
+_POLICY = "thinking_policy"
 _ANSWER = 512  # tokens of the context that a budget leaves to an answer of unknown length
 _SENTENCE_ENDS = tuple(".!?…。！？\n")
 _AROUND = " \t\r*_\"'”’»)]}"
@@ -93,11 +92,13 @@ class Thoughts:
         """``Request.thinking``; None where thoughts are not marked. InvalidRequest where a budget
         or a policy could do nothing. ``tools``: the turn may be a call in place of an answer."""
         if self.marks is None:
-            if thinking.budget is None and thinking == Thinking():
+            if thinking in (Thinking(), Thinking(policy=OFF)):  # which ask for nothing
                 return None
+            name = "thinking_closing_message" if thinking.message is not None else _POLICY
             raise InvalidRequest(
-                f"{BUDGET}: the model's protocol {self.protocol.name!r} marks no thoughts by "
-                "tokens of its own; none can be limited or ended"
+                f"{name if thinking.budget is None else BUDGET}: the model's protocol "
+                f"{self.protocol.name!r} marks no thoughts by tokens of its own; none can be "
+                "limited or ended"
             )
         if thinking.budget is None and thinking.policy == OFF:
             return None

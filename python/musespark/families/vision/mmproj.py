@@ -303,9 +303,7 @@ def _source(
             return f"v.deepstack.{layer}.{_TAPS[rest[1]]}.{stem}"
         at, part = f"v.blk.{rest[0]}.", rest[1]
         if fused and part in ("q", "k", "v"):
-            columns = 0 if stem == "bias" else spec.hidden
-            name = f"{at}attn_qkv.{stem}"
-            return vit.fused_rows(name, spec.hidden, columns, "qkv".index(part))
+            return vit.fused_rows(f"{at}attn_qkv.{stem}", spec.hidden, part)
         return f"{at}{layer_names[part]}.{stem}"
 
     return source

@@ -172,8 +172,7 @@ def tensors(config: Fields, tower: VisionSpec, names: Iterable[str]) -> TensorMa
             return f"{root}deepstack_merger_list.{rest[0]}.{_HEAD[kind][rest[1]]}.{stem}"
         at, part = f"{root}blocks.{rest[0]}.", rest[1]
         if part in ("q", "k", "v"):
-            columns = 0 if stem == "bias" else size.hidden
-            return vit.fused_rows(f"{at}attn.qkv.{stem}", size.hidden, columns, "qkv".index(part))
+            return vit.fused_rows(f"{at}attn.qkv.{stem}", size.hidden, part)
         return f"{at}{layer_names[part]}.{stem}"
 
     return match_vision(tower, names, source, (root,), {})

@@ -167,7 +167,7 @@ def later_layers(run: int, there: int) -> dict[str, re.Pattern[str]]:
     return {"layers after the one that is read": re.compile(layers + r"post_layernorm\..+")}
 
 
-def fused_rows(name: str, rows: int, columns: int, part: int) -> Part:
-    """Rows of q, k or v (`part` 0, 1, 2) where the three are stored as one."""
-    stored = (3 * rows, columns) if columns else (3 * rows,)
-    return Part(name, stored, start=part * rows, count=rows)
+def fused_rows(name: str, hidden: int, part: str) -> Part:
+    """Rows of ``q``, ``k`` or ``v`` of a weight or bias in which the three are stored as one."""
+    stored = (3 * hidden,) if name.endswith(".bias") else (3 * hidden, hidden)
+    return Part(name, stored, start="qkv".index(part) * hidden, count=hidden)
