@@ -31,6 +31,7 @@ from musespark.lab.item import (
 from musespark.lab.tasks import (
     EFFORTS,
     EVALUATED,
+    GATED,
     LEVELS,
     TASKS,
     TRAINED_WHOLE,
@@ -38,6 +39,7 @@ from musespark.lab.tasks import (
     draw_item,
     split_of,
 )
+from musespark.lab.tasks.scenes import CANNOT_TELL
 from musespark.lab.tasks.words import DAYS, MONTHS
 
 CASES = [(task, level) for task in EVALUATED for level in LEVELS]
@@ -154,8 +156,55 @@ def test_efforts_are_dialects_of_one_problem():
             item = compose(problem, effort, Random(0))
             lengths[effort] += len(item.thought)
             assert item.answer == problem.answer
-    assert lengths["low"] < lengths["medium"] < lengths["high"]
-    assert lengths["medium"] < lengths["xhigh"]
+    assert lengths["low"] < lengths["medium"] < lengths["high"] < lengths["xhigh"]
+
+
+#: Pictures with nothing to read have nothing to check.
+@pytest.mark.parametrize("task", [t for t in GATED if t != "blank"])
+def test_effort_costs_thoughts_and_an_early_end_saves_them(task):
+    """Each gated task has a check and another way; the first answer stands in the first of them."""
+    lengths, apart = dict.fromkeys(EFFORTS, 0), []
+    for i in range(90):
+        problem = draw(Evaluation(i), task, LEVELS[i % 3], evaluation=False)
+        if problem.answer in (CANNOT_TELL, "I have no tool for that.") or problem.messages:
+            continue
+        check, agrees = problem.check(problem.answer)
+        assert agrees
+        assert problem.second
+        apart.append(check != problem.second)
+        for effort in EFFORTS:
+            lengths[effort] += len(compose(problem, effort, Random(0)).thought)
+    assert sum(apart) > 0.8 * len(apart)  # equal numbers, or round ones, have one route
+    assert lengths["high"] > 1.5 * lengths["medium"]
+    assert lengths["xhigh"] > 1.2 * lengths["high"]
+
+
+@pytest.mark.parametrize("task", ["word_problem", "letters", "addition", "extreme"])
+def test_two_routes_that_differ_are_settled_by_the_check(task):
+    rng, settled = Random(3), 0
+    for _ in range(60):
+        item = draw_item(rng, task, "middle", "xhigh", evaluation=False, error_rate=1.0)
+        if WRONG_OPEN in item.thought:
+            settled += 1
+            after_first = item.thought.split(WRONG_CLOSE)[1]
+            assert after_first.startswith("\nAnother way: ")
+            assert re.search(r" Not [^\n]+\.\nThird: ", after_first)
+            assert after_first.endswith(f"So {item.answer}.")
+        else:
+            assert "\nCheck: " in item.thought.split("\nAnother way: ")[1]
+    assert settled > 20
+
+
+def test_a_word_problem_is_undone_to_its_first_number():
+    rng = Random(8)
+    for _ in range(60):
+        p = draw(rng, "word_problem", "hard", evaluation=False)
+        first = re.search(r"has (\d+)", p.question)[1]
+        told = p.check(p.answer)[0]
+        assert told.endswith(f"So {first}, want {first}.")
+        came, gone = (re.findall(r"=(\d+)", t) for t in (p.second.split(", out")[0], p.second))
+        assert gone[-1] == p.answer
+        assert came or "in " in p.second
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ def test_efforts_of_a_picture_are_told_apart():
     assert low == ""
     assert medium in high
     assert "Check: from the left" in high
-    assert "Another way: from the left" in xhigh
+    assert "Another way: from below" in xhigh
 
 
 def test_mazes_are_walked_without_meeting_a_wall():

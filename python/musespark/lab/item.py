@@ -28,6 +28,8 @@ CHECKERS = (
     "none",
 )
 
+#: Characters of an answer that a thought says again.
+_SHORT = 12
 #: Text between these two control characters is a deliberately wrong step: part of the input, not
 #: of the loss.
 WRONG_OPEN, WRONG_CLOSE = "\x01", "\x02"
@@ -117,7 +119,7 @@ def compose(problem: Problem, effort: str, rng: Random, error_rate: float = 0.0)
     repaired.
 
     low: intermediate results only, or an empty thought. medium: steps. high: steps and one check by
-    another route. xhigh: two routes, compared, and a third where they differ.
+    another route. xhigh: two routes, compared, then the check, which decides where they differ.
     """
     thought = None if problem.thoughtless else _thought(problem, effort, rng, error_rate)
     messages = problem.messages or [{"role": "user", "content": _content(problem)}]
@@ -165,11 +167,12 @@ def _thought(p: Problem, effort: str, rng: Random, error_rate: float) -> str:
 
 
 def _two_routes(p: Problem, first: str, result: str, mistaken: bool) -> str:
-    text = f"{first}\nAnother way: {p.second}"
-    if not mistaken:
-        return f"{text} Both {p.answer}."
     verdict, _ = p.check(p.answer)
-    return f"{text} Not {result}. Third: {verdict} So {p.answer}."
+    text = f"{first}\nAnother way: {p.second}"
+    if mistaken:
+        return f"{text} Not {result}.\nThird: {verdict} So {p.answer}."
+    both = p.answer if 0 < len(p.answer) <= _SHORT else "agree"
+    return f"{text} Both {both}.\nCheck: {verdict} Right."
 
 
 def normalize(text: str) -> str:

@@ -78,14 +78,14 @@ DRAFTED = (
     "ordering",
     "word_problem",
 )
-LEVEL_WEIGHTS = {"first": (0.7, 0.2, 0.1), "main": (0.72, 0.2, 0.08)}
-EFFORT_WEIGHTS = {"low": 0.22, "medium": 0.43, "high": 0.22, "xhigh": 0.13}
+LEVEL_WEIGHTS = {"first": (0.7, 0.2, 0.1), "main": (0.62, 0.26, 0.12)}
+EFFORT_WEIGHTS = {"low": 0.2, "medium": 0.42, "high": 0.22, "xhigh": 0.16}
 #: Shares of text items that come after other questions or with drafts, of any that are cut.
 AFTER, CUT, DRAFTS = 0.05, 0.08, 0.06
 PROSE = 0.04
 #: Share of drills that repeat random tokens: the densest signal there is for copying.
 REPEATS = 0.06
-ERROR_RATE = 0.2
+ERROR_RATE = 0.3
 
 
 def draw_training_item(rng: Random, phase: str) -> Item:

@@ -144,6 +144,39 @@ def mul_steps(a: int, b: int, error: Random | None = None) -> tuple[str, str]:
     return f"{', '.join(parts)}. So {total}.", str(total)
 
 
+def places(n: int) -> list[int]:
+    """``n`` as its digits' values, the greatest first: 407 is 400, 7."""
+    text = str(n)
+    return [int(d) * 10 ** (len(text) - i) for i, d in enumerate(text, 1) if d != "0"]
+
+
+def place_by_place(a: int, b: int, sign: int) -> str:
+    """``a`` plus or minus ``b``, one place of ``b`` at a time, the greatest first."""
+    parts, value = [], a
+    for part in places(b) or [0]:
+        parts.append(f"{value}{'+' if sign > 0 else '-'}{part}={value + sign * part}")
+        value += sign * part
+    return ", ".join(parts) + "."
+
+
+def _from_the_left(a: int, b: int) -> str:
+    """``a`` times ``b`` by the places of ``a``, the greatest first."""
+    parts, total = [], 0
+    for part in places(a) or [0]:
+        parts.append(f"{part}*{b}={part * b}")
+        parts += [f"{total}+{part * b}={total + part * b}"] if total else []
+        total += part * b
+    return ", ".join(parts) + "."
+
+
+def rounded_up(a: int, b: int) -> str:
+    """``a`` times ``b`` by the next ten above ``a``."""
+    up = -(-a // 10) * 10
+    if up == a:
+        return _from_the_left(a, b)
+    return f"{up}*{b}={up * b}, {up - a}*{b}={(up - a) * b}, {up * b}-{(up - a) * b}={a * b}."
+
+
 def _number(r: Random, digits: int) -> int:
     return r.randint(10 ** (digits - 1), 10**digits - 1)
 
@@ -170,8 +203,6 @@ def addition(r: Random, level: str) -> Problem:
         text, back = sub_steps(c, b)
         return f"{c}-{b}: {text[:-1]}, want {a}.", back == str(a)
 
-    tens = b - b % 10
-    second = f"{a}+{tens}={a + tens}, {a + tens}+{b % 10}={a + b}."
     return Problem(
         "addition",
         level,
@@ -181,7 +212,7 @@ def addition(r: Random, level: str) -> Problem:
         "number",
         steps=lambda e: add_steps(a, b, e),
         check=check,
-        second=second,
+        second=place_by_place(a, b, 1),
     )
 
 
@@ -225,9 +256,18 @@ def _chain(r: Random) -> Problem:
         "number",
         results=_running(terms, signs),
         steps=steps,
-        check=lambda got: (f"{route}.", got == str(total)),
+        check=lambda got: (_back(int(got), terms, signs), got == str(total)),
         second=f"{route}.",
     )
+
+
+def _back(value: int, terms: list[int], signs: list[int]) -> str:
+    """From a result back to the first term."""
+    parts = []
+    for term, sign in zip(terms[:0:-1], signs[:0:-1], strict=True):
+        parts.append(f"{value}{'-' if sign > 0 else '+'}{term}={value - sign * term}")
+        value -= sign * term
+    return f"{', '.join(parts)}, want {terms[0]}."
 
 
 def _running(terms: list[int], signs: list[int]) -> str:
@@ -248,7 +288,6 @@ def subtraction(r: Random, level: str) -> Problem:
         text, back = add_steps(int(result), b)
         return f"{result}+{b}: {text[:-1]}, want {a}.", back == str(a)
 
-    tens = b - b % 10
     return Problem(
         "subtraction",
         level,
@@ -258,7 +297,7 @@ def subtraction(r: Random, level: str) -> Problem:
         "number",
         steps=lambda e: sub_steps(a, b, e),
         check=check,
-        second=f"{a}-{tens}={a - tens}, {a - tens}-{b % 10}={a - b}.",
+        second=place_by_place(a, b, -1),
     )
 
 
@@ -275,12 +314,7 @@ def multiplication(r: Random, level: str) -> Problem:
     else:
         a, b = _number(r, 2), _number(r, 2)
     shown = (b, a) if r.random() < 0.3 else (a, b)
-    up = -(-a // 10) * 10
-    second = f"{up}*{b}={up * b}, {up - a}*{b}={(up - a) * b}, {up * b}-{(up - a) * b}={a * b}."
-    if level == "hard":
-        ones, tens = b % 10, b - b % 10
-        first = f"{a}*{tens}={a * tens}, {a}*{ones}={a * ones}"
-        second = f"{first}, {a * tens}+{a * ones}={a * b}."
+    route = rounded_up(a, b)
     return Problem(
         "multiplication",
         level,
@@ -289,8 +323,8 @@ def multiplication(r: Random, level: str) -> Problem:
         str(a * b),
         "number",
         steps=lambda e: mul_steps(a, b, e),
-        check=lambda got: (second, got == str(a * b)),
-        second=second,
+        check=lambda got: (route, got == str(a * b)),
+        second=_from_the_left(a, b) if level != "hard" else _from_the_left(b, a),
     )
 
 

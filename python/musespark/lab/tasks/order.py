@@ -114,6 +114,7 @@ def comparison(r: Random, level: str) -> Problem:
         if a != b
         else f"{a}-{b}=0, equal."
     )
+    rising = f"in order {min(a, b)}, {max(a, b)}: the {'last' if large else 'first'} is {answer}."
 
     def steps(e: Random | None) -> tuple[str, str]:
         if e and a != b:
@@ -131,7 +132,7 @@ def comparison(r: Random, level: str) -> Problem:
         "string",
         steps=steps,
         check=lambda got: (gap, got == answer),
-        second=gap,
+        second=rising if a != b else gap,
     )
 
 
@@ -163,7 +164,14 @@ def sorting(r: Random, level: str) -> Problem:
         for p, q in pairwise(listed_out):
             if (p < q) if down else (p > q):
                 return f"{p} before {q}.", False
-        return f"{sign.join(map(str, listed_out))}, {n} numbers.", True
+        found = ", ".join(f"{v} yes" for v in values)
+        return f"{sign.join(map(str, listed_out))}, {n} numbers. {found}.", True
+
+    rest, taken = list(values), []
+    while rest:
+        taken.append((min if down else max)(rest))
+        rest.remove(taken[-1])
+    other = f"from the other end {' '.join(map(str, taken))}, turned {' '.join(map(str, out))}."
 
     return Problem(
         "sorting",
@@ -174,6 +182,7 @@ def sorting(r: Random, level: str) -> Problem:
         "string",
         steps=steps,
         check=check,
+        second=other,
     )
 
 
@@ -198,7 +207,17 @@ def extreme(r: Random, level: str) -> Problem:
     def check(got: str) -> tuple[str, bool]:
         worse = [v for v in values if (v > int(got) if large else v < int(got))]
         word = "above" if large else "below"
-        return (f"{worse[0]} is {word} {got}.", False) if worse else (f"none {word} {got}.", True)
+        if worse:
+            return f"{worse[0]} is {word} {got}.", False
+        each = ", ".join(f"{v}{'<' if large else '>'}{got}" for v in values if v != best)
+        return f"{each}. None {word} {got}.", True
+
+    kept, back = values[-1], [str(values[-1])]
+    for v in values[-2::-1]:
+        sign = ">" if v > kept else "<"
+        kept_now = (max if large else min)(kept, v)
+        back.append(f"{v}{sign}{kept} best {kept_now}")
+        kept = kept_now
 
     return Problem(
         "extreme",
@@ -209,6 +228,7 @@ def extreme(r: Random, level: str) -> Problem:
         "number",
         steps=steps,
         check=check,
+        second=f"from the end {', '.join(back)}.",
     )
 
 
@@ -254,7 +274,15 @@ def ordering(r: Random, level: str) -> Problem:
             f"{', '.join(chain)}; {answer} has none {'above' if top else 'below'}.",
             got == answer,
         ),
+        second=_sides(shuffled, relation, answer, top=top),
     )
+
+
+def _sides(told: list[str], relation: str, answer: str, *, top: bool) -> str:
+    """Who stands before and after the words of comparison; the end stands on one side alone."""
+    before, after = zip(*(t[:-1].split(f" is {relation} ") for t in told), strict=True)
+    where = "before, never after" if top else "after, never before"
+    return f"before {', '.join(before)}; after {', '.join(after)}. Only {where}: {answer}."
 
 
 TASKS = {

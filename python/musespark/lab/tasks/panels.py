@@ -116,6 +116,7 @@ def _reading(
         return f"Text at {place}: {' '.join(read)}. So {read}.", read
 
     back = f"from the right {spelled[::-1]}, so {written.text}."
+    numbered = ", ".join(f"{i} {c}" for i, c in enumerate(written.text, 1))
     return lambda r: Problem(
         task,
         level,
@@ -124,7 +125,7 @@ def _reading(
         written.text,
         steps=steps,
         check=lambda got: (back, got == written.text),
-        second=back,
+        second=f"{numbered}. {len(written.text)} characters: {written.text}.",
         pictures=[picture],
     )
 
@@ -138,7 +139,9 @@ def _plain(
     thought: str,
     picture: Picture,
     checker: str = "string",
+    routes: tuple[str, str] | None = None,
 ) -> Problem:
+    """A problem whose routes (a check, another way) hold no mistakes."""
     return Problem(
         task,
         level,
@@ -147,6 +150,8 @@ def _plain(
         answer,
         checker,
         steps=lambda e: (thought, answer),
+        check=None if routes is None else lambda got: (routes[0], got == answer),
+        second="" if routes is None else routes[1],
         pictures=[picture],
     )
 
@@ -236,7 +241,14 @@ def labels(r: Random, level: str) -> Asker:
         i = r.randrange(count)
         thought = f"{names[i]} at {shown(lines[i].box)}: {' '.join(values[i])}. So {values[i]}."
         ask = phrase(r, _FIELD).format(names[i].lower())
-        return _plain("labels", level, key, ask, values[i], thought, picture, checker="number")
+        lines_told = [f"{n} {v}" for n, v in zip(names, values, strict=True)]
+        routes = (
+            f"all lines: {', '.join(lines_told)}. {names[i]} {values[i]}.",
+            f"from below {', '.join(reversed(lines_told))}. {names[i]} is line {i + 1}: "
+            f"{values[i]}.",
+        )
+        told = (ask, values[i], thought, picture)
+        return _plain("labels", level, key, *told, checker="number", routes=routes)
 
     return asker
 
@@ -284,7 +296,17 @@ def buttons(r: Random, level: str) -> Asker:
         i = r.randrange(len(words))
         thought = f"Buttons: {', '.join(words)}. {words[i]} is {i + 1}."
         ask = phrase(r, _CLICK).format(words[i])
-        return _plain("buttons", level, key, ask, shown(boxes[i]), thought, picture, checker="box")
+        row, column = i // columns, i % columns
+        beside = ", ".join(words[row * columns : (row + 1) * columns])
+        x, y = ((a + b) // 2 for a, b in zip(boxes[i][:2], boxes[i][2:], strict=True))
+        middle = "({},{})".format(*scaled((x, y, 0, 0))[:2])
+        routes = (
+            f"row {row + 1}: {beside}. {words[i]} at {middle}.",
+            f"from below {', '.join(reversed(words))}. {words[i]} is in row {row + 1}, column "
+            f"{column + 1}.",
+        )
+        told = (ask, shown(boxes[i]), thought, picture)
+        return _plain("buttons", level, key, *told, checker="box", routes=routes)
 
     return asker
 
@@ -323,18 +345,30 @@ def bars(r: Random, level: str) -> Asker:
     names = r.sample(_LETTERS, count)
     values = r.sample(range(1, 11), count)
     picture, boxes = _bar_chart(r, names, values)
-    listed = ", ".join(f"{n} {v}" for n, v in zip(names, values, strict=True))
+    each = [f"{n} {v}" for n, v in zip(names, values, strict=True)]
+    listed, turned = ", ".join(each), ", ".join(reversed(each))
 
     def asker(r: Random) -> Problem:
         i = r.randrange(count)
         ask, answer = phrase(r, _VALUE).format(names[i]), str(values[i])
         thought = f"Bar {names[i]} {shown(boxes[i])}: {values[i]}."
+        routes = (
+            f"all bars: {listed}. {names[i]} {values[i]}.",
+            f"from the right {turned}. {names[i]} {values[i]}.",
+        )
         if r.random() < 0.5:
             word = r.choice(("highest", "lowest"))
             i = (max if word == "highest" else min)(range(count), key=values.__getitem__)
             ask, answer = phrase(r, _MOST).format(word), names[i]
             thought = f"{listed}. {word.capitalize()} {values[i]}: {answer}."
-        return _plain("bars", level, f"bars {listed}", ask, answer, thought, picture)
+            ranked = sorted(range(count), key=values.__getitem__, reverse=word == "highest")
+            side = "above" if word == "highest" else "below"
+            routes = (
+                f"from the right {turned}. None {side} {values[i]}.",
+                f"in order {' '.join(names[k] for k in ranked)}. First {answer}.",
+            )
+        told = (ask, answer, thought, picture)
+        return _plain("bars", level, f"bars {listed}", *told, routes=routes)
 
     return asker
 

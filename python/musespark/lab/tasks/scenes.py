@@ -184,7 +184,7 @@ def counting_problem(r: Random, scene: Scene, level: str, what: str, found: list
         "number",
         steps=steps,
         check=lambda got: (across, got == str(len(found))),
-        second=across,
+        second=f"from below {_numbered(sorted(found, key=lambda t: -t.y))}. So {len(found)}.",
         pictures=[scene.picture],
     )
 
@@ -237,6 +237,7 @@ def _color(r: Random, scene: Scene, level: str) -> Problem | None:
             phrase(r, _COLOR).format(t.shape),
             t.color,
             f"{t.shape} at {shown(t.box)}: {t.color}.",
+            routes=_one_of(scene, t),
         )
     if not alone:
         return None
@@ -248,7 +249,14 @@ def _color(r: Random, scene: Scene, level: str) -> Problem | None:
         phrase(r, _SHAPE).format(t.color),
         t.shape,
         f"{t.color} at {shown(t.box)}: {t.shape}.",
+        routes=_one_of(scene, t),
     )
+
+
+def _one_of(scene: Scene, t: Thing) -> tuple[str, str]:
+    """A check: everything by rows; another way: everything from the left."""
+    across = ", ".join(u.name for u in sorted(scene.things, key=lambda u: u.x))
+    return f"{_listed(scene.things)}. There {t.name}.", f"from the left {across}. So {t.name}."
 
 
 def _listed(things: list[Thing]) -> str:
@@ -263,7 +271,9 @@ def _plain(
     answer: str,
     thought: str,
     checker: str = "string",
+    routes: tuple[str, str] | None = None,
 ) -> Problem:
+    """A problem whose routes (a check, another way) hold no mistakes."""
     return Problem(
         task,
         level,
@@ -272,6 +282,8 @@ def _plain(
         answer,
         checker,
         steps=lambda e: (thought, answer),
+        check=None if routes is None else lambda got: (routes[0], got == answer),
+        second="" if routes is None else routes[1],
         pictures=[scene.picture],
     )
 
@@ -341,7 +353,7 @@ def _relation(r: Random, scene: Scene, level: str) -> Problem | None:
         "string",
         steps=steps,
         check=lambda got: (gap, got == answer),
-        second=gap,
+        second=_in_order(a, b, axis, answer),
         pictures=[scene.picture],
     )
 
@@ -354,7 +366,21 @@ def _outermost(r: Random, scene: Scene, level: str) -> Problem | None:
         return None
     listed = ", ".join(f"{t.name} {t.centre[axis]}" for t in in_reading_order(scene.things))
     thought = f"{'xy'[axis]}: {listed}. {word} {order[0].centre[axis]}: {order[0].name}."
-    return _plain(scene, "relations", level, phrase(r, _WHICH).format(word), order[0].name, thought)
+    routes = (
+        f"from the left {', '.join(t.name for t in sorted(scene.things, key=lambda t: t.x))}; "
+        f"from above {', '.join(t.name for t in sorted(scene.things, key=lambda t: t.y))}. "
+        f"{word} {order[0].name}.",
+        f"in order {', '.join(t.name for t in order)}. First {order[0].name}.",
+    )
+    ask = phrase(r, _WHICH).format(word)
+    return _plain(scene, "relations", level, ask, order[0].name, thought, routes=routes)
+
+
+def _in_order(a: Thing, b: Thing, axis: int, answer: str) -> str:
+    """Both from the left or from above, with their sides."""
+    one, two = sorted((a, b), key=lambda t: t.centre[axis])
+    way = ("from the left", "from above")[axis]
+    return f"{way} {one.name} {one.centre[axis]}, {two.name} {two.centre[axis]}. {answer}."
 
 
 _WHERE = (

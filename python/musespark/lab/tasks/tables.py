@@ -75,7 +75,16 @@ def table(r: Random, level: str) -> Problem:
     return _greatest_of(r, made) if r.random() < 0.5 else _greatest_total(r, made)
 
 
-def _problem(level: str, key: str, made: _Table, ask: str, answer: str, thought: str) -> Problem:
+def _problem(
+    level: str,
+    key: str,
+    made: _Table,
+    ask: str,
+    answer: str,
+    thought: str,
+    routes: tuple[str, str],
+) -> Problem:
+    """``routes``: a check, and another way."""
     return Problem(
         "table",
         level,
@@ -84,6 +93,8 @@ def _problem(level: str, key: str, made: _Table, ask: str, answer: str, thought:
         answer,
         "string",
         steps=lambda e: (thought, answer),
+        check=lambda got: (routes[0], got == answer),
+        second=routes[1],
     )
 
 
@@ -94,6 +105,12 @@ def _plain_question(r: Random, level: str, made: _Table, kind: str) -> Problem:
         ask = phrase(r, _CELL).format(c=column, n=made.rows[i])
         answer = str(cells[i])
         thought = f"{column} is column {j + 1}. Row: {made.lines[i]}. So {answer}."
+        down = ", ".join(map(str, cells))
+        told = ", ".join(f"{n} {v}" for n, v in zip(made.columns, _row(made, i), strict=True))
+        routes = (
+            f"{column} down: {down}; {made.rows[i]} is row {i + 1}: {answer}.",
+            f"{made.rows[i]}: {told}. {column} {answer}.",
+        )
     elif kind == "above":
         limit, seen, parts = r.randint(20, 80), 0, []
         ask = phrase(r, _ABOVE).format(c=column, v=limit)
@@ -101,13 +118,38 @@ def _plain_question(r: Random, level: str, made: _Table, kind: str) -> Problem:
             seen += v > limit
             parts.append(f"{v}{_sign(v, limit)}{limit} {seen}")
         answer, thought = str(seen), f"{', '.join(parts)}. So {seen}."
+        above, below = _split_by(made.rows, cells, limit)
+        routes = (
+            f"not above: {below}, {len(cells) - seen}. {len(cells)}-{len(cells) - seen}={seen}.",
+            f"above: {above}, {seen}.",
+        )
     else:
         best = (max if kind == "most" else min)(range(len(cells)), key=cells.__getitem__)
         word = "highest" if kind == "most" else "lowest"
         ask, answer = phrase(r, _BEST).format(w=word, c=column), made.rows[best]
         listed = ", ".join(f"{n} {v}" for n, v in zip(made.rows, cells, strict=True))
         thought = f"{listed}. {word.capitalize()} {cells[best]}: {answer}."
-    return _problem(level, f"{kind} {column}", made, ask, answer, thought)
+        sign, side = ("<", "above") if kind == "most" else (">", "below")
+        each = ", ".join(f"{v}{sign}{cells[best]}" for v in cells if v != cells[best])
+        order = " ".join(map(str, sorted(cells, reverse=kind == "most")))
+        routes = (
+            f"{each}. None {side} {cells[best]}.",
+            f"in order {order}. {cells[best]} is {answer}.",
+        )
+    return _problem(level, f"{kind} {column}", made, ask, answer, thought, routes)
+
+
+def _row(made: _Table, i: int) -> list[int]:
+    return [c[i] for c in made.values]
+
+
+def _split_by(names: list[str], values: list[int], limit: int) -> tuple[str, str]:
+    """Who is above ``limit``, and who is not, as texts."""
+    sides: tuple[list[str], list[str]] = [], []
+    for name, v in zip(names, values, strict=True):
+        sides[v <= limit].append(f"{name} {v}")
+    above, below = (", ".join(side) or "none" for side in sides)
+    return above, below
 
 
 def _sign(v: int, limit: int) -> str:
@@ -130,7 +172,17 @@ def _filtered(r: Random, made: _Table) -> Problem:
     sums, total = _sums([added[i] for i in hits])
     thought = f"{made.columns[b]}: {signs}. {made.columns[a]}: {listed}. {sums}. So {total}."
     key = f"total {made.columns[a]} {made.columns[b]} {limit}"
-    return _problem("middle", key, made, ask, str(total), thought)
+    back, _ = _sums([added[i] for i in reversed(hits)])
+    up = "; ".join(f"{made.rows[i]} {by[i]}>{limit}: {added[i]}" for i in reversed(hits))
+    all_of, _ = _sums(added)
+    _, below = _split_by(made.rows, by, limit)
+    rest = [added[i] for i in range(len(by)) if i not in hits]
+    less, left_out = _sums(rest)
+    routes = (
+        f"from below {up}. {back}.",
+        f"all: {all_of}. Not above: {below}: {less}. {sum(added)}-{left_out}={total}.",
+    )
+    return _problem("middle", key, made, ask, str(total), thought, routes)
 
 
 def _sums(values: list[int]) -> tuple[str, int]:
@@ -150,23 +202,30 @@ def _greatest_of(r: Random, made: _Table) -> Problem:
     ask = phrase(r, _GROUP).format(c=made.columns[j], g=group)
     thought = f"{group}: {listed}. Highest {max(cells)}. So {max(cells)}."
     key = f"group {made.columns[j]} {group}"
-    return _problem("hard", key, made, ask, str(max(cells)), thought)
+    each = ", ".join(f"{v}<{max(cells)}" for v in cells if v != max(cells))
+    order = " ".join(map(str, sorted(cells, reverse=True)))
+    routes = f"{each}. None above {max(cells)}.", f"{group} in order {order}. First {max(cells)}."
+    return _problem("hard", key, made, ask, str(max(cells)), thought, routes)
 
 
 def _greatest_total(r: Random, made: _Table) -> Problem:
     j = r.randrange(3)
-    parts, totals = [], {}
+    parts, backs, running, totals = [], [], [], dict.fromkeys(_TEAMS, 0)
     for group in _TEAMS:
         cells = [v for v, t in zip(made.values[j], made.teams, strict=True) if t == group]
-        sums, totals[group] = _sums(cells)
-        parts.append(f"{group}: {sums}.")
+        parts.append(f"{group}: {_sums(cells)[0]}.")
+        backs.append(f"{group}: {_sums(cells[::-1])[0]}.")
+    for team, v in zip(made.teams, made.values[j], strict=True):
+        totals[team] += v
+        running.append(f"{team} {totals[team]}")
     best = max(totals, key=totals.__getitem__)
     if sorted(totals.values())[1] == totals[best]:  # two teams share the first place
         return _greatest_of(r, made)
     listed = ", ".join(f"{g} {v}" for g, v in totals.items())
     ask = phrase(r, _TEAM).format(c=made.columns[j])
     thought = f"{' '.join(parts)} {listed}. Highest {totals[best]}: {best}."
-    return _problem("hard", f"team {made.columns[j]}", made, ask, best, thought)
+    routes = f"from below {' '.join(backs)}", f"row by row {', '.join(running)}. {best}."
+    return _problem("hard", f"team {made.columns[j]}", made, ask, best, thought, routes)
 
 
 TASKS = {"table": table}

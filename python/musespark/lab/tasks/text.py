@@ -158,6 +158,10 @@ def letters(r: Random, level: str) -> Problem:
     places = [str(i) for i, c in enumerate(plain, 1) if c == letter]
     spelled = " ".join(f"{i}{c}" for i, c in enumerate(plain, 1))
     route = f"{spelled}. {letter} at {' '.join(places) if places else 'none'}: {total}."
+    count, back = 0, []
+    for c in reversed(plain):
+        count += c == letter
+        back.append(f"{c}={letter} {count}" if c == letter else f"{c}/{letter} {count}")
     return Problem(
         "letters",
         level,
@@ -167,7 +171,7 @@ def letters(r: Random, level: str) -> Problem:
         "number",
         steps=steps,
         check=lambda got: (route, got == str(total)),
-        second=route,
+        second=f"from the end {', '.join(back)}.",
     )
 
 

@@ -180,6 +180,7 @@ def tool_call(r: Random, level: str) -> Problem:
     values = _values(kinds[i], r)
     question = phrase(r, _POOL[kinds[i]][3]).format(*values)
     call = _call(defined[i], values)
+    check, second = _routes([(defined[i], call)], tools)
     return Problem(
         "tool_call",
         level,
@@ -188,9 +189,26 @@ def tool_call(r: Random, level: str) -> Problem:
         "",
         "call",
         steps=lambda e: (f"{defined[i][1]}: {_pairs(call)}.", ""),
+        check=lambda got: (check, True),
+        second=second,
         tools=tools,
         calls=[call],
     )
+
+
+def _routes(chosen: list[tuple[tuple, dict]], tools: list[dict]) -> tuple[str, str]:
+    """A check: what each function wants, and that it is given; and another way: from what the
+    functions are for."""
+    parts, used = [], {call["name"] for _, call in chosen}
+    for (_, name, keys), call in chosen:
+        given = ", ".join(f"{k} is {call['arguments'][k]}" for k in keys)
+        parts.append(f"{name} wants {', '.join(keys)}: {given}")
+    told = []
+    for tool in tools:
+        function = tool["function"]
+        fits = "yes" if function["name"] in used else "no"
+        told.append(f"{function['name']}: {function['description'][:-1]}, {fits}")
+    return f"{'; '.join(parts)}.", f"{'; '.join(told)}."
 
 
 _TOGETHER = ("{} {}", "{} And: {}", "{} Then: {}", "Two things: {} {}")
@@ -207,6 +225,7 @@ def _several(r: Random, tools: list, kinds: list[str], defined: list[tuple]) -> 
     asks = [a if a[-1] in ".?!" else f"{a}." for a in asks]
     calls = [_call(defined[i], values) for i, values in zip(chosen, told, strict=True)]
     thought = "; ".join(f"{c['name']}: {_pairs(c)}" for c in calls)
+    check, second = _routes([(defined[i], c) for i, c in zip(chosen, calls, strict=True)], tools)
     question = phrase(r, _TOGETHER).format(*asks)
     return Problem(
         "tool_call",
@@ -216,6 +235,8 @@ def _several(r: Random, tools: list, kinds: list[str], defined: list[tuple]) -> 
         "",
         "call",
         steps=lambda e: (f"{thought}.", ""),
+        check=lambda got: (check, True),
+        second=second,
         tools=tools,
         calls=calls,
     )
@@ -237,6 +258,7 @@ def _none_fits(r: Random, tools: list, spare: str, kind: str, defined: tuple) ->
     question = phrase(r, _POOL[spare][3]).format(*_values(spare, r))
     answer = "I have no tool for that."
     names = ", ".join(t["function"]["name"] for t in tools)
+    told = "; ".join(f"{t['function']['name']}: {t['function']['description'][:-1]}" for t in tools)
     return Problem(
         "tool_call",
         "hard",
@@ -246,6 +268,8 @@ def _none_fits(r: Random, tools: list, spare: str, kind: str, defined: tuple) ->
         "string",
         tools=tools,
         steps=lambda e: (f"Tools: {names}. None fits.", answer),
+        check=lambda got: (f"{told}; no for each.", got == answer),
+        second=f"wanted: {_POOL[spare][1][:-1]}. Not among {names}.",
     )
 
 
@@ -295,6 +319,7 @@ def _report(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> Pr
 def _recover(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> Problem:
     values = _values(kind, r)
     question, call = phrase(r, _POOL[kind][3]).format(*values), _call(defined, values)
+    check, second = _routes([(defined, call)], tools)
     error = r.choice(("error: try again", "error: busy, try again", "error: timeout, try again"))
     return Problem(
         "tool_call",
@@ -307,6 +332,8 @@ def _recover(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> P
         messages=_history(question, call, error),
         calls=[call],
         steps=lambda e: (f"It failed. Again {call['name']}: {_pairs(call)}.", ""),
+        check=lambda got: (check, True),
+        second=second,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from ..item import Evaluation, Problem, phrase, sized
-from .arithmetic import add_steps, mul_steps, sub_steps
+from .arithmetic import add_steps, mul_steps, place_by_place, rounded_up, sub_steps
 from .words import DAYS, MONTH_DAYS, MONTHS, NAMES, THINGS
 
 
@@ -80,17 +80,8 @@ def _word(level: str, question: str, ops: list[tuple[str, int, int]], value: int
         text, result = _op(*ops[-1], e)
         return "\n".join([*parts, text]), result
 
-    inverse = {"+": "-", "-": "+"}
-
     def check(got: str) -> tuple[str, bool]:
-        op, a, b = ops[-1]
-        if op == "*":
-            text = f"{'+'.join([str(a)] * b)}={a * b}."
-            return text, got == str(value)
-        if op == "+" and int(got) < b:
-            return f"{got}<{b}.", False
-        text, back = _op(inverse[op], int(got), b)
-        return f"{text[:-1]}, want {a}.", back == str(a)
+        return _back(ops, int(got)), got == str(value)
 
     results = " ".join(str({"+": a + b, "-": a - b, "*": a * b}[op]) for op, a, b in ops[:-1])
     key = " ".join(f"{a}{op}{b}" for op, a, b in ops)
@@ -104,7 +95,44 @@ def _word(level: str, question: str, ops: list[tuple[str, int, int]], value: int
         results=results,
         steps=steps,
         check=check,
+        second=_together(ops, value),
     )
+
+
+def _back(ops: list[tuple[str, int, int]], value: int) -> str:
+    """From a result back to what was there first, one step after the other."""
+    parts = []
+    for op, a, b in reversed(ops):
+        if op == "*":
+            sums = ", ".join(f"{a * i}+{a}={a * (i + 1)}" for i in range(1, b))
+            return f"{sums}."
+        if op == "+" and value < b:
+            return f"{'. '.join([*parts, f'{value}<{b}'])}."
+        text, back = _op("-" if op == "+" else "+", value, b)
+        parts.append(text[:-1])
+        value = int(back)
+    return f"{'. '.join(parts)}, want {ops[0][1]}."
+
+
+def _together(ops: list[tuple[str, int, int]], value: int) -> str:
+    """What comes in added up, what goes out added up, the difference."""
+    op, first, factor = ops[0]
+    if op == "*":
+        return rounded_up(first, factor)
+    come = [first, *(b for op, _, b in ops if op == "+")]
+    go = [b for op, _, b in ops if op == "-"]
+    text = f"in {_added(come)}, out {_added(go)}" if go else f"in {_added(come)}"
+    return f"{text}, {sum(come)}-{sum(go)}={value}."
+
+
+def _added(values: list[int]) -> str:
+    if len(values) == 1:
+        return str(values[0])
+    total, parts = values[0], []
+    for v in values[1:]:
+        parts.append(f"{total}+{v}={total + v}")
+        total += v
+    return ", ".join(parts)
 
 
 def facts(r: Random, level: str) -> Problem:
@@ -152,14 +180,26 @@ def dates(r: Random, level: str) -> Problem:
     answer, left = DAYS[(i + n) % 7], n % 7
     weeks = f"{n}-{n - left}={left}. " if n >= 7 else ""
     path = ", ".join(f"{q} {DAYS[(i + q) % 7]}" for q in range(left + 1))
+    routes = _weekday_routes(i, n, answer)
     if sized(r, 0, 1) == 0:
         ask = phrase(r, _AHEAD).format(day=DAYS[i], n=n)
-        return _plain("dates", level, f"ahead {i} {n}", ask, answer, f"{weeks}{path}.")
+        thought = f"{weeks}{path}."
+        return _plain("dates", level, f"ahead {i} {n}", ask, answer, thought, routes=routes)
     m = r.randrange(12)
     d = r.randint(1, MONTH_DAYS[m] - n)
     ask = phrase(r, _NEXT).format(month=MONTHS[m], d=d, e=d + n, day=DAYS[i])
     thought = f"{d + n}-{d}={n}. {weeks}{path}."
-    return _plain("dates", level, f"next {m} {d} {i} {n}", ask, answer, thought)
+    return _plain("dates", level, f"next {m} {d} {i} {n}", ask, answer, thought, routes=routes)
+
+
+def _weekday_routes(i: int, n: int, answer: str) -> tuple[str, str]:
+    """Back from the answer to the day ``i``, ``n`` days before; and by numbers from 0 to 6."""
+    left = n % 7
+    back = ", ".join(f"{left - q} {DAYS[(i + left - q) % 7]}" for q in range(left + 1))
+    check = f"back from {answer}: {back}, want {DAYS[i]}."
+    total = i + n
+    weeks = f", {total}-{total - total % 7}={total % 7}" if total >= 7 else ""
+    return check, f"{DAYS[i]} is {i}, {i}+{n}={total}{weeks}, {total % 7} is {answer}."
 
 
 def _later(r: Random) -> Problem:
@@ -175,7 +215,15 @@ def _later(r: Random) -> Problem:
         thought += f"{total}{'=' if total == length else '<'}{length}. {month} {day}."
     question = phrase(r, _LATER).format(n=n, month=MONTHS[m], d=d)
     question += " It is not a leap year." if m == 1 else ""
-    return _plain("dates", "hard", f"date {m} {d} {n}", question, f"{month} {day}", thought)
+    back = f"{month} {day} back {n}: "
+    if total > length:
+        back += f"{MONTHS[m]} has {length}, {day}+{length}={total}, "
+    back += f"{total}-{n}={d}"
+    rest = f"{length}-{d}={length - d} days left in {MONTHS[m]}"
+    rest += f", {n}-{length - d}={day}" if total > length else f", {n} fit, {d}+{n}={day}"
+    routes = f"{back}, want {d}.", f"{rest}. {month} {day}."
+    key, answer = f"date {m} {d} {n}", f"{month} {day}"
+    return _plain("dates", "hard", key, question, answer, thought, routes=routes)
 
 
 _UNITS = (
@@ -231,19 +279,48 @@ def units(r: Random, level: str) -> Problem:
         text, result = _op("*", factor, n)
         answer = str(int(result) + extra)
         thought = f"{one} {text} {result}+{extra}={answer}."
+        routes = (
+            f"{rounded_up(n, factor)[:-1]}, {n * factor}+{extra}={answer}.",
+            f"{_by_tens(n, factor)[:-1]}, {place_by_place(n * factor, extra, 1)}",
+        )
         key, asks = f"{n} {big} {extra} {small}", _MIXED
         told |= {"n": n, "extra": extra}
     elif level == "middle" and r.random() < 0.5:
-        answer, thought = str(n), f"{one} {n * factor}/{factor}={n}."
+        answer, thought = str(n), f"{one} {_divided(n, factor)}"
+        routes = rounded_up(n, factor), _by_tens(n, factor)
         key, asks = f"{n * factor} {small} to {big}", _LARGER
         told["n"] = n * factor
     else:
         text, answer = _op("*", factor, n)
         thought = f"{one} {text}"
+        routes = rounded_up(n, factor), _by_tens(n, factor)
         key, asks = f"{n} {big} to {small}", _SMALLER
         told["n"] = n
     question = phrase(r, asks).format(**told)
-    return _plain("units", level, key, question, answer, thought, "number")
+    return _plain("units", level, key, question, answer, thought, "number", routes)
+
+
+def _divided(n: int, factor: int) -> str:
+    """``n * factor`` by ``factor``: zeros dropped, or the tens found first, then the rest."""
+    whole, tens = n * factor, n - n % 10
+    if factor in (100, 1000):
+        return f"{whole} without {len(str(factor)) - 1} zeros is {n}. So {n}."
+    parts, left = [], whole
+    for part in (tens, n % 10):
+        if part:
+            parts.append(f"{factor}*{part}={factor * part}")
+            parts += [f"{left}-{factor * part}={left - factor * part}"]
+            left -= factor * part
+    return f"{whole}/{factor}: {', '.join(parts)}. So {n}."
+
+
+def _by_tens(n: int, factor: int) -> str:
+    """``n`` times ``factor`` by the tens of ``n`` and the rest."""
+    tens, ones = n - n % 10, n % 10
+    if not tens or not ones:
+        return f"{n}*{factor}={n * factor}."
+    parts = f"{tens}*{factor}={tens * factor}, {ones}*{factor}={ones * factor}"
+    return f"{parts}, {tens * factor}+{ones * factor}={n * factor}."
 
 
 def _plain(
@@ -254,8 +331,22 @@ def _plain(
     answer: str,
     thought: str,
     checker: str = "string",
+    routes: tuple[str, str] | None = None,
 ) -> Problem:
-    return Problem(task, level, key, question, answer, checker, steps=lambda e: (thought, answer))
+    """A problem whose routes (a check, another way) hold no mistakes."""
+    check = None if routes is None else lambda got: (routes[0], got == answer)
+    second = "" if routes is None else routes[1]
+    return Problem(
+        task,
+        level,
+        key,
+        question,
+        answer,
+        checker,
+        steps=lambda e: (thought, answer),
+        check=check,
+        second=second,
+    )
 
 
 TASKS = {
