@@ -27,6 +27,7 @@ from musespark.lab.item import (
     grade,
     is_evaluation,
     normalize,
+    value_of,
 )
 from musespark.lab.tasks import (
     EFFORTS,
@@ -467,6 +468,38 @@ def test_two_requests_are_two_calls_in_their_order():
         at = [p.question.find(str(next(iter(c["arguments"].values())))) for c in p.calls]
         assert min(at) >= 0
     assert seen > 30
+
+
+def test_results_follow_calls_with_the_thought_before_them_and_without():
+    """As in a conversation that goes on: its template keeps the thoughts since the user spoke."""
+    rng, thoughts, values = Random(4), set(), 0
+    for _ in range(300):
+        p = draw(rng, "tool_call", "hard", evaluation=False)
+        if not p.messages:
+            continue
+        _, called, told = p.messages
+        call = called["tool_calls"][0]["function"]
+        thoughts.add("reasoning_content" in called)
+        pairs = ", ".join(f"{k}={v}" for k, v in call["arguments"].items())
+        assert called.get("reasoning_content", f"{call['name']}: {pairs}.") == (
+            f"{call['name']}: {pairs}."
+        )
+        if call["name"] in ("calculate", "calculator", "evaluate") and not p.calls:
+            values += 1
+            assert told["content"] == str(eval(next(iter(call["arguments"].values()))))
+            assert told["content"] in p.answer
+    assert thoughts == {True, False}
+    assert values > 3
+
+
+@pytest.mark.parametrize("text", ["", "2**9", "1+", "a", "1" * 90, "(" * 70, "4/2", "-3"])
+def test_what_is_no_expression_has_no_value(text):
+    with pytest.raises(ValueError, match="expression: got"):
+        value_of(text)
+
+
+def test_values_of_expressions():
+    assert [value_of(e) for e in ("7", "12 - 5*2", "(2+3)*4", "100-250")] == [7, 2, 20, -150]
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -10,6 +10,7 @@ can carry it into training.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 import re
@@ -232,22 +233,30 @@ def _number(text: str) -> float | None:
 _EXPRESSION = re.compile(r"[\d+*()-]{1,80}")
 
 
+def value_of(expression: str) -> int:
+    """Of an expression in whole numbers, ``+``, ``-``, ``*`` and brackets, of up to 80 characters;
+    ValueError for anything else."""
+    text = expression.replace(" ", "")
+    if _EXPRESSION.fullmatch(text):
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError):
+            return _valued(ast.parse(text, mode="eval").body)
+    raise ValueError(f"expression: got {expression!r:.80}, allowed are whole numbers, + - * ( )")
+
+
 def _reaches(text: str, key: str) -> bool:
-    """Whether an expression in whole numbers, ``+``, ``-``, ``*`` and brackets has the value behind
-    ``=`` in ``key`` and uses only numbers before it, each at most once."""
-    text = text.replace(" ", "")
-    numbers, _, target = key.partition(" = ")
-    if not _EXPRESSION.fullmatch(text):
+    """Whether an expression has the value behind ``=`` in ``key`` and uses only numbers before it,
+    each at most once."""
+    try:
+        value = value_of(text)
+    except ValueError:
         return False
+    numbers, _, target = key.partition(" = ")
     left = [int(n) for n in numbers.split()]
     for n in map(int, re.findall(r"\d+", text)):
         if n not in left:
             return False
         left.remove(n)
-    try:
-        return _valued(ast.parse(text, mode="eval").body) == int(target)
-    except (SyntaxError, ValueError, RecursionError):
-        return False
+    return value == int(target)
 
 
 def _valued(node: ast.expr) -> int:
@@ -258,7 +267,7 @@ def _valued(node: ast.expr) -> int:
         for kind, value in ((ast.Add, a + b), (ast.Sub, a - b), (ast.Mult, a * b)):
             if isinstance(node.op, kind):
                 return value
-    raise ValueError("no expression of the puzzle")
+    raise ValueError("no sum, difference or product of whole numbers")
 
 
 _BOX = re.compile(r"([^\[\];,]*)\[(\d+), ?(\d+), ?(\d+), ?(\d+)\]")

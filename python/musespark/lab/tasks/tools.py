@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from random import Random
 
-from ..item import Problem, phrase
+from ..item import Problem, phrase, value_of
 from .words import CITIES, FOODS, NAMES, WORDS
 
 # kind: (names it may go by, description, {parameter names: type}, requests, words for the reply)
@@ -273,17 +273,19 @@ def _none_fits(r: Random, tools: list, spare: str, kind: str, defined: tuple) ->
     )
 
 
-def _history(question: str, call: dict, result: str) -> list[dict]:
+def _history(r: Random, question: str, call: dict, result: str) -> list[dict]:
+    """A request, the call and its result; half the calls with the thought that led to them, which
+    a model that goes on has before it (unless its thought was empty)."""
     function = {"name": call["name"], "arguments": call["arguments"]}
-    return [
-        {"role": "user", "content": question},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
-        },
-        {"role": "tool", "name": call["name"], "tool_call_id": "call_1", "content": result},
-    ]
+    called = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+    }
+    if r.random() < 0.5:
+        called["reasoning_content"] = f"{call['name']}: {_pairs(call)}."
+    told = {"role": "tool", "name": call["name"], "tool_call_id": "call_1", "content": result}
+    return [{"role": "user", "content": question}, called, told]
 
 
 def _report(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> Problem:
@@ -296,10 +298,12 @@ def _report(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> Pr
             "",
         ),
         "time": (f"{n % 24}:{n % 50 + 10}", f"It is {n % 24}:{n % 50 + 10} in {values[0]}."),
-        "calc": (str(n * 37), f"The result is {n * 37}."),
         "convert": (str(n * 3), f"That is {n * 3} {values[-1]}."),
         "search": (f"{n} pages found", f"I found {n} pages."),
     }.get(kind, ("ok", "Done."))
+    if kind == "calc":
+        result = str(value_of(values[0]))
+        answer = f"The result is {result}."
     if kind == "weather":
         sky = result.split('"')[3]
         answer = f"{sky.capitalize()}, {n} degrees in {values[0]}."
@@ -311,7 +315,7 @@ def _report(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> Pr
         answer,
         "string",
         tools=tools,
-        messages=_history(question, call, result),
+        messages=_history(r, question, call, result),
         steps=lambda e: (f"It says {result}.", answer),
     )
 
@@ -329,7 +333,7 @@ def _recover(r: Random, tools: list, spare: str, kind: str, defined: tuple) -> P
         "",
         "call",
         tools=tools,
-        messages=_history(question, call, error),
+        messages=_history(r, question, call, error),
         calls=[call],
         steps=lambda e: (f"It failed. Again {call['name']}: {_pairs(call)}.", ""),
         check=lambda got: (check, True),
