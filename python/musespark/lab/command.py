@@ -33,6 +33,7 @@ from .tasks import EVALUATED, nlvr, pictures
 #: Commands that are modules with a ``main(argv)`` of their own, and what --help says of them.
 MODULES = {
     "train": "train Spark Nano, or go on from a checkpoint (needs torch)",
+    "rollouts": "the model's own right replies, to train on",
     "export": "a checkpoint as a folder that transformers and musespark load (needs torch)",
 }
 #: Weights and cache of the first are what all others are compared with.

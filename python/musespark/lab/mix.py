@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -86,6 +87,8 @@ PROSE = 0.04
 #: Share of drills that repeat random tokens: the densest signal there is for copying.
 REPEATS = 0.06
 ERROR_RATE = 0.3
+#: Share of text items that are the model's own replies, where there is a file of them.
+ROLLOUTS = 0.3
 
 
 def draw_training_item(rng: Random, phase: str) -> Item:
@@ -165,6 +168,14 @@ def read_books(folder: str | Path | None, limit: int = 12_000_000) -> list[str]:
         if total >= limit:
             break
     return texts
+
+
+def read_rollouts(path: str | Path | None) -> list[Item]:
+    """Items as ``musespark lab rollouts`` wrote them."""
+    if path is None:
+        return []
+    with Path(path).open(encoding="utf-8") as lines:
+        return [Item(**json.loads(line)) for line in lines]
 
 
 _CHILDREN = split_words(

@@ -10,7 +10,7 @@ twice as long. Prose is cut to fit.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from random import Random
 
@@ -116,12 +116,14 @@ class Packer:
         phase: str = "main",
         pictures: int = 0,
         vision: float = 0.0,
+        rollouts: Sequence[Item] = (),
     ):
         text.use_words(tok.words_of(tokenizer))
         self.tokenizer, self.dropped = tokenizer, tok.with_dropout(tokenizer, _DROPOUT_RATE)
         self.books, self.rows, self.length, self.phase = books, rows, length, phase
         self.pictures, self.vision = pictures, vision if pictures else 0.0
         self.rng = Random(seed)
+        self.rollouts = rollouts
         self.long: list[Sample] = []
 
     def sample(self, waiting: int = 0) -> Sample:
@@ -133,7 +135,10 @@ class Packer:
             return self._prose()
         if self.rng.random() < mix.REPEATS:
             return self._repeat()
-        item = mix.draw_training_item(self.rng, self.phase)
+        own = self.rollouts and self.rng.random() < mix.ROLLOUTS
+        item = (
+            self.rng.choice(self.rollouts) if own else mix.draw_training_item(self.rng, self.phase)
+        )
         return plain_sample(*self._encoded(item), item.task, item.pictures)
 
     def _encoded(self, item: Item, dropped: bool | None = None) -> tuple[list[int], list[bool]]:
@@ -261,13 +266,22 @@ def _work(
     pictures: int,
     vision: float,
     scenes: str | None,
+    rollouts: str | None,
     seed: int,
     phase: str,
 ) -> None:
     if scenes is not None:
         nlvr.use(scenes)
     packer = Packer(
-        tok.load(folder), mix.read_books(books), rows, length, seed, phase, pictures, vision
+        tok.load(folder),
+        mix.read_books(books),
+        rows,
+        length,
+        seed,
+        phase,
+        pictures,
+        vision,
+        mix.read_rollouts(rollouts),
     )
     for batch in packer:
         queue.put(batch)
@@ -289,9 +303,10 @@ class Source:
         phase: str,
         workers: int = 1,
         scenes: str | None = None,
+        rollouts: str | None = None,
     ):
         self._context = multiprocessing.get_context("spawn")
-        self._arguments = (folder, books, rows, length, pictures, vision, scenes)
+        self._arguments = (folder, books, rows, length, pictures, vision, scenes, rollouts)
         self._seed, self._workers = seed, workers
         self._start(phase)
 

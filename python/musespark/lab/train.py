@@ -37,6 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="folder of public-domain books (.md, .txt); without it prose is little stories only",
     )
     p.add_argument("--nlvr", metavar="FILE", help="NLVR's dev.json, to train on most of it")
+    p.add_argument("--rollouts", metavar="FILE", help="what `musespark lab rollouts` wrote")
     p.add_argument("--size", default="nano", choices=list(network.SIZES))
     p.add_argument("--rows", type=int, default=20, help="rows per step and process")
     p.add_argument("--length", type=int, default=256, help="tokens per row")
@@ -111,6 +112,7 @@ class Trainer:
             self._phase(),
             args.workers,
             args.nlvr,
+            args.rollouts,
         )
 
     def _resume(self) -> None:
