@@ -33,6 +33,8 @@ from .tasks import EVALUATED, nlvr, pictures
 #: Commands that are modules with a ``main(argv)`` of their own, and what --help says of them.
 MODULES = {
     "train": "train Spark Nano, or go on from a checkpoint (needs torch)",
+    "rl": "group-relative policy optimization (needs torch)",
+    "curve": "what runs of `lab rl` say of accuracy and length",
     "rollouts": "the model's own right replies, to train on",
     "export": "a checkpoint as a folder that transformers and musespark load (needs torch)",
 }

@@ -231,7 +231,7 @@ class PackedLoss(torch.nn.Module):
         cap = text.config.final_logit_softcapping
         logits = torch.tanh(logits * (text.config.output_multiplier / cap)) * cap
         losses = F.cross_entropy(logits, batch["labels"], reduction="none")
-        mean = losses.sum() / (batch["labels"] >= 0).sum().clamp(min=1)
+        mean = (losses * batch["weight"]).sum() / (batch["labels"] >= 0).sum().clamp(min=1)
         return mean + self.heads_weight * extra, losses.detach(), extra.detach()
 
     def _masks(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -35,10 +35,10 @@ FAMILIES = (*TASKS, nlvr.TASK, "prose", "repeats")
 class Batch:
     """``ids``, ``document``, ``branch``, ``position`` [rows, length] (document 0 is padding, branch
     0 what all branches see); ``index`` into the flattened rows of the ``labels`` [targets] that
-    are trained, padded with label IGNORE, and their ``family`` [targets]; ``pixels`` uint8
-    [pictures, 128, 128, 3] with ``seen`` uint8 [pictures, 16, 16, 3], what can be seen in each
-    patch, and ``place`` [pictures * 64], where each image token goes in the flattened rows
-    (beyond their end for unused pictures)."""
+    are trained, padded with label IGNORE, with their ``weight`` and ``family`` [targets];
+    ``pixels`` uint8 [pictures, 128, 128, 3] with ``seen`` uint8 [pictures, 16, 16, 3], what can be
+    seen in each patch, and ``place`` [pictures * 64], where each image token goes in the flattened
+    rows (beyond their end for unused pictures)."""
 
     ids: np.ndarray
     document: np.ndarray
@@ -46,6 +46,7 @@ class Batch:
     position: np.ndarray
     index: np.ndarray
     labels: np.ndarray
+    weight: np.ndarray
     family: np.ndarray
     pixels: np.ndarray
     seen: np.ndarray
@@ -59,7 +60,7 @@ class Batch:
 @dataclass
 class Sample:
     """A document: ids, whether each is trained, branch and position of each, its family, its
-    pictures in order."""
+    pictures in order, what a trained token of it counts."""
 
     ids: list[int]
     mask: list[bool]
@@ -67,6 +68,7 @@ class Sample:
     position: list[int]
     family: list[int]
     pictures: list[Picture] = field(default_factory=list)
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -182,10 +184,10 @@ class Packer:
         while True:
             rows = max(1, self.rows // 2)
             if sum(map(len, self.long)) > rows * self.length * 2 * 0.9:
-                yield self._batch(self.long, rows, 2 * self.length)
+                yield self.batch(self.long, rows, 2 * self.length)
                 continue
             if sum(map(len, waiting)) > self.rows * self.length * 1.02:
-                yield self._batch(waiting, self.rows, self.length)
+                yield self.batch(waiting, self.rows, self.length)
                 continue
             pools = (waiting, self.long)
             sample = self.sample(max(sum(len(s.pictures) for s in pool) for pool in pools))
@@ -194,8 +196,8 @@ class Packer:
             elif len(sample) <= 2 * self.length:
                 self.long.append(sample)
 
-    def _batch(self, pool: list[Sample], rows: int, length: int) -> Batch:
-        """Best-fit of the longest first; what does not fit stays in ``pool``."""
+    def batch(self, pool: list[Sample], rows: int, length: int) -> Batch:
+        """A batch out of ``pool``: best-fit of the longest first; what does not fit stays there."""
         pool.sort(key=lambda x: -len(x))
         free, content, left = [length] * rows, [[] for _ in range(rows)], []
         room = self.pictures
@@ -226,7 +228,7 @@ class Packer:
                 pictures += s.pictures
                 # A position predicts the next token of its own branch.
                 targets += [
-                    (i * length + at + p, s.ids[p + 1], s.family[p + 1])
+                    (i * length + at + p, s.ids[p + 1], s.family[p + 1], s.weight)
                     for p in range(len(s) - 1)
                     if s.mask[p + 1]
                 ]
@@ -235,12 +237,12 @@ class Packer:
         if len(targets) > size:
             targets = self.rng.sample(targets, size)
         index, family = np.zeros((2, size), np.int64)
-        labels = np.full(size, IGNORE, np.int64)
-        if targets:
-            n = len(targets)
-            index[:n], labels[:n], family[:n] = np.array(targets).T
+        labels, weight = np.full(size, IGNORE, np.int64), np.zeros(size, np.float32)
+        n = len(targets)
+        if n:
+            index[:n], labels[:n], family[:n], weight[:n] = zip(*targets, strict=True)
         seen = self._seen(ids, pictures)
-        return Batch(ids, document, branch, position, index, labels, family, *seen)
+        return Batch(ids, document, branch, position, index, labels, weight, family, *seen)
 
     def _seen(self, ids: np.ndarray, pictures: list[Picture]) -> tuple[np.ndarray, ...]:
         """Pixels, patch labels and places of the pictures of a batch, in the order of the rows."""
