@@ -19,7 +19,6 @@ from musespark.lab import command, mix, protocol
 from musespark.lab import tokenizer as tok
 from musespark.lab.backends import EMPTY, FREE, Reply, parse_reply
 from musespark.lab.card import _minutes, gates, table
-from musespark.lab.command import Bar
 from musespark.lab.evaluate import (
     baselines,
     blinded,
@@ -33,6 +32,7 @@ from musespark.lab.evaluate import (
 )
 from musespark.lab.item import grade, is_evaluation
 from musespark.lab.items_file import read_items
+from musespark.lab.progress import Bar, Status
 from musespark.lab.tasks import EFFORTS
 from musespark.vision.render.png import encode
 
@@ -278,12 +278,26 @@ def test_items_of_a_file_are_graded_by_their_kind(tmp_path):
         ({"messages": "a", "answer": "4", "kind": "number", "effort": "max"}, "effort: 'max'"),
         ({"messages": "a", "answer": "4", "kind": "number", "task": 5}, "task: 5, allowed is a"),
         ({"messages": "a", "answer": "b", "kind": "string", "images": ["no.png"]}, ":1: images"),
+        ({"messages": "a", "answer": "no box", "kind": "boxes"}, "a box is"),
+        ({"messages": "a", "answer": "3+5", "kind": "expression"}, "key: "),
+        (
+            {"messages": "a", "answer": "3+5", "kind": "expression", "key": "3 5 = 9"},
+            "answer: '3+5' is no expression",
+        ),
+        ({"messages": "a", "answer": "4", "kind": "number", "key": 4}, "key: 4, allowed is a text"),
         ([1], "list, an item is an object"),
     ],
 )
 def test_odd_items_are_refused_naming_the_field(tmp_path, line, said):
     with pytest.raises(InvalidRequest, match=re.escape(said)):
         read_items(written(tmp_path, line), ["low"])
+
+
+def test_efforts_that_no_item_takes_are_refused(tmp_path):
+    own = {"messages": "a", "answer": "4", "kind": "number", "effort": "low"}
+    assert [i.effort for i in read_items(written(tmp_path, own))] == ["low"]
+    with pytest.raises(InvalidRequest, match="--efforts: got high, every item has its own"):
+        read_items(written(tmp_path, own), ["high"])
 
 
 def test_slots_and_images_are_as_many(tmp_path):
@@ -303,11 +317,13 @@ def test_the_command_writes_rows_a_dump_and_a_card(tmp_path, capsys, monkeypatch
     out = {name: tmp_path / name for name in ("json", "dump", "card")}
     argv = ["eval", "--tasks", "addition,tool_call", "--levels", "easy", "--efforts", "medium"]
     argv += ["--n", "2", "--more", "addition/easy=5", "--threads", "1", "--max-new-tokens", "60"]
-    argv += ["--pictures", "none", *(f"--{name}={path}" for name, path in out.items())]
+    argv += [f"--{name}={path}" for name, path in out.items()]
     log = tmp_path / "log.jsonl"
     log.write_text('{"minutes": 30}\n{"minutes": 60.0}\n{"minutes": 30.0}\n')
     assert cli(["lab", *argv, "--baselines", "1", "--formats", "1", "--log", str(log)]) == 0
-    assert "overlap with 400 training draws = 0" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "overlap with 400 training draws = 0" in printed
+    assert "| majority |" in printed and "| auto | kv4 |" in printed
     report = json.loads(out["json"].read_text())
     rows = {(r["task"], r["wording"]): r for r in report["rows"]}
     assert {k: r["n"] for k, r in rows.items()} == {
@@ -339,14 +355,42 @@ def test_a_blind_model_is_asked_no_pictures_unless_they_are_named(capsys, monkey
     ("argv", "said"),
     [
         (["--tasks", "poetry"], "--tasks: got 'poetry'"),
+        (["--tasks", "addition,addition"], "--tasks: 'addition' is given twice"),
         (["--levels", "insane"], "--levels: got 'insane'"),
-        (["--n", "0"], "--n: 0"),
+        (["--efforts", "low,most"], "--efforts: got 'most'"),
+        (["--n", "0"], "--n: got 0, allowed is 1 or more"),
+        (["--formats", "-1"], "--formats: got -1, allowed is 0 or more"),
+        (["--max-new-tokens", "0"], "--max-new-tokens: got 0"),
         (["--more", "addition=4"], "--more: got 'addition=4'"),
+        (["--tasks", "dates", "--more", "addition/easy=4"], "--more: addition/easy is not among"),
+        (["--more", "dates/easy=4", "--more", "dates/easy=5"], "--more: dates/easy is given twice"),
         (["--json", "/nowhere/x"], "--json: there is no folder /nowhere"),
+        (["--card", "/"], "--card: / is a folder"),
+        (["--json", "same", "--dump", "./same"], "--dump: same is the file of --json too"),
+        (["--log", "log.jsonl"], "--log: has no effect without --card"),
+        (["--card", "card.md", "--log", "gone.jsonl"], "--log: there is no file gone.jsonl"),
         (["--items", "nothing.jsonl"], "there is no file nothing.jsonl"),
+        *(
+            (["--items", "x", option, *value], f"{option}: has no effect with --items")
+            for option, *value in (
+                ("--tasks", "addition"), ("--levels", "all"), ("--n", "5"), ("--seed", "1"),
+                ("--more", "dates/easy=4"), ("--nlvr", "dev.json"), ("--wording", "both"),
+                ("--baselines", "5"), ("--formats", "5"), ("--card", "card.md"),
+            )
+        ),
+        *(
+            (["--backend", "transformers", option, *value], f"{option}: has no effect with --back")
+            for option, *value in (
+                ("--quantize", "q4"), ("--kv", "kv8"), ("--threads", "2"), ("--no-oracle",),
+                ("--baselines", "5"), ("--formats", "5"),
+            )
+        ),
+        (["--pictures", "grey", "--baselines", "3"], "--pictures: has no effect on --baselines"),
+        (["--tasks", "dates", "--pictures", "grey"], "--pictures: got grey, no item has a picture"),
     ],
-)
-def test_odd_arguments_are_refused(argv, said, capsys):
+)  # fmt: skip
+def test_odd_arguments_are_refused(argv, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert cli(["lab", "eval", *argv]) == 1
     assert said in capsys.readouterr().err
 
@@ -368,6 +412,23 @@ def test_a_bar_is_drawn_in_a_terminal_only():
         bar(1, 2)
         bar(2, 2)
         assert ("2/2" in stream.getvalue()) is drawn
+
+
+def test_a_status_is_rewritten_in_a_terminal_and_else_a_line_each():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    for stream, wanted in (
+        (Terminal(), "\rstep 1\x1b[K\rstep 3\x1b[K\rdone\x1b[K\n"),
+        (io.StringIO(), "step 3\ndone\n"),
+    ):
+        status = Status(stream)
+        status("step 1")
+        status("step 2")
+        status("step 3", kept=True)
+        status.end("done")
+        assert stream.getvalue() == wanted
 
 
 def test_gated_families_against_their_goals():

@@ -345,7 +345,7 @@ def test_nlvr_is_split_by_sentence_and_drawn_from_its_structure(scenes_file):
     assert nlvr.use(scenes_file) == 80
     rng = Random(4)
     trained = {nlvr.problem(rng, evaluation=False).key for _ in range(300)}
-    held = {i.key for i in nlvr.items(["low"], 99, seed=1)}
+    held = {i.key for i in nlvr.items(list(LEVELS), ["low"], 99, seed=1)}
     assert held
     assert not trained & held
     assert len(trained) + len(held) == 40
@@ -359,9 +359,10 @@ def test_nlvr_is_split_by_sentence_and_drawn_from_its_structure(scenes_file):
     assert thought.count("blue square") == 2
     assert thought.count("yellow circle") == 1
     assert "nothing" in thought
-    items = nlvr.items(["low", "high"], 3, seed=1)
+    items = nlvr.items(list(LEVELS), ["low", "high"], 3, seed=1)
     assert [i.effort for i in items] == ["low"] * 3 + ["high"] * 3
     assert overlap(items, 50, seed=1) == 0
+    assert not nlvr.items(["middle", "hard"], ["low"], 3, seed=1)
 
 
 def test_nlvr_is_trained_on_where_it_is_there(scenes_file, monkeypatch):

@@ -247,13 +247,13 @@ def test_the_shipped_template_is_what_transformers_applies():
     )
 
 
-@pytest.mark.parametrize("who", ["a process", "who started them"])
+@pytest.mark.parametrize("who", ["a process", "who started them", "all, by Ctrl-C"])
 def test_two_processes_agree_on_the_step_to_stop_at(tmp_path, who):
     """SIGTERM once reached them a step apart: one left, the other failed in its reduction; and
-    once who started them alone, who left them running."""
+    once who started them alone, who left them running. Ctrl-C once left no checkpoint."""
     command = [sys.executable, "-m", "musespark.lab.train", str(tmp_path), "--processes", "2"]
     command += ["--size", "tiny", "--rows", "4", "--length", "128", "--no-compile"]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         deadline = time.monotonic() + 240
         while not (tmp_path / "log.jsonl").exists():
@@ -261,10 +261,16 @@ def test_two_processes_agree_on_the_step_to_stop_at(tmp_path, who):
             assert time.monotonic() < deadline, "no step in 240 s"
             time.sleep(0.2)
         pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
-        os.kill(pids[1] if who == "a process" else run.pid, signal.SIGTERM)
+        if who == "all, by Ctrl-C":
+            os.killpg(run.pid, signal.SIGINT)
+        else:
+            os.kill(pids[1] if who == "a process" else run.pid, signal.SIGTERM)
         _, errors = run.communicate(timeout=120)
     finally:
         run.kill()
     assert run.returncode == 0, errors
+    states = [line for line in errors.splitlines() if line.startswith("step ")]
+    assert states[0].startswith("step 20 ") and states[-1].endswith(f"; {tmp_path / 'last.pt'}")
+    assert all("tokens/s" in state for state in states)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids), "workers are left"
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] >= 20

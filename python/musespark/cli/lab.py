@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import argparse
 
+STEPS = ("eval", "generate", "train", "plot", "export")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "STEP --help says what each takes; train and export need musespark[lab]."
-    parser.add_argument("step", choices=("eval", "train", "export"), metavar="eval|train|export")
+    parser.add_argument("step", choices=STEPS, metavar="|".join(STEPS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
 
 

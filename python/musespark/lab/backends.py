@@ -53,6 +53,13 @@ class Backend(Protocol):
 
     name: str
 
+    @property
+    def blind(self) -> str:
+        """Why it sees no pictures; empty where it does."""
+
+    def close(self) -> None:
+        """Lets the model go."""
+
     def reply(
         self,
         items: list[Item],
@@ -109,7 +116,7 @@ def _split(ids: list[int], marker: int) -> list[list[int]]:
 class TransformersBackend:
     """``MuseGlimmerForConditionalGeneration`` in float32, batched with left padding, greedy."""
 
-    name = "transformers"
+    name, blind = "transformers", ""
 
     def __init__(self, folder: str | Path, batch: int = 64):
         try:
@@ -128,6 +135,10 @@ class TransformersBackend:
         self._model = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32
         ).eval()
+
+    def close(self) -> None:
+        """Lets the model go."""
+        del self._model
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)

@@ -140,7 +140,7 @@ def _kinds(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _baselines(rows: list[dict]) -> str:
+def baselines_table(rows: list[dict]) -> str:
     """Markdown: each baseline by modality."""
     modalities = list(dict.fromkeys(r["modality"] for r in rows if r["baseline"] == "asked"))
     lines = ["| | " + " | ".join(modalities) + " |", "|---|" + "---|" * len(modalities)]
@@ -151,7 +151,7 @@ def _baselines(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _formats(rows: list[dict]) -> str:
+def formats_table(rows: list[dict]) -> str:
     """Markdown: points lost to the first format, in each modality."""
     modalities = list(dict.fromkeys(r["modality"] for r in rows))
     lines = ["| weights | cache | " + " | ".join(modalities) + " |"]
@@ -249,13 +249,13 @@ def card(report: dict[str, Any], folder: Path, log: Path | None = None) -> str:
             "### Baselines\n\nThe same items at medium effort. *majority*: the most frequent "
             "answer of the task's training side; *no thought*: its thought is empty and closed; "
             "*zoom*: the items that come with the zoom tool, with and without it.\n\n"
-            + _baselines(report["baselines"])
+            + baselines_table(report["baselines"])
         )
     if report.get("formats"):
         parts.append(
             "### What formats cost\n\nThe same items at medium effort; in brackets points more or "
             "less than with the weights as stored and a float32 cache. *auto* is what ships.\n\n"
-            + _formats(report["formats"])
+            + formats_table(report["formats"])
         )
     parts.append(f"## What it cannot do\n\n{_weak(rows)}\n{_LIMITS}")
     return "\n\n".join(part.strip() for part in parts) + "\n"

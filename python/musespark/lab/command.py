@@ -1,20 +1,21 @@
-"""The commands ``musespark lab …``: evaluation here; training and export, which need torch, by
-their own modules."""
+"""The commands ``musespark lab …``: evaluation here, the others by their own modules."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from ..errors import InvalidRequest, MissingLibrary
+from ..errors import InvalidRequest, MissingLibrary, UnsupportedModel
+from ..weights.files import write_whole
+from .arguments import at_least, check_targets, chosen_of
 from .backends import Backend, TransformersBackend
-from .card import card, table
+from .card import baselines_table, card, formats_table, table
 from .engine import ANY_EFFORT, MusesparkBackend
 from .evaluate import (
     HELD_SHARE,
@@ -28,6 +29,7 @@ from .evaluate import (
 )
 from .item import EFFORTS, LEVELS, Item
 from .items_file import read_items
+from .progress import Bar
 from .tasks import EVALUATED, nlvr, pictures
 
 #: Commands that are modules with a ``main(argv)`` of their own, and what --help says of them.
@@ -37,7 +39,10 @@ MODULES = {
     "curve": "what runs of `lab rl` say of accuracy and length",
     "rollouts": "the model's own right replies, to train on",
     "export": "a checkpoint as a folder that transformers and musespark load (needs torch)",
+    "plot": "loss, speed and losses by task of a training run, as SVG",
+    "generate": "items with their answers and pictures as files, which eval --items reads",
 }
+NANO = str(Path(__file__).parent.parent / "nano")
 #: Weights and cache of the first are what all others are compared with.
 FORMATS = (
     ("none", "f32"),
@@ -73,42 +78,36 @@ def _module(name: str, argv: Sequence[str]) -> int:
     return 0
 
 
+#: Options of the generated tasks, and what holds where they are not given.
+GENERATED = {
+    "tasks": "all",
+    "levels": "all",
+    "n": 100,
+    "more": [],
+    "seed": 2026,
+    "nlvr": None,
+    "wording": "both",
+}
+
+
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    """Of ``musespark lab eval``."""
+    """Of ``musespark lab eval``. What is None by default is given only where it has an effect."""
     p.add_argument("model", nargs="?", help="model folder, file or hub id (default: Spark Nano)")
-    p.add_argument("--tasks", default="all", help=f"all, or some of {', '.join(EVALUATED)}")
-    p.add_argument("--levels", default="all", help="all, or some of easy,middle,hard")
-    p.add_argument(
-        "--efforts", default="all", help="all, some of low,medium,high,xhigh, or default: none set"
-    )
-    p.add_argument("--n", type=int, default=100, help="items per task, level and effort")
-    more = "N items of these instead"
-    p.add_argument("--more", action="append", default=[], metavar="TASK/LEVEL=N", help=more)
-    p.add_argument("--seed", type=int, default=2026)
-    p.add_argument("--nlvr", metavar="FILE", help="NLVR's dev.json: its evaluation side too")
-    p.add_argument("--items", metavar="FILE", help="your own items (JSON lines) instead of tasks")
-    p.add_argument(
-        "--wording",
-        choices=("seen", "held", "both"),
-        default="both",
-        help=f"both: beside each {HELD_SHARE} items one in words that training never uses",
-    )
+    _add_items(p)
+    p.add_argument("--efforts", help="all, some of low,medium,high,xhigh, or default: none set")
     p.add_argument(
         "--pictures",
         choices=("shown", "none", "grey", "swapped"),
         default="shown",
-        help="baselines: no picture, a grey one, that of another question",
+        help="none: no picture, a grey one, that of another question",
     )
     p.add_argument("--no-oracle", action="store_true", help="leave out stable_oracle_tokens")
-    p.add_argument(
-        "--baselines", type=int, default=0, metavar="N", help="of N items per task and level"
-    )
-    p.add_argument(
-        "--formats", type=int, default=0, metavar="N", help="compare all formats on so many items"
-    )
+    measured = "of N items per task and level, at medium effort"
+    p.add_argument("--baselines", type=int, metavar="N", help=measured)
+    p.add_argument("--formats", type=int, metavar="N", help=f"all formats {measured}")
     p.add_argument("--max-new-tokens", type=int, default=400)
-    p.add_argument("--quantize", default="auto", choices=("auto", "none", "q8", "q4"))
-    p.add_argument("--kv", default="auto", choices=("auto", "f32", "kv8", "kv8v4", "kv4"))
+    p.add_argument("--quantize", choices=("auto", "none", "q8", "q4"), help="default: auto")
+    p.add_argument("--kv", choices=("auto", "f32", "kv8", "kv8v4", "kv4"), help="default: auto")
     p.add_argument("--threads", type=int)
     p.add_argument("--backend", choices=("musespark", "transformers"), default="musespark")
     p.add_argument("--json", metavar="OUT", help="write the rows here")
@@ -117,37 +116,53 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--log", metavar="FILE", help="log.jsonl of the training run, for the card")
 
 
+def _add_items(p: argparse.ArgumentParser) -> None:
+    """What is asked."""
+    p.add_argument("--tasks", help=f"all, or some of {', '.join(EVALUATED)}")
+    p.add_argument("--levels", help="all, or some of easy,middle,hard")
+    p.add_argument("--n", type=int, help="items per task, level and effort (default: 100)")
+    more = "N items of these instead"
+    p.add_argument("--more", action="append", metavar="TASK/LEVEL=N", help=more)
+    p.add_argument("--seed", type=int, help="default: 2026")
+    p.add_argument("--nlvr", metavar="FILE", help="NLVR's dev.json: its evaluation side too")
+    p.add_argument(
+        "--wording",
+        choices=("seen", "held", "both"),
+        help=f"both (the default): beside each {HELD_SHARE} items one in words that training never "
+        "uses",
+    )
+    p.add_argument("--items", metavar="FILE", help="your own items (JSON lines) instead of tasks")
+
+
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table, write what was asked for."""
     _check(args)
+    every = args.tasks in (None, "all")
     items = _items(args)
-    # Another's items have no training side.
-    shared = 0 if args.items else overlap(items, OVERLAP_DRAWS, args.seed)
-    if not args.items:
+    report: dict[str, Any] = {"items": args.items}
+    if not args.items:  # another's have no training side
+        shared = overlap(items, OVERLAP_DRAWS, args.seed)
         print(f"{len(items)} items, overlap with {OVERLAP_DRAWS} training draws = {shared}")
-    if shared:
-        raise InvalidRequest(f"{shared} training draws are instances of the evaluation")
+        if shared:
+            raise InvalidRequest(f"{shared} training draws are instances of the evaluation")
+        report = {"seed": args.seed, "overlap": shared}
     begin = time.monotonic()
-    backend = _backend(args)
-    if isinstance(backend, MusesparkBackend) and backend.blind and args.tasks == "all":
-        args.tasks = ",".join(task for task in EVALUATED if task not in pictures.TASKS)
-        items = [i for i in items if not i.pictures]
-        print(f"tasks with pictures are left out: {backend.blind}")
-    report: dict[str, Any] = {"seed": args.seed, "overlap": shared, **_described(backend)}
-    try:
-        shown = blinded(items, args.pictures)
-        oracle = not args.no_oracle and args.backend == "musespark"
+    with contextlib.closing(_backend(args)) as backend:
+        if backend.blind and every and not args.items and args.pictures != "none":
+            items = _seen_by_the_blind(args, items, backend.blind)
+        report |= _described(backend)
         dump = Path(args.dump) if args.dump else None
-        bar = Bar("evaluating")
         report["rows"] = evaluate(
-            backend, shown, args.max_new_tokens, dump, oracle=oracle, progress=bar
+            backend,
+            blinded(items, args.pictures),
+            args.max_new_tokens,
+            dump,
+            oracle=args.backend == "musespark" and not args.no_oracle,
+            progress=Bar("evaluating"),
         )
         if args.baselines:
             some = _some(args, args.baselines)
             report["baselines"] = baselines(backend, some, args.max_new_tokens, Bar("baselines"))
-    finally:
-        if isinstance(backend, MusesparkBackend):
-            backend.close()
     if args.formats:
         report["formats"] = _formats(args)
     report["seconds"] = round(time.monotonic() - begin, 1)
@@ -156,51 +171,90 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name in ("json", "dump", "card"):
-        path = getattr(args, name)
-        if path and not Path(path).parent.is_dir():
-            raise InvalidRequest(f"--{name}: there is no folder {Path(path).parent}")
-    for name in ("n", "baselines", "formats"):
-        if getattr(args, name) < (name == "n"):
-            raise InvalidRequest(f"--{name}: {getattr(args, name)}, must be {int(name == 'n')}…")
-    if args.items and (args.baselines or args.formats):
-        raise InvalidRequest("--items: baselines and formats are measured on the generated tasks")
+    """Refuses what cannot be done before anything is computed for it; fills in the defaults."""
+    check_targets({f"--{name}": getattr(args, name) for name in ("json", "dump", "card")})
+    for option, beside in _idle(args):
+        raise InvalidRequest(f"{option}: has no effect {beside}")
+    if args.log and not Path(args.log).is_file():
+        raise InvalidRequest(f"--log: there is no file {args.log}")
+    for name, value in GENERATED.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    at_least(1, args.n, "--n")
+    at_least(1, args.max_new_tokens, "--max-new-tokens")
+    for name in ("baselines", "formats"):
+        at_least(0, getattr(args, name) or 0, f"--{name}")
+
+
+def _idle(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Options that were given and change nothing beside others."""
+
+    def given(*names: str) -> Iterator[str]:
+        for name in names:
+            if getattr(args, name) not in (None, False):
+                yield "--" + name.replace("_", "-")
+
+    if args.items:
+        for option in given(*GENERATED, "baselines", "formats", "card"):
+            yield option, "with --items"
+    if args.backend == "transformers":
+        ours = given("quantize", "kv", "threads", "no_oracle", "baselines", "formats")
+        for option in ours:
+            yield option, "with --backend transformers"
+    if args.log and not args.card:
+        yield "--log", "without --card"
+    if args.pictures != "shown" and (args.baselines or args.formats):
+        yield "--pictures", "on --baselines and --formats"
 
 
 def _items(args: argparse.Namespace) -> list[Item]:
-    efforts = _listed(args.efforts, (*EFFORTS, ANY_EFFORT), EFFORTS, "efforts")
+    """What is asked; ``args.tasks``, ``levels`` and ``efforts`` become lists."""
+    efforts = chosen_of(args.efforts or "all", (*EFFORTS, ANY_EFFORT), "--efforts", EFFORTS)
     if args.items:
-        return read_items(Path(args.items), efforts)
-    tasks = _listed(args.tasks, EVALUATED, EVALUATED, "tasks")
-    levels = _listed(args.levels, LEVELS, LEVELS, "levels")
-    more = _counts(args.more)
+        return _with_pictures(args, read_items(Path(args.items), efforts if args.efforts else None))
+    args.efforts = efforts
+    args.tasks = chosen_of(args.tasks, EVALUATED, "--tasks")
+    args.levels = chosen_of(args.levels, LEVELS, "--levels")
+    more = _counts(args)
     items = []
     if args.wording != "held":
-        items += items_for(tasks, levels, efforts, args.n, args.seed, more)
+        items += items_for(args.tasks, args.levels, efforts, args.n, args.seed, more)
     if args.wording != "seen":
         share = 1 if args.wording == "held" else HELD_SHARE
         more = {where: -(-n // share) for where, n in more.items()}
         n = -(-args.n // share)
-        items += items_for(tasks, levels, efforts, n, args.seed, more, held_wording=True)
+        items += items_for(args.tasks, args.levels, efforts, n, args.seed, more, held_wording=True)
     if args.nlvr:
         nlvr.use(args.nlvr)
-        items += nlvr.items(efforts, args.n, args.seed)
+        items += nlvr.items(args.levels, efforts, args.n, args.seed)
+    return _with_pictures(args, items)
+
+
+def _with_pictures(args: argparse.Namespace, items: list[Item]) -> list[Item]:
+    if args.pictures != "shown" and not any(i.pictures for i in items):
+        raise InvalidRequest(f"--pictures: got {args.pictures}, no item has a picture")
     return items
+
+
+def _seen_by_the_blind(args: argparse.Namespace, items: list[Item], why: str) -> list[Item]:
+    if args.nlvr:
+        raise UnsupportedModel(f"--nlvr: {why}")
+    args.tasks = [task for task in args.tasks if task not in pictures.TASKS]
+    print(f"tasks with pictures are left out: {why}")
+    return [i for i in items if not i.pictures]
 
 
 def _some(args: argparse.Namespace, n: int) -> list[Item]:
     """``n`` items per task and level at medium effort, or none where none is set."""
-    efforts = [ANY_EFFORT if args.efforts == ANY_EFFORT else "medium"]
-    tasks = _listed(args.tasks, EVALUATED, EVALUATED, "tasks")
-    return items_for(tasks, _listed(args.levels, LEVELS, LEVELS, "levels"), efforts, n, args.seed)
+    efforts = [ANY_EFFORT if args.efforts == [ANY_EFFORT] else "medium"]
+    return items_for(args.tasks, args.levels, efforts, n, args.seed)
 
 
-def _backend(args: argparse.Namespace, **other: Any) -> Backend:
+def _backend(args: argparse.Namespace) -> Backend:
     if args.backend == "transformers":
-        folder = args.model or str(Path(__file__).parent.parent / "nano")
-        return TransformersBackend(folder)
-    options = {"quantize": args.quantize, "kv": args.kv, "threads": args.threads}
-    return MusesparkBackend(args.model, **options | other)
+        return TransformersBackend(args.model or NANO)
+    options = {"quantize": args.quantize or "auto", "kv": args.kv or "auto"}
+    return MusesparkBackend(args.model, threads=args.threads, **options)
 
 
 def _described(backend: Backend) -> dict[str, Any]:
@@ -218,13 +272,13 @@ def _described(backend: Backend) -> dict[str, Any]:
 
 def _formats(args: argparse.Namespace) -> list[dict]:
     """A row for each format and modality, on the same items."""
-    source = args.model or str(Path(__file__).parent.parent / "nano")
+    source = args.model or NANO
     items, out = _some(args, args.formats), []
     for quantize, kv in FORMATS:
-        backend = MusesparkBackend(source, quantize=quantize, kv=kv, threads=args.threads)
         bar = Bar(f"weights {quantize}, cache {kv}")
-        rows = score(items, backend.reply(items, args.max_new_tokens, progress=bar))
-        backend.close()
+        load = {"quantize": quantize, "kv": kv, "threads": args.threads}
+        with contextlib.closing(MusesparkBackend(source, **load)) as backend:
+            rows = score(items, backend.reply(items, args.max_new_tokens, progress=bar))
         for modality in dict.fromkeys(r["modality"] for r in rows):
             mine = [r for r in rows if r["modality"] == modality]
             counts = {key: sum(r[key] for r in mine) for key in ("n", "correct")}
@@ -235,55 +289,34 @@ def _formats(args: argparse.Namespace) -> list[dict]:
 def _tell(args: argparse.Namespace, report: dict[str, Any]) -> None:
     rows = report["rows"]
     print(table(rows))
+    for name, told in (("baselines", baselines_table), ("formats", formats_table)):
+        if report.get(name):
+            print(f"\n{name}, at medium effort\n\n{told(report[name])}")
+    print()
     for wording, modality in dict.fromkeys((r["wording"], r["modality"]) for r in rows):
         mine = [r for r in rows if (r["wording"], r["modality"]) == (wording, modality)]
         correct, n = sum(r["correct"] for r in mine), sum(r["n"] for r in mine)
         print(f"{modality}, {wording} wordings: {correct}/{n} = {correct / n:.1%}")
-    print(f"{report['backend']}, seed {args.seed}, {report['seconds']:.0f} s")
+    asked = f"items {args.items}" if args.items else f"seed {args.seed}"
+    print(f"{report['backend']}, {asked}, {report['seconds']:.0f} s")
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_whole(Path(args.json), (json.dumps(report, indent=1) + "\n").encode())
     if args.card:
-        folder = Path(args.model) if args.model else Path(__file__).parent.parent / "nano"
         log = Path(args.log) if args.log else None
-        Path(args.card).write_text(card(report, folder, log), encoding="utf-8")
+        write_whole(Path(args.card), card(report, Path(args.model or NANO), log).encode())
 
 
-def _listed(text: str, allowed: tuple[str, ...], every: tuple[str, ...], name: str) -> list[str]:
-    chosen = list(every) if text == "all" else text.split(",")
-    for one in chosen:
-        if one not in allowed:
-            raise InvalidRequest(f"--{name}: got {one!r:.60}, allowed are {', '.join(allowed)}")
-    return chosen
-
-
-def _counts(texts: list[str]) -> dict[str, int]:
-    counts = {}
-    for text in texts:
+def _counts(args: argparse.Namespace) -> dict[str, int]:
+    """``--more`` by task/level."""
+    counts: dict[str, int] = {}
+    for text in args.more:
         where, _, n = text.partition("=")
         task, _, level = where.partition("/")
-        if task not in EVALUATED or level not in LEVELS or not n.isdigit():
+        if task not in EVALUATED or level not in LEVELS or not n.isdecimal():
             raise InvalidRequest(f"--more: got {text!r:.60}, wanted TASK/LEVEL=N")
+        if task not in args.tasks or level not in args.levels:
+            raise InvalidRequest(f"--more: {where} is not among --tasks and --levels")
+        if where in counts:
+            raise InvalidRequest(f"--more: {where} is given twice")
         counts[where] = int(n)
     return counts
-
-
-class Bar:
-    """Items done, on standard error: in a terminal only."""
-
-    def __init__(self, label: str, stream: TextIO | None = None):
-        self._label, self._stream = label, stream or sys.stderr
-        self._begin = self._drawn = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        ended = done >= total
-        if not self._stream.isatty() or (not ended and now - self._drawn < 0.2):
-            return
-        self._drawn, filled = now, 24 * done // max(1, total)
-        rate = done / (now - self._begin) if now > self._begin else 0.0
-        left = f"{(total - done) / rate:.0f} s left" if rate and not ended else ""
-        bar = "█" * filled + "░" * (24 - filled)
-        end = "\n" if ended else ""
-        told = f"\r{self._label} [{bar}] {done}/{total}  {rate:.1f} items/s  {left}\x1b[K{end}"
-        self._stream.write(told)
-        self._stream.flush()

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..weights.files import write_whole
 from . import mix
 from .backends import EMPTY, Backend, Reply
 from .item import Evaluation, HeldOutWording, Item, compose, grade
@@ -55,14 +56,15 @@ def items_for(
     more: dict[str, int] | None = None,
     *,
     held_wording: bool = False,
+    evaluation: bool = True,
 ) -> list[Item]:
     """``n`` items per task, level and effort, or ``more["task/level"]`` of them; the efforts of a
     task and level see the same instances. ``held_wording`` asks in the tenth of the wordings that
-    training never uses.
+    training never uses; not ``evaluation``: of the other side of the split, as training draws.
 
-    Instances are distinct, so there are fewer where the held-out side is smaller.
+    Instances are distinct, so there are fewer where a side of the split is smaller.
     """
-    generator = HeldOutWording if held_wording else Evaluation
+    generator = HeldOutWording if held_wording else Evaluation if evaluation else Random
     wording = "held" if held_wording else "seen"
     items = []
     for task in tasks:
@@ -72,7 +74,7 @@ def items_for(
             rng = generator(f"{seed} {task} {level}")
             while len(problems) < wanted and tries < 50 * wanted:
                 tries += 1
-                problem = draw(rng, task, level, evaluation=True)
+                problem = draw(rng, task, level, evaluation=evaluation)
                 problems.setdefault(problem.key, problem)
             items += [
                 replace(opened(compose(problem, effort, Random(seed))), wording=wording)
@@ -256,9 +258,9 @@ def evaluate(
     replies = backend.reply(items, max_new_tokens, oracle=oracle, progress=progress)
     seconds = time.monotonic() - begin
     if dump:
-        with dump.open("w", encoding="utf-8") as f:
-            for item, reply in zip(items, replies, strict=True):
-                f.write(json.dumps(_told(item, reply), ensure_ascii=False) + "\n")
+        pairs = zip(items, replies, strict=True)
+        lines = [json.dumps(_told(*pair), ensure_ascii=False) + "\n" for pair in pairs]
+        write_whole(dump, "".join(lines).encode())
     return score(items, replies, seconds)
 
 

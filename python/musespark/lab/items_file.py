@@ -2,15 +2,18 @@
 
 ``{"messages": […], "answer": "85", "kind": "number"}``, and where wanted ``images`` (paths beside
 the file, in the order of the messages' ``{"type": "image"}`` parts), ``tools``, ``task``,
-``level``, ``effort``. Kinds: number, string, set (parts between commas), json, box
-(``[x0,y0,x1,y1]``, right from an overlap of a half) and call (``answer`` is a list of
-``{"name", "arguments"}``).
+``level``, ``effort``, ``key`` (of the instance: items of one key are alike, which intervals know).
+Kinds: number, string, set (parts between commas), json, box (``[x0,y0,x1,y1]``, right from an
+overlap of a half), boxes (several, each after the words it goes with), call (``answer`` is a list
+of ``{"name", "arguments"}``) and expression (of numbers of the key, ``3 5 7 = 22``; right is
+whatever has that value). ``musespark lab generate`` writes such files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +23,23 @@ from ..vision.pixels import open_named
 from .item import EFFORTS, Item, boxes_in, grade
 from .raster import Picture
 
-KINDS = ("number", "string", "set", "json", "call", "box")
-_FIELDS = ("messages", "answer", "kind", "images", "tools", "task", "level", "effort")
+KINDS = ("number", "string", "set", "json", "call", "box", "boxes", "expression")
+_FIELDS = ("messages", "answer", "kind", "images", "tools", "task", "level", "effort", "key")
+_PUZZLE = re.compile(r"\d+( \d+)* = -?\d+")
 _MOST_BYTES = 64 << 20
 
 
-def read_items(path: Path, efforts: list[str]) -> list[Item]:
-    """The items of a file, each at its own effort or at each of ``efforts``. InvalidRequest naming
-    the line and the field."""
+def read_items(path: Path, efforts: list[str] | None = None) -> list[Item]:
+    """The items of a file, each at its own effort or at each of ``efforts`` (of all where none are
+    asked for). InvalidRequest naming the line and the field, and for efforts that no item takes.
+    """
     if not path.is_file():
         raise InvalidRequest(f"--items: there is no file {path}")
     if path.stat().st_size > _MOST_BYTES:
         raise InvalidRequest(f"--items: {path}: more than {_MOST_BYTES >> 20} MiB")
-    items = []
+    items, taken = [], 0
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"--items: {path}: no UTF-8: {error}") from None
     for number, line in enumerate(lines, 1):
@@ -45,13 +50,16 @@ def read_items(path: Path, efforts: list[str]) -> list[Item]:
             except (ValueError, RecursionError) as error:
                 raise InvalidRequest(f"{where}: {error}") from None
             one = _item(given, where, path.parent)
-            chosen = [given["effort"]] if "effort" in given else efforts
-            if chosen[0] not in EFFORTS:
-                told = f"{chosen[0]!r:.60}, allowed are {', '.join(EFFORTS)}"
+            own = given.get("effort")
+            if "effort" in given and own not in EFFORTS:
+                told = f"{own!r:.60}, allowed are {', '.join(EFFORTS)}"
                 raise InvalidRequest(f"{where}: effort: {told}")
-            items += [replace(one, effort=effort) for effort in chosen]
+            taken += own is None
+            items += [replace(one, effort=e) for e in ([own] if own else efforts or EFFORTS)]
     if not items:
         raise InvalidRequest(f"--items: {path} has no items")
+    if efforts and not taken:
+        raise InvalidRequest(f"--efforts: got {','.join(efforts)}, every item has its own effort")
     return items
 
 
@@ -76,18 +84,21 @@ def _item(given: Any, where: str, folder: Path) -> Item:
         )
     pictures = [_picture(folder, p, where) for p in given.get("images") or []]
     slots = _slots(messages)
-    if pictures and not slots:
+    if pictures and not slots and isinstance(messages[-1]["content"], str):
         images = [{"type": "image"} for _ in pictures]
         text = {"type": "text", "text": messages[-1]["content"]}
         messages = [*messages[:-1], messages[-1] | {"content": [*images, text]}]
         slots = len(pictures)
     if slots != len(pictures):
         raise InvalidRequest(f"{where}: images: got {len(pictures)}, the messages have {slots}")
-    key = hashlib.sha256(json.dumps([messages, answer], sort_keys=True).encode()).hexdigest()[:16]
-    task, level = given.get("task", "items"), given.get("level", "middle")
-    for name, value in (("task", task), ("level", level)):
+    own = hashlib.sha256(json.dumps([messages, answer], sort_keys=True).encode()).hexdigest()[:16]
+    named = {"task": "items", "level": "middle", "key": own}
+    task, level, key = (given.get(name, value) for name, value in named.items())
+    for name, value in zip(named, (task, level, key), strict=True):
         if not isinstance(value, str):
             raise InvalidRequest(f"{where}: {name}: {value!r:.60}, allowed is a text")
+    if kind == "expression" and not _PUZZLE.fullmatch(key):
+        raise InvalidRequest(f"{where}: key: {key!r:.60}, an expression's is like 3 5 7 = 22")
     more = {"tools": given.get("tools"), "calls": calls, "pictures": pictures or None}
     item = Item(task, level, "", key, messages, None, told, kind, **more)
     if calls is None and not grade(item, told):
@@ -100,7 +111,7 @@ def _is_message(message: Any) -> bool:
         return False
     content = message.get("content")
     if isinstance(content, list):
-        return all(isinstance(part, dict) for part in content)
+        return all(isinstance(p, dict) and isinstance(p.get("type"), str) for p in content)
     return isinstance(content, str)
 
 
@@ -119,7 +130,8 @@ def _answer(answer: Any, kind: str, where: str) -> str:
     if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
         raise InvalidRequest(f"{where}: answer: {answer!r:.60} is no {kind}")
     told = str(answer)
-    if kind == "box" and len(boxes_in(told)) != 1:
+    boxes = len(boxes_in(told))
+    if (kind == "box" and boxes != 1) or (kind == "boxes" and not boxes):
         raise InvalidRequest(f"{where}: answer: {told!r:.60}, a box is [x0,y0,x1,y1]")
     return told
 

@@ -10,6 +10,7 @@ twice as long. Prose is cut to fit.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from random import Random
@@ -272,6 +273,7 @@ def _work(
     seed: int,
     phase: str,
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it takes a last step, and ends it
     if scenes is not None:
         nlvr.use(scenes)
     packer = Packer(

@@ -23,6 +23,11 @@ import torch.distributed as dist
 from . import checkpoint, network
 from .optim import Optimizer
 from .pack import FAMILIES, IGNORE, Batch, Source
+from .progress import Status
+
+
+#: Steps between two lines of the log.
+LOG_EVERY = 20
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -195,18 +200,20 @@ class Trainer:
             )
 
     def run(self) -> None:
-        """Train until the decay is through, the step limit, or SIGTERM; always leaves a
+        """Train until the decay is through, the step limit, Ctrl-C or SIGTERM; always leaves a
         checkpoint."""
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: setattr(self, "stopping", True))
         parent = os.getppid()
         begin, first, average, mark = time.time(), self.step, None, (time.time(), self.tokens)
+        speed, status = 0.0, Status()
         while not self.stop and self.step - first < self.args.max_steps:
             if self.decay_from is not None and self.step >= self.decay_from + self.args.decay_steps:
                 break
             self.stopping |= os.getppid() != parent  # whoever started it is gone
             loss, norm = self.one_step(self.source.get(self._phase()))
             average = loss if average is None else 0.98 * average + 0.02 * loss
-            if self.step % 20 == 0 and self.rank == 0:
+            if logged := self.step % LOG_EVERY == 0:
                 now = time.time()
                 speed, mark = (self.tokens - mark[1]) / (now - mark[0]), (now, self.tokens)
                 self._log(
@@ -216,11 +223,22 @@ class Trainer:
                     tokens_per_s=speed,
                     minutes=(now - begin) / 60,
                 )
+            if self.rank == 0:
+                status(self._state(average, speed), kept=logged)
             if self.step % self.args.save_every == 0:
                 self._log_families()
                 self.save()
         self.save()
+        if self.rank == 0 and average is not None:
+            status.end(f"{self._state(average, speed)}; {self.out / 'last.pt'}")
         self.source.close()
+
+    def _state(self, loss: float, speed: float) -> str:
+        """The state of the run in a line; ``speed`` is 0 while it is not known."""
+        rate = f"{speed:,.0f} tokens/s" if speed else "starting"
+        phase = self.source.phase if self.decay_from is None else "decay"
+        tokens = f"{self.tokens / 1e6:.2f} M tokens"
+        return f"step {self.step}  {tokens}  loss {loss:.4f}  {rate}  {phase}"
 
     def _log_families(self) -> None:
         """Mean loss of each task's trained tokens since the last such line."""
@@ -233,6 +251,8 @@ class Trainer:
                 f.write(json.dumps({"step": self.step, "tokens": self.tokens, **line}) + "\n")
 
     def _log(self, **values: float) -> None:
+        if self.rank:
+            return
         line = {"step": self.step, "tokens": self.tokens, "phase": self.source.phase}
         line |= {k: float(f"{v:.5g}") for k, v in values.items()}
         with (self.out / "log.jsonl").open("a") as f:
@@ -259,7 +279,8 @@ def main(argv: list[str] | None = None) -> None:
     ]
     for process in processes:
         process.start()
-    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in processes])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: [process.terminate() for process in processes])
     (Path(args.out) / "pids").write_text(" ".join(str(p.pid) for p in processes))
     for process in processes:
         process.join()

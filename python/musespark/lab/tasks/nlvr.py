@@ -82,7 +82,6 @@ def problem(r: Random, *, evaluation: bool) -> Problem:
 
 def _problem(r: Random, record: Record) -> Problem:
     boxes = r.sample(record.boxes, 3)
-    count = sum(map(len, boxes))
     listed = "; ".join(
         f"box {i}: " + (", ".join(f"{c} {s}" for s, c, _ in box) or "nothing")
         for i, box in enumerate(boxes, 1)
@@ -90,13 +89,18 @@ def _problem(r: Random, record: Record) -> Problem:
     thought = f"{listed}. So {record.answer}."
     return Problem(
         TASK,
-        "easy" if count <= 7 else "middle" if count <= 12 else "hard",
+        _level(record),
         record.sentence,
         f"True or false: {record.sentence}",
         record.answer,
         steps=lambda e: (thought, record.answer),
         pictures=[_picture(boxes)],
     )
+
+
+def _level(record: Record) -> str:
+    count = sum(map(len, record.boxes))
+    return "easy" if count <= 7 else "middle" if count <= 12 else "hard"
 
 
 def _picture(boxes: list[tuple[tuple[str, str, Box], ...]]) -> Picture:
@@ -110,10 +114,11 @@ def _picture(boxes: list[tuple[tuple[str, str, Box], ...]]) -> Picture:
     return canvas.picture()
 
 
-def items(efforts: list[str], n: int, seed: int) -> list[Item]:
-    """``n`` records of the evaluation side at each effort, or all there are; a sentence may stand
-    in several, and intervals know that."""
+def items(levels: list[str], efforts: list[str], n: int, seed: int) -> list[Item]:
+    """``n`` records of the evaluation side and of ``levels`` at each effort, or all there are; a
+    sentence may stand in several, and intervals know that."""
     r = Random(seed)
-    chosen = r.sample(_records[True], min(n, len(_records[True])))
+    records = [record for record in _records[True] if _level(record) in levels]
+    chosen = r.sample(records, min(n, len(records)))
     problems = [_problem(r, record) for record in chosen]
     return [compose(p, effort, Random(seed)) for effort in efforts for p in problems]

@@ -6,6 +6,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,13 @@ def to_png(
     *,
     image: str | None = None,
     step: int | None = None,
+    scale: int = 1,
 ) -> None:
-    """Writes an original (the first, where none is named) with the regions of all steps or of one.
+    """Writes an original (the first, where none is named) with the regions of all steps or of one;
+    ``scale`` times as large each way, for lines and numbers in a small picture.
 
-    MissingLibrary without Pillow; InvalidRequest for an image that is none or has no pixels, or a
-    step that is none.
+    MissingLibrary without Pillow; InvalidRequest for an image that is none or has no pixels, a
+    step that is none, or a scale that is no whole number from 1 to 16.
     """
     try:
         from PIL import Image, ImageDraw, ImageFont
@@ -45,16 +48,24 @@ def to_png(
         raise InvalidRequest(f"{shown.id}: its pixels are not there; attach() them first")
     if step is not None and not 0 <= step < len(trace.steps):
         raise InvalidRequest(f"step: {step}, the trace has steps 0 to {len(trace.steps) - 1}")
+    if type(scale) is not int or not 1 <= scale <= 16:
+        raise InvalidRequest(f"scale: {scale!r:.60}, must be a whole number from 1 to 16")
     canvas = Image.fromarray(trace.pictures[shown.id].pixels)
-    thick = max(2, round(max(shown.size) / 400))
+    canvas = canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.NEAREST)
+    thick = max(2, round(max(canvas.size) / 400))
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=max(12, round(max(shown.size) / 50)))
+    font = ImageFont.load_default(size=max(12, round(max(canvas.size) / 50)))
     for one in cited(trace):
         if one.original == shown.id and one.region.points and step in (None, one.step):
-            _draw(draw, one, thick, font, canvas.size)
+            _draw(draw, _enlarged(one, scale), thick, font, canvas.size)
     buffer = io.BytesIO()
     canvas.save(buffer, format="PNG")
     write_whole(Path(path), buffer.getvalue())
+
+
+def _enlarged(one: Cited, scale: int) -> Cited:
+    points = tuple((x * scale, y * scale) for x, y in one.region.points)
+    return replace(one, region=replace(one.region, points=points))
 
 
 def _draw(draw: ImageDraw, one: Cited, thick: int, font: Any, size: tuple[int, int]) -> None:

@@ -203,13 +203,18 @@ class VisualTrace:
         return to_html(self, path)
 
     def to_png(
-        self, path: str | os.PathLike[str], *, image: str | None = None, step: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        image: str | None = None,
+        step: int | None = None,
+        scale: int = 1,
     ) -> None:
-        """An original (the first, where none is named) with the regions of all steps or of one.
-        MissingLibrary without Pillow."""
+        """An original (the first, where none is named) with the regions of all steps or of one,
+        ``scale`` times as large each way. MissingLibrary without Pillow."""
         from musespark.vision.render import to_png
 
-        to_png(self, path, image=image, step=step)
+        to_png(self, path, image=image, step=step, scale=scale)
 
     def verify(self, score: Score | Judge, **options: Any) -> VisualTrace:
         """Masks each cited region and asks the model ``score`` again; see

@@ -1,0 +1,48 @@
+"""What the lab's commands check of their arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InvalidRequest
+
+
+def chosen_of(
+    text: str, allowed: Sequence[str], option: str, every: Sequence[str] | None = None
+) -> list[str]:
+    """The names of a list between commas, or ``every`` (all that are ``allowed``) for ``all``.
+    InvalidRequest for others, and for one that is given twice."""
+    if text == "all":
+        return list(every or allowed)
+    chosen = text.split(",")
+    for at, one in enumerate(chosen):
+        if one not in allowed:
+            raise InvalidRequest(f"{option}: got {one!r:.60}, allowed are {', '.join(allowed)}")
+        if one in chosen[:at]:
+            raise InvalidRequest(f"{option}: {one!r} is given twice")
+    return chosen
+
+
+def at_least(least: int, value: int, option: str) -> None:
+    """InvalidRequest for a number below the least allowed."""
+    if value < least:
+        raise InvalidRequest(f"{option}: got {value}, allowed is {least} or more")
+
+
+def check_targets(files: dict[str, str | None]) -> None:
+    """Of each option and the file it names: InvalidRequest where none can be written, or where two
+    options name one."""
+    taken: dict[Path, str] = {}
+    for option, name in files.items():
+        if not name:
+            continue
+        path = Path(name)
+        if not path.parent.is_dir():
+            raise InvalidRequest(f"{option}: there is no folder {path.parent}")
+        if path.is_dir():
+            raise InvalidRequest(f"{option}: {path} is a folder")
+        if path.exists() and not path.is_file():
+            continue  # a pipe or a terminal takes several
+        if (other := taken.setdefault(path.resolve(), option)) != option:
+            raise InvalidRequest(f"{option}: {path} is the file of {other} too")
