@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def write_items(items: list[Item], folder: Path) -> Path:
-    """Writes pictures, then the file; returns its path. InvalidRequest where there is one already."""
+    """Writes pictures, then the file; returns its path. InvalidRequest where it is there."""
     path = folder / FILE
     if path.exists():
         raise InvalidRequest(f"{path} is there already; choose another folder")

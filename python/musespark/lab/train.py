@@ -25,7 +25,6 @@ from .optim import Optimizer
 from .pack import FAMILIES, IGNORE, Batch, Source
 from .progress import Status
 
-
 #: Steps between two lines of the log.
 LOG_EVERY = 20
 
