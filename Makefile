@@ -15,7 +15,7 @@ SOURCES := pyproject.toml CMakeLists.txt LICENSE README.md \
 .PHONY: demo test bench lint format wheel sanitize fuzz mutants system clean
 
 demo: $(VENV)/.installed
-	$(BIN)/musespark demo
+	$(BIN)/musespark demo --out build/demo
 
 test: $(VENV)/.installed $(VENV)/.tools
 	.ci/test $(BIN)/python
@@ -68,7 +68,7 @@ clean:
 $(VENV)/.base: pyproject.toml .ci/venv .ci/requirements.py
 	@echo "making $(VENV) from the package index"
 	.ci/system-packages libraries
-	.ci/venv $(VENV) build project
+	.ci/venv $(VENV) build project vision
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.base

@@ -326,15 +326,15 @@ def test_only_the_engine_the_weights_and_the_image_preprocessing_touch_the_core(
     assert not wrong, "\n".join(wrong)
 
 
-LAB_COMMAND = tree.PACKAGE / "cli" / "lab.py"
+LAB_COMMANDS = tree.PACKAGE / "cli" / "lab.py", tree.PACKAGE / "cli" / "demo.py"
 
 
-def test_nothing_but_its_command_imports_the_lab_and_the_reference_imports_numpy_only() -> None:
+def test_nothing_but_its_commands_imports_the_lab_and_the_reference_imports_numpy_only() -> None:
     wrong = []
     for path in tree.python_files():
         part = part_of(tree.module_name(path))
         for item in tree.imports(path):
-            if part_of(item.module) == "lab" and part != "lab" and path != LAB_COMMAND:
+            if part_of(item.module) == "lab" and part != "lab" and path not in LAB_COMMANDS:
                 wrong.append(f"{where(path, item.line)}: {item.module}")
             if part == "reference":
                 root = item.module.split(".")[0]

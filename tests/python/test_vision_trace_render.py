@@ -180,6 +180,20 @@ def test_to_png_draws_what_is_cited(tmp_path: Path) -> None:
     assert image.open(tmp_path / "other.png").size == (120, 200)
 
 
+def test_to_png_enlarges_picture_and_places_alike(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    trace = rich_trace()
+    trace.to_png(tmp_path / "one.png", step=1, scale=3)
+    large = np.asarray(image.open(tmp_path / "one.png"))
+    before = trace.pictures["image-0"].pixels.repeat(3, 0).repeat(3, 1)
+    changed = (large != before).any(axis=2)
+    assert changed[3 * 80, 3 * 100] and changed[3 * 100, 3 * 110]  # edges of the red square
+    assert not changed[3 * 75 : 3 * 95, 3 * 106 : 3 * 135].any() and not changed[3 * 150 :].any()
+    for scale in (0, 17, 1.5, True):
+        with pytest.raises(InvalidRequest, match=r"scale: .*, must be a whole number from 1 to 16"):
+            trace.to_png(tmp_path / "x.png", scale=scale)
+
+
 def test_to_png_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingLibrary, match=r"to_png needs Pillow: pip install 'musespark\[vis"):

@@ -16,7 +16,7 @@ from musespark.cli import common
 from musespark.errors import Error
 
 COMMANDS = {
-    "demo": "three questions and a story on the embedded model",
+    "demo": "a thought, a tool and two pictures on the embedded model",
     "chat": "talk to a model in the terminal",
     "generate": "continue a prompt",
     "trace": "ask about images, and see where the model looked",
@@ -27,7 +27,7 @@ COMMANDS = {
     "estimate": "what a model needs in memory for each choice",
     "convert": "pack a model folder into one file",
     "cache": "list or remove the models packed when they were first loaded",
-    "lab": "train and evaluate Spark Nano",
+    "lab": "generate for, train and evaluate Spark Nano",
 }
 
 

@@ -131,7 +131,7 @@ class MusesparkBackend:
         options = {"tools": item.tools, "temperature": 0.0, "max_new_tokens": limit}
         if item.effort != ANY_EFFORT:
             options["reasoning_effort"] = item.effort
-        asked = self.model._chat_request(_shown(item), options, retain=retain)
+        asked = self.model._chat_request(messages_of(item), options, retain=retain)
         request, collector, kept = asked
         if begun:
             tokens = np.concatenate([request.tokens, np.asarray(begun, np.int32)])
@@ -198,7 +198,7 @@ def _plain(function: dict) -> dict:
     return {"name": function["name"], "arguments": dict(function["arguments"])}
 
 
-def _shown(item: Item) -> list[dict]:
+def messages_of(item: Item) -> list[dict]:
     """The messages with the pictures in their places, the originals where there are some."""
     pictures = iter(item.pictures or [])
 

@@ -48,7 +48,7 @@ def to_png(
         raise InvalidRequest(f"{shown.id}: its pixels are not there; attach() them first")
     if step is not None and not 0 <= step < len(trace.steps):
         raise InvalidRequest(f"step: {step}, the trace has steps 0 to {len(trace.steps) - 1}")
-    if type(scale) is not int or not 1 <= scale <= 16:
+    if isinstance(scale, bool) or not isinstance(scale, int) or not 1 <= scale <= 16:
         raise InvalidRequest(f"scale: {scale!r:.60}, must be a whole number from 1 to 16")
     canvas = Image.fromarray(trace.pictures[shown.id].pixels)
     canvas = canvas.resize((canvas.width * scale, canvas.height * scale), Image.Resampling.NEAREST)
