@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from musespark.cli import main as cli
+from musespark.cli.lab import STEPS
 from musespark.errors import InvalidRequest
 from musespark.lab import command, mix, protocol
 from musespark.lab import tokenizer as tok
@@ -393,6 +394,10 @@ def test_odd_arguments_are_refused(argv, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli(["lab", "eval", *argv]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_every_step_is_a_command():
+    assert set(STEPS) == {"eval", *command.MODULES}
 
 
 def test_training_without_torch_says_what_is_missing(monkeypatch, capsys):

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import argparse
 
-STEPS = ("eval", "generate", "train", "plot", "export")
+STEPS = ("eval", "generate", "train", "rollouts", "rl", "plot", "curve", "export")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "STEP --help says what each takes; train and export need musespark[lab]."
+    parser.epilog = "STEP --help says what each takes; train, rl and export need musespark[lab]."
     parser.add_argument("step", choices=STEPS, metavar="|".join(STEPS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
 

@@ -20,6 +20,7 @@ from ..errors import InvalidRequest
 from .backends import Reply
 from .engine import MusesparkBackend
 from .item import EFFORTS, LEVELS, WRONG_CLOSE, WRONG_OPEN, Item, compose, grade
+from .progress import Bar
 from .tasks import GATED, draw, pictures
 
 TASKS = tuple(task for task in GATED if task not in pictures.TASKS)
@@ -100,8 +101,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     """Sample, keep, write; prints what came of it."""
-    from .command import Bar
-
     args = parse(argv)
     items = problems(args.tasks, args.efforts, args.n, args.seed)
     backend = MusesparkBackend(args.model, threads=args.threads)
