@@ -20,10 +20,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed $(VENV)/.tools
 	.ci/test $(BIN)/python
 
-# One script for each claim. peers and gguf_files make other engines' environments and random models
-# under build/bench the first time (10 GB, half an hour). quality needs the real test data.
+# One script for each claim. peers, gguf_files and rollouts make other engines' environments and random
+# models under build/bench the first time (10 GB, half an hour). quality needs the real test data.
 BENCHMARKS := limits formats kernels attention experts pack load gguf_files peers serving long_context resize \
-  memory prefix latency sessions
+  memory prefix latency sessions rollouts
 
 bench: $(VENV)/.installed
 	.ci/venv $(VENV) bench

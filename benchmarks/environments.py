@@ -126,3 +126,5 @@ EXPORT = Environment(
     ),
     unwanted=("torchvision",),
 )
+# The oldest transformers that loads an exported Nano as the lab does; bf16 and f32 of PyTorch.
+TRANSFORMERS = Environment("transformers", ("torch==2.13.0", "transformers==5.23.0"))

@@ -21,9 +21,16 @@ import memory  # noqa: E402
 import models  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
+import rollouts  # noqa: E402
 import serving  # noqa: E402
 from report import Sample, Task, Work  # noqa: E402
 from shapes import SHAPES  # noqa: E402
+
+from musespark.lab.item import is_evaluation  # noqa: E402
+from musespark.lab.tasks import split_of  # noqa: E402
+
+sys.path.append(str(BENCHMARKS / "workers"))
+from run_transformers import ended  # noqa: E402
 
 PREFILL, DECODE, STEP = Task("p", tokens=100), Task("d", steps=8), Task("s", rows=4, steps=8)
 
@@ -475,3 +482,59 @@ def test_long_contexts_are_told_beside_the_best_other() -> None:
     own, a, _ = text.splitlines()[1:]
     assert own.split() == ["musespark:kv8", "25.0", "2.50", "10.0", "1.25", "50%"]
     assert a.split() == ["a:f16", "10.0", "4.0"], "others have no ratio"
+
+
+# ---- rollouts -----------------------------------------------------------------------------------
+
+
+def sampled(seconds: float, *lengths: int, steps: int = 0) -> rollouts.Sampled:
+    return rollouts.Sampled(seconds, [[1] * n for n in lengths], steps)
+
+
+def test_rollouts_are_compared_with_the_faster_of_theirs_in_the_same_round():
+    rounds = [
+        {
+            "transformers f32": sampled(2.0, 100),
+            "transformers bf16": sampled(speed, 100),
+            "musespark auto": sampled(0.5, 150, 50),
+        }
+        for speed in (1.0, 4.0)
+    ]
+    assert rollouts.ratios(rounds, "musespark auto") == [4.0, 8.0]
+    theirs = [sampled(2.0, 100, 20, steps=200), sampled(1.0, 90, 30, steps=200)]
+    row = rollouts.row("transformers f32", theirs, 0.5)
+    assert row["tokens_per_s"]["median"] == 90 and row["tokens_each"] == 60
+    assert row["all_rows_per_s"]["median"] == 150
+    assert "all_rows_per_s" not in rollouts.row("musespark auto", [sampled(1.0, 5)], 0.5)
+
+
+def test_rows_of_a_batch_are_alike_and_none_is_for_evaluation():
+    items = rollouts.exercises(40, 3, seed=1)
+    assert len(items) == 120 and all(items[i] is items[i - i % 3] for i in range(120))
+    tasks = [item.task for item in items]
+    assert [t for i, t in enumerate(tasks) if i == 0 or t != tasks[i - 1]] == [
+        t for t in rollouts.TASKS if t in tasks
+    ]
+    assert set(tasks) == set(rollouts.TASKS)
+    assert not any(is_evaluation(split_of(i.task), i.key) for i in items)
+    prompts = rollouts.prompt_ids(items[:2], str(rollouts.NANO))
+    with musespark.load(threads=1) as model:
+        wanted = model.chat(items[0].messages, reasoning_effort="high", max_new_tokens=1)
+    assert prompts[0] == prompts[1] and len(prompts[0]) == wanted.usage.prompt_tokens
+
+
+def test_a_row_ends_with_its_first_end():
+    assert ended([5, 6, 2, 0, 0], [2, 3]) == [5, 6, 2]
+    assert ended([5, 6, 7], [2, 3]) == [5, 6, 7]
+
+
+def test_the_share_of_right_replies_is_of_those_that_ended():
+    tokenizer = rollouts.tok.load(rollouts.NANO)
+    items = rollouts.exercises(2, 1, seed=1)
+    told = [
+        [*tokenizer.encode(" to=user").ids, rollouts.tok.MESSAGE, *tokenizer.encode(i.answer).ids]
+        for i in items
+    ]
+    ends = [[rollouts.tok.EOT], []]
+    replies = [ids + end for ids, end in zip(told, ends, strict=True)]
+    assert rollouts.right(items, replies, str(rollouts.NANO)) == 0.5
