@@ -49,7 +49,7 @@ def test_loss_speed_and_every_task_have_a_curve(run):
     floor = heights[2] + (heights[2] - heights[1])
     assert floor - heights[0] == pytest.approx(4 * (floor - heights[2]), abs=0.5)
     assert loss[1][0] - loss[0][0] == pytest.approx(loss[2][0] - loss[1][0], abs=0.2)
-    assert speed[0][1] > speed[2][1]
+    assert speed[0][1] > speed[2][1] and addition[0][1] < addition[1][1]
 
 
 def test_steps_that_were_done_again_count_once(run):
