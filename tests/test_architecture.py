@@ -256,6 +256,7 @@ RANKS = {
     "images": 6,
     "thought_cache": 6,
     "turn_start": 7,
+    "explaining": 7,
     "grammar": 6,
     "tools": 6,
     "machine": 6,

@@ -41,6 +41,7 @@ _DEFINED_IN = {
     "vision.embedding": ("ImageEmbedding",),
     "vision.loop": ("Looked",),
     "thinking": ("ThinkingPolicy",),
+    "thinking.xray": ("ThoughtXray",),
     "vision.trace": ("VisualTrace",),
     "tools": ("Tool", "ToolRun", "ToolUse"),
     "errors": (

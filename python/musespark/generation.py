@@ -32,6 +32,7 @@ from musespark.text.stops import StopStrings
 from musespark.text.toolcalls import ToolCall
 
 if TYPE_CHECKING:
+    from musespark.explaining import Asked
     from musespark.vision.trace import VisualTrace
 
 _CHANNEL = {ANSWER: "content", THOUGHT: "reasoning", TOOL: "tool"}
@@ -149,7 +150,7 @@ class ChatCollector:
 
     ``thought_cache``: what was asked for, None where thoughts are not marked. ``images``: what
     became of the prompt's. ``trace``: what was said of them. ``json``: whether the answer is to be
-    parsed. ``decode``: the text of a trial's answer.
+    parsed. ``decode``: the text of a trial's answer. ``asked``: for the result.
     """
 
     def __init__(
@@ -163,9 +164,10 @@ class ChatCollector:
         *,
         json: bool = False,
         decode: Callable[[list[int]], str] = lambda ids: "",
+        asked: Asked | None = None,
     ):
         self._parser, self._thought_cache, self._json = parser, thought_cache, json
-        self._decode = decode
+        self._decode, self.asked = decode, asked
         self._images, self._trace = images, trace
         self._tokens = _Tokens(options, kv)
         self._stops = StopStrings(options.stop)
@@ -215,7 +217,7 @@ class ChatCollector:
             parsed=parsed_json(content) if self._json and reason == "stop" else None,
             **fields,
         )
-        return deltas, replace(result, trace=self._trace(result))
+        return deltas, replace(result, trace=self._trace(result), asked=self.asked)
 
     def _thoughts(self, stats: Mapping[str, Any]) -> ThoughtCache | None:
         if self._thought_cache is None:

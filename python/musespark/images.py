@@ -204,6 +204,13 @@ class PromptImages:
         return [one.outline for one in self._images]
 
     @property
+    def sources(self) -> list[Source]:
+        """Each, opened: what makes the same prompt again."""
+        return [
+            Source(Clip(one.source) if one.is_video else one.source, "") for one in self._images
+        ]
+
+    @property
     def pictures(self) -> list[Picture]:
         """Each image, without the videos; empty where one is an embedding."""
         found = [one.source for one in self._images if not one.is_video]

@@ -480,6 +480,7 @@ class Model:
         if self._encoder is not None:
             self._encoder.submit()  # says what it is, whatever else is missing
         request, collector = self._requests.chat(messages, given, retain=retain)
+        collector.asked = collector.asked.of(self)
         return request, collector, self._prefixes.base_for(request)
 
     def _submit(

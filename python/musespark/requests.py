@@ -12,6 +12,7 @@ import numpy as np
 from musespark import prompts
 from musespark.errors import InvalidRequest
 from musespark.events import GivenRows, Request
+from musespark.explaining import Asked
 from musespark.generation import ChatCollector, CompletionCollector
 from musespark.grammar import GRAMMAR_OPTIONS, Grammar, Grammars, chosen_grammar
 from musespark.images import PromptImages, without_images
@@ -30,7 +31,7 @@ from musespark.thinking.effort import by_effort
 from musespark.thinking.policy import THINKING_OPTIONS, Thinking, checked_thinking
 from musespark.thinking.request import Thoughts, with_budget
 from musespark.thought_cache import THOUGHT_OPTIONS, request_thoughts, thought_marks
-from musespark.tracing import tracer
+from musespark.tracing import question_of, tracer
 from musespark.turn_start import Constraint, turn_start
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ class Requests:
             continuing=chat.get("continue_final_message", False),
         )
         constraint = grammar and self._constraint(grammar, ids, chat.get("mode"))
+        asked = self._asked(messages, ids, images, given)
         ids, rows = images.placed(ids, self.tokenizer, self._spec.hidden)
         room = limit - len(ids)
         options = within(options, rest, room)
@@ -182,6 +184,21 @@ class Requests:
             trace,
             json=json,
             decode=self.tokenizer.decode,
+            asked=asked,
+        )
+
+    def _asked(
+        self, messages: Any, ids: Sequence[int], images: PromptImages, given: Mapping[str, Any]
+    ) -> Asked:
+        return Asked(
+            question=question_of(messages),
+            ids=np.asarray(ids, np.int32),
+            images=images.sources,
+            protocol=self.protocol,
+            stop_ids=self.stop_ids,
+            adapter=self._adapters.id_of(given.get("adapter")),
+            tools=bool(given.get("tools")),
+            thought_cache=given.get("thought_cache"),
         )
 
     def _chat_options(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], Thinking]:

@@ -7,9 +7,13 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from musespark.errors import InvalidRequest
+
 if TYPE_CHECKING:
     import numpy as np
 
+    from musespark.explaining import Asked
+    from musespark.thinking.xray import ThoughtXray
     from musespark.vision.trace import VisualTrace
 
 
@@ -202,7 +206,8 @@ class ChatResult(Completion):
     ``trials``: trial answers along the thought, in order.
     ``images``: what was done for the prompt's images; None where it has none. ``trace``: a
     :class:`musespark.VisualTrace` of what was said of them, which holds their pixels; None where
-    there are none, or where one was given as an embedding.
+    there are none, or where one was given as an embedding. ``asked``: what
+    :meth:`explain_thinking` needs; copies and pickles have none.
     """
 
     content: str = ""
@@ -215,11 +220,32 @@ class ChatResult(Completion):
     trials: tuple[TrialAnswer, ...] = ()
     images: ImageUse | None = None
     trace: VisualTrace | None = field(default=None, compare=False, repr=False)
+    asked: Asked | None = field(default=None, compare=False, repr=False)
+
+    def explain_thinking(self, *, answer_tokens: int = 64) -> ThoughtXray:
+        """What each sentence of the thought did to the answer: at every sentence end the thought is
+        closed on trial, which gives the probability of the final answer there and what the model
+        would have answered instead. ``answer_tokens``: how many of the answer's first tokens are
+        compared. The result stays as it is.
+
+        Needs the model, which must be open and have the same weights: Error where it is gone or
+        closed. InvalidRequest where the result did not think or its thoughts are marked by no
+        tokens, where rows of the thought were evicted (``thought_cache_tokens``), and for a copy.
+        """
+        if self.asked is None:
+            raise InvalidRequest(
+                "explain_thinking: this result is a copy, which does not know its model; ask the "
+                "one that chat returned"
+            )
+        return self.asked.explain(self, answer_tokens)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "asked": None}
 
     def to_dict(self) -> dict[str, Any]:
-        out = replace(self, trace=None)
-        trace = None if self.trace is None else json.loads(self.trace.to_json())
-        return {**asdict(out), "trace": trace}
+        out = asdict(replace(self, trace=None, asked=None))
+        del out["asked"]
+        return {**out, "trace": None if self.trace is None else json.loads(self.trace.to_json())}
 
     @property
     def reasoning_content(self) -> str:

@@ -38,7 +38,7 @@ def tracer(
         builder = TraceBuilder(
             album,
             eyes.processor.convention,
-            question=_question(messages),
+            question=question_of(messages),
             model=model,
             tokenizer=tokenizer,
         )
@@ -57,8 +57,10 @@ def tracer(
     return trace
 
 
-def _question(messages: Sequence[Mapping[str, Any]]) -> str:
+def question_of(messages: str | Sequence[Mapping[str, Any]]) -> str:
     """The text of the user's last message."""
+    if isinstance(messages, str):
+        return messages
     for message in reversed(messages):
         if message.get("role") != "user":
             continue

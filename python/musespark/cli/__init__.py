@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "talk to a model in the terminal",
     "generate": "continue a prompt",
     "trace": "ask about images, and see where the model looked",
+    "xray": "ask, and see what each sentence of the thought did to the answer",
     "embed": "texts to vectors, with an embedding model",
     "bench": "speed of a model on this machine, and how much of the machine that is",
     "doctor": "what this machine offers and what musespark chose",

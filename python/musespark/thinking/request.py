@@ -123,17 +123,20 @@ class Thoughts:
         policy = thinking.policy
         if self.marks is None or not policy.trials:
             return None
-        fixed = self._fixed
-        close = [fixed["close"], *fixed.get("header", [])]
-        if not tools:
-            close += fixed.get("answer", [])
         return {
             "tokens": policy.trials,
             "confident": policy.confident,
             "stable": policy.stable,
             "every": policy.every,
-            "close": close,
+            "close": self.closing(tools=tools),
         }
+
+    def closing(self, *, tools: bool) -> list[int]:
+        """The ids that end a thought on trial and open the answer; with ``tools`` up to where the
+        model writes whom it turns to. Only where thoughts are marked."""
+        fixed = self._fixed
+        close = [fixed["close"], *fixed.get("header", [])]
+        return close if tools else [*close, *fixed.get("answer", [])]
 
 
 def with_budget(

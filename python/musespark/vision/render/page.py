@@ -1,18 +1,12 @@
-"""One self-contained page: nothing is fetched, and nothing but its own script runs.
-
-Texts of the model stand in the page as escaped text only, never in the script, which finds all it
-needs in ``data-`` attributes of numbers. A content security policy with the hashes of script and
-style sheet is there for what escaping might have missed.
-"""
+"""A trace as one page (document.py). Its script finds all it needs in ``data-`` attributes of
+numbers."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
-from importlib.resources import files
 from pathlib import Path
 
+from musespark.vision.render.document import asset, document
 from musespark.vision.render.overlay import (
     COLORS,
     Cited,
@@ -38,33 +32,11 @@ def to_html(trace: VisualTrace, path: str | os.PathLike[str] | None = None) -> s
     return page
 
 
-def _asset(name: str) -> str:
-    return (files("musespark.vision.render") / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
-
-
-def _style() -> str:
-    kinds = "".join(f".{kind}{{--kind:{color}}}" for kind, color in COLORS.items())
-    return _asset("page.css") + kinds
-
-
 def _page(trace: VisualTrace) -> str:
-    style, script = _style(), _asset("page.js")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    title = shown(trace.question or "Visual trace", 120)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{style}</style></head>\n"
-        f"<body>{_body(trace)}<script>{script}</script></body></html>\n"
-    )
+    kinds = "".join(f".{kind}{{--kind:{color}}}" for kind, color in COLORS.items())
+    style, script = (asset("musespark.vision.render", name) for name in ("page.css", "page.js"))
+    title = trace.question or "Visual trace"
+    return document(title, _body(trace), style=style + kinds, script=script)
 
 
 def _body(trace: VisualTrace) -> str:
