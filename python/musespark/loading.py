@@ -17,7 +17,7 @@ from musespark.errors import InvalidRequest
 from musespark.families.spec import ModelSpec
 from musespark.memory import KV_FORMATS, choose_context
 from musespark.model import Model
-from musespark.options import unknown_argument
+from musespark.options import refuse_unknown
 from musespark.untrusted import checked_path
 from musespark.vision.opening import IMAGE_CACHE_BYTES, IMAGE_FOLDER_BYTES, open_eyes
 from musespark.vision.pixels import open_pictures
@@ -118,8 +118,7 @@ def load(
     Raises UnsupportedModel, CorruptFile, InvalidRequest; MemoryBudgetExceeded, which says what
     would fit; HubUnavailable and AccessDenied; and OSError where the disk is full.
     """
-    if unknown:
-        raise unknown_argument(next(iter(unknown)), LOAD_OPTIONS)
+    refuse_unknown(unknown, LOAD_OPTIONS)
     given = {"quantize": quantize, "kv": kv, "context": context, "threads": threads}
     given |= {"lock_memory": lock_memory, "huge_pages": huge_pages, "prefix_cache": prefix_cache}
     given |= {"mmproj": mmproj}

@@ -17,6 +17,7 @@ from musespark.engine import default_threads
 from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.families.spec import ModelSpec
 from musespark.machine import available_memory
+from musespark.options import refuse_unknown
 from musespark.results import human_bytes
 from musespark.sizes import kv_bytes, shared_kv_bytes, step_bytes
 from musespark.weights import FALLBACK, QUANTIZE, Inspection, KvChoice, Source, look
@@ -27,6 +28,7 @@ KV_FORMATS = ("auto", "kv8", "kv8v4", "kv4", "f32")
 # a model that has not room for so many tokens is refused.
 KV_SHARE = 0.5
 LEAST_CONTEXT = 512
+_ESTIMATE_OPTIONS = ("quantize", "kv", "context", "agents", "shared", "mmproj")
 _LADDER = (4096, 16384, 65536)
 _MOST_AGENTS = 4096
 # Measured: interpreter, NumPy and the other libraries, as far as they are read; and the tokenizer,
@@ -160,6 +162,7 @@ def estimate(
     agents: int = 1,
     shared: int = 0,
     mmproj: Any = None,
+    **unknown: Any,
 ) -> Estimate:
     """What a model would need in memory, without packing or loading it.
 
@@ -172,6 +175,7 @@ def estimate(
     Raises what load raises for a model that cannot be run, and UnsupportedModel for one of which
     nothing is known before it is downloaded.
     """
+    refuse_unknown(unknown, _ESTIMATE_OPTIONS)
     found = look(source, mmproj=mmproj)
     if found.spec is None:
         raise UnsupportedModel(f"{found.report['source']}: {found.report['notes'][0]}")
@@ -187,7 +191,9 @@ def estimate(
     return _estimate(found, recipes, formats, contexts, agents, shared)
 
 
-def inspect(source: Source = None, *, verify: bool = False, mmproj: Any = None) -> dict[str, Any]:
+def inspect(
+    source: Source = None, *, verify: bool = False, mmproj: Any = None, **unknown: Any
+) -> dict[str, Any]:
     """What is in a model, without packing or loading it: what ``musespark inspect`` shows.
 
     Keys: source, packed, family, quantize (of a packed file), licence (None where none is stated),
@@ -196,6 +202,7 @@ def inspect(source: Source = None, *, verify: bool = False, mmproj: Any = None) 
     an :class:`Estimate`, None where nothing is known before the model is downloaded. ``verify``
     checks every checksum of a packed file. ``mmproj`` as for load. Raises as :func:`estimate`.
     """
+    refuse_unknown(unknown, ("verify", "mmproj"))
     found = look(source, verify=verify, mmproj=mmproj)
     memory = None
     if found.spec is not None:

@@ -33,7 +33,7 @@ from musespark.prefix_store import NoPrefixes, PrefixFolderStats, PrefixStore
 from musespark.requests import Requests
 from musespark.results import ChatResult, Completion, ImageAttention, ModelInfo
 from musespark.scoring import every_logit, image_attention, token_scores
-from musespark.session import Session
+from musespark.session import Session, refuse_turn_options
 from musespark.text import ChatTemplate
 from musespark.thought_cache import checked_choice
 from musespark.tools import ToolRun, Tools, run_tools
@@ -254,11 +254,14 @@ class Model:
         adapter: Adapter | str | None = None,
         thought_cache: str | None = None,
         thought_cache_tokens: int | None = None,
+        **unknown: Any,
     ) -> Session:
         """A conversation that remembers, and computes only what is new in each turn.
 
         ``adapter``, ``thought_cache``, ``thought_cache_tokens``: of all turns, as in :meth:`chat`.
+        The other options of :meth:`chat` are each turn's: :meth:`Session.chat`.
         """
+        refuse_turn_options(unknown)
         self._adapters.id_of(adapter)
         choice = checked_choice(thought_cache, thought_cache_tokens)
         return Session(self, system=system, adapter=adapter, thoughts=choice)

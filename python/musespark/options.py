@@ -7,7 +7,7 @@ import math
 import operator
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -170,6 +170,12 @@ def unknown_argument(name: str, known: Sequence[str]) -> InvalidRequest:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return InvalidRequest(f"unknown argument {name!r}{hint}")
+
+
+def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
+    """:func:`unknown_argument` for the first of the keywords that were given beyond ``known``."""
+    for name in given:
+        raise unknown_argument(name, known)
 
 
 def model_defaults(generation_config: Mapping[str, Any], vocab: int) -> GenerationOptions:

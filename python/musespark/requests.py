@@ -208,6 +208,7 @@ class Requests:
         chosen = self._template is not None and prompts.chooses_thinking(self._template)
         how = {"written": written, "chosen": chosen, "marked": self.thoughts.marks is not None}
         chat, thinking = by_effort(chat, checked_thinking(given), **how)
+        self.thoughts.refuse_unwritten(thinking)
         free = chat.get("mode") in (None, "auto") and not chat.get("continue_final_message")
         if thinking.budget == 0 and self.protocol.headers and free:
             chat["mode"] = "thinking"  # opened by the prompt and closed at once

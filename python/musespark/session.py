@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,13 @@ from musespark.engine import ARITHMETIC_VERSION
 from musespark.errors import CorruptFile, Error, InvalidRequest, SavedWithoutCache
 from musespark.events import GivenRows, Kept, Request
 from musespark.generation import Stream
+from musespark.grammar import GRAMMAR_OPTIONS
 from musespark.images import pinned, restored, savable
-from musespark.options import check_stream
+from musespark.options import CHAT_OPTIONS, OPTION_NAMES, check_stream, unknown_argument
 from musespark.prompts import common
 from musespark.results import ChatResult, Delta
 from musespark.session_file import Conversation, Identity, SessionFile, write_session
+from musespark.thinking.policy import THINKING_OPTIONS
 from musespark.thought_cache import DROP, THOUGHT_OPTIONS, ThoughtChoice, checked_choice
 from musespark.transfers import GivenUp, outgoing, page_sizes, restore
 from musespark.untrusted import checked_path
@@ -388,6 +390,15 @@ class Session:
             for m in self.messages
         )
         return f"<table>{rows}</table>"
+
+
+def refuse_turn_options(given: Iterable[str]) -> None:
+    """InvalidRequest for the first keyword of :meth:`Model.session` that it does not have."""
+    turn = (*OPTION_NAMES, *CHAT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS)
+    for name in given:
+        if name in turn:
+            raise InvalidRequest(f"{name}: an option of each turn; give it to session.chat")
+        raise unknown_argument(name, ("system", "adapter", *THOUGHT_OPTIONS))
 
 
 def _shown(content: Any) -> str:

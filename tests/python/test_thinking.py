@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from dataclasses import replace
+
 import pytest
 
 import musespark
@@ -372,3 +376,73 @@ def test_no_trial_of_an_end_that_is_being_written(nano) -> None:
     for budget in (17, 18, 20, 22):
         found = nano.chat(SUM, **HIGH, thinking_token_budget=budget, thinking_policy=policy)
         assert found.trials == () and found.thinking_stop_reason == "budget"
+
+
+# ---- nothing is ignored --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"confident": 0.5}, "confident: got 0.5, which does nothing without trials"),
+        ({"stable": 2}, "stable: got 2, which does nothing without trials"),
+        ({"every": 4, "margin": 1.0}, "every: got 4, which does nothing without trials"),
+        ({"least": 10}, "least: got 10, which does nothing without margin"),
+        ({"margins": 1.0}, "unknown argument 'margins'; did you mean 'margin'"),
+    ],
+)
+def test_fields_that_do_nothing_are_refused(given: dict, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        ThinkingPolicy(**given)
+
+
+def test_policies_are_data() -> None:
+    policy = ThinkingPolicy(margin=0.0, least=5, trials=4, stable=2)
+    assert replace(policy, loop=0).least == 5 and ThinkingPolicy(0.0, 5).least == 5
+    assert pickle.loads(pickle.dumps(policy)) == policy == copy.deepcopy(policy)
+
+
+def test_closing_words_that_cannot_be_written_are_refused(nano) -> None:
+    words = " That is enough."
+    count = len(nano.tokenizer.encode(words))
+    given = {**HIGH, "thinking_closing_message": words}
+    found = nano.chat(SUM, **given, thinking_token_budget=count + 1)
+    assert found.reasoning.endswith(words)
+    for budget in (count, 1, 0):
+        says = f"got {count} tokens, allowed with a budget of {budget} are at most"
+        with pytest.raises(InvalidRequest, match=f"thinking_closing_message: {says}"):
+            nano.chat(SUM, **given, thinking_token_budget=budget)
+    with pytest.raises(InvalidRequest, match="which nothing writes without a budget"):
+        nano.chat(SUM, **given, thinking_policy="off")
+    assert nano.chat(SUM, **given).reasoning  # a loop would write them
+    assert nano.chat(SUM, **HIGH, thinking_closing_message="", thinking_token_budget=1).content
+
+
+def test_closing_words_give_way_to_a_short_context(nano) -> None:
+    prompt = nano.chat(SUM, **HIGH, max_new_tokens=1).usage.prompt_tokens
+    words = {"thinking_closing_message": " That is quite enough of this now."}
+    with musespark.load(threads=1, context=prompt + 20) as small:
+        found = small.chat(SUM, **HIGH, **words, thinking_token_budget=60, max_new_tokens=15)
+        assert "enough" not in found.reasoning and found.content
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("reasoning_effort", "an option of each turn; give it to session.chat"),
+        ("thinking_policy", "an option of each turn"),
+        ("max_new_tokens", "an option of each turn"),
+        ("json_schema", "an option of each turn"),
+        ("sistem", "did you mean 'system'"),
+    ],
+)
+def test_sessions_have_no_options_of_turns(nano, name: str, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name}.*{says}"):
+        nano.session(**{name: "high"})
+
+
+def test_what_is_asked_of_files_is_known() -> None:
+    with pytest.raises(InvalidRequest, match=r"unknown argument 'contexts'.*'context'"):
+        musespark.estimate(contexts=5)
+    with pytest.raises(InvalidRequest, match=r"unknown argument 'verfy'.*'verify'"):
+        musespark.inspect(verfy=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from musespark.errors import InvalidRequest
+from musespark.options import refuse_unknown
 
 POLICIES = ("auto", "off")
 BUDGET = "thinking_token_budget"
@@ -52,6 +53,9 @@ class ThinkingPolicy:
     the probabilities of the answer's tokens is at least ``confident`` (DEER, arXiv:2504.15895) and
     ``stable`` trials in a row gave the same answer (Dynasor, arXiv:2412.20993). ``every``: thought
     tokens between two trials at least. What trials cost is in ``usage.probe_tokens``.
+
+    InvalidRequest for a field that is unknown, out of its range, or would do nothing: ``least``
+    without ``margin``, those of trials without ``trials``.
     """
 
     margin: float | None = None
@@ -61,6 +65,11 @@ class ThinkingPolicy:
     confident: float = 0.95
     stable: int = 1
     every: int = 16
+
+    def __new__(cls, *_: Any, **given: Any) -> ThinkingPolicy:
+        known = [one.name for one in fields(cls)]
+        refuse_unknown([name for name in given if name not in known], known)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if self.margin is not None and not _is_real(self.margin):
@@ -75,6 +84,16 @@ class ThinkingPolicy:
                 raise InvalidRequest(
                     f"{name}: got {value!r:.60}, allowed is an integer from {low} to {high}"
                 )
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        idle = {"least": "margin"} if self.margin is None else {}
+        if self.trials == 0:
+            idle |= dict.fromkeys(("confident", "stable", "every"), "trials")
+        for name, needed in idle.items():
+            value = getattr(self, name)
+            if value != getattr(ThinkingPolicy, name):
+                raise InvalidRequest(f"{name}: got {value!r}, which does nothing without {needed}")
 
 
 AUTO, OFF = ThinkingPolicy(), ThinkingPolicy(loop=0)

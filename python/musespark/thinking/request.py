@@ -88,6 +88,25 @@ class Thoughts:
         known = bytes(token_class(piece) for piece in pieces[: self.vocab])
         return TokenClasses(known + bytes(self.vocab - len(known)))
 
+    def refuse_unwritten(self, thinking: Thinking) -> None:
+        """InvalidRequest for a caller's closing words that could never be written. A model's own
+        are left out where a budget has no room for them, and so are the caller's where it is the
+        context that leaves none."""
+        words, budget = thinking.message, thinking.budget
+        if self.marks is None or not words:
+            return
+        if budget is None and not thinking.policy.loop:
+            raise InvalidRequest(
+                f"thinking_closing_message: got {words!r:.60}, which nothing writes without a "
+                "budget or a policy's loop"
+            )
+        count = len(self.tokenizer.encode(words))
+        if budget is not None and count >= budget:
+            raise InvalidRequest(
+                f"thinking_closing_message: got {count} tokens, allowed with a budget of {budget} "
+                f"are at most {max(budget - 1, 0)}"
+            )
+
     def asked(self, thinking: Thinking, *, tools: bool) -> dict[str, Any] | None:
         """``Request.thinking``; None where thoughts are not marked. InvalidRequest where a budget
         or a policy could do nothing. ``tools``: the turn may be a call in place of an answer."""
