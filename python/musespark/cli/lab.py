@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-STEPS = ("eval", "generate", "train", "rollouts", "rl", "plot", "curve", "export")
+STEPS = ("eval", "bench-thinking", "generate", "train", "rollouts", "rl", "plot", "curve", "export")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,6 +31,8 @@ class Reply:
 
     ``raw``: all it wrote, markers too. ``stable``: thinking tokens after which it would have stayed
     right (lab.oracle); None where nobody asked. ``computed``: tokens that went through the model.
+    ``probe_tokens`` of trial answers, and why the thought ``stopped``, as
+    :class:`musespark.ChatResult` has them. ``logprobs`` of the tokens, where they were asked for.
     """
 
     answer: str
@@ -42,6 +44,9 @@ class Reply:
     tokens: tuple[int, ...] = ()
     stable: int | None = None
     computed: int = 0
+    probe_tokens: int = 0
+    stopped: str = "none"
+    logprobs: tuple[float, ...] = ()
 
 
 #: How a model is to think: as it likes, or not at all (its thought is empty and closed).

@@ -34,6 +34,7 @@ from .tasks import EVALUATED, nlvr, pictures
 
 #: Commands that are modules with a ``main(argv)`` of their own, and what --help says of them.
 MODULES = {
+    "bench-thinking": "what may end a thought, compared; several agents",
     "train": "train Spark Nano, or go on from a checkpoint (needs torch)",
     "rl": "group-relative policy optimization (needs torch)",
     "curve": "what runs of `lab rl` say of accuracy and length",
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _module(name: str, argv: Sequence[str]) -> int:
     try:
-        module = importlib.import_module(f"musespark.lab.{name}")
+        module = importlib.import_module(f"musespark.lab.{name.replace('-', '_')}")
     except ModuleNotFoundError as error:
         raise MissingLibrary(
             f"musespark lab {name} needs {error.name}: pip install 'musespark[lab]'"

@@ -8,7 +8,7 @@ that the engine always has a full batch, whatever their tasks, tools and efforts
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import numpy as np
 import musespark
 
 from ..errors import ContextOverflow, UnsupportedModel
-from ..generation import Stream
+from ..events import Request
+from ..generation import Collector, Stream
 from . import zoom
 from .backends import EMPTY, FREE, ZOOMS, Reply
 from .item import Item, grade
@@ -28,7 +29,7 @@ from .oracle import Markers, cuts, thinking_tokens
 _UNDER_WAY = 96
 #: The effort of items that ask for none: models whose template knows no effort.
 ANY_EFFORT = "default"
-_Turn = Generator[Stream, Any, Any]
+Turn = Generator[Any, Any, Any]
 
 
 class MusesparkBackend:
@@ -69,27 +70,35 @@ class MusesparkBackend:
         *,
         thinking: str = FREE,
         oracle: bool = False,
+        options: Mapping[str, Any] | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Reply]:
-        """See :class:`lab.backends.Backend`. An item that does not fit into the context is a reply
-        that did not finish. UnsupportedModel for ``oracle`` and empty thoughts of a model whose
-        thoughts are not Muse's channels."""
-        if self._markers is None and (oracle or thinking != FREE):
+        """See :class:`lab.backends.Backend`. ``options``: of :meth:`musespark.Model.chat`, for each
+        turn. An item that does not fit into the context is a reply that did not finish.
+        UnsupportedModel for ``oracle`` and empty thoughts of a model whose thoughts are not Muse's
+        channels."""
+        if oracle or thinking != FREE:
+            self._need_channels("oracle and empty thoughts")
+        told = options or {}
+        turns = (self._conversation(i, max_new_tokens, thinking, oracle, told) for i in items)
+        return run(turns, len(items), progress)
+
+    def _need_channels(self, what: str) -> None:
+        if self._markers is None:
             raise UnsupportedModel(
-                "oracle and empty thoughts: this model's thoughts are not channels between "
-                "<|start|> and <|eom|>"
+                f"{what}: this model's thoughts are not channels between <|start|> and <|eom|>"
             )
-        turns = (self._conversation(i, max_new_tokens, thinking, oracle) for i in items)
-        return _run(turns, len(items), progress)
 
     # ---- one item -----------------------------------------------------------------------------
 
-    def _conversation(self, item: Item, limit: int, thinking: str, oracle: bool) -> _Turn:
+    def _conversation(
+        self, item: Item, limit: int, thinking: str, oracle: bool, options: Mapping[str, Any]
+    ) -> Turn:
         begun = self._markers.empty_thought if thinking == EMPTY else []
-        before = computed = 0
+        before = probed = computed = 0
         for zooms in range(ZOOMS + 1):
             try:
-                stream = self._ask(item, begun, limit, retain=oracle)
+                stream = self._ask(item, begun, limit, retain=oracle, **options)
             except ContextOverflow as error:
                 return Reply("", finished=False, raw=f"error: {error}")
             result = yield stream
@@ -102,9 +111,11 @@ class MusesparkBackend:
                 break
             _release(stream)
             before += reply.thinking_tokens
+            probed += reply.probe_tokens
             item = further
         reply.computed = computed
         reply.thinking_tokens += before
+        reply.probe_tokens += probed
         if oracle:
             reply.stable = reply.thinking_tokens
             if _right(item, reply):
@@ -112,7 +123,7 @@ class MusesparkBackend:
             _release(stream)
         return reply
 
-    def _stable(self, item: Item, reply: Reply, before: int, limit: int, stream: Stream) -> _Turn:
+    def _stable(self, item: Item, reply: Reply, before: int, limit: int, stream: Stream) -> Turn:
         """Backwards over the sentence ends for as long as a forced close answers right; all share
         the keys and values of the reply. Thinking before a zoom counts in full."""
         stable = reply.thinking_tokens
@@ -124,15 +135,27 @@ class MusesparkBackend:
             stable = before + cut.thinking
         return stable
 
+    def _request(
+        self, item: Item, limit: int, *, retain: bool = False, **options: Any
+    ) -> tuple[Request, Collector, Any]:
+        """The turn after ``item``, greedy where ``options`` say nothing else."""
+        given = {"tools": item.tools, "temperature": 0.0, "max_new_tokens": limit}
+        if item.effort != ANY_EFFORT:
+            given["reasoning_effort"] = item.effort
+        return self.model._chat_request(messages_of(item), given | options, retain=retain)
+
     def _ask(
-        self, item: Item, begun: list[int], limit: int, *, retain: bool = False, base: Any = None
+        self,
+        item: Item,
+        begun: list[int],
+        limit: int,
+        *,
+        retain: bool = False,
+        base: Any = None,
+        **options: Any,
     ) -> Stream:
         """The turn after ``item`` and what of it has ``begun`` (ids)."""
-        options = {"tools": item.tools, "temperature": 0.0, "max_new_tokens": limit}
-        if item.effort != ANY_EFFORT:
-            options["reasoning_effort"] = item.effort
-        asked = self.model._chat_request(messages_of(item), options, retain=retain)
-        request, collector, kept = asked
+        request, collector, kept = self._request(item, limit, retain=retain, **options)
         if begun:
             tokens = np.concatenate([request.tokens, np.asarray(begun, np.int32)])
             request = replace(request, tokens=tokens)
@@ -146,7 +169,7 @@ class MusesparkBackend:
     def _reply(self, result: Any) -> Reply:
         return Reply(
             result.content or "",
-            [_plain(call["function"]) for call in result.tool_calls],
+            [plain(call["function"]) for call in result.tool_calls],
             result.reasoning or "",
             self._thinking(result),
             result.finish_reason in ("stop", "tool_calls"),
@@ -155,15 +178,19 @@ class MusesparkBackend:
             computed=result.usage.prompt_tokens
             - result.usage.cached_tokens
             + result.usage.completion_tokens,
+            probe_tokens=result.usage.probe_tokens,
+            stopped=result.thinking_stop_reason,
+            logprobs=tuple(one.logprob for one in result.logprobs or ()),
         )
 
 
-def _run(turns: Iterator[_Turn], total: int, progress: Callable[[int, int], None]) -> list[Reply]:
-    """Drives the conversations, ``_UNDER_WAY`` at a time; the oldest is waited for."""
-    replies: dict[int, Reply] = {}
-    flying: deque[tuple[int, _Turn, Stream]] = deque()
+def run(turns: Iterator[Turn], total: int, progress: Callable[[int, int], None]) -> list[Any]:
+    """Drives the conversations, ``_UNDER_WAY`` at a time; the oldest is waited for. What they hand
+    out has ``drain()`` and ``close()`` as a Stream has."""
+    replies: dict[int, Any] = {}
+    flying: deque[tuple[int, Turn, Any]] = deque()
 
-    def advance(index: int, turn: _Turn, result: Any) -> None:
+    def advance(index: int, turn: Turn, result: Any) -> None:
         try:
             flying.append((index, turn, turn.send(result)))
         except StopIteration as end:
@@ -194,7 +221,7 @@ def _right(item: Item, reply: Reply) -> bool:
     return reply.finished and grade(item, reply.answer, reply.calls)
 
 
-def _plain(function: dict) -> dict:
+def plain(function: dict) -> dict:
     return {"name": function["name"], "arguments": dict(function["arguments"])}
 
 

@@ -259,12 +259,12 @@ def evaluate(
     seconds = time.monotonic() - begin
     if dump:
         pairs = zip(items, replies, strict=True)
-        lines = [json.dumps(_told(*pair), ensure_ascii=False) + "\n" for pair in pairs]
+        lines = [json.dumps(told(*pair), ensure_ascii=False) + "\n" for pair in pairs]
         write_whole(dump, "".join(lines).encode())
     return score(items, replies, seconds)
 
 
-def _told(item: Item, reply: Reply) -> dict:
+def told(item: Item, reply: Reply) -> dict:
     """An item and its reply for the dump: prompt, gold and raw output; pictures' SHA-256."""
     pictures = [
         {"shape": p.pixels.shape, "sha256": hashlib.sha256(p.pixels.tobytes()).hexdigest()}

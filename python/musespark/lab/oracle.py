@@ -69,7 +69,7 @@ def cuts(ids: Sequence[int], markers: Markers, text_of: Callable[[int], str]) ->
     """
     found: list[Cut] = []
     thinking = 0
-    for first, last in _thoughts(ids, markers):
+    for first, last in thoughts(ids, markers):
         texts = [text_of(i) for i in ids[first:last]]
         ends = [m.end() for m in _SENTENCE.finditer("".join(texts))]
         length = 0
@@ -83,11 +83,12 @@ def cuts(ids: Sequence[int], markers: Markers, text_of: Callable[[int], str]) ->
 
 def thinking_tokens(ids: Sequence[int], markers: Markers) -> int:
     """Tokens inside the thoughts of a reply, markers and headers left out."""
-    return sum(last - first for first, last in _thoughts(ids, markers))
+    return sum(last - first for first, last in thoughts(ids, markers))
 
 
-def _thoughts(ids: Sequence[int], markers: Markers) -> Iterator[tuple[int, int]]:
-    """Where the words of each thought begin and end."""
+def thoughts(ids: Sequence[int], markers: Markers) -> Iterator[tuple[int, int]]:
+    """Where the words of each thought begin and end in the ids of a reply; an open one ends with
+    it."""
     header, at = [*markers.to_self, markers.message], 0
     while (begin := _find(ids, header, at)) >= 0:
         first = begin + len(header)

@@ -1,0 +1,248 @@
+"""Several agents on one question: samples and what they make together, and contemplating.
+
+One pool of ``MOST`` samples an item gives, for any number of agents, the majority of the first so
+many, the answer with the most confidence behind it, and sampling until consensus
+(adaptive consistency, arXiv:2305.11860): exactly, for samples do not see each other. Contemplating
+(``model.chat(mode="contemplating")``), whose agents do, is run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import numpy as np
+
+import musespark
+
+from .backends import FREE, Reply
+from .engine import MusesparkBackend, plain, run
+from .evaluate import right
+from .item import Item, grade, normalize
+from .paired import Resampled, interval
+
+AGENTS = (1, 2, 4, 8, 16)
+MOST = AGENTS[-1]
+#: How samples are combined, and how contemplating does.
+VOTE, CONFIDENCE, CONSENSUS = "sampled vote", "sampled confidence", "until consensus"
+AGGREGATES = ("vote", "confidence", "refine")
+#: Sampling stops where the leading answer beats the next one with this probability.
+_CONSENSUS = 0.95
+_TEMPERATURE = 0.7
+#: Conversations that contemplate beside each other while accuracy is measured.
+_BESIDE = 4
+#: Whether this version contemplates.
+CONTEMPLATES = hasattr(musespark, "ContemplatingOptions")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``key``: equal for equal answers; None where it did not end, which is no vote. ``tokens``:
+    all that it wrote. ``logprob``: their mean, in nats."""
+
+    key: str | None
+    right: bool
+    tokens: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """What ``agents`` made of each item [n]: ``right``, ``tokens`` of all agents together; and the
+    mean wall time of a question asked alone, None where it is not one run."""
+
+    agents: int
+    aggregate: str
+    right: np.ndarray
+    tokens: np.ndarray
+    seconds: float | None = None
+
+
+# ---- samples --------------------------------------------------------------------------------
+
+
+class Sampler(MusesparkBackend):
+    """A backend that samples."""
+
+    def pool(
+        self,
+        items: Sequence[Item],
+        agents: int,
+        limit: int,
+        seed: int,
+        progress: Progress = lambda done, total: None,
+    ) -> list[list[Sample]]:
+        """``agents`` samples of each item, each with a seed of its own."""
+
+        def sampled(item: Item, agent: int) -> Any:
+            told = {
+                "temperature": _TEMPERATURE,
+                "seed": Random(f"{seed} {item.task} {item.key} {agent}").getrandbits(32),
+                "logprobs": 1,
+            }
+            reply = yield from self._conversation(item, limit, FREE, False, told)
+            return sample_of(item, reply)
+
+        turns = (sampled(item, agent) for item in items for agent in range(agents))
+        flat = run(turns, len(items) * agents, progress)
+        return [flat[at : at + agents] for at in range(0, len(flat), agents)]
+
+
+def sample_of(item: Item, reply: Reply) -> Sample:
+    """A reply as a sample."""
+    seen = reply.logprobs
+    logprob = sum(seen) / len(seen) if seen else -math.inf
+    return Sample(_key(item, reply), right(item, reply), len(reply.tokens), logprob)
+
+
+def _key(item: Item, reply: Reply) -> str | None:
+    if not reply.finished:
+        return None
+    if item.checker == "call" or reply.calls:
+        return json.dumps(reply.calls, sort_keys=True)
+    return normalize(reply.answer)
+
+
+def _backing(samples: Sequence[Sample], weight: Callable[[Sample], float]) -> Counter[str]:
+    behind: Counter[str] = Counter()
+    for sample in samples:
+        if sample.key is not None:
+            behind[sample.key] += weight(sample)
+    return behind
+
+
+def majority(samples: Sequence[Sample]) -> bool:
+    """Whether the answer that most gave is right; of equally many the one given first."""
+    return _leader_right(samples, _backing(samples, lambda one: 1))
+
+
+def most_confident(samples: Sequence[Sample]) -> bool:
+    """The same, each vote weighed by the geometric mean of its tokens' probabilities."""
+    return _leader_right(samples, _backing(samples, lambda one: math.exp(one.logprob)))
+
+
+def _leader_right(samples: Sequence[Sample], behind: Counter[str]) -> bool:
+    if not behind:
+        return False
+    leader = behind.most_common(1)[0][0]
+    return next(one.right for one in samples if one.key == leader)
+
+
+def until_consensus(samples: Sequence[Sample]) -> int:
+    """How many of ``samples`` are drawn until the first of the answers leads the second for good
+    with a probability of 0.95, under a Beta posterior of the two alone (arXiv:2305.11860, 3)."""
+    for drawn in range(1, len(samples)):
+        behind = _backing(samples[:drawn], lambda one: 1)
+        first, second = [*(votes for _, votes in behind.most_common(2)), 0, 0][:2]
+        if first and leads(int(first), int(second)) >= _CONSENSUS:
+            return drawn
+    return len(samples)
+
+
+def leads(first: int, second: int) -> float:
+    """P(p > 1/2), p of Beta(first + 1, second + 1): a binomial sum, for the counts are whole."""
+    n = first + second + 1
+    return sum(math.comb(n, k) for k in range(first + 1)) / 2**n
+
+
+def sampled(pool: Sequence[Sequence[Sample]]) -> Iterator[Crowd]:
+    """What pools of ``MOST`` samples an item give."""
+    tokens = np.array([[one.tokens for one in samples] for samples in pool])
+    for agents in AGENTS:
+        spent = tokens[:, :agents].sum(axis=1)
+        for aggregate, decide in ((VOTE, majority), (CONFIDENCE, most_confident)):
+            decided = np.array([decide(samples[:agents]) for samples in pool])
+            yield Crowd(agents, aggregate, decided, spent)
+    drawn = [until_consensus(samples) for samples in pool]
+    decided = np.array([majority(samples[:k]) for samples, k in zip(pool, drawn, strict=True)])
+    spent = np.array([row[:k].sum() for row, k in zip(tokens, drawn, strict=True)])
+    yield Crowd(MOST, CONSENSUS, decided, spent)
+
+
+# ---- contemplating --------------------------------------------------------------------------
+
+
+def contemplate(
+    model: musespark.Model, item: Item, agents: int, aggregate: str, limit: int, seed: int
+) -> tuple[bool, int]:
+    """Whether contemplating answers ``item`` right, and the tokens of all its agents."""
+    result = model.chat(
+        item.messages,
+        tools=item.tools,
+        reasoning_effort=item.effort,
+        mode="contemplating",
+        n_agents=agents,
+        aggregate=aggregate,
+        max_new_tokens=limit,
+        seed=seed,
+    )
+    calls = [plain(call["function"]) for call in result.tool_calls]
+    ended = result.finish_reason in ("stop", "tool_calls")
+    return ended and grade(item, result.content, calls), result.usage.completion_tokens
+
+
+def contemplated(
+    model: musespark.Model,
+    items: Sequence[Item],
+    limit: int,
+    seed: int,
+    progress: Progress = lambda done, total: None,
+) -> list[Crowd]:
+    """Contemplating with each number of agents and each aggregate."""
+    found: list[Crowd] = []
+    total = len(AGENTS) * len(AGGREGATES)
+    with ThreadPoolExecutor(_BESIDE) as threads:
+        for aggregate in AGGREGATES:
+            for agents in AGENTS:
+                asked = [
+                    threads.submit(contemplate, model, item, agents, aggregate, limit, seed)
+                    for item in items
+                ]
+                decided, spent = zip(*(one.result() for one in asked), strict=True)
+                found.append(Crowd(agents, aggregate, np.array(decided), np.array(spent)))
+                progress(len(found), total)
+    return found
+
+
+# ---- time and rows --------------------------------------------------------------------------
+
+
+def timed(crowd: Crowd, items: Sequence[Item], ask: Callable[[Item], object]) -> Crowd:
+    """``crowd`` with the mean wall time of ``ask`` of these items, one after the other."""
+    begin = time.perf_counter()
+    for item in items:
+        ask(item)
+    return replace(crowd, seconds=(time.perf_counter() - begin) / len(items))
+
+
+def crowd_rows(crowds: Sequence[Crowd], seed: int) -> list[dict[str, Any]]:
+    """A row for each, on the same items; ``gain_points`` over one agent of the same aggregate, or
+    of the vote, with its paired interval (lab.paired)."""
+    drawn = Resampled(len(crowds[0].right), seed)
+    single = {one.aggregate: one.right for one in crowds if one.agents == 1}
+    out = []
+    for one in crowds:
+        accuracy = drawn.mean(one.right)
+        gain = 100 * (accuracy - drawn.mean(single.get(one.aggregate, single[VOTE])))
+        tokens = drawn.mean(one.tokens)
+        row: dict[str, Any] = {
+            "agents": one.agents,
+            "aggregate": one.aggregate,
+            "n": len(one.right),
+            "correct": int(one.right.sum()),
+            "tokens": round(float(tokens[0]), 2),
+            "seconds": None if one.seconds is None else round(one.seconds, 5),
+        }
+        for name, values in (("accuracy", accuracy), ("gain_points", gain)):
+            row[name] = round(float(values[0]), 4)
+            row[f"{name}_interval"] = [round(v, 4) for v in interval(values) or ()]
+        out.append(row)
+    return out
