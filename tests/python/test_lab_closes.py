@@ -189,6 +189,7 @@ TRACE = Trace(End(True, 60), 26, TRIALS, {})
         # 10 is too early, 26 too close to 20; 9 at 40 comes once
         ({"confident": 0.0, "stable": 2, "every": 16}, End(True, 60, 12)),
         ({"confident": 0.9, "every": 16}, End(False, 20, 6)),
+        ({"confident": 0.0, "every": 12}, End(False, 20, 6)),  # from the thought's beginning on
         # a trial of one token has no end of the answer in it
         ({"confident": 0.9, "trials": 1}, End(False, 20, 10)),
     ],
@@ -204,7 +205,10 @@ def test_long_answers_are_compared_as_far_as_trials_go() -> None:
     trace = Trace(End(False, 60), 60, pair, {})
     assert stopped(trace, short) == End(False, 20, 12)
     assert stopped(trace, replace(short, trials=4)) == End(False, 60, 16)
-    assert pair[0].confidence(2) == np.float32(0.5)
+    uneven = replace(pair[0], logprobs=(math.log(0.9), math.log(0.4), math.log(0.1)))
+    assert uneven.confidence(2) == pytest.approx(0.6)
+    assert uneven.confidence(8) == pytest.approx(0.036 ** (1 / 3))
+    assert isinstance(uneven.confidence(1), np.float32)
 
 
 def test_the_first_stated_answer_and_the_oracle_of_trials() -> None:
