@@ -493,8 +493,8 @@ def test_own_items_are_asked(tmp_path, monkeypatch) -> None:
     [
         (["--tasks", "counting"], "--tasks: got 'counting', allowed are"),
         (["--levels", "insane"], "--levels: got 'insane'"),
-        (["--n", "0"], "--n: got 0, allowed is an integer >= 1"),
-        (["--contemplate", "-1"], "--contemplate: got -1, allowed is an integer >= 0"),
+        (["--n", "0"], "--n: got 0, allowed is 1 or more"),
+        (["--contemplate", "-1"], "--contemplate: got -1, allowed is 0 or more"),
         (["--max-new-tokens", "0"], "--max-new-tokens: got 0"),
         (["--report", "/nowhere/x.md"], "--report: there is no folder /nowhere"),
         (["--items", "nothing.jsonl"], "there is no file nothing.jsonl"),

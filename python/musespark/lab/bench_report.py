@@ -33,7 +33,7 @@ _ELSEWHERE = (
     ("a step of 8 agents over 2k tokens within 1.25 × the roofline, and memory", "benchmarks"),
     ("`wall(8)` on the 1B shape; a deadline within 5%", "benchmarks and tests of contemplating"),
     ("speculation: identical output, ≥ 1.8×, never below 0.97×", "`benchmarks/speculation.py`"),
-    ("failures of other engines, as tests", "`tests/python/test_thinking.py`"),
+    ("failures of other engines, as tests", "`tests/python/test_thinking_failures.py`"),
 )
 #: The colour of a family's points.
 _SHADES = {

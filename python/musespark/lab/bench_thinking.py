@@ -23,10 +23,10 @@ import numpy as np
 
 from ..errors import InvalidRequest
 from ..weights.files import write_whole
+from .arguments import at_least, check_targets, chosen_of
 from .backends import Reply
 from .bench_report import charts, markdown
 from .closes import HARD, LANDING, MESSAGE, End, Trace, Tracer
-from .command import Bar
 from .crowd import (
     CONTEMPLATES,
     MOST,
@@ -42,6 +42,7 @@ from .evaluate import items_for, right, told
 from .item import EFFORTS, LEVELS, Item
 from .items_file import read_items
 from .paired import Outcomes, Resampled, difference, rows
+from .progress import Bar
 from .stops import CONFIDENT, FULL, HALF, STABLE, Policy, budgets_of, by_budget, read_off, watched
 from .tasks import EVALUATED, pictures
 
@@ -106,14 +107,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--dump", metavar="FILE", help="write each item with its replies and their closes")
     add("--report", metavar="FILE.md", help="write what was asked and measured, with plots")
     args = parser.parse_args(argv)
-    for name in ("json", "dump", "report"):
-        path = getattr(args, name)
-        if path and not Path(path).parent.is_dir():
-            raise InvalidRequest(f"--{name}: there is no folder {Path(path).parent}")
+    check_targets({f"--{name}": getattr(args, name) for name in ("json", "dump", "report")})
     for name, least in (("n", 1), ("contemplate", 0), ("max_new_tokens", 1)):
-        if getattr(args, name) < least:
-            told = f"got {getattr(args, name)}, allowed is an integer >= {least}"
-            raise InvalidRequest(f"--{name.replace('_', '-')}: {told}")
+        at_least(least, getattr(args, name), f"--{name.replace('_', '-')}")
     return args
 
 
@@ -121,8 +117,8 @@ def _items(args: argparse.Namespace) -> list[Item]:
     if args.items:
         items = read_items(Path(args.items), list(COMPARED[:1]))[: args.n]
     else:
-        tasks = listed(args.tasks, TASKS, "tasks")
-        items = spread(tasks, listed(args.levels, LEVELS, "levels"), args.n, args.seed)
+        tasks = chosen_of(args.tasks, TASKS, "--tasks")
+        items = spread(tasks, chosen_of(args.levels, LEVELS, "--levels"), args.n, args.seed)
     for item in items:
         if item.pictures and item.tools:
             raise InvalidRequest("--items: got a picture with tools, allowed is one of them")
@@ -147,15 +143,6 @@ def spread(tasks: list[str], levels: list[str], n: int, seed: int) -> list[Item]
         seen[item.task, item.level] += 1
     kept = sorted(range(len(found)), key=lambda i: ranks[i])[:n]
     return [found[i] for i in sorted(kept)]
-
-
-def listed(text: str, allowed: Sequence[str], name: str) -> list[str]:
-    """The names in ``text``, ``all`` being every one; InvalidRequest for others."""
-    chosen = list(allowed) if text == "all" else text.split(",")
-    for one in chosen:
-        if one not in allowed:
-            raise InvalidRequest(f"--{name}: got {one!r:.60}, allowed are {', '.join(allowed)}")
-    return chosen
 
 
 # ---- policies -------------------------------------------------------------------------------
@@ -317,7 +304,7 @@ def _agents(sampler: Sampler, items: Sequence[Item], args: argparse.Namespace) -
     """Rows of several agents on the hard items, at high effort."""
     hard = [replace(i, effort="high") for i in items if i.level == LEVELS[-1]] or list(items)
     if not args.items and len(hard) < args.contemplate:
-        tasks = listed(args.tasks, TASKS, "tasks")
+        tasks = chosen_of(args.tasks, TASKS, "--tasks")
         hard = spread(tasks, [LEVELS[-1]], args.contemplate, args.seed)
     hard = hard[: args.contemplate]
     alone, limit, seed = hard[:_ALONE], args.max_new_tokens, args.seed

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,9 @@ import numpy as np
 from ..engine import Handle
 from ..events import Request, Result
 from ..text.channels import THOUGHT, ChannelParser, Turn
-from ..thinking import ThinkingPolicy
 from ..thinking.policy import OFF, Thinking
 from ..thinking.request import token_class
+from ..thinking.sentences import whole_characters
 from .backends import Reply
 from .engine import MusesparkBackend, plain, run
 from .engine import Turn as Conversation
@@ -30,11 +31,8 @@ from .evaluate import right
 from .item import Item, grade, normalize
 from .oracle import thinking_tokens, thoughts
 
-#: Of a token's class (csrc/decode/thinking.h): bytes that its last character needs, or, of one that
-#: only continues a character, gives; whether it does; whether a sentence may end with it.
-_COUNT, _CONTINUATION, _SENTENCE = 3, 4, 8
-#: Tokens of a request that say how a trial closes a thought; nothing ends it by itself.
-_TRIED = ThinkingPolicy(trials=1, loop=0)
+#: Of a token's class (csrc/decode/thinking.h): whether a sentence may end with it.
+_SENTENCE = 8
 #: How a budget ends a thought: the marker alone; the model's closing message on top of the budget,
 #: then the marker; musespark's own way, both within the budget.
 HARD, MESSAGE, LANDING = "hard cut", "hard cut + message", "budget"
@@ -116,9 +114,8 @@ class Tracer(MusesparkBackend):
         ``limit`` tokens. Without ``trials`` neither these nor the stable oracle."""
         self._need_channels("closes along a thought")
         pieces = self.model.tokenizer.all_bytes() or []
-        classes = [token_class(piece) for piece in pieces]
         turns = (
-            self._traced(_Written(self, item, reply, limit, classes), trials, budgets)
+            self._traced(_Written(self, item, reply, limit, pieces), trials, budgets)
             for item, reply in zip(items, replies, strict=True)
         )
         return run(turns, len(items), progress)
@@ -173,15 +170,17 @@ class _Written:
     """A reply under way to its trace: the requests that are made of it, and what they say."""
 
     def __init__(
-        self, backend: Tracer, item: Item, reply: Reply, limit: int, classes: Sequence[int]
+        self, backend: Tracer, item: Item, reply: Reply, limit: int, pieces: Sequence[bytes]
     ):
         self.item, self.reply, self.limit = item, reply, limit
         self.whole = End(right(item, reply), reply.thinking_tokens)
-        self._backend, self._model, self._classes = backend, backend.model, classes
+        self._backend, self._model, self._pieces = backend, backend.model, pieces
         self._ids = list(reply.tokens)
         self._spans = list(thoughts(self._ids, backend._markers)) if self.whole.thinking else []
         if self._spans:
-            self._asked: Request = backend._request(item, limit, thinking_policy=_TRIED)[0]
+            self._asked: Request = backend._request(item, limit, thinking_policy="off")[0]
+        self._marked = self._model._requests.thoughts
+        self._close = self._marked.closing(tools=bool(item.tools))
 
     # ---- places -------------------------------------------------------------------------------
 
@@ -191,7 +190,7 @@ class _Written:
         for first, last in self._spans:
             before = first
             for at in range(first, last - 1):
-                if self._classes[self._ids[at]] & _SENTENCE:
+                if token_class(self._pieces[self._ids[at]]) & _SENTENCE:
                     places.append(_Place(before, at + 1, first, thinking + at + 1 - first))
                     before = at + 1
             thinking += last - first
@@ -200,38 +199,34 @@ class _Written:
     def _after(self, tokens: int) -> int:
         """Ids of the reply up to its first so many thought tokens, as many fewer as its characters
         need to be whole."""
-        needed = counted = 0
-        whole = self._spans[0][0]
-        for first, last in self._spans:
-            for at in range(first, last):
-                if counted == tokens:
-                    return at if needed == 0 else whole
-                if needed == 0:
-                    whole = at
-                count = self._classes[self._ids[at]] & _COUNT
-                goes_on = self._classes[self._ids[at]] & _CONTINUATION
-                needed = max(0, needed - count) if goes_on else count
-                counted += 1
-        raise ValueError(f"tokens: got {tokens}, the thoughts have {counted}")
+        while tokens and not self._whole_after[tokens - 1]:
+            tokens -= 1
+        return self._places[tokens]
+
+    @cached_property
+    def _places(self) -> list[int]:
+        """Of each thought token, where it stands in the reply."""
+        return [at for first, last in self._spans for at in range(first, last)]
+
+    @cached_property
+    def _whole_after(self) -> list[bool]:
+        return whole_characters([self._pieces[self._ids[at]] for at in self._places])
 
     # ---- requests -----------------------------------------------------------------------------
 
     def computed(self) -> _Bare:
         """All of the reply; its keys and values stay."""
-        free = {"thinking": None, "trials": None, "max_new_tokens": None}
-        return self._submit(self._ids, (), None, logits="last", retain=True, **free)
+        told = {"logits": "last", "retain": True, "max_new_tokens": None}
+        return self._submit(self._ids, (), None, **told)
 
     def trial(self, place: _Place, base: _Bare) -> _Bare:
-        free = {"thinking": None, "trials": None, "logprobs": 1}
-        begun = self._ids[: place.written]
-        return self._submit(begun, self._asked.trials["close"], base, **free)
+        return self._submit(self._ids[: place.written], self._close, base, logprobs=1)
 
     def budgeted(self, budget: Budget, base: _Bare) -> _Bare | None:
         """The reply from where the budget begins to tell, the engine's own rules from there on;
         None where the thought has ended before."""
         thinking = Thinking(budget=budget.tokens, policy=OFF)
-        marked = self._model._requests.thoughts
-        rules: dict[str, Any] = marked.asked(thinking, tools=bool(self.item.tools)) or {}
+        rules: dict[str, Any] = self._marked.asked(thinking, tools=bool(self.item.tools)) or {}
         shared, tail = budget.tokens, []
         if budget.how == LANDING:
             shared = max(0, budget.tokens - len(rules["message"]) - rules["landing"])
@@ -244,7 +239,6 @@ class _Written:
         left = budget.tokens - thinking_tokens(self._ids[:written], self._backend._markers)
         more = {
             "thinking": rules | {"budget": left},
-            "trials": None,
             "max_new_tokens": left + self.limit,
             "max_answer_tokens": self.limit,
         }
@@ -264,16 +258,15 @@ class _Written:
     # ---- results ------------------------------------------------------------------------------
 
     def tried(self, place: _Place, result: Result) -> Trial:
-        close = self._asked.trials["close"]
-        ends = self._model._requests.stop_ids | {close[0]}
+        ends = self._model._requests.stop_ids | {self._close[0]}
         length = next((k for k, i in enumerate(result.tokens) if i in ends), len(result.tokens))
-        turn = self._turn(close, result)
+        turn = self._turn(self._close, result)
         sentence = self._model.tokenizer.decode(self._ids[place.before : place.written])
         return Trial(
             thinking=place.thinking,
             written=place.written,
             begin=place.begin,
-            close=len(close),
+            close=len(self._close),
             answer=tuple(result.tokens[:length]),
             logprobs=tuple(result.logprobs or ())[: length + 1],
             right=self._right(turn, result),

@@ -48,7 +48,7 @@ def sentence_ends(texts: Sequence[str], pieces: Sequence[bytes]) -> list[int]:
     White space after an end belongs to it as far as it has tokens of its own. An end inside a token
     is behind it, and none is inside a character: tokens that only begin one are left out at last.
     """
-    whole, text = _whole(pieces), "".join(texts)
+    whole, text = whole_characters(pieces), "".join(texts)
     blank, lengths = len(text) - len(text.lstrip()), [*accumulate(map(len, texts))]
     ends: list[int] = []
     for match in _END.finditer(text):
@@ -70,7 +70,7 @@ def _tokens_to(lengths: Sequence[int], end: int, after: int) -> int:
     return bisect_left(lengths, max(reached, end)) + 1
 
 
-def _whole(pieces: Sequence[bytes]) -> list[bool]:
+def whole_characters(pieces: Sequence[bytes]) -> list[bool]:
     """Whether no character is unfinished after each token; as csrc/decode/thinking.cc."""
     out, needed = [], 0
     for piece in pieces:
