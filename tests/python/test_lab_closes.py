@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import musespark
 from musespark.errors import UnsupportedModel
 from musespark.lab.backends import Reply
 from musespark.lab.closes import HARD, LANDING, MESSAGE, Budget, End, Trace, Tracer, Trial, states
@@ -25,6 +26,7 @@ from musespark.lab.stops import (
     trial_oracle,
 )
 from musespark.thinking import ThinkingPolicy
+from support.chat_folder import chat_folder
 
 LIMIT = 200
 OFF = {"thinking_policy": "off"}
@@ -152,11 +154,13 @@ def test_a_reply_without_thoughts_has_no_closes(tracer) -> None:
     assert trace == Trace(End(False, 0), 0, (), {Budget(4, HARD): End(False, 0)})
 
 
-def test_other_models_have_no_closes() -> None:
-    bare = Tracer.__new__(Tracer)
-    bare._markers = None
-    with pytest.raises(UnsupportedModel, match=r"closes along a thought: .* channels"):
-        bare.trace([], [], 1)
+def test_other_models_have_no_closes(tmp_path) -> None:
+    says = r"closes along a thought: .* channels"
+    with (
+        musespark.load(chat_folder(tmp_path), threads=1, quantize="none") as model,
+        pytest.raises(UnsupportedModel, match=says),
+    ):
+        Tracer.of(model)
 
 
 # ---- rules on canned trials ------------------------------------------------------------------

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+import musespark
+
 from ..engine import Handle
 from ..events import Request, Result
 from ..text.channels import THOUGHT, ChannelParser, Turn
@@ -98,7 +100,11 @@ class Trace:
 
 class Tracer(MusesparkBackend):
     """A backend that closes the thoughts of replies; of models whose thoughts are Muse's channels
-    (else UnsupportedModel)."""
+    (else UnsupportedModel, at once)."""
+
+    def _take(self, model: musespark.Model) -> None:
+        super()._take(model)
+        self._need_channels("closes along a thought")
 
     def trace(
         self,
@@ -112,7 +118,6 @@ class Tracer(MusesparkBackend):
     ) -> list[Trace]:
         """Traces of ``replies`` that nothing ended (thinking_policy ``off``), answers of at most
         ``limit`` tokens. Without ``trials`` neither these nor the stable oracle."""
-        self._need_channels("closes along a thought")
         pieces = self.model.tokenizer.all_bytes() or []
         turns = (
             self._traced(_Written(self, item, reply, limit, pieces), trials, budgets)
