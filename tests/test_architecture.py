@@ -252,6 +252,7 @@ RANKS = {
     "scoring": 8,
     "updating": 8,
     "batches": 8,
+    "contemplating": 8,
     "tracing": 6,
     "images": 6,
     "thought_cache": 6,

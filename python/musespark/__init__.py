@@ -42,6 +42,13 @@ _DEFINED_IN = {
     "vision.loop": ("Looked",),
     "thinking": ("ThinkingPolicy",),
     "thinking.xray": ("ThoughtXray",),
+    "contemplating": (
+        "ContemplatingOptions",
+        "ContemplationResult",
+        "AgentResult",
+        "AgentDelta",
+        "RoundResult",
+    ),
     "vision.trace": ("VisualTrace",),
     "tools": ("Tool", "ToolRun", "ToolUse"),
     "errors": (

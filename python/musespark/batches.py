@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from musespark.adapters import split_adapters
 from musespark.driver import CLOSED_MEANWHILE
-from musespark.errors import Cancelled, Error, InvalidRequest
+from musespark.encoder import fitting
+from musespark.errors import Cancelled, Error, InvalidRequest, UnsupportedModel
 from musespark.generation import Stream
 from musespark.options import OPTION_NAMES, split_seeds, unknown_argument
 
+if TYPE_CHECKING:
+    from musespark.model import Model
+
+
+def drain_in_order(streams: Sequence[Stream]) -> list[Any]:
+    """The results of streams whose requests need nobody to go on."""
+    return [stream.drain() for stream in streams]
+
 
 def run_batch(
-    prepare: Callable[[Any, Mapping[str, Any]], tuple],
-    submit: Callable[..., tuple],
+    begin: Callable[[Any, Mapping[str, Any]], Stream],
     closed: Callable[[], bool],
     items: Sequence[Any],
     options: Mapping[str, Any],
+    drain: Callable[[Sequence[Any]], list[Any]] = drain_in_order,
 ) -> list[Any]:
-    """What ``submit`` of ``prepare`` of each item gives, in one run of the engine."""
+    """The results of what ``begin`` begins with each item and its options, in one run of the
+    engine."""
     if isinstance(items, (str, bytes)) or not isinstance(items, Sequence):
         raise InvalidRequest(f"a batch is a list, not {type(items).__name__}")
     if "stream" in options:
@@ -31,9 +41,8 @@ def run_batch(
     streams: list[Stream] = []
     try:
         for item, seed, adapter in zip(items, seeds, adapters, strict=True):
-            prepared = prepare(item, {**options, "seed": seed, "adapter": adapter})
-            streams.append(Stream(*submit(*prepared)))
-        return [stream.drain() for stream in streams]
+            streams.append(begin(item, {**options, "seed": seed, "adapter": adapter}))
+        return drain(streams)
     except Error as error:
         if streams and closed() and not isinstance(error, Cancelled):
             raise Cancelled(CLOSED_MEANWHILE) from error
@@ -43,8 +52,13 @@ def run_batch(
             stream.close()
 
 
-def text_rows(texts: Any, ids: Callable[[Any, str], np.ndarray]) -> list[np.ndarray]:
-    """Token ids of one text or of each of a list."""
+def embedded(
+    model: Model, texts: Any, truncate: bool, stopped: Callable[[], bool] = lambda: False
+) -> np.ndarray:
+    """See :meth:`musespark.Model.embed`; ``stopped``: asked after each batch of texts."""
+    if model._encoder is None:
+        raise UnsupportedModel(f"{model.info.family} models write text; they give no embeddings")
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
         texts = [texts]
-    return [ids(text, f"texts[{i}]") for i, text in enumerate(texts)]
+    rows = [model._requests.ids(text, f"texts[{i}]") for i, text in enumerate(texts)]
+    return model._encoder.embed(fitting(rows, model.info.context, truncate), stopped)

@@ -109,7 +109,7 @@ class Handle:
     def __iter__(self) -> Iterator[Event]:
         try:
             while True:
-                event = self._next()
+                event = self.next_event()
                 if isinstance(event, Exception):
                     raise event
                 yield event
@@ -121,7 +121,7 @@ class Handle:
     async def __aiter__(self) -> AsyncIterator[Event]:
         try:
             while True:
-                event = await self.stream.aget()
+                event = await self.anext_event()
                 if isinstance(event, Exception):
                     raise event
                 yield event
@@ -130,7 +130,14 @@ class Handle:
         finally:
             self.cancel()
 
-    def _next(self) -> Event | Exception:
+    @property
+    def has_event(self) -> bool:
+        """Whether :meth:`next_event` would not wait."""
+        return not self.stream.events.empty()
+
+    def next_event(self) -> Event | Exception:
+        """Waits for the next event, or for the error that the request ended with: for who reads
+        several requests at once. Nothing is cancelled where it is interrupted."""
         while True:
             if error := self.stream.exhausted():
                 return error
@@ -142,6 +149,10 @@ class Handle:
                     self._driver.check()
                 if not self._driver.thread.is_alive() and self.stream.events.empty():
                     return Error("the engine's thread is gone")
+
+    async def anext_event(self) -> Event | Exception:
+        """The same for an event loop."""
+        return await self.stream.aget()
 
     def result(self) -> Result:
         """Waits for the end and returns everything."""

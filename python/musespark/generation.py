@@ -174,6 +174,11 @@ class ChatCollector:
         self._content: list[str] = []
         self.stopped = False
 
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next is thought, as far as one can know."""
+        return self._parser.kind == THOUGHT
+
     def push(self, event: Tokens) -> list[Delta]:
         deltas = []
         for index in range(len(event.ids)):
@@ -426,11 +431,14 @@ class AsyncStream(_Driven):
             return  # who reads it comes to an end
         if self._result is None and self._failure is None:
             try:
-                async for event in self.handle:
-                    self._cut(event)
+                await self._rest()
             except Error as error:  # the model was closed: result says so
                 self._failure = error
         self._closed = True
+
+    async def _rest(self) -> None:
+        async for event in self.handle:
+            self._cut(event)
 
     async def drain(self) -> Any:
         async for _ in self:

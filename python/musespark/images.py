@@ -174,8 +174,8 @@ def encoded(eyes: Eyes | None, image: Any, blind: str) -> ImageEmbedding:
 
 
 class PromptImages:
-    """The images of one prompt, in order. Made for one request. ``blind``: why there are no eyes,
-    where there are none."""
+    """The images of one prompt, in order, for one request or several alike. ``blind``: why there
+    are no eyes, where there are none."""
 
     def __init__(self, eyes: Eyes | None, sources: Sequence[Source], blind: str):
         self._eyes = eyes

@@ -15,22 +15,20 @@ import numpy as np
 from musespark import prompts
 from musespark.adapters import Adapter, Adapters
 from musespark.assets import json_asset, template_of, tokenizer_of
-from musespark.batches import run_batch, text_rows
-from musespark.encoder import Encoder, fitting
+from musespark.batches import drain_in_order, embedded, run_batch
+from musespark.contemplating import acontemplate, contemplate, drain_together
+from musespark.encoder import Encoder
 from musespark.engine import Engine, Handle, Retained, default_threads
-from musespark.errors import InvalidRequest, UnsupportedModel
+from musespark.errors import InvalidRequest
 from musespark.events import Request
 from musespark.generation import AsyncStream, Collector, Stream
 from musespark.images import Clip, encoded
 from musespark.info import chosen_notes, info_of
 from musespark.looking import look
 from musespark.memory import choose_context, kv_formats
-from musespark.options import (
-    check_stream,
-    model_defaults,
-)
+from musespark.options import CONTEMPLATING, check_stream, model_defaults
 from musespark.prefix_store import NoPrefixes, PrefixFolderStats, PrefixStore
-from musespark.requests import Requests
+from musespark.requests import PreparedChat, Requests
 from musespark.results import ChatResult, Completion, ImageAttention, ModelInfo
 from musespark.scoring import every_logit, image_attention, token_scores
 from musespark.session import Session, refuse_turn_options
@@ -162,7 +160,7 @@ class Model:
         Raises InvalidRequest (unknown or wrong option), ContextOverflow and MissingLibrary.
         """
         check_stream(stream)
-        out = Stream(*self._submit(*self._text_request(prompt, options)))
+        out = self._text_stream(prompt, options)
         return out if stream else out.drain()
 
     async def agenerate(
@@ -184,7 +182,7 @@ class Model:
     ) -> list[Completion]:
         """:meth:`generate` for several prompts in one engine run; the same results as one by one.
         ``seed`` and ``adapter`` may be lists, one for each prompt."""
-        return self._batch(self._text_request, prompts, options)
+        return self._batch(self._text_stream, prompts, options)
 
     # ---- chat ---------------------------------------------------------------------------------
 
@@ -206,9 +204,11 @@ class Model:
         budget. ``thinking_token_budget``: thought tokens at most; before it ends the model is led
         to an end, then ``thinking_closing_message`` is written; ``max_new_tokens`` counts the
         answer apart. ``thinking_policy``: a :class:`musespark.ThinkingPolicy`, ``auto`` (loops are
-        ended) or ``off``. ``mode``: auto (the model decides), instant (no thought) or thinking (a
-        thought first). What the model's template does not use raises. Others: as of
-        :meth:`generate`; ``stop``, ``json_schema``, ``regex`` and ``grammar`` are the answer's.
+        ended) or ``off``. ``mode``: auto (the model decides), instant (no thought), thinking (a
+        thought first) or contemplating (``n_agents`` answer at once, and one answer is made of
+        theirs: :class:`musespark.ContemplatingOptions`, :class:`musespark.ContemplationResult`).
+        What the model's template does not use raises. Others: as of :meth:`generate`; ``stop``,
+        ``json_schema``, ``regex`` and ``grammar`` are the answer's.
         ``continue_final_message``: the last message is the beginning of the answer, which the model
         goes on with; the result has what it adds. ``thought_cache``, ``thought_cache_tokens``: what
         becomes of thoughts' keys and values: :class:`musespark.ThoughtCache`. ``stream=True``: an
@@ -218,7 +218,7 @@ class Model:
         check_stream(stream)
         given = {"tools": tools, "reasoning_effort": reasoning_effort, "mode": mode}
         given |= {"continue_final_message": continue_final_message, **options}
-        out = Stream(*self._submit(*self._chat_request(messages, given)))
+        out = self._chat_stream(messages, given)
         return out if stream else out.drain()
 
     async def achat(
@@ -232,15 +232,19 @@ class Model:
         check_stream(stream)
         import asyncio  # here: it takes longer than mapping the weights
 
-        prepared = await asyncio.to_thread(self._chat_request, messages, options)
-        out = AsyncStream(*self._submit(*prepared))
+        if options.get("mode") == CONTEMPLATING:
+            out: AsyncStream = await acontemplate(self, messages, options)
+        else:
+            prepared = await asyncio.to_thread(self._chat_request, messages, options)
+            out = AsyncStream(*self._submit(*prepared))
         return out if stream else await out.drain()
 
     def chat_batch(
         self, conversations: Sequence[str | Sequence[Mapping[str, Any]]], **options: Any
     ) -> list[ChatResult]:
         """:meth:`chat` for several conversations in one engine run."""
-        return self._batch(self._chat_request, conversations, options)
+        drain = drain_together if options.get("mode") == CONTEMPLATING else drain_in_order
+        return self._batch(self._chat_stream, conversations, options, drain)
 
     def run_tools(self, messages: Any, tools: Tools, *, calls: int = 8, **options: Any) -> ToolRun:
         """:meth:`chat` with tools that are run: Python functions, as a list or a dict by name, or
@@ -376,7 +380,7 @@ class Model:
         cut, its last token kept (which ends it); else it raises ContextOverflow. UnsupportedModel
         for a model that generates text.
         """
-        return self._embed(texts, truncate)
+        return embedded(self, texts, truncate)
 
     async def aembed(
         self, texts: str | Sequence[str | Sequence[int]], *, truncate: bool = False
@@ -387,20 +391,9 @@ class Model:
 
         stop = threading.Event()
         try:
-            return await asyncio.to_thread(self._embed, texts, truncate, stop.is_set)
+            return await asyncio.to_thread(embedded, self, texts, truncate, stop.is_set)
         finally:
             stop.set()
-
-    def _embed(
-        self,
-        texts: str | Sequence[str | Sequence[int]],
-        truncate: bool,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> np.ndarray:
-        if self._encoder is None:
-            raise UnsupportedModel(f"{self.info.family} models write text; they give no embeddings")
-        rows = text_rows(texts, self._requests.ids)
-        return self._encoder.embed(fitting(rows, self.info.context, truncate), stopped)
 
     def update_weights(self, tensors: Mapping[str, Any]) -> None:
         """Other numbers for the model's weights, without loading it again: for rollouts of a model
@@ -473,18 +466,27 @@ class Model:
         request, collector = self._requests.text(prompt, given)
         return request, collector, self._prefixes.base_for(request)
 
-    def _chat_request(
-        self,
-        messages: str | Sequence[Mapping[str, Any]],
-        given: Mapping[str, Any],
-        *,
-        retain: bool = False,
-    ) -> tuple[Request, Collector, Retained | None]:
+    def _text_stream(self, prompt: str | Sequence[int], given: Mapping[str, Any]) -> Stream:
+        return Stream(*self._submit(*self._text_request(prompt, given)))
+
+    def _prepared_chat(
+        self, messages: Any, given: Mapping[str, Any], *, retain: bool = False
+    ) -> PreparedChat:
         if self._encoder is not None:
             self._encoder.submit()  # says what it is, whatever else is missing
-        request, collector = self._requests.chat(messages, given, retain=retain)
-        collector.asked = collector.asked.of(self)
+        prepared = self._requests.prepared(messages, given, retain=retain)
+        return replace(prepared, asked=prepared.asked.of(self))
+
+    def _chat_request(
+        self, messages: Any, given: Mapping[str, Any], *, retain: bool = False
+    ) -> tuple[Request, Collector, Retained | None]:
+        request, collector = self._prepared_chat(messages, given, retain=retain).ask()
         return request, collector, self._prefixes.base_for(request)
+
+    def _chat_stream(self, messages: Any, given: Mapping[str, Any]) -> Stream:
+        if given.get("mode") == CONTEMPLATING:
+            return contemplate(self, messages, given)
+        return Stream(*self._submit(*self._chat_request(messages, given)))
 
     def _submit(
         self, request: Request, collector: Collector, base: Retained | None = None
@@ -492,5 +494,5 @@ class Model:
         then = self._prefixes.after(request)
         return self._engine.submit(request, base=base, then=then), collector
 
-    def _batch(self, prepare: Any, items: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
-        return run_batch(prepare, self._submit, lambda: self._engine.closed, items, options)
+    def _batch(self, begin: Any, items: Any, options: Any, *drain: Any) -> list[Any]:
+        return run_batch(begin, lambda: self._engine.closed, items, options, *drain)

@@ -38,7 +38,13 @@ _NOT_APPLIED: dict[str, Any] = {
 }
 CHAT_OPTIONS = ("tools", "reasoning_effort", "mode", "continue_final_message")
 EFFORTS = ("low", "medium", "high", "xhigh")
-MODES = ("auto", "instant", "thinking")
+MODES = ("auto", "instant", "thinking")  # of one turn
+CONTEMPLATING = "contemplating"  # of several: musespark.contemplating, which has these options
+AGGREGATES = ("vote", "confidence", "refine")
+AGENT_OPTIONS = (
+    *("n_agents", "rounds", "aggregate", "consensus", "weak_window", "answer_key"),
+    *("workspace_tokens", "workspace", "calls"),
+)
 SPECULATIONS = ("auto", "off")
 MAX_LOGPROBS = 64
 MAX_TOKENS = 2**31 - 1
@@ -73,7 +79,8 @@ class GenerationOptions:
 OPTION_NAMES = tuple(f.name for f in fields(GenerationOptions) if f.name != "began")
 
 
-def _fail(name: str, value: object, allowed: str) -> InvalidRequest:
+def refused(name: str, value: object, allowed: str) -> InvalidRequest:
+    """The error for a value that an option does not take."""
     try:
         got = f"{value!r:.80}"
     except ValueError:  # an integer of more digits than Python writes
@@ -83,84 +90,86 @@ def _fail(name: str, value: object, allowed: str) -> InvalidRequest:
 
 def check_stream(value: Any) -> None:
     if not isinstance(value, bool):
-        raise _fail("stream", value, "True or False")
+        raise refused("stream", value, "True or False")
 
 
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """A whole number of a range; InvalidRequest naming both."""
     allowed = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
     if isinstance(value, bool):
-        raise _fail(name, value, allowed)
+        raise refused(name, value, allowed)
     try:
         number = operator.index(value)
     except TypeError:
-        raise _fail(name, value, allowed) from None
+        raise refused(name, value, allowed) from None
     if number < low or (high is not None and number > high):
-        raise _fail(name, value, allowed)
+        raise refused(name, value, allowed)
     return number
 
 
-def _real(name: str, value: Any, low: float, high: float, allowed: str) -> float:
+def real(name: str, value: Any, low: float, high: float, allowed: str) -> float:
+    """A finite number of a range; InvalidRequest saying what is ``allowed``."""
     if isinstance(value, (bool, str, bytes)):
-        raise _fail(name, value, allowed)
+        raise refused(name, value, allowed)
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise _fail(name, value, allowed) from None
+        raise refused(name, value, allowed) from None
     if not math.isfinite(number) or not low <= number <= high:
-        raise _fail(name, value, allowed)
+        raise refused(name, value, allowed)
     return number
 
 
 def _stop(value: Any) -> tuple[str, ...]:
     items = (value,) if isinstance(value, str) else value
     if not isinstance(items, Sequence) or not all(isinstance(s, str) and s for s in items):
-        raise _fail("stop", value, "a non-empty string or a sequence of them")
+        raise refused("stop", value, "a non-empty string or a sequence of them")
     if any("\ud800" <= char <= "\udfff" for text in items for char in text):
-        raise _fail("stop", value, "text; no text has a lone surrogate")
+        raise refused("stop", value, "text; no text has a lone surrogate")
     if len(items) > MAX_STOP_STRINGS:
-        raise _fail("stop", f"{len(items)} strings", f"at most {MAX_STOP_STRINGS}")
+        raise refused("stop", f"{len(items)} strings", f"at most {MAX_STOP_STRINGS}")
     return tuple(items)
 
 
 def _logit_bias(value: Any, vocab: int) -> dict[int, float]:
     if not isinstance(value, Mapping):
-        raise _fail("logit_bias", value, "a mapping of token id to a number")
+        raise refused("logit_bias", value, "a mapping of token id to a number")
     out = {}
     for key, bias in value.items():
-        token = _integer("logit_bias token id", key, 0, vocab - 1)
-        out[token] = _real(f"logit_bias[{token}]", bias, -1e9, 1e9, "a finite number")
+        token = integer("logit_bias token id", key, 0, vocab - 1)
+        out[token] = real(f"logit_bias[{token}]", bias, -1e9, 1e9, "a finite number")
     return out
 
 
 def _check(name: str, value: Any, vocab: int) -> Any:
     if name == "max_new_tokens":
-        return _integer(name, value, 1, MAX_TOKENS)
+        return integer(name, value, 1, MAX_TOKENS)
     if name in ("min_new_tokens", "top_k"):
-        return _integer(name, value, 0, MAX_TOKENS)
+        return integer(name, value, 0, MAX_TOKENS)
     if name == "logprobs":
-        return _integer(name, value, 0, min(MAX_LOGPROBS, vocab))
+        return integer(name, value, 0, min(MAX_LOGPROBS, vocab))
     if name == "seed":
-        return _integer(name, value, 0, 2**64 - 1)
+        return integer(name, value, 0, 2**64 - 1)
     if name == "temperature":
-        return _real(name, value, 0.0, 1e4, "a number from 0 (greedy) to 10000")
+        return real(name, value, 0.0, 1e4, "a number from 0 (greedy) to 10000")
     if name == "top_p":
-        number = _real(name, value, 0.0, 1.0, "a number in (0, 1]")
+        number = real(name, value, 0.0, 1.0, "a number in (0, 1]")
         if number == 0.0:
-            raise _fail(name, value, "a number in (0, 1]")
+            raise refused(name, value, "a number in (0, 1]")
         return number
     if name == "min_p":
-        return _real(name, value, 0.0, 1.0, "a number from 0 to 1")
+        return real(name, value, 0.0, 1.0, "a number from 0 to 1")
     if name == "repetition_penalty":
-        return _real(name, value, 1e-2, 1e2, "a number from 0.01 to 100")
+        return real(name, value, 1e-2, 1e2, "a number from 0.01 to 100")
     if name in ("presence_penalty", "frequency_penalty"):
-        return _real(name, value, -100.0, 100.0, "a number from -100 to 100")
+        return real(name, value, -100.0, 100.0, "a number from -100 to 100")
     if name == "deadline":
-        return _real(name, value, 0.0, 1e9, "seconds from now, >= 0")
+        return real(name, value, 0.0, 1e9, "seconds from now, >= 0")
     if name == "stop":
         return _stop(value)
     if name == "speculation":
         if value not in SPECULATIONS:
-            raise _fail(name, value, f"one of {list(SPECULATIONS)}")
+            raise refused(name, value, f"one of {list(SPECULATIONS)}")
         return value
     return _logit_bias(value, vocab)
 

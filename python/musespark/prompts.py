@@ -9,7 +9,7 @@ import numpy as np
 
 from musespark.errors import ContextOverflow, InvalidRequest
 from musespark.images import PromptImages
-from musespark.options import EFFORTS, MODES
+from musespark.options import CONTEMPLATING, EFFORTS, MODES
 from musespark.text import (
     ChatTemplate,
     Tokenizer,
@@ -137,10 +137,14 @@ def chooses_thinking(template: ChatTemplate) -> bool:
 
 
 def _check_mode(mode: Any, effort: Any) -> None:
-    if mode == "contemplating":
-        raise InvalidRequest("mode: 'contemplating' is not part of this version")
+    if mode == CONTEMPLATING:
+        raise InvalidRequest(
+            f"mode: got {mode!r}, which chat, achat and chat_batch have; allowed of a session's "
+            f"turn is one of {list(MODES)}"
+        )
     if not isinstance(mode, str) or mode not in MODES:
-        raise InvalidRequest(f"mode: got {mode!r:.60}, allowed is one of {list(MODES)}")
+        allowed = [*MODES, CONTEMPLATING]
+        raise InvalidRequest(f"mode: got {mode!r:.60}, allowed is one of {allowed}")
     if mode == "instant" and effort is not None:
         raise InvalidRequest(f"mode 'instant' (no thought) contradicts reasoning_effort {effort!r}")
 

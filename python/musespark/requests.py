@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from musespark.generation import ChatCollector, CompletionCollector
 from musespark.grammar import GRAMMAR_OPTIONS, Grammar, Grammars, chosen_grammar
 from musespark.images import PromptImages, without_images
 from musespark.options import (
+    AGENT_OPTIONS,
     CHAT_OPTIONS,
+    CONTEMPLATING,
     OPTION_NAMES,
     GenerationOptions,
     resolve,
@@ -118,7 +120,7 @@ class Requests:
         options = within(options, rest, self._info.context - len(ids))
         options = _without_least(options, rest, grammar)
         constraint = grammar and Constraint(self._grammars, grammar)
-        request = self._request(ids, options, adapter=adapter, constraint=constraint)
+        request = self.request(ids, options, adapter=adapter, constraint=constraint)
         decoder = self.tokenizer.stream(skip_special=True, continuing=True)
         json = grammar is not None and grammar.is_json
         return request, CompletionCollector(
@@ -133,58 +135,80 @@ class Requests:
         retain: bool = False,
     ) -> tuple[Request, ChatCollector]:
         """Of :meth:`musespark.Model.chat`."""
+        return self.prepared(messages, given, retain=retain).ask()
+
+    def prepared(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        given: Mapping[str, Any],
+        *,
+        retain: bool = False,
+    ) -> PreparedChat:
+        """A conversation for :meth:`musespark.Model.chat`, read and checked: to be asked once, or
+        with several seeds."""
+        _refuse_agents(given)
         chat, thinking = self._chat_options(given)
         apart = {*CHAT_OPTIONS, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS, "adapter"}
         rest = {name: value for name, value in given.items() if name not in apart}
         named = (*CHAT_OPTIONS, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS)
-        known = (*named, "stream", "adapter")
+        known = (*named, *AGENT_OPTIONS, "stream", "adapter")
         options = resolve(rest, self.defaults, self._spec.vocab, also_known=known)
         grammar = _chat_grammar(given)
         adapter, limit = self._adapters.id_of(given.get("adapter")), self._info.context
         messages, sources = without_images(messages)
         images = PromptImages(self.eyes, sources, self.blind)
-        ids = self._chat_ids(messages, images, **chat)
-        parser = ChannelParser.for_prompt(
-            self.protocol,
-            self.tokenizer,
-            ids,
-            tools=chat.get("tools"),
-            first_call=prompts.calls_so_far(messages) + 1,
-            ends=self.stop_ids,
-            continuing=chat.get("continue_final_message", False),
-        )
-        constraint = grammar and self._constraint(grammar, ids, chat.get("mode"))
-        asked = self._asked(messages, ids, images, given)
-        ids, rows = images.placed(ids, self.tokenizer, self._spec.hidden)
+        prompt = self._chat_ids(messages, images, **chat)
+        ids, rows = images.placed(prompt, self.tokenizer, self._spec.hidden)
         room = limit - len(ids)
         options = within(options, rest, room)
         options = _without_least(options, rest, grammar)
         options, budget, answer = with_budget(options, thinking.budget, room)
         more = self._thought_fields(given, replace(thinking, budget=budget))
-        more |= {"retain": retain, "adapter": adapter, "given": rows}
-        more |= {"constraint": constraint, "max_answer_tokens": answer}
-        request = self._request(np.asarray(ids, np.int32), options, **more)
-        policy = more["thoughts"] and more["thoughts"]["cache"]
-        continued = chat.get("continue_final_message", False)
+        more |= {"retain": retain, "adapter": adapter, "given": rows, "max_answer_tokens": answer}
+        return PreparedChat(
+            requests=self,
+            asked=self._asked(messages, prompt, images, given),
+            options=options,
+            prompt=prompt,
+            ids=np.asarray(ids, np.int32),
+            messages=messages,
+            images=images,
+            chat=chat,
+            grammar=grammar,
+            fields=more,
+        )
+
+    def collector(self, chat: PreparedChat, options: GenerationOptions) -> ChatCollector:
+        """What collects the answer to one request of ``chat``."""
+        continued = chat.chat.get("continue_final_message", False)
+        parser = ChannelParser.for_prompt(
+            self.protocol,
+            self.tokenizer,
+            chat.prompt,
+            tools=chat.chat.get("tools"),
+            first_call=prompts.calls_so_far(chat.messages) + 1,
+            ends=self.stop_ids,
+            continuing=continued,
+        )
+        thoughts = chat.fields["thoughts"]
         trace = tracer(
             self.eyes,
-            images.pictures,
-            messages,
+            chat.images.pictures,
+            chat.messages,
             self.tokenizer,
             self._info.source,
             continued=continued,
         )
-        json = grammar is not None and grammar.is_json
-        return request, ChatCollector(
+        return ChatCollector(
             parser,
             options,
             self._info.kv,
-            policy,
-            images.use,
+            thoughts and thoughts["cache"],
+            chat.images.use,
             trace,
-            json=json,
+            json=chat.grammar is not None and chat.grammar.is_json,
             decode=self.tokenizer.decode,
-            asked=asked,
+            asked=chat.asked,
         )
 
     def _asked(
@@ -266,7 +290,8 @@ class Requests:
             **chat,
         )
 
-    def _constraint(self, grammar: Grammar, prompt: Sequence[int], mode: str | None) -> Constraint:
+    def constraint(self, grammar: Grammar, prompt: Sequence[int], mode: str | None) -> Constraint:
+        """What an answer to ``prompt`` may be, of one request."""
         start = turn_start(
             self.protocol,
             self._grammars,
@@ -276,10 +301,51 @@ class Requests:
         )
         return Constraint(self._grammars, grammar, start)
 
-    def _request(self, ids: np.ndarray, options: GenerationOptions, **more: Any) -> Request:
+    def request(self, ids: np.ndarray, options: GenerationOptions, **more: Any) -> Request:
+        """One to the engine; ``more`` are its fields that are no options."""
         given = {name: getattr(options, name) for name in OPTION_NAMES if name != "stop"}
         given["draft_tokens"] = 0 if given.pop("speculation") == "off" else _DRAFT
         return Request(tokens=ids, stop_ids=sorted(self.stop_ids), **more, **given)
+
+
+@dataclass(frozen=True)
+class PreparedChat:
+    """A conversation that has been read: the work that requests with different seeds share.
+
+    ``prompt``: its ids, each run of image rows still one of them; ``ids``: int32 [n] as the engine
+    takes them. ``asked``: for results. ``chat``: options of the prompt. ``fields``: those of the request that are no
+    options.
+    """
+
+    requests: Requests
+    asked: Asked
+    options: GenerationOptions
+    prompt: Sequence[int]
+    ids: np.ndarray
+    messages: Any
+    images: PromptImages
+    chat: Mapping[str, Any]
+    grammar: Grammar | None
+    fields: Mapping[str, Any]
+
+    def ask(self, seed: int | None = None) -> tuple[Request, ChatCollector]:
+        """A request, and what collects its answer; ``seed`` in place of the options' own."""
+        options = self.options if seed is None else replace(self.options, seed=seed)
+        constraint = None
+        if self.grammar is not None:
+            mode = self.chat.get("mode")
+            constraint = self.requests.constraint(self.grammar, self.prompt, mode)
+        request = self.requests.request(self.ids, options, constraint=constraint, **self.fields)
+        return request, self.requests.collector(self, options)
+
+
+def _refuse_agents(given: Mapping[str, Any]) -> None:
+    """InvalidRequest for an option that one turn does not have."""
+    for name in AGENT_OPTIONS:
+        if given.get(name) is not None:
+            raise InvalidRequest(
+                f"{name}: got {given[name]!r:.60}, allowed is none without mode={CONTEMPLATING!r}"
+            )
 
 
 def _chat_grammar(given: Mapping[str, Any]) -> Grammar | None:

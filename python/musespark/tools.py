@@ -139,16 +139,11 @@ def run_tools(
     answers. ``calls``: how many are answered; after those the model is told to answer, once.
     ``options``: of each turn. Raises InvalidRequest, as :meth:`Model.chat` does.
     """
-    if isinstance(calls, bool) or not isinstance(calls, int) or calls < 0:
-        raise InvalidRequest(f"calls: got {calls!r:.60}, allowed is an integer >= 0")
+    check_calls(calls)
     if options.get("stream"):
         raise InvalidRequest("stream: got True; run_tools returns when the model has answered")
     known = tools_by_name(tools)
-    if isinstance(messages, str):
-        messages = [{"role": "user", "content": messages}]
-    elif not isinstance(messages, Sequence):
-        raise InvalidRequest(f"messages: got {messages!r:.60}, allowed is a str or a list")
-    run = _Run(known, list(messages), calls)
+    run = ToolConversation(known, messages, calls)
     schemas = [tool.to_openai() for tool in known.values()]
     while True:
         result = chat(run.messages, tools=schemas, **options)
@@ -178,11 +173,24 @@ def tools_by_name(tools: Tools) -> dict[str, Tool]:
     return found
 
 
-class _Run(Calling):
-    """One conversation under way, its calls answered by functions."""
+def check_calls(calls: Any) -> None:
+    """InvalidRequest where ``calls`` is no number of calls."""
+    if isinstance(calls, bool) or not isinstance(calls, int) or calls < 0:
+        raise InvalidRequest(f"calls: got {calls!r:.60}, allowed is an integer >= 0")
 
-    def __init__(self, tools: Mapping[str, Tool], messages: list[Any], calls: int):
-        super().__init__(messages, calls)
+
+class ToolConversation(Calling):
+    """One conversation under way, its calls answered by functions. ``messages``: as for
+    :meth:`Model.chat`; they are copied, and the copy grows."""
+
+    def __init__(
+        self, tools: Mapping[str, Tool], messages: str | Sequence[Mapping[str, Any]], calls: int
+    ):
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        elif not isinstance(messages, Sequence):
+            raise InvalidRequest(f"messages: got {messages!r:.60}, allowed is a str or a list")
+        super().__init__(list(messages), calls)
         self._tools, self.uses = tools, list[ToolUse]()
 
     def answer(self, index: int, call: Mapping[str, Any], *, allowed: bool) -> str:

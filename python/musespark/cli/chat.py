@@ -11,7 +11,8 @@ from typing import Any
 
 from musespark.cli import common, passphrase
 from musespark.errors import Error, InvalidRequest, SavedWithoutCache
-from musespark.options import MODES
+from musespark.options import AGGREGATES, CONTEMPLATING, MODES
+from musespark.results import Delta
 from musespark.thinking.effort import ALL_EFFORTS
 from musespark.thought_cache import THOUGHT_CACHES, THOUGHT_OPTIONS
 
@@ -54,6 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--begin", metavar="TEXT", help="with a question: how the answer begins; the model goes on"
+    )
+    parser.add_argument(
+        "--agents",
+        type=int,
+        metavar="N",
+        help="with a question: so many answer at once, and one answer is made of theirs",
+    )
+    parser.add_argument(
+        "--aggregate", choices=AGGREGATES, help="with --agents: how (default: vote)"
     )
     parser.add_argument("--no-thoughts", action="store_true", help="hide thoughts")
     parser.add_argument(
@@ -218,6 +228,24 @@ class Repl:
         options = {"reasoning_effort": self.effort, **self.options, **self.cache, **more}
         return self.model.chat(messages, continue_final_message=True, **options)
 
+    def contemplate(self, question: str, agents: int, aggregate: str | None) -> Any:
+        """An answer made of those of several agents; no part of the conversation."""
+        messages = [*self.session.messages, self._shown(question)]
+        options = {**self.options, **self.cache, "mode": CONTEMPLATING}
+        options |= {"n_agents": agents, "aggregate": aggregate, "reasoning_effort": self.effort}
+        return self.model.chat(messages, **options)
+
+    def show(self, result: Any) -> None:
+        """What :meth:`contemplate` gives: the thought and the answer of who speaks, and the votes
+        on standard error."""
+        printer = common.ChannelPrinter(common.Style(), thoughts=self.thoughts)
+        if result.reasoning:
+            printer(Delta(result.reasoning, "reasoning"))
+        printer(Delta(result.content))
+        printer.finish()
+        votes = ", ".join(f"{key!r:.60}: {weight:.3g}" for key, weight in result.votes.items())
+        common.note(f"votes: {votes or 'none'} ({len(result.agents)} agents, {result.stop_reason})")
+
     def say(self, text: str, begun: str | None = None) -> None:
         """One turn, streamed; an interrupted turn is taken out of the conversation again."""
         printer = common.ChannelPrinter(common.Style(), thoughts=self.thoughts)
@@ -253,15 +281,34 @@ def _answer(args: argparse.Namespace) -> int:
     begun = None if args.begin is None else common.text_given(args.begin, "--begin")
     secret = passphrase.for_session(args)
     with common.load_model(args, "chat") as model, Repl(model, args, secret) as repl:
-        if not args.json:
+        if args.agents is not None:
+            result = repl.contemplate(question, args.agents, args.aggregate)
+            if not args.json:
+                repl.show(result)
+                return 0
+        elif not args.json:
             repl.say(question, begun)
             return 0
-        result = repl.ask(question) if begun is None else repl.go_on(question, begun)
+        else:
+            result = repl.ask(question) if begun is None else repl.go_on(question, begun)
         common.show_json(result.to_dict())
     return 0
 
 
+def _check_agents(args: argparse.Namespace) -> None:
+    """InvalidRequest for what is of agents and there are none, and for what they do not do."""
+    if args.agents is None:
+        if args.aggregate is not None:
+            raise InvalidRequest(f"--aggregate: got {args.aggregate}, allowed with --agents alone")
+        return
+    if args.mode != "auto":
+        raise InvalidRequest(f"--mode: got {args.mode}, allowed with --agents is auto")
+    if args.begin is not None:
+        raise InvalidRequest("--begin: got a beginning, allowed with --agents is none")
+
+
 def run(args: argparse.Namespace) -> int:
+    _check_agents(args)
     common.check_files(args.image, "--image")
     common.check_target(args.session, "--session")
     if args.question is not None:
@@ -270,6 +317,8 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequest("--json: a question is needed, as in: musespark chat --json QUESTION")
     if args.begin is not None:
         raise InvalidRequest("--begin: a question is needed, which the answer is to")
+    if args.agents is not None:
+        raise InvalidRequest("--agents: a question is needed, which they answer")
     if sys.stdin is None:
         raise InvalidRequest("standard input is closed; chat reads messages from it")
     secret = passphrase.for_session(args)

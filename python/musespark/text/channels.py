@@ -122,6 +122,11 @@ class ChannelParser:
         given = {"tools": tools, "first_call": first_call, "ends": ends}
         return cls(protocol, tokenizer, opened=opened, header=header, **given)
 
+    @property
+    def kind(self) -> str | None:
+        """Of the channel that is open; None between channels."""
+        return self._machine.kind
+
     def push(self, token_id: int) -> list[Event]:
         """The events of one generated id. Raises InvalidRequest for an id out of range."""
         if self._tokenizer is None or self._decoder is None:
