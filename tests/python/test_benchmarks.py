@@ -14,6 +14,7 @@ import musespark
 
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 sys.path.append(str(BENCHMARKS))
+import contemplating  # noqa: E402
 import engines  # noqa: E402
 import environments  # noqa: E402
 import long_context  # noqa: E402
@@ -327,6 +328,15 @@ def test_every_form_of_a_shape_is_the_same_model(name, what, own_build):
     assert not list(own_build.rglob("*.partial*"))
     before = path.stat().st_mtime_ns
     assert models.build(shape, what).stat().st_mtime_ns == before
+
+
+def test_agents_over_one_prefix_are_measured(own_build, monkeypatch):
+    """That every agent writes all its tokens and memory keeps to its bound is asserted there."""
+    monkeypatch.setattr(contemplating, "least_step", lambda *_: 1.0)
+    path = models.build(tiny("llama-3.2-1b"), "q4.safetensors")
+    found = contemplating.measure_shape(path, [1, 3], prefix=200, tokens=96, rounds=1, threads=1)
+    assert found[1]["ratio_to_1"]["median"] == 1.0 and found[3]["step_s"]["n"] == 1
+    assert found[3]["memory"]["bound"] > found[1]["memory"]["bound"]
 
 
 def test_blocks_of_k_quants_decode_to_small_numbers():

@@ -105,6 +105,36 @@ def test_piped_chat_reports_errors_and_fails_at_the_end(capsys, monkeypatch):
     assert chat.HELP in out.out
 
 
+def test_agents_answer_a_question(capsys):
+    asked = ("chat", "What is 2 + 3?", "--agents", 3, "--seed", 4, "-n", 60, *FAST)
+    assert run(*asked) == 0
+    told = capsys.readouterr()
+    with musespark.load(context=256, threads=1) as model:
+        given = {"mode": "contemplating", "n_agents": 3, "seed": 4, "max_new_tokens": 60}
+        want = model.chat("What is 2 + 3?", **given)
+    assert told.out == f"{want.reasoning}\n{want.content}\n"
+    assert f"{want.answer!r}: {want.votes[want.answer]:g}" in told.err
+    assert f"(3 agents, {want.stop_reason})" in told.err
+    assert run(*asked, "--aggregate", "confidence", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["aggregate"] == "confidence" and len(result["agents"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--agents", 3], "--agents: a question is needed"),
+        (["x", "--agents", 0], "n_agents: got 0, allowed is an integer from 1 to 64"),
+        (["x", "--agents", 3, "--mode", "instant"], "--mode: got instant, allowed with --agents"),
+        (["x", "--agents", 3, "--begin", "y"], "--begin: got a beginning, allowed with --agents"),
+        (["x", "--aggregate", "vote"], "--aggregate: got vote, allowed with --agents alone"),
+    ],
+)
+def test_what_agents_do_not_do(capsys, arguments, says):
+    assert run("chat", *arguments, *FAST) == 1
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "typed, message",
     [

@@ -22,9 +22,9 @@ def answer_key(result: ChatResult) -> str | None:
 
     Tool calls: their names and arguments. Else of the text, the first of these that there is: JSON,
     its values in one order; the last ``\boxed{…}``; what follows the last "answer is", "answer:" or
-    "####"; what alone is bold in the last line; the last line. Of these four the letter case, emphasis, folded white space, a final
-    full stop, and of numbers the currency, per cent, thousands separators and idle zeros make no
-    difference.
+    "####"; what alone is bold in the last line; the last line. Of these four the letter case,
+    emphasis, folded white space, a final full stop, and of numbers the currency, per cent,
+    thousands separators and idle zeros make no difference.
     """
     if result.tool_calls:
         return " ".join(_call(call["function"]) for call in result.tool_calls)
