@@ -35,6 +35,34 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "an agent's tokens are all taken as they come",
+        "python/musespark/contemplating/drafts.py",
+        "        yield from agent.take()\n",
+        "        while agent.turn.ready and not agent.spoke:\n            yield from agent.take()\n",
+        "test_contemplating.py",
+    ),
+    Mutant(
+        "a round ends before the lead is certain",
+        "python/musespark/contemplating/votes.py",
+        "leader.weight > second + running",
+        "leader.weight > second",
+        "test_contemplating_votes.py",
+    ),
+    Mutant(
+        "agents that are stopped keep what they wrote in vain",
+        "python/musespark/contemplating/agents.py",
+        '"thought_tokens": self._thought',
+        '"thought_tokens": stats["thought_tokens"]',
+        "test_contemplating.py",
+    ),
+    Mutant(
+        "a workspace is as long as it likes",
+        "python/musespark/contemplating/run.py",
+        "            if excess <= 0:\n",
+        "            if True:\n",
+        "test_contemplating.py",
+    ),
+    Mutant(
         "the closing message is beyond the budget",
         "csrc/decode/thinking.cc",
         "const std::int64_t free = left - message;",

@@ -18,6 +18,8 @@ import musespark
 from musespark import driver as driver_module
 from musespark import engine as engine_module
 from musespark import session as session_module
+from musespark.contemplating import run as contemplating_run
+from musespark.contemplating import streams as contemplating_streams
 from musespark.engine import Engine, Request
 from support import engine_cases as cases
 from support.engine_cases import tokens
@@ -206,6 +208,24 @@ def test_a_session_survives_an_interrupt_anywhere(model) -> None:
     session.close()
     session.close()
     assert quiet(model._engine)
+
+
+def test_an_interrupted_contemplation_leaves_nothing(model) -> None:
+    functions = [
+        contemplating_run.Contemplation._begin,
+        contemplating_run.Contemplation._submit,
+        contemplating_run.Contemplation.advance,
+        contemplating_streams.contemplate,
+        contemplating_streams.ContemplationStream.__init__,
+        contemplating_streams.ContemplationStream._run,
+        contemplating_streams.ContemplationStream.go_on,
+    ]
+    given = {"mode": "contemplating", "n_agents": 2, "seed": 1, "max_new_tokens": 2}
+    wanted = model.chat(QUESTION, **given).tokens
+    found = []
+    for error in strikes(functions, lambda: found.append(model.chat(QUESTION, **given).tokens)):
+        assert quiet(model._engine), error
+    assert found and all(tokens == wanted for tokens in found)
 
 
 def test_a_session_closed_during_a_turn_keeps_no_memory(model) -> None:

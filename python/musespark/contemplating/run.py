@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from musespark.contemplating.agents import Agent, Turn, added
@@ -57,7 +57,6 @@ class Contemplation:
             )
         self._given = _agents_options(given, schemas, model._requests.defaults.temperature)
         self._asked_logprobs = bool(given.get("logprobs"))
-        self._ends: float | None = None  # by the clock
         self._prepared = self._prepare(messages)
         options = self._prepared.options
         if options.temperature == 0 and self._options.n_agents > 1:
@@ -66,8 +65,7 @@ class Contemplation:
                 "than 0: all of them would write the same"
             )
         self._seed = options.seed
-        if options.deadline is not None:
-            self._ends = clock() + options.deadline
+        self._ends = None if options.deadline is None else clock() + options.deadline
         self._rounds: list[Round] = []
         self._cancelled, self._ended_by = False, ""
         self._steps = self._run()
@@ -144,16 +142,15 @@ class Contemplation:
         return fields
 
     def _prepare(self, messages: Messages) -> PreparedChat:
-        given = self._given
-        if self._ends is not None:
-            given = {**given, "deadline": max(0.0, self._ends - self._clock())}
-        return self._model._prepared_chat(messages, given)
+        return self._model._prepared_chat(messages, self._given)
 
     def _submit(self, prepared: PreparedChat, seed: int, *, first: bool = False) -> Turn:
         if self._cancelled:  # while another thread ran a tool
             raise Cancelled("this contemplation was cancelled")
         model = self._model
         request, collector = prepared.ask(seed)
+        if self._ends is not None:  # what is left now
+            request = replace(request, deadline=max(0.0, self._ends - self._clock()))
         try:
             handle, _ = model._submit(request, collector, model._prefixes.base_for(request))
         except Error as error:
