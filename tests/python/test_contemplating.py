@@ -7,6 +7,7 @@ import gc
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -201,20 +202,20 @@ def test_an_agents_error_is_the_callers(nano) -> None:
 
 
 class Clock:
-    """Ten seconds pass when it is read the n-th time."""
+    """Ten seconds pass at once, when ``late`` is true."""
 
-    def __init__(self, late_at: int):
-        self.reads, self.late_at = 0, late_at
+    late: Callable[[], bool] = staticmethod(lambda: False)
 
     def __call__(self) -> float:
-        self.reads += 1
-        return 100.0 + 10.0 * (self.reads >= self.late_at)
+        return 110.0 if self.late() else 100.0
 
 
 def test_at_the_deadline_what_is_there_is_voted_on(nano) -> None:
     scripts = [Script(long(3), "5"), Script(long(200), "4"), Script(long(5), "5")]
-    stage = Stage(nano, scripts, most=10)
-    found = stage.contemplate(deadline=5.0, clock=Clock(10), consensus=None).drain()
+    stage, clock = Stage(nano, scripts, most=10), Clock()
+    stream = stage.contemplate(deadline=5.0, clock=clock, consensus=None)
+    clock.late = lambda: stage.handles[1].given >= 60
+    found = stream.drain()
     assert (found.stop_reason, found.finish_reason) == ("deadline", "stop")
     assert stops(found) == ["answer", "deadline", "answer"] and found.votes == {"5": 2.0}
     cut = found.agents[1]
@@ -223,8 +224,11 @@ def test_at_the_deadline_what_is_there_is_voted_on(nano) -> None:
 
 
 def test_a_deadline_before_any_answer_tells_how_far_one_came(nano) -> None:
-    stage = Stage(nano, [Script(long(90), "4"), Script(long(90), "5")], most=3)
-    found = stage.contemplate(deadline=5.0, clock=Clock(6)).drain()
+    stage, clock = Stage(nano, [Script(long(90), "4"), Script(long(90), "5")], most=3), Clock()
+    stream = stage.contemplate(deadline=5.0, clock=clock)
+    clock.late = lambda: stage.handles[0].given >= 20
+    found = stream.drain()
+    assert all(request.deadline == 5.0 for request in stage.requests)
     assert (found.stop_reason, found.finish_reason, found.answer) == ("deadline", "deadline", None)
     assert found.content == "" and found.reasoning.startswith("so so")
 
@@ -242,11 +246,11 @@ def test_the_engines_deadline_counts_too(nano) -> None:
 
 def test_a_deadline_after_a_round_keeps_its_vote(nano) -> None:
     stage = Stage(nano, [Script("x", "5"), Script("x", "5"), Script("x", "4")])
-    clock, seen = Clock(1 << 30), []
+    clock, seen = Clock(), []
+    clock.late = lambda: len(seen) == 3
 
     def key(result: Any) -> str:
         seen.append(result.content)
-        clock.late_at = 0 if len(seen) == 3 else clock.late_at
         return result.content
 
     given = {"aggregate": "refine", "consensus": None, "answer_key": key}

@@ -54,7 +54,7 @@ class ScriptedHandle(Handle):
         self.retained = None
         self.cancelled = False
         self._script, self._left, self._sizes = script, deque(enumerate(ids)), sizes
-        self._overrun, self._given = overrun, 0
+        self._overrun, self.given = overrun, 0
         self._ended = False
 
     def cancel(self) -> None:
@@ -73,7 +73,7 @@ class ScriptedHandle(Handle):
             count = min(count, self._overrun)
             self._overrun -= count
         pieces = [self._left.popleft() for _ in range(min(count, len(self._left)))]
-        self._given += len(pieces)
+        self.given += len(pieces)
         ids = [token for _, token in pieces]
         each = self._script.logprob
         logprobs = [each if isinstance(each, float) else each[i] for i, _ in pieces]
@@ -88,7 +88,7 @@ class ScriptedHandle(Handle):
             return self._script.error
         stats: dict[str, Any] = defaultdict(int, thought_stop="none", trials=[])
         stats |= {
-            "completion_tokens": self._given,
+            "completion_tokens": self.given,
             "prompt_tokens": self.prompt_tokens,
             "thought_tokens": 1 << 20,
         }
