@@ -38,7 +38,8 @@ MUTANTS = (
         "an agent's tokens are all taken as they come",
         "python/musespark/contemplating/drafts.py",
         "        yield from agent.take()\n",
-        "        while agent.turn.ready and not agent.spoke:\n            yield from agent.take()\n",
+        "        while agent.turn.ready and not agent.spoke:\n"
+        "            yield from agent.take()\n",
         "test_contemplating.py",
     ),
     Mutant(

@@ -228,7 +228,7 @@ def test_a_deadline_before_any_answer_tells_how_far_one_came(nano) -> None:
     stream = stage.contemplate(deadline=5.0, clock=clock)
     clock.late = lambda: stage.handles[0].given >= 20
     found = stream.drain()
-    assert all(request.deadline == 5.0 for request in stage.requests)
+    assert all(4.0 < request.deadline <= 5.0 for request in stage.requests)
     assert (found.stop_reason, found.finish_reason, found.answer) == ("deadline", "deadline", None)
     assert found.content == "" and found.reasoning.startswith("so so")
 
