@@ -57,7 +57,7 @@ MUTANTS = (
         "test_contemplating.py",
     ),
     Mutant(
-        "a workspace is as long as it likes",
+        "a workspace leaves the answer less than was asked for",
         "python/musespark/contemplating/run.py",
         "            if excess <= 0:\n",
         "            if True:\n",

@@ -358,24 +358,31 @@ def test_rounds_go_on_from_each_other(nano) -> None:
     assert found.content == "2" and [r.votes for r in found.rounds][1] == {"1": 1.0, "3": 1.0}
 
 
-def test_the_workspace_fits_whatever_the_context() -> None:
+TALK = [
+    {"role": "user", "content": "Rain?"},
+    {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {
+        "name": "weather", "arguments": {"city": "Oslo"}}}]},
+    {"role": "tool", "name": "weather", "tool_call_id": "1", "content": "rain"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("messages", ["Which?", TALK])
+def test_the_workspace_fits_whatever_the_context(nano, messages) -> None:
     """Down to where there is no room for a draft, which the result says."""
     drafts = [Script(long(30 + i) + ".", str(i)) for i in range(4)]
-    seen = set()
-    with musespark.load(threads=1) as nano:
-        prompt = len(nano._requests.chat("Which?", {})[0].tokens)
-    for room in (60, 90, 130, 200, 320, 700):
-        with musespark.load(threads=1, context=prompt + room) as small:
-            stage = Stage(small, [*drafts, *[Script("x", "7")] * 4])
-            given = {"n_agents": 4, "aggregate": "refine", "consensus": None}
-            found = stage.contemplate(**given, max_new_tokens=40).drain()
-            if len(found.rounds) == 1:
-                assert found.stop_reason == "context" and found.votes == dict.fromkeys("0123", 1.0)
-                seen.add("none")
-                continue
-            used = len(stage.requests[4].tokens)
-            assert prompt < used <= prompt + room - 40 and found.content == "7"
-            seen.add(asked(stage, 4).count("Draft "))
+    prompt, seen = len(nano._requests.chat(messages, {})[0].tokens), set()
+    for room in [*range(60, 140, 3), 200, 320, 700]:
+        stage = Stage(nano, [*drafts, *[Script("x", "7")] * 4])
+        stage.info = replace(nano.info, context=prompt + room)
+        given = {"n_agents": 4, "aggregate": "refine", "consensus": None, "max_new_tokens": 40}
+        found = stage.contemplate(messages, **given).drain()
+        if len(found.rounds) == 1:
+            assert found.stop_reason == "context" and found.votes == dict.fromkeys("0123", 1.0)
+            seen.add("none")
+            continue
+        used = len(stage.requests[4].tokens)
+        assert prompt < used <= prompt + room - 40 and found.content == "7"
+        seen.add(asked(stage, 4).count("Draft "))
     assert "none" in seen and 4 in seen and seen & {1, 2, 3}
 
 
