@@ -17,6 +17,7 @@ from tests.support import eyes as e
 import musespark
 from musespark import AgentDelta, ContemplationResult
 from musespark.contemplating import agent_seed
+from musespark.contemplating.agents import trial_rows
 from musespark.errors import Cancelled, ContextOverflow, InvalidRequest
 from support.chat_folder import HIDDEN, chat_folder
 from support.scripted_agents import Script, Stage
@@ -395,11 +396,13 @@ def test_the_callers_words_for_the_workspace(nano) -> None:
 
 # ---- Spark Nano: one result ----------------------------------------------------------------------
 
+TRIALS = musespark.ThinkingPolicy(trials=6, confident=0.99, stable=2, every=1)
 ONE = [
     {"n_agents": 5},
     {"n_agents": 6, "aggregate": "confidence", "weak_window": 16, "temperature": 1.2},
     {"n_agents": 4, "aggregate": "refine", "rounds": 2, "temperature": 1.3},
     {"n_agents": 8, "consensus": 0.8, "thinking_token_budget": 40, "stop": ["9"]},
+    {"n_agents": 5, "consensus": 0.7, "thinking_policy": TRIALS, "temperature": 1.2},
 ]
 
 
@@ -475,6 +478,15 @@ def test_agents_that_are_stopped_count_thoughts_as_others_do(nano) -> None:
                 seen += 1
             assert one.usage.reasoning_tokens <= whole.usage.reasoning_tokens
     assert seen
+
+
+def test_rows_of_trials_are_counted_as_the_engine_counts_them(nano) -> None:
+    given = {"reasoning_effort": "high", "temperature": 1.2, "thinking_policy": TRIALS}
+    for seed in range(8):
+        request, _ = nano._requests.chat(SUM, {**given, "seed": seed})
+        stats = nano._engine.submit(request).result().stats
+        rows = sum(trial_rows(request.trials, answer) for _, answer, _ in stats["trials"])
+        assert rows == stats["trial_tokens"] > 0
 
 
 def test_a_prompt_is_computed_once(nano) -> None:

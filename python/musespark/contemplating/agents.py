@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -12,18 +12,17 @@ from musespark.contemplating.result import AgentDelta, AgentResult
 from musespark.contemplating.votes import Vote
 from musespark.engine import Handle
 from musespark.errors import InvalidRequest
-from musespark.events import Event, Finished, Tokens
+from musespark.events import Event, Finished, Request, Tokens
 from musespark.generation import ChatCollector
 from musespark.results import ChatResult, Delta, Timings, Usage
 from musespark.tools import ToolConversation
 
 
 class Turn:
-    """A request under way. What the engine has written waits here until it is taken.
-    ``prompt_tokens``: of the request."""
+    """A request under way. What the engine has written waits here until it is taken."""
 
-    def __init__(self, handle: Handle, collector: ChatCollector, prompt_tokens: int):
-        self.handle, self._collector, self._prompt_tokens = handle, collector, prompt_tokens
+    def __init__(self, request: Request, handle: Handle, collector: ChatCollector):
+        self._request, self.handle, self._collector = request, handle, collector
         self._waiting: deque[Tokens] = deque()  # of one token each
         self._end: Finished | None = None
         self._taken = self._thought = 0
@@ -55,8 +54,8 @@ class Turn:
         if isinstance(event, Exception):
             if not self.cut:
                 raise event
-            known = {"prompt_tokens": self._prompt_tokens, "thought_stop": "none", "trials": []}
-            event = Finished("cancelled", defaultdict(int, known))
+            known = {"prompt_tokens": len(self._request.tokens), "thought_stop": "none"}
+            event = Finished("cancelled", defaultdict(int, known, trials=[]))
         if isinstance(event, Finished):
             self._end = event
         elif isinstance(event, Tokens) and not self._collector.stopped:
@@ -81,11 +80,23 @@ class Turn:
         assert self._end is not None
         end, stats = self._end, self._end.stats
         discarded = max(0, stats["completion_tokens"] - self._taken)
-        if cut is not None:  # as if the engine had stopped it after the last token that was taken
-            trials = [trial for trial in stats["trials"] if trial[0] <= self._thought]
-            end = Finished(cut, stats | {"thought_tokens": self._thought, "trials": trials})
+        if cut is not None:
+            end = Finished(cut, stats | self._stats_here(stats["trials"]))
         deltas, result = self._collector.finish(end)
         return deltas, result, discarded
+
+    def _stats_here(self, trials: Sequence[tuple]) -> dict[str, Any]:
+        """What is different had the engine ended it after the last token that was taken. Trials
+        that began before it have ended, since they hold back what follows them."""
+        trials = [trial for trial in trials if trial[0] < self._thought]
+        rows = sum(trial_rows(self._request.trials or {}, answer) for _, answer, _ in trials)
+        return {"thought_tokens": self._thought, "trials": trials, "trial_tokens": rows}
+
+
+def trial_rows(params: Mapping[str, Any], answer: Sequence[int]) -> int:
+    """Rows that the engine computed for a trial: of the last token of one that was cut there is
+    none (csrc/decode/trials.cc)."""
+    return len(params["close"]) + len(answer) - (len(answer) == params["tokens"])
 
 
 def _each(event: Tokens) -> Iterator[Tokens]:

@@ -157,7 +157,7 @@ class Contemplation:
             if model._engine.closed and not first:
                 raise Cancelled(CLOSED_MEANWHILE) from error
             raise
-        return Turn(handle, collector, len(request.tokens))
+        return Turn(request, handle, collector)
 
     def _undecided(self) -> bool:
         """Whether a further round has something to refine."""
