@@ -173,19 +173,19 @@ class Requests:
             ids=np.asarray(ids, np.int32),
             messages=messages,
             images=images,
-            chat=chat,
+            prompt_options=chat,
             grammar=grammar,
             fields=more,
         )
 
     def collector(self, chat: PreparedChat, options: GenerationOptions) -> ChatCollector:
         """What collects the answer to one request of ``chat``."""
-        continued = chat.chat.get("continue_final_message", False)
+        continued = chat.prompt_options.get("continue_final_message", False)
         parser = ChannelParser.for_prompt(
             self.protocol,
             self.tokenizer,
             chat.prompt,
-            tools=chat.chat.get("tools"),
+            tools=chat.prompt_options.get("tools"),
             first_call=prompts.calls_so_far(chat.messages) + 1,
             ends=self.stop_ids,
             continuing=continued,
@@ -313,7 +313,7 @@ class PreparedChat:
     """A conversation that has been read: the work that requests with different seeds share.
 
     ``prompt``: its ids, each run of image rows still one of them; ``ids``: int32 [n] as the engine
-    takes them. ``asked``: for results. ``chat``: options of the prompt. ``fields``: those of the request that are no
+    takes them. ``asked``: for results. ``fields``: those of the request that are no
     options.
     """
 
@@ -324,7 +324,7 @@ class PreparedChat:
     ids: np.ndarray
     messages: Any
     images: PromptImages
-    chat: Mapping[str, Any]
+    prompt_options: Mapping[str, Any]
     grammar: Grammar | None
     fields: Mapping[str, Any]
 
@@ -333,7 +333,7 @@ class PreparedChat:
         options = self.options if seed is None else replace(self.options, seed=seed)
         constraint = None
         if self.grammar is not None:
-            mode = self.chat.get("mode")
+            mode = self.prompt_options.get("mode")
             constraint = self.requests.constraint(self.grammar, self.prompt, mode)
         request = self.requests.request(self.ids, options, constraint=constraint, **self.fields)
         return request, self.requests.collector(self, options)

@@ -626,6 +626,12 @@ def test_options_of_agents_need_the_mode_and_the_mode_is_spelled_so(nano) -> Non
 # ---- showing -------------------------------------------------------------------------------------
 
 
+def test_the_thought_of_who_speaks_is_explained(nano) -> None:
+    found = nano.chat(SUM, **THINK, n_agents=3, seed=1)
+    xray = found.explain_thinking()
+    assert xray.answer == found.content and "".join(s.text for s in xray.sentences)
+
+
 def test_a_result_shows_its_agents(nano) -> None:
     scripts = [Script("<b>", "5"), Script("x", "5"), Script(long(30), "4")]
     found = Stage(nano, scripts).contemplate().drain()
