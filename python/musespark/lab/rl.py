@@ -24,6 +24,7 @@ import torch
 from ..errors import InvalidRequest
 from . import checkpoint, network, protocol
 from . import tokenizer as tok
+from .arguments import at_least, chosen_of
 from .backends import Reply
 from .engine import MusesparkBackend
 from .item import EFFORTS, LEVELS, Item, compose, grade
@@ -235,14 +236,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--threads", type=int)
     p.add_argument("--no-compile", action="store_true")
     args = p.parse_args(argv)
-    args.tasks = args.tasks.split(",")
-    for task in args.tasks:
-        if task not in TASKS:
-            raise InvalidRequest(f"--tasks: got {task!r:.60}, allowed are {', '.join(TASKS)}")
+    args.tasks = chosen_of(args.tasks, TASKS, "--tasks")
     for name, least in (("problems", 1), ("group", 2), ("measure_every", 1)):
-        if getattr(args, name) < least:
-            shown = name.replace("_", "-")
-            raise InvalidRequest(f"--{shown}: got {getattr(args, name)}, must be {least} or more")
+        at_least(least, getattr(args, name), f"--{name.replace('_', '-')}")
     if not args.lam >= 0:
         raise InvalidRequest(f"--lam: got {args.lam}, must be 0 or more")
     args.levels = phases(args.levels)

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 
-from ..errors import InvalidRequest
+from .arguments import at_least, check_targets, chosen_of
 from .backends import Reply
 from .engine import MusesparkBackend
 from .item import EFFORTS, LEVELS, WRONG_CLOSE, WRONG_OPEN, Item, compose, grade
@@ -85,17 +85,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int)
     args = p.parse_args(argv)
-    for name, allowed in (("tasks", TASKS), ("efforts", EFFORTS)):
-        chosen = getattr(args, name).split(",")
-        for one in chosen:
-            if one not in allowed:
-                raise InvalidRequest(f"--{name}: got {one!r:.60}, allowed are {', '.join(allowed)}")
-        setattr(args, name, chosen)
+    args.tasks = chosen_of(args.tasks, TASKS, "--tasks")
+    args.efforts = chosen_of(args.efforts, EFFORTS, "--efforts")
     for name in ("n", "samples", "keep"):
-        if getattr(args, name) < 1:
-            raise InvalidRequest(f"--{name}: got {getattr(args, name)}, must be 1 or more")
-    if not Path(args.out).parent.is_dir():
-        raise InvalidRequest(f"OUT: there is no folder {Path(args.out).parent}")
+        at_least(1, getattr(args, name), f"--{name}")
+    check_targets({"OUT": args.out})
     return args
 
 
