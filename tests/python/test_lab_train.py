@@ -168,11 +168,26 @@ def test_heads_learn_from_labelled_patches_only():
     heads = network.PatchHeads(8)
     features = torch.randn(2, 64, 8, generator=torch.manual_seed(0), requires_grad=True)
     nothing = torch.full((2, 16, 16, 3), 255, dtype=torch.uint8)
-    assert float(heads(features, nothing)) == 0
+    torch.nn.init.zeros_(heads.place.weight)
+    torch.nn.init.zeros_(heads.place.bias)
+    chance = 2 * float(np.log(8))  # of a token's own row and column, which every token is asked for
+    assert float(heads(features, nothing)) == pytest.approx(chance)
     nothing[1, 5, 7] = 1  # token row 2, column 3
     heads(features, nothing).backward()
     touched = features.grad.abs().sum(-1).nonzero().tolist()
     assert touched == [[1, 2 * 8 + 3]]
+
+
+def test_heads_ask_each_token_for_its_row_and_column():
+    heads = network.PatchHeads(16)
+    nothing = torch.full((1, 16, 16, 3), 255, dtype=torch.uint8)
+    row, column = torch.arange(64) // 8, torch.arange(64) % 8
+    own = torch.cat((torch.eye(8)[row], torch.eye(8)[column]), -1)[None]
+    with torch.no_grad():
+        heads.place.weight.copy_(30 * torch.eye(16))
+        heads.place.bias.zero_()
+    assert float(heads(own, nothing)) == pytest.approx(0, abs=1e-6)
+    assert float(heads(own.transpose(1, 2).roll(1, -1).transpose(1, 2), nothing)) > 10
 
 
 def test_plain_attention_equals_sdpa():

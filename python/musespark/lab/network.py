@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.muse_glimmer.modeling_muse_glimmer import apply_rotary_pos_emb_vision
 
 from . import tokenizer as tok
-from .raster import LABELS, PATCH, SIZE
+from .raster import CELL, LABELS, PATCH, SIZE
 
 WINDOW = 256
 #: Text tower by size: (layers, hidden, intermediate, heads, KV heads). "nano" ships; "large" is
@@ -176,16 +176,25 @@ class Sight(torch.nn.Module):
 
 class PatchHeads(torch.nn.Module):
     """Throw-away heads: from what stands at an image token, the class, color and character of each
-    of its four patches. They help a young tower and are not part of the model."""
+    of its four patches, and the token's own row and column. They help a young tower and are not
+    part of the model.
+
+    Without the last a tower of 37 M tokens told things well (95% of the classes, 99% of the colors)
+    and places not at all: a linear probe found the row of a token in one of five.
+    """
 
     def __init__(self, hidden: int):
         super().__init__()
         self.linear = torch.nn.Linear(hidden, 4 * sum(LABELS))
+        self.place = torch.nn.Linear(hidden, 2 * (SIZE // CELL))
 
     def forward(self, features: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy; what is nothing counts a tenth. ``seen`` [n, 16, 16, 3]."""
         n, cells, _ = features.shape
         side = int(cells**0.5)
+        at = torch.arange(cells, device=features.device).repeat(n)
+        row, column = self.place(features).float().view(n * cells, 2, side).unbind(1)
+        places = F.cross_entropy(row, at // side) + F.cross_entropy(column, at % side)
         truth = seen.view(n, side, 2, side, 2, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, 3).long()
         logits = self.linear(features).float().view(-1, sum(LABELS))
         total = torch.zeros((), device=features.device)
@@ -194,7 +203,7 @@ class PatchHeads(torch.nn.Module):
             weight = known * torch.where(truth[:, k] == 0, 0.1, 1.0)
             losses = F.cross_entropy(part, truth[:, k].clamp(max=LABELS[k] - 1), reduction="none")
             total = total + (losses * weight).sum() / (weight.sum() + 1)
-        return total
+        return total + places
 
 
 class PackedLoss(torch.nn.Module):

@@ -123,7 +123,8 @@ class Trainer:
         state = torch.load(self.out / "last.pt", map_location=self.device, weights_only=True)
         checkpoint.load_weights(self.model, state["model"])
         if "heads" in state:
-            self.loss.heads.load_state_dict(state["heads"])
+            # Heads are thrown away: what an older checkpoint has none of begins afresh.
+            self.loss.heads.load_state_dict(state["heads"], strict=False)
         if "optimizer" in state:
             self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.tokens, self.decay_from = (
