@@ -44,13 +44,13 @@ def natural(nano):
 # ---- the budget, on a model that thinks ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [1, 5, 14, 15, 16, 17, 30, 41, 60])
+@pytest.mark.parametrize("budget", [1, 5, 14, 30, 55, 56, 57])
 def test_a_budget_is_kept_and_the_answer_follows(nano, natural, budget: int) -> None:
     found = nano.chat(SUM, **HIGH, thinking_token_budget=budget)
     message = len(nano.tokenizer.encode(CLOSING))
     assert found.thinking_stop_reason == "budget" and found.finish_reason == "stop"
     assert found.usage.reasoning_tokens <= budget
-    assert found.reasoning.count("Time is up") == (budget > message)
+    assert found.reasoning.count("Time is up") == (budget >= 4 * message)
     own = found.reasoning.removesuffix(CLOSING)
     assert natural.reasoning.startswith(own)
     if not own.endswith("."):  # no sentence ended in the landing: the budget is used to the last
@@ -374,7 +374,8 @@ def test_no_effort_where_a_template_always_thinks(tmp_path) -> None:
 def test_no_trial_of_an_end_that_is_being_written(nano) -> None:
     policy = ThinkingPolicy(trials=8, confident=0.0, every=1)
     for budget in (17, 18, 20, 22):
-        found = nano.chat(SUM, **HIGH, thinking_token_budget=budget, thinking_policy=policy)
+        options = {"thinking_closing_message": CLOSING, "thinking_token_budget": budget}
+        found = nano.chat(SUM, **HIGH, **options, thinking_policy=policy)
         assert found.trials == () and found.thinking_stop_reason == "budget"
 
 
