@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant(
         "the closing message is beyond the budget",
         "csrc/decode/thinking.cc",
-        "const std::int64_t free = left - message;",
+        "const std::int64_t free = message ? left - length : left;",
         "const std::int64_t free = left;",
         "test_thinking.py",
     ),
@@ -80,9 +80,23 @@ MUTANTS = (
     Mutant(
         "after its budget a model thinks again",
         "csrc/decode/thinking.cc",
-        "return left > 0 ? rule : outside(params, tokens);",
+        "return left > 0 && !late ? rule : outside(params, tokens);",
         "return rule;",
         "test_thinking.py",
+    ),
+    Mutant(
+        "signals of a draft's first token for all of it",
+        "csrc/decode/speculation.cc",
+        "const Job job{.entry = &entry, .row = rows + kept * vocab};",
+        "const Job job{.entry = &entry, .row = rows};",
+        "test_signals.py",
+    ),
+    Mutant(
+        "the largest values are looked for in whole blocks alone",
+        "csrc/decode/signals.cc",
+        "count_((row.size() + size_ - 1) / size_)",
+        "count_(std::max<std::size_t>(1, row.size() / size_))",
+        "test_signals.py",
     ),
     Mutant(
         "a thought ends before its trial has",

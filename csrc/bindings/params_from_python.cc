@@ -28,6 +28,27 @@ ThoughtParams read_thoughts(DictReader d) {
   return out;
 }
 
+Stopper read_stopper(DictReader d) {
+  Stopper out;
+  DictReader weights = d.dict("weights");
+  for (std::size_t i = 0; i < kFeatureNames.size(); ++i) {
+    const std::string name(kFeatureNames[i]);
+    if (weights.has(name.c_str())) out.weights[i] = weights.real(name.c_str());
+  }
+  weights.finish();
+  out.bias = d.real("bias");
+  out.threshold = d.real("threshold");
+  d.finish();
+  return out;
+}
+
+ThoughtStoppers read_stoppers(DictReader& d) {
+  ThoughtStoppers out;
+  if (d.has("stopper")) out.confident = read_stopper(d.dict("stopper"));
+  if (d.has("hopeless")) out.hopeless = read_stopper(d.dict("hopeless"));
+  return out;
+}
+
 ThinkingParams read_thinking(DictReader d) {
   ThinkingParams out;
   if (d.has("budget")) out.budget = d.integer("budget");
@@ -36,6 +57,9 @@ ThinkingParams read_thinking(DictReader d) {
   if (d.has("margin")) out.margin = static_cast<float>(d.real("margin"));
   if (d.has("least")) out.least = d.integer("least");
   if (d.has("loop")) out.loop = d.integer("loop");
+  if (d.has("signals")) out.signals = d.boolean("signals");
+  out.stoppers = read_stoppers(d);
+  if (d.has("deadline_s")) out.deadline_s = d.real("deadline_s");
   if (d.has("message")) out.message = ids_from_python(d.value("message"), d.path("message"));
   out.close = static_cast<std::int32_t>(d.integer("close", 0, kMostIds));
   if (d.has("header")) out.header = ids_from_python(d.value("header"), d.path("header"));
@@ -63,6 +87,7 @@ TrialParams read_trials(DictReader d) {
   if (d.has("confident")) out.confident = static_cast<float>(d.real("confident"));
   if (d.has("stable")) out.stable = d.integer("stable");
   if (d.has("every")) out.every = d.integer("every");
+  out.stoppers = read_stoppers(d);
   out.close = ids_from_python(d.value("close"), d.path("close"));
   d.finish();
   return out;

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -46,17 +48,34 @@ py::list top_list(const std::vector<TokenLogprob>& top) {
   return out;
 }
 
-py::tuple event_tuple(const TokensEvent& event) {
-  py::list ids, logprobs, tops;
-  const bool with_logprobs = !event.tokens.empty() && !event.tokens.front().top.empty();
-  for (const SampledToken& token : event.tokens) {
-    ids.append(token.token);
-    if (!with_logprobs) continue;
-    logprobs.append(token.logprob);
-    tops.append(top_list(token.top));
+// float32 [tokens, 4]; NaN for tokens without any, None where no token has them.
+py::object signals_array(const std::vector<SampledToken>& tokens) {
+  const auto has = [](const SampledToken& token) { return token.signals.has_value(); };
+  if (std::ranges::none_of(tokens, has)) return py::none();
+  py::array_t<float> out({static_cast<py::ssize_t>(tokens.size()), py::ssize_t{4}});
+  float* to = out.mutable_data();
+  for (const SampledToken& token : tokens) {
+    constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+    const TokenSignals s = token.signals.value_or(TokenSignals{kNone, kNone, kNone, kNone});
+    for (const float value : {s.margin, s.logprob, s.entropy, s.confidence}) *to++ = value;
   }
-  if (!with_logprobs) return py::make_tuple("tokens", event.id, ids, py::none(), py::none());
-  return py::make_tuple("tokens", event.id, ids, logprobs, tops);
+  return out;
+}
+
+py::tuple event_tuple(const TokensEvent& event) {
+  py::list ids;
+  for (const SampledToken& token : event.tokens) ids.append(token.token);
+  py::object logprobs = py::none(), tops = py::none();
+  if (!event.tokens.empty() && !event.tokens.front().top.empty()) {
+    py::list chosen, best;
+    for (const SampledToken& token : event.tokens) {
+      chosen.append(token.logprob);
+      best.append(top_list(token.top));
+    }
+    logprobs = chosen;
+    tops = best;
+  }
+  return py::make_tuple("tokens", event.id, ids, logprobs, tops, signals_array(event.tokens));
 }
 
 // The array owns the event's numbers: a copy might not fit where they just did.
@@ -286,6 +305,18 @@ py::tuple sample_row(const py::array_t<float, py::array::c_style>& row, std::uin
   return py::make_tuple(out.token, out.logprob, top_list(out.top));
 }
 
+py::tuple signals_of(const py::array_t<float, py::array::c_style>& row, std::int32_t token,
+                     std::int32_t close) {
+  if (row.ndim() != 1 || std::min(token, close) < 0 || std::max(token, close) >= row.size()) {
+    DictReader::fail("row", std::to_string(row.size()) + " values", "one for each id");
+  }
+  std::vector<float> memory;
+  const FloatEnv environment;
+  const std::span<const float> values(row.data(), static_cast<std::size_t>(row.size()));
+  const TokenSignals s = token_signals(values, token, close, memory);
+  return py::make_tuple(s.margin, s.logprob, s.entropy, s.confidence);
+}
+
 void register_engine_testing(py::module_& m) {
   auto testing = m.def_submodule("testing");
   py::class_<PrefillPace>(testing, "PrefillPace")
@@ -315,6 +346,8 @@ void register_engine_testing(py::module_& m) {
               py::arg("completion") = py::tuple(), py::arg("allowed") = py::none(),
               py::arg("blocked") = py::tuple(),
               "(token, logprob, top) of one row of logits; see csrc/decode/sampler.h.");
+  testing.def("signals", &signals_of, py::arg("row"), py::kw_only(), py::arg("token"),
+              py::arg("close"), "Of one row of logits: csrc/decode/signals.h.");
 }
 
 template <class Method>
@@ -352,10 +385,7 @@ void register_transfers(py::class_<PyEngine>& engine) {
       .def("windows", &PyEngine::windows, "The attention window of each page class; 0: none.");
 }
 
-}  // namespace
-
-void register_engine(py::module_& m) {
-  using unlocked = py::call_guard<py::gil_scoped_release>;
+void register_thinking(py::module_& m) {
   py::class_<TokenClasses, std::shared_ptr<TokenClasses>>(m, "TokenClasses")
       .def(py::init([](const py::bytes& of) {
              const std::string_view bytes(of);
@@ -363,6 +393,16 @@ void register_engine(py::module_& m) {
                  std::vector<std::uint8_t>(bytes.begin(), bytes.end()));
            }),
            py::arg("of"), "A byte for each token of a vocabulary: csrc/decode/thinking.h.");
+  py::list features;
+  for (const std::string_view name : kFeatureNames) features.append(std::string(name));
+  m.attr("stopper_features") = py::tuple(features);  // csrc/decode/stopper.h
+}
+
+}  // namespace
+
+void register_engine(py::module_& m) {
+  using unlocked = py::call_guard<py::gil_scoped_release>;
+  register_thinking(m);
   py::class_<PyEngine> engine(
       m, "Engine",
       "The engine of one model. Thread-safe, but run_until is for one thread at a time.\n"
@@ -400,8 +440,8 @@ void register_engine(py::module_& m) {
       .def("run_until", &PyEngine::run_until, py::arg("max_seconds") = 0.02,
            "Steps until the time is over, a sequence ended, logits came or nothing is left. "
            "Returns\n"
-           "events: ('tokens', id, ids, logprobs|None, tops|None), ('logits', id, first, array),\n"
-           "('rows_wanted', id, index of params['given']),\n"
+           "events: ('tokens', id, ids, logprobs|None, tops|None, signals|None),\n"
+           "('logits', id, first, array), ('rows_wanted', id, index of params['given']),\n"
            "('finished', id, reason, (kind, message)|None, stats).")
       .def(
           "has_work", [](PyEngine& self) { return self.engine().has_work(); }, unlocked(),

@@ -120,6 +120,12 @@ void register_elements(py::module_& m) {
     return py::array_t<float>(1,
                               std::array{level(isa).exp_sum(x.data(), max, x.size(), to)}.data());
   });
+  m.def("exp_moments", [](const std::string& isa, const Row& x, float max) {
+    const FloatEnv env;
+    py::array_t<float> sums(2);
+    level(isa).exp_moments(x.data(), max, x.size(), sums.mutable_data());
+    return sums;
+  });
 }
 
 void register_rotations(py::module_& m) {

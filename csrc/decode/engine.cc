@@ -224,9 +224,13 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
   const auto now = Clock::now();
   auto entry = std::make_unique<Entry>(std::move(tokens), std::move(params), vocab, limit);
   entry->submitted = now;
-  if (entry->params.deadline_s) {
-    entry->deadline = now + std::chrono::duration_cast<Clock::duration>(
-                                std::chrono::duration<double>(*entry->params.deadline_s));
+  const auto later = [now](double seconds) {
+    return now +
+           std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  };
+  if (const auto& after = entry->params.deadline_s) entry->deadline = later(*after);
+  if (const auto& after = entry->params.thinking.deadline_s) {
+    entry->thinking_deadline = later(*after);
   }
   const std::lock_guard lock(mutex);
   if (entry->params.adapter) entry->adapter = adapter_of(*entry->params.adapter, "adapter");

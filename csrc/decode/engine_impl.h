@@ -155,13 +155,15 @@ struct Engine::Impl {
   std::int64_t trial_bytes(const RequestParams& params) const;
   bool wants_trial(const Entry& entry) const;
   bool waits_for_trial(const Entry& entry, std::int32_t token) const;
+  TrialRow trial_row(const Entry& entry, const float* row, SamplerScratch& memory) const;
   void begin_trial(Entry& entry);
   void take_sampled(Entry& entry, SampledToken token, Clock::time_point now);
   void book_trial(Entry& entry, std::span<Job> done, Clock::time_point now);
   void settle_trial(Entry& entry, Clock::time_point now);
   void rewind_to_trial(Entry& entry);
   void drop_trial(Entry& entry);
-  void end_by_trial(Entry& entry, Clock::time_point now);
+  ThoughtStop trial_stop(Entry& entry) const;
+  void end_by_trial(Entry& entry, ThoughtStop why, Clock::time_point now);
   void choose_trial_rows();
 
   // step.cc
@@ -175,6 +177,10 @@ struct Engine::Impl {
   void collect_jobs(std::size_t first, std::size_t count);
   void constrain_jobs();
   SampledToken choose(Entry& entry, const Job& job, SamplerScratch& memory) const;
+  SampledToken forced(const Entry& entry, const float* row, std::int32_t token,
+                      SamplerScratch& memory) const;
+  SampledToken with_signals(const Entry& entry, const float* row, SampledToken token,
+                            SamplerScratch& memory) const;
   void run_jobs();
   bool keeps_prefixes(const Entry& entry) const;
   void remember(Entry& entry);

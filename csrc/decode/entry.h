@@ -74,6 +74,11 @@ struct Entry {
     return *params.max_answer_tokens - (stats.completion_tokens - thought);
   }
 
+  // Whether a token ends the thought that is under way.
+  bool ends_thought(std::int32_t token) const {
+    return std::ranges::find(params.thoughts.closes, token) != params.thoughts.closes.end();
+  }
+
   PrefixKey prefix_key() const { return {params.adapter.value_or(-1), short_rope}; }
   void mark(std::int64_t length) {
     if (std::ranges::find(marks, length) == marks.end()) marks.push_back(length);
@@ -104,7 +109,7 @@ struct Entry {
   // many in a row gave the same answer.
   std::optional<Trial> trial;
   std::optional<SampledToken> held;
-  SampledToken closing;  // the marker as the sequence's last row has it
+  TrialRow trial_row;  // where one begins with the sequence's last row
   std::int64_t tried_at = 0, agreed = 0;
   // thought_pages.cc: of thoughts that have ended, the slots first .. second - 1 of `kv`; and of
   // the one whose rows were evicted last, its index and its first slot.
@@ -141,7 +146,7 @@ struct Entry {
   std::vector<SampledToken> unreported;
 
   RequestStats stats;
-  std::optional<Clock::time_point> deadline;
+  std::optional<Clock::time_point> deadline, thinking_deadline;
   Clock::time_point submitted, admitted, first_token;
 };
 

@@ -26,11 +26,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "base/errors.h"
+#include "decode/signals.h"
 
 namespace musespark {
 
@@ -69,6 +71,7 @@ struct SampledToken {
   std::int32_t token = -1;
   float logprob = 0;              // of the model's own distribution; only where logprobs > 0
   std::vector<TokenLogprob> top;  // most likely first, ties by id
+  std::optional<TokenSignals> signals{};  // of a thought's token, where they are taken
 };
 
 // What may be chosen of one row, beside the parameters.

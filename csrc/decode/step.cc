@@ -264,19 +264,35 @@ SampledToken Engine::Impl::choose(Entry& entry, const Job& job, SamplerScratch& 
   Choice choice{.allowed = job.allowed,
                 .blocked = entry.stop.blocked(entry.stats.completion_tokens)};
   const ThinkingParams& thinking = entry.params.thinking;
-  if (wants_trial(entry)) {  // of this row, should the trial that begins here end the thought
-    entry.closing = entry.sampler.forced(job.row, entry.params.trials.close.front(), memory);
-  }
+  if (wants_trial(entry)) entry.trial_row = trial_row(entry, job.row, memory);
   if (thinking.watches()) {
-    const ThinkingControl::Rule rule = entry.thinking.next(thinking, entry.thoughts, entry.tokens,
-                                                           entry.stats.prompt_tokens, job.row);
-    if (rule.forced >= 0) return entry.sampler.forced(job.row, rule.forced, memory);
+    const bool late = entry.thinking_deadline && Clock::now() >= *entry.thinking_deadline;
+    const ThinkingControl::Rule rule = entry.thinking.next(
+        thinking, entry.thoughts, entry.tokens, entry.stats.prompt_tokens, job.row, late);
+    if (rule.forced >= 0) return forced(entry, job.row, rule.forced, memory);
     if (rule.whole) choice.also = thinking.classes->whole;
     choice.barred = rule.barred;
     choice.raised = rule.raised;
     choice.by = rule.by;
   }
-  return entry.sampler.sample(job.row, static_cast<std::uint64_t>(entry.size()), choice, memory);
+  const auto position = static_cast<std::uint64_t>(entry.size());
+  return with_signals(entry, job.row, entry.sampler.sample(job.row, position, choice, memory),
+                      memory);
+}
+
+SampledToken Engine::Impl::forced(const Entry& entry, const float* row, std::int32_t token,
+                                  SamplerScratch& memory) const {
+  return with_signals(entry, row, entry.sampler.forced(row, token, memory), memory);
+}
+
+// Adds the signals of a token that becomes a thought's, where they are wanted.
+SampledToken Engine::Impl::with_signals(const Entry& entry, const float* row, SampledToken token,
+                                        SamplerScratch& memory) const {
+  const ThinkingParams& thinking = entry.params.thinking;
+  if (!thinking.signals || !entry.thoughts.open() || entry.ends_thought(token.token)) return token;
+  const std::span<const float> values(row, static_cast<std::size_t>(vocab));
+  token.signals = token_signals(values, token.token, thinking.close, memory.scaled);
+  return token;
 }
 
 void Engine::Impl::run_jobs() {
@@ -324,7 +340,7 @@ std::optional<FinishReason> Engine::Impl::append_sampled(Entry& entry, SampledTo
   entry.sampler.add_completion(token);
   entry.thoughts.see(entry.params.thoughts, entry.tokens);
   if (entry.params.thinking.watches()) {
-    entry.thinking.took(entry.params.thinking, entry.thoughts, entry.tokens);
+    entry.thinking.took(entry.params.thinking, entry.thoughts, entry.tokens, sampled.signals);
     entry.stats.thought_stop = entry.thinking.stop();
   }
   entry.unreported.push_back(std::move(sampled));

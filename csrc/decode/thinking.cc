@@ -5,7 +5,6 @@
 #include <string>
 
 #include "base/errors.h"
-#include "ops/softmax.h"
 
 namespace musespark {
 namespace {
@@ -48,8 +47,12 @@ std::string_view to_string(ThoughtStop stop) {
       return "confident";
     case ThoughtStop::stable:
       return "stable";
+    case ThoughtStop::hopeless:
+      return "hopeless";
     case ThoughtStop::loop:
       return "loop";
+    case ThoughtStop::deadline:
+      return "deadline";
   }
   return "?";
 }
@@ -59,6 +62,26 @@ TokenClasses::TokenClasses(std::vector<std::uint8_t> of_tokens)
   for (std::size_t id = 0; id < of.size(); ++id) {
     if ((of[id] & (kCount | kContinuation)) == 0) whole[id / 64] |= std::uint64_t{1} << (id % 64);
   }
+}
+
+ThoughtStop ThoughtStoppers::judge(const Features& features) const {
+  if (confident && confident->stops(features)) return ThoughtStop::confident;
+  if (hopeless && hopeless->stops(features)) return ThoughtStop::hopeless;
+  return ThoughtStop::none;
+}
+
+void check_stoppers(const ThoughtStoppers& stoppers, const ThinkingParams& thinking,
+                    const std::string& field) {
+  if (stoppers.any() && !thinking.signals) {
+    fail("signals", "false", "true where a stopper is given");
+  }
+  if (stoppers.confident) check_stopper(*stoppers.confident, field + ".stopper");
+  if (stoppers.hopeless) check_stopper(*stoppers.hopeless, field + ".hopeless");
+}
+
+bool ThinkingParams::fits_message(std::int64_t used) const {
+  const auto length = static_cast<std::int64_t>(message.size());
+  return length > 0 && (!budget || (*budget - used >= length && *budget > length));
 }
 
 void check_thinking(const ThinkingParams& params, const ThoughtParams& thoughts,
@@ -77,6 +100,10 @@ void check_thinking(const ThinkingParams& params, const ThoughtParams& thoughts,
   if (params.margin && !(*params.margin >= 0 && std::isfinite(*params.margin))) {
     fail("margin", std::to_string(*params.margin), "a finite number >= 0");
   }
+  if (params.deadline_s && !(*params.deadline_s >= 0 && *params.deadline_s < 1e9)) {
+    fail("deadline_s", std::to_string(*params.deadline_s), "0 to 1e9 seconds from now");
+  }
+  check_stoppers(params.stoppers, params, "thinking");
   check_id("close", params.close, vocab);
   if (std::ranges::find(thoughts.closes, params.close) == thoughts.closes.end()) {
     fail("close", std::to_string(params.close), "one of thoughts.closes");
@@ -123,7 +150,6 @@ ThinkingControl::Rule ThinkingControl::force(std::vector<std::int32_t> tokens) {
 ThinkingControl::Rule ThinkingControl::end(const ThinkingParams& params, ThoughtStop why,
                                            bool with_message) {
   why_ = why;
-  ending_ = true;
   std::vector<std::int32_t> tokens;
   if (with_message) tokens = params.message;
   tokens.push_back(params.close);
@@ -144,7 +170,7 @@ ThinkingControl::Rule ThinkingControl::outside(const ThinkingParams& params,
 ThinkingControl::Rule ThinkingControl::next(const ThinkingParams& params,
                                             const ThoughtTracker& thoughts,
                                             std::span<const std::int32_t> tokens,
-                                            std::int64_t prompt, const float* row) {
+                                            std::int64_t prompt, const float* row, bool late) {
   Rule rule;
   if (!forced_.empty()) {
     rule.forced = forced_.back();
@@ -156,7 +182,7 @@ ThinkingControl::Rule ThinkingControl::next(const ThinkingParams& params,
   const std::int64_t left = params.budget ? *params.budget - used : kMost;
   if (!thoughts.open()) {
     inside_ = false;
-    return left > 0 ? rule : outside(params, tokens);
+    return left > 0 && !late ? rule : outside(params, tokens);
   }
   if (!inside_) {  // it has just begun
     inside_ = true;
@@ -164,33 +190,44 @@ ThinkingControl::Rule ThinkingControl::next(const ThinkingParams& params,
     why_ = ThoughtStop::natural;
     needed_ = 0;
     repeats_.restart();
+    recent_.restart();
   }
-  const auto length = static_cast<std::int64_t>(params.message.size());
   if (left <= 0) return end(params, ThoughtStop::budget, false);
-  const std::int64_t message = left >= length && left + used > length ? length : 0;
-  const std::int64_t free = left - message;  // tokens that the model itself may still write
-  if (free <= 0) return end(params, ThoughtStop::budget, message > 0);
+  const bool message = params.fits_message(used);
+  const auto length = static_cast<std::int64_t>(params.message.size());
+  const std::int64_t free = message ? left - length : left;  // for the model's own
+  if (free <= 0) return end(params, ThoughtStop::budget, message);
+  if (late && !unfinished()) return end(params, ThoughtStop::deadline, message);
   const bool sentence = used > 0 && at_sentence_end(params, thoughts, tokens);
   if (params.loop > 0 && !unfinished() && repeats_.repeats(params.loop)) {
-    return end(params, ThoughtStop::loop, message > 0);
+    return end(params, ThoughtStop::loop, message);
   }
-  if (sentence && params.margin && used >= params.least) {
-    const auto vocab = params.classes->of.size();
-    const float best = row_max({row, vocab});
-    if (best - row[params.close] <= *params.margin) {
-      return end(params, ThoughtStop::confident, false);
-    }
+  const ThoughtStop why = sentence ? sentence_stop(params, used, row) : ThoughtStop::none;
+  if (why != ThoughtStop::none) {
+    return end(params, why, message && why == ThoughtStop::hopeless);
   }
   if (free <= kLongestRest && !unfinished()) rule.whole = true;
   if (free > params.landing) return rule;
-  if (sentence && 2 * free <= params.landing) {
-    return end(params, ThoughtStop::budget, message > 0);
-  }
+  if (sentence && 2 * free <= params.landing) return end(params, ThoughtStop::budget, message);
   why_ = ThoughtStop::budget;
   rule.raised = params.close;
   rule.by = params.landing_bias * static_cast<float>(params.landing - free + 1) /
             static_cast<float>(params.landing);
   return rule;
+}
+
+ThoughtStop ThinkingControl::sentence_stop(const ThinkingParams& params, std::int64_t used,
+                                           const float* row) const {
+  if (params.margin && used >= params.least &&
+      end_margin({row, params.classes->of.size()}, params.close) <= *params.margin) {
+    return ThoughtStop::confident;
+  }
+  if (!params.stoppers.any()) return ThoughtStop::none;
+  return params.stoppers.judge(features(params, row));
+}
+
+Features ThinkingControl::features(const ThinkingParams& params, const float* row) const {
+  return recent_.features(end_margin({row, params.classes->of.size()}, params.close));
 }
 
 bool ThinkingControl::at_sentence_end(const ThinkingParams& params, const ThoughtTracker& thoughts,
@@ -204,12 +241,14 @@ bool ThinkingControl::at_sentence_end(const ThinkingParams& params, const Though
 
 void ThinkingControl::end_with(std::vector<std::int32_t> tokens, ThoughtStop why) {
   why_ = why;
+  ending_ = true;
   std::ranges::reverse(tokens);
   forced_ = std::move(tokens);
 }
 
 void ThinkingControl::took(const ThinkingParams& params, const ThoughtTracker& thoughts,
-                           std::span<const std::int32_t> tokens) {
+                           std::span<const std::int32_t> tokens,
+                           const std::optional<TokenSignals>& signals) {
   if (!inside_) return;
   if (!thoughts.open()) {
     stop_ = why_;
@@ -221,6 +260,10 @@ void ThinkingControl::took(const ThinkingParams& params, const ThoughtTracker& t
   const bool goes_on = (of & TokenClasses::kContinuation) != 0;
   needed_ = goes_on ? std::max(0, needed_ - count) : count;
   repeats_.take(tokens.subspan(static_cast<std::size_t>(thoughts.spans().back().begin)));
+  if (signals) {
+    const bool cue = (of & TokenClasses::kCue) != 0;
+    recent_.take(*signals, at_sentence_end(params, thoughts, tokens), cue);
+  }
 }
 
 }  // namespace musespark

@@ -23,23 +23,26 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "decode/sampler.h"
+#include "decode/stopper.h"
 #include "decode/thoughts.h"
 
 namespace musespark {
 
 // What of a vocabulary matters here. One for all requests of a model.
 //
-//   bit  7 6 5 4   3         2              1 0
-//        unused    sentence  continuation   count
+//   bit  7 6 5   4    3         2              1 0
+//        unused  cue  sentence  continuation   count
 //
 // count: bytes that the token's last character still needs (0 to 3); with `continuation` the token
-// has none but continuation bytes, so many of them. sentence: a sentence may end with it.
+// has none but continuation bytes, so many of them. sentence: a sentence may end with it. cue: a
+// word that a thought turns at ("wait", "check").
 struct TokenClasses {
-  static constexpr std::uint8_t kCount = 3, kContinuation = 4, kSentence = 8;
+  static constexpr std::uint8_t kCount = 3, kContinuation = 4, kSentence = 8, kCue = 16;
   explicit TokenClasses(std::vector<std::uint8_t> of_tokens);
 
   std::vector<std::uint8_t> of;      // [vocab]
@@ -56,11 +59,22 @@ enum class ThoughtStop : std::uint32_t {
   none,       // no thought has ended
   natural,    // the model ended it
   budget,     // the budget, or the model in its landing
-  confident,  // the margin, or a trial answer
+  confident,  // the margin, a trial answer, or a stopper
   stable,     // trial answers that stayed the same, decode/trial.h
+  hopeless,   // a stopper for thoughts that nothing will come of
   loop,       // it repeated itself
+  deadline,   // its time was over
 };
 std::string_view to_string(ThoughtStop stop);
+
+// What ends a thought by its signals; asked in this order.
+struct ThoughtStoppers {
+  std::optional<Stopper> confident, hopeless;
+
+  bool any() const { return confident || hopeless; }
+  // ThoughtStop::none: it goes on.
+  ThoughtStop judge(const Features& features) const;
+};
 
 struct ThinkingParams {
   std::optional<std::int64_t> budget;  // thought tokens, >= 0; none: no limit
@@ -73,6 +87,9 @@ struct ThinkingParams {
   // A thought ends when so many of its tokens in a row repeat what stood before them, and a period
   // of theirs more than thrice; 0: off.
   std::int64_t loop = 0;
+  bool signals = false;      // take them, of each thought token; stoppers need them
+  ThoughtStoppers stoppers;  // asked at each sentence's end; those of trials: decode/trial.h
+  std::optional<double> deadline_s;   // from submission, >= 0: then thoughts are closed
   std::vector<std::int32_t> message;  // written before the marker where the model did not end it
   std::int32_t close = -1;            // the marker
   std::vector<ThoughtOpening> openings;
@@ -82,9 +99,13 @@ struct ThinkingParams {
   std::shared_ptr<const TokenClasses> classes;  // null: nothing is to be watched
 
   bool watches() const { return classes != nullptr; }
+  // Whether the message fits into what `used` thought tokens leave of the budget.
+  bool fits_message(std::int64_t used) const;
 };
 
-// Throws InvalidRequest naming the field. `thoughts`: of the same request.
+// Throw InvalidRequest naming the field. `thoughts`, `thinking`: of the same request.
+void check_stoppers(const ThoughtStoppers& stoppers, const ThinkingParams& thinking,
+                    const std::string& field);
 void check_thinking(const ThinkingParams& params, const ThoughtParams& thoughts,
                     std::int64_t vocab);
 
@@ -106,7 +127,8 @@ class RepeatFinder {
 class ThinkingControl {
  public:
   // What may be chosen of a row, for the sequence's next token; `tokens` are all of its, the prompt
-  // the first `prompt` of them. Called once for each token. `forced` is that token, or -1.
+  // the first `prompt` of them; `late`: past the deadline. Called once for each token. `forced` is
+  // that token, or -1.
   struct Rule {
     std::int32_t forced = -1;
     std::int32_t barred = -1;
@@ -115,14 +137,16 @@ class ThinkingControl {
     bool whole = false;  // none that leaves a character unfinished
   };
   Rule next(const ThinkingParams& params, const ThoughtTracker& thoughts,
-            std::span<const std::int32_t> tokens, std::int64_t prompt, const float* row);
-  // After the token was chosen.
+            std::span<const std::int32_t> tokens, std::int64_t prompt, const float* row, bool late);
+  // After the token was chosen; with its signals, where they are taken.
   void took(const ThinkingParams& params, const ThoughtTracker& thoughts,
-            std::span<const std::int32_t> tokens);
+            std::span<const std::int32_t> tokens, const std::optional<TokenSignals>& signals);
 
   // Whether the last token ends a sentence of a thought that goes on.
   bool at_sentence_end(const ThinkingParams& params, const ThoughtTracker& thoughts,
                        std::span<const std::int32_t> tokens) const;
+  // Of the thought under way, `row` what follows its last token.
+  Features features(const ThinkingParams& params, const float* row) const;
   // The tokens that end the thought are to be written now; `tokens` is not empty.
   void end_with(std::vector<std::int32_t> tokens, ThoughtStop why);
 
@@ -130,6 +154,8 @@ class ThinkingControl {
 
  private:
   Rule end(const ThinkingParams& params, ThoughtStop why, bool with_message);
+  ThoughtStop sentence_stop(const ThinkingParams& params, std::int64_t used,
+                            const float* row) const;
   Rule outside(const ThinkingParams& params, std::span<const std::int32_t> tokens);
   Rule force(std::vector<std::int32_t> tokens);
   bool unfinished() const { return needed_ > 0; }
@@ -141,6 +167,7 @@ class ThinkingControl {
   bool ending_ = false;      // its end is being written
   std::int32_t needed_ = 0;  // bytes of the character under way
   RepeatFinder repeats_;
+  RecentSignals recent_;
 };
 
 }  // namespace musespark

@@ -26,9 +26,11 @@ inline constexpr std::int64_t kMostTrialTokens = 64;
 struct TrialParams {
   std::int64_t tokens = 0;  // of an answer at most; 0: there are no trials
   // The thought ends where the geometric mean of the probabilities of the answer's tokens is at
-  // least `confident` and so many trials in a row, this one included, gave this answer.
+  // least `confident` and so many trials in a row, this one included, gave this answer; with
+  // stoppers, where these say so.
   float confident = 0.0f;
   std::int64_t stable = 1;
+  ThoughtStoppers stoppers;
   std::int64_t every = 1;  // thought tokens between two trials at least, and before the first
   std::vector<std::int32_t> close;  // what ends the thought and opens the answer
 
@@ -45,13 +47,20 @@ struct TrialResult {
   float confidence = 0.0f;
 };
 
+// What the row says that a trial begins at, should the thought end there: the marker, the first
+// closing word (where there may be any), and what a stopper looks at.
+struct TrialRow {
+  SampledToken marker, word;
+  Features features;
+};
+
 // A trial under way.
 struct Trial {
   std::int64_t at;  // tokens of the sequence that it forked from, all with keys and values
   std::vector<std::int32_t> tokens;  // those of the sequence, the closing ones, the answer's
   Sequence kv;
   ThinkingControl control;  // the sequence's, at the fork
-  SampledToken closing;     // its Entry::closing, then
+  TrialRow row;             // its Entry::trial_row, then
   std::int64_t tried_before;
   std::vector<float> logprobs{};  // of the answer's tokens
   std::int64_t rows = 0;          // computed

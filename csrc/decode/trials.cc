@@ -14,11 +14,6 @@ namespace {
   throw InvalidRequest("trials." + field + ": got " + got + ", allowed is " + allowed);
 }
 
-bool ends_thought(const Entry& entry, std::int32_t token) {
-  return std::ranges::find(entry.params.thoughts.closes, token) !=
-         entry.params.thoughts.closes.end();
-}
-
 }  // namespace
 
 void check_trials(const TrialParams& params, const ThinkingParams& thinking, std::int64_t vocab) {
@@ -40,6 +35,7 @@ void check_trials(const TrialParams& params, const ThinkingParams& thinking, std
     fail("close", std::to_string(params.close.size()) + " ids",
          "at most " + std::to_string(kMostTrialTokens));
   }
+  check_stoppers(params.stoppers, thinking, "trials");
   if (params.close.empty() || params.close.front() != thinking.close) {
     fail("close", params.close.empty() ? "no id" : std::to_string(params.close.front()),
          "thinking.close, " + std::to_string(thinking.close) + ", first");
@@ -69,26 +65,40 @@ bool Engine::Impl::wants_trial(const Entry& entry) const {
   return size - since >= params.every && most <= options.context && same_rope;
 }
 
+// Of the row that follows the sequence's end, where a trial begins.
+TrialRow Engine::Impl::trial_row(const Entry& entry, const float* row,
+                                 SamplerScratch& memory) const {
+  const ThinkingParams& thinking = entry.params.thinking;
+  TrialRow out;
+  out.marker = forced(entry, row, thinking.close, memory);
+  const ThoughtStoppers& stoppers = entry.params.trials.stoppers;
+  if (stoppers.any()) out.features = entry.thinking.features(thinking, row);
+  if (stoppers.hopeless && !thinking.message.empty()) {
+    out.word = forced(entry, row, thinking.message.front(), memory);
+  }
+  return out;
+}
+
 void Engine::Impl::begin_trial(Entry& entry) {
   const std::int64_t before = std::exchange(entry.tried_at, entry.size());
   std::vector<std::int32_t> tokens = entry.tokens;
   tokens.insert(tokens.end(), entry.params.trials.close.begin(), entry.params.trials.close.end());
   entry.trial.emplace(Trial{entry.size(), std::move(tokens), entry.kv->fork(), entry.thinking,
-                            entry.closing, before});
+                            entry.trial_row, before});
 }
 
 // Whether a sampled token has to wait for the trial.
 bool Engine::Impl::waits_for_trial(const Entry& entry, std::int32_t token) const {
   if (!entry.trial) return false;
   FinishReason reason;
-  return ends_thought(entry, token) ||
+  return entry.ends_thought(token) ||
          entry.stop.ends(token, entry.stats.completion_tokens + 1, &reason) ||
          entry.size() - entry.trial->at >= kTrialLead || wants_trial(entry);
 }
 
 // A token that follows all of the sequence's, which have keys and values.
 void Engine::Impl::take_sampled(Entry& entry, SampledToken token, Clock::time_point now) {
-  const bool closing = ends_thought(entry, token.token);  // itself: there is nothing to try
+  const bool closing = entry.ends_thought(token.token);  // itself: there is nothing to try
   if (!entry.trial && !closing && wants_trial(entry)) begin_trial(entry);
   if (waits_for_trial(entry, token.token)) {
     entry.held = std::move(token);
@@ -136,12 +146,25 @@ void Engine::Impl::settle_trial(Entry& entry, Clock::time_point now) {
   const bool same = !results.empty() && results.back().answer == found.answer;
   entry.agreed = same ? entry.agreed + 1 : 1;
   results.push_back(std::move(found));
-  if (results.back().confidence >= params.confident && entry.agreed >= params.stable) {
-    end_by_trial(entry, now);
+  if (const ThoughtStop why = trial_stop(entry); why != ThoughtStop::none) {
+    end_by_trial(entry, why, now);
     return;
   }
   entry.trial.reset();
   if (entry.held) take_sampled(entry, *std::exchange(entry.held, std::nullopt), now);
+}
+
+// What the trial that has just ended says of the thought.
+ThoughtStop Engine::Impl::trial_stop(Entry& entry) const {
+  const TrialParams& params = entry.params.trials;
+  const float confidence = entry.stats.trials.back().confidence;
+  if (params.stoppers.any()) {
+    Features& features = entry.trial->row.features;
+    features.add_trial(confidence, entry.agreed);
+    return params.stoppers.judge(features);
+  }
+  if (confidence < params.confident || entry.agreed < params.stable) return ThoughtStop::none;
+  return params.stable > 1 ? ThoughtStop::stable : ThoughtStop::confident;
 }
 
 // Takes a sequence back to where its trial forked from.
@@ -168,16 +191,20 @@ void Engine::Impl::drop_trial(Entry& entry) {
   entry.trial.reset();
 }
 
-void Engine::Impl::end_by_trial(Entry& entry, Clock::time_point now) {
-  const TrialParams& params = entry.params.trials;
+void Engine::Impl::end_by_trial(Entry& entry, ThoughtStop why, Clock::time_point now) {
   rewind_to_trial(entry);
   entry.kv = std::move(entry.trial->kv);
   entry.kv->truncate(entry.size());  // whole: the fork has accepted no more
-  SampledToken closing = std::move(entry.trial->closing);
+  TrialRow row = std::move(entry.trial->row);
   entry.trial.reset();
-  entry.thinking.end_with({params.close.begin() + 1, params.close.end()},
-                          params.stable > 1 ? ThoughtStop::stable : ThoughtStop::confident);
-  book_sampled(entry, std::move(closing), now);
+  const ThinkingParams& thinking = entry.params.thinking;
+  const std::int64_t used = entry.thoughts.count(entry.stats.prompt_tokens, entry.size());
+  const bool words = why == ThoughtStop::hopeless && thinking.fits_message(used);
+  std::vector<std::int32_t> tokens;
+  if (words) tokens = thinking.message;
+  tokens.insert(tokens.end(), entry.params.trials.close.begin(), entry.params.trials.close.end());
+  entry.thinking.end_with({tokens.begin() + 1, tokens.end()}, why);
+  book_sampled(entry, std::move(words ? row.word : row.marker), now);
 }
 
 // The trial's rows of the next step, where there is room for them.

@@ -33,6 +33,7 @@ _DEFINED_IN = {
         "Usage",
         "Timings",
         "ThoughtCache",
+        "ThoughtSignals",
         "TrialAnswer",
         "ImageUse",
         "ImageAttention",

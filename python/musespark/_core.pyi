@@ -126,6 +126,8 @@ class VisionTower:
 class TokenClasses:
     def __init__(self, of: bytes) -> None: ...
 
+stopper_features: tuple[str, ...]
+
 class Engine:
     def __init__(
         self,

@@ -35,6 +35,7 @@ from musespark.sizes import MAX_BATCH, PREFILL_CHUNK, spec_dict
 __all__ = ["Engine", "Event", "Finished", "Handle", "LogitsRows", "Request", "Result", "Tokens"]
 
 TokenClasses = _core.TokenClasses
+STOPPER_FEATURES: tuple[str, ...] = _core.stopper_features
 ARITHMETIC_VERSION: int = _core.arithmetic_version
 
 

@@ -101,6 +101,8 @@ class Tokens(NamedTuple):
     ids: list[int]
     logprobs: list[float] | None  # of each, under the model's own distribution
     top: list[list[tuple[int, float]]] | None  # the most likely of each, best first
+    # float32 [n, 4], csrc/decode/signals.h; NaN where a token is no thought's, None where none is
+    signals: np.ndarray | None = None
 
 
 class LogitsRows(NamedTuple):
@@ -128,6 +130,7 @@ class Result:
     logprobs: list[float] | None
     top: list[list[tuple[int, float]]] | None
     logits: np.ndarray | None
+    signals: np.ndarray | None  # float32 [thought tokens, 4], where they were taken
     reason: str
     stats: dict[str, Any]
 
@@ -176,6 +179,11 @@ def _joined(rows: list[np.ndarray]) -> np.ndarray:
     return out
 
 
+def measured(signals: np.ndarray) -> np.ndarray:
+    """The rows of tokens that are thoughts'."""
+    return signals[~np.isnan(signals[:, 0])]
+
+
 def collect(events: list[Event]) -> Result:
     """All events of one request, in order and ended by :class:`Finished`, as its result.
 
@@ -186,12 +194,14 @@ def collect(events: list[Event]) -> Result:
     parts = [e for e in events if isinstance(e, Tokens)]
     rows = [e.values for e in events if isinstance(e, LogitsRows)]
     events.clear()
+    signals = [e.signals for e in parts if e.signals is not None]
     with_logprobs = bool(parts) and parts[0].logprobs is not None
     return Result(
         tokens=[t for p in parts for t in p.ids],
         logprobs=[x for p in parts for x in p.logprobs or ()] if with_logprobs else None,
         top=[x for p in parts for x in p.top or ()] if with_logprobs else None,
         logits=_joined(rows) if rows else None,
+        signals=measured(np.concatenate(signals)) if signals else None,
         reason=finished.reason,
         stats=finished.stats,
     )

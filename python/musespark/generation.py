@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from musespark.engine import Handle
 from musespark.errors import Error, InvalidRequest
 from musespark.events import Event, Finished, Tokens
@@ -21,6 +23,7 @@ from musespark.results import (
     Delta,
     ImageUse,
     ThoughtCache,
+    ThoughtSignals,
     Timings,
     TokenLogprob,
     TrialAnswer,
@@ -48,13 +51,19 @@ class Collector(Protocol):
     def finish(self, event: Finished) -> tuple[list[Delta], Completion]: ...
 
 
-class _Tokens:
-    """Ids and log-probabilities so far, and the parts of a result that come from them."""
+#: From thought tokens and the core's rows [n, 4] of them to what a result has.
+SignalsOf = Callable[[Sequence[int], np.ndarray], ThoughtSignals]
 
-    def __init__(self, options: GenerationOptions, kv: str):
-        self.options, self._kv = options, kv
+
+class _Tokens:
+    """Ids, log-probabilities and signals so far, and the parts of a result that come from them."""
+
+    def __init__(self, options: GenerationOptions, kv: str, signals: SignalsOf | None):
+        self.options, self._kv, self._signals_of = options, kv, signals
         self.ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._thought: list[int] = []
+        self._signals: list[np.ndarray] = []
 
     def add(self, event: Tokens, index: int) -> int:
         token = event.ids[index]
@@ -62,7 +71,16 @@ class _Tokens:
         if self.options.logprobs and event.logprobs is not None and event.top is not None:
             top = tuple((int(t), float(p)) for t, p in event.top[index])
             self._logprobs.append(TokenLogprob(token, float(event.logprobs[index]), top))
+        if event.signals is not None and not np.isnan(event.signals[index, 0]):
+            self._thought.append(token)
+            self._signals.append(event.signals[index])
         return token
+
+    def _measured(self) -> ThoughtSignals | None:
+        if self._signals_of is None:
+            return None
+        rows = np.array(self._signals, np.float32).reshape(-1, 4)
+        return self._signals_of(self._thought, rows)
 
     def fields(self, stats: Mapping[str, Any], reasoning_tokens: int = 0) -> dict[str, Any]:
         return {
@@ -70,6 +88,7 @@ class _Tokens:
             "seed": self.options.seed,
             "kv": self._kv,
             "logprobs": tuple(self._logprobs) if self.options.logprobs else None,
+            "signals": self._measured(),
             "usage": Usage(
                 prompt_tokens=stats["prompt_tokens"],
                 cached_tokens=stats["cached_tokens"],
@@ -98,7 +117,7 @@ def parsed_json(text: str) -> Any:
 
 class CompletionCollector:
     """Plain text: all tokens but the final stop id; markers have no text. ``json``: whether it is
-    to be parsed."""
+    to be parsed. ``signals``: where they are asked for."""
 
     def __init__(
         self,
@@ -108,9 +127,10 @@ class CompletionCollector:
         kv: str,
         *,
         json: bool = False,
+        signals: SignalsOf | None = None,
     ):
         self._decoder, self._stop_ids, self._json = decoder, stop_ids, json
-        self._tokens = _Tokens(options, kv)
+        self._tokens = _Tokens(options, kv, signals)
         self._stops = StopStrings(options.stop)
         self._text: list[str] = []
         self.stopped = False
@@ -150,7 +170,8 @@ class ChatCollector:
 
     ``thought_cache``: what was asked for, None where thoughts are not marked. ``images``: what
     became of the prompt's. ``trace``: what was said of them. ``json``: whether the answer is to be
-    parsed. ``decode``: the text of a trial's answer. ``asked``: for the result.
+    parsed. ``decode``: the text of a trial's answer. ``asked``: for the result. ``signals``: where
+    they are asked for.
     """
 
     def __init__(
@@ -165,11 +186,12 @@ class ChatCollector:
         json: bool = False,
         decode: Callable[[list[int]], str] = lambda ids: "",
         asked: Asked | None = None,
+        signals: SignalsOf | None = None,
     ):
         self._parser, self._thought_cache, self._json = parser, thought_cache, json
         self._decode, self.asked = decode, asked
         self._images, self._trace = images, trace
-        self._tokens = _Tokens(options, kv)
+        self._tokens = _Tokens(options, kv, signals)
         self._stops = StopStrings(options.stop)
         self._content: list[str] = []
         self.stopped = False

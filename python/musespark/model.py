@@ -150,7 +150,8 @@ class Model:
         ``logprobs`` (how many alternatives a token), ``logit_bias`` {token id: addend},
         ``deadline`` (seconds from the call; what is there then is returned), ``adapter`` (what
         :meth:`load_adapter` gave, or its name; None: the model as loaded), ``speculation`` (auto:
-        what stood before is drafted, and checked in one step: the same tokens sooner; off).
+        what stood before is drafted, and checked in one step: the same tokens sooner; off),
+        ``signals`` (True: :class:`musespark.ThoughtSignals` of thoughts, by the model's markers).
         ``stream=True``: an iterator of :class:`Delta` whose ``.result`` is the completion.
 
         With one of these a text that is not cut is of its form (needs llguidance): ``json_schema``

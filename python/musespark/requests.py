@@ -30,7 +30,14 @@ from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
 from musespark.text.protocols import Protocol
 from musespark.thinking.effort import by_effort
-from musespark.thinking.policy import THINKING_OPTIONS, Thinking, checked_thinking
+from musespark.thinking.policy import (
+    OFF,
+    SIGNALS,
+    THINKING_OPTIONS,
+    Thinking,
+    checked_signals,
+    checked_thinking,
+)
 from musespark.thinking.request import Thoughts, with_budget
 from musespark.thought_cache import THOUGHT_OPTIONS, request_thoughts, thought_marks
 from musespark.tracing import question_of, tracer
@@ -110,7 +117,7 @@ class Requests:
         self, prompt: str | Sequence[int], given: Mapping[str, Any]
     ) -> tuple[Request, CompletionCollector]:
         """Of :meth:`musespark.Model.generate`."""
-        apart = ("adapter", *GRAMMAR_OPTIONS)
+        apart = ("adapter", SIGNALS, *GRAMMAR_OPTIONS)
         rest = {name: value for name, value in given.items() if name not in apart}
         vocab = self._spec.vocab
         options = resolve(rest, self.defaults, vocab, also_known=("stream", *apart))
@@ -120,11 +127,20 @@ class Requests:
         options = within(options, rest, self._info.context - len(ids))
         options = _without_least(options, rest, grammar)
         constraint = grammar and Constraint(self._grammars, grammar)
-        request = self.request(ids, options, adapter=adapter, constraint=constraint)
+        more: dict[str, Any] = {"adapter": adapter, "constraint": constraint}
+        signals = checked_signals(given)
+        if signals:
+            more |= self._thought_fields({}, Thinking(policy=OFF, signals=True))
+        request = self.request(ids, options, **more)
         decoder = self.tokenizer.stream(skip_special=True, continuing=True)
         json = grammar is not None and grammar.is_json
         return request, CompletionCollector(
-            decoder, self.stop_ids, options, self._info.kv, json=json
+            decoder,
+            self.stop_ids,
+            options,
+            self._info.kv,
+            json=json,
+            signals=self.thoughts.signals if signals else None,
         )
 
     def chat(
@@ -175,6 +191,7 @@ class Requests:
             images=images,
             prompt_options=chat,
             grammar=grammar,
+            signals=thinking.signals,
             fields=more,
         )
 
@@ -209,6 +226,7 @@ class Requests:
             json=chat.grammar is not None and chat.grammar.is_json,
             decode=self.tokenizer.decode,
             asked=chat.asked,
+            signals=self.thoughts.signals if chat.signals else None,
         )
 
     def _asked(
@@ -313,8 +331,8 @@ class PreparedChat:
     """A conversation that has been read: the work that requests with different seeds share.
 
     ``prompt``: its ids, each run of image rows still one of them; ``ids``: int32 [n] as the engine
-    takes them. ``asked``: for results. ``fields``: those of the request that are no
-    options.
+    takes them. ``asked``: for results. ``signals``: whether results have them. ``fields``: those
+    of the request that are no options.
     """
 
     requests: Requests
@@ -326,6 +344,7 @@ class PreparedChat:
     images: PromptImages
     prompt_options: Mapping[str, Any]
     grammar: Grammar | None
+    signals: bool
     fields: Mapping[str, Any]
 
     def ask(self, seed: int | None = None) -> tuple[Request, ChatCollector]:

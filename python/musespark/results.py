@@ -86,6 +86,35 @@ class TrialAnswer:
     confidence: float
 
 
+@dataclass(frozen=True, eq=False)
+class ThoughtSignals:
+    """What the model's logits said at each token of its thoughts; with ``signals=True``.
+
+    One value for each thought token (closing words included, markers not), those of all thoughts of
+    the turn in order. All are of the row that the token was chosen from, as the model gave it:
+    before bias, penalties, temperature and filters; natural logarithms. float32 [n]:
+    ``margin``: how far the logit of the marker that ends the thought is below the largest one; 0
+    where it is the largest. ``logprob``: of the token. ``entropy``: of the distribution.
+    ``confidence``: minus the mean log-probability of the 20 likeliest tokens (the token confidence
+    of DeepConf, arXiv:2508.15260): the surer the model is, the larger.
+    bool [n]: ``borders``: a sentence may end with the token; ``cues``: it is a word that thoughts
+    turn at (wait, but, hmm, check, alternatively).
+    """
+
+    margin: np.ndarray
+    logprob: np.ndarray
+    entropy: np.ndarray
+    confidence: np.ndarray
+    borders: np.ndarray
+    cues: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.margin)
+
+    def to_dict(self) -> dict[str, list]:
+        return {name: array.tolist() for name, array in vars(self).items()}
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
     """One generated token: natural-log probability before temperature and filters, and the best
@@ -116,7 +145,7 @@ class Completion:
     ``seed`` is always filled: the same prompt, options and seed give the same tokens again.
     ``kv``: the formats of keys and values it was made with, as :attr:`ModelInfo.kv`. ``parsed``:
     where a ``json_schema`` was given and the text is whole (finish_reason ``stop``), its value;
-    else None.
+    else None. ``signals``: where asked for, else None.
     """
 
     text: str
@@ -128,6 +157,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
     kv: str = ""
     parsed: Any = None
+    signals: ThoughtSignals | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return self.text
@@ -139,7 +169,8 @@ class Completion:
         return n / self.timings.decode_s if n > 0 and self.timings.decode_s > 0 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        signals = None if self.signals is None else self.signals.to_dict()
+        return {**asdict(replace(self, signals=None)), "signals": signals}
 
     def _footer_html(self) -> str:
         u = self.usage
@@ -243,7 +274,7 @@ class ChatResult(Completion):
         return {**self.__dict__, "asked": None}
 
     def to_dict(self) -> dict[str, Any]:
-        out = asdict(replace(self, trace=None, asked=None))
+        out = Completion.to_dict(replace(self, trace=None, asked=None))
         del out["asked"]
         return {**out, "trace": None if self.trace is None else json.loads(self.trace.to_json())}
 

@@ -92,6 +92,7 @@ def outcomes(isa: str, n: int, x: np.ndarray, y: np.ndarray, z: np.ndarray):
     for shift in (top, 0.0):
         yield run("exp_sum", lambda a, o, s=shift: testing.exp_sum(isa, a, s, o), x)
         yield "exp_sum alone", testing.exp_sum(isa, x, shift, None)
+        yield "exp_moments", testing.exp_moments(isa, x, shift)
     half = n // 2
     for interleaved in (False, True):
         turned = np.array(x)
@@ -112,7 +113,7 @@ def test_levels_equal_scalar(isa: str, special: bool) -> None:
             ):
                 assert_same_bits(actual, wanted, f"{isa} {name}, n = {n}, seed {seed}")
                 compared += 1
-    assert compared == len(SIZES) * 2 * 29
+    assert compared == len(SIZES) * 2 * 31
 
 
 @pytest.mark.parametrize("isa", LEVELS)

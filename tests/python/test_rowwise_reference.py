@@ -87,6 +87,8 @@ def test_scalar_equals_the_twin(n: int, special: bool) -> None:
         out = np.empty_like(x)
         pairs.append(("exp_sum", testing.exp_sum("scalar", x, 1.5, out), np.atleast_1d(total)))
         pairs.append(("exponentials", out, each))
+        moments = testing.exp_moments("scalar", x, 1.5)
+        pairs.append(("exp_moments", moments, rowwise.exp_moments(x, 1.5)))
         half = n // 2
         for interleaved in (False, True):
             turned = np.array(x)

@@ -232,17 +232,19 @@ def classes() -> TokenClasses:
     return TokenClasses(bytes(of))
 
 
-def run(script: Script, prompt=(1, OPEN), **thinking) -> tuple[list[int], dict]:
+def run(
+    script: Script | None, prompt=(1, OPEN), *, bias=None, stop=(CLOSE,), **thinking
+) -> tuple[list[int], dict]:
     marks = {"cache": "keep", "most_tokens": None, "opens": [[OPEN]], "closes": [CLOSE]}
     given = {"close": CLOSE, "openings": [[OPEN]], "classes": classes(), **thinking}
     request = Request(
         tokens=list(prompt),
         max_new_tokens=200,
-        stop_ids=[CLOSE],
+        stop_ids=stop,
         thoughts=marks,
         thinking=given,
         constraint=script,
-        logit_bias={HALF: 50.0, REST: 40.0},
+        logit_bias={HALF: 50.0, REST: 40.0} if bias is None else bias,
     )
     with make_engine(threads=1) as engine:
         result = engine.submit(request).result()
@@ -274,6 +276,22 @@ def test_a_sentence_of_the_prompt_ends_no_thought() -> None:
     script = Script([30, 31, DOT])
     tokens, stats = run(script, (1, OPEN, DOT), margin=1e9)
     assert len(tokens) > 1 and stats["thought_stop"] == "confident" and tokens[-2] == DOT
+
+
+def test_after_its_budget_a_model_opens_no_other_thought() -> None:
+    tokens, stats = run(None, bias={OPEN: 200.0, CLOSE: -200.0}, stop=(), budget=5)
+    assert tokens[:6] == [OPEN] * 5 + [CLOSE] and len(tokens) == 200
+    assert OPEN not in tokens[6:] and stats["thought_tokens"] == 5
+    # with a budget that is not used up it may think again
+    tokens, _ = run(None, (1,), bias={OPEN: 200.0}, stop=(), budget=500)
+    assert tokens[0] == OPEN
+
+
+def test_after_its_budget_a_turn_goes_on_with_the_answer() -> None:
+    header, answer = [20], [21, 22]
+    bias = {20: 200.0, CLOSE: -200.0}
+    tokens, _ = run(None, bias=bias, stop=(), budget=5, header=header, answer=answer)
+    assert tokens == [20] * 5 + [CLOSE] + ((header + answer) * 65)[:194]
 
 
 def test_what_only_looks_like_a_loop_goes_on() -> None:

@@ -113,6 +113,7 @@ def thinking(
             "landing": 0 if budget is None else budget // 4,
             "landing_bias": 4.0,
             "message": [60, 61, 63],  # a sentence
+            "signals": True,
         },
         trials={"tokens": 5, "every": 6, "confident": confident, "stable": 1, "close": [6, 8, 9]},
         **more,
@@ -136,6 +137,7 @@ def fingerprint(result: Result) -> str:
         "stop": result.stats["thought_stop"],
         "trial_tokens": result.stats["trial_tokens"],
         "trials": [[at, answer, x.hex()] for at, answer, x in result.stats["trials"]],
+        "signals": None if result.signals is None else result.signals.tobytes().hex(),
     }
     return json.dumps(parts, sort_keys=True)
 

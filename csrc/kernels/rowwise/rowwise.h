@@ -51,6 +51,8 @@ struct RowwiseKernels {
   // a NaN is never taken), then the sum of exp(x - max) in 16 lanes; out: the exponentials.
   float (*row_max)(const float* x, std::int64_t n);
   float (*exp_sum)(const float* x, float max, std::int64_t n, float* out);  // out may be null
+  // z = max(-104, x - max); e = exp(z): sums[0] of e, sums[1] of fma(z, e, lane), in 16 lanes.
+  void (*exp_moments)(const float* x, float max, std::int64_t n, float* sums);
 };
 
 }  // namespace musespark

@@ -248,8 +248,23 @@ float exp_sum(const float* x, float max, std::int64_t n, float* out) {
   return canonical(vtree_sum(total));
 }
 
-constexpr RowwiseKernels kRowwise = {rms_norm,    layer_norm, add,  scale,  activate, activate_mul,
-                                     sigmoid_mul, softcap,    rope, rotate, row_max,  exp_sum};
+void exp_moments(const float* x, float max, std::int64_t n, float* sums) {
+  const vf top = vset(max);
+  const vf least = vset(-104.0f);
+  vf total = vset(0.0f), weighted = vset(0.0f);
+  each_block(n, [&](std::int64_t i, std::int64_t count) {
+    const vf z = zero_from(vmax(least, vsub(vload_n(x + i, count), top)), count);
+    const vf e = zero_from(vexp(z), count);
+    total = vadd(total, e);
+    weighted = vfma(z, e, weighted);
+  });
+  sums[0] = canonical(vtree_sum(total));
+  sums[1] = canonical(vtree_sum(weighted));
+}
+
+constexpr RowwiseKernels kRowwise = {rms_norm,     layer_norm,  add,        scale, activate,
+                                     activate_mul, sigmoid_mul, softcap,    rope,  rotate,
+                                     row_max,      exp_sum,     exp_moments};
 
 }  // namespace
 }  // namespace musespark

@@ -192,10 +192,22 @@ float exp_sum(const float* x, float max, std::int64_t n, float* out) {
   return canonical(total.sum());
 }
 
+void exp_moments(const float* x, float max, std::int64_t n, float* sums) {
+  Lanes total, weighted;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float z = max_of(-104.0f, x[i] - max);
+    const float e = exp_of(z);
+    total.lane[i % 16] += e;
+    weighted.lane[i % 16] = fma(z, e, weighted.lane[i % 16]);
+  }
+  sums[0] = canonical(total.sum());
+  sums[1] = canonical(weighted.sum());
+}
+
 }  // namespace
 
-const RowwiseKernels rowwise_scalar = {rms_norm, layer_norm,   add,         scale,
-                                       activate, activate_mul, sigmoid_mul, softcap,
-                                       rope,     rotate,       row_max,     exp_sum};
+const RowwiseKernels rowwise_scalar = {rms_norm,     layer_norm,  add,        scale, activate,
+                                       activate_mul, sigmoid_mul, softcap,    rope,  rotate,
+                                       row_max,      exp_sum,     exp_moments};
 
 }  // namespace musespark

@@ -90,11 +90,11 @@ def lane_sum(x: np.ndarray) -> np.ndarray:
     return tree(lanes)
 
 
-def lane_sum_of_squares(x: np.ndarray) -> np.ndarray:
-    """The same with lane = fma(x, x, lane)."""
+def lane_dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The same with lane = fma(x, y, lane)."""
     lanes = np.zeros(16, f32)
-    for block in in_lanes(x, 0.0):
-        lanes = fma(block, block, lanes)
+    for a, b in zip(in_lanes(x, 0.0), in_lanes(y, 0.0), strict=True):
+        lanes = fma(a, b, lanes)
     return tree(lanes)
 
 

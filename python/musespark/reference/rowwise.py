@@ -15,9 +15,9 @@ from musespark.reference.float32 import (
     exp,
     f32,
     fma,
+    lane_dot,
     lane_max,
     lane_sum,
-    lane_sum_of_squares,
     larger,
     tanh,
 )
@@ -39,7 +39,7 @@ def _inverse_deviation(sum_of_squares: np.ndarray, n: int, eps: float) -> np.nda
 def rms_norm(x: np.ndarray, weight: np.ndarray | None, eps: float) -> np.ndarray:
     """x / sqrt(mean(x^2) + eps), times the weight."""
     with np.errstate(all="ignore"):
-        y = x * _inverse_deviation(lane_sum_of_squares(x), len(x), eps)
+        y = x * _inverse_deviation(lane_dot(x, x), len(x), eps)
         return canonical(y if weight is None else y * weight)
 
 
@@ -49,7 +49,7 @@ def layer_norm(
     """(x - mean) / sqrt(var + eps), times the weight, plus the bias."""
     with np.errstate(all="ignore"):
         centred = x - lane_sum(x) / f32(len(x))
-        y = centred * _inverse_deviation(lane_sum_of_squares(centred), len(x), eps)
+        y = centred * _inverse_deviation(lane_dot(centred, centred), len(x), eps)
         w = np.ones_like(x) if weight is None else weight
         return canonical(y * w if bias is None else fma(y, w, bias))
 
@@ -164,6 +164,15 @@ def exp_sum(x: np.ndarray, maximum: float) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(all="ignore"):
         e = exp(x - f32(maximum))
         return canonical(lane_sum(e)), canonical(e)
+
+
+def exp_moments(x: np.ndarray, maximum: float) -> np.ndarray:
+    """The sums of e = exp(z) and of z * e, z = max(-104, x - maximum)."""
+    with np.errstate(all="ignore"):
+        d = x - f32(maximum)
+        z = np.where(f32(-104) > d, f32(-104), d)
+        e = exp(z)
+        return canonical(np.stack([lane_sum(e), lane_dot(z, e)]))
 
 
 class Exact:

@@ -14,7 +14,8 @@ from musespark.options import refuse_unknown
 POLICIES = ("auto", "off")
 BUDGET = "thinking_token_budget"
 ALIASES = ("thinking_budget", "reasoning_budget", "thinking_budget_tokens")
-THINKING_OPTIONS = (BUDGET, *ALIASES, "thinking_policy", "thinking_closing_message")
+SIGNALS = "signals"
+THINKING_OPTIONS = (BUDGET, *ALIASES, "thinking_policy", "thinking_closing_message", SIGNALS)
 # Thought tokens for an effort that a model's template does not know; None: as it likes.
 EFFORT_BUDGETS = {
     "minimal": 512,
@@ -101,11 +102,13 @@ AUTO, OFF = ThinkingPolicy(), ThinkingPolicy(loop=0)
 
 @dataclass(frozen=True)
 class Thinking:
-    """Of one request. ``budget`` None: no limit; ``message`` None: the model's own."""
+    """Of one request. ``budget`` None: no limit; ``message`` None: the model's own. ``signals``:
+    whether its result has them."""
 
     budget: int | None = None
     policy: ThinkingPolicy = AUTO
     message: str | None = None
+    signals: bool = False
 
 
 def checked_thinking(given: Mapping[str, Any]) -> Thinking:
@@ -121,7 +124,16 @@ def checked_thinking(given: Mapping[str, Any]) -> Thinking:
         raise InvalidRequest(
             f"thinking_closing_message: got {message!r:.60}, allowed is a str or None"
         )
-    return Thinking(budget, _policy(given.get("thinking_policy")), message)
+    policy = _policy(given.get("thinking_policy"))
+    return Thinking(budget, policy, message, checked_signals(given))
+
+
+def checked_signals(given: Mapping[str, Any]) -> bool:
+    """Whether signals are asked for; InvalidRequest for anything but a bool."""
+    value = given.get(SIGNALS, False)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{SIGNALS}: got {value!r:.60}, allowed is True or False")
+    return value
 
 
 def _budget(name: str, value: Any) -> int:

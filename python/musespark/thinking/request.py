@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from musespark.engine import TokenClasses
 from musespark.errors import InvalidRequest
 from musespark.options import GenerationOptions
+from musespark.results import ThoughtSignals
 from musespark.text import Tokenizer
 from musespark.text.channels import THOUGHT
 from musespark.text.protocols import Protocol
-from musespark.thinking.policy import BUDGET, OFF, Thinking
+from musespark.thinking.policy import BUDGET, OFF, SIGNALS, Thinking
 
 # The share of a budget in which the marker is raised before it, and by how much at its end.
 _LANDING, _LANDING_BIAS = 0.25, 8.0
@@ -24,6 +27,9 @@ _OWN_WORDS = 4
 _ANSWER = 512  # tokens of the context that a budget leaves to an answer of unknown length
 _SENTENCE_ENDS = tuple(".!?…。！？\n")
 _AROUND = " \t\r*_\"'”’»)]}"
+_CUES = frozenset({"wait", "but", "hmm", "check", "alternatively"})
+_BESIDE_WORDS = _AROUND + "\n.,:;!?…-–—“‘«([{"
+_COUNT, _SENTENCE, _CUE = 7, 8, 16  # bits of TokenClasses, csrc/decode/thinking.h
 
 
 def token_class(piece: bytes) -> int:
@@ -35,7 +41,8 @@ def token_class(piece: bytes) -> int:
         return 4 | min(continuation, 3)
     text = piece.decode("utf-8", "ignore")
     ends = "\n" in text or text.rstrip(_AROUND).endswith(_SENTENCE_ENDS)
-    return _needed(piece) | 8 * ends
+    cue = text.strip(_BESIDE_WORDS).lower() in _CUES
+    return _needed(piece) | _SENTENCE * ends | _CUE * cue
 
 
 def _needed(piece: bytes) -> int:
@@ -83,13 +90,21 @@ class Thoughts:
             tag = next(tag for tag in self.protocol.tags if tag.kind == THOUGHT)
             close = known[tag.close]
             openings = [[known[tag.open]] for tag in self.protocol.tags if tag.kind == THOUGHT]
-        return {"close": close, "openings": openings, "classes": self._classes, **more}
+        classes = TokenClasses(self._classes.tobytes())
+        return {"close": close, "openings": openings, "classes": classes, **more}
 
     @cached_property
-    def _classes(self) -> TokenClasses:
+    def _classes(self) -> np.ndarray:
+        """uint8 [vocab]"""
         pieces = self.tokenizer.all_bytes() or []
         known = bytes(token_class(piece) for piece in pieces[: self.vocab])
-        return TokenClasses(known + bytes(self.vocab - len(known)))
+        return np.frombuffer(known.ljust(self.vocab, b"\0"), np.uint8)
+
+    def signals(self, tokens: Sequence[int], rows: np.ndarray) -> ThoughtSignals:
+        """Of thought tokens and the core's rows [n, 4] of them."""
+        of = self._classes[np.asarray(tokens, np.int64)]
+        borders = (of & (_SENTENCE | _COUNT)) == _SENTENCE
+        return ThoughtSignals(*rows.T.copy(), borders, (of & _CUE) != 0)
 
     def refuse_unwritten(self, thinking: Thinking) -> None:
         """InvalidRequest for a caller's closing words that could never be written. A model's own
@@ -116,13 +131,11 @@ class Thoughts:
         if self.marks is None:
             if thinking in (Thinking(), Thinking(policy=OFF)):  # which ask for nothing
                 return None
-            name = "thinking_closing_message" if thinking.message is not None else _POLICY
             raise InvalidRequest(
-                f"{name if thinking.budget is None else BUDGET}: the model's protocol "
-                f"{self.protocol.name!r} marks no thoughts by tokens of its own; none can be "
-                "limited or ended"
+                f"{_asked_for(thinking)}: the model's protocol {self.protocol.name!r} marks no "
+                "thoughts by tokens of its own; none can be limited, ended or measured"
             )
-        if thinking.budget is None and thinking.policy == OFF:
+        if thinking == Thinking(policy=OFF, message=thinking.message):
             return None
         policy = thinking.policy
         landing = 0 if thinking.budget is None else int(thinking.budget * _LANDING)
@@ -137,6 +150,7 @@ class Thoughts:
             "margin": policy.margin,
             "least": policy.least,
             "loop": policy.loop,
+            "signals": thinking.signals,
         }
 
     def trials(self, thinking: Thinking, *, tools: bool) -> dict[str, Any] | None:
@@ -165,6 +179,15 @@ class Thoughts:
         fixed = self._fixed
         close = [fixed["close"], *fixed.get("header", [])]
         return close if tools else [*close, *fixed.get("answer", [])]
+
+
+def _asked_for(thinking: Thinking) -> str:
+    """The option that cannot be had."""
+    if thinking.budget is not None:
+        return BUDGET
+    if thinking.message is not None:
+        return "thinking_closing_message"
+    return SIGNALS if thinking.signals else _POLICY
 
 
 def with_budget(

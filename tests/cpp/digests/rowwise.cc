@@ -56,6 +56,9 @@ Bytes run_all(const RowwiseKernels& k, Inputs& in) {
   append(bytes, &max, 1);
   const float sum = k.exp_sum(x, max, in.n, out.data());
   append(bytes, &sum, 1), keep();
+  float moments[2];
+  k.exp_moments(x, max, in.n, moments);
+  append(bytes, moments, 2);
   return bytes;
 }
 
