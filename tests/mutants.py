@@ -66,8 +66,8 @@ MUTANTS = (
     Mutant(
         "the closing message is beyond the budget",
         "csrc/decode/thinking.cc",
-        "const std::int64_t free = message ? left - length : left;",
-        "const std::int64_t free = left;",
+        "const std::int64_t free = left - kept;",
+        "const std::int64_t free = left - 0 * kept;",
         "test_thinking.py",
     ),
     Mutant(

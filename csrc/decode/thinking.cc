@@ -194,8 +194,8 @@ ThinkingControl::Rule ThinkingControl::next(const ThinkingParams& params,
   }
   if (left <= 0) return end(params, ThoughtStop::budget, false);
   const bool message = params.fits_message(used);
-  const auto length = static_cast<std::int64_t>(params.message.size());
-  const std::int64_t free = message ? left - length : left;  // for the model's own
+  const std::int64_t kept = message ? static_cast<std::int64_t>(params.message.size()) : 0;
+  const std::int64_t free = left - kept;  // tokens that the model itself may still write
   if (free <= 0) return end(params, ThoughtStop::budget, message);
   if (late && !unfinished()) return end(params, ThoughtStop::deadline, message);
   const bool sentence = used > 0 && at_sentence_end(params, thoughts, tokens);
