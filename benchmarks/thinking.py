@@ -2,10 +2,11 @@
 
     python benchmarks/thinking.py [llama-3.2-1b | nano] [--tokens 384] [--rounds 7] [--save]
 
-The same request decodes in three ways, in turn, each round: not watched; watched (budget, landing,
-margin, loops, none of which ends it); with trial answers of 8 tokens after every 24 tokens. Medians
-of tokens a second with the lowest and highest, and the ratios to the first, round by round. Tokens
-must be the same in all three.
+The same request decodes in five ways, in turn, each round: not watched; watched (budget, landing,
+margin, loops, none of which ends it); with signals of each token too; with two stoppers that look
+at them after each token, as if every token ended a sentence; with trial answers of 8 tokens after
+every 24 tokens. Medians of tokens a second with the lowest and highest, and the ratios to the
+first, round by round. Tokens must be the same in all five.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from report import spread
 from shapes import SHAPES
 
 import musespark
-from musespark.engine import TokenClasses
+from musespark.engine import STOPPER_FEATURES, TokenClasses
 from musespark.events import Request
 
 OPEN, CLOSE, STEP = 5, 6, 24
-WAYS = ("plain", "watched", "trials")
+WAYS = ("plain", "watched", "signals", "stoppers", "trials")
+NEVER = {"weights": dict.fromkeys(STOPPER_FEATURES, 1e-6), "bias": -20.0, "threshold": 0.5}
 
 
 def requests(vocab: int, tokens: int) -> dict[str, Request]:
@@ -42,12 +44,15 @@ def requests(vocab: int, tokens: int) -> dict[str, Request]:
         "margin": 0.0,
         "loop": 10_000,
     }
+    stoppers = {"stopper": NEVER, "hopeless": NEVER}
     trials = {"tokens": 8, "every": STEP, "confident": 1.0, "close": [CLOSE, 9, 10, 11]}
     given: dict[str, Any] = {"tokens": ids, "max_new_tokens": tokens}
     given |= {"thoughts": thoughts, "logit_bias": bias}
     return {
         "plain": Request(**given),
         "watched": Request(**given, thinking=thinking),
+        "signals": Request(**given, thinking={**thinking, "signals": True}),
+        "stoppers": Request(**given, thinking={**thinking, "signals": True, **stoppers}),
         "trials": Request(**given, thinking=thinking, trials=trials),
     }
 
@@ -68,7 +73,7 @@ def measure(model: musespark.Model, tokens: int, rounds: int) -> dict[str, Any]:
             assert took < time.perf_counter() - start
             speed[way].append((len(result.tokens) - 1) / took)
             written[way], stats[way] = result.tokens, result.stats
-    assert written["plain"] == written["watched"] == written["trials"]
+    assert all(written[way] == written["plain"] for way in WAYS)
     ratios = {
         way: [one / base for one, base in zip(speed[way], speed["plain"], strict=True)]
         for way in WAYS[1:]

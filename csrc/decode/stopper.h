@@ -13,8 +13,8 @@
 
 namespace musespark {
 
-// All of the thought under way. Means are over its last kRecentTokens tokens (all, where there are
-// fewer; 0 of none), counts n enter as ln(1 + n).
+// Of the thoughts of the completion so far, together. Means are over the last kRecentTokens tokens
+// (all, where there are fewer; 0 of none), counts n enter as ln(1 + n).
 enum class Feature : std::size_t {
   margin,            // of the row after the sentence
   logprob,           // mean
@@ -53,10 +53,9 @@ struct Stopper {
 // Throws InvalidRequest naming the field, where a number is not finite or out of its range.
 void check_stopper(const Stopper& stopper, std::string_view field);
 
-// The signals of a thought's last tokens, and what was counted since it began.
+// The signals of the last thought tokens, and what was counted of all.
 class RecentSignals {
  public:
-  void restart() { *this = {}; }
   void take(const TokenSignals& signals, bool border, bool cue);
   // But for the trial's.
   Features features(float margin) const;

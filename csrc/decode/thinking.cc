@@ -190,14 +190,13 @@ ThinkingControl::Rule ThinkingControl::next(const ThinkingParams& params,
     why_ = ThoughtStop::natural;
     needed_ = 0;
     repeats_.restart();
-    recent_.restart();
   }
   if (left <= 0) return end(params, ThoughtStop::budget, false);
   const bool message = params.fits_message(used);
   const std::int64_t kept = message ? static_cast<std::int64_t>(params.message.size()) : 0;
   const std::int64_t free = left - kept;  // tokens that the model itself may still write
   if (free <= 0) return end(params, ThoughtStop::budget, message);
-  if (late && !unfinished()) return end(params, ThoughtStop::deadline, message);
+  if (late && !unfinished()) return end(params, ThoughtStop::deadline, message && used > 0);
   const bool sentence = used > 0 && at_sentence_end(params, thoughts, tokens);
   if (params.loop > 0 && !unfinished() && repeats_.repeats(params.loop)) {
     return end(params, ThoughtStop::loop, message);

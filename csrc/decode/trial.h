@@ -26,8 +26,8 @@ inline constexpr std::int64_t kMostTrialTokens = 64;
 struct TrialParams {
   std::int64_t tokens = 0;  // of an answer at most; 0: there are no trials
   // The thought ends where the geometric mean of the probabilities of the answer's tokens is at
-  // least `confident` and so many trials in a row, this one included, gave this answer; with
-  // stoppers, where these say so.
+  // least `confident` and so many trials in a row, this one included, gave this answer; where a
+  // stopper is given, by that in place of both.
   float confident = 0.0f;
   std::int64_t stable = 1;
   ThoughtStoppers stoppers;

@@ -158,13 +158,14 @@ void Engine::Impl::settle_trial(Entry& entry, Clock::time_point now) {
 ThoughtStop Engine::Impl::trial_stop(Entry& entry) const {
   const TrialParams& params = entry.params.trials;
   const float confidence = entry.stats.trials.back().confidence;
-  if (params.stoppers.any()) {
-    Features& features = entry.trial->row.features;
-    features.add_trial(confidence, entry.agreed);
-    return params.stoppers.judge(features);
+  const bool sure = confidence >= params.confident && entry.agreed >= params.stable;
+  if (sure && !params.stoppers.confident) {
+    return params.stable > 1 ? ThoughtStop::stable : ThoughtStop::confident;
   }
-  if (confidence < params.confident || entry.agreed < params.stable) return ThoughtStop::none;
-  return params.stable > 1 ? ThoughtStop::stable : ThoughtStop::confident;
+  if (!params.stoppers.any()) return ThoughtStop::none;
+  Features& features = entry.trial->row.features;
+  features.add_trial(confidence, entry.agreed);
+  return params.stoppers.judge(features);
 }
 
 // Takes a sequence back to where its trial forked from.

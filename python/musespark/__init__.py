@@ -41,7 +41,7 @@ _DEFINED_IN = {
     ),
     "vision.embedding": ("ImageEmbedding",),
     "vision.loop": ("Looked",),
-    "thinking": ("ThinkingPolicy",),
+    "thinking": ("Stopper", "ThinkingPolicy"),
     "thinking.xray": ("ThoughtXray",),
     "contemplating": (
         "ContemplatingOptions",

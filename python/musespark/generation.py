@@ -263,7 +263,7 @@ class ChatCollector:
         turn = self._parser.turn
         if turn.open_kind == THOUGHT and not self.stopped:
             return reason if reason in ("length", "cancelled", "deadline") else "natural"
-        if thought == 0 and stop == "budget":
+        if thought == 0 and stop in ("budget", "deadline"):
             return "none"
         if stop in ("none", "natural"):  # of those that are not watched it is not known
             return "natural" if turn.reasoning_tokens else "none"

@@ -230,8 +230,9 @@ class ChatResult(Completion):
     OpenAI-shaped dicts, ``malformed_tool_calls`` raw texts of calls that could not be parsed,
     ``protocol_errors`` what else has no place in the model's protocol: (reason, raw text).
     ``thinking_stop_reason``, of the last thought: ``natural`` (the model closed it), ``budget``,
-    ``confident``, ``stable``, ``loop`` (closed for it: :class:`musespark.ThinkingPolicy`),
-    ``length``, ``cancelled``, ``deadline`` (cut inside it) or ``none`` (it did not think).
+    ``confident``, ``stable``, ``hopeless``, ``loop`` (closed for it:
+    :class:`musespark.ThinkingPolicy`), ``deadline`` (closed by a policy's, or cut inside it by the
+    request's), ``length``, ``cancelled`` (cut inside it) or ``none`` (it did not think).
     ``thought_cache``: what became of the thoughts' keys and values; None where the model's are not
     marked.
     ``trials``: trial answers along the thought, in order.

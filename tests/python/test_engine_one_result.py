@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from musespark import _core
-from musespark.engine import Request
+from musespark.engine import Request, Result
 from support import engine_cases as cases
 
 MODELS = sorted(cases.MODELS)
@@ -28,7 +28,7 @@ def expected(model: str) -> tuple[str, ...]:
 
 
 def assert_same(answers: list[str], model: str, how: str) -> None:
-    assert len(answers) == 13
+    assert len(answers) == 15
     for i, (answer, wanted) in enumerate(zip(answers, expected(model), strict=True)):
         assert answer == wanted, f"request {i} differs {how}"
 
@@ -46,12 +46,14 @@ def test_the_cases_evict_and_demote() -> None:
 def test_the_cases_say_something() -> None:
     for model in MODELS:
         answers = [json.loads(a) for a in expected(model)]
-        assert len({json.dumps(a["tokens"]) for a in answers}) == 13
+        assert len({json.dumps(a["tokens"]) for a in answers}) == 15
         assert all(len(set(a["tokens"])) > 3 for a in answers[3:10]), "sampling that does not vary"
         assert answers[10]["logits"][0][0] == 600
-        watched, ended = answers[11:]
+        watched, ended, stopped, given_up = answers[11:]
         assert watched["stop"] == "budget" and len(watched["trials"]) > 2
         assert ended["stop"] == "confident" and len(ended["trials"]) > 1
+        assert stopped["stop"] == "confident" and len(stopped["signals"]) > 20 * 32
+        assert given_up["stop"] == "hopeless" and len(given_up["trials"]) > 1
 
 
 @pytest.mark.isa
@@ -100,6 +102,25 @@ def test_fresh_processes_on_every_instruction_set(model: str, level: str) -> Non
     assert_same(told["answers"], model, f"on {level}")
 
 
+def stopped_just_after_trials(model: str, vocab: int) -> list[Request]:
+    """Each stops at the trial after some n-th, and would at the n-th with one token more."""
+    few = []
+    with cases.make_engine(model, context=700) as engine:
+        for count, share in ((94, 0.5), (95, 0.7), (96, 0.9)):
+            watched = cases.thinking(count, vocab, confident=1.0, max_new_tokens=None)
+            trials = engine.submit(watched).result().stats["trials"]
+            at = trials[int(share * len(trials))][0]
+            late = {"weights": {"tokens": 1.0}, "bias": -math.log(at + 1.5), "threshold": 0.5}
+            few.append(
+                cases.thinking(count, vocab, confident=1.0, stopper=late, max_new_tokens=None)
+            )
+    return few
+
+
+def signal_bits(result: Result) -> bytes:
+    return b"" if result.signals is None else result.signals.tobytes()
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_preemption(model: str) -> None:
     """Pages run out, the youngest are computed again: same tokens."""
@@ -109,11 +130,10 @@ def test_preemption(model: str) -> None:
         for i in range(3)
     ]
     few += [  # growing, in trials and out of them
-        dataclasses.replace(
-            cases.thinking(90 + i, vocab, confident=sure, budget=budget), max_new_tokens=None
-        )
+        cases.thinking(90 + i, vocab, confident=sure, budget=budget, max_new_tokens=None)
         for i, (sure, budget) in enumerate([(1.0, None), (0.04, None), (1.0, 40), (1.0, 200)])
     ]
+    few += stopped_just_after_trials(model, vocab)
     with cases.make_engine(model, context=700) as engine:
         wanted = [engine.submit(r).result() for r in few]
         used = engine.stats()["kv_bytes_used"]
@@ -127,6 +147,7 @@ def test_preemption(model: str) -> None:
     assert [r.tokens for r in results] == [r.tokens for r in wanted]
     assert [r.stats["trial_tokens"] for r in results] == [r.stats["trial_tokens"] for r in wanted]
     assert [r.stats["trials"] for r in results] == [r.stats["trials"] for r in wanted]
+    assert [signal_bits(r) for r in results] == [signal_bits(r) for r in wanted]
     assert {r.reason for r in results} == {"length"}
     assert sum(r.stats["preemptions"] for r in results) == stats["preemptions"]
     assert stats["kv_bytes_used"] == 0

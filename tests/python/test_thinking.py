@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from dataclasses import replace
 
 import pytest
@@ -294,6 +295,23 @@ def test_after_its_budget_a_turn_goes_on_with_the_answer() -> None:
     assert tokens == [20] * 5 + [CLOSE] + ((header + answer) * 65)[:194]
 
 
+class Slow(Script):
+    """Takes longer than a second for its tenth token."""
+
+    def __call__(self, new: list[int]) -> bytes:
+        if self.at + len(new) == 10:
+            time.sleep(1.1)
+        return super().__call__(new)
+
+
+def test_a_thought_is_closed_when_its_time_is_over() -> None:
+    script = Slow([30 + i for i in range(50)], also=(OPEN,))
+    tokens, stats = run(script, deadline_s=1.0, message=[20], bias={OPEN: 200.0}, stop=())
+    assert stats["thought_stop"] == "deadline"
+    assert tokens[:12] == [OPEN] * 10 + [20, CLOSE]
+    assert OPEN not in tokens[12:], "another thought began"
+
+
 def test_what_only_looks_like_a_loop_goes_on() -> None:
     listed = [t for i in range(60) for t in (40, 41, 50 + i)]  # "a b x, a b y, …"
     _, stats = run(Script(listed), loop=48)
@@ -308,11 +326,25 @@ def test_the_marker_is_raised_in_the_landing() -> None:
     assert len(tokens) - 1 == 60
 
 
+_STOPPER = {"weights": {"margin": 1.0}, "bias": 0.0, "threshold": 0.5}
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
         ({"budget": -1}, "thinking.budget: got -1"),
         ({"landing_bias": -1.0}, "thinking.landing_bias: got -1"),
+        ({"deadline_s": -1.0}, "thinking.deadline_s: got -1"),
+        ({"stopper": _STOPPER}, "thinking.signals: got false, allowed is true where a stopper"),
+        (
+            {"stopper": {**_STOPPER, "threshold": 2.0}, "signals": True},
+            "thinking.stopper.threshold: got 2",
+        ),
+        (
+            {"hopeless": {**_STOPPER, "weights": {"cues": float("inf")}}, "signals": True},
+            "thinking.hopeless.weights.cues",
+        ),
+        ({"stopper": {**_STOPPER, "weights": {"luck": 1.0}}, "signals": True}, "luck"),
         ({"margin": -0.5}, "thinking.margin: got -0.5"),
         ({"close": 5}, "thinking.close: got 5, allowed is one of thoughts.closes"),
         ({"message": [CLOSE]}, "thinking.message: got 11, allowed is a text"),

@@ -68,9 +68,9 @@ def tokens(count: int, seed: int = 1, vocab: int = 101) -> list[int]:
 
 
 def requests(vocab: int = 101) -> list[Request]:
-    """Thirteen: greedy and sampled, every filter, prompts within and far beyond page and window; a
+    """Fifteen: greedy and sampled, every filter, prompts within and far beyond page and window; a
     thought that loses rows while it is written, one that is demoted when it ends, one with trial
-    answers and a budget, and one that they end."""
+    answers and a budget, one that they end, and two that stoppers end, without trials and with."""
     sampled = Request(tokens=[], max_new_tokens=40, temperature=0.9, draft_tokens=16)
     sure = 0.6 if vocab > 101 else 0.155  # so that the second trial ends the thought
 
@@ -91,16 +91,29 @@ def requests(vocab: int = 101) -> list[Request]:
         Request(tokens=tokens(600, seed=9), logits="all"),
         thinking(230, vocab, logprobs=1, confident=1.0, budget=70),
         thinking(61, vocab, repetition_penalty=1.2, frequency_penalty=0.1, confident=sure),
+        thinking(77, vocab, stopper=_LATE),
+        thinking(140, vocab, confident=1.0, hopeless=_LATE),
     ]
 
 
 def thinking(
-    count: int, vocab: int, *, confident: float, budget: int | None = None, **more: Any
+    count: int,
+    vocab: int,
+    *,
+    confident: float | None = None,
+    budget: int | None = None,
+    stopper: dict | None = None,
+    hopeless: dict | None = None,
+    max_new_tokens: int | None = 90,
+    **more: Any,
 ) -> Request:
-    """A thought that the prompt opens and only others end; every seventh id ends a sentence."""
+    """A thought that the prompt opens and only others end; every seventh id ends a sentence. With
+    ``confident`` there are trials, which stoppers then look at."""
+    stoppers = {"stopper": stopper, "hopeless": hopeless}
+    trials = {"tokens": 5, "every": 6, "confident": confident, "stable": 1, "close": [6, 8, 9]}
     return Request(
         tokens=[*tokens(count, seed=count), 5],
-        max_new_tokens=90,
+        max_new_tokens=max_new_tokens,
         temperature=0.9,
         seed=count,
         logit_bias={6: -50.0},
@@ -108,18 +121,25 @@ def thinking(
         thinking={
             "close": 6,
             "openings": [[5]],
-            "classes": TokenClasses(bytes(8 * (i % 7 == 0) for i in range(vocab))),
+            "classes": TokenClasses(
+                bytes(8 * (i % 7 == 0) + 16 * (i % 5 == 0) for i in range(vocab))
+            ),
             "budget": budget,
             "landing": 0 if budget is None else budget // 4,
             "landing_bias": 4.0,
             "message": [60, 61, 63],  # a sentence
             "signals": True,
+            **({} if confident is not None else stoppers),
         },
-        trials={"tokens": 5, "every": 6, "confident": confident, "stable": 1, "close": [6, 8, 9]},
+        trials=None if confident is None else {**trials, **stoppers},
         **more,
     )
 
 
+# A stopper that looks at everything, and stops at the third border or so.
+_WEIGHTS = {"margin": 0.01, "logprob": -0.1, "entropy": 0.1, "confidence": 0.1, "tokens": 0.5}
+_WEIGHTS |= {"borders": 8.0, "cues": 1.0, "trial_confidence": 0.05, "trial_streak": 0.1}
+_LATE = {"weights": _WEIGHTS, "bias": -13.5, "threshold": 0.5}
 _EVICTED = {"cache": "keep", "most_tokens": 48, "opens": [[i] for i in range(101)], "closes": []}
 _DEMOTED = {"cache": "demote", "opens": [[i] for i in range(6)], "closes": [6]}
 

@@ -1,5 +1,6 @@
 """How long a model thinks: budgets, what ends a thought early, the words it is closed with."""
 
 from musespark.thinking.policy import ThinkingPolicy
+from musespark.thinking.stopper import Stopper
 
-__all__ = ["ThinkingPolicy"]
+__all__ = ["Stopper", "ThinkingPolicy"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from musespark.errors import InvalidRequest
 from musespark.options import refuse_unknown
+from musespark.thinking.stopper import Stopper
 
 POLICIES = ("auto", "off")
 BUDGET = "thinking_token_budget"
@@ -55,8 +56,15 @@ class ThinkingPolicy:
     ``stable`` trials in a row gave the same answer (Dynasor, arXiv:2412.20993). ``every``: thought
     tokens between two trials at least. What trials cost is in ``usage.probe_tokens``.
 
+    ``stopper``: a :class:`musespark.Stopper`, asked at each end of a sentence; with trials, when
+    one ends, in place of ``confident`` and ``stable``. ``hopeless``: one for a thought that nothing
+    will come of, asked after it: closing words are written first, as where a budget ends.
+    ``deadline``: seconds from the request on after which thoughts are closed, at once: the only
+    rule by which a result depends on the clock.
+
     InvalidRequest for a field that is unknown, out of its range, or would do nothing: ``least``
-    without ``margin``, those of trials without ``trials``.
+    without ``margin``, those of trials without ``trials``, ``confident`` and ``stable`` with a
+    ``stopper``.
     """
 
     margin: float | None = None
@@ -66,6 +74,9 @@ class ThinkingPolicy:
     confident: float = 0.95
     stable: int = 1
     every: int = 16
+    stopper: Stopper | None = None
+    hopeless: Stopper | None = None
+    deadline: float | None = None
 
     def __new__(cls, *_: Any, **given: Any) -> ThinkingPolicy:
         known = [one.name for one in fields(cls)]
@@ -73,10 +84,16 @@ class ThinkingPolicy:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        if self.margin is not None and not _is_real(self.margin):
-            raise InvalidRequest(
-                f"margin: got {self.margin!r:.60}, allowed is None or a number >= 0"
-            )
+        for name in ("margin", "deadline"):
+            value = getattr(self, name)
+            if value is not None and not _is_real(value):
+                raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is None or a number >= 0")
+        for name in ("stopper", "hopeless"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Stopper):
+                raise InvalidRequest(
+                    f"{name}: got {value!r:.60}, allowed is None or a musespark.Stopper"
+                )
         if not _is_real(self.confident) or self.confident > 1:
             raise InvalidRequest(f"confident: got {self.confident!r:.60}, allowed is 0 to 1")
         for name, low, high in _COUNTS:
@@ -87,14 +104,21 @@ class ThinkingPolicy:
                 )
         self._refuse_idle()
 
+    @property
+    def writes(self) -> bool:
+        """Whether it may end a thought with closing words."""
+        return self.loop > 0 or self.hopeless is not None or self.deadline is not None
+
     def _refuse_idle(self) -> None:
-        idle = {"least": "margin"} if self.margin is None else {}
+        idle = {"least": "without margin"} if self.margin is None else {}
+        if self.stopper is not None:
+            idle |= dict.fromkeys(("confident", "stable"), "with a stopper")
         if self.trials == 0:
-            idle |= dict.fromkeys(("confident", "stable", "every"), "trials")
-        for name, needed in idle.items():
+            idle |= dict.fromkeys(("confident", "stable", "every"), "without trials")
+        for name, why in idle.items():
             value = getattr(self, name)
             if value != getattr(ThinkingPolicy, name):
-                raise InvalidRequest(f"{name}: got {value!r}, which does nothing without {needed}")
+                raise InvalidRequest(f"{name}: got {value!r}, which does nothing {why}")
 
 
 AUTO, OFF = ThinkingPolicy(), ThinkingPolicy(loop=0)

@@ -16,7 +16,7 @@ from musespark.results import ThoughtSignals
 from musespark.text import Tokenizer
 from musespark.text.channels import THOUGHT
 from musespark.text.protocols import Protocol
-from musespark.thinking.policy import BUDGET, OFF, SIGNALS, Thinking
+from musespark.thinking.policy import BUDGET, OFF, SIGNALS, Thinking, ThinkingPolicy
 
 # The share of a budget in which the marker is raised before it, and by how much at its end.
 _LANDING, _LANDING_BIAS = 0.25, 8.0
@@ -113,10 +113,10 @@ class Thoughts:
         words, budget = thinking.message, thinking.budget
         if self.marks is None or not words:
             return
-        if budget is None and not thinking.policy.loop:
+        if budget is None and not thinking.policy.writes:
             raise InvalidRequest(
                 f"thinking_closing_message: got {words!r:.60}, which nothing writes without a "
-                "budget or a policy's loop"
+                "budget or a policy's loop, hopeless or deadline"
             )
         count = len(self.tokenizer.encode(words))
         if budget is not None and count >= budget:
@@ -150,7 +150,9 @@ class Thoughts:
             "margin": policy.margin,
             "least": policy.least,
             "loop": policy.loop,
-            "signals": thinking.signals,
+            "deadline_s": policy.deadline,
+            "signals": thinking.signals or bool(_stoppers(policy)),
+            **({} if policy.trials else _stoppers(policy)),
         }
 
     def trials(self, thinking: Thinking, *, tools: bool) -> dict[str, Any] | None:
@@ -164,6 +166,7 @@ class Thoughts:
             "stable": policy.stable,
             "every": policy.every,
             "close": self.closing(tools=tools),
+            **_stoppers(policy),
         }
 
     def _closing_words(self, thinking: Thinking) -> list[int]:
@@ -179,6 +182,12 @@ class Thoughts:
         fixed = self._fixed
         close = [fixed["close"], *fixed.get("header", [])]
         return close if tools else [*close, *fixed.get("answer", [])]
+
+
+def _stoppers(policy: ThinkingPolicy) -> dict[str, Any]:
+    """What the core is told of a policy's stoppers."""
+    named = {"stopper": policy.stopper, "hopeless": policy.hopeless}
+    return {name: one.fields() for name, one in named.items() if one is not None}
 
 
 def _asked_for(thinking: Thinking) -> str:
