@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,15 @@ def shared_data() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return data
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_calibrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests say themselves what is calibrated for Spark Nano: what is shipped for it ends thoughts
+    that they look at."""
+    from musespark.thinking import thresholds
+
+    shipped = thresholds.SHIPPED
+    thresholds.SHIPPED = tmp_path_factory.mktemp("calibrated") / "nothing.json"
+    yield
+    thresholds.SHIPPED = shipped

@@ -171,7 +171,7 @@ class ChatCollector:
     ``thought_cache``: what was asked for, None where thoughts are not marked. ``images``: what
     became of the prompt's. ``trace``: what was said of them. ``json``: whether the answer is to be
     parsed. ``decode``: the text of a trial's answer. ``asked``: for the result. ``signals``: where
-    they are asked for.
+    they are asked for. ``thinking_policy``: as the result has it.
     """
 
     def __init__(
@@ -187,9 +187,10 @@ class ChatCollector:
         decode: Callable[[list[int]], str] = lambda ids: "",
         asked: Asked | None = None,
         signals: SignalsOf | None = None,
+        thinking_policy: str = "none",
     ):
         self._parser, self._thought_cache, self._json = parser, thought_cache, json
-        self._decode, self.asked = decode, asked
+        self._decode, self.asked, self._policy = decode, asked, thinking_policy
         self._images, self._trace = images, trace
         self._tokens = _Tokens(options, kv, signals)
         self._stops = StopStrings(options.stop)
@@ -239,6 +240,7 @@ class ChatCollector:
                 for at, answer, confidence in event.stats["trials"]
             ),
             thinking_stop_reason=self._thinking(reason, event.stats["thought_stop"], thought),
+            thinking_policy=self._policy,
             thought_cache=self._thoughts(event.stats),
             images=images,
             parsed=parsed_json(content) if self._json and reason == "stop" else None,

@@ -33,6 +33,7 @@ from musespark.results import ChatResult, Completion, ImageAttention, ModelInfo
 from musespark.scoring import every_logit, image_attention, token_scores
 from musespark.session import Session, refuse_turn_options
 from musespark.text import ChatTemplate
+from musespark.thinking.thresholds import lookup
 from musespark.thought_cache import checked_choice
 from musespark.tools import ToolRun, Tools, run_tools
 from musespark.updating import Again, update_weights
@@ -106,6 +107,7 @@ class Model:
             model_defaults(config, spec.vocab),
             self._eyes,
             why_blind(weights),
+            lookup(weights.identity),
         )
         self.template = template_of(assets, str(info["source"]))
 
@@ -204,10 +206,11 @@ class Model:
         none, minimal, low, medium, high or xhigh, by the template or, where it knows none, by a
         budget. ``thinking_token_budget``: thought tokens at most; before it ends the model is led
         to an end, then ``thinking_closing_message`` is written; ``max_new_tokens`` counts the
-        answer apart. ``thinking_policy``: a :class:`musespark.ThinkingPolicy`, ``auto`` (loops are
-        ended) or ``off``. ``mode``: auto (the model decides), instant (no thought), thinking (a
-        thought first) or contemplating (``n_agents`` answer at once, and one answer is made of
-        theirs: :class:`musespark.ContemplatingOptions`, :class:`musespark.ContemplationResult`).
+        answer apart. ``thinking_policy``: a :class:`musespark.ThinkingPolicy`, ``auto`` (what was
+        calibrated for the model, at a rate of ``premature_exits``; else loops alone are ended) or
+        ``off``. ``mode``: auto (the model decides), instant (no thought), thinking (a thought
+        first) or contemplating (``n_agents`` answer at once, and one answer is made of theirs:
+        :class:`musespark.ContemplatingOptions`, :class:`musespark.ContemplationResult`).
         What the model's template does not use raises. Others: as of :meth:`generate`; ``stop``,
         ``json_schema``, ``regex`` and ``grammar`` are the answer's.
         ``continue_final_message``: the last message is the beginning of the answer, which the model

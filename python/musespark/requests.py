@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from musespark.text.detection import detect_protocol
 from musespark.text.protocols import Protocol
 from musespark.thinking.effort import by_effort
 from musespark.thinking.policy import (
+    NO_POLICY,
     OFF,
     SIGNALS,
     THINKING_OPTIONS,
@@ -39,6 +40,7 @@ from musespark.thinking.policy import (
     checked_thinking,
 )
 from musespark.thinking.request import Thoughts, with_budget
+from musespark.thinking.thresholds import Thresholds, calibrated
 from musespark.thought_cache import THOUGHT_OPTIONS, request_thoughts, thought_marks
 from musespark.tracing import question_of, tracer
 from musespark.turn_start import Constraint, turn_start
@@ -55,7 +57,7 @@ _DRAFT = 16  # the most that csrc/decode/speculation.h allows
 
 class Requests:
     """The tokenizer, the chat template and the defaults of a model. ``eyes``: of one that sees;
-    ``blind``: why it does not."""
+    ``blind``: why it does not. ``calibrated``: what was, for its thoughts (musespark.thinking)."""
 
     def __init__(
         self,
@@ -66,9 +68,11 @@ class Requests:
         defaults: GenerationOptions,
         eyes: Eyes | None,
         blind: str,
+        calibrated: Callable[[], Thresholds | None],
     ):
         self.tokenizer, self.defaults, self.eyes, self.blind = tokenizer, defaults, eyes, blind
         self._spec, self._info, self._adapters = spec, info, adapters
+        self.calibrated = calibrated
         self._template: ChatTemplate | None = None
         self.protocol: Protocol = detect_protocol(tokenizer, None)
         self.stop_ids: frozenset[int] = frozenset()
@@ -191,7 +195,7 @@ class Requests:
             images=images,
             prompt_options=chat,
             grammar=grammar,
-            signals=thinking.signals,
+            thinking=thinking,
             fields=more,
         )
 
@@ -226,7 +230,8 @@ class Requests:
             json=chat.grammar is not None and chat.grammar.is_json,
             decode=self.tokenizer.decode,
             asked=chat.asked,
-            signals=self.thoughts.signals if chat.signals else None,
+            signals=self.thoughts.signals if chat.thinking.signals else None,
+            thinking_policy=chat.thinking.chosen if self.thoughts.marks else NO_POLICY,
         )
 
     def _asked(
@@ -250,6 +255,10 @@ class Requests:
         chosen = self._template is not None and prompts.chooses_thinking(self._template)
         how = {"written": written, "chosen": chosen, "marked": self.thoughts.marks is not None}
         chat, thinking = by_effort(chat, checked_thinking(given), **how)
+        if self.thoughts.marks is not None:
+            adapted = self._adapters.id_of(given.get("adapter")) is not None
+            usable = not adapted and given.get("thought_cache_tokens") is None
+            thinking = calibrated(thinking, self.calibrated, usable=usable)
         self.thoughts.refuse_unwritten(thinking)
         free = chat.get("mode") in (None, "auto") and not chat.get("continue_final_message")
         if thinking.budget == 0 and self.protocol.headers and free:
@@ -331,8 +340,8 @@ class PreparedChat:
     """A conversation that has been read: the work that requests with different seeds share.
 
     ``prompt``: its ids, each run of image rows still one of them; ``ids``: int32 [n] as the engine
-    takes them. ``asked``: for results. ``signals``: whether results have them. ``fields``: those
-    of the request that are no options.
+    takes them. ``asked``: for results. ``fields``: those of the request that are no
+    options.
     """
 
     requests: Requests
@@ -344,7 +353,7 @@ class PreparedChat:
     images: PromptImages
     prompt_options: Mapping[str, Any]
     grammar: Grammar | None
-    signals: bool
+    thinking: Thinking
     fields: Mapping[str, Any]
 
     def ask(self, seed: int | None = None) -> tuple[Request, ChatCollector]:

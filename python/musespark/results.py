@@ -233,6 +233,9 @@ class ChatResult(Completion):
     ``confident``, ``stable``, ``hopeless``, ``loop`` (closed for it:
     :class:`musespark.ThinkingPolicy`), ``deadline`` (closed by a policy's, or cut inside it by the
     request's), ``length``, ``cancelled`` (cut inside it) or ``none`` (it did not think).
+    ``thinking_policy``, which acted: ``calibrated 0.05`` (what was calibrated for the model, for
+    this rate of premature exits), ``loop`` (nothing was: only budgets and loops end thoughts),
+    ``given`` (the caller's), ``off``, or ``none`` (no token marks the model's thoughts).
     ``thought_cache``: what became of the thoughts' keys and values; None where the model's are not
     marked.
     ``trials``: trial answers along the thought, in order.
@@ -248,6 +251,7 @@ class ChatResult(Completion):
     malformed_tool_calls: tuple[str, ...] = ()
     protocol_errors: tuple[tuple[str, str], ...] = ()
     thinking_stop_reason: str = "none"
+    thinking_policy: str = "none"
     thought_cache: ThoughtCache | None = None
     trials: tuple[TrialAnswer, ...] = ()
     images: ImageUse | None = None

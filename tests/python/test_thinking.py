@@ -16,17 +16,12 @@ from musespark.errors import InvalidRequest
 from musespark.events import Request
 from musespark.thinking.policy import EFFORT_BUDGETS, checked_thinking
 from musespark.thinking.request import token_class
-from support.chat_folder import chat_folder
+from support.chat_folder import THINK, THINK_MARKERS, chat_folder
 from support.engine_cases import make_engine, packed
 
 SUM = "Tom has 12 apples. He buys 7 more and gives 5 to Ann. How many apples does he have?"
 CLOSING = "\nTime is up. I answer with the best I have."
 HIGH = {"reasoning_effort": "high"}
-THINK = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}"
-    "<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -183,8 +178,7 @@ def test_policies_are_checked(wrong: dict) -> None:
 
 
 def test_a_template_without_effort_gets_a_budget(tmp_path) -> None:
-    markers = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
-    folder = chat_folder(tmp_path, THINK, markers)
+    folder = chat_folder(tmp_path, THINK, THINK_MARKERS)
     with musespark.load(folder, threads=1, quantize="none") as model:
         found = model.chat("a", reasoning_effort="minimal", thinking_token_budget=7, seed=1)
         assert found.thinking_stop_reason in ("budget", "natural")
@@ -415,8 +409,9 @@ def test_a_budget_of_nothing_moves_no_thought_into_the_answer(nano) -> None:
 
 
 def test_no_effort_where_a_template_always_thinks(tmp_path) -> None:
-    markers = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
-    with musespark.load(chat_folder(tmp_path, THINK, markers), threads=1, quantize="none") as model:
+    with musespark.load(
+        chat_folder(tmp_path, THINK, THINK_MARKERS), threads=1, quantize="none"
+    ) as model:
         found = model.chat("a", reasoning_effort="none", max_new_tokens=5)
         assert found.tokens[0] == model.tokenizer.markers["</think>"]
 

@@ -16,6 +16,14 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# With thoughts, which the prompt opens.
+THINK = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+)
+THINK_MARKERS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
+
 
 def chat_folder(path: Path, template: str | None = CHATML, markers: tuple[str, ...] = ()) -> Path:
     """``markers``: added tokens, flagged special; ``</s>`` is one of them and the only end that

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from musespark.errors import InvalidRequest
 from musespark.options import refuse_unknown
 from musespark.thinking.stopper import Stopper
 
-POLICIES = ("auto", "off")
 BUDGET = "thinking_token_budget"
 ALIASES = ("thinking_budget", "reasoning_budget", "thinking_budget_tokens")
-SIGNALS = "signals"
-THINKING_OPTIONS = (BUDGET, *ALIASES, "thinking_policy", "thinking_closing_message", SIGNALS)
+POLICY, SIGNALS, EXITS = "thinking_policy", "signals", "premature_exits"
+THINKING_OPTIONS = (BUDGET, *ALIASES, POLICY, EXITS, "thinking_closing_message", SIGNALS)
+# Who chose a policy: the caller's words, a policy of the caller's, what stands in for ``auto``.
+AUTO_NAME, OFF_NAME, GIVEN, LOOP, NO_POLICY = "auto", "off", "given", "loop", "none"
 # Thought tokens for an effort that a model's template does not know; None: as it likes.
 EFFORT_BUDGETS = {
     "minimal": 512,
@@ -127,12 +128,15 @@ AUTO, OFF = ThinkingPolicy(), ThinkingPolicy(loop=0)
 @dataclass(frozen=True)
 class Thinking:
     """Of one request. ``budget`` None: no limit; ``message`` None: the model's own. ``signals``:
-    whether its result has them."""
+    whether its result has them. ``chosen``: how the policy was; ``exits``: the rate of premature
+    exits to accept, where the caller says one."""
 
     budget: int | None = None
     policy: ThinkingPolicy = AUTO
     message: str | None = None
     signals: bool = False
+    chosen: str = field(default=AUTO_NAME, compare=False)
+    exits: float | None = None
 
 
 def checked_thinking(given: Mapping[str, Any]) -> Thinking:
@@ -148,8 +152,14 @@ def checked_thinking(given: Mapping[str, Any]) -> Thinking:
         raise InvalidRequest(
             f"thinking_closing_message: got {message!r:.60}, allowed is a str or None"
         )
-    policy = _policy(given.get("thinking_policy"))
-    return Thinking(budget, policy, message, checked_signals(given))
+    policy, chosen = _policy(given.get(POLICY))
+    exits = given.get(EXITS)
+    if exits is not None:
+        if not _is_real(exits) or not 0 < exits < 1:
+            raise InvalidRequest(f"{EXITS}: got {exits!r:.60}, allowed is a number in (0, 1)")
+        if chosen != AUTO_NAME:
+            raise InvalidRequest(f"{EXITS}: got {exits}, which {POLICY} 'auto' alone uses")
+    return Thinking(budget, policy, message, checked_signals(given), chosen, exits)
 
 
 def checked_signals(given: Mapping[str, Any]) -> bool:
@@ -172,14 +182,14 @@ def _budget(name: str, value: Any) -> int:
     return number
 
 
-def _policy(value: Any) -> ThinkingPolicy:
+def _policy(value: Any) -> tuple[ThinkingPolicy, str]:
     if isinstance(value, ThinkingPolicy):
-        return value
-    if value is None or value == "auto":
-        return AUTO
-    if value == "off":
-        return OFF
+        return value, GIVEN
+    if value is None or value == AUTO_NAME:
+        return AUTO, AUTO_NAME
+    if value == OFF_NAME:
+        return OFF, OFF_NAME
     raise InvalidRequest(
-        f"thinking_policy: got {value!r:.60}, allowed is one of {list(POLICIES)} or a "
+        f"{POLICY}: got {value!r:.60}, allowed is one of {[AUTO_NAME, OFF_NAME]} or a "
         "musespark.ThinkingPolicy"
     )

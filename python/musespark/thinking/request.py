@@ -16,11 +16,10 @@ from musespark.results import ThoughtSignals
 from musespark.text import Tokenizer
 from musespark.text.channels import THOUGHT
 from musespark.text.protocols import Protocol
-from musespark.thinking.policy import BUDGET, OFF, SIGNALS, Thinking, ThinkingPolicy
+from musespark.thinking.policy import BUDGET, EXITS, OFF, POLICY, SIGNALS, Thinking, ThinkingPolicy
 
 # The share of a budget in which the marker is raised before it, and by how much at its end.
 _LANDING, _LANDING_BIAS = 0.25, 8.0
-_POLICY = "thinking_policy"
 # A model's own closing words take at most one token of so many of a budget: of 24 tokens they would
 # leave 10 to the thought, which cost Nano half of its right answers.
 _OWN_WORDS = 4
@@ -194,9 +193,11 @@ def _asked_for(thinking: Thinking) -> str:
     """The option that cannot be had."""
     if thinking.budget is not None:
         return BUDGET
+    if thinking.exits is not None:
+        return EXITS
     if thinking.message is not None:
         return "thinking_closing_message"
-    return SIGNALS if thinking.signals else _POLICY
+    return SIGNALS if thinking.signals else POLICY
 
 
 def with_budget(

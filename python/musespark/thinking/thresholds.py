@@ -1,0 +1,160 @@
+"""What was calibrated for one model: the stopper that ``thinking_policy="auto"`` uses, and how sure
+it must be for each rate of premature exits that a caller may accept.
+
+A JSON object: ``version``; ``model``, the checksum of its weights and formats; ``features``, all
+names in order; ``weights`` by feature and ``bias``; ``thresholds`` by accepted rate; ``rate``, that
+of ``auto``; ``trials`` and ``every`` of the policy it was fitted for; ``problems`` and ``seed``:
+how it was measured. ``musespark lab calibrate`` writes one (lab/calibrate.py says what it
+promises). A model's own lies in the cache folder, Spark Nano's beside its weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from musespark.errors import CorruptFile, InvalidRequest
+from musespark.thinking.policy import AUTO_NAME, EXITS, LOOP, Thinking, ThinkingPolicy
+from musespark.thinking.stopper import FEATURES, Stopper
+from musespark.untrusted import read_json_object
+from musespark.weights.cache import cache_folder
+from musespark.weights.files import write_whole
+
+VERSION = 1
+SHIPPED = Path(__file__).resolve().parent.parent / "nano" / "thinking.json"
+_MOST_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The file's fields, checked: InvalidRequest names the one that is wrong."""
+
+    model: str
+    weights: Mapping[str, float] = field(hash=False)
+    bias: float
+    thresholds: Mapping[float, float] = field(hash=False)
+    rate: float
+    trials: int
+    every: int
+    problems: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, str) or not self.model:
+            raise InvalidRequest(f"model: got {self.model!r:.60}, allowed is a checksum")
+        for name, least in (("problems", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise InvalidRequest(
+                    f"{name}: got {value!r:.60}, allowed is an integer of at least {least}"
+                )
+        for rate in self.thresholds:
+            if not 0 < rate < 1:
+                raise InvalidRequest(f"thresholds: got a rate of {rate!r}, allowed is 0 to 1")
+            self.policy(rate)
+        if self.rate not in list(self.thresholds):
+            raise InvalidRequest(f"rate: got {self.rate!r:.60}, allowed are {self._rates()}")
+
+    def policy(self, rate: float | None = None) -> ThinkingPolicy:
+        """Of a rate of premature exits that there is a threshold for, ``auto``'s where None."""
+        rate = self.rate if rate is None else rate
+        if rate not in self.thresholds:
+            raise InvalidRequest(
+                f"premature_exits: got {rate!r:.60}, calibrated for this model are {self._rates()}"
+            )
+        tried = {"trials": self.trials, "every": self.every} if self.trials else {}
+        stopper = Stopper(self.weights, self.bias, self.thresholds[rate])
+        return ThinkingPolicy(stopper=stopper, **tried)
+
+    def _rates(self) -> list[float]:
+        return sorted(self.thresholds)
+
+
+def user_path(model: str) -> Path:
+    """Where the file of a model lies that its user calibrated; ``model``: its checksum."""
+    name = hashlib.blake2b(model.encode(), digest_size=16).hexdigest()
+    return cache_folder() / "thinking" / f"{name}.json"
+
+
+def find_thresholds(model: str) -> Thresholds | None:
+    """What was calibrated for the model with this checksum: by its user, else what is shipped for
+    it, else nothing. Raises as :func:`read_thresholds`."""
+    own = user_path(model)
+    if own.exists():
+        found = read_thresholds(own)
+        if found.model != model:
+            raise InvalidRequest(f"{own}: model: got {found.model:.80}, allowed is {model}")
+        return found
+    if not SHIPPED.exists():
+        return None
+    shipped = read_thresholds(SHIPPED)
+    return shipped if shipped.model == model else None
+
+
+def calibrated(
+    thinking: Thinking, found: Callable[[], Thresholds | None], *, usable: bool
+) -> Thinking:
+    """``thinking`` with what ``auto`` stands for. ``found``: what was calibrated for the model;
+    ``usable``: whether the request is one that it holds for. InvalidRequest for a rate that was
+    not calibrated."""
+    if thinking.chosen != AUTO_NAME:
+        return thinking
+    thresholds = found() if usable else None
+    if thresholds is not None:
+        policy = thresholds.policy(thinking.exits)
+        rate = thresholds.rate if thinking.exits is None else thinking.exits
+        return replace(thinking, policy=policy, chosen=f"calibrated {rate:g}")
+    if thinking.exits is not None:
+        raise InvalidRequest(
+            f"{EXITS}: got {thinking.exits}, but nothing is calibrated for this model with this "
+            "request's adapter and thought_cache_tokens (musespark lab calibrate)"
+        )
+    return replace(thinking, chosen=LOOP)
+
+
+def lookup(model: Callable[[], str]) -> Callable[[], Thresholds | None]:
+    """:func:`find_thresholds` when it is first needed, then what was found. ``model`` gives the
+    checksum."""
+    return functools.cache(lambda: find_thresholds(model()))
+
+
+def write_thresholds(path: Path, thresholds: Thresholds) -> None:
+    """Writes the file aside and renames it. Raises WriteFailed."""
+    told = asdict(thresholds)
+    told["thresholds"] = {str(rate): at for rate, at in sorted(thresholds.thresholds.items())}
+    told = {"version": VERSION, "model": told.pop("model"), "features": list(FEATURES), **told}
+    write_whole(path, f"{json.dumps(told, indent=1, allow_nan=False)}\n".encode())
+
+
+def read_thresholds(path: Path) -> Thresholds:
+    """A file that nobody vouches for. CorruptFile naming the field; InvalidRequest where another
+    version wrote it, or one whose stoppers look at something else; FileNotFoundError."""
+    told = read_json_object(path, _MOST_BYTES)
+    for name, allowed in (("version", VERSION), ("features", list(FEATURES))):
+        if told.pop(name, None) != allowed:
+            raise InvalidRequest(
+                f"{path}: {name}: another than this version's; calibrate again (musespark lab "
+                "calibrate) or remove the file"
+            )
+    known = {one.name for one in fields(Thresholds)}
+    if told.keys() != known:
+        wrong = sorted(told.keys() ^ known)
+        raise CorruptFile(f"{path}: fields {wrong!r:.200} are missing or unknown")
+    try:
+        return Thresholds(**told | {"thresholds": _by_rate(told["thresholds"])})
+    except InvalidRequest as error:
+        raise CorruptFile(f"{path}: {error}") from None
+
+
+def _by_rate(told: Any) -> dict[float, Any]:
+    if not isinstance(told, dict):
+        raise InvalidRequest(f"thresholds: got {told!r:.60}, allowed is a number by rate")
+    try:
+        return {float(rate): at for rate, at in told.items()}
+    except ValueError as error:
+        raise InvalidRequest(f"thresholds: {error}") from None
