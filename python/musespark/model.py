@@ -132,8 +132,7 @@ class Model:
 
     @property
     def prefix_folder(self) -> PrefixFolderStats | None:
-        """What was read from and written to load's ``prefix_folder``, all of it written by now;
-        None without one."""
+        """Of load's ``prefix_folder``, all written by now; None without one."""
         return self._prefixes.stats()
 
     # ---- text ---------------------------------------------------------------------------------
@@ -150,10 +149,9 @@ class Model:
         ``temperature`` (0: greedy), ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``,
         ``presence_penalty``, ``frequency_penalty``, ``seed``, ``stop`` (a string or several),
         ``logprobs`` (how many alternatives a token), ``logit_bias`` {token id: addend},
-        ``deadline`` (seconds from the call; what is there then is returned), ``adapter`` (what
-        :meth:`load_adapter` gave, or its name; None: the model as loaded), ``speculation`` (auto:
-        what stood before is drafted, and checked in one step: the same tokens sooner; off),
-        ``signals`` (True: :class:`musespark.ThoughtSignals` of thoughts, by the model's markers).
+        ``deadline`` (seconds; what is there then is returned), ``adapter`` (what
+        :meth:`load_adapter` gave, or its name), ``speculation`` (auto: what stood before is
+        drafted; off), ``signals`` (True: :class:`musespark.ThoughtSignals` of thoughts).
         ``stream=True``: an iterator of :class:`Delta` whose ``.result`` is the completion.
 
         With one of these a text that is not cut is of its form (needs llguidance): ``json_schema``
@@ -208,8 +206,8 @@ class Model:
         to an end, then ``thinking_closing_message`` is written; ``max_new_tokens`` counts the
         answer apart. ``thinking_policy``: a :class:`musespark.ThinkingPolicy`, ``auto`` (what was
         calibrated for the model, at a rate of ``premature_exits``; else loops alone are ended) or
-        ``off``. ``mode``: auto (the model decides), instant (no thought), thinking (a thought
-        first) or contemplating (``n_agents`` answer at once, and one answer is made of theirs:
+        ``off``. ``mode``: auto (the model decides), instant (no thought), thinking (one first) or
+        contemplating (``n_agents`` answer at once, one answer is made of theirs: see
         :class:`musespark.ContemplatingOptions`, :class:`musespark.ContemplationResult`).
         What the model's template does not use raises. Others: as of :meth:`generate`; ``stop``,
         ``json_schema``, ``regex`` and ``grammar`` are the answer's.
