@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import argparse
 
-STEPS = ("eval", "bench-thinking", "generate", "train", "rollouts", "rl", "plot", "curve", "export")
+STEPS = (
+    *("eval", "bench-thinking", "calibrate", "generate", "train", "rollouts", "rl", "plot"),
+    *("curve", "export"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import MissingLibrary
+from ..results import ThoughtSignals
 from . import protocol, zoom
 from . import tokenizer as tok
 from .item import Item
@@ -32,7 +33,8 @@ class Reply:
     ``raw``: all it wrote, markers too. ``stable``: thinking tokens after which it would have stayed
     right (lab.oracle); None where nobody asked. ``computed``: tokens that went through the model.
     ``probe_tokens`` of trial answers, and why the thought ``stopped``, as
-    :class:`musespark.ChatResult` has them. ``logprobs`` of the tokens, where they were asked for.
+    :class:`musespark.ChatResult` has them. ``logprobs`` of the tokens and ``signals`` of the
+    thought's, where they were asked for.
     """
 
     answer: str
@@ -47,6 +49,7 @@ class Reply:
     probe_tokens: int = 0
     stopped: str = "none"
     logprobs: tuple[float, ...] = ()
+    signals: ThoughtSignals | None = field(default=None, compare=False)
 
 
 #: How a model is to think: as it likes, or not at all (its thought is empty and closed).

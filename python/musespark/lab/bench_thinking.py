@@ -125,12 +125,15 @@ def _items(args: argparse.Namespace) -> list[Item]:
     return items
 
 
-def spread(tasks: list[str], levels: list[str], n: int, seed: int) -> list[Item]:
+def spread(
+    tasks: list[str], levels: list[str], n: int, seed: int, *, calibration: bool = False
+) -> list[Item]:
     """``n`` evaluation items, as many of each task and level as there are; fewer where all of them
-    together have fewer."""
+    together have fewer. ``calibration``: those that thresholds are calibrated on, else the others.
+    """
     each = -(-n // (len(tasks) * len(levels)))
     while True:
-        found = items_for(tasks, levels, COMPARED[:1], each, seed)
+        found = items_for(tasks, levels, COMPARED[:1], each, seed, calibration=calibration)
         have = Counter((item.task, item.level) for item in found)
         larger = [count for count in have.values() if count == each]
         if len(found) >= n or not larger:

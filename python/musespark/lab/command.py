@@ -35,6 +35,7 @@ from .tasks import EVALUATED, nlvr, pictures
 #: Commands that are modules with a ``main(argv)`` of their own, and what --help says of them.
 MODULES = {
     "bench-thinking": "what may end a thought, compared; several agents",
+    "calibrate": "when a thought may end: a model's thresholds for thinking_policy auto",
     "train": "train Spark Nano, or go on from a checkpoint (needs torch)",
     "rl": "group-relative policy optimization (needs torch)",
     "curve": "what runs of `lab rl` say of accuracy and length",

@@ -20,6 +20,7 @@ import musespark
 from ..errors import ContextOverflow, UnsupportedModel
 from ..events import Request
 from ..generation import Collector, Stream
+from ..thinking import ThinkingPolicy
 from . import zoom
 from .backends import EMPTY, FREE, ZOOMS, Reply
 from .item import Item, grade
@@ -138,8 +139,10 @@ class MusesparkBackend:
     def _request(
         self, item: Item, limit: int, *, retain: bool = False, **options: Any
     ) -> tuple[Request, Collector, Any]:
-        """The turn after ``item``, greedy where ``options`` say nothing else."""
+        """The turn after ``item``, greedy where ``options`` say nothing else, and with the thought
+        that the model itself ends: none that was calibrated for it."""
         given = {"tools": item.tools, "temperature": 0.0, "max_new_tokens": limit}
+        given["thinking_policy"] = ThinkingPolicy()
         if item.effort != ANY_EFFORT:
             given["reasoning_effort"] = item.effort
         return self.model._chat_request(messages_of(item), given | options, retain=retain)
@@ -181,6 +184,7 @@ class MusesparkBackend:
             probe_tokens=result.usage.probe_tokens,
             stopped=result.thinking_stop_reason,
             logprobs=tuple(one.logprob for one in result.logprobs or ()),
+            signals=result.signals,
         )
 
 

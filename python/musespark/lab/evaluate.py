@@ -23,7 +23,7 @@ import numpy as np
 from ..weights.files import write_whole
 from . import mix
 from .backends import EMPTY, Backend, Reply
-from .item import Evaluation, HeldOutWording, Item, compose, grade
+from .item import Evaluation, HeldOutWording, Item, compose, grade, is_calibration
 from .raster import Picture
 from .tasks import draw, split_of
 from .zoom import NAME, opened
@@ -57,10 +57,12 @@ def items_for(
     *,
     held_wording: bool = False,
     evaluation: bool = True,
+    calibration: bool | None = None,
 ) -> list[Item]:
     """``n`` items per task, level and effort, or ``more["task/level"]`` of them; the efforts of a
     task and level see the same instances. ``held_wording`` asks in the tenth of the wordings that
     training never uses; not ``evaluation``: of the other side of the split, as training draws.
+    ``calibration``: only those that thresholds are calibrated on, or only the others.
 
     Instances are distinct, so there are fewer where a side of the split is smaller.
     """
@@ -75,7 +77,8 @@ def items_for(
             while len(problems) < wanted and tries < 50 * wanted:
                 tries += 1
                 problem = draw(rng, task, level, evaluation=evaluation)
-                problems.setdefault(problem.key, problem)
+                if calibration in (None, is_calibration(split_of(task), problem.key)):
+                    problems.setdefault(problem.key, problem)
             items += [
                 replace(opened(compose(problem, effort, Random(seed))), wording=wording)
                 for effort in efforts

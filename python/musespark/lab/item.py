@@ -111,8 +111,18 @@ def phrase(r: Random, templates: tuple[str, ...]) -> str:
 
 def is_evaluation(task: str, key: str) -> bool:
     """Whether the instance ``key`` of ``task`` belongs to the evaluation side (one in 16)."""
+    return _hashed(task, key) % 16 == 0
+
+
+def is_calibration(task: str, key: str) -> bool:
+    """Whether an instance of the evaluation side is one that thresholds are calibrated on (one in
+    four) and not one that policies are compared on."""
+    return _hashed(task, key) // 16 % 4 == 0
+
+
+def _hashed(task: str, key: str) -> int:
     digest = hashlib.blake2b(f"{task}\0{key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % 16 == 0
+    return int.from_bytes(digest, "little")
 
 
 def compose(problem: Problem, effort: str, rng: Random, error_rate: float = 0.0) -> Item:

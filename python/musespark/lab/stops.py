@@ -16,7 +16,7 @@ Sources of the first six: :class:`musespark.ThinkingPolicy`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from ..text import Tokenizer
 from ..thinking import ThinkingPolicy
-from .closes import HARD, LANDING, MESSAGE, Budget, End, Trace
+from .closes import HARD, LANDING, MESSAGE, Budget, End, Trace, Trial
 
 FULL, AUTO, NO_WAIT = "full", "auto", "no-wait"
 FIRST_STATED, TRIAL_ORACLE = "first stated answer", "oracle of trials"
@@ -59,13 +59,19 @@ class Policy:
     read: Callable[[Trace], End] | None
 
 
+def tried(trace: Trace, every: int) -> Iterator[Trial]:
+    """The trials that the engine makes, so many thought tokens apart (csrc/decode/trials.cc)."""
+    last = 0
+    for trial in trace.trials:
+        if trial.written - max(last, trial.begin) >= every:
+            last = trial.written
+            yield trial
+
+
 def stopped(trace: Trace, policy: ThinkingPolicy) -> End:
     """The end by trial answers, as csrc/decode/trials.cc decides it."""
-    before, agreed, probe, tried = None, 0, 0, 0
-    for trial in trace.trials:
-        if trial.written - max(tried, trial.begin) < policy.every:
-            continue
-        tried = trial.written
+    before, agreed, probe = None, 0, 0
+    for trial in tried(trace, policy.every):
         probe += trial.rows(policy.trials)
         answer = trial.answer[: policy.trials]
         agreed = agreed + 1 if answer == before else 1

@@ -1,0 +1,288 @@
+"""``musespark lab calibrate [MODEL]``: when a model's thoughts may end, for the rates of premature
+exits that a user may accept.
+
+Items are answered with nothing to end a thought, and their thoughts are closed on trial at every
+sentence (lab.closes). At a border the thought *may end* where the closes there and at all later
+borders answer right; ending it before, of a reply that is right in the end, is *premature*. Half of
+the problems fit a logistic stopper over the features that the core has at its trials
+(musespark.thinking.stopper); the other half calibrate its threshold.
+
+What the threshold promises (split conformal prediction: Papadopoulos et al. 2002; Vovk, Gammerman
+and Shafer 2005, chapter 4; as a bound of a loss of 0 or 1: arXiv:2208.02814): let the n problems it
+is calibrated on and the next one be exchangeable. The *score* of a problem is the stopper's largest
+probability at its premature borders, -inf where it has none. A stopper that stops only above the
+⌈(n + 1)(1 - rate)⌉-th smallest of the n scores exits a problem prematurely with a probability of at
+most ``rate``, over the draw of all n + 1. So the unit is the problem, whose borders hang together;
+nothing is promised for problems of another kind, nor for one given calibration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InvalidRequest
+from ..results import TrialAnswer
+from ..thinking.stopper import FEATURES, Stopper, border_features
+from ..thinking.thresholds import Thresholds, user_path, write_thresholds
+from .arguments import at_least, check_targets, chosen_of
+from .backends import Reply
+from .bench_thinking import TASKS, spread
+from .closes import Trace, Tracer
+from .engine import ANY_EFFORT
+from .item import EFFORTS, LEVELS, Item
+from .items_file import read_items
+from .progress import Bar
+from .stops import tried
+
+#: Rates of premature exits that every file has a threshold for, where there are enough problems.
+RATES = (0.01, 0.02, 0.05)
+#: Added to a score, so that rounding cannot reach it: numpy's exp is not the core's.
+_ABOVE = 1e-9
+_RIDGE = 1.0
+_MOST_STEPS = 100
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command; the arguments are those after its name."""
+    args = _arguments(argv)
+    items = _items(args)
+    fitted, held = len(items) // 2, len(items) - len(items) // 2
+    if threshold(np.zeros(held), args.rate) is None:
+        least = 2 * math.ceil((1 - args.rate) / args.rate)
+        raise InvalidRequest(
+            f"--rate: got {args.rate} with {len(items)} items, allowed are {least} items or more"
+        )
+    load = {"quantize": args.quantize, "kv": args.kv, "threads": args.threads}
+    tracer = Tracer(args.model, **load)
+    try:
+        borders = watch(tracer, items, args.trials, args.every, args.max_new_tokens)
+        model = tracer.model._weights.identity()
+    finally:
+        tracer.close()
+    order = np.random.default_rng(args.seed).permutation(len(borders))
+    first, second = ([borders[i] for i in half] for half in (order[:fitted], order[fitted:]))
+    stopper = fitted_stopper(first)
+    scores = np.array([score(stopper, one) for one in second])
+    found = {rate: threshold(scores, rate) for rate in sorted({*RATES, args.rate})}
+    thresholds = Thresholds(
+        model=model,
+        weights=dict(stopper.weights),
+        bias=stopper.bias,
+        thresholds={rate: at for rate, at in found.items() if at is not None},
+        rate=args.rate,
+        trials=args.trials,
+        every=args.every,
+        problems=len(items),
+        seed=args.seed,
+    )
+    path = Path(args.out) if args.out else user_path(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_thresholds(path, thresholds)
+    print(_told(thresholds, first, second))
+    print(f"wrote {path}")
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="musespark lab calibrate",
+        description="When a model's thoughts may end: what thinking_policy auto uses.",
+    )
+    add = parser.add_argument
+    add("model", nargs="?", help="model folder, file or hub id (default: Spark Nano)")
+    add("--rate", type=float, default=0.05, help="of premature exits that auto accepts")
+    add("--n", type=int, default=1000, help="problems, of all tasks and levels alike")
+    add("--items", metavar="FILE", help="your own items (JSON lines) instead of tasks")
+    add("--tasks", default="all", help=f"all, or some of {', '.join(TASKS)}")
+    add("--levels", default="all", help="all, or some of easy,middle,hard")
+    add("--efforts", default="high,xhigh", help="in turn; default: none is set")
+    add("--trials", type=int, default=8, help="tokens of a trial answer")
+    add("--every", type=int, default=16, help="thought tokens between two trials at least")
+    add("--seed", type=int, default=2026)
+    add("--max-new-tokens", type=int, default=400)
+    add("--quantize", default="auto", choices=("auto", "none", "q8", "q4"))
+    add("--kv", default="auto", choices=("auto", "f32", "kv8", "kv8v4", "kv4"))
+    add("--threads", type=int)
+    add("--out", metavar="FILE", help="write the thresholds here, not to the cache folder")
+    args = parser.parse_args(argv)
+    check_targets({"--out": args.out})
+    for name, least in (("n", 2), ("trials", 1), ("every", 1), ("seed", 0), ("max_new_tokens", 1)):
+        at_least(least, getattr(args, name), f"--{name.replace('_', '-')}")
+    if not 0 < args.rate < 1:
+        raise InvalidRequest(f"--rate: got {args.rate}, allowed is a number in (0, 1)")
+    return args
+
+
+def _items(args: argparse.Namespace) -> list[Item]:
+    """One item of each problem, the efforts in turn."""
+    efforts = chosen_of(args.efforts, (*EFFORTS, ANY_EFFORT), "--efforts", EFFORTS)
+    if args.items:
+        items = read_items(Path(args.items), efforts[:1])[: args.n]
+    else:
+        tasks = chosen_of(args.tasks, TASKS, "--tasks")
+        levels = chosen_of(args.levels, LEVELS, "--levels")
+        items = spread(tasks, levels, args.n, args.seed, calibration=True)
+    if any(item.pictures and item.tools for item in items):
+        raise InvalidRequest("--items: got a picture with tools, allowed is one of them")
+    return [replace(item, effort=efforts[k % len(efforts)]) for k, item in enumerate(items)]
+
+
+# ---- borders ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Borders:
+    """Of one problem: where trials begin, in thought tokens before them (``at`` int64 [b]), their
+    ``features`` float64 [b, features], whether the thought ``may_end`` there (bool [b]; False in a
+    reply that is wrong), whether the reply is ``right``, its ``thinking`` tokens."""
+
+    at: np.ndarray
+    features: np.ndarray
+    may_end: np.ndarray
+    right: bool
+    thinking: int
+
+    @property
+    def premature(self) -> np.ndarray:
+        """bool [b]: where an end would lose an answer that is right without it."""
+        return ~self.may_end & self.right
+
+
+def watch(
+    tracer: Tracer, items: Sequence[Item], tokens: int, every: int, limit: int
+) -> list[Borders]:
+    """The items' borders, with trials of ``tokens`` tokens at least ``every`` apart; thoughts and
+    answers of at most ``limit`` tokens."""
+    options = {"thinking_policy": "off", "signals": True}
+    replies = tracer.reply(list(items), limit, options=options, progress=Bar("answering"))
+    traces = tracer.trace(items, replies, limit, progress=Bar("closing"))
+    return [
+        borders_of(reply, trace, tokens, every)
+        for reply, trace in zip(replies, traces, strict=True)
+    ]
+
+
+def borders_of(reply: Reply, trace: Trace, tokens: int, every: int) -> Borders:
+    """What the closes of one reply say."""
+    later = np.array([trial.right for trial in trace.trials], bool)
+    stays = np.logical_and.accumulate(later[::-1])[::-1] & trace.whole.right
+    by_place = dict(zip((trial.thinking for trial in trace.trials), stays.tolist(), strict=True))
+    made = list(tried(trace, every))
+    answers = [
+        TrialAnswer(t.thinking, repr(t.answer[:tokens]), float(t.confidence(tokens))) for t in made
+    ]
+    if reply.signals is None or not made:
+        at, features = np.zeros(0, np.int64), np.zeros((0, len(FEATURES)))
+    else:
+        at, features = border_features(reply.signals, answers)
+    may_end = np.array([by_place[trial.thinking] for trial in made], bool)
+    return Borders(at, features, may_end, trace.whole.right, trace.whole.thinking)
+
+
+# ---- fitting ------------------------------------------------------------------------------------
+
+
+def fitted_stopper(problems: Sequence[Borders]) -> Stopper:
+    """Fitted on the borders of replies that are right. InvalidRequest where there are none."""
+    right = [one for one in problems if one.right and len(one.at)]
+    if not right:
+        raise InvalidRequest("calibrate: no reply is right and has a border; more items are needed")
+    features = np.concatenate([one.features for one in right])
+    labels = np.concatenate([one.may_end for one in right])
+    weights, bias = fit(features, labels)
+    return Stopper(dict(zip(FEATURES, weights.tolist(), strict=True)), bias)
+
+
+def fit(
+    features: np.ndarray, labels: np.ndarray, ridge: float = _RIDGE
+) -> tuple[np.ndarray, float]:
+    """Weights [m] and bias of a logistic regression of ``labels`` (bool [n]) on ``features``
+    ([n, m]): Newton's method, each step halved until the loss falls.
+
+    The penalty is ridge / 2 times the square of each weight on a feature scaled to deviation 1;
+    1e-3 of it holds the bias where all labels are the same. A feature that never changes has weight
+    0.
+    """
+    mean, deviation = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(deviation > 1e-12, deviation, np.inf)
+    x = np.hstack([(features - mean) / scale, np.ones((len(features), 1))])
+    penalty = np.full(x.shape[1], ridge)
+    penalty[-1] *= 1e-3
+    y, w = labels.astype(np.float64), np.zeros(x.shape[1])
+
+    def loss(at: np.ndarray) -> float:
+        z = x @ at
+        return float(np.logaddexp(0, z).sum() - z @ y + (penalty * at * at).sum() / 2)
+
+    for _ in range(_MOST_STEPS):
+        p = 1 / (1 + np.exp(-(x @ w)))
+        gradient = x.T @ (p - y) + penalty * w
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty)
+        step, now = np.linalg.solve(hessian, gradient), loss(w)
+        while loss(w - step) > now and np.abs(step).max() > 1e-12:
+            step = step / 2
+        w = w - step
+        if np.abs(step).max() < 1e-10:
+            break
+    weights = w[:-1] / scale
+    return weights, float(w[-1] - weights @ mean)
+
+
+# ---- calibrating --------------------------------------------------------------------------------
+
+
+def score(stopper: Stopper, problem: Borders) -> float:
+    """The largest probability at a premature border, -inf where there is none."""
+    p = stopper.probabilities(problem.features[problem.premature])
+    return float(p.max(initial=-math.inf))
+
+
+def threshold(scores: np.ndarray, rate: float) -> float | None:
+    """The least probability to stop at, such that the next problem's score reaches it with a
+    probability of at most ``rate`` (see above); None where so few scores, or scores so large,
+    promise nothing."""
+    rank = math.ceil((len(scores) + 1) * (1 - rate) - 1e-9)
+    if rank > len(scores):
+        return None
+    at = max(0.0, float(np.sort(scores)[rank - 1]) + _ABOVE)
+    return at if at <= 1 else None
+
+
+def exits(stopper: Stopper, problem: Borders) -> int | None:
+    """At which of its borders the stopper ends a problem's thought; None: at none."""
+    fired = np.flatnonzero(stopper.probabilities(problem.features) >= stopper.threshold)
+    return int(fired[0]) if len(fired) else None
+
+
+def _told(found: Thresholds, first: Sequence[Borders], second: Sequence[Borders]) -> str:
+    """A line for each rate: what it does to the problems that were not fitted on."""
+    lines = [
+        f"{len(first)} problems fitted, {len(second)} calibrated; right "
+        f"{sum(one.right for one in second)}, {sum(len(one.at) for one in second)} borders"
+    ]
+    thinking = max(1, sum(one.thinking for one in second))
+    best = sum(one.thinking - _earliest(one) for one in second)
+    lines.append(f"least thinking that stays right saves {best / thinking:.1%} of the tokens")
+    for rate, at in sorted(found.thresholds.items()):
+        stopper = Stopper(found.weights, found.bias, at)
+        ends = [exits(stopper, one) for one in second]
+        pairs = [(one, end) for one, end in zip(second, ends, strict=True) if end is not None]
+        early = sum(bool(one.premature[end]) for one, end in pairs)
+        saved = sum(one.thinking - int(one.at[end]) for one, end in pairs)
+        lines.append(
+            f"rate {rate:g}: threshold {at:.4f}, premature {early / len(second):.2%}, "
+            f"saves {saved / thinking:.1%} (trials not counted)"
+        )
+    missing = sorted({*RATES} - set(found.thresholds))
+    lines += [f"rate {rate:g}: too few problems, or scores of 1" for rate in missing]
+    return "\n".join(lines)
+
+
+def _earliest(problem: Borders) -> int:
+    """Thought tokens after which it may end; all of them where it never may."""
+    return int(problem.at[problem.may_end].min(initial=problem.thinking))
