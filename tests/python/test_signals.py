@@ -142,6 +142,13 @@ def test_a_text_that_opens_a_thought_has_signals(nano) -> None:
     assert len(outside.signals) == 0 and outside.signals.margin.dtype == np.float32
 
 
+def test_an_agent_has_the_signals_that_it_would_have_alone(nano) -> None:
+    given = {**HIGH, "temperature": 0.7, "seed": 3}
+    found = nano.chat(SUM, **given, mode="contemplating", n_agents=1)
+    alone = nano.chat(SUM, **given)
+    assert found.tokens == alone.tokens and bits(found.signals) == bits(alone.signals)
+
+
 def test_results_with_signals_are_plain_data(nano) -> None:
     found = nano.chat(SUM, **HIGH)
     again = pickle.loads(pickle.dumps(found))

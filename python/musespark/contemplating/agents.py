@@ -103,7 +103,8 @@ def _each(event: Tokens) -> Iterator[Tokens]:
     for i, token in enumerate(event.ids):
         logprobs = None if event.logprobs is None else event.logprobs[i : i + 1]
         top = None if event.top is None else event.top[i : i + 1]
-        yield Tokens([token], logprobs, top)
+        signals = None if event.signals is None else event.signals[i : i + 1]
+        yield Tokens([token], logprobs, top, signals)
 
 
 class Agent:
