@@ -13,6 +13,7 @@ void register_kernels_attention(pybind11::module_& m);
 void register_kernels_rowwise(pybind11::module_& m);
 void register_weights(pybind11::module_& m);
 void register_model_testing(pybind11::module_& m);
+void register_drafter_testing(pybind11::module_& m);
 void register_ops_testing(pybind11::module_& m);
 void register_calibrate(pybind11::module_& m);
 void register_engine(pybind11::module_& m);

@@ -211,6 +211,13 @@ ModelSpec spec_from_python(py::handle spec) {
   out.pooling = d.choice<Pooling>(
       "pooling", {{"none", Pooling::none}, {"mean", Pooling::mean}, {"cls", Pooling::cls}});
   out.normalize = d.boolean("normalize");
+  out.block = d.integer("block");
+  out.mask_token = d.integer("mask_token");
+  for (const py::handle one : d.list("target_layers")) {
+    out.target_layers.push_back(
+        to_integer(one, element(d, "target_layers", out.target_layers.size())));
+  }
+  out.context_norm = read_norm(d.dict("context_norm"));
   d.finish();
   return out;
 }

@@ -14,6 +14,7 @@ constexpr std::int64_t kMaxSize = std::int64_t{1} << 24;  // of any one dimensio
 constexpr std::int64_t kMaxHeadDim = 512;                 // kernels/rowwise: rotate
 constexpr std::int64_t kMaxHeads = std::int64_t{1} << 12;
 constexpr std::int64_t kMaxExperts = std::int64_t{1} << 16;
+constexpr std::int64_t kMaxBlock = 64;
 
 template <class T>
 [[noreturn]] void refuse(const std::string& field, T value, const std::string& allowed) {
@@ -144,13 +145,18 @@ void check_mlp(const std::string& field, const MlpSpec& mlp) {
   throw UnsupportedModel("model spec: " + field + " " + why);
 }
 
-void check_decoder(const ModelSpec& spec) {
+// What has no place outside encoders.
+void check_no_encoder(const ModelSpec& spec) {
   const char* why = "is of encoders (bidirectional)";
   if (spec.positions != 0) refuse_here("positions", why);
   if (spec.token_types != 0) refuse_here("token_types", why);
   if (spec.normed_residual) refuse_here("normed_residual", why);
   if (spec.pooling != Pooling::none) refuse_here("pooling", why);
   if (spec.normalize) refuse_here("normalize", why);
+}
+
+void check_decoder(const ModelSpec& spec) {
+  check_no_encoder(spec);
   if (spec.embed_norm.kind != NormKind::none && spec.embed_norm.kind != NormKind::rms_scaleless) {
     refuse("embed_norm.kind", static_cast<int>(spec.embed_norm.kind), "none or rms_scaleless");
   }
@@ -182,6 +188,33 @@ void check_encoder(const ModelSpec& spec) {
     for (const NormSpec* norm : {&a.q_norm, &a.k_norm, &a.out_norm}) {
       if (norm->kind != NormKind::none) refuse_here(field + ".attention: a norm of heads", why);
     }
+    if (spec.layers[i].mlp.kind != MlpKind::dense) refuse_here(field + ".mlp.kind", why);
+  }
+}
+
+// What model/drafter.h does not run.
+void check_drafter(const ModelSpec& spec) {
+  check_no_encoder(spec);
+  if (spec.bidirectional) refuse_here("bidirectional", "is of encoders, not of a drafter");
+  if (spec.block < 2 || spec.block > kMaxBlock) {
+    refuse("block", spec.block, "2 to " + std::to_string(kMaxBlock));
+  }
+  if (spec.mask_token < 0) refuse("mask_token", spec.mask_token, "a token id");
+  if (spec.target_layers.empty()) throw UnsupportedModel("model spec: target_layers is empty");
+  for (const std::int64_t layer : spec.target_layers) {
+    if (layer < 0) refuse("target_layers", layer, "layers count from 0");
+  }
+  check_norm("context_norm", spec.context_norm);
+  for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    const std::string field = "layers[" + std::to_string(i) + "]";
+    const AttentionSpec& a = spec.layers[i].attention;
+    const char* why = "is not supported in a drafter";
+    if (a.window != 0 && a.window < spec.block) {
+      refuse(field + ".attention.window", a.window,
+             "at least the block, " + std::to_string(spec.block) + ", or 0");
+    }
+    if (a.output_gate) refuse_here(field + ".attention.output_gate", why);
+    if (a.joint_qk_norm) refuse_here(field + ".attention.joint_qk_norm", why);
     if (spec.layers[i].mlp.kind != MlpKind::dense) refuse_here(field + ".mlp.kind", why);
   }
 }
@@ -241,6 +274,7 @@ void check_spec(const ModelSpec& spec) {
     const std::string field = "layers[" + std::to_string(i) + "]";
     check_layer(field, spec.layers[i], spec.ropes);
   }
+  if (spec.block != 0) return check_drafter(spec);
   spec.bidirectional ? check_encoder(spec) : check_decoder(spec);
 }
 

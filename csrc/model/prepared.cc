@@ -189,8 +189,16 @@ PreparedModel prepare_model(const ModelSpec& spec,
                             const std::map<std::string, TensorView>& tensors) {
   PreparedModel model;
   TensorLoader load(tensors, &model);
-  model.embed = load.matrix("embed", spec.vocab, spec.hidden);
-  if (!spec.bidirectional) {
+  const bool drafts = spec.block > 0;
+  if (drafts) {
+    const auto states = static_cast<std::int64_t>(spec.target_layers.size());
+    model.context = load.matrix("context", spec.hidden, states * spec.hidden);
+    model.context_needs.add(model.context);
+    model.context_norm = load.norm("context_norm", spec.context_norm, spec.hidden);
+  } else {
+    model.embed = load.matrix("embed", spec.vocab, spec.hidden);
+  }
+  if (!spec.bidirectional && !drafts) {
     model.head = spec.tied_head ? model.embed : load.matrix("head", spec.vocab, spec.hidden);
     model.head_needs.add(model.head);
   }

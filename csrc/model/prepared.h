@@ -46,8 +46,9 @@ struct PreparedLayer {
 struct PreparedModel : LoadedTensors {
   Matrix embed, head;             // an encoder has no head
   Matrix positions, token_types;  // encoders
-  Norm embed_norm, final_norm;
-  Needs head_needs;
+  Matrix context;                 // drafters, which have neither embedding nor head
+  Norm embed_norm, final_norm, context_norm;
+  Needs head_needs, context_needs;
   std::vector<PreparedLayer> layers;
   std::vector<RopeTable> ropes, short_ropes;
 };

@@ -128,6 +128,14 @@ struct ModelSpec {
   bool normed_residual = false;  // x <- attn_norm(x + attention(x)), x <- mlp_norm(x + mlp(x))
   Pooling pooling = Pooling::none;
   bool normalize = false;  // the pooled row divided by its length
+
+  // A block drafter (model/drafter.h): no embedding and no head of its own. What the layers
+  // `target_layers` (from 0) of another model gave, side by side, goes through "context"
+  // [hidden, layers * hidden] and context_norm.
+  std::int64_t block = 0;       // positions of a pass, the known one included; 0: no drafter
+  std::int64_t mask_token = 0;  // stands where a token is to be drafted
+  std::vector<std::int64_t> target_layers;
+  NormSpec context_norm;
 };
 
 }  // namespace musespark

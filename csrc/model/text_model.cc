@@ -25,6 +25,9 @@ ModelSpec checked(ModelSpec spec) {
   if (spec.bidirectional) {
     throw UnsupportedModel("model spec: bidirectional: an encoder has no text to continue");
   }
+  if (spec.block > 0) {
+    throw UnsupportedModel("model spec: block: a drafter writes nothing without its model");
+  }
   return spec;
 }
 
@@ -92,6 +95,7 @@ struct TextModel::Impl {
   void mlp(std::size_t index, const Norm& next, const Needs& next_needs);
   void gate_and_up(std::size_t index, const Rows& in, const Rows& hidden);
   void log_queries(std::size_t index, const AttentionShape& shape);
+  void log_states(std::span<const StepSpan> spans, std::size_t index);
   void joint_norm(const Norm& norm, float* x, std::int64_t ld, std::int64_t cols);
 
   Residual residual() const {
@@ -241,6 +245,18 @@ void TextModel::Impl::log_queries(std::size_t index, const AttentionShape& shape
   }
 }
 
+// The residual after a layer, of the spans that want it.
+void TextModel::Impl::log_states(std::span<const StepSpan> spans, std::size_t index) {
+  const std::int64_t ld = RowsBuffer::padded(spec.hidden);
+  const float* x = work.residual;
+  for (const StepSpan& span : spans) {
+    if (span.states) {
+      span.states->take(static_cast<std::int64_t>(index), x, ld, span.count, spec.hidden);
+    }
+    x += span.count * ld;
+  }
+}
+
 // The rows of the spans whose logits are wanted, as spans.
 void TextModel::Impl::keep_wanted(std::span<const AttentionSpan> spans) {
   wanted_spans.clear();
@@ -374,6 +390,7 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
   for (const StepSpan& span : spans) {
     logs.push_back(span.log);
     if (span.log) span.log->layers.resize(model.layers.size());
+    if (span.states) span.states->begin(span.count, spec.hidden);
   }
   OpenStep step(spans);
   map_pages(spans);
@@ -387,6 +404,7 @@ StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepCont
     if (rows == 0) break;  // nobody asked for logits: keys and values are all there is to make
     mlp(i, last ? model.final_norm : model.layers[i + 1].attn_norm,
         last ? model.head_needs : model.layers[i + 1].attn_needs);
+    if (!last) log_states(spans, i);
   }
   if (rows > 0) show(InputOf::head, 0, normed(model.head_needs));
   if (interrupted()) return StepOutcome::interrupted;

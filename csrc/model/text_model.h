@@ -14,6 +14,7 @@
 #include "formats/weights.h"
 #include "model/given_rows.h"
 #include "model/spec.h"
+#include "model/state_log.h"
 #include "ops/tap.h"
 
 namespace musespark {
@@ -53,6 +54,7 @@ struct StepSpan {
   // The whole sequence's given rows, the same in every step of it; those of this span are there.
   // With ModelSpec::mutual_rows a span of them is cut by the sequence's beginning here alone.
   std::span<const GivenRows> given = {};
+  StateLog* states = nullptr;  // takes in what its layers give, or null
 };
 
 // Asked on the calling thread before every layer and before the head; true discards the step.

@@ -63,7 +63,7 @@ struct HeadsArgs {
   float query_scale;
   const float* qkv;  // [rows][ld]: q heads, k heads, v heads, head_dim floats each
   std::int64_t ld;
-  float* queries;  // out [kv_heads][rows][group][Dp]
+  float* queries;  // out [kv_heads][rows][group][Dp]; null: keys and values alone
 };
 
 // Norms and rotates q and k heads, scales q, and (unless they stay floats) turns q, k and v into

@@ -56,11 +56,10 @@ struct HeadWriter {
     for (std::int64_t position = begin; position < end; ++position) {
       const std::int64_t row = span.row + position - span.position;
       const float* in = args.qkv + row * args.ld;
-      float* query = args.queries + ((kv_head * rows + row) * group) * dp;
       const float* turn = turns(span, position, room);
-      for (std::int64_t g = 0; g < group; ++g) {
+      for (std::int64_t g = 0; args.queries != nullptr && g < group; ++g) {
         prepare(args.q_norm, turn, args.query_scale, in + (kv_head * group + g) * d,
-                query + g * dp);
+                args.queries + ((kv_head * rows + row) * group + g) * dp);
       }
       prepare(args.k_norm, turn, 1.0f, in + (shape.heads + kv_head) * d, key);
       prepare(Norm{}, nullptr, 1.0f, in + (shape.heads + shape.kv_heads + kv_head) * d, value);

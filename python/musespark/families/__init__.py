@@ -28,6 +28,7 @@ from musespark.families import (
     mistral3,
     mixtral,
     muse_glimmer,
+    muse_glimmer_assistant,
     muse_spark,
     olmo2,
     olmo3,
@@ -70,6 +71,7 @@ MODULES = cast(
     tuple[Family, ...],
     (
         muse_glimmer,
+        muse_glimmer_assistant,
         muse_spark,
         llama,
         mistral,

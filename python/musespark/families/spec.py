@@ -179,6 +179,11 @@ class ModelSpec:
 
     ``mutual_rows``: rows that a prompt gives in place of embeddings (an image's) see each other in
     both directions.
+
+    ``block`` above 0: a block drafter (csrc/model/drafter.h), which drafts that many positions at
+    once, the known one included, with ``mask_token`` in place of those to come. It has no embedding
+    and no head (``vocab`` is as many ids as its mask needs); what the layers ``target_layers``
+    (from 0) of the model it drafts for gave goes through "context" and ``context_norm``.
     """
 
     vocab: int = 0
@@ -199,6 +204,15 @@ class ModelSpec:
     pooling: str = _later("none")
     normalize: bool = _later(False)
     mutual_rows: bool = _later(False)
+    block: int = _later(0)
+    mask_token: int = _later(0)
+    target_layers: tuple[int, ...] = _later(())
+    context_norm: NormSpec = field(default=NormSpec(), metadata=_LATER)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes text by itself: it is neither an encoder nor a drafter."""
+        return not self.bidirectional and self.block == 0
 
 
 Enums = Mapping[tuple[type, str], tuple[str, ...]]
@@ -256,6 +270,13 @@ def check_spec(spec: ModelSpec, where: str, error: type[Error] = CorruptFile) ->
     need(spec.max_context >= 1, f"max_context is {spec.max_context}, at least 1 is needed")
     need(spec.logit_softcap >= 0, f"logit_softcap is {spec.logit_softcap}, not below 0")
     need(len(spec.layers) >= 1, "there are no layers")
+    need(0 <= spec.block <= 64 and spec.block != 1, f"block is {spec.block}, 0 or 2 … 64 is needed")
+    for layer in spec.target_layers:
+        need(0 <= layer < _MAX_LIST, f"target_layers has {layer}, 0 … {_MAX_LIST - 1} is needed")
+    need(
+        bool(spec.target_layers) == (spec.block > 0),
+        "target_layers are a drafter's, which has some",
+    )
     for i, rope in enumerate(spec.ropes):
         need(rope.dim >= 2 and rope.dim % 2 == 0, f"ropes[{i}].dim is {rope.dim}, must be even")
         need(rope.theta > 0 and rope.factor > 0, f"ropes[{i}]: theta and factor must be above 0")

@@ -7,7 +7,8 @@ down, their biases, post_mlp_norm, mlp_residual_gate. A layer of experts has, fo
 ``experts.{e}.`` + gate, up, down and biases in place of the dense ones, and router, router_bias,
 router_correction, expert_in, expert_in_norm, expert_out_norm, expert_out, shared_gate, shared_up,
 shared_down, shared_router. Encoders have ``positions``, ``token_types`` and ``embed_norm`` beside
-``embed``. A norm with a bias has ``<norm>_bias``. Matrices are [outputs, inputs]; vectors [n].
+``embed``; drafters ``context`` [hidden, target layers * hidden] and ``context_norm`` in its place.
+A norm with a bias has ``<norm>_bias``. Matrices are [outputs, inputs]; vectors [n].
 """
 
 from __future__ import annotations
@@ -149,7 +150,12 @@ def layer_shapes(layer: LayerSpec, hidden: int) -> dict[str, Shape]:
 
 def canonical_shapes(spec: ModelSpec) -> dict[str, Shape]:
     """Every tensor the model needs -> its shape, in the order of use."""
-    shapes: dict[str, Shape] = {"embed": (spec.vocab, spec.hidden)}
+    shapes: dict[str, Shape] = {}
+    if spec.block:
+        shapes["context"] = (spec.hidden, len(spec.target_layers) * spec.hidden)
+        shapes |= norm_shapes("context_norm", spec.context_norm, spec.hidden)
+    else:
+        shapes["embed"] = (spec.vocab, spec.hidden)
     if spec.positions:
         shapes["positions"] = (spec.positions, spec.hidden)
     if spec.token_types:
@@ -159,7 +165,7 @@ def canonical_shapes(spec: ModelSpec) -> dict[str, Shape]:
         for name, shape in layer_shapes(layer, spec.hidden).items():
             shapes[f"layers.{i}.{name}"] = shape
     shapes |= norm_shapes("final_norm", spec.final_norm, spec.hidden)
-    if not spec.tied_head and not spec.bidirectional:
+    if not spec.tied_head and spec.writes:
         shapes["head"] = (spec.vocab, spec.hidden)
     return shapes
 
@@ -182,7 +188,7 @@ def match_tensors(
     used: set[str] = set()
     sources: dict[str, Part] = {}
     missing: list[str] = []
-    head = "" if spec.bidirectional else _part(source_of("head"), ()).name
+    head = "" if not spec.writes else _part(source_of("head"), ()).name
     for canonical, shape in canonical_shapes(spec).items():
         part = _part(source_of(canonical), shape)
         if canonical == "embed" and spec.tied_head and part.name not in left and head in left:
