@@ -178,6 +178,7 @@ RequestParams params_from_python(const py::dict& params, std::int64_t hidden) {
   if (d.has("logits_from")) out.logits_from = d.integer("logits_from");
   if (d.has("deadline_s")) out.deadline_s = d.real("deadline_s");
   if (d.has("draft_tokens")) out.draft_tokens = d.integer("draft_tokens");
+  if (d.has("draft_eagerly")) out.draft_eagerly = d.boolean("draft_eagerly");
   if (d.has("retain")) out.retain = d.boolean("retain");
   if (d.has("adapter")) out.adapter = d.integer("adapter");
   if (d.has("thoughts")) out.thoughts = read_thoughts(d.dict("thoughts"));

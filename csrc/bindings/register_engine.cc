@@ -20,6 +20,7 @@
 #include "given_from_python.h"
 #include "kernels/dispatch.h"
 #include "kv_formats.h"
+#include "model/drafter.h"
 #include "model/prepared.h"
 #include "model/text_model.h"
 #include "params_from_python.h"
@@ -129,6 +130,8 @@ py::tuple event_tuple(const FinishedEvent& event) {
   stats["trial_tokens"] = s.trial_tokens;
   stats["drafted_tokens"] = s.drafted_tokens;
   stats["accepted_tokens"] = s.accepted_tokens;
+  stats["block_passes"] = s.block_passes;
+  stats["block_accepted_tokens"] = s.block_accepted_tokens;
   py::object error = py::none();
   if (event.reason == FinishReason::error)
     error = py::make_tuple(kind_name(event.kind), event.error);
@@ -141,17 +144,28 @@ class PyEngine {
  public:
   PyEngine(const py::object& spec, const py::dict& tensors, int threads, std::int64_t context,
            const std::string& kv, std::int64_t memory_budget, std::int64_t prefill_chunk,
-           std::int64_t max_batch, bool prefix_cache)
+           std::int64_t max_batch, bool prefix_cache,
+           const std::optional<std::pair<py::object, py::dict>>& drafter)
       : pool_(threads) {
     ModelSpec model_spec = spec_from_python(spec);
     const auto views = tensors_from_python(tensors, buffers_);
     check_spec(model_spec);
     const KvChoice formats = kv_choice(kv, model_spec);
+    std::optional<std::pair<ModelSpec, Drafter::Tensors>> drafts;
+    if (drafter) {
+      drafts.emplace(spec_from_python(drafter->first),
+                     tensors_from_python(drafter->second, buffers_));
+    }
     const py::gil_scoped_release unlocked;
     model_ = std::make_unique<TextModel>(std::move(model_spec), views, pool_, formats);
     pages_ = std::make_unique<PagePool>(model_->kv_layout(), memory_budget);
+    if (drafts) {
+      drafter_ = std::make_unique<Drafter>(std::move(drafts->first), drafts->second, model_->spec(),
+                                           views, pool_);
+    }
     engine_ = std::make_unique<Engine>(
-        *model_, *pages_, pool_, EngineOptions{context, prefill_chunk, max_batch, prefix_cache});
+        *model_, *pages_, pool_, EngineOptions{context, prefill_chunk, max_batch, prefix_cache},
+        drafter_.get());
     context_ = context;
   }
 
@@ -251,8 +265,9 @@ class PyEngine {
         py::arg("kv_bytes_used") = s.kv_bytes_used, py::arg("kv_bytes_limit") = s.kv_bytes_limit,
         py::arg("prefix_bytes") = s.prefix_bytes, py::arg("pages") = s.pages,
         py::arg("open_pages") = s.open_pages, py::arg("adapters") = s.adapters,
-        py::arg("adapter_bytes") = s.adapter_bytes, py::arg("threads") = pool_.threads(),
-        py::arg("context") = context_, py::arg("isa") = isa_name(kernels().isa));
+        py::arg("adapter_bytes") = s.adapter_bytes, py::arg("drafter_tokens") = s.drafter_tokens,
+        py::arg("threads") = pool_.threads(), py::arg("context") = context_,
+        py::arg("isa") = isa_name(kernels().isa));
   }
 
   py::list windows() const {
@@ -268,6 +283,7 @@ class PyEngine {
   ThreadPool pool_;
   std::unique_ptr<TextModel> model_;
   std::unique_ptr<PagePool> pages_;
+  std::unique_ptr<Drafter> drafter_;  // null: there is none
   std::unique_ptr<Engine> engine_;
   std::int64_t context_ = 0;
 };
@@ -407,15 +423,17 @@ void register_engine(py::module_& m) {
       m, "Engine",
       "The engine of one model. Thread-safe, but run_until is for one thread at a time.\n"
       "`spec` is dataclasses.asdict of a families.spec.ModelSpec; `tensors` maps names to\n"
-      "(format, rows, cols, buffer), whose buffers stay held. Errors: InvalidRequest,\n"
+      "(format, rows, cols, buffer), whose buffers stay held. `drafter`: spec and tensors of a\n"
+      "block drafter, or None. Errors: InvalidRequest,\n"
       "UnsupportedModel, CorruptFile.");
   engine
       .def(py::init<const py::object&, const py::dict&, int, std::int64_t, const std::string&,
-                    std::int64_t, std::int64_t, std::int64_t, bool>(),
+                    std::int64_t, std::int64_t, std::int64_t, bool,
+                    const std::optional<std::pair<py::object, py::dict>>&>(),
            py::arg("spec"), py::arg("tensors"), py::kw_only(), py::arg("threads"),
            py::arg("context"), py::arg("kv"), py::arg("memory_budget"),
            py::arg("prefill_chunk") = 512, py::arg("max_batch") = 64,
-           py::arg("prefix_cache") = true)
+           py::arg("prefix_cache") = true, py::arg("drafter") = py::none())
       .def("submit", &PyEngine::submit, py::arg("tokens"), py::kw_only(), py::arg("params"),
            py::arg("base") = py::none(),
            "Queues a request, returns its id. `tokens`: int32 array [n]. `base`: a retained id\n"

@@ -73,10 +73,12 @@ class TestModel {
 
   // spans: (sequence, tokens, "none" | "last" | "all"). None if it was interrupted, which happens
   // at check number `interrupt_at` (0 is the one before the first layer). adapters, given (as in a
-  // request's params): of the spans; empty: none has one.
-  py::object forward(const Steps& from, std::optional<int> interrupt_at,
-                     const std::vector<Adapter*>& adapters,
-                     const std::vector<py::sequence>& given) {
+  // request's params): of the spans; empty: none has one. states: of the spans, (layers, skip);
+  // what they log comes with the logits then.
+  py::object forward(
+      const Steps& from, std::optional<int> interrupt_at, const std::vector<Adapter*>& adapters,
+      const std::vector<py::sequence>& given,
+      const std::vector<std::pair<std::vector<std::int64_t>, std::int64_t>>& states) {
     std::vector<StepSpan> spans;
     std::vector<std::vector<GivenRows>> rows;
     for (const py::sequence& one : given) {
@@ -89,6 +91,9 @@ class TestModel {
                        logits_mode(logits), false, adapter});
       if (!rows.empty()) spans.back().given = rows.at(spans.size() - 1);
     }
+    std::vector<StateLog> logs;
+    for (const auto& [layers, skip] : states) logs.push_back({layers, skip, {}});
+    for (std::size_t i = 0; i < logs.size(); ++i) spans.at(i).states = &logs[i];
     py::array_t<float> out({TextModel::logit_rows(spans), model_->spec().vocab});
     float* values = out.mutable_data();
     int checks = 0;
@@ -98,7 +103,13 @@ class TestModel {
       const py::gil_scoped_release unlocked;
       outcome = model_->forward(spans, control, values);
     }
-    return outcome == StepOutcome::done ? py::object(out) : py::none();
+    if (outcome != StepOutcome::done) return py::none();
+    if (logs.empty()) return out;
+    py::list logged;
+    for (const StateLog& log : logs) {
+      logged.append(py::array_t<float>(static_cast<py::ssize_t>(log.rows.size()), log.rows.data()));
+    }
+    return py::make_tuple(out, logged);
   }
 
   TextModel& model() { return *model_; }
@@ -227,7 +238,7 @@ void register_model_testing(py::module_& core) {
            py::arg("tensors"), py::kw_only(), py::arg("threads") = 1, py::arg("kv") = "f32")
       .def("forward", &TestModel::forward, py::arg("spans"), py::kw_only(),
            py::arg("interrupt_at") = py::none(), py::arg("adapters") = std::vector<Adapter*>(),
-           py::arg("given") = std::vector<py::sequence>())
+           py::arg("given") = std::vector<py::sequence>(), py::arg("states") = py::tuple())
       .def("adapter", &TestModel::adapter, py::arg("tensors"))
       .def("work_bytes", [](TestModel& m) { return m.model().work_bytes(); })
       .def(

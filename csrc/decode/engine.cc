@@ -156,7 +156,7 @@ void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t vocab, b
 }
 
 Engine::Impl::Impl(TextModel& model_in, PagePool& pool_in, ThreadPool& threads_in,
-                   EngineOptions options_in)
+                   EngineOptions options_in, Drafter* drafter)
     : model(model_in),
       pool(pool_in),
       threads(threads_in),
@@ -175,6 +175,7 @@ Engine::Impl::Impl(TextModel& model_in, PagePool& pool_in, ThreadPool& threads_i
   }
   for (int i = 0; i < pool.classes(); ++i) widest_window = std::max(widest_window, pool.window(i));
   if (options.prefix_cache) prefixes.emplace(pool);
+  if (drafter) drafting.emplace(*drafter, options.context);
   control.interrupted = [this] { return interrupted(); };
 }
 
@@ -408,8 +409,9 @@ void Engine::Impl::run_until(double max_seconds, std::vector<Event>& out) {
   }
 }
 
-Engine::Engine(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options)
-    : impl_(std::make_unique<Impl>(model, pool, threads, options)) {}
+Engine::Engine(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options,
+               Drafter* drafter)
+    : impl_(std::make_unique<Impl>(model, pool, threads, options, drafter)) {}
 Engine::~Engine() = default;
 
 RequestId Engine::submit(std::vector<std::int32_t> tokens, RequestParams params,

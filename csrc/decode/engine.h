@@ -22,6 +22,7 @@
 #include "decode/trial.h"
 #include "model/adapter.h"
 #include "model/attention_weights.h"
+#include "model/drafter.h"
 #include "model/text_model.h"
 
 namespace musespark {
@@ -53,6 +54,7 @@ struct RequestParams {
   std::int64_t logits_from = 0;  // all, score: no row before this token, which may be known then
   std::optional<double> deadline_s;  // from now, >= 0
   std::int64_t draft_tokens = 0;     // of a draft at most (decode/speculation.h); 0: none
+  bool draft_eagerly = false;        // the drafter's where there is one, whatever they cost
   bool retain = false;               // keep the pages after the end, until release()
   std::optional<AdapterId> adapter;  // none: the model alone
   ThoughtParams thoughts;
@@ -83,7 +85,8 @@ struct RequestStats {
   std::int64_t thought_tokens = 0;               // of the completion, inside thoughts
   ThoughtStop thought_stop = ThoughtStop::none;  // of the last that ended, where they are watched
   std::int64_t thought_bytes = 0;                // of whole pages inside its thoughts, at its end
-  std::int64_t drafted_tokens = 0, accepted_tokens = 0;  // of drafts
+  std::int64_t drafted_tokens = 0, accepted_tokens = 0;      // of drafts
+  std::int64_t block_passes = 0, block_accepted_tokens = 0;  // of these, the drafter's
   std::int64_t trial_tokens = 0;  // rows computed for trials, and tokens that were taken back
   std::vector<TrialResult> trials;
   // What became of thoughts, in layers without a window; the prompt's are demoted too.
@@ -140,12 +143,15 @@ struct EngineStats {
       0;  // of keys and values that no sequence uses, kept for prompts to come
   std::int64_t pages = 0, open_pages = 0;        // of keys and values, prefixes kept included
   std::int64_t adapters = 0, adapter_bytes = 0;  // not counting those removed
+  std::int64_t drafter_tokens = 0;               // of a text, that the drafter knows
 };
 
 // Thread-safe but for run_until, which one thread at a time may call.
 class Engine {
  public:
-  Engine(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options);
+  // `drafter`: made for the model, or null; it must outlive the engine.
+  Engine(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options,
+         Drafter* drafter = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;

@@ -18,6 +18,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "decode/draft_context.h"
 #include "decode/engine.h"
 #include "decode/entry.h"
 #include "decode/pace.h"
@@ -56,7 +57,8 @@ struct Engine::Impl {
     std::string error{};  // empty: none
   };
 
-  Impl(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options);
+  Impl(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options,
+       Drafter* drafter);
 
   // engine.cc
   RequestId submit(std::vector<std::int32_t> tokens, RequestParams params,
@@ -148,8 +150,17 @@ struct Engine::Impl {
   void count_thoughts(Entry& entry) const;
 
   // speculation.cc
+  bool may_draft(const Entry& entry) const;
+  static DraftContext::Text text_of(const Entry& entry);
+  StateLog* states_wanted(const Entry& entry, std::int64_t count);
+  std::int64_t draft_room(const Entry& entry) const;
+  DraftLength::Plan plan_block(const Entry& entry, std::int64_t room);
   void make_draft(Entry& entry);
+  void draft_block();
+  void run_drafter(Entry& entry, std::int64_t count);
+  void pick_drafted(Entry& entry, std::int64_t count);
   void book_draft(Entry& entry, const float* rows, Clock::time_point now);
+  void count_draft(Entry& entry, std::int64_t drafted, std::int64_t right);
 
   // trials.cc
   std::int64_t trial_bytes(const RequestParams& params) const;
@@ -241,6 +252,27 @@ struct Engine::Impl {
   StepControl control;
   PrefillPace pace;
   RowCost row_cost;
+  // Of an engine with a drafter.
+  struct Drafting {
+    Drafting(Drafter& of, std::int64_t tokens) : drafter(of), context(of, tokens) {}
+    void begin_step() {
+      context.forget_log();
+      wanted = 0;
+      made = false;
+      took = {};
+    }
+    void observe(double seconds) {
+      pass_s = pass_s == 0 ? seconds : pass_s + 0.1 * (seconds - pass_s);
+    }
+    Drafter& drafter;
+    DraftContext context;
+    DraftLength length;       // of its drafts, whatever the text
+    double pass_s = 0;        // seconds of a pass; 0: there was none
+    std::int64_t wanted = 0;  // tokens that the step under way is to have drafted
+    bool made = false;        // the draft of the step under way is its
+    Clock::duration took{};   // of that step, for drafting
+  };
+  std::optional<Drafting> drafting;
   std::size_t batch_first = 0, batch_count = 0;  // the spans in the model now
   std::vector<Job> jobs;
   std::vector<std::uint64_t> bitmaps;   // of the jobs with a constraint

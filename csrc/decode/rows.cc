@@ -10,7 +10,7 @@ void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
   if (!entry.draft.empty()) {
     const auto rows = static_cast<std::int64_t>(entry.draft.size());
     spans.push_back({&*entry.kv, entry.draft.data(), rows, StepSpan::Logits::all, entry.short_rope,
-                     entry.adapter.get(), nullptr, entry.params.given});
+                     entry.adapter.get(), nullptr, entry.params.given, states_wanted(entry, rows)});
     span_owners.push_back({&entry, entry.id, false});
     return;
   }
@@ -22,7 +22,8 @@ void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
   }
   spans.push_back({&*entry.kv, entry.tokens.data() + entry.length(), count, wanted,
                    entry.short_rope, entry.adapter.get(),
-                   entry.evicts() || entry.looks() ? &entry.log : nullptr, entry.params.given});
+                   entry.evicts() || entry.looks() ? &entry.log : nullptr, entry.params.given,
+                   states_wanted(entry, count)});
   span_owners.push_back({&entry, entry.id, false});
 }
 
@@ -51,6 +52,7 @@ void Engine::Impl::choose_rows() {
   spans.clear();
   span_owners.clear();
   step_rows = {};
+  if (drafting) drafting->begin_step();
   for (Entry* entry : running) {
     ask_for_rows(*entry);
     if (entry->pending() != 1 || ready_rows(*entry) != 1) continue;

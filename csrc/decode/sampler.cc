@@ -297,8 +297,8 @@ SampledToken Sampler::forced(const float* row, std::int32_t token, SamplerScratc
   return out;
 }
 
-SampledToken Sampler::sample(const float* row, std::uint64_t position, const Choice& choice,
-                             SamplerScratch& scratch) const {
+std::int32_t Sampler::pick(const float* row, std::uint64_t position, const Choice& choice,
+                           SamplerScratch& scratch) const {
   check_finite(row, vocab_);
   const bool unchanged = allowed_.empty() && choice.allowed.empty() && choice.also.empty() &&
                          choice.blocked.empty() && choice.barred < 0 && choice.raised < 0 &&
@@ -314,9 +314,14 @@ SampledToken Sampler::sample(const float* row, std::uint64_t position, const Cho
         "no token is left to choose from: the largest logit after bias and penalties is " +
         std::to_string(max));
   }
+  return params_.temperature == 0 ? first_equal(logits, vocab_, max)
+                                  : draw(logits, max, position, scratch);
+}
+
+SampledToken Sampler::sample(const float* row, std::uint64_t position, const Choice& choice,
+                             SamplerScratch& scratch) const {
   SampledToken out;
-  out.token = params_.temperature == 0 ? first_equal(logits, vocab_, max)
-                                       : draw(logits, max, position, scratch);
+  out.token = pick(row, position, choice, scratch);
   report(row, out, scratch);
   return out;
 }

@@ -110,6 +110,9 @@ class Sampler {
   // change the sampler. Throws BadLogits. Expects FloatEnv's environment.
   SampledToken sample(const float* row, std::uint64_t position, const Choice& choice,
                       SamplerScratch& scratch) const;
+  // The token of sample() alone.
+  std::int32_t pick(const float* row, std::uint64_t position, const Choice& choice,
+                    SamplerScratch& scratch) const;
   // The likeliest token, with its log-probability.
   SampledToken likeliest(const float* row, SamplerScratch& scratch) const;
   // A token that is known, with what sample() reports beside one.

@@ -1,6 +1,7 @@
 #include "decode/speculation.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "decode/engine_impl.h"
 
@@ -40,60 +41,149 @@ void look_up(std::span<const std::int32_t> tokens, std::int64_t most,
 
 void RowCost::observe(std::int64_t rows, double seconds) {
   if (rows == 1) {
-    single_ = single_ == 0 ? seconds : single_ + 0.1 * (seconds - single_);
+    since_single_ = 0;
+    const double share = std::max(0.1, 1.0 / static_cast<double>(++singles_));
+    single_ += share * (seconds - single_);
     return;
   }
-  if (single_ == 0) return;
+  ++since_single_;
+  if (singles_ == 0) return;
   const double slope = std::max(0.0, (seconds / single_ - 1) / static_cast<double>(rows - 1));
   slope_ += 0.1 * (std::min(slope, 1.0) - slope_);
 }
 
-std::int64_t DraftLength::next(const RowCost& cost, std::int64_t most) const {
-  std::int64_t best = 0;
-  double gain = kGain, expected = 1, term = 1;
-  for (std::int64_t count = 1; count <= most; ++count) {
+double DraftLength::speed(const RowCost& cost, std::int64_t count, double extra) const {
+  double expected = 1, term = 1;
+  for (std::int64_t i = 0; i < count; ++i) {
     term *= right_;
     expected += term;
-    if (const double speed = expected / cost.of(count + 1); speed > gain) {
-      gain = speed;
-      best = count;
-    }
   }
-  if (best == 0 && since_ >= pause_) return std::min<std::int64_t>(2, most);
-  return best;
+  return expected / (cost.of(count + 1) + extra);
+}
+
+DraftLength::Plan DraftLength::next(const RowCost& cost, std::int64_t most, double extra) const {
+  Plan best{0, kGain};
+  for (std::int64_t count = 1; count <= most; ++count) {
+    if (const double gain = speed(cost, count, extra); gain > best.speed) best = {count, gain};
+  }
+  if (best.count > 0) return best;
+  const std::int64_t few = since_ >= pause_ ? std::min<std::int64_t>(2, most) : 0;
+  return {few, few > 0 ? speed(cost, few, extra) : 1};
 }
 
 void DraftLength::tried(std::int64_t drafted, std::int64_t right) {
   const double shown =
       static_cast<double>(right) / static_cast<double>(std::min(right + 1, drafted));
   right_ += 0.25 * (std::min(shown, 1.0) - right_);
-  pause_ = right > 0 ? 16 : std::min(2 * pause_, kMostPause);
+  pause_ = right > 0 ? kLeastPause : std::min(2 * pause_, kMostPause);
   since_ = 0;
 }
 
-// A draft for a sequence that gets one row of the next step, into entry.draft: its last token and
-// what may follow.
-void Engine::Impl::make_draft(Entry& entry) {
-  entry.draft.clear();
+// Whether drafts may be made of what follows, some time.
+bool Engine::Impl::may_draft(const Entry& entry) const {
   const RequestParams& params = entry.params;
+  return params.draft_tokens > 0 && entry.samples() && !params.constraint && !params.trials.on() &&
+         !entry.evicts() && !entry.demotes();
+}
+
+DraftContext::Text Engine::Impl::text_of(const Entry& entry) {
+  return {entry.id, entry.prefix_key(), entry.tokens, entry.stats.prompt_tokens};
+}
+
+// Where a step is to log what a drafter reads of the sequence's next `count` rows, or null.
+StateLog* Engine::Impl::states_wanted(const Entry& entry, std::int64_t count) {
+  if (!drafting || running.size() != 1 || !may_draft(entry)) return nullptr;
+  return drafting->context.log(text_of(entry), entry.length(), entry.length() + count);
+}
+
+// How many tokens of the sequence's next step may be a draft's; 0: it gets its one row.
+std::int64_t Engine::Impl::draft_room(const Entry& entry) const {
   // The prompt's last row has none: what is kept for the next turn ends there.
   const bool alone =
       running.size() == 1 && waiting.empty() && entry.size() > entry.stats.prompt_tokens;
-  if (params.draft_tokens == 0 || !alone || !entry.samples() || params.constraint ||
-      params.trials.on() || entry.evicts() || entry.demotes()) {
-    return;
-  }
+  if (!alone || !may_draft(entry)) return 0;
+  if (row_cost.wants_single() && !entry.params.draft_eagerly) return 0;
   const std::int64_t size = entry.size();
   const std::int64_t room =
-      std::min({params.draft_tokens, entry.reserved_tokens - size, options.context - size - 1,
+      std::min({entry.params.draft_tokens, entry.reserved_tokens - size, options.context - size - 1,
                 options.prefill_chunk - 1, kMostDraft});
-  const std::int64_t most = entry.drafting.next(row_cost, room);
-  const bool same_rope = !entry.short_rope || size + most <= model.original_context();
+  const bool same_rope = !entry.short_rope || size + room <= model.original_context();
+  return same_rope ? room : 0;
+}
+
+// How many tokens the drafter is to draft for a sequence with so much room.
+DraftLength::Plan Engine::Impl::plan_block(const Entry& entry, std::int64_t room) {
+  if (!drafting) return {};
+  const std::int64_t block = drafting->drafter.spec().block;
+  if (!drafting->context.knows(text_of(entry)) || entry.size() + block > options.context) return {};
+  const std::int64_t most = std::min(room, block - 1);
+  if (entry.params.draft_eagerly) return {most, std::numeric_limits<double>::infinity()};
+  return drafting->length.next(row_cost, most, row_cost.rows_in(drafting->pass_s));
+}
+
+// A draft for a sequence that gets one row of the next step, into entry.draft: its last token and
+// what may follow. Or the wish for one of the drafter's (draft_block).
+void Engine::Impl::make_draft(Entry& entry) {
+  entry.draft.clear();
+  const std::int64_t room = draft_room(entry);
+  if (room < 1) return;
+  const bool eager = entry.params.draft_eagerly;
   entry.draft.push_back(entry.tokens.back());
-  if (same_rope) look_up(entry.tokens, most, entry.draft);
-  if (entry.draft.size() > 1) return;
+  look_up(entry.tokens, eager ? room : entry.drafting.next(row_cost, room).count, entry.draft);
+  const auto found = static_cast<std::int64_t>(entry.draft.size()) - 1;
+  const DraftLength::Plan block = plan_block(entry, room);
+  const bool by_block =
+      block.count > 0 && (found == 0 || block.speed > entry.drafting.speed(row_cost, found));
+  if (by_block) {
+    drafting->wanted = block.count;
+  } else if (drafting) {
+    drafting->length.skipped();
+  }
+  if (found > 0 && !by_block) return;
   entry.draft.clear();
   entry.drafting.skipped();
+}
+
+// What the drafter says may follow, in place of the one row that the step has, where that is
+// wanted. Without the mutex: what it changes is the step's thread's alone.
+void Engine::Impl::draft_block() {
+  const auto begin = Clock::now();
+  const std::int64_t count = std::exchange(drafting->wanted, 0);
+  drafting->context.settle(count > 0 ? kMostDraft : Drafter::kMostRows);
+  if (count > 0) run_drafter(*span_owners[0].entry, count);
+  drafting->took = Clock::now() - begin;
+}
+
+void Engine::Impl::run_drafter(Entry& entry, std::int64_t count) {
+  const auto begin = Clock::now();
+  if (static_cast<std::int64_t>(logits.size()) < count * vocab) {
+    logits.resize(static_cast<std::size_t>(count * vocab));
+  }
+  const std::int32_t last = entry.tokens.back();
+  if (!drafting->context.draft(last, count, control.interrupted, logits.data())) return;
+  entry.draft.push_back(last);
+  pick_drafted(entry, count);
+  drafting->made = true;
+  drafting->observe(std::chrono::duration<double>(Clock::now() - begin).count());
+  spans.clear();
+  span_owners.clear();
+  add_span(entry, 1);
+  step_rows.decode = spans.back().count;
+}
+
+// From the drafter's logits to tokens, as the sequence's own would be sampled: where the two
+// agree, so do the draws.
+void Engine::Impl::pick_drafted(Entry& entry, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Choice choice{.blocked = entry.stop.blocked(entry.stats.completion_tokens + i)};
+    const auto position = static_cast<std::uint64_t>(entry.size() + i);
+    try {
+      const float* row = logits.data() + i * vocab;
+      entry.draft.push_back(entry.sampler.pick(row, position, choice, scratch[0]));
+    } catch (const BadLogits&) {  // then nothing is drafted from there on
+      return;
+    }
+  }
 }
 
 // Samples row after row while the draft is right; `rows` are those of entry.draft.
@@ -116,18 +206,28 @@ void Engine::Impl::book_draft(Entry& entry, const float* rows, Clock::time_point
       error = bad.what();
     }
   }
-  const std::int64_t right = std::max<std::int64_t>(kept - 1, 0);
-  entry.stats.drafted_tokens += count - 1;
-  entry.stats.accepted_tokens += right;
-  entry.drafting.tried(count - 1, right);
+  count_draft(entry, count - 1, std::max<std::int64_t>(kept - 1, 0));
   entry.kv->truncate(first + std::max<std::int64_t>(kept, 1));
   remember(entry);
   entry.kv->accept(entry.kv->length());
+  if (drafting) drafting->context.keep(text_of(entry), entry.length());
   settle_thoughts(entry);
   if (!error.empty()) {
     finish(entry, FinishReason::error, ErrorKind::bad_logits, std::move(error));
   } else if (end) {
     end_sampled(entry, *end);
+  }
+}
+
+void Engine::Impl::count_draft(Entry& entry, std::int64_t drafted, std::int64_t right) {
+  entry.stats.drafted_tokens += drafted;
+  entry.stats.accepted_tokens += right;
+  if (drafting && drafting->made) {
+    ++entry.stats.block_passes;
+    entry.stats.block_accepted_tokens += right;
+    drafting->length.tried(std::max<std::int64_t>(drafted, 1), right);
+  } else {
+    entry.drafting.tried(drafted, right);
   }
 }
 

@@ -3,9 +3,13 @@
 // So what is written is what would have been written without, to the bit; only its time differs.
 //
 // Drafts are looked up: what followed where the last tokens stood before, in the prompt or in the
-// completion (LLMA, arXiv:2304.04487; "prompt lookup decoding"). How many tokens are tried depends
-// on how often drafts of the sequence were right, and on what rows cost in this engine; where it
-// does not pay, it pauses.
+// completion (LLMA, arXiv:2304.04487; "prompt lookup decoding"). Or a block drafter makes them
+// (model/drafter.h, where there is one), from what the model's layers gave for the text so far. Of
+// the two the one that is expected to give more tokens a second.
+//
+// How many tokens are tried depends on how often drafts were right, of this sequence, or of the
+// drafter; and on what rows, and a pass of the drafter, cost in this engine. Where it does not pay,
+// it pauses.
 #pragma once
 
 #include <cstdint>
@@ -28,25 +32,40 @@ class RowCost {
  public:
   void observe(std::int64_t rows, double seconds);
   double of(std::int64_t rows) const { return 1 + slope_ * static_cast<double>(rows - 1); }
+  // As many rows as take so long; 0: not known yet.
+  double rows_in(double seconds) const { return singles_ < kLeastSingles ? 0 : seconds / single_; }
+  // Whether the next step is to have one row: what one takes is not known well, or was long ago.
+  bool wants_single() const { return singles_ < kLeastSingles || since_single_ >= kMostSince; }
 
  private:
-  double single_ = 0;  // seconds of one row; 0: not known
+  // A machine warms up, and a text grows.
+  static constexpr std::int64_t kLeastSingles = 3, kMostSince = 64;
+  double single_ = 0;  // seconds of one row
   double slope_ = 0.1;
+  std::int64_t singles_ = 0, since_single_ = 0;
 };
 
-// How many tokens to try next, of one sequence.
+// How many tokens to try next.
 class DraftLength {
  public:
-  // At most `most`; 0: none now.
-  std::int64_t next(const RowCost& cost, std::int64_t most) const;
+  // `speed`: tokens that are expected in the time of one row, with the draft; 1 is without.
+  struct Plan {
+    std::int64_t count = 0;  // 0: none now
+    double speed = 1;
+  };
+  // Of at most `most` tokens, made in the time of `extra` rows.
+  Plan next(const RowCost& cost, std::int64_t most, double extra = 0) const;
+  // What a draft of so many tokens is expected to give.
+  double speed(const RowCost& cost, std::int64_t count, double extra = 0) const;
   // After a token that no draft was made for.
   void skipped() { ++since_; }
   // After a draft: so many of its tokens were right.
   void tried(std::int64_t drafted, std::int64_t right);
 
  private:
+  static constexpr std::int64_t kLeastPause = 16;
   double right_ = 0.7;  // how often the next token of a draft is right
-  std::int64_t since_ = 0, pause_ = 16;
+  std::int64_t since_ = 0, pause_ = kLeastPause;
 };
 
 }  // namespace musespark

@@ -26,7 +26,8 @@ bool Engine::Impl::step() {
   const std::int64_t redone = counters.redone_steps;
   execute(0, spans.size());
   if (redone == counters.redone_steps) {
-    const double took = std::chrono::duration<double>(Clock::now() - begin).count();
+    const auto drafted = drafting ? drafting->took : Clock::duration{};
+    const double took = std::chrono::duration<double>(Clock::now() - begin - drafted).count();
     pace.observe(step_rows, took);
     if (spans.size() == 1 && step_rows.prefill == 0) row_cost.observe(step_rows.decode, took);
   }
@@ -50,10 +51,11 @@ bool Engine::Impl::interrupted() const {
 // Runs spans [first, first + count) as one batch. Interrupted: nothing happened, and the next plan
 // ends who is to be ended and runs the others' rows again.
 void Engine::Impl::execute(std::size_t first, std::size_t count) {
-  const std::span<const StepSpan> batch(spans.data() + first, count);
   batch_first = first;
   batch_count = count;
   try {
+    if (drafting) draft_block();
+    const std::span<const StepSpan> batch(spans.data() + first, count);
     const std::int64_t rows = TextModel::logit_rows(batch);
     if (static_cast<std::int64_t>(logits.size()) < rows * vocab) {
       logits.resize(static_cast<std::size_t>(rows * vocab));
@@ -140,6 +142,7 @@ void Engine::Impl::count_pages() {
   counters.prefix_bytes = usage.kept;
   counters.pages = usage.pages;
   counters.open_pages = usage.open_pages;
+  if (drafting) counters.drafter_tokens = drafting->context.length();
 }
 
 // What one sequence got from the step: `rows` rows of logits and what was made of them.
@@ -148,6 +151,7 @@ void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t ro
   if (!entry.draft.empty()) return book_draft(entry, values, now);
   remember(entry);
   entry.kv->accept(entry.kv->length());
+  if (drafting) drafting->context.keep(text_of(entry), entry.length());
   settle_thoughts(entry);
   if (keeps_prompt_end(entry.params) && entry.length() == entry.stats.prompt_tokens) {
     entry.prompt_kv = entry.kv->fork();

@@ -47,7 +47,8 @@ class Request:
     :func:`musespark.thought_cache.request_thoughts`.
     ``thinking``: how long it thinks, see :meth:`musespark.thinking.request.Thoughts.asked`;
     ``trials``: of answers, csrc/decode/trial.h. ``max_answer_tokens``: tokens outside thoughts.
-    ``draft_tokens``: of drafts at most, csrc/decode/speculation.h.
+    ``draft_tokens``: of drafts at most, csrc/decode/speculation.h; ``draft_eagerly``: whatever they
+    cost, for measurements, and of the drafter where there is one.
     ``constraint``: what may be written, as csrc/bindings/constraint_from_python.h says; of this
     request alone.
     ``given``: rows in place of embeddings, by position; the tokens there are negative.
@@ -75,6 +76,7 @@ class Request:
     look_at: Sequence[tuple[int, int]] = ()
     deadline: float | None = None
     draft_tokens: int = 0
+    draft_eagerly: bool = False
     retain: bool = False
     adapter: int | None = None
     thoughts: Mapping[str, Any] | None = None

@@ -43,13 +43,16 @@ class Usage:
 @dataclass(frozen=True)
 class Timings:
     """Wall-clock seconds: prompt, first token after submission, and all tokens after the first.
-    ``accepted_tokens`` of ``drafted_tokens`` in drafts came several in a step."""
+    ``accepted_tokens`` of ``drafted_tokens`` in drafts came several in a step; of these
+    ``drafter_accepted`` a drafter's, in ``drafter_passes``."""
 
     prefill_s: float = 0.0
     first_token_s: float = 0.0
     decode_s: float = 0.0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    drafter_passes: int = 0
+    drafter_accepted: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import pytest
 from musespark import _core
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from musespark.families import read_config
-from musespark.families.spec import ModelSpec, spec_from_dict, spec_to_file
+from musespark.families.spec import ModelSpec, NormSpec, spec_from_dict, spec_to_file
 from musespark.reference import drafter as reference
+from musespark.reference import forward
 from support import tiny_models
 from support.model_folder import GOLDEN
 from support.run_engine import pack_weights
@@ -234,3 +235,34 @@ def test_the_spec_survives_a_file() -> None:
     for change in ({"block": 1}, {"block": 0}, {"target_layers": [5000]}, {"target_layers": []}):
         with pytest.raises(CorruptFile, match=r"block|target_layers"):
             spec_from_dict(spec_to_file(spec) | change, "here")
+
+
+@pytest.mark.parametrize("name", ["muse", "everything", "experts"])
+def test_steps_log_what_layers_give(name: str) -> None:
+    """The oracle is the model cut off after the layer, its head the identity."""
+    spec = tiny_models.SPECS[name]()
+    weights = tiny_models.random_weights(spec)
+    tokens = tiny_models.random_tokens(spec, 90)
+    runner = tiny_models.Runner(spec, pack_weights(weights))
+    sequence, other = runner.sequence(), runner.sequence()
+    layers = [1, 0]
+    first = runner.model.forward(
+        [(sequence, tokens[:50].tolist(), "none"), (other, tokens[:7].tolist(), "last")],
+        states=[(layers, 20), ([0], 0)],
+    )[1]
+    sequence.accept(50)
+    later = runner.model.forward([(sequence, tokens[50:].tolist(), "all")], states=[(layers, 0)])[1]
+    found = np.concatenate([first[0], later[0]]).reshape(70, 2, spec.hidden)
+    for at, layer in enumerate(layers):
+        cut = dataclasses.replace(
+            spec,
+            layers=spec.layers[: layer + 1],
+            final_norm=NormSpec(),
+            tied_head=False,
+            logit_scale=1.0,
+            logit_softcap=0.0,
+        )
+        wanted = forward.logits(cut, weights | {"head": np.eye(spec.hidden)}, tokens)
+        assert np.abs(found[:, at] - wanted[20:]).max() < 1e-3 < np.abs(wanted).mean()
+        if layer == 0:
+            assert np.abs(first[1].reshape(7, -1) - wanted[:7]).max() < 1e-3

@@ -217,7 +217,8 @@ def random_weights(spec: ModelSpec, seed: int = 1) -> dict[str, np.ndarray]:
         name: (rng.standard_normal(shape) * (1.5 / shape[1] ** 0.5)).astype(np.float32)
         for name, shape in matrices.items()
     }
-    weights["embed"] *= np.float32(spec.hidden**0.5)
+    if "embed" in weights:
+        weights["embed"] *= np.float32(spec.hidden**0.5)
     for name, length in vectors.items():
         values = rng.standard_normal(length) * 0.3
         weights[name] = values.astype(np.float32)

@@ -1,0 +1,80 @@
+// What a block drafter (model/drafter.h) knows of one text: keys and values made of what layers of
+// the model gave for its tokens, step by step, while the text's sequence runs alone.
+//
+//     first_               first_ + kv_.length()        end
+//       |  keys and values   |   pending_: states so far  |
+//
+// It belongs to a text, not to a sequence: whichever begins with the same tokens, under the same
+// adapter and ropes, goes on with it (the next turn of a conversation, a prompt that is sent
+// again). What has been computed elsewhere (a prefix that was kept, steps beside others) is not
+// known: the context then begins anew with the next token, and knows less for a while. Drafts are
+// worse then; results are the same.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "cache/page_pool.h"
+#include "cache/prefix_tree.h"
+#include "cache/sequence.h"
+#include "decode/engine.h"
+#include "model/drafter.h"
+
+namespace musespark {
+
+class DraftContext {
+ public:
+  // A sequence's text; its first `prompt` tokens were given.
+  struct Text {
+    RequestId id;
+    PrefixKey key;
+    std::span<const std::int32_t> tokens;
+    std::int64_t prompt;
+  };
+
+  // Of texts of at most `tokens` tokens.
+  DraftContext(Drafter& drafter, std::int64_t tokens);
+
+  // Where a step that computes positions from .. to - 1 of a text is to log what layers give; null
+  // where no block will see them.
+  StateLog* log(const Text& text, std::int64_t from, std::int64_t to);
+  // That step is done, and the text is computed up to `to`: drafts may have been wrong.
+  void keep(const Text& text, std::int64_t to);
+  // No step is under way.
+  void forget_log() { logged_from_ = -1; }
+
+  // Positions that it knows.
+  std::int64_t length() const { return kv_.length() + pending(); }
+  // Whether it is of this text, up to its last token but one.
+  bool knows(const Text& text) const;
+  // Makes keys and values of what is pending, where that is more than `most` positions. Throws
+  // MemoryBudgetExceeded.
+  void settle(std::int64_t most);
+  // Drafter::draft behind what is known.
+  bool draft(std::int32_t last, std::int64_t count, const std::function<bool()>& interrupted,
+             float* logits);
+
+ private:
+  std::int64_t pending() const;
+  std::int64_t end() const { return first_ + length(); }
+  void follow(const Text& text, std::int64_t computed);
+  bool cut(std::int64_t to);
+  void begin_at(std::int64_t position);
+  void forget_all_but(std::int64_t count);
+
+  Drafter& drafter_;
+  PagePool pool_;
+  Sequence kv_;
+  std::int64_t first_ = 0;
+  std::vector<float> pending_;
+  RequestId id_ = -1;
+  PrefixKey key_;
+  std::vector<std::int32_t> tokens_;  // of the text, at least up to the end
+  StateLog log_;
+  std::int64_t logged_from_ = -1;  // by the step under way; -1: nothing is logged
+};
+
+}  // namespace musespark
