@@ -243,6 +243,7 @@ RANKS = {
     "prefix_folder": 6,
     "info": 6,
     "adapters": 6,
+    "drafters": 6,
     "generation": 6,
     "assets": 6,
     "calibration": 7,

@@ -29,7 +29,7 @@ def read_calibration(
     its tokenizer begins a text (BOS). Text that spells a marker is ordinary text. InvalidRequest
     for what is empty, of another kind or of another vocabulary; UnsupportedModel for encoders.
     """
-    if spec.bidirectional:
+    if not spec.writes:
         raise UnsupportedModel(f"{source}: an embedding model cannot be calibrated in this version")
     items = _items(given)
     if not items:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ import numpy as np
 
 from musespark.assets import check_usable, check_use
 from musespark.calibration import read_calibration, sample_text
-from musespark.errors import InvalidRequest
+from musespark.drafters import LoadedDrafter
+from musespark.errors import InvalidRequest, UnsupportedModel
 from musespark.families.spec import ModelSpec
 from musespark.memory import KV_FORMATS, choose_context
 from musespark.model import Model
@@ -40,7 +42,7 @@ from musespark.weights import convert as pack_into
 MAX_THREADS, MAX_CONTEXT = 1024, 2**31 - 1
 LOAD_OPTIONS = (
     *("quantize", "kv", "context", "threads", "prefix_cache", "adapter", "progress", "verify"),
-    "mmproj",
+    *("mmproj", "drafter"),
     *("lock_memory", "huge_pages", "prefix_folder", "prefix_folder_bytes"),
     *("image_cache_bytes", "image_folder", "image_folder_bytes"),
 )
@@ -57,6 +59,7 @@ def load(
     prefix_cache: bool = True,
     adapter: str | os.PathLike[str] | None = None,
     mmproj: str | os.PathLike[str] | bool | None = None,
+    drafter: str | os.PathLike[str] | None = None,
     progress: Any = None,
     verify: bool = False,
     lock_memory: bool = False,
@@ -95,6 +98,9 @@ def load(
     the hub id of a file (``org/name/mmproj-F16.gguf``). None takes the one ``*mmproj*.gguf`` that
     lies beside the model, here or on the hub, where it is made for this model; what was not taken,
     and why, stands in ``model.info.notes``. False takes none.
+    ``drafter``: a block drafter made for this model (``muse_glimmer_assistant``), named as a model
+    is: several tokens for one step of the model, the same to the bit; where it does not pay it
+    rests (``timings``, ``speculation="off"``).
     ``lock_memory``: read all weights in and keep them in memory, whatever else asks for it; what
     the system does not allow raises MemoryBudgetExceeded with the limit. ``huge_pages``: copy the
     weights into memory of this process, in huge pages where the system has them; some processors
@@ -121,7 +127,7 @@ def load(
     refuse_unknown(unknown, LOAD_OPTIONS)
     given = {"quantize": quantize, "kv": kv, "context": context, "threads": threads}
     given |= {"lock_memory": lock_memory, "huge_pages": huge_pages, "prefix_cache": prefix_cache}
-    given |= {"mmproj": mmproj}
+    given |= {"mmproj": mmproj, "drafter": drafter}
     given |= {"prefix_folder": prefix_folder, "prefix_folder_bytes": prefix_folder_bytes}
     given |= {"image_cache_bytes": image_cache_bytes}
     given |= {"image_folder": image_folder, "image_folder_bytes": image_folder_bytes}
@@ -167,6 +173,7 @@ def load_for(
     lock_memory: bool,
     huge_pages: bool,
     mmproj: Any = None,
+    drafter: str | os.PathLike[str] | None = None,
     **remembered: Any,
 ) -> Model:
     """:func:`load` for one use (chat, generate, embed; None: any): a model that is not for it is
@@ -178,9 +185,11 @@ def load_for(
     _check_switches(verify=verify, lock_memory=lock_memory, huge_pages=huge_pages)
     remember = _Remember(**remembered)
     prefixes, images = remember.prefixes(), remember.images()
+    eyes = functools.partial(open_eyes, cache_bytes=remember.image_cache_bytes, folder=images)
     lora = None if adapter is None else read_adapter_config(adapter)
 
     def admit(spec: ModelSpec, weights: dict[str, int], recipe: str) -> None:
+        _refuse_drafter(spec, source)
         # Merged into floats it takes nothing of its own; the model counts what it then is.
         beside = lora.stored_bytes() if lora is not None and recipe != "none" else 0
         # auto is not known yet; with kv4 it fits, or nothing does
@@ -190,14 +199,17 @@ def load_for(
         check_usable(spec, assets, name, use)
 
     more = {"quantize": quantize, "progress": progress, "text": sample_text, "look": sample_views}
-    weights = open_model(source, admit=admit, ready=ready, mmproj=mmproj, **more)
-    try:
+    with contextlib.ExitStack() as opened:
+        drafts = _open_drafter(drafter, progress, opened)
+        weights = open_model(source, admit=admit, ready=ready, mmproj=mmproj, **more)
+        opened.callback(weights.close)
+        _refuse_drafter(weights.spec, source)
         if use is not None:  # what was packed before has not been asked
             check_use(weights.spec, weights.assets, str(weights.info["source"]), use)
         if verify:
             weights.verify(progress)
         adapted = None if lora is None else _adapted(lora, weights)
-        return Model(
+        model = Model(
             weights,
             kv=kv,
             context=context,
@@ -205,14 +217,31 @@ def load_for(
             prefix_cache=remember.prefix_cache,
             prefix_folder=prefixes,
             adapter=adapted,
-            eyes=functools.partial(
-                open_eyes, cache_bytes=remember.image_cache_bytes, folder=images
-            ),
+            drafter=drafts,
+            eyes=eyes,
             place=functools.partial(place, lock_memory=lock_memory, huge_pages=huge_pages),
         )
-    except BaseException:
-        weights.close()
-        raise
+        opened.pop_all()
+    return model
+
+
+def _open_drafter(
+    source: str | os.PathLike[str] | None, progress: Any, opened: contextlib.ExitStack
+) -> LoadedDrafter | None:
+    """Closed again by ``opened``."""
+    if source is None:
+        return None
+    drafter = LoadedDrafter.open(source, progress)
+    opened.callback(drafter.close)
+    return drafter
+
+
+def _refuse_drafter(spec: ModelSpec, source: Any) -> None:
+    if spec.block:
+        raise UnsupportedModel(
+            f"{source} is a block drafter, which writes nothing by itself: give it as drafter= to "
+            "the model that it was made for"
+        )
 
 
 def _adapted(lora: LoraConfig, weights: LoadedWeights) -> LoraWeights:
@@ -263,7 +292,8 @@ def convert(
     """
 
     def ready(spec: ModelSpec, assets: dict[str, bytes], name: str) -> None:
-        check_usable(spec, assets, name, None)
+        if not spec.block:  # a drafter has no tokenizer of its own
+            check_usable(spec, assets, name, None)
 
     look = functools.partial(sample_views, more=open_pictures(pictures))
     if calibration is None:

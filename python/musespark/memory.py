@@ -260,7 +260,7 @@ class Needs:
         shared: int = 0,
         merges: int | None = None,
     ):
-        self._spec, self._encodes, self._most = asdict(spec), spec.bidirectional, spec.max_context
+        self._spec, self._encodes, self._most = asdict(spec), not spec.writes, spec.max_context
         self._agents, self._shared = agents, shared
         self._sizes = {
             "sequences": agents,
@@ -412,7 +412,7 @@ def _recipes(asked: str | None, found: Inspection) -> list[str]:
 def _formats(spec: ModelSpec, asked: str | None, chosen: KvChoice | None = None) -> list[str]:
     if asked is not None and (not isinstance(asked, str) or asked not in KV_FORMATS):
         raise InvalidRequest(f"kv: got {asked!r:.60}, allowed is one of {list(KV_FORMATS)}")
-    if spec.bidirectional:
+    if not spec.writes:
         return ["none"]
     return list(KV_FORMATS[1:]) if asked is None else [kv_formats(asked, chosen)]
 

@@ -351,7 +351,7 @@ def pack_folder(
     report = progress_function(progress)
     tower = measured_tower(folder, recipe, look, report)
     kv = None
-    if text is not None and not folder.spec.bidirectional:
+    if text is not None and folder.spec.writes:
         chunks = functools.partial(text, folder.spec, folder.all_assets, str(folder.path))
         kv = Recorder(folder.spec, chunks, lambda what: report(0, 1, what))
     pack.pack_checkpoint(

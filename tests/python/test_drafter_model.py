@@ -1,0 +1,102 @@
+"""``load(drafter=)``: folders, packed files, what is refused, what the model says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import musespark
+from musespark.errors import InvalidRequest, UnsupportedModel
+from support.drafters import drafter_folder
+
+TEXTS = ["What is 17 + 25?", "Sort 3, 1, 2.", "Say hello."]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drafter_folder(tmp_path_factory.mktemp("drafter"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path):
+    with musespark.load(threads=1, drafter=folder, context=1024) as model:
+        yield model
+
+
+def test_the_same_answers_as_without(model: musespark.Model) -> None:
+    found = [model.chat(text, max_new_tokens=60) for text in TEXTS]
+    with musespark.load(threads=1, context=1024) as plain:
+        for text, one in zip(TEXTS, found, strict=True):
+            wanted = plain.chat(text, max_new_tokens=60)
+            assert one.tokens == wanted.tokens and one.content == wanted.content
+    off = [model.chat(text, max_new_tokens=60, speculation="off") for text in TEXTS]
+    assert [one.tokens for one in off] == [one.tokens for one in found]
+    assert all(one.timings.drafter_passes == 0 for one in off)
+    assert sum(one.timings.drafter_passes for one in found) > 0
+
+
+def test_a_session_drafts_in_each_turn(model: musespark.Model) -> None:
+    with musespark.load(threads=1, context=1024) as plain:
+        for text in ("What is 2 + 2?", "And 3 more?"):
+            session, other = model.session(), plain.session()
+            assert session.chat(text, max_new_tokens=40).tokens == (
+                other.chat(text, max_new_tokens=40).tokens
+            )
+
+
+def test_the_model_says_so(model: musespark.Model, folder: Path) -> None:
+    notes = [note for note in model.info.notes if note.startswith("drafter: ")]
+    assert len(notes) == 1 and str(folder) in notes[0] and "blocks of 8" in notes[0]
+
+
+def test_weights_may_be_replaced_under_it(model: musespark.Model) -> None:
+    """Drafts of the old weights are worse; the results are the new ones'."""
+    before = model.generate("one two", max_new_tokens=30)
+    state = dict(musespark_weights())
+    model.update_weights(state)
+    assert model.generate("one two", max_new_tokens=30).tokens == before.tokens
+
+
+def musespark_weights():
+    """Nano's own, as update_weights takes them."""
+    from musespark.weights.safetensors import SafetensorsFile
+
+    file = SafetensorsFile(Path(musespark.__file__).parent / "nano" / "model.safetensors")
+    for name in file.entries:
+        bits = np.array(file.array(name))
+        yield name, (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def test_a_packed_drafter_is_taken_too(folder: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "drafter.safetensors"
+    report = musespark.convert(folder, packed, quantize="q4")
+    assert report["family"] == "muse_glimmer_assistant" and packed.stat().st_size < 1 << 20
+    with musespark.load(threads=1, drafter=packed, context=512) as model:
+        result = model.chat("What is 17 + 25?", max_new_tokens=60)
+        assert result.timings.drafter_passes > 0
+    found = musespark.inspect(folder)
+    assert found["family"] == "muse_glimmer_assistant" and found["parameters"] > 100_000
+
+
+def test_what_is_no_drafter_of_this_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"drafter: got .*Spark Nano|nano.* a model"):
+        musespark.load(threads=1, drafter=Path(musespark.__file__).parent / "nano")
+    with pytest.raises(UnsupportedModel, match="is a block drafter, which writes nothing"):
+        musespark.load(folder)
+    for change, message in (
+        ({"hidden_size": 128}, "hidden is 128, the model's is 192"),
+        ({"mask_token_id": 2560}, "mask_token is 2560, the model's vocabulary has 2560"),
+        ({"target_layer_ids": [7]}, "target_layers has 7; allowed is 6"),
+    ):
+        wrong = drafter_folder(tmp_path / str(len(message)), **change)
+        with pytest.raises(InvalidRequest, match=message):
+            musespark.load(threads=1, drafter=wrong)
+    with pytest.raises(InvalidRequest, match="source"):
+        musespark.load(threads=1, drafter=tmp_path / "nothing")
+
+
+def test_timings_add_up(model: musespark.Model) -> None:
+    timings = model.generate("one two three four", max_new_tokens=80).timings
+    assert timings.drafter_accepted <= timings.accepted_tokens <= timings.drafted_tokens
