@@ -37,6 +37,7 @@ MODULES = {
     "bench-thinking": "what may end a thought, compared; several agents",
     "calibrate": "when a thought may end: a model's thresholds for thinking_policy auto",
     "train": "train Spark Nano, or go on from a checkpoint (needs torch)",
+    "drafter": "train a block drafter for Nano (needs torch)",
     "rl": "group-relative policy optimization (needs torch)",
     "curve": "what runs of `lab rl` say of accuracy and length",
     "rollouts": "the model's own right replies, to train on",

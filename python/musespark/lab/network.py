@@ -232,7 +232,7 @@ class PackedLoss(torch.nn.Module):
             embedded = _with_pictures(embedded, features, batch["place"])
         hidden = text(
             inputs_embeds=embedded,
-            attention_mask=self._masks(batch),
+            attention_mask=masks_of(batch),
             position_ids=batch["position"],
             use_cache=False,
         ).last_hidden_state
@@ -243,21 +243,24 @@ class PackedLoss(torch.nn.Module):
         mean = (losses * batch["weight"]).sum() / (batch["labels"] >= 0).sum().clamp(min=1)
         return mean + self.heads_weight * extra, losses.detach(), extra.detach()
 
-    def _masks(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        document, branch, position = (batch[k] for k in ("document", "branch", "position"))
-        device = document.device
-        same = document[:, :, None] == document[:, None, :]
-        same &= (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
-        back = position[:, :, None] - position[:, None, :]
-        seen = (same & (back >= 0))[:, None]
-        near = (same & (back >= 0) & (back < WINDOW))[:, None]
-        dtype = torch.bfloat16 if torch.is_autocast_enabled(device.type) else torch.float32
-        zero = torch.zeros((), dtype=dtype, device=device)
-        minus = torch.full((), -1e9, dtype=dtype, device=device)
-        return {
-            "full_attention": torch.where(seen, zero, minus),
-            "sliding_attention": torch.where(near, zero, minus),
-        }
+
+def masks_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Additive masks of packed rows: nothing attends across documents or from one branch to
+    another."""
+    document, branch, position = (batch[k] for k in ("document", "branch", "position"))
+    device = document.device
+    same = document[:, :, None] == document[:, None, :]
+    same &= (branch[:, None, :] == 0) | (branch[:, :, None] == branch[:, None, :])
+    back = position[:, :, None] - position[:, None, :]
+    seen = (same & (back >= 0))[:, None]
+    near = (same & (back >= 0) & (back < WINDOW))[:, None]
+    dtype = torch.bfloat16 if torch.is_autocast_enabled(device.type) else torch.float32
+    zero = torch.zeros((), dtype=dtype, device=device)
+    minus = torch.full((), -1e9, dtype=dtype, device=device)
+    return {
+        "full_attention": torch.where(seen, zero, minus),
+        "sliding_attention": torch.where(near, zero, minus),
+    }
 
 
 def _with_pictures(
