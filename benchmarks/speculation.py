@@ -183,12 +183,12 @@ def random_drafter(target: Any, block: int, layers: int) -> tuple[Any, dict[str,
 
 def replayed_passes(shape: str, folder: str, per_pass: float, rounds: int) -> dict[str, Any]:
     """What Nano's tokens of a pass would give at another shape."""
-    from musespark.drafters import LoadedDrafter
+    from musespark.drafters import open_drafter
     from musespark.engine import Engine, default_threads
     from musespark.weights import open_model
 
-    nano = LoadedDrafter.open(folder, progress=False)
-    block, layers = nano.for_engine()[0].block, len(nano.for_engine()[0].layers)
+    nano = open_drafter(folder, progress=False)
+    block, layers = nano.spec.block, len(nano.spec.layers)
     nano.close()
     weights = open_model(models.build(SHAPES[shape], "q4.safetensors"), progress=False)
     drafter = random_drafter(weights.spec, block, layers)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from musespark.errors import InvalidRequest
 from musespark.results import human_bytes
@@ -13,42 +11,29 @@ from musespark.weights import LoadedWeights, open_model
 from musespark.weights.progress import ProgressFn
 
 
-class LoadedDrafter:
-    """Opened weights of a drafter; what the core checks is whether they fit the model."""
+def open_drafter(
+    source: str | os.PathLike[str], progress: bool | ProgressFn | None = None
+) -> LoadedWeights:
+    """A drafter's folder, packed file or hub id, as of a model; packed as ``auto`` says (what is
+    drafted decides no result). InvalidRequest where it holds no drafter."""
+    drafter = open_model(source, progress=progress)
+    if drafter.spec.block:
+        return drafter
+    family = drafter.info["family"]
+    drafter.close()
+    raise InvalidRequest(
+        f"drafter: got {str(source)!r:.300}, a model ({family}), allowed is a block drafter"
+    )
 
-    def __init__(self, weights: LoadedWeights):
-        self._weights = weights
 
-    @classmethod
-    def open(
-        cls, source: str | os.PathLike[str], progress: bool | ProgressFn | None = None
-    ) -> LoadedDrafter:
-        """A folder, packed file or hub id, as of a model; packed as ``auto`` says (what is drafted
-        decides no result). InvalidRequest where it holds no drafter."""
-        weights = open_model(source, progress=progress)
-        if weights.spec.block == 0:
-            family = weights.info["family"]
-            weights.close()
-            raise InvalidRequest(
-                f"drafter: got {str(source)!r:.300}, a model ({family}), allowed is a block drafter"
-            )
-        return cls(weights)
-
-    def bytes(self, tokens: int) -> int:
-        """Bytes of its weights, and of its keys and values for a text of so many tokens."""
-        return int(self._weights.info["bytes"]) + kv_bytes(self._weights.spec, "f32", tokens)
-
-    def for_engine(self) -> tuple[Any, Mapping[str, tuple]]:
-        """Spec and tensors."""
-        return self._weights.spec, self._weights.tensors
-
-    @property
-    def note(self) -> str:
-        """What ``model.info`` says of it."""
-        info, spec = self._weights.info, self._weights.spec
-        size = f"{info['parameters'] / 1e6:.1f}M parameters, {human_bytes(info['bytes'])}"
-        return f"drafter: {info['source']}, blocks of {spec.block}, {size}"
-
-    def close(self) -> None:
-        """Lets the file go."""
-        self._weights.close()
+def give_drafter(weights: LoadedWeights, drafter: LoadedWeights) -> None:
+    """Makes a drafter a part of the model that is loaded: of its engine, of the memory it takes, of
+    what it says of itself, and closed with it. InvalidRequest for an embedding model; whether the
+    two go together otherwise the core says."""
+    if weights.spec.bidirectional:
+        raise InvalidRequest(f"drafter: got one, {weights.info['source']} writes no text")
+    info, spec = drafter.info, drafter.spec
+    weights.drafter = drafter
+    weights.beside = int(info["bytes"]) + kv_bytes(spec, "f32", weights.spec.max_context)
+    size = f"{info['parameters'] / 1e6:.1f}M parameters, {human_bytes(info['bytes'])}"
+    weights.info["notes"].append(f"drafter: {info['source']}, blocks of {spec.block}, {size}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from musespark.assets import check_usable, check_use
 from musespark.calibration import read_calibration, sample_text
-from musespark.drafters import LoadedDrafter
+from musespark.drafters import give_drafter, open_drafter
 from musespark.errors import InvalidRequest, UnsupportedModel
 from musespark.families.spec import ModelSpec
 from musespark.memory import KV_FORMATS, choose_context
@@ -200,10 +200,14 @@ def load_for(
 
     more = {"quantize": quantize, "progress": progress, "text": sample_text, "look": sample_views}
     with contextlib.ExitStack() as opened:
-        drafts = _open_drafter(drafter, progress, opened)
+        drafts = None if drafter is None else open_drafter(drafter, progress)
+        if drafts is not None:
+            opened.callback(drafts.close)
         weights = open_model(source, admit=admit, ready=ready, mmproj=mmproj, **more)
         opened.callback(weights.close)
         _refuse_drafter(weights.spec, source)
+        if drafts is not None:
+            give_drafter(weights, drafts)
         if use is not None:  # what was packed before has not been asked
             check_use(weights.spec, weights.assets, str(weights.info["source"]), use)
         if verify:
@@ -217,23 +221,11 @@ def load_for(
             prefix_cache=remember.prefix_cache,
             prefix_folder=prefixes,
             adapter=adapted,
-            drafter=drafts,
             eyes=eyes,
             place=functools.partial(place, lock_memory=lock_memory, huge_pages=huge_pages),
         )
         opened.pop_all()
     return model
-
-
-def _open_drafter(
-    source: str | os.PathLike[str] | None, progress: Any, opened: contextlib.ExitStack
-) -> LoadedDrafter | None:
-    """Closed again by ``opened``."""
-    if source is None:
-        return None
-    drafter = LoadedDrafter.open(source, progress)
-    opened.callback(drafter.close)
-    return drafter
 
 
 def _refuse_drafter(spec: ModelSpec, source: Any) -> None:

@@ -17,7 +17,6 @@ from musespark.adapters import Adapter, Adapters
 from musespark.assets import json_asset, template_of, tokenizer_of
 from musespark.batches import drain_in_order, embedded, run_batch
 from musespark.contemplating import acontemplate, contemplate, drain_together
-from musespark.drafters import LoadedDrafter
 from musespark.encoder import Encoder
 from musespark.engine import Engine, Handle, Retained, default_threads
 from musespark.errors import InvalidRequest
@@ -66,7 +65,6 @@ class Model:
         prefix_cache: bool = True,
         prefix_folder: tuple[Path, int] | None = None,
         adapter: LoraWeights | None = None,
-        drafter: LoadedDrafter | None = None,
         place: Callable[[LoadedWeights], None] = lambda weights: None,
         eyes: Callable[[LoadedWeights, int], Eyes | None] = lambda weights, threads: None,
     ):
@@ -75,11 +73,9 @@ class Model:
         config = json_asset(assets, "generation_config.json")
         self.tokenizer = tokenizer_of(assets, str(weights.info["source"]))
         info, merged = weights.info, bool(weights.info.get("merged"))
-        beside = 0 if adapter is None or merged else core_bytes(adapter.tensors())
-        self._drafter = drafter
-        beside += 0 if drafter is None else drafter.bytes(spec.max_context)
+        lora = 0 if adapter is None or merged else core_bytes(adapter.tensors())
         recipe, keys = info["quantize"], kv_formats(kv, info["kv"])
-        fit = choose_context(spec, info["weights"], recipe, keys, context, beside)
+        fit = choose_context(spec, info["weights"], recipe, keys, context, weights.beside + lora)
         limit, notes = fit.context, fit.notes
         place(weights)
         count = default_threads() if threads is None else threads
@@ -87,15 +83,13 @@ class Model:
         encodes = spec.bidirectional
         self._encoder = Encoder(spec, weights.tensors, threads=count) if encodes else None
         run = {"threads": count, "context": limit, "kv": keys, "memory_budget": fit.budget}
-        drafts = None if drafter is None else drafter.for_engine()
-        start = functools.partial(Engine, prefix_cache=prefix_cache, drafter=drafts, **run)
+        start = functools.partial(Engine, prefix_cache=prefix_cache, drafter=weights.drafts, **run)
         self._engine = self._encoder or start(spec, weights.tensors)
         self._adapters = Adapters(self._engine, adapter, merged=merged)
         self._prefixes = self._prefixes_in(self._engine, weights, prefix_folder, keys)
         self._updating = threading.Lock()
         self._again = Again(place, eyes, start, prefix_folder, keys, count)
         notes += prompts.foreign_ends(self.tokenizer, spec.vocab)
-        notes += [] if drafter is None else [drafter.note]
         notes += chosen_notes(weights, config, kv=kv, threads=threads, count=count)
         self._info = info_of(
             weights,
@@ -431,8 +425,6 @@ class Model:
         self._engine.close()
         if self._eyes is not None:
             self._eyes.close()
-        if self._drafter is not None:
-            self._drafter.close()
         self._weights.close()
 
     def __enter__(self) -> Model:

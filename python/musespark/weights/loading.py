@@ -79,6 +79,13 @@ class LoadedWeights:
     vision: VisionSpec | None = None
     tower: dict[str, tuple[str, int, int, np.ndarray]] = field(default_factory=dict)
     updated: str = ""  # checksum of numbers that came after the file's
+    drafter: LoadedWeights | None = None  # a block drafter that was opened with it
+    beside: int = 0  # bytes that it takes
+
+    @property
+    def drafts(self) -> tuple[ModelSpec, dict[str, tuple[str, int, int, np.ndarray]]] | None:
+        """The drafter as an engine takes it."""
+        return None if self.drafter is None else (self.drafter.spec, self.drafter.tensors)
 
     def verify(self, progress: bool | ProgressFn | None = None) -> None:
         """Checks every checksum of the packed file; ``CorruptFile`` names the first that fails."""
@@ -94,6 +101,8 @@ class LoadedWeights:
         """Lets the file go; tensors handed out before keep it mapped until they are gone."""
         self.tensors, self.tower = {}, {}
         self.packed.close()
+        if self.drafter is not None:
+            self.drafter.close()
 
 
 def open_model(
