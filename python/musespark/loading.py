@@ -178,10 +178,7 @@ def load_for(
 ) -> Model:
     """:func:`load` for one use (chat, generate, embed; None: any): a model that is not for it is
     refused before it is packed."""
-    _check_progress(progress)
-    _check_kv(kv)
-    _check_count("threads", threads, MAX_THREADS)
-    _check_count("context", context, MAX_CONTEXT)
+    _check_options(progress, kv, threads, context)
     _check_switches(verify=verify, lock_memory=lock_memory, huge_pages=huge_pages)
     remember = _Remember(**remembered)
     prefixes, images = remember.prefixes(), remember.images()
@@ -200,9 +197,7 @@ def load_for(
 
     more = {"quantize": quantize, "progress": progress, "text": sample_text, "look": sample_views}
     with contextlib.ExitStack() as opened:
-        drafts = None if drafter is None else open_drafter(drafter, progress)
-        if drafts is not None:
-            opened.callback(drafts.close)
+        drafts = _opened_drafter(opened, drafter, progress)
         weights = open_model(source, admit=admit, ready=ready, mmproj=mmproj, **more)
         opened.callback(weights.close)
         _refuse_drafter(weights.spec, source)
@@ -226,6 +221,24 @@ def load_for(
         )
         opened.pop_all()
     return model
+
+
+def _check_options(progress: Any, kv: str, threads: int | None, context: int | None) -> None:
+    _check_progress(progress)
+    _check_kv(kv)
+    _check_count("threads", threads, MAX_THREADS)
+    _check_count("context", context, MAX_CONTEXT)
+
+
+def _opened_drafter(
+    opened: contextlib.ExitStack, drafter: str | os.PathLike[str] | None, progress: Any
+) -> LoadedWeights | None:
+    """The drafter's weights, which ``opened`` closes; None without one."""
+    if drafter is None:
+        return None
+    weights = open_drafter(drafter, progress)
+    opened.callback(weights.close)
+    return weights
 
 
 def _refuse_drafter(spec: ModelSpec, source: Any) -> None:
