@@ -36,6 +36,7 @@ from musespark.lab.items_file import read_items
 from musespark.lab.progress import Bar, Status
 from musespark.lab.tasks import EFFORTS
 from musespark.vision.render.png import encode
+from support.blind import blind_nano
 
 NANO = Path(protocol.__file__).parent.parent / "nano"
 
@@ -340,10 +341,11 @@ def test_the_command_writes_rows_a_dump_and_a_card(tmp_path, capsys, monkeypatch
         assert said in card
 
 
-def test_a_blind_model_is_asked_no_pictures_unless_they_are_named(capsys, monkeypatch):
+def test_a_blind_model_is_asked_no_pictures_unless_they_are_named(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(command, "EVALUATED", ("addition", "counting"))
     monkeypatch.setattr(command, "OVERLAP_DRAWS", 4)
-    argv = ["--levels", "easy", "--efforts", "low", "--n", "1", "--wording", "seen"]
+    argv = [str(blind_nano(tmp_path / "m")), "--levels", "easy", "--efforts", "low", "--n", "1"]
+    argv += ["--wording", "seen"]
     assert cli(["lab", "eval", *argv]) == 0
     out = capsys.readouterr().out
     assert "tasks with pictures are left out" in out

@@ -40,7 +40,7 @@ def nano_adapter(folder: Path, model: musespark.Model, seed: int, parts=("q_proj
             continue
         outputs, inputs = part.stored
         a = rng.standard_normal((4, inputs)) * inputs**-0.5
-        b = rng.standard_normal((outputs, 4)) * 0.4
+        b = rng.standard_normal((outputs, 4)) * 0.8
         tensors[f"base_model.model.{module}.lora_A.weight"] = a.astype(np.float32)
         tensors[f"base_model.model.{module}.lora_B.weight"] = b.astype(np.float32)
     return write_adapter(folder, lora_config(), tensors)

@@ -333,7 +333,7 @@ def test_an_estimate_prints_and_renders(folder, free):
 def test_info_prints_and_renders():
     with musespark.load(threads=1, context=256) as model:
         text, page = str(model.info), model.info._repr_html_()
-    for part in ("Spark Nano", "3.9 M parameters", "256 tokens", "kv8", "1 threads", "note"):
+    for part in ("Spark Nano", "4.7 M parameters", "256 tokens", "kv8", "1 threads", "note"):
         assert part in text
         assert part in page
     hostile = dataclasses.replace(model.info, source="<script>", notes=("<b>",))

@@ -285,7 +285,7 @@ def test_bad_requests(model):
         model.chat(QUESTION, mode="instant", reasoning_effort="high")
     with pytest.raises(musespark.InvalidRequest, match="reasoning_effort: got 'huge'"):
         model.chat(QUESTION, reasoning_effort="huge")
-    with pytest.raises(musespark.UnsupportedModel, match="image"):
+    with pytest.raises(musespark.InvalidRequest, match=r"'a\.png': No such file"):
         model.chat([{"role": "user", "content": [{"type": "image", "image": "a.png"}]}])
     with pytest.raises(musespark.UnsupportedModel, match="'input_file'"):
         model.chat([{"role": "user", "content": [{"type": "input_file", "file_id": "a"}]}])

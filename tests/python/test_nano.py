@@ -63,5 +63,5 @@ def test_the_packed_file_that_ships_is_packed_from_the_weights_that_ship(tmp_pat
 def test_loading_the_embedded_model_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("MUSESPARK_CACHE", str(tmp_path / "cache"))
     with musespark.load() as model:
-        assert model.info.weight_formats.keys() == {"q8", "f32"}
+        assert model.info.weight_formats.keys() == {"q8", "f32", "bf16", "q8g1024h"}
     assert not (tmp_path / "cache").exists()

@@ -19,6 +19,7 @@ from musespark.results import ImageUse
 from musespark.vision import video
 from musespark.vision.processors import processor_for
 from musespark.vision.tower import VisionTower
+from support.blind import blind_nano
 from support.sight_folder import BYTES_ALONE, CASES, film, golden_film, sight_folder
 
 NAME = "muse_glimmer"
@@ -357,8 +358,8 @@ def test_families_that_read_none_say_so(tmp_path, name: str) -> None:
             model.encode_video(FRAMES)
 
 
-def test_who_sees_nothing_says_so() -> None:
-    with musespark.load(threads=1) as nano:
+def test_who_sees_nothing_says_so(tmp_path) -> None:
+    with musespark.load(blind_nano(tmp_path / "m"), threads=1) as nano:
         with pytest.raises(UnsupportedModel, match=r"content\[0\]\.video: this model"):
             nano.chat([user(clip())], max_new_tokens=1)
         with pytest.raises(UnsupportedModel, match=r"^video: this model"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -121,10 +122,10 @@ def test_the_same_in_a_batch_streamed_speculated_and_on_other_threads(nano, poli
 
 
 def test_drafts_that_are_kept_have_the_signals_of_tokens_made_one_by_one(nano) -> None:
-    """What is asked repeats itself, so that drafts are made and right."""
+    """A drill that Nano knows, random tokens again and again: drafts are made and right."""
     marks = nano._requests.thoughts.marks
-    opened = [*nano.tokenizer.encode("12, 13, 14, 15, 16. " * 6), *marks["opens"][0]]
-    opened += nano.tokenizer.encode("12, 13, 14, 15, 16. " * 3)
+    draw = random.Random(0)
+    opened = [*marks["opens"][0], *[draw.randrange(110, 2500) for _ in range(12)] * 4]
     given = {"max_new_tokens": 250, "signals": True, "logit_bias": {marks["closes"][0]: -50.0}}
     plain = nano.generate(opened, speculation="off", **given)
     found = nano.generate(opened, **given)

@@ -167,7 +167,7 @@ def test_what_a_result_tells(nano):
         for choice in ({}, {"thought_cache": "demote"}, {"thought_cache_tokens": 64})
     )
     assert kept.tokens == kept.kept_tokens > 2 * 64 and kept.bytes > 0 == kept.freed_bytes
-    assert demoted.policy == "demote" and demoted.demoted_pages == 2
+    assert demoted.policy == "demote" and demoted.demoted_pages >= 2
     assert demoted.bytes + demoted.freed_bytes == kept.bytes and demoted.bytes < 0.6 * kept.bytes
     assert evicted.policy == "keep" and evicted.evictions > 2
     assert evicted.evicted_tokens == 16 * evicted.evictions == evicted.tokens - evicted.kept_tokens

@@ -33,7 +33,10 @@ from support.lora import lora_config, write_adapter
 from support.turns import END as TURN_END
 from support.turns import writer
 
-SUM = "Tom has 12 apples. He buys 7 more and gives 5 to Ann. How many apples does he have?"
+SUM = (
+    "Jack has 80 eggs. Jack gives away 8 eggs. Jack finds 31 eggs. Jack gets 25 more from Iris. "
+    "How many eggs does Jack have?"
+)
 HIGH = {"reasoning_effort": "high"}
 OTHERS = ["What is 3 + 4?", "sort 19, 42, 94, 58, 92", "Hi!"]
 MARKERS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
@@ -61,7 +64,7 @@ def nano():
 @pytest.fixture(scope="module")
 def natural(nano):
     found = nano.chat(SUM, **HIGH, logprobs=1)
-    assert found.thinking_stop_reason == "natural" and found.content == "14"
+    assert found.thinking_stop_reason == "natural" and found.content
     return found
 
 
@@ -591,7 +594,7 @@ def test_json_has_everything(natural, tmp_path) -> None:
     xray = natural.explain_thinking()
     told = json.loads(xray.to_json())
     assert told["format"] == "musespark.thought-xray" and told["version"] == 1
-    assert told["committed_at"] == xray.committed_at and told["answer"] == "14"
+    assert told["committed_at"] == xray.committed_at and told["answer"] == natural.content
     assert [s["token_logprob"] for s in told["sentences"]] == [
         s.token_logprob for s in xray.sentences
     ]
@@ -694,13 +697,15 @@ def test_a_page_is_written_whole(nano, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_command(capsys, tmp_path) -> None:
+def test_the_command(natural, capsys, tmp_path) -> None:
     page = tmp_path / "x.html"
     ask = ["xray", SUM, "--effort", "high", "--threads", "1"]
     assert main([*ask, "--html", str(page)]) == 0
     said = capsys.readouterr().out
-    assert "committed: after 6 of 7 sentences" in said and said.endswith("14\n")
-    assert "◆ committed: 14" in page.read_text(encoding="utf-8")
+    wanted = natural.explain_thinking()
+    sentences = f"{wanted.committed_at} of {len(wanted.sentences)} sentences"
+    assert f"committed: after {sentences}" in said and said.endswith(f"{wanted.answer}\n")
+    assert f"◆ committed: {wanted.answer}" in page.read_text(encoding="utf-8")
     assert main([*ask, "--json", "--answer-tokens", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["answer_tokens"] == 1
     assert main([*ask[:2], "--effort", "none"]) == 1
