@@ -108,7 +108,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     measured = "of N items per task and level, at medium effort"
     p.add_argument("--baselines", type=int, metavar="N", help=measured)
     p.add_argument("--formats", type=int, metavar="N", help=f"all formats {measured}")
-    p.add_argument("--max-new-tokens", type=int, default=400)
+    p.add_argument("--max-new-tokens", type=int, default=640)
     p.add_argument("--quantize", choices=("auto", "none", "q8", "q4"), help="default: auto")
     p.add_argument("--kv", choices=("auto", "f32", "kv8", "kv8v4", "kv4"), help="default: auto")
     p.add_argument("--threads", type=int)
