@@ -17,6 +17,7 @@ import musespark
 from musespark.cli import main
 from musespark.errors import InvalidRequest
 from musespark.vision.trace import VisualTrace
+from support.blind import blind_nano
 from support.sight_folder import sight_folder
 
 FAST = ("--quantize", "none", "--threads", "1")
@@ -102,8 +103,9 @@ def test_what_cannot_be_is_said_before_a_model_is_loaded(capsys) -> None:
         assert "there is no f" in capsys.readouterr().err
 
 
-def test_a_model_without_eyes(images, capsys) -> None:
-    assert run("trace", images[0], "?", "--threads", 1) == 1
+def test_a_model_without_eyes(images, capsys, tmp_path) -> None:
+    blind = blind_nano(tmp_path / "m")
+    assert run("trace", images[0], "?", "-m", blind, "--threads", 1) == 1
     assert "images:" in capsys.readouterr().err
 
 

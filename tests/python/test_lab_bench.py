@@ -199,7 +199,7 @@ def test_samples_are_their_own_and_the_same_again() -> None:
     sampler = Sampler(None, threads=1)
     items = [
         Item("t", "hard", "medium", q, [{"role": "user", "content": q}], None, "", "string")
-        for q in ("Say a name.", "What is 5821 + 3377?")
+        for q in ("Tell me a story.", "What is 5821 + 3377?")
     ]
     try:
         pool = sampler.pool(items, 4, 40, seed=1)

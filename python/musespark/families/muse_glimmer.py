@@ -22,7 +22,7 @@ from musespark.families.tensors import TensorMap, match_tensors, vision_tower
 name = "muse_glimmer"
 model_types = ("muse_glimmer",)
 architectures = ("MuseGlimmerForConditionalGeneration",)
-models = "Muse Glimmer (text, images, video), Spark Nano (text)"
+models = "Muse Glimmer (text, images, video), Spark Nano"
 
 LAYER_NAMES = llama.LAYER_NAMES | {
     "attn_gate": "self_attn.gate_proj.weight",
