@@ -125,7 +125,7 @@ def own_texts(folder: str, items: int, rounds: int) -> dict[str, Any]:
 def _answers(engine: Any, asked: list[Request], rounds: int) -> dict[str, Any]:
     def all_of(**changes: Any) -> tuple[list[list[int]], dict[str, float]]:
         results = [engine.submit(dataclasses.replace(one, **changes)).result() for one in asked]
-        names = ("decode_s", "completion_tokens", "block_passes", "block_accepted_tokens")
+        names = ("decode_s", "completion_tokens", "drafter_passes", "drafter_accepted_tokens")
         totals = {name: sum(result.stats[name] for result in results) for name in names}
         return [result.tokens for result in results], totals
 
@@ -136,11 +136,11 @@ def _answers(engine: Any, asked: list[Request], rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         off, on = all_of(draft_tokens=0)[1], all_of(draft_tokens=16)[1]
         ratios.append(off["decode_s"] / on["decode_s"])
-    passes = counts["block_passes"]
+    passes = counts["drafter_passes"]
     return {
         "tokens": counts["completion_tokens"],
         "passes": passes,
-        "tokens_per_pass": 1 + counts["block_accepted_tokens"] / max(1, passes),
+        "tokens_per_pass": 1 + counts["drafter_accepted_tokens"] / max(1, passes),
         "ratio": statistics.median(ratios),
         "least_ratio": min(ratios),
     }
@@ -199,7 +199,7 @@ def replayed_passes(shape: str, folder: str, per_pass: float, rounds: int) -> di
         for turn in range(rounds + 1):
             for more, times in (({}, plain), (EAGER, drafted)):
                 stats = engine.submit(dataclasses.replace(request, **more)).result().stats
-                steps = 64 - stats["block_accepted_tokens"]
+                steps = 64 - stats["drafter_accepted_tokens"]
                 if turn:
                     times.append(stats["decode_s"] / steps)
     weights.close()

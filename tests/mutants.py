@@ -85,6 +85,20 @@ MUTANTS = (
         "test_thinking.py",
     ),
     Mutant(
+        "rows of a block see only what stands before them",
+        "csrc/model/drafter.cc",
+        "static_cast<std::int32_t>(spec.block - 1 - r)",
+        "static_cast<std::int32_t>(0 * r)",
+        "test_drafter.py",
+    ),
+    Mutant(
+        "a drafter's context keeps states of a draft that was wrong",
+        "csrc/decode/draft_context.cc",
+        "const std::int64_t count = (to - logged_from_) * drafter_.state_width();",
+        "const auto count = static_cast<std::int64_t>(log_.rows.size());",
+        "test_drafter_engine.py",
+    ),
+    Mutant(
         "signals of a draft's first token for all of it",
         "csrc/decode/speculation.cc",
         "const Job job{.entry = &entry, .row = rows + kept * vocab};",

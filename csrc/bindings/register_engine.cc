@@ -13,6 +13,8 @@
 #include "base/float_env.h"
 #include "base/thread_pool.h"
 #include "cache/page_pool.h"
+#include "decode/draft_context.h"
+#include "decode/draft_model.h"
 #include "decode/engine.h"
 #include "decode/pace.h"
 #include "dict_reader.h"
@@ -130,8 +132,8 @@ py::tuple event_tuple(const FinishedEvent& event) {
   stats["trial_tokens"] = s.trial_tokens;
   stats["drafted_tokens"] = s.drafted_tokens;
   stats["accepted_tokens"] = s.accepted_tokens;
-  stats["block_passes"] = s.block_passes;
-  stats["block_accepted_tokens"] = s.block_accepted_tokens;
+  stats["drafter_passes"] = s.drafter_passes;
+  stats["drafter_accepted_tokens"] = s.drafter_accepted_tokens;
   py::object error = py::none();
   if (event.reason == FinishReason::error)
     error = py::make_tuple(kind_name(event.kind), event.error);
@@ -159,13 +161,10 @@ class PyEngine {
     const py::gil_scoped_release unlocked;
     model_ = std::make_unique<TextModel>(std::move(model_spec), views, pool_, formats);
     pages_ = std::make_unique<PagePool>(model_->kv_layout(), memory_budget);
-    if (drafts) {
-      drafter_ = std::make_unique<Drafter>(std::move(drafts->first), drafts->second, model_->spec(),
-                                           views, pool_);
-    }
+    if (drafts) make_drafter(std::move(drafts->first), drafts->second, views, context);
     engine_ = std::make_unique<Engine>(
         *model_, *pages_, pool_, EngineOptions{context, prefill_chunk, max_batch, prefix_cache},
-        drafter_.get());
+        source_.get());
     context_ = context;
   }
 
@@ -279,11 +278,26 @@ class PyEngine {
   Engine& engine() const { return *engine_; }
 
  private:
+  // A block drafter, or a model that drafts.
+  void make_drafter(ModelSpec spec, const Drafter::Tensors& tensors, const Drafter::Tensors& target,
+                    std::int64_t context) {
+    if (spec.block > 0) {
+      drafter_ = std::make_unique<Drafter>(std::move(spec), tensors, model_->spec(), target, pool_);
+      source_ = std::make_unique<DraftContext>(*drafter_, context);
+      return;
+    }
+    const KvChoice formats = same_for_all(spec, KvFormat::kv8);
+    drafting_model_ = std::make_unique<TextModel>(std::move(spec), tensors, pool_, formats);
+    source_ = std::make_unique<DraftModel>(*drafting_model_, model_->spec().vocab, context);
+  }
+
   HeldBuffers buffers_;
   ThreadPool pool_;
   std::unique_ptr<TextModel> model_;
   std::unique_ptr<PagePool> pages_;
-  std::unique_ptr<Drafter> drafter_;  // null: there is none
+  std::unique_ptr<Drafter> drafter_;  // one of the two, where there is a source
+  std::unique_ptr<TextModel> drafting_model_;
+  std::unique_ptr<DraftSource> source_;
   std::unique_ptr<Engine> engine_;
   std::int64_t context_ = 0;
 };
@@ -424,7 +438,7 @@ void register_engine(py::module_& m) {
       "The engine of one model. Thread-safe, but run_until is for one thread at a time.\n"
       "`spec` is dataclasses.asdict of a families.spec.ModelSpec; `tensors` maps names to\n"
       "(format, rows, cols, buffer), whose buffers stay held. `drafter`: spec and tensors of a\n"
-      "block drafter, or None. Errors: InvalidRequest,\n"
+      "block drafter or a model of the same vocabulary, or None. Errors: InvalidRequest,\n"
       "UnsupportedModel, CorruptFile.");
   engine
       .def(py::init<const py::object&, const py::dict&, int, std::int64_t, const std::string&,

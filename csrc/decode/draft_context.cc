@@ -92,8 +92,8 @@ void DraftContext::forget_all_but(std::int64_t count) {
   pending_ = std::move(last);
 }
 
-void DraftContext::settle(std::int64_t most) {
-  if (pending() <= most) return;
+// Makes keys and values of what is pending.
+void DraftContext::make_keys() {
   if (drafter_.reach() > 0 && pending() > drafter_.reach()) forget_all_but(drafter_.reach());
   while (pending() > 0) {
     const std::int64_t rows = std::min(pending(), Drafter::kMostRows);
@@ -102,10 +102,27 @@ void DraftContext::settle(std::int64_t most) {
   }
 }
 
-bool DraftContext::draft(std::int32_t last, std::int64_t count,
-                         const std::function<bool()>& interrupted, float* logits) {
-  settle(0);
-  return drafter_.draft({kv_, first_}, last, count, interrupted, logits);
+bool DraftContext::settle(const Text&, std::int64_t most, const std::function<bool()>&) {
+  if (pending() > most) make_keys();
+  return true;
+}
+
+// States take more room than keys and values.
+void DraftContext::rest() {
+  if (pending() > Drafter::kMostRows) make_keys();
+}
+
+bool DraftContext::draft(const Text& text, std::int64_t count,
+                         const std::function<bool()>& interrupted, const Pick& pick) {
+  make_keys();
+  const std::int64_t vocab = drafter_.vocab();
+  logits_.resize(static_cast<std::size_t>(count * vocab));
+  const std::int32_t last = text.tokens.back();
+  if (!drafter_.draft({kv_, first_}, last, count, interrupted, logits_.data())) return false;
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (pick(logits_.data() + i * vocab, i) < 0) break;
+  }
+  return true;
 }
 
 }  // namespace musespark

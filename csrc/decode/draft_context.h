@@ -18,47 +18,34 @@
 #include <vector>
 
 #include "cache/page_pool.h"
-#include "cache/prefix_tree.h"
 #include "cache/sequence.h"
-#include "decode/engine.h"
+#include "decode/draft_source.h"
 #include "model/drafter.h"
 
 namespace musespark {
 
-class DraftContext {
+class DraftContext : public DraftSource {
  public:
-  // A sequence's text; its first `prompt` tokens were given.
-  struct Text {
-    RequestId id;
-    PrefixKey key;
-    std::span<const std::int32_t> tokens;
-    std::int64_t prompt;
-  };
-
   // Of texts of at most `tokens` tokens.
   DraftContext(Drafter& drafter, std::int64_t tokens);
 
-  // Where a step that computes positions from .. to - 1 of a text is to log what layers give; null
-  // where no block will see them.
-  StateLog* log(const Text& text, std::int64_t from, std::int64_t to);
-  // That step is done, and the text is computed up to `to`: drafts may have been wrong.
-  void keep(const Text& text, std::int64_t to);
-  // No step is under way.
-  void forget_log() { logged_from_ = -1; }
-
-  // Positions that it knows.
-  std::int64_t length() const { return kv_.length() + pending(); }
-  // Whether it is of this text, up to its last token but one.
-  bool knows(const Text& text) const;
-  // Makes keys and values of what is pending, where that is more than `most` positions. Throws
-  // MemoryBudgetExceeded.
-  void settle(std::int64_t most);
-  // Drafter::draft behind what is known.
-  bool draft(std::int32_t last, std::int64_t count, const std::function<bool()>& interrupted,
-             float* logits);
+  std::int64_t most() const override { return drafter_.spec().block - 1; }
+  bool one_pass() const override { return true; }
+  std::int64_t ahead() const override { return drafter_.spec().block; }
+  StateLog* log(const Text& text, std::int64_t from, std::int64_t to) override;
+  void keep(const Text& text, std::int64_t to) override;
+  void forget_log() override { logged_from_ = -1; }
+  bool knows(const Text& text) const override;
+  bool settle(const Text& text, std::int64_t most,
+              const std::function<bool()>& interrupted) override;
+  void rest() override;
+  bool draft(const Text& text, std::int64_t count, const std::function<bool()>& interrupted,
+             const Pick& pick) override;
+  std::int64_t length() const override { return kv_.length() + pending(); }
 
  private:
   std::int64_t pending() const;
+  void make_keys();
   std::int64_t end() const { return first_ + length(); }
   void follow(const Text& text, std::int64_t computed);
   bool cut(std::int64_t to);
@@ -74,6 +61,7 @@ class DraftContext {
   PrefixKey key_;
   std::vector<std::int32_t> tokens_;  // of the text, at least up to the end
   StateLog log_;
+  std::vector<float> logits_;
   std::int64_t logged_from_ = -1;  // by the step under way; -1: nothing is logged
 };
 

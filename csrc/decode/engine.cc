@@ -156,7 +156,7 @@ void check_tokens(const std::vector<std::int32_t>& tokens, std::int64_t vocab, b
 }
 
 Engine::Impl::Impl(TextModel& model_in, PagePool& pool_in, ThreadPool& threads_in,
-                   EngineOptions options_in, Drafter* drafter)
+                   EngineOptions options_in, DraftSource* drafter)
     : model(model_in),
       pool(pool_in),
       threads(threads_in),
@@ -175,7 +175,7 @@ Engine::Impl::Impl(TextModel& model_in, PagePool& pool_in, ThreadPool& threads_i
   }
   for (int i = 0; i < pool.classes(); ++i) widest_window = std::max(widest_window, pool.window(i));
   if (options.prefix_cache) prefixes.emplace(pool);
-  if (drafter) drafting.emplace(*drafter, options.context);
+  if (drafter) drafting.emplace(*drafter);
   control.interrupted = [this] { return interrupted(); };
 }
 
@@ -410,7 +410,7 @@ void Engine::Impl::run_until(double max_seconds, std::vector<Event>& out) {
 }
 
 Engine::Engine(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options,
-               Drafter* drafter)
+               DraftSource* drafter)
     : impl_(std::make_unique<Impl>(model, pool, threads, options, drafter)) {}
 Engine::~Engine() = default;
 

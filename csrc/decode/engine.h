@@ -22,7 +22,6 @@
 #include "decode/trial.h"
 #include "model/adapter.h"
 #include "model/attention_weights.h"
-#include "model/drafter.h"
 #include "model/text_model.h"
 
 namespace musespark {
@@ -85,8 +84,8 @@ struct RequestStats {
   std::int64_t thought_tokens = 0;               // of the completion, inside thoughts
   ThoughtStop thought_stop = ThoughtStop::none;  // of the last that ended, where they are watched
   std::int64_t thought_bytes = 0;                // of whole pages inside its thoughts, at its end
-  std::int64_t drafted_tokens = 0, accepted_tokens = 0;      // of drafts
-  std::int64_t block_passes = 0, block_accepted_tokens = 0;  // of these, the drafter's
+  std::int64_t drafted_tokens = 0, accepted_tokens = 0;          // of drafts
+  std::int64_t drafter_passes = 0, drafter_accepted_tokens = 0;  // of these, the drafter's
   std::int64_t trial_tokens = 0;  // rows computed for trials, and tokens that were taken back
   std::vector<TrialResult> trials;
   // What became of thoughts, in layers without a window; the prompt's are demoted too.
@@ -146,12 +145,14 @@ struct EngineStats {
   std::int64_t drafter_tokens = 0;               // of a text, that the drafter knows
 };
 
+class DraftSource;  // draft_source.h
+
 // Thread-safe but for run_until, which one thread at a time may call.
 class Engine {
  public:
-  // `drafter`: made for the model, or null; it must outlive the engine.
+  // `drafter`: makes drafts (draft_source.h), or null; it must outlive the engine.
   Engine(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options,
-         Drafter* drafter = nullptr);
+         DraftSource* drafter = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;

@@ -18,7 +18,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
-#include "decode/draft_context.h"
+#include "decode/draft_source.h"
 #include "decode/engine.h"
 #include "decode/entry.h"
 #include "decode/pace.h"
@@ -58,7 +58,7 @@ struct Engine::Impl {
   };
 
   Impl(TextModel& model, PagePool& pool, ThreadPool& threads, EngineOptions options,
-       Drafter* drafter);
+       DraftSource* drafter);
 
   // engine.cc
   RequestId submit(std::vector<std::int32_t> tokens, RequestParams params,
@@ -151,14 +151,14 @@ struct Engine::Impl {
 
   // speculation.cc
   bool may_draft(const Entry& entry) const;
-  static DraftContext::Text text_of(const Entry& entry);
+  static DraftSource::Text text_of(const Entry& entry);
   StateLog* states_wanted(const Entry& entry, std::int64_t count);
   std::int64_t draft_room(const Entry& entry) const;
-  DraftLength::Plan plan_block(const Entry& entry, std::int64_t room);
+  DraftLength::Plan plan_drafter(const Entry& entry, std::int64_t room);
   void make_draft(Entry& entry);
-  void draft_block();
+  void draft_if_wanted();
   void run_drafter(Entry& entry, std::int64_t count);
-  void pick_drafted(Entry& entry, std::int64_t count);
+  std::int32_t pick_drafted(Entry& entry, const float* row, std::int64_t index);
   void book_draft(Entry& entry, const float* rows, Clock::time_point now);
   void count_draft(Entry& entry, std::int64_t drafted, std::int64_t right);
 
@@ -254,23 +254,23 @@ struct Engine::Impl {
   RowCost row_cost;
   // Of an engine with a drafter.
   struct Drafting {
-    Drafting(Drafter& of, std::int64_t tokens) : drafter(of), context(of, tokens) {}
+    DraftSource& source;
+    DraftLength length{};     // of its drafts, whatever the text
+    double cost_s = 0;        // seconds of a draft, or of each of its tokens; 0: there was none
+    std::int64_t wanted = 0;  // tokens that the step under way is to have drafted
+    bool made = false;        // the draft of the step under way is its
+    Clock::duration took{};   // of that step, for drafting
+
     void begin_step() {
-      context.forget_log();
+      source.forget_log();
       wanted = 0;
       made = false;
       took = {};
     }
-    void observe(double seconds) {
-      pass_s = pass_s == 0 ? seconds : pass_s + 0.1 * (seconds - pass_s);
+    void observe(double seconds, std::int64_t count) {
+      if (!source.one_pass()) seconds /= static_cast<double>(count);
+      cost_s = cost_s == 0 ? seconds : cost_s + 0.1 * (seconds - cost_s);
     }
-    Drafter& drafter;
-    DraftContext context;
-    DraftLength length;       // of its drafts, whatever the text
-    double pass_s = 0;        // seconds of a pass; 0: there was none
-    std::int64_t wanted = 0;  // tokens that the step under way is to have drafted
-    bool made = false;        // the draft of the step under way is its
-    Clock::duration took{};   // of that step, for drafting
   };
   std::optional<Drafting> drafting;
   std::size_t batch_first = 0, batch_count = 0;  // the spans in the model now

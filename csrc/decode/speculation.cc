@@ -52,23 +52,24 @@ void RowCost::observe(std::int64_t rows, double seconds) {
   slope_ += 0.1 * (std::min(slope, 1.0) - slope_);
 }
 
-double DraftLength::speed(const RowCost& cost, std::int64_t count, double extra) const {
+double DraftLength::speed(const RowCost& cost, std::int64_t count, const DraftCost& draft) const {
   double expected = 1, term = 1;
   for (std::int64_t i = 0; i < count; ++i) {
     term *= right_;
     expected += term;
   }
-  return expected / (cost.of(count + 1) + extra);
+  return expected / (cost.of(count + 1) + draft.pass + draft.each * static_cast<double>(count));
 }
 
-DraftLength::Plan DraftLength::next(const RowCost& cost, std::int64_t most, double extra) const {
+DraftLength::Plan DraftLength::next(const RowCost& cost, std::int64_t most,
+                                    const DraftCost& draft) const {
   Plan best{0, kGain};
   for (std::int64_t count = 1; count <= most; ++count) {
-    if (const double gain = speed(cost, count, extra); gain > best.speed) best = {count, gain};
+    if (const double gain = speed(cost, count, draft); gain > best.speed) best = {count, gain};
   }
   if (best.count > 0) return best;
   const std::int64_t few = since_ >= pause_ ? std::min<std::int64_t>(2, most) : 0;
-  return {few, few > 0 ? speed(cost, few, extra) : 1};
+  return {few, few > 0 ? speed(cost, few, draft) : 1};
 }
 
 void DraftLength::tried(std::int64_t drafted, std::int64_t right) {
@@ -86,14 +87,14 @@ bool Engine::Impl::may_draft(const Entry& entry) const {
          !entry.evicts() && !entry.demotes();
 }
 
-DraftContext::Text Engine::Impl::text_of(const Entry& entry) {
+DraftSource::Text Engine::Impl::text_of(const Entry& entry) {
   return {entry.id, entry.prefix_key(), entry.tokens, entry.stats.prompt_tokens};
 }
 
 // Where a step is to log what a drafter reads of the sequence's next `count` rows, or null.
 StateLog* Engine::Impl::states_wanted(const Entry& entry, std::int64_t count) {
   if (!drafting || running.size() != 1 || !may_draft(entry)) return nullptr;
-  return drafting->context.log(text_of(entry), entry.length(), entry.length() + count);
+  return drafting->source.log(text_of(entry), entry.length(), entry.length() + count);
 }
 
 // How many tokens of the sequence's next step may be a draft's; 0: it gets its one row.
@@ -112,17 +113,19 @@ std::int64_t Engine::Impl::draft_room(const Entry& entry) const {
 }
 
 // How many tokens the drafter is to draft for a sequence with so much room.
-DraftLength::Plan Engine::Impl::plan_block(const Entry& entry, std::int64_t room) {
+DraftLength::Plan Engine::Impl::plan_drafter(const Entry& entry, std::int64_t room) {
   if (!drafting) return {};
-  const std::int64_t block = drafting->drafter.spec().block;
-  if (!drafting->context.knows(text_of(entry)) || entry.size() + block > options.context) return {};
-  const std::int64_t most = std::min(room, block - 1);
+  const DraftSource& source = drafting->source;
+  if (entry.size() + source.ahead() > options.context || !source.knows(text_of(entry))) return {};
+  const std::int64_t most = std::min(room, source.most());
   if (entry.params.draft_eagerly) return {most, std::numeric_limits<double>::infinity()};
-  return drafting->length.next(row_cost, most, row_cost.rows_in(drafting->pass_s));
+  const double rows = row_cost.rows_in(drafting->cost_s);
+  const DraftCost cost{source.one_pass() ? rows : 0, source.one_pass() ? 0 : rows};
+  return drafting->length.next(row_cost, most, cost);
 }
 
 // A draft for a sequence that gets one row of the next step, into entry.draft: its last token and
-// what may follow. Or the wish for one of the drafter's (draft_block).
+// what may follow. Or the wish for one of the drafter's (draft_if_wanted).
 void Engine::Impl::make_draft(Entry& entry) {
   entry.draft.clear();
   const std::int64_t room = draft_room(entry);
@@ -131,59 +134,63 @@ void Engine::Impl::make_draft(Entry& entry) {
   entry.draft.push_back(entry.tokens.back());
   look_up(entry.tokens, eager ? room : entry.drafting.next(row_cost, room).count, entry.draft);
   const auto found = static_cast<std::int64_t>(entry.draft.size()) - 1;
-  const DraftLength::Plan block = plan_block(entry, room);
-  const bool by_block =
-      block.count > 0 && (found == 0 || block.speed > entry.drafting.speed(row_cost, found));
-  if (by_block) {
-    drafting->wanted = block.count;
+  const DraftLength::Plan plan = plan_drafter(entry, room);
+  const bool by_drafter =
+      plan.count > 0 && (found == 0 || plan.speed > entry.drafting.speed(row_cost, found));
+  if (by_drafter) {
+    drafting->wanted = plan.count;
   } else if (drafting) {
     drafting->length.skipped();
   }
-  if (found > 0 && !by_block) return;
+  if (found > 0 && !by_drafter) return;
   entry.draft.clear();
   entry.drafting.skipped();
 }
 
 // What the drafter says may follow, in place of the one row that the step has, where that is
 // wanted. Without the mutex: what it changes is the step's thread's alone.
-void Engine::Impl::draft_block() {
+void Engine::Impl::draft_if_wanted() {
   const auto begin = Clock::now();
+  Entry& entry = *span_owners[0].entry;
   const std::int64_t count = std::exchange(drafting->wanted, 0);
-  drafting->context.settle(count > 0 ? kMostDraft : Drafter::kMostRows);
-  if (count > 0) run_drafter(*span_owners[0].entry, count);
+  if (count > 0) {
+    const bool ready = drafting->source.settle(text_of(entry), kMostDraft, control.interrupted);
+    if (ready) run_drafter(entry, count);
+  } else {
+    drafting->source.rest();
+  }
   drafting->took = Clock::now() - begin;
 }
 
 void Engine::Impl::run_drafter(Entry& entry, std::int64_t count) {
   const auto begin = Clock::now();
-  if (static_cast<std::int64_t>(logits.size()) < count * vocab) {
-    logits.resize(static_cast<std::size_t>(count * vocab));
+  entry.draft.push_back(entry.tokens.back());
+  const auto pick = [&](const float* row, std::int64_t index) {
+    return pick_drafted(entry, row, index);
+  };
+  if (!drafting->source.draft(text_of(entry), count, control.interrupted, pick)) {
+    entry.draft.clear();
+    return;
   }
-  const std::int32_t last = entry.tokens.back();
-  if (!drafting->context.draft(last, count, control.interrupted, logits.data())) return;
-  entry.draft.push_back(last);
-  pick_drafted(entry, count);
   drafting->made = true;
-  drafting->observe(std::chrono::duration<double>(Clock::now() - begin).count());
+  drafting->observe(std::chrono::duration<double>(Clock::now() - begin).count(), count);
   spans.clear();
   span_owners.clear();
   add_span(entry, 1);
   step_rows.decode = spans.back().count;
 }
 
-// From the drafter's logits to tokens, as the sequence's own would be sampled: where the two
-// agree, so do the draws.
-void Engine::Impl::pick_drafted(Entry& entry, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    const Choice choice{.blocked = entry.stop.blocked(entry.stats.completion_tokens + i)};
-    const auto position = static_cast<std::uint64_t>(entry.size() + i);
-    try {
-      const float* row = logits.data() + i * vocab;
-      entry.draft.push_back(entry.sampler.pick(row, position, choice, scratch[0]));
-    } catch (const BadLogits&) {  // then nothing is drafted from there on
-      return;
-    }
+// From a drafter's logits to a token of the draft, as the sequence's own would be sampled: where
+// the two agree, so do the draws. Negative where the row is of no numbers.
+std::int32_t Engine::Impl::pick_drafted(Entry& entry, const float* row, std::int64_t index) {
+  const Choice choice{.blocked = entry.stop.blocked(entry.stats.completion_tokens + index)};
+  const auto position = static_cast<std::uint64_t>(entry.size() + index);
+  try {
+    entry.draft.push_back(entry.sampler.pick(row, position, choice, scratch[0]));
+  } catch (const BadLogits&) {
+    return -1;
   }
+  return entry.draft.back();
 }
 
 // Samples row after row while the draft is right; `rows` are those of entry.draft.
@@ -210,7 +217,7 @@ void Engine::Impl::book_draft(Entry& entry, const float* rows, Clock::time_point
   entry.kv->truncate(first + std::max<std::int64_t>(kept, 1));
   remember(entry);
   entry.kv->accept(entry.kv->length());
-  if (drafting) drafting->context.keep(text_of(entry), entry.length());
+  if (drafting) drafting->source.keep(text_of(entry), entry.length());
   settle_thoughts(entry);
   if (!error.empty()) {
     finish(entry, FinishReason::error, ErrorKind::bad_logits, std::move(error));
@@ -223,8 +230,8 @@ void Engine::Impl::count_draft(Entry& entry, std::int64_t drafted, std::int64_t 
   entry.stats.drafted_tokens += drafted;
   entry.stats.accepted_tokens += right;
   if (drafting && drafting->made) {
-    ++entry.stats.block_passes;
-    entry.stats.block_accepted_tokens += right;
+    ++entry.stats.drafter_passes;
+    entry.stats.drafter_accepted_tokens += right;
     drafting->length.tried(std::max<std::int64_t>(drafted, 1), right);
   } else {
     entry.drafting.tried(drafted, right);

@@ -3,12 +3,11 @@
 // So what is written is what would have been written without, to the bit; only its time differs.
 //
 // Drafts are looked up: what followed where the last tokens stood before, in the prompt or in the
-// completion (LLMA, arXiv:2304.04487; "prompt lookup decoding"). Or a block drafter makes them
-// (model/drafter.h, where there is one), from what the model's layers gave for the text so far. Of
-// the two the one that is expected to give more tokens a second.
+// completion (LLMA, arXiv:2304.04487; "prompt lookup decoding"). Or a drafter makes them, where
+// there is one (draft_source.h). Of the two the one that is expected to give more tokens a second.
 //
 // How many tokens are tried depends on how often drafts were right, of this sequence, or of the
-// drafter; and on what rows, and a pass of the drafter, cost in this engine. Where it does not pay,
+// drafter; and on what rows, and the drafter, cost in this engine. Where it does not pay,
 // it pauses.
 #pragma once
 
@@ -45,6 +44,11 @@ class RowCost {
   std::int64_t singles_ = 0, since_single_ = 0;
 };
 
+// What making a draft takes, in the time of rows: as such, and for each of its tokens.
+struct DraftCost {
+  double pass = 0, each = 0;
+};
+
 // How many tokens to try next.
 class DraftLength {
  public:
@@ -53,10 +57,10 @@ class DraftLength {
     std::int64_t count = 0;  // 0: none now
     double speed = 1;
   };
-  // Of at most `most` tokens, made in the time of `extra` rows.
-  Plan next(const RowCost& cost, std::int64_t most, double extra = 0) const;
+  // Of at most `most` tokens.
+  Plan next(const RowCost& cost, std::int64_t most, const DraftCost& draft = {}) const;
   // What a draft of so many tokens is expected to give.
-  double speed(const RowCost& cost, std::int64_t count, double extra = 0) const;
+  double speed(const RowCost& cost, std::int64_t count, const DraftCost& draft = {}) const;
   // After a token that no draft was made for.
   void skipped() { ++since_; }
   // After a draft: so many of its tokens were right.

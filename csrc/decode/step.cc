@@ -54,7 +54,7 @@ void Engine::Impl::execute(std::size_t first, std::size_t count) {
   batch_first = first;
   batch_count = count;
   try {
-    if (drafting) draft_block();
+    if (drafting) draft_if_wanted();
     const std::span<const StepSpan> batch(spans.data() + first, count);
     const std::int64_t rows = TextModel::logit_rows(batch);
     if (static_cast<std::int64_t>(logits.size()) < rows * vocab) {
@@ -142,7 +142,7 @@ void Engine::Impl::count_pages() {
   counters.prefix_bytes = usage.kept;
   counters.pages = usage.pages;
   counters.open_pages = usage.open_pages;
-  if (drafting) counters.drafter_tokens = drafting->context.length();
+  if (drafting) counters.drafter_tokens = drafting->source.length();
 }
 
 // What one sequence got from the step: `rows` rows of logits and what was made of them.
@@ -151,7 +151,7 @@ void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t ro
   if (!entry.draft.empty()) return book_draft(entry, values, now);
   remember(entry);
   entry.kv->accept(entry.kv->length());
-  if (drafting) drafting->context.keep(text_of(entry), entry.length());
+  if (drafting) drafting->source.keep(text_of(entry), entry.length());
   settle_thoughts(entry);
   if (keeps_prompt_end(entry.params) && entry.length() == entry.stats.prompt_tokens) {
     entry.prompt_kv = entry.kv->fork();

@@ -252,6 +252,7 @@ Drafter::~Drafter() = default;
 
 const ModelSpec& Drafter::spec() const { return impl_->spec; }
 const KvLayout& Drafter::kv_layout() const { return impl_->layout; }
+std::int64_t Drafter::vocab() const { return impl_->target.vocab; }
 std::int64_t Drafter::state_width() const { return impl_->width(); }
 
 std::int64_t Drafter::reach() const {

@@ -43,6 +43,8 @@ class Drafter {
   const ModelSpec& spec() const;
   // What the page pool of its contexts is made with.
   const KvLayout& kv_layout() const;
+  // Of the target.
+  std::int64_t vocab() const;
   // Floats of a position's states: target layers * hidden.
   std::int64_t state_width() const;
   // The most positions before a block that it sees; 0: all.

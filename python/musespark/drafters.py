@@ -1,4 +1,4 @@
-"""A block drafter beside the model it drafts for: ``load(..., drafter=)``."""
+"""A drafter beside the model it drafts for: ``load(..., drafter=)``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from musespark.weights.progress import ProgressFn
 def open_drafter(
     source: str | os.PathLike[str], progress: bool | ProgressFn | None = None
 ) -> LoadedWeights:
-    """A drafter's folder, packed file or hub id, as of a model; packed as ``auto`` says (what is
-    drafted decides no result). InvalidRequest where it holds no drafter."""
+    """A block drafter, or a model that drafts: folder, packed file or hub id, packed as ``auto``
+    says (what is drafted decides no result). InvalidRequest for a model that writes no text."""
     drafter = open_model(source, progress=progress)
-    if drafter.spec.block:
-        return drafter
-    family = drafter.info["family"]
-    drafter.close()
-    raise InvalidRequest(
-        f"drafter: got {str(source)!r:.300}, a model ({family}), allowed is a block drafter"
-    )
+    if drafter.spec.bidirectional:
+        family = drafter.info["family"]
+        drafter.close()
+        raise InvalidRequest(
+            f"drafter: got {str(source)!r:.300} ({family}), which writes no text, allowed is a "
+            "block drafter or a model with the same tokens"
+        )
+    return drafter
 
 
 def give_drafter(weights: LoadedWeights, drafter: LoadedWeights) -> None:
@@ -33,7 +34,9 @@ def give_drafter(weights: LoadedWeights, drafter: LoadedWeights) -> None:
     if weights.spec.bidirectional:
         raise InvalidRequest(f"drafter: got one, {weights.info['source']} writes no text")
     info, spec = drafter.info, drafter.spec
+    formats = "f32" if spec.block else "kv8"  # csrc/bindings/register_engine.cc
     weights.drafter = drafter
-    weights.beside = int(info["bytes"]) + kv_bytes(spec, "f32", weights.spec.max_context)
+    weights.beside = int(info["bytes"]) + kv_bytes(spec, formats, weights.spec.max_context)
+    kind = f"blocks of {spec.block}" if spec.block else f"a {info['family']} model"
     size = f"{info['parameters'] / 1e6:.1f}M parameters, {human_bytes(info['bytes'])}"
-    weights.info["notes"].append(f"drafter: {info['source']}, blocks of {spec.block}, {size}")
+    weights.info["notes"].append(f"drafter: {info['source']}, {kind}, {size}")

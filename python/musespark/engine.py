@@ -174,8 +174,8 @@ class Engine:
     ``spec``: a ``families.spec.ModelSpec`` or its dict. ``tensors``: name -> (format, rows, cols,
     buffer). ``context``: tokens a sequence may have. ``kv``: ``f32``, ``kv8``, ``kv8v4`` or
     ``kv4``. ``memory_budget``: bytes of keys and values. ``prefix_cache``: keep what prompts begin
-    with. ``drafter``: spec and tensors of a block drafter made for the model; its keys and values
-    come beside the budget.
+    with. ``drafter``: spec and tensors of a block drafter made for the model, or of a model with
+    the same tokens; its keys and values come beside the budget.
     """
 
     def __init__(

@@ -102,8 +102,8 @@ class _Tokens:
                 decode_s=stats["decode_s"],
                 drafted_tokens=stats["drafted_tokens"],
                 accepted_tokens=stats["accepted_tokens"],
-                drafter_passes=stats["block_passes"],
-                drafter_accepted=stats["block_accepted_tokens"],
+                drafter_passes=stats["drafter_passes"],
+                drafter_accepted=stats["drafter_accepted_tokens"],
             ),
         }
 

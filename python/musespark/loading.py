@@ -98,9 +98,9 @@ def load(
     the hub id of a file (``org/name/mmproj-F16.gguf``). None takes the one ``*mmproj*.gguf`` that
     lies beside the model, here or on the hub, where it is made for this model; what was not taken,
     and why, stands in ``model.info.notes``. False takes none.
-    ``drafter``: a block drafter made for this model (``muse_glimmer_assistant``), named as a model
-    is: several tokens for one step of the model, the same to the bit; where it does not pay it
-    rests (``timings``, ``speculation="off"``).
+    ``drafter``: a block drafter made for this model (``muse_glimmer_assistant``) or a smaller model
+    with the same tokens, named as a model is: several tokens for one step of the model, the same to
+    the bit; where it does not pay it rests (``timings``, ``speculation="off"``).
     ``lock_memory``: read all weights in and keep them in memory, whatever else asks for it; what
     the system does not allow raises MemoryBudgetExceeded with the limit. ``huge_pages``: copy the
     weights into memory of this process, in huge pages where the system has them; some processors

@@ -9,8 +9,10 @@ import pytest
 
 import musespark
 from musespark.errors import InvalidRequest, UnsupportedModel
+from support.bert_models import folder_of
 from support.drafters import drafter_folder
 
+NANO = Path(musespark.__file__).parent / "nano"
 TEXTS = ["What is 17 + 25?", "Sort 3, 1, 2.", "Say hello."]
 
 
@@ -63,7 +65,7 @@ def musespark_weights():
     """Nano's own, as update_weights takes them."""
     from musespark.weights.safetensors import SafetensorsFile
 
-    file = SafetensorsFile(Path(musespark.__file__).parent / "nano" / "model.safetensors")
+    file = SafetensorsFile(NANO / "model.safetensors")
     for name in file.entries:
         bits = np.array(file.array(name))
         yield name, (bits.astype(np.uint32) << 16).view(np.float32)
@@ -80,9 +82,21 @@ def test_a_packed_drafter_is_taken_too(folder: Path, tmp_path: Path) -> None:
     assert found["family"] == "muse_glimmer_assistant" and found["parameters"] > 100_000
 
 
+def test_a_smaller_model_may_draft() -> None:
+    """Spark Nano for itself: its drafts are right."""
+    with musespark.load(threads=1, drafter=NANO, context=512) as model:
+        found = model.chat("What is 17 + 25?", max_new_tokens=60)
+        assert any(note.startswith("drafter: ") for note in model.info.notes)
+    with musespark.load(threads=1, context=512) as plain:
+        assert found.tokens == plain.chat("What is 17 + 25?", max_new_tokens=60).tokens
+
+
 def test_what_is_no_drafter_of_this_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"drafter: got .*Spark Nano|nano.* a model"):
-        musespark.load(threads=1, drafter=Path(musespark.__file__).parent / "nano")
+    encoder = folder_of(tmp_path / "bert", "plain", 11)
+    with pytest.raises(InvalidRequest, match=r"drafter: got .* \(bert\), which writes no text"):
+        musespark.load(threads=1, drafter=encoder)
+    with pytest.raises(InvalidRequest, match="writes no text"):
+        musespark.load(encoder, threads=1, drafter=folder)
     with pytest.raises(UnsupportedModel, match="is a block drafter, which writes nothing"):
         musespark.load(folder)
     for change, message in (

@@ -79,7 +79,7 @@ class LoadedWeights:
     vision: VisionSpec | None = None
     tower: dict[str, tuple[str, int, int, np.ndarray]] = field(default_factory=dict)
     updated: str = ""  # checksum of numbers that came after the file's
-    drafter: LoadedWeights | None = None  # a block drafter that was opened with it
+    drafter: LoadedWeights | None = None  # that was opened with it
     beside: int = 0  # bytes that it takes
 
     @property
