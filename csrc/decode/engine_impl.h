@@ -254,8 +254,10 @@ struct Engine::Impl {
   RowCost row_cost;
   // Of an engine with a drafter.
   struct Drafting {
+    explicit Drafting(DraftSource& of) : source(of) {}
+
     DraftSource& source;
-    DraftLength length{};     // of its drafts, whatever the text
+    DraftLength length;       // of its drafts, whatever the text
     double cost_s = 0;        // seconds of a draft, or of each of its tokens; 0: there was none
     std::int64_t wanted = 0;  // tokens that the step under way is to have drafted
     bool made = false;        // the draft of the step under way is its

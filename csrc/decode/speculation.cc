@@ -151,9 +151,8 @@ void Engine::Impl::make_draft(Entry& entry) {
 // wanted. Without the mutex: what it changes is the step's thread's alone.
 void Engine::Impl::draft_if_wanted() {
   const auto begin = Clock::now();
-  Entry& entry = *span_owners[0].entry;
-  const std::int64_t count = std::exchange(drafting->wanted, 0);
-  if (count > 0) {
+  if (const std::int64_t count = std::exchange(drafting->wanted, 0); count > 0) {
+    Entry& entry = *span_owners[0].entry;
     const bool ready = drafting->source.settle(text_of(entry), kMostDraft, control.interrupted);
     if (ready) run_drafter(entry, count);
   } else {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import musespark
+from musespark.cli import main
 from musespark.errors import InvalidRequest, UnsupportedModel
 from support.bert_models import folder_of
 from support.drafters import drafter_folder
@@ -114,3 +116,12 @@ def test_what_is_no_drafter_of_this_model_is_refused(folder: Path, tmp_path: Pat
 def test_timings_add_up(model: musespark.Model) -> None:
     timings = model.generate("one two three four", max_new_tokens=80).timings
     assert timings.drafter_accepted <= timings.accepted_tokens <= timings.drafted_tokens
+
+
+def test_the_command_takes_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for more in ([], ["--drafter", str(folder)]):
+        assert main(["generate", "one two", "-n", "20", "--json", "--context", "256", *more]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["tokens"] == found[1]["tokens"]
+    assert found[0]["timings"]["drafter_passes"] == 0

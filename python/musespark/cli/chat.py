@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", nargs="?", help="ask this one question, answer and leave")
     common.add_model_arguments(parser)
     common.add_adapter_argument(parser)
+    common.add_drafter_argument(parser)
     common.add_sampling_arguments(parser)
     common.add_grammar_argument(parser)
     parser.add_argument("--mode", default="auto", choices=MODES, help="whether to think first")

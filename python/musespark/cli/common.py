@@ -98,6 +98,14 @@ def add_adapter_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_drafter_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--drafter",
+        metavar="SOURCE",
+        help="block drafter made for the model, or a smaller model: the same tokens, sooner",
+    )
+
+
 def add_grammar_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json-schema", metavar="FILE", help="JSON schema that the answer has to satisfy"
@@ -134,6 +142,7 @@ def load_model(args: argparse.Namespace, use: str, *, prefix_cache: bool = True)
         threads=args.threads,
         adapter=getattr(args, "adapter", None),
         mmproj=args.mmproj,
+        drafter=getattr(args, "drafter", None),
         progress=None,
         verify=args.verify,
         lock_memory=args.lock_memory,

@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="the text to continue; - reads standard input")
     common.add_model_arguments(parser)
     common.add_adapter_argument(parser)
+    common.add_drafter_argument(parser)
     common.add_sampling_arguments(parser)
     common.add_grammar_argument(parser)
     parser.add_argument("--stop", action="append", default=[], help="stop string (repeatable)")
