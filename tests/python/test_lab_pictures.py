@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from musespark.errors import InvalidRequest
-from musespark.lab import glyphs, mix, raster, zoom
+from musespark.lab import drills, glyphs, mix, raster, zoom
 from musespark.lab.evaluate import blinded, items_for, overlap
 from musespark.lab.item import (
     EFFORTS,
@@ -101,12 +101,78 @@ def test_comparisons_in_correct_thoughts_about_relations_hold():
 def test_patch_labels_name_what_stands_there():
     canvas = raster.Canvas()
     canvas.stamp(raster.shape_mask("square", 16), 16, 32, (1, 2, 3), "square", "blue")
-    square = raster.CLASSES.index("square"), 1 + list(raster.COLORS).index("blue"), 0
-    assert [tuple(v) for v in canvas.labels[4:6, 2:4].reshape(-1, 3)] == [square] * 4
-    assert (canvas.labels.reshape(-1, 3).any(1)).sum() == 4
+    width, blue = raster.LABEL_WIDTH, 1 + list(raster.COLORS).index("blue")
+    square = raster.CLASSES.index("square"), blue, 0, 16, 32, 32, 48
+    assert [tuple(v) for v in canvas.labels[4:6, 2:4].reshape(-1, width)] == [square] * 4
+    assert (canvas.labels.reshape(-1, width).any(1)).sum() == 4
     canvas.text("7", 64, 64, (0, 0, 0), scale=1)
     assert canvas.labels[8, 8, 2] == 1 + raster.CHARACTERS.index("7")
     assert all(canvas.labels[..., k].max() < n for k, n in enumerate(raster.LABELS))
+
+
+def test_each_patch_of_a_character_knows_it_and_the_line_it_stands_in():
+    canvas = raster.Canvas()
+    box = canvas.text("4T", 10, 20, (0, 0, 0), scale=4)  # 20 by 28 pixels each, 4 apart
+    text = raster.CLASSES.index("text")
+    read = canvas.labels[..., 2].astype(int) - 1
+    assert box == (10, 20, 54, 48)
+    assert canvas.middles == [20, 44]
+    for left, character in ((10, "4"), (34, "T")):
+        rows, columns = (
+            [p for p in range(16) if low <= 8 * p + 4 < high]
+            for low, high in ((20, 48), (left, left + 20))
+        )
+        part = np.ix_(rows, columns)
+        assert (read[part] == raster.CHARACTERS.index(character)).all()
+        assert (canvas.labels[part] == (text, 0, read[part][0, 0] + 1, *box)).all()
+        read[part] = -1
+    assert (read == -1).all()
+    canvas.forget(box)
+    assert not canvas.labels.any()
+
+
+def test_text_on_a_button_keeps_the_buttons_box():
+    r = Random(4)
+    for _ in range(20):
+        problem = draw(r, "buttons", "middle", evaluation=False)
+        labels = problem.pictures[0].labels
+        written = labels[labels[..., 2] > 0]
+        boxes = {raster.scaled(tuple(map(int, v[3:]))) for v in written}
+        asked = tuple(map(int, re.findall(r"\d+", problem.answer)))
+        assert asked in boxes
+
+
+@pytest.mark.parametrize("kind", drills.KINDS)
+def test_drills_are_full_of_what_the_heads_ask_about(kind, monkeypatch):
+    monkeypatch.setattr(drills, "KINDS", {kind: 1})
+    pages = [drills.draw(Random(s)) for s in range(40)]
+    labels = np.stack([p.labels for p in pages])
+    assert labels.shape == (40, 16, 16, raster.LABEL_WIDTH)
+    assert all((labels[..., k] < n).all() for k, n in enumerate(raster.LABELS))
+    assert (labels[..., 5] <= 128).all()
+    per_picture = (labels[..., 0] > 0).sum() / 40
+    assert per_picture > {"page": 25, "displays": 25, "shapes": 30, "scene": 15}[kind]
+    if kind == "page":
+        told = set(labels[..., 2].reshape(-1).tolist())
+        assert told == set(range(1 + len(raster.CHARACTERS)))
+    assert (pages[3].pixels == drills.draw(Random(3)).pixels).all()
+
+
+def test_what_reading_says_of_places_is_where_the_characters_are():
+    """Between two neighbours' middles there is no ink of a third; each is inside the line's box."""
+    r = Random(9)
+    for task, level in (("codes", "middle"), ("displays", "hard"), ("labels", "middle")):
+        for _ in range(20):
+            problem = draw(r, task, level, evaluation=False)
+            if problem.answer == scenes.CANNOT_TELL:
+                continue
+            thought, _ = problem.steps(None)
+            x0, _, x1, _ = boxes_in(thought)[0][1]
+            read = re.findall(r"(\d+) (\S)(?:,|\.)", thought.split("]: ")[1])
+            assert "".join(c for _, c in read) == problem.answer
+            middles = [int(x) for x, _ in read]
+            assert middles == sorted(set(middles))
+            assert all(x0 <= x <= x1 for x in middles)
 
 
 def test_no_two_characters_of_a_face_look_alike():

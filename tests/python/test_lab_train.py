@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ transformers = pytest.importorskip(
     "transformers", minversion="5.17", reason="the lab needs transformers"
 )
 
-from musespark.lab import network, train  # noqa: E402
+from musespark.lab import network, raster, train  # noqa: E402
 from musespark.lab import tokenizer as tok  # noqa: E402
 from musespark.lab.backends import TransformersBackend  # noqa: E402
 from musespark.lab.evaluate import items_for  # noqa: E402
@@ -167,7 +168,7 @@ def test_sight_equals_the_models_own_image_features():
 def test_heads_learn_from_labelled_patches_only():
     heads = network.PatchHeads(8)
     features = torch.randn(2, 64, 8, generator=torch.manual_seed(0), requires_grad=True)
-    nothing = torch.full((2, 16, 16, 3), 255, dtype=torch.uint8)
+    nothing = torch.full((2, 16, 16, raster.LABEL_WIDTH), 255, dtype=torch.uint8)
     torch.nn.init.zeros_(heads.place.weight)
     torch.nn.init.zeros_(heads.place.bias)
     chance = 2 * float(np.log(8))  # of a token's own row and column, which every token is asked for
@@ -178,9 +179,43 @@ def test_heads_learn_from_labelled_patches_only():
     assert touched == [[1, 2 * 8 + 3]]
 
 
+def test_pictures_alone_teach_the_tower_and_leave_the_rest_as_it_is(trained, tmp_path):
+    shutil.copy(trained[0] / "last.pt", tmp_path / "last.pt")
+    before = torch.load(tmp_path / "last.pt", weights_only=True)
+    after = run(tmp_path, "--rows", "0", "--pictures", "3", "--max-steps", "2")
+    changed = {n for n, w in after["model"].items() if not torch.equal(w, before["model"][n])}
+    assert changed
+    assert all("vision" in n for n in changed)
+    assert after["tokens"] == before["tokens"]
+    assert after["step"] == before["step"] + 2
+    moments = after["optimizer"]["adam"]
+    assert moments.keys() >= before["optimizer"]["adam"].keys()
+    name = "model.model.language_model.norm.weight"
+    assert torch.equal(moments[name]["exp_avg"], before["optimizer"]["adam"][name]["exp_avg"])
+    again = run(tmp_path, "--max-steps", "1")  # and text goes on
+    assert again["tokens"] > after["tokens"]
+
+
+def test_heads_ask_each_token_for_the_box_of_what_it_is_part_of():
+    heads = network.PatchHeads(8)
+    for p in heads.parameters():
+        torch.nn.init.zeros_(p)
+    seen = torch.zeros(1, 16, 16, raster.LABEL_WIDTH, dtype=torch.uint8)
+    features = torch.zeros(1, 64, 8)
+    without = heads(features, seen)
+    seen[0, 3, 5] = torch.tensor([1, 0, 0, 32, 16, 96, 64])
+    with torch.no_grad():
+        told = heads(features, seen) - without
+        # One patch: 8 * mean(1/4, 1/8, 3/4, 1/2) over 1 + 1, beside its class.
+        box = 8 * (0.25 + 0.125 + 0.75 + 0.5) / 4 / 2
+        seen[0, 3, 5, 3:] = 0
+        plain = heads(features, seen) - without
+    assert (told - plain).item() == pytest.approx(box, rel=1e-5)
+
+
 def test_heads_ask_each_token_for_its_row_and_column():
     heads = network.PatchHeads(16)
-    nothing = torch.full((1, 16, 16, 3), 255, dtype=torch.uint8)
+    nothing = torch.full((1, 16, 16, raster.LABEL_WIDTH), 255, dtype=torch.uint8)
     row, column = torch.arange(64) // 8, torch.arange(64) % 8
     own = torch.cat((torch.eye(8)[row], torch.eye(8)[column]), -1)[None]
     with torch.no_grad():

@@ -54,6 +54,7 @@ class Optimizer:
             list(rest.values()), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=fused
         )
         self.average = [p.detach().clone() for p in self.parameters]
+        self.resting: dict = {"buffers": {}, "adam": {}, "average": {}}
         self.steps = 0
 
     @torch.no_grad()
@@ -82,16 +83,22 @@ class Optimizer:
         """Everything a resumed run needs beside the weights; Adam's moments and the average by
         name."""
         return {
-            "buffers": self.buffers,
-            "adam": {n: dict(self.adam.state[p]) for n, p in self.rest.items()},
-            "average": dict(zip(self.names, self.average, strict=True)),
+            "buffers": self.resting["buffers"] | self.buffers,
+            "adam": self.resting["adam"]
+            | {n: dict(self.adam.state[p]) for n, p in self.rest.items()},
+            "average": self.resting["average"] | dict(zip(self.names, self.average, strict=True)),
             "steps": self.steps,
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from ``state``; parameters it does not know (a part that was frozen) begin
-        afresh."""
-        self.buffers.update(state["buffers"])
+        """Continue from ``state``; parameters it does not know begin afresh, and what it knows of
+        those that rest now is kept for when they are trained again."""
+        self.buffers.update({s: b for s, b in state["buffers"].items() if s in self.buffers})
+        self.resting = {
+            "buffers": {s: b for s, b in state["buffers"].items() if s not in self.buffers},
+            "adam": {n: m for n, m in state["adam"].items() if n not in self.rest},
+            "average": {n: a for n, a in state["average"].items() if n not in self.names},
+        }
         self.steps = state["steps"]
         for name, moments in state["adam"].items():
             if name in self.rest:

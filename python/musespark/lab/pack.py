@@ -18,10 +18,10 @@ from random import Random
 import numpy as np
 from tokenizers import Tokenizer
 
-from . import mix, protocol
+from . import drills, mix, protocol
 from . import tokenizer as tok
 from .item import Item
-from .raster import CELL, PATCH, SIZE, Picture
+from .raster import CELL, LABEL_WIDTH, PATCH, SIZE, Picture
 from .tasks import TASKS, nlvr, text
 
 IGNORE = -100
@@ -37,9 +37,9 @@ class Batch:
     """``ids``, ``document``, ``branch``, ``position`` [rows, length] (document 0 is padding, branch
     0 what all branches see); ``index`` into the flattened rows of the ``labels`` [targets] that
     are trained, padded with label IGNORE, with their ``weight`` and ``family`` [targets];
-    ``pixels`` uint8 [pictures, 128, 128, 3] with ``seen`` uint8 [pictures, 16, 16, 3], what can be
-    seen in each patch, and ``place`` [pictures * 64], where each image token goes in the flattened
-    rows (beyond their end for unused pictures)."""
+    ``pixels`` uint8 [pictures, 128, 128, 3] with ``seen`` uint8 [pictures, 16, 16, LABEL_WIDTH],
+    what can be seen in each patch, and ``place`` [pictures * 64], where each image token goes in
+    the flattened rows (beyond their end for unused pictures)."""
 
     ids: np.ndarray
     document: np.ndarray
@@ -106,7 +106,7 @@ class Packer:
     """Draws items and prose and yields full batches; everything follows from the seed.
 
     Each batch has room for ``pictures`` pictures, and about ``vision`` of the documents drawn have
-    some; with no room for any, none are drawn.
+    some; with no room for any, none are drawn. Without rows a batch is ``drills`` alone.
     """
 
     def __init__(
@@ -181,6 +181,8 @@ class Packer:
         return plain_sample([tok.BOS, *part * times], mask, "repeats")
 
     def __iter__(self) -> Iterator[Batch]:
+        while not self.rows:
+            yield self._arrays([], 0, self.length, self._drills())
         waiting: list[Sample] = []
         while True:
             rows = max(1, self.rows // 2)
@@ -216,10 +218,15 @@ class Packer:
             self.rng.shuffle(row)
         return self._arrays(content, rows, length)
 
-    def _arrays(self, content: list[list[Sample]], rows: int, length: int) -> Batch:
+    def _drills(self) -> list[Picture]:
+        return [drills.draw(self.rng) for _ in range(self.pictures)]
+
+    def _arrays(
+        self, content: list[list[Sample]], rows: int, length: int, drawn: Sequence[Picture] = ()
+    ) -> Batch:
         ids = np.full((rows, length), tok.PAD, np.int64)
         document, branch, position = (np.zeros((rows, length), np.int64) for _ in range(3))
-        targets, pictures = [], []
+        targets, pictures = [], list(drawn)
         for i, samples in enumerate(content):
             at = 0
             for number, s in enumerate(samples, 1):
@@ -249,7 +256,8 @@ class Packer:
         """Pixels, patch labels and places of the pictures of a batch, in the order of the rows."""
         cells = (SIZE // CELL) ** 2
         pixels = np.zeros((self.pictures, SIZE, SIZE, 3), np.uint8)
-        labels = np.full((self.pictures, SIZE // PATCH, SIZE // PATCH, 3), UNLABELLED, np.uint8)
+        side = SIZE // PATCH
+        labels = np.full((self.pictures, side, side, LABEL_WIDTH), UNLABELLED, np.uint8)
         place = ids.size + np.arange(self.pictures * cells)
         found = np.flatnonzero(ids.reshape(-1) == tok.PATCH)
         place[: len(found)] = found

@@ -1,7 +1,8 @@
 """A small rasterizer for training pictures: shapes, lines, text, displays, on numpy arrays.
 
 Beside its pixels a canvas keeps, for each 8×8 patch, what can be seen there (class, color,
-character): the targets of the throw-away heads that help a young vision tower. Coordinates are
+character, the box of the whole thing): the targets of the throw-away heads that teach a young
+vision tower. Coordinates are
 (x, y) in pixels from the top left; boxes are (x0, y0, x1, y1), the far edges exclusive.
 """
 
@@ -34,13 +35,18 @@ CLASSES = ("nothing", *SHAPES, "text", "button", "bar", "line")
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 #: Sizes of the three vocabularies of patch labels; 0 is "nothing" in each.
 LABELS = (len(CLASSES), 1 + len(COLORS), 1 + len(CHARACTERS))
+#: What a patch's labels are: one of each vocabulary, then x0, y0, x1, y1 in pixels (0 where
+#: nothing has a box).
+LABEL_WIDTH = len(LABELS) + 4
+#: Classes whose patches have the box of a whole they are part of.
+_PARTS = (CLASSES.index("text"), CLASSES.index("line"))
 Box = tuple[int, int, int, int]
 Ink = tuple[int, int, int]
 
 
 class Picture:
     """Pixels uint8 [height, width, 3] as the model is to see them, labels uint8
-    [height/8, width/8, 3], and the larger original where there is one to zoom into.
+    [height/8, width/8, LABEL_WIDTH], and the larger original where there is one to zoom into.
 
     Without ``pixels`` they are the original at the size of its tokens, made when first looked at:
     fifteen in sixteen large pictures drawn for evaluation are on the other side of the split.
@@ -106,7 +112,9 @@ class Canvas:
         self.size = size
         self.pixels = np.empty((size, size, 3), np.uint8)
         self.pixels[:] = background
-        self.labels = np.zeros((size // PATCH, size // PATCH, 3), np.uint8)
+        self.labels = np.zeros((size // PATCH, size // PATCH, LABEL_WIDTH), np.uint8)
+        #: Where the middle of each character of the last text is, from the left.
+        self.middles: list[int] = []
 
     def picture(self) -> Picture:
         """What was drawn."""
@@ -138,6 +146,10 @@ class Canvas:
         target = self.labels[row : row + inside.shape[0], column : column + inside.shape[1]]
         target[inside, 0] = kind
         target[inside, 1] = 1 + list(COLORS).index(color) if color else 0
+        target[inside, 2] = 0
+        if kind not in _PARTS and self.size == SIZE:
+            height, width = part.shape
+            target[inside, 3:] = x0, y0, x0 + width, y0 + height
 
     def rectangle(self, box: Box, ink: Ink, kind: str = "", color: str = "") -> Box:
         """A filled rectangle."""
@@ -172,32 +184,65 @@ class Canvas:
 
     def text(self, text: str, x: int, y: int, ink: Ink, font: str = "plain", scale: int = 1) -> Box:
         """Letters from (x, y) to the right; returns the box they fill."""
-        right, height = x, 0
+        right, height, self.middles = x, 0, []
         for character in text:
             dots = glyph(character, font, scale) if character != " " else None
+            self.middles.append(right + (0 if dots is None else dots.shape[1] // 2))
             if dots is None:
                 right += 3 * scale
                 continue
             self.stamp(dots, right, y, ink, "text")
             self._character(character, right, y, dots.shape)
             right, height = right + dots.shape[1] + max(1, scale), max(height, dots.shape[0])
-        return x, y, right - max(1, scale), y + height
+        return self._written((x, y, right - max(1, scale), y + height))
 
     def display(self, digits: str, x: int, y: int, ink: Ink, width: int, stroke: int) -> Box:
         """Digits of seven segments, twice as high as wide."""
         height, step = 2 * width, width + max(2, stroke + 1)
+        self.middles = [x + i * step + width // 2 for i in range(len(digits))]
         for i, digit in enumerate(digits):
             dots = seven_segments(digit, width, height, stroke)
             self.stamp(dots, x + i * step, y, ink, "text")
             self._character(digit, x + i * step, y, dots.shape)
-        return x, y, x + step * (len(digits) - 1) + width, y + height
+        return self._written((x, y, x + step * (len(digits) - 1) + width, y + height))
 
     def _character(self, character: str, x: int, y: int, shape: tuple[int, ...]) -> None:
-        row, column = (y + shape[0] // 2) // PATCH, (x + shape[1] // 2) // PATCH
+        """Label the patches a character fills: those whose centre is in its box, or in whose
+        middle it is."""
         place = CHARACTERS.find(character.upper())
+        if place < 0:
+            return
         side = len(self.labels)
-        if place >= 0 and 0 <= row < side and 0 <= column < side:
-            self.labels[row, column] = CLASSES.index("text"), 0, 1 + place
+        for row in _filled(y, shape[0], side):
+            for column in _filled(x, shape[1], side):
+                self.labels[row, column, : len(LABELS)] = CLASSES.index("text"), 0, 1 + place
+
+    def _written(self, box: Box) -> Box:
+        """Label the patches of a line of text with its box, where they have none: a button's text
+        keeps the button's."""
+        x0, y0, x1, y1 = box
+        if self.size == SIZE and x0 < x1 and y0 < y1:
+            side = len(self.labels)
+            rows, columns = _filled(y0, y1 - y0, side), _filled(x0, x1 - x0, side)
+            part = self.labels[rows.start : rows.stop, columns.start : columns.stop]
+            bare = (part[..., 0] == CLASSES.index("text")) & ~part[..., 3:].any(-1)
+            part[bare, 3:] = np.clip(box, 0, self.size)
+        return box
+
+    def forget(self, box: Box) -> None:
+        """What stands in ``box`` can no longer be seen: no labels there."""
+        x0, y0, x1, y1 = (max(0, v) // PATCH for v in box)
+        self.labels[y0 : y1 + 1, x0 : x1 + 1] = 0
+
+
+def _filled(start: int, extent: int, side: int) -> range:
+    """The patches along one side whose centre lies in ``extent`` pixels from ``start``; the one its
+    middle is in where there is none."""
+    half = PATCH // 2
+    first, last = -((half - start) // PATCH), (start + extent - 1 - half) // PATCH
+    if first > last:
+        first = last = (start + extent // 2) // PATCH
+    return range(max(first, 0), min(last + 1, side))
 
 
 def text_size(text: str, font: str, scale: int) -> tuple[int, int]:

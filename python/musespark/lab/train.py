@@ -43,7 +43,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--nlvr", metavar="FILE", help="NLVR's dev.json, to train on most of it")
     p.add_argument("--rollouts", metavar="FILE", help="what `musespark lab rollouts` wrote")
     p.add_argument("--size", default="nano", choices=list(network.SIZES))
-    p.add_argument("--rows", type=int, default=20, help="rows per step and process")
+    p.add_argument(
+        "--rows",
+        type=int,
+        default=20,
+        help="rows per step and process (0: pictures alone, for the tower and its heads)",
+    )
     p.add_argument("--length", type=int, default=256, help="tokens per row")
     p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument("--warmup", type=int, default=100, help="steps")
@@ -92,6 +97,8 @@ class Trainer:
         self.model = network.create(args.size, args.seed).to(self.device)
         if not args.pictures:
             network.freeze_vision(self.model)
+        if not args.rows:
+            network.freeze_all_but_vision(self.model)
         if self.device.type == "cpu":
             network.use_plain_attention(self.model)
         self.loss = network.PackedLoss(self.model, args.heads).to(self.device)

@@ -104,7 +104,8 @@ def add_steps(a: int, b: int, error: Random | None = None) -> tuple[str, str]:
 
 
 def sub_steps(a: int, b: int, error: Random | None = None) -> tuple[str, str]:
-    """Column subtraction (a >= b) with borrowing; with ``error`` one column is off by one."""
+    """Column subtraction (a >= b): what was lent goes first, then a comparison says whether to
+    borrow; with ``error`` one column is off by one."""
     x, y = str(a)[::-1], str(b)[::-1]
     n = len(x)
     bad = error.randrange(n) if error else -1
@@ -116,11 +117,21 @@ def sub_steps(a: int, b: int, error: Random | None = None) -> tuple[str, str]:
         value = top + 10 * lend - q
         if i == bad:
             value = value + 1 if value < 9 else value - 1
-        left = f"{p}-1" if borrow else f"{p}"
-        parts.append(f"1{left}-{q}={value} borrow" if lend else f"{left}-{q}={value}")
+        parts.append(_column(p, q, borrow, value))
         borrow, digits = lend, str(value) + digits
     digits = digits.lstrip("0") or "0"
     return f"{', '.join(parts)}. So {digits}.", digits
+
+
+def _column(p: int, q: int, borrow: int, value: int) -> str:
+    """``p - borrow - q``, one decision at a time; ``value`` is what it says comes out."""
+    top = p - borrow
+    if top < 0:
+        return f"10-1=9 9-{q}={value} borrow"
+    lent = f"{p}-1={top} " if borrow else ""
+    sign = "<" if top < q else ">" if top > q else "="
+    taken = f"{10 + top}-{q}={value} borrow" if top < q else f"{top}-{q}={value}"
+    return f"{lent}{top}{sign}{q} {taken}"
 
 
 def mul_steps(a: int, b: int, error: Random | None = None) -> tuple[str, str]:
@@ -228,11 +239,13 @@ def _chain(r: Random) -> Problem:
     def steps(e: Random | None) -> tuple[str, str]:
         value, parts, bad = terms[0], [], e.randrange(1, len(terms)) if e else -1
         for i in range(1, len(terms)):
-            op = "+" if signs[i] > 0 else "-"
-            new = value + signs[i] * terms[i] + (10 if i == bad else 0)
-            parts.append(f"{value}{op}{terms[i]}={new}")
-            value = new
-        return f"{', '.join(parts)}. So {value}.", str(value)
+            op, by_column = ("+", add_steps) if signs[i] > 0 else ("-", sub_steps)
+            text, new = by_column(value, terms[i], e if i == bad else None)
+            parts.append(f"{value}{op}{terms[i]}: {text}")
+            value = int(new)
+            if i + 1 < len(terms) and signs[i + 1] < 0 and value < terms[i + 1]:
+                return steps(None)  # a mistake that left too little to go on with
+        return "\n".join(parts), str(value)
 
     plus = [t for t, s in zip(terms, signs, strict=True) if s > 0]
     minus = [t for t, s in zip(terms, signs, strict=True) if s < 0]

@@ -137,8 +137,9 @@ def comparison(r: Random, level: str) -> Problem:
 
 
 def sorting(r: Random, level: str) -> Problem:
-    """5, 8 or 12 numbers (in training from 3, 6 and 9) by selection: take the least, restate the
-    rest."""
+    """5, 8 or 12 numbers (in training from 3, 6 and 9): those of each ten gathered, put in order
+    among themselves, then all. To take the least again and again asked for a decision over all
+    numbers in one step, and a model of 47 M tokens sorted five of them in 7 of 10 cases."""
     n = sized(r, *_COUNTS[level])
     values = [r.randint(0, 99) for _ in range(n)]
     down = r.random() < 0.25
@@ -147,16 +148,12 @@ def sorting(r: Random, level: str) -> Problem:
     ask = phrase(r, _DOWN if down else _UP)
 
     def steps(e: Random | None) -> tuple[str, str]:
-        rest, parts, taken = list(values), [], []
-        bad = e.randrange(n - 1) if e else -1
-        while rest:
-            pick = (max if down else min)(rest)
-            if len(taken) == bad:
-                pick = e.choice(rest)
-            rest.remove(pick)
-            taken.append(pick)
-            parts.append(f"{pick} rest {' '.join(map(str, rest))}" if rest else f"{pick}")
-        return "; ".join(parts) + ".", ", ".join(map(str, taken))
+        told = list(out)
+        if e:
+            k = e.randrange(n - 1)
+            told[k], told[k + 1] = told[k + 1], told[k]
+        listed = " ".join(map(str, told))
+        return f"{_by_tens(values, down=down)}. In order {listed}.", ", ".join(map(str, told))
 
     def check(got: str) -> tuple[str, bool]:
         listed_out = [int(v) for v in got.split(", ")]
@@ -167,11 +164,9 @@ def sorting(r: Random, level: str) -> Problem:
         found = ", ".join(f"{v} yes" for v in values)
         return f"{sign.join(map(str, listed_out))}, {n} numbers. {found}.", True
 
-    rest, taken = list(values), []
-    while rest:
-        taken.append((min if down else max)(rest))
-        rest.remove(taken[-1])
-    other = f"from the other end {' '.join(map(str, taken))}, turned {' '.join(map(str, out))}."
+    other = (
+        f"from the other end {_by_tens(values, down=not down)}. Turned {' '.join(map(str, out))}."
+    )
 
     return Problem(
         "sorting",
@@ -184,6 +179,19 @@ def sorting(r: Random, level: str) -> Problem:
         check=check,
         second=other,
     )
+
+
+def _by_tens(values: list[int], *, down: bool) -> str:
+    """Which of ``values`` (0 to 99) each ten has, as they come, then in order."""
+    parts = []
+    for ten in range(9, -1, -1) if down else range(10):
+        found = [v for v in values if v // 10 == ten]
+        ranked = sorted(found, reverse=down)
+        text = " ".join(map(str, found)) or "none"
+        parts.append(
+            f"{ten}: {text}" + (f" so {' '.join(map(str, ranked))}" if found != ranked else "")
+        )
+    return ", ".join(parts)
 
 
 def extreme(r: Random, level: str) -> Problem:

@@ -34,10 +34,18 @@ _GLOW = ((235, 60, 40), (60, 230, 90), (240, 200, 50), (90, 200, 250))
 
 @dataclass
 class Writing:
-    """A text and where it stands."""
+    """A text, where it stands, and the middle of each of its characters from the left."""
 
     text: str
     box: Box
+    middles: list[int]
+
+    def read(self, text: str) -> str:
+        """``text``, one character at a time from where the last of these stand: to say where the
+        next is and what is there are two decisions, and without the first equal neighbours look
+        like one."""
+        at = (scaled((x, 0, 0, 0))[0] for x in self.middles[-len(text) :])
+        return ", ".join(f"{x} {c}" for x, c in zip(at, text, strict=True))
 
 
 def _paper(r: Random) -> tuple[Canvas, Ink]:
@@ -61,11 +69,12 @@ def write(
             break
     size = scale + (font == "small" and scale > 1)
     x, y = r.randint(x0, x1 - width), r.randint(y0, y1 - height)
-    return Writing(text, canvas.text(text, x, y, ink, font, size))
+    return Writing(text, canvas.text(text, x, y, ink, font, size), canvas.middles)
 
 
 def _spoiled(r: Random, canvas: Canvas, box: Box, ink: Ink) -> None:
     """Make what stands in ``box`` unreadable."""
+    canvas.forget(box)
     if r.random() < 0.5:
         canvas.rectangle((box[0] - 3, box[1] - 3, box[2] + 3, box[3] + 3), ink)
         return
@@ -113,7 +122,7 @@ def _reading(
         if e:
             i = e.randrange(len(read))
             read = read[:i] + e.choice(_LETTERS) + read[i + 1 :]
-        return f"Text at {place}: {' '.join(read)}. So {read}.", read
+        return f"Text at {place}: {written.read(read)}. So {read}.", read
 
     back = f"from the right {spelled[::-1]}, so {written.text}."
     numbered = ", ".join(f"{i} {c}" for i, c in enumerate(written.text, 1))
@@ -202,9 +211,11 @@ def displays(r: Random, level: str) -> Asker:
     lit = r.random() < 0.6
     back, ink = ((18, 20, 18), r.choice(_GLOW)) if lit else ((175, 190, 165), (25, 30, 25))
     canvas.rectangle((x - 6, y - 6, x + total + 4, y + 2 * width + 6), tinted(r, back, 8))
-    written = Writing(digits, canvas.display(digits, x, y, tinted(r, ink, 12), width, stroke))
+    box = canvas.display(digits, x, y, tinted(r, ink, 12), width, stroke)
+    written = Writing(digits, box, canvas.middles)
     if r.random() < 0.06:
         canvas.rectangle((x - 2, y - 2, x + total, y + 2 * width + 2), back)
+        canvas.forget(written.box)
         return _unreadable("displays", level, _METER, written, _finished(r, canvas))
     return _reading("displays", level, _METER, written, _finished(r, canvas))
 
@@ -232,14 +243,17 @@ def labels(r: Random, level: str) -> Asker:
     for name, value in zip(names, values, strict=True):
         text = f"{name} {value}"
         size = scale if text_size(text, font, scale)[0] < 116 else 1
-        lines.append(Writing(text, canvas.text(text, r.randint(4, 8), y, ink, font, size)))
+        box = canvas.text(text, r.randint(4, 8), y, ink, font, size)
+        lines.append(Writing(text, box, canvas.middles))
         y += step
     key = "label " + " ".join(w.text for w in lines)
     picture = _finished(r, canvas)
 
     def asker(r: Random) -> Problem:
         i = r.randrange(count)
-        thought = f"{names[i]} at {shown(lines[i].box)}: {' '.join(values[i])}. So {values[i]}."
+        thought = (
+            f"{names[i]} at {shown(lines[i].box)}: {lines[i].read(values[i])}. So {values[i]}."
+        )
         ask = phrase(r, _FIELD).format(names[i].lower())
         lines_told = [f"{n} {v}" for n, v in zip(names, values, strict=True)]
         routes = (
@@ -289,26 +303,31 @@ def buttons(r: Random, level: str) -> Asker:
         x = x0 + wide * (i % columns) + r.randint(1, wide - w - 1)
         y = y0 + 10 + high * (i // columns) + r.randint(1, high - h - 1)
         boxes.append(_button(r, canvas, word, (x, y, x + w, y + h), dark=sum(face) < 300))
+    told = [f"{w} {_middle(b)}" for w, b in zip(words, boxes, strict=True)]
     key = "window " + " ".join(f"{w} {scaled(b)}" for w, b in zip(words, boxes, strict=True))
     picture = _finished(r, canvas)
 
     def asker(r: Random) -> Problem:
         i = r.randrange(len(words))
-        thought = f"Buttons: {', '.join(words)}. {words[i]} is {i + 1}."
+        thought = f"Buttons: {', '.join(told)}. {told[i]}."
         ask = phrase(r, _CLICK).format(words[i])
         row, column = i // columns, i % columns
         beside = ", ".join(words[row * columns : (row + 1) * columns])
-        x, y = ((a + b) // 2 for a, b in zip(boxes[i][:2], boxes[i][2:], strict=True))
-        middle = "({},{})".format(*scaled((x, y, 0, 0))[:2])
         routes = (
-            f"row {row + 1}: {beside}. {words[i]} at {middle}.",
+            f"row {row + 1}: {beside}. {told[i]}.",
             f"from below {', '.join(reversed(words))}. {words[i]} is in row {row + 1}, column "
             f"{column + 1}.",
         )
-        told = (ask, shown(boxes[i]), thought, picture)
-        return _plain("buttons", level, key, *told, checker="box", routes=routes)
+        asked = (ask, shown(boxes[i]), thought, picture)
+        return _plain("buttons", level, key, *asked, checker="box", routes=routes)
 
     return asker
+
+
+def _middle(box: Box) -> str:
+    """The point in the middle of ``box`` as the model writes it."""
+    x, y = (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
+    return "({},{})".format(*scaled((x, y, 0, 0))[:2])
 
 
 def _button(r: Random, canvas: Canvas, word: str, box: Box, *, dark: bool) -> Box:
@@ -347,6 +366,8 @@ def bars(r: Random, level: str) -> Asker:
     picture, boxes = _bar_chart(r, names, values)
     each = [f"{n} {v}" for n, v in zip(names, values, strict=True)]
     listed, turned = ", ".join(each), ", ".join(reversed(each))
+    middles = (scaled(((b[0] + b[2]) // 2, 0, 0, 0))[0] for b in boxes)
+    grounded = ", ".join(f"{x} {told}" for x, told in zip(middles, each, strict=True))
 
     def asker(r: Random) -> Problem:
         i = r.randrange(count)
@@ -360,7 +381,7 @@ def bars(r: Random, level: str) -> Asker:
             word = r.choice(("highest", "lowest"))
             i = (max if word == "highest" else min)(range(count), key=values.__getitem__)
             ask, answer = phrase(r, _MOST).format(word), names[i]
-            thought = f"{listed}. {word.capitalize()} {values[i]}: {answer}."
+            thought = f"{grounded}. {word.capitalize()} {values[i]}: {answer}."
             ranked = sorted(range(count), key=values.__getitem__, reverse=word == "highest")
             side = "above" if word == "highest" else "below"
             routes = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from ..item import Evaluation, Problem, phrase
+from .arithmetic import add_steps
 from .words import NAMES
 
 _COLUMNS = ("score", "age", "price", "points", "height", "weight", "count", "size")
@@ -40,6 +41,7 @@ class _Table:
     teams: list[str]
     lines: list[str]
     text: str
+    between: str
 
 
 def _draw(r: Random, rows_n: int, columns_n: int, *, teams: bool = False) -> _Table:
@@ -54,7 +56,7 @@ def _draw(r: Random, rows_n: int, columns_n: int, *, teams: bool = False) -> _Ta
         between.join([rows[i], *sides[i : i + 1], *(str(c[i]) for c in values)])
         for i in range(rows_n)
     ]
-    return _Table(rows, columns, values, sides, lines, "\n".join([head, *lines]))
+    return _Table(rows, columns, values, sides, lines, "\n".join([head, *lines]), between)
 
 
 def table(r: Random, level: str) -> Problem:
@@ -72,7 +74,7 @@ def table(r: Random, level: str) -> Problem:
     if level == "middle":
         return _filtered(r, _draw(r, 8, 3))
     made = _draw(r, 15, 3, teams=True)
-    return _greatest_of(r, made) if r.random() < 0.5 else _greatest_total(r, made)
+    return _greatest_of(r, made) if r.random() < 0.7 else _greatest_total(r, made)
 
 
 def _problem(
@@ -101,23 +103,24 @@ def _problem(
 def _plain_question(r: Random, level: str, made: _Table, kind: str) -> Problem:
     j, i = r.randrange(len(made.columns)), r.randrange(len(made.rows))
     column, cells = made.columns[j], made.values[j]
+    at_rows = _at_rows(made, j)
     if kind == "cell":
         ask = phrase(r, _CELL).format(c=column, n=made.rows[i])
         answer = str(cells[i])
-        thought = f"{column} is column {j + 1}. Row: {made.lines[i]}. So {answer}."
         down = ", ".join(map(str, cells))
         told = ", ".join(f"{n} {v}" for n, v in zip(made.columns, _row(made, i), strict=True))
+        thought = f"{made.lines[i]}\n{told}. {column} {answer}."
         routes = (
             f"{column} down: {down}; {made.rows[i]} is row {i + 1}: {answer}.",
-            f"{made.rows[i]}: {told}. {column} {answer}.",
+            f"{column} is number {j + 1}. {made.lines[i]}: {answer}.",
         )
     elif kind == "above":
         limit, seen, parts = r.randint(20, 80), 0, []
         ask = phrase(r, _ABOVE).format(c=column, v=limit)
-        for v in cells:
+        for at, v in zip(at_rows, cells, strict=True):
             seen += v > limit
-            parts.append(f"{v}{_sign(v, limit)}{limit} {seen}")
-        answer, thought = str(seen), f"{', '.join(parts)}. So {seen}."
+            parts.append(f"{at}{_sign(v, limit)}{limit} {seen}")
+        answer, thought = str(seen), "\n".join([*parts, f"So {seen}."])
         above, below = _split_by(made.rows, cells, limit)
         routes = (
             f"not above: {below}, {len(cells) - seen}. {len(cells)}-{len(cells) - seen}={seen}.",
@@ -127,8 +130,7 @@ def _plain_question(r: Random, level: str, made: _Table, kind: str) -> Problem:
         best = (max if kind == "most" else min)(range(len(cells)), key=cells.__getitem__)
         word = "highest" if kind == "most" else "lowest"
         ask, answer = phrase(r, _BEST).format(w=word, c=column), made.rows[best]
-        listed = ", ".join(f"{n} {v}" for n, v in zip(made.rows, cells, strict=True))
-        thought = f"{listed}. {word.capitalize()} {cells[best]}: {answer}."
+        thought = "\n".join([*at_rows, f"{word.capitalize()} {cells[best]}: {answer}."])
         sign, side = ("<", "above") if kind == "most" else (">", "below")
         each = ", ".join(f"{v}{sign}{cells[best]}" for v in cells if v != cells[best])
         order = " ".join(map(str, sorted(cells, reverse=kind == "most")))
@@ -137,6 +139,14 @@ def _plain_question(r: Random, level: str, made: _Table, kind: str) -> Problem:
             f"in order {order}. {cells[best]} is {answer}.",
         )
     return _problem(level, f"{kind} {column}", made, ask, answer, thought, routes)
+
+
+def _at_rows(made: _Table, j: int) -> list[str]:
+    """Each row as it stands and its value in column ``j``: copied whole, a value is found beside
+    its row; one picked out of the question came from the wrong row more often than not."""
+    return [
+        f"{line}: {made.columns[j]} {v}" for line, v in zip(made.lines, made.values[j], strict=True)
+    ]
 
 
 def _row(made: _Table, i: int) -> list[int]:
@@ -165,22 +175,27 @@ def _filtered(r: Random, made: _Table) -> Problem:
     limit = r.randint(ranked[count], ranked[count - 1] - 1)
     hits = [i for i, v in enumerate(by) if v > limit]
     ask = phrase(r, _TOTAL).format(a=made.columns[a], c=made.columns[b], v=limit)
-    signs = ", ".join(
-        f"{n} {v}{_sign(v, limit)}{limit}" for n, v in zip(made.rows, by, strict=True)
-    )
-    listed = ", ".join(f"{made.rows[i]} {added[i]}" for i in hits)
-    sums, total = _sums([added[i] for i in hits])
-    thought = f"{made.columns[b]}: {signs}. {made.columns[a]}: {listed}. {sums}. So {total}."
+    lines = []
+    for i, at in enumerate(_at_rows(made, b)):
+        also = f", {made.columns[a]} {added[i]}" if i in hits else ""
+        lines.append(f"{at}{_sign(by[i], limit)}{limit}{also}")
+    total, sums = added[hits[0]], []
+    for i in hits[1:]:
+        sums.append(f"{total}+{added[i]}: {add_steps(total, added[i])[0]}")
+        total += added[i]
+    thought = "\n".join([*lines, *sums])
     key = f"total {made.columns[a]} {made.columns[b]} {limit}"
     back, _ = _sums([added[i] for i in reversed(hits)])
-    up = "; ".join(f"{made.rows[i]} {by[i]}>{limit}: {added[i]}" for i in reversed(hits))
-    all_of, _ = _sums(added)
-    _, below = _split_by(made.rows, by, limit)
-    rest = [added[i] for i in range(len(by)) if i not in hits]
-    less, left_out = _sums(rest)
+    up = "; ".join(
+        f"{made.rows[i]} {by[i]}" + (f">{limit} {added[i]}" if i in hits else "")
+        for i in reversed(range(len(by)))
+    )
+    above, _ = _split_by(made.rows, by, limit)
+    of_these = ", ".join(str(added[i]) for i in hits)
+    forth, _ = _sums([added[i] for i in hits])
     routes = (
         f"from below {up}. {back}.",
-        f"all: {all_of}. Not above: {below}: {less}. {sum(added)}-{left_out}={total}.",
+        f"above: {above}. {made.columns[a]} of these {of_these}. {forth}.",
     )
     return _problem("middle", key, made, ask, str(total), thought, routes)
 
@@ -197,14 +212,22 @@ def _sums(values: list[int]) -> tuple[str, int]:
 def _greatest_of(r: Random, made: _Table) -> Problem:
     j, group = r.randrange(3), r.choice(_TEAMS)
     cells = [v for v, t in zip(made.values[j], made.teams, strict=True) if t == group]
-    who = [n for n, t in zip(made.rows, made.teams, strict=True) if t == group]
-    listed = ", ".join(f"{n} {v}" for n, v in zip(who, cells, strict=True))
+    lines = [
+        at if t == group else made.between.join((n, t))
+        for at, n, t in zip(_at_rows(made, j), made.rows, made.teams, strict=True)
+    ]
     ask = phrase(r, _GROUP).format(c=made.columns[j], g=group)
-    thought = f"{group}: {listed}. Highest {max(cells)}. So {max(cells)}."
+    listed = ", ".join(map(str, cells))
+    thought = "\n".join([*lines, f"{group}: {listed}. Highest {max(cells)}."])
     key = f"group {made.columns[j]} {group}"
     each = ", ".join(f"{v}<{max(cells)}" for v in cells if v != max(cells))
+    back = reversed(list(zip(made.rows, made.teams, made.values[j], strict=True)))
+    up = ", ".join(f"{n} {v}" for n, t, v in back if t == group)
     order = " ".join(map(str, sorted(cells, reverse=True)))
-    routes = f"{each}. None above {max(cells)}.", f"{group} in order {order}. First {max(cells)}."
+    routes = (
+        f"from below {up}; {each}. None above {max(cells)}.",
+        f"{group} in order {order}. First {max(cells)}.",
+    )
     return _problem("hard", key, made, ask, str(max(cells)), thought, routes)
 
 

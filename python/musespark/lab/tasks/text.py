@@ -136,7 +136,7 @@ def _sentence(r: Random) -> str:
 
 def letters(r: Random, level: str) -> Problem:
     """How often a letter stands in a word of up to 6 or 12 letters, or in a sentence; each step
-    names the letter it compares with."""
+    names the letter it compares with, each word stands before its letters."""
     word = _word(r, {"easy": 6, "middle": 12, "hard": 12}[level])
     if level == "hard":
         word = word + " " + _word(r, 8) + " " + _word(r, 6)
@@ -148,12 +148,15 @@ def letters(r: Random, level: str) -> Problem:
     ask = phrase(r, _LETTER_ASKS)
 
     def steps(e: Random | None) -> tuple[str, str]:
-        count, parts, bad = 0, [], e.randrange(len(plain)) if e else -1
-        for i, c in enumerate(plain):
-            same = (c == letter) != (i == bad)
-            count += same
-            parts.append(f"{c}={letter} {count}" if same else f"{c}/{letter} {count}")
-        return ", ".join(parts) + f". So {count}.", str(count)
+        count, lines, bad = 0, [], e.randrange(len(plain)) if e else -1
+        for part in word.split():
+            steps = []
+            for c in part:
+                same = (c == letter) != (bad == 0)
+                bad, count = bad - 1, count + same
+                steps.append(f"{c}={letter} {count}" if same else f"{c}/{letter} {count}")
+            lines.append(f"{part}: {', '.join(steps)}")
+        return "; ".join(lines) + f". So {count}.", str(count)
 
     places = [str(i) for i, c in enumerate(plain, 1) if c == letter]
     spelled = " ".join(f"{i}{c}" for i, c in enumerate(plain, 1))

@@ -177,39 +177,45 @@ def dates(r: Random, level: str) -> Problem:
     if level == "hard":
         return _later(r)
     i, n = r.randrange(7), r.randint(1, 6) if level == "easy" else r.randint(7, 20)
-    answer, left = DAYS[(i + n) % 7], n % 7
-    weeks = f"{n}-{n - left}={left}. " if n >= 7 else ""
-    path = ", ".join(f"{q} {DAYS[(i + q) % 7]}" for q in range(left + 1))
-    routes = _weekday_routes(i, n, answer)
+    answer = DAYS[(i + n) % 7]
     if sized(r, 0, 1) == 0:
         ask = phrase(r, _AHEAD).format(day=DAYS[i], n=n)
-        thought = f"{weeks}{path}."
+        thought, *routes = _weekday_ways(i, 0, n)
         return _plain("dates", level, f"ahead {i} {n}", ask, answer, thought, routes=routes)
     m = r.randrange(12)
     d = r.randint(1, MONTH_DAYS[m] - n)
     ask = phrase(r, _NEXT).format(month=MONTHS[m], d=d, e=d + n, day=DAYS[i])
-    thought = f"{d + n}-{d}={n}. {weeks}{path}."
+    thought, *routes = _weekday_ways(i, d, n)
     return _plain("dates", level, f"next {m} {d} {i} {n}", ask, answer, thought, routes=routes)
 
 
-def _weekday_routes(i: int, n: int, answer: str) -> tuple[str, str]:
-    """Back from the answer to the day ``i``, ``n`` days before; and by numbers from 0 to 6."""
-    left = n % 7
-    back = ", ".join(f"{left - q} {DAYS[(i + left - q) % 7]}" for q in range(left + 1))
-    check = f"back from {answer}: {back}, want {DAYS[i]}."
-    total = i + n
+def _weekday_ways(i: int, d: int, n: int) -> tuple[str, str, str]:
+    """From day ``d``, the weekday ``i``, to ``n`` days later, by weeks and then by days; back from
+    there; and by numbers from 0 to 6."""
+    stops = [*range(0, n, 7)]
+    stops += range(stops[-1] + 1, n + 1) if n - stops[-1] < 7 else [n]
+    path = [f"{d + q} {DAYS[(i + q) % 7]}" for q in stops]
+    back = [f"{d + q} {DAYS[(i + q) % 7]}" for q in range(n, -1, -7)]
+    back += [f"{d + q} {DAYS[(i + q) % 7]}" for q in range(n % 7 - 1, -1, -1)]
+    total, answer = i + n, DAYS[(i + n) % 7]
+    apart = f"{d + n}-{d}={n}, " if d else ""
     weeks = f", {total}-{total - total % 7}={total % 7}" if total >= 7 else ""
-    return check, f"{DAYS[i]} is {i}, {i}+{n}={total}{weeks}, {total % 7} is {answer}."
+    return (
+        f"{', '.join(path)}.",
+        f"back from {answer}: {', '.join(back)}, want {DAYS[i]}.",
+        f"{apart}{DAYS[i]} is {i}, {i}+{n}={total}{weeks}, {total % 7} is {answer}.",
+    )
 
 
 def _later(r: Random) -> Problem:
     m, n = r.randrange(12), r.randint(2, 30)
     d = r.randint(1, MONTH_DAYS[m])
     total, length = d + n, MONTH_DAYS[m]
-    thought = f"{MONTHS[m]} has {length} days. {d}+{n}={total}. "
+    thought = f"{MONTHS[m]} has {length} days. {_op('+', d, n)[0]} "
     if total > length:
         month, day = MONTHS[(m + 1) % 12], total - length
-        thought += f"{total}>{length}, {total}-{length}={day}. {month} {day}."
+        thought += f"{total}>{length}, {_op('-', total, length)[0]} "
+        thought += f"After {MONTHS[m]} comes {month}: {month} {day}."
     else:
         month, day = MONTHS[m], total
         thought += f"{total}{'=' if total == length else '<'}{length}. {month} {day}."
