@@ -154,6 +154,16 @@ def test_packed_loss_equals_the_model_run_on_each_document_alone(pictures):
     assert packed == pytest.approx(np.mean(each), rel=1e-4)
 
 
+def test_room_for_pictures_that_no_row_has_is_filled_with_drills():
+    batch, _ = batch_of(rows=2, length=256, seed=4, pictures=6, vision=0.5)
+    used = (batch.place < batch.ids.size).sum() // 64
+    assert 0 < used < 6
+    filled = batch.seen[used:]
+    assert (filled[..., 0] < raster.LABELS[0]).all()  # each is labelled
+    assert all(picture.any() for picture in filled)
+    assert (batch.place[64 * used :] == batch.ids.size + np.arange(64 * used, 64 * 6)).all()
+
+
 def test_sight_equals_the_models_own_image_features():
     model = network.create("tiny", 0).eval()
     pixels = torch.randint(0, 256, (3, 128, 128, 3), dtype=torch.uint8)

@@ -287,8 +287,8 @@ def masks_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _with_pictures(
     embedded: torch.Tensor, features: torch.Tensor, place: torch.Tensor
 ) -> torch.Tensor:
-    """Embeddings [rows, length, hidden] with ``features`` at ``place``; places of pictures that are
-    not there lie beyond the rows and are dropped."""
+    """Embeddings [rows, length, hidden] with ``features`` at ``place``; places of pictures that no
+    row has lie beyond the rows and are dropped."""
     rows, length, hidden = embedded.shape
     flat = torch.cat((embedded.flatten(0, 1), embedded.new_zeros(len(place), hidden)))
     flat = flat.index_copy(0, place, features.reshape(-1, hidden).to(flat.dtype))

@@ -39,7 +39,7 @@ class Batch:
     are trained, padded with label IGNORE, with their ``weight`` and ``family`` [targets];
     ``pixels`` uint8 [pictures, 128, 128, 3] with ``seen`` uint8 [pictures, 16, 16, LABEL_WIDTH],
     what can be seen in each patch, and ``place`` [pictures * 64], where each image token goes in
-    the flattened rows (beyond their end for unused pictures)."""
+    the flattened rows (beyond their end for drills, which no row has)."""
 
     ids: np.ndarray
     document: np.ndarray
@@ -182,7 +182,7 @@ class Packer:
 
     def __iter__(self) -> Iterator[Batch]:
         while not self.rows:
-            yield self._arrays([], 0, self.length, self._drills())
+            yield self._arrays([], 0, self.length)
         waiting: list[Sample] = []
         while True:
             rows = max(1, self.rows // 2)
@@ -218,15 +218,10 @@ class Packer:
             self.rng.shuffle(row)
         return self._arrays(content, rows, length)
 
-    def _drills(self) -> list[Picture]:
-        return [drills.draw(self.rng) for _ in range(self.pictures)]
-
-    def _arrays(
-        self, content: list[list[Sample]], rows: int, length: int, drawn: Sequence[Picture] = ()
-    ) -> Batch:
+    def _arrays(self, content: list[list[Sample]], rows: int, length: int) -> Batch:
         ids = np.full((rows, length), tok.PAD, np.int64)
         document, branch, position = (np.zeros((rows, length), np.int64) for _ in range(3))
-        targets, pictures = [], list(drawn)
+        targets, pictures = [], []
         for i, samples in enumerate(content):
             at = 0
             for number, s in enumerate(samples, 1):
@@ -253,7 +248,8 @@ class Packer:
         return Batch(ids, document, branch, position, index, labels, weight, family, *seen)
 
     def _seen(self, ids: np.ndarray, pictures: list[Picture]) -> tuple[np.ndarray, ...]:
-        """Pixels, patch labels and places of the pictures of a batch, in the order of the rows."""
+        """Pixels, patch labels and places of the pictures of a batch, in the order of the rows;
+        drills where there is room for more."""
         cells = (SIZE // CELL) ** 2
         pixels = np.zeros((self.pictures, SIZE, SIZE, 3), np.uint8)
         side = SIZE // PATCH
@@ -261,7 +257,8 @@ class Packer:
         place = ids.size + np.arange(self.pictures * cells)
         found = np.flatnonzero(ids.reshape(-1) == tok.PATCH)
         place[: len(found)] = found
-        for k, picture in enumerate(pictures):
+        more = [drills.draw(self.rng) for _ in range(self.pictures - len(pictures))]
+        for k, picture in enumerate(pictures + more):
             pixels[k] = picture.pixels
             if picture.labels is not None:
                 labels[k] = picture.labels
