@@ -223,6 +223,40 @@ def test_heads_ask_each_token_for_the_box_of_what_it_is_part_of():
     assert (told - plain).item() == pytest.approx(box, rel=1e-5)
 
 
+def test_words_of_labels_are_those_that_thoughts_use():
+    tokenizer = tok.load(NANO)
+    words = network.words_of(tokenizer)
+    classes, colors, characters = words
+    assert (classes[[0, *range(7, 11)]] == -1).all()  # nothing; text, buttons, bars, lines
+    ring = tokenizer.encode(" ring", add_special_tokens=False).ids
+    assert classes[raster.CLASSES.index("ring")].tolist() == [ring[0], ring[-1]]
+    blue = 1 + list(raster.COLORS).index("blue")
+    assert tokenizer.decode(colors[blue].tolist()[:1]) == " blue"
+    a, seven = (1 + raster.CHARACTERS.index(c) for c in "A7")
+    assert [tokenizer.decode([i]) for i in characters[a].tolist()] == ["A", " A"]
+    assert characters[seven].tolist() == [tokenizer.token_to_id("7"), -1]
+
+
+def test_an_image_token_is_to_look_like_the_words_for_what_it_shows():
+    words = torch.full((3, max(raster.LABELS), 2), -1)
+    words[0, 2, 0], words[1, 3, 0] = 4, 6
+    heads = network.PatchHeads(16, words)
+    heads.requires_grad_(False)
+    embedded = 4 * torch.eye(16)[:10]
+    seen = torch.full((1, 16, 16, raster.LABEL_WIDTH), 255, dtype=torch.uint8)
+    seen[0, 4, 6] = torch.tensor([2, 3, 0, 0, 0, 0, 0])  # token row 2, column 3
+    seen[0, 0, 0] = 0  # shows nothing: no word
+    features = torch.zeros(1, 64, 16, requires_grad=True)
+    named = heads(features, seen, embedded) - heads(features, seen)
+    named.backward()
+    # Two words of ten, equally likely, over 2 + 1.
+    assert float(named.detach()) == pytest.approx(2 * np.log(10) / 3)
+    pulled_at = (features.grad.abs().sum(-1) > 1e-5).nonzero().tolist()
+    assert pulled_at == [[0, 2 * 8 + 3]]
+    pulled = -features.grad[0, 2 * 8 + 3]
+    assert set(pulled.topk(2).indices.tolist()) == {4, 6}
+
+
 def test_heads_ask_each_token_for_its_row_and_column():
     heads = network.PatchHeads(16)
     nothing = torch.full((1, 16, 16, raster.LABEL_WIDTH), 255, dtype=torch.uint8)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from . import checkpoint, network
+from . import checkpoint, network, tokenizer
 from .optim import Optimizer
 from .pack import FAMILIES, IGNORE, Batch, Source
 from .progress import Status
@@ -101,7 +101,9 @@ class Trainer:
             network.freeze_all_but_vision(self.model)
         if self.device.type == "cpu":
             network.use_plain_attention(self.model)
-        self.loss = network.PackedLoss(self.model, args.heads).to(self.device)
+        folder = args.tokenizer or str(Path(__file__).parent.parent / "nano")
+        words = network.words_of(tokenizer.load(folder))
+        self.loss = network.PackedLoss(self.model, args.heads, words).to(self.device)
         self.loss.heads.requires_grad_(bool(args.pictures and args.heads))
         self.optimizer = Optimizer(self.loss)
         self.families = np.zeros((2, len(FAMILIES)))
@@ -111,7 +113,6 @@ class Trainer:
             self._resume()
         self.run_loss = self.loss if args.no_compile else torch.compile(self.loss, dynamic=False)
         seed = args.seed + 7919 * self.step + rank
-        folder = args.tokenizer or str(Path(__file__).parent.parent / "nano")
         self.source = Source(
             folder,
             args.books,
