@@ -154,6 +154,28 @@ def test_a_reply_without_thoughts_has_no_closes(tracer) -> None:
     assert trace == Trace(End(False, 0), 0, (), {Budget(4, HARD): End(False, 0)})
 
 
+def test_closes_stay_within_the_context(tracer, asked, traces) -> None:
+    """The reply fits, but not a whole answer beside it: closes get what room there is."""
+    (one, *_), (whole, *_) = asked
+    room = len(tracer._request(one, LIMIT)[0].tokens) + LIMIT
+    small = Tracer(None, threads=1, context=room, prefix_cache=False)
+    try:
+        (reply,) = small.reply([one], LIMIT, options=OFF, oracle=True)
+        assert reply.tokens == whole.tokens and reply.stable == traces[0].stable
+        (trace,) = small.trace([one], [reply], LIMIT, budgets=[*traces[0].budgets])
+        assert trace == traces[0]
+        # a reply that fills the context: nothing can be closed at its very end
+        end = whole.tokens.index(small._markers.end)
+        filled = (*whole.tokens[:end], *([whole.tokens[end - 1]] * LIMIT))[:LIMIT]
+        cut = replace(reply, tokens=filled, thinking_tokens=thinking_tokens(filled, small._markers))
+        cut.finished = False
+        (trace,) = small.trace([one], [cut], LIMIT, budgets=[Budget(190, MESSAGE)])
+        assert trace.budgets[Budget(190, MESSAGE)] == trace.whole
+        assert max(t.written for t in trace.trials) < LIMIT - trace.trials[0].close
+    finally:
+        small.close()
+
+
 def test_other_models_have_no_closes(tmp_path) -> None:
     says = r"closes along a thought: .* channels"
     with (

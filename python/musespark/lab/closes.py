@@ -184,17 +184,20 @@ class _Written:
         self._spans = list(thoughts(self._ids, backend._markers)) if self.whole.thinking else []
         if self._spans:
             self._asked: Request = backend._request(item, limit, thinking_policy="off")[0]
+            self._room = self._model.info.context - len(self._asked.tokens)
         self._marked = self._model._requests.thoughts
         self._close = self._marked.closing(tools=bool(item.tools))
 
     # ---- places -------------------------------------------------------------------------------
 
     def sentence_ends(self) -> list[_Place]:
-        """Where the engine would try: not where the thought ends by itself."""
+        """Where the engine would try: not where the thought ends by itself, nor where the context
+        has no room for an answer."""
         places, thinking = [], 0
+        most = self._room - len(self._close) - 1
         for first, last in self._spans:
             before = first
-            for at in range(first, last - 1):
+            for at in range(first, min(last - 1, most)):
                 if token_class(self._pieces[self._ids[at]]) & _SENTENCE:
                     places.append(_Place(before, at + 1, first, thinking + at + 1 - first))
                     before = at + 1
@@ -229,7 +232,7 @@ class _Written:
 
     def budgeted(self, budget: Budget, base: _Bare) -> _Bare | None:
         """The reply from where the budget begins to tell, the engine's own rules from there on;
-        None where the thought has ended before."""
+        None where the thought, or the context, has ended before."""
         thinking = Thinking(budget=budget.tokens, policy=OFF)
         rules: dict[str, Any] = self._marked.asked(thinking, tools=bool(self.item.tools)) or {}
         shared, tail = budget.tokens, []
@@ -241,6 +244,8 @@ class _Written:
         if shared >= self.whole.thinking:
             return None
         written = self._after(shared)
+        if written + len(tail) >= self._room:
+            return None
         left = budget.tokens - thinking_tokens(self._ids[:written], self._backend._markers)
         more = {
             "thinking": rules | {"budget": left},
@@ -255,7 +260,7 @@ class _Written:
         tokens = np.concatenate([self._asked.tokens, [*begun, *tail]]).astype(np.int32)
         request = replace(self._asked, tokens=tokens, **more)
         if request.max_new_tokens is not None:
-            room = self._model.info.context - len(tokens)
+            room = self._room - len(begun) - len(tail)
             request = replace(request, max_new_tokens=min(room, request.max_new_tokens))
         kept = base and base.handle.retained
         return _Bare(self._model._engine.submit(request, base=kept), begun, tail)

@@ -126,11 +126,16 @@ class MusesparkBackend:
 
     def _stable(self, item: Item, reply: Reply, before: int, limit: int, stream: Stream) -> Turn:
         """Backwards over the sentence ends for as long as a forced close answers right; all share
-        the keys and values of the reply. Thinking before a zoom counts in full."""
+        the keys and values of the reply. A close that the context has no room for is not right.
+        Thinking before a zoom counts in full."""
         stable = reply.thinking_tokens
         for cut in reversed(cuts(reply.tokens, self._markers, self._text)):
             forced = self._markers.forced(reply.tokens[: cut.written])
-            result = yield self._ask(item, forced, limit, base=stream.handle.retained)
+            try:
+                asked = self._ask(item, forced, limit, base=stream.handle.retained)
+            except ContextOverflow:
+                break
+            result = yield asked
             if not _right(item, self._reply(result)):
                 break
             stable = before + cut.thinking
@@ -157,11 +162,12 @@ class MusesparkBackend:
         base: Any = None,
         **options: Any,
     ) -> Stream:
-        """The turn after ``item`` and what of it has ``begun`` (ids)."""
+        """The turn after ``item`` and what of it has ``begun`` (ids), as long as there is room."""
         request, collector, kept = self._request(item, limit, retain=retain, **options)
         if begun:
             tokens = np.concatenate([request.tokens, np.asarray(begun, np.int32)])
-            request = replace(request, tokens=tokens)
+            room = max(0, self.model.info.context - len(tokens))
+            request = replace(request, tokens=tokens, max_new_tokens=min(limit, room))
         return Stream(*self.model._submit(request, collector, base or kept))
 
     def _thinking(self, result: Any) -> int:
