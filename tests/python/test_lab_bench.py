@@ -480,6 +480,7 @@ def test_the_command_measures_writes_and_draws(tmp_path, capsys, monkeypatch) ->
 def test_own_items_are_asked(tmp_path, monkeypatch) -> None:
     items = tmp_path / "items.jsonl"
     line = {"messages": "What is 47 + 38?", "answer": "85", "kind": "number", "level": "hard"}
+    line |= {"effort": "low"}  # each is asked at every effort
     items.write_text(json.dumps(line) + "\n")
     out = tmp_path / "out.json"
     argv = ["--items", str(items), "--threads", "1", "--json", str(out), "--contemplate", "0"]
@@ -498,6 +499,11 @@ def test_own_items_are_asked(tmp_path, monkeypatch) -> None:
         (["--max-new-tokens", "0"], "--max-new-tokens: got 0"),
         (["--report", "/nowhere/x.md"], "--report: there is no folder /nowhere"),
         (["--items", "nothing.jsonl"], "there is no file nothing.jsonl"),
+        (
+            ["--items", "nothing.jsonl", "--tasks", "addition"],
+            "--tasks: has no effect with --items",
+        ),
+        (["--items", "nothing.jsonl", "--n", "5"], "--n: has no effect with --items"),
     ],
 )
 def test_odd_arguments_are_refused(argv: list[str], said: str, capsys) -> None:
@@ -507,6 +513,6 @@ def test_odd_arguments_are_refused(argv: list[str], said: str, capsys) -> None:
 
 def test_pictures_with_tools_are_refused(tmp_path, monkeypatch) -> None:
     item = Item("t", "easy", "high", "k", [], None, "", "none", tools=[{}], pictures=[object()])
-    monkeypatch.setattr(bench_thinking, "read_items", lambda path, efforts: [item])
+    monkeypatch.setattr(bench_thinking, "read_problems", lambda path: [item])
     with pytest.raises(InvalidRequest, match="a picture with tools"):
         bench_thinking.main(["--items", "x.jsonl"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 import musespark
 from musespark import Stopper, ThinkingPolicy
 from musespark.errors import InvalidRequest
+from musespark.lab import calibrate
 from musespark.lab.backends import Reply
 from musespark.lab.bench_thinking import spread
 from musespark.lab.calibrate import (
@@ -209,15 +211,28 @@ def test_the_command_writes_what_auto_then_uses(own_cache, capsys) -> None:
     ("arguments", "says"),
     [
         (["--rate", "1.5"], "--rate: got 1.5, allowed is a number"),
-        (["--n", "30"], "--rate: got 0.05 with 30 items, allowed are 38 items or more"),
+        (["--n", "30"], "--rate: got 0.05 with 30 items, allowed are 37 items or more"),
         (["--every", "0"], "--every: got 0, allowed is 1 or more"),
         (["--efforts", "huge"], "--efforts: got 'huge'"),
+        (["--items", "none.jsonl"], "--tasks: has no effect with --items"),
         (["--out", "/nowhere/at/all.json"], "--out: there is no folder"),
     ],
 )
 def test_what_the_command_refuses(arguments: list[str], says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         main(["--tasks", "addition", *arguments])
+
+
+def test_own_items_keep_their_effort_and_take_turns_without_one(tmp_path) -> None:
+    path, line = tmp_path / "items.jsonl", {"messages": "3+4?", "answer": "7", "kind": "number"}
+    lines = [line | {"effort": "low"}, line, line | {"effort": "low"}, line]
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    items = calibrate._items(calibrate._arguments(["--items", str(path)]))
+    assert [i.effort for i in items] == ["low", "xhigh", "low", "xhigh"]
+    path.write_text(json.dumps(lines[0]) + "\n")
+    assert [i.effort for i in calibrate._items(calibrate._arguments(["--items", str(path)]))] == [
+        "low"
+    ]
 
 
 # ---- the split -----------------------------------------------------------------------------------

@@ -274,6 +274,14 @@ def test_items_of_a_file_are_graded_by_their_kind(tmp_path):
         ({"messages": "a", "answer": "b", "kind": "box"}, "a box is"),
         ({"messages": "a", "answer": "b", "kind": "call"}, "answer: a list"),
         ({"messages": "a", "answer": "b", "kind": "string", "images": [5]}, "images: 5"),
+        (
+            {"messages": "a", "answer": "b", "kind": "string", "images": "a.png"},
+            "images: 'a.png', allowed is a list",
+        ),
+        (
+            {"messages": "a", "answer": "b", "kind": "string", "tools": [{"name": "f"}]},
+            ":1: tools[0].function is missing",
+        ),
         ({"messages": [{"role": "user"}], "answer": "4", "kind": "number"}, "messages: the user's"),
         ({"messages": [], "answer": "4", "kind": "number"}, "messages: the user's text"),
         ({"messages": "a", "answer": "four", "kind": "number"}, "answer: 'four' is no number"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import InvalidRequest
 
@@ -28,6 +30,16 @@ def at_least(least: int, value: int, option: str) -> None:
     """InvalidRequest for a number below the least allowed."""
     if value < least:
         raise InvalidRequest(f"{option}: got {value}, allowed is {least} or more")
+
+
+def filled(args: Namespace, generated: Mapping[str, Any]) -> None:
+    """Options of the generated tasks that were not given get their values; InvalidRequest for one
+    that was, beside ``--items``."""
+    for name, value in generated.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+        elif args.items:
+            raise InvalidRequest(f"--{name}: has no effect with --items")
 
 
 def check_targets(files: dict[str, str | None]) -> None:

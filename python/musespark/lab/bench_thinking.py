@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import InvalidRequest
 from ..weights.files import write_whole
-from .arguments import at_least, check_targets, chosen_of
+from .arguments import at_least, check_targets, chosen_of, filled
 from .backends import Reply
 from .bench_report import charts, markdown
 from .closes import HARD, LANDING, MESSAGE, End, Trace, Tracer
@@ -40,7 +40,7 @@ from .crowd import (
 )
 from .evaluate import items_for, right, told
 from .item import EFFORTS, LEVELS, Item
-from .items_file import read_items
+from .items_file import read_problems
 from .paired import Outcomes, Resampled, difference, rows
 from .progress import Bar
 from .stops import CONFIDENT, FULL, HALF, STABLE, Policy, budgets_of, by_budget, read_off, watched
@@ -50,6 +50,7 @@ TASKS = tuple(task for task in EVALUATED if task not in pictures.TASKS)
 FIXED = ("none", *EFFORTS)
 #: Efforts at which every policy is compared, and those at which budgets are.
 COMPARED, BUDGETED = ("high", "xhigh"), ("medium", "high", "xhigh")
+_ITEMS = 4000
 #: Points of accuracy that may be lost: of a family the setting that saves most then is run.
 MOST_LOST = 0.5
 #: Questions asked alone, for the wall time of several agents.
@@ -93,12 +94,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("model", nargs="?", help="model folder, file or hub id (default: Spark Nano)")
-    add("--n", type=int, default=4000, help="items, of all tasks and levels alike")
+    add("--n", type=int, help=f"items, of all tasks and levels alike (default: {_ITEMS})")
     add("--contemplate", type=int, default=1000, metavar="N", help="hard items for several agents")
     add("--seed", type=int, default=2026)
-    add("--tasks", default="all", help=f"all, or some of {', '.join(TASKS)}")
-    add("--levels", default="all", help="all, or some of easy,middle,hard")
-    add("--items", metavar="FILE", help="your own items (JSON lines) instead of tasks")
+    add("--tasks", help=f"all (the default), or some of {', '.join(TASKS)}")
+    add("--levels", help="all (the default), or some of easy,middle,hard")
+    add("--items", metavar="FILE", help="your own items (JSON lines), at all efforts")
     add("--max-new-tokens", type=int, default=400)
     add("--quantize", default="auto", choices=("auto", "none", "q8", "q4"))
     add("--kv", default="auto", choices=("auto", "f32", "kv8", "kv8v4", "kv4"))
@@ -108,6 +109,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--report", metavar="FILE.md", help="write what was asked and measured, with plots")
     args = parser.parse_args(argv)
     check_targets({f"--{name}": getattr(args, name) for name in ("json", "dump", "report")})
+    filled(args, {"n": _ITEMS, "tasks": "all", "levels": "all"})
     for name, least in (("n", 1), ("contemplate", 0), ("max_new_tokens", 1)):
         at_least(least, getattr(args, name), f"--{name.replace('_', '-')}")
     return args
@@ -115,7 +117,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def _items(args: argparse.Namespace) -> list[Item]:
     if args.items:
-        items = read_items(Path(args.items), list(COMPARED[:1]))[: args.n]
+        items = read_problems(Path(args.items))
     else:
         tasks = chosen_of(args.tasks, TASKS, "--tasks")
         items = spread(tasks, chosen_of(args.levels, LEVELS, "--levels"), args.n, args.seed)

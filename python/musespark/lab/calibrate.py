@@ -30,13 +30,13 @@ from ..errors import InvalidRequest
 from ..results import TrialAnswer
 from ..thinking.stopper import FEATURES, Stopper, border_features
 from ..thinking.thresholds import Thresholds, user_path, write_thresholds
-from .arguments import at_least, check_targets, chosen_of
+from .arguments import at_least, check_targets, chosen_of, filled
 from .backends import Reply
 from .bench_thinking import TASKS, spread
 from .closes import Trace, Tracer
 from .engine import ANY_EFFORT
 from .item import EFFORTS, LEVELS, Item
-from .items_file import read_items
+from .items_file import read_problems
 from .progress import Bar
 from .stops import tried
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     items = _items(args)
     fitted, held = len(items) // 2, len(items) - len(items) // 2
     if threshold(np.zeros(held), args.rate) is None:
-        least = 2 * math.ceil((1 - args.rate) / args.rate)
+        least = 2 * math.ceil((1 - args.rate) / args.rate - 1e-9) - 1
         raise InvalidRequest(
             f"--rate: got {args.rate} with {len(items)} items, allowed are {least} items or more"
         )
@@ -96,11 +96,15 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("model", nargs="?", help="model folder, file or hub id (default: Spark Nano)")
     add("--rate", type=float, default=0.05, help="of premature exits that auto accepts")
-    add("--n", type=int, default=1000, help="problems, of all tasks and levels alike")
+    add("--n", type=int, help="problems, of all tasks and levels alike (default: 1000)")
     add("--items", metavar="FILE", help="your own items (JSON lines) instead of tasks")
-    add("--tasks", default="all", help=f"all, or some of {', '.join(TASKS)}")
-    add("--levels", default="all", help="all, or some of easy,middle,hard")
-    add("--efforts", default="high,xhigh", help="in turn; default: none is set")
+    add("--tasks", help=f"all (the default), or some of {', '.join(TASKS)}")
+    add("--levels", help="all (the default), or some of easy,middle,hard")
+    add(
+        "--efforts",
+        default="high,xhigh",
+        help="in turn, but for items with their own; default: none is set",
+    )
     add("--trials", type=int, default=8, help="tokens of a trial answer")
     add("--every", type=int, default=16, help="thought tokens between two trials at least")
     add("--seed", type=int, default=2026)
@@ -111,6 +115,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--out", metavar="FILE", help="write the thresholds here, not to the cache folder")
     args = parser.parse_args(argv)
     check_targets({"--out": args.out})
+    filled(args, {"n": 1000, "tasks": "all", "levels": "all"})
     for name, least in (("n", 2), ("trials", 1), ("every", 1), ("seed", 0), ("max_new_tokens", 1)):
         at_least(least, getattr(args, name), f"--{name.replace('_', '-')}")
     if not 0 < args.rate < 1:
@@ -119,17 +124,20 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _items(args: argparse.Namespace) -> list[Item]:
-    """One item of each problem, the efforts in turn."""
+    """One item of each problem, at its own effort or the efforts in turn."""
     efforts = chosen_of(args.efforts, (*EFFORTS, ANY_EFFORT), "--efforts", EFFORTS)
     if args.items:
-        items = read_items(Path(args.items), efforts[:1])[: args.n]
+        items = read_problems(Path(args.items))
     else:
         tasks = chosen_of(args.tasks, TASKS, "--tasks")
         levels = chosen_of(args.levels, LEVELS, "--levels")
         items = spread(tasks, levels, args.n, args.seed, calibration=True)
     if any(item.pictures and item.tools for item in items):
         raise InvalidRequest("--items: got a picture with tools, allowed is one of them")
-    return [replace(item, effort=efforts[k % len(efforts)]) for k, item in enumerate(items)]
+    return [
+        item if args.items and item.effort else replace(item, effort=efforts[k % len(efforts)])
+        for k, item in enumerate(items)
+    ]
 
 
 # ---- borders ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import InvalidRequest, MissingLibrary, UnsupportedModel
 from ..weights.files import write_whole
-from .arguments import at_least, check_targets, chosen_of
+from .arguments import at_least, check_targets, chosen_of, filled
 from .backends import Backend, TransformersBackend
 from .card import baselines_table, card, formats_table, table
 from .engine import ANY_EFFORT, MusesparkBackend
@@ -180,9 +180,7 @@ def _check(args: argparse.Namespace) -> None:
         raise InvalidRequest(f"{option}: has no effect {beside}")
     if args.log and not Path(args.log).is_file():
         raise InvalidRequest(f"--log: there is no file {args.log}")
-    for name, value in GENERATED.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    filled(args, GENERATED)
     at_least(1, args.n, "--n")
     at_least(1, args.max_new_tokens, "--max-new-tokens")
     for name in ("baselines", "formats"):
@@ -198,7 +196,7 @@ def _idle(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
                 yield "--" + name.replace("_", "-")
 
     if args.items:
-        for option in given(*GENERATED, "baselines", "formats", "card"):
+        for option in given("baselines", "formats", "card"):
             yield option, "with --items"
     if args.backend == "transformers":
         ours = given("quantize", "kv", "threads", "no_oracle", "baselines", "formats")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
+from ..text import checked_tools
 from ..vision.pixels import open_named
 from .item import EFFORTS, Item, boxes_in, grade
 from .raster import Picture
@@ -33,15 +34,28 @@ def read_items(path: Path, efforts: list[str] | None = None) -> list[Item]:
     """The items of a file, each at its own effort or at each of ``efforts`` (of all where none are
     asked for). InvalidRequest naming the line and the field, and for efforts that no item takes.
     """
+    items = read_problems(path)
+    if efforts and all(item.effort for item in items):
+        raise InvalidRequest(f"--efforts: got {','.join(efforts)}, every item has its own effort")
+    return [
+        replace(item, effort=effort)
+        for item in items
+        for effort in ([item.effort] if item.effort else efforts or EFFORTS)
+    ]
+
+
+def read_problems(path: Path) -> list[Item]:
+    """The items of a file, once each; ``effort`` is empty where an item has none of its own.
+    InvalidRequest naming the line and the field."""
     if not path.is_file():
         raise InvalidRequest(f"--items: there is no file {path}")
     if path.stat().st_size > _MOST_BYTES:
         raise InvalidRequest(f"--items: {path}: more than {_MOST_BYTES >> 20} MiB")
-    items, taken = [], 0
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"--items: {path}: no UTF-8: {error}") from None
+    items = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             where = f"{path}:{number}"
@@ -49,17 +63,9 @@ def read_items(path: Path, efforts: list[str] | None = None) -> list[Item]:
                 given = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise InvalidRequest(f"{where}: {error}") from None
-            one = _item(given, where, path.parent)
-            own = given.get("effort")
-            if "effort" in given and own not in EFFORTS:
-                told = f"{own!r:.60}, allowed are {', '.join(EFFORTS)}"
-                raise InvalidRequest(f"{where}: effort: {told}")
-            taken += own is None
-            items += [replace(one, effort=e) for e in ([own] if own else efforts or EFFORTS)]
+            items.append(_item(given, where, path.parent))
     if not items:
         raise InvalidRequest(f"--items: {path} has no items")
-    if efforts and not taken:
-        raise InvalidRequest(f"--efforts: got {','.join(efforts)}, every item has its own effort")
     return items
 
 
@@ -82,7 +88,14 @@ def _item(given: Any, where: str, folder: Path) -> Item:
             f"{where}: messages: the user's text, or a list of objects with role (a text) and "
             "content (a text, or a list of parts)"
         )
-    pictures = [_picture(folder, p, where) for p in given.get("images") or []]
+    images, tools = given.get("images") or [], given.get("tools")
+    if not isinstance(images, list):
+        raise InvalidRequest(f"{where}: images: {images!r:.60}, allowed is a list of paths")
+    try:
+        checked_tools(tools)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: {error}") from None
+    pictures = [_picture(folder, p, where) for p in images]
     slots = _slots(messages)
     if pictures and not slots and isinstance(messages[-1]["content"], str):
         images = [{"type": "image"} for _ in pictures]
@@ -99,8 +112,11 @@ def _item(given: Any, where: str, folder: Path) -> Item:
             raise InvalidRequest(f"{where}: {name}: {value!r:.60}, allowed is a text")
     if kind == "expression" and not _PUZZLE.fullmatch(key):
         raise InvalidRequest(f"{where}: key: {key!r:.60}, an expression's is like 3 5 7 = 22")
-    more = {"tools": given.get("tools"), "calls": calls, "pictures": pictures or None}
-    item = Item(task, level, "", key, messages, None, told, kind, **more)
+    effort = given.get("effort", "")
+    if "effort" in given and effort not in EFFORTS:
+        raise InvalidRequest(f"{where}: effort: {effort!r:.60}, allowed are {', '.join(EFFORTS)}")
+    more = {"tools": tools, "calls": calls, "pictures": pictures or None}
+    item = Item(task, level, effort, key, messages, None, told, kind, **more)
     if calls is None and not grade(item, told):
         raise InvalidRequest(f"{where}: answer: {told!r:.60} is no {kind}")
     return item
