@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from musespark.errors import InvalidRequest
+from musespark.errors import CorruptFile, InvalidRequest
 from musespark.lab import curve
 
 RISING = np.linspace(0.5, 0.9, 200)
@@ -77,8 +77,9 @@ def test_the_command_counts_seeds(tmp_path, capsys):
             for k, (t, c) in enumerate(zip(lengths, RISING, strict=True))
         ]
         rows += [
-            {"step": s, "pass_at_1": 0.1 * k, "pass_at_16": 0.5 + 0.1 * k}
-            for k, s in enumerate((0, 25, 50, 100, 200))
+            {"step": s, "level": level, "pass_at_1": 0.1 * k + less, "pass_at_16": 0.5 + 0.1 * k}
+            for level, less, steps in (("easy", 0.3, (0, 12, 25, 50)), ("hard", 0, (100, 142, 200)))
+            for k, s in enumerate(steps)
         ]
         (folder / "rl.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     out = tmp_path / "found.json"
@@ -87,9 +88,26 @@ def test_the_command_counts_seeds(tmp_path, capsys):
     assert "three phases in 2 of 3 runs: observed" in told
     found = json.loads(out.read_text())
     assert [f["observed"] for f in found] == [True, True, False]
-    assert found[0]["pass_at_1"]["r2"] > 0.9
+    for fits in (found[0]["pass_at_1"], found[0]["pass_at_16"]):  # a line for each level
+        assert {level: fit["r2"] > 0.99 for level, fit in fits.items()} == {"easy": 1, "hard": 1}
     curve.main([str(tmp_path / "seed0"), str(tmp_path / "seed1")])
     assert "2 of 2 runs: not observed" in capsys.readouterr().out  # the rule asks for three seeds
+
+
+def test_of_what_a_run_wrote_twice_the_later_counts(tmp_path):
+    """A run that was ended goes on from a checkpoint some steps before its last line."""
+    log = tmp_path / "rl.jsonl"
+
+    def line(step, tokens):
+        return json.dumps({"step": step, "tokens": tokens, "correct": 0.5}) + "\n"
+
+    passed = json.dumps({"step": 2, "level": "easy", "pass_at_1": 0.5}) + "\n"
+    log.write_text(line(1, 5) + line(2, 6) + passed + line(3, 7) + passed + line(3, 8) + '{"st')
+    rows = curve._rows(log)
+    assert [(r["step"], r.get("tokens")) for r in rows] == [(1, 5), (2, 6), (2, None), (3, 8)]
+    log.write_text("[]\n")
+    with pytest.raises(CorruptFile, match="a line of steps"):
+        curve._rows(log)
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path):

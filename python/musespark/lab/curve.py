@@ -21,7 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InvalidRequest
+from ..errors import CorruptFile, InvalidRequest
+from ..weights.files import write_whole
+from .arguments import check_targets
 
 #: Places a knot may take, as shares of the steps.
 _KNOTS = tuple(k / 20 for k in range(1, 20))
@@ -124,23 +126,32 @@ def main(argv: list[str]) -> None:
     p.add_argument("runs", nargs="+", help="folders of `musespark lab rl`, one for each seed")
     p.add_argument("--json", metavar="OUT", help="write the findings here")
     args = p.parse_args(argv)
+    check_targets({"--json": args.json})
     found = []
     for run in args.runs:
-        rows = _rows(Path(run) / "rl.jsonl")
-        steps = [r for r in rows if "pass_at_1" not in r]
-        finding = three_phases([r["tokens"] for r in steps], [r["correct"] for r in steps])
-        measured = [r for r in rows if "pass_at_1" in r and r["step"] > 0]
-        for name in ("pass_at_1", "pass_at_16"):
-            if len(measured) >= 3:
-                fit = against_log_steps([r["step"] for r in measured], [r[name] for r in measured])
-                finding[name] = dict(zip(("at_1", "slope", "r2"), fit, strict=True))
-        found.append({"run": str(run), **finding})
+        found.append({"run": str(run), **_found(_rows(Path(run) / "rl.jsonl"))})
         print(_told(found[-1]))
     seen = sum(f["observed"] for f in found)
     verdict = "observed" if seen >= _SEEDS_NEEDED and len(found) >= 3 else "not observed"
     print(f"three phases in {seen} of {len(found)} runs: {verdict}")
     if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_whole(Path(args.json), f"{json.dumps(found, indent=1)}\n".encode())
+
+
+def _found(rows: Sequence[dict]) -> dict:
+    """What one run says; ``pass_at_1`` and ``pass_at_16`` by level, for levels differ in how hard
+    they are."""
+    steps = [r for r in rows if "pass_at_1" not in r]
+    found = three_phases([r["tokens"] for r in steps], [r["correct"] for r in steps])
+    measured = [r for r in rows if "pass_at_1" in r and r["step"] > 0]
+    for level in dict.fromkeys(r["level"] for r in measured):
+        mine = [r for r in measured if r["level"] == level]
+        if len(mine) < 3:
+            continue
+        for name in ("pass_at_1", "pass_at_16"):
+            fit = against_log_steps([r["step"] for r in mine], [r[name] for r in mine])
+            found.setdefault(name, {})[level] = dict(zip(("at_1", "slope", "r2"), fit, strict=True))
+    return found
 
 
 def _told(f: dict) -> str:
@@ -150,14 +161,19 @@ def _told(f: dict) -> str:
         f"slopes {slopes}; accuracy {f['accuracy'][0]:.3f} to {f['accuracy'][1]:.3f}"
     )
     for name in ("pass_at_1", "pass_at_16"):
-        if name in f:
-            told += f"; {name} {f[name]['slope']:+.3f} a factor of e, R² {f[name]['r2']:.2f}"
+        for level, fit in f.get(name, {}).items():
+            told += f"; {name} {level} {fit['slope']:+.3f} a factor of e, R² {fit['r2']:.2f}"
     return told
 
 
 def _rows(path: Path) -> list[dict]:
+    """The lines of a log. A run that was ended went on from its last checkpoint: of the steps and
+    measurements that it wrote twice, the later."""
     try:
-        with path.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # but one that is being written
+        rows = [json.loads(line) for line in lines]
+        return [*{(row["step"], "pass_at_1" in row): row for row in rows}.values()]
     except FileNotFoundError:
         raise InvalidRequest(f"RUN: there is no {path}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(f"{path}: {error!r} in a line of steps or measurements") from None
