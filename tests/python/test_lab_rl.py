@@ -46,8 +46,9 @@ def test_the_price_of_tokens_and_the_mean_of_the_group():
     assert rl.advantages(correct, tokens, 0.0)[1] == pytest.approx([0, 0])
 
 
+@pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("weight", [1.0, -1.0])
-def test_what_was_better_than_its_group_becomes_likelier(learner, weight):
+def test_what_was_better_than_its_group_becomes_likelier(learner, weight, long):
     from random import Random
 
     item = compose(draw(Random(3), "addition", "easy", evaluation=False), "high", Random(3))
@@ -61,8 +62,10 @@ def test_what_was_better_than_its_group_becomes_likelier(learner, weight):
         with torch.no_grad():
             return float(learner.loss(arrays)[0])
 
-    before = cost()
-    assert learner.learn([learner.sample(item, reply, weight)]) > 0
+    before, times = cost(), 1 + 500 // len(wrote) if long else 1
+    learned = learner.sample(item, Reply("", tokens=wrote * times, finished=False), weight)
+    assert (len(learned) > rl._LENGTH) == long
+    assert learner.learn([learned]) > 0
     assert (cost() < before) == (weight > 0)
 
 
@@ -74,6 +77,16 @@ def test_the_engine_writes_with_the_weights_that_were_learned(learner):
             p.mul_(0.5)
     learner._swap()
     assert learner.replies(items, 1, 7)[0][0].raw != before
+
+
+def test_nothing_but_the_model_ends_a_thought_that_it_learns_from(learner, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        learner.backend, "reply", lambda items, most, options: asked.append(options) or []
+    )
+    learner.replies([], 2, 7)
+    assert [one["thinking_policy"] for one in asked] == ["off", "off"]
+    assert asked[0]["seed"] != asked[1]["seed"]
 
 
 def _rng():
@@ -104,6 +117,7 @@ def test_a_run_is_logged_and_goes_on(tmp_path):
         (("--tasks", "counting"), "--tasks: got 'counting'"),
         (("--group", "1"), "--group: got 1"),
         (("--lam", "-1"), "--lam: got -1"),
+        (("--max-new-tokens", "513"), "--max-new-tokens: got 513, allowed is 1 to 512"),
     ],
 )
 def test_wrong_options_are_named(tmp_path, more, named):

@@ -29,10 +29,11 @@ from .backends import Reply
 from .engine import MusesparkBackend
 from .item import EFFORTS, LEVELS, Item, compose, grade
 from .optim import Optimizer
-from .pack import Packer, Sample, plain_sample
+from .pack import Batch, Packer, Sample, plain_sample
 from .rollouts import TASKS
 from .tasks import draw
 
+#: Rows and tokens of a batch; of longer samples half as many rows, twice as long.
 _ROWS, _LENGTH = 12, 512
 #: Problems of the evaluation side and replies to each, for pass@1 and pass@16.
 _MEASURED, _PASS = 64, 16
@@ -104,8 +105,8 @@ class Learner:
     def replies(self, items: list[Item], count: int, seed: int) -> list[list[Reply]]:
         """``count`` sampled replies to each item."""
         rounds = []
-        for k in range(count):
-            options = {"temperature": 1.0, "seed": seed * 1009 + k}
+        for k in range(count):  # what a policy writes is no choice of the model's
+            options = {"temperature": 1.0, "thinking_policy": "off", "seed": seed * 1009 + k}
             rounds.append(self.backend.reply(items, self.args.max_new_tokens, options=options))
         return [list(each) for each in zip(*rounds, strict=True)]
 
@@ -160,15 +161,19 @@ class Learner:
         total = sum(sum(s.mask) for s in samples)
         if not total:
             return 0.0
-        pool = [s for s in samples if len(s) <= _LENGTH]
-        while pool:
-            batch = self.packer.batch(pool, _ROWS, _LENGTH)
-            arrays = {k: torch.from_numpy(v) for k, v in batch.arrays().items() if k != "family"}
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss, _, _ = self.run_loss(arrays)
-            # The mean over this batch's targets, as its part of the mean over all.
-            (loss * (float((batch.labels >= 0).sum()) / total)).backward()
+        long = [s for s in samples if len(s) > _LENGTH]
+        short = [s for s in samples if len(s) <= _LENGTH]
+        for pool, rows, length in ((short, _ROWS, _LENGTH), (long, _ROWS // 2, 2 * _LENGTH)):
+            while pool:
+                self._add_gradients(self.packer.batch(pool, rows, length), total)
         return self.optimizer.step(self.args.lr)
+
+    def _add_gradients(self, batch: Batch, total: int) -> None:
+        """Those of a batch's targets, as its part of the mean over ``total`` of them."""
+        arrays = {k: torch.from_numpy(v) for k, v in batch.arrays().items() if k != "family"}
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, _, _ = self.run_loss(arrays)
+        (loss * (float((batch.labels >= 0).sum()) / total)).backward()
 
     def measure(self, level: str) -> dict:
         """pass@1 and pass@16 on problems of the evaluation side."""
@@ -237,8 +242,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--no-compile", action="store_true")
     args = p.parse_args(argv)
     args.tasks = chosen_of(args.tasks, TASKS, "--tasks")
-    for name, least in (("problems", 1), ("group", 2), ("measure_every", 1)):
+    for name, least in (("problems", 1), ("group", 2), ("measure_every", 1), ("max_new_tokens", 1)):
         at_least(least, getattr(args, name), f"--{name.replace('_', '-')}")
+    if args.max_new_tokens > _LENGTH:  # with a prompt it fits into the longer rows
+        got = args.max_new_tokens
+        raise InvalidRequest(f"--max-new-tokens: got {got}, allowed is 1 to {_LENGTH}")
     if not args.lam >= 0:
         raise InvalidRequest(f"--lam: got {args.lam}, must be 0 or more")
     args.levels = phases(args.levels)
