@@ -11,7 +11,7 @@ import numpy as np
 
 from .charts import Chart, Series
 from .closes import HARD, LANDING, MESSAGE
-from .crowd import CONSENSUS, VOTE
+from .crowd import CONSENSUS
 from .stops import (
     AUTO,
     CONFIDENT,
@@ -253,32 +253,28 @@ def _of_efforts(full: Sequence[Row]) -> Iterator[Claim]:
 
 
 def _of_agents(agents: Sequence[Row]) -> Iterator[Claim]:
-    known = {(r["aggregate"], r["agents"]): r for r in agents}
-    vote = "vote" if ("vote", 8) in known else VOTE
-    if (vote, 8) not in known:
+    if not agents:
         yield Claim("several agents on hard items", "none were asked (--contemplate 0)", None)
         return
-    eight, one = known[vote, 8], known[vote, 1]
+    known = {(r["aggregate"], r["agents"]): r for r in agents}
+    eight, one = known["vote", 8], known["vote", 1]
     yield Claim(
         "hard items: 8 agents ≥ 8 points above 1",
-        f"{vote}: {_number(eight, 'gain_points')}",
+        f"vote: {_number(eight, 'gain_points')}",
         *_at_least(eight, "gain_points", 8),
     )
     ratio = eight["seconds"] / one["seconds"]
-    yield Claim("`wall(8)` ≤ 2 × `wall(1)` on Nano", f"{vote}: {ratio:.2f} ×", ratio <= 2)
+    yield Claim("`wall(8)` ≤ 2 × `wall(1)` on Nano", f"vote: {ratio:.2f} ×", ratio <= 2)
     until = next(r for r in agents if r["aggregate"] == CONSENSUS)
     yield Claim(
         "tokens against vote until consensus",
-        f"{vote} of 8: {eight['tokens']:.0f} tokens for {eight['accuracy']:.1%}; until consensus: "
+        f"vote of 8: {eight['tokens']:.0f} tokens for {eight['accuracy']:.1%}; until consensus: "
         f"{until['tokens']:.0f} for {until['accuracy']:.1%}",
         None,
     )
-    if ("refine", 8) in known:
-        ahead = _ahead_of_vote(known["refine", 8], [r for r in agents if r["aggregate"] == vote])
-        told = f"{ahead:.1f} points at 8 agents"
-        yield Claim("`refine` ≥ 2 points above vote at equal tokens", told, ahead >= 2)
-    else:
-        yield Claim("`refine` ≥ 2 points above vote at equal tokens", "no contemplating", None)
+    ahead = _ahead_of_vote(known["refine", 8], [r for r in agents if r["aggregate"] == "vote"])
+    told = f"{ahead:.1f} points at 8 agents"
+    yield Claim("`refine` ≥ 2 points above vote at equal tokens", told, ahead >= 2)
 
 
 def _ahead_of_vote(refined: Row, votes: Sequence[Row]) -> float:

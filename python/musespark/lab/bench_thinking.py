@@ -28,7 +28,6 @@ from .backends import Reply
 from .bench_report import charts, markdown
 from .closes import HARD, LANDING, MESSAGE, End, Trace, Tracer
 from .crowd import (
-    CONTEMPLATES,
     MOST,
     VOTE,
     Sampler,
@@ -321,8 +320,6 @@ def _agents(sampler: Sampler, items: Sequence[Item], args: argparse.Namespace) -
     for k, crowd in enumerate(crowds):
         if crowd.aggregate == VOTE:
             crowds[k] = timed(crowd, alone, pooled(crowd.agents))
-    if not CONTEMPLATES:
-        return crowd_rows(crowds, seed)
 
     def thought(agents: int, aggregate: str) -> Callable[[Item], object]:
         return lambda item: contemplate(sampler.model, item, agents, aggregate, limit, seed)

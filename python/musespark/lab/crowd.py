@@ -22,8 +22,10 @@ import numpy as np
 
 import musespark
 
+from ..contemplating.votes import majority_probability
+from ..thinking import ThinkingPolicy
 from .backends import FREE, Reply
-from .engine import MusesparkBackend, plain, run
+from .engine import MusesparkBackend, messages_of, plain, run
 from .evaluate import right
 from .item import Item, grade, normalize
 from .paired import Resampled, interval
@@ -38,8 +40,6 @@ _CONSENSUS = 0.95
 _TEMPERATURE = 0.7
 #: Conversations that contemplate beside each other while accuracy is measured.
 _BESIDE = 4
-#: Whether this version contemplates.
-CONTEMPLATES = hasattr(musespark, "ContemplatingOptions")
 Progress = Callable[[int, int], None]
 
 
@@ -142,15 +142,9 @@ def until_consensus(samples: Sequence[Sample]) -> int:
     for drawn in range(1, len(samples)):
         behind = _backing(samples[:drawn], lambda one: 1)
         first, second = [*(votes for _, votes in behind.most_common(2)), 0, 0][:2]
-        if first and leads(int(first), int(second)) >= _CONSENSUS:
+        if first and majority_probability(int(first), int(second)) >= _CONSENSUS:
             return drawn
     return len(samples)
-
-
-def leads(first: int, second: int) -> float:
-    """P(p > 1/2), p of Beta(first + 1, second + 1): a binomial sum, for the counts are whole."""
-    n = first + second + 1
-    return sum(math.comb(n, k) for k in range(first + 1)) / 2**n
 
 
 def sampled(pool: Sequence[Sequence[Sample]]) -> Iterator[Crowd]:
@@ -175,8 +169,9 @@ def contemplate(
 ) -> tuple[bool, int]:
     """Whether contemplating answers ``item`` right, and the tokens of all its agents."""
     result = model.chat(
-        item.messages,
+        messages_of(item),
         tools=item.tools,
+        thinking_policy=ThinkingPolicy(),  # as samples: nothing that was calibrated
         reasoning_effort=item.effort,
         mode="contemplating",
         n_agents=agents,
