@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 
+from ..weights.files import write_whole
 from .arguments import at_least, check_targets, chosen_of
 from .backends import Reply
 from .engine import MusesparkBackend
@@ -63,11 +63,9 @@ def problems(tasks: Sequence[str], efforts: Sequence[str], n: int, seed: int) ->
 
 
 def write(items: list[Item], path: Path) -> None:
-    """As JSON lines that ``mix.read_rollouts`` reads; aside, then renamed."""
+    """As JSON lines that ``mix.read_rollouts`` reads."""
     rows = ({k: v for k, v in asdict(i).items() if k != "pictures"} for i in items)
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -101,7 +99,8 @@ def main(argv: list[str]) -> None:
     samples: list[list[Reply]] = []
     try:
         for k in range(args.samples):
-            options = {"temperature": args.temperature, "seed": args.seed * 1009 + k}
+            options = {"temperature": args.temperature, "thinking_policy": "off"}
+            options["seed"] = args.seed * 1009 + k
             bar = Bar(f"sample {k + 1} of {args.samples}")
             samples.append(backend.reply(items, args.max_new_tokens, options=options, progress=bar))
     finally:
