@@ -567,6 +567,24 @@ def test_each_agent_runs_the_tools_it_calls_once(nano) -> None:
     assert all(one == results[0] for one in results)
 
 
+def test_a_turn_that_is_submitted_while_its_caller_leaves_is_cancelled(nano, monkeypatch) -> None:
+    """A tool runs in a thread of its own: its answer is submitted as the caller cancels."""
+    stage = Stage(nano, [Script("", "", raw=call("Oslo")), Script("", "", raw=answer("dry"))])
+    submit = stage._submit
+
+    def late(*given: Any) -> Any:
+        handle, collector = submit(*given)
+        if len(stage.handles) == 2:
+            stream.cancel()
+        return handle, collector
+
+    monkeypatch.setattr(stage, "_submit", late)
+    stream = stage.contemplate("Rain?", n_agents=1, tools={"weather": lambda city: "rain"})
+    with pytest.raises(Cancelled):
+        stream.drain()
+    assert stage.handles[1].cancelled and stage.handles[1].given == 0
+
+
 def test_calls_that_nobody_runs_are_voted_on(nano) -> None:
     def weather(city: str) -> str:
         """The weather of a city."""

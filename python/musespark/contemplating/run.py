@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from musespark.requests import PreparedChat
 
 Messages = str | Sequence[Mapping[str, Any]]
+_CANCELLED = "this contemplation was cancelled"
 
 
 class Contemplation:
@@ -146,7 +147,7 @@ class Contemplation:
 
     def _submit(self, prepared: PreparedChat, seed: int, *, first: bool = False) -> Turn:
         if self._cancelled:  # while another thread ran a tool
-            raise Cancelled("this contemplation was cancelled")
+            raise Cancelled(_CANCELLED)
         model = self._model
         request, collector = prepared.ask(seed)
         if self._ends is not None:  # what is left now
@@ -157,6 +158,9 @@ class Contemplation:
             if model._engine.closed and not first:
                 raise Cancelled(CLOSED_MEANWHILE) from error
             raise
+        if self._cancelled:  # meanwhile: who cancelled did not know of it
+            handle.discard()
+            raise Cancelled(_CANCELLED)
         return Turn(request, handle, collector)
 
     def _undecided(self) -> bool:
