@@ -27,16 +27,18 @@ def open_drafter(
     return drafter
 
 
-def give_drafter(weights: LoadedWeights, drafter: LoadedWeights) -> None:
-    """Makes a drafter a part of the model that is loaded: of its engine, of the memory it takes, of
-    what it says of itself, and closed with it. InvalidRequest for an embedding model; whether the
+def give_drafter(weights: LoadedWeights, drafter: LoadedWeights, context: int | None) -> None:
+    """Makes a drafter a part of the model that is loaded: of its engine, of the memory it takes
+    with texts of ``context`` tokens (None: of the model's most), of what it says of itself, and
+    closed with it. InvalidRequest for an embedding model; whether the
     two go together otherwise the core says."""
     if weights.spec.bidirectional:
         raise InvalidRequest(f"drafter: got one, {weights.info['source']} writes no text")
     info, spec = drafter.info, drafter.spec
     formats = "f32" if spec.block else "kv8"  # csrc/bindings/register_engine.cc
     weights.drafter = drafter
-    weights.beside = int(info["bytes"]) + kv_bytes(spec, formats, weights.spec.max_context)
+    tokens = weights.spec.max_context if context is None else context
+    weights.beside = int(info["bytes"]) + kv_bytes(spec, formats, tokens)
     kind = f"blocks of {spec.block}" if spec.block else f"a {info['family']} model"
     size = f"{info['parameters'] / 1e6:.1f}M parameters, {human_bytes(info['bytes'])}"
     weights.info["notes"].append(f"drafter: {info['source']}, {kind}, {size}")

@@ -190,7 +190,8 @@ def load_for(
         # Merged into floats it takes nothing of its own; the model counts what it then is.
         beside = lora.stored_bytes() if lora is not None and recipe != "none" else 0
         # auto is not known yet; with kv4 it fits, or nothing does
-        choose_context(spec, weights, recipe, "kv4" if kv == "auto" else kv, context, beside)
+        keys = "kv4" if kv == "auto" else kv
+        choose_context(spec, weights, recipe, keys, context, {"adapter": beside})
 
     def ready(spec: ModelSpec, assets: dict[str, bytes], name: str) -> None:
         check_usable(spec, assets, name, use)
@@ -202,7 +203,7 @@ def load_for(
         opened.callback(weights.close)
         _refuse_drafter(weights.spec, source)
         if drafts is not None:
-            give_drafter(weights, drafts)
+            give_drafter(weights, drafts, context)
         if use is not None:  # what was packed before has not been asked
             check_use(weights.spec, weights.assets, str(weights.info["source"]), use)
         if verify:

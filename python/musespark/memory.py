@@ -11,6 +11,7 @@ import html
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from musespark.engine import default_threads
@@ -325,14 +326,14 @@ def choose_context(
     recipe: str,
     kv: str,
     asked: int | None,
-    adapter: int = 0,
+    beside: Mapping[str, int] = MappingProxyType({}),
 ) -> Choice:
     """The context of a model that is being loaded, from what is free on this machine.
 
     `weights` are the bytes of each recipe the model can have, `recipe` the one that is loaded.
-    `asked` None: the model's own limit, or what fits in half of the free memory. `adapter`: bytes
-    of one that is loaded with the model, beside its weights. What does not fit raises
-    MemoryBudgetExceeded and says what would.
+    `asked` None: the model's own limit, or what fits in half of the free memory. `beside`: bytes
+    of what is loaded with the model, by name. What does not fit raises MemoryBudgetExceeded and
+    says what would.
     """
     most = spec.max_context
     if asked is not None and (
@@ -340,11 +341,11 @@ def choose_context(
     ):
         raise InvalidRequest(f"context: got {asked!r:.60}, allowed is 1 to {most}, the model's own")
     free, need = available_memory(), Needs(spec, recipe)
-    taken = weights[recipe] + adapter
+    taken = weights[recipe] + sum(beside.values())
     least = min(LEAST_CONTEXT, most) if asked is None else asked
     needed = need.reserved(kv, least)
     if needed > need.room(free, taken, least):
-        raise MemoryBudgetExceeded(_too_large(spec, weights, recipe, kv, least, free, adapter))
+        raise MemoryBudgetExceeded(_too_large(spec, weights, recipe, kv, least, free, beside))
     fits = asked or max(least, need.largest_context(kv, free, taken, KV_SHARE))
     share = max(needed, min(int(free * KV_SHARE), need.room(free, taken, fits)))
     if asked is not None:
@@ -363,23 +364,24 @@ def _too_large(
     kv: str,
     tokens: int,
     free: int,
-    adapter: int,
+    beside: Mapping[str, int],
 ) -> str:
     """What to tell of a choice that does not fit: its parts, and the choices that would."""
     need = Needs(spec, recipe)
     needed, working = need.reserved(kv, tokens), need.step(tokens) + need.process
+    more = sum(beside.values())
     fitting = []
     for one, size in weights.items():
         for form in _formats(spec, None):
-            most = Needs(spec, one).largest_context(form, free, size + adapter)
+            most = Needs(spec, one).largest_context(form, free, size + more)
             if most >= min(LEAST_CONTEXT, spec.max_context):
                 fitting.append(f"quantize={_asked(one)!r}, kv={form!r} with up to {most:,} tokens")
-    beside = f"the adapter {human_bytes(adapter)}, " if adapter else ""
+    told = "".join(f"the {name} {human_bytes(size)}, " for name, size in beside.items() if size)
     return (
         f"quantize={_asked(recipe)!r}, kv={kv!r} and {tokens:,} tokens need "
-        f"{human_bytes(weights[recipe] + adapter + needed + working)} (weights "
+        f"{human_bytes(weights[recipe] + more + needed + working)} (weights "
         f"{human_bytes(weights[recipe])}, keys and values {human_bytes(needed)}, "
-        f"{beside}the rest about {human_bytes(working)}); {human_bytes(free)} are free. "
+        f"{told}the rest about {human_bytes(working)}); {human_bytes(free)} are free. "
         f"What would fit: {'; '.join(fitting) or 'nothing of this model'}. "
         "MUSESPARK_MEMORY says how much may be used, where that is not what is free"
     )

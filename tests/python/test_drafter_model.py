@@ -10,7 +10,10 @@ import pytest
 
 import musespark
 from musespark.cli import main
-from musespark.errors import InvalidRequest, UnsupportedModel
+from musespark.drafters import give_drafter, open_drafter
+from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
+from musespark.sizes import kv_bytes
+from musespark.weights import open_model
 from support.bert_models import folder_of
 from support.drafters import drafter_folder
 
@@ -91,6 +94,30 @@ def test_a_smaller_model_may_draft() -> None:
         assert any(note.startswith("drafter: ") for note in model.info.notes)
     with musespark.load(threads=1, context=512) as plain:
         assert found.tokens == plain.chat("What is 17 + 25?", max_new_tokens=60).tokens
+
+
+def test_what_it_takes_is_counted_for_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights, and its keys and values of texts as long as the context."""
+
+    def least(context: int) -> int:
+        weights = open_model(None)
+        try:
+            give_drafter(weights, drafts, context)
+            return weights.beside
+        finally:
+            weights.drafter = None
+            weights.close()
+
+    drafts = open_drafter(NANO)
+    try:
+        bytes_of = [kv_bytes(drafts.spec, "kv8", n) for n in (300, 2048)]
+        assert [least(300), least(2048)] == [drafts.info["bytes"] + n for n in bytes_of]
+        assert bytes_of[1] - bytes_of[0] > 100_000
+    finally:
+        drafts.close()
+    monkeypatch.setenv("MUSESPARK_MEMORY", "20MiB")
+    with pytest.raises(MemoryBudgetExceeded, match=r"the drafter [\d.]+ MiB, the rest"):
+        musespark.load(threads=1, drafter=NANO, context=2048)
 
 
 def test_what_is_no_drafter_of_this_model_is_refused(folder: Path, tmp_path: Path) -> None:
