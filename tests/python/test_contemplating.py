@@ -7,6 +7,7 @@ import gc
 import json
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,10 +18,11 @@ from tests.support import eyes as e
 import musespark
 from musespark import AgentDelta, ContemplationResult
 from musespark.contemplating import agent_seed
-from musespark.contemplating.agents import trial_rows
+from musespark.contemplating.agents import Turn, trial_rows
 from musespark.errors import Cancelled, ContextOverflow, InvalidRequest
+from musespark.events import Finished, Tokens
 from support.chat_folder import HIDDEN, chat_folder
-from support.scripted_agents import Script, Stage
+from support.scripted_agents import Script, ScriptedHandle, Stage
 
 SUM = "Tom has 12 apples. He buys 7 more and gives 5 to Ann. How many apples does he have?"
 THINK = {"mode": "contemplating", "reasoning_effort": "high"}
@@ -236,11 +238,9 @@ def test_a_deadline_before_any_answer_tells_how_far_one_came(nano) -> None:
 
 def test_the_engines_deadline_counts_too(nano) -> None:
     """Requests have it, so that it is kept within a layer of a step."""
-    began = time.monotonic()
     found = nano.chat(SUM, **THINK, n_agents=3, seed=1, deadline=0.0)
     assert found.stop_reason == "deadline" and found.usage.completion_tokens == 0
     found = nano.chat(SUM, **THINK, n_agents=3, seed=1, deadline=0.02, consensus=None)
-    assert time.monotonic() - began < 5
     assert all(one.usage.completion_tokens < 120 for one in found.agents)
     assert nano._engine.stats()["running"] == nano._engine.stats()["waiting"] == 0
 
@@ -489,6 +489,23 @@ def test_rows_of_trials_are_counted_as_the_engine_counts_them(nano) -> None:
         assert rows == stats["trial_tokens"] > 0
 
 
+def test_a_trial_that_began_with_the_last_token_taken_is_not_counted(nano) -> None:
+    """Whether the engine has ended it depends on the machine; of those before it is sure."""
+    request, collector = nano._requests.chat(SUM, {"thinking_policy": TRIALS})
+    turn = Turn(request, ScriptedHandle(Script("", ""), [], 0, int, 0), collector)
+    ids = Script("One two three. Four.", "5").ids(nano)
+    turn.receive(Tokens(ids, [-0.1] * len(ids), [[(i, 0.0)] for i in ids]))
+    while turn._thought < 3:
+        turn.take()
+    stats = defaultdict(int, completion_tokens=len(ids), thought_stop="none")
+    stats["trials"] = [(at, [7, 8], 0.5) for at in (2, 3, 4)]
+    turn.receive(Finished("cancelled", stats))
+    _, result, discarded = turn.finish("cancelled")
+    assert [one.thought_tokens for one in result.trials] == [2]
+    assert result.usage.probe_tokens == trial_rows(request.trials, [7, 8])
+    assert discarded == len(ids) - len(result.tokens)
+
+
 def test_a_prompt_is_computed_once(nano) -> None:
     question = "Add these numbers: " + ", ".join(map(str, range(100, 160))) + "."
     with musespark.load(threads=1) as fresh:
@@ -629,6 +646,8 @@ def test_options_of_agents_need_the_mode_and_the_mode_is_spelled_so(nano) -> Non
         nano.chat(SUM, **THINK, n_agent=3)
     with pytest.raises(InvalidRequest, match="which chat, achat and chat_batch have"):
         nano.session().chat(SUM, mode="contemplating")
+    with pytest.raises(InvalidRequest, match="temperature: got 0 with n_agents = 2"):
+        nano.chat(SUM, **THINK, n_agents=2, temperature=0)
     with pytest.raises(InvalidRequest, match="temperature: got 0 with n_agents = 8"):
         nano.chat(SUM, **THINK, temperature=0)
     with pytest.raises(InvalidRequest, match="seed: got -1"):

@@ -49,6 +49,14 @@ def test_a_line_keeps_the_signs_it_is_given():
     assert straight.slopes == pytest.approx((20.0,))
 
 
+def test_each_piece_costs_a_slope_and_a_knot():
+    """Schwarz 1978: where more pieces fit no better, the criterion differs by their price alone."""
+    straight = piecewise(10, 30)
+    one, two, three = (curve.best_line(straight, (1,) * count).bic for count in (1, 2, 3))
+    price = 2 * np.log(len(straight))
+    assert (two - one, three - one) == pytest.approx((price, 2 * price))
+
+
 def test_monotone_lines_of_three_pieces_fit_a_bend():
     assert len(curve.monotone(piecewise(10, 80, 80, 90)).slopes) == 3
 

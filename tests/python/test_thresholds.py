@@ -100,6 +100,13 @@ def test_trials_come_with_it(nano) -> None:
     assert evicting.thinking_policy == "loop" and not evicting.trials
 
 
+def test_it_is_not_for_an_adapted_model(nano, monkeypatch) -> None:
+    calibrate(nano)
+    monkeypatch.setattr(nano._adapters, "id_of", lambda adapter: 0 if adapter else None)
+    assert nano._requests._chat_options({})[1].chosen == "calibrated 0.05"
+    assert nano._requests._chat_options({"adapter": object()})[1].chosen == "loop"
+
+
 def test_the_shipped_file_is_for_its_model_alone(nano, tmp_path, monkeypatch) -> None:
     shipped = tmp_path / "thinking.json"
     monkeypatch.setattr(thresholds, "SHIPPED", shipped)
