@@ -188,10 +188,9 @@ def load_for(
     def admit(spec: ModelSpec, weights: dict[str, int], recipe: str) -> None:
         _refuse_drafter(spec, source)
         # Merged into floats it takes nothing of its own; the model counts what it then is.
-        beside = lora.stored_bytes() if lora is not None and recipe != "none" else 0
+        beside = {"adapter": lora.stored_bytes()} if lora is not None and recipe != "none" else {}
         # auto is not known yet; with kv4 it fits, or nothing does
-        keys = "kv4" if kv == "auto" else kv
-        choose_context(spec, weights, recipe, keys, context, {"adapter": beside})
+        choose_context(spec, weights, recipe, "kv4" if kv == "auto" else kv, context, beside)
 
     def ready(spec: ModelSpec, assets: dict[str, bytes], name: str) -> None:
         check_usable(spec, assets, name, use)

@@ -74,9 +74,8 @@ class Model:
         self.tokenizer = tokenizer_of(assets, str(weights.info["source"]))
         info, merged = weights.info, bool(weights.info.get("merged"))
         lora = 0 if adapter is None or merged else core_bytes(adapter.tensors())
-        recipe, keys = info["quantize"], kv_formats(kv, info["kv"])
-        beside = {"adapter": lora, "drafter": weights.beside}
-        fit = choose_context(spec, info["weights"], recipe, keys, context, beside)
+        keys, beside = kv_formats(kv, info["kv"]), {"adapter": lora, "drafter": weights.beside}
+        fit = choose_context(spec, info["weights"], info["quantize"], keys, context, beside)
         limit, notes = fit.context, fit.notes
         place(weights)
         count = default_threads() if threads is None else threads
