@@ -10,9 +10,9 @@ import pytest
 
 import musespark
 from musespark.errors import UnsupportedModel
-from musespark.lab.backends import Reply
+from musespark.lab.backends import Reply, right
 from musespark.lab.closes import HARD, LANDING, MESSAGE, Budget, End, Trace, Tracer, Trial, states
-from musespark.lab.evaluate import items_for, right
+from musespark.lab.evaluate import items_for
 from musespark.lab.item import Item
 from musespark.lab.oracle import thinking_tokens
 from musespark.lab.stops import (

@@ -13,7 +13,7 @@ from ..errors import MissingLibrary
 from ..results import ThoughtSignals
 from . import protocol, zoom
 from . import tokenizer as tok
-from .item import Item
+from .item import Item, grade
 from .raster import PATCH, Picture
 
 _CALL = re.compile(r'<atem:invoke name="([^"]*)">\n(.*?)</atem:invoke>', re.S)
@@ -50,6 +50,11 @@ class Reply:
     stopped: str = "none"
     logprobs: tuple[float, ...] = ()
     signals: ThoughtSignals | None = field(default=None, compare=False)
+
+
+def right(item: Item, reply: Reply) -> bool:
+    """Whether a reply ended and is exactly right."""
+    return reply.finished and grade(item, reply.answer, reply.calls)
 
 
 #: How a model is to think: as it likes, or not at all (its thought is empty and closed).

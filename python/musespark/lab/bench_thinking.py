@@ -24,7 +24,7 @@ import numpy as np
 from ..errors import InvalidRequest
 from ..weights.files import write_whole
 from .arguments import at_least, check_targets, chosen_of, filled
-from .backends import Reply
+from .backends import Reply, right
 from .bench_report import charts, markdown
 from .closes import HARD, LANDING, MESSAGE, End, Trace, Tracer
 from .crowd import (
@@ -37,7 +37,7 @@ from .crowd import (
     sampled,
     timed,
 )
-from .evaluate import items_for, right, told
+from .evaluate import items_for, told
 from .item import EFFORTS, LEVELS, Item
 from .items_file import read_problems
 from .paired import Outcomes, Resampled, difference, rows

@@ -26,10 +26,9 @@ from ..text.channels import THOUGHT, ChannelParser, Turn
 from ..thinking.policy import OFF, Thinking
 from ..thinking.request import token_class
 from ..thinking.sentences import whole_characters
-from .backends import Reply
+from .backends import Reply, right
 from .engine import MusesparkBackend, plain, run
 from .engine import Turn as Conversation
-from .evaluate import right
 from .item import Item, grade, normalize
 from .oracle import thinking_tokens, thoughts
 

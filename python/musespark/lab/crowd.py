@@ -24,9 +24,8 @@ import musespark
 
 from ..contemplating.votes import majority_probability
 from ..thinking import ThinkingPolicy
-from .backends import FREE, Reply
+from .backends import FREE, Reply, right
 from .engine import MusesparkBackend, messages_of, plain, run
-from .evaluate import right
 from .item import Item, grade, normalize
 from .paired import Resampled, interval
 

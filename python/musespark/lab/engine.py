@@ -22,8 +22,8 @@ from ..events import Request
 from ..generation import Collector, Stream
 from ..thinking import ThinkingPolicy
 from . import zoom
-from .backends import EMPTY, FREE, ZOOMS, Reply
-from .item import Item, grade
+from .backends import EMPTY, FREE, ZOOMS, Reply, right
+from .item import Item
 from .oracle import Markers, cuts, thinking_tokens
 
 #: Conversations under way: more than a batch of the engine, so that none of its rows waits.
@@ -119,7 +119,7 @@ class MusesparkBackend:
         reply.probe_tokens += probed
         if oracle:
             reply.stable = reply.thinking_tokens
-            if _right(item, reply):
+            if right(item, reply):
                 reply.stable = yield from self._stable(item, reply, before, limit, stream)
             _release(stream)
         return reply
@@ -136,7 +136,7 @@ class MusesparkBackend:
             except ContextOverflow:
                 break
             result = yield asked
-            if not _right(item, self._reply(result)):
+            if not right(item, self._reply(result)):
                 break
             stable = before + cut.thinking
         return stable
@@ -225,10 +225,6 @@ def run(turns: Iterator[Turn], total: int, progress: Callable[[int, int], None])
 def _release(stream: Stream) -> None:
     if stream.handle.retained is not None:
         stream.handle.retained.release()
-
-
-def _right(item: Item, reply: Reply) -> bool:
-    return reply.finished and grade(item, reply.answer, reply.calls)
 
 
 def plain(function: dict) -> dict:

@@ -22,8 +22,8 @@ import numpy as np
 
 from ..weights.files import write_whole
 from . import mix
-from .backends import EMPTY, Backend, Reply
-from .item import Evaluation, HeldOutWording, Item, compose, grade, is_calibration
+from .backends import EMPTY, Backend, Reply, right
+from .item import Evaluation, HeldOutWording, Item, compose, is_calibration
 from .raster import Picture
 from .tasks import draw, split_of
 from .zoom import NAME, opened
@@ -188,11 +188,6 @@ def baselines(backend: Backend, items: list[Item], limit: int, progress: Progres
 
 
 # ---- rows ---------------------------------------------------------------------------------------
-
-
-def right(item: Item, reply: Reply) -> bool:
-    """Whether a reply ended and is exactly right."""
-    return reply.finished and grade(item, reply.answer, reply.calls)
 
 
 def score(items: list[Item], replies: list[Reply], seconds: float = 0.0) -> list[dict]:

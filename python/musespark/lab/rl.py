@@ -25,9 +25,9 @@ from ..errors import InvalidRequest
 from . import checkpoint, network, protocol
 from . import tokenizer as tok
 from .arguments import at_least, chosen_of
-from .backends import Reply
+from .backends import Reply, right
 from .engine import MusesparkBackend
-from .item import EFFORTS, LEVELS, Item, compose, grade
+from .item import EFFORTS, LEVELS, Item, compose
 from .optim import Optimizer
 from .pack import Batch, Packer, Sample, plain_sample
 from .rollouts import TASKS
@@ -119,7 +119,7 @@ class Learner:
             for _ in range(args.problems)
         ]
         groups = self.replies(items, args.group, args.seed * 100_003 + self.step)
-        correct = np.array([[_right(i, r) for r in g] for i, g in zip(items, groups, strict=True)])
+        correct = np.array([[right(i, r) for r in g] for i, g in zip(items, groups, strict=True)])
         tokens = np.array([[r.thinking_tokens for r in g] for g in groups])
         worth = advantages(correct, tokens, args.lam)
         samples = [
@@ -183,12 +183,12 @@ class Learner:
             problem = draw(rng, args.tasks[k % len(args.tasks)], level, evaluation=True)
             items.append(compose(problem, args.effort, rng))
         groups = self.replies(items, _PASS, args.seed)
-        right = np.array([[_right(i, r) for r in g] for i, g in zip(items, groups, strict=True)])
+        solved = np.array([[right(i, r) for r in g] for i, g in zip(items, groups, strict=True)])
         return {
             "step": self.step,
             "level": level,
-            "pass_at_1": round(float(right.mean()), 4),
-            "pass_at_16": round(float(right.any(1).mean()), 4),
+            "pass_at_1": round(float(solved.mean()), 4),
+            "pass_at_16": round(float(solved.any(1).mean()), 4),
         }
 
     def save(self) -> None:
@@ -205,10 +205,6 @@ class Learner:
 def args_key(args: argparse.Namespace) -> str:
     """What the measured problems depend on: the same for every run that is compared."""
     return f"{','.join(args.tasks)} {args.effort}"
-
-
-def _right(item: Item, reply: Reply) -> bool:
-    return reply.finished and grade(item, reply.answer, reply.calls)
 
 
 def _weights_of(folder: Path) -> dict[str, torch.Tensor]:

@@ -17,9 +17,9 @@ from random import Random
 
 from ..weights.files import write_whole
 from .arguments import at_least, check_targets, chosen_of
-from .backends import Reply
+from .backends import Reply, right
 from .engine import MusesparkBackend
-from .item import EFFORTS, LEVELS, WRONG_CLOSE, WRONG_OPEN, Item, compose, grade
+from .item import EFFORTS, LEVELS, WRONG_CLOSE, WRONG_OPEN, Item, compose
 from .progress import Bar
 from .tasks import GATED, draw, pictures
 
@@ -40,10 +40,10 @@ def mended(thought: str) -> str | None:
 def kept(item: Item, replies: list[Reply], most: int) -> list[Item]:
     """Of the replies to ``item`` up to ``most`` right ones that differ, mended ones first; none
     where all are right or all are wrong."""
-    right = [r for r in replies if r.finished and grade(item, r.answer, r.calls)]
-    if len(right) in (0, len(replies)):
+    good = [r for r in replies if right(item, r)]
+    if len(good) in (0, len(replies)):
         return []
-    thoughts = dict.fromkeys(r.thought for r in right)
+    thoughts = dict.fromkeys(r.thought for r in good)
     told = [mended(t) or t for t in thoughts]
     told.sort(key=lambda t: WRONG_OPEN not in t)  # stable: else in the order they came
     return [replace(item, thought=t) for t in told[:most]]
