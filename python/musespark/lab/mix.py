@@ -114,6 +114,7 @@ def draw_training_item(rng: Random, phase: str) -> Item:
 
 #: Relative weight of each kind of picture; a picture of shapes is asked anything about shapes.
 PICTURES = {
+    "pointing": 10,
     "counting": 4,
     "codes": 2.5,
     "displays": 1.5,

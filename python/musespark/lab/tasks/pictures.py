@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 
 from ..item import Problem, is_evaluation
-from . import figures, panels, scenes, zooming
+from . import figures, panels, pointing, scenes, zooming
 from .scenes import Asker
 
 SCENES: dict[str, Callable[[Random, str], Asker]] = {
@@ -14,6 +14,7 @@ SCENES: dict[str, Callable[[Random, str], Asker]] = {
     **panels.SCENES,
     **zooming.SCENES,
     **figures.SCENES,
+    **pointing.SCENES,
 }
 
 #: All picture tasks split as one, so that a scene held out from one task is held out from each.
