@@ -1,4 +1,4 @@
-// _core.testing.Drafter: a block drafter over one text, without the engine.
+// _core.testing: a block drafter over one text, without the engine; how long drafts are to be.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -9,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "cache/page_pool.h"
 #include "cache/sequence.h"
+#include "decode/speculation.h"
 #include "dict_reader.h"
 #include "model/drafter.h"
 #include "register.h"
@@ -68,10 +69,27 @@ class TestDrafter {
   std::unique_ptr<Sequence> kv_;
 };
 
+void register_lengths(py::module_& testing) {
+  py::class_<RowCost>(testing, "RowCost")
+      .def(py::init<>())
+      .def("observe", &RowCost::observe, py::arg("rows"), py::arg("seconds"))
+      .def("wants_single", &RowCost::wants_single);
+  py::class_<DraftLength>(testing, "DraftLength")
+      .def(py::init<>())
+      .def(
+          "next",
+          [](DraftLength& length, const RowCost& cost, std::int64_t most, double draft_pass,
+             double each) { return length.next(cost, most, {draft_pass, each}).count; },
+          py::arg("cost"), py::arg("most"), py::kw_only(), py::arg("draft_pass"), py::arg("each"))
+      .def("skipped", &DraftLength::skipped)
+      .def("tried", &DraftLength::tried, py::arg("drafted"), py::arg("right"));
+}
+
 }  // namespace
 
 void register_drafter_testing(py::module_& m) {
   auto testing = m.def_submodule("testing");
+  register_lengths(testing);
   py::class_<TestDrafter>(testing, "Drafter")
       .def(py::init<const py::object&, const py::dict&, const py::object&, const py::dict&,
                     std::int64_t, int>(),

@@ -9,8 +9,10 @@ namespace musespark {
 namespace {
 
 constexpr std::int64_t kLongestMatch = 16;
-constexpr std::int64_t kMostPause = 512;
-constexpr double kGain = 1.02;  // least ratio of speeds for which a draft is made
+constexpr double kGain = 1.02;    // least ratio of speeds for which a draft is made
+constexpr double kSought = 0.01;  // of the time without drafts, to see whether they pay by now
+// What is left of a draft's weight after the next; of few drafts now and then the last say more.
+constexpr double kKept = 0.95, kKeptResting = 0.5;
 
 }  // namespace
 
@@ -53,30 +55,33 @@ void RowCost::observe(std::int64_t rows, double seconds) {
 }
 
 double DraftLength::speed(const RowCost& cost, std::int64_t count, const DraftCost& draft) const {
+  const double share = right_ / looked_at_;
   double expected = 1, term = 1;
   for (std::int64_t i = 0; i < count; ++i) {
-    term *= right_;
+    term *= share;
     expected += term;
   }
   return expected / (cost.of(count + 1) + draft.pass + draft.each * static_cast<double>(count));
 }
 
 DraftLength::Plan DraftLength::next(const RowCost& cost, std::int64_t most,
-                                    const DraftCost& draft) const {
+                                    const DraftCost& draft) {
   Plan best{0, kGain};
   for (std::int64_t count = 1; count <= most; ++count) {
     if (const double gain = speed(cost, count, draft); gain > best.speed) best = {count, gain};
   }
-  if (best.count > 0) return best;
-  const std::int64_t few = since_ >= pause_ ? std::min<std::int64_t>(2, most) : 0;
-  return {few, few > 0 ? speed(cost, few, draft) : 1};
+  pays_ = best.count > 0;
+  if (pays_) return best;
+  const std::int64_t few = std::min<std::int64_t>(2, most);
+  const double wasted = cost.of(few + 1) + draft.pass + draft.each * static_cast<double>(few) - 1;
+  if (few < 1 || kSought * static_cast<double>(since_) < wasted) return {0, 1};
+  return {few, speed(cost, few, draft)};
 }
 
 void DraftLength::tried(std::int64_t drafted, std::int64_t right) {
-  const double shown =
-      static_cast<double>(right) / static_cast<double>(std::min(right + 1, drafted));
-  right_ += 0.25 * (std::min(shown, 1.0) - right_);
-  pause_ = right > 0 ? kLeastPause : std::min(2 * pause_, kMostPause);
+  const double kept = pays_ ? kKept : kKeptResting;
+  right_ = kept * right_ + static_cast<double>(right);
+  looked_at_ = kept * looked_at_ + static_cast<double>(std::min(right + 1, drafted));
   since_ = 0;
 }
 

@@ -57,19 +57,21 @@ class DraftLength {
     std::int64_t count = 0;  // 0: none now
     double speed = 1;
   };
-  // Of at most `most` tokens.
-  Plan next(const RowCost& cost, std::int64_t most, const DraftCost& draft = {}) const;
+  // Of at most `most` tokens. Where none pays, a few now and then, to see whether that has changed:
+  // so seldom that they cost little even if all are wrong.
+  Plan next(const RowCost& cost, std::int64_t most, const DraftCost& draft = {});
   // What a draft of so many tokens is expected to give.
   double speed(const RowCost& cost, std::int64_t count, const DraftCost& draft = {}) const;
   // After a token that no draft was made for.
   void skipped() { ++since_; }
-  // After a draft: so many of its tokens were right.
+  // After the draft of the last plan: so many of its tokens were right.
   void tried(std::int64_t drafted, std::int64_t right);
 
  private:
-  static constexpr std::int64_t kLeastPause = 16;
-  double right_ = 0.7;  // how often the next token of a draft is right
-  std::int64_t since_ = 0, pause_ = kLeastPause;
+  // Of tokens that were looked at, up to the first wrong one; older drafts count less.
+  double right_ = 1.4, looked_at_ = 2;
+  bool pays_ = true;        // as far as is known
+  std::int64_t since_ = 0;  // tokens without a draft
 };
 
 }  // namespace musespark

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from random import Random
 
 import pytest
 
 import musespark
+from musespark import _core
 from musespark.errors import InvalidRequest
 from musespark.events import Request
 from support import engine_cases as cases
@@ -124,3 +126,53 @@ def test_the_option() -> None:
         pytest.raises(InvalidRequest, match="draft_tokens: got 17"),
     ):
         engine.submit(Request(tokens=[1], draft_tokens=17))
+
+
+def simulated(
+    share: float, slope: float, fixed: float, each: float, *, wrong: int = 0, tokens: int = 20_000
+) -> float:
+    """Tokens in the time of a plain row, where each drafted token is right with probability
+    ``share``, rows cost ``slope`` of the first, and a draft ``fixed`` and ``each`` token. After
+    ``wrong`` tokens whose drafts were all wrong, which do not count."""
+    cost, length, rng = _core.testing.RowCost(), _core.testing.DraftLength(), Random(3)
+    written, spent = -wrong, 0.0
+    while written < tokens:
+        single = cost.wants_single()
+        count = 0 if single else length.next(cost, 7, draft_pass=fixed, each=each)
+        step = 1 + slope * count
+        cost.observe(1 + count, 0.01 * step)
+        right = 0
+        while right < count and written >= 0 and rng.random() < share:
+            right += 1
+        if count:
+            length.tried(count, right)
+        elif not single:
+            length.skipped()
+        if written >= 0:
+            spent += step + (fixed + each * count if count else 0)
+        written += 1 + right
+    return tokens / spent
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.05, 0.2, 1.0])
+@pytest.mark.parametrize(
+    ("fixed", "each"), [(0, 0), (0.1, 0), (0.5, 0), (2.0, 0), (0, 0.1), (0, 1)]
+)
+def test_drafts_never_cost_more_than_they_give(slope: float, fixed: float, each: float) -> None:
+    """Whatever part is right and whatever drafts cost: at most 3% are lost to finding out, and
+    where drafts pay, what the best length would give is nearly reached."""
+    for share in (0.0, 0.1, 0.25, 0.5, 0.7, 0.9, 0.98):
+        best = max(
+            sum(share**i for i in range(count + 1))
+            / (1 + slope * count + (fixed + each * count if count else 0))
+            for count in range(8)
+        )
+        found = simulated(share, slope, fixed, each)
+        assert found > 0.97, (share, found)
+        if best > 1.2:
+            assert found > 0.9 * best, (share, found, best)
+
+
+def test_a_text_that_repeats_itself_at_last() -> None:
+    """However long drafts were wrong, they are soon made again."""
+    assert simulated(1.0, 0.1, 0, 0, wrong=5000, tokens=200) > 1.8
