@@ -218,10 +218,10 @@ MUTANTS = (
         "test_trials.py",
     ),
     Mutant(
-        "thoughts count as the answer's tokens",
-        "csrc/decode/entry.h",
-        "(stats.completion_tokens - thought)",
-        "stats.completion_tokens",
+        "headers count as the answer's tokens",
+        "csrc/decode/thoughts.cc",
+        "if (!heads) ++said_;",
+        "++said_;",
         "test_thinking.py",
     ),
     Mutant(

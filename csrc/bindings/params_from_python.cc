@@ -24,6 +24,12 @@ ThoughtParams read_thoughts(DictReader d) {
     out.opens.push_back(ids_from_python(marks, d.path("opens")));
   }
   out.closes = ids_from_python(d.value("closes"), d.path("closes"));
+  if (d.has("header")) {
+    const std::vector<std::int32_t> ids = ids_from_python(d.value("header"), d.path("header"));
+    if (ids.size() != 2) DictReader::fail(d.path("header"), shown(d.value("header")), "two ids");
+    out.header = ids[0];
+    out.content = ids[1];
+  }
   d.finish();
   return out;
 }

@@ -59,7 +59,7 @@ struct RequestParams {
   ThoughtParams thoughts;
   ThinkingParams thinking;
   TrialParams trials;
-  // >= 0; tokens outside thoughts; none: as max_new_tokens leaves them.
+  // >= 1; ThoughtTracker::said() of the completion; none: as max_new_tokens leaves them.
   std::optional<std::int64_t> max_answer_tokens;
   // Rows that stand in the prompt in place of looked-up embeddings; their tokens are negative.
   // Those that are null are asked for when they are needed: keys and values may be known already.

@@ -43,6 +43,7 @@ struct Entry {
     stats.prompt_tokens = static_cast<std::int64_t>(tokens.size());
     sampler.add_prompt(tokens);
     thoughts.see(params.thoughts, tokens);
+    given_said = thoughts.said();
   }
 
   std::int64_t length() const { return kv ? kv->length() : 0; }
@@ -67,11 +68,10 @@ struct Entry {
     return wants_rows() ? params.logits_from : size() - 1;
   }
 
-  // Tokens that the completion may still have outside thoughts.
+  // Tokens that the completion may still have outside thoughts and their frame.
   std::int64_t answer_left() const {
     if (!params.max_answer_tokens) return std::numeric_limits<std::int64_t>::max();
-    const std::int64_t thought = thoughts.count(stats.prompt_tokens, size());
-    return *params.max_answer_tokens - (stats.completion_tokens - thought);
+    return *params.max_answer_tokens - (thoughts.said() - given_said);
   }
 
   // Whether a token ends the thought that is under way.
@@ -104,6 +104,7 @@ struct Entry {
   StopRules stop;
   std::int64_t constrained = 0;  // tokens of the completion that the constraint knows
   ThoughtTracker thoughts;
+  std::int64_t given_said = 0;  // thoughts.said() of the prompt
   ThinkingControl thinking;
   // trials.cc: the one under way; a sampled token that waits for it; where the last one began; how
   // many in a row gave the same answer.

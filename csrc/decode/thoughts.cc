@@ -32,13 +32,24 @@ void ThoughtTracker::see(const ThoughtParams& params, std::span<const std::int32
     if (open()) {
       if (std::ranges::find(params.closes, token) != params.closes.end()) {
         spans_.back().end = seen_;
+        in_header_ = token == params.header;
       }
       continue;
     }
-    const auto so_far = tokens.first(static_cast<std::size_t>(seen_ + 1));
-    const auto opens = [&](const auto& marks) { return ends_with(so_far, marks); };
-    if (std::ranges::any_of(params.opens, opens)) spans_.push_back({seen_ + 1, -1});
+    const bool heads = in_header_ || token == params.header;
+    if (!heads) ++said_;
+    open_where_marked(params, tokens.first(static_cast<std::size_t>(seen_ + 1)));
+    in_header_ = heads && token != params.content;
   }
+}
+
+void ThoughtTracker::open_where_marked(const ThoughtParams& params,
+                                       std::span<const std::int32_t> so_far) {
+  const auto opens = [&](const auto& marks) { return ends_with(so_far, marks); };
+  const auto marks = std::ranges::find_if(params.opens, opens);
+  if (marks == params.opens.end()) return;
+  spans_.push_back({seen_ + 1, -1});
+  if (so_far.back() != params.content) said_ -= static_cast<std::int64_t>(marks->size());
 }
 
 std::int64_t ThoughtTracker::count(std::int64_t first, std::int64_t size) const {
@@ -64,6 +75,9 @@ void check_thoughts(const ThoughtParams& params, std::int64_t vocab) {
     check_ids("thoughts.opens", marks, vocab);
   }
   check_ids("thoughts.closes", params.closes, vocab);
+  if (params.header >= 0 || params.content >= 0) {
+    check_ids("thoughts.header", {params.header, params.content}, vocab);
+  }
 }
 
 }  // namespace musespark

@@ -25,6 +25,8 @@ struct ThoughtParams {
   // A thought begins after any of these sequences of markers and ends before any of those tokens.
   std::vector<std::vector<std::int32_t>> opens;
   std::vector<std::int32_t> closes;
+  // Where channels have headers: the markers that one begins with and ends with. Negative: none.
+  std::int32_t header = -1, content = -1;
 };
 
 // Tokens begin .. end - 1, markers not counted; end < 0: the thought goes on.
@@ -44,9 +46,15 @@ class ThoughtTracker {
   bool open() const { return !spans_.empty() && spans_.back().end < 0; }
   // Thought tokens among positions first .. size - 1.
   std::int64_t count(std::int64_t first, std::int64_t size) const;
+  // Tokens so far that are no thought's, no marker of a thought's and no channel's header.
+  std::int64_t said() const { return said_; }
 
  private:
+  void open_where_marked(const ThoughtParams& params, std::span<const std::int32_t> so_far);
+
   std::vector<ThoughtSpan> spans_;
+  std::int64_t said_ = 0;
+  bool in_header_ = false;
   std::int64_t seen_ = 0;
 };
 

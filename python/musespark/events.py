@@ -46,7 +46,8 @@ class Request:
     ``thoughts``: how they are marked and what becomes of them, see
     :func:`musespark.thought_cache.request_thoughts`.
     ``thinking``: how long it thinks, see :meth:`musespark.thinking.request.Thoughts.asked`;
-    ``trials``: of answers, csrc/decode/trial.h. ``max_answer_tokens``: tokens outside thoughts.
+    ``trials``: of answers, csrc/decode/trial.h. ``max_answer_tokens``: tokens
+    outside thoughts, their markers and headers.
     ``draft_tokens``: of drafts at most, csrc/decode/speculation.h; ``draft_eagerly``: whatever they
     cost, for measurements, and of the drafter where there is one.
     ``constraint``: what may be written, as csrc/bindings/constraint_from_python.h says; of this

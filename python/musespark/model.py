@@ -204,10 +204,10 @@ class Model:
         none, minimal, low, medium, high or xhigh, by the template or, where it knows none, by a
         budget. ``thinking_token_budget``: thought tokens at most; before it ends the model is led
         to an end, then ``thinking_closing_message`` is written; ``max_new_tokens`` counts the
-        answer apart. ``thinking_policy``: a :class:`musespark.ThinkingPolicy`, ``auto`` (what was
-        calibrated for the model, at a rate of ``premature_exits``; else loops alone are ended) or
-        ``off``. ``mode``: auto (the model decides), instant (no thought), thinking (one first) or
-        contemplating (``n_agents`` answer at once, one answer is made of theirs: see
+        answer apart: no thought, no marker of one and no header. ``thinking_policy``: a
+        :class:`musespark.ThinkingPolicy`, ``auto`` (what was calibrated for the model, at a rate of
+        ``premature_exits``; else loops alone are ended) or ``off``. ``mode``: auto (the model
+        decides), instant (no thought), thinking (one first) or contemplating (of ``n_agents``, see
         :class:`musespark.ContemplatingOptions`, :class:`musespark.ContemplationResult`).
         What the model's template does not use raises. Others: as of :meth:`generate`; ``stop``,
         ``json_schema``, ``regex`` and ``grammar`` are the answer's.

@@ -182,7 +182,9 @@ class Requests:
         room = limit - len(ids)
         options = within(options, rest, room)
         options = _without_least(options, rest, grammar)
-        options, budget, answer = with_budget(options, thinking.budget, room)
+        options, budget, answer = with_budget(
+            options, thinking.budget, room, self.thoughts.frame_tokens
+        )
         more = self._thought_fields(given, replace(thinking, budget=budget))
         more |= {"retain": retain, "adapter": adapter, "given": rows, "max_answer_tokens": answer}
         return PreparedChat(

@@ -102,16 +102,23 @@ def _asked(choice: ThoughtChoice) -> tuple[str, Any]:
 
 def thought_marks(protocol: Protocol, tokenizer: Tokenizer) -> dict[str, Any] | None:
     """``opens``: the ids after which a thought begins, any of several lists; ``closes``: the ids
-    before which it ends. None where a marker is no token."""
+    before which it ends; ``header``, where channels have one: the ids it begins and ends with.
+    None where a marker is no token."""
     known = tokenizer.markers
     if protocol.headers:
         names = protocol.headers
         closes = {names.end_channel, *names.end_turn, names.start}
-        needed = closes | {text for text, marker in names.open_thought if marker}
+        needed = closes | {names.message}
+        needed |= {text for text, marker in names.open_thought if marker}
         if not needed <= known.keys():
             return None
         opens = [tokenizer.encode_pieces(names.open_thought)]
-        return {"opens": opens, "closes": sorted(known[name] for name in closes)}
+        header = [known[names.start], known[names.message]]
+        return {
+            "opens": opens,
+            "closes": sorted(known[name] for name in closes),
+            "header": header,
+        }
     tags = [tag for tag in protocol.tags if tag.kind == THOUGHT]
     if not tags or any(name not in known for tag in tags for name in (tag.open, tag.close)):
         return None

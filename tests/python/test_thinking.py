@@ -101,7 +101,17 @@ def test_thoughts_do_not_starve_the_answer(nano) -> None:
     assert found.usage.completion_tokens > 16
     cut = nano.chat(SUM, **HIGH, thinking_token_budget=40, max_new_tokens=2)
     assert cut.finish_reason == "length"
-    assert cut.usage.completion_tokens - cut.usage.reasoning_tokens == 2
+    assert nano.tokenizer.encode(found.content)[:2] == nano.tokenizer.encode(cut.content)
+
+
+@pytest.mark.parametrize("budget", [0, 5, 40])
+def test_what_frames_a_thought_is_no_answer(nano, budget: int) -> None:
+    """Its markers and the answer's header had taken all of max_new_tokens=7."""
+    given = {**HIGH, "thinking_token_budget": budget}
+    whole = nano.tokenizer.encode(nano.chat(SUM, **given).content)
+    for most in range(1, len(whole) + 1):
+        found = nano.chat(SUM, **given, max_new_tokens=most)
+        assert nano.tokenizer.encode(found.content) == whole[:most]
 
 
 def test_the_context_leaves_room_for_the_answer(nano) -> None:
@@ -238,13 +248,22 @@ def classes() -> TokenClasses:
 
 
 def run(
-    script: Script | None, prompt=(1, OPEN), *, bias=None, stop=(CLOSE,), **thinking
+    script: Script | None,
+    prompt=(1, OPEN),
+    *,
+    bias=None,
+    stop=(CLOSE,),
+    marked: dict | None = None,
+    answer_tokens: int | None = None,
+    **thinking,
 ) -> tuple[list[int], dict]:
     marks = {"cache": "keep", "most_tokens": None, "opens": [[OPEN]], "closes": [CLOSE]}
+    marks |= marked or {}
     given = {"close": CLOSE, "openings": [[OPEN]], "classes": classes(), **thinking}
     request = Request(
         tokens=list(prompt),
         max_new_tokens=200,
+        max_answer_tokens=answer_tokens,
         stop_ids=stop,
         thoughts=marks,
         thinking=given,
@@ -297,6 +316,27 @@ def test_after_its_budget_a_turn_goes_on_with_the_answer() -> None:
     bias = {20: 200.0, CLOSE: -200.0}
     tokens, _ = run(None, bias=bias, stop=(), budget=5, header=header, answer=answer)
     assert tokens == [20] * 5 + [CLOSE] + ((header + answer) * 65)[:194]
+
+
+def test_the_answers_tokens_are_counted_without_thoughts_and_their_markers() -> None:
+    turn = [OPEN, 30, CLOSE, 40, 41, OPEN, CLOSE, OPEN, 31, 32, CLOSE, *range(42, 60)]
+    for most in range(1, 6):
+        tokens, _ = run(Script(turn), (1,), stop=(), answer_tokens=most)
+        assert [t for t in tokens if t >= 40] == list(range(40, 40 + most))
+        assert tokens[-1] == 39 + most
+
+
+@pytest.mark.parametrize("prompt", [(1, 20, 21), (1, 20), (1,)])
+def test_the_answers_tokens_are_counted_without_headers(prompt: tuple) -> None:
+    """A header is 20, 21, whom it turns to, 22; its thoughts are marked by 23 there."""
+    headed = {"opens": [[23, 22]], "closes": [CLOSE, 20], "header": [20, 22]}
+    turn = [20, 21, 23, 22, 30, 31, CLOSE, 20, 21, 24, 22, 40, 41, 20, 21, 23, 22, 32, 20, 21, 22]
+    turn += range(42, 60)
+    for most in range(1, 6):
+        script = Script(turn[len(prompt) - 1 :])
+        tokens, _ = run(script, prompt, stop=(), answer_tokens=most, marked=headed)
+        assert [t for t in tokens if t >= 40] == list(range(40, 40 + most))
+        assert tokens[-1] == 39 + most
 
 
 class Slow(Script):

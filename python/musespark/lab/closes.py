@@ -248,7 +248,7 @@ class _Written:
         left = budget.tokens - thinking_tokens(self._ids[:written], self._backend._markers)
         more = {
             "thinking": rules | {"budget": left},
-            "max_new_tokens": left + self.limit,
+            "max_new_tokens": left + self._marked.frame_tokens + self.limit,
             "max_answer_tokens": self.limit,
         }
         return self._submit(self._ids[:written], tail, base, **more)

@@ -23,6 +23,7 @@ _LANDING, _LANDING_BIAS = 0.25, 8.0
 # A model's own closing words take at most one token of so many of a budget: of 24 tokens they would
 # leave 10 to the thought, which cost Nano half of its right answers.
 _OWN_WORDS = 4
+MOST_FRAMES = 8  # thoughts of a turn whose frames take nothing of the answer's length
 _ANSWER = 512  # tokens of the context that a budget leaves to an answer of unknown length
 _SENTENCE_ENDS = tuple(".!?…。！？\n")
 _AROUND = " \t\r*_\"'”’»)]}"
@@ -91,6 +92,16 @@ class Thoughts:
             openings = [[known[tag.open]] for tag in self.protocol.tags if tag.kind == THOUGHT]
         classes = TokenClasses(self._classes.tobytes())
         return {"close": close, "openings": openings, "classes": classes, **more}
+
+    @cached_property
+    def frame_tokens(self) -> int:
+        """Most tokens around a thought: what opens and closes it, and the answer's header."""
+        if self.marks is None:
+            return 0
+        fixed = self._fixed
+        opening = max(len(opens) for opens in self.marks["opens"])
+        headers = len(fixed.get("header", [])) + len(fixed.get("answer", []))
+        return opening + 1 + headers
 
     @cached_property
     def _classes(self) -> np.ndarray:
@@ -201,16 +212,17 @@ def _asked_for(thinking: Thinking) -> str:
 
 
 def with_budget(
-    options: GenerationOptions, budget: int | None, room: int
+    options: GenerationOptions, budget: int | None, room: int, frame: int
 ) -> tuple[GenerationOptions, int | None, int | None]:
-    """Options whose ``max_new_tokens`` has thought and answer in it, the budget, and the answer's
-    own most tokens. ``room``: tokens that the context leaves. Thoughts do not starve the answer:
-    where both do not fit, the budget is what is left, without a ``max_new_tokens`` three quarters
-    of the room at least."""
+    """Options whose ``max_new_tokens`` has thoughts, their frames and the answer in it, the budget,
+    and the answer's own most tokens. ``room``: tokens that the context leaves; ``frame``: of
+    :attr:`Thoughts.frame_tokens`. Thoughts do not starve the answer: where both do not fit, the
+    budget is what is left, without a ``max_new_tokens`` three quarters of the room at least."""
     if budget is None:
         return options, None, None
     answer = options.max_new_tokens
     if answer is None:
         return options, max(0, min(budget, room - min(_ANSWER, room // 4))), None
-    budget = max(0, min(budget, room - answer))
-    return replace(options, max_new_tokens=answer + budget), budget, max(answer, 1)
+    budget = max(0, min(budget, room - frame - answer))
+    most = min(room, answer + budget + MOST_FRAMES * frame)
+    return replace(options, max_new_tokens=most), budget, max(answer, 1)
