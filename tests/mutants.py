@@ -106,10 +106,10 @@ MUTANTS = (
         "test_signals.py",
     ),
     Mutant(
-        "the largest values are looked for in whole blocks alone",
+        "the mean of fewer than twenty values as of twenty",
         "csrc/decode/signals.cc",
-        "count_((row.size() + size_ - 1) / size_)",
-        "count_(std::max<std::size_t>(1, row.size() / size_))",
+        "static_cast<double>(top.size())",
+        "static_cast<double>(kConfidenceTop)",
         "test_signals.py",
     ),
     Mutant(

@@ -126,6 +126,15 @@ void register_elements(py::module_& m) {
     level(isa).exp_moments(x.data(), max, x.size(), sums.mutable_data());
     return sums;
   });
+  m.def("lane_maxima", [](const std::string& isa, const Row& x, Row out) {
+    const FloatEnv env;
+    if (out.size() != kMaximaLanes) throw InvalidRequest("lane_maxima: a value for each lane");
+    level(isa).lane_maxima(x.data(), x.size(), out.mutable_data());
+  });
+  m.def("collect", [](const std::string& isa, const Row& x, float least, Row out) {
+    const FloatEnv env;
+    return level(isa).collect(x.data(), least, same_size(x, out), out.mutable_data());
+  });
 }
 
 void register_rotations(py::module_& m) {

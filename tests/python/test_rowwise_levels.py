@@ -93,6 +93,15 @@ def outcomes(isa: str, n: int, x: np.ndarray, y: np.ndarray, z: np.ndarray):
         yield run("exp_sum", lambda a, o, s=shift: testing.exp_sum(isa, a, s, o), x)
         yield "exp_sum alone", testing.exp_sum(isa, x, shift, None)
         yield "exp_moments", testing.exp_moments(isa, x, shift)
+    maxima = np.full(64 + 32, 7, np.float32)
+    testing.lane_maxima(isa, x, maxima[16:80])
+    assert (maxima[:16] == 7).all() and (maxima[80:] == 7).all()
+    yield "lane_maxima", maxima
+    for least in (-np.inf, 0.0, 1.0, np.inf):
+        kept = np.full(n + 32, 7, np.float32)
+        count = testing.collect(isa, x, least, kept[16 : 16 + n])
+        assert (kept[:16] == 7).all() and (kept[16 + count :] == 7).all(), "wrote outside"
+        yield f"collect {least}", kept
     half = n // 2
     for interleaved in (False, True):
         turned = np.array(x)
@@ -113,7 +122,7 @@ def test_levels_equal_scalar(isa: str, special: bool) -> None:
             ):
                 assert_same_bits(actual, wanted, f"{isa} {name}, n = {n}, seed {seed}")
                 compared += 1
-    assert compared == len(SIZES) * 2 * 31
+    assert compared == len(SIZES) * 2 * 36
 
 
 @pytest.mark.parametrize("isa", LEVELS)

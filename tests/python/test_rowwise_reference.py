@@ -89,6 +89,12 @@ def test_scalar_equals_the_twin(n: int, special: bool) -> None:
         pairs.append(("exponentials", out, each))
         moments = testing.exp_moments("scalar", x, 1.5)
         pairs.append(("exp_moments", moments, rowwise.exp_moments(x, 1.5)))
+        maxima = np.empty(64, np.float32)
+        testing.lane_maxima("scalar", x, maxima)
+        np.testing.assert_array_equal(maxima, rowwise.lane_maxima(x), f"n = {n}, seed {seed}")
+        kept = np.empty_like(x)
+        count = testing.collect("scalar", x, 0.5, kept)
+        pairs.append(("collect", kept[:count], rowwise.collect(x, 0.5)))
         half = n // 2
         for interleaved in (False, True):
             turned = np.array(x)

@@ -106,6 +106,9 @@ MS_INLINE vm vless(vf x, vf y) {
 MS_INLINE vm vunordered(vf x) {
   return {_mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q)};
 }
+MS_INLINE std::uint32_t vlane_bits(vm m) {
+  return static_cast<std::uint32_t>(_mm256_movemask_ps(m.a) | _mm256_movemask_ps(m.b) << 8);
+}
 MS_INLINE vf vselect(vm m, vf yes, vf no) {
   return {_mm256_blendv_ps(no.a, yes.a, m.a), _mm256_blendv_ps(no.b, yes.b, m.b)};
 }

@@ -90,6 +90,8 @@ MS_INLINE vf vconvert(vi x) { return _mm512_cvtepi32_ps(x); }
 // a < b; a NaN compares false.
 MS_INLINE vm vless(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 MS_INLINE vm vunordered(vf x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
+// Bit i: lane i.
+MS_INLINE std::uint32_t vlane_bits(vm m) { return m; }
 MS_INLINE vf vselect(vm m, vf yes, vf no) { return _mm512_mask_blend_ps(m, no, yes); }
 MS_INLINE vi iselect(vm m, vi yes, vi no) { return _mm512_mask_blend_epi32(m, no, yes); }
 // Lanes first <= lane < end; both may lie outside 0..16.

@@ -140,6 +140,16 @@ MS_INLINE vf vconvert(vi x) { return MS_EACH_1(vcvtq_f32_s32, x); }
 MS_INLINE vm vless(vf x, vf y) { return MS_EACH_2(vcltq_f32, x, y); }
 MS_INLINE uint32x4_t unordered(float32x4_t x) { return vmvnq_u32(vceqq_f32(x, x)); }
 MS_INLINE vm vunordered(vf x) { return MS_EACH_1(unordered, x); }
+MS_INLINE std::uint32_t vlane_bits(vm m) {
+  static constexpr std::uint8_t kBit[16] = {1, 2, 4, 8, 16, 32, 64, 128,
+                                            1, 2, 4, 8, 16, 32, 64, 128};
+  const uint16x8_t low = vcombine_u16(vmovn_u32(m.a), vmovn_u32(m.b));
+  const uint16x8_t high = vcombine_u16(vmovn_u32(m.c), vmovn_u32(m.d));
+  const uint8x16_t bytes = vcombine_u8(vmovn_u16(low), vmovn_u16(high));
+  const uint8x16_t bits = vandq_u8(bytes, vld1q_u8(kBit));
+  return vaddv_u8(vget_low_u8(bits)) | static_cast<std::uint32_t>(vaddv_u8(vget_high_u8(bits)))
+                                           << 8;
+}
 MS_INLINE vf vselect(vm m, vf yes, vf no) {
   return {vbslq_f32(m.a, yes.a, no.a), vbslq_f32(m.b, yes.b, no.b), vbslq_f32(m.c, yes.c, no.c),
           vbslq_f32(m.d, yes.d, no.d)};

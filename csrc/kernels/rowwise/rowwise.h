@@ -21,6 +21,8 @@ enum class Activation : std::uint32_t {
   quick_gelu = 5
 };
 
+inline constexpr int kMaximaLanes = 64;
+
 struct RowwiseKernels {
   // ss = sum fma(x, x, lane); r = 1 / sqrt(ss / n + eps); out = (x * r) * w      (w null: x * r)
   void (*rms_norm)(const float* x, const float* w, float eps, std::int64_t n, float* out);
@@ -53,6 +55,10 @@ struct RowwiseKernels {
   float (*exp_sum)(const float* x, float max, std::int64_t n, float* out);  // out may be null
   // z = max(-104, x - max); e = exp(z): sums[0] of e, sums[1] of fma(z, e, lane), in 16 lanes.
   void (*exp_moments)(const float* x, float max, std::int64_t n, float* sums);
+  // out[j], j < kMaximaLanes: the largest x[i] of i mod kMaximaLanes = j, from -inf, as row_max.
+  void (*lane_maxima)(const float* x, std::int64_t n, float* out);
+  // Those of x that are at least `least`, in their order, to out [n]; how many. out != x.
+  std::int64_t (*collect)(const float* x, float least, std::int64_t n, float* out);
 };
 
 }  // namespace musespark

@@ -262,9 +262,47 @@ void exp_moments(const float* x, float max, std::int64_t n, float* sums) {
   sums[1] = canonical(vtree_sum(weighted));
 }
 
-constexpr RowwiseKernels kRowwise = {rms_norm,     layer_norm,  add,        scale, activate,
-                                     activate_mul, sigmoid_mul, softcap,    rope,  rotate,
-                                     row_max,      exp_sum,     exp_moments};
+void lane_maxima(const float* x, std::int64_t n, float* out) {
+  constexpr int kVectors = kMaximaLanes / 16;
+  const vf lowest = vset(-__builtin_inff());
+  vf lanes[kVectors];
+  for (vf& l : lanes) l = lowest;
+  std::int64_t i = 0;
+  for (; i + kMaximaLanes <= n; i += kMaximaLanes) {
+    for (int v = 0; v < kVectors; ++v) lanes[v] = vmax(vload(x + i + 16 * v), lanes[v]);
+  }
+  for (int v = 0; i < n; ++v, i += 16) {
+    const std::int64_t count = n - i < 16 ? n - i : 16;
+    lanes[v] = vmax(vselect(vrange(0, count), vload_n(x + i, count), lowest), lanes[v]);
+  }
+  for (int v = 0; v < kVectors; ++v) vstore(out + 16 * v, lanes[v]);
+}
+
+// Bit i: x[i] is at least the bound, i < count <= 16.
+MS_INLINE std::uint64_t at_least(const float* x, std::int64_t count, vf bound) {
+  const vf v = vload_n(x, count);
+  const std::uint32_t others = vlane_bits(vless(v, bound)) | vlane_bits(vunordered(v));
+  return ~others & ((1u << count) - 1);
+}
+
+// Few are expected: they are written one by one, and one branch skips 64 values.
+std::int64_t collect(const float* x, float least, std::int64_t n, float* out) {
+  const vf bound = vset(least);
+  std::int64_t found = 0;
+  for (std::int64_t i = 0; i < n; i += 64) {
+    std::uint64_t rest = 0;
+    for (std::int64_t j = 0; j < 64 && i + j < n; j += 16) {
+      const std::int64_t count = n - i - j < 16 ? n - i - j : 16;
+      rest |= at_least(x + i + j, count, bound) << j;
+    }
+    for (; rest != 0; rest &= rest - 1) out[found++] = x[i + __builtin_ctzll(rest)];
+  }
+  return found;
+}
+
+constexpr RowwiseKernels kRowwise = {rms_norm,     layer_norm,  add,         scale,       activate,
+                                     activate_mul, sigmoid_mul, softcap,     rope,        rotate,
+                                     row_max,      exp_sum,     exp_moments, lane_maxima, collect};
 
 }  // namespace
 }  // namespace musespark

@@ -204,10 +204,25 @@ void exp_moments(const float* x, float max, std::int64_t n, float* sums) {
   sums[1] = canonical(weighted.sum());
 }
 
+void lane_maxima(const float* x, std::int64_t n, float* out) {
+  for (int j = 0; j < kMaximaLanes; ++j) out[j] = -__builtin_inff();
+  for (std::int64_t i = 0; i < n; ++i) {
+    out[i % kMaximaLanes] = max_of(x[i], out[i % kMaximaLanes]);
+  }
+}
+
+std::int64_t collect(const float* x, float least, std::int64_t n, float* out) {
+  std::int64_t count = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (x[i] >= least) out[count++] = x[i];
+  }
+  return count;
+}
+
 }  // namespace
 
-const RowwiseKernels rowwise_scalar = {rms_norm,     layer_norm,  add,        scale, activate,
-                                       activate_mul, sigmoid_mul, softcap,    rope,  rotate,
-                                       row_max,      exp_sum,     exp_moments};
+const RowwiseKernels rowwise_scalar = {
+    rms_norm, layer_norm, add,     scale,   activate,    activate_mul, sigmoid_mul, softcap,
+    rope,     rotate,     row_max, exp_sum, exp_moments, lane_maxima,  collect};
 
 }  // namespace musespark

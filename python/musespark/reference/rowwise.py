@@ -175,6 +175,19 @@ def exp_moments(x: np.ndarray, maximum: float) -> np.ndarray:
         return canonical(np.stack([lane_sum(e), lane_dot(z, e)]))
 
 
+def lane_maxima(x: np.ndarray) -> np.ndarray:
+    """Of 64 lanes, the largest element of each; -infinity where it has none."""
+    padded = np.full(-(-max(len(x), 1) // 64) * 64, -np.inf, f32)
+    padded[: len(x)] = np.where(np.isnan(x), -np.inf, x)
+    return padded.reshape(-1, 64).max(axis=0)
+
+
+def collect(x: np.ndarray, least: float) -> np.ndarray:
+    """What is at least that, in its order."""
+    with np.errstate(all="ignore"):
+        return x[x >= f32(least)]
+
+
 class Exact:
     """The same in float64, by the textbook; ``np.float64`` rows in and out."""
 

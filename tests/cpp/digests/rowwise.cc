@@ -105,6 +105,22 @@ void rotate_case(std::int64_t d) {
   });
 }
 
+void largest_case(std::int64_t n, Kind kind) {
+  const std::string name = "largest/" + std::to_string(n) + (kind == Kind::any ? "/any" : "/plain");
+  Random random(xxh64(name.data(), name.size()));
+  Array<float> x(n);
+  fill(random, kind, x.span());
+  compare_levels(name, [&](const KernelTable& kernels) {
+    Bytes bytes;
+    Array<float> maxima(kMaximaLanes), kept(n);
+    kernels.rowwise.lane_maxima(x.data(), n, maxima.data());
+    append(bytes, maxima.data(), kMaximaLanes);
+    const std::int64_t count = kernels.rowwise.collect(x.data(), maxima[0], n, kept.data());
+    append(bytes, kept.data(), count);
+    return bytes;
+  });
+}
+
 }  // namespace
 
 void rowwise_digests() {
@@ -116,6 +132,9 @@ void rowwise_digests() {
     rope_case(half, 1);
   }
   for (const std::int64_t d : {16, 48, 64, 80, 128, 208, 496, 512}) rotate_case(d);
+  for (const std::int64_t n : kLengths) {
+    for (const Kind kind : {Kind::plain, Kind::any}) largest_case(n, kind);
+  }
 }
 
 }  // namespace musespark::digests
