@@ -23,7 +23,7 @@ test: $(VENV)/.installed $(VENV)/.tools
 # One script for each claim. peers, gguf_files and rollouts make other engines' environments and random
 # models under build/bench the first time (10 GB, half an hour). quality needs the real test data.
 BENCHMARKS := limits formats kernels attention experts pack load gguf_files peers serving long_context resize \
-  memory prefix latency sessions rollouts
+  memory prefix latency sessions forks grammar speculation thinking contemplating rollouts
 
 bench: $(VENV)/.installed
 	.ci/venv $(VENV) bench

@@ -45,9 +45,9 @@ def _grown(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
 
 def measure(path: str, tokens: int, forks: int, kv: str) -> dict[str, Any]:
     """Bytes of a prefix, of its forks before they write, and after each wrote a token."""
-    ids = np.random.default_rng(0).integers(1000, 100_000, tokens).tolist()
-    own = [[2000 + i] for i in range(forks)]
     with musespark.load(path, kv=kv, context=tokens + 256, prefix_cache=False) as model:
+        drawn = np.random.default_rng(0).integers(0, model.info.vocab, tokens + forks).tolist()
+        ids, own = drawn[:tokens], [[one] for one in drawn[tokens:]]
 
         def run(prompt: list[int], base: Any = None) -> Any:
             request = Request(tokens=prompt, max_new_tokens=1, retain=True)
@@ -69,7 +69,7 @@ def measure(path: str, tokens: int, forks: int, kv: str) -> dict[str, Any]:
         fresh = run([*ids, *own[0]]).result()
         assert fresh.tokens == results[0].tokens, "a fork went on otherwise than a fresh request"
         core = model._engine._driver.check()
-        open_page = core.page_sizes(length=1, prompt=0)[0]
+        _, _, open_page = core.page_list(length=1, prompt=0)[0]
         costs = {
             "prefix": _grown(prefix, empty),
             "forks_before_writing": _grown(forked, prefix),

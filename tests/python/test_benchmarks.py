@@ -17,6 +17,7 @@ sys.path.append(str(BENCHMARKS))
 import contemplating  # noqa: E402
 import engines  # noqa: E402
 import environments  # noqa: E402
+import forks  # noqa: E402
 import long_context  # noqa: E402
 import memory  # noqa: E402
 import models  # noqa: E402
@@ -337,6 +338,13 @@ def test_agents_over_one_prefix_are_measured(own_build, monkeypatch):
     found = contemplating.measure_shape(path, [1, 3], prefix=200, tokens=96, rounds=1, threads=1)
     assert found[1]["ratio_to_1"]["median"] == 1.0 and found[3]["step_s"]["n"] == 1
     assert found[3]["memory"]["bound"] > found[1]["memory"]["bound"]
+
+
+def test_forks_are_measured(own_build):
+    """That they go on as fresh requests do is asserted there."""
+    path = models.build(tiny("llama-3.2-1b"), "q4.safetensors")
+    found = forks.measure(str(path), tokens=130, forks=3, kv="kv8")
+    assert found["open_page_bytes"] > 0 and found["at_most_an_open_page_each"]
 
 
 def test_blocks_of_k_quants_decode_to_small_numbers():
