@@ -2,9 +2,13 @@
 
     python benchmarks/contemplating.py [nano | llama-3.2-1b] [--agents 1 2 4 8 16] [--rounds 5]
                                        [--prefix 2048] [--tokens 128] [--threads N] [--save]
+                                       [--deadlines 0.25 0.5 1 2]
 
 nano: word problems at effort high, answered in turn by each number of agents, with consensus (a
 round ends when it is decided) and without. A ratio is of the wall times of one question.
+
+nano with --deadlines: hard problems at effort xhigh, under each deadline in turn: wall time by
+deadline of those that reached it, how many did, and how many of these have an answer all the same.
 
 A shape: random weights, so that nobody answers and every agent writes ``--tokens``, under a prompt
 of ``--prefix`` tokens that is new for each timing, with its prefill in the wall time. A step is the
@@ -36,6 +40,8 @@ import musespark
 from musespark.cli.limits import vector_peak
 from musespark.cli.work import bytes_per_token, step_operations
 from musespark.engine import default_threads
+from musespark.lab.bench_thinking import TASKS
+from musespark.lab.bench_thinking import spread as evaluation_items
 from musespark.sizes import kv_bytes, kv_bytes_per_token, shared_kv_bytes
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -57,7 +63,7 @@ def questions(count: int) -> list[str]:
     return asked
 
 
-def ask(model: musespark.Model, question: str, agents: int, **more: Any) -> tuple[float, Any]:
+def ask(model: musespark.Model, question: Any, agents: int, **more: Any) -> tuple[float, Any]:
     """Seconds, and the result."""
     start = time.perf_counter()
     result = model.chat(question, mode="contemplating", n_agents=agents, **more)
@@ -89,6 +95,33 @@ def measure_nano(agents: list[int], rounds: int, threads: int) -> dict[str, Any]
                 for n in agents
             }
     return found
+
+
+def measure_deadlines(
+    deadlines: list[float], agents: int, rounds: int, threads: int
+) -> dict[float, dict[str, Any]]:
+    """Of each deadline, in seconds, the wall times of contemplations that reached it."""
+    items = evaluation_items(list(TASKS), ["hard"], 2 * rounds, seed=0)
+    asked = [item.messages for item in items if not item.tools][:rounds]
+    walls: dict[float, list[float]] = {one: [] for one in deadlines}
+    answered = dict.fromkeys(deadlines, 0)
+    with musespark.load(threads=threads) as model:
+        given = {"reasoning_effort": "xhigh", "consensus": None, "temperature": 0.8}
+        ask(model, asked[0], agents, seed=0, **given)
+        for seed, question in enumerate(asked):
+            for deadline in deadlines:
+                wall, result = ask(model, question, agents, seed=seed, deadline=deadline, **given)
+                if wall > 0.9 * deadline:
+                    walls[deadline].append(wall / deadline)
+                    answered[deadline] += bool(result.votes)
+    return {
+        one: {
+            "reached": len(walls[one]),
+            "answered": answered[one],
+            "wall_over_deadline": spread(walls[one]) if walls[one] else None,
+        }
+        for one in deadlines
+    }
 
 
 def _walls(walls: dict[int, list[float]], agents: int) -> dict[str, Any]:
@@ -203,11 +236,20 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--deadlines", type=float, nargs="+", metavar="S", help="of nano alone")
     parser.add_argument(
-        "--save", action="store_true", help="write results/contemplating_SHAPE.json"
+        "--save",
+        action="store_true",
+        help="write results/contemplating_SHAPE.json or deadlines_nano.json",
     )
     args = parser.parse_args()
-    if args.shape == "nano":
+    name = f"contemplating_{args.shape}"
+    if args.deadlines:
+        if args.shape != "nano":
+            parser.error("--deadlines: random weights never answer; only nano")
+        name = "deadlines_nano"
+        found = measure_deadlines(args.deadlines, max(args.agents), args.rounds, args.threads)
+    elif args.shape == "nano":
         found = measure_nano(args.agents, args.rounds, args.threads)
     else:
         path = models.build(SHAPES[args.shape], "q4.safetensors")
@@ -218,7 +260,7 @@ def main() -> None:
         given = {"shape": args.shape, "threads": args.threads}
         if args.shape != "nano":
             given |= {"prefix": args.prefix, "tokens": args.tokens}
-        save(f"contemplating_{args.shape}", {"machine": machine(), **given, "agents": found})
+        save(name, {"machine": machine(), **given, "agents": found})
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ ThinkingParams read_thinking(DictReader d) {
   if (d.has("signals")) out.signals = d.boolean("signals");
   out.stoppers = read_stoppers(d);
   if (d.has("deadline_s")) out.deadline_s = d.real("deadline_s");
+  if (d.has("reserve")) out.reserve = d.integer("reserve");
   if (d.has("message")) out.message = ids_from_python(d.value("message"), d.path("message"));
   out.close = static_cast<std::int32_t>(d.integer("close", 0, kMostIds));
   if (d.has("header")) out.header = ids_from_python(d.value("header"), d.path("header"));

@@ -187,6 +187,7 @@ struct Engine::Impl {
                   Clock::time_point now);
   void collect_jobs(std::size_t first, std::size_t count);
   void constrain_jobs();
+  static bool is_late(const Entry& entry);
   SampledToken choose(Entry& entry, const Job& job, SamplerScratch& memory) const;
   SampledToken forced(const Entry& entry, const float* row, std::int32_t token,
                       SamplerScratch& memory) const;

@@ -211,7 +211,7 @@ void Sampler::process(const float* row, const Choice& choice, std::vector<float>
   out.resize(static_cast<std::size_t>(vocab_));
   copy_allowed(row, vocab_, allowed_, choice, out.data());
   for (const std::int32_t id : choice.blocked) out[id] = kMinusInfinity;
-  if (choice.barred >= 0) out[choice.barred] = kMinusInfinity;
+  for (const std::int32_t id : choice.barred) out[id] = kMinusInfinity;
   for (const auto& [id, bias] : params_.logit_bias) out[id] += bias;
   if (choice.raised >= 0) out[choice.raised] += choice.by;
   for (const std::int32_t id : seen_ids_) {
@@ -301,7 +301,7 @@ std::int32_t Sampler::pick(const float* row, std::uint64_t position, const Choic
                            SamplerScratch& scratch) const {
   check_finite(row, vocab_);
   const bool unchanged = allowed_.empty() && choice.allowed.empty() && choice.also.empty() &&
-                         choice.blocked.empty() && choice.barred < 0 && choice.raised < 0 &&
+                         choice.blocked.empty() && choice.barred.empty() && choice.raised < 0 &&
                          params_.logit_bias.empty() && seen_ids_.empty();
   const float* logits = row;
   if (!unchanged) {

@@ -79,7 +79,7 @@ struct Choice {
   std::span<const std::uint64_t> allowed{};  // a bit for each id that can be; empty: all
   std::span<const std::uint64_t> also{};     // more such bits
   std::span<const std::int32_t> blocked{};   // ids that cannot be
-  std::int32_t barred = -1;                  // one more
+  std::span<const std::int32_t> barred{};    // more of them
   std::int32_t raised = -1;                  // to this logit `by` is added
   float by = 0.0f;
 };

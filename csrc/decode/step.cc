@@ -9,6 +9,8 @@ namespace {
 
 // Values to look through from which rows are sampled on several threads.
 constexpr std::int64_t kParallelValues = 1 << 15;
+// Of the time until a request's deadline, what is kept for what follows its thoughts at most.
+constexpr double kMostReserved = 0.5;
 
 }  // namespace
 
@@ -263,16 +265,30 @@ void Engine::Impl::constrain_jobs() {
   }
 }
 
+// Whether a sequence has no more time to think.
+bool Engine::Impl::is_late(const Entry& entry) {
+  const std::int64_t reserve = entry.deadline ? entry.params.thinking.reserve : 0;
+  if (!entry.thinking_deadline && reserve == 0) return false;
+  const auto now = Clock::now();
+  if (entry.thinking_deadline && now >= *entry.thinking_deadline) return true;
+  if (reserve == 0 || entry.stats.completion_tokens == 0) return false;
+  const std::chrono::duration<double> written = now - entry.first_token;
+  const std::chrono::duration<double> whole = *entry.deadline - entry.submitted;
+  const auto wanted =
+      static_cast<double>(reserve) * written / static_cast<double>(entry.stats.completion_tokens);
+  return *entry.deadline - now <= std::min(wanted, kMostReserved * whole);
+}
+
 // The next token of a sequence: by the rule for its thoughts, where that says it, else sampled.
 SampledToken Engine::Impl::choose(Entry& entry, const Job& job, SamplerScratch& memory) const {
   Choice choice{.allowed = job.allowed,
                 .blocked = entry.stop.blocked(entry.stats.completion_tokens)};
   const ThinkingParams& thinking = entry.params.thinking;
   if (wants_trial(entry)) entry.trial_row = trial_row(entry, job.row, memory);
+  ThinkingControl::Rule rule;
   if (thinking.watches()) {
-    const bool late = entry.thinking_deadline && Clock::now() >= *entry.thinking_deadline;
-    const ThinkingControl::Rule rule = entry.thinking.next(
-        thinking, entry.thoughts, entry.tokens, entry.stats.prompt_tokens, job.row, late);
+    rule = entry.thinking.next(thinking, entry.thoughts, entry.tokens, entry.stats.prompt_tokens,
+                               job.row, is_late(entry));
     if (rule.forced >= 0) return forced(entry, job.row, rule.forced, memory);
     if (rule.whole) choice.also = thinking.classes->whole;
     choice.barred = rule.barred;

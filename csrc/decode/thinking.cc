@@ -94,6 +94,7 @@ void check_thinking(const ThinkingParams& params, const ThoughtParams& thoughts,
   check_count("landing", params.landing);
   check_count("least", params.least);
   check_count("loop", params.loop);
+  check_count("reserve", params.reserve);
   if (!std::isfinite(params.landing_bias) || params.landing_bias < 0) {
     fail("landing_bias", std::to_string(params.landing_bias), "a finite number >= 0");
   }
@@ -162,7 +163,7 @@ ThinkingControl::Rule ThinkingControl::outside(const ThinkingParams& params,
   if (!params.answer.empty() && ends_with(tokens, params.header)) return force(params.answer);
   Rule rule;
   for (const ThoughtOpening& opening : params.openings) {
-    if (ends_with(tokens, opening.after)) rule.barred = opening.id;
+    if (ends_with(tokens, opening.after)) rule.barred.push_back(opening.id);
   }
   return rule;
 }

@@ -89,7 +89,10 @@ struct ThinkingParams {
   std::int64_t loop = 0;
   bool signals = false;      // take them, of each thought token; stoppers need them
   ThoughtStoppers stoppers;  // asked at each sentence's end; those of trials: decode/trial.h
-  std::optional<double> deadline_s;   // from submission, >= 0: then thoughts are closed
+  std::optional<double> deadline_s;  // from submission, >= 0: then thoughts are closed
+  // Tokens that are to be written after thoughts, before the request's own deadline: thoughts are
+  // closed when it leaves no more time than these take at the sequence's pace. 0: none.
+  std::int64_t reserve = 0;
   std::vector<std::int32_t> message;  // written before the marker where the model did not end it
   std::int32_t close = -1;            // the marker
   std::vector<ThoughtOpening> openings;
@@ -131,7 +134,7 @@ class ThinkingControl {
   // that token, or -1.
   struct Rule {
     std::int32_t forced = -1;
-    std::int32_t barred = -1;
+    std::vector<std::int32_t> barred{};
     std::int32_t raised = -1;  // this id's logit, by `by`
     float by = 0.0f;
     bool whole = false;  // none that leaves a character unfinished

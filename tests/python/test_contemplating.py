@@ -232,6 +232,7 @@ def test_a_deadline_before_any_answer_tells_how_far_one_came(nano) -> None:
     clock.late = lambda: stage.handles[0].given >= 20
     found = stream.drain()
     assert all(4.0 < request.deadline <= 5.0 for request in stage.requests)
+    assert all(request.thinking["reserve"] > 24 for request in stage.requests)
     assert (found.stop_reason, found.finish_reason, found.answer) == ("deadline", "deadline", None)
     assert found.content == "" and found.reasoning.startswith("so so")
 

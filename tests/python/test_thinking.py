@@ -6,6 +6,7 @@ import copy
 import pickle
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -255,6 +256,7 @@ def run(
     stop=(CLOSE,),
     marked: dict | None = None,
     answer_tokens: int | None = None,
+    deadline: float | None = None,
     **thinking,
 ) -> tuple[list[int], dict]:
     marks = {"cache": "keep", "most_tokens": None, "opens": [[OPEN]], "closes": [CLOSE]}
@@ -264,6 +266,7 @@ def run(
         tokens=list(prompt),
         max_new_tokens=200,
         max_answer_tokens=answer_tokens,
+        deadline=deadline,
         stop_ids=stop,
         thoughts=marks,
         thinking=given,
@@ -311,6 +314,23 @@ def test_after_its_budget_a_model_opens_no_other_thought() -> None:
     assert tokens[0] == OPEN
 
 
+def test_after_its_budget_no_opening_of_several_begins_a_thought() -> None:
+    """Only the last one was barred."""
+    other, third = 15, 16
+    openings = [[OPEN], [other], [30, third]]
+    tokens, stats = run(
+        Script([30, 31, 32], also=(OPEN, other, third)),
+        (1,),
+        bias={OPEN: 90.0, other: 80.0, third: 70.0, 31: 10.0, 32: 10.0},
+        stop=(),
+        marked={"opens": openings},
+        budget=0,
+        openings=openings,
+    )
+    assert {OPEN, other}.isdisjoint(tokens) and stats["thought_tokens"] == 0
+    assert third in tokens and (30, third) not in pairwise(tokens)
+
+
 def test_after_its_budget_a_turn_goes_on_with_the_answer() -> None:
     header, answer = [20], [21, 22]
     bias = {20: 200.0, CLOSE: -200.0}
@@ -354,6 +374,23 @@ def test_a_thought_is_closed_when_its_time_is_over() -> None:
     assert stats["thought_stop"] == "deadline"
     assert tokens[:12] == [OPEN] * 10 + [20, CLOSE]
     assert OPEN not in tokens[12:], "another thought began"
+
+
+class Steady(Script):
+    """Takes a tenth of a second for each token."""
+
+    def __call__(self, new: list[int]) -> bytes:
+        time.sleep(0.1)
+        return super().__call__(new)
+
+
+def test_a_thought_leaves_time_before_the_requests_deadline() -> None:
+    """At the pace that was measured; without a reserve the deadline comes inside the thought."""
+    script = Steady([30 + i for i in range(50)])
+    tokens, stats = run(script, deadline=3.0, reserve=10)
+    assert stats["thought_stop"] == "deadline" and tokens[-1] == CLOSE and len(tokens) > 3
+    tokens, stats = run(Steady([30]), deadline=1.0)
+    assert stats["thought_stop"] == "none" and CLOSE not in tokens
 
 
 def test_what_only_looks_like_a_loop_goes_on() -> None:

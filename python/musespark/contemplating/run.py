@@ -151,7 +151,9 @@ class Contemplation:
         model = self._model
         request, collector = prepared.ask(seed)
         if self._ends is not None:  # what is left now
-            request = replace(request, deadline=max(0.0, self._ends - self._clock()))
+            left = max(0.0, self._ends - self._clock())
+            thinking = model._requests.thoughts.within_deadline(request.thinking)
+            request = replace(request, deadline=left, thinking=thinking)
         try:
             handle, _ = model._submit(request, collector, model._prefixes.base_for(request))
         except Error as error:

@@ -23,6 +23,7 @@ _LANDING, _LANDING_BIAS = 0.25, 8.0
 # A model's own closing words take at most one token of so many of a budget: of 24 tokens they would
 # leave 10 to the thought, which cost Nano half of its right answers.
 _OWN_WORDS = 4
+_SHORT_ANSWER = 24  # tokens that a deadline leaves to an answer
 MOST_FRAMES = 8  # thoughts of a turn whose frames take nothing of the answer's length
 _ANSWER = 512  # tokens of the context that a budget leaves to an answer of unknown length
 _SENTENCE_ENDS = tuple(".!?…。！？\n")
@@ -178,6 +179,14 @@ class Thoughts:
             "close": self.closing(tools=tools),
             **_stoppers(policy),
         }
+
+    def within_deadline(self, asked: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Of a request with a deadline: its thoughts leave time for closing words, markers and a
+        short answer. ``asked``: of :meth:`asked`."""
+        if asked is None:
+            return None
+        reserve = len(asked["message"]) + self.frame_tokens + _SHORT_ANSWER
+        return {**asked, "reserve": reserve}
 
     def _closing_words(self, thinking: Thinking) -> list[int]:
         if thinking.message is not None:
