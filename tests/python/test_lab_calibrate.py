@@ -20,6 +20,7 @@ from musespark.lab.calibrate import (
     borders_of,
     exits,
     fit,
+    fitted_hopeless,
     fitted_stopper,
     main,
     score,
@@ -151,10 +152,27 @@ def test_a_problem_scores_its_worst_premature_border() -> None:
     features = np.zeros((3, len(FEATURES)))
     features[:, FEATURES.index("tokens")] = [-1.0, 0.5, 2.0]
     problem = Borders(np.array([5, 9, 14]), features, np.array([False, False, True]), True, 20)
-    assert score(stopper, problem) == pytest.approx(1 / (1 + math.exp(-0.5)))
-    assert score(stopper, replace(problem, right=False)) == -math.inf
-    assert exits(replace(stopper, threshold=0.5), problem) == 1
-    assert exits(replace(stopper, threshold=0.9), problem) is None
+    assert score([stopper], problem) == pytest.approx(1 / (1 + math.exp(-0.5)))
+    assert score([stopper], replace(problem, right=False)) == -math.inf
+    assert exits([replace(stopper, threshold=0.5)], problem) == 1
+    assert exits([replace(stopper, threshold=0.9)], problem) is None
+    hopeless = Stopper({"tokens": -2.0})
+    assert score([stopper, hopeless], problem) == pytest.approx(1 / (1 + math.exp(-2.0)))
+    assert exits([replace(one, threshold=0.85) for one in (stopper, hopeless)], problem) == 0
+
+
+def test_a_hopeless_thought_is_told_by_its_features() -> None:
+    def problem(right: bool, margin: float) -> Borders:
+        features = np.zeros((2, len(FEATURES)))
+        features[:, FEATURES.index("margin")] = margin
+        return Borders(np.array([5, 9]), features, np.zeros(2, bool), right, 20)
+
+    problems = [problem(k % 2 == 0, (k % 2) * 4.0 + k * 0.01) for k in range(20)]
+    found = fitted_hopeless(problems)
+    assert found is not None and found.weights["margin"] > 0.5
+    assert found.probabilities(problems[0].features).max() < 0.2
+    assert found.probabilities(problems[1].features).min() > 0.8
+    assert fitted_hopeless(problems[::2]) is None and fitted_hopeless(problems[1::2]) is None
 
 
 def test_nothing_to_fit_on_is_said() -> None:
@@ -179,14 +197,19 @@ def test_the_engine_ends_thoughts_at_the_borders_that_are_read_off(tracer, every
     items = items_for(["word_problem", "table", "addition"], ["middle"], ["xhigh"], 3, seed=3)
     problems = watch(tracer, items, 8, every, 200)
     stopper = fitted_stopper([replace(one, right=True) for one in problems])
-    scores = np.concatenate([stopper.probabilities(one.features) for one in problems])
+    hopeless = fitted_hopeless([replace(one, right=k % 2 == 0) for k, one in enumerate(problems)])
+    assert hopeless is not None
+    both = (stopper, hopeless)
+    scores = [np.max([s.probabilities(one.features) for s in both], axis=0) for one in problems]
     ended = set()
     for share in (0.3, 0.6, 0.9):
-        sure = replace(stopper, threshold=float(np.quantile(scores, share)) + 1e-7)
-        policy = ThinkingPolicy(stopper=sure, trials=8, every=every, loop=0)
-        replies = tracer.reply(items, 200, options={"thinking_policy": policy})
+        at = float(np.quantile(np.concatenate(scores), share)) + 1e-7
+        sure, given_up = (replace(one, threshold=at) for one in both)
+        policy = ThinkingPolicy(stopper=sure, hopeless=given_up, trials=8, every=every, loop=0)
+        options = {"thinking_policy": policy, "thinking_closing_message": ""}
+        replies = tracer.reply(items, 200, options=options)
         for problem, reply in zip(problems, replies, strict=True):
-            end = exits(sure, problem)
+            end = exits([sure, given_up], problem)
             wanted = problem.thinking if end is None else int(problem.at[end])
             assert reply.thinking_tokens == wanted
             ended.add(end)

@@ -153,6 +153,15 @@ def test_what_is_refused(nano, options: dict, says: str) -> None:
         nano.chat(SUM, **options)
 
 
+def test_auto_gives_up_what_is_hopeless(nano) -> None:
+    never = {"weights": {"borders": 0.0}, "bias": -30.0}
+    some = replace(SOME, **never, hopeless_weights=SOME.weights, hopeless_bias=SOME.bias)
+    calibrate(nano, some)
+    found = nano.chat(SUM, **HIGH, signals=True)
+    assert found.thinking_stop_reason == "hopeless" and found.thinking_policy == "calibrated 0.05"
+    assert found.content
+
+
 # ---- the file ------------------------------------------------------------------------------------
 
 
@@ -163,6 +172,10 @@ def test_a_file_says_what_was_written(tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thinking.json"]
     told = json.loads(path.read_text())
     assert told["version"] == 1 and told["features"] == list(FEATURES)
+    assert "hopeless_weights" not in told
+    both = replace(SOME, hopeless_weights={"margin": 2.0}, hopeless_bias=-1.0)
+    write_thresholds(path, both)
+    assert read_thresholds(path) == both and both.policy().hopeless.bias == -1.0
 
 
 @pytest.mark.parametrize(
@@ -175,6 +188,7 @@ def test_a_file_says_what_was_written(tmp_path) -> None:
         ({"weights": {"luck": 1}}, CorruptFile, "weights: got 'luck'"),
         ({"weights": [1]}, CorruptFile, r"weights: got \[1\]"),
         ({"bias": "0"}, CorruptFile, "bias: got '0'"),
+        ({"hopeless_weights": {"luck": 1}}, CorruptFile, "weights: got 'luck'"),
         ({"thresholds": {}}, CorruptFile, "rate: got 0.05, allowed are"),
         ({"thresholds": {"0.05": 2}}, CorruptFile, "threshold: got 2, allowed"),
         ({"thresholds": {"5%": 0.5}}, CorruptFile, "thresholds: .*5%"),

@@ -34,8 +34,8 @@ class ContemplatingOptions:
     ``n_agents``: 1 to 64 that answer at once, each with a seed of its own (:func:`agent_seed`).
     Their other options are those of the call; ``temperature`` is 0.7 where neither the caller nor
     the model says one above 0. What is decided depends on their tokens alone, but for ``deadline``
-    (seconds): thoughts are closed while a short answer still fits, at the pace so far, and then what
-    is there is voted on.
+    (seconds): thoughts are closed while a short answer still fits, at the pace so far; then what is
+    there is voted on.
 
     ``aggregate``: ``vote``: the answer of most agents (self-consistency, arXiv:2203.11171);
     ``confidence``: of the largest sum of confidences (DeepConf, arXiv:2508.15260); ``refine``: the

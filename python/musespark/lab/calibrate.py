@@ -4,16 +4,20 @@ exits that a user may accept.
 Items are answered with nothing to end a thought, and their thoughts are closed on trial at every
 sentence (lab.closes). At a border the thought *may end* where the closes there and at all later
 borders answer right; ending it before, of a reply that is right in the end, is *premature*. Half of
-the problems fit a logistic stopper over the features that the core has at its trials
-(musespark.thinking.stopper); the other half calibrate its threshold.
+the problems fit two logistic stoppers over the features that the core has at its trials
+(musespark.thinking.stopper): one for borders where the thought may end, of replies that are right;
+one for *hopeless* thoughts, whose reply will be wrong. The other half calibrate one threshold, that
+either stops at.
 
 What the threshold promises (split conformal prediction: Papadopoulos et al. 2002; Vovk, Gammerman
 and Shafer 2005, chapter 4; as a bound of a loss of 0 or 1: arXiv:2208.02814): let the n problems it
-is calibrated on and the next one be exchangeable. The *score* of a problem is the stopper's largest
-probability at its premature borders, -inf where it has none. A stopper that stops only above the
-⌈(n + 1)(1 - rate)⌉-th smallest of the n scores exits a problem prematurely with a probability of at
-most ``rate``, over the draw of all n + 1. So the unit is the problem, whose borders hang together;
-nothing is promised for problems of another kind, nor for one given calibration.
+is calibrated on and the next one be exchangeable. The *score* of a problem is the larger of the
+stoppers' probabilities at its premature borders, the largest of these; -inf where it has none.
+Stoppers that stop only above the ⌈(n + 1)(1 - rate)⌉-th smallest of the n scores exit a problem
+prematurely, as sure or as hopeless, with a probability of at most ``rate``, over the draw of all
+n + 1. So the unit is the problem, whose borders hang together; nothing is promised for problems of
+another kind, nor for one given calibration. Closing words, which the engine writes where it gives a
+thought up, are not in the closes.
 """
 
 from __future__ import annotations
@@ -67,8 +71,9 @@ def main(argv: Sequence[str]) -> None:
         tracer.close()
     order = np.random.default_rng(args.seed).permutation(len(borders))
     first, second = ([borders[i] for i in half] for half in (order[:fitted], order[fitted:]))
-    stopper = fitted_stopper(first)
-    scores = np.array([score(stopper, one) for one in second])
+    stopper, hopeless = fitted_stopper(first), fitted_hopeless(first)
+    stoppers = [stopper] if hopeless is None else [stopper, hopeless]
+    scores = np.array([score(stoppers, one) for one in second])
     found = {rate: threshold(scores, rate) for rate in sorted({*RATES, args.rate})}
     thresholds = Thresholds(
         model=model,
@@ -80,6 +85,8 @@ def main(argv: Sequence[str]) -> None:
         every=args.every,
         problems=len(items),
         seed=args.seed,
+        hopeless_weights=None if hopeless is None else dict(hopeless.weights),
+        hopeless_bias=0.0 if hopeless is None else hopeless.bias,
     )
     path = Path(args.out) if args.out else user_path(model)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,9 +207,21 @@ def fitted_stopper(problems: Sequence[Borders]) -> Stopper:
     right = [one for one in problems if one.right and len(one.at)]
     if not right:
         raise InvalidRequest("calibrate: no reply is right and has a border; more items are needed")
-    features = np.concatenate([one.features for one in right])
-    labels = np.concatenate([one.may_end for one in right])
-    weights, bias = fit(features, labels)
+    return _fitted(right, [one.may_end for one in right])
+
+
+def fitted_hopeless(problems: Sequence[Borders]) -> Stopper | None:
+    """Fitted on all borders: how likely the reply will be wrong. None where all are right, or
+    none is: then nothing tells them apart."""
+    ended = [one for one in problems if len(one.at)]
+    if len({one.right for one in ended}) < 2:
+        return None
+    return _fitted(ended, [np.full(len(one.at), not one.right) for one in ended])
+
+
+def _fitted(problems: Sequence[Borders], labels: Sequence[np.ndarray]) -> Stopper:
+    features = np.concatenate([one.features for one in problems])
+    weights, bias = fit(features, np.concatenate(labels))
     return Stopper(dict(zip(FEATURES, weights.tolist(), strict=True)), bias)
 
 
@@ -244,9 +263,14 @@ def fit(
 # ---- calibrating --------------------------------------------------------------------------------
 
 
-def score(stopper: Stopper, problem: Borders) -> float:
+def _surest(stoppers: Sequence[Stopper], features: np.ndarray) -> np.ndarray:
+    """float64 [n]: the largest of the stoppers' probabilities of each row."""
+    return np.max([one.probabilities(features) for one in stoppers], axis=0)
+
+
+def score(stoppers: Sequence[Stopper], problem: Borders) -> float:
     """The largest probability at a premature border, -inf where there is none."""
-    p = stopper.probabilities(problem.features[problem.premature])
+    p = _surest(stoppers, problem.features[problem.premature])
     return float(p.max(initial=-math.inf))
 
 
@@ -261,9 +285,10 @@ def threshold(scores: np.ndarray, rate: float) -> float | None:
     return at if at <= 1 else None
 
 
-def exits(stopper: Stopper, problem: Borders) -> int | None:
-    """At which of its borders the stopper ends a problem's thought; None: at none."""
-    fired = np.flatnonzero(stopper.probabilities(problem.features) >= stopper.threshold)
+def exits(stoppers: Sequence[Stopper], problem: Borders) -> int | None:
+    """At which of its borders the stoppers, which have one threshold, end a problem's thought;
+    None: at none."""
+    fired = np.flatnonzero(_surest(stoppers, problem.features) >= stoppers[0].threshold)
     return int(fired[0]) if len(fired) else None
 
 
@@ -277,8 +302,9 @@ def _told(found: Thresholds, first: Sequence[Borders], second: Sequence[Borders]
     best = sum(one.thinking - _earliest(one) for one in second)
     lines.append(f"least thinking that stays right saves {best / thinking:.1%} of the tokens")
     for rate, at in sorted(found.thresholds.items()):
-        stopper = Stopper(found.weights, found.bias, at)
-        ends = [exits(stopper, one) for one in second]
+        policy = found.policy(rate)
+        stoppers = [one for one in (policy.stopper, policy.hopeless) if one is not None]
+        ends = [exits(stoppers, one) for one in second]
         pairs = [(one, end) for one, end in zip(second, ends, strict=True) if end is not None]
         early = sum(bool(one.premature[end]) for one, end in pairs)
         saved = sum(one.thinking - int(one.at[end]) for one, end in pairs)

@@ -2,10 +2,12 @@
 it must be for each rate of premature exits that a caller may accept.
 
 A JSON object: ``version``; ``model``, the checksum of its weights and formats; ``features``, all
-names in order; ``weights`` by feature and ``bias``; ``thresholds`` by accepted rate; ``rate``, that
-of ``auto``; ``trials`` and ``every`` of the policy it was fitted for; ``problems`` and ``seed``:
-how it was measured. ``musespark lab calibrate`` writes one (lab/calibrate.py says what it
-promises). A model's own lies in the cache folder, Spark Nano's beside its weights.
+names in order; ``weights`` by feature and ``bias``; ``hopeless_weights`` and ``hopeless_bias`` of
+the stopper for hopeless thoughts, missing where there is none; ``thresholds`` by accepted rate, of
+both; ``rate``, that of ``auto``; ``trials`` and ``every`` of the policy it was fitted for;
+``problems`` and ``seed``: how it was measured. ``musespark lab calibrate`` writes one
+(lab/calibrate.py says what it promises). A model's own lies in the cache folder, Spark Nano's beside
+its weights.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from musespark.weights.files import write_whole
 VERSION = 1
 SHIPPED = Path(__file__).resolve().parent.parent / "nano" / "thinking.json"
 _MOST_BYTES = 1 << 16
+_HOPELESS = ("hopeless_weights", "hopeless_bias")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Thresholds:
     every: int
     problems: int
     seed: int
+    hopeless_weights: Mapping[str, float] | None = field(default=None, hash=False)
+    hopeless_bias: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str) or not self.model:
@@ -67,9 +72,11 @@ class Thresholds:
             raise InvalidRequest(
                 f"premature_exits: got {rate!r:.60}, calibrated for this model are {self._rates()}"
             )
-        tried = {"trials": self.trials, "every": self.every} if self.trials else {}
-        stopper = Stopper(self.weights, self.bias, self.thresholds[rate])
-        return ThinkingPolicy(stopper=stopper, **tried)
+        tried: dict[str, Any] = {"trials": self.trials, "every": self.every} if self.trials else {}
+        at = self.thresholds[rate]
+        if self.hopeless_weights is not None:
+            tried["hopeless"] = Stopper(self.hopeless_weights, self.hopeless_bias, at)
+        return ThinkingPolicy(stopper=Stopper(self.weights, self.bias, at), **tried)
 
     def _rates(self) -> list[float]:
         return sorted(self.thresholds)
@@ -127,6 +134,8 @@ def write_thresholds(path: Path, thresholds: Thresholds) -> None:
     """Writes the file aside and renames it. Raises WriteFailed."""
     told = asdict(thresholds)
     told["thresholds"] = {str(rate): at for rate, at in sorted(thresholds.thresholds.items())}
+    if thresholds.hopeless_weights is None:
+        told = {name: value for name, value in told.items() if name not in _HOPELESS}
     told = {"version": VERSION, "model": told.pop("model"), "features": list(FEATURES), **told}
     write_whole(path, f"{json.dumps(told, indent=1, allow_nan=False)}\n".encode())
 
@@ -142,8 +151,7 @@ def read_thresholds(path: Path) -> Thresholds:
                 "calibrate) or remove the file"
             )
     known = {one.name for one in fields(Thresholds)}
-    if told.keys() != known:
-        wrong = sorted(told.keys() ^ known)
+    if wrong := sorted((told.keys() ^ known) - {*_HOPELESS}):
         raise CorruptFile(f"{path}: fields {wrong!r:.200} are missing or unknown")
     try:
         return Thresholds(**told | {"thresholds": _by_rate(told["thresholds"])})
