@@ -6,8 +6,8 @@ names in order; ``weights`` by feature and ``bias``; ``hopeless_weights`` and ``
 the stopper for hopeless thoughts, missing where there is none; ``thresholds`` by accepted rate, of
 both; ``rate``, that of ``auto``; ``trials`` and ``every`` of the policy it was fitted for;
 ``problems`` and ``seed``: how it was measured. ``musespark lab calibrate`` writes one
-(lab/calibrate.py says what it promises). A model's own lies in the cache folder, Spark Nano's beside
-its weights.
+(lab/calibrate.py says what it promises). A model's own lies in the cache folder, Spark Nano's
+beside its weights.
 """
 
 from __future__ import annotations
