@@ -179,7 +179,8 @@ RequestParams params_from_python(const py::dict& params, std::int64_t hidden) {
                                                  {"last", LogitsMode::last},
                                                  {"all", LogitsMode::all},
                                                  {"score", LogitsMode::score},
-                                                 {"attention", LogitsMode::attention}});
+                                                 {"attention", LogitsMode::attention},
+                                                 {"states", LogitsMode::states}});
   }
   if (d.has("look_at")) out.look_at = spans_from_python(d.list("look_at"));
   if (d.has("logits_from")) out.logits_from = d.integer("logits_from");

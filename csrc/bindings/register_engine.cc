@@ -187,11 +187,11 @@ class PyEngine {
     engine_->provide_rows(id, index, count, std::move(floats), std::move(more));
   }
 
-  std::int64_t add_adapter(const py::dict& tensors) {
+  std::int64_t add_adapter(const py::dict& tensors, std::optional<std::int64_t> over) {
     HeldBuffers held;
     const auto views = tensors_from_python(tensors, held);
     const py::gil_scoped_release unlocked;
-    return engine_->add_adapter(views);
+    return engine_->add_adapter(views, over);
   }
 
   std::int64_t begin_restore(const py::object& tokens, std::int64_t prompt, bool short_rope,
@@ -456,8 +456,10 @@ void register_engine(py::module_& m) {
           "provide_rows", &PyEngine::provide_rows, py::arg("id"), py::arg("index"), py::arg("rows"),
           py::arg("taps") = py::tuple(),
           "What a 'rows_wanted' event asks for: float32 [count, hidden], and as many for each tap.")
-      .def("add_adapter", &PyEngine::add_adapter, py::arg("tensors"),
-           "Copies an adapter's tensors (csrc/model/README.md); its id is for params['adapter'].")
+      .def("add_adapter", &PyEngine::add_adapter, py::arg("tensors"), py::kw_only(),
+           py::arg("over") = py::none(),
+           "Copies an adapter's tensors (csrc/model/README.md), laid over those of the adapter "
+           "'over'; its id is for params['adapter'].")
       .def("remove_adapter", with_engine(&Engine::remove_adapter), py::arg("id"), unlocked(),
            "No later request may name it.")
       .def("cancel", with_engine(&Engine::cancel), py::arg("id"), unlocked(),

@@ -65,10 +65,11 @@ class TestModel {
 
   using Steps = std::vector<std::tuple<TestSequence*, std::vector<std::int32_t>, std::string>>;
 
-  // An adapter, for forward(adapters=).
-  std::shared_ptr<Adapter> adapter(const py::dict& tensors) const {
+  // An adapter, laid over another or not, for forward(adapters=).
+  std::shared_ptr<Adapter> adapter(const py::dict& tensors, std::shared_ptr<Adapter> over) const {
     HeldBuffers held;
-    return std::make_shared<Adapter>(model_->spec(), tensors_from_python(tensors, held));
+    return std::make_shared<Adapter>(model_->spec(), tensors_from_python(tensors, held),
+                                     std::move(over));
   }
 
   // spans: (sequence, tokens, "none" | "last" | "all"). None if it was interrupted, which happens
@@ -239,7 +240,7 @@ void register_model_testing(py::module_& core) {
       .def("forward", &TestModel::forward, py::arg("spans"), py::kw_only(),
            py::arg("interrupt_at") = py::none(), py::arg("adapters") = std::vector<Adapter*>(),
            py::arg("given") = std::vector<py::sequence>(), py::arg("states") = py::tuple())
-      .def("adapter", &TestModel::adapter, py::arg("tensors"))
+      .def("adapter", &TestModel::adapter, py::arg("tensors"), py::arg("over") = py::none())
       .def("work_bytes", [](TestModel& m) { return m.model().work_bytes(); })
       .def(
           "scratch_bytes",

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 
 #include "base/checked.h"
 #include "base/float_env.h"
@@ -74,7 +75,8 @@ void check_request(const RequestParams& params, std::int64_t vocab) {
 
 // After check_given.
 void check_logits(const RequestParams& params, std::int64_t prompt, std::optional<RequestId> base) {
-  const bool each = params.logits == LogitsMode::all || params.logits == LogitsMode::score;
+  const bool each = params.logits == LogitsMode::all || params.logits == LogitsMode::score ||
+                    params.logits == LogitsMode::states;
   const auto refuse = [&](const std::string& why) {
     throw InvalidRequest("logits_from: got " + std::to_string(params.logits_from) + ", " + why);
   };
@@ -93,6 +95,16 @@ void check_logits(const RequestParams& params, std::int64_t prompt, std::optiona
     refuse("with a base (" + std::to_string(*base) +
            "), which has no logits for what is shared; allowed is more");
   }
+}
+
+// The layers whose states LogitsMode::states gives.
+std::vector<std::int64_t> all_but_last(const ModelSpec& spec) {
+  std::vector<std::int64_t> layers(spec.layers.size() - 1);
+  if (layers.empty()) {
+    throw InvalidRequest("logits: states are those of all layers but the last; the model has one");
+  }
+  std::iota(layers.begin(), layers.end(), 0);
+  return layers;
 }
 
 void check_looks(const RequestParams& params, const ModelSpec& spec, std::int64_t prompt) {
@@ -233,6 +245,7 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
   if (const auto& after = entry->params.thinking.deadline_s) {
     entry->thinking_deadline = later(*after);
   }
+  if (entry->gives_states()) entry->states.layers = all_but_last(model.spec());
   const std::lock_guard lock(mutex);
   if (entry->params.adapter) entry->adapter = adapter_of(*entry->params.adapter, "adapter");
   if (base) {
@@ -247,8 +260,14 @@ RequestId Engine::Impl::submit(std::vector<std::int32_t> tokens, RequestParams p
   return id;
 }
 
-AdapterId Engine::Impl::add_adapter(const std::map<std::string, TensorView>& tensors) {
-  auto adapter = std::make_shared<const Adapter>(model.spec(), tensors);
+AdapterId Engine::Impl::add_adapter(const std::map<std::string, TensorView>& tensors,
+                                    std::optional<AdapterId> over) {
+  std::shared_ptr<const Adapter> base;
+  if (over) {
+    const std::lock_guard lock(mutex);
+    base = adapter_of(*over, "over");
+  }
+  auto adapter = std::make_shared<const Adapter>(model.spec(), tensors, std::move(base));
   const std::lock_guard lock(mutex);
   adapters.emplace(next_adapter, std::move(adapter));
   return next_adapter++;
@@ -418,8 +437,9 @@ RequestId Engine::submit(std::vector<std::int32_t> tokens, RequestParams params,
                          std::optional<RequestId> base) {
   return impl_->submit(std::move(tokens), std::move(params), base);
 }
-AdapterId Engine::add_adapter(const std::map<std::string, TensorView>& tensors) {
-  return impl_->add_adapter(tensors);
+AdapterId Engine::add_adapter(const std::map<std::string, TensorView>& tensors,
+                              std::optional<AdapterId> over) {
+  return impl_->add_adapter(tensors, over);
 }
 void Engine::remove_adapter(AdapterId id) { impl_->remove_adapter(id); }
 void Engine::cancel(RequestId id) { impl_->cancel(id); }

@@ -33,6 +33,9 @@ enum class LogitsMode : std::uint32_t {
   all,        // a row for each prompt token, in pieces of at most kLogitsRows rows, in order
   score,      // the log-probability of each prompt token but the first, given those before it
   attention,  // none: where the last tokens look, model/attention_weights.h
+  // none: the residual stream after each layer but the last, which not every row goes through, of
+  // each prompt token, in pieces as those of `all`
+  states,
 };
 inline constexpr std::int64_t kLogitsRows = 64;
 
@@ -50,7 +53,8 @@ struct RequestParams {
   std::vector<std::int32_t> stop_ids;
   LogitsMode logits = LogitsMode::none;
   std::vector<KeySpan> look_at;  // attention: of these tokens the weights are wanted
-  std::int64_t logits_from = 0;  // all, score: no row before this token, which may be known then
+  std::int64_t logits_from =
+      0;  // all, score, states: no row before this token, which may be known then
   std::optional<double> deadline_s;  // from now, >= 0
   std::int64_t draft_tokens = 0;     // of a draft at most (decode/speculation.h); 0: none
   bool draft_eagerly = false;        // the drafter's where there is one, whatever they cost
@@ -105,7 +109,7 @@ struct LogitsEvent {
   RequestId id;
   std::int64_t first;  // position of the first row
   // LogitsMode::score: cols = 1. attention: rows of all layers without a window, one after the
-  // other; first = how many layers.
+  // other; first = how many layers. states: cols = (layers - 1) * hidden.
   std::int64_t rows, cols;
   std::vector<float> values;
 };
@@ -157,8 +161,10 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Takes an adapter in; its tensors are copied. Throws as Adapter does.
-  AdapterId add_adapter(const std::map<std::string, TensorView>& tensors);
+  // Takes an adapter in; its tensors are copied. `over`: one that it is laid over, which may be
+  // removed before it. Throws as Adapter does, and InvalidRequest for an `over` that is none.
+  AdapterId add_adapter(const std::map<std::string, TensorView>& tensors,
+                        std::optional<AdapterId> over = std::nullopt);
 
   // No later request may name it. Requests under way run on with it, and so do retained sequences;
   // its memory is given back with the last of them. Throws InvalidRequest for an id that is none.

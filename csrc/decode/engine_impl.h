@@ -63,7 +63,8 @@ struct Engine::Impl {
   // engine.cc
   RequestId submit(std::vector<std::int32_t> tokens, RequestParams params,
                    std::optional<RequestId> base);
-  AdapterId add_adapter(const std::map<std::string, TensorView>& tensors);
+  AdapterId add_adapter(const std::map<std::string, TensorView>& tensors,
+                        std::optional<AdapterId> over);
   void remove_adapter(AdapterId id);
   const std::shared_ptr<const Adapter>& adapter_of(AdapterId id, const char* field) const;
   RequestId fork(RequestId id);
@@ -152,7 +153,7 @@ struct Engine::Impl {
   // speculation.cc
   bool may_draft(const Entry& entry) const;
   static DraftSource::Text text_of(const Entry& entry);
-  StateLog* states_wanted(const Entry& entry, std::int64_t count);
+  StateLog* states_wanted(Entry& entry, std::int64_t count);
   std::int64_t draft_room(const Entry& entry) const;
   DraftLength::Plan plan_drafter(const Entry& entry, std::int64_t room);
   void make_draft(Entry& entry);
@@ -204,6 +205,7 @@ struct Engine::Impl {
   void end_sampled(Entry& entry, FinishReason reason);
   void book_logits(Entry& entry, const float* rows, std::int64_t count);
   void book_attention(Entry& entry);
+  void book_states(Entry& entry);
   void book_scores(Entry& entry, std::int64_t rows, std::span<const Job> scored);
 
   TextModel& model;

@@ -58,8 +58,9 @@ struct Entry {
   bool samples() const { return params.logits == LogitsMode::none; }
   // Whether each row from params.logits_from on is wanted.
   bool wants_rows() const {
-    return params.logits == LogitsMode::all || params.logits == LogitsMode::score;
+    return params.logits == LogitsMode::all || params.logits == LogitsMode::score || gives_states();
   }
+  bool gives_states() const { return params.logits == LogitsMode::states; }
   bool looks() const { return params.logits == LogitsMode::attention; }
   std::int64_t looking_rows() const { return std::min(QueryLog::kRows, size()); }
   // Tokens whose keys and values may come from elsewhere.
@@ -120,6 +121,7 @@ struct Entry {
   std::vector<std::int32_t> draft;  // of the step under way: the last token, what may follow
   DraftLength drafting;
   QueryLog log;
+  StateLog states;  // of the step under way, where they are asked for
   std::optional<Sequence> kv;
   PrefixTree::Pin shared;  // what `kv` began with, held in the tree
   // Lengths, whole pages, from which others will go on (PrefixTree::insert).

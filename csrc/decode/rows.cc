@@ -16,7 +16,9 @@ void Engine::Impl::add_span(Entry& entry, std::int64_t count) {
   }
   auto wanted = StepSpan::Logits::none;
   if (entry.wants_rows()) {
-    if (entry.length() >= entry.params.logits_from) wanted = StepSpan::Logits::all;
+    if (entry.length() >= entry.params.logits_from && !entry.gives_states()) {
+      wanted = StepSpan::Logits::all;
+    }
   } else if (count == entry.pending() && (!entry.samples() || entry.stop.limit() > 0)) {
     wanted = StepSpan::Logits::last;
   }

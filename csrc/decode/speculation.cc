@@ -96,8 +96,12 @@ DraftSource::Text Engine::Impl::text_of(const Entry& entry) {
   return {entry.id, entry.prefix_key(), entry.tokens, entry.stats.prompt_tokens};
 }
 
-// Where a step is to log what a drafter reads of the sequence's next `count` rows, or null.
-StateLog* Engine::Impl::states_wanted(const Entry& entry, std::int64_t count) {
+// Where a step is to log the states of the sequence's next `count` rows, for the request or for a
+// drafter; or null.
+StateLog* Engine::Impl::states_wanted(Entry& entry, std::int64_t count) {
+  if (entry.gives_states()) {
+    return entry.length() >= entry.params.logits_from ? &entry.states : nullptr;
+  }
   if (!drafting || running.size() != 1 || !may_draft(entry)) return nullptr;
   return drafting->source.log(text_of(entry), entry.length(), entry.length() + count);
 }

@@ -167,6 +167,8 @@ void Engine::Impl::book_entry(Entry& entry, const float* values, std::int64_t ro
     book_scores(entry, rows, done);
   } else if (entry.looks()) {
     book_attention(entry);
+  } else if (entry.gives_states()) {
+    book_states(entry);
   } else if (!entry.samples()) {
     book_logits(entry, values, rows);
   } else if (rows == 1 && done.front().ends) {
@@ -401,6 +403,20 @@ void Engine::Impl::book_attention(Entry& entry) {
   events->emplace_back(std::move(event));
   return_early = true;
   finish(entry, FinishReason::length);
+}
+
+// The states that the step logged of the sequence, where it logged any.
+void Engine::Impl::book_states(Entry& entry) {
+  const auto layers = static_cast<std::int64_t>(entry.states.layers.size());
+  LogitsEvent event{entry.id, 0, 0, layers * model.spec().hidden, {}};
+  event.values.swap(entry.states.rows);
+  event.rows = static_cast<std::int64_t>(event.values.size()) / event.cols;
+  event.first = entry.length() - event.rows;
+  if (event.rows > 0) {
+    events->emplace_back(std::move(event));
+    return_early = true;
+  }
+  if (entry.pending() == 0) finish(entry, FinishReason::length);
 }
 
 // Scores from `rows` rows; what follows the last prompt token is not known, so that row has none.

@@ -76,11 +76,37 @@ Matrix Adapter::copy(const std::string& name, const TensorView& from, std::int64
   return {{own.as<std::uint8_t>(), block, rows, cols, from.format}, nullptr};
 }
 
-Adapter::Adapter(const ModelSpec& spec, const std::map<std::string, TensorView>& tensors) {
+const float* Adapter::copy_control(const std::string& name, const TensorView& from,
+                                   std::int64_t hidden) {
+  if (from.format != WeightFormat::f32 || from.rows != 1 || from.cols != hidden) {
+    throw CorruptFile("adapter tensor '" + name + "' is " + weight_format_name(from.format) + " " +
+                      std::to_string(from.rows) + " x " + std::to_string(from.cols) + "; f32 1 x " +
+                      std::to_string(hidden) + " is needed");
+  }
+  const auto bytes = static_cast<std::int64_t>(sizeof(float)) * hidden;
+  if (from.bytes != bytes) {
+    throw CorruptFile("adapter tensor '" + name + "': " + std::to_string(from.bytes) + " bytes; " +
+                      std::to_string(bytes) + " are needed");
+  }
+  AlignedBuffer& own = data_.emplace_back(static_cast<std::size_t>(bytes));
+  std::memcpy(own.data(), from.data, static_cast<std::size_t>(bytes));
+  bytes_ += bytes;
+  return own.as<float>();
+}
+
+Adapter::Adapter(const ModelSpec& spec, const std::map<std::string, TensorView>& tensors,
+                 std::shared_ptr<const Adapter> over)
+    : over_(std::move(over)) {
   if (spec.bidirectional) throw UnsupportedModel("adapter: encoders have none in this version");
   layers_.resize(spec.layers.size());
+  controls_.resize(spec.layers.size());
   std::set<std::string> used;
   for (std::size_t i = 0; i < spec.layers.size(); ++i) {
+    const auto control = tensors.find("layers." + std::to_string(i) + ".control");
+    if (control != tensors.end()) {
+      controls_[i] = copy_control(control->first, control->second, spec.hidden);
+      used.insert(control->first);
+    }
     for (std::size_t t = 0; t < kAdapterTargets; ++t) {
       const std::string name = "layers." + std::to_string(i) + "." + kNames[t] + ".lora_";
       const auto a = tensors.find(name + "a"), b = tensors.find(name + "b");
@@ -149,6 +175,17 @@ void AdaptedRows::add(Jobs& jobs, const KernelTable& kernels, std::size_t layer,
     }
   }
   runner_.run(jobs, kernels, outputs_);
+}
+
+void AdaptedRows::steer(Jobs& jobs, const KernelTable& kernels, std::size_t layer,
+                        const Residual& residual, const Norm& next, const Rows& out) const {
+  for (const Range& range : ranges_) {
+    const float* vector = range.adapter->control(layer);
+    if (!vector) continue;
+    const Residual rows{residual.x + range.first * residual.ldx, residual.ldx, range.count,
+                        residual.cols};
+    add_vector(jobs, kernels, vector, rows, next, out.slice(range.first, range.count));
+  }
 }
 
 AdaptedRows::Inner AdaptedRows::inner(std::int64_t rows, std::int64_t cols) {

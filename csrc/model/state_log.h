@@ -1,4 +1,4 @@
-// What some of a model's layers gave, for a drafter to read (model/drafter.h).
+// What some of a model's layers gave: for a drafter to read (model/drafter.h), or for a request.
 #pragma once
 
 #include <cstdint>

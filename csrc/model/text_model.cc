@@ -370,6 +370,7 @@ void TextModel::Impl::mlp(std::size_t index, const Norm& next, const Needs& next
   if (const auto more = given.tap(index); !more.empty()) add_rows(jobs, kernels, more, residual());
   add_norm(jobs, kernels, residual(), work.delta, layer.post_mlp_norm, layer.mlp_join, next,
            normed(next_needs));
+  adapted.steer(jobs, kernels, index, residual(), next, normed(next_needs));
 }
 
 StepOutcome TextModel::Impl::run(std::span<const StepSpan> spans, const StepControl& control,

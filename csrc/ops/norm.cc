@@ -139,6 +139,19 @@ void norm_rows(Jobs& jobs, const KernelTable& kernels, const float* x, std::int6
            });
 }
 
+void add_vector(Jobs& jobs, const KernelTable& kernels, const float* vector,
+                const Residual& residual, const Norm& next, const Rows& out) {
+  check_rows("add_vector", residual.rows, residual.cols, out);
+  jobs.run(residual.rows, static_cast<double>(residual.cols) * 0.4,
+           [&](std::int64_t begin, std::int64_t end, int) {
+             for (std::int64_t row = begin; row < end; ++row) {
+               float* x = residual.x + row * residual.ldx;
+               kernels.rowwise.add(x, vector, residual.cols, x);
+               write_row(kernels, next, x, row, out);
+             }
+           });
+}
+
 void gather_rows(const Residual& residual, std::span<const std::int64_t> rows) {
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto to = static_cast<std::int64_t>(i);

@@ -63,6 +63,10 @@ void add_norm(Jobs& jobs, const KernelTable& kernels, const Residual& residual, 
 void norm_rows(Jobs& jobs, const KernelTable& kernels, const float* x, std::int64_t ldx,
                const Norm& norm, const Rows& out);
 
+// x[r] += vector [cols], one float addition each; then out[r] = next(x[r]) as add_norm writes it.
+void add_vector(Jobs& jobs, const KernelTable& kernels, const float* vector,
+                const Residual& residual, const Norm& next, const Rows& out);
+
 // Moves the chosen rows (ascending) to the front: x[i] = x[rows[i]].
 void gather_rows(const Residual& residual, std::span<const std::int64_t> rows);
 
