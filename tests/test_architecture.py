@@ -251,6 +251,7 @@ RANKS = {
     "requests": 8,
     "looking": 8,
     "scoring": 8,
+    "steering": 8,
     "updating": 8,
     "batches": 8,
     "contemplating": 8,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from musespark.adapters import split_adapters
+from musespark.adapters import split_additions
 from musespark.driver import CLOSED_MEANWHILE
 from musespark.encoder import fitting
 from musespark.errors import Cancelled, Error, InvalidRequest, UnsupportedModel
@@ -37,11 +37,11 @@ def run_batch(
     if "stream" in options:
         raise unknown_argument("stream", OPTION_NAMES)
     seeds = split_seeds(options.get("seed"), len(items))
-    adapters = split_adapters(options.get("adapter"), len(items))
+    additions = split_additions(options, len(items))
     streams: list[Stream] = []
     try:
-        for item, seed, adapter in zip(items, seeds, adapters, strict=True):
-            streams.append(begin(item, {**options, "seed": seed, "adapter": adapter}))
+        for item, seed, more in zip(items, seeds, additions, strict=True):
+            streams.append(begin(item, {**options, "seed": seed, **more}))
         return drain(streams)
     except Error as error:
         if streams and closed() and not isinstance(error, Cancelled):

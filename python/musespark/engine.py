@@ -238,9 +238,12 @@ class Engine:
             raise
         return handle
 
-    def add_adapter(self, ids: list[int], tensors: dict[str, tuple]) -> None:
-        """Takes a LoRA adapter in (csrc/model/adapter.h) and appends its id to `ids`."""
-        self._driver.take(ids, "add_adapter", tensors)
+    def add_adapter(
+        self, ids: list[int], tensors: dict[str, tuple], *, over: int | None = None
+    ) -> None:
+        """Takes an adapter in (csrc/model/adapter.h), laid over the one with the id `over` or by
+        itself, and appends its id to `ids`."""
+        self._driver.take(ids, "add_adapter", tensors, over=over)
 
     def remove_adapter(self, adapter: int) -> None:
         """No later request may name it; those under way keep it. Nothing on a closed engine."""

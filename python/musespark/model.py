@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from musespark import prompts
-from musespark.adapters import Adapter, Adapters
+from musespark.adapters import Adapter, Adapters, Steering
 from musespark.assets import json_asset, template_of, tokenizer_of
 from musespark.batches import drain_in_order, embedded, run_batch
 from musespark.contemplating import acontemplate, contemplate, drain_together
@@ -29,9 +29,10 @@ from musespark.memory import choose_context, kv_formats
 from musespark.options import CONTEMPLATING, check_stream, model_defaults
 from musespark.prefix_store import NoPrefixes, PrefixFolderStats, PrefixStore
 from musespark.requests import PreparedChat, Requests
-from musespark.results import ChatResult, Completion, ImageAttention, ModelInfo
-from musespark.scoring import every_logit, image_attention, token_scores
+from musespark.results import ChatResult, Completion, ModelInfo
+from musespark.scoring import Scoring
 from musespark.session import Session, refuse_turn_options
+from musespark.steering import ControlVector, steer
 from musespark.text import ChatTemplate
 from musespark.thinking.thresholds import lookup
 from musespark.thought_cache import checked_choice
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from musespark.vision.loop import Looked
 
 
-class Model:
+class Model(Scoring):
     """A loaded model. Made by :func:`musespark.load`; close it, or use it as a context manager.
 
     Safe to use from any number of threads and event loops: what they ask runs as one batch, and
@@ -150,8 +151,9 @@ class Model:
         ``presence_penalty``, ``frequency_penalty``, ``seed``, ``stop`` (a string or several),
         ``logprobs`` (how many alternatives a token), ``logit_bias`` {token id: addend},
         ``deadline`` (seconds; what is there then is returned), ``adapter`` (what
-        :meth:`load_adapter` gave, or its name), ``speculation`` (auto: what stood before is
-        drafted; off), ``signals`` (True: :class:`musespark.ThoughtSignals` of thoughts).
+        :meth:`load_adapter` gave, or its name), ``steering`` (what :meth:`steer` gave, or off),
+        ``speculation`` (auto: what stood before is drafted; off), ``signals`` (True:
+        :class:`musespark.ThoughtSignals` of thoughts).
         ``stream=True``: an iterator of :class:`Delta` whose ``.result`` is the completion.
 
         With one of these a text that is not cut is of its form (needs llguidance): ``json_schema``
@@ -182,7 +184,7 @@ class Model:
         self, prompts: Sequence[str | Sequence[int]], **options: Any
     ) -> list[Completion]:
         """:meth:`generate` for several prompts in one engine run; the same results as one by one.
-        ``seed`` and ``adapter`` may be lists, one for each prompt."""
+        ``seed``, ``adapter`` and ``steering`` may be lists, one for each prompt."""
         return self._batch(self._text_stream, prompts, options)
 
     # ---- chat ---------------------------------------------------------------------------------
@@ -258,19 +260,22 @@ class Model:
         system: str | None = None,
         *,
         adapter: Adapter | str | None = None,
+        steering: Steering | str | None = None,
         thought_cache: str | None = None,
         thought_cache_tokens: int | None = None,
         **unknown: Any,
     ) -> Session:
         """A conversation that remembers, and computes only what is new in each turn.
 
-        ``adapter``, ``thought_cache``, ``thought_cache_tokens``: of all turns, as in :meth:`chat`.
-        The other options of :meth:`chat` are each turn's: :meth:`Session.chat`.
+        ``adapter``, ``steering`` (None: what every request gets now), ``thought_cache``,
+        ``thought_cache_tokens``: of all turns, as in :meth:`chat`. Its other options are each
+        turn's: :meth:`Session.chat`.
         """
         refuse_turn_options(unknown)
-        self._adapters.id_of(adapter)
+        additions = {"adapter": adapter, "steering": steering}
+        self._adapters.chosen(additions)
         choice = checked_choice(thought_cache, thought_cache_tokens)
-        return Session(self, system=system, adapter=adapter, thoughts=choice)
+        return Session(self, system=system, **additions, thoughts=choice)
 
     def resume(self, path: str | os.PathLike[str], *, passphrase: str | None = None) -> Session:
         """A session that :meth:`Session.save` wrote, with the keys and values in the file: it goes
@@ -298,6 +303,26 @@ class Model:
         CorruptFile.
         """
         return self._adapters.load(path, name, self._weights.spec, self._info.family)
+
+    def steer(
+        self,
+        vector: ControlVector | str | os.PathLike[str],
+        layers: tuple[int, int] | Sequence[int] | None = None,
+        strength: float = 1.0,
+        *,
+        everywhere: bool = True,
+        check: bool = True,
+    ) -> Steering:
+        """Adds ``strength`` times a control vector (or the file of one) to the residual stream, at
+        every token behind the blocks of ``layers``: (first, last), both included, or a list of
+        them, counted from 0; None is all that it has. In every later request, until ``remove()`` or
+        the end of a ``with`` block; ``everywhere=False``: in those alone that name what this
+        returns as ``steering``. A request beside them keeps its result.
+
+        InvalidRequest for another width, a layer that is not there, a vector calibrated for other
+        weights (unless ``check=False``), and where every request is steered already.
+        """
+        return steer(self, vector, layers, strength, everywhere, check)
 
     # ---- images -------------------------------------------------------------------------------
 
@@ -335,42 +360,7 @@ class Model:
         """
         return look(self, question, images, calls=calls, convention=convention, **options)
 
-    def answer_logprob(
-        self, messages: Sequence[Mapping[str, Any]], answer: str, **options: Any
-    ) -> float:
-        """The natural logarithm of the probability that the next turn begins with ``answer``,
-        without a thought before it. ``options``: ``tools`` and ``adapter``."""
-        request, _ = self._requests.answer(messages, answer, options)
-        return float(self._engine.submit(request).result().logits.astype(np.float64).sum())
-
-    def image_attention(
-        self, messages: Sequence[Mapping[str, Any]], answer: str, **options: Any
-    ) -> ImageAttention:
-        """Where the model looks in the images of ``messages`` when it writes ``answer``: the
-        weights of attention, measured from its keys and values. ``options``: ``tools`` and
-        ``adapter``. InvalidRequest where there are no images; models whose layers all have a
-        window have none to look at."""
-        request, images = self._requests.answer(messages, answer, options)
-        return image_attention(self._engine, self._weights.spec, request, images.outlines)
-
-    # ---- scores -------------------------------------------------------------------------------
-
-    def logits(self, ids: Sequence[int], *, adapter: Adapter | str | None = None) -> np.ndarray:
-        """float32 [n, vocab]: the logits after each of n token ids.
-
-        MemoryBudgetExceeded where the array does not fit into the memory that is free.
-        """
-        chosen = self._adapters.id_of(adapter)
-        ids = self._requests.ids(ids, "ids", most=self._info.context)
-        return every_logit(self._engine, ids, self._weights.spec.vocab, chosen)
-
-    def score(
-        self, text: str | Sequence[int], *, adapter: Adapter | str | None = None
-    ) -> np.ndarray:
-        """float32 [n]: the natural-log probability of each token of ``text`` (encoded as
-        :meth:`generate` does, or given as ids) after those before it. The first has none: NaN."""
-        ids = self._requests.ids(text, "text", most=self._info.context)
-        return token_scores(self._engine, ids, self._adapters.id_of(adapter))
+    # ---- embeddings ---------------------------------------------------------------------------
 
     def embed(
         self, texts: str | Sequence[str | Sequence[int]], *, truncate: bool = False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from musespark import prompts
+from musespark.adapters import ADDITIONS, Adapters
 from musespark.errors import InvalidRequest
 from musespark.events import GivenRows, Request
 from musespark.explaining import Asked
@@ -46,7 +47,6 @@ from musespark.tracing import question_of, tracer
 from musespark.turn_start import Constraint, turn_start
 
 if TYPE_CHECKING:
-    from musespark.adapters import Adapters
     from musespark.families.spec import ModelSpec
     from musespark.results import ModelInfo
     from musespark.vision.eyes import Eyes
@@ -121,12 +121,12 @@ class Requests:
         self, prompt: str | Sequence[int], given: Mapping[str, Any]
     ) -> tuple[Request, CompletionCollector]:
         """Of :meth:`musespark.Model.generate`."""
-        apart = ("adapter", SIGNALS, *GRAMMAR_OPTIONS)
+        apart = (*ADDITIONS, SIGNALS, *GRAMMAR_OPTIONS)
         rest = {name: value for name, value in given.items() if name not in apart}
         vocab = self._spec.vocab
         options = resolve(rest, self.defaults, vocab, also_known=("stream", *apart))
         grammar = chosen_grammar(given)
-        adapter = self._adapters.id_of(given.get("adapter"))
+        adapter = self._adapters.chosen(given)
         ids = self.ids(prompt, "prompt", most=self._info.context)
         options = within(options, rest, self._info.context - len(ids))
         options = _without_least(options, rest, grammar)
@@ -168,13 +168,12 @@ class Requests:
         with several seeds."""
         _refuse_agents(given)
         chat, thinking = self._chat_options(given)
-        apart = {*CHAT_OPTIONS, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS, "adapter"}
-        rest = {name: value for name, value in given.items() if name not in apart}
-        named = (*CHAT_OPTIONS, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS)
-        known = (*named, *AGENT_OPTIONS, "stream", "adapter")
+        named = (*CHAT_OPTIONS, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS, *ADDITIONS)
+        rest = {name: value for name, value in given.items() if name not in named}
+        known = (*named, *AGENT_OPTIONS, "stream")
         options = resolve(rest, self.defaults, self._spec.vocab, also_known=known)
         grammar = _chat_grammar(given)
-        adapter, limit = self._adapters.id_of(given.get("adapter")), self._info.context
+        adapter, limit = self._adapters.chosen(given), self._info.context
         messages, sources = without_images(messages)
         images = PromptImages(self.eyes, sources, self.blind)
         prompt = self._chat_ids(messages, images, **chat)
@@ -245,7 +244,7 @@ class Requests:
             images=images.sources,
             protocol=self.protocol,
             stop_ids=self.stop_ids,
-            adapter=self._adapters.id_of(given.get("adapter")),
+            adapter=self._adapters.chosen(given),
             tools=bool(given.get("tools")),
             thought_cache=given.get("thought_cache"),
         )
@@ -258,7 +257,7 @@ class Requests:
         how = {"written": written, "chosen": chosen, "marked": self.thoughts.marks is not None}
         chat, thinking = by_effort(chat, checked_thinking(given), **how)
         if self.thoughts.marks is not None:
-            adapted = self._adapters.id_of(given.get("adapter")) is not None
+            adapted = self._adapters.chosen(given) is not None
             usable = not adapted and given.get("thought_cache_tokens") is None
             thinking = calibrated(thinking, self.calibrated, usable=usable)
         self.thoughts.refuse_unwritten(thinking)
@@ -280,8 +279,8 @@ class Requests:
     ) -> tuple[Request, PromptImages]:
         """Of :meth:`musespark.Model.answer_logprob`; and the images in its prompt."""
         for name in given:
-            if name not in ("tools", "adapter"):
-                raise InvalidRequest(f"{name}: allowed here are tools and adapter")
+            if name not in ("tools", *ADDITIONS):
+                raise InvalidRequest(f"{name}: allowed here are tools, {' and '.join(ADDITIONS)}")
         if not isinstance(answer, str) or not answer:
             raise InvalidRequest(f"answer: got {answer!r:.60}, allowed is a text that is not empty")
         if isinstance(messages, str):
@@ -304,7 +303,7 @@ class Requests:
             logits="score",
             logits_from=known - 1,
             given=rows,
-            adapter=self._adapters.id_of(given.get("adapter")),
+            adapter=self._adapters.chosen(given),
         )
         return request, images
 

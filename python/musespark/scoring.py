@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,9 +15,70 @@ from musespark.results import ImageAttention
 from musespark.sizes import LOGGED_QUERIES
 
 if TYPE_CHECKING:
+    from musespark.adapters import Adapter, Adapters, Steering
     from musespark.engine import Engine
     from musespark.families.spec import ModelSpec
+    from musespark.requests import Requests
+    from musespark.results import ModelInfo
     from musespark.vision.embedding import ImageOutline
+    from musespark.weights import LoadedWeights
+
+
+class Scoring:
+    """The part of :class:`musespark.Model` that writes nothing."""
+
+    _adapters: Adapters
+    _engine: Engine
+    _info: ModelInfo
+    _requests: Requests
+    _weights: LoadedWeights
+
+    def logits(
+        self,
+        ids: Sequence[int],
+        *,
+        adapter: Adapter | str | None = None,
+        steering: Steering | str | None = None,
+    ) -> np.ndarray:
+        """float32 [n, vocab]: the logits after each of n token ids.
+
+        MemoryBudgetExceeded where the array does not fit into the memory that is free.
+        """
+        chosen = self._adapters.chosen({"adapter": adapter, "steering": steering})
+        ids = self._requests.ids(ids, "ids", most=self._info.context)
+        return every_logit(self._engine, ids, self._weights.spec.vocab, chosen)
+
+    def score(
+        self,
+        text: str | Sequence[int],
+        *,
+        adapter: Adapter | str | None = None,
+        steering: Steering | str | None = None,
+    ) -> np.ndarray:
+        """float32 [n]: the natural-log probability of each token of ``text`` (encoded as
+        :meth:`Model.generate` does, or given as ids) after those before it. The first has none:
+        NaN."""
+        chosen = self._adapters.chosen({"adapter": adapter, "steering": steering})
+        ids = self._requests.ids(text, "text", most=self._info.context)
+        return token_scores(self._engine, ids, chosen)
+
+    def answer_logprob(
+        self, messages: Sequence[Mapping[str, Any]], answer: str, **options: Any
+    ) -> float:
+        """The natural logarithm of the probability that the next turn begins with ``answer``,
+        without a thought before it. ``options``: ``tools``, ``adapter`` and ``steering``."""
+        request, _ = self._requests.answer(messages, answer, options)
+        return float(self._engine.submit(request).result().logits.astype(np.float64).sum())
+
+    def image_attention(
+        self, messages: Sequence[Mapping[str, Any]], answer: str, **options: Any
+    ) -> ImageAttention:
+        """Where the model looks in the images of ``messages`` when it writes ``answer``: the
+        weights of attention, measured from its keys and values. ``options``: ``tools``, ``adapter``
+        and ``steering``. InvalidRequest where there are no images; models whose layers all have a
+        window have none to look at."""
+        request, images = self._requests.answer(messages, answer, options)
+        return image_attention(self._engine, self._weights.spec, request, images.outlines)
 
 
 def every_logit(engine: Engine, ids: np.ndarray, vocab: int, adapter: int | None) -> np.ndarray:

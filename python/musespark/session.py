@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from musespark.adapters import ADDITIONS, OFF
 from musespark.encrypted_file import check_passphrase
 from musespark.engine import ARITHMETIC_VERSION
 from musespark.errors import CorruptFile, Error, InvalidRequest, SavedWithoutCache
@@ -32,7 +33,7 @@ from musespark.vocab import OUTLINE
 from musespark.weights.packed import Checksum, checksum_of
 
 if TYPE_CHECKING:
-    from musespark.adapters import Adapter
+    from musespark.adapters import Adapter, Steering
     from musespark.engine import Handle, Retained
     from musespark.model import Model
 
@@ -101,12 +102,15 @@ class Session:
         *,
         system: str | None = None,
         adapter: Adapter | str | None = None,
+        steering: Steering | str | None = None,
         thoughts: ThoughtChoice | None = None,
     ):
         if system is not None and not isinstance(system, str):
             raise InvalidRequest(f"system: got {type(system).__name__}, allowed is a str or None")
         self._model = model
-        self._adapter = adapter  # made the keys and values of every turn
+        # They make the keys and values of every turn: what every request gets now, all of them get.
+        steered = model._adapters.steering_of(steering)
+        self._made_by = {"adapter": adapter, "steering": OFF if steered is None else steered}
         self._thoughts = ThoughtChoice() if thoughts is None else thoughts
         self.system = system
         self.messages: list[dict[str, Any]] = []
@@ -165,7 +169,7 @@ class Session:
         return self._thoughts.tokens
 
     def _given(self, options: dict[str, Any]) -> dict[str, Any]:
-        for name in ("adapter", *THOUGHT_OPTIONS):
+        for name in (*ADDITIONS, *THOUGHT_OPTIONS):
             if name in options:
                 raise InvalidRequest(
                     f"{name}: a session has one for all its turns; give it to model.session"
@@ -175,7 +179,7 @@ class Session:
                 "continue_final_message: a session keeps whole turns; use model.chat with its "
                 "messages"
             )
-        return {**options, "adapter": self._adapter, **self._thoughts.fields()}
+        return {**options, **self._made_by, **self._thoughts.fields()}
 
     def _claim(self, turn: _Turn) -> None:
         with self._claiming:
@@ -218,7 +222,7 @@ class Session:
     def _save(self, path: Path, passphrase: str | None) -> bool:
         """False where keys and values had been computed and are not in the file."""
         self._settle()
-        identity = _identity(self._model, self._model._adapters.given(self._adapter))
+        identity = _identity(self._model, self._model._adapters.made_by(self._made_by))
         messages = savable(self.messages)
         conversation = Conversation(self.system, messages, **self._thoughts.fields())
         if self._kept is not None:
@@ -244,21 +248,21 @@ class Session:
         with SessionFile(checked_path(path, "path"), ARITHMETIC_VERSION, passphrase) as file:
             file.check(_identity(model, None))
             said = file.conversation
-            adapter = adapters.with_checksum(file.adapter)
-            session = cls(model, adapter=adapter, thoughts=_known_choice(said, path))
+            options = adapters.with_checksum(file.adapter)
+            session = cls(model, **options, thoughts=_known_choice(said, path))
             session.system = said.system
             session.messages = restored(said.messages, f"{path}: header")
             sizes = page_sizes(model._engine, file.kept)
             file.check_pages(sizes)
             if sizes:
-                made_by = adapters.id_of(adapter)
+                made_by = adapters.chosen(options)
                 session._kept = restore(model._engine, file.kept, made_by, sizes, file.read_page)
         return session
 
     def fork(self) -> Session:
         """A second conversation that goes on from here; memory is shared until they differ."""
         self._settle()
-        same = {"adapter": self._adapter, "thoughts": self._thoughts}
+        same = {**self._made_by, "thoughts": self._thoughts}
         twin = Session(self._model, system=self.system, **same)
         twin.messages = [dict(m) for m in self.messages]
         twin._kept = None if self._kept is None else self._kept.fork()
@@ -300,7 +304,7 @@ class Session:
             tokens=wanted,
             max_new_tokens=0,
             retain=True,
-            adapter=self._model._adapters.id_of(self._adapter),
+            adapter=self._model._adapters.chosen(self._made_by),
             given=given,
         )
         try:
@@ -398,7 +402,7 @@ def refuse_turn_options(given: Iterable[str]) -> None:
     for name in given:
         if name in turn:
             raise InvalidRequest(f"{name}: an option of each turn; give it to session.chat")
-        raise unknown_argument(name, ("system", "adapter", *THOUGHT_OPTIONS))
+        raise unknown_argument(name, ("system", *ADDITIONS, *THOUGHT_OPTIONS))
 
 
 def _shown(content: Any) -> str:
@@ -408,7 +412,7 @@ def _shown(content: Any) -> str:
     return "\n".join(str(part.get("text", f"[{part.get('type')}]")) for part in content)
 
 
-def _identity(model: Model, adapter: Adapter | None) -> Identity:
+def _identity(model: Model, adapter: dict[str, str] | None) -> Identity:
     """What a session's file must agree with; the adapter is compared apart."""
     info, weights, template = model.info, model._weights, model.template
     assets = Checksum()
@@ -422,7 +426,7 @@ def _identity(model: Model, adapter: Adapter | None) -> Identity:
         assets=assets.hex(),
         template=None if template is None else checksum_of(template.identity()),
         kv=info.kv_formats,
-        adapter=None if adapter is None else {"name": adapter.name, "checksum": adapter.checksum},
+        adapter=adapter,
         source=info.source,
     )
 

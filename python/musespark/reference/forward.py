@@ -6,7 +6,7 @@ the canonical tensor names (``csrc/model/README.md``) to arrays. Matrices are [o
 Rows given in place of embeddings (``csrc/model/given_rows.h``) are objects with its fields: first,
 count, rows, taps, places (arrays, or None for the last two) and advance.
 A LoRA adapter is further weights: ``<matrix>.lora_a`` [rank, inputs] and ``<matrix>.lora_b``
-[outputs, rank], its scale multiplied in.
+[outputs, rank], its scale multiplied in; a control vector is ``layers.<i>.control`` [hidden].
 
 Only the rope tables follow the core's rounding: frequencies and angles are float32 numbers by
 definition (transformers computes them so), and at position 1000 that rounding is already 3e-5.
@@ -15,7 +15,7 @@ definition (transformers computes them so), and at position 1000 that rounding i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -243,11 +243,11 @@ def _add(x: np.ndarray, given: Sequence[Any], tap: int) -> None:
             x[span.first : span.first + span.count] += span.taps[tap]
 
 
-def logits(
+def residuals(
     spec: Any, weights: Weights, tokens: Any, dtype: Any = np.float64, given: Sequence[Any] = ()
-) -> np.ndarray:
-    """Logits [len(tokens), vocab] after every token, computed in `dtype`. ``given``: by position;
-    the tokens there are not looked at."""
+) -> Iterator[np.ndarray]:
+    """The residual stream [len(tokens), hidden] after each layer, its control vector added. As
+    :func:`logits`."""
     every = {name: np.asarray(value, dtype) for name, value in weights.items()}
 
     def normed(rows: np.ndarray, kind: Any, name: str) -> np.ndarray:
@@ -272,7 +272,18 @@ def logits(
         y = normed(y, layer.post_mlp_norm, f"{at}post_mlp_norm")
         x = join(x, y, layer, w.get("mlp_residual_gate"))
         _add(x, given, i)
-    head = every["embed" if spec.tied_head else "head"]
-    out = normed(x, spec.final_norm, "final_norm") @ head.T * dtype(spec.logit_scale)
+        x = x + w.get("control", 0)
+        yield x
+
+
+def logits(
+    spec: Any, weights: Weights, tokens: Any, dtype: Any = np.float64, given: Sequence[Any] = ()
+) -> np.ndarray:
+    """Logits [len(tokens), vocab] after every token, computed in `dtype`. ``given``: by position;
+    the tokens there are not looked at."""
+    *_, x = residuals(spec, weights, tokens, dtype, given)
+    x = norm(x, spec.final_norm, weights.get("final_norm"), weights.get("final_norm_bias", 0))
+    head = np.asarray(weights["embed" if spec.tied_head else "head"], dtype)
+    out = x.astype(dtype) @ head.T * dtype(spec.logit_scale)
     cap = spec.logit_softcap
     return cap * np.tanh(out / cap) if cap else out
