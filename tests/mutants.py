@@ -274,6 +274,27 @@ MUTANTS = (
         "test_lora_bits.py",
     ),
     Mutant(
+        "a control vector for the batch's first rows",
+        "csrc/model/adapter.cc",
+        "residual.x + range.first * residual.ldx, residual.ldx, range.count",
+        "residual.x, residual.ldx, range.count",
+        "test_steering_bits.py",
+    ),
+    Mutant(
+        "the norm behind a control vector not made again",
+        "csrc/ops/norm.cc",
+        "kernels.rowwise.add(x, vector, residual.cols, x);\n               write_row(",
+        "kernels.rowwise.add(x, vector, residual.cols, x);\n               if (false) write_row(",
+        "test_steering_bits.py",
+    ),
+    Mutant(
+        "a strength whose divergence was never measured",
+        "python/musespark/steering.py",
+        "return low, kl",
+        "return high, kl",
+        "test_steering.py",
+    ),
+    Mutant(
         "a base made with another adapter",
         "csrc/decode/schedule.cc",
         " && base.adapter == entry.adapter",

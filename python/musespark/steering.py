@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ _UNSTEERED = {"steering": OFF}
 _ROWS = 16  # of logits that are compared at once, in float64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ControlVector:
     """Directions of the residual stream, by the layer after whose block each is added.
 
@@ -62,7 +62,7 @@ class ControlVector:
     directions: Mapping[int, np.ndarray]
     model: str = ""
     max_kl: float | None = None
-    kl: float | None = field(default=None, kw_only=True)
+    kl: float | None = None
 
     def __post_init__(self) -> None:
         checked: dict[int, np.ndarray] = {}
@@ -83,6 +83,11 @@ class ControlVector:
         if not checked:
             raise InvalidRequest("directions: got none, allowed is one or more")
         object.__setattr__(self, "directions", MappingProxyType(checked))
+
+    def __repr__(self) -> str:
+        layers = ", ".join(map(str, self.layers))
+        kl = "" if self.kl is None else f", KL {self.kl:.3g}"
+        return f"<musespark.ControlVector of {self.hidden} on layers {layers}{kl}>"
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Control vectors in the forward path: against the twin, and one result whatever shares the batch."""
+"""Control vectors in the forward path: against the twin, and one result in whatever batch."""
 
 from __future__ import annotations
 
