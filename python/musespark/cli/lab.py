@@ -7,7 +7,7 @@ import argparse
 
 STEPS = (
     *("eval", "bench-thinking", "calibrate", "generate", "train", "rollouts", "rl", "plot"),
-    *("curve", "drafter", "export"),
+    *("curve", "drafter", "steer", "export"),
 )
 
 

@@ -36,6 +36,7 @@ from .tasks import EVALUATED, nlvr, pictures
 MODULES = {
     "bench-thinking": "what may end a thought, compared; several agents",
     "calibrate": "when a thought may end: a model's thresholds for thinking_policy auto",
+    "steer": "a control vector for shorter thoughts, and what it does",
     "train": "train Spark Nano, or go on from a checkpoint (needs torch)",
     "drafter": "train a block drafter for Nano (needs torch)",
     "rl": "group-relative policy optimization (needs torch)",
