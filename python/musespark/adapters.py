@@ -49,13 +49,13 @@ class Steering:
         self._lock = threading.Lock()
         self._ids: dict[int | None, list[int]] = {}  # by the adapter that it is laid over
         self._removed = False
-        self.id_over(None)
+        self.id_over(None)  # the core refuses here what does not fit
 
-    def id_over(self, adapter: int | None) -> int:
-        """The engine's id of it, laid over the adapter with that id."""
+    def id_over(self, adapter: int | None) -> int | None:
+        """The engine's id of it, laid over the adapter with that id; None once it is removed."""
         with self._lock:
             if self._removed:
-                raise InvalidRequest("steering: it was removed")
+                return None
             ids = self._ids.setdefault(adapter, [])
             if not ids:
                 self._engine.add_adapter(ids, self._tensors, over=adapter)
@@ -121,7 +121,8 @@ class Adapter:
         self.parameters = sum(a.size + b.size for a, b in weights.matrices.values())
         self._engine = engine
         self._ids: list[int] = []
-        self.steered: WeakSet[Steering] = WeakSet()  # laid over it
+        self._steered: WeakSet[Steering] = WeakSet()  # laid over it
+        self._lock = threading.Lock()
         self.bytes = 0
         try:
             tensors = weights.tensors()
@@ -151,9 +152,16 @@ class Adapter:
         """No later request may use it; those under way run on with it. Idempotent."""
         ids, self._ids = self._ids, []
         for adapter in ids:
-            for steering in self.steered:
+            with self._lock:
+                steered = list(self._steered)
+            for steering in steered:
                 steering.forget(adapter)
             self._engine.remove_adapter(adapter)
+
+    def take(self, steering: Steering) -> None:
+        """Notes what is laid over it, which goes when it is closed."""
+        with self._lock:
+            self._steered.add(steering)
 
     def __del__(self) -> None:  # Ctrl-C may drop one before its model has it
         if hasattr(self, "_ids"):
@@ -267,7 +275,7 @@ class Adapters:
 
     def steering_of(self, given: Any) -> Steering | None:
         """What a caller's ``steering`` stands for; None, given, for what every request gets."""
-        if given == OFF:
+        if isinstance(given, str) and given == OFF:
             return None
         if given is None:
             with self._lock:
@@ -339,8 +347,11 @@ class Adapters:
         if steering is None:
             return own
         if adapter is not None:
-            adapter.steered.add(steering)
-        return steering.id_over(own)
+            adapter.take(steering)
+        both = steering.id_over(own)
+        if both is None and given.get("steering") is not None:
+            raise InvalidRequest("steering: it was removed")
+        return own if both is None else both  # another thread removed what every request gets
 
     def id_of(self, given: Any) -> int | None:
         """The engine's id of what a caller gave as ``adapter``: one of these, a name, or None."""
@@ -365,7 +376,9 @@ class Adapters:
             return tuple(a for a in self._by_name.values() if not a.closed)
 
     def _steering(self) -> list[Steering]:
-        return sorted((s for s in self._steerings if not s.removed), key=lambda s: s.checksum)
+        with self._lock:
+            found = [s for s in self._steerings if not s.removed]
+        return sorted(found, key=lambda s: s.checksum)
 
     def _refused(self, what: str) -> InvalidRequest:
         names = ", ".join(repr(a.name) for a in self._open()) or "none is loaded"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import struct
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +221,41 @@ def test_over_an_adapter(model, tmp_path) -> None:
             model.generate(TEXT, adapter=lora)
         assert not steering.removed
     assert model._engine.stats()["adapters"] == 0
+
+
+def test_one_that_is_removed_meanwhile_is_not_an_error_of_others(model, monkeypatch) -> None:
+    """Another thread's ``with`` block ends while a request that names nothing asks for its id."""
+    steering = model.steer(random_vector())
+    monkeypatch.setattr(model._adapters, "steering_of", lambda given: steering)
+    assert model._adapters.chosen({}) is not None
+    steering.remove()
+    assert model._adapters.chosen({}) is None
+    with pytest.raises(InvalidRequest, match="it was removed"):
+        model._adapters.chosen({"steering": steering})
+
+
+def test_threads_steer_and_ask(model) -> None:
+    """Each thread's requests have its own vectors, while others come and go over one adapter."""
+    vectors = [random_vector(i) for i in (1, 2)]
+    wanted = []
+    for vector in vectors:
+        with model.steer(vector):
+            wanted.append(model.generate(TEXT, **SETTINGS).tokens)
+    wrong: list = []
+
+    def use(index: int) -> None:
+        for turn in range(4):
+            with model.steer(vectors[index % 2], everywhere=False) as steering:
+                got = model.generate(TEXT, steering=steering, **SETTINGS).tokens
+            if got != wanted[index % 2]:
+                wrong.append((index, turn))
+
+    threads = [threading.Thread(target=use, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and not model.info.adapters
 
 
 def test_the_last_handle_is_the_vector(model) -> None:
