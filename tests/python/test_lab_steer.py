@@ -77,7 +77,9 @@ def test_the_command_makes_a_vector_and_measures_it(tmp_path, capsys) -> None:
         (["--short", "high", "--long", "high"], "--short: got high, allowed is an effort below hi"),
         (["--pairs", "9"], "--pairs: got 9, allowed is 10 or more"),
         (["--layers", "3"], "--layers: got '3', allowed is FIRST-LAST"),
-        (["--strengths", "1,x"], "--strengths: got '1,x', allowed are numbers"),
+        (["--strengths", "1,x"], "--strengths: got '1,x', allowed is numbers"),
+        (["--strengths", "nan"], "--strengths: got nan, allowed is numbers"),
+        (["--max-kl", "-1"], "--max-kl: got -1.0, allowed is a number of nats"),
         (["--out", "no/such/folder/v"], "--out: there is no folder"),
     ],
 )

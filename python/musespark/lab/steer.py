@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidRequest, UnsupportedModel
+from ..options import real, refused
 from ..steering import ControlVector
 from ..thinking.sentences import thought_spans
 from ..weights.files import write_whole
@@ -102,6 +103,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise InvalidRequest(f"--short: got {args.short}, allowed is an effort below {args.long}")
     args.tasks = chosen_of(args.tasks, TASKS, "--tasks")
     args.levels = chosen_of(args.levels, LEVELS, "--levels")
+    args.max_kl = real("--max-kl", args.max_kl, 0.0, 1e3, "a number of nats from 0 to 1000")
     args.layers = _range(args.layers)
     args.strengths = _numbers(args.strengths)
     return args
@@ -117,12 +119,12 @@ def _range(given: str | None) -> tuple[int, int] | None:
 
 
 def _numbers(given: str) -> list[float]:
+    allowed = "numbers from -1e6 to 1e6, with commas between"
     try:
-        return [float(one) for one in given.split(",")]
+        found = [float(one) for one in given.split(",")]
     except ValueError:
-        raise InvalidRequest(
-            f"--strengths: got {given!r:.60}, allowed are numbers with commas between"
-        ) from None
+        raise refused("--strengths", given, allowed) from None
+    return [real("--strengths", one, -1e6, 1e6, allowed) for one in found]
 
 
 # ---- pairs --------------------------------------------------------------------------------------
