@@ -13,7 +13,7 @@ from musespark.errors import InvalidRequest
 from musespark.lab.bench_thinking import TASKS, spread
 from musespark.lab.engine import MusesparkBackend
 from musespark.lab.item import LEVELS
-from musespark.lab.steer import _first_thought, main, pair_of, prompt_of, table
+from musespark.lab.steer import _up_to_thought, main, pair_of, prompt_of, table
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def backend():
 
 
 def test_a_pair_is_one_problem_at_two_lengths(backend) -> None:
-    """Both behind the prompt of the long effort, each up to its thought's end."""
+    """Each behind its own prompt; the long thought is cut to the length of the short one."""
     items = [
         replace(item, effort=effort)
         for item in spread(list(TASKS), list(LEVELS), 12, 3, calibration=True)
@@ -39,13 +39,16 @@ def test_a_pair_is_one_problem_at_two_lengths(backend) -> None:
             continue
         made += 1
         positive, negative = found
-        prompt = prompt_of(backend, long)
-        assert positive[: len(prompt)] == negative[: len(prompt)] == prompt
-        whole = _first_thought(backend, prompt_of(backend, short), brief)[1]
-        assert positive[-len(whole) :] == whole and len(positive) < len(negative)
-        begun = negative[len(prompt) :]
-        assert [int(t) for t in lengthy.tokens][: len(begun)] == begun
-        assert len(negative) >= len(prompt) + lengthy.thinking_tokens
+        for ids, item, reply in ((positive, short, brief), (negative, long, lengthy)):
+            prompt = prompt_of(backend, item)
+            assert ids[: len(prompt)] == prompt
+            begun = ids[len(prompt) :]
+            assert [int(t) for t in reply.tokens][: len(begun)] == begun
+        (begun, whole), (_, longer) = (
+            _up_to_thought(backend, *one) for one in ((short, brief), (long, lengthy))
+        )
+        assert positive == begun + whole and len(whole) < len(longer)
+        assert negative[-len(whole) :] == longer[: len(whole)]
         assert pair_of(backend, long, lengthy, short, brief) is None, "the wrong way round"
     assert made >= 3
 

@@ -1,11 +1,12 @@
 """``musespark lab steer [MODEL]``: a control vector for shorter thoughts, made of a model's own
 replies, and what it does to held-out items.
 
-A pair is one problem's thought at a short effort and its thought at a long effort, both behind the
-prompt of the long effort, so that the word for the effort is not what differs; the states are the
-means over each thought's tokens. Such directions shorten the thoughts of larger models, those of
+A pair is one problem's thought at a short effort, whole, and its thought at a long effort, cut to
+as many tokens, each behind its own prompt: at their last tokens, where the states are taken, one is
+about to end and the other to go on. Such directions shorten the thoughts of larger models, those of
 middle layers most (arXiv:2503.22048; arXiv:2507.04742). The divergence is bounded on replies to
-further problems.
+further problems. (Means over whole thoughts behind one prompt shortened Nano's less, and cost more:
+README of this folder.)
 
 Measured are thinking tokens and accuracy at several strengths beside the fixed efforts, on the
 evaluation's items, which are not those that the vector was made of. What says whether the vector is
@@ -158,7 +159,6 @@ def make(backend: MusesparkBackend, args: argparse.Namespace) -> tuple[ControlVe
         neutral=neutral,
         max_kl=args.max_kl,
         layers=args.layers or _middle(len(backend.model._weights.spec.layers)),
-        pool="mean",
     )
     return vector, len(pairs)
 
@@ -180,15 +180,13 @@ def pair_of(
     backend: MusesparkBackend, short: Item, brief: Reply, long: Item, lengthy: Reply
 ) -> tuple[list[int], list[int]] | None:
     """Ids of the positive and the negative text; None where the thoughts are no pair."""
-    prompt = prompt_of(backend, long)
-    one = _first_thought(backend, prompt_of(backend, short), brief)
-    other = _first_thought(backend, prompt, lengthy)
+    one, other = _up_to_thought(backend, short, brief), _up_to_thought(backend, long, lengthy)
     if one is None or other is None:
         return None
-    (before, whole), (after, longer) = one, other
+    (begun, whole), (also_begun, longer) = one, other
     if not whole or len(longer) < len(whole) + _LEAST_LONGER:
         return None
-    return [*prompt, *before, *whole], [*prompt, *after, *longer]
+    return [*begun, *whole], [*also_begun, *longer[: len(whole)]]
 
 
 def prompt_of(backend: MusesparkBackend, item: Item) -> list[int]:
@@ -196,18 +194,19 @@ def prompt_of(backend: MusesparkBackend, item: Item) -> list[int]:
     return [int(i) for i in backend._request(item, 1)[0].tokens]
 
 
-def _first_thought(
-    backend: MusesparkBackend, prompt: list[int], reply: Reply
+def _up_to_thought(
+    backend: MusesparkBackend, item: Item, reply: Reply
 ) -> tuple[list[int], list[int]] | None:
-    """What a reply wrote before its first thought, and the thought, as ids."""
+    """What stands before a reply's first thought, the prompt included, and the thought, as ids."""
     marks = backend.model._requests.thoughts.marks
     if marks is None:
         raise UnsupportedModel("steer: the model's protocol marks no thoughts by tokens")
+    prompt = prompt_of(backend, item)
     tokens = [*prompt, *reply.tokens]
     spans = thought_spans(tokens, marks, len(prompt))
     if not spans:
         return None
-    return tokens[len(prompt) : spans[0].begin], tokens[spans[0].begin : spans[0].end]
+    return tokens[: spans[0].begin], tokens[spans[0].begin : spans[0].end]
 
 
 # ---- measuring ----------------------------------------------------------------------------------
