@@ -62,6 +62,7 @@ class _Tokens:
         self.options, self._kv, self._signals_of = options, kv, signals
         self.ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
+        self._held: list[TokenLogprob] = []  # of text that no delta has told
         self._thought: list[int] = []
         self._signals: list[np.ndarray] = []
 
@@ -75,6 +76,22 @@ class _Tokens:
             self._thought.append(token)
             self._signals.append(event.signals[index])
         return token
+
+    def hold(self) -> None:
+        """The last token is text, for the next delta to tell."""
+        self._held += self._logprobs[-1:]
+
+    def drop(self) -> None:
+        """What was held is text of nothing that follows."""
+        self._held.clear()
+
+    def tell(self, deltas: list[Delta]) -> list[Delta]:
+        """The deltas, the first with what was held."""
+        if not deltas or not self._held:
+            return deltas
+        told = tuple(self._held)
+        self._held.clear()
+        return [replace(deltas[0], logprobs=told), *deltas[1:]]
 
     def _measured(self) -> ThoughtSignals | None:
         if self._signals_of is None:
@@ -144,6 +161,7 @@ class CompletionCollector:
                 break
             token = self._tokens.add(event, index)
             if token not in self._stop_ids:
+                self._tokens.hold()
                 pieces.append(self._stops.feed(self._decoder.push(token)))
                 self.stopped = self._stops.stopped is not None
         return self._deltas("".join(pieces))
@@ -158,13 +176,14 @@ class CompletionCollector:
         reason = "stop" if self.stopped else event.reason
         fields, text = self._tokens.fields(event.stats), "".join(self._text)
         parsed = parsed_json(text) if self._json and reason == "stop" else None
-        return deltas, Completion(text=text, finish_reason=reason, parsed=parsed, **fields)
+        fields |= {"parsed": parsed, "stop_string": self._stops.stopped}
+        return deltas, Completion(text=text, finish_reason=reason, **fields)
 
     def _deltas(self, text: str) -> list[Delta]:
         if not text:
             return []
         self._text.append(text)
-        return [Delta(text)]
+        return self._tokens.tell([Delta(text)])
 
 
 class ChatCollector:
@@ -209,7 +228,14 @@ class ChatCollector:
         for index in range(len(event.ids)):
             if self.stopped:
                 break
-            deltas += self._take(self._parser.push(self._tokens.add(event, index)))
+            token = self._tokens.add(event, index)
+            taken = self._take(self._parser.push(token))
+            is_text = self._parser.is_text(token)
+            if is_text:
+                self._tokens.hold()
+            deltas += self._tokens.tell(taken)
+            if not is_text or self._parser.kind is None:  # None: in a header
+                self._tokens.drop()
         return deltas
 
     def finish(self, event: Finished) -> tuple[list[Delta], ChatResult]:
@@ -218,6 +244,7 @@ class ChatCollector:
             deltas += self._take(self._parser.finish())
         if not self.stopped:
             deltas += self._answer(self._stops.flush())
+        deltas = self._tokens.tell(deltas)
         turn = self._parser.turn
         reason = "stop" if self.stopped else event.reason
         if reason == "stop" and turn.tool_calls:
@@ -246,6 +273,7 @@ class ChatCollector:
             thought_cache=self._thoughts(event.stats),
             images=images,
             parsed=parsed_json(content) if self._json and reason == "stop" else None,
+            stop_string=self._stops.stopped,
             **fields,
         )
         return deltas, replace(result, trace=self._trace(result), asked=self.asked)

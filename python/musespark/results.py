@@ -130,11 +130,16 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of streamed output. ``channel`` is ``content``, ``reasoning`` or ``tool``."""
+    """A piece of streamed output. ``channel`` is ``content``, ``reasoning`` or ``tool``.
+
+    ``logprobs``: where asked for, of the tokens since the last piece that are text of this channel;
+    markers are in none, and a piece may end inside a token's text.
+    """
 
     text: str
     channel: str = "content"
     tool_call: dict[str, Any] | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -148,7 +153,8 @@ class Completion:
     ``seed`` is always filled: the same prompt, options and seed give the same tokens again.
     ``kv``: the formats of keys and values it was made with, as :attr:`ModelInfo.kv`. ``parsed``:
     where a ``json_schema`` was given and the text is whole (finish_reason ``stop``), its value;
-    else None. ``signals``: where asked for, else None.
+    else None. ``signals``: where asked for, else None. ``stop_string``: the one of ``stop`` that
+    was met, else None.
     """
 
     text: str
@@ -161,6 +167,7 @@ class Completion:
     kv: str = ""
     parsed: Any = None
     signals: ThoughtSignals | None = field(default=None, compare=False, repr=False)
+    stop_string: str | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "a thought, a tool and two pictures on the embedded model",
     "chat": "talk to a model in the terminal",
     "generate": "continue a prompt",
+    "serve": "answer other programs, over OpenAI's and Anthropic's protocols",
     "trace": "ask about images, and see where the model looked",
     "xray": "ask, and see what each sentence of the thought did to the answer",
     "embed": "texts to vectors, with an embedding model",

@@ -129,8 +129,9 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(*flags, type=kind, default=None, help=text)
 
 
-def load_model(args: argparse.Namespace, use: str, *, prefix_cache: bool = True) -> Any:
-    """The model for a use (chat, generate, embed); what one should know of it on standard error."""
+def load_model(args: argparse.Namespace, use: str | None, *, prefix_cache: bool = True) -> Any:
+    """The model for a use (chat, generate, embed; None: any); what one should know of it on
+    standard error."""
     from musespark.loading import load_for
 
     model = load_for(

@@ -127,12 +127,17 @@ class ChannelParser:
         """Of the channel that is open; None between channels."""
         return self._machine.kind
 
+    def is_text(self, token_id: int) -> bool:
+        """Whether an id is text, and no marker."""
+        ends = self._ends
+        return not (token_id in self._names or token_id in ends or token_id in self._special)
+
     def push(self, token_id: int) -> list[Event]:
         """The events of one generated id. Raises InvalidRequest for an id out of range."""
         if self._tokenizer is None or self._decoder is None:
             raise InvalidRequest("this parser was made without a tokenizer; use push_text()")
         name = self._names.get(token_id)
-        if name is None and token_id not in self._ends and token_id not in self._special:
+        if self.is_text(token_id):
             text = self._decoder.push(token_id)
             if text:
                 self._machine.take(text)

@@ -1,0 +1,101 @@
+"""``musespark serve``: a model for other programs, over OpenAI's and Anthropic's protocols."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from typing import Any
+
+from musespark.cli import common
+from musespark.errors import InvalidRequest, MissingLibrary
+
+TOKEN = "MUSESPARK_TOKEN"  # the environment variable, which other users do not see
+_CONNECTIONS = 1024  # at once; more are answered 503
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_model_arguments(parser)
+    common.add_adapter_argument(parser)
+    common.add_drafter_argument(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine only")
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0: any that is free")
+    parser.add_argument(
+        "--token",
+        help=f"what clients have to send as their API key (better: {TOKEN} in the environment)",
+    )
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        help="what clients call the model (repeatable; default: the name of its file or folder)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that this machine is reached by (repeatable)",
+    )
+    parser.add_argument("--running", type=int, help="requests in the engine at once (default: 32)")
+    parser.add_argument(
+        "--waiting", type=int, help="requests that wait, before 429 is answered (default: 128)"
+    )
+    parser.add_argument(
+        "--drain",
+        type=int,
+        default=30,
+        metavar="SECONDS",
+        help="how long requests under way may go on after SIGTERM or Ctrl-C (default: 30)",
+    )
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; InvalidRequest for a port or host that cannot be."""
+    if not 0 <= port < 65536:
+        raise InvalidRequest(f"--port: got {port}, allowed is 0 to 65535")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family, backlog=_CONNECTIONS)
+    except OSError as error:
+        raise InvalidRequest(f"--host {host} --port {port}: {error.strerror}") from None
+
+
+def _limits(args: argparse.Namespace) -> Any:
+    from musespark.server import Limits
+
+    given = {"running": args.running, "waiting": args.waiting}
+    return Limits(**{name: value for name, value in given.items() if value is not None})
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise MissingLibrary(
+            "musespark serve needs uvicorn: pip install 'musespark[server]'"
+        ) from error
+    from musespark.server import Access, create_app
+
+    if args.drain < 0:
+        raise InvalidRequest(f"--drain: got {args.drain}, allowed is 0 or more")
+    token = args.token if args.token is not None else os.environ.get(TOKEN) or None
+    names = frozenset(name.lower() for name in args.allow_host)
+    access, limits = Access(args.host, token, names), _limits(args)
+    with _listening(args.host, args.port) as listening, common.load_model(args, None) as model:
+        app = create_app(model, names=args.name, access=access, limits=limits)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # anybody could say in them who he is
+            ws="none",
+            limit_concurrency=_CONNECTIONS,
+            timeout_graceful_shutdown=args.drain,
+        )
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        common.show(f"{model.info.source}: http://{shown}:{port}/v1")
+        uvicorn.Server(config).run(sockets=[listening])
+    return 0

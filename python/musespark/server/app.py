@@ -1,0 +1,303 @@
+"""The server as an ASGI application: paths, errors, and who may ask."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import musespark
+from musespark.errors import (
+    Cancelled,
+    CorruptFile,
+    Error,
+    InvalidRequest,
+    MemoryBudgetExceeded,
+    MissingLibrary,
+    UnsupportedModel,
+)
+from musespark.server import (
+    anthropic,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_responses,
+)
+from musespark.server.limits import Limits
+from musespark.server.metrics import Meter
+from musespark.server.openapi import Operation, document
+from musespark.server.security import Access, Denied, client_of
+from musespark.server.transport import EventStream, Refused, as_json, body_of, until_gone
+from musespark.server.turns import QueueFull
+from musespark.server.wire import Failure, Served, UnknownModel, openai_error
+from musespark.server.work import Work
+from musespark.untrusted import parse_json
+
+if TYPE_CHECKING:
+    from musespark.model import Model
+
+_LOG = logging.getLogger("musespark.server")
+_EXCHANGES: dict[str, Any] = {
+    openai_chat.PATH: openai_chat.ChatCompletions,
+    openai_completions.PATH: openai_completions.Completions,
+    openai_responses.PATH: openai_responses.Responses,
+    anthropic.PATH: anthropic.Messages,
+}
+_PATHS = (
+    *_EXCHANGES,
+    *(anthropic.COUNT_PATH, openai_embeddings.PATH),
+    *("/v1/models", "/health", "/metrics", "/openapi.json"),
+)
+_OPEN = frozenset(["/health"])  # answered without the token
+_GONE = 499  # nobody reads it; what servers log of a client that went away
+_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+
+
+def create_app(
+    model: Model,
+    *,
+    names: Sequence[str] = (),
+    access: Access | None = None,
+    limits: Limits | None = None,
+) -> ASGIApp:
+    """An ASGI application that answers for a loaded model, which stays the caller's to close.
+
+    ``names``: what clients may call the model, the first is how it calls itself; the name of its
+    source where there are none. ``access``: loopback without a token where None.
+    """
+    return Server(model, names, access or Access(), limits or Limits()).app
+
+
+def name_of(model: Model) -> str:
+    """What clients call a model: the name of its folder or file, or its hub id, without a path of
+    this machine."""
+    source = model.info.source
+    if source.startswith("Spark Nano"):
+        return "spark-nano"
+    if Path(source).is_absolute() or Path(source).exists():
+        return Path(source).name.removesuffix(".safetensors").removesuffix(".gguf")
+    return source.partition("@")[0]
+
+
+class Server:
+    """What the routes share. ``app``: the application."""
+
+    def __init__(self, model: Model, names: Sequence[str], access: Access, limits: Limits):
+        self.model, self.limits = model, limits
+        self.served = Served(tuple(names) or (name_of(model),), model.tokenizer)
+        self.meter = Meter(model)
+        self.work = Work(model, limits, self.meter)
+        posts: dict[str, Callable[[Request], Any]] = {
+            path: functools.partial(self._exchange, exchange)
+            for path, exchange in _EXCHANGES.items()
+        }
+        posts |= {anthropic.COUNT_PATH: self._count, openai_embeddings.PATH: self._embed}
+        gets = {
+            "/v1/models": self._models,
+            "/v1/models/{name:path}": self._one_model,
+            "/health": self._health,
+            "/metrics": self._metrics,
+            "/openapi.json": self._openapi,
+        }
+        routes = [
+            Route(path, self._post(path, act), methods=["POST"]) for path, act in posts.items()
+        ]
+        routes += [Route(path, act, methods=["GET"]) for path, act in gets.items()]
+        handlers = {HTTPException: self._not_found}
+        inner = Starlette(routes=routes, exception_handlers=handlers)
+        inner.router.redirect_slashes = False  # a redirect would repeat the Host of the request
+        self.app = _Guard(inner, access, self.meter)
+
+    # ---- protocols ----------------------------------------------------------------------------
+
+    def _post(self, path: str, act: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        error_body = anthropic.CountTokens.error_body if _is_anthropic(path) else openai_error
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await act(request)
+            except ClientDisconnect:
+                return Response(status_code=_GONE)
+            except Exception as error:
+                failure = self.failure_of(error)
+                more = {"Retry-After": str(failure.retry_after)} if failure.retry_after else {}
+                return as_json(error_body(failure), failure.status, **more)
+
+        return answer
+
+    async def _exchange(self, kind: Any, request: Request) -> Response:
+        exchange = await self._read(request, lambda value: kind(value, self.served))
+        run = self.work.begin(_client(request), exchange.job)
+        streams = False
+        try:
+            prompt_tokens = await until_gone(request.receive, run.begun())
+            if not exchange.streams:
+                ended = await until_gone(request.receive, run.answers())
+                return as_json(exchange.answer(ended))
+            seconds = self.limits.write_seconds
+            response = EventStream(exchange, run, prompt_tokens, seconds, self.failure_of)
+            streams = True
+            return response
+        finally:
+            if not streams:  # which closes it itself
+                await run.close()
+
+    async def _count(self, request: Request) -> Response:
+        counted = await self._read(request, lambda value: anthropic.CountTokens(value, self.served))
+        with self.work.turn(_client(request)) as ticket:
+            await until_gone(request.receive, ticket.wait())
+            return as_json(counted.answer(await self.work.count(counted.job)))
+
+    async def _embed(self, request: Request) -> Response:
+        def read(value: Any) -> openai_embeddings.Embeddings:
+            return openai_embeddings.Embeddings(value, self.served, self.limits)
+
+        given = await self._read(request, read)
+        with self.work.turn(_client(request)) as ticket:
+            await until_gone(request.receive, ticket.wait())
+            rows = await until_gone(request.receive, self.model.aembed(given.texts))
+        tokens = await asyncio.to_thread(self._tokens, given.texts)
+        return as_json(await asyncio.to_thread(given.answer, rows, tokens))
+
+    def _tokens(self, texts: Sequence[Any]) -> int:
+        return sum(len(self.model._requests.ids(text, "input")) for text in texts)
+
+    async def _read(self, request: Request, read: Callable[[Any], Any]) -> Any:
+        """A body, read and checked in a thread: it may be large."""
+        data = await body_of(request, self.limits)
+        most = self.limits.body_bytes
+        return await asyncio.to_thread(lambda: read(parse_json(data, "the body", most)))
+
+    # ---- the rest -----------------------------------------------------------------------------
+
+    async def _models(self, request: Request) -> Response:
+        return as_json({"object": "list", "data": [self._described(n) for n in self.served.names]})
+
+    async def _one_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self.served.names:
+            raise HTTPException(404)
+        return as_json(self._described(name))
+
+    def _described(self, name: str) -> dict[str, Any]:
+        info = self.model.info
+        about = {"id": name, "object": "model", "created": self.served.created}
+        about |= {"owned_by": "musespark", "family": info.family, "context": info.context}
+        # As Anthropic's clients read a model.
+        return about | {"type": "model", "display_name": name, "images": self._sees()}
+
+    def _sees(self) -> bool:
+        return self.model._requests.eyes is not None
+
+    async def _health(self, request: Request) -> Response:
+        return as_json({"status": "ok"})
+
+    async def _metrics(self, request: Request) -> Response:
+        text = await asyncio.to_thread(self.meter.text)
+        return Response(text, headers={"content-type": self.meter.content_type})
+
+    async def _openapi(self, request: Request) -> Response:
+        operations = [Operation(path, kind.body_type) for path, kind in _EXCHANGES.items()]
+        operations += [
+            Operation(anthropic.COUNT_PATH, anthropic.CountBody),
+            Operation(openai_embeddings.PATH, openai_embeddings.EmbeddingBody),
+        ]
+        return as_json(document(operations, self.served.names, musespark.__version__))
+
+    async def _not_found(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        body = {404: "there is nothing here", 405: "another method is needed here"}
+        failure = Failure(error.status_code, body.get(error.status_code, "refused"))
+        headers = dict(error.headers or {})
+        return as_json(openai_error(failure), error.status_code, **headers)
+
+    # ---- errors -------------------------------------------------------------------------------
+
+    def failure_of(self, error: Exception) -> Failure:
+        """What a client is told of an error. What is nobody's fault but ours it is not told."""
+        told = self._without_paths(str(error))
+        if isinstance(error, QueueFull):
+            return Failure(429, told, "queue_full", error.retry_after)
+        if isinstance(error, (Refused, Denied)):
+            return Failure(error.status, told)
+        if isinstance(error, UnknownModel):
+            return Failure(404, told, "model_not_found")
+        if isinstance(error, (Cancelled, MemoryBudgetExceeded)):
+            return Failure(503, told, "unavailable", self.work.retry_after())
+        if isinstance(error, MissingLibrary):
+            return Failure(501, told, "not_installed")
+        if isinstance(error, (InvalidRequest, UnsupportedModel, CorruptFile)):
+            return Failure(400, told, _code(error))
+        _LOG.error("a request failed", exc_info=error)
+        message = "the engine failed" if isinstance(error, Error) else "an internal error"
+        return Failure(500, message)
+
+    def _without_paths(self, text: str) -> str:
+        """A message without what it may say of this machine's folders."""
+        template = self.model.template
+        for path in (self.model.info.source, "" if template is None else template.origin):
+            if Path(path).is_absolute():
+                text = text.replace(path, Path(path).name)
+        return text
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, musespark.ContextOverflow):
+        return "context_length_exceeded"
+    return "unsupported" if isinstance(error, UnsupportedModel) else "invalid_request"
+
+
+def _is_anthropic(path: str) -> bool:
+    return path.startswith(anthropic.PATH)
+
+
+def _client(request: Request) -> str:
+    address = "" if request.client is None else request.client.host
+    return client_of(request.headers, address)
+
+
+class _Guard:
+    """Before every route: whether one may ask. Behind every answer: headers, and that it counts."""
+
+    def __init__(self, inner: ASGIApp, access: Access, meter: Meter):
+        self._inner, self._access, self._meter = inner, access, meter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._inner(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError(f"no {scope['type']} is served here")
+        path = scope["path"]
+        label = path if path in _PATHS else "other"
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._meter.answered(label, message["status"])
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        try:
+            self._check(Request(scope), path)
+        except Denied as denied:
+            failure = Failure(denied.status, str(denied))
+            messages = _is_anthropic(path)
+            body = anthropic.CountTokens.error_body if messages else openai_error
+            await as_json(body(failure), denied.status)(scope, receive, counted)
+            return
+        await self._inner(scope, receive, counted)
+
+    def _check(self, request: Request, path: str) -> None:
+        self._access.check(request.headers, request.headers.getlist("host"))
+        if path not in _OPEN:
+            self._access.check_token(request.headers)

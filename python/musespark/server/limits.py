@@ -1,0 +1,71 @@
+"""What the server takes at most."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from musespark.errors import InvalidRequest
+from musespark.grammar import GRAMMAR_OPTIONS
+from musespark.parts import media_parts
+from musespark.server.wire import Job
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``body_bytes``: of a request. ``messages``: of a conversation. ``images``: of a request, of
+    ``image_pixels`` each and ``pixels`` together. ``tools``: of a request. ``schema_bytes``: of one
+    schema or grammar, as JSON. ``prompts``: of a completion or texts of an embedding. ``choices``:
+    answers to a request, prompts and ``n`` together.
+
+    ``running``: requests in the engine at once; ``waiting``: more that wait, behind which 429 is
+    answered. ``read_seconds``: for a body to come; ``write_seconds``: for a client to take what it
+    is sent, before it is cut off.
+    """
+
+    body_bytes: int = 32 << 20
+    messages: int = 4096
+    images: int = 16
+    image_pixels: int = 1 << 25
+    pixels: int = 1 << 26
+    tools: int = 128
+    schema_bytes: int = 64 << 10
+    prompts: int = 2048
+    choices: int = 32
+    running: int = 32
+    waiting: int = 128
+    read_seconds: float = 30.0
+    write_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 0 if name == "waiting" else 1
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
+                raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is {least} or more")
+
+    def check(self, job: Job) -> None:
+        """InvalidRequest for what is too much of a job, naming it, how much and how much may be."""
+        at_most("choices", len(job.prompts) * job.choices, self.choices)
+        for prompt in job.prompts:
+            if job.is_chat:
+                at_most("messages", len(prompt), self.messages)
+                at_most("images", sum(1 for _ in media_parts(prompt)), self.images)
+        tools = job.options.get("tools") or ()
+        at_most("tools", len(tools), self.tools)
+        for index, tool in enumerate(tools):
+            self._check_schema(f"tools[{index}]", tool["function"].get("parameters"))
+        for name in GRAMMAR_OPTIONS:
+            self._check_schema(name, job.options.get(name))
+
+    def _check_schema(self, name: str, schema: Mapping[str, Any] | str | None) -> None:
+        if schema is None:
+            return
+        text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
+        at_most(f"{name}: bytes", len(text.encode("utf-8", "surrogatepass")), self.schema_bytes)
+
+
+def at_most(name: str, count: int, most: int) -> None:
+    if count > most:
+        raise InvalidRequest(f"{name}: got {count}, allowed are at most {most}")

@@ -1,0 +1,405 @@
+"""``/v1/chat/completions``: OpenAI's chat completions.
+
+Beyond the protocol a body may have the options of :class:`musespark.server.wire.Sampling`,
+``thinking_token_budget``, ``mode``, ``continue_final_message`` and, for several agents, those of
+:class:`musespark.ContemplatingOptions`. Messages and deltas have the thought as ``reasoning`` and
+as ``reasoning_content``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from musespark.errors import InvalidRequest
+from musespark.options import AGGREGATES, CONTEMPLATING, MODES
+from musespark.results import Delta, Usage
+from musespark.server.wire import (
+    Alternatives,
+    Body,
+    Ended,
+    Event,
+    Failure,
+    Job,
+    Penalty,
+    Probability,
+    Sampling,
+    Schema,
+    Served,
+    Temperature,
+    Text,
+    Tokens,
+    arguments_of,
+    call_text,
+    image_part,
+    name_results,
+    new_id,
+    now,
+    openai_calls,
+    openai_error,
+    openai_reason,
+    openai_usage,
+    read_body,
+    spelled,
+    tool_call,
+    total_usage,
+)
+
+PATH = "/v1/chat/completions"
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Body):
+    url: str
+    detail: Literal["auto"] | None = None
+
+
+class ImagePart(Body):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class SystemMessage(Body):
+    role: Literal["system", "developer"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+
+class UserMessage(Body):
+    role: Literal["user"]
+    content: str | list[Part]
+    name: str | None = None
+
+
+class CalledFunction(Body):
+    name: Text
+    arguments: str
+
+
+class Call(Body):
+    id: Text
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class AssistantMessage(Body):
+    role: Literal["assistant"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[Call] | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: list[Any] | None = None
+
+
+class ToolMessage(Body):
+    role: Literal["tool"]
+    content: str | list[Part]
+    tool_call_id: Text
+    name: str | None = None
+
+
+Message = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+
+
+class Function(Body):
+    name: Text
+    description: str | None = None
+    parameters: Schema | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+class AnyText(Body):
+    type: Literal["text"]
+
+
+class AnyObject(Body):
+    type: Literal["json_object"]
+
+
+class NamedSchema(Body):
+    name: str
+    schema_: Schema = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class OfSchema(Body):
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+Format = Annotated[AnyText | AnyObject | OfSchema, Field(discriminator="type")]
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class ChatBody(Sampling):
+    """A request. What changes nothing here is taken and has no effect: ``user``, ``metadata``,
+    ``safety_identifier``, ``prompt_cache_key``, ``service_tier``."""
+
+    model: str
+    messages: Annotated[list[Message], Field(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=32)] | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=64)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Alternatives | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: Literal[True] | None = None
+    response_format: Format | None = None
+    reasoning_effort: Effort | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    mode: Literal["auto", "instant", "thinking", "contemplating"] | None = None
+    n_agents: Annotated[int, Field(ge=1, le=64)] | None = None
+    rounds: Annotated[int, Field(ge=1, le=8)] | None = None
+    aggregate: Literal["vote", "confidence", "refine"] | None = None
+    continue_final_message: bool | None = None
+    modalities: list[Literal["text"]] | None = None
+    store: Literal[False] | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+
+assert {*MODES, CONTEMPLATING} == {"auto", "instant", "thinking", "contemplating"}
+assert {*AGGREGATES} == {"vote", "confidence", "refine"}
+
+
+# ---- what is asked ------------------------------------------------------------------------------
+
+
+def plain_content(content: str | list[Any] | None, where: str) -> Any:
+    """A content of the wire as the model takes it."""
+    if content is None or isinstance(content, str):
+        return content
+    parts: list[dict[str, Any]] = []
+    for index, part in enumerate(content):
+        if isinstance(part, ImagePart):
+            parts.append(image_part(part.image_url.url, f"{where}[{index}].image_url.url"))
+        else:
+            parts.append({"type": "text", "text": part.text})
+    return parts
+
+
+def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """Messages of the wire as the model takes them."""
+    out = []
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        plain = {
+            "role": message.role,
+            "content": plain_content(message.content, f"{where}.content"),
+        }
+        if isinstance(message, AssistantMessage):
+            plain |= _of_assistant(message, where)
+        elif isinstance(message, ToolMessage):
+            plain["tool_call_id"] = message.tool_call_id
+        out.append({key: value for key, value in plain.items() if value is not None})
+    return name_results(out)
+
+
+def _of_assistant(message: AssistantMessage, where: str) -> dict[str, Any]:
+    calls = [
+        tool_call(
+            call.id,
+            call.function.name,
+            arguments_of(
+                call.function.arguments, f"{where}.tool_calls[{index}].function.arguments"
+            ),
+        )
+        for index, call in enumerate(message.tool_calls or ())
+    ]
+    thought = message.reasoning_content or message.reasoning
+    return {"reasoning_content": thought, "tool_calls": calls or None}
+
+
+def json_format(chosen: Any) -> Schema | None:
+    """The schema that a response format stands for."""
+    if isinstance(chosen, OfSchema):
+        return chosen.json_schema.schema_
+    return {"type": "object"} if isinstance(chosen, AnyObject) else None
+
+
+def most_tokens(body: ChatBody) -> int | None:
+    """``max_completion_tokens``, of which ``max_tokens`` is the old name."""
+    old, new = body.max_tokens, body.max_completion_tokens
+    if old is not None and new is not None and old != new:
+        raise InvalidRequest(
+            f"max_tokens: got {old} beside max_completion_tokens {new}; they are one option"
+        )
+    return old if new is None else new
+
+
+def bias_of(given: dict[str, float] | None) -> dict[int, float] | None:
+    """Token ids, which JSON has as texts, with what is added to their logits."""
+    if given is None:
+        return None
+    for key in given:
+        if not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise InvalidRequest(f"logit_bias: got {key!r:.60}, allowed is a token id")
+    return {int(key): bias for key, bias in given.items()}
+
+
+def job_of(body: ChatBody) -> Job:
+    """What a body asks for."""
+    if body.top_logprobs and not body.logprobs:
+        raise InvalidRequest(f"top_logprobs: got {body.top_logprobs} without logprobs: true")
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
+    choices = body.n or 1
+    if body.mode == CONTEMPLATING and choices > 1:
+        raise InvalidRequest(f"n: got {choices}, allowed is 1 beside mode {CONTEMPLATING!r}")
+    names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "stop")
+    names += ("reasoning_effort", "thinking_token_budget", "mode", "n_agents", "rounds")
+    names += ("aggregate", "continue_final_message")
+    options = {name: getattr(body, name) for name in names}
+    options |= {
+        "max_new_tokens": most_tokens(body),
+        "logprobs": max(1, body.top_logprobs or 0) if body.logprobs else None,
+        "logit_bias": bias_of(body.logit_bias),
+        "tools": tools if tools and body.tool_choice != "none" else None,
+        "json_schema": json_format(body.response_format),
+    }
+    messages = plain_messages(body.messages)
+    return Job(True, (messages,), options | body.sampling(), choices)
+
+
+# ---- what is answered ---------------------------------------------------------------------------
+
+
+class ChatCompletions:
+    """One request and its answer."""
+
+    error_body = staticmethod(openai_error)
+    body_type = ChatBody
+
+    def __init__(self, value: Any, served: Served):
+        self._body: ChatBody = read_body(ChatBody, value)
+        served.check_name(self._body.model)
+        self.job, self.streams = job_of(self._body), bool(self._body.stream)
+        self._served, self._calls = served, dict[int, int]()
+        self._head = {"id": new_id("chatcmpl-"), "created": now(), "model": self._body.model}
+        self._agents = self._body.mode == CONTEMPLATING
+        options = self._body.stream_options
+        self._tells_usage = options is not None and options.include_usage
+
+    def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
+        usage = openai_usage(self._usage(ended))
+        choices = [self._choice(one) for one in ended]
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
+
+    def _choice(self, one: Ended) -> dict[str, Any]:
+        result = one.result
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": result.content if result.content or not result.tool_calls else None,
+            "refusal": None,
+        }
+        if result.reasoning:
+            message |= {"reasoning": result.reasoning, "reasoning_content": result.reasoning}
+        if result.tool_calls:
+            message["tool_calls"] = openai_calls(result)
+        logprobs = self._logprobs(one.logprobs) if self._body.logprobs else None
+        choice = {"index": one.index, "message": message, "logprobs": logprobs}
+        return choice | self._end(result)
+
+    def _logprobs(self, some: Sequence[Any]) -> dict[str, Any]:
+        alternatives = self._body.top_logprobs or 0
+        told = [spelled(self._served.tokenizer, one, alternatives) for one in some]
+        return {"content": told, "refusal": None}
+
+    def _end(self, result: Any) -> dict[str, Any]:
+        """How a choice ended. Beyond the protocol: its seed, what ended its thought, calls that
+        could not be read, and the votes of agents."""
+        end = {"finish_reason": openai_reason(result), "seed": result.seed}
+        end["thinking_stop_reason"] = result.thinking_stop_reason
+        if result.malformed_tool_calls:
+            end["malformed_tool_calls"] = list(result.malformed_tool_calls)
+        if self._agents:
+            end |= {"votes": result.votes, "stop_reason": result.stop_reason}
+        return end
+
+    # ---- streams ------------------------------------------------------------------------------
+
+    def begin(self, prompt_tokens: int) -> list[Event]:
+        start = {"role": "assistant", "content": ""}
+        return [self._chunk(index, start) for index in range(self.job.choices)]
+
+    def piece(self, index: int, delta: Delta) -> list[Event]:
+        if self._agents:
+            told = {"index": delta.agent, "round": delta.round, "channel": delta.channel}
+            return [self._chunk(index, {"agent": told | {"text": delta.text}})]
+        if delta.tool_call is not None:
+            at = self._calls.get(index, 0)
+            self._calls[index] = at + 1
+            call = {"index": at, **call_text(delta.tool_call)}
+            return [self._chunk(index, {"tool_calls": [call]})]
+        if delta.channel == "reasoning":
+            told = {"reasoning": delta.text, "reasoning_content": delta.text}
+            return [self._chunk(index, told)]
+        if delta.channel == "tool":
+            return []  # the call comes when it is whole
+        logprobs = self._logprobs(delta.logprobs) if self._body.logprobs else None
+        return [self._chunk(index, {"content": delta.text}, logprobs)]
+
+    def ended(self, one: Ended) -> list[Event]:
+        events = []
+        if self._agents:  # who speaks for all is known at the end
+            thought = one.result.reasoning
+            told = {"reasoning": thought, "reasoning_content": thought} if thought else {}
+            events = [self._chunk(one.index, {"content": one.result.content, **told})]
+        return [*events, self._chunk(one.index, {}, **self._end(one.result))]
+
+    def close(self, ended: Sequence[Ended]) -> list[Event]:
+        events = []
+        if self._tells_usage:
+            usage = openai_usage(self._usage(ended))
+            chunk = {**self._head, "object": "chat.completion.chunk", "choices": []}
+            events = [Event({**chunk, "usage": usage})]
+        return [*events, Event("[DONE]")]
+
+    def failed(self, failure: Failure) -> list[Event]:
+        return [Event(openai_error(failure))]
+
+    def _usage(self, ended: Sequence[Ended]) -> Usage:
+        return total_usage(ended, self.job.choices)
+
+    def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any = None, **end: Any) -> Event:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice | end]}
+        return Event({**chunk, "usage": None} if self._tells_usage else chunk)

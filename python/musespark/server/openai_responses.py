@@ -1,0 +1,401 @@
+"""``/v1/responses``: OpenAI's responses: items in, items and typed events out. Nothing is stored.
+
+Thoughts are ``reasoning`` items whose ``content`` is the whole thought. Beyond the protocol a body
+may have the options of :class:`musespark.server.wire.Sampling` and ``thinking_token_budget``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from musespark.errors import InvalidRequest
+from musespark.results import Delta
+from musespark.server.openai_chat import AnyObject, AnyText, Effort
+from musespark.server.response_items import Items
+from musespark.server.wire import (
+    Alternatives,
+    Body,
+    Ended,
+    Event,
+    Failure,
+    Job,
+    Probability,
+    Sampling,
+    Schema,
+    Served,
+    Temperature,
+    Text,
+    Tokens,
+    arguments_of,
+    image_part,
+    name_results,
+    new_id,
+    now,
+    openai_error,
+    read_body,
+    tool_call,
+)
+
+PATH = "/v1/responses"
+
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class InputText(Body):
+    type: Literal["input_text"]
+    text: str
+
+
+class InputImage(Body):
+    type: Literal["input_image"]
+    image_url: str
+    detail: Literal["auto"] | None = None
+    file_id: None = None
+
+
+class OutputText(Body):
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+Part = Annotated[InputText | InputImage | OutputText, Field(discriminator="type")]
+
+
+class Message(Body):
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[Part]
+    id: str | None = None
+    status: Status | None = None
+    phase: str | None = None
+
+
+class FunctionCall(Body):
+    type: Literal["function_call"]
+    call_id: Text
+    name: Text
+    arguments: str
+    id: str | None = None
+    status: Status | None = None
+    caller: None = None
+    namespace: None = None
+    async_: None = Field(default=None, alias="async")
+
+
+class FunctionOutput(Body):
+    type: Literal["function_call_output"]
+    call_id: Text
+    output: str | list[Part]
+    id: str | None = None
+    status: Status | None = None
+    name: str | None = None
+
+
+class ThoughtText(Body):
+    type: Literal["reasoning_text", "summary_text"]
+    text: str
+
+
+class Thought(Body):
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[ThoughtText] = Field(default_factory=list)
+    content: list[ThoughtText] | None = None
+    encrypted_content: None = None
+    status: Status | None = None
+
+
+def _kind(item: Any) -> str:
+    kind = item.get("type", "message") if isinstance(item, dict) else item.type
+    return kind if isinstance(kind, str) else ""
+
+
+Item = Annotated[
+    Annotated[Message, Tag("message")]
+    | Annotated[FunctionCall, Tag("function_call")]
+    | Annotated[FunctionOutput, Tag("function_call_output")]
+    | Annotated[Thought, Tag("reasoning")],
+    Discriminator(_kind),
+]
+
+
+class Tool(Body):
+    type: Literal["function"]
+    name: Text
+    description: str | None = None
+    parameters: Schema | None = None
+    strict: bool | None = None
+
+
+class OfSchema(Body):
+    type: Literal["json_schema"]
+    name: str
+    schema_: Schema = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextConfig(Body):
+    format: Annotated[AnyText | AnyObject | OfSchema, Field(discriminator="type")] | None = None
+
+
+class Reasoning(Body):
+    effort: Effort | None = None
+    summary: None = None
+
+
+class StreamOptions(Body):
+    include_obfuscation: bool | None = None
+
+
+class ResponseBody(Sampling):
+    """A request. What changes nothing here is taken and has no effect: ``user``, ``metadata``,
+    ``safety_identifier``, ``prompt_cache_key``, ``service_tier``, encrypted reasoning."""
+
+    model: str
+    input: Text | Annotated[list[Item], Field(min_length=1)]
+    instructions: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_output_tokens: Tokens | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_logprobs: Alternatives | None = None
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = (
+        None
+    )
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: Literal[True] | None = None
+    text: TextConfig | None = None
+    reasoning: Reasoning | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    truncation: Literal["disabled"] | None = None
+    store: Literal[False] | None = None
+    background: Literal[False] | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return "message.output_text.logprobs" in (self.include or ())
+
+
+# ---- what is asked ------------------------------------------------------------------------------
+
+
+def _content(given: str | Sequence[Any], where: str) -> Any:
+    if isinstance(given, str):
+        return given
+    parts = [
+        image_part(part.image_url, f"{where}[{index}].image_url")
+        if isinstance(part, InputImage)
+        else {"type": "text", "text": part.text}
+        for index, part in enumerate(given)
+    ]
+    texts = [part["text"] for part in parts if part["type"] == "text"]
+    return "".join(texts) if len(texts) == len(parts) else parts
+
+
+class _Conversation:
+    """Items as messages: a thought goes to the turn after it, a call to the turn it is part of."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self._thought: list[str] = []
+
+    def add(self, item: Any, where: str) -> None:
+        if isinstance(item, Thought):
+            self._thought += [part.text for part in item.content or item.summary]
+        elif isinstance(item, FunctionCall):
+            self._call(item, where)
+        elif isinstance(item, FunctionOutput):
+            content = _content(item.output, f"{where}.output")
+            self.messages.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
+        elif item.role == "assistant":
+            self._turn(_content(item.content, f"{where}.content"))
+        else:
+            content = _content(item.content, f"{where}.content")
+            self.messages.append({"role": item.role, "content": content})
+
+    def _turn(self, content: Any) -> dict[str, Any]:
+        turn: dict[str, Any] = {"role": "assistant", "content": content}
+        if self._thought:
+            turn["reasoning_content"] = "\n\n".join(self._thought)
+            self._thought = []
+        self.messages.append(turn)
+        return turn
+
+    def _call(self, item: FunctionCall, where: str) -> None:
+        arguments = arguments_of(item.arguments, f"{where}.arguments")
+        goes_on = self.messages and self.messages[-1]["role"] == "assistant" and not self._thought
+        turn = self.messages[-1] if goes_on else self._turn("")
+        calls = turn.setdefault("tool_calls", [])
+        calls.append(tool_call(item.call_id, item.name, arguments))
+
+
+def job_of(body: ResponseBody) -> Job:
+    """What a body asks for."""
+    talk = _Conversation()
+    if body.instructions:
+        talk.messages.append({"role": "system", "content": body.instructions})
+    if isinstance(body.input, str):
+        talk.messages.append({"role": "user", "content": body.input})
+    else:
+        for index, item in enumerate(body.input):
+            talk.add(item, f"input[{index}]")
+    messages = name_results(talk.messages)
+    if not messages:
+        raise InvalidRequest("input: got reasoning alone, allowed is at least one message")
+    if body.top_logprobs and not body.wants_logprobs:
+        wanted = "include: message.output_text.logprobs"
+        raise InvalidRequest(f"top_logprobs: got {body.top_logprobs} without {wanted}")
+    options: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "max_new_tokens": body.max_output_tokens,
+        "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
+        "thinking_token_budget": body.thinking_token_budget,
+        "logprobs": max(1, body.top_logprobs or 0) if body.wants_logprobs else None,
+        "json_schema": _schema(body.text),
+        "tools": _tools(body),
+    }
+    return Job(True, (messages,), options | body.sampling())
+
+
+def _schema(text: TextConfig | None) -> Schema | None:
+    chosen = None if text is None else text.format
+    if isinstance(chosen, OfSchema):
+        return chosen.schema_
+    return {"type": "object"} if isinstance(chosen, AnyObject) else None
+
+
+def _tools(body: ResponseBody) -> list[dict[str, Any]] | None:
+    if not body.tools or body.tool_choice == "none":
+        return None
+    return [
+        {
+            "type": "function",
+            "function": tool.model_dump(exclude={"type"}, exclude_none=True),
+        }
+        for tool in body.tools
+    ]
+
+
+# ---- what is answered ---------------------------------------------------------------------------
+
+
+class Responses:
+    """One request and its answer."""
+
+    error_body = staticmethod(openai_error)
+    body_type = ResponseBody
+
+    def __init__(self, value: Any, served: Served):
+        self._body: ResponseBody = read_body(ResponseBody, value)
+        served.check_name(self._body.model)
+        self.job, self.streams = job_of(self._body), bool(self._body.stream)
+        alternatives = self._body.top_logprobs or 0
+        wants = self._body.wants_logprobs
+        self._items = Items(served.tokenizer, alternatives if wants else None)
+        self._count = 0
+        self._head = {"id": new_id("resp_"), "object": "response", "created_at": now()}
+
+    def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
+        (one,) = ended
+        return self._response(one, self._items.of_result(one))
+
+    def begin(self, prompt_tokens: int) -> list[Event]:
+        begun = self._response(None, [])
+        return [
+            self._numbered({"type": "response.created", "response": begun}),
+            self._numbered({"type": "response.in_progress", "response": begun}),
+        ]
+
+    def piece(self, index: int, delta: Delta) -> list[Event]:
+        return [self._numbered(event) for event in self._items.piece(delta)]
+
+    def ended(self, one: Ended) -> list[Event]:
+        status = _status(one.result)
+        events = [self._numbered(event) for event in self._items.finish(status)]
+        response = self._response(one, self._items.done)
+        return [*events, self._numbered({"type": f"response.{status}", "response": response})]
+
+    def close(self, ended: Sequence[Ended]) -> list[Event]:
+        return []
+
+    def failed(self, failure: Failure) -> list[Event]:
+        error = {"code": "server_error", "message": failure.message}
+        response = {**self._response(None, self._items.done), "status": "failed", "error": error}
+        return [self._numbered({"type": "response.failed", "response": response})]
+
+    def _numbered(self, event: dict[str, Any]) -> Event:
+        self._count += 1
+        return Event({**event, "sequence_number": self._count - 1}, event["type"])
+
+    def _response(self, one: Ended | None, output: list[dict[str, Any]]) -> dict[str, Any]:
+        body = self._body
+        status = "in_progress" if one is None else _status(one.result)
+        cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
+        given = body.model_dump(by_alias=True, include={"text", "tools", "reasoning"})
+        response = {
+            **self._head,
+            "status": status,
+            "error": None,
+            "incomplete_details": cut,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "model": body.model,
+            "output": output,
+            "parallel_tool_calls": True,
+            "previous_response_id": None,
+            "reasoning": given["reasoning"] or {"effort": None, "summary": None},
+            "store": False,
+            "temperature": body.temperature,
+            "text": given["text"] or {"format": {"type": "text"}},
+            "tool_choice": body.tool_choice or "auto",
+            "tools": [{"strict": None, **tool} for tool in given["tools"] or ()],
+            "top_p": body.top_p,
+            "truncation": "disabled",
+            "usage": None if one is None else _usage(one.result.usage),
+        }
+        return response if one is None else response | _beyond(one.result)
+
+
+def _beyond(result: Any) -> dict[str, Any]:
+    """What the protocol has no place for."""
+    told: dict[str, Any] = {"seed": result.seed}
+    told["thinking_stop_reason"] = result.thinking_stop_reason
+    if result.malformed_tool_calls:
+        told["malformed_tool_calls"] = list(result.malformed_tool_calls)
+    return told
+
+
+def _status(result: Any) -> str:
+    return "incomplete" if result.finish_reason in ("length", "deadline") else "completed"
+
+
+def _usage(usage: Any) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": 0,
+            "image_tokens": usage.image_tokens,
+        },
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "probe_tokens": usage.probe_tokens,
+        },
+        "total_tokens": usage.total_tokens,
+    }

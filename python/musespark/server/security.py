@@ -1,0 +1,122 @@
+"""Who may ask: tokens, and the hosts and origins that requests say they are for and from."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from musespark.errors import InvalidRequest
+
+_LOOPBACK_NAMES = frozenset(["localhost", "127.0.0.1", "::1"])
+_MOST_HEADER = 1024
+
+
+class Denied(InvalidRequest):
+    """A request that is not answered: 401 or 403."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Access:
+    """``host``: what the server is bound to. ``token``: what clients have to know; None: nothing,
+    which is allowed on loopback alone. ``names``: hosts that it is reached by beside its own.
+
+    Host is checked against DNS rebinding: a page of a name that its owner lets point at this
+    machine says that name. An Origin has to be the server's own, so that no other page asks.
+    """
+
+    host: str = "127.0.0.1"
+    token: str | None = None
+    names: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.token is not None and (len(self.token) < 16 or not self.token.isascii()):
+            raise InvalidRequest("token: allowed are 16 ASCII characters or more")
+        if self.token is None and not is_loopback(self.host):
+            raise InvalidRequest(
+                f"host: got {self.host!r:.80} without a token, allowed is loopback (127.0.0.1, "
+                "::1, localhost); set a token to be reached from elsewhere"
+            )
+
+    def check(self, headers: Mapping[str, str], hosts: Iterable[str]) -> None:
+        """:class:`Denied` for another host or origin, several hosts, or a wrong token."""
+        given = list(hosts)
+        if len(given) != 1 or not self.allows_host(given[0]):
+            raise Denied(403, "Host: not a name of this server")
+        origin = headers.get("origin")
+        if origin is not None and not _same_origin(origin, given[0]):
+            raise Denied(403, "Origin: pages of other origins may not ask this server")
+
+    def check_token(self, headers: Mapping[str, str]) -> None:
+        """:class:`Denied` without the token, as ``Authorization: Bearer`` or ``x-api-key``."""
+        given = presented(headers).encode()
+        if self.token is not None and not hmac.compare_digest(given, self.token.encode()):
+            raise Denied(401, "the token is missing or wrong: Authorization: Bearer TOKEN")
+
+    def allows_host(self, given: str) -> bool:
+        """Whether a Host header names this server."""
+        name = _host_name(given)
+        if name is None:
+            return False
+        if name in self.names or name == self.host.lower():
+            return True
+        if is_loopback(self.host):
+            return name in _LOOPBACK_NAMES
+        # Bound to all addresses: no DNS stands behind an address that is named itself.
+        return self.host in ("0.0.0.0", "::") and (_is_address(name) or name == "localhost")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is bound to a host is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def presented(headers: Mapping[str, str]) -> str:
+    """The key that a client sends, empty for none."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key:
+        return key.strip()
+    return headers.get("x-api-key", "")
+
+
+def client_of(headers: Mapping[str, str], address: str) -> str:
+    """Who asks, for turns: the address and the key, which is kept as a hash."""
+    key = hashlib.sha256(presented(headers).encode()).hexdigest()[:16]
+    return f"{address} {key}"
+
+
+def _host_name(given: str) -> str | None:
+    """The name or address in a Host header, without its port."""
+    if not given or len(given) > _MOST_HEADER or any(c in given for c in "/\\@?# \t,"):
+        return None
+    try:
+        parts = urlsplit(f"//{given}")
+        _ = parts.port  # a ValueError where it is none
+        return parts.hostname
+    except ValueError:
+        return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _same_origin(origin: str, host: str) -> bool:
+    scheme, _, rest = origin.partition("://")
+    return scheme in ("http", "https") and rest.lower() == host.lower()

@@ -1,0 +1,148 @@
+"""HTTP around the protocols: bodies in, JSON and server-sent events out; clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from musespark.server.limits import Limits
+from musespark.server.wire import Ended, Event, Exchange, Failure
+from musespark.server.work import Failed, Item, Piece, Run
+
+T = TypeVar("T")
+
+
+class Refused(Exception):  # noqa: N818 - says what it is
+    """A request that is answered with a status and a message."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+async def body_of(request: Request, limits: Limits) -> bytes:
+    """The body of a JSON request; :class:`Refused` for one that is too long, of another type, or
+    does not come."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refused(415, f"Content-Type: got {kind!r:.60}, allowed is application/json")
+    most = limits.body_bytes
+    length = request.headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()) or len(length) > 18:
+        raise Refused(400, f"Content-Length: got {length!r:.40}, allowed is a number of bytes")
+    if int(length) > most:
+        raise Refused(413, f"the body: got {int(length)} bytes, allowed are at most {most}")
+    try:
+        return await asyncio.wait_for(_read(request, most), limits.read_seconds)
+    except asyncio.TimeoutError:
+        raise Refused(408, f"the body did not come within {limits.read_seconds:g} s") from None
+
+
+async def _read(request: Request, most: int) -> bytes:
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > most:
+            raise Refused(413, f"the body: more than {most} bytes, which are allowed")
+    return bytes(data)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` gives; ClientDisconnect, and ``work`` is cancelled, where the client goes away
+    before."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+def as_json(value: Mapping[str, Any], status: int = 200, **headers: str) -> Response:
+    """A JSON answer."""
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Response(data.encode("utf-8", "replace"), status, headers, "application/json")
+
+
+def _written(events: Sequence[Event]) -> bytes:
+    lines = []
+    for data, name in events:
+        if not isinstance(data, str):
+            data = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        lines.append(f"event: {name}\ndata: {data}\n\n" if name else f"data: {data}\n\n")
+    return "".join(lines).encode("utf-8", "replace")
+
+
+class EventStream(Response):
+    """A run as server-sent events. Closes the run, whatever happens: where the client goes away or
+    takes nothing for ``write_seconds``, what runs is cancelled."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        run: Run,
+        prompt_tokens: int,
+        write_seconds: float,
+        failure_of: Callable[[Exception], Failure],
+    ):
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._exchange, self._run, self._prompt = exchange, run, prompt_tokens
+        self._write_seconds, self._failure_of = write_seconds, failure_of
+        self._ended: list[Ended] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with contextlib.suppress(ClientDisconnect, asyncio.TimeoutError):
+                await until_gone(receive, self._write(send))
+        finally:
+            await self._run.close()
+
+    async def _write(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        await self._send(send, self._exchange.begin(self._prompt))
+        whole = True
+        async for items in self._run.items():
+            events = [event for item in items for event in self._events(item)]
+            await self._send(send, events)
+            if any(isinstance(item, Failed) for item in items):
+                whole = False
+                break
+        if whole:
+            await self._send(send, self._exchange.close(self._ended))
+        await send({"type": "http.response.body", "body": b""})
+
+    def _events(self, item: Item) -> list[Event]:
+        if isinstance(item, Piece):
+            return self._exchange.piece(item.index, item.delta)
+        if isinstance(item, Ended):
+            self._ended.append(item)
+            return self._exchange.ended(item)
+        if isinstance(item, Failed):
+            return self._exchange.failed(self._failure_of(item.error))
+        return []
+
+    async def _send(self, send: Send, events: Sequence[Event]) -> None:
+        if events:
+            message = {"type": "http.response.body", "body": _written(events), "more_body": True}
+            await asyncio.wait_for(send(message), self._write_seconds)

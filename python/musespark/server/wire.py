@@ -1,0 +1,364 @@
+"""What the wire protocols share: bodies that are checked, jobs, outcomes, events."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from musespark.errors import InvalidRequest
+from musespark.options import MAX_TOKENS
+from musespark.results import ChatResult, Delta, TokenLogprob, Usage
+from musespark.text import Tokenizer
+from musespark.text.toolcalls import strict_json
+from musespark.vision.pixels import file_of
+
+Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+Seed = Annotated[int, Field(ge=0, le=2**64 - 1)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Alternatives = Annotated[int, Field(ge=0, le=20)]
+Text = Annotated[str, Field(min_length=1)]
+Schema = dict[str, Any]
+
+# Why a field that other servers know is refused here; any other that is unknown is just that.
+_REFUSED = {
+    "chat_template": "a template of a request is never run",
+    "chat_template_kwargs": "a template of a request is never run",
+    "previous_response_id": "nothing is stored; send the conversation",
+    "conversation": "nothing is stored; send the conversation",
+    "functions": "give tools",
+    "function_call": "give tools",
+}
+
+
+class Body(BaseModel):
+    """Part of a request: no unknown fields, no conversions, finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Sampling(Body):
+    """What every protocol takes beyond its own: options of :meth:`musespark.Model.generate`."""
+
+    seed: Seed | None = None
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    regex: Text | None = None
+    grammar: Text | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """Of :meth:`musespark.Model.generate`."""
+        names = ("seed", "top_k", "min_p", "repetition_penalty", "regex", "grammar")
+        return {name: getattr(self, name) for name in names} | {"min_new_tokens": self.min_tokens}
+
+
+# ---- jobs ---------------------------------------------------------------------------------------
+
+
+class Ask(NamedTuple):
+    """One request to the model: a conversation or a prompt, and its options."""
+
+    is_chat: bool
+    prompt: Any
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a body asks of the model, in the terms of :class:`musespark.Model`.
+
+    ``prompts``: one conversation (``is_chat``), or texts and lists of token ids. ``choices``:
+    answers to each; the i-th has the seed of the options plus i.
+    """
+
+    is_chat: bool
+    prompts: tuple[Any, ...]
+    options: Mapping[str, Any]
+    choices: int = 1
+
+    def asks(self) -> list[Ask]:
+        """One for each answer: those to the first prompt, then those to the second."""
+        given = {name: value for name, value in self.options.items() if value is not None}
+        out = []
+        for prompt in self.prompts:
+            for i in range(self.choices):
+                options = dict(given)
+                if i and "seed" in given:
+                    options["seed"] = (given["seed"] + i) % 2**64
+                out.append(Ask(self.is_chat, prompt, options))
+        return out
+
+
+class Ended(NamedTuple):
+    """An answer that is whole. ``logprobs``: of its text, without thoughts and markers."""
+
+    index: int
+    result: Any
+    logprobs: Sequence[TokenLogprob] = ()
+
+
+class Event(NamedTuple):
+    """One of server-sent events; ``data``: JSON, or a text as it is."""
+
+    data: Mapping[str, Any] | str
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a client is told of an error. ``code``: a word for programs."""
+
+    status: int
+    message: str
+    code: str | None = None
+    retry_after: int | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """The model as clients see it. ``names``: it goes by each, the first is its own."""
+
+    names: tuple[str, ...]
+    tokenizer: Tokenizer
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def check_name(self, name: str) -> None:
+        """:class:`UnknownModel` for any other."""
+        if name not in self.names:
+            raise UnknownModel(f"model: got {name!r:.80}, allowed is {self.names[0]!r}")
+
+
+class UnknownModel(InvalidRequest):
+    """A request names a model that is not served."""
+
+
+class Exchange(Protocol):
+    """One request of a protocol and what answers it."""
+
+    job: Job
+    streams: bool
+
+    def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
+        """The body that answers a request that does not stream."""
+
+    def begin(self, prompt_tokens: int) -> list[Event]: ...
+
+    def piece(self, index: int, delta: Delta) -> list[Event]: ...
+
+    def ended(self, one: Ended) -> list[Event]: ...
+
+    def close(self, ended: Sequence[Ended]) -> list[Event]:
+        """The last events, of the whole."""
+
+    def failed(self, failure: Failure) -> list[Event]:
+        """What stands in place of the rest."""
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def read_body(kind: type[Body], value: Any) -> Any:
+    """A checked body; InvalidRequest naming the field, what it got and what is allowed."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise InvalidRequest(_told(error, value)) from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+
+
+def _told(error: ValidationError, body: Any) -> str:
+    # Of a union every member complains: the one that came furthest into the value meant it.
+    first = max(error.errors(include_url=False), key=lambda one: len(_place(one["loc"], body)))
+    where = _place(first["loc"], body) or "the body"
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        return f"{where:.200}: {_REFUSED.get(name, 'unknown field')}"
+    if first["type"] == "missing":
+        return f"{where:.200} is missing"
+    return f"{where:.200}: got {_shown(first['input'])}, {first['msg']:.300}"
+
+
+def _shown(value: Any) -> str:
+    plain = value is None or isinstance(value, (str, bool, int, float))
+    return f"{value!r:.60}" if plain else f"a value of type {type(value).__name__}"
+
+
+def _place(path: Sequence[int | str], body: Any) -> str:
+    """A place in a body; names of union members in it are none."""
+    out, node = "", body
+    for at, part in enumerate(path):
+        if isinstance(part, int) and isinstance(node, list) and part < len(node):
+            out, node = f"{out}[{part}]", node[part]
+        elif isinstance(node, Mapping) and (part in node or at == len(path) - 1):
+            out, node = f"{out}.{part}" if out else str(part), node.get(part)
+    return out
+
+
+def image_part(url: str, where: str) -> dict[str, Any]:
+    """An image as :meth:`musespark.Model.chat` takes it, its file decoded from a data URL.
+
+    InvalidRequest for anything else: nothing is fetched, and no file of this machine is opened.
+    """
+    if url[:5].lower() != "data:":
+        raise InvalidRequest(
+            f"{where}: got {url!r:.60}, allowed is a data URL; nothing is fetched or opened here"
+        )
+    try:
+        return {"type": "image", "image": file_of(url)}
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: {error}") from None
+
+
+def arguments_of(text: str, where: str) -> dict[str, Any]:
+    """A call's arguments from their JSON."""
+    try:
+        value = strict_json(text or "{}")
+    except ValueError as error:
+        raise InvalidRequest(f"{where}: not JSON: {error!s:.120}") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{where}: got {_shown(value)}, allowed is a JSON object")
+    return value
+
+
+def tool_call(id: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A call in a message of the assistant."""
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def tool_names(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The function that each call of a conversation calls."""
+    calls = (call for message in messages for call in message.get("tool_calls") or ())
+    return {call["id"]: call["function"]["name"] for call in calls}
+
+
+def name_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, those of tools with their function's name, which templates write.
+
+    InvalidRequest for a result whose call is not in the conversation.
+    """
+    names = tool_names(messages)
+    for index, message in enumerate(messages):
+        if message["role"] == "tool":
+            call = message["tool_call_id"]
+            if call not in names:
+                raise InvalidRequest(
+                    f"messages[{index}]: no call before it has the id {call!r:.80} that it answers"
+                )
+            message["name"] = names[call]
+    return messages
+
+
+# ---- writing ------------------------------------------------------------------------------------
+
+
+def new_id(prefix: str) -> str:
+    """An id that no other object has."""
+    return prefix + secrets.token_hex(12)
+
+
+def now() -> int:
+    """Seconds since 1970."""
+    return int(time.time())
+
+
+def total_usage(ended: Sequence[Ended], choices: int) -> Usage:
+    """Of all answers together; what answers to the same prompt share counts once."""
+    all_of = [one.result.usage for one in sorted(ended, key=lambda one: one.index)]
+    firsts = all_of[::choices]
+    return Usage(
+        prompt_tokens=sum(u.prompt_tokens for u in firsts),
+        cached_tokens=sum(u.cached_tokens for u in firsts),
+        image_tokens=sum(u.image_tokens for u in firsts),
+        completion_tokens=sum(u.completion_tokens for u in all_of),
+        reasoning_tokens=sum(u.reasoning_tokens for u in all_of),
+        probe_tokens=sum(u.probe_tokens for u in all_of),
+    )
+
+
+def openai_usage(usage: Usage) -> dict[str, Any]:
+    """As chat completions and completions have it; ``image_tokens`` and ``probe_tokens`` beside
+    what the protocol knows."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "image_tokens": usage.image_tokens,
+        },
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "probe_tokens": usage.probe_tokens,
+        },
+    }
+
+
+def openai_error(failure: Failure) -> dict[str, Any]:
+    """An error as OpenAI's protocols write it."""
+    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+    kinds |= {429: "rate_limit_error"}
+    other = "server_error" if failure.status >= 500 else "invalid_request_error"
+    kind = kinds.get(failure.status, other)
+    return {
+        "error": {"message": failure.message, "type": kind, "param": None, "code": failure.code}
+    }
+
+
+def openai_reason(result: Any) -> str:
+    """Why an answer ended, in the words of OpenAI's protocols."""
+    reasons = {"stop": "stop", "tool_calls": "tool_calls", "length": "length", "deadline": "length"}
+    return reasons.get(result.finish_reason, "stop")
+
+
+def spelled(tokenizer: Tokenizer, one: TokenLogprob, alternatives: int) -> dict[str, Any]:
+    """A token's log-probability as chat completions and responses have it."""
+    top = [_token(tokenizer, token, logprob) for token, logprob in one.top[:alternatives]]
+    return {**_token(tokenizer, one.token, one.logprob), "top_logprobs": top}
+
+
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """A token by itself; a part of a character is U+FFFD."""
+    return _bytes(tokenizer, token).decode("utf-8", "replace")
+
+
+def _bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    if token >= tokenizer.vocab_size:  # a model may have more ids than its tokenizer
+        return b""
+    piece = tokenizer.token_bytes(token)
+    return tokenizer.token(token).encode() if piece is None else piece
+
+
+def _token(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+    return {
+        "token": token_text(tokenizer, token),
+        "logprob": finite(logprob),
+        "bytes": list(_bytes(tokenizer, token)),
+    }
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity: -9999 for what is less, as OpenAI's protocols have it."""
+    return max(logprob, -9999.0)
+
+
+def openai_calls(result: ChatResult) -> list[dict[str, Any]]:
+    """The calls of a result with their arguments as JSON text."""
+    return [call_text(call) for call in result.tool_calls]
+
+
+def call_text(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call with its arguments as JSON text."""
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": {"name": function["name"], "arguments": arguments}}
