@@ -51,7 +51,7 @@ class Limits:
         for prompt in job.prompts:
             if job.is_chat:
                 at_most("messages", len(prompt), self.messages)
-                at_most("images", sum(1 for _ in media_parts(prompt)), self.images)
+                at_most("images", len(list(media_parts(prompt))), self.images)
         tools = job.options.get("tools") or ()
         at_most("tools", len(tools), self.tools)
         for index, tool in enumerate(tools):

@@ -1,0 +1,479 @@
+"""The server as an application, without a socket: who may ask, what is refused and answered."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+import musespark
+from musespark.server import Access, Limits, create_app
+from musespark.server.app import name_of
+from support.bert_models import CASES, SEEDS, folder_of
+
+CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
+POSTS = (
+    *(CHAT, COMPLETIONS, MESSAGES, "/v1/responses"),
+    *("/v1/messages/count_tokens", "/v1/embeddings"),
+)
+HI = {"model": "spark-nano", "messages": [{"role": "user", "content": "What is 47 + 38?"}]}
+TOKEN = "a-token-of-this-test"
+
+
+@pytest.fixture(scope="module")
+def model():
+    with musespark.load(threads=1) as loaded:
+        yield loaded
+
+
+Scenario = Callable[[httpx.AsyncClient], Awaitable[None]]
+
+
+def run(app: Any, scenario: Scenario, **client: Any) -> None:
+    async def main() -> None:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)
+        base = client.pop("base_url", "http://localhost")
+        async with httpx.AsyncClient(transport=transport, base_url=base, **client) as one:
+            await asyncio.wait_for(scenario(one), 120)
+
+    asyncio.run(main())
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The data of server-sent events."""
+    lines = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+# ---- the same results ---------------------------------------------------------------------------
+
+
+def test_the_same_seed_writes_what_it_writes_in_python(model) -> None:
+    options = {"temperature": 1.0, "seed": 11}
+    prompt = "Once upon a time"
+    here = model.generate(prompt, max_new_tokens=40, **options)
+    talked = model.chat(HI["messages"], max_new_tokens=200, **options)
+    other = model.generate(prompt, max_new_tokens=40, temperature=1.0, seed=12)
+    assert here.text != other.text, "the seed changes nothing, so the test cannot tell"
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        body = {"model": "spark-nano", "prompt": prompt, "max_tokens": 40, "n": 2, **options}
+        choices = (await client.post(COMPLETIONS, json=body)).json()["choices"]
+        assert [c["text"] for c in choices] == [here.text, other.text]
+        assert [c["seed"] for c in choices] == [11, 12]
+        streamed = events(await client.post(COMPLETIONS, json={**body, "stream": True}))
+        for index, text in enumerate([here.text, other.text]):
+            parts = [e["choices"][0] for e in streamed if e != "[DONE]"]
+            assert "".join(c["text"] for c in parts if c["index"] == index) == text
+        body = {**HI, "max_tokens": 200, **options}
+        message = (await client.post(CHAT, json=body)).json()["choices"][0]["message"]
+        assert (message["reasoning"], message["content"]) == (talked.reasoning, talked.content)
+
+    run(create_app(model), scenario)
+
+
+def test_many_at_once_are_each_as_alone(model) -> None:
+    def body(seed: int) -> dict:
+        return {
+            "model": "spark-nano",
+            "prompt": f"The fox {seed}",
+            "max_tokens": 30,
+            "temperature": 1.0,
+            "seed": seed,
+        }
+
+    alone = [
+        model.generate(f"The fox {i}", max_new_tokens=30, temperature=1.0, seed=i).text
+        for i in range(12)
+    ]
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        asked = [client.post(COMPLETIONS, json=body(i)) for i in range(12)]
+        answers = await asyncio.gather(*asked)
+        assert [a.json()["choices"][0]["text"] for a in answers] == alone
+
+    run(create_app(model, limits=Limits(running=5)), scenario)
+
+
+def test_log_probabilities_are_those_of_the_answer(model) -> None:
+    here = model.chat(HI["messages"], logprobs=2)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        body = {**HI, "logprobs": True, "top_logprobs": 2}
+        choice = (await client.post(CHAT, json=body)).json()["choices"][0]
+        told = choice["logprobs"]["content"]
+        assert b"".join(bytes(t["bytes"]) for t in told).decode() == here.content
+        assert all(len(t["top_logprobs"]) == 2 for t in told)
+        known = {round(t.logprob, 6) for t in here.logprobs}
+        assert {round(t["logprob"], 6) for t in told} <= known
+        streamed = events(await client.post(CHAT, json={**body, "stream": True}))
+        parts = [e["choices"][0]["logprobs"] for e in streamed if e != "[DONE]"]
+        assert [t for part in parts if part for t in part["content"]] == told
+
+    run(create_app(model), scenario)
+
+
+def test_budgets_schemas_and_counts(model) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"sum": {"type": "integer"}},
+        "required": ["sum"],
+        "additionalProperties": False,
+    }
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        cut = {**HI, "reasoning_effort": "high", "thinking_token_budget": 8}
+        choice = (await client.post(CHAT, json=cut)).json()
+        assert choice["choices"][0]["thinking_stop_reason"] == "budget"
+        assert choice["usage"]["completion_tokens_details"]["reasoning_tokens"] <= 8
+        wanted = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+        answer = (await client.post(CHAT, json={**HI, "response_format": wanted})).json()
+        assert isinstance(json.loads(answer["choices"][0]["message"]["content"])["sum"], int)
+        counted = await client.post(f"{MESSAGES}/count_tokens", json=HI)
+        used = (await client.post(MESSAGES, json={**HI, "max_tokens": 300})).json()["usage"]
+        prompt = used["input_tokens"] + used["cache_read_input_tokens"]
+        assert counted.json() == {"input_tokens": prompt}
+
+    run(create_app(model), scenario)
+
+
+def test_agents_are_streamed_one_by_one(model) -> None:
+    body = {**HI, "mode": "contemplating", "n_agents": 3, "temperature": 1.0, "seed": 1}
+    here = model.chat(HI["messages"], mode="contemplating", n_agents=3, temperature=1.0, seed=1)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        choice = (await client.post(CHAT, json=body)).json()["choices"][0]
+        assert (choice["message"]["content"], choice["votes"]) == (here.content, here.votes)
+        got = events(await client.post(CHAT, json={**body, "stream": True}))
+        deltas = [e["choices"][0]["delta"] for e in got if e != "[DONE]"]
+        assert {d["agent"]["index"] for d in deltas if "agent" in d} == {0, 1, 2}
+        assert "".join(d.get("content", "") for d in deltas) == here.content
+
+    run(create_app(model), scenario)
+
+
+def test_embeddings(tmp_path) -> None:
+    folder = folder_of(tmp_path / "bert", next(iter(CASES)), SEEDS[0])
+    with musespark.load(folder, quantize="none", threads=1) as bert:
+        rows = bert.embed(["a text", "b"])
+
+        async def scenario(client: httpx.AsyncClient) -> None:
+            body = {"model": "bert", "input": ["a text", "b"]}
+            answer = (await client.post("/v1/embeddings", json=body)).json()
+            found = np.array([one["embedding"] for one in answer["data"]], np.float32)
+            assert np.array_equal(found, rows)
+            assert answer["usage"]["prompt_tokens"] > 2
+            refused = await client.post(CHAT, json={**HI, "model": "bert"})
+            assert refused.status_code == 400
+
+        run(create_app(bert), scenario)
+
+
+# ---- who may ask --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "10.0.0.1", "localhost@evil", "", "[::2]:80"]
+)
+def test_other_hosts_are_refused(model, host: str) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for path in ("/health", "/v1/models"):
+            assert (await client.get(path, headers={"host": host})).status_code == 403
+        assert (await client.post(CHAT, json=HI, headers={"host": host})).status_code == 403
+
+    run(create_app(model), scenario)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000"])
+def test_names_of_loopback_are_known(model, host: str) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        assert (await client.get("/health", headers={"host": host})).status_code == 200
+
+    run(create_app(model), scenario)
+
+
+def test_pages_of_other_origins_are_refused(model) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for origin in ("http://evil.example", "null", "http://localhost:9", "file://localhost"):
+            answer = await client.post(CHAT, json=HI, headers={"origin": origin})
+            assert answer.status_code == 403, origin
+        own = await client.get("/v1/models", headers={"origin": "http://localhost"})
+        assert own.status_code == 200
+        assert "access-control-allow-origin" not in own.headers
+        form = {"content-type": "text/plain"}  # what a page may post without being asked
+        simple = await client.post(CHAT, content=json.dumps(HI), headers=form)
+        assert simple.status_code == 415
+
+    run(create_app(model), scenario)
+
+
+def test_a_token_is_asked_for(model) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
+            assert (await client.get(path)).status_code == 401
+        for path in POSTS:
+            assert (await client.post(path, json=HI)).status_code == 401
+        assert (await client.get("/health")).status_code == 200
+        for headers in (
+            {"authorization": f"Bearer {TOKEN}"},
+            {"authorization": f"bearer  {TOKEN}"},
+            {"x-api-key": TOKEN},
+        ):
+            assert (await client.get("/v1/models", headers=headers)).status_code == 200
+        for headers in (
+            {"authorization": f"Bearer {TOKEN}x"},
+            {"authorization": f"Basic {TOKEN}"},
+            {"x-api-key": "é".encode()},
+        ):
+            assert (await client.get("/v1/models", headers=headers)).status_code == 401
+
+    run(create_app(model, access=Access(token=TOKEN)), scenario)
+
+
+def test_only_loopback_goes_without_a_token() -> None:
+    for host in ("0.0.0.0", "192.168.0.7", "::", "example.com"):
+        with pytest.raises(musespark.InvalidRequest, match="without a token"):
+            Access(host)
+    for host in ("127.0.0.1", "::1", "localhost", "127.9.9.9"):
+        Access(host)
+    with pytest.raises(musespark.InvalidRequest, match="16 ASCII"):
+        Access(token="short")
+    wide = Access("0.0.0.0", TOKEN, frozenset(["box.lan"]))
+    known = ["192.168.0.7:8000", "box.lan", "localhost"]
+    assert [wide.allows_host(h) for h in [*known, "evil.example"]] == [True, True, True, False]
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+DEEP = '{"a":' * 5000 + "1" + "}" * 5000
+BODIES = {
+    "empty": b"",
+    "no JSON": b"{",
+    "no object": b"[]",
+    "a number": b"1",
+    "not UTF-8": b'{"model": "\xff"}',
+    "a lone surrogate": b'{"model": "\\ud800"}',
+    "NaN": b'{"model": "spark-nano", "prompt": "x", "temperature": NaN}',
+    "infinity": b'{"model": "spark-nano", "prompt": "x", "temperature": 1e999}',
+    "many digits": b'{"model": "spark-nano", "prompt": "x", "seed": ' + b"9" * 5000 + b"}",
+    "twice": b'{"model": "spark-nano", "model": "spark-nano"}',
+    "deep": DEEP.encode(),
+}
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("name", BODIES)
+def test_bodies_that_are_none(model, path: str, name: str) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        kind = {"content-type": "application/json"}
+        answer = await client.post(path, content=BODIES[name], headers=kind)
+        error = answer.json()["error"]
+        assert 400 <= answer.status_code < 500, answer.text
+        assert len(error["message"]) < 700
+        assert (answer.json().get("type") == "error") == path.startswith(MESSAGES)
+
+    run(create_app(model), scenario)
+
+
+def test_long_bodies_are_refused_before_they_are_read(model) -> None:
+    sent = 0
+
+    async def endless():
+        nonlocal sent
+        for _ in range(1000):
+            sent += 1
+            yield b" " * 1000
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        kind = {"content-type": "application/json"}
+        assert (await client.post(CHAT, content=b" " * 5000, headers=kind)).status_code == 413
+        assert (await client.post(CHAT, content=endless(), headers=kind)).status_code == 413
+        assert sent < 10
+        told = {**kind, "content-length": "9" * 30}
+        assert (await client.post(CHAT, content=b"{}", headers=told)).status_code == 400
+
+    run(create_app(model, limits=Limits(body_bytes=4000)), scenario)
+
+
+def test_bodies_that_do_not_come_are_not_waited_for(model) -> None:
+    async def slow():
+        yield b"{"
+        await asyncio.sleep(60)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        kind = {"content-type": "application/json"}
+        answer = await client.post(CHAT, content=slow(), headers=kind)
+        assert answer.status_code == 408
+
+    limits = Limits()
+    object.__setattr__(limits, "read_seconds", 0.05)
+    run(create_app(model, limits=limits), scenario)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/v1/../etc/passwd", "/v1/%2e%2e/%2e%2e/etc/passwd", "//v1/models/", "/v1/models/../x"),
+        *("/v1/models/%00", "/v1/models/" + "a" * 3000, "/docs", "/v1/chat/completions/"),
+        *("/\\..\\x", "/v1/models;x", "/%ff"),
+    ],
+)
+def test_paths_that_are_none(model, path: str) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "HEAD"):
+            answer = await client.request(method, path)
+            assert answer.status_code in (404, 405), (method, answer.text)
+            assert "root:" not in answer.text
+
+    run(create_app(model), scenario)
+
+
+def test_files_of_this_machine_are_not_opened(model, tmp_path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"\x89PNG no picture")
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for url in (str(secret), f"file://{secret}", f"http://localhost{secret}"):
+            part = {"type": "image_url", "image_url": {"url": url}}
+            messages = [{"role": "user", "content": [part]}]
+            answer = await client.post(CHAT, json={**HI, "messages": messages})
+            assert answer.status_code == 400
+            assert "nothing is fetched or opened" in answer.text
+
+    run(create_app(model), scenario)
+
+
+def test_pictures_have_limits(model) -> None:
+    def part(side: int) -> dict:
+        file = io.BytesIO()
+        Image.new("RGB", (side, side)).save(file, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        async def ask(*sides: int) -> httpx.Response:
+            content = [*map(part, sides), {"type": "text", "text": "What is it?"}]
+            messages = [{"role": "user", "content": content}]
+            return await client.post(CHAT, json={**HI, "messages": messages, "max_tokens": 4})
+
+        seen = await ask(30)
+        assert seen.status_code == 200, seen.text
+        assert seen.json()["usage"]["prompt_tokens_details"]["image_tokens"] > 0
+        assert "the limit is 1000" in (await ask(40)).text
+        assert (await ask(30, 30)).status_code == 400
+
+    run(create_app(model, limits=Limits(image_pixels=1000, pixels=1000)), scenario)
+
+
+def test_messages_of_errors_have_no_path_of_this_machine(model, tmp_path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    path = folder / "plain.jinja"
+    path.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    before = model.template
+    try:
+        model.template = path
+
+        async def scenario(client: httpx.AsyncClient) -> None:
+            tool = {"type": "function", "function": {"name": "f"}}
+            answer = await client.post(CHAT, json={**HI, "tools": [tool]})
+            assert answer.status_code == 400
+            assert "plain.jinja" in answer.text
+            assert str(folder) not in answer.text
+
+        run(create_app(model), scenario)
+    finally:
+        model.template = before
+
+
+def test_errors_of_our_own_are_not_told(model, monkeypatch, caplog) -> None:
+    def broken(*args: Any, **more: Any) -> None:
+        raise RuntimeError("the secret of line 7")
+
+    monkeypatch.setattr(model, "_chat_request", broken)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for path, more in ((CHAT, {}), (MESSAGES, {"max_tokens": 4})):
+            answer = await client.post(path, json={**HI, **more})
+            assert answer.status_code == 500
+            assert "secret" not in answer.text
+            assert answer.json()["error"]["message"] == "an internal error"
+
+    run(create_app(model), scenario)
+    assert "the secret of line 7" in caplog.text, "who runs the server has to hear of it"
+
+
+# ---- the queue ----------------------------------------------------------------------------------
+
+
+def test_a_full_queue_is_429_and_what_was_taken_is_answered(model) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        body = {"model": "spark-nano", "prompt": "The fox", "max_tokens": 200, "min_tokens": 200}
+        answers = await asyncio.gather(*(client.post(COMPLETIONS, json=body) for _ in range(12)))
+        statuses = sorted(a.status_code for a in answers)
+        assert statuses == [200] * 3 + [429] * 9
+        for answer in answers:
+            if answer.status_code == 429:
+                assert int(answer.headers["retry-after"]) >= 1
+                assert answer.json()["error"]["code"] == "queue_full"
+        assert (await client.post(COMPLETIONS, json=body)).status_code == 200
+
+    run(create_app(model, limits=Limits(running=1, waiting=2)), scenario)
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers(model) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        body = {**HI, "max_tokens": 100_000}
+        answer = await client.post(CHAT, json=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+        assert "2048" in answer.text
+
+    run(create_app(model), scenario)
+
+
+# ---- beside the protocols -----------------------------------------------------------------------
+
+
+def test_models_health_metrics_and_the_description(model) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert [one["id"] for one in listed] == ["nano", "alias"]
+        assert (await client.get("/v1/models/alias")).json()["id"] == "alias"
+        assert (await client.get("/v1/models/other")).status_code == 404
+        assert (await client.post(CHAT, json={**HI, "model": "alias"})).status_code == 200
+        assert (await client.post(CHAT, json=HI)).status_code == 404
+        text = (await client.get("/metrics")).text
+        assert f'musespark_requests_total{{path="{CHAT}",status="200"}} 1.0' in text
+        assert f'musespark_requests_total{{path="{CHAT}",status="404"}} 1.0' in text
+        used = next(line for line in text.splitlines() if 'total{kind="completion"}' in line)
+        assert float(used.split()[-1]) > 0
+        assert "musespark_engine_running 0.0" in text
+        description = (await client.get("/openapi.json")).json()
+        assert set(POSTS) <= set(description["paths"])
+        assert description["components"]["schemas"]["ChatBody"]["properties"]["model"]["enum"]
+
+    run(create_app(model, names=["nano", "alias"]), scenario)
+
+
+def test_a_model_goes_by_no_path(model, tmp_path) -> None:
+    class Info:
+        def __init__(self, source: str):
+            self.source = source
+
+    class Model:
+        def __init__(self, source: str):
+            self.info = Info(source)
+
+    assert name_of(model) == "spark-nano"
+    assert name_of(Model(str(tmp_path / "a.safetensors"))) == "a"
+    assert name_of(Model(str(tmp_path / "b-Q4.gguf"))) == "b-Q4"
+    assert name_of(Model("org/name@0123abc")) == "org/name"

@@ -1,0 +1,95 @@
+"""The queue of the server: bounded, fair between clients, nothing lost to those that go away."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from musespark.server.turns import QueueFull, Ticket, Turns
+
+
+def run(scenario) -> None:
+    async def guarded() -> None:
+        await asyncio.wait_for(scenario(), 10)
+
+    asyncio.run(guarded())
+
+
+def has_turn(ticket: Ticket) -> bool:
+    return ticket.turn.done()
+
+
+def test_clients_take_turns_whatever_they_queue() -> None:
+    async def scenario() -> None:
+        turns = Turns(1, 100)
+        (first,) = turns.take("a", 1, 1)
+        many = turns.take("a", 5, 1)
+        (one,) = turns.take("b", 1, 1)
+        (other,) = turns.take("c", 1, 1)
+        served = []
+        holder = first
+        names = {id(t): f"a{i}" for i, t in enumerate(many)} | {id(one): "b", id(other): "c"}
+        for _ in range(7):
+            holder.release()
+            holder = next(t for t in (*many, one, other) if has_turn(t) and not t._released)
+            served.append(names[id(holder)])
+        assert served == ["a0", "b", "c", "a1", "a2", "a3", "a4"]
+
+    run(scenario)
+
+
+def test_the_queue_is_bounded_and_full_means_nothing_was_taken() -> None:
+    async def scenario() -> None:
+        turns = Turns(2, 3)
+        held = turns.take("a", 2, 1)
+        turns.take("a", 2, 1)
+        with pytest.raises(QueueFull, match="2 requests wait") as full:
+            turns.take("b", 2, 7)
+        assert full.value.retry_after == 7
+        assert turns.waiting == 2
+        turns.take("b", 1, 1)
+        assert turns.waiting == 3
+        held[0].release()
+        assert turns.waiting == 2
+
+    run(scenario)
+
+
+def test_who_gives_up_waiting_leaves_no_trace() -> None:
+    async def scenario() -> None:
+        turns = Turns(1, 10)
+        (first,) = turns.take("a", 1, 1)
+        (second,) = turns.take("b", 1, 1)
+        (third,) = turns.take("c", 1, 1)
+        waiting = asyncio.ensure_future(second.wait())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert turns.waiting == 2
+        second.release()
+        second.release()
+        assert turns.waiting == 1
+        first.release()
+        assert has_turn(third)
+        third.release()
+        assert (turns.free, turns.waiting, len(turns._queues)) == (1, 0, 0)
+
+    run(scenario)
+
+
+def test_a_turn_given_to_who_was_just_cancelled_goes_on_to_the_next() -> None:
+    async def scenario() -> None:
+        turns = Turns(1, 10)
+        (first,) = turns.take("a", 1, 1)
+        (second,) = turns.take("b", 1, 1)
+        (third,) = turns.take("c", 1, 1)
+        waiting = asyncio.ensure_future(second.wait())
+        await asyncio.sleep(0)
+        first.release()  # it is the second's turn now, which does not know yet
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        second.release()
+        await third.wait()
+
+    run(scenario)
