@@ -477,3 +477,15 @@ def test_a_model_goes_by_no_path(model, tmp_path) -> None:
     assert name_of(Model(str(tmp_path / "a.safetensors"))) == "a"
     assert name_of(Model(str(tmp_path / "b-Q4.gguf"))) == "b-Q4"
     assert name_of(Model("org/name@0123abc")) == "org/name"
+
+
+def test_without_its_libraries_the_server_says_which_extra_has_them(monkeypatch) -> None:
+    import sys
+
+    from musespark import server
+
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    for name in ("metrics", "app", "work"):
+        monkeypatch.delitem(sys.modules, f"musespark.server.{name}", raising=False)
+    with pytest.raises(musespark.errors.MissingLibrary, match=r"musespark\[server\]"):
+        _ = server.create_app

@@ -1,0 +1,264 @@
+"""The server under load: many clients on loopback, some slow, some that go away.
+
+    python benchmarks/serve_load.py [--model M] [--clients 64] [--requests 256] [--seconds 20]
+                                    [--gone 0.1] [--slow 0.1] [--threads N] [--save]
+
+Two parts, with ``--clients`` clients of ``musespark serve`` in a process of its own:
+
+throughput: ``--requests`` completions of mixed lengths (prompts of 8 to 600 tokens, 16 to 200 new
+ones, from a fixed seed; every prompt is another, so that nothing is cached), streamed; against the
+same requests with as many coroutines of ``model.agenerate(stream=True)`` in this process. Tokens of
+answers over the seconds that all took.
+
+load: for ``--seconds`` each client asks again and again; a share ``--gone`` of the requests is left
+at a random moment, a share ``--slow`` is read a line every 50 ms. Reported: statuses (anything but
+200 and 429 is an error), p50, p95 and p99 of the time to the first piece and between pieces (of
+those that are read at once), and the server's resident memory at the beginning and the end.
+
+Clients and server share the machine: where a model takes microseconds for a token, the clients'
+own Python is a part of what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from common import machine, save
+
+import musespark
+
+SEED = 64
+_WARM = 8  # requests before memory is looked at
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One completion: token ids and how many more."""
+
+    prompt: list[int]
+    new: int
+
+    def body(self, name: str) -> dict[str, Any]:
+        lengths = {"max_tokens": self.new, "min_tokens": self.new}
+        return {"model": name, "prompt": self.prompt, "stream": True, **lengths}
+
+
+@dataclass
+class Seen:
+    """What clients saw."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    first: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
+    left: int = 0
+
+
+def wanted(count: int, vocab: int, seed: int) -> list[Wanted]:
+    chance = random.Random(seed)
+    return [
+        Wanted(
+            [chance.randrange(16, vocab) for _ in range(chance.randint(8, 600))],
+            chance.randint(16, 200),
+        )
+        for _ in range(count)
+    ]
+
+
+# ---- a client -----------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def asked(
+    url: str, body: dict[str, Any], limit: int = 1 << 20
+) -> AsyncIterator[tuple[int, asyncio.StreamReader]]:
+    """The status and the lines of an answer: as little HTTP as will do, for it is paid for here."""
+    host, port = urlsplit(url).netloc.rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port), limit=limit)
+    try:
+        data = json.dumps(body).encode()
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
+        )
+        writer.write(head.encode() + data)
+        await writer.drain()
+        status = int((await reader.readline()).split()[1])
+        while (await reader.readline()).strip():
+            pass
+        yield status, reader
+    finally:
+        writer.close()
+
+
+async def complete(url: str, body: dict[str, Any]) -> None:
+    async with asked(url, body) as (status, reader):
+        text = await reader.read()
+        if status != 200 or b"[DONE]" not in text:
+            raise RuntimeError(f"status {status}: {text[:200]!r}")
+
+
+async def behave(url: str, body: dict[str, Any], seen: Seen, patience: float, slow: bool) -> None:
+    """Reads until ``patience`` seconds are over."""
+    begun = last = time.perf_counter()
+    async with asked(url, body, limit=4096 if slow else 1 << 20) as (status, reader):
+        seen.statuses[status] += 1
+        while status == 200 and (line := await reader.readline()):
+            if not line.startswith(b"data: "):
+                continue
+            now = time.perf_counter()
+            if not slow:
+                (seen.first if last == begun else seen.between).append(now - last)
+            last = now
+            if now - begun > patience:
+                seen.left += 1
+                return
+            if slow:
+                await asyncio.sleep(0.05)
+        if status == 429:
+            await asyncio.sleep(0.2)
+
+
+# ---- the two parts ------------------------------------------------------------------------------
+
+
+async def shared_out(work: Sequence[Wanted], clients: int, one: Any) -> float:
+    """Seconds that ``clients`` take for all of the work."""
+    left = iter(work)
+
+    async def client() -> None:
+        for item in left:
+            await one(item)
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return time.perf_counter() - begun
+
+
+async def in_process(model: musespark.Model, work: Sequence[Wanted], clients: int) -> float:
+    async def one(item: Wanted) -> None:
+        lengths = {"max_new_tokens": item.new, "min_new_tokens": item.new}
+        async for _ in await model.agenerate(item.prompt, stream=True, **lengths):
+            pass
+
+    return await shared_out(work, clients, one)
+
+
+async def over_loopback(url: str, name: str, work: Sequence[Wanted], clients: int) -> float:
+    async def one(item: Wanted) -> None:
+        await complete(url, item.body(name))
+
+    return await shared_out(work, clients, one)
+
+
+async def under_load(url: str, name: str, vocab: int, args: argparse.Namespace) -> Seen:
+    seen, end = Seen(), time.perf_counter() + args.seconds
+
+    async def client(index: int) -> None:
+        chance = random.Random(SEED + index)
+        while (now := time.perf_counter()) < end:
+            (item,) = wanted(1, vocab, chance.getrandbits(32))
+            goes = chance.random() < args.gone
+            patience = chance.uniform(0, 0.5) if goes else end - now + 60
+            await behave(url, item.body(name), seen, patience, chance.random() < args.slow)
+
+    await asyncio.gather(*(client(index) for index in range(args.clients)))
+    return seen
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process in memory."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+@contextlib.contextmanager
+def server(args: argparse.Namespace) -> Iterator[tuple[int, str]]:
+    """The process and the URL of ``musespark serve``."""
+    command = [sys.executable, "-m", "musespark", "serve", "--port", "0", *common_arguments(args)]
+    command += ["--running", "64", "--waiting", str(args.clients)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            yield process.pid, "http" + line.rpartition(": http")[2].strip().removesuffix("/v1")
+        finally:
+            process.terminate()
+
+
+def common_arguments(args: argparse.Namespace) -> list[str]:
+    model = [] if args.model is None else ["--model", args.model]
+    return model + ([] if args.threads is None else ["--threads", str(args.threads)])
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Milliseconds; with at least two figures."""
+    cuts = statistics.quantiles(seconds, n=100)
+    return {f"p{p}_ms": round(cuts[p - 1] * 1000, 2) for p in (50, 95, 99)}
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    with musespark.load(args.model, threads=args.threads) as model:
+        vocab = model.info.vocab
+        work = wanted(args.requests, vocab, SEED)
+        alone = asyncio.run(in_process(model, work, args.clients))
+    tokens = sum(item.new for item in work)
+    with server(args) as (pid, url):
+        with urllib.request.urlopen(f"{url}/v1/models") as answer:
+            name = json.load(answer)["data"][0]["id"]
+        asyncio.run(over_loopback(url, name, wanted(_WARM, vocab, 1), _WARM))
+        served = asyncio.run(over_loopback(url, name, work, args.clients))
+        before = resident(pid)
+        seen = asyncio.run(under_load(url, name, vocab, args))
+        after = resident(pid)
+    return {
+        "clients": args.clients,
+        "requests": args.requests,
+        "tokens_per_s_in_process": round(tokens / alone),
+        "tokens_per_s_served": round(tokens / served),
+        "ratio": round(alone / served, 3),
+        "load_seconds": args.seconds,
+        "statuses": {str(status): count for status, count in sorted(seen.statuses.items())},
+        "left": seen.left,
+        "first_piece": percentiles(seen.first),
+        "between_pieces": percentiles(seen.between),
+        "resident_before": before,
+        "resident_after": after,
+        "machine": machine(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--gone", type=float, default=0.1)
+    parser.add_argument("--slow", type=float, default=0.1)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--save", action="store_true")
+    args = parser.parse_args()
+    report = run(args)
+    print(json.dumps(report, indent=1))
+    if args.save:
+        save("serve_load", report)
+
+
+if __name__ == "__main__":
+    main()
