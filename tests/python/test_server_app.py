@@ -313,9 +313,7 @@ def test_bodies_that_do_not_come_are_not_waited_for(model) -> None:
         answer = await client.post(CHAT, content=slow(), headers=kind)
         assert answer.status_code == 408
 
-    limits = Limits()
-    object.__setattr__(limits, "read_seconds", 0.05)
-    run(create_app(model, limits=limits), scenario)
+    run(create_app(model, limits=Limits(read_seconds=0.05)), scenario)
 
 
 @pytest.mark.parametrize(
@@ -438,6 +436,38 @@ def test_what_does_not_fit_is_refused_with_the_numbers(model) -> None:
         assert "2048" in answer.text
 
     run(create_app(model), scenario)
+
+
+def test_a_client_that_takes_nothing_is_cut_off(model) -> None:
+    app = create_app(model, limits=Limits(write_seconds=0.2))
+    body = {"model": "spark-nano", "prompt": "The fox", "max_tokens": 1900, "min_tokens": 1900}
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    path = {"path": COMPLETIONS, "raw_path": COMPLETIONS.encode(), "root_path": ""}
+    scope = {"type": "http", "method": "POST", "headers": headers, "query_string": b"", **path}
+    sent: list[dict] = []
+
+    async def main() -> None:
+        stays = asyncio.Event()
+
+        async def receive() -> dict:
+            if not sent and not asked:
+                asked.append(True)
+                data = json.dumps({**body, "stream": True}).encode()
+                return {"type": "http.request", "body": data, "more_body": False}
+            await stays.wait()
+            raise AssertionError("nobody goes away")
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+            if message["type"] == "http.response.body":
+                await stays.wait()
+
+        asked: list[bool] = []
+        await asyncio.wait_for(app(scope, receive, send), 30)
+
+    asyncio.run(main())
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert model._engine.stats()["running"] == 0
 
 
 # ---- beside the protocols -----------------------------------------------------------------------

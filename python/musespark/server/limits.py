@@ -9,6 +9,7 @@ from typing import Any
 
 from musespark.errors import InvalidRequest
 from musespark.grammar import GRAMMAR_OPTIONS
+from musespark.options import integer, real
 from musespark.parts import media_parts
 from musespark.server.wire import Job
 
@@ -41,9 +42,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            least = 0 if name == "waiting" else 1
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < least:
-                raise InvalidRequest(f"{name}: got {value!r:.60}, allowed is {least} or more")
+            if name.endswith("_seconds"):
+                real(name, value, 1e-3, 1e6, "seconds: 0.001 to a million")
+            else:
+                integer(name, value, 0 if name == "waiting" else 1)
 
     def check(self, job: Job) -> None:
         """InvalidRequest for what is too much of a job, naming it, how much and how much may be."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +18,10 @@ from musespark.server.wire import Ended, Event, Exchange, Failure
 from musespark.server.work import Failed, Item, Piece, Run
 
 T = TypeVar("T")
+# Made once: json.dumps makes an encoder for each call.
+_encode = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
+).encode
 
 
 class Refused(Exception):  # noqa: N818 - says what it is
@@ -62,8 +67,11 @@ async def _gone(receive: Receive) -> None:
 async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """What ``work`` gives; ClientDisconnect, and ``work`` is cancelled, where the client goes away
     before."""
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(receive))
+    return await _until(_gone(receive), work)
+
+
+async def _until(end: Coroutine[Any, Any, None], work: Coroutine[Any, Any, T]) -> T:
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(end)
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -77,15 +85,15 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 
 def as_json(value: Mapping[str, Any], status: int = 200, **headers: str) -> Response:
     """A JSON answer."""
-    data = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Response(data.encode("utf-8", "replace"), status, headers, "application/json")
+    data = _encode(value).encode("utf-8", "replace")
+    return Response(data, status, headers, "application/json")
 
 
 def _written(events: Sequence[Event]) -> bytes:
     lines = []
     for data, name in events:
         if not isinstance(data, str):
-            data = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            data = _encode(data)
         lines.append(f"event: {name}\ndata: {data}\n\n" if name else f"data: {data}\n\n")
     return "".join(lines).encode("utf-8", "replace")
 
@@ -108,14 +116,28 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._exchange, self._run, self._prompt = exchange, run, prompt_tokens
         self._write_seconds, self._failure_of = write_seconds, failure_of
+        self._sending: float | None = None  # since when a client has not taken what it is sent
         self._ended: list[Ended] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with contextlib.suppress(ClientDisconnect, asyncio.TimeoutError):
-                await until_gone(receive, self._write(send))
+            with contextlib.suppress(ClientDisconnect):
+                await _until(self._gone_or_stuck(receive), self._write(send))
         finally:
             await self._run.close()
+
+    async def _gone_or_stuck(self, receive: Receive) -> None:
+        """Until the client has gone away, or taken nothing for too long. One timer for a stream,
+        not one for each of its events."""
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            while not gone.done():
+                await asyncio.wait({gone}, timeout=self._write_seconds / 4)
+                since = self._sending
+                if since is not None and time.monotonic() - since > self._write_seconds:
+                    return
+        finally:
+            gone.cancel()
 
     async def _write(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
@@ -145,4 +167,6 @@ class EventStream(Response):
     async def _send(self, send: Send, events: Sequence[Event]) -> None:
         if events:
             message = {"type": "http.response.body", "body": _written(events), "more_body": True}
-            await asyncio.wait_for(send(message), self._write_seconds)
+            self._sending = time.monotonic()
+            await send(message)
+            self._sending = None
