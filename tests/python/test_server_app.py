@@ -427,6 +427,27 @@ def test_a_full_queue_is_429_and_what_was_taken_is_answered(model) -> None:
     run(create_app(model, limits=Limits(running=1, waiting=2)), scenario)
 
 
+def test_one_client_with_many_requests_does_not_hold_up_another(model) -> None:
+    body = {"model": "spark-nano", "prompt": "The fox", "max_tokens": 40, "min_tokens": 40}
+    order: list[str] = []
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        async def ask(key: str) -> None:
+            headers = {"authorization": f"Bearer {key}"}
+            answer = await client.post(COMPLETIONS, json=body, headers=headers)
+            assert answer.status_code == 200
+            order.append(key)
+
+        many = [asyncio.ensure_future(ask("greedy")) for _ in range(20)]
+        while "musespark_waiting 19.0" not in (await client.get("/metrics")).text and not order:
+            await asyncio.sleep(0.001)
+        await ask("modest")
+        assert order.index("modest") < 10
+        await asyncio.gather(*many)
+
+    run(create_app(model, limits=Limits(running=1)), scenario)
+
+
 def test_what_does_not_fit_is_refused_with_the_numbers(model) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         body = {**HI, "max_tokens": 100_000}

@@ -203,6 +203,8 @@ def test_anthropic_messages_and_their_stream(claude, model) -> None:
     assert final.usage.output_tokens == whole.usage.output_tokens
     counted = claude.messages.count_tokens(model=MODEL, messages=SUM).input_tokens
     assert counted == here.usage.prompt_tokens
+    (listed,) = claude.models.list()
+    assert (listed.id, listed.created_at.year >= 2024) == (MODEL, True)
 
 
 def test_anthropic_thinking_is_a_budget_or_off(claude) -> None:

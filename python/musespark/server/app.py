@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +182,9 @@ class Server:
     # ---- the rest -----------------------------------------------------------------------------
 
     async def _models(self, request: Request) -> Response:
-        return as_json({"object": "list", "data": [self._described(n) for n in self.served.names]})
+        names = self.served.names
+        pages = {"has_more": False, "first_id": names[0], "last_id": names[-1]}  # Anthropic's
+        return as_json({"object": "list", "data": [self._described(n) for n in names], **pages})
 
     async def _one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -193,8 +196,10 @@ class Server:
         info = self.model.info
         about = {"id": name, "object": "model", "created": self.served.created}
         about |= {"owned_by": "musespark", "family": info.family, "context": info.context}
+        began = datetime.fromtimestamp(self.served.created, timezone.utc).isoformat()
         # As Anthropic's clients read a model.
-        return about | {"type": "model", "display_name": name, "images": self._sees()}
+        about |= {"type": "model", "display_name": name, "created_at": began}
+        return about | {"images": self._sees()}
 
     def _sees(self) -> bool:
         return self.model._requests.eyes is not None

@@ -18,8 +18,8 @@ from musespark.server.wire import Job
 class Limits:
     """``body_bytes``: of a request. ``messages``: of a conversation. ``images``: of a request, of
     ``image_pixels`` each and ``pixels`` together. ``tools``: of a request. ``schema_bytes``: of one
-    schema or grammar, as JSON. ``prompts``: of a completion or texts of an embedding. ``choices``:
-    answers to a request, prompts and ``n`` together.
+    schema or grammar, as JSON. ``prompts``: texts to embed. ``choices``: answers to a request, of
+    all its prompts.
 
     ``running``: requests in the engine at once; ``waiting``: more that wait, behind which 429 is
     answered. ``read_seconds``: for a body to come; ``write_seconds``: for a client to take what it

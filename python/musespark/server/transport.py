@@ -112,7 +112,7 @@ class EventStream(Response):
         write_seconds: float,
         failure_of: Callable[[Exception], Failure],
     ):
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        super().__init__(headers={"X-Accel-Buffering": "no"})  # of proxies that would collect it
         del self.headers["content-length"]
         self._exchange, self._run, self._prompt = exchange, run, prompt_tokens
         self._write_seconds, self._failure_of = write_seconds, failure_of
