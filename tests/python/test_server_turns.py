@@ -6,7 +6,10 @@ import asyncio
 
 import pytest
 
+from musespark.contemplating import AgentDelta
+from musespark.results import Delta, TokenLogprob
 from musespark.server.turns import QueueFull, Ticket, Turns
+from musespark.server.work import Piece, joined
 
 
 def run(scenario) -> None:
@@ -93,3 +96,22 @@ def test_a_turn_given_to_who_was_just_cancelled_goes_on_to_the_next() -> None:
         await third.wait()
 
     run(scenario)
+
+
+def test_only_neighbouring_text_of_one_channel_of_one_answer_is_joined() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": {}}}
+    log = (TokenLogprob(1, -1.0), TokenLogprob(2, -2.0))
+    items = [
+        Piece(0, Delta("a", logprobs=log[:1])),
+        Piece(0, Delta("b", logprobs=log[1:])),
+        Piece(1, Delta("c")),
+        Piece(0, Delta("d")),
+        Piece(0, Delta("e", "reasoning")),
+        Piece(0, AgentDelta("f", "reasoning", agent=1)),
+        Piece(0, AgentDelta("g", "reasoning", agent=2)),
+        Piece(0, Delta("", "tool", call)),
+        Piece(0, Delta("", "tool", call)),
+    ]
+    found = [(one.index, one.delta.text) for one in joined(items)]
+    assert found == [(0, "ab"), (1, "c"), (0, "d"), (0, "e"), (0, "f"), (0, "g"), (0, ""), (0, "")]
+    assert joined(items)[0].delta.logprobs == log
