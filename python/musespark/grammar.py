@@ -125,20 +125,34 @@ def _schema(value: Any) -> dict[str, Any] | bool:
     return schema
 
 
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """A checked schema as the body of a rule."""
+    return f"%json {json.dumps({**schema, _OWN_KEY: {**_SPACING, 'lenient': False}})}"
+
+
 def _lark_of_schema(schema: Any) -> str:
-    text = json.dumps({**schema, _OWN_KEY: {**_SPACING, "lenient": False}})
+    text = json_rule(schema)
     _check_length("json_schema", text)
-    return f"{_EXACT}start: %json {text}"
+    return f"{_EXACT}start: {text}"
+
+
+def grammar_of_lark(option: str, text: str) -> Grammar:
+    """A grammar that was written here; ``option``: what errors name."""
+    _check_length(option, text)
+    return Grammar(option, _EXACT + text)
 
 
 _IN_SLASHES = {"/": r"\/", "\n": r"\n", "\r": r"\r"}
 _UNWRITABLE = re.compile(r"\\?[/\n\r]|\\.", re.DOTALL)
 
 
-def _lark_of_regex(regex: str) -> str:
+def slashed(regex: str) -> str:
     """Between slashes: a slash and a line's end are escaped, if they are not already."""
-    body = _UNWRITABLE.sub(lambda match: _IN_SLASHES.get(match[0][-1], match[0]), regex)
-    return f"{_EXACT}start: /{body}/"
+    return f"/{_UNWRITABLE.sub(lambda match: _IN_SLASHES.get(match[0][-1], match[0]), regex)}/"
+
+
+def _lark_of_regex(regex: str) -> str:
+    return f"{_EXACT}start: {slashed(regex)}"
 
 
 # ---- what is kept of a model -------------------------------------------------------------------
@@ -148,11 +162,19 @@ class Grammars:
     """Grammars over the vocabulary of one model. Thread-safe.
 
     ``vocab``: ids of the model, which may be more than the tokenizer has. ``ends``: ids that end a
-    text or turn; with none, a text that is complete ends by itself.
+    text or turn; with none, a text that is complete ends by itself. ``markers``: those that are not
+    text, where the others are that are not special; None: none of them is.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab: int, ends: Collection[int]):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab: int,
+        ends: Collection[int],
+        markers: Collection[str] | None = None,
+    ):
         self.tokenizer, self.vocab, self.ends = tokenizer, vocab, frozenset(ends)
+        self._markers = tokenizer.markers.keys() if markers is None else markers
         self._lock = threading.Lock()
         self._trie: llguidance.LLTokenizer | None = None
         self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
@@ -163,7 +185,8 @@ class Grammars:
     def pieces(self) -> list[bytes]:
         """The bytes of each id [vocab]; none of markers and of ids without text."""
         if self._pieces is None:
-            markers = {*self.tokenizer.markers.values(), *self.tokenizer.special_ids, *self.ends}
+            named = {i for name, i in self.tokenizer.markers.items() if name in self._markers}
+            markers = {*named, *self.tokenizer.special_ids, *self.ends}
             known = self.tokenizer.all_bytes()
             if known is None:
                 raise InvalidRequest(

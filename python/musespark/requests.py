@@ -11,6 +11,7 @@ import numpy as np
 
 from musespark import prompts
 from musespark.adapters import ADDITIONS, Adapters
+from musespark.calls import turn_grammar
 from musespark.errors import InvalidRequest
 from musespark.events import GivenRows, Request
 from musespark.explaining import Asked
@@ -22,6 +23,7 @@ from musespark.options import (
     CHAT_OPTIONS,
     CONTEMPLATING,
     OPTION_NAMES,
+    TOOL_CHOICE,
     GenerationOptions,
     resolve,
     within,
@@ -76,7 +78,7 @@ class Requests:
         self._template: ChatTemplate | None = None
         self.protocol: Protocol = detect_protocol(tokenizer, None)
         self.stop_ids: frozenset[int] = frozenset()
-        self._grammars = Grammars(tokenizer, spec.vocab, ())
+        self._grammars = self._turns = Grammars(tokenizer, spec.vocab, ())
         self._thoughts: Thoughts | None = None
 
     @property
@@ -95,7 +97,8 @@ class Requests:
         protocol = detect_protocol(self.tokenizer, given)
         self.stop_ids = prompts.stop_ids(self.tokenizer, given, protocol, self._spec.vocab)
         self._template, self.protocol = given, protocol
-        self._grammars = Grammars(self.tokenizer, self._spec.vocab, self.stop_ids)
+        given_to = (self.tokenizer, self._spec.vocab, self.stop_ids)
+        self._grammars, self._turns = Grammars(*given_to), Grammars(*given_to, protocol.markers)
 
     @property
     def thoughts(self) -> Thoughts:
@@ -168,7 +171,8 @@ class Requests:
         with several seeds."""
         _refuse_agents(given)
         chat, thinking = self._chat_options(given)
-        named = (*CHAT_OPTIONS, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS, *ADDITIONS)
+        named = (*CHAT_OPTIONS, TOOL_CHOICE, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS)
+        named = (*named, *ADDITIONS)
         rest = {name: value for name, value in given.items() if name not in named}
         known = (*named, *AGENT_OPTIONS, "stream")
         options = resolve(rest, self.defaults, self._spec.vocab, also_known=known)
@@ -180,7 +184,8 @@ class Requests:
         ids, rows = images.placed(prompt, self.tokenizer, self._spec.hidden)
         room = limit - len(ids)
         options = within(options, rest, room)
-        options = _without_least(options, rest, grammar)
+        turn = self._turn_grammar(given, prompt)
+        options = _without_least(options, rest, grammar or turn)
         options, budget, answer = with_budget(
             options, thinking.budget, room, self.thoughts.frame_tokens
         )
@@ -196,6 +201,7 @@ class Requests:
             images=images,
             prompt_options=chat,
             grammar=grammar,
+            turn=turn,
             thinking=thinking,
             fields=more,
         )
@@ -329,6 +335,20 @@ class Requests:
         )
         return Constraint(self._grammars, grammar, start)
 
+    def _turn_grammar(self, given: Mapping[str, Any], prompt: Sequence[int]) -> Grammar | None:
+        """Of the whole turn, where its calls are to parse."""
+        choice = given.get(TOOL_CHOICE)
+        if choice is None:
+            return None
+        if given.get("continue_final_message"):
+            raise InvalidRequest(f"{TOOL_CHOICE} contradicts continue_final_message")
+        tools = given.get("tools") or ()
+        return turn_grammar(self.protocol, self.tokenizer, prompt, tools, choice)
+
+    def turn_constraint(self, grammar: Grammar) -> Constraint:
+        """What a turn of :func:`turn_grammar` may be, of one request."""
+        return Constraint(self._turns, grammar)
+
     def request(self, ids: np.ndarray, options: GenerationOptions, **more: Any) -> Request:
         """One to the engine; ``more`` are its fields that are no options."""
         given = {name: getattr(options, name) for name in OPTION_NAMES if name != "stop"}
@@ -341,8 +361,8 @@ class PreparedChat:
     """A conversation that has been read: the work that requests with different seeds share.
 
     ``prompt``: its ids, each run of image rows still one of them; ``ids``: int32 [n] as the engine
-    takes them. ``asked``: for results. ``fields``: those of the request that are no
-    options.
+    takes them. ``asked``: for results. ``grammar``: of the answer; ``turn``: of the whole turn.
+    ``fields``: those of the request that are no options.
     """
 
     requests: Requests
@@ -354,6 +374,7 @@ class PreparedChat:
     images: PromptImages
     prompt_options: Mapping[str, Any]
     grammar: Grammar | None
+    turn: Grammar | None
     thinking: Thinking
     fields: Mapping[str, Any]
 
@@ -364,6 +385,8 @@ class PreparedChat:
         if self.grammar is not None:
             mode = self.prompt_options.get("mode")
             constraint = self.requests.constraint(self.grammar, self.prompt, mode)
+        elif self.turn is not None:
+            constraint = self.requests.turn_constraint(self.turn)
         request = self.requests.request(self.ids, options, constraint=constraint, **self.fields)
         return request, self.requests.collector(self, options)
 

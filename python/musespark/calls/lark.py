@@ -1,0 +1,71 @@
+"""A grammar in Lark's syntax, written rule by rule, in which markers are token ids."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from musespark.grammar import slashed
+
+
+class Lark:
+    """Rules under construction. ``markers``: marker -> id, of those that are tokens: in a text they
+    stand for their ids, for a marker that is spelled in letters is none."""
+
+    def __init__(self, markers: Mapping[str, int]):
+        self._ids = dict(markers)
+        longest = sorted(filter(None, markers), key=len, reverse=True)
+        self._split = re.compile("|".join(map(re.escape, longest))) if longest else None
+        self._rules: dict[str, str] = {}
+
+    def rule(self, body: str, attribute: str = "") -> str:
+        """The name of a rule with this body; the same for the same body."""
+        return self._named(f"r{{}}{attribute}", body)
+
+    def terminal(self, regex: str) -> str:
+        """The name of a terminal, which takes all that it can."""
+        return self._named("T{}", slashed(regex))
+
+    def _named(self, form: str, body: str) -> str:
+        head = self._rules.setdefault(f"{form}: {body}", form.format(len(self._rules)))
+        return head.partition("[")[0]
+
+    def text(self, text: str) -> str:
+        """A text to be written as it is."""
+        out, at = [], 0
+        for match in self._split.finditer(text) if self._split else ():
+            out += [_quoted(text[at : match.start()]), f"<[{self._ids[match[0]]}]>"]
+            at = match.end()
+        out.append(_quoted(text[at:]))
+        return " ".join(filter(None, out)) or '""'
+
+    def is_token(self, marker: str) -> bool:
+        return marker in self._ids
+
+    def until(self, regex: str, close: str, least: int = 0) -> str:
+        """What ``regex`` matches, of ``least`` characters or more, up to the first ``close``."""
+        marker = self._split.search(close) if self._split else None
+        if marker is None:
+            return self.rule(slashed(f"(?:{regex}){re.escape(close)}"), "[lazy]")
+        prefix = close[: marker.start()]
+        if prefix:
+            head = self.terminal(f"(?:{regex}){re.escape(prefix)}")
+        else:
+            head = self.terminal(f"(?:{regex})") if least else f"{self.terminal(_some(regex))}?"
+        return f"{head} {self.text(close[marker.start() :])}"
+
+    def grammar(self, start: str) -> str:
+        """All of it, beginning with the expression ``start``."""
+        lines = [f"start: {start}"]
+        lines += [f"{head}: {key.partition(': ')[2]}" for key, head in self._rules.items()]
+        return "\n".join(lines)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if text else ""
+
+
+def _some(regex: str) -> str:
+    """A regular expression of ours that may be empty, as one that is not."""
+    return regex.replace(".*", ".+").replace(".{0,", ".{1,")
