@@ -52,7 +52,9 @@ _DEFINED_IN = {
         "RoundResult",
     ),
     "vision.trace": ("VisualTrace",),
-    "tools": ("Tool", "ToolRun", "ToolUse"),
+    "agents.tools": ("Tool", "tool"),
+    "agents.events": ("ToolUse",),
+    "agents.result": ("ActResult",),
     "errors": (
         "Error",
         "UnsupportedModel",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NO_CALLS_LEFT = "no tool calls are left; answer now with what you know"
-_NO_CALL = "That was no valid tool call. Call a tool again, or answer."
+NO_VALID_CALL = "That was no valid tool call. Call a tool again, or answer."
 
 
 class Calling:
@@ -42,7 +42,7 @@ class Calling:
             self.messages.append({"role": "tool", **told, "content": content})
         if not result.tool_calls:  # there is no call that a tool could answer
             self._left -= 1
-            self.messages.append({"role": "user", "content": _NO_CALL})
+            self.messages.append({"role": "user", "content": NO_VALID_CALL})
         return True
 
     def answer(self, index: int, call: Mapping[str, Any], *, allowed: bool) -> Any:

@@ -252,7 +252,8 @@ def _library() -> Any:
         import llguidance
     except ImportError as error:
         raise MissingLibrary(
-            "output by a schema or grammar needs llguidance: pip install 'musespark[grammar]'"
+            "output by a schema or grammar, and calls that always parse (tool_choice), need "
+            "llguidance: pip install 'musespark[grammar]'"
         ) from error
     return llguidance
 

@@ -14,6 +14,9 @@ import numpy as np
 
 from musespark import prompts
 from musespark.adapters import Adapter, Adapters, Steering
+from musespark.agents.loop import aact, act
+from musespark.agents.result import ActResult
+from musespark.agents.tools import Tools
 from musespark.assets import json_asset, template_of, tokenizer_of
 from musespark.batches import drain_in_order, embedded, run_batch
 from musespark.contemplating import acontemplate, contemplate, drain_together
@@ -36,7 +39,6 @@ from musespark.steering import ControlVector, steer
 from musespark.text import ChatTemplate
 from musespark.thinking.thresholds import lookup
 from musespark.thought_cache import checked_choice
-from musespark.tools import ToolRun, Tools, run_tools
 from musespark.updating import Again, update_weights
 from musespark.vision.embedding import ImageEmbedding
 from musespark.vision.eyes import Eyes
@@ -202,11 +204,13 @@ class Model(Scoring):
     ) -> ChatResult | Stream:
         """Answers a conversation: OpenAI-shaped messages, or a str for one user turn.
 
-        ``tools``: OpenAI-shaped function descriptions the model may call. ``reasoning_effort``:
-        none, minimal, low, medium, high or xhigh, by the template or, where it knows none, by a
-        budget. ``thinking_token_budget``: thought tokens at most; before it ends the model is led
-        to an end, then ``thinking_closing_message`` is written; ``max_new_tokens`` counts the
-        answer apart: no thought, no marker of one and no header. ``thinking_policy``: a
+        ``tools``: OpenAI-shaped function descriptions the model may call. ``tool_choice``: auto,
+        required, none or a tool's name: calls then always parse and fit their schemas (needs
+        llguidance); None: they are free. ``reasoning_effort``: none, minimal, low, medium, high or
+        xhigh, by the template or, where it knows none, by a budget. ``thinking_token_budget``:
+        thought tokens at most; before it ends the model is led to an end, then
+        ``thinking_closing_message`` is written; ``max_new_tokens`` counts the answer apart: no
+        thought, no marker of one and no header. ``thinking_policy``: a
         :class:`musespark.ThinkingPolicy`, ``auto`` (what was calibrated for the model, at a rate of
         ``premature_exits``; else loops alone are ended) or ``off``. ``mode``: auto (the model
         decides), instant (no thought), thinking (one first) or contemplating (of ``n_agents``, see
@@ -250,10 +254,14 @@ class Model(Scoring):
         drain = drain_together if options.get("mode") == CONTEMPLATING else drain_in_order
         return self._batch(self._chat_stream, conversations, options, drain)
 
-    def run_tools(self, messages: Any, tools: Tools, *, calls: int = 8, **options: Any) -> ToolRun:
-        """:meth:`chat` with tools that are run: Python functions, as a list or a dict by name, or
-        :class:`musespark.Tool`. See :func:`musespark.tools.run_tools`."""
-        return run_tools(self.chat, messages, tools, calls=calls, **options)
+    def act(self, messages: Any, tools: Tools, **options: Any) -> ActResult:
+        """:meth:`chat` with tools that are run until the model answers: Python functions or
+        :class:`musespark.Tool`. Approval, events, limits, dry run: :func:`musespark.agents.act`."""
+        return act(self.chat, messages, tools, markers=self.tokenizer.markers, **options)
+
+    async def aact(self, messages: Any, tools: Tools, **options: Any) -> ActResult:
+        """:meth:`act` for an event loop: tools and ``approve`` may be coroutine functions."""
+        return await aact(self.achat, messages, tools, markers=self.tokenizer.markers, **options)
 
     def session(
         self,
@@ -281,11 +289,10 @@ class Model(Scoring):
         """A session that :meth:`Session.save` wrote, with the keys and values in the file: it goes
         on as if it had never ended, on whatever instruction set and threads.
 
-        Raises InvalidRequest naming the field and both values where the file was written by another
-        version, for another model, template, format of keys and values, or an adapter that is not
-        loaded; CorruptFile for a damaged file; WrongPassphrase and MissingLibrary for one that
-        :meth:`Session.save` encrypted; FileNotFoundError; ContextOverflow and MemoryBudgetExceeded
-        where it does not fit.
+        Raises InvalidRequest naming the field and both values where the file is of another version,
+        model, template, format of keys and values, or an adapter that is not loaded; CorruptFile;
+        WrongPassphrase and MissingLibrary for one that :meth:`Session.save` encrypted;
+        FileNotFoundError; ContextOverflow and MemoryBudgetExceeded where it does not fit.
         """
         return Session._resumed(self, path, passphrase)
 
@@ -298,9 +305,8 @@ class Model(Scoring):
         what it is called, its folder's name where None. Requests with different adapters, or with
         none, run in one batch, each with the result it has alone.
 
-        Raises InvalidRequest (no such folder, a name in use, a model loaded with an adapter of its
-        own), UnsupportedModel naming what the adapter changes that is not computed here, and
-        CorruptFile.
+        Raises InvalidRequest (no such folder, a name in use, a model with an adapter of its own),
+        UnsupportedModel naming what it changes that is not computed here, and CorruptFile.
         """
         return self._adapters.load(path, name, self._weights.spec, self._info.family)
 
@@ -330,8 +336,8 @@ class Model(Scoring):
         """What the model makes of an image: a path or the bytes of a PNG, JPEG, WebP, GIF or BMP
         file (which needs Pillow), an image of Pillow, or a uint8 array [height, width, channels].
 
-        It may stand in messages as ``{"type": "image", "image": embedding}``; an image that stands
-        there itself is encoded once and remembered too. UnsupportedModel for a model without eyes.
+        May stand in messages as ``{"type": "image", "image": embedding}``; one that stands there
+        itself is encoded once too. UnsupportedModel for a model without eyes.
         """
         return encoded(self._requests.eyes, image, self._requests.blind)
 
@@ -377,8 +383,7 @@ class Model(Scoring):
     async def aembed(
         self, texts: str | Sequence[str | Sequence[int]], *, truncate: bool = False
     ) -> np.ndarray:
-        """:meth:`embed` for an event loop: in a thread; cancelling the task ends it with the batch
-        of texts at hand."""
+        """:meth:`embed` for an event loop; cancelling the task ends it after a batch of texts."""
         import asyncio  # only here: it is slow to import
 
         stop = threading.Event()
@@ -427,9 +432,8 @@ class Model(Scoring):
     def template(self) -> ChatTemplate | None:
         """The chat template; None where the model has none.
 
-        A :class:`ChatTemplate`, a template's text, or the path of a ``.jinja`` file may be set, for
-        models that come without one or with a broken one. How the model writes thoughts and tool
-        calls is then found again from it. Set it before the first chat.
+        A :class:`ChatTemplate`, a template's text, or the path of a ``.jinja`` file may be set,
+        before the first chat: how the model writes thoughts and calls is found from it.
         """
         return self._requests.template
 

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 import jsonschema
 import pytest
+from musespark.tools import Tool, run_tools, tools_by_name
 
 import musespark
 from musespark.calling import NO_CALLS_LEFT
 from musespark.errors import InvalidRequest
 from musespark.results import ChatResult
 from musespark.schema import check_value
-from musespark.tools import Tool, run_tools, tools_by_name
 
 
 def weather(city: str, days: int = 1, unit: Literal["C", "F"] = "C") -> str:

@@ -140,7 +140,9 @@ def _mistral(lark: Lark, tools: Tools) -> str:
         number = lark.terminal(_ID)
         one = _object(lark, tools, _CALL[:-1] + ', "id": "')
         return _listed(lark, lark.rule(f'{one} {number} "\\"}}"'))
-    number = f"({lark.text('[CALL_ID]')} {lark.terminal(_ID)})?" if lark.is_token("[CALL_ID]") else ""
+    number = (
+        f"({lark.text('[CALL_ID]')} {lark.terminal(_ID)})?" if lark.is_token("[CALL_ID]") else ""
+    )
 
     def write(name: str, schema: Any) -> str:
         arguments = _arguments(lark, name, schema)

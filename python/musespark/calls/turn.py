@@ -57,7 +57,7 @@ def turn_grammar(
         known, choice = {choice: known[choice]}, "required"
     names = {*protocol.markers}
     lark = Lark({name: tokenizer.markers[name] for name in names if name in tokenizer.markers})
-    opened, header = opened_by(protocol, tokenizer, prompt)
+    opened = opened_by(protocol, tokenizer, prompt)[0]
     if opened == ANSWER and choice == "required":
         raise InvalidRequest(
             "tool_choice: got a choice that requires a call, but the prompt has begun the answer "

@@ -69,9 +69,7 @@ class Values:
         }
         if kind not in makers:
             allowed = ", ".join(makers)
-            raise InvalidRequest(
-                f"{self._where}: got the type {kind!r:.60}, allowed are {allowed}"
-            )
+            raise InvalidRequest(f"{self._where}: got the type {kind!r:.60}, allowed are {allowed}")
         return makers[kind](schema)
 
     def object(self, schema: Schema) -> str:

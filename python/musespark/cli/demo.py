@@ -90,12 +90,12 @@ class _Demo:
 
     def call(self) -> None:
         """A sum for which there is a tool, which is a Python function."""
+        from musespark.agents import act
         from musespark.lab.item import value_of
-        from musespark.tools import run_tools
 
         self._title("A tool: calculate(expression)")
         question, expression = self._sum()
-        told = run_tools(self._ask, question, [calculate])
+        told = act(self._ask, question, [calculate], tool_choice=None)
         value = str(value_of(expression))
         said = re.findall(r"-?\d+", told.content)
         self._compare(bool(told.uses) and said == [value], f"true answer: {value}")

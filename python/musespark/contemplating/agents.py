@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from musespark.agents.conversation import ToolConversation
 from musespark.contemplating.confidence import Confidence, token_confidence
 from musespark.contemplating.result import AgentDelta, AgentResult
 from musespark.contemplating.votes import Vote
@@ -15,7 +16,6 @@ from musespark.errors import InvalidRequest
 from musespark.events import Event, Finished, Request, Tokens
 from musespark.generation import ChatCollector
 from musespark.results import ChatResult, Delta, Timings, Usage
-from musespark.tools import ToolConversation
 
 
 class Turn:

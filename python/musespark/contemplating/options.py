@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from musespark.agents.conversation import check_calls
 from musespark.contemplating.keys import answer_key
 from musespark.contemplating.workspace import listed
 from musespark.errors import InvalidRequest
@@ -19,7 +20,6 @@ from musespark.options import (
     refused,
 )
 from musespark.results import ChatResult
-from musespark.tools import check_calls
 
 MOST_AGENTS = 64  # sequences that the engine runs at once
 MOST_ROUNDS = 16

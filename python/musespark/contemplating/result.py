@@ -6,8 +6,8 @@ import html
 from dataclasses import dataclass, field
 from typing import Any
 
+from musespark.agents.events import ToolUse
 from musespark.results import ChatResult, Delta, Usage
-from musespark.tools import ToolUse
 
 
 @dataclass(frozen=True)

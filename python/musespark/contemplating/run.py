@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+from musespark.agents.conversation import ToolConversation, refuse_effects
+from musespark.agents.tools import Tool, tools_by_name
 from musespark.contemplating.agents import Agent, Turn, added
 from musespark.contemplating.drafts import Round, Steps
 from musespark.contemplating.options import (
@@ -21,7 +23,6 @@ from musespark.engine import Handle
 from musespark.errors import Cancelled, Error, InvalidRequest
 from musespark.options import AGENT_OPTIONS
 from musespark.results import ChatResult, Timings
-from musespark.tools import Tool, ToolConversation, tools_by_name
 
 if TYPE_CHECKING:
     from musespark.model import Model
@@ -276,6 +277,7 @@ def _functions_of(tools: Any) -> tuple[dict[str, Tool] | None, Any]:
     if not run:
         return None, tools
     known = tools_by_name(tools)
+    refuse_effects(known, "agents that contemplate")
     return known, [tool.to_openai() for tool in known.values()]
 
 

@@ -1,0 +1,81 @@
+"""A conversation whose calls are answered by functions, for agents that are driven from outside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from musespark.agents.events import ToolUse
+from musespark.agents.tools import Content, Tool, text_of
+from musespark.calling import NO_CALLS_LEFT, Calling, no_such_tool
+from musespark.errors import InvalidRequest
+
+_SHOWN = 300  # characters of an error that a model is told
+
+
+def told(error: Exception) -> str:
+    """What a model is told of an error: of ours the message, of a function's its name too."""
+    ours = isinstance(error, InvalidRequest)
+    what = str(error) if ours else f"{type(error).__name__}: {error}"
+    return text_of(f"error: {what:.{_SHOWN}}")
+
+
+def first_messages(messages: str | Sequence[Mapping[str, Any]]) -> list[Any]:
+    """A copy of a conversation; InvalidRequest for what is none."""
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    if not isinstance(messages, Sequence):
+        raise InvalidRequest(f"messages: got {messages!r:.60}, allowed is a str or a list")
+    return list(messages)
+
+
+def check_calls(calls: Any) -> None:
+    """InvalidRequest where ``calls`` is no number of calls."""
+    if isinstance(calls, bool) or not isinstance(calls, int) or calls < 0:
+        raise InvalidRequest(f"calls: got {calls!r:.60}, allowed is an integer >= 0")
+
+
+def refuse_effects(tools: Mapping[str, Tool], where: str) -> None:
+    """InvalidRequest for tools whose calls nobody would approve."""
+    for name, tool in tools.items():
+        if tool.effects:
+            raise InvalidRequest(
+                f"tools: {name} has effects, which {where} cannot ask about; allowed are tools "
+                "without, or act(), which asks"
+            )
+
+
+class ToolConversation(Calling):
+    """One conversation under way, its calls answered by functions. ``messages``: as for
+    :meth:`Model.chat`; they are copied, and the copy grows. ``calls``: how many are answered; after
+    those the model is told to answer, once."""
+
+    def __init__(
+        self, tools: Mapping[str, Tool], messages: str | Sequence[Mapping[str, Any]], calls: int
+    ):
+        super().__init__(first_messages(messages), calls)
+        self._tools, self.uses = tools, list[ToolUse]()
+
+    def answer(self, index: int, call: Mapping[str, Any], *, allowed: bool) -> Any:
+        use, content = self._use(call, allowed)
+        self.uses.append(use)
+        return content
+
+    def _use(self, call: Mapping[str, Any], allowed: bool) -> tuple[ToolUse, Any]:
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        seen = {"turn": self.turns - 1, "id": call.get("id", ""), "name": name}
+        seen["arguments"] = arguments
+        tool = self._tools.get(name)
+        if not allowed or tool is None:
+            why = no_such_tool(name, [*self._tools]) if allowed else NO_CALLS_LEFT
+            return ToolUse(**seen, answer=f"error: {why}", status="error"), f"error: {why}"
+        began, status, value = time.perf_counter(), "done", None
+        try:
+            value = tool(arguments)
+            answer = text_of(value)
+        except Exception as error:  # the function's too: the model may try something else
+            answer, status = told(error), "error"
+        seconds = time.perf_counter() - began
+        content = list(value.parts) if isinstance(value, Content) else answer
+        return ToolUse(**seen, answer=answer, status=status, seconds=seconds), content

@@ -1,0 +1,116 @@
+"""What happens while a model acts, as small dataclasses: for ``on_event`` and in results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from musespark.agents.flags import Flag
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """One call. ``turn``: which of the model's turns made it, from 0; ``answer``: what the model
+    was told. ``status``: ``done``, ``error`` (of the arguments or the function), ``refused`` or
+    ``dry_run`` (it was not run). ``seconds``: in the function. ``flags``: what looks like an
+    instruction in the answer. ``left_out``: characters of it that the model was not told."""
+
+    turn: int
+    id: str
+    name: str
+    arguments: Any
+    answer: str
+    status: str = "done"
+    seconds: float = 0.0
+    flags: tuple[Flag, ...] = ()
+    left_out: int = 0
+
+    @property
+    def error(self) -> bool:
+        """Whether the model was told of an error."""
+        return self.status in ("error", "refused")
+
+
+@dataclass(frozen=True)
+class ProposedCall:
+    """A call that the model wants: of a tool that exists, with arguments that its schema allows.
+    ``effects``: whether it changes something; ``flags``: what looked like an instruction in what
+    tools gave before it."""
+
+    turn: int
+    id: str
+    name: str
+    arguments: dict[str, Any]
+    effects: bool = False
+    flags: tuple[Flag, ...] = ()
+
+
+@dataclass(frozen=True)
+class ActEvent:
+    """Base of all events. ``turn``: which of the model's turns, from 0."""
+
+    turn: int
+
+
+@dataclass(frozen=True)
+class ThoughtText(ActEvent):
+    """A piece of a thought."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerText(ActEvent):
+    """A piece of what the model says to the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallProposed(ActEvent):
+    """A call that could be made; one with effects is next asked about."""
+
+    call: ProposedCall
+
+
+@dataclass(frozen=True)
+class CallApproved(ActEvent):
+    """The call was approved, and is next made."""
+
+    call: ProposedCall
+
+
+@dataclass(frozen=True)
+class CallRefused(ActEvent):
+    """The call is not made: it was not approved, or this is a dry run."""
+
+    call: ProposedCall
+    reason: str
+
+
+@dataclass(frozen=True)
+class CallResult(ActEvent):
+    """What a function gave."""
+
+    use: ToolUse
+
+
+@dataclass(frozen=True)
+class CallError(ActEvent):
+    """A call that failed: no such tool, arguments that are not allowed, a function that raised."""
+
+    use: ToolUse
+
+
+@dataclass(frozen=True)
+class InstructionFlagged(ActEvent):
+    """What a function gave has something in it that looks like an instruction."""
+
+    use: ToolUse
+
+
+@dataclass(frozen=True)
+class Answer(ActEvent):
+    """The end, with an answer."""
+
+    content: str

@@ -1,0 +1,382 @@
+"""A model that acts: it calls tools, reads what they give, and goes on until it answers.
+
+    def spend(month: str) -> float:
+        \"\"\"What was spent in a month.\"\"\"
+
+    found = model.act("What did we spend in May?", [spend], on_event=print)
+    found.content, found.uses, found.ended
+
+The loop itself (:class:`_Loop`) does nothing that takes time: it says what is to be done next (ask
+the model, ask for approval, run a tool), and who drives it does that, at once or on an event loop.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from musespark.agents import events
+from musespark.agents.conversation import first_messages, told
+from musespark.agents.events import ActEvent, ProposedCall, ToolUse
+from musespark.agents.flags import flags_of
+from musespark.agents.result import ActResult, Step
+from musespark.agents.tools import Content, Tool, Tools, text_of, tools_by_name
+from musespark.calling import NO_VALID_CALL, no_such_tool
+from musespark.errors import ContextOverflow, InvalidRequest
+from musespark.options import integer, real
+from musespark.results import ChatResult, Delta, Usage
+
+MAX_STEPS = 10
+MAX_RESULT = 16_384  # characters of a tool's answer that a model is told
+Approve = Callable[[ProposedCall], "bool | str | Awaitable[bool | str]"]
+OnEvent = Callable[[ActEvent], Any]
+_CUT = ("length", "cancelled", "deadline")
+
+
+def act(
+    chat: Callable[..., Any],
+    messages: str | Sequence[Mapping[str, Any]],
+    tools: Tools,
+    *,
+    approve: Approve | None = None,
+    on_event: OnEvent | None = None,
+    max_steps: int = MAX_STEPS,
+    max_seconds: float | None = None,
+    max_output_tokens: int | None = None,
+    dry_run: bool = False,
+    markers: Collection[str] = (),
+    **options: Any,
+) -> ActResult:
+    """A conversation to its answer, with tools that are run.
+
+    ``chat``: :meth:`Model.chat`, or what answers like it. ``messages``: as for it. ``tools``:
+    functions, whose signature and docstring the model is told (:meth:`Tool.of`), or tools with
+    their own schema; they run in the caller's thread, in the order of the calls. What they give (a
+    str, what JSON knows, :class:`Content`) is told to the model up to 16,384 characters; an error
+    is told too. ``options``: of each turn; ``tool_choice`` is ``auto``, so that every call parses
+    and has arguments that its tool allows (which needs llguidance; None leaves calls free).
+
+    ``approve``: asked before each call of a tool with effects; True, False, or a text that says to
+    the model why not. It must be given where there is such a tool, unless ``dry_run``, in which no
+    tool with effects is run and the model is told so. ``on_event``: gets each
+    :class:`~musespark.agents.events.ActEvent` as it happens.
+
+    ``max_steps``: turns of the model; ``max_seconds``: wall clock, looked at between turns and kept
+    inside them (a function that runs is not ended); ``max_output_tokens``: of all turns.
+    ``markers``: the model's, of which what tools give should have none.
+
+    Raises InvalidRequest, as :meth:`Model.chat` does. What ``approve`` and ``on_event`` raise ends
+    it.
+    """
+    loop = _Loop(messages, tools, options, markers)
+    loop.limit(max_steps, max_seconds, max_output_tokens)
+    loop.ask_with(approve, on_event, dry_run)
+    for one in loop.tools.values():
+        if one.is_async:
+            raise InvalidRequest(f"tools: {one.name} is a coroutine function; use aact()")
+    flow, reply = loop.flow(), None
+    while True:
+        try:
+            want = flow.send(reply)
+        except StopIteration as end:
+            return end.value
+        reply = _done(want, chat, approve, loop.streams)
+
+
+async def aact(
+    chat: Callable[..., Any],
+    messages: str | Sequence[Mapping[str, Any]],
+    tools: Tools,
+    *,
+    approve: Approve | None = None,
+    on_event: OnEvent | None = None,
+    max_steps: int = MAX_STEPS,
+    max_seconds: float | None = None,
+    max_output_tokens: int | None = None,
+    dry_run: bool = False,
+    markers: Collection[str] = (),
+    **options: Any,
+) -> ActResult:
+    """:func:`act` for an event loop, with :meth:`Model.achat`. Tools and ``approve`` may be
+    coroutine functions; functions that are not run in a thread."""
+    loop = _Loop(messages, tools, options, markers)
+    loop.limit(max_steps, max_seconds, max_output_tokens)
+    loop.ask_with(approve, on_event, dry_run)
+    flow, reply = loop.flow(), None
+    while True:
+        try:
+            want = flow.send(reply)
+        except StopIteration as end:
+            return end.value
+        reply = await _adone(want, chat, approve, loop.streams)
+
+
+# ---- what is to be done -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """A turn of the model; answered with its result, or with the ContextOverflow of it."""
+
+    messages: list[Any]
+    options: Mapping[str, Any]
+    take: Callable[[Delta], None]
+
+
+@dataclass(frozen=True)
+class _Approve:
+    """Whether a call may be made; answered with what ``approve`` says."""
+
+    call: ProposedCall
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A tool's call; answered with its value, or the exception that it raised."""
+
+    tool: Tool
+    arguments: Mapping[str, Any]
+
+
+_Want = _Ask | _Approve | _Run
+
+
+def _done(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) -> Any:
+    if isinstance(want, _Approve):
+        return approve(want.call)
+    if isinstance(want, _Run):
+        try:
+            return want.tool(want.arguments)
+        except Exception as error:  # the function's: the model is told
+            return error
+    try:
+        if not streams:
+            return chat(want.messages, **want.options)
+        with chat(want.messages, stream=True, **want.options) as stream:
+            for delta in stream:
+                want.take(delta)
+        return stream.result
+    except ContextOverflow as error:
+        return error
+
+
+async def _adone(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) -> Any:
+    import asyncio  # here: it takes longer than mapping the weights
+
+    if isinstance(want, _Approve):
+        said = approve(want.call)
+        return await said if inspect.isawaitable(said) else said
+    if isinstance(want, _Run):
+        try:
+            if want.tool.is_async:
+                return await want.tool(want.arguments)
+            return await asyncio.to_thread(want.tool, want.arguments)
+        except Exception as error:  # the function's: the model is told
+            return error
+    try:
+        if not streams:
+            return await chat(want.messages, **want.options)
+        async with await chat(want.messages, stream=True, **want.options) as stream:
+            async for delta in stream:
+                want.take(delta)
+        return stream.result
+    except ContextOverflow as error:
+        return error
+
+
+# ---- the loop -----------------------------------------------------------------------------------
+
+
+class _Loop:
+    """The state of one conversation; :meth:`flow` yields what is to be done."""
+
+    def __init__(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        tools: Tools,
+        options: Mapping[str, Any],
+        markers: Collection[str],
+    ):
+        for name in ("stream", "tools"):
+            if name in options:
+                raise InvalidRequest(f"{name}: no option of act; on_event shows what happens")
+        self.messages, self.tools = first_messages(messages), tools_by_name(tools)
+        self._options = {"tool_choice": "auto", **options}
+        self._options["tools"] = [one.to_openai() for one in self.tools.values()]
+        self._markers = markers
+        self._steps: list[Step] = []
+        self._usage, self._began = Usage(), time.monotonic()
+        self._malformed: list[str] = []
+
+    def limit(self, steps: Any, seconds: Any, tokens: Any) -> None:
+        """Sets the limits. InvalidRequest for what is none."""
+        self._most_steps = integer("max_steps", steps, 1)
+        self._most_tokens = None if tokens is None else integer("max_output_tokens", tokens, 1)
+        if seconds is not None:
+            seconds = real("max_seconds", seconds, 0.0, 1e9, "a number of seconds > 0")
+        self._most_seconds = seconds
+
+    def ask_with(self, approve: Any, on_event: Any, dry_run: Any) -> None:
+        """Who approves and who listens. InvalidRequest where nobody could approve."""
+        for name, given in (("approve", approve), ("on_event", on_event)):
+            if given is not None and not callable(given):
+                raise InvalidRequest(f"{name}: got {given!r:.60}, allowed is a function")
+        if not isinstance(dry_run, bool):
+            raise InvalidRequest(f"dry_run: got {dry_run!r:.60}, allowed is True or False")
+        effects = [name for name, one in self.tools.items() if one.effects]
+        if effects and approve is None and not dry_run:
+            raise InvalidRequest(
+                f"approve: got None, but {', '.join(effects)} has effects; give a function that is "
+                "asked before each call, or dry_run=True"
+            )
+        self._dry_run, self.streams = dry_run, on_event is not None
+        self._emit: OnEvent = on_event or (lambda event: None)
+
+    def flow(self) -> Generator[_Want, Any, ActResult]:
+        while True:
+            result = yield _Ask(self.messages, self._turn_options(), self._heard)
+            if isinstance(result, ContextOverflow):
+                if not self._steps:
+                    raise result
+                return self._ended("context")
+            self._take(result)
+            ended = self._end_of(result)
+            if ended is not None:
+                return self._ended(ended)
+            yield from self._answer_calls(result)
+
+    @property
+    def _turn(self) -> int:
+        return len(self._steps)
+
+    # ---- the model's turn -----------------------------------------------------------------------
+
+    def _turn_options(self) -> dict[str, Any]:
+        """The options of the next turn, within what is left of time and tokens."""
+        options = dict(self._options)
+        if self._most_seconds is not None:
+            left = max(0.001, self._most_seconds - (time.monotonic() - self._began))
+            own = options.get("deadline")
+            options["deadline"] = left if own is None else min(own, left)
+        if self._most_tokens is not None:
+            left_tokens = self._most_tokens - self._usage.completion_tokens
+            own = options.pop("max_tokens", None) or options.get("max_new_tokens")
+            options["max_new_tokens"] = left_tokens if own is None else min(own, left_tokens)
+        return options
+
+    def _heard(self, delta: Delta) -> None:
+        if delta.channel == "reasoning":
+            self._emit(events.ThoughtText(self._turn, delta.text))
+        elif delta.channel == "content":
+            self._emit(events.AnswerText(self._turn, delta.text))
+
+    def _take(self, result: ChatResult) -> None:
+        self._usage += result.usage
+        self._malformed += result.malformed_tool_calls
+        self.messages.append(dict(result.message))
+        self._steps.append(Step(result))
+
+    def _end_of(self, result: ChatResult) -> str | None:
+        """Why the conversation ends after this turn; None where it goes on."""
+        tokens = self._most_tokens
+        tokens_over = tokens is not None and self._usage.completion_tokens >= tokens
+        seconds = self._most_seconds
+        time_over = seconds is not None and time.monotonic() - self._began >= seconds
+        if result.finish_reason in _CUT:
+            if result.finish_reason == "deadline" or time_over:
+                return "max_seconds" if time_over else "length"
+            return "max_output_tokens" if tokens_over else result.finish_reason
+        if not result.tool_calls and not result.malformed_tool_calls:
+            self._emit(events.Answer(self._turn - 1, result.content))
+            return "answer"
+        if len(self._steps) >= self._most_steps:
+            return "max_steps"
+        if time_over:
+            return "max_seconds"
+        return "max_output_tokens" if tokens_over else None
+
+    def _ended(self, why: str) -> ActResult:
+        last, seconds = self._steps[-1].result, time.monotonic() - self._began
+        steps, malformed = tuple(self._steps), tuple(self._malformed)
+        return ActResult(last, self.messages, steps, self._usage, why, seconds, malformed)
+
+    # ---- its calls ------------------------------------------------------------------------------
+
+    def _answer_calls(self, result: ChatResult) -> Generator[_Want, Any, None]:
+        if not result.tool_calls:  # there is no call that a tool could answer
+            self.messages.append({"role": "user", "content": NO_VALID_CALL})
+        for call in result.tool_calls:
+            use, content = yield from self._use(call)
+            step = self._steps[-1]
+            self._steps[-1] = Step(step.result, (*step.uses, use))
+            told_as = {"name": use.name, "tool_call_id": use.id}
+            self.messages.append({"role": "tool", **told_as, "content": content})
+            if use.flags:
+                self._emit(events.InstructionFlagged(self._turn - 1, use))
+
+    def _use(self, call: Mapping[str, Any]) -> Generator[_Want, Any, tuple[ToolUse, Any]]:
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        turn, number = self._turn - 1, call.get("id", "")
+        tool = self.tools.get(name)
+        try:
+            if tool is None:
+                raise InvalidRequest(no_such_tool(name, [*self.tools]))
+            tool.check(arguments)
+        except InvalidRequest as error:
+            return self._failed(ToolUse(turn, number, name, arguments, told(error), "error"))
+        flags = tuple(flag for step in self._steps for use in step.uses for flag in use.flags)
+        proposed = ProposedCall(turn, number, name, arguments, tool.effects, flags)
+        self._emit(events.CallProposed(turn, proposed))
+        if tool.effects:
+            refused = yield from self._refusal(proposed)
+            if refused is not None:
+                return refused
+        return (yield from self._made(tool, proposed))
+
+    def _refusal(self, call: ProposedCall) -> Generator[_Want, Any, tuple[ToolUse, Any] | None]:
+        """What becomes of a call that is not made; None where it may be."""
+        status, why = "dry_run", f"dry run: {call.name} was not called"
+        if not self._dry_run:
+            said = yield _Approve(call)
+            if not isinstance(said, (bool, str)):
+                raise InvalidRequest(
+                    f"approve: gave {said!r:.60} for {call.name}, allowed is True, False or a text"
+                )
+            if said is True:
+                self._emit(events.CallApproved(call.turn, call))
+                return None
+            reason = f": {said}" if said else ""
+            status, why = "refused", f"error: the call was refused{reason}"
+        self._emit(events.CallRefused(call.turn, call, why))
+        use = ToolUse(call.turn, call.id, call.name, call.arguments, text_of(why), status)
+        return use, use.answer
+
+    def _made(self, tool: Tool, call: ProposedCall) -> Generator[_Want, Any, tuple[ToolUse, Any]]:
+        began = time.perf_counter()
+        value = yield _Run(tool, call.arguments)
+        seconds = time.perf_counter() - began
+        seen = (call.turn, call.id, call.name, call.arguments)
+        if isinstance(value, Exception):
+            return self._failed(self._flagged(seen, told(value), "error", seconds))
+        try:
+            whole = text_of(value)
+        except (TypeError, ValueError, RecursionError) as error:  # a value that is no JSON
+            return self._failed(self._flagged(seen, told(error), "error", seconds))
+        use = self._flagged(seen, whole, "done", seconds)
+        self._emit(events.CallResult(call.turn, use))
+        return use, list(value.parts) if isinstance(value, Content) else use.answer
+
+    def _flagged(self, seen: tuple, text: str, status: str, seconds: float) -> ToolUse:
+        """A use with what is told of a text, cut where it is too long, and with its flags."""
+        left_out, shown = max(0, len(text) - MAX_RESULT), text[:MAX_RESULT]
+        if left_out:
+            shown += f"\n[{left_out} more characters were left out]"
+        flags = flags_of(text, self.tools, self._markers)
+        return ToolUse(*seen, shown, status, seconds, flags, left_out)
+
+    def _failed(self, use: ToolUse) -> tuple[ToolUse, str]:
+        self._emit(events.CallError(use.turn, use))
+        return use, use.answer

@@ -1,0 +1,253 @@
+"""Types of Python as JSON schemas, and values of JSON as values of the types."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from musespark.errors import InvalidRequest
+from musespark.schema import check_value
+
+_PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+_ARGUMENT = re.compile(r"^\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type: its ``schema``, and what makes a value of it from a value of JSON."""
+
+    schema: dict[str, Any]
+    read: Callable[[Any], Any] = lambda value: value
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A function's ``description``, the schema of its ``parameters``, and ``read``: arguments as
+    JSON has them to those of the types that the function wants."""
+
+    description: str
+    parameters: dict[str, Any]
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def signature_of(function: Callable[..., Any], name: str) -> Signature:
+    """What a function's signature and docstring say: its first paragraph, and a section ``Args:``.
+
+    Types: str, int, float, bool, None, Optional and unions, Literal, Enum, list, tuple, dict,
+    TypedDict, dataclasses, classes of pydantic; Annotated with a description; a parameter without
+    a type may be anything. InvalidRequest for others, naming the parameter.
+    """
+    description, said = _docstring(inspect.getdoc(function) or "")
+    try:
+        signature = inspect.signature(function)
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (TypeError, ValueError, NameError) as error:
+        raise InvalidRequest(
+            f"tools: the signature of {name} cannot be read ({error}); give a Tool with its schema"
+        ) from error
+    kinds, required, defaults = _Kinds(), [], {}
+    fields: dict[str, Kind] = {}
+    for parameter in signature.parameters.values():
+        where = f"tools: {name}({parameter.name})"
+        _check_named(parameter, where)
+        fields[parameter.name] = kinds.of(hints.get(parameter.name, Any), where)
+        if parameter.default is parameter.empty:
+            required.append(parameter.name)
+        elif _is_json(parameter.default):
+            defaults[parameter.name] = parameter.default
+    whole = kinds.record(fields, required, said, defaults)
+    if kinds.defs:
+        whole.schema["$defs"] = kinds.defs
+    return Signature(description, whole.schema, whole.read)
+
+
+def _check_named(parameter: inspect.Parameter, where: str) -> None:
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+        raise InvalidRequest(f"{where}: arguments are given by name; give a Tool with a schema")
+    if parameter.kind == parameter.VAR_KEYWORD:
+        raise InvalidRequest(f"{where}: its names are not known; give a Tool with a schema")
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a default can stand in a schema; None says no more than that it may be left out."""
+    return isinstance(value, (str, bool, int, float)) and not isinstance(value, enum.Enum)
+
+
+def _docstring(text: str) -> tuple[str, dict[str, str]]:
+    """The first paragraph as one line, and what a section Args says of each parameter."""
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    said: dict[str, str] = {}
+    section, name = False, ""
+    for line in text.splitlines():
+        if not line.startswith(" "):
+            section, name = line.strip() in ("Args:", "Arguments:", "Parameters:"), ""
+        elif section and (match := _ARGUMENT.match(line)):
+            name = match[1]
+            said[name] = match[2].strip()
+        elif section and name:
+            said[name] = f"{said[name]} {line.strip()}".strip()
+    return paragraph, said
+
+
+class _Kinds:
+    """Types of one signature. ``defs``: what classes of pydantic define beside themselves."""
+
+    def __init__(self) -> None:
+        self.defs: dict[str, Any] = {}
+        self._inside: list[Any] = []  # dataclasses and TypedDicts under way
+
+    def of(self, hint: Any, where: str) -> Kind:
+        origin, inside = typing.get_origin(hint), typing.get_args(hint)
+        if hint is Any:
+            return Kind({})
+        if hint in _PLAIN:
+            return Kind({"type": _PLAIN[hint]})
+        if origin is typing.Annotated:
+            return self._annotated(inside, where)
+        if origin is Literal:
+            return self._literal(inside, where)
+        if origin in (typing.Union, types.UnionType):
+            return _union([self.of(one, where) for one in inside], where)
+        if hint in (list, tuple) or origin in (list, tuple, Sequence):
+            return self._array(hint if origin is None else origin, inside, where)
+        if hint is dict or origin in (dict, Mapping):
+            return self._mapping(inside, where)
+        if isinstance(hint, type):
+            return self._class(hint, where)
+        raise _no_json(hint, where)
+
+    def record(
+        self,
+        fields: Mapping[str, Kind],
+        required: Sequence[str],
+        said: Mapping[str, str],
+        defaults: Mapping[str, Any],
+    ) -> Kind:
+        """An object of these fields, each with what is said of it."""
+        properties = {}
+        for name, kind in fields.items():
+            rule = dict(kind.schema)
+            if name in said:
+                rule["description"] = said[name]
+            if name in defaults:
+                rule["default"] = defaults[name]
+            properties[name] = rule
+        schema = {"type": "object", "properties": properties, "required": list(required)}
+
+        def read(given: Mapping[str, Any]) -> dict[str, Any]:
+            for name in given:
+                if name not in fields:
+                    raise InvalidRequest(f"no argument {name!r:.60}, there are {[*fields]}")
+            return {name: fields[name].read(value) for name, value in given.items()}
+
+        return Kind(schema, read)
+
+    def _annotated(self, inside: Sequence[Any], where: str) -> Kind:
+        kind = self.of(inside[0], where)
+        texts = [getattr(note, "description", note) for note in inside[1:]]
+        texts = [text for text in texts if isinstance(text, str)]
+        return Kind({**kind.schema, "description": texts[0]}, kind.read) if texts else kind
+
+    def _literal(self, values: Sequence[Any], where: str) -> Kind:
+        for value in values:
+            if value is not None and not _is_json(value):
+                raise _no_json(value, where)
+        return Kind({"enum": list(values)})
+
+    def _array(self, hint: Any, inside: Sequence[Any], where: str) -> Kind:
+        made = tuple if hint is tuple else list
+        if made is tuple and inside and inside[-1] is not Ellipsis:
+            raise InvalidRequest(
+                f"{where}: a tuple of {len(inside)} types; allowed are list[T] and tuple[T, ...]"
+            )
+        item = self.of(inside[0], where) if inside else Kind({})
+        schema = {"type": "array", **({"items": item.schema} if inside else {})}
+        return Kind(schema, lambda values: made(map(item.read, values)))
+
+    def _mapping(self, inside: Sequence[Any], where: str) -> Kind:
+        if not inside:
+            return Kind({"type": "object"})
+        if inside[0] is not str:
+            raise InvalidRequest(f"{where}: keys of type {inside[0]!r:.60}, allowed are str")
+        item = self.of(inside[1], where)
+        schema = {"type": "object", "additionalProperties": item.schema}
+        return Kind(schema, lambda values: {key: item.read(v) for key, v in values.items()})
+
+    def _class(self, hint: type, where: str) -> Kind:
+        if hint in self._inside:
+            raise InvalidRequest(f"{where}: {hint.__name__} refers to itself; give a Tool")
+        if issubclass(hint, enum.Enum):
+            values = [member.value for member in hint]
+            self._literal(values, where)
+            return Kind({"enum": values}, hint)
+        if callable(getattr(hint, "model_json_schema", None)):
+            return self._pydantic(hint, where)
+        self._inside.append(hint)
+        try:
+            if typing.is_typeddict(hint):
+                return self._typed_dict(hint, where)
+            if dataclasses.is_dataclass(hint):
+                return self._dataclass(hint, where)
+        finally:
+            self._inside.pop()
+        raise _no_json(hint, where)
+
+    def _pydantic(self, hint: Any, where: str) -> Kind:
+        schema = hint.model_json_schema()
+        for name, rule in schema.pop("$defs", {}).items():
+            if self.defs.setdefault(name, rule) != rule:
+                raise InvalidRequest(f"{where}: two classes are called {name}; give a Tool")
+        return Kind(schema, hint.model_validate)
+
+    def _typed_dict(self, hint: Any, where: str) -> Kind:
+        fields = {
+            name: self.of(_bare(of), f"{where}.{name}")
+            for name, of in typing.get_type_hints(hint, include_extras=True).items()
+        }
+        required = [name for name in fields if name in hint.__required_keys__]
+        return self.record(fields, required, _docstring(inspect.getdoc(hint) or "")[1], {})
+
+    def _dataclass(self, hint: Any, where: str) -> Kind:
+        hints = typing.get_type_hints(hint, include_extras=True)
+        known = [field for field in dataclasses.fields(hint) if field.init]
+        fields = {
+            field.name: self.of(hints[field.name], f"{where}.{field.name}") for field in known
+        }
+        missing = dataclasses.MISSING
+        required = [f.name for f in known if f.default is missing and f.default_factory is missing]
+        defaults = {f.name: f.default for f in known if _is_json(f.default)}
+        said = _docstring(inspect.getdoc(hint) or "")[1]
+        whole = self.record(fields, required, said, defaults)
+        return Kind(whole.schema, lambda values: hint(**whole.read(values)))
+
+
+def _bare(hint: Any) -> Any:
+    """A field's type without Required and NotRequired."""
+    inside = typing.get_args(hint)
+    return inside[0] if typing.get_origin(hint) in (typing.Required, typing.NotRequired) else hint
+
+
+def _union(parts: Sequence[Kind], where: str) -> Kind:
+    def read(value: Any) -> Any:
+        for part in parts:
+            try:
+                check_value(value, part.schema, where)
+            except InvalidRequest:
+                continue
+            return part.read(value)
+        return value
+
+    return Kind({"anyOf": [part.schema for part in parts]}, read)
+
+
+def _no_json(hint: Any, where: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{where}: no JSON has the type {hint!r:.80}; give a Tool with its schema"
+    )

@@ -1,0 +1,173 @@
+"""Tools that are Python functions.
+
+    @tool(effects=True)
+    def send_mail(to: str, text: str) -> str:
+        \"\"\"Send a mail.
+
+        Args:
+            to: who gets it
+        \"\"\"
+
+The function itself stays as it is. What a model got wrong goes back to it as the tool's answer:
+arguments that the schema does not allow, a tool there is none of, a function that raises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from musespark.agents.signature import signature_of
+from musespark.errors import InvalidRequest
+from musespark.schema import check_value
+
+_NAME = re.compile(r"[^\W\d][\w.-]{0,63}")
+_MARK = "__musespark_tool__"
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that a model may call: how it is called, what it is told to do, the JSON schema of
+    its arguments, and the function, which gets them as keywords.
+
+    ``effects``: it changes something, so each call waits for approval. ``read``: arguments as JSON
+    has them to what the function wants; None where that is the same.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    run: Callable[..., Any] = field(repr=False)
+    effects: bool = False
+    read: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = field(
+        default=None, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise InvalidRequest(
+                f"tools: got the name {self.name!r:.80}, allowed are a letter and then up to 63 "
+                "letters, digits, '_', '.' and '-'"
+            )
+        if not isinstance(self.effects, bool):
+            raise InvalidRequest(
+                f"tools: {self.name}: effects: got {self.effects!r:.60}, allowed is True or False"
+            )
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], name: str | None = None) -> Tool:
+        """From a function's signature and docstring: see
+        :func:`musespark.agents.signature.signature_of` for what is understood of them. What
+        :func:`tool` says of the function counts first."""
+        if not callable(function):
+            raise InvalidRequest(f"tools: got {function!r:.60}, allowed are functions and Tool")
+        said = getattr(function, _MARK, {})
+        name = said.get("name") or getattr(function, "__name__", "") if name is None else name
+        if not name or name == "<lambda>":
+            raise InvalidRequest(f"tools: {function!r:.60} has no name; give a dict name: function")
+        found = signature_of(function, name)
+        description = said.get("description") or found.description
+        effects = said.get("effects", False)
+        return cls(name, description, found.parameters, function, effects, found.read)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is one for an event loop."""
+        call = getattr(self.run, "__call__", self.run)  # noqa: B004 - of an object: its method
+        return inspect.iscoroutinefunction(self.run) or inspect.iscoroutinefunction(call)
+
+    def to_openai(self) -> dict[str, Any]:
+        """As ``tools`` of :meth:`Model.chat` takes it."""
+        function = {"name": self.name, "description": self.description}
+        return {"type": "function", "function": {**function, "parameters": dict(self.parameters)}}
+
+    def check(self, arguments: Any) -> None:
+        """InvalidRequest naming the argument that the schema does not allow; others than those that
+        it names are not allowed unless it says so."""
+        if not isinstance(arguments, Mapping):
+            raise InvalidRequest(f"{self.name}: arguments must be an object")
+        schema = {"additionalProperties": False, **self.parameters, "type": "object"}
+        check_value(arguments, schema, self.name)
+
+    def __call__(self, arguments: Any) -> Any:
+        """Runs it. InvalidRequest naming the argument that the schema does not allow."""
+        self.check(arguments)
+        return self.run(**(arguments if self.read is None else self.read(arguments)))
+
+
+def tool(
+    function: Callable[..., Any] | None = None,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    effects: bool = False,
+) -> Any:
+    """Marks a function: how a model calls it, what it is told of it (its name and docstring where
+    None), and whether it has ``effects``, so that each call waits for approval."""
+
+    def marked(given: Callable[..., Any]) -> Callable[..., Any]:
+        said = {"name": name, "description": description, "effects": effects}
+        setattr(given, _MARK, said)
+        return given
+
+    return marked if function is None else marked(function)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a tool gives that is more than text: ``parts`` as a message's content has them, such as
+    ``{"type": "image", "image": …}``."""
+
+    parts: Sequence[Mapping[str, Any]]
+
+    @property
+    def text(self) -> str:
+        """Of its parts that are text."""
+        return "\n".join(str(part["text"]) for part in self.parts if part.get("type") == "text")
+
+
+Tools = Mapping[str, "Callable[..., Any] | Tool"] | Iterable["Callable[..., Any] | Tool"]
+
+
+def tools_by_name(tools: Tools) -> dict[str, Tool]:
+    """Checked tools; InvalidRequest for a name that is given twice, and for none at all."""
+    named = isinstance(tools, Mapping)
+    if not named and (isinstance(tools, (str, bytes, Tool)) or not isinstance(tools, Iterable)):
+        raise InvalidRequest(
+            f"tools: got {tools!r:.60}, allowed are functions: a list, or a dict by name"
+        )
+    pairs = tools.items() if named else ((None, tool) for tool in tools)  # type: ignore[union-attr]
+    found: dict[str, Tool] = {}
+    for name, given in pairs:
+        one = given if isinstance(given, Tool) else Tool.of(given, name)
+        if named and one.name != name:
+            raise InvalidRequest(f"tools[{name!r:.60}]: its name is {one.name!r:.60}")
+        if one.name in found:
+            raise InvalidRequest(f"tools: {one.name!r:.60} is given twice")
+        found[one.name] = one
+    if not found:
+        raise InvalidRequest("tools: got none, allowed is at least one; chat() needs none")
+    return found
+
+
+def text_of(value: Any) -> str:
+    """What a model is told of a function's value: a text as it is, else JSON. What no text has (a
+    lone surrogate) is replaced."""
+    if isinstance(value, Content):
+        value = value.text
+    if not isinstance(value, str):
+        value = json.dumps(_plain(value), ensure_ascii=False, default=str)
+    return value.encode(errors="replace").decode()
+
+
+def _plain(value: Any) -> Any:
+    if callable(getattr(value, "model_dump", None)):
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value
