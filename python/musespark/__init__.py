@@ -63,6 +63,7 @@ _DEFINED_IN = {
         "ContextOverflow",
         "WrongPassphrase",
         "MissingLibrary",
+        "SandboxUnavailable",
         "Cancelled",
         "DeadlineExceeded",
         "HubUnavailable",

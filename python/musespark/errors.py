@@ -39,6 +39,10 @@ class MissingLibrary(Error, ImportError):  # noqa: N818
     """What was asked needs a library that is not installed; the message says which extra has it."""
 
 
+class SandboxUnavailable(Error):  # noqa: N818
+    """This system does not let a program be shut in (namespaces, limits); the message says what."""
+
+
 class Cancelled(Error):  # noqa: N818
     """The request was cancelled: its model was closed while somebody waited for it."""
 

@@ -230,8 +230,8 @@ class _Kinds:
 
 def _bare(hint: Any) -> Any:
     """A field's type without Required and NotRequired."""
-    inside = typing.get_args(hint)
-    return inside[0] if typing.get_origin(hint) in (typing.Required, typing.NotRequired) else hint
+    name = getattr(typing.get_origin(hint), "_name", None)  # Python 3.10 has them elsewhere
+    return typing.get_args(hint)[0] if name in ("Required", "NotRequired") else hint
 
 
 def _union(parts: Sequence[Kind], where: str) -> Kind:

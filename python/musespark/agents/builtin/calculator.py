@@ -1,0 +1,87 @@
+"""Arithmetic: an expression's value, by a parser that knows nothing else."""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from musespark.errors import InvalidRequest
+
+_LONGEST = 500  # characters of an expression
+_BITS = 4096  # of an integer on the way
+_BINARY: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_UNARY: dict[type, Callable[[Any], Any]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    name: getattr(math, name)
+    for name in ("sqrt", "exp", "log", "log2", "log10", "sin", "cos", "tan", "floor", "ceil")
+}
+_FUNCTIONS |= {"abs": abs, "min": min, "max": max}
+_FUNCTIONS["round"] = lambda value, digits=0: round(float(value), max(-400, min(400, digits)))
+_CONSTANTS = {"pi": math.pi, "e": math.e}
+
+
+def calculate(expression: str) -> str:
+    """Evaluate an expression.
+
+    Args:
+        expression: numbers, + - * / // % ** and brackets, sqrt, log, sin and the like
+    """
+    if len(expression) > _LONGEST:
+        raise InvalidRequest(
+            f"expression: got {len(expression)} characters, allowed are at most {_LONGEST}"
+        )
+    try:
+        tree = ast.parse(expression.strip().replace("^", "**"), mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise InvalidRequest(f"expression: {expression!r:.80} is none ({error!s:.80})") from None
+    try:
+        value = _value(tree.body)
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise InvalidRequest(f"expression: {expression!r:.80}: {error!s:.80}") from None
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _value(node: ast.AST) -> Any:
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return node.value
+    if isinstance(node, ast.Name) and node.id in _CONSTANTS:
+        return _CONSTANTS[node.id]
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
+        return _UNARY[type(node.op)](_value(node.operand))
+    if isinstance(node, ast.BinOp):
+        left, right = _value(node.left), _value(node.right)
+        if isinstance(node.op, ast.Pow):
+            return _bounded(_power(left, right))
+        if type(node.op) in _BINARY:
+            return _bounded(_BINARY[type(node.op)](left, right))
+    if isinstance(node, ast.Call) and not node.keywords:
+        function = _FUNCTIONS.get(node.func.id) if isinstance(node.func, ast.Name) else None
+        if function is not None:
+            return _bounded(function(*map(_value, node.args)))
+    what = ast.unparse(node)
+    raise InvalidRequest(f"expression: {what!r:.60} is no arithmetic")
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    whole = isinstance(base, int) and isinstance(exponent, int)
+    if whole and abs(base) > 1 and abs(exponent) * base.bit_length() > _BITS:
+        raise InvalidRequest(f"expression: {base!s:.20}**{exponent!s:.20} is too large")
+    return base**exponent
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, complex):
+        raise InvalidRequest("expression: its value is no real number")
+    if isinstance(value, int) and value.bit_length() > _BITS:
+        raise InvalidRequest(f"expression: a value of more than {_BITS} bits")
+    return value

@@ -1,0 +1,147 @@
+"""Files in folders that were allowed, and nowhere else.
+
+Every path is opened part by part from the folder's own descriptor, and no link is followed: neither
+``..`` nor a link, not even one that is put there meanwhile, leads out.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from musespark.agents.tools import Tool
+from musespark.errors import InvalidRequest
+from musespark.untrusted import checked_path
+
+MAX_FILE_BYTES = 8 << 20  # that are searched or read
+MAX_FOUND = 50  # lines of an answer
+MAX_FILES = 20_000  # that a search looks at
+_LINE = 200  # characters of a line that is shown
+_LINES = 200  # of a file that is read at once
+
+
+def file_tools(folders: Mapping[str, str | os.PathLike[str]]) -> list[Tool]:
+    """Tools to look into folders: ``search_files(text, names)`` and ``read_file(path, line)``.
+
+    ``folders``: a folder by the name that paths begin with. Only regular files of UTF-8 text are
+    read; links are not followed. InvalidRequest for what is no folder, and to the model for a path
+    that leads out or is no such file.
+    """
+    if not isinstance(folders, Mapping) or not folders:
+        raise InvalidRequest(f"folders: got {folders!r:.60}, allowed is a dict name: path")
+    roots: dict[str, Path] = {}
+    for name, given in folders.items():
+        path = checked_path(given, f"folders[{name!r:.40}]")
+        if not name or "/" in name or name in (".", ".."):
+            raise InvalidRequest(f"folders: got the name {name!r:.40}, allowed is one without '/'")
+        if not path.is_dir():
+            raise InvalidRequest(f"folders[{name!r:.40}]: no folder {os.fspath(path)!r:.200}")
+        roots[name] = path.resolve()
+
+    def search_files(text: str, names: str = "*") -> str:
+        """Lines of files that have a text in them, upper and lower case alike.
+
+        Args:
+            text: what to look for
+            names: of files, such as *.md
+        """
+        return _searched(roots, text, names)
+
+    def read_file(path: str, line: int = 1) -> str:
+        """A file's lines.
+
+        Args:
+            path: as search_files gives it
+            line: the first, from 1
+        """
+        return _read(roots, path, line)
+
+    return [Tool.of(search_files), Tool.of(read_file)]
+
+
+def _searched(roots: Mapping[str, Path], text: str, names: str) -> str:
+    if not text:
+        raise InvalidRequest("text: got '', allowed is a text that is not empty")
+    found, seen, wanted = [], 0, text.casefold()
+    for path, content in _texts(roots, names):
+        seen += 1
+        for number, line in enumerate(content.splitlines(), 1):
+            if wanted in line.casefold():
+                found.append(f"{path}:{number}: {line.strip():.{_LINE}}")
+        if len(found) > MAX_FOUND or seen >= MAX_FILES:
+            break
+    shown = found[:MAX_FOUND]
+    if len(found) > MAX_FOUND or seen >= MAX_FILES:
+        shown.append(f"[the search ended here, after {seen} files; ask for less]")
+    return "\n".join(shown) or f"nothing found in {seen} files"
+
+
+def _texts(roots: Mapping[str, Path], names: str) -> Iterator[tuple[str, str]]:
+    """Paths and texts of the files with such names, in order."""
+    for name, root in roots.items():
+        for folder, inside, files, handle in os.fwalk(root, follow_symlinks=False):
+            inside.sort()
+            below = Path(folder).relative_to(root)
+            for file in sorted(fnmatch.filter(files, names)):
+                text = None
+                with suppress(OSError):  # gone, a link, or not to be read: not searched
+                    text = _text(os.open(file, _READ, dir_fd=handle))
+                if text is not None:
+                    yield (Path(name) / below / file).as_posix(), text
+
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _text(handle: int) -> str | None:
+    """A descriptor's text, which is then closed; None for what is no regular file of text."""
+    with open(handle, "rb") as file:
+        facts = os.fstat(handle)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_FILE_BYTES:
+            return None
+        data = file.read(MAX_FILE_BYTES + 1)
+    try:
+        return data.decode() if b"\0" not in data and len(data) <= MAX_FILE_BYTES else None
+    except UnicodeDecodeError:
+        return None
+
+
+def _read(roots: Mapping[str, Path], path: str, line: int) -> str:
+    name, *parts = path.split("/")
+    if name not in roots or not parts:
+        raise InvalidRequest(f"path: got {path!r:.80}, allowed are files in {[*roots]}")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in path:
+        raise InvalidRequest(f"path: got {path!r:.80}, allowed is a path without '.' and '..'")
+    try:
+        with _folder(roots[name], parts[:-1]) as handle:
+            text = _text(os.open(parts[-1], _READ, dir_fd=handle))
+    except OSError as error:
+        raise InvalidRequest(f"path: {path!r:.80}: {error.strerror}") from None
+    if text is None:
+        raise InvalidRequest(
+            f"path: {path!r:.80} is no file of text of at most {MAX_FILE_BYTES} bytes"
+        )
+    lines = text.splitlines()
+    if not 1 <= line <= max(1, len(lines)):
+        raise InvalidRequest(f"line: got {line}, allowed is 1 to {len(lines)}")
+    shown, left = lines[line - 1 : line - 1 + _LINES], len(lines) - (line - 1) - _LINES
+    return "\n".join([*shown, *([f"[{left} more lines]"] if left > 0 else [])])
+
+
+@contextmanager
+def _folder(root: Path, parts: list[str]) -> Iterator[int]:
+    """The descriptor of a folder below a root, reached without a link."""
+    handle = os.open(root, _FOLDER)
+    try:
+        for part in parts:
+            below = os.open(part, _FOLDER, dir_fd=handle)
+            os.close(handle)
+            handle = below
+        yield handle
+    finally:
+        os.close(handle)

@@ -1,0 +1,135 @@
+"""Python in a process of its own that sees no network and none of the machine's files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import selectors
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from musespark.agents.tools import Tool
+from musespark.errors import InvalidRequest, SandboxUnavailable
+from musespark.options import integer, real
+
+_CHILD = Path(__file__).with_name("sandbox.py")
+_LONGEST = 64 << 10  # characters of a program
+_GRACE = 5.0  # seconds to build the sandbox
+_MiB = 1 << 20
+_TIMED_OUT = "timed out"  # what sandbox.py says then
+
+
+@dataclass(frozen=True)
+class SandboxLimits:
+    """``seconds``: wall clock, and processor time of each process. ``memory``: bytes of address
+    space of each process. ``files``: bytes that it may write. ``output``: bytes of what it prints
+    that are kept; a program that prints more is ended. ``processes``: at once, its own included;
+    Linux does not hold a process of root to it."""
+
+    seconds: float = 10.0
+    memory: int = 512 * _MiB
+    files: int = 16 * _MiB
+    output: int = 64 << 10
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        real("seconds", self.seconds, 0.1, 3600.0, "0.1 to 3600 seconds")
+        integer("memory", self.memory, 64 * _MiB)
+        integer("files", self.files, 64 << 10)
+        integer("output", self.output, 1)
+        integer("processes", self.processes, 1, 64)
+
+
+def python_tool(limits: SandboxLimits | None = None) -> Tool:
+    """A tool ``run_python(code)``: runs a program and gives what it prints.
+
+    Each runs in new Linux namespaces (user, mount, network, process, IPC, host name): there is no
+    network, of the files only the interpreter and the system's libraries, read-only, and one empty
+    folder in memory that is gone afterwards. Nothing is kept between runs. Raises
+    :class:`SandboxUnavailable` at once where that cannot be had; nothing then runs without.
+    """
+    chosen = limits or SandboxLimits()
+    run_in_sandbox("", chosen)
+
+    def run_python(code: str) -> str:
+        """Run a Python program and get what it prints. It has the standard library, no network.
+
+        Args:
+            code: the program
+        """
+        return run_in_sandbox(code, chosen)
+
+    return Tool.of(run_python)
+
+
+def run_in_sandbox(code: str, limits: SandboxLimits) -> str:
+    """What a program prints. InvalidRequest for one that takes too long or prints too much; what
+    it ends with is told behind its output. SandboxUnavailable."""
+    if len(code) > _LONGEST:
+        raise InvalidRequest(f"code: got {len(code)} characters, allowed are at most {_LONGEST}")
+    if "\0" in code:
+        raise InvalidRequest("code: a null character, which no program has")
+    if platform.system() != "Linux":
+        raise SandboxUnavailable(f"python_tool needs Linux, this is {platform.system()}")
+    said, status = _run(code, limits)
+    text = said.decode(errors="replace").rstrip("\n")
+    return text if status == 0 else f"{text}\n[ended with status {status}]".lstrip("\n")
+
+
+def _run(code: str, limits: SandboxLimits) -> tuple[bytes, int]:
+    reading, writing = os.pipe()
+    with tempfile.TemporaryDirectory(prefix="musespark-") as root, open(reading, "rb") as failures:
+        asked = {"root": root, "code": code, "failures": writing, **asdict(limits)}
+        asked |= {"prefix": sys.base_prefix, "python": os.path.realpath(_interpreter())}
+        try:
+            child = subprocess.Popen(
+                [asked["python"], "-I", "-S", "-B", str(_CHILD)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(writing,),
+                env={},
+            )
+        finally:
+            os.close(writing)
+        with child:
+            try:
+                assert child.stdin is not None
+                child.stdin.write(json.dumps(asked).encode())
+                child.stdin.close()
+                said = _output(child, limits)
+            finally:
+                child.kill()
+        failure = failures.read().decode(errors="replace")
+    if failure == _TIMED_OUT:
+        raise InvalidRequest(f"code: it took more than {limits.seconds:g} s")
+    if failure:
+        raise SandboxUnavailable(f"python_tool: {failure}; nothing is run without a sandbox")
+    return said, child.returncode
+
+
+def _interpreter() -> str:
+    """The interpreter itself, where this is a virtual environment's."""
+    return getattr(sys, "_base_executable", None) or sys.executable
+
+
+def _output(child: subprocess.Popen[bytes], limits: SandboxLimits) -> bytes:
+    """All that a child prints, until it ends."""
+    assert child.stdout is not None
+    end, said = time.monotonic() + limits.seconds + _GRACE, bytearray()
+    with selectors.DefaultSelector() as ready:
+        ready.register(child.stdout, selectors.EVENT_READ)
+        while ready.select(max(0.0, end - time.monotonic())):
+            piece = os.read(child.stdout.fileno(), 1 << 16)
+            if not piece:
+                child.wait(max(0.1, end - time.monotonic()))
+                return bytes(said)
+            said += piece
+            if len(said) > limits.output:
+                raise InvalidRequest(f"code: it printed more than {limits.output} bytes")
+    raise InvalidRequest(f"code: it took more than {limits.seconds:g} s")
