@@ -6,7 +6,6 @@ result. :class:`Stream` and :class:`AsyncStream` drive one from a handle.
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -53,6 +52,7 @@ class Collector(Protocol):
 
 #: From thought tokens and the core's rows [n, 4] of them to what a result has.
 SignalsOf = Callable[[Sequence[int], np.ndarray], ThoughtSignals]
+Parse = Callable[[str], tuple[Any, str]]
 
 
 class _Tokens:
@@ -125,18 +125,17 @@ class _Tokens:
         }
 
 
-def parsed_json(text: str) -> Any:
-    """The value of a text that a schema made; None where a stop string cut it, or where it is
-    beyond what Python reads: nested thousands deep, an integer of thousands of digits."""
-    try:
-        return json_module.loads(text)
-    except (ValueError, RecursionError):
-        return None
+def _parsed(parse: Parse | None, text: str, reason: str) -> dict[str, Any]:
+    """A result's fields of what a text means, where it is whole."""
+    if parse is None or reason != "stop":
+        return {}
+    value, error = parse(text)
+    return {"parsed": value, "parse_error": error}
 
 
 class CompletionCollector:
-    """Plain text: all tokens but the final stop id; markers have no text. ``json``: whether it is
-    to be parsed. ``signals``: where they are asked for."""
+    """Plain text: all tokens but the final stop id; markers have no text. ``parse``: the value of a
+    text that is whole, and why there is none. ``signals``: where they are asked for."""
 
     def __init__(
         self,
@@ -145,10 +144,10 @@ class CompletionCollector:
         options: GenerationOptions,
         kv: str,
         *,
-        json: bool = False,
+        parse: Parse | None = None,
         signals: SignalsOf | None = None,
     ):
-        self._decoder, self._stop_ids, self._json = decoder, stop_ids, json
+        self._decoder, self._stop_ids, self._parse = decoder, stop_ids, parse
         self._tokens = _Tokens(options, kv, signals)
         self._stops = StopStrings(options.stop)
         self._text: list[str] = []
@@ -175,8 +174,7 @@ class CompletionCollector:
         deltas = self._deltas(last)
         reason = "stop" if self.stopped else event.reason
         fields, text = self._tokens.fields(event.stats), "".join(self._text)
-        parsed = parsed_json(text) if self._json and reason == "stop" else None
-        fields |= {"parsed": parsed, "stop_string": self._stops.stopped}
+        fields |= _parsed(self._parse, text, reason) | {"stop_string": self._stops.stopped}
         return deltas, Completion(text=text, finish_reason=reason, **fields)
 
     def _deltas(self, text: str) -> list[Delta]:
@@ -190,9 +188,9 @@ class ChatCollector:
     """Channels of a turn. Stop strings look at the answer only.
 
     ``thought_cache``: what was asked for, None where thoughts are not marked. ``images``: what
-    became of the prompt's. ``trace``: what was said of them. ``json``: whether the answer is to be
-    parsed. ``decode``: the text of a trial's answer. ``asked``: for the result. ``signals``: where
-    they are asked for. ``thinking_policy``: as the result has it.
+    became of the prompt's. ``trace``: what was said of them. ``parse``: the value of an answer
+    that is whole, and why there is none. ``decode``: the text of a trial's answer. ``asked``: for
+    the result. ``signals``: where they are asked for. ``thinking_policy``: as the result has it.
     """
 
     def __init__(
@@ -204,13 +202,13 @@ class ChatCollector:
         images: Callable[[], ImageUse | None] = lambda: None,
         trace: Callable[[ChatResult], VisualTrace | None] = lambda result: None,
         *,
-        json: bool = False,
+        parse: Parse | None = None,
         decode: Callable[[list[int]], str] = lambda ids: "",
         asked: Asked | None = None,
         signals: SignalsOf | None = None,
         thinking_policy: str = "none",
     ):
-        self._parser, self._thought_cache, self._json = parser, thought_cache, json
+        self._parser, self._thought_cache, self._parse = parser, thought_cache, parse
         self._decode, self.asked, self._policy = decode, asked, thinking_policy
         self._images, self._trace = images, trace
         self._tokens = _Tokens(options, kv, signals)
@@ -272,7 +270,7 @@ class ChatCollector:
             thinking_policy=self._policy,
             thought_cache=self._thoughts(event.stats),
             images=images,
-            parsed=parsed_json(content) if self._json and reason == "stop" else None,
+            **_parsed(self._parse, content, reason),
             stop_string=self._stops.stopped,
             **fields,
         )

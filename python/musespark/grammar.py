@@ -16,8 +16,8 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from musespark.errors import InvalidRequest, MissingLibrary
@@ -46,14 +46,27 @@ _PLACE = re.compile(r"^at \d+\(\d+\): ")
 
 @dataclass(frozen=True)
 class Grammar:
-    """A checked grammar. ``option``: the name it was given by; ``text``: as llguidance reads it."""
+    """A checked grammar. ``option``: the name it was given by; ``text``: as llguidance reads it;
+    ``validate``: what makes an object of a value, where the schema was a class's that does so."""
 
     option: str
     text: str
+    validate: Callable[[Any], Any] | None = field(default=None, compare=False)
 
     @property
-    def is_json(self) -> bool:
-        return self.option == "json_schema"
+    def parse(self) -> Callable[[str], tuple[Any, str]] | None:
+        """What parses a text of this grammar; None where it is no schema's."""
+        return self._parsed if self.option == "json_schema" else None
+
+    def _parsed(self, text: str) -> tuple[Any, str]:
+        """The value of a text, and why there is none: a stop string cut it, or it is beyond what
+        Python reads (nested thousands deep, an integer of thousands of digits), or the class's own
+        validators refuse it."""
+        try:
+            value = json.loads(text)
+            return value if self.validate is None else self.validate(value), ""
+        except (ValueError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
+            return None, str(error) or type(error).__name__
 
 
 def chosen_grammar(given: Mapping[str, Any]) -> Grammar | None:
@@ -69,7 +82,8 @@ def chosen_grammar(given: Mapping[str, Any]) -> Grammar | None:
         raise InvalidRequest(f"{' and '.join(options)}: allowed is one of them")
     ((option, value),) = options.items()
     if option == "json_schema":
-        return Grammar(option, _lark_of_schema(_schema(value)))
+        validate = getattr(value, "model_validate", None)
+        return Grammar(option, _lark_of_schema(_schema(value)), validate)
     if not isinstance(value, str) or not value:
         what = "a regular expression" if option == "regex" else "a grammar in Lark's syntax"
         raise InvalidRequest(f"{option}: got {value!r:.60}, allowed is {what}, a str")

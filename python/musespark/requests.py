@@ -140,13 +140,12 @@ class Requests:
             more |= self._thought_fields({}, Thinking(policy=OFF, signals=True))
         request = self.request(ids, options, **more)
         decoder = self.tokenizer.stream(skip_special=True, continuing=True)
-        json = grammar is not None and grammar.is_json
         return request, CompletionCollector(
             decoder,
             self.stop_ids,
             options,
             self._info.kv,
-            json=json,
+            parse=None if grammar is None else grammar.parse,
             signals=self.thoughts.signals if signals else None,
         )
 
@@ -234,7 +233,7 @@ class Requests:
             thoughts and thoughts["cache"],
             chat.images.use,
             trace,
-            json=chat.grammar is not None and chat.grammar.is_json,
+            parse=None if chat.grammar is None else chat.grammar.parse,
             decode=self.tokenizer.decode,
             asked=chat.asked,
             signals=self.thoughts.signals if chat.thinking.signals else None,

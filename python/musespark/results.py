@@ -156,9 +156,10 @@ class Completion:
     ``tokens`` are the generated ids (a matched stop token or stop string is not part of ``text``).
     ``seed`` is always filled: the same prompt, options and seed give the same tokens again.
     ``kv``: the formats of keys and values it was made with, as :attr:`ModelInfo.kv`. ``parsed``:
-    where a ``json_schema`` was given and the text is whole (finish_reason ``stop``), its value;
-    else None. ``signals``: where asked for, else None. ``stop_string``: the one of ``stop`` that
-    was met, else None.
+    where a ``json_schema`` was given and the text is whole (finish_reason ``stop``), its value (an
+    object of the class, where that was one of pydantic's); else None. ``parse_error``: why a whole
+    text has none, such as validators of the class. ``signals``: where asked for, else None.
+    ``stop_string``: the one of ``stop`` that was met, else None.
     """
 
     text: str
@@ -170,6 +171,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
     kv: str = ""
     parsed: Any = None
+    parse_error: str = ""
     signals: ThoughtSignals | None = field(default=None, compare=False, repr=False)
     stop_string: str | None = None
 
@@ -184,7 +186,9 @@ class Completion:
 
     def to_dict(self) -> dict[str, Any]:
         signals = None if self.signals is None else self.signals.to_dict()
-        return {**asdict(replace(self, signals=None)), "signals": signals}
+        parsed = self.parsed.model_dump() if hasattr(self.parsed, "model_dump") else self.parsed
+        plain = asdict(replace(self, signals=None, parsed=parsed))
+        return {**plain, "signals": signals}
 
     def _footer_html(self) -> str:
         u = self.usage

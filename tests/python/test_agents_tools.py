@@ -1,0 +1,292 @@
+"""Functions as tools: schemas of their signatures, arguments as their types, what is refused."""
+
+from __future__ import annotations
+
+import enum
+import random
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Optional, TypedDict
+
+import jsonschema
+import pytest
+
+import musespark
+from musespark.agents.tools import Content, Tool, text_of, tools_by_name
+from musespark.errors import InvalidRequest
+from musespark.schema import check_value
+
+
+def weather(city: str, days: int = 1, unit: Literal["C", "F"] = "C") -> str:
+    """The weather of
+    the coming days.
+
+    More than the model needs.
+
+    Args:
+        city: which town,
+            with its country
+        days (int): how many
+    """
+    return f"{city}: rain for {days} days in {unit}"
+
+
+# ---- schemas -----------------------------------------------------------------------------------
+
+
+def test_a_function_as_its_schema() -> None:
+    assert Tool.of(weather).to_openai() == {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of the coming days.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string", "description": "which town, with its country"},
+                    "days": {"type": "integer", "description": "how many", "default": 1},
+                    "unit": {"enum": ["C", "F"], "default": "C"},
+                },
+                "required": ["city"],
+            },
+        },
+    }
+
+
+def test_types_as_rules() -> None:
+    def many(
+        a: float,
+        b: bool | None,
+        c: list[int],
+        d: dict[str, list[str]],
+        e: Annotated[str, "a text"],
+        f: list,
+        g,
+    ) -> None: ...
+
+    assert Tool.of(many).parameters["properties"] == {
+        "a": {"type": "number"},
+        "b": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+        "c": {"type": "array", "items": {"type": "integer"}},
+        "d": {
+            "type": "object",
+            "additionalProperties": {"type": "array", "items": {"type": "string"}},
+        },
+        "e": {"type": "string", "description": "a text"},
+        "f": {"type": "array"},
+        "g": {},
+    }
+    assert Tool.of(many).description == ""
+
+
+def test_what_is_no_tool() -> None:
+    def odd(a: bytes) -> None: ...
+    def rest(*a: int) -> None: ...
+    def names(**a: int) -> None: ...
+
+    for given, says in [
+        ([odd], r"odd\(a\): no JSON has the type <class 'bytes'>"),
+        ([rest], r"rest\(a\): arguments are given by name"),
+        ([names], r"names\(a\): its names are not known"),
+        ([lambda a: a], "has no name"),
+        ([5], "got 5, allowed are functions and Tool"),
+        ("weather", "got 'weather', allowed are functions"),
+        ([], "tools: got none"),
+        ([weather, weather], "tools: 'weather' is given twice"),
+        ({"other": Tool.of(weather)}, r"tools\['other'\]: its name is 'weather'"),
+    ]:
+        with pytest.raises(InvalidRequest, match=says):
+            tools_by_name(given)
+    assert [*tools_by_name({"f": lambda a: a})] == ["f"]
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Place(TypedDict, total=False):
+    name: str
+
+
+@dataclass
+class Order:
+    """An order.
+
+    Args:
+        item: what is ordered
+    """
+
+    item: str
+    color: Color
+    count: int = 1
+    tags: list[str] = field(default_factory=list)
+
+
+class Model:
+    """What a class of pydantic has, for one is not always installed."""
+
+    def __init__(self, **values: Any):
+        self.values = values
+
+    @classmethod
+    def model_json_schema(cls) -> dict[str, Any]:
+        part = {"type": "object", "properties": {"n": {"type": "integer"}}}
+        of = {"type": "object", "properties": {"part": {"$ref": "#/$defs/Part"}}}
+        return {**of, "required": ["part"], "$defs": {"Part": part}}
+
+    @classmethod
+    def model_validate(cls, values: dict[str, Any]) -> Model:
+        return cls(**values)
+
+
+def test_classes_as_rules_and_arguments_as_their_objects() -> None:
+    def order(
+        one: Order,
+        many: list[Order],
+        place: Place,
+        model: Model,
+        either: Color | int | None = None,
+        pair: tuple[int, ...] = (),
+        old: Optional[int] = None,  # noqa: UP045 - both spellings are understood
+    ) -> Any:
+        return one, many, place, model, either, pair, old
+
+    tool = Tool.of(order)
+    rules = tool.parameters["properties"]
+    assert rules["one"] == {
+        "type": "object",
+        "properties": {
+            "item": {"type": "string", "description": "what is ordered"},
+            "color": {"enum": ["red", "blue"]},
+            "count": {"type": "integer", "default": 1},
+            "tags": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["item", "color"],
+    }
+    assert rules["place"]["required"] == [] and [*tool.parameters["$defs"]] == ["Part"]
+    given = {
+        "one": {"item": "tea", "color": "red"},
+        "many": [{"item": "cup", "color": "blue", "count": 2}],
+        "place": {"name": "here"},
+        "model": {"part": {"n": 3}},
+        "either": "blue",
+        "pair": [1, 2],
+    }
+    one, many, place, model, either, pair, old = tool(given)
+    assert one == Order("tea", Color.RED) and many == [Order("cup", Color.BLUE, 2)]
+    assert place == {"name": "here"} and model.values == {"part": {"n": 3}}
+    assert (either, pair, old) == (Color.BLUE, (1, 2), None)
+    for wrong, says in [
+        ({"one": {"item": "tea"}}, "order.one: color is missing"),
+        ({"one": {"item": "tea", "color": "green"}}, "order.one.color: 'green', must be one of"),
+        ({"one": {"item": "tea", "color": "red", "odd": 1}}, "no argument 'odd', there are"),
+        ({"model": {"part": {"n": "x"}}}, "order.model.part.n: 'x', must be integer"),
+        ({"odd": 1}, "order: no argument 'odd'"),
+    ]:
+        with pytest.raises(InvalidRequest, match=says):
+            tool({**given, **wrong})
+
+
+def test_types_that_no_json_has() -> None:
+    @dataclass
+    class Tree:
+        below: list[Tree]
+
+    Tree.__annotations__["below"] = list[Tree]
+    cases: list[tuple[Any, str]] = [
+        (dict[int, str], "keys of type <class 'int'>, allowed are str"),
+        (tuple[int, str], "a tuple of 2 types; allowed are"),
+        (Tree, "Tree refers to itself"),
+        (Literal[b"a"], "no JSON has the type b'a'"),
+        (set[int], "no JSON has the type set"),
+    ]
+    for hint, says in cases:
+
+        def odd(a: Any) -> None: ...
+
+        odd.__annotations__["a"] = hint
+        with pytest.raises(InvalidRequest, match=rf"tools: odd\(a\).*{says}"):
+            Tool.of(odd)
+
+
+def test_what_the_decorator_says() -> None:
+    @musespark.tool(effects=True, name="mail.send", description="Send it.")
+    def send(to: str) -> str:
+        """Another text."""
+        return f"to {to}"
+
+    tool = Tool.of(send)
+    assert (tool.name, tool.description, tool.effects) == ("mail.send", "Send it.", True)
+    assert send("me") == "to me" and not Tool.of(musespark.tool(lambda_free)).effects
+    for name in ("a b", "", "9a", "a" * 65, 'a">'):
+        with pytest.raises(InvalidRequest, match="tools: got the name"):
+            Tool(name, "", {}, print)
+    with pytest.raises(InvalidRequest, match="effects: got 1, allowed is True or False"):
+        Tool("a", "", {}, print, effects=1)  # type: ignore[arg-type]
+
+
+def lambda_free(a: int) -> int:
+    return a
+
+
+def test_values_as_texts() -> None:
+    parts = [{"type": "image", "image": 1}, {"type": "text", "text": "a"}]
+    assert text_of(Content(parts)) == "a" and text_of("b") == "b"
+    assert text_of({"größe": [1.5], "when": Ellipsis}) == '{"größe": [1.5], "when": "Ellipsis"}'
+    assert text_of(Order("tea", Color.RED)).startswith('{"item": "tea", "color": "Color.RED"')
+    assert text_of("\ud800") == "?"
+
+
+# ---- values against schemas --------------------------------------------------------------------
+
+
+def test_values_are_judged_as_jsonschema_judges_them() -> None:
+    """Random values against random schemas of every keyword that is checked."""
+    rng = random.Random(3)
+    schemas = [
+        {"type": "integer", "minimum": 0, "maximum": 2},
+        {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 2},
+        {"type": ["string", "null"], "minLength": 1, "maxLength": 2},
+        {"type": "boolean"},
+        {"enum": [1, "a", None, [1]]},
+        {"const": True},
+        {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2},
+        {"prefixItems": [{"type": "string"}], "items": False},
+        {"properties": {"a": {"type": "integer"}}, "required": ["a"]},
+        {"properties": {"a": {}}, "additionalProperties": False},
+        {"additionalProperties": {"type": "string"}},
+        {"anyOf": [{"type": "integer"}, {"type": "array"}]},
+        {"oneOf": [{"type": "integer"}, {"minimum": 1}]},
+        {"allOf": [{"type": "integer"}, {"minimum": 1}]},
+        {"$defs": {"n": {"type": "array", "items": {"$ref": "#/$defs/n"}}}, "$ref": "#/$defs/n"},
+        True,
+        False,
+    ]
+
+    def value(depth: int = 0) -> Any:
+        plain = [0, 1, 2, 3, 1.0, 1.5, "a", "", "abc", None, True, False]
+        if depth < 2 and rng.random() < 0.4:
+            if rng.random() < 0.5:
+                return [value(depth + 1) for _ in range(rng.randint(0, 3))]
+            return {key: value(depth + 1) for key in rng.sample("abc", rng.randint(0, 2))}
+        return rng.choice(plain)
+
+    allowed = 0
+    for schema in schemas:
+        for _ in range(200):
+            given = value()
+            good = jsonschema.Draft202012Validator(schema).is_valid(given)
+            try:
+                check_value(given, schema, "x")
+                assert good, (schema, given)
+            except InvalidRequest:
+                assert not good, (schema, given)
+            allowed += good
+    assert 500 < allowed < 3000
+
+
+def test_a_schema_without_end() -> None:
+    with pytest.raises(InvalidRequest, match="refers to itself without end"):
+        check_value(1, {"$ref": "#"}, "x")
+    with pytest.raises(InvalidRequest, match=r"\$ref: '#/a' is no place"):
+        check_value(1, {"$ref": "#/a"}, "x")
