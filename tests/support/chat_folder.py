@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,13 @@ def chat_folder(path: Path, template: str | None = CHATML, markers: tuple[str, .
     the configuration names."""
     tokenizer = byte_level()
     tokenizer.add_special_tokens(["</s>", *markers])
+    return random_folder(path, tokenizer, "</s>", template)
+
+
+def random_folder(
+    path: Path, tokenizer: Any, end: str, template: str | None = None, context: int = 512
+) -> Path:
+    """The same with a tokenizer (of the library tokenizers) whose token ``end`` ends a text."""
     vocab = tokenizer.get_vocab_size()
     rng = np.random.default_rng(5)
     shapes = {"model.embed_tokens": (vocab, HIDDEN), "lm_head": (vocab, HIDDEN)}
@@ -50,16 +58,16 @@ def chat_folder(path: Path, template: str | None = CHATML, markers: tuple[str, .
         "num_hidden_layers": 1,
         "num_attention_heads": HEADS,
         "num_key_value_heads": HEADS,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": context,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "hidden_act": "silu",
         "tie_word_embeddings": False,
-        "eos_token_id": tokenizer.token_to_id("</s>"),
+        "eos_token_id": tokenizer.token_to_id(end),
     }
     write_folder(path, config, tensors)
     (path / "tokenizer.json").write_text(tokenizer.to_str())
-    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": end}))
     if template is not None:
         (path / "chat_template.jinja").write_text(template)
     return path

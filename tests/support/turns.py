@@ -252,9 +252,9 @@ CASES: dict[str, Case] = {
 }
 
 
-@cache
-def writer(protocol: Protocol) -> Tokenizer:
-    """A byte-level tokenizer in which the protocol's markers are tokens, and END ends a turn."""
+def writer_json(protocol: Protocol) -> str:
+    """A byte-level tokenizer in which the protocol's markers are tokens, and END ends a turn, as
+    tokenizer.json has it."""
     data = json.loads(byte_level().to_str())
     data["added_tokens"] = [t for t in data["added_tokens"] if t["id"] < 4]
     for entry in data["added_tokens"]:  # the zoo's own markers under other names
@@ -270,9 +270,14 @@ def writer(protocol: Protocol) -> Tokenizer:
         data["added_tokens"].append(
             {**template, "id": base + i, "content": name, "special": not name.startswith("<arg")}
         )
-    return Tokenizer.from_json(
-        json.dumps(data), config={"eos_token": END, "bos_token": None}, source=protocol.name
-    )
+    return json.dumps(data)
+
+
+@cache
+def writer(protocol: Protocol) -> Tokenizer:
+    """:func:`writer_json` as a tokenizer."""
+    config = {"eos_token": END, "bos_token": None}
+    return Tokenizer.from_json(writer_json(protocol), config=config, source=protocol.name)
 
 
 def protocol_of(case: Case) -> Protocol:

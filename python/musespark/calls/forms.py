@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from musespark.calls.lark import Lark
-from musespark.calls.values import Values, may_be_text, tagged
+from musespark.calls.values import Values, split_texts, tagged
 
 Tools = Mapping[str, Mapping[str, Any]]  # name -> JSON schema of its parameters
 _ID = "[A-Za-z0-9]{9}"
@@ -74,13 +74,20 @@ def _glm(lark: Lark, tools: Tools) -> str:
 def _dsml(lark: Lark, tools: Tools) -> str:
     mark = "｜DSML｜"
     form = f'<{mark}parameter name="{{}}" string="{{}}">'
+    close = f"</{mark}parameter>"
+
+    def parameter(name: str, key: str, rule: Any, root: Any) -> str:
+        where, ways = f"tools: {name}.{key}", []
+        for said, part in zip(("true", "false"), split_texts(rule), strict=True):
+            if part is not None:
+                value = tagged(lark, part, root, where, close)
+                ways.append(rf'{lark.text(form.format(key, said))} {value} "\n"')
+        return lark.rule(" | ".join(ways))
 
     def write(name: str, schema: Any) -> str:
         out, needed = [lark.text(f'<{mark}invoke name="{name}">\n')], schema.get("required") or ()
         for key, rule in (schema.get("properties") or {}).items():
-            head = lark.text(form.format(key, "true" if may_be_text(rule) else "false"))
-            where, close = f"tools: {name}.{key}", f"</{mark}parameter>"
-            one = rf'{head} {tagged(lark, rule, schema, where, close)} "\n"'
+            one = parameter(name, key, rule, schema)
             out.append(one if key in needed else f"({one})?")
         return " ".join([*out, lark.text(f"</{mark}invoke>\n")])
 

@@ -187,6 +187,26 @@ def may_be_text(schema: Any) -> bool:
     return kind is None or "string" in ([kind] if isinstance(kind, str) else kind)
 
 
+def split_texts(schema: Any) -> tuple[Any, Any]:
+    """A schema's part that allows texts and its part that allows the rest; None for neither."""
+    if not isinstance(schema, Mapping) or not may_be_text(schema):
+        return (schema, None) if may_be_text(schema) else (None, schema)
+    if "enum" in schema:
+        texts = [v for v in schema["enum"] if isinstance(v, str)]
+        others = [v for v in schema["enum"] if not isinstance(v, str)]
+        return {**schema, "enum": texts}, {**schema, "enum": others} if others else None
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            rest = {key: value for key, value in schema.items() if key != union}
+            texts = [part for part in schema[union] if may_be_text(part)]
+            others = [part for part in schema[union] if not may_be_text(part)]
+            return {**rest, union: texts}, {**rest, union: others} if others else None
+    kinds = schema.get("type")
+    others = [kind for kind in kinds if kind != "string"] if isinstance(kinds, list) else []
+    text = {**schema, "type": "string"} if kinds else schema
+    return text, {**schema, "type": others} if others else None
+
+
 def tagged(
     lark: Lark, schema: Schema, root: Schema, where: str, close: str, *, wrap: str = ""
 ) -> str:
