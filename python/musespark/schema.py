@@ -33,7 +33,7 @@ def _check(value: Any, schema: Any, where: str, root: Any, depth: int) -> None:
     if "$ref" in schema:
         if depth > _MOST_REFERENCES:
             raise InvalidRequest(f"{where}: its schema refers to itself without end")
-        _check(value, _referred(root, schema["$ref"]), where, root, depth + 1)
+        _check(value, referred(root, schema["$ref"]), where, root, depth + 1)
     _check_type(value, schema, where)
     if isinstance(value, Mapping):
         _check_object(value, schema, where, root)
@@ -121,8 +121,8 @@ def _check_union(value: Any, parts: Any, union: str, where: str, root: Any, dept
         raise InvalidRequest(f"{where}: {fitting} of what is allowed fit, must be one")
 
 
-def _referred(root: Any, reference: Any) -> Any:
-    """The place that ``#/$defs/name`` names."""
+def referred(root: Any, reference: Any) -> Any:
+    """The place that ``#/$defs/name`` names. InvalidRequest for none."""
     node = root
     if not isinstance(reference, str) or not reference.startswith("#"):
         raise InvalidRequest(f"$ref: {reference!r:.80}, must begin with #")

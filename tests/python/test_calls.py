@@ -37,8 +37,10 @@ CALLABLE = [
     tool("set", [], level={"type": "integer", "minimum": -5, "maximum": 250}, name=TEXT),
     tool("nothing", []),
     tool("plan", ["deep"], deep=DEEP, mode={"enum": [1, "two", None]}),
+    tool("ref", ["color", "deep"], color={"$ref": "#/$defs/c"}, deep={"$ref": "#/$defs/d"}),
     tool("either", ["a", "b"], a={"anyOf": [{"type": "integer"}, {"type": "null"}]}, b=TEXT),
 ]
+CALLABLE[5]["function"]["parameters"]["$defs"] = {"c": {"enum": ["red", "blue"]}, "d": DEEP}
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -46,7 +48,7 @@ def test_every_call_of_a_random_model_parses_and_fits(style: str, tmp_path) -> N
     with sampler(style, tmp_path / "m") as samples:
         begun = []
         for seed in range(2 * len(CALLABLE)):
-            given = [CALLABLE[seed % len(CALLABLE)]] if seed < len(CALLABLE) else CALLABLE
+            given = [CALLABLE[seed]] if seed < len(CALLABLE) else CALLABLE
             begun.append((given, samples.begin(given, seed)))
         whole = 0
         for given, handle in begun:
@@ -62,10 +64,10 @@ def test_every_call_of_a_random_model_parses_and_fits(style: str, tmp_path) -> N
 @pytest.mark.parametrize("style", STYLES)
 def test_an_answer_where_no_call_may_be(style: str, tmp_path) -> None:
     with sampler(style, tmp_path / "m") as samples:
-        begun = [samples.begin(CALLABLE, seed, "none") for seed in range(3)]
+        begun = [samples.begin(TOOLS, seed, "none") for seed in range(3)]
         for handle in begun:
             tokens = handle.result().tokens
-            turn = samples.read(CALLABLE, tokens).turn
+            turn = samples.read(TOOLS, tokens).turn
             assert not turn.tool_calls and not turn.malformed_tool_calls, samples.text(tokens)
 
 

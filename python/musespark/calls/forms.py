@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from musespark.calls.lark import Lark
-from musespark.calls.values import Values, split_texts, tagged
+from musespark.calls.values import Values, resolved, split_texts, tagged
 
 Tools = Mapping[str, Mapping[str, Any]]  # name -> JSON schema of its parameters
 _ID = "[A-Za-z0-9]{9}"
@@ -33,6 +33,7 @@ def _parameters(
     ``{}`` for the key."""
     out, needed = [], schema.get("required") or ()
     for key, rule in (schema.get("properties") or {}).items():
+        rule = resolved(rule, schema)
         value = tagged(lark, rule, schema, f"tools: {name}.{key}", close, wrap=wrap)
         one = rf'{lark.text(form.format(key))} {value} "\n"'
         out.append(one if key in needed else f"({one})?")
@@ -78,7 +79,7 @@ def _dsml(lark: Lark, tools: Tools) -> str:
 
     def parameter(name: str, key: str, rule: Any, root: Any) -> str:
         where, ways = f"tools: {name}.{key}", []
-        for said, part in zip(("true", "false"), split_texts(rule), strict=True):
+        for said, part in zip(("true", "false"), split_texts(resolved(rule, root)), strict=True):
             if part is not None:
                 value = tagged(lark, part, root, where, close)
                 ways.append(rf'{lark.text(form.format(key, said))} {value} "\n"')

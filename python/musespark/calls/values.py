@@ -14,19 +14,19 @@ from typing import Any
 from musespark.calls.lark import Lark
 from musespark.errors import InvalidRequest
 from musespark.grammar import json_rule
+from musespark.schema import referred
 
 # A bound of digits, for a number is to be one that every reader of JSON can read; a weak model
 # writes digits for ever.
 INTEGER = r"-?(?:0|[1-9][0-9]{0,18})"
 NUMBER = rf"{INTEGER}(?:\.[0-9]{{1,20}})?(?:[eE][-+]?[0-9]{{1,2}})?"
+_MOST_REFERENCES = 64  # one after another
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _PLAIN = {"type", "description", "title", "default", "examples", "$defs"}
-_KNOWN = {
-    "string": {"minLength", "maxLength", "pattern", "format"},
-    "array": {"items", "minItems", "maxItems"},
-    "object": {"properties", "required", "additionalProperties"},
-    "integer": set(_BOUNDS),
-    "number": set(_BOUNDS),
+# What is followed here; each keyword says something of values of one type alone.
+_KEYWORDS = {
+    *("minLength", "maxLength", "pattern", "format", "items", "minItems", "maxItems"),
+    *("properties", "required", "additionalProperties", *_BOUNDS),
 }
 Schema = Mapping[str, Any]
 
@@ -37,6 +37,7 @@ class Values:
 
     def __init__(self, lark: Lark, root: Schema, where: str, quote: str | None = None):
         self._lark, self._root, self._where, self._quote = lark, root, where, quote
+        self._inside: list[str] = []  # references that are being followed
         self._comma, self._colon = (", ", ": ") if quote is None else (",", ":")
 
     def value(self, schema: Any) -> str:
@@ -45,6 +46,8 @@ class Values:
             return self._any()
         if not isinstance(schema, Mapping):
             raise InvalidRequest(f"{self._where}: got the schema {schema!r:.60}, allowed is a dict")
+        if "$ref" in schema and not set(schema) - _PLAIN - {"$ref"}:
+            return self._reference(schema)
         if "const" in schema or "enum" in schema:
             return self._one_of(schema.get("enum", [schema.get("const")]))
         for union in ("anyOf", "oneOf"):
@@ -56,7 +59,7 @@ class Values:
             return self._lark.rule(" | ".join(self.value({**rest, "type": k}) for k in kind))
         if not set(schema) - _PLAIN - {"type"} and kind is None:
             return self._any()
-        if set(schema) - _PLAIN - _KNOWN.get(str(kind), set()):
+        if set(schema) - _PLAIN - (_KEYWORDS if isinstance(kind, str) else set()):
             return self._library(schema)
         makers: dict[Any, Callable[[Schema], str]] = {
             "string": self._string,
@@ -98,6 +101,17 @@ class Values:
             if needed:
                 return lark.rule(" | ".join(first))
         return lark.rule(" | ".join([*first, '""']))
+
+    def _reference(self, schema: Schema) -> str:
+        """What a reference names; one that is inside itself is the library's to follow."""
+        name = schema["$ref"]
+        if name in self._inside:
+            return self._library(schema)
+        self._inside.append(name)
+        try:
+            return self.value(referred(self._root, name))
+        finally:
+            self._inside.pop()
 
     # ---- kinds --------------------------------------------------------------------------------
 
@@ -185,6 +199,14 @@ def may_be_text(schema: Any) -> bool:
             return any(map(may_be_text, schema[union]))
     kind = schema.get("type")
     return kind is None or "string" in ([kind] if isinstance(kind, str) else kind)
+
+
+def resolved(schema: Any, root: Schema) -> Any:
+    """A schema without a reference at its top."""
+    seen = 0
+    while isinstance(schema, Mapping) and "$ref" in schema and seen < _MOST_REFERENCES:
+        schema, seen = referred(root, schema["$ref"]), seen + 1
+    return schema
 
 
 def split_texts(schema: Any) -> tuple[Any, Any]:
