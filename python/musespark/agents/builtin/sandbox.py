@@ -124,7 +124,8 @@ def first_process(asked: dict[str, Any]) -> int:
             limit(asked)
             null = os.pipe()[0]  # an empty input
             os.dup2(null, 0)
-            os.execve(asked["python"], [asked["python"], "-I", "-S", "-B", "-c", asked["code"]], {})
+            program_and_options = [asked["python"], "-I", "-S", "-B", "-u", "-c", asked["code"]]
+            os.execve(asked["python"], program_and_options, {})
         except BaseException as error:
             _fail(asked, error)
     end = time.monotonic() + asked["seconds"]

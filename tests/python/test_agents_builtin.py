@@ -1,0 +1,321 @@
+"""Tools to choose from: what they answer, and what they keep to."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from musespark.agents import act
+from musespark.agents.builtin import (
+    add_to_date,
+    calculate,
+    convert_units,
+    days_between,
+    file_tools,
+    python_tool,
+    table_tools,
+    today,
+    visual_tools,
+    weekday,
+)
+from musespark.agents.builtin import python as python_code
+from musespark.agents.builtin.python import SandboxLimits
+from musespark.agents.tools import Content, Tool
+from musespark.errors import InvalidRequest, SandboxUnavailable
+from support.scripted_chat import Script, call
+
+# ---- numbers, dates, units ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("12*34", "408"),
+        ("2 * (3 + 4) ^ 2", "98"),
+        ("-7 // 2 + 7 % 4", "-1"),
+        ("sqrt(2) * pi", repr(2**0.5 * 3.141592653589793)),
+        ("max(1, 2.5, min(9, 3))", "3"),
+        ("1e3 / 8", "125.0"),
+    ],
+)
+def test_values_of_expressions(expression: str, value: str) -> None:
+    assert calculate(expression) == value
+
+
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [
+        ("9**9**9", "too large"),
+        ("10**1000 * 10**1000", "more than 4096 bits"),
+        ("__import__('os').getcwd()", "is no arithmetic"),
+        ("(1).real", "is no arithmetic"),
+        ("'a' * 9", "is no arithmetic"),
+        ("[1][0]", "is no arithmetic"),
+        ("(-8) ** 0.5", "no real number"),
+        ("1 / 0", "division by zero"),
+        ("sqrt()", "sqrt"),
+        ("(" * 300, "is none"),
+        ("1 +", "is none"),
+        ("1" * 501, "got 501 characters, allowed are at most 500"),
+    ],
+)
+def test_what_is_no_arithmetic(expression: str, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"expression: .*{says}"):
+        calculate(expression)
+
+
+def test_dates() -> None:
+    assert weekday("2026-05-31") == "Sunday" and len(today()) == 10
+    assert days_between("2026-05-31", "2026-06-30") == 30
+    assert add_to_date("2026-01-31", months=1) == "2026-02-28"
+    assert add_to_date("2024-02-29", years=-1, days=1) == "2023-03-01"
+    with pytest.raises(InvalidRequest, match="date: got 'May 31', allowed is YYYY-MM-DD"):
+        weekday("May 31")
+    for more in ({"years": 9000}, {"months": -99999}, {"days": 10**9}):
+        with pytest.raises(InvalidRequest, match=r"years: the year|days: got 1000000000"):
+            add_to_date("2026-01-31", **more)
+
+
+def test_units() -> None:
+    assert (
+        convert_units(1, "mi", "km") == 1.609344 and convert_units(100, "F", "C") == 37.7777777778
+    )
+    assert convert_units(-40, "C", "F") == -40 and convert_units(36, "km/h", "m/s") == 10
+    for given, says in [
+        ((1, "mi", "kg"), "to: got 'kg', a mass, allowed is a unit of length"),
+        ((1, "K", "kg"), "to: got 'kg', a mass, allowed is a unit of temperature"),
+        ((1, "mile", "km"), "unit: got 'mile', allowed are nm, um"),
+    ]:
+        with pytest.raises(InvalidRequest, match=says):
+            convert_units(*given)
+
+
+# ---- tables ------------------------------------------------------------------------------------
+
+
+def tables(folder: Path, **more: Any) -> tuple[Tool, Tool]:
+    (folder / "spend.csv").write_text("month;spend\nApril;502\nMay;912.5\nJune;\n\nJuly;12;extra\n")
+    describe, query = table_tools({"spend": folder / "spend.csv"}, **more)
+    return describe, query
+
+
+def test_csv_files_in_sql(tmp_path: Path) -> None:
+    describe, query = tables(tmp_path)
+    assert describe({}) == "spend (month, spend): 4 rows"
+    ordered = "SELECT month, spend FROM spend ORDER BY spend DESC"
+    assert query({"sql": ordered}) == "month,spend\nMay,912.5\nApril,502\nJuly,12\nJune,"
+    (tmp_path / "spend.csv").write_text("month;spend\nMay;1\n")  # read at each query
+    assert query({"sql": "SELECT count(*) AS n FROM spend"}) == "n\n1"
+    _, short = table_tools({"spend": tmp_path / "spend.csv"}, max_rows=2)
+    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n LIMIT 9) SELECT * FROM n"
+    assert short({"sql": many}).endswith("[more than 2 rows; the first 2 are shown]")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "DELETE FROM t",
+        "UPDATE t SET a = 1",
+        "INSERT INTO t VALUES (1)",
+        "DROP TABLE t",
+        "CREATE TABLE u (a)",
+        "ATTACH DATABASE 'other.db' AS o",
+        "PRAGMA writable_schema = 1",
+        "SELECT load_extension('x')",
+        "VACUUM INTO 'copy.db'",
+        "SELECT 1; SELECT 2",
+        "",
+    ],
+)
+def test_tables_are_only_read(tmp_path: Path, sql: str, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with sqlite3.connect("a.db") as database:
+        database.execute("CREATE TABLE t (a)")
+        database.execute("INSERT INTO t VALUES (7)")
+    before = (tmp_path / "a.db").read_bytes()
+    describe, query = table_tools({"any": "a.db"})
+    assert describe({}) == "t (a): 1 rows" and query({"sql": "SELECT a FROM t"}) == "a\n7"
+    with pytest.raises(InvalidRequest, match="sql: "):
+        query({"sql": sql})
+    assert (tmp_path / "a.db").read_bytes() == before and os.listdir(tmp_path) == ["a.db"]
+
+
+def test_tables_that_are_none_and_queries_that_do_not_end(tmp_path: Path) -> None:
+    _, query = tables(tmp_path, max_seconds=0.05)
+    forever = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n) SELECT max(i) FROM n"
+    with pytest.raises(InvalidRequest, match=r"sql: it took more than 0\.05 s"):
+        query({"sql": forever})
+    with pytest.raises(InvalidRequest, match="sql: no such column: cost"):
+        query({"sql": "SELECT cost FROM spend"})
+    (tmp_path / "bad.csv").write_text("a,A\n1,2\n")
+    for files, says in [
+        ({}, "files: got {}, allowed is a dict name: path"),
+        ({"a": tmp_path / "none.csv"}, r"files\['a'\]: no file"),
+        ({"a": tmp_path / "bad.csv"}, r"files\['a'\]: its first line \['a', 'A'\] names no"),
+    ]:
+        with pytest.raises(InvalidRequest, match=says):
+            table_tools(files)
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Tool, Tool]:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    (inside / "deep").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "secret.txt").write_text("the secret word")
+    (inside / "a.txt").write_text("one\nThe word is here\nthree\n")
+    (inside / "deep" / "b.md").write_text("another WORD\n")
+    (inside / "image.bin").write_bytes(b"word\0\xff")
+    (inside / "link.txt").symlink_to(outside / "secret.txt")
+    (inside / "way").symlink_to(outside)
+    os.mkfifo(inside / "pipe.txt")
+    search, read = file_tools({"docs": inside})
+    return search, read
+
+
+def test_files_are_found_and_read(folders: tuple[Tool, Tool]) -> None:
+    search, read = folders
+    found = search({"text": "word"})
+    assert found == "docs/a.txt:2: The word is here\ndocs/deep/b.md:1: another WORD"
+    assert search({"text": "word", "names": "*.md"}) == "docs/deep/b.md:1: another WORD"
+    assert search({"text": "nowhere"}).startswith("nothing found in 2 files")
+    assert read({"path": "docs/a.txt", "line": 2}) == "The word is here\nthree"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "docs/../outside/secret.txt",
+        "docs/link.txt",
+        "docs/way/secret.txt",
+        "docs/./a.txt",
+        "docs//a.txt",
+        "docs/pipe.txt",
+        "docs/image.bin",
+        "docs/deep",
+        "docs/none.txt",
+        "docs",
+        "/etc/passwd",
+        "outside/secret.txt",
+        "docs/a.txt\0",
+    ],
+)
+def test_no_path_leads_out(folders: tuple[Tool, Tool], path: str) -> None:
+    search, read = folders
+    with pytest.raises(InvalidRequest, match="path: "):
+        read({"path": path})
+    assert "secret" not in search({"text": "secret"})
+
+
+def test_what_is_no_folder(tmp_path: Path) -> None:
+    for given, says in [
+        ({}, "folders: got {}"),
+        ({"a/b": tmp_path}, "folders: got the name 'a/b'"),
+        ({"a": tmp_path / "none"}, r"folders\['a'\]: no folder"),
+    ]:
+        with pytest.raises(InvalidRequest, match=says):
+            file_tools(given)
+
+
+# ---- Python ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_python() -> Tool:
+    limits = SandboxLimits(seconds=2, memory=256 << 20, files=1 << 20, output=4096)
+    try:
+        return python_tool(limits)
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+
+
+def test_programs_print(run_python: Tool) -> None:
+    code = "import statistics\nprint(statistics.mean([1, 2]))\nopen('a', 'w').write('b')"
+    assert run_python({"code": code}) == str(statistics.mean([1, 2]))
+    listed = run_python({"code": "import os\nprint(os.getcwd(), os.listdir('.'))"})
+    assert listed == "/work []"  # nothing is kept
+    failed = run_python({"code": "print(1)\n1/0"})
+    assert failed.startswith("1\n") and failed.endswith("[ended with status 1]")
+    assert run_python({"code": "import sys; sys.exit(124)"}) == "[ended with status 124]"
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import socket\nsocket.create_connection(('127.0.0.1', 80), 1)", "unreachable"),
+        ("print(open('/etc/passwd').read())", "No such file"),
+        (f"print(open({str(Path(__file__))!r}).read())", "No such file"),
+        ("open('/usr/x', 'w')", "Read-only file system"),
+        ("open('/x', 'w')", "Read-only file system"),
+        ("open('a', 'w').write('x' * (2 << 20))", "File too large"),
+        (
+            "for i in range(3): open(str(i), 'w').write('x' * (1 << 19))",
+            "No space left on device",
+        ),
+        ("x = 'a' * (1 << 30)", "MemoryError"),
+        ("import ctypes as c\nl = c.CDLL(None)\nassert l.unshare(0x10000000) == 0", "Assertion"),
+        ("import os\nos.kill(1, 9)\nassert os.getpid() < 9\nos.setuid(0)", "not permitted|Invalid"),
+    ],
+)
+def test_programs_are_shut_in(run_python: Tool, code: str, says: str) -> None:
+    said = run_python({"code": code})
+    assert "[ended with status" in said
+    assert any(one in said for one in says.split("|")), said
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("while True: pass", "took more than 2 s"),
+        ("import time; time.sleep(60)", "took more than 2 s"),
+        ("while True: print('a' * 99)", "printed more than 4096 bytes"),
+        ("a" * 70_000, "got 70000 characters"),
+        ("\0", "a null character"),
+    ],
+)
+def test_programs_that_go_too_far(run_python: Tool, code: str, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"code: .*{says}"):
+        run_python({"code": code})
+
+
+def test_without_a_sandbox_nothing_runs(tmp_path: Path, monkeypatch: Any) -> None:
+    broken = tmp_path / "sandbox.py"
+    text = python_code._CHILD.read_text()
+    broken.write_text(text.replace("libc.unshare(spaces)", "-1"))
+    monkeypatch.setattr(python_code, "_CHILD", broken)
+    with pytest.raises(SandboxUnavailable, match=r"new namespaces \(unshare\).*nothing is run"):
+        python_tool()
+    monkeypatch.setattr(python_code.platform, "system", lambda: "Plan9")
+    with pytest.raises(SandboxUnavailable, match="needs Linux, this is Plan9"):
+        python_tool()
+    for more, says in [({"seconds": 0}, "seconds: got 0"), ({"memory": 5}, "memory: got 5")]:
+        with pytest.raises(InvalidRequest, match=says):
+            SandboxLimits(**more)
+
+
+# ---- pictures ----------------------------------------------------------------------------------
+
+
+def test_a_crop_comes_back_as_a_picture() -> None:
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[:50] = 255
+    tools = visual_tools([image])
+    zoom = next(one for one in tools if "zoom" in one.name)
+    assert all("0 to 1000" in one.description for one in tools)
+    place = {"bbox_2d": [0, 0, 500, 500], "label": "corner", "img_idx": 0}
+    found = act(Script([call(zoom.name, place)], "White."), "What colour?", tools)
+    picture, text = found.messages[2]["content"]
+    assert picture["type"] == "image" and text["text"] == found.uses[0].answer
+    assert isinstance(zoom(place), Content) and found.uses[0].status == "done"
+    place |= {"img_idx": 7}
+    wrong = act(Script([call(zoom.name, place)], "?"), "?", tools)
+    assert wrong.uses[0].answer == "error: img_idx: 7, there are images 0 to 2"
