@@ -275,10 +275,10 @@ class Model(Scoring):
     ) -> Session:
         """A conversation that remembers, and computes only what is new in each turn.
 
-        ``adapter``, ``steering`` (None: what every request gets now), ``thought_cache``,
-        ``thought_cache_tokens``: of all turns, as in :meth:`chat`. Its other options are each
-        turn's: :meth:`Session.chat`.
-        """
+                        ``adapter``, ``steering`` (None: what every request gets now), ``thought_cache``,
+                ``thought_cache_tokens``: of all turns, as in :meth:`chat`. Its other options are each
+                turn's: :meth:`Session.chat`.
+                """
         refuse_turn_options(unknown)
         additions = {"adapter": adapter, "steering": steering}
         self._adapters.chosen(additions)
@@ -301,9 +301,8 @@ class Model(Scoring):
     def load_adapter(self, path: str | os.PathLike[str], name: str | None = None) -> Adapter:
         """Loads a LoRA adapter beside the model, to be given to requests as ``adapter``.
 
-        ``path``: a folder with PEFT's adapter_config.json and adapter_model.safetensors. ``name``:
-        what it is called, its folder's name where None. Requests with different adapters, or with
-        none, run in one batch, each with the result it has alone.
+        ``path``: a folder with PEFT's files. ``name``: its folder's where None. Requests with
+        different adapters, or with none, run in one batch, each with the result it has alone.
 
         Raises InvalidRequest (no such folder, a name in use, a model with an adapter of its own),
         UnsupportedModel naming what it changes that is not computed here, and CorruptFile.

@@ -17,6 +17,7 @@ from tests.support import eyes as e
 
 import musespark
 from musespark import AgentDelta, ContemplationResult
+from musespark.agents import act
 from musespark.contemplating import agent_seed
 from musespark.contemplating.agents import Turn, trial_rows
 from musespark.errors import Cancelled, ContextOverflow, InvalidRequest
@@ -617,7 +618,7 @@ def test_calls_that_nobody_runs_are_voted_on(nano) -> None:
 
 
 def test_a_call_that_was_voted_on_runs_once(nano) -> None:
-    """``run_tools`` with contemplating turns: the effects of a tool are those of one agent."""
+    """``act`` with contemplating turns: the effects of a tool are those of one agent."""
     asked_for = []
 
     def weather(city: str) -> str:
@@ -631,8 +632,8 @@ def test_a_call_that_was_voted_on_runs_once(nano) -> None:
     def chat(messages: Any, **given: Any) -> Any:
         return stage.contemplate(messages, **given).drain()
 
-    run = musespark.tools.run_tools(chat, "Rain?", [weather], n_agents=3)
-    assert (run.content, asked_for, run.turns) == ("wet", ["Oslo"], 2)
+    run = act(chat, "Rain?", [weather], n_agents=3, tool_choice=None)
+    assert (run.content, asked_for, len(run.steps)) == ("wet", ["Oslo"], 2)
 
 
 # ---- what is refused -----------------------------------------------------------------------------
