@@ -275,10 +275,10 @@ class Model(Scoring):
     ) -> Session:
         """A conversation that remembers, and computes only what is new in each turn.
 
-                        ``adapter``, ``steering`` (None: what every request gets now), ``thought_cache``,
-                ``thought_cache_tokens``: of all turns, as in :meth:`chat`. Its other options are each
-                turn's: :meth:`Session.chat`.
-                """
+                ``adapter``, ``steering`` (None: what every request gets now), ``thought_cache``,
+        ``thought_cache_tokens``: of all turns, as in :meth:`chat`. Its other options are each
+        turn's: :meth:`Session.chat`.
+        """
         refuse_turn_options(unknown)
         additions = {"adapter": adapter, "steering": steering}
         self._adapters.chosen(additions)
