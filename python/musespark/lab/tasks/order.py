@@ -182,16 +182,19 @@ def sorting(r: Random, level: str) -> Problem:
 
 
 def _by_tens(values: list[int], *, down: bool) -> str:
-    """Which of ``values`` (0 to 99) each ten has, as they come, then in order."""
+    """``values`` (0 to 99) with two digits each, then which of them each ten has, as they come and
+    in order. Without the zeros those below ten were forgotten: they begin like any other."""
     parts = []
     for ten in range(9, -1, -1) if down else range(10):
         found = [v for v in values if v // 10 == ten]
         ranked = sorted(found, reverse=down)
-        text = " ".join(map(str, found)) or "none"
-        parts.append(
-            f"{ten}: {text}" + (f" so {' '.join(map(str, ranked))}" if found != ranked else "")
-        )
-    return ", ".join(parts)
+        also = f" so {_padded(ranked)}" if found != ranked else ""
+        parts.append(f"{ten}: {_padded(found) or 'none'}{also}")
+    return f"{_padded(values)}. {', '.join(parts)}"
+
+
+def _padded(values: list[int]) -> str:
+    return " ".join(f"{v:02}" for v in values)
 
 
 def extreme(r: Random, level: str) -> Problem:

@@ -142,10 +142,15 @@ def _plain_question(r: Random, level: str, made: _Table, kind: str) -> Problem:
 
 
 def _at_rows(made: _Table, j: int) -> list[str]:
-    """Each row as it stands and its value in column ``j``: copied whole, a value is found beside
-    its row; one picked out of the question came from the wrong row more often than not."""
+    """Each row with the names of its columns, then its value in column ``j``: one picked out of the
+    question, or out of a row without names, came from another column as often as not."""
+    told = (
+        ", ".join(f"{c} {v}" for c, v in zip(made.columns, _row(made, i), strict=True))
+        for i in range(len(made.rows))
+    )
     return [
-        f"{line}: {made.columns[j]} {v}" for line, v in zip(made.lines, made.values[j], strict=True)
+        f"{name}: {row}; {made.columns[j]} {v}"
+        for name, row, v in zip(made.rows, told, made.values[j], strict=True)
     ]
 
 

@@ -190,18 +190,22 @@ def dates(r: Random, level: str) -> Problem:
 
 
 def _weekday_ways(i: int, d: int, n: int) -> tuple[str, str, str]:
-    """From day ``d``, the weekday ``i``, to ``n`` days later, by weeks and then by days; back from
-    there; and by numbers from 0 to 6."""
-    stops = [*range(0, n, 7)]
-    stops += range(stops[-1] + 1, n + 1) if n - stops[-1] < 7 else [n]
-    path = [f"{d + q} {DAYS[(i + q) % 7]}" for q in stops]
+    """From day ``d``, the weekday ``i``, to ``n`` days later, by weeks while these do not pass
+    it and then by days; back from there; and by numbers from 0 to 6."""
+    goal, q, path = d + n, 0, [f"{d} {DAYS[i]}"]
+    while q < n:
+        if n >= 7 and q % 7 == 0:
+            week = d + q + 7
+            path.append(f"{week}{'<' if week < goal else '=' if week == goal else '>'}{goal}")
+        q += 7 if n - q >= 7 else 1
+        path.append(f"{d + q} {DAYS[(i + q) % 7]}")
     back = [f"{d + q} {DAYS[(i + q) % 7]}" for q in range(n, -1, -7)]
     back += [f"{d + q} {DAYS[(i + q) % 7]}" for q in range(n % 7 - 1, -1, -1)]
     total, answer = i + n, DAYS[(i + n) % 7]
     apart = f"{d + n}-{d}={n}, " if d else ""
     weeks = f", {total}-{total - total % 7}={total % 7}" if total >= 7 else ""
     return (
-        f"{', '.join(path)}.",
+        f"to {goal}: {', '.join(path)}.",
         f"back from {answer}: {', '.join(back)}, want {DAYS[i]}.",
         f"{apart}{DAYS[i]} is {i}, {i}+{n}={total}{weeks}, {total % 7} is {answer}.",
     )
