@@ -206,7 +206,7 @@ def _of_user(blocks: Sequence[Any], where: str) -> list[dict[str, Any]]:
     for index, block in enumerate(blocks):
         if isinstance(block, ResultBlock):
             content = _shown(block.content or "", f"{where}[{index}].content")
-            if block.is_error:  # as model.run_tools tells a model of one
+            if block.is_error:  # as Model.act tells a model of one
                 content = _as_error(content)
             answer = {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
             out.append(answer)

@@ -312,7 +312,7 @@ def buttons(r: Random, level: str) -> Asker:
         thought = f"Buttons: {', '.join(told)}. {told[i]}."
         ask = phrase(r, _CLICK).format(words[i])
         row, column = i // columns, i % columns
-        beside = ", ".join(words[row * columns : (row + 1) * columns])
+        beside = ", ".join(told[row * columns : (row + 1) * columns])
         routes = (
             f"row {row + 1}: {beside}. {told[i]}.",
             f"from below {', '.join(reversed(words))}. {words[i]} is in row {row + 1}, column "

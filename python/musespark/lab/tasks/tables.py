@@ -107,7 +107,7 @@ def _plain_question(r: Random, level: str, made: _Table, kind: str) -> Problem:
     if kind == "cell":
         ask = phrase(r, _CELL).format(c=column, n=made.rows[i])
         answer = str(cells[i])
-        down = ", ".join(map(str, cells))
+        down = ", ".join(f"{n} {v}" for n, v in zip(made.rows, cells, strict=True))
         told = ", ".join(f"{n} {v}" for n, v in zip(made.columns, _row(made, i), strict=True))
         thought = f"{made.lines[i]}\n{told}. {column} {answer}."
         routes = (
@@ -192,7 +192,8 @@ def _filtered(r: Random, made: _Table) -> Problem:
     key = f"total {made.columns[a]} {made.columns[b]} {limit}"
     back, _ = _sums([added[i] for i in reversed(hits)])
     up = "; ".join(
-        f"{made.rows[i]} {by[i]}" + (f">{limit} {added[i]}" if i in hits else "")
+        f"{made.rows[i]} {made.columns[b]} {by[i]}{_sign(by[i], limit)}{limit}"
+        + (f" {made.columns[a]} {added[i]}" if i in hits else "")
         for i in reversed(range(len(by)))
     )
     above, _ = _split_by(made.rows, by, limit)
@@ -226,12 +227,13 @@ def _greatest_of(r: Random, made: _Table) -> Problem:
     thought = "\n".join([*lines, f"{group}: {listed}. Highest {max(cells)}."])
     key = f"group {made.columns[j]} {group}"
     each = ", ".join(f"{v}<{max(cells)}" for v in cells if v != max(cells))
-    back = reversed(list(zip(made.rows, made.teams, made.values[j], strict=True)))
-    up = ", ".join(f"{n} {v}" for n, t, v in back if t == group)
+    rows = list(zip(made.rows, made.teams, made.values[j], strict=True))
+    up = ", ".join(f"{n} {t} {v}" if t == group else f"{n} {t}" for n, t, v in reversed(rows))
     order = " ".join(map(str, sorted(cells, reverse=True)))
     routes = (
         f"from below {up}; {each}. None above {max(cells)}.",
-        f"{group} in order {order}. First {max(cells)}.",
+        f"{group} has {', '.join(f'{n} {v}' for n, t, v in rows if t == group)}; in order {order}. "
+        f"First {max(cells)}.",
     )
     return _problem("hard", key, made, ask, str(max(cells)), thought, routes)
 
