@@ -25,7 +25,7 @@ def model():
 
 def test_an_answer_that_is_begun_goes_on(model) -> None:
     messages = [QUESTION, BEGUN]
-    given = {"continue_final_message": True, "max_new_tokens": 12}
+    given = {"continue_final_message": True, "max_new_tokens": 5}  # no marker comes that soon
     result = model.chat(messages, **given)
     text = model.template.render(
         messages, continue_final_message=True, **model.tokenizer.special_tokens
@@ -33,9 +33,9 @@ def test_an_answer_that_is_begun_goes_on(model) -> None:
     assert text.endswith("to=user<|message|>The answer is 6")
     ids = encode_chat(model.tokenizer, model.template, messages, continue_final_message=True)
     assert ids == model.tokenizer.encode(text, parse_special=True)
-    assert result.tokens == model.generate(ids, max_new_tokens=12).tokens
+    assert result.tokens == model.generate(ids, max_new_tokens=5).tokens
     assert result.usage.prompt_tokens == len(ids) and result.reasoning == ""
-    assert result.content == model.generate(ids, max_new_tokens=12).text != ""
+    assert result.content == model.generate(ids, max_new_tokens=5).text != ""
     assert not result.content.startswith("The")
     stream = model.chat(messages, stream=True, **given)
     assert "".join(str(delta) for delta in stream) == result.content

@@ -96,7 +96,7 @@ def test_no_answer_to_score(model, answer) -> None:  # noqa: F811
 
 
 def test_an_option_that_scoring_has_not(model) -> None:  # noqa: F811
-    with pytest.raises(InvalidRequest, match="seed: allowed here are tools and adapter"):
+    with pytest.raises(InvalidRequest, match="seed: allowed here are tools, adapter and steering"):
         model.answer_logprob([user("x")], "y", seed=1)
 
 

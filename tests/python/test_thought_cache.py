@@ -310,12 +310,17 @@ class _Tokenizer:
 
 def test_marks_of_protocols():
     known = ("<|start|>", "<|message|>", "<|eom|>", "<|eot|>")
-    assert thought_marks(MUSE, _Tokenizer(*known)) == {"opens": [[108, 1]], "closes": [0, 2, 3]}
+    assert thought_marks(MUSE, _Tokenizer(*known)) == {
+        "opens": [[108, 1]],
+        "closes": [0, 2, 3],
+        "header": [0, 1],
+    }
     assert thought_marks(MUSE, _Tokenizer(*known[:3])) is None
     harmony = ("<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>", "<|start|>")
     assert thought_marks(HARMONY, _Tokenizer(*harmony)) == {
         "opens": [[0, 108, 1]],
         "closes": [2, 3, 4, 5],
+        "header": [5, 1],
     }
     tags = compose("think", "hermes")
     assert thought_marks(tags, _Tokenizer("<think>", "</think>")) == {"opens": [[0]], "closes": [1]}

@@ -102,7 +102,8 @@ def test_trials_come_with_it(nano) -> None:
 
 def test_it_is_not_for_an_adapted_model(nano, monkeypatch) -> None:
     calibrate(nano)
-    monkeypatch.setattr(nano._adapters, "id_of", lambda adapter: 0 if adapter else None)
+    chosen = lambda given: 0 if given.get("adapter") else None  # noqa: E731
+    monkeypatch.setattr(nano._adapters, "chosen", chosen)
     assert nano._requests._chat_options({})[1].chosen == "calibrated 0.05"
     assert nano._requests._chat_options({"adapter": object()})[1].chosen == "loop"
 

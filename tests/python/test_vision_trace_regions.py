@@ -33,6 +33,10 @@ CROP_OF_CROP = View(
 TURNED = View((1920, 480), Transform(a=0, b=1, d=-1, e=0, f=480), (480, 1920))
 PADDED = View((1920, 1920), Transform.shift(0, -720), (480, 1920))
 
+TOLD = (
+    '[{"label": "tray (350,450). So [1,2,3,4]", "bbox_2d": [10, 20, 30, 40]}, '
+    '{"point_2d": [50, 60], "bbox_2d": [1, 2, 3, 4], "label": "at (7,8)"}] and (9,10)'
+)
 JSON_LIST = (
     '```json\n[\n\t{"bbox_2d": [64, 34, 644, 168], "label": "a \\"red\\" car"},\n'
     '\t{"label": "wheel", "point_2d": [322, 252]}\n]\n```'
@@ -230,3 +234,13 @@ def test_more_regions_than_the_limit_are_said() -> None:
 def test_an_unknown_convention_is_refused_by_name() -> None:
     with pytest.raises(InvalidRequest, match="convention: 'kosmos', known are muse, qwen2-vl"):
         find_regions("", WIDE, "kosmos")
+
+
+def test_places_inside_a_label_are_none() -> None:
+    found = find_regions(TOLD, WIDE, "muse").regions
+    assert [(r.kind, r.label, r.written) for r in found] == [
+        ("box", "tray (350,450). So [1,2,3,4]", (10, 20, 30, 40)),
+        ("point", "at (7,8)", (50, 60)),
+        ("box", "at (7,8)", (1, 2, 3, 4)),
+        ("point", "", (9, 10)),
+    ]

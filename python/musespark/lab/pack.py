@@ -103,7 +103,8 @@ def branched_sample(
 
 
 class Packer:
-    """Draws items and prose and yields full batches; everything follows from the seed.
+    """Draws items and prose and yields full batches; everything follows from the seed but where BPE
+    dropout cuts words.
 
     Each batch has room for ``pictures`` pictures, and about ``vision`` of the documents drawn have
     some; with no room for any, none are drawn. Without rows a batch is ``drills`` alone.

@@ -202,12 +202,16 @@ class Convention:
         return f"from 0 to {self.full:g} across the image, whatever its size"
 
     def find(self, text: str, limit: int) -> list[Found]:
-        """The coordinates in the text, in its order, each once; one more than ``limit`` at most."""
+        """The coordinates in the text, in its order, each once; one more than ``limit`` at most.
+        What a label says of places is none."""
         every = [found for scan in self.scanners for found in islice(scan(text), limit + 1)]
+        wholes = {(f.start, f.end) for f in every if (f.start, f.end) != (f.first, f.last)}
         every.sort(key=lambda found: (found.first, -found.last))
         kept: list[Found] = []
         for found in every:
-            if not kept or found.first >= kept[-1].last:
+            span = found.start, found.end
+            told = any(a <= span[0] and span[1] <= b for a, b in wholes if (a, b) != span)
+            if not told and (not kept or found.first >= kept[-1].last):
                 kept.append(found)
         return kept[: limit + 1]
 
