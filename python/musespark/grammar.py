@@ -267,7 +267,7 @@ def _library() -> Any:
     except ImportError as error:
         raise MissingLibrary(
             "output by a schema or grammar, and calls that always parse (tool_choice), need "
-            "llguidance: pip install 'musespark[grammar]'"
+            "llguidance: pip install 'musespark[grammar]' (tool_choice=None leaves calls free)"
         ) from error
     return llguidance
 
