@@ -223,6 +223,15 @@ def test_heads_ask_each_token_for_the_box_of_what_it_is_part_of():
     assert (told - plain).item() == pytest.approx(box, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "given", [["--rows", "-1"], ["--rows", "0", "--heads", "0"], ["--rows", "0", "--pictures", "0"]]
+)
+def test_a_run_that_would_train_nothing_is_refused(given, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        train.parse([str(tmp_path), *given])
+    assert f"--rows: got {given[1]} beside --pictures" in capsys.readouterr().err
+
+
 def test_words_of_labels_are_those_that_thoughts_use():
     tokenizer = tok.load(NANO)
     words = network.words_of(tokenizer)
