@@ -84,8 +84,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.pictures = max(1, args.rows // 2)
     if args.rows < 1 and not (args.rows == 0 and args.pictures > 0 and args.heads > 0):
         p.error(
-            f"--rows: got {args.rows} beside --pictures {args.pictures} and --heads {args.heads:g}; "
-            "allowed is 1 or more, or 0 where both of those are above 0"
+            f"--rows: got {args.rows} beside --pictures {args.pictures} and "
+            f"--heads {args.heads:g}; allowed is 1 or more, or 0 where both of those are above 0"
         )
     return args
 
