@@ -19,7 +19,7 @@ transformers = pytest.importorskip(
     "transformers", minversion="5.17", reason="the lab needs transformers"
 )
 
-from musespark.lab import network, raster, train  # noqa: E402
+from musespark.lab import network, probe, raster, train  # noqa: E402
 from musespark.lab import tokenizer as tok  # noqa: E402
 from musespark.lab.backends import TransformersBackend  # noqa: E402
 from musespark.lab.evaluate import items_for  # noqa: E402
@@ -264,6 +264,22 @@ def test_an_image_token_is_to_look_like_the_words_for_what_it_shows():
     assert pulled_at == [[0, 2 * 8 + 3]]
     pulled = -features.grad[0, 2 * 8 + 3]
     assert set(pulled.topk(2).indices.tolist()) == {4, 6}
+
+
+def test_a_probe_counts_image_tokens_whose_nearest_word_is_one_of_those_shown():
+    loss = network.PackedLoss(network.create("tiny", 1), words=network.words_of(tok.load(NANO)))
+    truth = torch.full((3, 4, raster.LABEL_WIDTH), 255)
+    truth[0, 1, 2], truth[1, 3, 2] = 5, 6  # two characters; the third token has no label
+    embedded = loss.model.model.language_model.embed_tokens.weight.detach()
+    looks_like = [int(loss.heads.words[2, character, 0]) for character in (5, 5, 5)]
+    assert probe.named(loss, 100 * embedded[looks_like], truth).tolist() == [True, False]
+
+
+def test_a_probe_tells_of_every_kind_of_picture_and_of_what_is_read(trained, capsys):
+    probe.main([str(trained[0] / "last.pt"), "--n", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:-1]] == ["drills", *probe.TASKS]
+    assert lines[-1].startswith("pointing: the text half says 0 of 2 ")
 
 
 def test_heads_ask_each_token_for_its_row_and_column():

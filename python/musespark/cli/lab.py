@@ -7,13 +7,13 @@ import argparse
 
 STEPS = (
     *("eval", "bench-thinking", "calibrate", "generate", "train", "rollouts", "rl", "plot"),
-    *("curve", "drafter", "steer", "export"),
+    *("curve", "drafter", "steer", "probe", "export"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "STEP --help says what each takes; train, drafter, rl and export need musespark[lab]."
+        "STEP --help says what each takes; train, drafter, rl, probe, export need musespark[lab]."
     )
     parser.add_argument("step", choices=STEPS, metavar="|".join(STEPS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER)

@@ -43,6 +43,7 @@ MODULES = {
     "curve": "what runs of `lab rl` say of accuracy and length",
     "rollouts": "the model's own right replies, to train on",
     "export": "a checkpoint as a folder that transformers and musespark load (needs torch)",
+    "probe": "what a vision tower tells, and whether it is read from (needs torch)",
     "plot": "loss, speed and losses by task of a training run, as SVG",
     "generate": "items with their answers and pictures as files, which eval --items reads",
 }
