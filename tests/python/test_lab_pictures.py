@@ -76,14 +76,18 @@ def test_things_are_where_their_boxes_say(level):
             assert np.abs(ink - raster.COLORS[t.color]).max() <= 40
 
 
-def test_counting_thoughts_list_what_they_count():
+def test_counting_thoughts_go_through_all_shapes_and_number_those_they_count():
     rng = Random(8)
     for level in LEVELS:
         for _ in range(60):
             problem = draw(rng, "counting", level, evaluation=False)
             text, result = problem.steps(None)
             assert result == problem.answer
-            assert len(re.findall(r"\(\d+,\d+\)", text)) == int(problem.answer)
+            things = len(problem.key.split()) // 3
+            assert len(re.findall(r"\(\d+,\d+\) \w+", text)) == things
+            numbers = re.findall(r"[a-z] (\d+)\b", text.removesuffix(f" So {result}."))
+            assert numbers == [str(k + 1) for k in range(int(problem.answer))]
+            assert len(re.findall(r"\(\d+,\d+\)", problem.check(result)[0])) == things
             assert len(re.findall(r"\(\d+,\d+\)", problem.second)) == int(problem.answer)
 
 

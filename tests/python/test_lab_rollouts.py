@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 import pytest
@@ -12,70 +13,97 @@ from musespark.lab import tokenizer as tok
 from musespark.lab.backends import Reply
 from musespark.lab.item import WRONG_CLOSE, WRONG_OPEN, is_evaluation
 from musespark.lab.pack import Packer
-from musespark.lab.tasks import draw_item
+from musespark.lab.tasks import draw
 
-MENDED = "9+0=8. So 88.\nCheck: 88-60: 8-0=8. So 28, want 29. Wrong. Again: 9+0=9. So 89."
-SETTLED = "So 88.\nAnother way: 29+60=89. Not 88.\nThird: 89-60=29, want 29. So 89."
-RIGHT = "9+0=9, 2+6=8. So 89.\nCheck: 89-60=29, want 29. Right."
+TRY = "9+0=8. So 88."
+EFFORTS = ("high", "xhigh")
 
 
 @pytest.fixture
-def item():
-    one = draw_item(Random(1), "addition", "easy", "high", evaluation=False)
-    one.answer, one.checker = "89", "number"
-    return one
+def problem():
+    return addition(29, 60)
+
+
+def addition(a, b):
+    return next(
+        p
+        for p in (draw(Random(i), "addition", "easy", evaluation=False) for i in range(100_000))
+        if {str(a), str(b)} <= set(re.findall(r"\d+", p.question)) and p.answer == str(a + b)
+    )
 
 
 def reply(thought, answer="89", **more):
     return Reply(answer, thought=thought, **more)
 
 
+def kept(problem, replies, most=9, efforts=EFFORTS):
+    return rollouts.kept(problem, replies, efforts, most, Random(1))
+
+
+def test_a_wrong_try_is_checked_by_the_problem_and_mended(problem):
+    (item,) = kept(problem, [reply(TRY, "88")], efforts=["high"])
+    tried, _, told = item.thought.partition(WRONG_CLOSE)
+    assert tried == WRONG_OPEN + TRY
+    assert told == f"\nCheck: {problem.check('88')[0]} Wrong. Again: {problem.steps(None)[0]}"
+    assert (item.effort, item.answer) == ("high", "89")
+
+
+def test_at_xhigh_the_second_route_says_that_it_was_not(problem):
+    (item,) = kept(problem, [reply(TRY, "88")], efforts=["xhigh"])
+    assert item.thought.startswith(WRONG_OPEN + TRY + WRONG_CLOSE)
+    assert f"{problem.second} Not 88.\nThird: " in item.thought
+
+
+def test_right_tries_come_after_wrong_ones_and_are_said_to_be_right(problem):
+    replies = [reply("Mine."), reply(TRY, "88"), reply("Mine."), reply("Mine too.")]
+    items = kept(problem, replies)
+    assert [WRONG_OPEN in i.thought for i in items] == [True, False, False]
+    assert all(
+        i.thought.startswith(t) for i, t in zip(items[1:], ("Mine.", "Mine too."), strict=True)
+    )
+    assert all(i.thought.endswith(" Right.") for i in items[1:])
+    assert len(kept(problem, replies, most=2)) == 2
+
+
+def test_what_is_always_right_gives_nothing(problem):
+    assert kept(problem, [reply("Mine."), reply("Mine too.")]) == []
+
+
 @pytest.mark.parametrize(
-    ("thought", "first"),
-    [(MENDED, "9+0=8. So 88."), (SETTLED, "So 88."), (RIGHT, None), ("Wrong. Again: 1", None)],
+    "bad",
+    [reply(TRY, "88", finished=False), reply("", "88"), reply("So ninety.", "ninety")],
+    ids=["cut off", "no thought", "not a number"],
 )
-def test_only_a_first_try_that_was_mended_is_marked_as_wrong(thought, first):
-    told = rollouts.mended(thought)
-    if first is None:
-        assert told is None
-    else:
-        assert told == f"{WRONG_OPEN}{first}{WRONG_CLOSE}{thought[len(first) :]}"
+def test_what_no_check_can_judge_is_left_out(problem, bad):
+    assert kept(problem, [bad]) == []
 
 
-def test_right_replies_are_kept_and_mended_ones_come_first(item):
-    replies = [reply(RIGHT), reply("So 88.", "88"), reply(MENDED), reply(RIGHT), reply(SETTLED)]
-    thoughts = [i.thought for i in rollouts.kept(item, replies, 2)]
-    assert thoughts == [rollouts.mended(MENDED), rollouts.mended(SETTLED)]
-    three = rollouts.kept(item, replies, 9)
-    assert [i.thought for i in three[2:]] == [RIGHT]  # told once, though it came twice
-    assert all(i.answer == "89" and i.messages == item.messages for i in three)
-
-
-@pytest.mark.parametrize("answers", [["89", "89"], ["88", "87"]])
-def test_problems_that_are_always_right_or_never_give_nothing(item, answers):
-    assert rollouts.kept(item, [reply(RIGHT, a) for a in answers], 2) == []
-
-
-def test_a_reply_that_was_cut_off_is_not_right(item):
-    cut = reply(RIGHT, finished=False)
-    assert rollouts.kept(item, [cut, reply("So 88.", "88")], 2) == []
+def test_a_check_that_would_say_right_of_what_is_wrong_is_left_out():
+    problem = draw(Random(1), "tool_call", "easy", evaluation=False)
+    assert problem.check("")[1]
+    assert kept(problem, [Reply("", thought="The clock.", calls=[])]) == []
 
 
 def test_problems_are_of_the_training_side():
-    items = rollouts.problems(["addition", "tool_call"], ["high"], 20, 5)
-    assert len(items) == 2 * 3 * 20
-    assert not any(is_evaluation(i.task, i.key) for i in items)
+    found = rollouts.problems(["addition", "tool_call"], 20, 5)
+    assert len(found) == 2 * 3 * 20
+    assert not any(is_evaluation(p.task, p.key) for p in found)
 
 
-def test_what_is_written_is_what_training_draws(item, tmp_path, nano_tokenizer):
+def test_what_is_written_is_what_training_draws(problem, tmp_path, nano_tokenizer):
     path = tmp_path / "own.jsonl"
-    rollouts.write(rollouts.kept(item, [reply(MENDED), reply("", "1")], 2), path)
+    items = kept(problem, [reply(TRY, "88")], efforts=["high"])
+    rollouts.write(items, path)
     (again,) = mix.read_rollouts(path)
-    assert again.thought == rollouts.mended(MENDED)
+    assert again == items[0]
     assert [p.name for p in tmp_path.iterdir()] == ["own.jsonl"]
     packer = Packer(nano_tokenizer, [], 2, 128, seed=1, rollouts=[again])
     drawn = [packer.sample() for _ in range(300)]
-    own = [s for s in drawn if "Wrong. Again: 9+0=9. So 89." in nano_tokenizer.decode(s.ids)]
+    own = [
+        s
+        for s in drawn
+        if "Wrong. Again: " + problem.steps(None)[0] in nano_tokenizer.decode(s.ids)
+    ]
     assert len(own) > 300 * mix.ROLLOUTS * 0.5
     written = [i for i, trained in zip(own[0].ids, own[0].mask, strict=True) if not trained]
     assert "So 88." in nano_tokenizer.decode(written)
@@ -86,6 +114,7 @@ def test_what_is_written_is_what_training_draws(item, tmp_path, nano_tokenizer):
     [
         (["--tasks", "counting"], "--tasks: got 'counting'"),
         (["--efforts", "huge"], "--efforts: got 'huge'"),
+        (["--efforts", "medium"], "--efforts: got 'medium'"),
         (["--samples", "0"], "--samples: got 0"),
         (["--keep", "-1"], "--keep: got -1"),
     ],

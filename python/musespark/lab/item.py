@@ -125,14 +125,20 @@ def _hashed(task: str, key: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def compose(problem: Problem, effort: str, rng: Random, error_rate: float = 0.0) -> Item:
+def compose(
+    problem: Problem,
+    effort: str,
+    rng: Random,
+    error_rate: float = 0.0,
+    first: tuple[str, str] | None = None,
+) -> Item:
     """Tell ``problem`` at ``effort``; with probability ``error_rate`` a first try is wrong and
-    repaired.
+    repaired. ``first`` is a first try to begin with, as ``problem.steps`` returns it.
 
     low: intermediate results only, or an empty thought. medium: steps. high: steps and one check by
     another route. xhigh: two routes, compared, then the check, which decides where they differ.
     """
-    thought = None if problem.thoughtless else _thought(problem, effort, rng, error_rate)
+    thought = None if problem.thoughtless else _thought(problem, effort, rng, error_rate, first)
     messages = problem.messages or [{"role": "user", "content": _content(problem)}]
     if problem.system:
         messages = [{"role": "system", "content": problem.system}, *messages]
@@ -159,22 +165,24 @@ def _content(problem: Problem) -> str | list[dict]:
     return [*images, {"type": "text", "text": problem.question}]
 
 
-def _thought(p: Problem, effort: str, rng: Random, error_rate: float) -> str:
+def _thought(
+    p: Problem, effort: str, rng: Random, error_rate: float, first: tuple[str, str] | None
+) -> str:
     if effort == "low" or p.steps is None:
         return p.results
     wrong = p.check is not None and effort != "medium" and rng.random() < error_rate
-    text, result = p.steps(rng if wrong else None)
+    text, result = first or p.steps(rng if wrong else None)
     if effort == "medium" or p.check is None:
         return text
     mistaken = result != p.answer
-    first = f"{WRONG_OPEN}{text}{WRONG_CLOSE}" if mistaken else text
+    begun = f"{WRONG_OPEN}{text}{WRONG_CLOSE}" if mistaken else text
     if effort == "xhigh" and p.second:
-        return _two_routes(p, first, result, mistaken)
+        return _two_routes(p, begun, result, mistaken)
     verdict, agrees = p.check(result)
     if agrees:
-        return f"{first}\nCheck: {verdict} Right."
+        return f"{begun}\nCheck: {verdict} Right."
     right = p.steps(None)[0]
-    return f"{first}\nCheck: {verdict} Wrong. Again: {right}"
+    return f"{begun}\nCheck: {verdict} Wrong. Again: {right}"
 
 
 def _two_routes(p: Problem, first: str, result: str, mistaken: bool) -> str:

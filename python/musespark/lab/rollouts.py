@@ -1,9 +1,11 @@
-"""``musespark lab rollouts OUT``: the model's own right replies, to train on.
+"""``musespark lab rollouts OUT``: the model's own tries, checked and mended, to train on.
 
-Expert iteration (STaR, arXiv:2203.14465; ReST-EM, arXiv:2312.06585): problems of the training side,
-several sampled replies to each on our engine, and of the right ones a few are kept. Problems that
-are always right teach nothing and give none. First those that mended a first try of their own; the
-try is input and never loss. So a model meets the mistakes it makes, not only those planted.
+Problems of the training side, several sampled replies to each on our engine at medium effort: plain
+steps to a result. Those tries then begin items of the efforts that check: the problem tells the
+check, and where the try was wrong what is right. So a model learns to judge the mistakes it makes,
+not only those planted (as DAgger, arXiv:1011.0686, with the generator as the expert). A wrong try
+is input and never loss; a right one is both (STaR, arXiv:2203.14465). Problems that are always
+answered right teach nothing and give none.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -19,47 +21,50 @@ from ..weights.files import write_whole
 from .arguments import at_least, check_targets, chosen_of
 from .backends import Reply, right
 from .engine import MusesparkBackend
-from .item import EFFORTS, LEVELS, WRONG_CLOSE, WRONG_OPEN, Item, compose
+from .item import EFFORTS, LEVELS, WRONG_OPEN, Item, Problem, compose
 from .progress import Bar
 from .tasks import GATED, draw, pictures
 
 TASKS = tuple(task for task in GATED if task not in pictures.TASKS)
-#: How a thought goes on after its first try, and what it then says where that was wrong.
-_SECOND = ("\nCheck: ", "\nAnother way: ")
-_MENDED = (" Wrong. Again: ", "\nThird: ")
+#: Tries are sampled at this effort: its thoughts are steps and a result, without a check.
+TRIED = "medium"
 
 
-def mended(thought: str) -> str | None:
-    """``thought`` with its first try marked as wrong, if it says so itself."""
-    if not any(words in thought for words in _MENDED):
-        return None
-    end = min((at for words in _SECOND if (at := thought.find(words)) > 0), default=0)
-    return f"{WRONG_OPEN}{thought[:end]}{WRONG_CLOSE}{thought[end:]}" if end else None
+def judged(problem: Problem, item: Item, reply: Reply) -> bool:
+    """Whether a check of ``problem`` tells rightly if ``reply`` to ``item`` is right; False where
+    there is no check, or none of such a result."""
+    if problem.check is None or not reply.finished or not reply.thought:
+        return False
+    try:
+        agrees = problem.check(reply.answer)[1]
+    except ValueError:  # not a number, not a list
+        return False
+    return agrees == right(item, reply) == (reply.answer == problem.answer)
 
 
-def kept(item: Item, replies: list[Reply], most: int) -> list[Item]:
-    """Of the replies to ``item`` up to ``most`` right ones that differ, mended ones first; none
-    where all are right or all are wrong."""
-    good = [r for r in replies if right(item, r)]
-    if len(good) in (0, len(replies)):
+def kept(
+    problem: Problem, replies: Sequence[Reply], efforts: Sequence[str], most: int, rng: Random
+) -> list[Item]:
+    """Up to ``most`` different ``replies`` to ``problem``, wrong ones first, each as the first try
+    of an item told at one of ``efforts``; none where all replies are right."""
+    item = compose(problem, TRIED, rng)
+    tries = {r.thought: r for r in replies if judged(problem, item, r)}
+    told = sorted(tries.values(), key=lambda r: r.answer == problem.answer)
+    if all(right(item, r) for r in replies):
         return []
-    thoughts = dict.fromkeys(r.thought for r in good)
-    told = [mended(t) or t for t in thoughts]
-    told.sort(key=lambda t: WRONG_OPEN not in t)  # stable: else in the order they came
-    return [replace(item, thought=t) for t in told[:most]]
+    return [
+        compose(problem, rng.choice(efforts), rng, first=(r.thought, r.answer)) for r in told[:most]
+    ]
 
 
-def problems(tasks: Sequence[str], efforts: Sequence[str], n: int, seed: int) -> list[Item]:
-    """``n`` items of the training side for each task, level and effort."""
-    items = []
+def problems(tasks: Sequence[str], n: int, seed: int) -> list[Problem]:
+    """``n`` problems of the training side for each task and level."""
+    found = []
     for task in tasks:
         for level in LEVELS:
-            for effort in efforts:
-                rng = Random(f"rollouts {seed} {task} {level} {effort}")
-                for _ in range(n):
-                    problem = draw(rng, task, level, evaluation=False)
-                    items.append(compose(problem, effort, rng))
-    return items
+            rng = Random(f"rollouts {seed} {task} {level}")
+            found += [draw(rng, task, level, evaluation=False) for _ in range(n)]
+    return found
 
 
 def write(items: list[Item], path: Path) -> None:
@@ -74,17 +79,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("out", help="file of JSON lines")
     p.add_argument("model", nargs="?", help="model folder, file or hub id (default: Spark Nano)")
     p.add_argument("--tasks", default=",".join(TASKS), help="some of the gated text and tool tasks")
-    p.add_argument("--efforts", default="high,xhigh")
-    p.add_argument("--n", type=int, default=20, help="problems per task, level and effort")
+    p.add_argument("--efforts", default="high,xhigh", help="to tell checked tries at")
+    p.add_argument("--n", type=int, default=40, help="problems per task and level")
     p.add_argument("--samples", type=int, default=8, help="replies to each problem")
-    p.add_argument("--keep", type=int, default=2, help="of the right ones, at most")
+    p.add_argument("--keep", type=int, default=3, help="of them, at most; wrong ones first")
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--max-new-tokens", type=int, default=500)
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--threads", type=int)
     args = p.parse_args(argv)
     args.tasks = chosen_of(args.tasks, TASKS, "--tasks")
-    args.efforts = chosen_of(args.efforts, EFFORTS, "--efforts")
+    args.efforts = chosen_of(args.efforts, EFFORTS[EFFORTS.index(TRIED) + 1 :], "--efforts")
     for name in ("n", "samples", "keep"):
         at_least(1, getattr(args, name), f"--{name}")
     check_targets({"OUT": args.out})
@@ -92,9 +97,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    """Sample, keep, write; prints what came of it."""
+    """Sample, tell, write; prints what came of it."""
     args = parse(argv)
-    items = problems(args.tasks, args.efforts, args.n, args.seed)
+    asked = problems(args.tasks, args.n, args.seed)
+    rng = Random(args.seed)
+    items = [compose(p, TRIED, rng) for p in asked]
     backend = MusesparkBackend(args.model, threads=args.threads)
     samples: list[list[Reply]] = []
     try:
@@ -106,8 +113,8 @@ def main(argv: list[str]) -> None:
     finally:
         backend.close()
     out = []
-    for item, replies in zip(items, zip(*samples, strict=True), strict=True):
-        out += kept(item, list(replies), args.keep)
+    for problem, replies in zip(asked, zip(*samples, strict=True), strict=True):
+        out += kept(problem, replies, args.efforts, args.keep, rng)
     write(out, Path(args.out))
-    own = sum(WRONG_OPEN in (i.thought or "") for i in out)
-    print(f"{len(items)} problems, {args.samples} replies each: {len(out)} kept, {own} mended")
+    wrong = sum(WRONG_OPEN in i.thought for i in out)
+    print(f"{len(asked)} problems, {args.samples} replies each: {len(out)} kept, {wrong} wrong")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from random import Random
 
 from ..item import Problem, phrase, sized
@@ -161,8 +161,12 @@ def sorting(r: Random, level: str) -> Problem:
         for p, q in pairwise(listed_out):
             if (p < q) if down else (p > q):
                 return f"{p} before {q}.", False
-        found = ", ".join(f"{v} yes" for v in values)
-        return f"{sign.join(map(str, listed_out))}, {n} numbers. {found}.", True
+        told = f"{sign.join(map(str, listed_out))}, {len(listed_out)} numbers"
+        if len(listed_out) != n:
+            return f"{told}, not {n}.", False
+        there = list(takewhile(listed_out.__contains__, values))
+        found = [f"{v} yes" for v in there] + [f"{v} no" for v in values[len(there) :][:1]]
+        return f"{told}. {', '.join(found)}.", len(there) == n
 
     other = (
         f"from the other end {_by_tens(values, down=not down)}. Turned {' '.join(map(str, out))}."

@@ -233,7 +233,8 @@ _FIELD = (
 
 
 def labels(r: Random, level: str) -> Asker:
-    """Lines of a name and a number; one is asked for."""
+    """Lines of a name and a number; one is asked for. Thoughts go down to it by the first two
+    letters of each line, in which all names differ."""
     count = {"easy": 2, "middle": 3, "hard": 5}[level]
     names = r.sample(_FIELDS, count)
     values = [str(r.randint(1, 99 if level == "easy" else 999)) for _ in names]
@@ -251,8 +252,13 @@ def labels(r: Random, level: str) -> Asker:
 
     def asker(r: Random) -> Problem:
         i = r.randrange(count)
+        begun = ", ".join(
+            f"{scaled(line.box)[1]} {name[0]} {name[1]}"
+            for line, name in zip(lines[: i + 1], names, strict=False)
+        )
         thought = (
-            f"{names[i]} at {shown(lines[i].box)}: {lines[i].read(values[i])}. So {values[i]}."
+            f"{begun}: {names[i]} at {shown(lines[i].box)}: {lines[i].read(values[i])}. "
+            f"So {values[i]}."
         )
         ask = phrase(r, _FIELD).format(names[i].lower())
         lines_told = [f"{n} {v}" for n, v in zip(names, values, strict=True)]
@@ -367,12 +373,14 @@ def bars(r: Random, level: str) -> Asker:
     each = [f"{n} {v}" for n, v in zip(names, values, strict=True)]
     listed, turned = ", ".join(each), ", ".join(reversed(each))
     middles = (scaled(((b[0] + b[2]) // 2, 0, 0, 0))[0] for b in boxes)
-    grounded = ", ".join(f"{x} {told}" for x, told in zip(middles, each, strict=True))
+    placed = list(zip(middles, names, values, strict=True))
+    by_name = ", ".join(f"{x} {name} {value}" for x, name, value in placed)
+    by_value = ", ".join(f"{x} {value} {name}" for x, name, value in placed)
 
     def asker(r: Random) -> Problem:
         i = r.randrange(count)
         ask, answer = phrase(r, _VALUE).format(names[i]), str(values[i])
-        thought = f"Bar {names[i]} {shown(boxes[i])}: {values[i]}."
+        thought = f"{by_name}. Bar {names[i]} {values[i]} {shown(boxes[i])}."
         routes = (
             f"all bars: {listed}. {names[i]} {values[i]}.",
             f"from the right {turned}. {names[i]} {values[i]}.",
@@ -381,7 +389,7 @@ def bars(r: Random, level: str) -> Asker:
             word = r.choice(("highest", "lowest"))
             i = (max if word == "highest" else min)(range(count), key=values.__getitem__)
             ask, answer = phrase(r, _MOST).format(word), names[i]
-            thought = f"{grounded}. {word.capitalize()} {values[i]}: {answer}."
+            thought = f"{by_value}. {word.capitalize()} {values[i]} {answer} {shown(boxes[i])}."
             ranked = sorted(range(count), key=values.__getitem__, reverse=word == "highest")
             side = "above" if word == "highest" else "below"
             routes = (

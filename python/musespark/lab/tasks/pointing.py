@@ -27,6 +27,9 @@ from .scenes import Asker
 
 _WHAT = ("What is at {}?", "Name what is at {}.", "Say what stands at {}.", "{}: what is there?")
 _WHERE = ("Where is {}?", "Where do you see {}?", "Point at {}.", "Give the place of {}.")
+#: Of questions in training. Weights of 91 M tokens said 99% of what is at a point and knew where
+#: a thing is in three of ten; an answer names each thing before its place, as thoughts do.
+_WHERE_SHARE = 0.75
 #: Cells along a side, and the most things one question names.
 _GRID = {"easy": (2, 2), "middle": (3, 4), "hard": (4, 6)}
 
@@ -50,11 +53,12 @@ def pointing(r: Random, level: str) -> Asker:
     alone = [thing for thing in things if names[thing[0]] == 1]
 
     def asker(r: Random) -> Problem:
-        where = bool(alone) and r.random() < 0.5 and not isinstance(r, Evaluation)
+        where = bool(alone) and r.random() < _WHERE_SHARE and not isinstance(r, Evaluation)
         some = alone if where else things
         asked = r.sample(some, r.randint(1, min(most, len(some))))
-        told, points = (", ".join(part) for part in zip(*asked, strict=True))
-        question, answer = (told, points) if where else (points, told)
+        names, points = (", ".join(part) for part in zip(*asked, strict=True))
+        placed = ", ".join(f"{name} {point}" for name, point in asked)
+        question, answer = (names, placed) if where else (points, names)
         return Problem(
             "pointing",
             level,
