@@ -41,7 +41,7 @@ MODULES = {
     "drafter": "train a block drafter for Nano (needs torch)",
     "rl": "group-relative policy optimization (needs torch)",
     "curve": "what runs of `lab rl` say of accuracy and length",
-    "rollouts": "the model's own right replies, to train on",
+    "rollouts": "the model's own tries, checked and mended, to train on",
     "export": "a checkpoint as a folder that transformers and musespark load (needs torch)",
     "probe": "what a vision tower tells, and whether it is read from (needs torch)",
     "plot": "loss, speed and losses by task of a training run, as SVG",
