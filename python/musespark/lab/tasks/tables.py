@@ -180,15 +180,14 @@ def _filtered(r: Random, made: _Table) -> Problem:
     limit = r.randint(ranked[count], ranked[count - 1] - 1)
     hits = [i for i, v in enumerate(by) if v > limit]
     ask = phrase(r, _TOTAL).format(a=made.columns[a], c=made.columns[b], v=limit)
-    lines = []
+    lines, total = [], 0
     for i, at in enumerate(_at_rows(made, b)):
         also = f", {made.columns[a]} {added[i]}" if i in hits else ""
         lines.append(f"{at}{_sign(by[i], limit)}{limit}{also}")
-    total, sums = added[hits[0]], []
-    for i in hits[1:]:
-        sums.append(f"{total}+{added[i]}: {add_steps(total, added[i])[0]}")
-        total += added[i]
-    thought = "\n".join([*lines, *sums])
+        if i in hits[1:]:  # at once: what is next to add was forgotten at the end
+            lines.append(f"{total}+{added[i]}: {add_steps(total, added[i])[0]}")
+        total += added[i] if i in hits else 0
+    thought = "\n".join([*lines, f"So {total}."])
     key = f"total {made.columns[a]} {made.columns[b]} {limit}"
     back, _ = _sums([added[i] for i in reversed(hits)])
     up = "; ".join(
