@@ -2,8 +2,8 @@
 
 Of pictures of the evaluation side: the share of patches that show something whose class, color and
 character the throw-away heads tell, how far off their boxes are, the share of image tokens whose
-nearest word names what they show; and the share of `pointing` answers whose first token the text
-half says (what stands at this point, and where does this stand?).
+nearest word names what they show; and how many `pointing` answers the text half begins rightly
+(what stands at this point, and where does this stand?).
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     told(loss, "drills", [drills.draw(r) for _ in range(args.n)])
     for task in TASKS:
         told(loss, task, [_picture(r, task) for _ in range(args.n)])
-    right, count = read(loss, tokenizer, r, args.n)
-    print(f"pointing: the text half says {right} of {count} first tokens")
+    counts = read(loss, tokenizer, r, args.n)
+    told_of = ", ".join(f"{kind} {right} of {count}" for kind, (right, count) in counts.items())
+    print(f"pointing: the text half says {told_of}")
 
 
 def _picture(r: Random, task: str) -> Picture:
@@ -94,23 +95,30 @@ def named(loss: network.PackedLoss, features: torch.Tensor, truth: torch.Tensor)
 
 
 @torch.no_grad()
-def read(loss: network.PackedLoss, tokenizer: tok.Tokenizer, r: Random, n: int) -> tuple[int, int]:
-    """How many of ``n`` first tokens of `pointing` answers are the likeliest, and ``n``."""
-    right = 0
+def read(
+    loss: network.PackedLoss, tokenizer: tok.Tokenizer, r: Random, n: int
+) -> dict[str, tuple[int, int]]:
+    """Of ``n`` answers of `pointing` how many begin with the likeliest token, and how many there
+    are: ``what`` is at a point, and ``where`` a thing is (the first digit of its place)."""
+    counts = {"what": (0, 0), "where": (0, 0)}
     for _ in range(n):
         problem = ask_several(r, "pointing", "easy", 1, evaluation=True)[0]
         item = compose(problem, "medium", r)
         pieces = protocol.prompt_pieces(item.messages, item.effort, item.tools, item.pictures)
         *before, _answer, _end = protocol.reply_pieces(item)
+        named, place, rest = item.answer.partition("(")
+        kind, said = ("where", named + place) if place else ("what", "")
         ids, _ = protocol.encode([*pieces, *before], tokenizer)
+        ids += tokenizer.encode(said, add_special_tokens=False).ids
         logits = loss.model(
             input_ids=torch.tensor([ids]),
             pixel_values=network.patches_of(torch.from_numpy(item.pictures[0].pixels[None]))[0],
             image_grid_thw=torch.tensor([[1, 16, 16]]),
         ).logits[0, -1]
-        first = tokenizer.encode(item.answer, add_special_tokens=False).ids[0]
-        right += int(logits.argmax()) == first
-    return right, n
+        first = tokenizer.encode(rest if place else named, add_special_tokens=False).ids[0]
+        right, count = counts[kind]
+        counts[kind] = right + int(logits.argmax() == first), count + 1
+    return counts
 
 
 def _mean(values: torch.Tensor) -> str:
