@@ -3,16 +3,21 @@
 Beyond the protocol a body may have the options of :class:`musespark.server.wire.Sampling`,
 ``thinking_token_budget``, ``mode``, ``continue_final_message`` and, for several agents, those of
 :class:`musespark.ContemplatingOptions`. Messages and deltas have the thought as ``reasoning`` and
-as ``reasoning_content``.
+as ``reasoning_content``; of several agents there are deltas ``agent``. The end of a choice has its
+``timings`` in seconds, with ``visual_trace: true`` the :class:`musespark.VisualTrace` of an answer
+about images, and what became of each of several agents.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from musespark.contemplating import AgentResult
 from musespark.errors import InvalidRequest
 from musespark.options import AGGREGATES, CONTEMPLATING, MODES
 from musespark.results import Delta, Usage
@@ -188,6 +193,7 @@ class ChatBody(Sampling):
     rounds: Annotated[int, Field(ge=1, le=8)] | None = None
     aggregate: Literal["vote", "confidence", "refine"] | None = None
     continue_final_message: bool | None = None
+    visual_trace: bool | None = None
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
     user: str | None = None
@@ -301,6 +307,15 @@ def job_of(body: ChatBody) -> Job:
 
 # ---- what is answered ---------------------------------------------------------------------------
 
+_TIMINGS = ("prefill_s", "first_token_s", "decode_s")
+
+
+def _agent(one: AgentResult) -> dict[str, Any]:
+    """What became of an agent; rounds and agents count from 0, as in its deltas."""
+    names = ("round", "seed", "key", "weight", "confidence", "stop_reason")
+    told = {"index": one.agent} | {name: getattr(one, name) for name in names}
+    return told | {"completion_tokens": one.usage.completion_tokens}
+
 
 class ChatCompletions:
     """One request and its answer."""
@@ -344,14 +359,20 @@ class ChatCompletions:
         return {"content": told, "refusal": None}
 
     def _end(self, result: Any) -> dict[str, Any]:
-        """How a choice ended. Beyond the protocol: its seed, what ended its thought, calls that
-        could not be read, and the votes of agents."""
+        """How a choice ended. Beyond the protocol: its seed, what ended its thought, how long it
+        took, calls that could not be read, what it says of images, and the votes of agents."""
         end = {"finish_reason": openai_reason(result), "seed": result.seed}
         end["thinking_stop_reason"] = result.thinking_stop_reason
+        end["timings"] = {name: getattr(result.timings, name) for name in _TIMINGS}
         if result.malformed_tool_calls:
             end["malformed_tool_calls"] = list(result.malformed_tool_calls)
+        if self._body.visual_trace and result.trace is not None:
+            # By the name it goes by here: where the model's files lie is nobody's concern.
+            trace = replace(result.trace, model=self._body.model)
+            end["visual_trace"] = json.loads(trace.to_json())
         if self._agents:
             end |= {"votes": result.votes, "stop_reason": result.stop_reason}
+            end |= {"answer": result.answer, "agents": [_agent(one) for one in result.agents]}
         return end
 
     # ---- streams ------------------------------------------------------------------------------
