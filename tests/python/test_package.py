@@ -55,7 +55,9 @@ def test_version_is_that_of_the_distribution() -> None:
     assert importlib.metadata.version("musespark") == musespark.__version__
 
 
-@pytest.mark.parametrize("name", ["py.typed", "_core.pyi", "nano/config.json"])
+@pytest.mark.parametrize(
+    "name", ["py.typed", "_core.pyi", "nano/config.json", "server/page/index.html"]
+)
 def test_data_files_are_installed(name: str) -> None:
     assert importlib.resources.files("musespark").joinpath(name).is_file()
 

@@ -6,7 +6,9 @@ import asyncio
 import base64
 import io
 import json
+import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -158,6 +160,132 @@ def test_agents_are_streamed_one_by_one(model) -> None:
         assert "".join(d.get("content", "") for d in deltas) == here.content
 
     run(create_app(model), scenario)
+
+
+def test_what_became_of_agents_is_told_at_the_end(model) -> None:
+    body = {**HI, "mode": "contemplating", "n_agents": 3, "temperature": 1.0, "seed": 1}
+    here = model.chat(HI["messages"], mode="contemplating", n_agents=3, temperature=1.0, seed=1)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        whole = (await client.post(CHAT, json=body)).json()["choices"][0]
+        got = events(await client.post(CHAT, json={**body, "stream": True}))
+        for end in (whole, got[-2]["choices"][0]):
+            assert end["answer"] == here.answer
+            told = [(a["round"], a["index"], a["seed"], a["key"]) for a in end["agents"]]
+            assert told == [(a.round, a.agent, a.seed, a.key) for a in here.agents]
+            tokens = [a["completion_tokens"] for a in end["agents"]]
+            assert tokens == [a.usage.completion_tokens for a in here.agents]
+
+    run(create_app(model), scenario)
+
+
+def test_the_trace_of_an_answer_about_images(model) -> None:
+    data = (Path(musespark.__file__).parent / "nano" / "examples" / "window.png").read_bytes()
+    text = {"type": "text", "text": "Where is the button Exit?"}
+    asked = [{"role": "user", "content": [{"type": "image", "image": data}, text]}]
+    here = model.chat(asked)
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    image = {"type": "image_url", "image_url": {"url": url}}
+    body = {"model": "spark-nano", "messages": [{"role": "user", "content": [image, text]}]}
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        plain = (await client.post(CHAT, json=body)).json()["choices"][0]
+        assert "visual_trace" not in plain
+        assert set(plain["timings"]) == {"prefill_s", "first_token_s", "decode_s"}
+        asked = {**body, "visual_trace": True}
+        whole = (await client.post(CHAT, json=asked)).json()["choices"][0]
+        got = events(await client.post(CHAT, json={**asked, "stream": True}))
+        for end in (whole, got[-2]["choices"][0]):
+            trace = musespark.VisualTrace.from_json(json.dumps(end["visual_trace"]))
+            assert trace.model == "spark-nano", "it tells where the model's files lie"
+            assert (trace.images, trace.steps) == (here.trace.images, here.trace.steps)
+            assert any(step.regions for step in trace.steps)
+        text_alone = {**HI, "visual_trace": True}
+        assert "visual_trace" not in (await client.post(CHAT, json=text_alone)).json()["choices"][0]
+
+    run(create_app(model), scenario)
+
+
+def test_efforts_are_told_where_the_model_thinks(model, tmp_path) -> None:
+    folder = folder_of(tmp_path / "bert", next(iter(CASES)), SEEDS[0])
+
+    def told(app: Any) -> list[str]:
+        found: list[str] = []
+
+        async def scenario(client: httpx.AsyncClient) -> None:
+            found.extend((await client.get("/v1/models")).json()["data"][0]["reasoning_efforts"])
+
+        run(app, scenario)
+        return found
+
+    assert told(create_app(model)) == ["none", "minimal", "low", "medium", "high", "xhigh"]
+    with musespark.load(folder, quantize="none", threads=1) as bert:
+        assert told(create_app(bert)) == []
+
+
+# ---- the page -----------------------------------------------------------------------------------
+
+PAGE = Path(musespark.__file__).parent / "server" / "page"
+KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+
+
+def test_every_file_of_the_page_is_served_with_its_type_and_policy(model) -> None:
+    files = sorted(path for path in PAGE.iterdir() if path.name != "index.html")
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        assert len(files) > 8
+        for path in (PAGE / "index.html", *files):
+            at = "/" if path.name == "index.html" else f"/page/{path.name}"
+            answer = await client.get(at)
+            assert answer.content == path.read_bytes()
+            kind = answer.headers["content-type"].partition(";")[0]
+            assert kind == KINDS[path.suffix[1:]]
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            policy = answer.headers["content-security-policy"].split("; ")
+            assert {"default-src 'none'", "script-src 'self'", "connect-src 'self'"} <= {*policy}
+            assert {"require-trusted-types-for 'script'", "trusted-types 'none'"} <= {*policy}
+            assert "unsafe" not in "".join(policy)
+            assert answer.headers.get_list("cache-control") == ["no-cache"]
+            known = {"if-none-match": f'"other", W/{answer.headers["etag"]}'}
+            again = await client.get(at, headers=known)
+            assert (again.status_code, again.content) == (304, b"")
+            assert "content-security-policy" in again.headers
+            changed = await client.get(at, headers={"if-none-match": '"other"'})
+            assert changed.status_code == 200
+
+    run(create_app(model), scenario)
+
+
+def test_the_page_names_nothing_that_is_not_here() -> None:
+    """No remote asset, no style or script in the HTML, which the policy would refuse."""
+    for path in PAGE.iterdir():
+        text = path.read_text(encoding="utf-8")
+        named = re.findall(r"""(?:src|href)="([^"#]+)"|from "([^"]+)"|url\(([^)]+)""", text)
+        for one in ("".join(found) for found in named):
+            assert (PAGE / one.removeprefix("page/")).is_file(), f"{path.name}: {one}"
+        addresses = set(re.findall(r"https?://[^\s\"')]+", text))
+        assert addresses <= {"http://www.w3.org/2000/svg"}, path.name
+        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "eval(", "style=", "<style"):
+            assert word not in text, f"{path.name}: {word}"
+
+
+def test_the_page_needs_no_token_but_its_host(model) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for at in ("/", "/page/main.js"):
+            assert (await client.get(at)).status_code == 200
+            assert (await client.get(at, headers={"host": "evil.example"})).status_code == 403
+            foreign = {"origin": "http://evil.example"}
+            assert (await client.get(at, headers=foreign)).status_code == 403
+        for at in ("/page/", "/page/index.html", "/page/nothing.js"):
+            assert (await client.get(at)).status_code == 401
+        known = {"authorization": f"Bearer {TOKEN}"}
+        for at in ("/page/", "/page/../app.py", "/page/%2e%2e/app.py", "/page//main.js"):
+            assert (await client.get(at, headers=known)).status_code == 404
+
+    run(create_app(model, access=Access(token=TOKEN)), scenario)
+
+
+# ---- what is not chat ---------------------------------------------------------------------------
 
 
 def test_embeddings(tmp_path) -> None:

@@ -1,4 +1,5 @@
-"""``musespark serve``: a model for other programs, over OpenAI's and Anthropic's protocols."""
+"""``musespark serve``: a model for other programs, over OpenAI's and Anthropic's protocols, and on
+a page for people."""
 
 from __future__ import annotations
 
@@ -97,5 +98,6 @@ def run(args: argparse.Namespace) -> int:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         common.show(f"{model.info.source}: http://{shown}:{port}/v1")
+        common.show(f"the page: http://{shown}:{port}/")
         uvicorn.Server(config).run(sockets=[listening])
     return 0

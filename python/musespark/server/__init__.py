@@ -1,5 +1,7 @@
 """A model behind the wire protocols that agents speak: OpenAI's and Anthropic's, over HTTP.
 
+In a browser the same server is a page to talk to the model (``page/``).
+
 Each protocol is a translation in a file of its own: a body of the wire to a :class:`Job`, deltas
 and results to what the wire has for them. They know no sockets, queues or engines. ``app.py`` joins
 them with ``work.py`` (requests of many clients in one engine), ``security.py`` and ``metrics.py``.

@@ -27,6 +27,7 @@ from musespark.errors import (
     MissingLibrary,
     UnsupportedModel,
 )
+from musespark.prompts import writes_effort
 from musespark.server import (
     anthropic,
     openai_chat,
@@ -37,11 +38,13 @@ from musespark.server import (
 from musespark.server.limits import Limits
 from musespark.server.metrics import Meter
 from musespark.server.openapi import Operation, document
+from musespark.server.page_files import page_routes
 from musespark.server.security import Access, Denied, client_of
 from musespark.server.transport import EventStream, Refused, as_json, body_of, until_gone
 from musespark.server.turns import QueueFull
 from musespark.server.wire import Failure, Served, UnknownModel, openai_error
 from musespark.server.work import Work
+from musespark.thinking.effort import ALL_EFFORTS
 from musespark.untrusted import parse_json
 
 if TYPE_CHECKING:
@@ -54,14 +57,17 @@ _EXCHANGES: dict[str, Any] = {
     openai_responses.PATH: openai_responses.Responses,
     anthropic.PATH: anthropic.Messages,
 }
+_PAGE = page_routes()
 _PATHS = (
     *_EXCHANGES,
     *(anthropic.COUNT_PATH, openai_embeddings.PATH),
     *("/v1/models", "/health", "/metrics", "/openapi.json"),
+    *_PAGE,
 )
-_OPEN = frozenset(["/health"])  # answered without the token
+_OPEN = frozenset(["/health", *_PAGE])  # answered without the token
 _GONE = 499  # nobody reads it; what servers log of a client that went away
-_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+_NO_STORE = (b"cache-control", b"no-store")  # where an answer says nothing else
 
 
 def create_app(
@@ -109,6 +115,7 @@ class Server:
             "/health": self._health,
             "/metrics": self._metrics,
             "/openapi.json": self._openapi,
+            **_PAGE,
         }
         routes = [
             Route(path, self._post(path, act), methods=["POST"]) for path, act in posts.items()
@@ -199,10 +206,18 @@ class Server:
         began = datetime.fromtimestamp(self.served.created, timezone.utc).isoformat()
         # As Anthropic's clients read a model.
         about |= {"type": "model", "display_name": name, "created_at": began}
-        return about | {"images": self._sees()}
+        return about | {"images": self._sees(), "reasoning_efforts": self._efforts()}
 
     def _sees(self) -> bool:
         return self.model._requests.eyes is not None
+
+    def _efforts(self) -> list[str]:
+        """What ``reasoning_effort`` may be: nothing for a model that does not think."""
+        template = self.model.template
+        if template is None:
+            return []
+        marked = self.model._requests.thoughts.marks is not None
+        return list(ALL_EFFORTS) if marked or writes_effort(template) else []
 
     async def _health(self, request: Request) -> Response:
         return as_json({"status": "ok"})
@@ -289,7 +304,10 @@ class _Guard:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._meter.answered(label, message["status"])
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                headers = [*message.get("headers", ()), _NOSNIFF]
+                if all(name != _NO_STORE[0] for name, _ in headers):
+                    headers.append(_NO_STORE)
+                message["headers"] = headers
             await send(message)
 
         try:

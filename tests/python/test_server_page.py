@@ -1,0 +1,599 @@
+"""The server's page in a real browser, on the embedded model: what is asked, shown, and refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+
+import musespark
+from musespark.server import Access, Limits, create_app
+from musespark.server.app import Server
+from support.browser import find
+from support.serving import served, within
+
+CHROMIUM = find()
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
+    pytest.mark.xdist_group("browser"),
+]
+SUM = "What is 47 + 38?"
+PICTURE = Path(musespark.__file__).parent / "nano" / "examples" / "window.png"
+DATA = base64.b64encode(PICTURE.read_bytes()).decode()
+WHERE = "Where is the button Exit?"
+TOKEN = "a-token-of-this-test"
+CHAT = "**/v1/chat/completions"
+LONG = {"min_tokens": 1900, "max_tokens": 1900}
+
+# Where screenshots are kept for people to look at.
+SHOTS = os.environ.get("MUSESPARK_SCREENSHOTS")
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[musespark.Model]:
+    with musespark.load(threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def server(model) -> Server:
+    return Server(model, (), Access(), Limits(running=2, waiting=1))
+
+
+@pytest.fixture(scope="module")
+def url(server: Server) -> Iterator[str]:
+    with served(server.app) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield running
+        running.close()
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def opened(browser: Browser, url: str) -> Iterator[Open]:
+    """Opens the page; at the end nothing may have gone wrong in it or been asked elsewhere."""
+    contexts, problems, asked = [], list[str](), list[str]()
+
+    def open_page(width: int = 1280, theme: str = "light", at: str = url) -> Page:
+        viewport = {"width": width, "height": 800}
+        context = browser.new_context(viewport=viewport, color_scheme=theme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda told: problems.append(told.text))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(at)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    # What a browser says of an answer that is an error is no error of the page.
+    assert [one for one in problems if "Failed to load resource" not in one] == []
+    assert [one for one in asked if not one.startswith(("http://127.0.0.1:", "data:"))] == []
+
+
+@pytest.fixture
+def page(opened: Open) -> Page:
+    made = opened()
+    expect(made.locator("#about")).not_to_be_empty()
+    return made
+
+
+def say(page: Page, text: str) -> None:
+    page.fill("#message", text)
+    page.keyboard.press("Enter")
+
+
+def ended(page: Page, answers: int = 1) -> None:
+    """Waits until so many answers are whole."""
+    expect(page.locator(".facts")).to_have_count(answers, timeout=20_000)
+    expect(page.locator("#send")).to_be_visible()
+
+
+def sent(page: Page, **more: Any) -> list[dict[str, Any]]:
+    """The requests that the page makes from here on, each with more fields."""
+    bodies: list[dict[str, Any]] = []
+
+    def go_on(route: Route) -> None:
+        bodies.append(json.loads(route.request.post_data or ""))
+        route.continue_(post_data=json.dumps({**bodies[-1], **more}))
+
+    page.route(CHAT, go_on)
+    return bodies
+
+
+def canned(page: Page, *deltas: dict[str, Any]) -> None:
+    """An answer that no model gives."""
+    end = {"delta": {}, "finish_reason": "stop", "thinking_stop_reason": "natural"}
+    end["timings"] = {"prefill_s": 0.0, "first_token_s": 0.0, "decode_s": 0.0}
+    choices = [*({"delta": delta, "finish_reason": None} for delta in deltas), end]
+    lines = [f"data: {json.dumps({'choices': [choice]})}\n\n" for choice in choices]
+    body = "".join([*lines, "data: [DONE]\n\n"])
+    page.route(CHAT, lambda route: route.fulfill(content_type="text/event-stream", body=body))
+
+
+# ---- asking and answering -----------------------------------------------------------------------
+
+
+def test_an_answer_its_folded_thought_and_how_fast_it_was(page: Page, model) -> None:
+    here = model.chat(SUM, reasoning_effort="medium")
+    bodies = sent(page)
+    say(page, SUM)
+    ended(page)
+    assert page.locator(".question").inner_text() == SUM
+    assert page.locator(".reply > .prose").inner_text() == here.content
+    thought = page.locator("details.thought")
+    assert thought.get_attribute("open") is None
+    expect(thought.locator(".thought-text")).to_be_hidden()
+    thought.locator("summary").click()
+    assert thought.locator(".thought-text").inner_text() == here.reasoning.strip()
+    facts = page.locator(".facts").inner_text()
+    assert f"{here.usage.completion_tokens} tokens" in facts
+    assert "tokens/s" in facts
+    expect(page.locator("#status")).to_have_text(here.content)
+    assert bodies[0]["reasoning_effort"] == "medium"
+
+
+def test_a_conversation_goes_on_and_a_new_chat_begins(page: Page) -> None:
+    bodies = sent(page)
+    say(page, SUM)
+    ended(page)
+    say(page, "What is 7 + 8?")
+    ended(page, 2)
+    first, answer, again = bodies[1]["messages"]
+    assert [first["content"], again["content"]] == [SUM, "What is 7 + 8?"]
+    assert (answer["role"], answer["content"]) == ("assistant", "85")
+    page.click("#new-chat")
+    expect(page.locator(".turn")).to_have_count(0)
+    expect(page.locator("#welcome")).to_be_visible()
+    expect(page.locator("#message")).to_be_focused()
+    say(page, SUM)
+    ended(page)
+    assert len(bodies[2]["messages"]) == 1
+
+
+@pytest.fixture
+def slow_steps(model, monkeypatch) -> None:
+    """Holds every step of the engine up, so that a long answer takes seconds on any machine."""
+    driver = model._engine._driver
+    deliver = driver._deliver
+
+    def held(events: Any) -> None:
+        time.sleep(0.01)
+        deliver(events)
+
+    monkeypatch.setattr(driver, "_deliver", held)
+
+
+@pytest.mark.usefixtures("slow_steps")
+@pytest.mark.parametrize("how", ["Escape", "button"])
+def test_it_streams_and_a_stop_ends_it_in_the_engine(page: Page, model, url, how: str) -> None:
+    def running() -> int:
+        return model._engine.stats()["running"]
+
+    def written() -> str:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return next(line for line in lines if line.startswith('musespark_tokens_total{kind="comp'))
+
+    before = written()
+    sent(page, **LONG, reasoning_effort="none")
+    say(page, "Tell a story.")
+    answer = page.locator(".reply > .prose")
+    expect(answer).not_to_be_empty()
+    expect(page.locator("#stop")).to_be_visible()
+    some = len(answer.inner_text())
+    page.wait_for_function("n => document.querySelector('.prose').innerText.length > n", arg=some)
+    assert running() == 1
+    if how == "Escape":
+        page.keyboard.press("Escape")
+    else:
+        page.click("#stop")
+    within(10, lambda: running() == 0, "its row is still there")
+    assert written() == before, "it ran to its end"
+    expect(page.locator(".remark")).to_have_text("Stopped.")
+    expect(page.locator("#message")).to_be_focused()
+    kept = answer.inner_text()
+    assert len(kept) > some
+    page.unroute(CHAT)
+    bodies = sent(page)
+    say(page, SUM)
+    ended(page, 2)
+    assert bodies[0]["messages"][1]["content"].split() == kept.split()
+
+
+def test_a_stop_before_anything_was_said_leaves_no_trace_in_what_follows(page: Page) -> None:
+    page.route(CHAT, lambda route: None)  # never answered
+    say(page, SUM)
+    expect(page.locator("#stop")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".remark").last).to_contain_text("does not build on this question")
+    page.unroute(CHAT)
+    bodies = sent(page)
+    say(page, SUM)
+    expect(page.locator(".facts")).to_have_count(1)
+    assert len(bodies[0]["messages"]) == 1
+
+
+def test_effort_is_a_slider_with_names(page: Page) -> None:
+    bodies = sent(page)
+    slider = page.locator("#effort")
+    slider.focus()
+    names = []
+    page.keyboard.press("Home")
+    for _ in range(6):
+        names.append(slider.get_attribute("aria-valuetext"))
+        page.keyboard.press("ArrowRight")
+    assert names == ["none", "minimal", "low", "medium", "high", "xhigh"]
+    say(page, SUM)
+    ended(page)
+    assert bodies[0]["reasoning_effort"] == "xhigh"
+    page.select_option("#agents", "2")
+    slider.focus()
+    page.keyboard.press("Home")  # agents that do not think are refused
+    assert slider.get_attribute("aria-valuetext") == "minimal"
+
+
+# ---- pictures -----------------------------------------------------------------------------------
+
+
+def test_places_are_drawn_over_a_picture(page: Page, model) -> None:
+    image = {"type": "image", "image": PICTURE.read_bytes()}
+    asked = [{"role": "user", "content": [image, {"type": "text", "text": WHERE}]}]
+    here = model.chat(asked, reasoning_effort="medium")
+    regions = [region for step in here.trace.steps for region in step.regions]
+    boxes = [region for region in regions if region.kind == "box"]
+    points = {region.points for region in regions if region.kind == "point"}
+    assert boxes and points, "nothing is named, so the test cannot tell"
+    page.set_input_files("#picture-files", PICTURE)
+    expect(page.locator("#tray img")).to_have_count(1)
+    say(page, WHERE)
+    expect(page.locator("#tray")).to_be_hidden()
+    ended(page)
+    drawn = page.locator(".shape.of-answer .line").get_attribute("points")
+    left, top, right, bottom = boxes[0].bounds
+    assert drawn == f"{left:g},{top:g} {right:g},{top:g} {right:g},{bottom:g} {left:g},{bottom:g}"
+    assert page.locator(".picture svg").get_attribute("viewBox") == "0 0 128 128"
+    assert page.locator(".dot").count() == len(points)
+    frame, line = page.locator(".picture img").bounding_box(), page.locator(".shape .line")
+    place, scale = line.bounding_box(), frame["width"] / 128
+    middle = [place["x"] + place["width"] / 2 - frame["x"]]
+    middle += [place["y"] + place["height"] / 2 - frame["y"]]
+    assert middle == pytest.approx([(left + right) / 2 * scale, (top + bottom) / 2 * scale], abs=1)
+    chip = page.locator(".chip.of-answer")
+    chip.focus()
+    number = chip.inner_text()
+    expect(page.locator(".shape.here")).to_have_attribute("data-place", number)
+    shoot(page, "trace")
+
+
+DROPPED = """([kind, data, type]) => {
+  const bytes = Uint8Array.from(atob(data), one => one.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], "a <b>file</b>", { type }));
+  const [Kind, field] = kind === "paste"
+    ? [ClipboardEvent, "clipboardData"] : [DragEvent, "dataTransfer"];
+  const event = new Kind(kind, { [field]: transfer, bubbles: true, cancelable: true });
+  document.querySelector("#message").dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("kind", ["paste", "drop"])
+def test_pictures_are_pasted_and_dropped_and_taken_away(page: Page, kind: str) -> None:
+    bodies = sent(page)
+    page.evaluate(DROPPED, [kind, DATA, "image/png"])
+    expect(page.locator("#tray img")).to_have_count(1)
+    page.evaluate(DROPPED, [kind, DATA, "image/png"])
+    expect(page.locator("#tray img")).to_have_count(2)
+    page.locator(".remove").first.click()
+    expect(page.locator("#tray img")).to_have_count(1)
+    page.evaluate(DROPPED, [kind, DATA, "text/plain"])
+    expect(page.locator("#notice")).to_have_text("No picture: a <b>file</b>")
+    page.click("#send")  # a picture alone is a question too
+    ended(page)
+    (part,) = bodies[0]["messages"][0]["content"]
+    assert part["image_url"]["url"] == f"data:image/png;base64,{DATA}"
+
+
+# ---- agents -------------------------------------------------------------------------------------
+
+
+def test_agents_stand_side_by_side_and_vote(page: Page, model) -> None:
+    options: dict[str, Any] = {"seed": 5, "temperature": 1.0}
+    asked = "Sort: 49, 12, 88, 7"
+    here = model.chat(asked, mode="contemplating", n_agents=4, reasoning_effort="medium", **options)
+    bodies = sent(page, **options)
+    page.select_option("#agents", "4")
+    say(page, asked)
+    ended(page)
+    assert (bodies[0]["mode"], bodies[0]["n_agents"]) == ("contemplating", 4)
+    cards = page.locator(".agent")
+    told = [cards.nth(i).locator(".agent-text").inner_text() for i in range(4)]
+    assert told == [agent.content for agent in here.agents]
+    leading = [agent.agent for agent in here.agents if agent.key == here.answer]
+    assert [i for i in range(4) if "leads" in cards.nth(i).get_attribute("class")] == leading
+    assert page.locator(".reply > .prose").inner_text() == here.content
+    places = [cards.nth(i).bounding_box() for i in range(4)]
+    assert len({place["y"] for place in places}) == 1, "they do not stand side by side"
+    shoot(page, "agents")
+
+
+def test_agents_that_refine_have_a_row_for_each_round(page: Page) -> None:
+    sent(page, seed=5, temperature=1.3)
+    page.select_option("#agents", "2")
+    page.select_option("#aggregate", "refine")
+    say(page, "Sort: 49, 12, 88, 7")
+    ended(page)
+    expect(page.locator(".agents")).to_have_count(2)
+    expect(page.locator(".board h2")).to_have_text("Round 2")
+
+
+# ---- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_errors_are_shown_as_the_server_says_them(page: Page) -> None:
+    page.evaluate(DROPPED, ["drop", base64.b64encode(b"no picture").decode(), "image/png"])
+    expect(page.locator("#tray img")).to_have_count(1)
+    with page.expect_response(CHAT) as answered:
+        page.click("#send")
+    said = answered.value.json()["error"]["message"]
+    assert answered.value.status == 400
+    assert "messages[0].content[0]" in said
+    expect(page.locator(".error .said")).to_have_text(said)
+    expect(page.locator(".error")).to_contain_text("400")
+    expect(page.locator("#send")).to_be_visible()
+    shoot(page, "error")
+
+
+def test_a_full_queue_is_said_and_asked_again(page: Page, server: Server) -> None:
+    turns = server.work.turns
+    free, waiting = turns.free, turns.waiting
+    turns.free, turns.waiting = 0, 1
+    try:
+        say(page, SUM)
+        expect(page.locator(".error")).to_contain_text("429")
+        expect(page.locator(".said")).to_contain_text("1 requests wait already; try again in")
+    finally:
+        turns.free, turns.waiting = free, waiting
+    page.click(".error button")
+    ended(page)
+    expect(page.locator(".turn")).to_have_count(1)
+    expect(page.locator(".reply > .prose")).to_have_text("85")
+
+
+def test_what_breaks_off_says_so(page: Page) -> None:
+    whole = 'data: {"choices": [{"delta": {"content": "half"}, "finish_reason": null}]}\n\n'
+    page.route(CHAT, lambda r: r.fulfill(content_type="text/event-stream", body=whole))
+    say(page, SUM)
+    expect(page.locator(".said")).to_have_text("the connection ended before the answer did")
+    expect(page.locator(".reply > .prose")).to_have_text("half")
+    page.unroute(CHAT)
+    page.route(CHAT, lambda route: route.abort())
+    page.click(".error button")
+    expect(page.locator(".said")).to_contain_text("does not answer")
+
+
+def test_a_token_is_asked_for_and_kept_in_the_tab_alone(opened: Open, model) -> None:
+    with served(create_app(model, access=Access(token=TOKEN))) as url:
+        page = opened(at=url)
+        expect(page.locator("#token")).to_be_focused()
+        page.keyboard.press("Escape")
+        expect(page.locator("#token-dialog")).to_be_visible()
+        page.fill("#token", "wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#token-error")).to_contain_text("the token is missing or wrong")
+        shoot(page, "token")
+        page.fill("#token", TOKEN)
+        page.keyboard.press("Enter")
+        expect(page.locator("#token-dialog")).to_be_hidden()
+        say(page, SUM)
+        ended(page)
+        assert page.evaluate("Object.values(sessionStorage)") == [TOKEN]
+        assert page.evaluate("localStorage.length") == 0
+        assert page.context.cookies() == []
+        page.reload()
+        expect(page.locator("#about")).not_to_be_empty()
+        expect(page.locator("#token-dialog")).to_be_hidden()
+
+
+# ---- what a model writes is data ----------------------------------------------------------------
+
+HOSTILE = """<img src=x onerror="window.hit=1"><script>window.hit=1</script>
+![p](http://evil.example/p.png) [here](javascript:window.hit=1) [safe](https://a.example/b)
+<style>body{display:none}</style>"""
+
+
+def test_nothing_of_an_answer_becomes_html(page: Page) -> None:
+    agent = {"index": 0, "round": 0, "channel": "content", "text": HOSTILE}
+    call = {"function": {"name": "<b>f</b>", "arguments": HOSTILE}}
+    canned(page, {"reasoning": HOSTILE}, {"tool_calls": [call]}, {"content": HOSTILE})
+    say(page, HOSTILE)
+    ended(page)
+    page.unroute(CHAT)
+    canned(page, {"agent": agent}, {"content": HOSTILE})
+    say(page, HOSTILE)
+    ended(page, 2)
+    inside = page.locator("#talk")
+    assert inside.locator("img, script, style, b").count() == 1  # the agent's name
+    assert inside.locator(".prose").first.inner_text().startswith("<img src=x onerror=")
+    links = inside.locator("a").evaluate_all("all => all.map(one => [one.href, one.rel])")
+    leads = {"https://a.example/b", "http://evil.example/p.png"}  # where a reader may choose to go
+    assert {(one, "noopener noreferrer nofollow") for one in leads} == set(map(tuple, links))
+    assert page.evaluate("window.hit") is None
+
+
+MARKDOWN = {
+    "a\nb\n\nc": "<p>a\nb</p><p>c</p>",
+    "# One\n### Three": "<h3>One</h3><h5>Three</h5>",
+    "2*3*4 and 2**3, **b** and *i* and _i_, a_b_c": (
+        "<p>2*3*4 and 2**3, <strong>b</strong> and <em>i</em> and <em>i</em>, a_b_c</p>"
+    ),
+    "**a *b* c**": "<p><strong>a <em>b</em> c</strong></p>",
+    "`a*b*` ~~no~~ \\*x\\*": "<p><code>a*b*</code> <del>no</del> *x*</p>",
+    "- a\n- b\n  1. c\n  2. d\n\nend": (
+        "<ul><li>a</li><li>b<ol><li>c</li><li>d</li></ol></li></ul><p>end</p>"
+    ),
+    "3. c\n\n4. d": "<ol><li>c</li><li>d</li></ol>",
+    "> a\n> - b": "<blockquote><p>a</p><ul><li>b</li></ul></blockquote>",
+    "```py\n<b>\n\n# x\n```\nend": "<div><div><span>py</span></div><pre><code><b>\n\n# x</code>"
+    "</pre></div><p>end</p>",
+    "~~~\nopen": "<div><div><span></span></div><pre><code>open</code></pre></div>",
+    "|a|b\\|c|\n|-|:-:|\n|`1`|2|\nend": (
+        "<div><table><thead><tr><th>a</th><th>b|c</th></tr></thead><tbody><tr>"
+        "<td><code>1</code></td><td>2</td></tr></tbody></table></div><p>end</p>"
+    ),
+    "a | b": "<p>a | b</p>",
+    "---": "<hr>",
+    "see https://a.example/x, or": "<p>see <a>https://a.example/x</a>, or</p>",
+    "[x](https://a.example/)": "<p><span><a>x</a><span> (a.example)</span></span></p>",
+    "``a`b`` and `c``": "<p><code>a`b</code> and `c``</p>",
+    "```x``` is code": "<p><code>x</code> is code</p>",
+}
+SHOWN = """async ([text, steps]) => {
+  const { renderMarkdown } = await import("/page/markdown.js");
+  const box = document.createElement("div");
+  for (let end = steps; end < text.length; end += steps) renderMarkdown(box, text.slice(0, end));
+  renderMarkdown(box, text);
+  for (const one of box.querySelectorAll("button")) one.remove();
+  const plain = (node) => node.nodeType === Node.TEXT_NODE ? node.data
+    : `<${node.localName}>${[...node.childNodes].map(plain).join("")}`
+      + (["hr"].includes(node.localName) ? "" : `</${node.localName}>`);
+  return [...box.childNodes].map(plain).join("");
+}"""
+
+
+def test_markdown(page: Page) -> None:
+    """Also as it comes: what was shown of half a text leaves nothing behind."""
+    for text, wanted in MARKDOWN.items():
+        for steps in (1, 10**6):
+            assert page.evaluate(SHOWN, [text, steps]) == wanted, text
+
+
+HEAVY = ["*", "**a ", "`", "``a", "_a ", "[", "![a](", "> ", "- ", "  - a\n", "|-", "~~", "\\"]
+
+
+def test_markdown_takes_any_text(page: Page) -> None:
+    """These would take minutes, or all of the stack, where lengths and depths had no bounds."""
+    for one in HEAVY:
+        assert page.evaluate(SHOWN, [one * 20_000, 10**6])
+
+
+# ---- keys, sizes, colours -----------------------------------------------------------------------
+
+
+def test_keys(page: Page) -> None:
+    expect(page.locator("#message")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator(".turn")).to_have_count(0)  # there is nothing to send
+    height = page.locator("#message").bounding_box()["height"]
+    page.keyboard.type("a")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("b")
+    assert page.input_value("#message") == "a\nb"
+    assert page.locator("#message").bounding_box()["height"] > height
+    order = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.id"))
+        style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert style == "solid", order
+    assert order == ["add-picture", "effort", "agents", "send"]
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#message")).to_be_focused()  # past the conversation
+
+
+CONTRASTS = """() => {
+  const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgba = (color) => {
+    context.clearRect(0, 0, 1, 1);
+    context.fillStyle = color;
+    context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data];
+  };
+  const ground = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const found = rgba(getComputedStyle(at).backgroundColor);
+      if (found[3] === 255) return found;
+    }
+  };
+  const light = (color) => {
+    const [r, g, b] = color.slice(0, 3).map((one) => one / 255)
+      .map((one) => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const texts = [...document.querySelectorAll("body *")].filter((one) => (
+    [...one.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim())
+    && one.checkVisibility() && !one.disabled));
+  return texts.map((one) => {
+    const [a, b] = [light(rgba(getComputedStyle(one).color)), light(ground(one))];
+    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), one.className || one.tagName];
+  });
+}"""
+
+
+def shoot(page: Page, name: str, *, whole: bool = False) -> None:
+    if SHOTS:
+        page.screenshot(path=Path(SHOTS) / f"page-{name}.png", full_page=whole)
+
+
+WIDE = f"""## A title
+
+{"w" * 300}
+
+```
+{"c" * 300}
+```
+
+|{"t|" * 60}
+|{"-|" * 60}
+
+- one
+- two"""
+
+
+def test_themes_and_widths(page: Page) -> None:
+    """Every part in both themes: what is text can be read, and nothing scrolls sideways."""
+    page.set_input_files("#picture-files", PICTURE)
+    say(page, WHERE)
+    ended(page)
+    page.select_option("#agents", "4")
+    say(page, "Sort: 49, 12, 88, 7")
+    ended(page, 2)
+    canned(page, {"reasoning": "t" * 300}, {"content": WIDE})
+    say(page, "q" * 300)
+    ended(page, 3)
+    page.unroute(CHAT)
+    page.route(CHAT, lambda route: route.fulfill(status=500, body="w" * 300))
+    say(page, "?")
+    expect(page.locator(".said")).to_be_visible()
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+        found = page.evaluate(CONTRASTS)
+        assert len(found) > 40
+        assert [one for one in found if one[0] < 4.5] == []
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (int(ground[4:].split(",")[0]) > 127) == (theme == "light")
+        for width in (1280, 390, 360):
+            page.set_viewport_size({"width": width, "height": 800})
+            shoot(page, f"{theme}-{width}", whole=True)
+            scrolled = page.evaluate("document.documentElement.scrollWidth")
+            assert scrolled <= width, "it scrolls sideways"
