@@ -64,6 +64,7 @@ _DEFINED_IN = {
         "WrongPassphrase",
         "MissingLibrary",
         "SandboxUnavailable",
+        "ToolServerFailed",
         "Cancelled",
         "DeadlineExceeded",
         "HubUnavailable",

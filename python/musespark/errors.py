@@ -43,6 +43,11 @@ class SandboxUnavailable(Error):  # noqa: N818
     """This system does not let a program be shut in (namespaces, limits); the message says what."""
 
 
+class ToolServerFailed(Error):  # noqa: N818
+    """An MCP server could not be started or reached, broke off, or says that its tool failed; the
+    message names the server and the tool."""
+
+
 class Cancelled(Error):  # noqa: N818
     """The request was cancelled: its model was closed while somebody waited for it."""
 

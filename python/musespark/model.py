@@ -257,11 +257,14 @@ class Model(Scoring):
     def act(self, messages: Any, tools: Tools, **options: Any) -> ActResult:
         """:meth:`chat` with tools that are run until the model answers: Python functions or
         :class:`musespark.Tool`. Approval, events, limits, dry run: :func:`musespark.agents.act`."""
-        return act(self.chat, messages, tools, markers=self.tokenizer.markers, **options)
+        return act(self.chat, messages, tools, **self._acting(), **options)
 
     async def aact(self, messages: Any, tools: Tools, **options: Any) -> ActResult:
         """:meth:`act` for an event loop: tools and ``approve`` may be coroutine functions."""
-        return await aact(self.achat, messages, tools, markers=self.tokenizer.markers, **options)
+        return await aact(self.achat, messages, tools, **self._acting(), **options)
+
+    def _acting(self) -> dict[str, Any]:
+        return {"markers": self.tokenizer.markers, "sees": self._requests.eyes is not None}
 
     def session(
         self,

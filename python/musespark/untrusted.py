@@ -10,7 +10,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,29 @@ def open_regular(path: Path) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def check_parts(path: str, parts: Sequence[str]) -> None:
+    """InvalidRequest for a path whose parts may lead elsewhere than they say."""
+    if any(part in ("", ".", "..") for part in parts) or "\0" in path:
+        raise InvalidRequest(f"path: got {path!r:.80}, allowed is a path without '.' and '..'")
+
+
+def open_below(folder: Path, parts: Sequence[str]) -> int:
+    """Opens a file below a folder for reading, part by part from the folder's own descriptor, and
+    through no link, not even one that is put there meanwhile. OSError; what it is is not looked at,
+    and nothing is waited for."""
+    into = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    handle = os.open(folder, into)
+    try:
+        for part in parts[:-1]:
+            below = os.open(part, into, dir_fd=handle)
+            os.close(handle)
+            handle = below
+        read = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(parts[-1], read, dir_fd=handle)
+    finally:
+        os.close(handle)
 
 
 def read_small_file(path: Path, limit: int) -> bytes:

@@ -9,14 +9,14 @@ from typing import Any
 from musespark.agents.events import ToolUse
 from musespark.agents.tools import Content, Tool, text_of
 from musespark.calling import NO_CALLS_LEFT, Calling, no_such_tool
-from musespark.errors import InvalidRequest
+from musespark.errors import Error, InvalidRequest
 
 _SHOWN = 300  # characters of an error that a model is told
 
 
 def told(error: Exception) -> str:
     """What a model is told of an error: of ours the message, of a function's its name too."""
-    ours = isinstance(error, InvalidRequest)
+    ours = isinstance(error, Error)
     what = str(error) if ours else f"{type(error).__name__}: {error}"
     return text_of(f"error: {what:.{_SHOWN}}")
 

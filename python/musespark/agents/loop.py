@@ -27,6 +27,7 @@ from musespark.agents.tools import Content, Tool, Tools, text_of, tools_by_name
 from musespark.calling import NO_VALID_CALL, no_such_tool
 from musespark.errors import ContextOverflow, InvalidRequest
 from musespark.options import integer, real
+from musespark.parts import is_media
 from musespark.results import ChatResult, Delta, Usage
 
 MAX_STEPS = 10
@@ -48,6 +49,7 @@ def act(
     max_output_tokens: int | None = None,
     dry_run: bool = False,
     markers: Collection[str] = (),
+    sees: bool = True,
     **options: Any,
 ) -> ActResult:
     """A conversation to its answer, with tools that are run.
@@ -66,12 +68,13 @@ def act(
 
     ``max_steps``: turns of the model; ``max_seconds``: wall clock, looked at between turns and kept
     inside them (a function that runs is not ended); ``max_output_tokens``: of all turns.
-    ``markers``: the model's, of which what tools give should have none.
+    ``markers``: the model's, of which what tools give should have none. ``sees``: whether it takes
+    images; else it is told how many a tool gave.
 
     Raises InvalidRequest, as :meth:`Model.chat` does. What ``approve`` and ``on_event`` raise ends
     it.
     """
-    loop = _Loop(messages, tools, options, markers)
+    loop = _Loop(messages, tools, options, markers, sees)
     loop.limit(max_steps, max_seconds, max_output_tokens)
     loop.ask_with(approve, on_event, dry_run)
     for one in loop.tools.values():
@@ -98,11 +101,12 @@ async def aact(
     max_output_tokens: int | None = None,
     dry_run: bool = False,
     markers: Collection[str] = (),
+    sees: bool = True,
     **options: Any,
 ) -> ActResult:
     """:func:`act` for an event loop, with :meth:`Model.achat`. Tools and ``approve`` may be
     coroutine functions; functions that are not run in a thread."""
-    loop = _Loop(messages, tools, options, markers)
+    loop = _Loop(messages, tools, options, markers, sees)
     loop.limit(max_steps, max_seconds, max_output_tokens)
     loop.ask_with(approve, on_event, dry_run)
     flow, reply = loop.flow(), None
@@ -199,6 +203,7 @@ class _Loop:
         tools: Tools,
         options: Mapping[str, Any],
         markers: Collection[str],
+        sees: bool,
     ):
         for name in ("stream", "tools"):
             if name in options:
@@ -206,7 +211,7 @@ class _Loop:
         self.messages, self.tools = first_messages(messages), tools_by_name(tools)
         self._options = {"tool_choice": "auto", **options}
         self._options["tools"] = [one.to_openai() for one in self.tools.values()]
-        self._markers = markers
+        self._markers, self._sees = markers, sees
         self._steps: list[Step] = []
         self._usage, self._began = Usage(), time.monotonic()
         self._malformed: list[str] = []
@@ -367,7 +372,16 @@ class _Loop:
             return self._failed(self._flagged(seen, told(error), "error", seconds))
         use = self._flagged(seen, whole, "done", seconds)
         self._emit(events.CallResult(call.turn, use))
-        return use, list(value.parts) if isinstance(value, Content) else use.answer
+        return use, self._content(value, use) if isinstance(value, Content) else use.answer
+
+    def _content(self, value: Content, use: ToolUse) -> str | list[Mapping[str, Any]]:
+        """What the model is told of texts and images."""
+        images = [part for part in value.parts if is_media(part)]
+        if images and not self._sees:
+            return f"{use.answer}\n[images, which this model cannot see: {len(images)}]".strip()
+        if use.left_out:
+            return [*images, {"type": "text", "text": use.answer}]
+        return list(value.parts)
 
     def _flagged(self, seen: tuple, text: str, status: str, seconds: float) -> ToolUse:
         """A use with what is told of a text, cut where it is too long, and with its flags."""

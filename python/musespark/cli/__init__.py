@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "talk to a model in the terminal",
     "generate": "continue a prompt",
     "serve": "answer other programs, over OpenAI's and Anthropic's protocols",
+    "mcp": "answer an agent as an MCP server, over standard input and output",
     "trace": "ask about images, and see where the model looked",
     "xray": "ask, and see what each sentence of the thought did to the answer",
     "embed": "texts to vectors, with an embedding model",

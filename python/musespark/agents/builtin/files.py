@@ -10,12 +10,12 @@ import fnmatch
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from musespark.agents.tools import Tool
 from musespark.errors import InvalidRequest
-from musespark.untrusted import checked_path
+from musespark.untrusted import check_parts, checked_path, open_below
 
 MAX_FILE_BYTES = 8 << 20  # that are searched or read
 MAX_FOUND = 50  # lines of an answer
@@ -95,7 +95,6 @@ def _texts(roots: Mapping[str, Path], names: str) -> Iterator[tuple[str, str]]:
 
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _text(handle: int) -> str | None:
@@ -115,11 +114,9 @@ def _read(roots: Mapping[str, Path], path: str, line: int) -> str:
     name, *parts = path.split("/")
     if name not in roots or not parts:
         raise InvalidRequest(f"path: got {path!r:.80}, allowed are files in {[*roots]}")
-    if any(part in ("", ".", "..") for part in parts) or "\0" in path:
-        raise InvalidRequest(f"path: got {path!r:.80}, allowed is a path without '.' and '..'")
+    check_parts(path, parts)
     try:
-        with _folder(roots[name], parts[:-1]) as handle:
-            text = _text(os.open(parts[-1], _READ, dir_fd=handle))
+        text = _text(open_below(roots[name], parts))
     except OSError as error:
         raise InvalidRequest(f"path: {path!r:.80}: {error.strerror}") from None
     if text is None:
@@ -131,17 +128,3 @@ def _read(roots: Mapping[str, Path], path: str, line: int) -> str:
         raise InvalidRequest(f"line: got {line}, allowed is 1 to {len(lines)}")
     shown, left = lines[line - 1 : line - 1 + _LINES], len(lines) - (line - 1) - _LINES
     return "\n".join([*shown, *([f"[{left} more lines]"] if left > 0 else [])])
-
-
-@contextmanager
-def _folder(root: Path, parts: list[str]) -> Iterator[int]:
-    """The descriptor of a folder below a root, reached without a link."""
-    handle = os.open(root, _FOLDER)
-    try:
-        for part in parts:
-            below = os.open(part, _FOLDER, dir_fd=handle)
-            os.close(handle)
-            handle = below
-        yield handle
-    finally:
-        os.close(handle)

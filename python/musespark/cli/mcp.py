@@ -1,0 +1,49 @@
+"""``musespark mcp``: a model as an MCP server on standard input and output."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from musespark.cli import common
+from musespark.errors import MissingLibrary
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_model_arguments(parser)
+    common.add_adapter_argument(parser)
+    common.add_drafter_argument(parser)
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="where the tool `see` may open images by their path (repeatable; default: nowhere)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        import anyio
+
+        from musespark.server.mcp import ModelTools, serve
+    except ImportError as error:
+        raise MissingLibrary("musespark mcp needs mcp 2: pip install 'musespark[mcp]'") from error
+    with common.load_model(args, "chat") as model:
+        tools = ModelTools(model, args.allow)
+        try:
+            anyio.run(serve, tools)
+        except Exception as error:
+            # The client went away, and what was being written to it has nowhere to go.
+            if not all(isinstance(one, BrokenPipeError) for one in _inside(error)):
+                raise
+    return 0
+
+
+def _inside(error: BaseException) -> Iterator[BaseException]:
+    """The errors of a group of groups."""
+    several = getattr(error, "exceptions", None)
+    if several is None:
+        yield error
+    for one in several or ():
+        yield from _inside(one)
