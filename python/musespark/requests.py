@@ -344,9 +344,27 @@ class Requests:
         tools = given.get("tools") or ()
         return turn_grammar(self.protocol, self.tokenizer, prompt, tools, choice)
 
-    def turn_constraint(self, grammar: Grammar) -> Constraint:
-        """What a turn of :func:`turn_grammar` may be, of one request."""
-        return Constraint(self._turns, grammar)
+    def turn_constraint(
+        self, grammar: Grammar, tools: Sequence[Mapping[str, Any]], prompt: Sequence[int]
+    ) -> Constraint:
+        """What a turn of :func:`turn_grammar` may be, of one request; InvalidRequest naming the
+        tool whose schema no grammar follows."""
+        try:
+            return Constraint(self._turns, grammar)
+        except InvalidRequest:
+            for tool in tools:
+                self._check_alone(tool, prompt)
+            raise
+
+    def _check_alone(self, tool: Mapping[str, Any], prompt: Sequence[int]) -> None:
+        try:
+            alone = turn_grammar(self.protocol, self.tokenizer, prompt, [tool], "auto")
+            Constraint(self._turns, alone)
+        except InvalidRequest as error:
+            name, why = tool["function"]["name"], str(error).removeprefix("tools: ")
+            raise InvalidRequest(
+                f"tools: {name}: {why}; {TOOL_CHOICE}=None leaves calls free"
+            ) from None
 
     def request(self, ids: np.ndarray, options: GenerationOptions, **more: Any) -> Request:
         """One to the engine; ``more`` are its fields that are no options."""
@@ -385,7 +403,8 @@ class PreparedChat:
             mode = self.prompt_options.get("mode")
             constraint = self.requests.constraint(self.grammar, self.prompt, mode)
         elif self.turn is not None:
-            constraint = self.requests.turn_constraint(self.turn)
+            tools = self.prompt_options.get("tools") or ()
+            constraint = self.requests.turn_constraint(self.turn, tools, self.prompt)
         request = self.requests.request(self.ids, options, constraint=constraint, **self.fields)
         return request, self.requests.collector(self, options)
 

@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
 
         from musespark.server.mcp import ModelTools, serve
     except ImportError as error:
+        if (error.name or "").startswith("musespark"):
+            raise
         raise MissingLibrary("musespark mcp needs mcp 2: pip install 'musespark[mcp]'") from error
     with common.load_model(args, "chat") as model:
         tools = ModelTools(model, args.allow)
