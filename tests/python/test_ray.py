@@ -1,0 +1,290 @@
+"""What runs in Ray's processes, without any: batches of rows, and where requests go."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import musespark
+from musespark.errors import Error, InvalidRequest
+
+PROMPTS = ["The fox", "The king", "Once upon a time"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[musespark.Model]:
+    with musespark.load(threads=1) as loaded:
+        yield loaded
+
+
+def answered(table: pa.Table, method: str = "generate", **given: Any) -> list[dict[str, Any]]:
+    """The rows that a worker makes of a table."""
+    from musespark import ray
+
+    columns = ray._CHAT_COLUMNS if method == "chat" else ray._TEXT_COLUMNS
+    known = {"column": given.pop("column", "prompt"), "seed": given.pop("seed", None)}
+    worker = ray.Worker(
+        load={"threads": 1}, method=method, options=given, columns=tuple(columns), **known
+    )
+    return worker(table).to_pylist()
+
+
+def test_a_bad_row_is_told_and_the_others_are_as_alone(model) -> None:
+    prompts = [PROMPTS[0], "", None, PROMPTS[1], "many words " * 5000, PROMPTS[2]]
+    rows = answered(pa.table({"prompt": prompts, "id": range(6)}), max_new_tokens=8)
+    alone = iter(model.generate_batch(PROMPTS, max_new_tokens=8))
+    assert [row["id"] for row in rows] == list(range(6))
+    for row in rows:
+        if row["prompt"] in PROMPTS:
+            one = next(alone)
+            assert (row["text"], row["finish_reason"]) == (one.text, one.finish_reason)
+            assert row["prompt_tokens"] == one.usage.prompt_tokens
+            assert row["completion_tokens"] == one.usage.completion_tokens == 8
+            assert row["error"] is None
+        else:
+            assert row["error"]
+            assert row["text"] is row["finish_reason"] is row["prompt_tokens"] is None
+    assert "no tokens" in rows[1]["error"]
+    assert "context" in rows[4]["error"]
+
+
+def test_what_is_not_a_rows_fault_ends_the_job(model, monkeypatch) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise Error("the engine failed")
+
+    monkeypatch.setattr(musespark.Model, "generate", broken)
+    with pytest.raises(Error, match="the engine failed"):
+        answered(pa.table({"prompt": PROMPTS}))
+
+
+def test_each_row_has_the_seed_of_its_column(model) -> None:
+    seeds = [3, 4, 3]
+    options = {"temperature": 1.0, "max_new_tokens": 12}
+    table = pa.table({"prompt": [PROMPTS[0]] * 3, "n": seeds})
+    rows = answered(table, seed="n", **options)
+    alone = [model.generate(PROMPTS[0], seed=seed, **options).text for seed in seeds]
+    assert [row["text"] for row in rows] == alone
+    assert alone[0] != alone[1]
+    assert len({row["text"] for row in answered(table, seed=4, **options)}) == 1
+
+
+def test_messages_lose_the_nulls_that_arrow_gives_them(model) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    conversations = [
+        [{"role": "user", "content": "What is 47 + 38?"}],
+        [
+            {"role": "user", "content": "Call f."},
+            {"role": "assistant", "tool_calls": [{"id": "1", **call}]},
+            {"role": "tool", "tool_call_id": "1", "content": "7"},
+        ],
+    ]
+    tool = {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "number"}}}}
+    options = {"max_new_tokens": 20, "tools": [{"type": "function", "function": tool}]}
+    table = pa.table({"messages": conversations})
+    assert table.to_pylist() != [{"messages": one} for one in conversations]
+    rows = answered(table, "chat", column="messages", **options)
+    alone = model.chat_batch(conversations, **options)
+    for row, one in zip(rows, alone, strict=True):
+        assert row["error"] is None
+        assert (row["text"], row["reasoning"]) == (one.text, one.reasoning)
+        assert row["tool_calls"] == "[]" or one.tool_calls
+
+
+def test_columns_that_are_not_there_or_in_the_way_are_named() -> None:
+    with pytest.raises(InvalidRequest, match=r"column: got 'prompt', allowed is .*\['words'\]"):
+        answered(pa.table({"words": PROMPTS}))
+    with pytest.raises(InvalidRequest, match=r"seed: got 'n', allowed is .*\['prompt'\]"):
+        answered(pa.table({"prompt": PROMPTS}), seed="n")
+    with pytest.raises(InvalidRequest, match=r"data: has the columns \['text', 'error'\]"):
+        answered(pa.table({"prompt": PROMPTS, "error": PROMPTS, "text": PROMPTS}))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("generate", {"max_new_tokns": 3}, "max_new_tokns.*did you mean 'max_new_tokens'"),
+        ("generate", {"temperature": -1}, "temperature: got -1"),
+        ("generate", {"reasoning_effort": "high"}, "reasoning_effort"),
+        ("chat", {"logprobs": 3}, "logprobs: got 3, allowed is nothing here"),
+        ("generate", {"stream": True}, "stream"),
+        ("generate", {"adapter": "a"}, "adapter"),
+        ("generate", {"workers": 0}, "workers: got 0"),
+        ("chat", {"threads": 0}, "threads: got 0"),
+        ("chat", {"batch_size": 0}, "batch_size: got 0"),
+        ("chat", {"load": {"thread": 2}}, "unknown argument 'thread'"),
+        ("chat", {"load": {"threads": 2}}, "unknown argument 'threads'"),
+    ],
+)
+def test_wrong_options_are_refused_before_a_worker_starts(method, options, message) -> None:
+    import ray
+
+    import musespark.ray
+
+    class Data(ray.data.Dataset):
+        """Of which nothing is asked."""
+
+        def __init__(self) -> None: ...
+        def __del__(self) -> None: ...
+
+    with pytest.raises(InvalidRequest, match=message):
+        getattr(musespark.ray, method)(Data(), **{"workers": 1, "threads": 1, **options})
+    with pytest.raises(InvalidRequest, match=r"data: got \['a'\], allowed is a ray.data.Dataset"):
+        musespark.ray.generate(["a"], workers=1, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("module", "lacking", "named"),
+    [("ray", "ray", "ray"), ("ray", "pyarrow", "pyarrow"), ("ray.serving", "fastapi", "fastapi")],
+)
+def test_a_missing_extra_is_named(module: str, lacking: str, named: str) -> None:
+    program = (
+        f"import sys; sys.modules[{lacking!r}] = None\n"
+        "from musespark.errors import MissingLibrary\n"
+        f"try: import musespark.{module}\n"
+        "except MissingLibrary as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert named in done.stdout, done.stderr
+    assert "pip install 'musespark[ray]'" in done.stdout
+
+
+# ---- where requests go --------------------------------------------------------------------------
+
+DOCUMENT = "The keeper of the lighthouse counts the ships that pass in the night. " * 8
+
+
+def body(*contents: str, **more: Any) -> dict[str, Any]:
+    roles = ("user", "assistant") * len(contents)
+    turns = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+    return {"model": "m", "messages": turns, **more}
+
+
+def test_requests_have_the_blocks_in_common_with_which_both_begin() -> None:
+    from musespark.ray.serving import BLOCK, blocks_of
+
+    first = blocks_of(body(DOCUMENT + "How many?"))
+    grown = blocks_of(body(DOCUMENT + "How many?", "Seven.", "And whales?" + DOCUMENT))
+    other = blocks_of(body("No " + DOCUMENT))
+    assert len(first) == len(DOCUMENT + "How many?") // BLOCK
+    assert grown[: len(first)] == first
+    assert len(grown) > len(first)
+    assert not {*other} & {*first}
+    sampled = blocks_of(body(DOCUMENT + "How many?", temperature=1.0, stream=True))
+    assert sampled == first, "what is no part of the prompt decides nothing"
+    assert not {*blocks_of({**body(DOCUMENT), "tools": [{"name": DOCUMENT}]})} & {*first}
+    assert blocks_of({"prompt": DOCUMENT}) and blocks_of({"input": DOCUMENT})
+    assert blocks_of(body("short")) == blocks_of([1, 2]) == blocks_of("text") == ()
+    assert len(blocks_of(body(DOCUMENT * 1000))) == 256
+
+
+class Routed:
+    """A router over two replicas whose queues a test says."""
+
+    def __init__(self) -> None:
+        from musespark.ray.serving import PrefixRouter
+
+        self.queues = {"a": 0, "b": 0}
+        self.router = object.__new__(PrefixRouter)
+        self.router._replica_queue_len_cache = self.queues
+        self.router.initialize_state(lead=3)
+        self.replicas = [SimpleNamespace(replica_id=name) for name in self.queues]
+
+    def ask(self, value: Any) -> str:
+        """Where a request goes, as Ray Serve takes the first rank with a replica."""
+        from musespark.ray.serving import Asked, blocks_of
+
+        asked = Asked({}, b"", blocks_of(value))
+        pending = SimpleNamespace(args=[asked], routing_context=SimpleNamespace())
+        ranks = asyncio.run(self.router.choose_replicas(self.replicas, pending))
+        assert pending.routing_context.should_backoff
+        assert {one.replica_id for one in ranks[-1]} == {one.replica_id for one in self.replicas}
+        first = next(rank for rank in ranks if rank)
+        chosen = min(first, key=lambda one: self.queues[one.replica_id]).replica_id
+        self.router.on_request_routed(pending, chosen, None)
+        return chosen
+
+
+def test_what_begins_alike_goes_to_one_replica_and_the_rest_spreads() -> None:
+    routed = Routed()
+    starts = [f"{name} " + DOCUMENT for name in ("one", "two", "three", "four")]
+    first = [routed.ask(body(start)) for start in starts]
+    assert sorted(first) == ["a", "a", "b", "b"]
+    for turns in ((), ("Seven.", "And whales?"), ("Seven.", "And whales?", "No.", "Why?")):
+        assert [routed.ask(body(start, *turns)) for start in starts] == first
+
+
+def test_a_replica_with_far_more_to_do_is_passed_over() -> None:
+    routed = Routed()
+    known = routed.ask(body(DOCUMENT))
+    other = {"a": "b", "b": "a"}[known]
+    routed.queues[known] = 2
+    assert routed.ask(body(DOCUMENT)) == known
+    routed.queues[known] = 3
+    assert routed.ask(body(DOCUMENT)) == other
+    routed.queues[known] = 0
+    assert routed.ask(body(DOCUMENT)) == other, "who was asked last has it too"
+    routed.replicas = [one for one in routed.replicas if one.replica_id == known]
+    assert routed.ask(body(DOCUMENT)) == known, "a replica that is gone is asked nothing"
+
+
+def test_old_beginnings_are_forgotten(monkeypatch) -> None:
+    from musespark.ray import serving
+
+    monkeypatch.setattr(serving, "_REMEMBERED", 6)
+    routed = Routed()
+    for index in range(20):
+        routed.ask(body(f"{index} " + DOCUMENT))
+        assert len(routed.router._asked) <= 6
+        assert sum(routed.router._count.values()) == len(routed.router._asked)
+    assert len(routed.router._asked) == 6
+
+
+# ---- a replica ----------------------------------------------------------------------------------
+
+
+def replica_of(model: musespark.Model, monkeypatch) -> Any:
+    from musespark.ray.serving import Replica
+    from musespark.server import Access, Limits
+
+    monkeypatch.setattr(musespark, "load", lambda **given: model, raising=False)
+    return Replica({}, ("nano",), Access(), Limits())
+
+
+def asked_of(data: bytes) -> Any:
+    from musespark.ray.serving import Asked
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    path = "/v1/completions"
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b""}
+    return Asked({**scope, "headers": headers, "client": ("127.0.0.1", 1)}, data, ())
+
+
+def test_a_call_that_is_closed_cancels_its_request(model, monkeypatch) -> None:
+    replica = replica_of(model, monkeypatch)
+    data = b'{"model": "nano", "prompt": "The fox", "max_tokens": 400, "stream": true}'
+
+    async def scenario() -> None:
+        messages = replica.respond(asked_of(data))
+        start = await messages.__anext__()
+        assert start["status"] == 200
+        await messages.__anext__()
+        assert model._engine.stats()["running"] == 1
+        await messages.aclose()
+        assert model._engine.stats()["running"] == 0
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_replica_whose_engine_has_failed_says_so(monkeypatch) -> None:
+    with musespark.load(threads=1) as model:
+        replica = replica_of(model, monkeypatch)
+        replica.check_health()
+    with pytest.raises(Error, match="closed"):
+        replica.check_health()

@@ -1,0 +1,69 @@
+"""A Ray cluster of several processes on this machine, and what runs in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from support.serving import within
+
+
+@contextlib.contextmanager
+def local_cluster(cpus: int) -> Iterator[None]:
+    """A cluster of its own, which talks to nobody; at the end none of its processes is left."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets have short names
+    (folder / "token").write_text(secrets.token_hex(32))
+    told = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        import ray
+
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=100 << 20,
+            logging_level="error",
+            _temp_dir=str(folder),
+        )
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        try:
+            yield
+        finally:
+            processes = descendants()
+            ray.shutdown()
+            within(60, lambda: not processes.keys() & descendants().keys(), "Ray did not end")
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def actors(name: str) -> list[int]:
+    """The process ids of this test's actors whose class has a name."""
+    title = f"ray::{name}".encode()
+    return sorted(pid for pid, command in descendants().items() if command.startswith(title))
+
+
+def descendants() -> dict[int, bytes]:
+    """The processes that this one started, and those that they did: id to command line."""
+    parents, commands = {}, {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(folder.name)] = int(parent)
+                commands[int(folder.name)] = (folder / "cmdline").read_bytes()
+    found, new = set(), {os.getpid()}
+    while new:
+        new = {pid for pid, parent in parents.items() if parent in new}
+        found |= new
+    return {pid: commands[pid] for pid in found}
