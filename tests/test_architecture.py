@@ -229,6 +229,7 @@ def test_support_table_and_files_agree() -> None:
 RANKS = {
     "__main__": 13,
     "cli": 12,
+    "ray": 12,
     "server": 11,
     "lab": 11,
     "loading": 10,

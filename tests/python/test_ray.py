@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -288,3 +288,82 @@ def test_a_replica_whose_engine_has_failed_says_so(monkeypatch) -> None:
         replica.check_health()
     with pytest.raises(Error, match="closed"):
         replica.check_health()
+
+
+# ---- what the front passes on -------------------------------------------------------------------
+
+START = {"type": "http.response.start", "status": 200, "headers": []}
+PART = {"type": "http.response.body", "body": b"a", "more_body": True}
+LAST = {"type": "http.response.body", "body": b"b"}
+
+
+def passed(*messages: Any) -> list[Any]:
+    """What a client is sent of a replica's messages; an error among them is raised there."""
+    from musespark.ray.serving import _Passed
+
+    async def come() -> AsyncIterator[Any]:
+        for message in messages:
+            if isinstance(message, Exception):
+                raise message
+            yield message
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/v1/messages"}
+    try:
+        asyncio.run(_Passed(come())(scope, None, send))
+    except Exception as error:
+        sent.append(error)
+    return sent
+
+
+def test_an_answer_that_a_dead_replica_began_is_never_taken_for_a_whole_one() -> None:
+    from ray.exceptions import ActorDiedError
+    from ray.serve.exceptions import BackPressureError
+
+    died = ActorDiedError()
+    assert passed(START, PART, LAST) == [START, PART, LAST]
+    assert passed(START, PART, LAST, died) == [START, PART, LAST]
+    assert passed(START, PART, died) == [START, PART, died]
+    for before in ((), (START,)):
+        start, told = passed(*before, died)
+        assert start["status"] == 503
+        assert b'"type":"error"' in told["body"], "as Anthropic writes it"
+    start, told = passed(BackPressureError(9, 8))
+    assert start["status"] == 429
+    assert (b"retry-after", b"1") in start["headers"]
+
+
+def test_without_a_token_this_machine_alone_is_answered() -> None:
+    from starlette.requests import Request
+
+    from musespark.ray.serving import Front
+    from musespark.server import Access, Limits
+
+    taken: list[Any] = []
+    respond = SimpleNamespace(remote=lambda asked: taken.append(asked) or asked)
+    engines = SimpleNamespace(options=lambda **given: respond)
+    token = "a-token-of-this-test"
+
+    def status(access: Access, client: str, method: str = "POST", **headers: str) -> int:
+        given = {"host": "localhost", "content-type": "application/json", **headers}
+        scope = {"type": "http", "method": method, "path": "/v1/completions", "query_string": b""}
+        scope |= {"client": (client, 1), "scheme": "http", "server": ("localhost", 80)}
+        scope["headers"] = [(name.encode(), text.encode()) for name, text in given.items()]
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b'{"prompt": "Hi"}'}
+
+        front = Front(engines, access, Limits())
+        taken.clear()
+        answer = asyncio.run(front(Request(scope, receive)))
+        return 0 if taken else answer.status_code
+
+    assert status(Access(), "127.0.0.1") == status(Access(), "127.0.0.1", "GET") == 0
+    assert status(Access(), "192.0.2.7") == status(Access(), "192.0.2.7", "GET") == 403
+    known = Access("0.0.0.0", token)
+    assert status(known, "192.0.2.7") == 401
+    assert status(known, "192.0.2.7", authorization=f"Bearer {token}") == 0

@@ -6,7 +6,7 @@ given back; here is only what a worker does with a batch of rows. Each worker lo
     import ray
     import musespark.ray
 
-    prompts = ray.data.from_items([{"id": i, "prompt": f"The fox {i}"} for i in range(1000)])
+    prompts = ray.data.from_items([{"id": i, "prompt": f"The fox {i}"} for i in range(100)])
     answers = musespark.ray.generate(prompts, workers=2, threads=1, max_new_tokens=8)
     for row in answers.iter_rows():  # as they come; each has its id, prompt, text, error, ...
         print(row["id"], row["text"])
@@ -104,8 +104,8 @@ def generate(
 
     ``source``: as of :func:`musespark.load`, the same on every machine. ``workers``: engines, each
     in a process of its own. ``threads``: of each engine; Ray reserves as many CPUs (``num_cpus``)
-    for it, so that no two share a core. An engine reads its weights once for all that it runs at
-    once: few workers with many threads, best one on each machine, are faster than many with few.
+    for it, so that no two share a core. An engine reads its weights once for all rows that it runs
+    at once, so that one worker on each machine, with its cores as threads, reads them least often.
     Leave a CPU of the cluster free where ``data`` is read from files or transformed: Ray Data's
     tasks for it need one (a warning says so where none is). Workers of one machine share the
     weights in memory.

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import musespark
-from musespark.errors import InvalidRequest, MissingLibrary
+from musespark.errors import Error, MissingLibrary
 from musespark.loading import MAX_THREADS
 from musespark.options import integer
 from musespark.ray import load_options
@@ -180,7 +180,7 @@ class Front:
     def _blocks(self, body: bytes) -> tuple[bytes, ...]:
         try:
             return blocks_of(parse_json(body, "the body", self._limits.body_bytes))
-        except InvalidRequest:
+        except Error:
             return ()  # the replica says what is wrong with it
 
 
@@ -192,19 +192,25 @@ class _Passed(Response):
         self._messages = messages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        held: list[Message] = []  # the start, until something stands behind it
+        begun = whole = False
         try:
             async for message in self._messages:
-                started = True
-                await send(message)
+                held.append(message)
+                if message["type"] == "http.response.body":
+                    begun, whole = True, not message.get("more_body")
+                    for one in held:
+                        await send(one)
+                    held.clear()
         except BackPressureError:
             full = Failure(429, "too many requests wait", "queue_full", _RETRY_S)
             await _refusal(scope["path"], full)(scope, receive, send)
         except RayActorError:
-            if started:
+            if begun and not whole:
                 raise  # the connection ends, which no client takes for a whole answer
-            gone = Failure(503, "the replica ended; ask again", "unavailable", _RETRY_S)
-            await _refusal(scope["path"], gone)(scope, receive, send)
+            if not begun:
+                gone = Failure(503, "the replica ended; ask again", "unavailable", _RETRY_S)
+                await _refusal(scope["path"], gone)(scope, receive, send)
 
 
 def _refusal(path: str, failure: Failure) -> Response:
@@ -249,15 +255,15 @@ class PrefixRouter(RequestRouter):
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         """Ranks of candidates, for Ray Serve, which takes the first that has room."""
-        if pending_request is None:
+        if pending_request is None or not candidate_replicas:
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # where none of them has room
         lengths = {one.replica_id: self._length(one.replica_id) for one in candidate_replicas}
         known = self._known(_blocks_in(pending_request), lengths)
-        if known is not None and lengths[known] - min(lengths.values()) >= self._lead:
-            known = None
-        rest = sorted(candidate_replicas, key=lambda one: self._count[one.replica_id])
-        return [[one for one in rest if one.replica_id == known], rest]
+        if known is None or lengths[known] - min(lengths.values()) >= self._lead:
+            known = min(lengths, key=lambda one: (lengths[one], self._count[one]))
+        first = [one for one in candidate_replicas if one.replica_id == known]
+        return [first, candidate_replicas]
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
