@@ -182,6 +182,7 @@ def test_answers_over_http_are_those_of_this_process(client) -> None:
     assert "".join(json.loads(one)["choices"][0]["text"] for one in data) == here
     assert client.get("/v1/models").json()["data"][0]["id"] == "nano"
     assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/").headers["content-type"].startswith("text/html")
 
 
 def test_what_begins_alike_comes_to_the_replica_that_has_it(client) -> None:

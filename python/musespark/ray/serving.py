@@ -92,7 +92,7 @@ def application(
         num_replicas=count,
         ray_actor_options={"num_cpus": threads},
         max_ongoing_requests=at_once,
-        max_queued_requests=limits.waiting,
+        max_queued_requests=max(1, limits.waiting),  # Ray Serve takes no 0
         request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
     )
     front = serve.deployment(Front).options(
