@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -367,3 +368,17 @@ def test_without_a_token_this_machine_alone_is_answered() -> None:
     known = Access("0.0.0.0", token)
     assert status(known, "192.0.2.7") == 401
     assert status(known, "192.0.2.7", authorization=f"Bearer {token}") == 0
+
+
+@pytest.mark.parametrize(("given", "then"), [({}, "0"), ({"RAY_USAGE_STATS_ENABLED": "1"}, "1")])
+def test_rays_reports_of_its_use_are_off_unless_asked_for(given: dict[str, str], then: str) -> None:
+    script = """
+import ray._common.usage.usage_lib
+import musespark.ray
+print(int(ray._common.usage.usage_lib.usage_stats_enabled()))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_USAGE_STATS_ENABLED"} | given
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == then

@@ -14,13 +14,15 @@ given back; here is only what a worker does with a batch of rows. Each worker lo
 A row's text is what :meth:`musespark.Model.generate` gives in one process, whatever the number of
 workers, the batches, and however often a worker was killed (sampled rows need a ``seed`` for it).
 :mod:`musespark.ray.serving` puts a model behind Ray Serve. Ray reports statistics of its use to its
-makers unless ``RAY_USAGE_STATS_ENABLED=0`` is set before it starts.
+makers; importing this module turns that off for clusters this process starts, unless
+``RAY_USAGE_STATS_ENABLED`` says otherwise.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -58,6 +60,8 @@ except ImportError as error:
     raise MissingLibrary(
         f"musespark.ray needs {error.name}: pip install 'musespark[ray]'"
     ) from error
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked
 
 T = TypeVar("T")
 __all__ = ["chat", "generate"]
