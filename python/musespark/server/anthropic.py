@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from musespark.errors import InvalidRequest
+from musespark.messages import image_part, name_results, tool_call
 from musespark.results import Delta, Usage
 from musespark.server.wire import (
     Body,
@@ -28,11 +29,8 @@ from musespark.server.wire import (
     Served,
     Text,
     Tokens,
-    image_part,
-    name_results,
     new_id,
     read_body,
-    tool_call,
 )
 
 PATH = "/v1/messages"

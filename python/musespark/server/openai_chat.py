@@ -19,6 +19,7 @@ from pydantic import Field
 
 from musespark.contemplating import AgentResult
 from musespark.errors import InvalidRequest
+from musespark.messages import arguments_of, call_text, image_part, name_results, tool_call
 from musespark.options import AGGREGATES, CONTEMPLATING, MODES
 from musespark.results import Delta, Usage
 from musespark.server.wire import (
@@ -36,10 +37,6 @@ from musespark.server.wire import (
     Temperature,
     Text,
     Tokens,
-    arguments_of,
-    call_text,
-    image_part,
-    name_results,
     new_id,
     now,
     openai_calls,
@@ -48,7 +45,6 @@ from musespark.server.wire import (
     openai_usage,
     read_body,
     spelled,
-    tool_call,
     total_usage,
 )
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from musespark.errors import InvalidRequest
+from musespark.messages import arguments_of, image_part, name_results, tool_call
 from musespark.results import Delta
 from musespark.server.openai_chat import AnyObject, AnyText, Effort
 from musespark.server.response_items import Items
@@ -29,14 +30,10 @@ from musespark.server.wire import (
     Temperature,
     Text,
     Tokens,
-    arguments_of,
-    image_part,
-    name_results,
     new_id,
     now,
     openai_error,
     read_body,
-    tool_call,
 )
 
 PATH = "/v1/responses"

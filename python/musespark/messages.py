@@ -1,0 +1,73 @@
+"""Messages of :meth:`musespark.Model.chat` from what other protocols and frameworks write: images,
+calls with their arguments as JSON text, results that name only the call they answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from musespark.errors import InvalidRequest
+from musespark.text.toolcalls import strict_json
+from musespark.vision.pixels import file_of
+
+
+def image_part(url: str, where: str) -> dict[str, Any]:
+    """An image as :meth:`musespark.Model.chat` takes it, its file decoded from a data URL.
+
+    InvalidRequest for anything else: nothing is fetched, and no file of this machine is opened.
+    """
+    if url[:5].lower() != "data:":
+        raise InvalidRequest(
+            f"{where}: got {url!r:.60}, allowed is a data URL; nothing is fetched or opened here"
+        )
+    try:
+        return {"type": "image", "image": file_of(url)}
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{where}: {error}") from None
+
+
+def arguments_of(text: str, where: str) -> dict[str, Any]:
+    """A call's arguments from their JSON."""
+    try:
+        value = strict_json(text or "{}")
+    except ValueError as error:
+        raise InvalidRequest(f"{where}: not JSON: {error!s:.120}") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{where}: got {value!r:.60}, allowed is a JSON object")
+    return value
+
+
+def tool_call(id: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A call in a message of the assistant."""
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def call_text(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call with its arguments as JSON text."""
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": {"name": function["name"], "arguments": arguments}}
+
+
+def tool_names(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The function that each call of a conversation calls."""
+    calls = (call for message in messages for call in message.get("tool_calls") or ())
+    return {call["id"]: call["function"]["name"] for call in calls}
+
+
+def name_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, those of tools with their function's name, which templates write.
+
+    InvalidRequest for a result whose call is not in the conversation.
+    """
+    names = tool_names(messages)
+    for index, message in enumerate(messages):
+        if message["role"] == "tool":
+            call = message["tool_call_id"]
+            if call not in names:
+                raise InvalidRequest(
+                    f"messages[{index}]: no call before it has the id {call!r:.80} that it answers"
+                )
+            message["name"] = names[call]
+    return messages
