@@ -9,18 +9,16 @@ llm.invoke("What is 47 + 38?").content_blocks  # its thought and its answer
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from operator import itemgetter
 from typing import Any
 
-from musespark.integrations.shared import chat_options, closed, conversation, missing
+from musespark.errors import InvalidRequest
+from musespark.integrations.shared import chat_options, conversation, missing, streamed
 
 try:
     from langchain_core.language_models import BaseChatModel
-    from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
     from langchain_core.outputs import ChatGenerationChunk, ChatResult
-    from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-    from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-    from langchain_core.utils.pydantic import is_basemodel_subclass
+    from langchain_core.runnables import Runnable
+    from langchain_core.utils.function_calling import convert_to_openai_tool
     from pydantic import ConfigDict, Field
 except ModuleNotFoundError as error:
     raise missing("langchain", error) from error
@@ -32,6 +30,7 @@ from musespark.integrations.langchain_messages import (
     plain_message,
     whole,
 )
+from musespark.integrations.langchain_output import structured
 
 _OPTIONS = ("temperature", "max_tokens", "stop", "seed", "reasoning_effort")
 
@@ -66,10 +65,8 @@ class ChatMuseSpark(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model_name": self.model_name, **self._own_options()}
-
-    def _own_options(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _OPTIONS} | (self.model_extra or {})
+        own = {name: getattr(self, name) for name in _OPTIONS}
+        return {"model_name": self.model_name, **own, **(self.model_extra or {})}
 
     def get_token_ids(self, text: str) -> list[int]:
         """Of the model's own tokenizer."""
@@ -95,24 +92,16 @@ class ChatMuseSpark(BaseChatModel):
         object). ``strict=False``: objects may have more than the schema's properties."""
         if method == "function_calling":
             return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
-        form = {"type": "object"} if method == "json_mode" else convert_to_json_schema(schema)
-        traced = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
-        llm = self.bind(
-            json_schema=form if strict is False else closed(form),
-            ls_structured_output_format=traced,
-            **kwargs,
-        )
-        of_class = isinstance(schema, type) and is_basemodel_subclass(schema)
-        parser = PydanticOutputParser(pydantic_object=schema) if of_class else JsonOutputParser()
-        if not include_raw:
-            return llm | parser
-        read = itemgetter("raw") | parser
-        both = RunnablePassthrough.assign(parsed=read, parsing_error=lambda _: None)
-        none = RunnablePassthrough.assign(parsed=lambda _: None)
-        return RunnableMap(raw=llm) | both.with_fallbacks([none], exception_key="parsing_error")
+        if method not in ("json_schema", "json_mode"):
+            raise InvalidRequest(
+                f"method: got {method!r:.40}, allowed is json_schema, function_calling or json_mode"
+            )
+        how = {"include_raw": include_raw, "method": method, "strict": strict}
+        return structured(self, schema, **how, **kwargs)
 
     def _asked(self, messages: Sequence[Any], stop: Any, given: dict[str, Any]) -> dict[str, Any]:
-        options = {**self._own_options(), **given} | ({} if stop is None else {"stop": stop})
+        options = {**self._identifying_params, **given} | ({} if stop is None else {"stop": stop})
+        del options["model_name"]
         plain = [plain_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
         return {"messages": conversation(plain), **chat_options(options)}
 
@@ -134,7 +123,7 @@ class ChatMuseSpark(BaseChatModel):
         self, messages: Any, stop: Any = None, run_manager: Any = None, **given: Any
     ) -> Iterator[ChatGenerationChunk]:
         with langchain_errors():
-            with self.model.chat(**self._asked(messages, stop, given), stream=True) as stream:
+            with self.model.chat(**streamed(self._asked(messages, stop, given))) as stream:
                 for index, delta in enumerate(stream):
                     yield piece(delta, index)
             yield last_piece(stream.result, self.model_name)
@@ -143,9 +132,8 @@ class ChatMuseSpark(BaseChatModel):
         self, messages: Any, stop: Any = None, run_manager: Any = None, **given: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
         with langchain_errors():
-            stream = await self.model.achat(**self._asked(messages, stop, given), stream=True)
-            async with stream:
-                index = 0
+            index, asked = 0, streamed(self._asked(messages, stop, given))
+            async with await self.model.achat(**asked) as stream:
                 async for delta in stream:
                     yield piece(delta, index)
                     index += 1

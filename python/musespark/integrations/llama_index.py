@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from musespark.integrations.shared import chat_options, conversation, missing
+from musespark.integrations.shared import chat_options, conversation, missing, streamed
 
 try:
     from llama_index.core.base.llms import generic_utils as completions
@@ -69,10 +69,10 @@ class MuseSparkLLM(FunctionCallingLLM):
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[li.ChatMessage], **kwargs: Any) -> li.ChatResponseGen:
-        asked, turn = self._asked(messages, kwargs), Turn(self.model)
+        asked, turn = streamed(self._asked(messages, kwargs)), Turn(self.model)
 
         def pieces() -> li.ChatResponseGen:
-            with self.model.chat(**asked, stream=True) as stream:
+            with self.model.chat(**asked) as stream:
                 for delta in stream:
                     yield turn.add(delta)
             yield turn.end(stream.result)
@@ -83,10 +83,10 @@ class MuseSparkLLM(FunctionCallingLLM):
     async def astream_chat(
         self, messages: Sequence[li.ChatMessage], **kwargs: Any
     ) -> li.ChatResponseAsyncGen:
-        asked, turn = self._asked(messages, kwargs), Turn(self.model)
+        asked, turn = streamed(self._asked(messages, kwargs)), Turn(self.model)
 
         async def pieces() -> li.ChatResponseAsyncGen:
-            async with await self.model.achat(**asked, stream=True) as stream:
+            async with await self.model.achat(**asked) as stream:
                 async for delta in stream:
                     yield turn.add(delta)
             yield turn.end(stream.result)
@@ -105,8 +105,8 @@ class MuseSparkLLM(FunctionCallingLLM):
         return completions.stream_chat_to_completion_decorator(self.stream_chat)(prompt, **kwargs)
 
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
-        streamed = completions.astream_chat_to_completion_decorator(self.astream_chat)
-        return await streamed(prompt, **kwargs)
+        complete = completions.astream_chat_to_completion_decorator(self.astream_chat)
+        return await complete(prompt, **kwargs)
 
     def _prepare_chat_with_tools(
         self,
@@ -120,20 +120,15 @@ class MuseSparkLLM(FunctionCallingLLM):
         **kwargs: Any,
     ) -> dict[str, Any]:
         asked = li.ChatMessage(user_msg) if isinstance(user_msg, str) else user_msg
-        forced = "required" if tool_required else None
-        return {
-            "messages": [*(chat_history or ()), *([asked] if asked else ())],
-            "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools],
-            "tool_choice": (forced if tool_choice is None else tool_choice) if tools else None,
-            **kwargs,
-        }
+        messages = [*(chat_history or ()), *([asked] if asked else ())]
+        if not tools:
+            return {"messages": messages, **kwargs}
+        described = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+        choice = tool_choice or ("required" if tool_required else "auto")
+        return {"messages": messages, "tools": described, "tool_choice": choice, **kwargs}
 
     def _validate_chat_with_tools_response(
-        self,
-        response: li.ChatResponse,
-        tools: Sequence[Any],
-        allow_parallel_tool_calls: bool = False,
-        **kwargs: Any,
+        self, response: Any, tools: Any, allow_parallel_tool_calls: bool = False, **kwargs: Any
     ) -> li.ChatResponse:
         message = response.message
         calls = [i for i, b in enumerate(message.blocks) if isinstance(b, li.ToolCallBlock)]

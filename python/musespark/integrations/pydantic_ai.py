@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from musespark.integrations.shared import chat_options, closed, missing
+from musespark.integrations.shared import chat_options, closed, missing, streamed
 
 try:
     from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -119,7 +119,7 @@ class MuseSparkModel(Model):
     ) -> AsyncGenerator[StreamedResponse]:
         check_allow_model_requests()
         asked = self._asked(messages, model_settings, model_request_parameters)
-        async with await self.model.achat(**asked, stream=True) as stream:
+        async with await self.model.achat(**streamed(asked)) as stream:
             yield Streamed(model_request_parameters, stream, self.model_name)
 
 

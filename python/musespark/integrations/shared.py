@@ -7,6 +7,7 @@ from typing import Any
 
 from musespark.errors import InvalidRequest, MissingLibrary
 from musespark.messages import name_results
+from musespark.options import CONTEMPLATING, MODES
 
 _TOOL_CHOICES = {"any": "required", True: "required", False: "none"}
 
@@ -32,6 +33,16 @@ def chat_options(given: Mapping[str, Any]) -> dict[str, Any]:
     if "tools" in options or "tool_choice" in options:
         options["tool_choice"] = chosen_tool(options.get("tool_choice", "auto"))
     return options
+
+
+def streamed(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The request as a stream. InvalidRequest for several agents, whose pieces are no one turn."""
+    if asked.get("mode") == CONTEMPLATING:
+        raise InvalidRequest(
+            f"mode: got {CONTEMPLATING!r} in a stream, allowed is one of {list(MODES)}; without a "
+            "stream it is allowed"
+        )
+    return {**asked, "stream": True}
 
 
 def chosen_tool(choice: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from musespark.integrations.shared import chat_options, conversation, missing
+from musespark.integrations.shared import chat_options, conversation, missing, streamed
 from musespark.messages import call_text, image_part
 from musespark.results import ChatResult, Delta
 
@@ -90,7 +90,7 @@ class MuseSparkModel(sm.Model):
             tools_to_call_from=tools_to_call_from,
             **kwargs,
         )
-        with self.model.chat(**asked, stream=True) as stream:
+        with self.model.chat(**streamed(asked)) as stream:
             for index, delta in enumerate(stream):
                 if delta.tool_call is not None:
                     yield sm.ChatMessageStreamDelta(tool_calls=[_call(delta, index)])
