@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -87,6 +88,22 @@ def test_an_answers_schema_is_closed_unless_it_says_otherwise() -> None:
     assert chat_options({"response_format": {"type": "json_object"}}) == {
         "json_schema": {"type": "object"}
     }
+
+
+def test_a_tool_is_described_alike_whichever_framework_it_comes_from() -> None:
+    colors = {"enum": [{"title": "red"}], "title": "Title", "type": "string"}
+    given = {"title": "Add", "properties": {"title": colors}, "additionalProperties": False}
+    given |= {"required": ["title"], "type": "object"}
+    tool = {"type": "function", "function": {"name": "add", "parameters": given}}
+    (told,) = chat_options({"tools": [tool]})["tools"]
+    expected = {
+        "type": "object",
+        "properties": {"title": {"type": "string", "enum": [{"title": "red"}]}},
+        "required": ["title"],
+        "additionalProperties": False,
+    }
+    assert json.dumps(told["function"]["parameters"]) == json.dumps(expected)
+    assert chat_options({"tools": ["add"]})["tools"] == ["add"]
 
 
 def test_the_system_messages_at_the_beginning_are_one() -> None:

@@ -107,7 +107,10 @@ def test_a_call_and_its_result_are_the_prompt_that_chat_writes() -> None:
         turn = {"id": call["id"], "type": "function", "function": function}
         plain += [{"role": "assistant", "reasoning_content": "I add.", "tool_calls": [turn]}]
         plain += [{"role": "tool", "name": "calculate", "content": "3"}]
-        model.chat(plain, tools=llm.kwargs["tools"])
+        parameters = {"type": "object", "properties": {"expression": {"type": "string"}}}
+        told = {"name": "calculate", "description": "Calculates.", "parameters": parameters}
+        parameters["required"] = ["expression"]
+        model.chat(plain, tools=[{"type": "function", "function": told}])
         assert "I add." in model.asked[1] == model.asked[2]
 
 
@@ -175,6 +178,20 @@ def test_a_stream_that_is_left_ends_the_request(nano) -> None:
     next(stream)
     stream.close()
     assert nano.chat("Hello").content
+
+
+def test_an_agent_on_nano_does_what_act_does(nano) -> None:
+    def calculate(expression: str) -> str:
+        """Evaluate an expression."""
+        return str(sum(map(int, expression.split("+"))))
+
+    question = "Use the calculator for 7509+100."
+    here = nano.act(question, [calculate])
+    agent = create_agent(ChatMuseSpark(model=nano), [calculate])
+    said = agent.invoke({"messages": [HumanMessage(question)]})["messages"]
+    assert said[1].tool_calls[0]["args"] == here.uses[0].arguments
+    assert (said[-1].text, len(said)) == (here.content, 4)
+    assert "7609" in here.content
 
 
 async def test_an_agent_of_langchain_calls_and_answers() -> None:

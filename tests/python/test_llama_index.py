@@ -104,7 +104,10 @@ def test_a_call_and_its_result_are_the_prompt_that_chat_writes() -> None:
         turn = {"id": call.tool_id, "type": "function", "function": function}
         plain += [{"role": "assistant", "reasoning_content": "I add.", "tool_calls": [turn]}]
         plain += [{"role": "tool", "name": "calculate", "content": "3"}]
-        model.chat(plain, tools=[CALCULATE.metadata.to_openai_tool()])
+        parameters = {"type": "object", "properties": {"expression": {"type": "string"}}}
+        told = {"name": "calculate", "description": CALCULATE.metadata.description}
+        told["parameters"] = {**parameters, "required": ["expression"]}
+        model.chat(plain, tools=[{"type": "function", "function": told}])
         assert "I add." in model.asked[1] == model.asked[2]
 
 

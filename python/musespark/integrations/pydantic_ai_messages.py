@@ -118,7 +118,7 @@ def tool_options(settings: Mapping[str, Any], parameters: ModelRequestParameters
     described = [
         {
             "name": tool.name,
-            "description": tool.description or "",
+            "description": tool.description,
             "parameters": tool.parameters_json_schema,
         }
         for tool in tools.values()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from musespark.errors import InvalidRequest, MissingLibrary
 from musespark.messages import name_results
 from musespark.options import CONTEMPLATING, MODES
 
+# Keywords of JSON schemas that hold schemas by names, and those that hold values.
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
+_VALUES = ("enum", "const", "default", "examples", "required")
 _TOOL_CHOICES = {"any": "required", True: "required", False: "none"}
 
 
@@ -28,8 +31,8 @@ def chat_options(given: Mapping[str, Any]) -> dict[str, Any]:
     form = options.pop("response_format", None)
     if form is not None:
         options["json_schema"] = answer_schema(form)
-    if not options.get("tools", True):
-        del options["tools"]
+    if tools := options.pop("tools", None):
+        options["tools"] = [described(tool) for tool in tools]
     if "tools" in options or "tool_choice" in options:
         options["tool_choice"] = chosen_tool(options.get("tool_choice", "auto"))
     return options
@@ -74,27 +77,57 @@ def answer_schema(response_format: Any) -> Any:
     return named["schema"] if named.get("strict") is False else closed(named["schema"])
 
 
-def closed(schema: Any) -> Any:
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a JSON schema whose objects with ``properties`` allow no others, where they do not
     say: an answer of a class has that class's fields."""
+
+    def close(one: dict[str, Any]) -> dict[str, Any]:
+        if one.get("type") == "object" and "properties" in one:
+            one.setdefault("additionalProperties", False)
+        return one
+
+    return _rewritten(schema, close)
+
+
+def described(tool: Any) -> Any:
+    """A tool with its schema as ``Model.act`` writes one, whichever framework it comes from: models
+    know schemas that begin with the type and have no titles, which repeat names."""
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or "parameters" not in function:
+        return tool
+
+    def untitled(one: dict[str, Any]) -> dict[str, Any]:
+        first = {key: one[key] for key in ("type", "properties", "required") if key in one}
+        return first | {key: value for key, value in one.items() if key not in (*first, "title")}
+
+    parameters = _rewritten(function["parameters"], untitled)
+    return {**tool, "function": {**function, "parameters": parameters}}
+
+
+def _rewritten(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A copy of a JSON schema with ``change`` made of each schema in it, the inner ones first."""
     if isinstance(schema, list):
-        return [closed(item) for item in schema]
+        return [_rewritten(one, change) for one in schema]
     if not isinstance(schema, Mapping):
         return schema
-    copy = {key: closed(value) for key, value in schema.items()}
-    if copy.get("type") == "object" and "properties" in copy:
-        copy.setdefault("additionalProperties", False)
-    return copy
+    copy: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _BY_NAME and isinstance(value, Mapping):
+            copy[key] = {name: _rewritten(one, change) for name, one in value.items()}
+        else:
+            copy[key] = value if key in _VALUES else _rewritten(value, change)
+    return change(copy)
 
 
 def conversation(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages with results named by their calls, and with the system messages that they begin
     with as one, their texts apart by a blank line: frameworks give several, templates write one."""
     messages = name_results(messages)
-    count = next(
-        (i for i, message in enumerate(messages) if message["role"] != "system"), len(messages)
-    )
-    if count < 2:
+    texts = []
+    for message in messages:
+        if message["role"] != "system" or not isinstance(message["content"], str):
+            break
+        texts.append(message["content"])
+    if len(texts) < 2:
         return messages
-    texts = "\n\n".join(message["content"] for message in messages[:count])
-    return [{"role": "system", "content": texts}, *messages[count:]]
+    return [{"role": "system", "content": "\n\n".join(texts)}, *messages[len(texts) :]]

@@ -109,7 +109,7 @@ def _plain(message: dict[str, Any], where: str) -> dict[str, Any]:
             else part
             for i, part in enumerate(content)
         ]
-        if role == "system":
+        if role == "system" and all(part["type"] == "text" for part in content):
             content = "\n".join(part["text"] for part in content)
     return {"role": role, "content": content}
 
