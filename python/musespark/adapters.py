@@ -28,11 +28,12 @@ ADDITIONS = ("adapter", "steering")  # options of a request
 class Steering:
     """Control vectors that are added in a loaded model; made by :meth:`Model.steer`.
 
-    Give it to ``generate``, ``chat``, ``session``, ``logits`` or ``score`` as ``steering`` where
-    not every request gets it. Remove it, or use it as a context manager.
+    Give it (or its name) to ``generate``, ``chat``, ``session``, ``logits`` or ``score`` as
+    ``steering`` where not every request gets it. Remove it, or use it as a context manager.
 
     Attributes: ``layers`` (after whose blocks something is added), ``strength``, ``everywhere``
-    (whether requests that name no ``steering`` have it) and ``checksum`` (of the numbers added).
+    (whether requests that name no ``steering`` have it), ``name`` (None for none) and ``checksum``
+    (of the numbers added).
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class Steering:
         layers: tuple[int, ...],
         strength: float,
         everywhere: bool,
+        name: str | None,
     ):
         self.layers, self.strength, self.everywhere = layers, strength, everywhere
+        self.name = name
         self.checksum = _checksum(tensors)
         self._engine, self._tensors = engine, tensors
         self._lock = threading.Lock()
@@ -257,21 +260,35 @@ class Adapters:
         layers: tuple[int, ...],
         strength: float,
         everywhere: bool,
+        name: str | None = None,
     ) -> Steering:
         """Takes control vectors in; see :meth:`Model.steer`. InvalidRequest where every request is
-        to get them and gets others."""
+        to get them and gets others, and for a name that others have."""
         with self._lock:
+            self._check_steering_name(name)
             before = self._everywhere
             if everywhere and before is not None and not before.removed:
                 raise InvalidRequest(
                     f"steer: every request is steered already ({_steered(before)}); remove that "
                     "first, or give everywhere=False"
                 )
-            steering = Steering(self._engine, tensors, layers, strength, everywhere)
+            steering = Steering(self._engine, tensors, layers, strength, everywhere, name)
             self._steerings.add(steering)
             if everywhere:
                 self._everywhere = steering
         return steering
+
+    def _check_steering_name(self, name: str | None) -> None:
+        if name is None:
+            return
+        if not isinstance(name, str) or not name or name == OFF:
+            raise InvalidRequest(
+                f"name: got {name!r:.80}, allowed is a str other than '' and {OFF!r}"
+            )
+        if any(one.name == name and not one.removed for one in self._steerings):
+            raise InvalidRequest(
+                f"name: got {name!r:.80}, which a control vector of this model has"
+            )
 
     def steering_of(self, given: Any) -> Steering | None:
         """What a caller's ``steering`` stands for; None, given, for what every request gets."""
@@ -281,12 +298,15 @@ class Adapters:
             with self._lock:
                 everywhere = self._everywhere
             return None if everywhere is None or everywhere.removed else everywhere
-        if not isinstance(given, Steering) or not given.belongs_to(self._engine):
+        found = given
+        if isinstance(given, str):
+            found = next((one for one in self._steering() if one.name == given), None)
+        if not isinstance(found, Steering) or not found.belongs_to(self._engine):
             raise InvalidRequest(
                 f"steering: got {given!r:.120}, allowed is None, {OFF!r} or what this model's "
-                "steer gave"
+                "steer gave, or the name that it was given"
             )
-        return given
+        return found
 
     def made_by(self, given: Mapping[str, Any]) -> dict[str, str] | None:
         """Name and checksum of what :meth:`chosen` gives an id of."""

@@ -320,17 +320,19 @@ class Model(Scoring):
         *,
         everywhere: bool = True,
         check: bool = True,
+        name: str | None = None,
     ) -> Steering:
         """Adds ``strength`` times a control vector (or the file of one) to the residual stream, at
         every token behind the blocks of ``layers``: (first, last), both included, or a list of
         them, counted from 0; None is all that it has. In every later request, until ``remove()`` or
         the end of a ``with`` block, in whatever thread; ``everywhere=False``: in those alone that
-        name what this returns as ``steering``. A request beside them keeps its result.
+        name what this returns, or its ``name``, as ``steering``. A request beside them keeps its
+        result.
 
         InvalidRequest for another width, a layer that is not there, a vector calibrated for other
         weights (unless ``check=False``), and where every request is steered already.
         """
-        return steer(self, vector, layers, strength, everywhere, check)
+        return steer(self, vector, layers, strength, everywhere, check, name)
 
     # ---- images -------------------------------------------------------------------------------
 

@@ -197,6 +197,7 @@ def steer(
     strength: float,
     everywhere: bool,
     check: bool,
+    name: str | None,
 ) -> Steering:
     """See :meth:`musespark.Model.steer`."""
     _check_writes(model)
@@ -221,7 +222,7 @@ def steer(
     chosen = _chosen_layers(layers, vector.layers)
     added = vector.scaled(by).directions
     tensors = core_tensors({layer: added[layer] for layer in chosen})
-    return model._adapters.steer(tensors, chosen, by, everywhere)
+    return model._adapters.steer(tensors, chosen, by, everywhere, name)
 
 
 def _check_writes(model: Model) -> None:

@@ -288,6 +288,144 @@ def test_the_page_needs_no_token_but_its_host(model) -> None:
 # ---- what is not chat ---------------------------------------------------------------------------
 
 
+TOOLS = [
+    {
+        "name": name,
+        "parameters": {
+            "type": "object",
+            "properties": {"word": {"enum": ["red", "blue"]}},
+            "required": ["word"],
+        },
+    }
+    for name in ("paint", "wash")
+]
+# A question that the model answers without a call, and two protocols' ways to force one.
+NAMED = {"type": "function", "function": {"name": "wash"}}
+FORCED = [
+    (CHAT, {"tool_choice": "required"}, {"paint", "wash"}),
+    (CHAT, {"tool_choice": NAMED}, {"wash"}),
+    ("/v1/responses", {"tool_choice": "required"}, {"paint", "wash"}),
+    ("/v1/responses", {"tool_choice": {"type": "function", "name": "wash"}}, {"wash"}),
+    (MESSAGES, {"tool_choice": {"type": "any"}}, {"paint", "wash"}),
+    (MESSAGES, {"tool_choice": {"type": "tool", "name": "wash"}}, {"wash"}),
+]
+
+
+def tools_for(path: str, **more: Any) -> dict[str, Any]:
+    """A body with the tools, as the protocol of a path has them."""
+    if path == CHAT:
+        return {**HI, "tools": [{"type": "function", "function": {**t, **more}} for t in TOOLS]}
+    if path == MESSAGES:
+        given = [{"name": t["name"], "input_schema": t["parameters"], **more} for t in TOOLS]
+        return {**HI, "tools": given, "max_tokens": 300}
+    tools = [{"type": "function", **t, **more} for t in TOOLS]
+    return {"model": "spark-nano", "input": "What is 47 + 38?", "tools": tools}
+
+
+def calls_in(path: str, answer: Any) -> list[tuple[str, Any]]:
+    """The calls of an answer: names and arguments."""
+    if path == CHAT:
+        found = [c["function"] for c in answer["choices"][0]["message"].get("tool_calls", ())]
+        return [(one["name"], json.loads(one["arguments"])) for one in found]
+    if path == MESSAGES:
+        return [(b["name"], b["input"]) for b in answer["content"] if b["type"] == "tool_use"]
+    found = [i for i in answer["output"] if i["type"] == "function_call"]
+    return [(one["name"], json.loads(one["arguments"])) for one in found]
+
+
+@pytest.mark.parametrize(("path", "choice", "names"), FORCED)
+def test_calls_that_have_to_come_come(model, path: str, choice: dict, names: set[str]) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        free = await client.post(path, json=tools_for(path))
+        assert free.status_code == 200 and calls_in(path, free.json()) == [], "it calls anyway"
+        answer = await client.post(path, json={**tools_for(path), **choice})
+        assert answer.status_code == 200, answer.text
+        calls = calls_in(path, answer.json())
+        assert calls and {name for name, _ in calls} <= names
+        assert all(arguments["word"] in ("red", "blue") for _, arguments in calls)
+        streamed = await client.post(path, json={**tools_for(path), **choice, "stream": True})
+        assert calls[0][0] in streamed.text
+
+    run(create_app(model), scenario)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses", MESSAGES])
+def test_tools_that_are_strict_have_calls_that_parse(model, path: str) -> None:
+    """At a temperature at which the model's free calls do not."""
+    more = {"temperature": 1.0, "seed": 5, "top_p": 1.0}
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for seed in range(6):
+            body = {**tools_for(path, strict=True), **more, "seed": seed}
+            answer = (await client.post(path, json=body)).json()
+            assert "malformed_tool_calls" not in json.dumps(answer)
+            for name, arguments in calls_in(path, answer):
+                assert name in ("paint", "wash") and arguments["word"] in ("red", "blue")
+
+    run(create_app(model), scenario)
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"type": "function", "function": {"name": "cook"}}, "tool_choice: got 'cook', allowed"),
+        ("required", "without tools"),
+    ],
+)
+def test_calls_that_cannot_come_are_refused(model, choice: Any, said: str) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        tools = {} if choice == "required" else {"tools": tools_for(CHAT)["tools"]}
+        answer = await client.post(CHAT, json={**HI, **tools, "tool_choice": choice})
+        assert answer.status_code == 400 and said in answer.text
+
+    run(create_app(model), scenario)
+
+
+def test_control_vectors_are_chosen_by_name(model) -> None:
+    rng = np.random.default_rng(1)
+    directions = {2: rng.standard_normal(model._weights.spec.hidden).astype(np.float32)}
+    vector = musespark.ControlVector(directions)
+    asked = {"model": "spark-nano", "prompt": "The fox", "max_tokens": 20}
+    plain = model.generate("The fox", max_new_tokens=20).text
+    with model.steer(vector, strength=20.0, everywhere=False, name="odd") as odd:
+        steered = model.generate("The fox", max_new_tokens=20, steering=odd).text
+        assert steered != plain == model.generate("The fox", max_new_tokens=20).text
+
+        async def scenario(client: httpx.AsyncClient) -> None:
+            async def text(**more: Any) -> str:
+                answer = await client.post(COMPLETIONS, json={**asked, **more})
+                return answer.json()["choices"][0]["text"]
+
+            assert await text() == await text(steering="off") == plain
+            assert await text(steering="odd") == steered
+            for more in ({"steering": "other"}, {"adapter": "none"}):
+                answer = await client.post(COMPLETIONS, json={**asked, **more})
+                assert answer.status_code == 400 and next(iter(more)) in answer.text
+
+        run(create_app(model), scenario)
+        with pytest.raises(musespark.InvalidRequest, match="name: got 'odd', which a control"):
+            model.steer(vector, everywhere=False, name="odd")
+    with pytest.raises(musespark.InvalidRequest, match="name: got 'off'"):
+        model.steer(vector, everywhere=False, name="off")
+
+
+def test_agents_take_rows_as_other_answers_do(model) -> None:
+    """Not one place for sixty-four of them."""
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        body = {**HI, "mode": "contemplating", "n_agents": 4, "temperature": 1.0}
+        asked = asyncio.ensure_future(client.post(CHAT, json={**body, "min_tokens": 300}))
+        while model._engine.stats()["running"] < 4:
+            assert not asked.done(), asked.result().text
+            await asyncio.sleep(0)
+        plain = {"model": "spark-nano", "prompt": "The fox", "max_tokens": 4}
+        assert (await client.post(COMPLETIONS, json=plain)).status_code == 429
+        assert (await asked).status_code == 200
+        assert (await client.post(COMPLETIONS, json=plain)).status_code == 200
+
+    run(create_app(model, limits=Limits(running=4, waiting=0)), scenario)
+
+
 def test_embeddings(tmp_path) -> None:
     folder = folder_of(tmp_path / "bert", next(iter(CASES)), SEEDS[0])
     with musespark.load(folder, quantize="none", threads=1) as bert:

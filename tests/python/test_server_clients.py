@@ -113,6 +113,33 @@ def test_openai_tools(gpt, model) -> None:
     assert (answer.reasoning, answer.content) == after_the_tool(model)
 
 
+def test_calls_that_have_to_come_are_typed(gpt, claude) -> None:
+    tools = [{"type": "function", "function": TOOL}]
+    named = {"type": "function", "function": {"name": "calculate"}}
+    for choice in ("required", named):
+        asked: dict[str, Any] = {"messages": SUM, "tools": tools, "tool_choice": choice}
+        whole = gpt.chat.completions.create(model=MODEL, **asked).choices[0]
+        (call,) = whole.message.tool_calls[:1]
+        assert whole.finish_reason == "tool_calls" and call.function.name == "calculate"
+        assert isinstance(json.loads(call.function.arguments)["expression"], str)
+    response = gpt.responses.create(
+        model=MODEL,
+        input="What is 47 + 38?",
+        tools=[{"type": "function", **TOOL}],
+        tool_choice={"type": "function", "name": "calculate"},
+    )
+    assert "calculate" in [i.name for i in response.output if i.type == "function_call"]
+    assert response.tool_choice.name == "calculate"
+    message = claude.messages.create(
+        model=MODEL,
+        max_tokens=300,
+        messages=SUM,
+        tools=[{"name": "calculate", "input_schema": CALCULATE}],
+        tool_choice={"type": "any"},
+    )
+    assert message.stop_reason == "tool_use" and message.content[-1].name == "calculate"
+
+
 def test_openai_sees_a_picture(gpt, model) -> None:
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DATA}"}}
     question = {"type": "text", "text": "What is in the picture?"}

@@ -208,6 +208,46 @@ def test_options_of_messages(served: Served, body: dict, options: dict) -> None:
     assert options.items() <= messages(served, **body).job.options.items()
 
 
+HELD = [
+    # what the wire says: of OpenAI's chat, of its responses, of Anthropic's; and what is asked
+    (None, None, None, None),
+    ("auto", "auto", {"type": "auto"}, None),
+    ("required", "required", {"type": "any"}, "required"),
+    (
+        {"type": "function", "function": {"name": "calculate"}},
+        {"type": "function", "name": "calculate"},
+        {"type": "tool", "name": "calculate"},
+        "calculate",
+    ),
+]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("said", HELD)
+def test_calls_are_held_to_their_schemas_where_that_is_asked(
+    served: Served, said: tuple, strict: bool
+) -> None:
+    of_chat, of_responses, of_anthropic, choice = said
+    own = {**TOOL, "strict": strict}
+    spoken = {"name": "calculate", "description": "A sum.", "input_schema": CALCULATE}
+    asked = [
+        chat(served, tools=[{"type": "function", "function": own}], tool_choice=of_chat),
+        responses(served, tools=[{"type": "function", **own}], tool_choice=of_responses),
+        messages(served, tools=[{**spoken, "strict": strict}], tool_choice=of_anthropic),
+    ]
+    for exchange in asked:
+        options = exchange.job.options
+        assert options["tools"] == [{"type": "function", "function": TOOL}]
+        assert options["tool_choice"] == (choice or ("auto" if strict else None))
+    assert asked[1].begin(0)[0].data["response"]["tool_choice"] == (of_responses or "auto")
+
+
+def test_additions_are_named(served: Served) -> None:
+    given = {"adapter": "mine", "steering": "calm"}
+    for exchange in (chat(served, **given), messages(served, **given), responses(served, **given)):
+        assert given.items() <= exchange.job.options.items()
+
+
 def test_choices_have_seeds_of_their_own(served: Served) -> None:
     asks = chat(served, n=3, seed=2**64 - 1).job.asks()
     assert [ask.options["seed"] for ask in asks] == [2**64 - 1, 0, 1]
@@ -261,7 +301,8 @@ def image(url: str) -> list[dict]:
         ({"top_logprobs": 3}, "without logprobs: true"),
         ({"logit_bias": {"x": 1}}, "logit_bias: got 'x'"),
         ({"logit_bias": {"²": 1}}, "logit_bias: got '²'"),
-        ({"tool_choice": "required"}, "tool_choice: got 'required'"),
+        ({"tool_choice": "always"}, "tool_choice: got 'always'"),
+        ({"tool_choice": {"type": "function", "function": {"name": "none"}}}, "the tool 'none'"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls: got False"),
         ({"store": True}, "store: got True"),
         ({"mode": "contemplating", "n": 2}, "n: got 2, allowed is 1 beside mode"),
@@ -297,7 +338,8 @@ def test_other_models_are_refused(served: Served) -> None:
     [
         ({"max_tokens": None}, "max_tokens: got None"),
         ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "budget_tokens: got 0"),
-        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tool_choice": {"type": "all"}}, "tool_choice"),
+        ({"tool_choice": {"type": "tool", "name": "auto"}}, "the tool 'auto', which cannot"),
         ({"mcp_servers": []}, "mcp_servers: unknown field"),
         (
             {"thinking": {"type": "disabled"}, "output_config": {"effort": "low"}},

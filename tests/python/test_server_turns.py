@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from musespark.contemplating import AgentDelta
+from musespark.errors import InvalidRequest
 from musespark.results import Delta, TokenLogprob
 from musespark.server.turns import QueueFull, Ticket, Turns
 from musespark.server.work import Piece, joined
@@ -26,10 +27,10 @@ def has_turn(ticket: Ticket) -> bool:
 def test_clients_take_turns_whatever_they_queue() -> None:
     async def scenario() -> None:
         turns = Turns(1, 100)
-        (first,) = turns.take("a", 1, 1)
-        many = turns.take("a", 5, 1)
-        (one,) = turns.take("b", 1, 1)
-        (other,) = turns.take("c", 1, 1)
+        (first,) = turns.take("a", [1], 1)
+        many = turns.take("a", [1] * 5, 1)
+        (one,) = turns.take("b", [1], 1)
+        (other,) = turns.take("c", [1], 1)
         served = []
         holder = first
         names = {id(t): f"a{i}" for i, t in enumerate(many)} | {id(one): "b", id(other): "c"}
@@ -45,13 +46,13 @@ def test_clients_take_turns_whatever_they_queue() -> None:
 def test_the_queue_is_bounded_and_full_means_nothing_was_taken() -> None:
     async def scenario() -> None:
         turns = Turns(2, 3)
-        held = turns.take("a", 2, 1)
-        turns.take("a", 2, 1)
+        held = turns.take("a", [1] * 2, 1)
+        turns.take("a", [1] * 2, 1)
         with pytest.raises(QueueFull, match="2 requests wait") as full:
-            turns.take("b", 2, 7)
+            turns.take("b", [1] * 2, 7)
         assert full.value.retry_after == 7
         assert turns.waiting == 2
-        turns.take("b", 1, 1)
+        turns.take("b", [1], 1)
         assert turns.waiting == 3
         held[0].release()
         assert turns.waiting == 2
@@ -62,9 +63,9 @@ def test_the_queue_is_bounded_and_full_means_nothing_was_taken() -> None:
 def test_who_gives_up_waiting_leaves_no_trace() -> None:
     async def scenario() -> None:
         turns = Turns(1, 10)
-        (first,) = turns.take("a", 1, 1)
-        (second,) = turns.take("b", 1, 1)
-        (third,) = turns.take("c", 1, 1)
+        (first,) = turns.take("a", [1], 1)
+        (second,) = turns.take("b", [1], 1)
+        (third,) = turns.take("c", [1], 1)
         waiting = asyncio.ensure_future(second.wait())
         await asyncio.sleep(0)
         waiting.cancel()
@@ -84,9 +85,9 @@ def test_who_gives_up_waiting_leaves_no_trace() -> None:
 def test_a_turn_given_to_who_was_just_cancelled_goes_on_to_the_next() -> None:
     async def scenario() -> None:
         turns = Turns(1, 10)
-        (first,) = turns.take("a", 1, 1)
-        (second,) = turns.take("b", 1, 1)
-        (third,) = turns.take("c", 1, 1)
+        (first,) = turns.take("a", [1], 1)
+        (second,) = turns.take("b", [1], 1)
+        (third,) = turns.take("c", [1], 1)
         waiting = asyncio.ensure_future(second.wait())
         await asyncio.sleep(0)
         first.release()  # it is the second's turn now, which does not know yet
@@ -94,6 +95,49 @@ def test_a_turn_given_to_who_was_just_cancelled_goes_on_to_the_next() -> None:
         await asyncio.gather(waiting, return_exceptions=True)
         second.release()
         await third.wait()
+
+    run(scenario)
+
+
+def test_what_takes_several_rows_waits_for_them_and_keeps_its_place() -> None:
+    async def scenario() -> None:
+        turns = Turns(4, 20)
+        (first,) = turns.take("a", [3], 1)
+        (large,) = turns.take("b", [9], 1)  # more than there are: all of them
+        (small,) = turns.take("c", [1], 1)
+        assert has_turn(first) and large.rows == 4
+        assert not has_turn(large) and not has_turn(small), "what waits is overtaken for ever"
+        assert (turns.free, turns.waiting) == (1, 5)
+        first.release()
+        assert has_turn(large) and not has_turn(small)
+        large.release()
+        assert has_turn(small)
+        small.release()
+        assert (turns.free, turns.waiting, len(turns._queues)) == (4, 0, 0)
+
+    run(scenario)
+
+
+def test_who_gives_up_a_large_place_lets_others_go_on() -> None:
+    async def scenario() -> None:
+        turns = Turns(2, 20)
+        (first,) = turns.take("a", [1], 1)
+        (large,) = turns.take("b", [2], 1)
+        (small,) = turns.take("c", [1], 1)
+        large.release()
+        assert has_turn(small) and turns.free == 0
+        first.release()
+        assert turns.free == 1
+
+    run(scenario)
+
+
+def test_what_could_never_wait_is_refused_for_good() -> None:
+    async def scenario() -> None:
+        turns = Turns(2, 3)
+        with pytest.raises(InvalidRequest, match="choices: got 6, allowed are at most 5"):
+            turns.take("a", [1] * 6, 1)
+        assert len(turns.take("a", [1] * 5, 1)) == 5
 
     run(scenario)
 

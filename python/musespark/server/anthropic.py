@@ -29,8 +29,9 @@ from musespark.server.wire import (
     Served,
     Text,
     Tokens,
+    held_calls,
+    named_choice,
     new_id,
-    read_body,
 )
 
 PATH = "/v1/messages"
@@ -121,10 +122,17 @@ class Tool(Block):
     name: Text
     description: str | None = None
     input_schema: InputSchema
+    strict: bool | None = None
 
 
 class Choice(Body):
-    type: Literal["auto", "none"]
+    type: Literal["auto", "none", "any"]
+    disable_parallel_tool_use: Literal[False] | None = None
+
+
+class NamedChoice(Body):
+    type: Literal["tool"]
+    name: Text
     disable_parallel_tool_use: Literal[False] | None = None
 
 
@@ -160,7 +168,7 @@ class CountBody(Body):
     messages: Annotated[list[Turn], Field(min_length=1)]
     system: str | list[TextBlock] | None = None
     tools: list[Tool] | None = None
-    tool_choice: Choice | None = None
+    tool_choice: Annotated[Choice | NamedChoice, Field(discriminator="type")] | None = None
     thinking: Annotated[Enabled | Adaptive | Disabled, Field(discriminator="type")] | None = None
     output_config: OutputConfig | None = None
     cache_control: CacheControl | None = None
@@ -255,8 +263,6 @@ def _of_assistant(blocks: Sequence[Any]) -> dict[str, Any]:
 
 def prompt_options(body: CountBody) -> dict[str, Any]:
     """Options of the model that stand in its prompt, and how long it thinks."""
-    tools = [_tool(tool) for tool in body.tools or ()]
-    off = body.tool_choice is not None and body.tool_choice.type == "none"
     config = body.output_config
     effort = None if config is None else config.effort
     options: dict[str, Any] = {"reasoning_effort": "xhigh" if effort == "max" else effort}
@@ -270,7 +276,17 @@ def prompt_options(body: CountBody) -> dict[str, Any]:
         options["continue_final_message"] = True
     format = None if config is None else config.format
     options["json_schema"] = None if format is None else format.schema_
-    return options | {"tools": tools if tools and not off else None}
+    return options | _calls(body)
+
+
+def _calls(body: CountBody) -> dict[str, Any]:
+    tools, chosen = body.tools or [], body.tool_choice
+    if isinstance(chosen, NamedChoice):
+        choice: str | None = named_choice(chosen.name)
+    else:
+        choice = None if chosen is None else chosen.type.replace("any", "required")
+    strict = any(tool.strict for tool in tools)
+    return held_calls([_tool(tool) for tool in tools], choice, strict=strict)
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
@@ -286,8 +302,7 @@ class CountTokens:
     body_type = CountBody
 
     def __init__(self, value: Any, served: Served):
-        body: CountBody = read_body(CountBody, value)
-        served.check_name(body.model)
+        body: CountBody = served.read(CountBody, value)
         given = {name: one for name, one in prompt_options(body).items() if one is not None}
         self.job = Job(True, (plain_messages(body),), given)
 
@@ -320,9 +335,7 @@ class Messages:
     body_type = MessagesBody
 
     def __init__(self, value: Any, served: Served):
-        self._body: MessagesBody = read_body(MessagesBody, value)
-        served.check_name(self._body.model)
-        body = self._body
+        body: MessagesBody = served.read(MessagesBody, value)
         options = prompt_options(body) | body.sampling()
         options |= {"temperature": body.temperature, "top_p": body.top_p}
         options |= {"max_new_tokens": body.max_tokens, "stop": body.stop_sequences}

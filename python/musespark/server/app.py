@@ -37,12 +37,13 @@ from musespark.server import (
 )
 from musespark.server.limits import Limits
 from musespark.server.metrics import Meter
+from musespark.server.openai_shared import openai_error
 from musespark.server.openapi import Operation, document
 from musespark.server.page_files import page_routes
 from musespark.server.security import Access, Denied, client_of
 from musespark.server.transport import EventStream, Refused, as_json, body_of, until_gone
 from musespark.server.turns import QueueFull
-from musespark.server.wire import Failure, Served, UnknownModel, openai_error
+from musespark.server.wire import Failure, Served, UnknownModel
 from musespark.server.work import Work
 from musespark.thinking.effort import ALL_EFFORTS
 from musespark.untrusted import parse_json

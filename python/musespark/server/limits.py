@@ -21,8 +21,8 @@ class Limits:
     schema or grammar, as JSON. ``prompts``: texts to embed. ``choices``: answers to a request, of
     all its prompts.
 
-    ``running``: requests in the engine at once; ``waiting``: more that wait, behind which 429 is
-    answered. ``read_seconds``: for a body to come; ``write_seconds``: for a client to take what it
+    ``running``: answers in the engine at once, agents of one each by itself; ``waiting``: more that
+    wait, behind which 429 is answered. ``read_seconds``: for a body to come; ``write_seconds``: for a client to take what it
     is sent, before it is cut off.
     """
 

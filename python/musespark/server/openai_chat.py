@@ -21,36 +21,35 @@ from musespark.contemplating import AgentResult
 from musespark.errors import InvalidRequest
 from musespark.messages import arguments_of, call_text, image_part, name_results, tool_call
 from musespark.options import AGGREGATES, CONTEMPLATING, MODES
-from musespark.results import Delta, Usage
+from musespark.results import Delta
+from musespark.server.openai_shared import (
+    AnyObject,
+    AnyText,
+    Budget,
+    CompletionExchange,
+    CompletionOptions,
+    Effort,
+    Function,
+    NamedSchema,
+    calls_of,
+    openai_calls,
+    openai_reason,
+    schema_of,
+    spelled,
+)
 from musespark.server.wire import (
     Alternatives,
     Body,
     Ended,
     Event,
-    Failure,
     Job,
-    Penalty,
-    Probability,
-    Sampling,
-    Schema,
     Served,
-    Temperature,
     Text,
     Tokens,
-    new_id,
-    now,
-    openai_calls,
-    openai_error,
-    openai_reason,
-    openai_usage,
-    read_body,
-    spelled,
-    total_usage,
+    named_choice,
 )
 
 PATH = "/v1/chat/completions"
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
-Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class TextPart(Body):
@@ -119,31 +118,18 @@ Message = Annotated[
 ]
 
 
-class Function(Body):
-    name: Text
-    description: str | None = None
-    parameters: Schema | None = None
-    strict: bool | None = None
-
-
 class Tool(Body):
     type: Literal["function"]
     function: Function
 
 
-class AnyText(Body):
-    type: Literal["text"]
+class FunctionName(Body):
+    name: Text
 
 
-class AnyObject(Body):
-    type: Literal["json_object"]
-
-
-class NamedSchema(Body):
-    name: str
-    schema_: Schema = Field(alias="schema")
-    description: str | None = None
-    strict: bool | None = None
+class NamedChoice(Body):
+    type: Literal["function"]
+    function: FunctionName
 
 
 class OfSchema(Body):
@@ -154,36 +140,20 @@ class OfSchema(Body):
 Format = Annotated[AnyText | AnyObject | OfSchema, Field(discriminator="type")]
 
 
-class StreamOptions(Body):
-    include_usage: bool = False
-    include_obfuscation: bool | None = None
-
-
-class ChatBody(Sampling):
+class ChatBody(CompletionOptions):
     """A request. What changes nothing here is taken and has no effect: ``user``, ``metadata``,
     ``safety_identifier``, ``prompt_cache_key``, ``service_tier``."""
 
-    model: str
     messages: Annotated[list[Message], Field(min_length=1)]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=32)] | None = None
-    max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
-    temperature: Temperature | None = None
-    top_p: Probability | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=64)] | None = None
     logprobs: bool | None = None
     top_logprobs: Alternatives | None = None
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: Literal[True] | None = None
     response_format: Format | None = None
     reasoning_effort: Effort | None = None
-    thinking_token_budget: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    thinking_token_budget: Budget | None = None
     mode: Literal["auto", "instant", "thinking", "contemplating"] | None = None
     n_agents: Annotated[int, Field(ge=1, le=64)] | None = None
     rounds: Annotated[int, Field(ge=1, le=8)] | None = None
@@ -192,7 +162,6 @@ class ChatBody(Sampling):
     visual_trace: bool | None = None
     modalities: list[Literal["text"]] | None = None
     store: Literal[False] | None = None
-    user: str | None = None
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -251,13 +220,6 @@ def _of_assistant(message: AssistantMessage, where: str) -> dict[str, Any]:
     return {"reasoning_content": thought, "tool_calls": calls or None}
 
 
-def json_format(chosen: Any) -> Schema | None:
-    """The schema that a response format stands for."""
-    if isinstance(chosen, OfSchema):
-        return chosen.json_schema.schema_
-    return {"type": "object"} if isinstance(chosen, AnyObject) else None
-
-
 def most_tokens(body: ChatBody) -> int | None:
     """``max_completion_tokens``, of which ``max_tokens`` is the old name."""
     old, new = body.max_tokens, body.max_completion_tokens
@@ -268,35 +230,25 @@ def most_tokens(body: ChatBody) -> int | None:
     return old if new is None else new
 
 
-def bias_of(given: dict[str, float] | None) -> dict[int, float] | None:
-    """Token ids, which JSON has as texts, with what is added to their logits."""
-    if given is None:
-        return None
-    for key in given:
-        if not (key.isascii() and key.isdigit() and len(key) < 10):
-            raise InvalidRequest(f"logit_bias: got {key!r:.60}, allowed is a token id")
-    return {int(key): bias for key, bias in given.items()}
-
-
 def job_of(body: ChatBody) -> Job:
     """What a body asks for."""
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest(f"top_logprobs: got {body.top_logprobs} without logprobs: true")
-    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
     choices = body.n or 1
     if body.mode == CONTEMPLATING and choices > 1:
         raise InvalidRequest(f"n: got {choices}, allowed is 1 beside mode {CONTEMPLATING!r}")
-    names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "stop")
-    names += ("reasoning_effort", "thinking_token_budget", "mode", "n_agents", "rounds")
+    names = ("reasoning_effort", "thinking_token_budget", "mode", "n_agents", "rounds")
     names += ("aggregate", "continue_final_message")
     options = {name: getattr(body, name) for name in names}
+    format, choice = body.response_format, body.tool_choice
     options |= {
         "max_new_tokens": most_tokens(body),
         "logprobs": max(1, body.top_logprobs or 0) if body.logprobs else None,
-        "logit_bias": bias_of(body.logit_bias),
-        "tools": tools if tools and body.tool_choice != "none" else None,
-        "json_schema": json_format(body.response_format),
+        "json_schema": schema_of(format.json_schema if isinstance(format, OfSchema) else format),
     }
+    if isinstance(choice, NamedChoice):
+        choice = named_choice(choice.function.name)
+    options |= calls_of([tool.function for tool in body.tools or ()], choice)
     messages = plain_messages(body.messages)
     return Job(True, (messages,), options | body.sampling(), choices)
 
@@ -313,26 +265,21 @@ def _agent(one: AgentResult) -> dict[str, Any]:
     return told | {"completion_tokens": one.usage.completion_tokens}
 
 
-class ChatCompletions:
+class ChatCompletions(CompletionExchange):
     """One request and its answer."""
 
-    error_body = staticmethod(openai_error)
     body_type = ChatBody
+    id_prefix = "chatcmpl-"
+    object, chunk = "chat.completion", "chat.completion.chunk"
 
     def __init__(self, value: Any, served: Served):
-        self._body: ChatBody = read_body(ChatBody, value)
-        served.check_name(self._body.model)
-        self.job, self.streams = job_of(self._body), bool(self._body.stream)
-        self._served, self._calls = served, dict[int, int]()
-        self._head = {"id": new_id("chatcmpl-"), "created": now(), "model": self._body.model}
+        super().__init__(value, served)
+        self.job = job_of(self._body)
+        self._calls = dict[int, int]()
         self._agents = self._body.mode == CONTEMPLATING
-        options = self._body.stream_options
-        self._tells_usage = options is not None and options.include_usage
 
     def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
-        usage = openai_usage(self._usage(ended))
-        choices = [self._choice(one) for one in ended]
-        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
+        return self._whole([self._choice(one) for one in ended], ended)
 
     def _choice(self, one: Ended) -> dict[str, Any]:
         result = one.result
@@ -402,21 +349,5 @@ class ChatCompletions:
             events = [self._chunk(one.index, {"content": one.result.content, **told})]
         return [*events, self._chunk(one.index, {}, **self._end(one.result))]
 
-    def close(self, ended: Sequence[Ended]) -> list[Event]:
-        events = []
-        if self._tells_usage:
-            usage = openai_usage(self._usage(ended))
-            chunk = {**self._head, "object": "chat.completion.chunk", "choices": []}
-            events = [Event({**chunk, "usage": usage})]
-        return [*events, Event("[DONE]")]
-
-    def failed(self, failure: Failure) -> list[Event]:
-        return [Event(openai_error(failure))]
-
-    def _usage(self, ended: Sequence[Ended]) -> Usage:
-        return total_usage(ended, self.job.choices)
-
     def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any = None, **end: Any) -> Event:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice | end]}
-        return Event({**chunk, "usage": None} if self._tells_usage else chunk)
+        return self._piece(index, logprobs, end, delta=delta)

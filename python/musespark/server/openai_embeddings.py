@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from musespark.server.limits import Limits, at_most
-from musespark.server.wire import Body, Served, Text, TokenId, openai_error, read_body
+from musespark.server.openai_shared import openai_error
+from musespark.server.wire import Body, Served, Text, TokenId
 
 PATH = "/v1/embeddings"
 
@@ -33,8 +34,7 @@ class Embeddings:
     body_type = EmbeddingBody
 
     def __init__(self, value: Any, served: Served, limits: Limits):
-        self._body: EmbeddingBody = read_body(EmbeddingBody, value)
-        served.check_name(self._body.model)
+        self._body: EmbeddingBody = served.read(EmbeddingBody, value)
         given = self._body.input
         several = isinstance(given, list) and not isinstance(given[0], int)
         self.texts: list[Any] = list(given) if several else [given]

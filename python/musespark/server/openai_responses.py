@@ -14,7 +14,17 @@ from pydantic import Discriminator, Field, Tag
 from musespark.errors import InvalidRequest
 from musespark.messages import arguments_of, image_part, name_results, tool_call
 from musespark.results import Delta
-from musespark.server.openai_chat import AnyObject, AnyText, Effort
+from musespark.server.openai_shared import (
+    AnyObject,
+    AnyText,
+    Budget,
+    Effort,
+    Function,
+    NamedSchema,
+    calls_of,
+    openai_error,
+    schema_of,
+)
 from musespark.server.response_items import Items
 from musespark.server.wire import (
     Alternatives,
@@ -25,15 +35,13 @@ from musespark.server.wire import (
     Job,
     Probability,
     Sampling,
-    Schema,
     Served,
     Temperature,
     Text,
     Tokens,
+    named_choice,
     new_id,
     now,
-    openai_error,
-    read_body,
 )
 
 PATH = "/v1/responses"
@@ -121,20 +129,17 @@ Item = Annotated[
 ]
 
 
-class Tool(Body):
+class Tool(Function):
+    type: Literal["function"]
+
+
+class NamedChoice(Body):
     type: Literal["function"]
     name: Text
-    description: str | None = None
-    parameters: Schema | None = None
-    strict: bool | None = None
 
 
-class OfSchema(Body):
+class OfSchema(NamedSchema):
     type: Literal["json_schema"]
-    name: str
-    schema_: Schema = Field(alias="schema")
-    description: str | None = None
-    strict: bool | None = None
 
 
 class TextConfig(Body):
@@ -167,11 +172,11 @@ class ResponseBody(Sampling):
         None
     )
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
     parallel_tool_calls: Literal[True] | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
-    thinking_token_budget: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    thinking_token_budget: Budget | None = None
     truncation: Literal["disabled"] | None = None
     store: Literal[False] | None = None
     background: Literal[False] | None = None
@@ -262,29 +267,13 @@ def job_of(body: ResponseBody) -> Job:
         "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
         "thinking_token_budget": body.thinking_token_budget,
         "logprobs": max(1, body.top_logprobs or 0) if body.wants_logprobs else None,
-        "json_schema": _schema(body.text),
-        "tools": _tools(body),
+        "json_schema": schema_of(None if body.text is None else body.text.format),
     }
+    choice = body.tool_choice
+    if isinstance(choice, NamedChoice):
+        choice = named_choice(choice.name)
+    options |= calls_of(body.tools or (), choice)
     return Job(True, (messages,), options | body.sampling())
-
-
-def _schema(text: TextConfig | None) -> Schema | None:
-    chosen = None if text is None else text.format
-    if isinstance(chosen, OfSchema):
-        return chosen.schema_
-    return {"type": "object"} if isinstance(chosen, AnyObject) else None
-
-
-def _tools(body: ResponseBody) -> list[dict[str, Any]] | None:
-    if not body.tools or body.tool_choice == "none":
-        return None
-    return [
-        {
-            "type": "function",
-            "function": tool.model_dump(exclude={"type"}, exclude_none=True),
-        }
-        for tool in body.tools
-    ]
 
 
 # ---- what is answered ---------------------------------------------------------------------------
@@ -297,8 +286,7 @@ class Responses:
     body_type = ResponseBody
 
     def __init__(self, value: Any, served: Served):
-        self._body: ResponseBody = read_body(ResponseBody, value)
-        served.check_name(self._body.model)
+        self._body: ResponseBody = served.read(ResponseBody, value)
         self.job, self.streams = job_of(self._body), bool(self._body.stream)
         alternatives = self._body.top_logprobs or 0
         wants = self._body.wants_logprobs
@@ -342,7 +330,9 @@ class Responses:
         body = self._body
         status = "in_progress" if one is None else _status(one.result)
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        given = body.model_dump(by_alias=True, include={"text", "tools", "reasoning"})
+        given = body.model_dump(
+            by_alias=True, include={"text", "tools", "tool_choice", "reasoning"}
+        )
         response = {
             **self._head,
             "status": status,
@@ -359,7 +349,7 @@ class Responses:
             "store": False,
             "temperature": body.temperature,
             "text": given["text"] or {"format": {"type": "text"}},
-            "tool_choice": body.tool_choice or "auto",
+            "tool_choice": given["tool_choice"] or "auto",
             "tools": [{"strict": None, **tool} for tool in given["tools"] or ()],
             "top_p": body.top_p,
             "truncation": "disabled",

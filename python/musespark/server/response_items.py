@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from musespark.results import Delta, TokenLogprob
-from musespark.server.wire import Ended, new_id, spelled
+from musespark.server.openai_shared import spelled
+from musespark.server.wire import Ended, new_id
 from musespark.text import Tokenizer
 
 _Event = dict[str, Any]

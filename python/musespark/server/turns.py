@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 
-from musespark.errors import Error
+from musespark.errors import Error, InvalidRequest
 
 
 class QueueFull(Error):  # noqa: N818 - says what it is
@@ -17,32 +18,38 @@ class QueueFull(Error):  # noqa: N818 - says what it is
 
 
 class Turns:
-    """Gives ``running`` turns out at once and keeps ``waiting`` tickets for later ones.
+    """Gives ``running`` rows out at once and keeps tickets for ``waiting`` later ones.
 
     Clients are served one after the other, each its oldest ticket, so that one with many requests
-    does not hold up one with few. For one event loop; nothing here waits or locks.
+    does not hold up one with few; a ticket for several rows waits until so many are free, and what
+    is behind it with it. For one event loop; nothing here waits or locks.
     """
 
     def __init__(self, running: int, waiting: int):
-        self.free, self._most = running, waiting
+        self.free, self._running, self._most = running, running, waiting
         self.waiting = 0
         self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()
 
-    def take(self, client: str, count: int, retry_after: int) -> list[Ticket]:
-        """So many tickets, or :class:`QueueFull` and none."""
-        if self.waiting + max(0, count - self.free) > self._most:
+    def take(self, client: str, rows: Sequence[int], retry_after: int) -> list[Ticket]:
+        """A ticket for each of these numbers of rows, or :class:`QueueFull` and none. One for more
+        rows than there are gets them all; InvalidRequest for more than could ever wait."""
+        tickets = [Ticket(self, client, min(one, self._running)) for one in rows]
+        wanted = sum(ticket.rows for ticket in tickets)
+        if wanted > self._running + self._most:
+            raise InvalidRequest(
+                f"choices: got {wanted}, allowed are at most {self._running + self._most}"
+            )
+        if self.waiting + max(0, wanted - self.free) > self._most:
             raise QueueFull(self.waiting, retry_after)
-        tickets = [Ticket(self, client) for _ in range(count)]
-        queue = self._queues.setdefault(client, deque())
-        queue.extend(tickets)
-        self.waiting += count
+        self._queues.setdefault(client, deque()).extend(tickets)
+        self.waiting += wanted
         self._give()
         return tickets
 
     def give_back(self, ticket: Ticket) -> None:
         """Ends a turn, or gives up waiting for it."""
         if ticket.turn.done() and not ticket.turn.cancelled():
-            self.free += 1
+            self.free += ticket.rows
         else:
             self._forget(ticket)
         self._give()
@@ -50,27 +57,30 @@ class Turns:
     def _forget(self, ticket: Ticket) -> None:
         queue = self._queues[ticket.client]
         queue.remove(ticket)
-        self.waiting -= 1
+        self.waiting -= ticket.rows
         if not queue:
             del self._queues[ticket.client]
 
     def _give(self) -> None:
-        while self.free and self._queues:
-            client, queue = self._queues.popitem(last=False)
+        while self._queues:
+            client, queue = next(iter(self._queues.items()))
+            if queue[0].rows > self.free:
+                return
             ticket = queue.popleft()
-            if queue:
-                self._queues[client] = queue  # behind the others
-            self.waiting -= 1
-            self.free -= 1
+            self._queues.move_to_end(client)  # behind the others
+            if not queue:
+                del self._queues[client]
+            self.waiting -= ticket.rows
+            self.free -= ticket.rows
             ticket.turn.set_result(None)
 
 
 class Ticket:
-    """A turn, to be waited for by :meth:`wait` and ended by :meth:`release`, whether it came or
-    not."""
+    """A turn of ``rows`` in the engine, to be waited for by :meth:`wait` and ended by
+    :meth:`release`, whether it came or not."""
 
-    def __init__(self, turns: Turns, client: str):
-        self.client = client
+    def __init__(self, turns: Turns, client: str, rows: int):
+        self.client, self.rows = client, rows
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._turns, self._released = turns, False
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from musespark.calls import TOOL_CHOICES
 from musespark.errors import InvalidRequest
-from musespark.messages import call_text
 from musespark.options import MAX_TOKENS
-from musespark.results import ChatResult, Delta, TokenLogprob, Usage
+from musespark.results import Delta, TokenLogprob
 from musespark.text import Tokenizer
 
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
@@ -44,7 +44,8 @@ class Body(BaseModel):
 
 
 class Sampling(Body):
-    """What every protocol takes beyond its own: options of :meth:`musespark.Model.generate`."""
+    """What every protocol takes beyond its own: options of :meth:`musespark.Model.generate`;
+    ``adapter`` and ``steering`` by the names that they have in the model."""
 
     seed: Seed | None = None
     top_k: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
@@ -53,10 +54,13 @@ class Sampling(Body):
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     regex: Text | None = None
     grammar: Text | None = None
+    adapter: Text | None = None
+    steering: Text | None = None
 
     def sampling(self) -> dict[str, Any]:
         """Of :meth:`musespark.Model.generate`."""
         names = ("seed", "top_k", "min_p", "repetition_penalty", "regex", "grammar")
+        names += ("adapter", "steering")
         return {name: getattr(self, name) for name in names} | {"min_new_tokens": self.min_tokens}
 
 
@@ -130,10 +134,12 @@ class Served:
     tokenizer: Tokenizer
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def check_name(self, name: str) -> None:
-        """:class:`UnknownModel` for any other."""
-        if name not in self.names:
-            raise UnknownModel(f"model: got {name!r:.80}, allowed is {self.names[0]!r}")
+    def read(self, kind: type[Body], value: Any) -> Any:
+        """A checked body (:func:`read_body`); :class:`UnknownModel` where it names another."""
+        body: Any = read_body(kind, value)
+        if body.model not in self.names:
+            raise UnknownModel(f"model: got {body.model!r:.80}, allowed is {self.names[0]!r}")
+        return body
 
 
 class UnknownModel(InvalidRequest):
@@ -203,6 +209,29 @@ def _place(path: Sequence[int | str], body: Any) -> str:
     return out
 
 
+def held_calls(
+    tools: list[dict[str, Any]], choice: str | None, *, strict: bool = False
+) -> dict[str, Any]:
+    """``tools`` and ``tool_choice`` of :meth:`musespark.Model.chat`.
+
+    ``choice``: auto, none, required or a tool's name. Calls that have to come, and those of a tool
+    that is ``strict``, are held to the schemas; others are the model's own, so that a model whose
+    way of writing calls is not known can have tools.
+    """
+    if choice == "none":
+        return {"tools": None, "tool_choice": None}
+    if choice in (None, "auto"):
+        choice = "auto" if strict else None
+    return {"tools": tools or None, "tool_choice": choice}
+
+
+def named_choice(name: str) -> str:
+    """The name of a tool that is to be called."""
+    if name in TOOL_CHOICES:
+        raise InvalidRequest(f"tool_choice: got the tool {name!r}, which cannot be asked for")
+    return name
+
+
 # ---- writing ------------------------------------------------------------------------------------
 
 
@@ -214,88 +243,3 @@ def new_id(prefix: str) -> str:
 def now() -> int:
     """Seconds since 1970."""
     return int(time.time())
-
-
-def total_usage(ended: Sequence[Ended], choices: int) -> Usage:
-    """Of all answers together; what answers to the same prompt share counts once."""
-    all_of = [one.result.usage for one in sorted(ended, key=lambda one: one.index)]
-    firsts = all_of[::choices]
-    return Usage(
-        prompt_tokens=sum(u.prompt_tokens for u in firsts),
-        cached_tokens=sum(u.cached_tokens for u in firsts),
-        image_tokens=sum(u.image_tokens for u in firsts),
-        completion_tokens=sum(u.completion_tokens for u in all_of),
-        reasoning_tokens=sum(u.reasoning_tokens for u in all_of),
-        probe_tokens=sum(u.probe_tokens for u in all_of),
-    )
-
-
-def openai_usage(usage: Usage) -> dict[str, Any]:
-    """As chat completions and completions have it; ``image_tokens`` and ``probe_tokens`` beside
-    what the protocol knows."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cached_tokens,
-            "image_tokens": usage.image_tokens,
-        },
-        "completion_tokens_details": {
-            "reasoning_tokens": usage.reasoning_tokens,
-            "probe_tokens": usage.probe_tokens,
-        },
-    }
-
-
-def openai_error(failure: Failure) -> dict[str, Any]:
-    """An error as OpenAI's protocols write it."""
-    kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-    kinds |= {429: "rate_limit_error"}
-    other = "server_error" if failure.status >= 500 else "invalid_request_error"
-    kind = kinds.get(failure.status, other)
-    return {
-        "error": {"message": failure.message, "type": kind, "param": None, "code": failure.code}
-    }
-
-
-def openai_reason(result: Any) -> str:
-    """Why an answer ended, in the words of OpenAI's protocols."""
-    reasons = {"stop": "stop", "tool_calls": "tool_calls", "length": "length", "deadline": "length"}
-    return reasons.get(result.finish_reason, "stop")
-
-
-def spelled(tokenizer: Tokenizer, one: TokenLogprob, alternatives: int) -> dict[str, Any]:
-    """A token's log-probability as chat completions and responses have it."""
-    top = [_token(tokenizer, token, logprob) for token, logprob in one.top[:alternatives]]
-    return {**_token(tokenizer, one.token, one.logprob), "top_logprobs": top}
-
-
-def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token by itself; a part of a character is U+FFFD."""
-    return _bytes(tokenizer, token).decode("utf-8", "replace")
-
-
-def _bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    if token >= tokenizer.vocab_size:  # a model may have more ids than its tokenizer
-        return b""
-    piece = tokenizer.token_bytes(token)
-    return tokenizer.token(token).encode() if piece is None else piece
-
-
-def _token(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
-    return {
-        "token": token_text(tokenizer, token),
-        "logprob": finite(logprob),
-        "bytes": list(_bytes(tokenizer, token)),
-    }
-
-
-def finite(logprob: float) -> float:
-    """JSON has no infinity: -9999 for what is less, as OpenAI's protocols have it."""
-    return max(logprob, -9999.0)
-
-
-def openai_calls(result: ChatResult) -> list[dict[str, Any]]:
-    """The calls of a result with their arguments as JSON text."""
-    return [call_text(call) for call in result.tool_calls]

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from musespark.contemplating import acontemplate
+from musespark.contemplating.options import checked_contemplating
 from musespark.errors import InvalidRequest, UnsupportedModel
 from musespark.generation import AsyncStream
 from musespark.options import CONTEMPLATING
@@ -74,13 +75,13 @@ class Work:
         """Puts a job in the queue. InvalidRequest or :class:`musespark.server.turns.QueueFull`."""
         self.limits.check(job)
         asks = job.asks()
-        tickets = self.turns.take(client, len(asks), self.retry_after())
+        tickets = self.turns.take(client, [_rows(ask) for ask in asks], self.retry_after())
         return Run(self, list(zip(asks, tickets, strict=True)))
 
     @contextlib.contextmanager
     def turn(self, client: str) -> Iterator[Ticket]:
         """A ticket for what is no job; it ends with the context."""
-        (ticket,) = self.turns.take(client, 1, self.retry_after())
+        (ticket,) = self.turns.take(client, [1], self.retry_after())
         try:
             yield ticket
         finally:
@@ -103,7 +104,7 @@ class Work:
 
     async def stream(self, ask: Ask) -> tuple[AsyncStream, int]:
         """A request under way, and how long its prompt is."""
-        if ask.is_chat and ask.options.get("mode") == CONTEMPLATING:
+        if _contemplates(ask):
             messages = await asyncio.to_thread(self._with_pictures, ask.prompt)
             return await acontemplate(self.model, messages, ask.options), 0
         request, *rest = await asyncio.to_thread(self._prepared, ask)
@@ -135,6 +136,15 @@ class Work:
     def took(self, seconds: float) -> None:
         """A turn took so long."""
         self._seconds += 0.1 * (seconds - self._seconds)
+
+
+def _contemplates(ask: Ask) -> bool:
+    return ask.is_chat and ask.options.get("mode") == CONTEMPLATING
+
+
+def _rows(ask: Ask) -> int:
+    """How many rows of the engine answer it at once."""
+    return checked_contemplating(ask.options).n_agents if _contemplates(ask) else 1
 
 
 class Run:
