@@ -282,13 +282,9 @@ class Adapters:
         if name is None:
             return
         if not isinstance(name, str) or not name or name == OFF:
-            raise InvalidRequest(
-                f"name: got {name!r:.80}, allowed is a str other than '' and {OFF!r}"
-            )
+            raise InvalidRequest(f"name: got {name!r:.80}, allowed is a str but '' and {OFF!r}")
         if any(one.name == name and not one.removed for one in self._steerings):
-            raise InvalidRequest(
-                f"name: got {name!r:.80}, which a control vector of this model has"
-            )
+            raise InvalidRequest(f"name: got {name!r:.80}, which another control vector has")
 
     def steering_of(self, given: Any) -> Steering | None:
         """What a caller's ``steering`` stands for; None, given, for what every request gets."""

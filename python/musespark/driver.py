@@ -8,7 +8,7 @@ import functools
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +45,9 @@ class EventStream:
         self.then: Callable[[], None] | None = None  # called at the end, in the driver's thread
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
 
-    def put(self, event: Event | Exception) -> None:
+    def put(self, event: Event | Exception, waiters: Waiters | None = None) -> None:
+        """Adds an event. Who waits for it on an event loop is noted in ``waiters``, to be woken
+        with others; without, woken at once."""
         # Before the event: who sees the end may close the model.
         if isinstance(event, Finished) and self.then is not None:
             self.then()
@@ -55,10 +57,10 @@ class EventStream:
         waiter = self._waiter
         if waiter is not None:
             loop, ready = waiter
-            try:
-                loop.call_soon_threadsafe(ready.set)
-            except RuntimeError:  # that loop is closed: nobody waits there any more
-                self._waiter = None
+            woken = {} if waiters is None else waiters
+            woken.setdefault(loop, []).append(ready)
+            if waiters is None:
+                wake(woken)
 
     def exhausted(self) -> Error | None:
         """What a second iteration gets instead of waiting for ever."""
@@ -67,6 +69,8 @@ class EventStream:
         return None
 
     async def aget(self) -> Event | Exception:
+        if not self.events.empty():  # of one reader: nobody else takes it
+            return self.events.get_nowait()
         import asyncio  # here: it takes longer than mapping the weights
 
         ready = asyncio.Event()
@@ -83,6 +87,23 @@ class EventStream:
                     await ready.wait()
         finally:
             self._waiter = None
+
+
+# Who waits for events, by the event loop.
+Waiters = dict["asyncio.AbstractEventLoop", list["asyncio.Event"]]
+
+
+def wake(waiters: Waiters) -> None:
+    """Wakes all that wait on an event loop by one call: each is a system call, at which the loop's
+    thread takes the interpreter's lock, and the engine waits to get it back."""
+    for loop, all_ready in waiters.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+            loop.call_soon_threadsafe(_set_all, all_ready)
+
+
+def _set_all(all_ready: Iterable[asyncio.Event]) -> None:
+    for ready in all_ready:
+        ready.set()
 
 
 def note_id(ids: list[int], call: Callable[[Any], int], argument: Any) -> None:
@@ -184,26 +205,34 @@ class Driver:
             self._wake.get()
 
     def _deliver(self, events: list[tuple]) -> None:
-        for kind, request, *rest in events:
-            with self._lock:  # a submit that is still registering its stream holds it
-                stream = self._streams.get(request)
-                if kind == "finished":
-                    # Closing cancels in the core. Who did not ask for it hears of it from _end,
-                    # whichever comes first: a closed model has one outcome.
-                    if self.closed and rest[0] == "cancelled" and stream and not stream.given_up:
-                        continue
-                    self._streams.pop(request, None)
-            if stream is None:  # its submit was interrupted, which has cancelled it
-                continue
-            if kind == "tokens":
-                stream.put(Tokens(*rest))
-            elif kind == "logits":
-                stream.put(LogitsRows(*rest))
-            elif kind == "rows_wanted":
-                self._want(stream, request, *rest)
-            else:
-                reason, error, stats = rest
-                stream.put(Finished(reason, stats) if error is None else _error_of(*error))
+        waiters: Waiters = {}
+        try:
+            for kind, request, *rest in events:
+                self._put(waiters, kind, request, rest)
+        finally:
+            wake(waiters)
+
+    def _put(self, waiters: Waiters, kind: str, request: int, rest: list[Any]) -> None:
+        with self._lock:  # a submit that is still registering its stream holds it
+            stream = self._streams.get(request)
+            if kind == "finished":
+                # Closing cancels in the core. Who did not ask for it hears of it from _end,
+                # whichever comes first: a closed model has one outcome.
+                if self.closed and rest[0] == "cancelled" and stream and not stream.given_up:
+                    return
+                self._streams.pop(request, None)
+        if stream is None:  # its submit was interrupted, which has cancelled it
+            return
+        if kind == "tokens":
+            stream.put(Tokens(*rest), waiters)
+        elif kind == "logits":
+            stream.put(LogitsRows(*rest), waiters)
+        elif kind == "rows_wanted":
+            self._want(stream, request, *rest)
+        else:
+            reason, error, stats = rest
+            ended = Finished(reason, stats) if error is None else _error_of(*error)
+            stream.put(ended, waiters)
 
     def _want(self, stream: EventStream, request: int, index: int) -> None:
         self._wanted.put((stream, request, index))

@@ -403,7 +403,7 @@ def test_control_vectors_are_chosen_by_name(model) -> None:
                 assert answer.status_code == 400 and next(iter(more)) in answer.text
 
         run(create_app(model), scenario)
-        with pytest.raises(musespark.InvalidRequest, match="name: got 'odd', which a control"):
+        with pytest.raises(musespark.InvalidRequest, match="name: got 'odd', which another"):
             model.steer(vector, everywhere=False, name="odd")
     with pytest.raises(musespark.InvalidRequest, match="name: got 'off'"):
         model.steer(vector, everywhere=False, name="off")

@@ -9,8 +9,8 @@ import pytest
 from musespark.contemplating import AgentDelta
 from musespark.errors import InvalidRequest
 from musespark.results import Delta, TokenLogprob
+from musespark.server.outbox import Begun, Failed, Outbox, Piece, joined
 from musespark.server.turns import QueueFull, Ticket, Turns
-from musespark.server.work import Piece, joined
 
 
 def run(scenario) -> None:
@@ -159,3 +159,39 @@ def test_only_neighbouring_text_of_one_channel_of_one_answer_is_joined() -> None
     found = [(one.index, one.delta.text) for one in joined(items)]
     assert found == [(0, "ab"), (1, "c"), (0, "d"), (0, "e"), (0, "f"), (0, "g"), (0, ""), (0, "")]
     assert joined(items)[0].delta.logprobs == log
+
+
+def test_the_first_piece_goes_at_once_and_later_ones_join() -> None:
+    async def scenario() -> None:
+        outbox = Outbox(lambda: 60.0)
+        outbox.put(Begun(0, 3))
+        assert await outbox.take() == [Begun(0, 3)]
+        outbox.put(Piece(0, Delta("a")))
+        assert await outbox.take() == [Piece(0, Delta("a"))]
+        for text in "bcd":
+            outbox.put(Piece(0, Delta(text)))
+        waiting = asyncio.ensure_future(outbox.take())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        failed = Failed(0, ValueError("no more"))
+        outbox.put(failed)
+        assert await waiting == [Piece(0, Delta("bcd")), failed]
+        outbox.put(Piece(0, Delta("e")))
+        outbox.close()
+
+    run(scenario)
+
+
+def test_pieces_are_sent_when_their_time_has_come() -> None:
+    async def scenario() -> None:
+        outbox = Outbox(lambda: 0.02)
+        outbox.put(Piece(0, Delta("a")))
+        await outbox.take()
+        outbox.put(Piece(0, Delta("b")))
+        outbox.put(Piece(0, Delta("c")))
+        assert await outbox.take() == [Piece(0, Delta("bc"))]
+        await asyncio.sleep(0.03)  # nothing came meanwhile
+        outbox.put(Piece(0, Delta("d")))
+        assert outbox._ready.is_set(), "a piece after a pause waits for nothing"
+
+    run(scenario)

@@ -146,7 +146,7 @@ class Server:
 
     async def _exchange(self, kind: Any, request: Request) -> Response:
         exchange = await self._read(request, lambda value: kind(value, self.served))
-        run = self.work.begin(_client(request), exchange.job)
+        run = self.work.begin(_client(request), exchange.job, exchange.streams)
         streams = False
         try:
             prompt_tokens = await until_gone(request.receive, run.begun())

@@ -14,8 +14,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from musespark.server.limits import Limits
+from musespark.server.outbox import Failed, Item, Piece
 from musespark.server.wire import Ended, Event, Exchange, Failure
-from musespark.server.work import Failed, Item, Piece, Run
+from musespark.server.work import Run
 
 T = TypeVar("T")
 # Made once: json.dumps makes an encoder for each call.

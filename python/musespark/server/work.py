@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from musespark.contemplating import acontemplate
 from musespark.contemplating.options import checked_contemplating
@@ -22,9 +22,10 @@ from musespark.errors import InvalidRequest, UnsupportedModel
 from musespark.generation import AsyncStream
 from musespark.options import CONTEMPLATING
 from musespark.parts import with_media
-from musespark.results import Delta, TokenLogprob
+from musespark.results import TokenLogprob
 from musespark.server.limits import Limits
 from musespark.server.metrics import Meter
+from musespark.server.outbox import Begun, Failed, Item, Outbox, Piece
 from musespark.server.turns import Ticket, Turns
 from musespark.server.wire import Ask, Ended, Job
 from musespark.vision.pixels import Limits as PictureLimits
@@ -34,30 +35,9 @@ if TYPE_CHECKING:
     from musespark.model import Model
 
 _MOST_RETRY_S = 60
-
-
-class Begun(NamedTuple):
-    """An answer's prompt has been read. ``prompt_tokens``: 0 where there are several."""
-
-    index: int
-    prompt_tokens: int
-
-
-class Piece(NamedTuple):
-    """What an answer grew by."""
-
-    index: int
-    delta: Delta
-
-
-class Failed(NamedTuple):
-    """An answer that there will not be."""
-
-    index: int
-    error: Exception
-
-
-Item = Begun | Piece | Ended | Failed
+# Of a window to join pieces in. To write one takes some 0.07 ms, so all writing together stays
+# below 4% of the event loop's time however many rows there are.
+_WINDOW_OF_A_ROW_S = 0.002
 
 
 class Work:
@@ -71,12 +51,13 @@ class Work:
         )
         self._seconds = 1.0  # of a turn, the mean of the last ones
 
-    def begin(self, client: str, job: Job) -> Run:
-        """Puts a job in the queue. InvalidRequest or :class:`musespark.server.turns.QueueFull`."""
+    def begin(self, client: str, job: Job, streams: bool) -> Run:
+        """Puts a job in the queue; ``streams``: its pieces are read, not the whole alone.
+        InvalidRequest or :class:`musespark.server.turns.QueueFull`."""
         self.limits.check(job)
         asks = job.asks()
         tickets = self.turns.take(client, [_rows(ask) for ask in asks], self.retry_after())
-        return Run(self, list(zip(asks, tickets, strict=True)))
+        return Run(self, list(zip(asks, tickets, strict=True)), streams)
 
     @contextlib.contextmanager
     def turn(self, client: str) -> Iterator[Ticket]:
@@ -91,6 +72,12 @@ class Work:
         """Seconds in which what waits will be about done."""
         rounds = (self.turns.waiting + 1) / self.limits.running
         return min(_MOST_RETRY_S, max(1, math.ceil(rounds * self._seconds)))
+
+    def window(self) -> float:
+        """Seconds in which the pieces of an answer become one: with every row that runs there is
+        one more to write to."""
+        rows = self.limits.running - self.turns.free
+        return min(self.limits.join_seconds, rows * _WINDOW_OF_A_ROW_S)
 
     async def count(self, job: Job) -> int:
         """Tokens of the prompt of a job's only request."""
@@ -150,9 +137,10 @@ def _rows(ask: Ask) -> int:
 class Run:
     """A job's answers as they come. To be closed; closing early cancels what is left of it."""
 
-    def __init__(self, work: Work, asks: list[tuple[Ask, Ticket]]):
-        self._work = work
-        self._items: asyncio.Queue[Item] = asyncio.Queue()
+    def __init__(self, work: Work, asks: list[tuple[Ask, Ticket]], streams: bool):
+        self._work, self._streams = work, streams
+        self._outbox = Outbox(work.window)
+        self._early: list[Item] = []  # what begun() took
         self._left = len(asks)
         self._tasks = [
             asyncio.ensure_future(self._answer(index, ask, ticket))
@@ -169,44 +157,44 @@ class Run:
                 await ticket.wait()
             began = time.monotonic()
             try:
-                await self._stream(index, ask)
+                await self._write(index, ask)
             finally:
                 self._work.took(time.monotonic() - began)
         except Exception as error:  # who reads the run hears of it
-            self._items.put_nowait(Failed(index, error))
+            self._outbox.put(Failed(index, error))
 
-    async def _stream(self, index: int, ask: Ask) -> None:
+    async def _write(self, index: int, ask: Ask) -> None:
         told: list[TokenLogprob] = []
         clock = self._work.meter.clock()
         stream, prompt = await self._work.stream(ask)
         async with stream:
-            self._items.put_nowait(Begun(index, prompt))
+            self._outbox.put(Begun(index, prompt))
             async for delta in stream:
                 clock.tick()
                 if delta.channel == "content":
                     told += delta.logprobs
-                self._items.put_nowait(Piece(index, delta))
+                if self._streams:
+                    self._outbox.put(Piece(index, delta))
             result = stream.result
         self._work.meter.used(result.usage)
-        self._items.put_nowait(Ended(index, result, tuple(told)))
+        self._outbox.put(Ended(index, result, tuple(told)))
 
     async def begun(self) -> int:
         """Waits for the first answer to begin, and gives its prompt's tokens; raises where it
         cannot."""
-        first = await self._items.get()
+        self._early = await self._outbox.take()
+        first = self._early[0]
         if isinstance(first, Failed):
             raise first.error
         assert isinstance(first, Begun)
         return first.prompt_tokens
 
     async def items(self) -> AsyncIterator[list[Item]]:
-        """What has come meanwhile, again and again; pieces of the same channel are joined."""
+        """What has come meanwhile, again and again."""
         while self._left:
-            some = [await self._items.get()]
-            while not self._items.empty():
-                some.append(self._items.get_nowait())
+            some, self._early = self._early or await self._outbox.take(), []
             self._left -= sum(isinstance(one, (Ended, Failed)) for one in some)
-            yield joined(some)
+            yield some
 
     async def answers(self) -> list[Ended]:
         """All answers, whole and in order; raises where one failed."""
@@ -221,32 +209,7 @@ class Run:
 
     async def close(self) -> None:
         """Cancels what still runs, and waits until the engine has let go of it."""
+        self._outbox.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def joined(items: list[Item]) -> list[Item]:
-    """Items in order, neighbouring pieces of text of one channel of one answer as one."""
-    out: list[Item] = []
-    for item in items:
-        last = out[-1] if out else None
-        if isinstance(item, Piece) and isinstance(last, Piece) and _joins(last, item):
-            delta = replace(
-                last.delta,
-                text=last.delta.text + item.delta.text,
-                logprobs=last.delta.logprobs + item.delta.logprobs,
-            )
-            out[-1] = Piece(item.index, delta)
-        else:
-            out.append(item)
-    return out
-
-
-def _joins(one: Piece, other: Piece) -> bool:
-    def key(piece: Piece) -> tuple[Any, ...]:
-        delta = piece.delta
-        return piece.index, delta.channel, getattr(delta, "agent", 0), getattr(delta, "round", 0)
-
-    calls = one.delta.tool_call is not None or other.delta.tool_call is not None
-    return not calls and key(one) == key(other)
