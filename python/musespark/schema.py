@@ -13,19 +13,32 @@ from typing import Any
 from musespark.errors import InvalidRequest
 
 _MOST_REFERENCES = 64  # one inside another, without a value between them
+_MOST_CHECKS = 200_000  # of a value and all in it: unions of references can be endless work
 
 
 def check_value(value: Any, schema: Any, where: str) -> None:
     """InvalidRequest, naming the place, for a value that the schema does not allow.
 
     ``type``, ``enum``, ``const``, ``properties``, ``required``, ``additionalProperties``,
-    ``items``, ``prefixItems``, sizes and bounds, ``anyOf``, ``oneOf``, ``allOf``, and ``$ref`` to a
-    place in the same schema.
+    ``items``, ``prefixItems``, sizes and bounds, ``multipleOf``, ``anyOf``, ``oneOf``, ``allOf``,
+    and ``$ref`` to a place in the same schema.
     """
-    _check(value, schema, where, schema, 0)
+    _check(value, schema, where, _Root(schema), 0)
 
 
-def _check(value: Any, schema: Any, where: str, root: Any, depth: int) -> None:
+class _Root:
+    """The whole schema, and how much more may be looked at."""
+
+    def __init__(self, schema: Any):
+        self.schema, self.left = schema, _MOST_CHECKS
+
+
+def _check(value: Any, schema: Any, where: str, root: _Root, depth: int) -> None:
+    root.left -= 1
+    if root.left < 0:
+        raise InvalidRequest(
+            f"{where}: more than {_MOST_CHECKS} checks; its schema is too involved"
+        )
     if schema is False:
         raise InvalidRequest(f"{where}: nothing is allowed here")
     if not isinstance(schema, Mapping):
@@ -33,7 +46,7 @@ def _check(value: Any, schema: Any, where: str, root: Any, depth: int) -> None:
     if "$ref" in schema:
         if depth > _MOST_REFERENCES:
             raise InvalidRequest(f"{where}: its schema refers to itself without end")
-        _check(value, referred(root, schema["$ref"]), where, root, depth + 1)
+        _check(value, referred(root.schema, schema["$ref"]), where, root, depth + 1)
     _check_type(value, schema, where)
     if isinstance(value, Mapping):
         _check_object(value, schema, where, root)
@@ -43,7 +56,7 @@ def _check(value: Any, schema: Any, where: str, root: Any, depth: int) -> None:
         _check_bounds(len(value), schema, ("minLength", "maxLength"), where, " characters")
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         _check_bounds(value, schema, ("minimum", "maximum"), where, "")
-        _check_exclusive(value, schema, where)
+        _check_more(value, schema, where)
     for part in schema.get("allOf", ()):
         _check(value, part, where, root, depth)
     for union in ("anyOf", "oneOf"):
@@ -63,7 +76,7 @@ def _check_type(value: Any, schema: Mapping[str, Any], where: str) -> None:
 
 
 def _check_object(
-    value: Mapping[str, Any], schema: Mapping[str, Any], where: str, root: Any
+    value: Mapping[str, Any], schema: Mapping[str, Any], where: str, root: _Root
 ) -> None:
     properties = schema.get("properties") or {}
     for name in schema.get("required", ()):
@@ -79,7 +92,7 @@ def _check_object(
             _check(item, others, f"{where}.{name}", root, 0)
 
 
-def _check_array(value: Any, schema: Mapping[str, Any], where: str, root: Any) -> None:
+def _check_array(value: Any, schema: Mapping[str, Any], where: str, root: _Root) -> None:
     _check_bounds(len(value), schema, ("minItems", "maxItems"), where, " items")
     first = schema.get("prefixItems", ())
     for index, item in enumerate(value):
@@ -99,15 +112,27 @@ def _check_bounds(
         raise InvalidRequest(f"{where}: {size!r:.40}{what}, must be {allowed}")
 
 
-def _check_exclusive(value: Any, schema: Mapping[str, Any], where: str) -> None:
+def _check_more(value: Any, schema: Mapping[str, Any], where: str) -> None:
     low, high = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
     if low is not None and value <= low:
         raise InvalidRequest(f"{where}: {value!r:.40}, must be more than {low}")
     if high is not None and value >= high:
         raise InvalidRequest(f"{where}: {value!r:.40}, must be less than {high}")
+    step = schema.get("multipleOf")
+    if step is not None and not _is_multiple(value, step):
+        raise InvalidRequest(f"{where}: {value!r:.40}, must be a multiple of {step}")
 
 
-def _check_union(value: Any, parts: Any, union: str, where: str, root: Any, depth: int) -> None:
+def _is_multiple(value: Any, step: Any) -> bool:
+    if isinstance(value, int) and isinstance(step, int):
+        return value % step == 0
+    try:
+        return float(value / step).is_integer()
+    except OverflowError:  # an integer beyond what a float holds
+        return False
+
+
+def _check_union(value: Any, parts: Any, union: str, where: str, root: _Root, depth: int) -> None:
     refused = []
     for part in parts:
         try:

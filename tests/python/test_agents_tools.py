@@ -7,7 +7,9 @@ import random
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Optional, TypedDict
 
+import annotated_types
 import jsonschema
+import pydantic
 import pytest
 
 import musespark
@@ -248,6 +250,8 @@ def test_values_are_judged_as_jsonschema_judges_them() -> None:
         {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 2},
         {"type": ["string", "null"], "minLength": 1, "maxLength": 2},
         {"type": "boolean"},
+        {"multipleOf": 1.5},
+        {"type": "integer", "multipleOf": 2},
         {"enum": [1, "a", None, [1]]},
         {"const": True},
         {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2},
@@ -290,3 +294,74 @@ def test_a_schema_without_end() -> None:
         check_value(1, {"$ref": "#"}, "x")
     with pytest.raises(InvalidRequest, match=r"\$ref: '#/a' is no place"):
         check_value(1, {"$ref": "#/a"}, "x")
+
+
+def test_a_schema_that_is_endless_work() -> None:
+    twice = {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}
+    with pytest.raises(InvalidRequest, match="x: none of what is allowed fits"):
+        check_value(1, twice, "x")
+
+
+# ---- pydantic itself ---------------------------------------------------------------------------
+
+
+class Inner(pydantic.BaseModel):
+    n: int
+
+
+class Outer(pydantic.BaseModel):
+    part: Inner
+
+
+def test_unions_of_pydantics_classes_give_their_objects() -> None:
+    def order(one: Outer | None = None, many: list[Outer | int] | None = None) -> Any:
+        return one, many
+
+    given = {"one": {"part": {"n": 1}}, "many": [{"part": {"n": 2}}, 3]}
+    assert Tool.of(order)(given) == (
+        Outer(part=Inner(n=1)),
+        [Outer(part=Inner(n=2)), 3],
+    )
+    assert Tool.of(order)({"one": None}) == (None, None)
+
+
+def test_notes_of_annotated_that_bound_values() -> None:
+    def book(
+        seats: Annotated[int, pydantic.Field(description="how many", ge=1, le=9)],
+        name: Annotated[str, annotated_types.MinLen(2), {"not": "hashable"}] = "me",
+        days: Annotated[list[int], pydantic.Field(max_length=2)] = [],  # noqa: B006 - a default
+        code: Annotated[str, pydantic.Field(pattern="^[a-z]$")] = "a",
+        even: Annotated[int, annotated_types.MultipleOf(2)] = 2,
+    ) -> int:
+        return seats
+
+    tool = Tool.of(book)
+    rules = tool.parameters["properties"]
+    assert rules["seats"] == {
+        "type": "integer",
+        "description": "how many",
+        "minimum": 1,
+        "maximum": 9,
+    }
+    assert (rules["name"]["minLength"], rules["days"]["maxItems"]) == (2, 2)
+    assert rules["code"]["pattern"] == "^[a-z]$" and tool({"seats": 9}) == 9
+    for wrong, says in [
+        ({"seats": 0}, "book.seats: 0, must be 1 to 9"),
+        ({"seats": 1, "name": "x"}, "book.name: 1 characters, must be at least 2"),
+        ({"seats": 1, "even": 3}, "book.even: 3, must be a multiple of 2"),
+    ]:
+        with pytest.raises(InvalidRequest, match=says):
+            tool(wrong)
+
+    def odd(a: Annotated[int | None, pydantic.Field(ge=1)]) -> None: ...
+
+    with pytest.raises(InvalidRequest, match=r"odd\(a\): ge=1, allowed of \['integer', 'number'"):
+        Tool.of(odd)
+
+
+def test_objects_inside_of_values_are_json_too() -> None:
+    assert text_of([Order("tea", Color.RED), Outer(part=Inner(n=1))]) == (
+        '[{"item": "tea", "color": "Color.RED", "count": 1, "tags": []}, {"part": {"n": 1}}]'
+    )
+    with pytest.raises(InvalidRequest, match="parameters: got 5, allowed is a JSON schema"):
+        Tool("a", "", 5, print)  # type: ignore[arg-type]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from musespark.agents.events import ToolUse
+from musespark.agents.flags import flags_of
 from musespark.agents.tools import Content, Tool, text_of
 from musespark.calling import NO_CALLS_LEFT, Calling, no_such_tool
 from musespark.errors import Error, InvalidRequest
+from musespark.parts import is_media
 
-_SHOWN = 300  # characters of an error that a model is told
+MAX_RESULT = 16_384  # characters of a tool's answer that a model is told
+_SHOWN = 300  # of an error
 
 
 def told(error: Exception) -> str:
@@ -19,6 +22,40 @@ def told(error: Exception) -> str:
     ours = isinstance(error, Error)
     what = str(error) if ours else f"{type(error).__name__}: {error}"
     return text_of(f"error: {what:.{_SHOWN}}")
+
+
+def told_use(
+    seen: tuple[int, str, str, Any],
+    text: str,
+    status: str,
+    seconds: float,
+    tools: Mapping[str, Tool],
+    markers: Collection[str] = (),
+) -> ToolUse:
+    """A use (``seen``: its turn, id, name and arguments) with what is told of a text, cut where it
+    is too long, and with its flags."""
+    left_out = max(0, len(text) - MAX_RESULT)
+    return ToolUse(
+        *seen, _cut(text, MAX_RESULT), status, seconds, flags_of(text, tools, markers), left_out
+    )
+
+
+def content_of(value: Any, use: ToolUse, sees: bool = True) -> Any:
+    """The content of the message that answers a call: what the model is told of texts and images.
+    ``sees``: whether it takes images."""
+    if not isinstance(value, Content):
+        return use.answer
+    images = [part for part in value.parts if is_media(part)]
+    if images and not sees:
+        return f"{use.answer}\n[images, which this model cannot see: {len(images)}]".strip()
+    if use.left_out:
+        return [*images, {"type": "text", "text": use.answer}]
+    return list(value.parts)
+
+
+def _cut(text: str, most: int) -> str:
+    left_out = len(text) - most
+    return f"{text[:most]}\n[{left_out} more characters were left out]" if left_out > 0 else text
 
 
 def first_messages(messages: str | Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -64,18 +101,17 @@ class ToolConversation(Calling):
 
     def _use(self, call: Mapping[str, Any], allowed: bool) -> tuple[ToolUse, Any]:
         name, arguments = call["function"]["name"], call["function"]["arguments"]
-        seen = {"turn": self.turns - 1, "id": call.get("id", ""), "name": name}
-        seen["arguments"] = arguments
+        seen = (self.turns - 1, call.get("id", ""), name, arguments)
         tool = self._tools.get(name)
         if not allowed or tool is None:
             why = no_such_tool(name, [*self._tools]) if allowed else NO_CALLS_LEFT
-            return ToolUse(**seen, answer=f"error: {why}", status="error"), f"error: {why}"
+            return ToolUse(*seen, answer=f"error: {why}", status="error"), f"error: {why}"
         began, status, value = time.perf_counter(), "done", None
         try:
             value = tool(arguments)
             answer = text_of(value)
         except Exception as error:  # the function's too: the model may try something else
-            answer, status = told(error), "error"
+            answer, status, value = told(error), "error", None
         seconds = time.perf_counter() - began
-        content = list(value.parts) if isinstance(value, Content) else answer
-        return ToolUse(**seen, answer=answer, status=status, seconds=seconds), content
+        use = told_use(seen, answer, status, seconds, self._tools)
+        return use, content_of(value, use)

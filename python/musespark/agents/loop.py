@@ -15,23 +15,25 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from musespark.agents import events
-from musespark.agents.conversation import first_messages, told
+from musespark.agents.conversation import (
+    content_of,
+    first_messages,
+    told,
+    told_use,
+)
 from musespark.agents.events import ActEvent, ProposedCall, ToolUse
-from musespark.agents.flags import flags_of
 from musespark.agents.result import ActResult, Step
-from musespark.agents.tools import Content, Tool, Tools, text_of, tools_by_name
+from musespark.agents.tools import Tool, Tools, text_of, tools_by_name
 from musespark.calling import NO_VALID_CALL, no_such_tool
 from musespark.errors import ContextOverflow, InvalidRequest
 from musespark.options import integer, real
-from musespark.parts import is_media
 from musespark.results import ChatResult, Delta, Usage
 
 MAX_STEPS = 10
-MAX_RESULT = 16_384  # characters of a tool's answer that a model is told
 Approve = Callable[[ProposedCall], "bool | str | Awaitable[bool | str]"]
 OnEvent = Callable[[ActEvent], Any]
 _CUT = ("length", "cancelled", "deadline")
@@ -67,16 +69,17 @@ def act(
     :class:`~musespark.agents.events.ActEvent` as it happens.
 
     ``max_steps``: turns of the model; ``max_seconds``: wall clock, looked at between turns and kept
-    inside them (a function that runs is not ended); ``max_output_tokens``: of all turns.
+    inside them (a function that runs is not ended); ``max_output_tokens``: of all turns, thoughts
+    included; inside a turn it bounds the answer alone where thoughts have a budget of their own.
     ``markers``: the model's, of which what tools give should have none. ``sees``: whether it takes
     images; else it is told how many a tool gave.
 
     Raises InvalidRequest, as :meth:`Model.chat` does. What ``approve`` and ``on_event`` raise ends
     it.
     """
-    loop = _Loop(messages, tools, options, markers, sees)
-    loop.limit(max_steps, max_seconds, max_output_tokens)
-    loop.ask_with(approve, on_event, dry_run)
+    limits = (max_steps, max_seconds, max_output_tokens)
+    asked = _Asked(approve, on_event, *limits, dry_run, markers, sees)
+    loop = _Loop(messages, tools, asked, options)
     for one in loop.tools.values():
         if one.is_async:
             raise InvalidRequest(f"tools: {one.name} is a coroutine function; use aact()")
@@ -95,20 +98,13 @@ async def aact(
     tools: Tools,
     *,
     approve: Approve | None = None,
-    on_event: OnEvent | None = None,
-    max_steps: int = MAX_STEPS,
-    max_seconds: float | None = None,
-    max_output_tokens: int | None = None,
-    dry_run: bool = False,
-    markers: Collection[str] = (),
-    sees: bool = True,
     **options: Any,
 ) -> ActResult:
-    """:func:`act` for an event loop, with :meth:`Model.achat`. Tools and ``approve`` may be
-    coroutine functions; functions that are not run in a thread."""
-    loop = _Loop(messages, tools, options, markers, sees)
-    loop.limit(max_steps, max_seconds, max_output_tokens)
-    loop.ask_with(approve, on_event, dry_run)
+    """:func:`act` for an event loop, with :meth:`Model.achat` and the same options. Tools and
+    ``approve`` may be coroutine functions; functions that are not run in a thread."""
+    known = {one.name for one in fields(_Asked)} & options.keys()
+    asked = _Asked(approve, **{name: options.pop(name) for name in known})
+    loop = _Loop(messages, tools, asked, options)
     flow, reply = loop.flow(), None
     while True:
         try:
@@ -116,6 +112,43 @@ async def aact(
         except StopIteration as end:
             return end.value
         reply = await _adone(want, chat, approve, loop.streams)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a caller of :func:`act` asks for beside the conversation. InvalidRequest for what it
+    cannot."""
+
+    approve: Approve | None = None
+    on_event: OnEvent | None = None
+    max_steps: int = MAX_STEPS
+    max_seconds: float | None = None
+    max_output_tokens: int | None = None
+    dry_run: bool = False
+    markers: Collection[str] = ()
+    sees: bool = True
+
+    def __post_init__(self) -> None:
+        integer("max_steps", self.max_steps, 1)
+        if self.max_output_tokens is not None:
+            integer("max_output_tokens", self.max_output_tokens, 1)
+        if self.max_seconds is not None:
+            real("max_seconds", self.max_seconds, 0.0, 1e9, "a number of seconds > 0")
+        for name in ("approve", "on_event"):
+            given = getattr(self, name)
+            if given is not None and not callable(given):
+                raise InvalidRequest(f"{name}: got {given!r:.60}, allowed is a function")
+        if not isinstance(self.dry_run, bool):
+            raise InvalidRequest(f"dry_run: got {self.dry_run!r:.60}, allowed is True or False")
+
+    def check_approval(self, tools: Mapping[str, Tool]) -> None:
+        """InvalidRequest where nobody could approve of calls of these."""
+        effects = [name for name, one in tools.items() if one.effects]
+        if effects and self.approve is None and not self.dry_run:
+            raise InvalidRequest(
+                f"approve: got None, but {', '.join(effects)} has effects; give a function that is "
+                "asked before each call, or dry_run=True"
+            )
 
 
 # ---- what is to be done -------------------------------------------------------------------------
@@ -177,7 +210,8 @@ async def _adone(want: _Want, chat: Callable[..., Any], approve: Any, streams: b
         try:
             if want.tool.is_async:
                 return await want.tool(want.arguments)
-            return await asyncio.to_thread(want.tool, want.arguments)
+            value = await asyncio.to_thread(want.tool, want.arguments)
+            return await value if inspect.isawaitable(value) else value
         except Exception as error:  # the function's: the model is told
             return error
     try:
@@ -201,44 +235,21 @@ class _Loop:
         self,
         messages: str | Sequence[Mapping[str, Any]],
         tools: Tools,
+        asked: _Asked,
         options: Mapping[str, Any],
-        markers: Collection[str],
-        sees: bool,
     ):
         for name in ("stream", "tools"):
             if name in options:
                 raise InvalidRequest(f"{name}: no option of act; on_event shows what happens")
         self.messages, self.tools = first_messages(messages), tools_by_name(tools)
+        asked.check_approval(self.tools)
+        self._asked, self.streams = asked, asked.on_event is not None
+        self._emit: OnEvent = asked.on_event or (lambda event: None)
         self._options = {"tool_choice": "auto", **options}
         self._options["tools"] = [one.to_openai() for one in self.tools.values()]
-        self._markers, self._sees = markers, sees
         self._steps: list[Step] = []
         self._usage, self._began = Usage(), time.monotonic()
         self._malformed: list[str] = []
-
-    def limit(self, steps: Any, seconds: Any, tokens: Any) -> None:
-        """Sets the limits. InvalidRequest for what is none."""
-        self._most_steps = integer("max_steps", steps, 1)
-        self._most_tokens = None if tokens is None else integer("max_output_tokens", tokens, 1)
-        if seconds is not None:
-            seconds = real("max_seconds", seconds, 0.0, 1e9, "a number of seconds > 0")
-        self._most_seconds = seconds
-
-    def ask_with(self, approve: Any, on_event: Any, dry_run: Any) -> None:
-        """Who approves and who listens. InvalidRequest where nobody could approve."""
-        for name, given in (("approve", approve), ("on_event", on_event)):
-            if given is not None and not callable(given):
-                raise InvalidRequest(f"{name}: got {given!r:.60}, allowed is a function")
-        if not isinstance(dry_run, bool):
-            raise InvalidRequest(f"dry_run: got {dry_run!r:.60}, allowed is True or False")
-        effects = [name for name, one in self.tools.items() if one.effects]
-        if effects and approve is None and not dry_run:
-            raise InvalidRequest(
-                f"approve: got None, but {', '.join(effects)} has effects; give a function that is "
-                "asked before each call, or dry_run=True"
-            )
-        self._dry_run, self.streams = dry_run, on_event is not None
-        self._emit: OnEvent = on_event or (lambda event: None)
 
     def flow(self) -> Generator[_Want, Any, ActResult]:
         while True:
@@ -262,12 +273,12 @@ class _Loop:
     def _turn_options(self) -> dict[str, Any]:
         """The options of the next turn, within what is left of time and tokens."""
         options = dict(self._options)
-        if self._most_seconds is not None:
-            left = max(0.001, self._most_seconds - (time.monotonic() - self._began))
+        if self._asked.max_seconds is not None:
+            left = max(0.001, self._asked.max_seconds - (time.monotonic() - self._began))
             own = options.get("deadline")
             options["deadline"] = left if own is None else min(own, left)
-        if self._most_tokens is not None:
-            left_tokens = self._most_tokens - self._usage.completion_tokens
+        if self._asked.max_output_tokens is not None:
+            left_tokens = self._asked.max_output_tokens - self._usage.completion_tokens
             own = options.pop("max_tokens", None) or options.get("max_new_tokens")
             options["max_new_tokens"] = left_tokens if own is None else min(own, left_tokens)
         return options
@@ -286,18 +297,18 @@ class _Loop:
 
     def _end_of(self, result: ChatResult) -> str | None:
         """Why the conversation ends after this turn; None where it goes on."""
-        tokens = self._most_tokens
+        tokens = self._asked.max_output_tokens
         tokens_over = tokens is not None and self._usage.completion_tokens >= tokens
-        seconds = self._most_seconds
+        seconds = self._asked.max_seconds
         time_over = seconds is not None and time.monotonic() - self._began >= seconds
         if result.finish_reason in _CUT:
-            if result.finish_reason == "deadline" or time_over:
-                return "max_seconds" if time_over else "length"
+            if time_over:
+                return "max_seconds"
             return "max_output_tokens" if tokens_over else result.finish_reason
         if not result.tool_calls and not result.malformed_tool_calls:
             self._emit(events.Answer(self._turn - 1, result.content))
             return "answer"
-        if len(self._steps) >= self._most_steps:
+        if len(self._steps) >= self._asked.max_steps:
             return "max_steps"
         if time_over:
             return "max_seconds"
@@ -344,7 +355,7 @@ class _Loop:
     def _refusal(self, call: ProposedCall) -> Generator[_Want, Any, tuple[ToolUse, Any] | None]:
         """What becomes of a call that is not made; None where it may be."""
         status, why = "dry_run", f"dry run: {call.name} was not called"
-        if not self._dry_run:
+        if not self._asked.dry_run:
             said = yield _Approve(call)
             if not isinstance(said, (bool, str)):
                 raise InvalidRequest(
@@ -368,28 +379,14 @@ class _Loop:
             return self._failed(self._flagged(seen, told(value), "error", seconds))
         try:
             whole = text_of(value)
-        except (TypeError, ValueError, RecursionError) as error:  # a value that is no JSON
+        except Exception as error:  # a value that is no JSON, or cannot say what it is
             return self._failed(self._flagged(seen, told(error), "error", seconds))
         use = self._flagged(seen, whole, "done", seconds)
         self._emit(events.CallResult(call.turn, use))
-        return use, self._content(value, use) if isinstance(value, Content) else use.answer
-
-    def _content(self, value: Content, use: ToolUse) -> str | list[Mapping[str, Any]]:
-        """What the model is told of texts and images."""
-        images = [part for part in value.parts if is_media(part)]
-        if images and not self._sees:
-            return f"{use.answer}\n[images, which this model cannot see: {len(images)}]".strip()
-        if use.left_out:
-            return [*images, {"type": "text", "text": use.answer}]
-        return list(value.parts)
+        return use, content_of(value, use, self._asked.sees)
 
     def _flagged(self, seen: tuple, text: str, status: str, seconds: float) -> ToolUse:
-        """A use with what is told of a text, cut where it is too long, and with its flags."""
-        left_out, shown = max(0, len(text) - MAX_RESULT), text[:MAX_RESULT]
-        if left_out:
-            shown += f"\n[{left_out} more characters were left out]"
-        flags = flags_of(text, self.tools, self._markers)
-        return ToolUse(*seen, shown, status, seconds, flags, left_out)
+        return told_use(seen, text, status, seconds, self.tools, self._asked.markers)
 
     def _failed(self, use: ToolUse) -> tuple[ToolUse, str]:
         self._emit(events.CallError(use.turn, use))

@@ -25,9 +25,9 @@ class ActResult:
     wall clock.
 
     ``ended``: ``answer``, or the limit that was reached: ``max_steps``, ``max_seconds``,
-    ``max_output_tokens``, ``length`` (of a turn), ``context``, ``cancelled``. Calls of a turn in
-    which a limit was reached are not run. ``malformed``: raw texts of calls that could not be read
-    (``tool_choice=None`` alone has such), of which the model was told.
+    ``max_output_tokens``, ``length`` and ``deadline`` (of a turn), ``context``, ``cancelled``.
+    Calls of a turn in which a limit was reached are not run. ``malformed``: raw texts of calls
+    that could not be read (``tool_choice=None`` alone has such), of which the model was told.
     """
 
     result: ChatResult

@@ -16,6 +16,17 @@ from musespark.errors import InvalidRequest
 from musespark.schema import check_value
 
 _PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+# Bounds in Annotated, as annotated_types and pydantic's Field name them, and as JSON Schema does.
+_BOUNDS: dict[str, str | dict[str, str]] = {
+    "ge": "minimum",
+    "gt": "exclusiveMinimum",
+    "le": "maximum",
+    "lt": "exclusiveMaximum",
+    "multiple_of": "multipleOf",
+    "pattern": {"string": "pattern"},
+    "min_length": {"string": "minLength", "array": "minItems"},
+    "max_length": {"string": "maxLength", "array": "maxItems"},
+}
 _ARGUMENT = re.compile(r"^\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 
 
@@ -41,8 +52,10 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
     """What a function's signature and docstring say: its first paragraph, and a section ``Args:``.
 
     Types: str, int, float, bool, None, Optional and unions, Literal, Enum, list, tuple, dict,
-    TypedDict, dataclasses, classes of pydantic; Annotated with a description; a parameter without
-    a type may be anything. InvalidRequest for others, naming the parameter.
+    TypedDict, dataclasses, classes of pydantic; Annotated with a description and with bounds
+    (``ge``, ``gt``, ``le``, ``lt``, ``multiple_of``, ``pattern``, ``min_length`` and ``max_length``
+    of pydantic's Field and of annotated_types); a parameter without a type may be anything.
+    InvalidRequest for others, naming the parameter.
     """
     description, said = _docstring(inspect.getdoc(function) or "")
     try:
@@ -107,14 +120,14 @@ class _Kinds:
         origin, inside = typing.get_origin(hint), typing.get_args(hint)
         if hint is Any:
             return Kind({})
+        if origin is typing.Annotated:  # whose notes may be none that can be hashed
+            return self._annotated(inside, where)
         if hint in _PLAIN:
             return Kind({"type": _PLAIN[hint]})
-        if origin is typing.Annotated:
-            return self._annotated(inside, where)
         if origin is Literal:
             return self._literal(inside, where)
         if origin in (typing.Union, types.UnionType):
-            return _union([self.of(one, where) for one in inside], where)
+            return self._union([self.of(one, where) for one in inside], where)
         if hint in (list, tuple) or origin in (list, tuple, Sequence):
             return self._array(hint if origin is None else origin, inside, where)
         if hint is dict or origin in (dict, Mapping):
@@ -151,9 +164,26 @@ class _Kinds:
 
     def _annotated(self, inside: Sequence[Any], where: str) -> Kind:
         kind = self.of(inside[0], where)
-        texts = [getattr(note, "description", note) for note in inside[1:]]
-        texts = [text for text in texts if isinstance(text, str)]
-        return Kind({**kind.schema, "description": texts[0]}, kind.read) if texts else kind
+        schema = dict(kind.schema)
+        for note in inside[1:]:
+            said = getattr(note, "description", note)
+            if isinstance(said, str):
+                schema.setdefault("description", said)
+            for one in (note, *getattr(note, "metadata", ())):  # of pydantic's Field
+                schema |= _bounds(one, schema.get("type"), where)
+        return Kind(schema, kind.read)
+
+    def _union(self, parts: Sequence[Kind], where: str) -> Kind:
+        def read(value: Any) -> Any:
+            for part in parts:
+                try:
+                    check_value(value, {**part.schema, "$defs": self.defs}, where)
+                except InvalidRequest:
+                    continue
+                return part.read(value)
+            return value
+
+        return Kind({"anyOf": [part.schema for part in parts]}, read)
 
     def _literal(self, values: Sequence[Any], where: str) -> Kind:
         for value in values:
@@ -234,17 +264,20 @@ def _bare(hint: Any) -> Any:
     return typing.get_args(hint)[0] if name in ("Required", "NotRequired") else hint
 
 
-def _union(parts: Sequence[Kind], where: str) -> Kind:
-    def read(value: Any) -> Any:
-        for part in parts:
-            try:
-                check_value(value, part.schema, where)
-            except InvalidRequest:
-                continue
-            return part.read(value)
-        return value
-
-    return Kind({"anyOf": [part.schema for part in parts]}, read)
+def _bounds(note: Any, kind: Any, where: str) -> dict[str, Any]:
+    """What a note of Annotated says of values of a type, as keywords. InvalidRequest for what it
+    cannot say of them."""
+    out = {}
+    for name, keyword in _BOUNDS.items():
+        value = None if isinstance(note, str) else getattr(note, name, None)
+        if value is None:
+            continue
+        if isinstance(keyword, str):
+            keyword = {"integer": keyword, "number": keyword}
+        if kind not in keyword:
+            raise InvalidRequest(f"{where}: {name}={value!r:.40}, allowed of {[*keyword]}")
+        out[keyword[kind]] = value
+    return out
 
 
 def _no_json(hint: Any, where: str) -> InvalidRequest:

@@ -54,6 +54,11 @@ class Tool:
                 f"tools: got the name {self.name!r:.80}, allowed are a letter and then up to 63 "
                 "letters, digits, '_', '.' and '-'"
             )
+        if not isinstance(self.parameters, Mapping):
+            raise InvalidRequest(
+                f"tools: {self.name}: parameters: got {self.parameters!r:.60}, allowed is a JSON "
+                "schema, a dict"
+            )
         if not isinstance(self.effects, bool):
             raise InvalidRequest(
                 f"tools: {self.name}: effects: got {self.effects!r:.60}, allowed is True or False"
@@ -161,13 +166,14 @@ def text_of(value: Any) -> str:
     if isinstance(value, Content):
         value = value.text
     if not isinstance(value, str):
-        value = json.dumps(_plain(value), ensure_ascii=False, default=str)
+        value = json.dumps(value, ensure_ascii=False, default=_plain)
     return value.encode(errors="replace").decode()
 
 
 def _plain(value: Any) -> Any:
+    """What stands in JSON for an object that JSON does not know."""
     if callable(getattr(value, "model_dump", None)):
         return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return value
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return str(value)
