@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from musespark.agents.builtin import (
     visual_tools,
     weekday,
 )
+from musespark.agents.builtin import files as file_code
 from musespark.agents.builtin import python as python_code
 from musespark.agents.builtin.python import SandboxLimits
 from musespark.agents.tools import Content, Tool
@@ -100,7 +102,7 @@ def test_units() -> None:
 
 
 def tables(folder: Path, **more: Any) -> tuple[Tool, Tool]:
-    (folder / "spend.csv").write_text("month;spend\nApril;502\nMay;912.5\nJune;\n\nJuly;12;extra\n")
+    (folder / "spend.csv").write_text("month;spend\nApril;502\nMay;912.5\nJune;\n\nJuly;12;\n")
     describe, query = table_tools({"spend": folder / "spend.csv"}, **more)
     return describe, query
 
@@ -117,6 +119,37 @@ def test_csv_files_in_sql(tmp_path: Path) -> None:
     assert short({"sql": many}).endswith("[more than 2 rows; the first 2 are shown]")
 
 
+def test_cells_are_numbers_where_nothing_is_lost(tmp_path: Path) -> None:
+    cells = ["007", "0", "-0.5", "12345678901234567890", "9223372036854775807", "1e999", "1e3"]
+    (tmp_path / "a.csv").write_text("\n".join(["cell", *cells]))
+    _, query = table_tools({"a": tmp_path / "a.csv"})
+    found = query({"sql": "SELECT cell, typeof(cell) FROM a"}).splitlines()[1:]
+    assert found == [
+        *("007,text", "0,integer", "-0.5,real", "12345678901234567890,text"),
+        *("9223372036854775807,integer", "1e999,text", "1000.0,real"),
+    ]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="SQLite's limit cannot be set")
+def test_queries_that_would_fill_the_memory(tmp_path: Path) -> None:
+    _, query = tables(tmp_path)
+    double = "WITH RECURSIVE d(x) AS (SELECT 'ab' UNION ALL SELECT x || x FROM d) SELECT 1 FROM d"
+    for sql in ("SELECT hex(zeroblob(100000000))", f"{double} LIMIT 40 OFFSET 39"):
+        with pytest.raises(InvalidRequest, match="sql: string or blob too big"):
+            query({"sql": sql})
+    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n LIMIT 9) "
+    told = query({"sql": many + "SELECT hex(zeroblob(300000)) FROM n"})
+    assert told.endswith("[more rows, after 2 of 1048576 characters]") and len(told) < 2_000_000
+
+
+def test_views_that_do_not_end(tmp_path: Path) -> None:
+    forever = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n) SELECT i FROM n"
+    with sqlite3.connect(tmp_path / "a.db") as database:
+        database.execute(f"CREATE VIEW v AS {forever}")
+    with pytest.raises(InvalidRequest, match=r"files: it took more than 0\.05 s"):
+        table_tools({"a": tmp_path / "a.db"}, max_seconds=0.05)
+
+
 @pytest.mark.parametrize(
     "sql",
     [
@@ -128,6 +161,7 @@ def test_csv_files_in_sql(tmp_path: Path) -> None:
         "ATTACH DATABASE 'other.db' AS o",
         "PRAGMA writable_schema = 1",
         "SELECT load_extension('x')",
+        "SELECT * FROM pragma_database_list",
         "VACUUM INTO 'copy.db'",
         "SELECT 1; SELECT 2",
         "",
@@ -154,13 +188,20 @@ def test_tables_that_are_none_and_queries_that_do_not_end(tmp_path: Path) -> Non
     with pytest.raises(InvalidRequest, match="sql: no such column: cost"):
         query({"sql": "SELECT cost FROM spend"})
     (tmp_path / "bad.csv").write_text("a,A\n1,2\n")
+    (tmp_path / "wide.csv").write_text("a,b\n1,2\n1,2,3\n")
+    (tmp_path / "latin.csv").write_bytes(b"a,b\ncaf\xe9,1\n")
     for files, says in [
         ({}, "files: got {}, allowed is a dict name: path"),
         ({"a": tmp_path / "none.csv"}, r"files\['a'\]: no file"),
+        ({"a": tmp_path / "wide.csv"}, r"files\['a'\]: line 3 has 3 cells, the first line 2"),
+        ({"a": tmp_path / "latin.csv"}, r"files\['a'\]: byte 7 is no UTF-8"),
         ({"a": tmp_path / "bad.csv"}, r"files\['a'\]: its first line \['a', 'A'\] names no"),
     ]:
         with pytest.raises(InvalidRequest, match=says):
             table_tools(files)
+    for name in ("max_rows", "max_seconds"):
+        with pytest.raises(InvalidRequest, match=f"{name}: got 0"):
+            tables(tmp_path, **{name: 0})
 
 
 # ---- files -------------------------------------------------------------------------------------
@@ -185,10 +226,34 @@ def folders(tmp_path: Path) -> tuple[Tool, Tool]:
 def test_files_are_found_and_read(folders: tuple[Tool, Tool]) -> None:
     search, read = folders
     found = search({"text": "word"})
-    assert found == "docs/a.txt:2: The word is here\ndocs/deep/b.md:1: another WORD"
+    assert found.splitlines() == [
+        *("docs/a.txt:2: The word is here", "docs/deep/b.md:1: another WORD"),
+        "[not searched, large or no text: 2]",
+    ]
     assert search({"text": "word", "names": "*.md"}) == "docs/deep/b.md:1: another WORD"
     assert search({"text": "nowhere"}).startswith("nothing found in 2 files")
     assert read({"path": "docs/a.txt", "line": 2}) == "The word is here\nthree"
+
+
+def test_searches_say_what_they_left_out(
+    folders: tuple[Tool, Tool], tmp_path: Path, monkeypatch: Any
+) -> None:
+    search, _ = folders
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "lines.txt").write_text("word\n" * 500)
+    (tmp_path / "many" / "data.bin").write_bytes(b"word\0")
+    many, _ = file_tools({"many": tmp_path / "many"})
+    lines = many({"text": "word"}).splitlines()
+    assert len(lines) == file_code.MAX_FOUND + 2
+    assert lines[-2:] == [
+        "[not searched, large or no text: 1]",
+        "[the search ended here; searched: 1; ask for less]",
+    ]
+    ended = "nothing found in {0} files\n[the search ended here; searched: {0}; ask for less]"
+    monkeypatch.setattr(file_code, "MAX_FILES", 1)
+    assert search({"text": "nowhere"}) == ended.format(1)
+    monkeypatch.setattr(file_code, "MAX_SECONDS", -1.0)
+    assert search({"text": "nowhere"}) == ended.format(0)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +294,9 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
 # ---- Python ------------------------------------------------------------------------------------
 
 
+SHARED = "import ctypes\nshared = ctypes.CDLL(None).shmget"  # memory that no limit counts
+
+
 @pytest.fixture(scope="module")
 def run_python() -> Tool:
     limits = SandboxLimits(seconds=2, memory=256 << 20, files=1 << 20, output=4096)
@@ -262,6 +330,10 @@ def test_programs_print(run_python: Tool) -> None:
             "No space left on device",
         ),
         ("x = 'a' * (1 << 30)", "MemoryError"),
+        ("import os\nos.memfd_create('a')", "Operation not permitted"),
+        (f"{SHARED}\nassert shared(0, 4096, 0o1600) >= 0", "AssertionError"),
+        ("import os\nos.fork()", "Operation not permitted"),
+        ("import threading\nthreading.Thread(target=print).start()", "can't start new thread"),
         ("import ctypes as c\nl = c.CDLL(None)\nassert l.unshare(0x10000000) == 0", "Assertion"),
         ("import os\nos.kill(1, 9)\nassert os.getpid() < 9\nos.setuid(0)", "not permitted|Invalid"),
     ],
@@ -278,13 +350,22 @@ def test_programs_are_shut_in(run_python: Tool, code: str, says: str) -> None:
         ("while True: pass", "took more than 2 s"),
         ("import time; time.sleep(60)", "took more than 2 s"),
         ("while True: print('a' * 99)", "printed more than 4096 bytes"),
-        ("a" * 70_000, "got 70000 characters"),
+        ("a" * 70_000, "got 70000 bytes"),
+        ("ä" * 40_000, "got 80000 bytes"),
+        ("'\ud800'", "a lone surrogate at index 1"),
         ("\0", "a null character"),
     ],
 )
 def test_programs_that_go_too_far(run_python: Tool, code: str, says: str) -> None:
     with pytest.raises(InvalidRequest, match=f"code: .*{says}"):
         run_python({"code": code})
+
+
+def test_programs_may_be_several(run_python: Tool) -> None:
+    code = (
+        "import os\nif os.fork() == 0: os._exit(7)\nprint(os.waitstatus_to_exitcode(os.wait()[1]))"
+    )
+    assert python_tool(SandboxLimits(processes=3))({"code": code}) == "7"
 
 
 def test_without_a_sandbox_nothing_runs(tmp_path: Path, monkeypatch: Any) -> None:

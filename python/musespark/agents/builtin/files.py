@@ -7,10 +7,11 @@ Every path is opened part by part from the folder's own descriptor, and no link 
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from musespark.agents.tools import Tool
@@ -20,6 +21,7 @@ from musespark.untrusted import check_parts, checked_path, open_below
 MAX_FILE_BYTES = 8 << 20  # that are searched or read
 MAX_FOUND = 50  # lines of an answer
 MAX_FILES = 20_000  # that a search looks at
+MAX_SECONDS = 10.0  # of a search
 _LINE = 200  # characters of a line that is shown
 _LINES = 200  # of a file that is read at once
 
@@ -66,32 +68,66 @@ def file_tools(folders: Mapping[str, str | os.PathLike[str]]) -> list[Tool]:
 def _searched(roots: Mapping[str, Path], text: str, names: str) -> str:
     if not text:
         raise InvalidRequest("text: got '', allowed is a text that is not empty")
-    found, seen, wanted = [], 0, text.casefold()
-    for path, content in _texts(roots, names):
-        seen += 1
-        for number, line in enumerate(content.splitlines(), 1):
-            if wanted in line.casefold():
-                found.append(f"{path}:{number}: {line.strip():.{_LINE}}")
-        if len(found) > MAX_FOUND or seen >= MAX_FILES:
-            break
-    shown = found[:MAX_FOUND]
-    if len(found) > MAX_FOUND or seen >= MAX_FILES:
-        shown.append(f"[the search ended here, after {seen} files; ask for less]")
-    return "\n".join(shown) or f"nothing found in {seen} files"
+    search = _Search(text)
+    for path, content in _texts(roots, names, search):
+        search.look(path, content)
+    return search.told()
 
 
-def _texts(roots: Mapping[str, Path], names: str) -> Iterator[tuple[str, str]]:
-    """Paths and texts of the files with such names, in order."""
+class _Search:
+    """A search for a text: what it found, and whether it has looked enough."""
+
+    def __init__(self, text: str):
+        self._wanted, self._found = text.casefold(), list[str]()
+        self._searched = self._left_out = 0
+        self._end = time.monotonic() + MAX_SECONDS
+
+    @property
+    def over(self) -> bool:
+        seen = self._searched + self._left_out
+        many = len(self._found) > MAX_FOUND or seen >= MAX_FILES
+        return many or time.monotonic() > self._end
+
+    def look(self, path: str, content: str | None) -> None:
+        """Looks into a file; None: it is large, or no text."""
+        if content is None:
+            self._left_out += 1
+            return
+        self._searched += 1
+        found = (
+            f"{path}:{number}: {line.strip():.{_LINE}}"
+            for number, line in enumerate(content.splitlines(), 1)
+            if self._wanted in line.casefold()
+        )
+        self._found += itertools.islice(found, MAX_FOUND + 1 - len(self._found))
+
+    def told(self) -> str:
+        shown = self._found[:MAX_FOUND] or [f"nothing found in {self._searched} files"]
+        if self._left_out:
+            shown.append(f"[not searched, large or no text: {self._left_out}]")
+        if self.over:
+            shown.append(f"[the search ended here; searched: {self._searched}; ask for less]")
+        return "\n".join(shown)
+
+
+def _texts(
+    roots: Mapping[str, Path], names: str, search: _Search
+) -> Iterator[tuple[str, str | None]]:
+    """Paths and texts of the files with such names, in order, until the search is over."""
     for name, root in roots.items():
         for folder, inside, files, handle in os.fwalk(root, follow_symlinks=False):
             inside.sort()
             below = Path(folder).relative_to(root)
             for file in sorted(fnmatch.filter(files, names)):
-                text = None
-                with suppress(OSError):  # gone, a link, or not to be read: not searched
+                if search.over:
+                    return
+                try:
                     text = _text(os.open(file, _READ, dir_fd=handle))
-                if text is not None:
-                    yield (Path(name) / below / file).as_posix(), text
+                except OSError:  # gone, a link, or not to be read: not searched
+                    continue
+                yield (Path(name) / below / file).as_posix(), text
+            if search.over:
+                return
 
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

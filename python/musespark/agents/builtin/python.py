@@ -18,7 +18,7 @@ from musespark.errors import InvalidRequest, SandboxUnavailable
 from musespark.options import integer, real
 
 _CHILD = Path(__file__).with_name("sandbox.py")
-_LONGEST = 64 << 10  # characters of a program
+_LONGEST = 64 << 10  # bytes of a program, which is an argument of another
 _GRACE = 5.0  # seconds to build the sandbox
 _MiB = 1 << 20
 _TIMED_OUT = "timed out"  # what sandbox.py says then
@@ -28,8 +28,8 @@ _TIMED_OUT = "timed out"  # what sandbox.py says then
 class SandboxLimits:
     """``seconds``: wall clock, and processor time of each process. ``memory``: bytes of address
     space of each process. ``files``: bytes that it may write. ``output``: bytes of what it prints
-    that are kept; a program that prints more is ended. ``processes``: at once, its own included;
-    Linux does not hold a process of root to it."""
+    that are kept; a program that prints more is ended. ``processes``: at once, its own and threads
+    included; one can start no other, but Linux does not hold root to a larger number."""
 
     seconds: float = 10.0
     memory: int = 512 * _MiB
@@ -48,9 +48,10 @@ class SandboxLimits:
 def python_tool(limits: SandboxLimits | None = None) -> Tool:
     """A tool ``run_python(code)``: runs a program and gives what it prints.
 
-    Each runs in new Linux namespaces (user, mount, network, process, IPC, host name): there is no
-    network, of the files only the interpreter and the system's libraries, read-only, and one empty
-    folder in memory that is gone afterwards. Nothing is kept between runs. Raises
+    Each runs in new Linux namespaces (user, mount, network, process, IPC, host name), without the
+    system calls for memory beyond its limits: there is no network, of the files only the
+    interpreter's folder, ``/usr`` and the system's libraries, read-only, and one empty folder in
+    memory that is gone afterwards. Nothing is kept between runs. Raises
     :class:`SandboxUnavailable` at once where that cannot be had; nothing then runs without.
     """
     chosen = limits or SandboxLimits()
@@ -70,8 +71,14 @@ def python_tool(limits: SandboxLimits | None = None) -> Tool:
 def run_in_sandbox(code: str, limits: SandboxLimits) -> str:
     """What a program prints. InvalidRequest for one that takes too long or prints too much; what
     it ends with is told behind its output. SandboxUnavailable."""
-    if len(code) > _LONGEST:
-        raise InvalidRequest(f"code: got {len(code)} characters, allowed are at most {_LONGEST}")
+    try:
+        size = len(code.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"code: a lone surrogate at index {error.start}, which no text has"
+        ) from None
+    if size > _LONGEST:
+        raise InvalidRequest(f"code: got {size} bytes, allowed are at most {_LONGEST}")
     if "\0" in code:
         raise InvalidRequest("code: a null character, which no program has")
     if platform.system() != "Linux":

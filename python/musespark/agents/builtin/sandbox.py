@@ -25,6 +25,21 @@ _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _AT_RECURSIVE, _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 0x8000, 1, 2, 4
 _USER = 1000  # inside
 _TIMED_OUT = b"timed out"
+_SECCOMP, _FILTER = 22, 2
+_KILL, _REFUSE, _PASS = 0x80000000, 0x00050001, 0x7FFF0000  # refuse: EPERM
+_LOAD, _IS, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # of classic BPF, on 32-bit words
+_X32 = 0x40000000  # calls of another ABI on x86-64
+# By machine: how the kernel names it, and the numbers of system calls.
+_ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_MEMORY = {  # shmget, semget, msgget, mq_open, memfd_create, memfd_secret: beyond every limit
+    "x86_64": (29, 64, 68, 240, 319, 447),
+    "aarch64": (194, 190, 186, 180, 279, 447),
+}
+_KERNEL = {  # add_key, request_key, keyctl, perf_event_open, bpf, userfaultfd, io_uring_setup
+    "x86_64": (248, 249, 250, 298, 321, 323, 425),
+    "aarch64": (217, 218, 219, 241, 280, 282, 425),
+}
+_FORK = {"x86_64": (56, 57, 58, 435), "aarch64": (220, 435)}  # clone, fork, vfork, clone3
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/libx32")
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -113,6 +128,42 @@ def limit(asked: dict[str, Any]) -> None:
     ):
         resource.setrlimit(what, (value, value))
     _checked(libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    _refuse_calls(alone=asked["processes"] == 1)
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = (
+        ("code", ctypes.c_uint16),
+        ("then", ctypes.c_uint8),  # instructions to skip
+        ("other", ctypes.c_uint8),
+        ("value", ctypes.c_uint32),
+    )
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_uint16), ("first", ctypes.POINTER(_Instruction)))
+
+
+def _refuse_calls(*, alone: bool) -> None:
+    """No system calls for memory that the limits do not count, for parts of the kernel that a
+    program has no need of, and, ``alone``, for further processes and threads (the limit of which
+    does not hold for root)."""
+    machine = os.uname().machine
+    refused = (*_MEMORY[machine], *_KERNEL[machine], *(_FORK[machine] if alone else ()))
+    code = [
+        (_LOAD, 0, 0, 4),
+        (_IS, 1, 0, _ARCHITECTURE[machine]),
+        (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, 0),
+        (_AT_LEAST, 0, 1, _X32),
+        (_RETURN, 0, 0, _KILL),
+    ]
+    for number in refused:
+        code += [(_IS, 0, 1, number), (_RETURN, 0, 0, _REFUSE)]
+    code.append((_RETURN, 0, 0, _PASS))
+    instructions = (_Instruction * len(code))(*(_Instruction(*one) for one in code))
+    program = _Program(len(code), instructions)
+    _checked(libc.prctl(_SECCOMP, _FILTER, ctypes.byref(program), 0, 0), "seccomp")
 
 
 def first_process(asked: dict[str, Any]) -> int:

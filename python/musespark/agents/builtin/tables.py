@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import re
 import sqlite3
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from musespark.agents.tools import Tool
 from musespark.errors import InvalidRequest
+from musespark.options import integer, real
 from musespark.untrusted import checked_path, read_small_file
 
 MAX_CSV_BYTES = 64 << 20
 MAX_ROWS = 100  # of an answer
 MAX_SECONDS = 10.0  # of a query
+_CELL_BYTES = 16 << 20  # of a value on the way; Python 3.10 leaves it at SQLite's own, 1 GB
+_ANSWER = 1 << 20  # characters of the cells of an answer, after which no more rows are read
 _DELIMITERS = (",", ";", "\t", "|")  # the one that the first line has most of
 _STEPS = 10_000  # of SQLite's machine between looks at the clock
 _SQLITE = b"SQLite format 3\0"
@@ -30,7 +35,9 @@ _ALLOWED = {
     sqlite3.SQLITE_RECURSIVE,
 }
 _BARRED = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"}
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+# What is a number to every reader: 007 is a name, and so is what a number would not hold exactly.
+_NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
+_INT64 = 1 << 63
 Connect = Callable[[], sqlite3.Connection]
 
 
@@ -42,19 +49,22 @@ def table_tools(
 ) -> list[Tool]:
     """Tools to ask tables: ``describe_tables()`` and ``query_table(sql)``.
 
-    ``files``: a CSV file by the name of its table (its first line has the columns; cells that are
-    numbers are numbers), or one SQLite file alone, by any name. They are read at each query, so
-    that a query sees what the file is then. Nothing but SELECT is allowed. InvalidRequest for files
-    that are no such tables, and to the model for a query that is refused, wrong, or too slow.
+    ``files``: a CSV file of UTF-8 text by the name of its table (its first line has the columns;
+    cells that are numbers are numbers, but for such as 007), or one SQLite file alone, by any name.
+    They are read at each query, so that a query sees what the file is then. Nothing but SELECT is
+    allowed. InvalidRequest for files that are no such tables, and to the model for a query that is
+    refused, wrong, too large or too slow.
     """
     if not isinstance(files, Mapping) or not files:
         raise InvalidRequest(f"files: got {files!r:.60}, allowed is a dict name: path")
+    integer("max_rows", max_rows, 1)
+    real("max_seconds", max_seconds, 0.001, 1e6, "a number of seconds > 0")
     connect = _opened(files)
 
     def describe_tables() -> str:
         """The tables that there are, their columns and how many rows they have."""
         with closing(connect()) as database:
-            return "\n".join(_described(database))
+            return "\n".join(_described(database, max_seconds))
 
     def query_table(sql: str) -> str:
         """Ask the tables a question in SQL (SQLite's). The answer's first line has the columns.
@@ -66,7 +76,8 @@ def table_tools(
             return _answer(database, sql, max_rows, max_seconds)
 
     with closing(connect()) as database:  # says at once what cannot be read
-        list(_described(database))
+        for _ in _described(database, max_seconds):
+            pass
     return [Tool.of(describe_tables), Tool.of(query_table)]
 
 
@@ -108,7 +119,10 @@ def _csv_tables(paths: Mapping[str, Path]) -> sqlite3.Connection:
 
 
 def _fill(database: sqlite3.Connection, name: str, path: Path) -> None:
-    text = read_small_file(path, MAX_CSV_BYTES).decode("utf-8-sig", errors="replace")
+    try:
+        text = read_small_file(path, MAX_CSV_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"files[{name!r:.40}]: byte {error.start} is no UTF-8") from None
     first = text.partition("\n")[0]
     rows = csv.reader(io.StringIO(text), delimiter=max(_DELIMITERS, key=first.count))
     columns = next(rows, None)
@@ -120,16 +134,21 @@ def _fill(database: sqlite3.Connection, name: str, path: Path) -> None:
         database.execute(f"CREATE TABLE {_quoted(name)} ({', '.join(map(_quoted, columns))})")
         places = ", ".join("?" * len(columns))
         database.executemany(
-            f"INSERT INTO {_quoted(name)} VALUES ({places})", _cells(rows, len(columns))
+            f"INSERT INTO {_quoted(name)} VALUES ({places})", _cells(rows, len(columns), name)
         )
     except (sqlite3.Error, csv.Error) as error:
         raise InvalidRequest(f"files[{name!r:.40}]: {error!s:.200}") from None
     database.commit()
 
 
-def _cells(rows: Iterator[list[str]], width: int) -> Iterator[list[Any]]:
-    """Rows as wide as the first line; what is short is filled with nulls, what is over is left."""
+def _cells(rows: Any, width: int, name: str) -> Iterator[list[Any]]:
+    """Rows as wide as the first line; what is short is filled with nulls."""
     for row in rows:
+        if any(row[width:]):
+            raise InvalidRequest(
+                f"files[{name!r:.40}]: line {rows.line_num} has {len(row)} cells, the first line "
+                f"{width}"
+            )
         if row:
             cells = [_cell(text) for text in row[:width]]
             yield cells + [None] * (width - len(cells))
@@ -140,7 +159,10 @@ def _cell(text: str) -> Any:
     if not bare:
         return None
     if len(bare) < 30 and _NUMBER.fullmatch(bare):
-        return float(bare) if any(c in bare for c in ".eE") or len(bare) > 18 else int(bare)
+        whole = not any(c in bare for c in ".eE")
+        number = int(bare) if whole else float(bare)
+        if abs(number) < (_INT64 if whole else math.inf):
+            return number
     return text
 
 
@@ -151,7 +173,12 @@ def _quoted(name: str) -> str:
 # ---- asking -------------------------------------------------------------------------------------
 
 
-def _described(database: sqlite3.Connection) -> Iterator[str]:
+def _described(database: sqlite3.Connection, seconds: float) -> Iterator[str]:
+    with _limited(database, seconds, "files"):
+        yield from _tables(database)
+
+
+def _tables(database: sqlite3.Connection) -> Iterator[str]:
     names = database.execute(
         "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name"
     ).fetchall()
@@ -162,22 +189,30 @@ def _described(database: sqlite3.Connection) -> Iterator[str]:
 
 
 def _answer(database: sqlite3.Connection, sql: str, most: int, seconds: float) -> str:
-    end = time.monotonic() + seconds
     database.set_authorizer(_authorize)
-    database.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
-    try:
+    with _limited(database, seconds, "sql"):
         cursor = database.execute(sql)
         if cursor.description is None:
             raise InvalidRequest(f"sql: got {sql!r:.80}, allowed is one SELECT")
-        rows = cursor.fetchmany(most + 1)
+        return _written(cursor, most)
+
+
+@contextmanager
+def _limited(database: sqlite3.Connection, seconds: float, where: str) -> Iterator[None]:
+    """Bounds what is asked in here; InvalidRequest for what SQLite says of it."""
+    end = time.monotonic() + seconds
+    database.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
+    if sys.version_info >= (3, 11):
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _CELL_BYTES)
+    try:
+        yield
     except sqlite3.OperationalError as error:
         if "interrupted" in str(error):
-            raise InvalidRequest(f"sql: it took more than {seconds:g} s") from None
-        raise InvalidRequest(f"sql: {error!s:.200}") from None
+            raise InvalidRequest(f"{where}: it took more than {seconds:g} s") from None
+        raise InvalidRequest(f"{where}: {error!s:.200}") from None
     except (sqlite3.Error, sqlite3.Warning, OverflowError) as error:
         what = "allowed is one SELECT" if "not authorized" in str(error) else str(error)
-        raise InvalidRequest(f"sql: {what:.200}") from None
-    return _written([column[0] for column in cursor.description], rows, most)
+        raise InvalidRequest(f"{where}: {what:.200}") from None
 
 
 def _authorize(action: int, first: str | None, second: str | None, *rest: Any) -> int:
@@ -186,11 +221,17 @@ def _authorize(action: int, first: str | None, second: str | None, *rest: Any) -
     return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
 
 
-def _written(columns: Sequence[str], rows: Sequence[Sequence[Any]], most: int) -> str:
+def _written(rows: sqlite3.Cursor, most: int) -> str:
+    """Columns and rows as CSV, and why there are no more of them."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows[:most])
-    if len(rows) > most:
-        out.write(f"[more than {most} rows; the first {most} are shown]\n")
+    writer.writerow([column[0] for column in rows.description])
+    for count, row in enumerate(rows):
+        if count == most:
+            out.write(f"[more than {most} rows; the first {most} are shown]\n")
+            break
+        if out.tell() > _ANSWER:
+            out.write(f"[more rows, after {count} of {_ANSWER} characters]\n")
+            break
+        writer.writerow(row)
     return out.getvalue().rstrip("\n")
