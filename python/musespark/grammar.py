@@ -37,6 +37,9 @@ _OWN_KEY = "x-guidance"
 _DIRECTIVE = re.compile(r"^\s*%llguidance\b", re.MULTILINE)
 _EXACT = '%llguidance {"no_forcing": true}\n'
 _KEPT = 16  # compiled grammars
+_NO_TEXT = (
+    0xFF  # a byte that UTF-8 has nowhere; the library spells a marker with id 7 as b"\xff[7]"
+)
 # Parser items of one mask: a tenth of a second of the worst grammars, for which a whole step waits.
 _MOST_WORK = 5_000
 # In the library's messages: lines of the grammar, and places in it.
@@ -197,7 +200,7 @@ class Grammars:
 
     @property
     def pieces(self) -> list[bytes]:
-        """The bytes of each id [vocab]; none of markers and of ids without text."""
+        """The bytes of each id [vocab]; none of markers and of ids that are in no text."""
         if self._pieces is None:
             named = {i for name, i in self.tokenizer.markers.items() if name in self._markers}
             markers = {*named, *self.tokenizer.special_ids, *self.ends}
@@ -208,7 +211,9 @@ class Grammars:
                     "texts only"
                 )
             known = known[: self.vocab] + [b""] * (self.vocab - len(known))
-            self._pieces = [b"" if i in markers else piece for i, piece in enumerate(known)]
+            self._pieces = [
+                b"" if i in markers or _NO_TEXT in piece else piece for i, piece in enumerate(known)
+            ]
         return self._pieces
 
     def blank(self, characters: bytes) -> frozenset[int]:

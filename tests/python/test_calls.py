@@ -161,6 +161,21 @@ def test_turns_of_others(style: str, text: str, allowed: bool) -> None:
     assert fits(style, text) is allowed
 
 
+def test_references_that_double_are_followed_once(tmp_path) -> None:
+    """Sixty steps, at each of which there is everything below twice."""
+    below = [{"$ref": f"#/$defs/d{i + 1}"} for i in range(60)]
+    defs: dict[str, Any] = {
+        f"d{i}": {"type": "object", "properties": {"a": one, "b": one}, "required": []}
+        for i, one in enumerate(below)
+    }
+    defs["d60"] = {"type": "integer"}
+    parameters = {"type": "object", "properties": {"x": {"$ref": "#/$defs/d0"}}, "$defs": defs}
+    one = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    for style in ("hermes", "muse"):
+        with sampler(style, tmp_path / style) as samples:
+            samples.compiles([one])
+
+
 def test_choices() -> None:
     geo = OSLO.replace("weather", "geo.find")
     assert fits("muse", geo, choice="geo.find") and not fits("muse", OSLO, choice="geo.find")

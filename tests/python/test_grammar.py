@@ -16,7 +16,7 @@ import pytest
 import musespark
 from musespark.cli import main
 from musespark.errors import InvalidRequest, MissingLibrary
-from musespark.grammar import MAX_CHARACTERS, Grammars, chosen_grammar
+from musespark.grammar import MAX_CHARACTERS, Grammars, chosen_grammar, grammar_of_lark
 from musespark.text import Tokenizer
 from musespark.text.protocols import HARMONY, MUSE, compose
 from musespark.turn_start import Constraint, TurnStart, turn_start
@@ -109,6 +109,18 @@ def test_masks_of_a_schema_are_those_of_a_search_over_all_texts() -> None:
     values += [{"a": n, "aa": [1] * k} for n in (1, 11) for k in range(3)]
     texts = {json.dumps(value).encode() for value in values}
     assert walk(grammars, {"json_schema": schema}, texts, rng) > 30
+
+
+def test_no_text_begins_what_the_library_has_for_a_marker() -> None:
+    """It spells the marker with id 2 as b"\\xff[2]": pieces of that stood where the marker may, and
+    the next token was refused."""
+    spelled = [b"\xff", b"\xff[", b"\xff[2", b"\xff[2]"]
+    known = [b"", b"", b"<m>", b"a", *spelled, b"[", b"2", b"]"]
+    tokenizer = SimpleNamespace(markers={"<m>": _MARKER}, special_ids=(), all_bytes=lambda: known)
+    grammars = Grammars(tokenizer, len(known), {_END}, ["<m>"])
+    constraint = Constraint(grammars, grammar_of_lark("tools", f'start: ("a" | <[{_MARKER}]>) "a"'))
+    assert ids_of(constraint([]), len(known)) == {_MARKER, known.index(b"a")}
+    assert ids_of(constraint([_MARKER]), len(known)) == {known.index(b"a")}
 
 
 @pytest.mark.parametrize("ends", [{_END}, set()])

@@ -38,6 +38,7 @@ class Values:
     def __init__(self, lark: Lark, root: Schema, where: str, quote: str | None = None):
         self._lark, self._root, self._where, self._quote = lark, root, where, quote
         self._inside: list[str] = []  # references that are being followed
+        self._followed: dict[str, str] = {}  # to rules; each once, for they may double at each step
         self._comma, self._colon = (", ", ": ") if quote is None else (",", ":")
 
     def value(self, schema: Any) -> str:
@@ -107,11 +108,14 @@ class Values:
         name = schema["$ref"]
         if name in self._inside:
             return self._library(schema)
-        self._inside.append(name)
-        try:
-            return self.value(referred(self._root, name))
-        finally:
-            self._inside.pop()
+        if name not in self._followed:
+            self._inside.append(name)
+            try:
+                value = self.value(referred(self._root, name))
+            finally:
+                self._inside.pop()
+            self._followed[name] = self._lark.rule(value)
+        return self._followed[name]
 
     # ---- kinds --------------------------------------------------------------------------------
 
@@ -176,7 +180,7 @@ class Values:
                 "cannot be held to; tool_choice=None leaves them free"
             )
         given = {k: v for k, v in schema.items() if k not in ("description", "title")}
-        if "$defs" in self._root and not plain:
+        if "$defs" in self._root and not plain and '"$ref"' in json.dumps(given):
             given["$defs"] = self._root["$defs"]
         return self._lark.rule(json_rule(given))
 
