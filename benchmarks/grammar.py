@@ -8,8 +8,9 @@ Each round samples as many tokens freely and under each schema, in turn, at temp
 all of it takes longer than a mask does); the engine's own decode time counts, from the first token
 to the last, and the shares are of the rounds' medians. Texts under a schema are long lists, so that
 none ends early. Masks are timed around the callable that the engine asks: Python, the interpreter's
-lock taken before it not included, which the rates have. A shape's model has random weights: what it
-writes is noise, which leaves a grammar more ways to go than words do.
+lock taken before it not included, which the rates have. ``calls`` is the grammar of a whole turn
+that has to call a tool, as Llama 3 writes them, beside two tools that it may not. A shape's model
+has random weights: what it writes is noise, which leaves a grammar more ways to go than words do.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from report import spread
 from shapes import SHAPES
 
 import musespark
+from musespark.calls import turn_grammar
 from musespark.events import Request
-from musespark.grammar import Grammars, chosen_grammar
+from musespark.grammar import Grammar, Grammars, chosen_grammar
+from musespark.text.protocols import PROTOCOLS
 from musespark.turn_start import Constraint
 from musespark.vision import boxes_schema
 
@@ -58,6 +61,23 @@ SCHEMAS = {
     "dates": _many({"at": {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"}}),
     "boxes": boxes_schema((1080, 1920), "qwen2.5-vl", least=400, most=512),
 }
+
+
+def _tool(name: str, **properties: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties, "required": [*properties]}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+TOOLS = [
+    _tool("write_records", records=SCHEMAS["records"], urgent={"type": "boolean"}),
+    _tool("read_record", number={"type": "integer"}),
+    _tool("send_text", to={"type": "string"}, text={"type": "string"}),
+]
+
+
+def _calls(model: musespark.Model) -> Grammar:
+    name = TOOLS[0]["function"]["name"]
+    return turn_grammar(PROTOCOLS["llama-3"], model.tokenizer, [1], TOOLS, name)
 
 
 class Timed:
@@ -93,6 +113,7 @@ def measured(model: musespark.Model, tokens: int, rounds: int) -> dict[str, Any]
     began = time.perf_counter()
     grammars = Grammars(model.tokenizer, model.info.vocab, stops)
     chosen = {name: chosen_grammar({"json_schema": schema}) for name, schema in SCHEMAS.items()}
+    chosen["calls"] = _calls(model)
     grammars.matcher(chosen_grammar({"regex": "a"}))
     vocabulary_s = time.perf_counter() - began
     compile_s = {}
@@ -101,8 +122,8 @@ def measured(model: musespark.Model, tokens: int, rounds: int) -> dict[str, Any]
         grammars.matcher(grammar)
         compile_s[name] = time.perf_counter() - began
     free: list[float] = []
-    bound: dict[str, list[float]] = {name: [] for name in SCHEMAS}
-    masks: dict[str, list[float]] = {name: [] for name in SCHEMAS}
+    bound: dict[str, list[float]] = {name: [] for name in chosen}
+    masks: dict[str, list[float]] = {name: [] for name in chosen}
     for seed in range(rounds + 1):
         rates = {"": _rate(model, tokens, seed, None)}
         for name, grammar in chosen.items():

@@ -50,11 +50,11 @@ _PLACE = re.compile(r"^at \d+\(\d+\): ")
 @dataclass(frozen=True)
 class Grammar:
     """A checked grammar. ``option``: the name it was given by; ``text``: as llguidance reads it;
-    ``validate``: what makes an object of a value, where the schema was a class's that does so."""
+    ``validate``: what makes an object of a text, where the schema was a class's that does so."""
 
     option: str
     text: str
-    validate: Callable[[Any], Any] | None = field(default=None, compare=False)
+    validate: Callable[[str], Any] | None = field(default=None, compare=False)
 
     @property
     def parse(self) -> Callable[[str], tuple[Any, str]] | None:
@@ -66,10 +66,11 @@ class Grammar:
         Python reads (nested thousands deep, an integer of thousands of digits), or the class's own
         validators refuse it."""
         try:
-            value = json.loads(text)
-            return value if self.validate is None else self.validate(value), ""
-        except (ValueError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
+            return json.loads(text) if self.validate is None else self.validate(text), ""
+        except ValueError as error:  # pydantic's ValidationError is one
             return None, str(error) or type(error).__name__
+        except Exception as error:  # of a validator: the answer that it refuses is kept
+            return None, f"{type(error).__name__}: {error}"
 
 
 def chosen_grammar(given: Mapping[str, Any]) -> Grammar | None:
@@ -85,8 +86,7 @@ def chosen_grammar(given: Mapping[str, Any]) -> Grammar | None:
         raise InvalidRequest(f"{' and '.join(options)}: allowed is one of them")
     ((option, value),) = options.items()
     if option == "json_schema":
-        validate = getattr(value, "model_validate", None)
-        return Grammar(option, _lark_of_schema(_schema(value)), validate)
+        return Grammar(option, _lark_of_schema(_schema(value)), _validator(value))
     if not isinstance(value, str) or not value:
         what = "a regular expression" if option == "regex" else "a grammar in Lark's syntax"
         raise InvalidRequest(f"{option}: got {value!r:.60}, allowed is {what}, a str")
@@ -96,6 +96,17 @@ def chosen_grammar(given: Mapping[str, Any]) -> Grammar | None:
     if _DIRECTIVE.search(value):
         raise InvalidRequest("grammar: got a %llguidance directive; its options are set here")
     return Grammar(option, _EXACT + value)
+
+
+def _validator(given: Any) -> Callable[[str], Any] | None:
+    """What makes an object of a text, of a class of pydantic: strict ones read dates, enums and
+    tuples from JSON alone."""
+    from_value = getattr(given, "model_validate", None)
+    if from_value is None:
+        return None
+    return getattr(given, "model_validate_json", None) or (
+        lambda text: from_value(json.loads(text))
+    )
 
 
 def _check_length(option: str, text: str) -> None:

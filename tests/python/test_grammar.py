@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
+import enum
 import json
 import random
 import re
 import sys
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import jsonschema
+import pydantic
 import pytest
 
 import musespark
@@ -522,6 +525,51 @@ def test_validated_objects_and_why_there_is_none(model) -> None:
     with model.generate("Who?", json_schema=Person, stream=True, temperature=0) as stream:
         assert "".join(d.text for d in stream) == stream.result.text
     assert isinstance(stream.result.parsed, Person) or "is odd" in stream.result.parse_error
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Item(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+    color: Color
+    day: datetime.date
+
+
+class Basket(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    items: Annotated[list[Item], pydantic.Field(min_length=1, max_length=2)]
+    count: Annotated[int, pydantic.Field(ge=0, le=9)]
+
+    @pydantic.field_validator("count")
+    @classmethod
+    def even(cls, count: int) -> int:
+        if count in (1, 3, 5):
+            raise ValueError("the count is odd")
+        return {n: n for n in (0, 2, 4, 6, 8)}[count]  # a KeyError for 7 and 9
+
+
+def test_pydantics_own_objects_and_typed_errors(model) -> None:
+    found: set[str] = set()
+    for seed in range(40):
+        more = {"json_schema": Basket, "temperature": 1.5, "seed": seed, "mode": "instant"}
+        result = model.chat("What?", **more)
+        count = json.loads(result.content)["count"]
+        if result.parsed is not None:
+            found.add("object")
+            assert isinstance(result.parsed, Basket) and result.parsed.count == count
+            assert all(isinstance(one.day, datetime.date) for one in result.parsed.items)
+            assert all(isinstance(one.color, Color) for one in result.parsed.items)
+            assert result.to_dict()["parsed"]["count"] == count
+        elif count in (7, 9):
+            found.add("KeyError")
+            assert result.parse_error == f"KeyError: {count}"
+        else:  # a day that no month has is none of the schema's to refuse
+            found.add("refused")
+            assert "validation error" in result.parse_error
+    assert found == {"object", "KeyError", "refused"}
 
 
 def test_without_the_library(model, monkeypatch) -> None:
