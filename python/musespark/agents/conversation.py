@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from musespark.agents.events import ToolUse
-from musespark.agents.flags import flags_of
+from musespark.agents.flags import Flag, flags_of
 from musespark.agents.tools import Content, Tool, text_of
 from musespark.calling import NO_CALLS_LEFT, Calling, no_such_tool
 from musespark.errors import Error, InvalidRequest
@@ -65,6 +65,24 @@ def first_messages(messages: str | Sequence[Mapping[str, Any]]) -> list[Any]:
     if not isinstance(messages, Sequence):
         raise InvalidRequest(f"messages: got {messages!r:.60}, allowed is a str or a list")
     return list(messages)
+
+
+def flags_of_results(
+    messages: Sequence[Any], tools: Mapping[str, Tool], markers: Collection[str]
+) -> tuple[Flag, ...]:
+    """What looks like an instruction in the answers of tools that a conversation has already."""
+    found: list[Flag] = []
+    for message in messages:
+        if isinstance(message, Mapping) and message.get("role") == "tool":
+            found += flags_of(_text_in(message.get("content")), tools, markers)
+    return tuple(found)
+
+
+def _text_in(content: Any) -> str:
+    """The text of a message's content, which nobody has checked yet."""
+    parts = content if isinstance(content, Sequence) and not isinstance(content, str) else ()
+    texts = (part.get("text") for part in parts if isinstance(part, Mapping))
+    return "\n".join(filter(lambda text: isinstance(text, str), [content, *texts]))
 
 
 def check_calls(calls: Any) -> None:

@@ -35,7 +35,7 @@ class ToolUse:
 class ProposedCall:
     """A call that the model wants: of a tool that exists, with arguments that its schema allows.
     ``effects``: whether it changes something; ``flags``: what looked like an instruction in what
-    tools gave before it."""
+    tools gave before it, in the messages that the conversation began with too."""
 
     turn: int
     id: str

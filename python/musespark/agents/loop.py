@@ -22,6 +22,7 @@ from musespark.agents import events
 from musespark.agents.conversation import (
     content_of,
     first_messages,
+    flags_of_results,
     told,
     told_use,
 )
@@ -243,6 +244,7 @@ class _Loop:
                 raise InvalidRequest(f"{name}: no option of act; on_event shows what happens")
         self.messages, self.tools = first_messages(messages), tools_by_name(tools)
         asked.check_approval(self.tools)
+        self._flags = flags_of_results(self.messages, self.tools, asked.markers)
         self._asked, self.streams = asked, asked.on_event is not None
         self._emit: OnEvent = asked.on_event or (lambda event: None)
         self._options = {"tool_choice": "auto", **options}
@@ -343,8 +345,9 @@ class _Loop:
             tool.check(arguments)
         except InvalidRequest as error:
             return self._failed(ToolUse(turn, number, name, arguments, told(error), "error"))
-        flags = tuple(flag for step in self._steps for use in step.uses for flag in use.flags)
-        proposed = ProposedCall(turn, number, name, arguments, tool.effects, flags)
+        flags = (flag for step in self._steps for use in step.uses for flag in use.flags)
+        seen = (*self._flags, *flags)
+        proposed = ProposedCall(turn, number, name, arguments, tool.effects, seen)
         self._emit(events.CallProposed(turn, proposed))
         if tool.effects:
             refused = yield from self._refusal(proposed)
