@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import re
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -547,6 +548,27 @@ def test_bodies_that_are_none(model, path: str, name: str) -> None:
         assert (answer.json().get("type") == "error") == path.startswith(MESSAGES)
 
     run(create_app(model), scenario)
+
+
+def test_what_is_checked_of_a_body_is_checked_in_no_event_loop(model, monkeypatch) -> None:
+    """It may be megabytes of schemas, and others wait for the loop."""
+    threads: list[bool] = []
+    check = Limits.check
+
+    def seen(self: Limits, job: Any) -> None:
+        threads.append(threading.current_thread() is threading.main_thread())
+        check(self, job)
+
+    monkeypatch.setattr(Limits, "check", seen)
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for path in (CHAT, f"{MESSAGES}/count_tokens"):
+            many = {**HI, "messages": HI["messages"] * 3}
+            answer = await client.post(path, json=many)
+            assert answer.status_code == 400 and "messages: got 3" in answer.text
+        assert threads == [False, False]
+
+    run(create_app(model, limits=Limits(messages=2)), scenario)
 
 
 def test_long_bodies_are_refused_before_they_are_read(model) -> None:

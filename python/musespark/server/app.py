@@ -145,7 +145,7 @@ class Server:
         return answer
 
     async def _exchange(self, kind: Any, request: Request) -> Response:
-        exchange = await self._read(request, lambda value: kind(value, self.served))
+        exchange = await self._read_job(request, kind)
         run = self.work.begin(_client(request), exchange.job, exchange.streams)
         streams = False
         try:
@@ -162,7 +162,7 @@ class Server:
                 await run.close()
 
     async def _count(self, request: Request) -> Response:
-        counted = await self._read(request, lambda value: anthropic.CountTokens(value, self.served))
+        counted = await self._read_job(request, anthropic.CountTokens)
         with self.work.turn(_client(request)) as ticket:
             await until_gone(request.receive, ticket.wait())
             return as_json(counted.answer(await self.work.count(counted.job)))
@@ -180,6 +180,14 @@ class Server:
 
     def _tokens(self, texts: Sequence[Any]) -> int:
         return sum(len(self.model._requests.ids(text, "input")) for text in texts)
+
+    async def _read_job(self, request: Request, kind: Any) -> Any:
+        def read(value: Any) -> Any:
+            exchange = kind(value, self.served)
+            self.limits.check(exchange.job)
+            return exchange
+
+        return await self._read(request, read)
 
     async def _read(self, request: Request, read: Callable[[Any], Any]) -> Any:
         """A body, read and checked in a thread: it may be large."""

@@ -52,9 +52,8 @@ class Work:
         self._seconds = 1.0  # of a turn, the mean of the last ones
 
     def begin(self, client: str, job: Job, streams: bool) -> Run:
-        """Puts a job in the queue; ``streams``: its pieces are read, not the whole alone.
-        InvalidRequest or :class:`musespark.server.turns.QueueFull`."""
-        self.limits.check(job)
+        """Puts a job that is within the limits in the queue; ``streams``: its pieces are read, not
+        the whole alone. InvalidRequest or :class:`musespark.server.turns.QueueFull`."""
         asks = job.asks()
         tickets = self.turns.take(client, [_rows(ask) for ask in asks], self.retry_after())
         return Run(self, list(zip(asks, tickets, strict=True)), streams)
@@ -80,8 +79,7 @@ class Work:
         return min(self.limits.join_seconds, rows * _WINDOW_OF_A_ROW_S)
 
     async def count(self, job: Job) -> int:
-        """Tokens of the prompt of a job's only request."""
-        self.limits.check(job)
+        """Tokens of the prompt of the only request of a job that is within the limits."""
         (ask,) = job.asks()
         return await asyncio.to_thread(self._count, ask)
 
