@@ -197,7 +197,7 @@ def steer(
     strength: float,
     everywhere: bool,
     check: bool,
-    name: str | None,
+    name: str | None = None,
 ) -> Steering:
     """See :meth:`musespark.Model.steer`."""
     _check_writes(model)
