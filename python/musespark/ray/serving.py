@@ -47,9 +47,10 @@ except ImportError as error:
     ) from error
 
 from musespark.server import anthropic
+from musespark.server.openai_shared import openai_error
 from musespark.server.security import Denied, is_loopback
 from musespark.server.transport import Refused, as_json, body_of
-from musespark.server.wire import Failure, openai_error
+from musespark.server.wire import Failure
 
 __all__ = ["PrefixRouter", "application"]
 
