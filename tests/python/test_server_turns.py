@@ -161,37 +161,21 @@ def test_only_neighbouring_text_of_one_channel_of_one_answer_is_joined() -> None
     assert joined(items)[0].delta.logprobs == log
 
 
-def test_the_first_piece_goes_at_once_and_later_ones_join() -> None:
+def test_what_comes_while_nobody_takes_it_is_one_piece() -> None:
     async def scenario() -> None:
-        outbox = Outbox(lambda: 60.0)
-        outbox.put(Begun(0, 3))
-        assert await outbox.take() == [Begun(0, 3)]
-        outbox.put(Piece(0, Delta("a")))
-        assert await outbox.take() == [Piece(0, Delta("a"))]
-        for text in "bcd":
-            outbox.put(Piece(0, Delta(text)))
+        outbox = Outbox()
         waiting = asyncio.ensure_future(outbox.take())
-        await asyncio.sleep(0.01)
-        assert not waiting.done()
+        await asyncio.sleep(0)
+        outbox.put(Begun(0, 3))
+        assert await waiting == [Begun(0, 3)]
+        for text in "abc":
+            outbox.put(Piece(0, Delta(text)))
         failed = Failed(0, ValueError("no more"))
         outbox.put(failed)
-        assert await waiting == [Piece(0, Delta("bcd")), failed]
-        outbox.put(Piece(0, Delta("e")))
-        outbox.close()
-
-    run(scenario)
-
-
-def test_pieces_are_sent_when_their_time_has_come() -> None:
-    async def scenario() -> None:
-        outbox = Outbox(lambda: 0.02)
-        outbox.put(Piece(0, Delta("a")))
-        await outbox.take()
-        outbox.put(Piece(0, Delta("b")))
-        outbox.put(Piece(0, Delta("c")))
-        assert await outbox.take() == [Piece(0, Delta("bc"))]
-        await asyncio.sleep(0.03)  # nothing came meanwhile
-        outbox.put(Piece(0, Delta("d")))
-        assert outbox._ready.is_set(), "a piece after a pause waits for nothing"
+        assert await outbox.take() == [Piece(0, Delta("abc")), failed]
+        waiting = asyncio.ensure_future(outbox.take())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        waiting.cancel()
 
     run(scenario)

@@ -24,7 +24,6 @@ class Limits:
     ``running``: answers in the engine at once, where each of several agents is one; ``waiting``:
     more that wait, behind which 429 is answered. ``read_seconds``: for a body to come;
     ``write_seconds``: for a client to take what it is sent, before it is cut off.
-    ``join_seconds``: in which the pieces of an answer are sent as one, where many rows run.
     """
 
     body_bytes: int = 32 << 20
@@ -40,7 +39,6 @@ class Limits:
     waiting: int = 128
     read_seconds: float = 30.0
     write_seconds: float = 60.0
-    join_seconds: float = 0.1
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

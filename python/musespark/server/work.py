@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from musespark.model import Model
 
 _MOST_RETRY_S = 60
-# Of a window to join pieces in. To write one takes some 0.07 ms, so all writing together stays
-# below 4% of the event loop's time however many rows there are.
-_WINDOW_OF_A_ROW_S = 0.002
 
 
 class Work:
@@ -71,12 +68,6 @@ class Work:
         """Seconds in which what waits will be about done."""
         rounds = (self.turns.waiting + 1) / self.limits.running
         return min(_MOST_RETRY_S, max(1, math.ceil(rounds * self._seconds)))
-
-    def window(self) -> float:
-        """Seconds in which the pieces of an answer become one: with every row that runs there is
-        one more to write to."""
-        rows = self.limits.running - self.turns.free
-        return min(self.limits.join_seconds, rows * _WINDOW_OF_A_ROW_S)
 
     async def count(self, job: Job) -> int:
         """Tokens of the prompt of the only request of a job that is within the limits."""
@@ -137,7 +128,7 @@ class Run:
 
     def __init__(self, work: Work, asks: list[tuple[Ask, Ticket]], streams: bool):
         self._work, self._streams = work, streams
-        self._outbox = Outbox(work.window)
+        self._outbox = Outbox()
         self._early: list[Item] = []  # what begun() took
         self._left = len(asks)
         self._tasks = [
@@ -207,7 +198,6 @@ class Run:
 
     async def close(self) -> None:
         """Cancels what still runs, and waits until the engine has let go of it."""
-        self._outbox.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
