@@ -89,8 +89,6 @@ def test_hard_cuts_read_off_are_a_budget_without_landing(
     tracer, asked, traces, budget: int, how: str
 ) -> None:
     for item, reply, trace in zip(*asked, traces, strict=True):
-        if reply.thinking_tokens == budget:  # here the message would be written; its end was told
-            continue
         given = {**OFF, "thinking_token_budget": budget}
         request, *_ = tracer._request(item, LIMIT, **given)
         message = request.thinking["message"] if how == MESSAGE else []
@@ -100,7 +98,7 @@ def test_hard_cuts_read_off_are_a_budget_without_landing(
         result = tracer.model._engine.submit(asked_for).result()
         end = trace.budgets[Budget(budget, how)]
         assert end.thinking == thinking_tokens(result.tokens, tracer._markers)
-        if reply.thinking_tokens > budget:
+        if reply.thinking_tokens >= budget:
             assert end.thinking == most
 
 
@@ -121,7 +119,9 @@ def test_traces_have_the_lab_s_oracle_and_all_sentences(tracer, asked, traces) -
     assert [(t.whole, t.trials) for t in bare] == [(t.whole, ()) for t in traces[:2]]
 
 
-def test_characters_are_whole_where_a_thought_is_cut(tracer, monkeypatch) -> None:
+@pytest.mark.parametrize("how", [HARD, MESSAGE])
+def test_a_budget_tells_before_a_character_is_cut(tracer, monkeypatch, how: str) -> None:
+    """Three tokens before the end the engine looks at what begins a character."""
     item = Item("t", "easy", "high", "k", [{"role": "user", "content": "Hi!"}], None, "x", "string")
     encode, markers = tracer.model.tokenizer.encode, tracer._markers
     accented = encode("é")
@@ -137,12 +137,13 @@ def test_characters_are_whole_where_a_thought_is_cut(tracer, monkeypatch) -> Non
         return submit(request, **more)
 
     monkeypatch.setattr(tracer.model._engine, "submit", seen)
-    budgets = [Budget(n, HARD) for n in range(1, len(thought))]
+    budgets = [Budget(n, how) for n in range(1, len(thought))]
     tracer.trace([item], [reply], LIMIT, trials=False, budgets=budgets)
     whole, *cut = begun
     head = len(whole) - len(thought) - 1
     no = len(encode("No."))
-    wanted = [n - (n in (no + 1, no + 3)) for n in range(1, len(thought))]
+    places = [max(0, n - 3) for n in range(1, len(thought))]
+    wanted = [n - (n in (no + 1, no + 3)) for n in places]
     assert [len(tokens) - head for tokens in cut] == wanted
 
 
@@ -169,8 +170,9 @@ def test_closes_stay_within_the_context(tracer, asked, traces) -> None:
         filled = (*whole.tokens[:end], *([whole.tokens[end - 1]] * LIMIT))[:LIMIT]
         cut = replace(reply, tokens=filled, thinking_tokens=thinking_tokens(filled, small._markers))
         cut.finished = False
-        (trace,) = small.trace([one], [cut], LIMIT, budgets=[Budget(190, MESSAGE)])
-        assert trace.budgets[Budget(190, MESSAGE)] == trace.whole
+        late = [Budget(n, MESSAGE) for n in (190, 196, 198)]
+        (trace,) = small.trace([one], [cut], LIMIT, budgets=late)
+        assert all(end.thinking <= trace.whole.thinking for end in trace.budgets.values())
         assert max(t.written for t in trace.trials) < LIMIT - trace.trials[0].close
     finally:
         small.close()

@@ -34,6 +34,9 @@ from .oracle import thinking_tokens, thoughts
 
 #: Of a token's class (csrc/decode/thinking.h): whether a sentence may end with it.
 _SENTENCE = 8
+#: Tokens before a thought's end at which a budget tells at the latest (kLongestRest there): what
+#: begins a character then has to be one that it leaves room to end.
+_REST = 3
 #: How a budget ends a thought: the marker alone; the model's closing message on top of the budget,
 #: then the marker; musespark's own way, both within the budget.
 HARD, MESSAGE, LANDING = "hard cut", "hard cut + message", "budget"
@@ -147,11 +150,11 @@ class Tracer(MusesparkBackend):
 
 
 class _Bare:
-    """A request without a collector, as ``engine.run`` drives it. ``begun`` and ``tail``: ids of
-    the reply that it begins with, and those that were added to them."""
+    """A request without a collector, as ``engine.run`` drives it. ``begun``: ids of the reply that
+    it begins with."""
 
-    def __init__(self, handle: Handle, begun: Sequence[int] = (), tail: Sequence[int] = ()):
-        self.handle, self.begun, self.tail = handle, begun, tail
+    def __init__(self, handle: Handle, begun: Sequence[int] = ()):
+        self.handle, self.begun = handle, begun
 
     def drain(self) -> Result:
         return self.handle.result()
@@ -231,27 +234,27 @@ class _Written:
 
     def budgeted(self, budget: Budget, base: _Bare) -> _Bare | None:
         """The reply from where the budget begins to tell, the engine's own rules from there on;
-        None where the thought, or the context, has ended before."""
+        None where the thought has ended before."""
         thinking = Thinking(budget=budget.tokens, policy=OFF)
         rules: dict[str, Any] = self._marked.asked(thinking, tools=bool(self.item.tools)) or {}
-        shared, tail = budget.tokens, []
-        if budget.how == LANDING:
-            shared = max(0, budget.tokens - len(rules["message"]) - rules["landing"])
-        else:
-            tail = rules["message"] if budget.how == MESSAGE else []
-            rules |= {"message": [], "landing": 0}
+        most = budget.tokens
+        if budget.how != LANDING:
+            rules["landing"] = 0
+        if budget.how == HARD:
+            rules["message"] = []
+        elif budget.how == MESSAGE:
+            most += len(rules["message"])
+        shared = max(0, most - len(rules["message"]) - max(rules["landing"], _REST))
         if shared >= self.whole.thinking:
             return None
         written = self._after(shared)
-        if written + len(tail) >= self._room:
-            return None
-        left = budget.tokens - thinking_tokens(self._ids[:written], self._backend._markers)
+        left = most - thinking_tokens(self._ids[:written], self._backend._markers)
         more = {
             "thinking": rules | {"budget": left},
             "max_new_tokens": left + self._marked.frame_tokens + self.limit,
             "max_answer_tokens": self.limit,
         }
-        return self._submit(self._ids[:written], tail, base, **more)
+        return self._submit(self._ids[:written], (), base, **more)
 
     def _submit(
         self, begun: Sequence[int], tail: Sequence[int], base: _Bare | None, **more: Any
@@ -262,7 +265,7 @@ class _Written:
             room = self._room - len(begun) - len(tail)
             request = replace(request, max_new_tokens=min(room, request.max_new_tokens))
         kept = base and base.handle.retained
-        return _Bare(self._model._engine.submit(request, base=kept), begun, tail)
+        return _Bare(self._model._engine.submit(request, base=kept), begun)
 
     # ---- results ------------------------------------------------------------------------------
 
@@ -283,8 +286,8 @@ class _Written:
         )
 
     def ended(self, asked: _Bare, result: Result) -> End:
-        ids = [*asked.begun, *asked.tail, *result.tokens]
-        turn = self._turn(asked.tail, result)
+        ids = [*asked.begun, *result.tokens]
+        turn = self._turn((), result)
         return End(self._right(turn, result), thinking_tokens(ids, self._backend._markers))
 
     def _turn(self, tail: Sequence[int], result: Result) -> Turn:
