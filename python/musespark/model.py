@@ -37,7 +37,7 @@ from musespark.scoring import Scoring
 from musespark.session import Session, refuse_turn_options
 from musespark.steering import ControlVector, steer
 from musespark.text import ChatTemplate
-from musespark.thinking.thresholds import lookup
+from musespark.thinking.thresholds import key_of, lookup
 from musespark.thought_cache import checked_choice
 from musespark.updating import Again, update_weights
 from musespark.vision.embedding import ImageEmbedding
@@ -110,7 +110,7 @@ class Model(Scoring):
             model_defaults(config, spec.vocab),
             self._eyes,
             why_blind(weights),
-            lookup(weights.identity),
+            lookup(functools.partial(key_of, weights, keys)),
         )
         self.template = template_of(assets, str(info["source"]))
 

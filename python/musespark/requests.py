@@ -43,7 +43,7 @@ from musespark.thinking.policy import (
     checked_thinking,
 )
 from musespark.thinking.request import Thoughts, with_budget
-from musespark.thinking.thresholds import Thresholds, calibrated
+from musespark.thinking.thresholds import Found, calibrated
 from musespark.thought_cache import THOUGHT_OPTIONS, request_thoughts, thought_marks
 from musespark.tracing import question_of, tracer
 from musespark.turn_start import Constraint, turn_start
@@ -70,7 +70,7 @@ class Requests:
         defaults: GenerationOptions,
         eyes: Eyes | None,
         blind: str,
-        calibrated: Callable[[], Thresholds | None],
+        calibrated: Found,
     ):
         self.tokenizer, self.defaults, self.eyes, self.blind = tokenizer, defaults, eyes, blind
         self._spec, self._info, self._adapters = spec, info, adapters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from musespark.driver import CLOSED_MEANWHILE
 from musespark.engine import Engine
 from musespark.errors import Cancelled, InvalidRequest, UnsupportedModel
-from musespark.thinking.thresholds import lookup
+from musespark.thinking.thresholds import key_of, lookup
 from musespark.vision.eyes import Eyes
 from musespark.weights import LoadedWeights, updated
 
@@ -71,7 +72,7 @@ def _update(model: Model, tensors: Mapping[str, Any]) -> None:
     old = model._prefixes, model._engine, model._eyes
     model._weights, model._engine, model._eyes = weights, engine, eyes
     model._requests.eyes, model._prefixes = eyes, prefixes
-    model._requests.calibrated = lookup(weights.identity)
+    model._requests.calibrated = lookup(functools.partial(key_of, weights, again.kv))
     model._adapters.move(engine)
     note = f"weights replaced by update_weights: {weights.updated}"
     kept = tuple(n for n in model._info.notes if not n.startswith("weights replaced by"))

@@ -32,7 +32,7 @@ from musespark.lab.evaluate import items_for
 from musespark.lab.item import is_calibration, is_evaluation
 from musespark.results import ThoughtSignals
 from musespark.thinking.stopper import FEATURES
-from musespark.thinking.thresholds import read_thresholds
+from musespark.thinking.thresholds import key_of, read_thresholds
 
 # ---- the fit -------------------------------------------------------------------------------------
 
@@ -225,9 +225,32 @@ def test_the_command_writes_what_auto_then_uses(own_cache, capsys) -> None:
     assert found.rate == 0.05 and 0.05 in found.thresholds and 0.01 not in found.thresholds
     assert (found.trials, found.every, found.problems) == (8, 8, 42)
     with musespark.load(threads=1) as model:
-        assert found.model == model._weights.identity()
+        assert found.model == key_of(model._weights, model._again.kv)
         answer = model.chat("What is 23 + 45 - 12?", reasoning_effort="high")
         assert answer.thinking_policy == "calibrated 0.05"
+
+
+def test_what_was_found_is_kept_where_the_rate_asked_for_gets_no_threshold(
+    own_cache, capsys, monkeypatch
+) -> None:
+    """Items were answered and closed for hours."""
+
+    def hardly(scores: np.ndarray, rate: float) -> float | None:
+        possible = not scores.any()  # what is asked first: whether so many items can have one
+        return threshold(scores, rate) if possible or rate >= 0.3 else None
+
+    monkeypatch.setattr(calibrate, "threshold", hardly)
+    monkeypatch.setattr(calibrate, "RATES", (0.1, 0.3, 0.5))
+    given = ["--n", "12", "--tasks", "addition", "--every", "8", "--threads", "1"]
+    main([*given, "--rate", "0.2"])
+    told = capsys.readouterr().out
+    assert "rate 0.2: too few problems" in told and "premature_exits alone" in told
+    (path,) = own_cache.glob("thinking/*.json")
+    found = read_thresholds(path)
+    assert found.rate is None and sorted(found.thresholds) == [0.3, 0.5]
+    with musespark.load(threads=1) as model:
+        assert model.chat("3+4?").thinking_policy == "loop"
+        assert model.chat("3+4?", premature_exits=0.3).thinking_policy == "calibrated 0.3"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from musespark.thinking.stopper import FEATURES
 from musespark.thinking.thresholds import (
     Thresholds,
     find_thresholds,
+    key_of,
     read_thresholds,
     user_path,
     write_thresholds,
@@ -46,8 +47,8 @@ def nano(own_cache: Path):
         yield loaded
 
 
-def calibrate(model, some: Thresholds = SOME) -> Thresholds:
-    found = replace(some, model=model._weights.identity())
+def calibrate(model, some: Thresholds = SOME, kv: str | None = None) -> Thresholds:
+    found = replace(some, model=key_of(model._weights, kv or model._again.kv))
     path = user_path(found.model)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_thresholds(path, found)
@@ -86,6 +87,32 @@ def test_nothing_is_calibrated_by_default(nano) -> None:
         nano.chat(SUM, premature_exits=0.05)
 
 
+@pytest.mark.parametrize("change", [{"version": 2}, {"features": ["margin"]}])
+def test_a_file_of_another_version_is_left_alone_and_told(nano, change: dict) -> None:
+    path = user_path(calibrate(nano).model)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for _ in range(2):
+        found = nano.chat(SUM, **HIGH)
+        assert found.thinking_policy == "loop (calibrated for another version)"
+    assert found.thinking_stop_reason == "natural"
+    assert nano.chat(SUM, thinking_policy="off").thinking_policy == "off"
+    with pytest.raises(InvalidRequest, match=r"premature_exits: got 0\.05, but .*calibrate again"):
+        nano.chat(SUM, premature_exits=0.05)
+
+
+def test_other_formats_of_keys_and_values_are_another_model(nano) -> None:
+    calibrate(nano, kv="f32")
+    assert nano.chat(SUM, **HIGH).thinking_policy == "loop"
+    with musespark.load(threads=1, kv="f32") as other:
+        assert other.chat(SUM, **HIGH).thinking_policy == "calibrated 0.05"
+
+
+def test_where_no_rate_is_auto_s_one_has_to_be_given(nano) -> None:
+    calibrate(nano, replace(SOME, rate=None))
+    assert nano.chat(SUM, **HIGH).thinking_policy == "loop"
+    assert nano.chat(SUM, **HIGH, premature_exits=0.05).thinking_policy == "calibrated 0.05"
+
+
 def test_trials_come_with_it(nano) -> None:
     calibrate(nano, replace(SOME, trials=6, every=3))
     found = nano.chat(SUM, **HIGH)
@@ -114,7 +141,7 @@ def test_the_shipped_file_is_for_its_model_alone(nano, tmp_path, monkeypatch) ->
     assert find_thresholds("abc") is None
     write_thresholds(shipped, SOME)
     assert find_thresholds("abc") == SOME and find_thresholds("other") is None
-    write_thresholds(shipped, replace(SOME, model=nano._weights.identity(), rate=0.01))
+    write_thresholds(shipped, replace(SOME, model=key_of(nano._weights, nano._again.kv), rate=0.01))
     assert nano.chat(SUM, **HIGH).thinking_policy == "calibrated 0.01"
     # the user's own goes before it
     with musespark.load(threads=1) as other:
@@ -176,7 +203,7 @@ def test_a_file_says_what_was_written(tmp_path) -> None:
     assert "hopeless_weights" not in told
     both = replace(SOME, hopeless_weights={"margin": 2.0}, hopeless_bias=-1.0)
     write_thresholds(path, both)
-    assert read_thresholds(path) == both and both.policy().hopeless.bias == -1.0
+    assert read_thresholds(path) == both and both.policy(0.05).hopeless.bias == -1.0
 
 
 @pytest.mark.parametrize(
@@ -190,7 +217,8 @@ def test_a_file_says_what_was_written(tmp_path) -> None:
         ({"weights": [1]}, CorruptFile, r"weights: got \[1\]"),
         ({"bias": "0"}, CorruptFile, "bias: got '0'"),
         ({"hopeless_weights": {"luck": 1}}, CorruptFile, "weights: got 'luck'"),
-        ({"thresholds": {}}, CorruptFile, "rate: got 0.05, allowed are"),
+        ({"thresholds": {}}, CorruptFile, "thresholds: got none"),
+        ({"rate": 0.02}, CorruptFile, r"rate: got 0\.02, allowed are"),
         ({"thresholds": {"0.05": 2}}, CorruptFile, "threshold: got 2, allowed"),
         ({"thresholds": {"5%": 0.5}}, CorruptFile, "thresholds: .*5%"),
         ({"thresholds": {"1.5": 0.5, "0.05": 0.5}}, CorruptFile, "thresholds: got a rate of 1.5"),

@@ -33,7 +33,7 @@ import numpy as np
 from ..errors import InvalidRequest
 from ..results import TrialAnswer
 from ..thinking.stopper import FEATURES, Stopper, border_features
-from ..thinking.thresholds import Thresholds, user_path, write_thresholds
+from ..thinking.thresholds import Thresholds, key_of, user_path, write_thresholds
 from .arguments import at_least, check_targets, chosen_of, filled
 from .backends import Reply
 from .bench_thinking import TASKS, spread
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
     tracer = Tracer(args.model, **load)
     try:
         borders = watch(tracer, items, args.trials, args.every, args.max_new_tokens)
-        model = tracer.model._weights.identity()
+        model = key_of(tracer.model._weights, tracer.model._again.kv)
     finally:
         tracer.close()
     order = np.random.default_rng(args.seed).permutation(len(borders))
@@ -74,13 +74,19 @@ def main(argv: Sequence[str]) -> None:
     stopper, hopeless = fitted_stopper(first), fitted_hopeless(first)
     stoppers = [stopper] if hopeless is None else [stopper, hopeless]
     scores = np.array([score(stoppers, one) for one in second])
-    found = {rate: threshold(scores, rate) for rate in sorted({*RATES, args.rate})}
+    asked = {rate: threshold(scores, rate) for rate in sorted({*RATES, args.rate})}
+    found = {rate: at for rate, at in asked.items() if at is not None}
+    if not found:
+        raise InvalidRequest(
+            "calibrate: no rate gets a threshold: too many problems have a premature border of "
+            "probability 1; more items are needed, or others"
+        )
     thresholds = Thresholds(
         model=model,
         weights=dict(stopper.weights),
         bias=stopper.bias,
-        thresholds={rate: at for rate, at in found.items() if at is not None},
-        rate=args.rate,
+        thresholds=found,
+        rate=args.rate if args.rate in found else None,
         trials=args.trials,
         every=args.every,
         problems=len(items),
@@ -91,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
     path = Path(args.out) if args.out else user_path(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_thresholds(path, thresholds)
-    print(_told(thresholds, first, second))
+    print(_told(thresholds, sorted(asked.keys() - found.keys()), first, second))
     print(f"wrote {path}")
 
 
@@ -292,7 +298,9 @@ def exits(stoppers: Sequence[Stopper], problem: Borders) -> int | None:
     return int(fired[0]) if len(fired) else None
 
 
-def _told(found: Thresholds, first: Sequence[Borders], second: Sequence[Borders]) -> str:
+def _told(
+    found: Thresholds, missing: list[float], first: Sequence[Borders], second: Sequence[Borders]
+) -> str:
     """A line for each rate: what it does to the problems that were not fitted on."""
     lines = [
         f"{len(first)} problems fitted, {len(second)} calibrated; right "
@@ -312,8 +320,9 @@ def _told(found: Thresholds, first: Sequence[Borders], second: Sequence[Borders]
             f"rate {rate:g}: threshold {at:.4f}, premature {early / len(second):.2%}, "
             f"saves {saved / thinking:.1%} (trials not counted)"
         )
-    missing = sorted({*RATES} - set(found.thresholds))
     lines += [f"rate {rate:g}: too few problems, or scores of 1" for rate in missing]
+    if found.rate is None:
+        lines.append("the rate asked for is none of these: auto takes one as premature_exits alone")
     return "\n".join(lines)
 
 

@@ -1,10 +1,9 @@
 """What was calibrated for one model: the stopper that ``thinking_policy="auto"`` uses, and how sure
 it must be for each rate of premature exits that a caller may accept.
 
-A JSON object: ``version``; ``model``, the checksum of its weights and formats; ``features``, all
-names in order; ``weights`` by feature and ``bias``; ``hopeless_weights`` and ``hopeless_bias`` of
+A JSON object: ``version``; ``model``, :func:`key_of` it; ``features``, all names in order; ``weights`` by feature and ``bias``; ``hopeless_weights`` and ``hopeless_bias`` of
 the stopper for hopeless thoughts, missing where there is none; ``thresholds`` by accepted rate, of
-both; ``rate``, that of ``auto``; ``trials`` and ``every`` of the policy it was fitted for;
+both; ``rate``, that of ``auto``, null where none is (``premature_exits`` then says it); ``trials`` and ``every`` of the policy it was fitted for;
 ``problems`` and ``seed``: how it was measured. ``musespark lab calibrate`` writes one
 (lab/calibrate.py says what it promises). A model's own lies in the cache folder, Spark Nano's
 beside its weights.
@@ -21,9 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from musespark.errors import CorruptFile, InvalidRequest
-from musespark.thinking.policy import AUTO_NAME, EXITS, LOOP, Thinking, ThinkingPolicy
+from musespark.thinking.policy import (
+    AUTO_NAME,
+    EXITS,
+    LOOP,
+    OUTDATED,
+    Thinking,
+    ThinkingPolicy,
+)
 from musespark.thinking.stopper import FEATURES, Stopper
 from musespark.untrusted import read_json_object
+from musespark.weights import LoadedWeights
 from musespark.weights.cache import cache_folder
 from musespark.weights.files import write_whole
 
@@ -31,6 +38,10 @@ VERSION = 1
 SHIPPED = Path(__file__).resolve().parent.parent / "nano" / "thinking.json"
 _MOST_BYTES = 1 << 16
 _HOPELESS = ("hopeless_weights", "hopeless_bias")
+
+
+class OutdatedThresholds(InvalidRequest):
+    """A file that another version wrote, or one whose stoppers look at something else."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Thresholds:
     weights: Mapping[str, float] = field(hash=False)
     bias: float
     thresholds: Mapping[float, float] = field(hash=False)
-    rate: float
+    rate: float | None
     trials: int
     every: int
     problems: int
@@ -58,16 +69,17 @@ class Thresholds:
                 raise InvalidRequest(
                     f"{name}: got {value!r:.60}, allowed is an integer of at least {least}"
                 )
+        if not self.thresholds:
+            raise InvalidRequest("thresholds: got none, allowed is one or more")
         for rate in self.thresholds:
             if not 0 < rate < 1:
                 raise InvalidRequest(f"thresholds: got a rate of {rate!r}, allowed is 0 to 1")
             self.policy(rate)
-        if self.rate not in list(self.thresholds):
+        if self.rate is not None and self.rate not in list(self.thresholds):
             raise InvalidRequest(f"rate: got {self.rate!r:.60}, allowed are {self._rates()}")
 
-    def policy(self, rate: float | None = None) -> ThinkingPolicy:
-        """Of a rate of premature exits that there is a threshold for, ``auto``'s where None."""
-        rate = self.rate if rate is None else rate
+    def policy(self, rate: float) -> ThinkingPolicy:
+        """Of a rate of premature exits that there is a threshold for, else InvalidRequest."""
         if rate not in self.thresholds:
             raise InvalidRequest(
                 f"premature_exits: got {rate!r:.60}, calibrated for this model are {self._rates()}"
@@ -82,15 +94,21 @@ class Thresholds:
         return sorted(self.thresholds)
 
 
+def key_of(weights: LoadedWeights, kv: str) -> str:
+    """What thresholds hold for: the checksum of a model's weights and their formats, and the
+    formats of its keys and values."""
+    return f"{weights.identity()} kv={kv}"
+
+
 def user_path(model: str) -> Path:
-    """Where the file of a model lies that its user calibrated; ``model``: its checksum."""
+    """Where the file of a model lies that its user calibrated; ``model``: :func:`key_of` it."""
     name = hashlib.blake2b(model.encode(), digest_size=16).hexdigest()
     return cache_folder() / "thinking" / f"{name}.json"
 
 
 def find_thresholds(model: str) -> Thresholds | None:
-    """What was calibrated for the model with this checksum: by its user, else what is shipped for
-    it, else nothing. Raises as :func:`read_thresholds`."""
+    """What was calibrated for the model of this key: by its user, else what is shipped for it, else
+    nothing. Raises as :func:`read_thresholds`."""
     own = user_path(model)
     if own.exists():
         found = read_thresholds(own)
@@ -103,31 +121,44 @@ def find_thresholds(model: str) -> Thresholds | None:
     return shipped if shipped.model == model else None
 
 
-def calibrated(
-    thinking: Thinking, found: Callable[[], Thresholds | None], *, usable: bool
-) -> Thinking:
+#: What was calibrated for a model, or the error of a file that cannot be used any more.
+Found = Callable[[], Thresholds | OutdatedThresholds | None]
+
+
+def calibrated(thinking: Thinking, found: Found, *, usable: bool) -> Thinking:
     """``thinking`` with what ``auto`` stands for. ``found``: what was calibrated for the model;
     ``usable``: whether the request is one that it holds for. InvalidRequest for a rate that was
     not calibrated."""
     if thinking.chosen != AUTO_NAME:
         return thinking
-    thresholds = found() if usable else None
-    if thresholds is not None:
-        policy = thresholds.policy(thinking.exits)
-        rate = thresholds.rate if thinking.exits is None else thinking.exits
-        return replace(thinking, policy=policy, chosen=f"calibrated {rate:g}")
-    if thinking.exits is not None:
+    there = found() if usable else None
+    if isinstance(there, OutdatedThresholds):
+        if thinking.exits is not None:
+            raise InvalidRequest(f"{EXITS}: got {thinking.exits}, but {there}")
+        return replace(thinking, chosen=OUTDATED)
+    if thinking.exits is not None and there is None:
         raise InvalidRequest(
             f"{EXITS}: got {thinking.exits}, but nothing is calibrated for this model with this "
             "request's adapter and thought_cache_tokens (musespark lab calibrate)"
         )
-    return replace(thinking, chosen=LOOP)
+    rate = there and (there.rate if thinking.exits is None else thinking.exits)
+    if there is None or rate is None:
+        return replace(thinking, chosen=LOOP)
+    return replace(thinking, policy=there.policy(rate), chosen=f"calibrated {rate:g}")
 
 
-def lookup(model: Callable[[], str]) -> Callable[[], Thresholds | None]:
+def lookup(model: Callable[[], str]) -> Found:
     """:func:`find_thresholds` when it is first needed, then what was found. ``model`` gives the
-    checksum."""
-    return functools.cache(lambda: find_thresholds(model()))
+    key."""
+
+    @functools.cache
+    def found() -> Thresholds | OutdatedThresholds | None:
+        try:
+            return find_thresholds(model())
+        except OutdatedThresholds as error:
+            return error
+
+    return found
 
 
 def write_thresholds(path: Path, thresholds: Thresholds) -> None:
@@ -141,12 +172,12 @@ def write_thresholds(path: Path, thresholds: Thresholds) -> None:
 
 
 def read_thresholds(path: Path) -> Thresholds:
-    """A file that nobody vouches for. CorruptFile naming the field; InvalidRequest where another
-    version wrote it, or one whose stoppers look at something else; FileNotFoundError."""
+    """A file that nobody vouches for. CorruptFile naming the field; OutdatedThresholds;
+    FileNotFoundError."""
     told = read_json_object(path, _MOST_BYTES)
     for name, allowed in (("version", VERSION), ("features", list(FEATURES))):
         if told.pop(name, None) != allowed:
-            raise InvalidRequest(
+            raise OutdatedThresholds(
                 f"{path}: {name}: another than this version's; calibrate again (musespark lab "
                 "calibrate) or remove the file"
             )
