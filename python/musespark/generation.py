@@ -43,7 +43,9 @@ _CHANNEL = {ANSWER: "content", THOUGHT: "reasoning", TOOL: "tool"}
 class Collector(Protocol):
     """What :class:`Stream` drives."""
 
-    stopped: bool  # a stop string was met: nothing after it counts
+    @property
+    def stopped(self) -> bool:
+        """A stop string was met: nothing after it counts."""
 
     def push(self, event: Tokens) -> list[Delta]: ...
 
@@ -72,10 +74,16 @@ class _Tokens:
         if self.options.logprobs and event.logprobs is not None and event.top is not None:
             top = tuple((int(t), float(p)) for t, p in event.top[index])
             self._logprobs.append(TokenLogprob(token, float(event.logprobs[index]), top))
-        if event.signals is not None and not np.isnan(event.signals[index, 0]):
-            self._thought.append(token)
-            self._signals.append(event.signals[index])
         return token
+
+    def measure(self, event: Tokens, count: int) -> None:
+        """Takes the signals of an event's first ``count`` tokens."""
+        if event.signals is None:
+            return
+        rows = event.signals[:count]
+        thought = np.flatnonzero(~np.isnan(rows[:, 0]))
+        self._thought += [event.ids[index] for index in thought]
+        self._signals.append(rows[thought])
 
     def hold(self) -> None:
         """The last token is text, for the next delta to tell."""
@@ -96,8 +104,8 @@ class _Tokens:
     def _measured(self) -> ThoughtSignals | None:
         if self._signals_of is None:
             return None
-        rows = np.array(self._signals, np.float32).reshape(-1, 4)
-        return self._signals_of(self._thought, rows)
+        rows = [np.empty((0, 4), np.float32), *self._signals]
+        return self._signals_of(self._thought, np.concatenate(rows))
 
     def fields(self, stats: Mapping[str, Any], reasoning_tokens: int = 0) -> dict[str, Any]:
         return {
@@ -151,10 +159,13 @@ class CompletionCollector:
         self._tokens = _Tokens(options, kv, signals)
         self._stops = StopStrings(options.stop)
         self._text: list[str] = []
-        self.stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        return self._stops.stopped is not None
 
     def push(self, event: Tokens) -> list[Delta]:
-        pieces = []
+        pieces, before = [], len(self._tokens.ids)
         for index in range(len(event.ids)):
             if self.stopped:
                 break
@@ -162,15 +173,13 @@ class CompletionCollector:
             if token not in self._stop_ids:
                 self._tokens.hold()
                 pieces.append(self._stops.feed(self._decoder.push(token)))
-                self.stopped = self._stops.stopped is not None
+        self._tokens.measure(event, len(self._tokens.ids) - before)
         return self._deltas("".join(pieces))
 
     def finish(self, event: Finished) -> tuple[list[Delta], Completion]:
         last = ""
         if not self.stopped:
-            last = self._stops.feed(self._decoder.flush())
-            self.stopped = self._stops.stopped is not None
-            last += self._stops.flush()
+            last = self._stops.feed(self._decoder.flush()) + self._stops.flush()
         deltas = self._deltas(last)
         reason = "stop" if self.stopped else event.reason
         fields, text = self._tokens.fields(event.stats), "".join(self._text)
@@ -214,7 +223,10 @@ class ChatCollector:
         self._tokens = _Tokens(options, kv, signals)
         self._stops = StopStrings(options.stop)
         self._content: list[str] = []
-        self.stopped = False
+
+    @property
+    def stopped(self) -> bool:
+        return self._stops.stopped is not None
 
     @property
     def thinking(self) -> bool:
@@ -222,7 +234,7 @@ class ChatCollector:
         return self._parser.kind == THOUGHT
 
     def push(self, event: Tokens) -> list[Delta]:
-        deltas = []
+        deltas, before = [], len(self._tokens.ids)
         for index in range(len(event.ids)):
             if self.stopped:
                 break
@@ -234,6 +246,7 @@ class ChatCollector:
             deltas += self._tokens.tell(taken)
             if not is_text or self._parser.kind is None:  # None: in a header
                 self._tokens.drop()
+        self._tokens.measure(event, len(self._tokens.ids) - before)
         return deltas
 
     def finish(self, event: Finished) -> tuple[list[Delta], ChatResult]:
@@ -308,8 +321,7 @@ class ChatCollector:
                 continue
             elif event.kind == ANSWER:
                 deltas += self._answer(self._stops.feed(event.text))
-                if self._stops.stopped is not None:
-                    self.stopped = True
+                if self.stopped:
                     break
             else:
                 deltas.append(Delta(event.text, _CHANNEL[event.kind]))
