@@ -259,7 +259,7 @@ def test_time_is_that_of_questions_asked_alone() -> None:
     ],
 )
 def test_ticks_are_round(low: float, high: float, wanted: list[float]) -> None:
-    assert ticks(low, high) == pytest.approx(wanted)
+    assert ticks(low, high, 6) == pytest.approx(wanted)
 
 
 def test_a_chart_is_an_svg_file() -> None:

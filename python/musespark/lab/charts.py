@@ -13,16 +13,17 @@ from html import escape
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _WIDTH, _HEIGHT = 760, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 214, 40, 52
-_TICKS = 6
+_LEFT, _TOP, _BOTTOM = 64, 40, 52
+_RIGHT, _LEGEND = 16, 214  # without a legend, and with one
+_TICK = 60  # pixels between ticks, about
 _GREY, _INK = "#dddddd", "#222222"
 
 
 @dataclass(frozen=True)
 class Series:
     """``points`` (x, y), joined where it is a ``line``, marked with dots where it has ``dots``.
-    ``bars``: for each point the ends (low, high) of a vertical error bar. ``color``: its own where
-    none is named."""
+    ``label``: in the legend, empty where there is none. ``bars``: for each point the ends (low,
+    high) of a vertical error bar. ``color``: its own where none is named."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -34,33 +35,61 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of ``series``; ``x`` and ``y`` name the axes, units included."""
+    """A chart of ``series``; ``x`` and ``y`` name the axes, units included. ``width`` and
+    ``height``: pixels. ``from_zero``: its values begin at 0, however far away they are."""
 
     title: str
     x: str
     y: str
     series: Sequence[Series]
+    width: int = _WIDTH
+    height: int = _HEIGHT
+    from_zero: bool = False
 
     def svg(self) -> str:
         """The chart as the text of an SVG file. ValueError without a finite point."""
+        return _document(self.width, self.height, self.elements())
+
+    def elements(self) -> list[str]:
+        """What is in it."""
         xs = [x for one in self.series for x, _ in one.points]
         ys = [y for one in self.series for _, y in one.points]
         ys += [end for one in self.series for bar in one.bars for end in bar]
         if not xs or not all(map(math.isfinite, [*xs, *ys])):
             raise ValueError(f"chart {self.title!r}: points that are finite, at least one")
-        frame = _Frame(ticks(min(xs), max(xs)), ticks(min(ys), max(ys)))
+        if self.from_zero:
+            ys.append(0.0)
+        right = self.width - (_LEGEND if any(one.label for one in self.series) else _RIGHT)
+        bottom = self.height - _BOTTOM
+        x_ticks = ticks(min(xs), max(xs), (right - _LEFT) / _TICK)
+        frame = _Frame(x_ticks, ticks(min(ys), max(ys), (bottom - _TOP) / _TICK), right, bottom)
         drawn = [
             _series(one, one.color or COLORS[i % len(COLORS)], frame, i)
             for i, one in enumerate(self.series)
         ]
-        return "\n".join([_head(), *_axes(self, frame), *drawn, "</svg>\n"])
+        return [*_axes(self, frame), *drawn]
 
 
-def ticks(low: float, high: float) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) from below ``low`` to above ``high``."""
+def sheet(title: str, rows: Sequence[Sequence[Chart]]) -> str:
+    """Rows of charts as the text of one SVG file."""
+    out, top = [_text(_LEFT, 26, title, "start", 'font-weight="bold"')], _TOP
+    width = max(sum(chart.width for chart in row) for row in rows)
+    for row in rows:
+        left = 0
+        for chart in row:
+            inner = "\n".join(chart.elements())
+            out.append(f'<g transform="translate({left} {top})">\n{inner}\n</g>')
+            left += chart.width
+        top += max(chart.height for chart in row)
+    return _document(width, top, out)
+
+
+def ticks(low: float, high: float, count: float) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten apart), about ``count`` of them, from below
+    ``low`` to above ``high``."""
     if low == high:
         low, high = low - 0.5, high + 0.5
-    rough = (high - low) / _TICKS
+    rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
     first = math.floor(low / step + 1e-9)
@@ -74,26 +103,29 @@ class _Frame:
 
     x_ticks: list[float]
     y_ticks: list[float]
+    right: float
+    bottom: float
 
     def x(self, value: float) -> float:
         low, high = self.x_ticks[0], self.x_ticks[-1]
-        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + (value - low) / (high - low) * (self.right - _LEFT)
 
     def y(self, value: float) -> float:
         low, high = self.y_ticks[0], self.y_ticks[-1]
-        return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        return self.bottom - (value - low) / (high - low) * (self.bottom - _TOP)
 
 
-def _head() -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        f'width="{_WIDTH}" height="{_HEIGHT}" font-family="sans-serif" font-size="12">\n'
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" rx="6" fill="white"/>'
+def _document(width: int, height: int, elements: Sequence[str]) -> str:
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" font-family="sans-serif" font-size="12">\n'
+        f'<rect width="{width}" height="{height}" rx="6" fill="white"/>'
     )
+    return "\n".join([head, *elements, "</svg>\n"])
 
 
 def _axes(chart: Chart, frame: _Frame) -> list[str]:
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    bottom, right = frame.bottom, frame.right
     out = [_text((_LEFT + right) / 2, 22, chart.title, "middle", 'font-weight="bold"')]
     for value in frame.x_ticks:
         x = frame.x(value)
@@ -102,7 +134,7 @@ def _axes(chart: Chart, frame: _Frame) -> list[str]:
         y = frame.y(value)
         out += [_line(_LEFT, y, right, y, _GREY), _text(_LEFT - 6, y + 4, f"{value:g}", "end")]
     out += [_line(_LEFT, bottom, right, bottom, _INK), _line(_LEFT, _TOP, _LEFT, bottom, _INK)]
-    out.append(_text((_LEFT + right) / 2, _HEIGHT - 12, chart.x, "middle"))
+    out.append(_text((_LEFT + right) / 2, chart.height - 12, chart.x, "middle"))
     middle = (_TOP + bottom) / 2
     out.append(_text(16, middle, chart.y, "middle", f'transform="rotate(-90 16 {middle:g})"'))
     return out
@@ -118,7 +150,9 @@ def _series(one: Series, color: str, frame: _Frame, row: int) -> str:
         out.append(_line(x, frame.y(low), x, frame.y(high), color))
     if one.dots:
         out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>' for x, y in places]
-    left, top = _WIDTH - _RIGHT + 14, _TOP + 8 + 18 * row
+    if not one.label:
+        return "\n".join(out)
+    left, top = frame.right + 14, _TOP + 8 + 18 * row
     if one.line:
         out.append(_line(left, top, left + 16, top, color))
     if one.dots:
