@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-STEPS = (
-    *("eval", "bench-thinking", "calibrate", "generate", "train", "rollouts", "rl", "plot"),
-    *("curve", "drafter", "steer", "probe", "export"),
-)
+from musespark.lab.steps import STEPS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

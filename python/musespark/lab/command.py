@@ -30,23 +30,9 @@ from .evaluate import (
 from .item import EFFORTS, LEVELS, Item
 from .items_file import read_items
 from .progress import Bar
+from .steps import STEPS
 from .tasks import EVALUATED, nlvr, pictures
 
-#: Commands that are modules with a ``main(argv)`` of their own, and what --help says of them.
-MODULES = {
-    "bench-thinking": "what may end a thought, compared; several agents",
-    "calibrate": "when a thought may end: a model's thresholds for thinking_policy auto",
-    "steer": "a control vector for shorter thoughts, and what it does",
-    "train": "train Spark Nano, or go on from a checkpoint (needs torch)",
-    "drafter": "train a block drafter for Nano (needs torch)",
-    "rl": "group-relative policy optimization (needs torch)",
-    "curve": "what runs of `lab rl` say of accuracy and length",
-    "rollouts": "the model's own tries, checked and mended, to train on",
-    "export": "a checkpoint as a folder that transformers and musespark load (needs torch)",
-    "probe": "what a vision tower tells, and whether it is read from (needs torch)",
-    "plot": "loss, speed and losses by task of a training run, as SVG",
-    "generate": "items with their answers and pictures as files, which eval --items reads",
-}
 NANO = str(Path(__file__).parent.parent / "nano")
 #: Weights and cache of the first are what all others are compared with.
 FORMATS = (
@@ -62,13 +48,14 @@ FORMATS = (
 
 def main(argv: Sequence[str]) -> int:
     """``musespark lab ARGV…``: one step; returns the exit status."""
-    if argv and argv[0] in MODULES:
+    if argv and argv[0] in STEPS and argv[0] != "eval":
         return _module(argv[0], argv[1:])
     parser = argparse.ArgumentParser(prog="musespark lab", description="How Nano is made.")
     commands = parser.add_subparsers(dest="step", metavar="STEP", required=True)
-    add_arguments(commands.add_parser("eval", help="exact accuracy on held-out instances"))
-    for name, text in MODULES.items():
-        commands.add_parser(name, help=text, add_help=False)
+    for name, text in STEPS.items():
+        step = commands.add_parser(name, help=text, add_help=name == "eval")
+        if name == "eval":
+            add_arguments(step)
     return run(parser.parse_args(argv))
 
 
