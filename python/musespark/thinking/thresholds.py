@@ -1,12 +1,13 @@
 """What was calibrated for one model: the stopper that ``thinking_policy="auto"`` uses, and how sure
 it must be for each rate of premature exits that a caller may accept.
 
-A JSON object: ``version``; ``model``, :func:`key_of` it; ``features``, all names in order; ``weights`` by feature and ``bias``; ``hopeless_weights`` and ``hopeless_bias`` of
-the stopper for hopeless thoughts, missing where there is none; ``thresholds`` by accepted rate, of
-both; ``rate``, that of ``auto``, null where none is (``premature_exits`` then says it); ``trials`` and ``every`` of the policy it was fitted for;
-``problems`` and ``seed``: how it was measured. ``musespark lab calibrate`` writes one
-(lab/calibrate.py says what it promises). A model's own lies in the cache folder, Spark Nano's
-beside its weights.
+A JSON object: ``version``; ``model``, :func:`key_of` it; ``features``, all names in order;
+``weights`` by feature and ``bias``; ``hopeless_weights`` and ``hopeless_bias`` of the stopper for
+hopeless thoughts, missing where there is none; ``thresholds`` by accepted rate, of both; ``rate``,
+that of ``auto``, null where none is (``premature_exits`` then says it); ``trials`` and ``every`` of
+the policy it was fitted for; ``problems`` and ``seed``: how it was measured. ``musespark lab
+calibrate`` writes one (lab/calibrate.py says what it promises). A model's own lies in the cache
+folder, Spark Nano's beside its weights.
 """
 
 from __future__ import annotations
