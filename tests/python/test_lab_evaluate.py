@@ -237,6 +237,16 @@ def written(tmp_path, *lines):
     return path
 
 
+def test_a_question_alone_in_its_group_does_not_keep_its_own_pictures():
+    alone = items_for(["counting"], ["easy", "hard"], ["high"], 1, seed=5)
+    one, other = blinded(alone, "swapped")
+    assert one.pictures is alone[1].pictures and other.pictures is alone[0].pictures
+    # The same question at two efforts has one picture: there is no other.
+    twice = items_for(["counting"], ["easy"], ["low", "high"], 1, seed=5)
+    for some in (alone[:1], twice):
+        assert all(np.ptp(i.pictures[0].pixels) == 0 for i in blinded(some, "swapped"))
+
+
 def test_items_of_a_file_are_graded_by_their_kind(tmp_path):
     pixels = np.zeros((20, 30, 3), np.uint8)
     (tmp_path / "a.png").write_bytes(encode(pixels))

@@ -104,26 +104,49 @@ def overlap(items: list[Item], draws: int, seed: int) -> int:
 
 def blinded(items: list[Item], how: str) -> list[Item]:
     """``items`` as a baseline sees them: without their pictures (``none``), ``grey`` pictures that
-    show nothing, or ``swapped``: each question with the pictures of the next one of its group whose
-    answer is another, or of the next one."""
+    show nothing, or ``swapped``: each question with the pictures of the next one of its task, level
+    and effort whose answer is another, or of the next one; where it is alone, of another level or
+    task; grey where there is no other of as many pictures."""
     if how == "shown":
         return items
-    groups: dict[tuple[str, str, str], list[int]] = {}
-    for i, item in enumerate(items):
-        if item.pictures:
-            groups.setdefault((item.task, item.level, item.effort), []).append(i)
-    out = list(items)
-    for members in groups.values():
-        for k, here in enumerate(members):
-            further = [*members[k + 1 :], *members[:k]] or [here]
-            other = (i for i in further if items[i].answer != items[here].answer)
-            out[here] = _blinded(items[here], items[next(other, further[0])], how)
-    return out
-
-
-def _blinded(item: Item, other: Item, how: str) -> Item:
     if how == "swapped":
-        return replace(item, pictures=other.pictures)
+        return _swapped(items)
+    return [_blinded(item, how) if item.pictures else item for item in items]
+
+
+def _swapped(items: list[Item]) -> list[Item]:
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for here, item in enumerate(items):
+        for group in _groups_of(item) if item.pictures else ():
+            groups.setdefault(group, []).append(here)
+
+    def other(here: int) -> Item:
+        item = items[here]
+        for group in _groups_of(item):
+            members = groups[group]
+            at = members.index(here)
+            further = [
+                items[i]
+                for i in (*members[at + 1 :], *members[:at])
+                if items[i].key != item.key and len(items[i].pictures) == len(item.pictures)
+            ]
+            if further:
+                return next((o for o in further if o.answer != item.answer), further[0])
+        return _blinded(item, "grey")
+
+    swapped = {here: other(here).pictures for here in groups.get((), ())}
+    return [
+        replace(item, pictures=swapped[here]) if here in swapped else item
+        for here, item in enumerate(items)
+    ]
+
+
+def _groups_of(item: Item) -> list[tuple[str, ...]]:
+    """Those that a question may get its pictures from, the nearest first."""
+    return [(item.task, item.level, item.effort), (item.task,), ()]
+
+
+def _blinded(item: Item, how: str) -> Item:
     if how == "grey":
         return replace(item, pictures=[_grey(p) for p in item.pictures])
     messages = [m if isinstance(m["content"], str) else _unseen(m) for m in item.messages]
