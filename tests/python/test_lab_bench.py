@@ -25,8 +25,7 @@ from musespark.lab.crowd import (
     Sampler,
     contemplate,
     crowd_rows,
-    majority,
-    most_confident,
+    elected,
     sample_of,
     sampled,
     until_consensus,
@@ -141,13 +140,13 @@ A, B, NONE = sample("a", right=True), sample("b", tokens=7), sample(None, right=
 
 
 def test_votes() -> None:
-    assert majority([A]) and majority([B, A, A]) and not majority([A, B, B])
-    assert majority([A, B]) and not majority([B, A])  # the first of two as many
-    assert majority([NONE, NONE, A]) and not majority([NONE])
+    assert elected([A]) and elected([B, A, A]) and not elected([A, B, B])
+    assert elected([A, B]) and not elected([B, A])  # the first of two as many and as sure
+    assert elected([NONE, NONE, A]) and not elected([NONE])
     sure = sample("a", right=True, logprob=-0.1)
-    assert most_confident([B, sure]) and majority([B, B, sure]) is False
-    assert most_confident([sample("b", logprob=-3.0)] * 2 + [sure])
-    assert not most_confident([NONE])
+    assert elected([B, sure], weighed=True) and not elected([B, B, sure])
+    assert elected([sample("b", logprob=-3.0)] * 2 + [sure], weighed=True)
+    assert not elected([NONE], weighed=True)
 
 
 def test_sampling_until_consensus() -> None:

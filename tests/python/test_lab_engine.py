@@ -50,6 +50,25 @@ def test_greedy_tokens_of_text_and_pictures_are_those_of_transformers(folder):
     assert all(a.tokens != b.tokens for a, b in zip(replies[2:], blind[2:], strict=True))
 
 
+def test_several_replies_to_each_item_are_those_of_rounds(nano):
+    items = [
+        Item("t", "hard", "medium", q, [{"role": "user", "content": q}], None, "", "string")
+        for q in ("Tell me a story.", "What is 5821 + 3377?")
+    ]
+    told = [{"temperature": 1.0, "seed": 7 + k} for k in range(3)]
+    steps = [nano.model._engine.stats()["steps"]]
+    rounds = [nano.reply(items, 40, options=one) for one in told]
+    steps.append(nano.model._engine.stats()["steps"])
+    found = nano.replies(items, 3, 40, lambda item, k: told[k])
+    steps.append(nano.model._engine.stats()["steps"])
+    tokens = [[reply.tokens for reply in group] for group in found]
+    assert tokens == [[one.tokens for one in group] for group in zip(*rounds, strict=True)]
+    assert len(set(tokens[0])) == 3
+    assert 2 * (steps[2] - steps[1]) < steps[1] - steps[0], "one after the other"
+    made = nano.replies(items, 2, 8, lambda item, k: told[k], lambda item, r: (item.key, r.raw))
+    assert [[key for key, _ in group] for group in made] == [[i.key] * 2 for i in items]
+
+
 def _turned(picture):
     return type(picture)(np.ascontiguousarray(picture.pixels[::-1]))
 

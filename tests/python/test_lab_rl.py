@@ -69,6 +69,19 @@ def test_what_was_better_than_its_group_becomes_likelier(learner, weight, long):
     assert (cost() < before) == (weight > 0)
 
 
+def test_every_token_of_every_reply_counts(learner):
+    """Of rows that are nearly full of replies a part was left out, another each time."""
+    item = compose(draw(_rng(), "addition", "easy", evaluation=False), "high", _rng())
+    short = learner.tokenizer.encode("9+9=4").ids
+    count = (rl._LENGTH - 100) // len(short)
+    reply = Reply("", tokens=tuple(short * count), finished=False)
+    samples = [learner.sample(item, reply, 1.0) for _ in range(rl._ROWS)]
+    wanted = sum(sum(one.mask) for one in samples)
+    assert wanted > rl._ROWS * rl._LENGTH * 11 // 16
+    batch = learner.packer.batch(samples, rl._ROWS, rl._LENGTH)
+    assert not samples and (batch.labels >= 0).sum() == wanted
+
+
 def test_the_engine_writes_with_the_weights_that_were_learned(learner):
     items = [compose(draw(_rng(), "addition", "easy", evaluation=False), "medium", _rng())]
     before = learner.replies(items, 1, 7)[0][0].raw
@@ -81,12 +94,17 @@ def test_the_engine_writes_with_the_weights_that_were_learned(learner):
 
 def test_nothing_but_the_model_ends_a_thought_that_it_learns_from(learner, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        learner.backend, "reply", lambda items, most, options: asked.append(options) or []
-    )
-    learner.replies([], 2, 7)
-    assert [one["thinking_policy"] for one in asked] == ["off", "off"]
-    assert asked[0]["seed"] != asked[1]["seed"]
+    replies = learner.backend.replies
+
+    def seen(items, count, limit, options):
+        asked.extend(options(items[0], k) for k in range(count))
+        return replies(items, count, limit, options)
+
+    monkeypatch.setattr(learner.backend, "replies", seen)
+    items = [compose(draw(_rng(), "addition", "easy", evaluation=False), "medium", _rng())]
+    ((one, other),) = learner.replies(items, 2, 7)
+    assert [options["thinking_policy"] for options in asked] == ["off", "off"]
+    assert asked[0]["seed"] != asked[1]["seed"] and one.raw and other.raw
 
 
 def _rng():

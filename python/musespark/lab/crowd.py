@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,10 +21,10 @@ import numpy as np
 
 import musespark
 
-from ..contemplating.votes import majority_probability
+from ..contemplating.votes import Tally, Vote, majority_probability, tally
 from ..thinking import ThinkingPolicy
-from .backends import FREE, Reply, right
-from .engine import MusesparkBackend, messages_of, plain, run
+from .backends import Reply, right
+from .engine import MusesparkBackend, messages_of, plain
 from .item import Item, grade, normalize
 from .paired import Resampled, interval
 
@@ -81,18 +80,11 @@ class Sampler(MusesparkBackend):
     ) -> list[list[Sample]]:
         """``agents`` samples of each item, each with a seed of its own."""
 
-        def sampled(item: Item, agent: int) -> Any:
-            told = {
-                "temperature": _TEMPERATURE,
-                "seed": Random(f"{seed} {item.task} {item.key} {agent}").getrandbits(32),
-                "logprobs": 1,
-            }
-            reply = yield from self._conversation(item, limit, FREE, False, told)
-            return sample_of(item, reply)
+        def told(item: Item, agent: int) -> dict[str, Any]:
+            seed_of_its_own = Random(f"{seed} {item.task} {item.key} {agent}").getrandbits(32)
+            return {"temperature": _TEMPERATURE, "seed": seed_of_its_own, "logprobs": 1}
 
-        turns = (sampled(item, agent) for item in items for agent in range(agents))
-        flat = run(turns, len(items) * agents, progress)
-        return [flat[at : at + agents] for at in range(0, len(flat), agents)]
+        return self.replies(items, agents, limit, told, sample_of, progress=progress)
 
 
 def sample_of(item: Item, reply: Reply) -> Sample:
@@ -110,38 +102,31 @@ def _key(item: Item, reply: Reply) -> str | None:
     return normalize(reply.answer)
 
 
-def _backing(samples: Sequence[Sample], weight: Callable[[Sample], float]) -> Counter[str]:
-    behind: Counter[str] = Counter()
-    for sample in samples:
-        if sample.key is not None:
-            behind[sample.key] += weight(sample)
-    return behind
+def _tallies(samples: Sequence[Sample], *, weighed: bool = False) -> list[Tally]:
+    """The answers of samples that ended, the leading one first, as contemplating counts votes.
+    ``weighed``: each vote by the geometric mean of its tokens' probabilities."""
+    sure = [math.exp(one.logprob) for one in samples]
+    return tally(
+        [
+            Vote(agent, one.key, sure[agent] if weighed else 1.0, sure[agent])
+            for agent, one in enumerate(samples)
+            if one.key is not None
+        ]
+    )
 
 
-def majority(samples: Sequence[Sample]) -> bool:
-    """Whether the answer that most gave is right; of equally many the one given first."""
-    return _leader_right(samples, _backing(samples, lambda one: 1))
-
-
-def most_confident(samples: Sequence[Sample]) -> bool:
-    """The same, each vote weighed by the geometric mean of its tokens' probabilities."""
-    return _leader_right(samples, _backing(samples, lambda one: math.exp(one.logprob)))
-
-
-def _leader_right(samples: Sequence[Sample], behind: Counter[str]) -> bool:
-    if not behind:
-        return False
-    leader = behind.most_common(1)[0][0]
-    return next(one.right for one in samples if one.key == leader)
+def elected(samples: Sequence[Sample], *, weighed: bool = False) -> bool:
+    """Whether the answer that leads is right."""
+    leading = _tallies(samples, weighed=weighed)[:1]
+    return any(samples[one.best].right for one in leading)
 
 
 def until_consensus(samples: Sequence[Sample]) -> int:
     """How many of ``samples`` are drawn until the first of the answers leads the second for good
     with a probability of 0.95, under a Beta posterior of the two alone (arXiv:2305.11860, 3)."""
     for drawn in range(1, len(samples)):
-        behind = _backing(samples[:drawn], lambda one: 1)
-        first, second = [*(votes for _, votes in behind.most_common(2)), 0, 0][:2]
-        if first and majority_probability(int(first), int(second)) >= _CONSENSUS:
+        first, second = [*(one.votes for one in _tallies(samples[:drawn])[:2]), 0, 0][:2]
+        if first and majority_probability(first, second) >= _CONSENSUS:
             return drawn
     return len(samples)
 
@@ -151,11 +136,11 @@ def sampled(pool: Sequence[Sequence[Sample]]) -> Iterator[Crowd]:
     tokens = np.array([[one.tokens for one in samples] for samples in pool])
     for agents in AGENTS:
         spent = tokens[:, :agents].sum(axis=1)
-        for aggregate, decide in ((VOTE, majority), (CONFIDENCE, most_confident)):
-            decided = np.array([decide(samples[:agents]) for samples in pool])
+        for aggregate, weighed in ((VOTE, False), (CONFIDENCE, True)):
+            decided = np.array([elected(samples[:agents], weighed=weighed) for samples in pool])
             yield Crowd(agents, aggregate, decided, spent)
     drawn = [until_consensus(samples) for samples in pool]
-    decided = np.array([majority(samples[:k]) for samples, k in zip(pool, drawn, strict=True)])
+    decided = np.array([elected(samples[:k]) for samples, k in zip(pool, drawn, strict=True)])
     spent = np.array([row[:k].sum() for row, k in zip(tokens, drawn, strict=True)])
     yield Crowd(MOST, CONSENSUS, decided, spent)
 

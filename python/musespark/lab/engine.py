@@ -8,7 +8,7 @@ that the engine always has a full batch, whatever their tasks, tools and efforts
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,28 @@ class MusesparkBackend:
         told = options or {}
         turns = (self._conversation(i, max_new_tokens, thinking, oracle, told) for i in items)
         return run(turns, len(items), progress)
+
+    def replies(
+        self,
+        items: Sequence[Item],
+        count: int,
+        max_new_tokens: int,
+        options: Callable[[Item, int], Mapping[str, Any]],
+        made: Callable[[Item, Reply], Any] = lambda item, reply: reply,
+        *,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[list[Any]]:
+        """What is ``made`` of ``count`` replies to each item, in order, all under way beside each
+        other. ``options``: those of :meth:`reply`, of the k-th reply to an item."""
+
+        def one(item: Item, k: int) -> Turn:
+            told = options(item, k)
+            reply = yield from self._conversation(item, max_new_tokens, FREE, False, told)
+            return made(item, reply)
+
+        turns = (one(item, k) for item in items for k in range(count))
+        flat = run(turns, len(items) * count, progress)
+        return [flat[at : at + count] for at in range(0, len(flat), count)]
 
     def _need_channels(self, what: str) -> None:
         if self._markers is None:

@@ -28,6 +28,8 @@ IGNORE = -100
 #: Patch labels that no head is trained on.
 UNLABELLED = 255
 _DROPOUT_RATE, _DROPOUT_SHARE = 0.1, 0.1
+#: Room for trained tokens, of all in a batch: what training draws hardly ever has more.
+_TRAINED = 11 / 16
 #: What a trained token belongs to, for the log: a task, prose, or drills.
 FAMILIES = (*TASKS, nlvr.TASK, "prose", "repeats")
 
@@ -107,7 +109,8 @@ class Packer:
     dropout cuts words.
 
     Each batch has room for ``pictures`` pictures, and about ``vision`` of the documents drawn have
-    some; with no room for any, none are drawn. Without rows a batch is ``drills`` alone.
+    some; with no room for any, none are drawn. Without rows a batch is ``drills`` alone. Of its
+    tokens up to ``trained`` are targets: of more a random part is, so where all must count it is 1.
     """
 
     def __init__(
@@ -121,13 +124,15 @@ class Packer:
         pictures: int = 0,
         vision: float = 0.0,
         rollouts: Sequence[Item] = (),
+        *,
+        trained: float = _TRAINED,
     ):
         text.use_words(tok.words_of(tokenizer))
         self.tokenizer, self.dropped = tokenizer, tok.with_dropout(tokenizer, _DROPOUT_RATE)
         self.books, self.rows, self.length, self.phase = books, rows, length, phase
         self.pictures, self.vision = pictures, vision if pictures else 0.0
         self.rng = Random(seed)
-        self.rollouts = rollouts
+        self.rollouts, self.trained = rollouts, trained
         self.long: list[Sample] = []
 
     def sample(self, waiting: int = 0) -> Sample:
@@ -237,7 +242,7 @@ class Packer:
                     if s.mask[p + 1]
                 ]
                 at += len(s)
-        size = rows * length * 11 // 16
+        size = int(rows * length * self.trained)
         if len(targets) > size:
             targets = self.rng.sample(targets, size)
         index, family = np.zeros((2, size), np.int64)

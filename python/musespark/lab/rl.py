@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,8 @@ class Learner:
             self.optimizer.load_state_dict(state["optimizer"])
         self.run_loss = self.loss if args.no_compile else torch.compile(self.loss, dynamic=False)
         self.tokenizer = tok.load(self.folder)
-        self.packer = Packer(self.tokenizer, [], _ROWS, _LENGTH, args.seed)
+        # A sample's tokens are nearly all a reply's, and each has its part in the gradient.
+        self.packer = Packer(self.tokenizer, [], _ROWS, _LENGTH, args.seed, trained=1.0)
         self._swap()
 
     def _swap(self) -> None:
@@ -104,11 +106,12 @@ class Learner:
 
     def replies(self, items: list[Item], count: int, seed: int) -> list[list[Reply]]:
         """``count`` sampled replies to each item."""
-        rounds = []
-        for k in range(count):  # what a policy writes is no choice of the model's
-            options = {"temperature": 1.0, "thinking_policy": "off", "seed": seed * 1009 + k}
-            rounds.append(self.backend.reply(items, self.args.max_new_tokens, options=options))
-        return [list(each) for each in zip(*rounds, strict=True)]
+
+        def told(item: Item, k: int) -> dict[str, Any]:
+            # What a policy writes is no choice of the model's.
+            return {"temperature": 1.0, "thinking_policy": "off", "seed": seed * 1009 + k}
+
+        return self.backend.replies(items, count, self.args.max_new_tokens, told)
 
     def one_step(self, level: str) -> dict:
         """Sample, judge, learn, swap; the line of the log."""

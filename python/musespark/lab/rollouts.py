@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from ..weights.files import write_whole
 from .arguments import at_least, check_targets, chosen_of
@@ -103,18 +104,19 @@ def main(argv: list[str]) -> None:
     rng = Random(args.seed)
     items = [compose(p, TRIED, rng) for p in asked]
     backend = MusesparkBackend(args.model, threads=args.threads)
-    samples: list[list[Reply]] = []
+
+    def told(item: Item, k: int) -> dict[str, Any]:
+        seed = args.seed * 1009 + k
+        return {"temperature": args.temperature, "thinking_policy": "off", "seed": seed}
+
     try:
-        for k in range(args.samples):
-            options = {"temperature": args.temperature, "thinking_policy": "off"}
-            options["seed"] = args.seed * 1009 + k
-            bar = Bar(f"sample {k + 1} of {args.samples}")
-            samples.append(backend.reply(items, args.max_new_tokens, options=options, progress=bar))
+        limit, bar = args.max_new_tokens, Bar("sampling")
+        replies = backend.replies(items, args.samples, limit, told, progress=bar)
     finally:
         backend.close()
     out = []
-    for problem, replies in zip(asked, zip(*samples, strict=True), strict=True):
-        out += kept(problem, replies, args.efforts, args.keep, rng)
+    for problem, group in zip(asked, replies, strict=True):
+        out += kept(problem, group, args.efforts, args.keep, rng)
     write(out, Path(args.out))
     wrong = sum(WRONG_OPEN in i.thought for i in out)
     print(f"{len(asked)} problems, {args.samples} replies each: {len(out)} kept, {wrong} wrong")
