@@ -367,6 +367,13 @@ def test_the_shipped_template_is_what_transformers_applies():
     )
 
 
+def test_signals_do_afterwards_what_they_did_before(tmp_path):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    run(tmp_path, "--max-steps", "1")
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
 @pytest.mark.parametrize("who", ["a process", "who started them", "all, by Ctrl-C"])
 def test_two_processes_agree_on_the_step_to_stop_at(tmp_path, who):
     """SIGTERM once reached them a step apart: one left, the other failed in its reduction; and

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from transformers import (
 from . import drafting, network
 from .optim import Optimizer
 from .pack import Batch, Source
+from .stopping import asked_to_stop
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -141,8 +141,12 @@ class Trainer:
         os.replace(temporary, self.out / "last.pt")
 
     def run(self) -> None:
-        """Trains until the last step, the limit of this run, or SIGTERM; leaves a checkpoint."""
-        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "stopping", True))
+        """Trains until the last step, the limit of this run, Ctrl-C or SIGTERM; leaves a
+        checkpoint."""
+        with asked_to_stop(lambda: setattr(self, "stopping", True)):
+            self._run()
+
+    def _run(self) -> None:
         begin, first, mark = time.time(), self.step, (time.time(), self.tokens)
         means: np.ndarray | None = None
         while not self.stopping and self.step < self.args.steps:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import time
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from . import checkpoint, network, tokenizer
 from .optim import Optimizer
 from .pack import FAMILIES, IGNORE, Batch, Source
 from .progress import Status
+from .stopping import asked_to_stop
 
 #: Steps between two lines of the log.
 LOG_EVERY = 20
@@ -215,8 +215,10 @@ class Trainer:
     def run(self) -> None:
         """Train until the decay is through, the step limit, Ctrl-C or SIGTERM; always leaves a
         checkpoint."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: setattr(self, "stopping", True))
+        with asked_to_stop(lambda: setattr(self, "stopping", True)):
+            self._run()
+
+    def _run(self) -> None:
         parent = os.getppid()
         begin, first, average, mark = time.time(), self.step, None, (time.time(), self.tokens)
         speed, status = 0.0, Status()
@@ -292,11 +294,10 @@ def main(argv: list[str] | None = None) -> None:
     ]
     for process in processes:
         process.start()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: [process.terminate() for process in processes])
-    (Path(args.out) / "pids").write_text(" ".join(str(p.pid) for p in processes))
-    for process in processes:
-        process.join()
+    with asked_to_stop(lambda: [process.terminate() for process in processes]):
+        (Path(args.out) / "pids").write_text(" ".join(str(p.pid) for p in processes))
+        for process in processes:
+            process.join()
     if any(p.exitcode for p in processes):
         raise SystemExit(1)
 
