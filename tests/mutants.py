@@ -264,21 +264,21 @@ MUTANTS = (
         "csrc/model/adapter.cc",
         "Rows in = product.in->slice(range.first, range.count);",
         "Rows in = product.in->slice(0, range.count);",
-        "test_lora_bits.py",
+        "test_adapted_bits.py",
     ),
     Mutant(
         "rows of the last layer keep the places of the whole batch",
         "csrc/model/text_model.cc",
         "    adapted.keep(wanted);\n",
         "",
-        "test_lora_bits.py",
+        "test_adapted_bits.py",
     ),
     Mutant(
         "a control vector for the batch's first rows",
         "csrc/model/adapter.cc",
         "residual.x + range.first * residual.ldx, residual.ldx, range.count",
         "residual.x, residual.ldx, range.count",
-        "test_steering_bits.py",
+        "test_adapted_bits.py",
     ),
     Mutant(
         "the norm behind a control vector not made again",
@@ -299,7 +299,7 @@ MUTANTS = (
         "csrc/decode/schedule.cc",
         " && base.adapter == entry.adapter",
         "",
-        "test_lora_engine.py",
+        "test_adapted_engine.py",
     ),
     Mutant(
         "rsLoRA's root forgotten",

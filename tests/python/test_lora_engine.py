@@ -1,4 +1,4 @@
-"""Adapters in the engine: who may use one, how long it lives, and what is never mixed."""
+"""Adapters in the engine: how long one lives, and what does not fit."""
 
 from __future__ import annotations
 
@@ -12,96 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musespark.engine import Engine, Request
+from musespark.engine import Request
 from musespark.errors import CorruptFile, InvalidRequest, UnsupportedModel
 from support import engine_cases as cases
 from support import tiny_models
+from support.adapted import LORA, add
 from support.engine_cases import tokens
 from support.lora import adapter_tensors, random_adapter
 
 ADAPTER = Request(tokens=tokens(90), max_new_tokens=20, temperature=1.0, seed=3)
 
 
-def add(engine: Engine, seed: int = 1, **options) -> int:
-    ids: list[int] = []
-    spec = cases.packed("muse_kv8")[0]
-    engine.add_adapter(ids, adapter_tensors(random_adapter(spec, seed, **options)))
-    return ids[0]
-
-
-def answers(engine: Engine, requests: list[Request]) -> list[str]:
-    handles = [engine.submit(request) for request in requests]
-    return [cases.fingerprint(handle.result()) for handle in handles]
-
-
-def varied(adapters: list[int | None]) -> list[Request]:
-    """The requests of engine_cases, each with another adapter, and again with none."""
-    requests = cases.requests(130)
-    chosen = [adapters[i % len(adapters)] for i in range(len(requests))]
-    return [
-        dataclasses.replace(request, adapter=adapter)
-        for request, adapter in zip(requests, chosen, strict=True)
-    ] + requests
-
-
-def test_together_as_alone() -> None:
-    with cases.make_engine() as engine:
-        adapters = [add(engine, 1), None, add(engine, 2, targets=("q", "gate"))]
-        requests = varied(adapters)
-        alone = [cases.fingerprint(engine.submit(r).result()) for r in requests]
-        n = len(requests) // 2
-        assert all(alone[i] != alone[n + i] for i in (3, 5, 6, 8)), "adapters that do nothing"
-        assert all(alone[i] == alone[n + i] for i in (1, 4, 7, 10))
-        assert answers(engine, requests) == alone
-    with cases.make_engine() as plain:
-        plainly = [cases.fingerprint(plain.submit(r).result()) for r in cases.requests(130)]
-        assert plainly == alone[n:]
-    with cases.make_engine(prefill_chunk=33, threads=1) as other:
-        again = [add(other, 1), None, add(other, 2, targets=("q", "gate"))]
-        assert answers(other, varied(again)) == alone
-
-
-def test_preempted_sequences_keep_their_adapters() -> None:
-    def few(engine: Engine) -> list[Request]:
-        adapters = [add(engine, 1), None, add(engine, 2)]
-        return [
-            Request(tokens=tokens(90, seed=i), temperature=0.8, seed=i, adapter=adapters[i % 3])
-            for i in range(5)
-        ]
-
-    with cases.make_engine(context=700) as engine:
-        wanted = [cases.fingerprint(engine.submit(r).result()) for r in few(engine)]
-    budget = 2 * cases.bytes_needed("muse_kv8", 700)
-    with cases.make_engine(context=700, memory_budget=budget) as engine:
-        assert answers(engine, few(engine)) == wanted
-        assert engine.stats()["preemptions"] > 0, "the budget was not tight"
-
-
-def test_a_base_is_reused_by_the_adapter_that_made_it_alone() -> None:
-    with cases.make_engine(prefix_cache=False) as engine:
-        one, two = add(engine, 1), add(engine, 2)
-        prompt = tokens(200)
-        for made_with in (one, None):
-            first = engine.submit(Request(tokens=prompt, max_new_tokens=5, retain=True,
-                                          adapter=made_with))  # fmt: skip
-            first.result()
-            fork = first.retained.fork()
-            for adapter in (one, two, None):
-                request = Request(
-                    tokens=[*prompt, 3, 4], max_new_tokens=8, temperature=1.0, adapter=adapter
-                )
-                fresh = engine.submit(request).result()
-                for base in (first.retained, fork):
-                    again = engine.submit(request, base=base).result()
-                    assert again.tokens == fresh.tokens
-                    assert (again.stats["cached_tokens"] > 0) == (adapter == made_with)
-            fork.release()
-            first.retained.release()
-
-
 def test_removed_while_in_use_it_serves_to_the_end() -> None:
     with cases.make_engine() as engine:
-        adapter = add(engine)
+        adapter = add(engine, LORA)
         assert engine.stats()["adapters"] == 1 and engine.stats()["adapter_bytes"] > 0
         request = dataclasses.replace(ADAPTER, max_new_tokens=400, adapter=adapter, retain=True)
         expected = engine.submit(request).result().tokens
@@ -114,7 +38,7 @@ def test_removed_while_in_use_it_serves_to_the_end() -> None:
         assert handle.result().tokens == expected
         assert [h.result().tokens for h in queued] == [expected] * 3
         engine.remove_adapter(adapter)  # nothing: it is gone
-        later = add(engine, 2)
+        later = add(engine, LORA, seed=2)
         assert later != adapter, "ids are not given out twice"
         # What was retained belongs to the removed adapter: the new one does not take it up.
         other = dataclasses.replace(ADAPTER, adapter=later)
@@ -148,14 +72,14 @@ def test_the_memory_goes_with_the_last_user() -> None:
 
 def test_adding_and_removing_while_others_run() -> None:
     with cases.make_engine() as engine:
-        kept = add(engine, 1)
+        kept = add(engine, LORA)
         request = dataclasses.replace(ADAPTER, adapter=kept)
         expected = engine.submit(request).result().tokens
         stop, wrong = threading.Event(), []
 
         def churn() -> None:
             while not stop.is_set():
-                adapter = add(engine, 2)
+                adapter = add(engine, LORA, seed=2)
                 handle = engine.submit(dataclasses.replace(ADAPTER, adapter=adapter))
                 engine.remove_adapter(adapter)
                 handle.cancel()

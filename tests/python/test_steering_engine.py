@@ -1,4 +1,4 @@
-"""Control vectors in the engine: who gets one, what is never mixed, the states they come from."""
+"""Control vectors in the engine: over adapters, and the states they come from."""
 
 from __future__ import annotations
 
@@ -12,82 +12,25 @@ from musespark.errors import InvalidRequest
 from musespark.reference import forward as reference
 from support import engine_cases as cases
 from support import tiny_models
+from support.adapted import CONTROL, LORA, add
 from support.engine_cases import tokens
-from support.lora import adapter_tensors, random_adapter
 from support.steering import control_tensors, random_directions, twin_weights
 
 SPEC = cases.packed("muse_kv8")[0]
-
-
-def add(engine: Engine, seed: int = 1, over: int | None = None, **options) -> int:
-    ids: list[int] = []
-    engine.add_adapter(ids, control_tensors(SPEC, seed=seed, **options), over=over)
-    return ids[0]
-
-
-def add_lora(engine: Engine) -> int:
-    ids: list[int] = []
-    engine.add_adapter(ids, adapter_tensors(random_adapter(SPEC, 1)))
-    return ids[0]
-
-
-def varied(chosen: list[int | None]) -> list[Request]:
-    """The requests of engine_cases, each with another vector, and again with none."""
-    requests = cases.requests(130)
-    steered = [
-        dataclasses.replace(request, adapter=chosen[i % len(chosen)])
-        for i, request in enumerate(requests)
-    ]
-    return steered + requests
-
-
-def answers(engine: Engine, requests: list[Request]) -> list[str]:
-    handles = [engine.submit(request) for request in requests]
-    return [cases.fingerprint(handle.result()) for handle in handles]
-
-
-def steerings(engine: Engine) -> list[int | None]:
-    return [add(engine, 1), None, add(engine, 2, layers=[1]), add(engine, 3, add_lora(engine))]
-
-
-def test_together_as_alone() -> None:
-    with cases.make_engine() as engine:
-        requests = varied(steerings(engine))
-        alone = [cases.fingerprint(engine.submit(r).result()) for r in requests]
-        n = len(requests) // 2
-        assert all(alone[i] != alone[n + i] for i in (3, 6, 7, 8)), "vectors that do nothing"
-        assert all(alone[i] == alone[n + i] for i in (1, 5, 9))
-        assert answers(engine, requests) == alone
-    with cases.make_engine() as plain:
-        assert [cases.fingerprint(plain.submit(r).result()) for r in cases.requests(130)] == alone[
-            n:
-        ]
-    with cases.make_engine(prefill_chunk=33, threads=1) as other:
-        assert answers(other, varied(steerings(other))) == alone
-
-
-def test_preempted_sequences_keep_their_vectors() -> None:
-    def few(engine: Engine) -> list[Request]:
-        chosen = [add(engine, 1), None, add(engine, 2)]
-        return [
-            Request(tokens=tokens(90, seed=i), temperature=0.8, seed=i, adapter=chosen[i % 3])
-            for i in range(5)
-        ]
-
-    with cases.make_engine(context=700) as engine:
-        wanted = [cases.fingerprint(engine.submit(r).result()) for r in few(engine)]
-    budget = 2 * cases.bytes_needed("muse_kv8", 700)
-    with cases.make_engine(context=700, memory_budget=budget) as engine:
-        assert answers(engine, few(engine)) == wanted
-        assert engine.stats()["preemptions"] > 0, "the budget was not tight"
 
 
 def test_prefixes_are_those_of_the_same_vector_over_the_same_adapter() -> None:
     """Each goes on from what it has computed itself, and from nothing else."""
     prompt = tokens(200)
     with cases.make_engine() as engine:
-        lora = add_lora(engine)
-        chosen = [None, lora, add(engine, 1), add(engine, 2), add(engine, 1, lora)]
+        lora = add(engine, LORA)
+        chosen = [
+            None,
+            lora,
+            add(engine, CONTROL),
+            add(engine, CONTROL, seed=2),
+            add(engine, CONTROL, lora),
+        ]
         request = Request(tokens=prompt, max_new_tokens=8, temperature=1.0, logprobs=1)
         first = [engine.submit(dataclasses.replace(request, adapter=a)).result() for a in chosen]
         assert [one.stats["cached_tokens"] for one in first] == [0] * 5
@@ -97,31 +40,16 @@ def test_prefixes_are_those_of_the_same_vector_over_the_same_adapter() -> None:
         assert len({tuple(one.logprobs) for one in first}) == 5, "vectors that do nothing"
 
 
-def test_a_base_is_reused_by_the_vector_that_made_it_alone() -> None:
-    with cases.make_engine(prefix_cache=False) as engine:
-        one, two, prompt = add(engine, 1), add(engine, 2), tokens(200)
-        for made_with in (one, None):
-            request = Request(tokens=prompt, max_new_tokens=5, retain=True, adapter=made_with)
-            handle = engine.submit(request)
-            handle.result()
-            for steering in (one, two, None):
-                request = Request(tokens=[*prompt, 3, 4], max_new_tokens=8, adapter=steering)
-                got = engine.submit(request, base=handle.retained).result()
-                assert got.tokens == engine.submit(request).result().tokens
-                assert (got.stats["cached_tokens"] > 0) == (steering == made_with)
-            handle.retained.release()
-
-
 def test_it_outlives_the_adapter_that_it_is_laid_over() -> None:
     with cases.make_engine() as engine:
-        lora = add_lora(engine)
-        both = add(engine, 1, lora)
+        lora = add(engine, LORA)
+        both = add(engine, CONTROL, lora)
         request = Request(tokens=tokens(50), max_new_tokens=12, adapter=both)
         wanted = engine.submit(request).result().tokens
         engine.remove_adapter(lora)
         assert engine.submit(request).result().tokens == wanted
         with pytest.raises(InvalidRequest, match=f"over: got {lora}, allowed is an adapter that"):
-            add(engine, 1, lora)
+            add(engine, CONTROL, lora)
 
 
 # ---- states -------------------------------------------------------------------------------------
