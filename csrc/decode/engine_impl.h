@@ -174,6 +174,7 @@ struct Engine::Impl {
   void settle_trial(Entry& entry, Clock::time_point now);
   void rewind_to_trial(Entry& entry);
   void drop_trial(Entry& entry);
+  void give_up_late_trials(Clock::time_point now);
   ThoughtStop trial_stop(Entry& entry) const;
   void end_by_trial(Entry& entry, ThoughtStop why, Clock::time_point now);
   void choose_trial_rows();

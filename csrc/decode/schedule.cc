@@ -25,6 +25,7 @@ bool begins_with_pages_of(const Sequence& a, const Sequence& b) {
 void Engine::Impl::plan(Clock::time_point now) {
   settle_requests();
   end_cancelled(now);
+  give_up_late_trials(now);
   requeue_outgrown();
   grow_reservations();
   admit(now);

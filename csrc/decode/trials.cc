@@ -192,6 +192,17 @@ void Engine::Impl::drop_trial(Entry& entry) {
   entry.trial.reset();
 }
 
+// Where a thought has no more time it waits for no trial: one under way is given up, unanswered,
+// and what was written meanwhile stays.
+void Engine::Impl::give_up_late_trials(Clock::time_point now) {
+  for (std::size_t i = running.size(); i-- > 0;) {  // one may end with the token it held
+    Entry& entry = *running[i];
+    if (!entry.trial || !is_late(entry)) continue;
+    entry.trial.reset();
+    if (entry.held) book_sampled(entry, *std::exchange(entry.held, std::nullopt), now);
+  }
+}
+
 void Engine::Impl::end_by_trial(Entry& entry, ThoughtStop why, Clock::time_point now) {
   rewind_to_trial(entry);
   entry.kv = std::move(entry.trial->kv);

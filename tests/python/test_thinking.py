@@ -384,6 +384,23 @@ class Steady(Script):
         return super().__call__(new)
 
 
+@pytest.mark.parametrize("script", [[30, DOT, 31], [30, DOT, *range(31, 91)]])
+def test_a_deadline_waits_for_no_trial(script: list[int]) -> None:
+    """The next sentence ends, or the marker comes, while one is under way, which takes 64 steps:
+    those of a neighbour, of a tenth of a second each."""
+    marks = {"cache": "keep", "most_tokens": None, "opens": [[OPEN]], "closes": [CLOSE]}
+    thinking = {"close": CLOSE, "openings": [[OPEN]], "classes": classes(), "deadline_s": 2.0}
+    trials = {"tokens": 64, "every": 1, "confident": 1.0, "close": [CLOSE]}
+    given = {"tokens": [1, OPEN], "max_new_tokens": 200, "stop_ids": (CLOSE,), "thoughts": marks}
+    request = Request(**given, thinking=thinking, trials=trials, constraint=Script(script))
+    with make_engine(threads=1) as engine:
+        beside = engine.submit(Request(tokens=[1], max_new_tokens=90, constraint=Steady([30])))
+        result = engine.submit(request).result()
+        beside.discard()
+    assert result.tokens[-1] == CLOSE and result.stats["thought_stop"] == "deadline"
+    assert result.stats["trials"] == [] and 0 < result.stats["trial_tokens"] < 40
+
+
 def test_a_thought_leaves_time_before_the_requests_deadline() -> None:
     """At the pace that was measured; without a reserve the deadline comes inside the thought."""
     script = Steady([30 + i for i in range(50)])
