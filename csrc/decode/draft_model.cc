@@ -1,7 +1,7 @@
 #include "decode/draft_model.h"
 
 #include <algorithm>
-#include <string>
+#include <limits>
 
 #include "base/errors.h"
 
@@ -9,13 +9,10 @@ namespace musespark {
 namespace {
 
 constexpr std::int64_t kMostRows = 512;  // of a step
+// The logit of an id that the drafting model does not have: finite, as the sampler wants them.
+constexpr float kNever = std::numeric_limits<float>::lowest();
 
-const KvLayout& checked(const TextModel& model, std::int64_t vocab) {
-  if (model.spec().vocab != vocab) {
-    throw InvalidRequest("drafter: vocab is " + std::to_string(model.spec().vocab) +
-                         ", the model's is " + std::to_string(vocab) +
-                         ": a model that drafts has the same tokens");
-  }
+const KvLayout& checked(const TextModel& model) {
   if (model.original_context() > 0) {
     throw UnsupportedModel("drafter: ropes with short_factors, which change with the length");
   }
@@ -26,19 +23,19 @@ const KvLayout& checked(const TextModel& model, std::int64_t vocab) {
 
 DraftModel::DraftModel(TextModel& model, std::int64_t vocab, std::int64_t tokens)
     : model_(model),
-      pool_(checked(model, vocab),
-            PagePool(model.kv_layout(), 0).bytes_for(tokens + most(), kMostRows)),
+      pool_(checked(model), PagePool(model.kv_layout(), 0).bytes_for(tokens + most(), kMostRows)),
       kv_(pool_),
-      row_(static_cast<std::size_t>(vocab)) {}
+      row_(static_cast<std::size_t>(std::max(vocab, model.spec().vocab)), kNever) {}
 
 bool DraftModel::knows(const Text& text) const {
   if (text.id != id_) {
     id_ = text.id;
-    const auto prompt = text.tokens.first(static_cast<std::size_t>(text.prompt));
-    readable_ = std::ranges::all_of(prompt, [](std::int32_t token) { return token >= 0; });
+    read_ = 0;
   }
+  const auto has = [&](std::int32_t token) { return token >= 0 && token < model_.spec().vocab; };
+  while (read_ < text.tokens.size() && has(text.tokens[read_])) ++read_;
   const auto size = static_cast<std::int64_t>(text.tokens.size());
-  return readable_ && size + ahead() <= model_.spec().max_context;
+  return read_ == text.tokens.size() && size + ahead() <= model_.spec().max_context;
 }
 
 // Keeps what the text begins with, but for its last token.
@@ -61,31 +58,24 @@ bool DraftModel::compute(std::span<const std::int32_t> tokens, bool logits,
   return true;
 }
 
-// Computes the text up to position `to`, with the logits after it where that is its end.
-bool DraftModel::catch_up(const Text& text, std::int64_t to,
-                          const std::function<bool()>& interrupted) {
-  while (kv_.length() < to) {
-    const std::int64_t rows = std::min(kMostRows, to - kv_.length());
-    const auto part =
-        text.tokens.subspan(static_cast<std::size_t>(kv_.length()), static_cast<std::size_t>(rows));
-    const bool end = kv_.length() + rows == static_cast<std::int64_t>(text.tokens.size());
-    if (!compute(part, end, interrupted)) return false;
-    kv_.accept(kv_.length());
-  }
-  return true;
-}
-
 bool DraftModel::settle(const Text& text, std::int64_t most,
                         const std::function<bool()>& interrupted) {
   follow(text);
-  const auto size = static_cast<std::int64_t>(text.tokens.size());
-  return size - kv_.length() <= most || catch_up(text, size - 1, interrupted);
+  const auto left = [&] { return static_cast<std::int64_t>(text.tokens.size()) - kv_.length(); };
+  if (left() <= most) return true;
+  const std::int64_t rows = std::min(kMostRows, left() - 1);
+  const auto next =
+      text.tokens.subspan(static_cast<std::size_t>(kv_.length()), static_cast<std::size_t>(rows));
+  if (!compute(next, false, interrupted)) return false;
+  kv_.accept(kv_.length());
+  return left() <= most;
 }
 
 bool DraftModel::draft(const Text& text, std::int64_t count,
                        const std::function<bool()>& interrupted, const Pick& pick) {
-  follow(text);
-  if (!catch_up(text, static_cast<std::int64_t>(text.tokens.size()), interrupted)) return false;
+  const auto rest = text.tokens.subspan(static_cast<std::size_t>(kv_.length()));
+  if (!compute(rest, true, interrupted)) return false;
+  kv_.accept(kv_.length());
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int32_t token = pick(row_.data(), i);
     if (token < 0 || i + 1 == count) break;

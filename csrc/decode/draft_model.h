@@ -3,7 +3,11 @@
 // rejection sampling: the large model's own sampling decides).
 //
 // Its keys and values are those of the last text it drafted for; another text keeps what both begin
-// with. A long prompt is computed by it as well, at the first draft.
+// with. A long prompt is computed by it as well, piece by piece beside the first steps: until then
+// they have no draft of it.
+//
+// Families pad their vocabularies to sizes of their own. Ids that one of the two models has are not
+// drafted by it, and not for it: texts with an id that this one does not have, it does not know.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +23,8 @@ namespace musespark {
 
 class DraftModel : public DraftSource {
  public:
-  // For a model of `vocab` tokens and texts of at most `tokens`. Throws InvalidRequest naming both
-  // values where the vocabularies differ, UnsupportedModel for ropes with two sets of factors.
+  // For a model of `vocab` tokens, of which those that both have mean the same, and texts of at
+  // most `tokens`. Throws UnsupportedModel for ropes with two sets of factors.
   DraftModel(TextModel& model, std::int64_t vocab, std::int64_t tokens);
 
   std::int64_t most() const override { return 8; }
@@ -41,15 +45,14 @@ class DraftModel : public DraftSource {
   void follow(const Text& text);
   bool compute(std::span<const std::int32_t> tokens, bool logits,
                const std::function<bool()>& interrupted);
-  bool catch_up(const Text& text, std::int64_t to, const std::function<bool()>& interrupted);
 
   TextModel& model_;
   PagePool pool_;
   Sequence kv_;
   std::vector<std::int32_t> tokens_;  // of kv_
-  mutable RequestId id_ = -1;         // whose prompt has been looked at
-  mutable bool readable_ = false;     // it has no rows of images
-  std::vector<float> row_;
+  mutable RequestId id_ = -1;         // whose text has been looked at
+  mutable std::size_t read_ = 0;      // tokens of it that it can read, the first other one next
+  std::vector<float> row_;            // [of both vocabularies the larger]; -inf where it has none
 };
 
 }  // namespace musespark

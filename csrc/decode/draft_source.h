@@ -46,13 +46,15 @@ class DraftSource {
 
   // Whether it can draft what follows a text whose last token alone is not computed.
   virtual bool knows(const Text& text) const = 0;
-  // Catches up with a text where that takes more than `most` positions; false where `interrupted`
-  // (asked before each layer) said so. Throws MemoryBudgetExceeded, as draft() does.
+  // Catches up with a text where that takes more than `most` positions, by no more of them than a
+  // step may have; whether it then takes no more. False too where `interrupted` (asked before each
+  // layer) said so. Throws MemoryBudgetExceeded, as draft() does.
   virtual bool settle(const Text& text, std::int64_t most,
                       const std::function<bool()>& interrupted) = 0;
   // A step has no draft of it.
   virtual void rest() = 0;
-  // Drafts up to `count` tokens, calling `pick` for one after the other.
+  // Drafts up to `count` tokens of a text that settle() was true of, calling `pick` for one after
+  // the other.
   virtual bool draft(const Text& text, std::int64_t count, const std::function<bool()>& interrupted,
                      const Pick& pick) = 0;
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from musespark.errors import InvalidRequest
 from musespark.events import Request
 from support import engine_cases as cases
+from support import tiny_models
 from support.drafters import BLOCK, drafter_for, make_engine, weights_for
 from support.engine_cases import fingerprint, tokens
+from support.run_engine import pack_weights
 
 # Whatever drafts cost: what these tests see does not depend on how fast the machine is.
 EAGER = {"draft_tokens": 16, "draft_eagerly": True}
@@ -214,6 +217,41 @@ def test_a_model_that_drafts_follows_other_texts() -> None:
     assert all(one.stats["drafter_accepted_tokens"] > 0 for one in found)
 
 
-def test_a_model_with_another_vocabulary_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match=r"drafter: vocab is 101, the model's is 130"):
-        make_engine("muse_kv8", drafter=itself("llama_f32"))
+def padded(name: str, more: int) -> tuple:
+    """A model with ids to spare, whose logits are large."""
+    spec = cases.packed(name)[0]
+    weights = tiny_models.random_weights(spec)
+    for part, values in weights.items():
+        if values.shape[0] == spec.vocab:
+            weights[part] = np.concatenate([values, 5 * values[:more]])
+    return dataclasses.replace(spec, vocab=spec.vocab + more), pack_weights(weights, "q8")
+
+
+@pytest.mark.parametrize(("model", "other"), [("muse_kv8", "llama_f32"), ("llama_f32", "muse_kv8")])
+def test_a_model_with_fewer_ids_or_more_drafts_what_both_have(model: str, other: str) -> None:
+    requests = [
+        dataclasses.replace(r, **EAGER) for r in cases.requests(cases.packed(model)[0].vocab)
+    ]
+    with make_engine(model, drafter=itself(other)) as engine:
+        results = [engine.submit(request).result() for request in requests]
+    assert [fingerprint(result) for result in results] == plain(model, requests)
+    assert sum(result.stats["drafter_passes"] for result in results) > 5
+
+
+def test_ids_to_spare_are_not_drafted() -> None:
+    request = Request(tokens=tokens(40), max_new_tokens=60, **EAGER)
+    with make_engine("llama_f32", drafter=padded("llama_f32", 27)) as engine:
+        found = engine.submit(request).result()
+    assert [fingerprint(found)] == plain("llama_f32", [request])
+    assert found.stats["drafter_accepted_tokens"] > found.stats["drafter_passes"] > 0
+
+
+def test_a_long_prompt_is_computed_piece_by_piece_beside_the_first_steps() -> None:
+    known = []
+    for count in (2, 3, 4):
+        given = {"drafter": itself("llama_f32"), "context": 2048}
+        with make_engine("llama_f32", **given) as engine:
+            request = Request(tokens=tokens(1400), max_new_tokens=count, **EAGER)
+            passes = engine.submit(request).result().stats["drafter_passes"]
+            known.append((engine.stats()["drafter_tokens"], passes))
+    assert known[:2] == [(512, 0), (1024, 0)] and known[2][0] >= 1400
