@@ -244,7 +244,7 @@ RANKS = {
     "prefix_folder": 6,
     "info": 6,
     "adapters": 6,
-    "drafters": 6,
+    "drafters": 7,
     "generation": 6,
     "assets": 6,
     "messages": 6,

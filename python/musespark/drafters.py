@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from musespark.assets import tokenizer_of
 from musespark.errors import InvalidRequest
 from musespark.results import human_bytes
 from musespark.sizes import kv_bytes
@@ -27,18 +28,37 @@ def open_drafter(
     return drafter
 
 
+def bytes_of_drafter(drafter: LoadedWeights, context: int) -> int:
+    """What a drafter takes in memory, with texts of ``context`` tokens."""
+    formats = "f32" if drafter.spec.block else "kv8"  # csrc/bindings/register_engine.cc
+    return int(drafter.info["bytes"]) + kv_bytes(drafter.spec, formats, context)
+
+
 def give_drafter(weights: LoadedWeights, drafter: LoadedWeights, context: int | None) -> None:
     """Makes a drafter a part of the model that is loaded: of its engine, of the memory it takes
     with texts of ``context`` tokens (None: of the model's most), of what it says of itself, and
-    closed with it. InvalidRequest for an embedding model; whether the
-    two go together otherwise the core says."""
+    closed with it. InvalidRequest for an embedding model, and for a model that drafts whose tokens
+    are others; whether the two go together otherwise the core says."""
     if weights.spec.bidirectional:
         raise InvalidRequest(f"drafter: got one, {weights.info['source']} writes no text")
     info, spec = drafter.info, drafter.spec
-    formats = "f32" if spec.block else "kv8"  # csrc/bindings/register_engine.cc
+    if not spec.block:
+        _check_tokens(weights, drafter)
     weights.drafter = drafter
-    tokens = weights.spec.max_context if context is None else context
-    weights.beside = int(info["bytes"]) + kv_bytes(spec, formats, tokens)
+    weights.beside = bytes_of_drafter(drafter, context or weights.spec.max_context)
     kind = f"blocks of {spec.block}" if spec.block else f"a {info['family']} model"
     size = f"{info['parameters'] / 1e6:.1f}M parameters, {human_bytes(info['bytes'])}"
     weights.info["notes"].append(f"drafter: {info['source']}, {kind}, {size}")
+
+
+def _check_tokens(weights: LoadedWeights, drafter: LoadedWeights) -> None:
+    """Ids that are text in both must be the same text: families pad their vocabularies, and give
+    markers to ids that others keep in reserve, which costs a draft and no more."""
+    ours, theirs = (tokenizer_of(one.assets, str(one.info["source"])) for one in (weights, drafter))
+    apart = ours.special_ids | theirs.special_ids
+    for token, (text, other) in enumerate(zip(ours.tokens(), theirs.tokens(), strict=False)):
+        if token not in apart and None not in (text, other) and text != other:
+            raise InvalidRequest(
+                f"drafter: token {token} is {other!r:.60}, the model's is {text!r:.60}: a model "
+                "that drafts has the same tokens"
+            )

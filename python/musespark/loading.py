@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from musespark.assets import check_usable, check_use
 from musespark.calibration import read_calibration, sample_text
-from musespark.drafters import give_drafter, open_drafter
+from musespark.drafters import bytes_of_drafter, give_drafter, open_drafter
 from musespark.errors import InvalidRequest, UnsupportedModel
 from musespark.families.spec import ModelSpec
 from musespark.memory import KV_FORMATS, choose_context
@@ -185,19 +185,13 @@ def load_for(
     eyes = functools.partial(open_eyes, cache_bytes=remember.image_cache_bytes, folder=images)
     lora = None if adapter is None else read_adapter_config(adapter)
 
-    def admit(spec: ModelSpec, weights: dict[str, int], recipe: str) -> None:
-        _refuse_drafter(spec, source)
-        # Merged into floats it takes nothing of its own; the model counts what it then is.
-        beside = {"adapter": lora.stored_bytes()} if lora is not None and recipe != "none" else {}
-        # auto is not known yet; with kv4 it fits, or nothing does
-        choose_context(spec, weights, recipe, "kv4" if kv == "auto" else kv, context, beside)
-
     def ready(spec: ModelSpec, assets: dict[str, bytes], name: str) -> None:
         check_usable(spec, assets, name, use)
 
     more = {"quantize": quantize, "progress": progress, "text": sample_text, "look": sample_views}
     with contextlib.ExitStack() as opened:
         drafts = _opened_drafter(opened, drafter, progress)
+        admit = _admission(source, kv, context, lora, drafts)
         weights = open_model(source, admit=admit, ready=ready, mmproj=mmproj, **more)
         opened.callback(weights.close)
         _refuse_drafter(weights.spec, source)
@@ -221,6 +215,25 @@ def load_for(
         )
         opened.pop_all()
     return model
+
+
+def _admission(
+    source: Any, kv: str, context: int | None, lora: LoraConfig | None, drafts: LoadedWeights | None
+) -> Callable[[ModelSpec, dict[str, int], str], None]:
+    """What refuses a model that does not fit, with what is loaded beside it."""
+
+    def admit(spec: ModelSpec, weights: dict[str, int], recipe: str) -> None:
+        _refuse_drafter(spec, source)
+        beside = {}
+        if lora is not None and recipe != "none":
+            # Merged into floats it takes nothing of its own; the model counts what it then is.
+            beside["adapter"] = lora.stored_bytes()
+        if drafts is not None:
+            beside["drafter"] = bytes_of_drafter(drafts, context or spec.max_context)
+        # auto is not known yet; with kv4 it fits, or nothing does
+        choose_context(spec, weights, recipe, "kv4" if kv == "auto" else kv, context, beside)
+
+    return admit
 
 
 def _check_options(progress: Any, kv: str, threads: int | None, context: int | None) -> None:

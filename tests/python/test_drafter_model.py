@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import musespark
 from musespark.cli import main
@@ -15,6 +17,7 @@ from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedMo
 from musespark.sizes import kv_bytes
 from musespark.weights import open_model
 from support.bert_models import folder_of
+from support.chat_folder import chat_folder
 from support.drafters import drafter_folder
 
 NANO = Path(musespark.__file__).parent / "nano"
@@ -118,6 +121,62 @@ def test_what_it_takes_is_counted_for_the_context(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MUSESPARK_MEMORY", "20MiB")
     with pytest.raises(MemoryBudgetExceeded, match=r"the drafter [\d.]+ MiB, the rest"):
         musespark.load(threads=1, drafter=NANO, context=2048)
+
+
+def test_what_it_takes_is_counted_before_the_model_is_packed(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model alone would fit."""
+    monkeypatch.setenv("MUSESPARK_MEMORY", "70MiB")
+    drafter = NANO / "packed" / "nano-q8.safetensors"
+    with pytest.raises(MemoryBudgetExceeded, match=r"the drafter [\d.]+ MiB, the rest"):
+        musespark.load(NANO, threads=1, drafter=drafter, context=2048)
+    assert not list(own_cache.rglob("*.safetensors")), "packed first, refused then"
+    musespark.load(NANO, threads=1, context=2048).close()
+
+
+def padded(folder: Path, source: Path, more: int) -> Path:
+    """``source`` with so many ids to spare, which no text has."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] += more
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(source / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        spare = np.repeat(tensors[name].mean(0, keepdims=True), more, 0)
+        tensors[name] = np.concatenate([tensors[name], spare])
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("larger", ["model", "drafter"])
+def test_families_that_pad_their_vocabularies_draft_for_each_other(
+    tmp_path: Path, larger: str
+) -> None:
+    own = chat_folder(tmp_path / "own")
+    other = padded(tmp_path / "padded", own, 21)
+    source, drafter = (other, own) if larger == "model" else (own, other)
+    given = {"threads": 1, "quantize": "none"}
+    with musespark.load(source, drafter=drafter, **given) as model:
+        found = model.generate("one two three", max_new_tokens=60)
+    with musespark.load(source, **given) as plain:
+        assert found.tokens == plain.generate("one two three", max_new_tokens=60).tokens
+    assert found.timings.drafter_accepted > 0
+
+
+def test_a_model_with_other_tokens_is_refused(tmp_path: Path) -> None:
+    own, other = chat_folder(tmp_path / "own"), chat_folder(tmp_path / "other", None, ("<a>",))
+    told = json.loads((other / "tokenizer.json").read_text())
+    ids = told["model"]["vocab"]
+    one, two = list(ids)[40:42]
+    given = {"threads": 1, "quantize": "none"}
+    # A marker where the other has none costs a draft and no more.
+    musespark.load(own, drafter=other, **given).close()
+    ids[one], ids[two] = ids[two], ids[one]
+    (other / "tokenizer.json").write_text(json.dumps(told))
+    says = f"drafter: token {min(ids[one], ids[two])} is .*, the model's is "
+    with pytest.raises(InvalidRequest, match=says):
+        musespark.load(own, drafter=other, **given)
 
 
 def test_what_is_no_drafter_of_this_model_is_refused(folder: Path, tmp_path: Path) -> None:
