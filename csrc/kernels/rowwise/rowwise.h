@@ -57,7 +57,7 @@ struct RowwiseKernels {
   void (*exp_moments)(const float* x, float max, std::int64_t n, float* sums);
   // out[j], j < kMaximaLanes: the largest x[i] of i mod kMaximaLanes = j, from -inf, as row_max.
   void (*lane_maxima)(const float* x, std::int64_t n, float* out);
-  // Those of x that are at least `least`, in their order, to out [n]; how many. out != x.
+  // Those of x at least `least`, in order, to out [n], undefined behind them; how many. out != x.
   std::int64_t (*collect)(const float* x, float least, std::int64_t n, float* out);
 };
 

@@ -285,16 +285,26 @@ MS_INLINE std::uint64_t at_least(const float* x, std::int64_t count, vf bound) {
   return ~others & ((1u << count) - 1);
 }
 
-// Few are expected: they are written one by one, and one branch skips 64 values.
+// Few are expected. How many of 64 there are cannot be foreseen: three are written in any case, so
+// that a branch is taken for more alone; what is written too much the next ones overwrite.
 std::int64_t collect(const float* x, float least, std::int64_t n, float* out) {
+  constexpr std::uint64_t kLast = std::uint64_t{1} << 63;
   const vf bound = vset(least);
-  std::int64_t found = 0;
-  for (std::int64_t i = 0; i < n; i += 64) {
+  std::int64_t found = 0, i = 0;
+  for (; i + 64 <= n; i += 64) {
     std::uint64_t rest = 0;
-    for (std::int64_t j = 0; j < 64 && i + j < n; j += 16) {
-      const std::int64_t count = n - i - j < 16 ? n - i - j : 16;
-      rest |= at_least(x + i + j, count, bound) << j;
+    for (int j = 0; j < 64; j += 16) rest |= at_least(x + i + j, 16, bound) << j;
+    const std::int64_t end = found + __builtin_popcountll(rest);
+    for (int k = 0; k < 3; ++k, rest &= rest - 1) {
+      out[found + k] = x[i + __builtin_ctzll(rest | kLast)];
     }
+    for (found += 3; found < end; ++found, rest &= rest - 1) {
+      out[found] = x[i + __builtin_ctzll(rest)];
+    }
+    found = end;
+  }
+  for (; i < n; i += 16) {
+    std::uint64_t rest = at_least(x + i, n - i < 16 ? n - i : 16, bound);
     for (; rest != 0; rest &= rest - 1) out[found++] = x[i + __builtin_ctzll(rest)];
   }
   return found;
