@@ -438,7 +438,7 @@ void register_engine(py::module_& m) {
       "The engine of one model. Thread-safe, but run_until is for one thread at a time.\n"
       "`spec` is dataclasses.asdict of a families.spec.ModelSpec; `tensors` maps names to\n"
       "(format, rows, cols, buffer), whose buffers stay held. `drafter`: spec and tensors of a\n"
-      "block drafter or a model of the same vocabulary, or None. Errors: InvalidRequest,\n"
+      "block drafter or a model with the same tokens, or None. Errors: InvalidRequest,\n"
       "UnsupportedModel, CorruptFile.");
   engine
       .def(py::init<const py::object&, const py::dict&, int, std::int64_t, const std::string&,

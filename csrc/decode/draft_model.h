@@ -1,4 +1,4 @@
-// Drafts of a small model that has the vocabulary of the large one: its own greedy continuation, or
+// Drafts of a small model that has the tokens of the large one: its own greedy continuation, or
 // as the sequence's sampler picks from its rows (Leviathan et al., arXiv:2211.17192, without
 // rejection sampling: the large model's own sampling decides).
 //

@@ -1,5 +1,5 @@
 // Who makes drafts for the sequence that runs alone: a block drafter (draft_context.h) or a small
-// model of the same vocabulary (draft_model.h).
+// model with the same tokens (draft_model.h).
 //
 // A source belongs to no request: it follows whatever text it is asked about. What it drafts
 // decides no result, so it may know less than there is, or nothing.

@@ -4,9 +4,9 @@
 // taken back (nobody has seen it), and the closing tokens are written, one in a step as any other.
 //
 // The sequence waits for a trial only where what it does would depend on who is faster: before a
-// thought or the sequence ends, before the next trial begins, and kTrialLead tokens ahead. Where its
-// thoughts have no more time (ThinkingParams::deadline_s, reserve) it waits for none: the trial is
-// given up.
+// thought or the sequence ends, before the next trial begins, and kTrialLead tokens ahead. Where
+// its thoughts have no more time (ThinkingParams::deadline_s, reserve) it waits for none: the trial
+// is given up.
 //
 // Sources: DEER (arXiv:2504.15895), confidence of a trial answer; Dynasor (arXiv:2412.20993),
 // answers that stay the same.
