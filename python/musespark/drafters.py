@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from musespark.assets import tokenizer_of
 from musespark.errors import InvalidRequest
 from musespark.results import human_bytes
 from musespark.sizes import kv_bytes
+from musespark.text import Tokenizer
 from musespark.weights import LoadedWeights, open_model
 from musespark.weights.progress import ProgressFn
 
@@ -56,9 +58,17 @@ def _check_tokens(weights: LoadedWeights, drafter: LoadedWeights) -> None:
     markers to ids that others keep in reserve, which costs a draft and no more."""
     ours, theirs = (tokenizer_of(one.assets, str(one.info["source"])) for one in (weights, drafter))
     apart = ours.special_ids | theirs.special_ids
-    for token, (text, other) in enumerate(zip(ours.tokens(), theirs.tokens(), strict=False)):
+    for token in range(min(ours.vocab_size, theirs.vocab_size)):
+        text, other = _spelled(ours, token), _spelled(theirs, token)
         if token not in apart and None not in (text, other) and text != other:
             raise InvalidRequest(
                 f"drafter: token {token} is {other!r:.60}, the model's is {text!r:.60}: a model "
                 "that drafts has the same tokens"
             )
+
+
+def _spelled(tokenizer: Tokenizer, token: int) -> str | None:
+    """None for an id that the vocabulary does not have."""
+    with contextlib.suppress(InvalidRequest):
+        return tokenizer.token(token)
+    return None

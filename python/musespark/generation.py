@@ -44,8 +44,7 @@ class Collector(Protocol):
     """What :class:`Stream` drives."""
 
     @property
-    def stopped(self) -> bool:
-        """A stop string was met: nothing after it counts."""
+    def stopped(self) -> bool: ...  # a stop string was met: nothing after it counts
 
     def push(self, event: Tokens) -> list[Delta]: ...
 
@@ -68,22 +67,21 @@ class _Tokens:
         self._thought: list[int] = []
         self._signals: list[np.ndarray] = []
 
-    def add(self, event: Tokens, index: int) -> int:
-        token = event.ids[index]
-        self.ids.append(token)
-        if self.options.logprobs and event.logprobs is not None and event.top is not None:
-            top = tuple((int(t), float(p)) for t, p in event.top[index])
-            self._logprobs.append(TokenLogprob(token, float(event.logprobs[index]), top))
-        return token
-
-    def measure(self, event: Tokens, count: int) -> None:
-        """Takes the signals of an event's first ``count`` tokens."""
-        if event.signals is None:
-            return
-        rows = event.signals[:count]
-        thought = np.flatnonzero(~np.isnan(rows[:, 0]))
-        self._thought += [event.ids[index] for index in thought]
-        self._signals.append(rows[thought])
+    def take(self, event: Tokens, stops: StopStrings) -> Iterator[int]:
+        """An event's tokens, each taken in as it is given out; none behind a stop string."""
+        count = 0
+        while count < len(event.ids) and stops.stopped is None:
+            token = event.ids[count]
+            self.ids.append(token)
+            if self.options.logprobs and event.logprobs is not None and event.top is not None:
+                top = tuple((int(t), float(p)) for t, p in event.top[count])
+                self._logprobs.append(TokenLogprob(token, float(event.logprobs[count]), top))
+            yield token
+            count += 1
+        if event.signals is not None:
+            thought = np.flatnonzero(~np.isnan(event.signals[:count, 0]))
+            self._thought += [event.ids[index] for index in thought]
+            self._signals.append(event.signals[thought])
 
     def hold(self) -> None:
         """The last token is text, for the next delta to tell."""
@@ -165,15 +163,11 @@ class CompletionCollector:
         return self._stops.stopped is not None
 
     def push(self, event: Tokens) -> list[Delta]:
-        pieces, before = [], len(self._tokens.ids)
-        for index in range(len(event.ids)):
-            if self.stopped:
-                break
-            token = self._tokens.add(event, index)
+        pieces = []
+        for token in self._tokens.take(event, self._stops):
             if token not in self._stop_ids:
                 self._tokens.hold()
                 pieces.append(self._stops.feed(self._decoder.push(token)))
-        self._tokens.measure(event, len(self._tokens.ids) - before)
         return self._deltas("".join(pieces))
 
     def finish(self, event: Finished) -> tuple[list[Delta], Completion]:
@@ -234,11 +228,8 @@ class ChatCollector:
         return self._parser.kind == THOUGHT
 
     def push(self, event: Tokens) -> list[Delta]:
-        deltas, before = [], len(self._tokens.ids)
-        for index in range(len(event.ids)):
-            if self.stopped:
-                break
-            token = self._tokens.add(event, index)
+        deltas = []
+        for token in self._tokens.take(event, self._stops):
             taken = self._take(self._parser.push(token))
             is_text = self._parser.is_text(token)
             if is_text:
@@ -246,7 +237,6 @@ class ChatCollector:
             deltas += self._tokens.tell(taken)
             if not is_text or self._parser.kind is None:  # None: in a header
                 self._tokens.drop()
-        self._tokens.measure(event, len(self._tokens.ids) - before)
         return deltas
 
     def finish(self, event: Finished) -> tuple[list[Delta], ChatResult]:

@@ -333,10 +333,6 @@ class Tokenizer:
             )
         return found
 
-    def tokens(self) -> list[str | None]:
-        """:meth:`token` of all ids; None for those that the vocabulary does not have."""
-        return [self._spelling(token_id) for token_id in range(self.vocab_size)]
-
     def _spelling(self, token_id: int) -> str | None:
         return self._tokens[token_id] if self._tokens else self._full.id_to_token(token_id)
 
