@@ -54,8 +54,10 @@ def test_at_xhigh_the_second_route_says_that_it_was_not(problem):
     assert f"{problem.second} Not 88.\nThird: " in item.thought
 
 
-def test_right_tries_come_after_wrong_ones_and_are_said_to_be_right(problem):
+def test_wrong_and_right_tries_come_in_turn_and_right_ones_are_said_to_be_right(problem):
     replies = [reply("Mine."), reply(TRY, "88"), reply("Mine."), reply("Mine too.")]
+    both = [*replies, reply("So 87.", "87")]
+    assert [WRONG_OPEN in i.thought for i in kept(problem, both)] == [True, False, True, False]
     items = kept(problem, replies)
     assert [WRONG_OPEN in i.thought for i in items] == [True, False, False]
     assert all(

@@ -86,9 +86,10 @@ AFTER, CUT, DRAFTS = 0.05, 0.08, 0.06
 PROSE = 0.04
 #: Share of drills that repeat random tokens: the densest signal there is for copying.
 REPEATS = 0.06
-ERROR_RATE = 0.3
-#: Share of text items that are the model's own replies, where there is a file of them.
-ROLLOUTS = 0.3
+#: Of first tries at high and xhigh; one in six of a model's own is wrong.
+ERROR_RATE = 0.15
+#: Share of text items that are the model's own tries, where there is a file of them.
+ROLLOUTS = 0.2
 
 
 def draw_training_item(rng: Random, phase: str) -> Item:

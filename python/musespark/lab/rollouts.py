@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -46,13 +47,17 @@ def judged(problem: Problem, item: Item, reply: Reply) -> bool:
 def kept(
     problem: Problem, replies: Sequence[Reply], efforts: Sequence[str], most: int, rng: Random
 ) -> list[Item]:
-    """Up to ``most`` different ``replies`` to ``problem``, wrong ones first, each as the first try
-    of an item told at one of ``efforts``; none where all replies are right."""
+    """Up to ``most`` different ``replies`` to ``problem``, a wrong and a right one in turn, each as
+    the first try of an item told at one of ``efforts``; none where all replies are right.
+
+    With wrong ones first, four in five were wrong, and a model so trained said "wrong" of four
+    right tries in nine (lab/README.md)."""
     item = compose(problem, TRIED, rng)
-    tries = {r.thought: r for r in replies if judged(problem, item, r)}
-    told = sorted(tries.values(), key=lambda r: r.answer == problem.answer)
     if all(right(item, r) for r in replies):
         return []
+    tries = {r.thought: r for r in replies if judged(problem, item, r)}.values()
+    sides = ([r for r in tries if (r.answer == problem.answer) == good] for good in (False, True))
+    told = [r for pair in zip_longest(*sides) for r in pair if r]
     return [
         compose(problem, rng.choice(efforts), rng, first=(r.thought, r.answer)) for r in told[:most]
     ]
@@ -83,7 +88,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--efforts", default="high,xhigh", help="to tell checked tries at")
     p.add_argument("--n", type=int, default=40, help="problems per task and level")
     p.add_argument("--samples", type=int, default=8, help="replies to each problem")
-    p.add_argument("--keep", type=int, default=3, help="of them, at most; wrong ones first")
+    p.add_argument("--keep", type=int, default=2, help="of them, at most: wrong, right, wrong, …")
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--max-new-tokens", type=int, default=500)
     p.add_argument("--seed", type=int, default=1)

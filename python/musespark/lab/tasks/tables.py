@@ -209,7 +209,9 @@ def _sign(v: int, limit: int) -> str:
 
 
 def _filtered(r: Random, made: _Table) -> Problem:
-    """The sum of one column over the two to four rows above a limit in another."""
+    """The sum of one column over the two to four rows above a limit in another. Each row of a
+    thought ends with the sum so far: told at the end, or first with the second of those rows, what
+    is next to add was forgotten or skipped."""
     a, b = r.sample(range(3), 2)
     by, added = made.values[b], made.values[a]
     ranked = sorted(by, reverse=True)
@@ -218,12 +220,17 @@ def _filtered(r: Random, made: _Table) -> Problem:
     hits = [i for i, v in enumerate(by) if v > limit]
     ask = phrase(r, _TOTAL).format(a=made.columns[a], c=made.columns[b], v=limit)
     lines, total = [], 0
-    for i, at in enumerate(_at_rows(made, b)):
-        also = f", {made.columns[a]} {added[i]}" if i in hits else ""
-        lines.append(f"{at}{_sign(by[i], limit)}{limit}{also}")
-        if i in hits[1:]:  # at once: what is next to add was forgotten at the end
-            lines.append(f"{total}+{added[i]}: {add_steps(total, added[i])[0]}")
-        total += added[i] if i in hits else 0
+    for i, name in enumerate(made.rows):
+        cells = [f"{c} {v}" for c, v in zip(made.columns, _row(made, i), strict=True)]
+        cells[b] += f"{_sign(by[i], limit)}{limit}"
+        line = f"{name}: {', '.join(cells)}: "
+        if i in hits:
+            line += f"{made.columns[a]} {added[i]}, {total}+{added[i]}: "
+            line += add_steps(total, added[i])[0]
+            total += added[i]
+        else:
+            line += f"{total}."
+        lines.append(line)
     thought = "\n".join([*lines, f"So {total}."])
     key = f"total {made.columns[a]} {made.columns[b]} {limit}"
     back, _ = _sums([added[i] for i in reversed(hits)])
