@@ -113,11 +113,13 @@ def test_requests_choose_and_a_batch_mixes(model, loaded) -> None:
 
 def test_chat_scores_and_logits(model, loaded) -> None:
     one, _ = loaded
-    plain = model.chat(QUESTION, max_new_tokens=30)
-    adapted = model.chat(QUESTION, max_new_tokens=30, adapter=one)
-    assert adapted.tokens != plain.tokens
-    both = model.chat_batch([QUESTION, QUESTION], adapter=[None, one], max_new_tokens=30)
+    more = {"max_new_tokens": 30, "logprobs": 1}
+    plain = model.chat(QUESTION, **more)
+    adapted = model.chat(QUESTION, adapter=one, **more)
+    assert adapted.logprobs != plain.logprobs
+    both = model.chat_batch([QUESTION, QUESTION], adapter=[None, one], **more)
     assert [r.tokens for r in both] == [plain.tokens, adapted.tokens]
+    assert [r.logprobs for r in both] == [plain.logprobs, adapted.logprobs]
     ids = model.tokenizer.encode(TEXT)
     assert np.abs(model.logits(ids, adapter=one) - model.logits(ids)).max() > 0.1
     score, rows = model.score(ids, adapter="number1"), model.logits(ids, adapter=one)

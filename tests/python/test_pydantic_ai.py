@@ -114,8 +114,8 @@ async def test_an_agent_of_pydantic_ai_streams_its_call_and_its_answer() -> None
 def test_a_picture_is_seen_as_by_chat(nano) -> None:
     question = {"type": "text", "text": "What is in the picture?"}
     part = {"type": "image", "image": PICTURE}
-    here = nano.chat([{"role": "user", "content": [part, question]}], max_new_tokens=60)
-    agent = Agent(MuseSparkModel(nano), model_settings={"max_tokens": 60})
+    here = nano.chat([{"role": "user", "content": [part, question]}], max_new_tokens=300)
+    agent = Agent(MuseSparkModel(nano), model_settings={"max_tokens": 300})
     picture = BinaryContent(PICTURE.read_bytes(), media_type="image/png")
     for image in (picture, ImageUrl(picture.data_uri)):
         assert agent.run_sync([image, question["text"]]).output == here.content

@@ -18,7 +18,6 @@ from support.chat_folder import chat_folder
 LONG = "sort 19, 42, 94, 58, 92, 92, 15, 46, 74"  # a thought of more than two pages
 TURNS = ("What is 23 + 45?", LONG, "And what is 7 + 8?")
 NEW = {"max_new_tokens": 300, "seed": 3}
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 
 
 @pytest.fixture(scope="module", params=["kv8", "f32"])
@@ -85,14 +84,12 @@ def test_the_thoughts_of_an_unfinished_turn_are_not_dropped(nano, monkeypatch):
         return take(turn, sent, dataclasses.replace(result, tool_calls=tuple(call)), kept)
 
     monkeypatch.setattr(session, "_take", with_a_call)
-    result = session.chat("What is 23 + 45?", tools=[TOOL], **NEW)
+    result = session.chat("What is 23 + 45?", **NEW)
     assert result.usage.reasoning_tokens and result.thought_cache.freed_bytes == 0
     assert session._settling is None
     monkeypatch.undo()
     answered = session.chat(
-        {"role": "tool", "tool_call_id": "call_1", "name": "add", "content": "68"},
-        tools=[TOOL],
-        **NEW,
+        {"role": "tool", "tool_call_id": "call_1", "name": "add", "content": "68"}, **NEW
     )
     # The template repeats the thought, and it is there.
     assert answered.usage.cached_tokens >= result.usage.prompt_tokens + result.thought_cache.tokens
