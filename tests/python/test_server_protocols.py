@@ -193,7 +193,10 @@ def test_options_of_chat_completions(served: Served, body: dict, options: dict) 
 @pytest.mark.parametrize(
     ("body", "options"),
     [
-        ({"thinking": {"type": "enabled", "budget_tokens": 7}}, {"thinking_token_budget": 7}),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 7}, "max_tokens": 20},
+            {"thinking_token_budget": 7, "max_new_tokens": 13},
+        ),
         ({"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),
         ({"thinking": {"type": "adaptive"}}, {"reasoning_effort": None}),
         ({"output_config": {"effort": "max"}}, {"reasoning_effort": "xhigh"}),
@@ -338,6 +341,10 @@ def test_other_models_are_refused(served: Served) -> None:
     [
         ({"max_tokens": None}, "max_tokens: got None"),
         ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "budget_tokens: got 0"),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 20}, "max_tokens": 20},
+            "budget_tokens: got 20, allowed is less than max_tokens, 20",
+        ),
         ({"tool_choice": {"type": "all"}}, "tool_choice"),
         ({"tool_choice": {"type": "tool", "name": "auto"}}, "the tool 'auto', which cannot"),
         ({"mcp_servers": []}, "mcp_servers: unknown field"),

@@ -122,6 +122,15 @@ def test_the_context_leaves_room_for_the_answer(nano) -> None:
         assert found.finish_reason == "stop" and found.usage.reasoning_tokens <= 25
 
 
+def test_a_limit_that_no_answer_reaches_cuts_no_thought(nano) -> None:
+    """As large as the context: half of the room is the thought's all the same."""
+    whole = nano.chat(SUM, **HIGH)
+    context = whole.usage.prompt_tokens + 3 * whole.usage.reasoning_tokens
+    with musespark.load(threads=1, context=context) as small:
+        found = small.chat(SUM, **HIGH, thinking_token_budget=context, max_new_tokens=context)
+    assert (found.thinking_stop_reason, found.reasoning) == ("natural", whole.reasoning)
+
+
 def test_names_of_the_budget(nano) -> None:
     wanted = nano.chat(SUM, **HIGH, thinking_token_budget=20).tokens
     for name in ("thinking_budget", "reasoning_budget", "thinking_budget_tokens"):

@@ -2,8 +2,8 @@
 
 Thoughts are ``thinking`` blocks, with an empty signature; those that come back are put where they
 were. A body may also have the options of :class:`musespark.server.wire.Sampling`. Without
-``thinking`` the model decides whether it thinks; the budget of ``thinking`` is exact and counts
-apart from ``max_tokens``.
+``thinking`` the model decides whether it thinks; the budget of ``thinking`` is exact, and a part of
+``max_tokens``: the answer has what is left.
 """
 
 from __future__ import annotations
@@ -338,7 +338,13 @@ class Messages:
         body: MessagesBody = served.read(MessagesBody, value)
         options = prompt_options(body) | body.sampling()
         options |= {"temperature": body.temperature, "top_p": body.top_p}
-        options |= {"max_new_tokens": body.max_tokens, "stop": body.stop_sequences}
+        budget = options.get("thinking_token_budget", 0)
+        if budget >= body.max_tokens:
+            raise InvalidRequest(
+                f"thinking.budget_tokens: got {budget}, allowed is less than max_tokens, "
+                f"{body.max_tokens}"
+            )
+        options |= {"max_new_tokens": body.max_tokens - budget, "stop": body.stop_sequences}
         self.job = Job(True, (plain_messages(body),), options)
         self.streams = bool(body.stream)
         self._head = {"id": new_id("msg_"), "type": "message", "role": "assistant"}

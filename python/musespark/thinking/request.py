@@ -225,13 +225,14 @@ def with_budget(
 ) -> tuple[GenerationOptions, int | None, int | None]:
     """Options whose ``max_new_tokens`` has thoughts, their frames and the answer in it, the budget,
     and the answer's own most tokens. ``room``: tokens that the context leaves; ``frame``: of
-    :attr:`Thoughts.frame_tokens`. Thoughts do not starve the answer: where both do not fit, the
-    budget is what is left, without a ``max_new_tokens`` three quarters of the room at least."""
+    :attr:`Thoughts.frame_tokens`. Thoughts do not starve the answer, nor does an answer's limit,
+    which few reach, the thoughts: where both do not fit, the budget is what is left, half of the
+    room at least; without a ``max_new_tokens`` three quarters."""
     if budget is None:
         return options, None, None
     answer = options.max_new_tokens
     if answer is None:
         return options, max(0, min(budget, room - min(_ANSWER, room // 4))), None
-    budget = max(0, min(budget, room - frame - answer))
+    budget = max(0, min(budget, room - frame - min(answer, room // 2)))
     most = min(room, answer + budget + MOST_FRAMES * frame)
     return replace(options, max_new_tokens=most), budget, max(answer, 1)
