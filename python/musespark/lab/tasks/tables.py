@@ -29,6 +29,9 @@ _BEST = (
     "Who is it that has the {w} {c}?",
     "Whose {c} is the {w}?",
 )
+#: The greatest and the least of some columns in a word of their own.
+_IN_A_WORD = {"age": ("oldest", "youngest"), "height": ("tallest", "shortest")}
+_WHO_IS = ("Who is the {}?", "Which one is the {}?", "Name the {}.", "Tell me who is the {}.")
 _ABOVE = (
     "How many have a {c} above {v}?",
     "How many rows have a {c} above {v}?",
@@ -101,10 +104,10 @@ def table(r: Random, level: str) -> Problem:
     with the greatest total. Columns count the names. In training also smaller ones, and the
     greatest, the least and a count at each level."""
     if level == "easy":
-        made = _draw(r, 4, 2)
-        old = not isinstance(r, Evaluation)
-        kind = r.choice(("cell", "cell", "most", "least", "above")) if old else "cell"
-        return _plain_question(r, level, made, kind)
+        if isinstance(r, Evaluation):
+            return _plain_question(r, level, _draw(r, 4, 2), "cell")
+        made = _draw(r, r.randint(2, 5), r.randint(1, 3))
+        return _plain_question(r, level, made, r.choice(("cell", "cell", "most", "least", "above")))
     if not isinstance(r, Evaluation) and r.random() < 0.4:
         made = _draw(r, *{"middle": (6, 3), "hard": (10, 3)}[level])
         return _plain_question(r, level, made, r.choice(("cell", "most", "least", "above")))
@@ -167,6 +170,8 @@ def _plain_question(r: Random, level: str, made: _Table, kind: str) -> Problem:
         best = (max if kind == "most" else min)(range(len(cells)), key=cells.__getitem__)
         word = "highest" if kind == "most" else "lowest"
         ask, answer = phrase(r, _BEST).format(w=word, c=column), made.rows[best]
+        if column in _IN_A_WORD and r.random() < 0.5:
+            ask = phrase(r, _WHO_IS).format(_IN_A_WORD[column][kind == "least"])
         thought = "\n".join([*at_rows, f"{word.capitalize()} {cells[best]}: {answer}."])
         sign, side = ("<", "above") if kind == "most" else (">", "below")
         each = ", ".join(f"{v}{sign}{cells[best]}" for v in cells if v != cells[best])
