@@ -115,6 +115,8 @@ def test_what_openai_lets_out_of_a_tool_is_filled_in(model) -> None:
     assert checked_tools(tool(strict=True))[0]["function"]["strict"] is True
     for given in (tool(), tool(description=None, parameters=None), tool(parameters={})):
         assert model.chat("hi", tools=given, max_new_tokens=2).tokens
+    for name in ("größe", "1st", "mcp_a.b-c", "a" * 64):
+        assert checked_tools(tool(name=name))[0]["function"]["name"] == name
     assert checked_tools(None) is None and checked_tools([]) == []
 
 
@@ -128,6 +130,20 @@ cyclic["a"] = cyclic
         (tool(name=5), r"tools\[0\]\.function\.name: got 5"),
         (tool(name=None), r"tools\[0\]\.function\.name: got None"),
         (tool(name=""), r"tools\[0\]\.function\.name"),
+        *(
+            (tool(name=name), r"tools\[0\]\.function\.name: got .*, allowed is 1 to 64 letters")
+            for name in ("a b<", "a\nb", "get weather<x>", "a" * 65)
+        ),
+        (tool() + tool(), r"tools\[1\]\.function\.name: got '.*', allowed is each name once"),
+        (
+            tool(parameters={"type": "objekt"}),
+            r"parameters\.type: got 'objekt', allowed is 'object'",
+        ),
+        (tool(parameters={"type": "string"}), r"parameters\.type: got 'string'"),
+        (tool(parameters={"type": "array"}), r"parameters\.type: got 'array'"),
+        (tool(parameters={"type": ["object"]}), r"parameters\.type: got a value of type list"),
+        (tool(parameters={"not": {}}), r"function\.parameters\.not: got a value of type dict"),
+        (tool(parameters={"const": 3}), r"function\.parameters\.const: got 3"),
         (tool(description=5), r"tools\[0\]\.function\.description: got 5"),
         (tool(parameters=[]), r"tools\[0\]\.function\.parameters"),
         (tool(parameters={"x": {1, 2}}), r"tools\[0\]\.function\.parameters\.x: .* type set"),

@@ -7,6 +7,7 @@ Every InvalidRequest here names the field, as ``messages[2].tool_calls[0].functi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ _MEDIA = (*IMAGE_PARTS, VIDEO_PART, "audio", "input_audio")
 _BESIDE = ("images", *IMAGE_PARTS, "videos", "video", "audio", "input_audio")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 MAX_DEPTH = 64  # of values, in what callers give and in what models write
+_TOOL_NAME = re.compile(r"[\w.-]{1,64}")  # what every protocol's calls can be read with
+_NO_OBJECT = ("not", "enum", "const")  # at a schema's root: what they leave no grammar follows
 _TOOL_SHAPE = (
     '{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}'
 )
@@ -171,7 +174,14 @@ def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
     if tools is None:
         return None
     tools = _list(tools, "tools", f"a list of {_TOOL_SHAPE}")
-    return [_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+    checked = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+    names: set[str] = set()
+    for index, tool in enumerate(checked):
+        name = tool["function"]["name"]
+        if name in names:
+            raise _wrong(f"tools[{index}].function.name", name, "each name once")
+        names.add(name)
+    return checked
 
 
 def _tool(given: Any, where: str) -> dict[str, Any]:
@@ -182,23 +192,35 @@ def _tool(given: Any, where: str) -> dict[str, Any]:
         raise InvalidRequest(f"{where}.function is missing; a tool is {_TOOL_SHAPE}")
     where += ".function"
     function = _fields(tool["function"], where, "a dict with name, description and parameters")
-    if not isinstance(function.get("name"), str) or not function["name"]:
-        raise _wrong(f"{where}.name", function.get("name"), "the function's name, a str")
+    name = function.get("name")
+    if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+        raise _wrong(f"{where}.name", name, "1 to 64 letters, digits, '_', '.' and '-'")
     if function.get("description") is None:
         function["description"] = ""
     if not isinstance(function["description"], str):
         raise _wrong(f"{where}.description", function["description"], "a str")
-    parameters = function.get("parameters")
+    parameters = _parameters(function.get("parameters"), f"{where}.parameters")
+    return {**tool, "function": {**function, "parameters": parameters}}
+
+
+def _parameters(parameters: Any, where: str) -> dict[str, Any]:
+    """The schema of a tool's arguments, which are an object."""
     if parameters is None:
         parameters = {}
     if not isinstance(parameters, dict):
-        raise _wrong(f"{where}.parameters", parameters, "a JSON schema, a dict")
+        raise _wrong(where, parameters, "a JSON schema, a dict")
     for name, value in (("type", "object"), ("properties", {})):
         if parameters.get(name) is None:
             parameters[name] = value
+    if parameters["type"] != "object":
+        raise _wrong(f"{where}.type", parameters["type"], "'object', as arguments are one")
+    for name in _NO_OBJECT:
+        if name in parameters:
+            allowed = "none here: arguments are an object with properties"
+            raise _wrong(f"{where}.{name}", parameters[name], allowed)
     if not isinstance(parameters["properties"], dict):
-        raise _wrong(f"{where}.parameters.properties", parameters["properties"], "a dict")
-    return {**tool, "function": {**function, "parameters": parameters}}
+        raise _wrong(f"{where}.properties", parameters["properties"], "a dict")
+    return parameters
 
 
 def checked_json(value: Any, where: str, depth: int = 0) -> Any:
