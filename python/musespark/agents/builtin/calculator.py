@@ -53,7 +53,7 @@ def calculate(expression: str) -> str:
 
 def _value(node: ast.AST) -> Any:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return node.value
+        return _bounded(node.value)
     if isinstance(node, ast.Name) and node.id in _CONSTANTS:
         return _CONSTANTS[node.id]
     if isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
@@ -82,6 +82,8 @@ def _power(base: Any, exponent: Any) -> Any:
 def _bounded(value: Any) -> Any:
     if isinstance(value, complex):
         raise InvalidRequest("expression: its value is no real number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidRequest("expression: a value is too large, allowed are up to 1.8e308")
     if isinstance(value, int) and value.bit_length() > _BITS:
         raise InvalidRequest(f"expression: a value of more than {_BITS} bits")
     return value
