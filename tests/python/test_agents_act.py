@@ -315,6 +315,7 @@ def test_a_turn_that_is_cut_or_no_call_at_all(run: Act) -> None:
     [
         ({"max_steps": 0}, "max_steps: got 0, allowed is an integer >= 1"),
         ({"max_output_tokens": True}, "max_output_tokens: got True"),
+        ({"max_seconds": 0}, "max_seconds: got 0, allowed is a number of seconds > 0"),
         ({"max_seconds": -1}, "max_seconds: got -1"),
         ({"stream": True}, "stream: no option of act"),
         ({"approve": 5}, "approve: got 5, allowed is a function"),
@@ -328,6 +329,19 @@ def test_refusals(run: Act, options: dict[str, Any], says: str) -> None:
     given = {"messages": "?", "tools": [weather], **options}
     with pytest.raises(InvalidRequest, match=says):
         run(Script(), given.pop("messages"), given.pop("tools"), **given)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_plain_function_that_gives_a_coroutine_is_for_aact() -> None:
+    async def later(city: str, days: int = 1) -> str:
+        return weather(city, days)
+
+    def forecast(city: str, days: int = 1) -> Any:
+        return later(city, days)
+
+    asked = Script([call("forecast", {"city": "Rome"})], "Rain.")
+    with pytest.raises(InvalidRequest, match=r"forecast gave a coroutine, .* use aact\(\)"):
+        act(asked, "?", [forecast])
 
 
 # ---- data is data ------------------------------------------------------------------------------

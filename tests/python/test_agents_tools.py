@@ -235,7 +235,11 @@ def test_values_as_texts() -> None:
     parts = [{"type": "image", "image": 1}, {"type": "text", "text": "a"}]
     assert text_of(Content(parts)) == "a" and text_of("b") == "b"
     assert text_of({"größe": [1.5], "when": Ellipsis}) == '{"größe": [1.5], "when": "Ellipsis"}'
-    assert text_of(Order("tea", Color.RED)).startswith('{"item": "tea", "color": "Color.RED"')
+    assert text_of(Order("tea", Color.RED)).startswith('{"item": "tea", "color": "red"')
+    assert text_of(Color.RED) == "red" and text_of([Color.RED]) == '["red"]'
+    assert text_of({"d", "a", "c", "b"}) == '["a", "b", "c", "d"]'
+    assert text_of(frozenset({1j})) == '["1j"]'
+    assert text_of(n * n for n in range(3)) == "[0, 1, 4]"
     assert text_of("\ud800") == "?"
 
 
@@ -361,7 +365,7 @@ def test_notes_of_annotated_that_bound_values() -> None:
 
 def test_objects_inside_of_values_are_json_too() -> None:
     assert text_of([Order("tea", Color.RED), Outer(part=Inner(n=1))]) == (
-        '[{"item": "tea", "color": "Color.RED", "count": 1, "tags": []}, {"part": {"n": 1}}]'
+        '[{"item": "tea", "color": "red", "count": 1, "tags": []}, {"part": {"n": 1}}]'
     )
     with pytest.raises(InvalidRequest, match="parameters: got 5, allowed is a JSON schema"):
         Tool("a", "", 5, print)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ the model, ask for approval, run a tool), and who drives it does that, at once o
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -134,7 +135,7 @@ class _Asked:
         if self.max_output_tokens is not None:
             integer("max_output_tokens", self.max_output_tokens, 1)
         if self.max_seconds is not None:
-            real("max_seconds", self.max_seconds, 0.0, 1e9, "a number of seconds > 0")
+            real("max_seconds", self.max_seconds, math.ulp(0.0), 1e9, "a number of seconds > 0")
         for name in ("approve", "on_event"):
             given = getattr(self, name)
             if given is not None and not callable(given):
@@ -187,9 +188,11 @@ def _done(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) ->
         return approve(want.call)
     if isinstance(want, _Run):
         try:
-            return want.tool(want.arguments)
+            value = want.tool(want.arguments)
         except Exception as error:  # the function's: the model is told
             return error
+        _refuse_awaitable(value, want.tool)
+        return value
     try:
         if not streams:
             return chat(want.messages, **want.options)
@@ -199,6 +202,17 @@ def _done(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) ->
         return stream.result
     except ContextOverflow as error:
         return error
+
+
+def _refuse_awaitable(value: Any, tool: Tool) -> None:
+    """InvalidRequest for a value that only an event loop could wait for."""
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()  # else Python warns that nobody awaited it
+        raise InvalidRequest(
+            f"tools: {tool.name} gave a {type(value).__name__}, allowed of act() is a value; use "
+            "aact(), which awaits it, or a plain function"
+        )
 
 
 async def _adone(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) -> Any:

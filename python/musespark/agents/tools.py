@@ -15,10 +15,11 @@ arguments that the schema does not allow, a tool there is none of, a function th
 from __future__ import annotations
 
 import dataclasses
+import enum
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,8 +162,11 @@ def tools_by_name(tools: Tools) -> dict[str, Tool]:
 
 
 def text_of(value: Any) -> str:
-    """What a model is told of a function's value: a text as it is, else JSON. What no text has (a
-    lone surrogate) is replaced."""
+    """What a model is told of a function's value: a text as it is, else JSON, where an Enum is its
+    value, and a set (in order, where it has one) or a generator is a list. What no text has (a lone
+    surrogate) is replaced."""
+    if isinstance(value, enum.Enum):
+        value = value.value
     if isinstance(value, Content):
         value = value.text
     if not isinstance(value, str):
@@ -172,8 +176,22 @@ def text_of(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """What stands in JSON for an object that JSON does not know."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Set):
+        return _in_order(value)
+    if isinstance(value, Generator):
+        return list(value)
     if callable(getattr(value, "model_dump", None)):
         return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return str(value)
+
+
+def _in_order(values: Set[Any]) -> list[Any]:
+    """Alike in each process, though texts hash differently; as they come where none is less."""
+    try:
+        return sorted(values)
+    except TypeError:
+        return list(values)
