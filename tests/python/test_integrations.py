@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -38,6 +39,21 @@ except musespark.MissingLibrary as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"musespark.integrations.{module} needs {framework}")
     assert done.stdout.endswith(f"pip install 'musespark[{extra}]'\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("langchain", "ChatMuseSpark"),
+        ("llama_index", "MuseSparkLLM"),
+        ("smolagents", "MuseSparkModel"),
+        ("pydantic_ai", "MuseSparkModel"),
+    ],
+)
+def test_a_folder_is_no_model(module: str, name: str) -> None:
+    adapter = getattr(importlib.import_module(f"musespark.integrations.{module}"), name)
+    with pytest.raises(InvalidRequest, match=r"^model: got str, allowed is a model of musespark"):
+        adapter(model="FOLDER")
 
 
 @pytest.mark.parametrize(

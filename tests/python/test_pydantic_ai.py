@@ -79,6 +79,34 @@ def test_settings_are_options_of_chat(nano) -> None:
     assert [part.part_kind for part in silent.all_messages()[-1].parts] == ["text"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"temprature": 3}, "unknown argument 'temprature'; did you mean 'temperature'"),
+        ({"nope": 1}, "unknown argument 'nope'"),
+        ({"musespark_options": {"nope": 1}}, "unknown argument 'nope'"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls: got False, allowed is True"),
+        ({"citations": True}, "citations: got True, allowed is False"),
+        ({"extra_body": {"a": 1}}, "extra_body: got {'a': 1}, allowed is {}"),
+        ({"stream": True}, "stream: got it as a setting"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(nano, settings, says: str) -> None:
+    with pytest.raises(musespark.InvalidRequest, match=says):
+        Agent(MuseSparkModel(nano)).run_sync(SUM, model_settings=settings)
+
+
+@pytest.mark.filterwarnings("ignore:.*timeout")
+def test_settings_without_a_part_and_options_of_chat(nano) -> None:
+    here = nano.chat(SUM, thinking_token_budget=10)
+    settings = {"timeout": 9, "request_timeout": 600, "service_tier": "auto", "cache": True}
+    settings |= {"parallel_tool_calls": True, "citations": False, "thinking_token_budget": 10}
+    found = Agent(MuseSparkModel(nano)).run_sync(SUM, model_settings=settings)
+    assert found.output == here.content
+    details = found.all_messages()[-1].provider_details
+    assert details["thinking_stop_reason"] == "budget"
+
+
 async def test_a_call_and_its_result_are_the_prompt_that_chat_writes() -> None:
     turns = [thinks("I add.") + calls("calculate", expression="1+2"), says("3"), says("3")]
     with scripted_model(turns) as model:

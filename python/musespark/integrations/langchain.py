@@ -12,7 +12,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from musespark.errors import InvalidRequest
-from musespark.integrations.shared import chat_options, conversation, missing, streamed
+from musespark.integrations.shared import (
+    chat_options,
+    checked_model,
+    conversation,
+    missing,
+    streamed,
+)
 
 try:
     from langchain_core.language_models import BaseChatModel
@@ -53,6 +59,10 @@ class ChatMuseSpark(BaseChatModel):
     seed: int | None = None
     reasoning_effort: str | None = None
     streaming: bool = False
+
+    def __init__(self, **given: Any):
+        checked_model(given.get("model"))
+        super().__init__(**given)
 
     @property
     def model_name(self) -> str:

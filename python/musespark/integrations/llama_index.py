@@ -11,7 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from musespark.integrations.shared import chat_options, conversation, missing, streamed
+from musespark.integrations.shared import (
+    chat_options,
+    checked_model,
+    conversation,
+    missing,
+    streamed,
+)
 
 try:
     from llama_index.core.base.llms import generic_utils as completions
@@ -38,6 +44,10 @@ class MuseSparkLLM(FunctionCallingLLM):
 
     model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
     model: Any = Field(exclude=True, repr=False)
+
+    def __init__(self, **given: Any):
+        checked_model(given.get("model"))
+        super().__init__(**given)
 
     @classmethod
     def class_name(cls) -> str:

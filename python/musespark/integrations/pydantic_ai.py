@@ -8,11 +8,12 @@ agent.run_sync("What is 47 + 38?").output
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from musespark.integrations.shared import chat_options, closed, missing, streamed
+from musespark.errors import InvalidRequest
+from musespark.integrations.shared import chat_options, checked_model, closed, missing, streamed
 
 try:
     from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -40,6 +41,8 @@ _PROFILE = ModelProfile(
 )
 _SAME = ("temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty")
 _SAME += ("max_tokens",)
+# Settings of pydantic-ai's that have no part here, with what turns them off.
+_UNFOLLOWED: dict[str, Any] = {"parallel_tool_calls": True, "citations": False, "extra_body": {}}
 
 
 class MuseSparkModelSettings(ModelSettings, total=False):
@@ -56,12 +59,14 @@ class MuseSparkModel(Model):
     request. Thoughts are a ``ThinkingPart``. Tool calls fit their schemas, which needs the extra
     ``grammar``; ``NativeOutput`` is decoded by its schema, and goes without tools. Images are
     ``BinaryContent`` or data URLs: nothing is fetched. Errors are musespark's.
+
+    Of pydantic-ai's own settings ``timeout``, ``max_retries``, ``extra_headers``, ``service_tier``
+    and ``cache`` do nothing, for nothing is sent; ``parallel_tool_calls=False``, ``citations=True``
+    and ``extra_body``, without which an answer would be another, are refused. What is none of its
+    own is an option of :meth:`musespark.Model.chat`, which refuses those it does not know.
     """
 
-    unsupported_settings = frozenset(
-        {"timeout", "max_retries", "parallel_tool_calls", "extra_headers", "extra_body"}
-        | {"service_tier", "logprobs", "top_logprobs"}
-    )
+    unsupported_settings = frozenset({"timeout", "max_retries", "extra_headers", "service_tier"})
 
     def __init__(
         self,
@@ -70,8 +75,8 @@ class MuseSparkModel(Model):
         settings: MuseSparkModelSettings | None = None,
         profile: ModelProfileSpec | None = None,
     ):
+        self.model = checked_model(model)
         super().__init__(settings=settings, profile=_PROFILE if profile is None else profile)
-        self.model = model
 
     @property
     def model_name(self) -> str:
@@ -89,6 +94,7 @@ class MuseSparkModel(Model):
     ) -> dict[str, Any]:
         merged, parameters = self.prepare_request(model_settings, parameters)
         settings: dict[str, Any] = dict(merged or {})
+        _refuse_unfollowed(settings)
         options = {name: settings.get(name) for name in _SAME}
         options["stop"] = settings.get("stop_sequences")
         if bias := settings.get("logit_bias"):
@@ -96,7 +102,10 @@ class MuseSparkModel(Model):
         options |= _effort(parameters.thinking) | tool_options(settings, parameters)
         if parameters.output_mode == "native" and parameters.output_object is not None:
             options["json_schema"] = closed(parameters.output_object.json_schema)
+        own = MuseSparkModelSettings.__annotations__
+        options |= {name: value for name, value in settings.items() if name not in own}
         options |= settings.get("musespark_options", {})
+        _refuse_given(options)
         return {"messages": plain_messages(messages, parameters), **chat_options(options)}
 
     async def request(
@@ -121,6 +130,22 @@ class MuseSparkModel(Model):
         asked = self._asked(messages, model_settings, model_request_parameters)
         async with await self.model.achat(**streamed(asked)) as stream:
             yield Streamed(model_request_parameters, stream, self.model_name)
+
+
+def _refuse_unfollowed(settings: Mapping[str, Any]) -> None:
+    """InvalidRequest for a setting of pydantic-ai's that the answer would not follow."""
+    for name, without in _UNFOLLOWED.items():
+        if settings.get(name) not in (None, without):
+            raise InvalidRequest(
+                f"{name}: got {settings[name]!r:.60}, allowed is {without!r}: it is not followed"
+            )
+
+
+def _refuse_given(options: Mapping[str, Any]) -> None:
+    """InvalidRequest for arguments of chat that are the request's own to give."""
+    for name in ("messages", "stream"):
+        if name in options:
+            raise InvalidRequest(f"{name}: got it as a setting, allowed is none: a request has it")
 
 
 def _effort(thinking: Any) -> dict[str, Any]:

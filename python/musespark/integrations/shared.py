@@ -23,6 +23,15 @@ def missing(extra: str, error: ModuleNotFoundError) -> MissingLibrary:
     )
 
 
+def checked_model(model: Any) -> Any:
+    """The model that an adapter is given. InvalidRequest for what is none, such as its folder."""
+    if not hasattr(model, "chat") or not hasattr(model, "info"):
+        raise InvalidRequest(
+            f"model: got {type(model).__name__}, allowed is a model of musespark.load(…)"
+        )
+    return model
+
+
 def chat_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of ``Model.chat`` where ``response_format`` and ``tool_choice`` may be as OpenAI's
     protocol has them. With tools and no choice it is ``auto``, as in ``Model.act``: every call

@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from musespark.integrations.shared import chat_options, conversation, missing, streamed
+from musespark.integrations.shared import (
+    chat_options,
+    checked_model,
+    conversation,
+    missing,
+    streamed,
+)
 from musespark.messages import call_text, image_part
 from musespark.results import ChatResult, Delta
 
@@ -32,7 +38,7 @@ class MuseSparkModel(sm.Model):
     """
 
     def __init__(self, model: Any, **options: Any):
-        super().__init__(model_id=model.info.source, **options)
+        super().__init__(model_id=checked_model(model).info.source, **options)
         self.model = model
 
     @property
