@@ -620,6 +620,47 @@ def test_paths_that_are_none(model, path: str) -> None:
     run(create_app(model), scenario)
 
 
+def test_a_model_that_is_none_is_told_as_one(model) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for answer in (
+            await client.get("/v1/models/nope"),
+            await client.post(CHAT, json={**HI, "model": "nope"}),
+        ):
+            assert answer.status_code == 404
+            assert answer.json()["error"] == {
+                "message": "model: got 'nope', allowed is 'spark-nano'",
+                "type": "not_found_error",
+                "param": "model",
+                "code": "model_not_found",
+            }
+
+    run(create_app(model), scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"temperature": "1"}, "temperature"),
+        ({"messages": [{"role": "alien"}]}, "messages[0].role"),
+        ({"messages": None}, "messages"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ({"unknown": 1}, "unknown"),
+        ({"tool_choice": "required"}, "tool_choice"),
+    ],
+)
+def test_errors_name_their_field(model, body: dict, param: str) -> None:
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await client.post(CHAT, json={**HI, **body})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == param
+        nothing = (await client.post(CHAT, json=[])).json()["error"]
+        assert nothing["message"] == "the body: got an array, allowed is an object"
+        assert nothing["param"] is None
+
+    run(create_app(model), scenario)
+
+
 def test_files_of_this_machine_are_not_opened(model, tmp_path) -> None:
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"\x89PNG no picture")

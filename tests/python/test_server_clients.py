@@ -429,6 +429,40 @@ def test_the_command_ends_what_does_not_end_in_time() -> None:
         assert time.monotonic() - begun < 30
 
 
+@pytest.mark.parametrize(("drain", "signals"), [("1", 1), ("60", 2)])
+def test_what_the_end_of_the_drain_cuts_is_told_so(drain: str, signals: int) -> None:
+    """What runs, what waits and what streams, of each protocol; at a second Ctrl-C too."""
+    told = {name: value for name, value in LONG.items() if name != "prompt"} | {"messages": SUM}
+    posts = [("/v1/completions", {**LONG, "n": 4})] * 3 + [("/v1/messages", told)] * 2
+
+    async def main(process: Any, url: str) -> tuple[list[httpx.Response], str]:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            body = {**LONG, "n": 16, "stream": True}
+            async with client.stream("POST", "/v1/completions", json=body) as stream:
+                lines = stream.aiter_lines()
+                await anext(lines)
+                asked = [asyncio.ensure_future(client.post(p, json=body)) for p, body in posts]
+                for _ in range(signals):
+                    await asyncio.sleep(0.3)
+                    process.send_signal(signal.SIGINT)
+                written = "\n".join([line async for line in lines])
+            return await asyncio.gather(*asked), written
+
+    with serve_process("--threads", "1", "--running", "2", "--drain", drain) as (process, url):
+        answers, written = asyncio.run(main(process, url))
+        process.wait(60)
+        assert process.stderr is not None
+        console = process.stderr.read()
+    error = {"message": "the server is shutting down", "type": "server_error"}
+    error |= {"param": None, "code": "unavailable"}
+    assert [answer.status_code for answer in answers] == [503] * 5
+    assert [answer.json() for answer in answers[:3]] == [{"error": error}] * 3
+    assert all(answer.json()["type"] == "error" for answer in answers[3:])
+    assert json.loads(written.strip().splitlines()[-1][6:]) == {"error": error}
+    assert "Traceback" not in console
+    assert len(console.splitlines()) <= 2, console
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

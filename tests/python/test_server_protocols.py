@@ -283,8 +283,8 @@ def image(url: str) -> list[dict]:
         ({"chat_template": "{{ 1 }}"}, "chat_template: a template of a request is never run"),
         ({"chat_template_kwargs": {}}, "never run"),
         ({"temprature": 1}, "temprature: unknown field"),
-        ({"messages": []}, "messages: got a value of type list"),
-        ({"messages": [{"role": "wizard", "content": "x"}]}, r"messages\[0\]: got"),
+        ({"messages": []}, "messages: got an array, List should"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, r"messages\[0\].role: got"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\].content is missing"),
         ({"messages": [{"role": "user", "content": 3}]}, r"messages\[0\].content: got 3"),
         ({"messages": image("https://example.com/a.png")}, "nothing is fetched or opened here"),
@@ -306,8 +306,20 @@ def image(url: str) -> list[dict]:
         ({"logit_bias": {"²": 1}}, "logit_bias: got '²'"),
         ({"tool_choice": "always"}, "tool_choice: got 'always'"),
         ({"tool_choice": {"type": "function", "function": {"name": "none"}}}, "the tool 'none'"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls: got False"),
+        (
+            {"parallel_tool_calls": False, "tools": [{"type": "function", "function": TOOL}]},
+            "parallel_tool_calls: got False, allowed is True beside tools: how many calls a turn",
+        ),
         ({"store": True}, "store: got True"),
+        ({"messages": {}}, "^messages: got an object, allowed is an array$"),
+        ({"messages": ["x"]}, r"^messages\[0\]: got 'x', allowed is an object$"),
+        (
+            {"messages": [{"role": "alien", "content": "x"}]},
+            r"^messages\[0\].role: got 'alien', allowed is one of 'system', 'developer', 'user',",
+        ),
+        ({"messages": [{"content": "x"}]}, r"^messages\[0\].role is missing$"),
+        ({"stop": {}}, "^stop: got an object"),
+        ({"messages": [{"role": "assistant", "audio": 1}]}, "audio: got 1, allowed is null$"),
         ({"mode": "contemplating", "n": 2}, "n: got 2, allowed is 1 beside mode"),
         (
             {"messages": [{"role": "tool", "tool_call_id": "x", "content": ""}]},
@@ -318,6 +330,28 @@ def image(url: str) -> list[dict]:
 def test_chat_completions_refuse(served: Served, body: dict, said: str) -> None:
     with pytest.raises(InvalidRequest, match=said):
         chat(served, **body)
+
+
+def test_one_call_at_most_is_taken_where_there_can_be_none(served: Served) -> None:
+    assert chat(served, parallel_tool_calls=False).job.options["tools"] is None
+    tools = [{"type": "function", "function": TOOL}]
+    none = chat(served, parallel_tool_calls=False, tools=tools, tool_choice="none")
+    assert none.job.options["tools"] is None
+    told = responses(served, parallel_tool_calls=False)
+    assert told.begin(1)[0].data["response"]["parallel_tool_calls"] is False
+
+
+@pytest.mark.parametrize("detail", ["auto", "low", "high", None])
+def test_the_detail_of_a_picture_changes_nothing(served: Served, detail: str | None) -> None:
+    url = f"data:image/gif;base64,{PIXEL}"
+    part = {"type": "image_url", "image_url": {"url": url, "detail": detail}}
+    plain = {"type": "image_url", "image_url": {"url": url}}
+    told = [
+        chat(served, messages=[{"role": "user", "content": [one]}]).job for one in (part, plain)
+    ]
+    assert told[0] == told[1]
+    item = {"type": "input_image", "image_url": url, "detail": detail}
+    assert responses(served, input=[{"role": "user", "content": [item]}]).job.prompts
 
 
 @pytest.mark.parametrize("arguments", ["[1]", "{", '{"a": NaN}', '{"a": 1, "a": 2}'])
@@ -378,7 +412,8 @@ def test_messages_refuse(served: Served, body: dict, said: str) -> None:
         ({"previous_response_id": "resp_1"}, "nothing is stored"),
         ({"tools": [{"type": "web_search"}]}, r"tools\[0\]"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, r"input\[0\]"),
-        ({"input": [{"type": 3}]}, r"input\[0\]"),
+        ({"input": [{"type": 3}]}, r"^input\[0\].type: got 3, allowed is one of 'message', "),
+        ({"input": [3]}, r"^input\[0\]: got 3, allowed is an object$"),
         ({"background": True}, "background: got True"),
         ({"input": [{"type": "reasoning", "content": []}]}, "reasoning alone"),
     ],

@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
             server_header=False,
             proxy_headers=False,  # anybody could say in them who he is
             ws="none",
+            lifespan="off",  # there is none; a second Ctrl-C would be told as its failure
             limit_concurrency=_CONNECTIONS,
             timeout_graceful_shutdown=args.drain,
         )

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,9 +42,9 @@ from musespark.server.openai_shared import openai_error
 from musespark.server.openapi import Operation, document
 from musespark.server.page_files import page_routes
 from musespark.server.security import Access, Denied, client_of
-from musespark.server.transport import EventStream, Refused, as_json, body_of, until_gone
+from musespark.server.transport import ENDS, EventStream, Refused, as_json, body_of, until_gone
 from musespark.server.turns import QueueFull
-from musespark.server.wire import Failure, Served, UnknownModel
+from musespark.server.wire import Failure, Served, UnknownModel, field_of
 from musespark.server.work import Work
 from musespark.thinking.effort import ALL_EFFORTS
 from musespark.untrusted import parse_json
@@ -132,15 +133,20 @@ class Server:
     def _post(self, path: str, act: Callable[[Request], Any]) -> Callable[[Request], Any]:
         error_body = anthropic.CountTokens.error_body if _is_anthropic(path) else openai_error
 
+        def told(error: Exception) -> Response:
+            failure = self.failure_of(error)
+            more = {"Retry-After": str(failure.retry_after)} if failure.retry_after else {}
+            return as_json(error_body(failure), failure.status, **more)
+
         async def answer(request: Request) -> Response:
             try:
                 return await act(request)
             except ClientDisconnect:
                 return Response(status_code=_GONE)
+            except asyncio.CancelledError:  # only a server that ends cancels a request's task
+                return told(ENDS)
             except Exception as error:
-                failure = self.failure_of(error)
-                more = {"Retry-After": str(failure.retry_after)} if failure.retry_after else {}
-                return as_json(error_body(failure), failure.status, **more)
+                return told(error)
 
         return answer
 
@@ -204,8 +210,11 @@ class Server:
 
     async def _one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in self.served.names:
-            raise HTTPException(404)
+        try:
+            self.served.check_name(name)
+        except UnknownModel as error:
+            failure = self.failure_of(error)
+            return as_json(openai_error(failure), failure.status)
         return as_json(self._described(name))
 
     def _described(self, name: str) -> dict[str, Any]:
@@ -254,6 +263,12 @@ class Server:
 
     def failure_of(self, error: Exception) -> Failure:
         """What a client is told of an error. What is nobody's fault but ours it is not told."""
+        failure = self._failure_of(error)
+        if not isinstance(error, InvalidRequest):
+            return failure
+        return replace(failure, param=field_of(failure.message))
+
+    def _failure_of(self, error: Exception) -> Failure:
         told = self._without_paths(str(error))
         if isinstance(error, QueueFull):
             return Failure(429, told, "queue_full", error.retry_after)

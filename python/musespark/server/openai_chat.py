@@ -58,8 +58,10 @@ class TextPart(Body):
 
 
 class ImageUrl(Body):
+    """``detail``: a hint, which is not used: a picture has the tokens that the model gives it."""
+
     url: str
-    detail: Literal["auto"] | None = None
+    detail: Literal["auto", "low", "high"] | None = None
 
 
 class ImagePart(Body):
@@ -150,7 +152,7 @@ class ChatBody(CompletionOptions):
     top_logprobs: Alternatives | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    parallel_tool_calls: bool | None = None
     response_format: Format | None = None
     reasoning_effort: Effort | None = None
     thinking_token_budget: Budget | None = None
@@ -248,7 +250,8 @@ def job_of(body: ChatBody) -> Job:
     }
     if isinstance(choice, NamedChoice):
         choice = named_choice(choice.function.name)
-    options |= calls_of([tool.function for tool in body.tools or ()], choice)
+    functions = [tool.function for tool in body.tools or ()]
+    options |= calls_of(functions, choice, body.parallel_tool_calls)
     messages = plain_messages(body.messages)
     return Job(True, (messages,), options | body.sampling(), choices)
 

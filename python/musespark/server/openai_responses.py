@@ -55,9 +55,11 @@ class InputText(Body):
 
 
 class InputImage(Body):
+    """``detail``: a hint, which is not used: a picture has the tokens that the model gives it."""
+
     type: Literal["input_image"]
     image_url: str
-    detail: Literal["auto"] | None = None
+    detail: Literal["auto", "low", "high"] | None = None
     file_id: None = None
 
 
@@ -116,7 +118,7 @@ class Thought(Body):
 
 
 def _kind(item: Any) -> str:
-    kind = item.get("type", "message") if isinstance(item, dict) else item.type
+    kind = item.get("type", "message") if isinstance(item, dict) else None
     return kind if isinstance(kind, str) else ""
 
 
@@ -173,7 +175,7 @@ class ResponseBody(Sampling):
     )
     tools: list[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     thinking_token_budget: Budget | None = None
@@ -272,7 +274,7 @@ def job_of(body: ResponseBody) -> Job:
     choice = body.tool_choice
     if isinstance(choice, NamedChoice):
         choice = named_choice(choice.name)
-    options |= calls_of(body.tools or (), choice)
+    options |= calls_of(body.tools or (), choice, body.parallel_tool_calls)
     return Job(True, (messages,), options | body.sampling())
 
 
@@ -343,7 +345,7 @@ class Responses:
             "metadata": body.metadata or {},
             "model": body.model,
             "output": output,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": given["reasoning"] or {"effort": None, "summary": None},
             "store": False,

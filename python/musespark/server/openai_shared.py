@@ -69,8 +69,17 @@ class Function(Body):
     strict: bool | None = None
 
 
-def calls_of(functions: Sequence[Function], choice: str | None) -> dict[str, Any]:
-    """``tools`` and ``tool_choice`` of :meth:`musespark.Model.chat`."""
+def calls_of(
+    functions: Sequence[Function], choice: str | None, parallel: bool | None
+) -> dict[str, Any]:
+    """``tools`` and ``tool_choice`` of :meth:`musespark.Model.chat`. ``parallel``: whether a turn
+    may have several calls; InvalidRequest for False where it may have one, as nothing holds a
+    model to one."""
+    if parallel is False and functions and choice != "none":
+        raise InvalidRequest(
+            "parallel_tool_calls: got False, allowed is True beside tools: how many calls a turn "
+            "has is the model's choice and cannot be limited here"
+        )
     names = {"name", "description", "parameters"}
     described = [function.model_dump(include=names, exclude_none=True) for function in functions]
     tools = [{"type": "function", "function": one} for one in described]
@@ -202,9 +211,8 @@ def openai_error(failure: Failure) -> dict[str, Any]:
     kinds |= {429: "rate_limit_error"}
     other = "server_error" if failure.status >= 500 else "invalid_request_error"
     kind = kinds.get(failure.status, other)
-    return {
-        "error": {"message": failure.message, "type": kind, "param": None, "code": failure.code}
-    }
+    about = {"message": failure.message, "type": kind, "param": failure.param}
+    return {"error": {**about, "code": failure.code}}
 
 
 def openai_reason(result: Any) -> str:

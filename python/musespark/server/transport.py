@@ -13,12 +13,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from musespark.errors import Cancelled
 from musespark.server.limits import Limits
 from musespark.server.outbox import Failed, Item, Piece
 from musespark.server.wire import Ended, Event, Exchange, Failure
 from musespark.server.work import Run
 
 T = TypeVar("T")
+ENDS = Cancelled("the server is shutting down")  # what a request hears whose task is cancelled
 # Made once: json.dumps makes an encoder for each call.
 _encode = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
@@ -101,7 +103,8 @@ def _written(events: Sequence[Event]) -> bytes:
 
 class EventStream(Response):
     """A run as server-sent events. Closes the run, whatever happens: where the client goes away or
-    takes nothing for ``write_seconds``, what runs is cancelled."""
+    takes nothing for ``write_seconds``, what runs is cancelled. Where the server ends, the client
+    is told so."""
 
     media_type = "text/event-stream"
 
@@ -119,13 +122,19 @@ class EventStream(Response):
         self._write_seconds, self._failure_of = write_seconds, failure_of
         self._sending: float | None = None  # since when a client has not taken what it is sent
         self._ended: list[Ended] = []
+        self._started = self._complete = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with contextlib.suppress(ClientDisconnect):
-                await _until(self._gone_or_stuck(receive), self._write(send))
-        finally:
-            await self._run.close()
+            try:
+                with contextlib.suppress(ClientDisconnect):
+                    await _until(self._gone_or_stuck(receive), self._write(send))
+            finally:
+                await self._run.close()
+        except asyncio.CancelledError:
+            # Of the server alone, which ends; once more while a stuck client takes this.
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._cut(send)
 
     async def _gone_or_stuck(self, receive: Receive) -> None:
         """Until the client has gone away, or taken nothing for too long. One timer for a stream,
@@ -140,9 +149,24 @@ class EventStream(Response):
         finally:
             gone.cancel()
 
+    async def _cut(self, send: Send) -> None:
+        if not self._complete:
+            await self._start(send)
+            await self._send(send, self._exchange.failed(self._failure_of(ENDS)))
+            await self._finish(send)
+
+    async def _start(self, send: Send) -> None:
+        if not self._started:
+            self._started = True
+            headers = self.raw_headers
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _finish(self, send: Send) -> None:
+        self._complete = True
+        await send({"type": "http.response.body", "body": b""})
+
     async def _write(self, send: Send) -> None:
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(start)
+        await self._start(send)
         await self._send(send, self._exchange.begin(self._prompt))
         whole = True
         async for items in self._run.items():
@@ -153,7 +177,7 @@ class EventStream(Response):
                 break
         if whole:
             await self._send(send, self._exchange.close(self._ended))
-        await send({"type": "http.response.body", "body": b""})
+        await self._finish(send)
 
     def _events(self, item: Item) -> list[Event]:
         if isinstance(item, Piece):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -118,12 +119,14 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Failure:
-    """What a client is told of an error. ``code``: a word for programs."""
+    """What a client is told of an error. ``code``: a word for programs; ``param``: the field of
+    the body that is wrong, where it is one."""
 
     status: int
     message: str
     code: str | None = None
     retry_after: int | None = None
+    param: str | None = None
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,13 @@ class Served:
     def read(self, kind: type[Body], value: Any) -> Any:
         """A checked body (:func:`read_body`); :class:`UnknownModel` where it names another."""
         body: Any = read_body(kind, value)
-        if body.model not in self.names:
-            raise UnknownModel(f"model: got {body.model!r:.80}, allowed is {self.names[0]!r}")
+        self.check_name(body.model)
         return body
+
+    def check_name(self, name: str) -> None:
+        """:class:`UnknownModel` for a name of another model."""
+        if name not in self.names:
+            raise UnknownModel(f"model: got {name!r:.80}, allowed is {self.names[0]!r}")
 
 
 class UnknownModel(InvalidRequest):
@@ -183,28 +190,72 @@ def read_body(kind: type[Body], value: Any) -> Any:
 
 def _told(error: ValidationError, body: Any) -> str:
     # Of a union every member complains: the one that came furthest into the value meant it.
-    first = max(error.errors(include_url=False), key=lambda one: len(_place(one["loc"], body)))
-    where = _place(first["loc"], body) or "the body"
+    first = max(error.errors(include_url=False), key=lambda one: len(_place(one, body)))
+    where = _place(first, body) or "the body"
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         return f"{where:.200}: {_REFUSED.get(name, 'unknown field')}"
     if first["type"] == "missing":
         return f"{where:.200} is missing"
-    return f"{where:.200}: got {_shown(first['input'])}, {first['msg']:.300}"
+    if first["type"].startswith("union_tag"):
+        return _told_of_tag(first, where)
+    return f"{where:.200}: got {_shown(first['input'])}, {_wanted(first):.300}"
+
+
+def _told_of_tag(error: Any, where: str) -> str:
+    """Of a value whose ``type`` or ``role`` says which of several it is."""
+    context = error["ctx"]
+    name = context["discriminator"].strip("'")
+    if not name.isidentifier() or name.startswith("_"):  # a function: the items of responses
+        name = "type"
+    where = f"{where}.{name}"
+    given = error["input"]
+    if not isinstance(given, Mapping):
+        return f"{where.removesuffix('.' + name):.200}: got {_shown(given)}, allowed is an object"
+    if name not in given:
+        return f"{where:.200} is missing"
+    allowed = context.get("expected_tags")
+    said = f"allowed is one of {allowed}" if allowed else "it is not known"
+    return f"{where:.200}: got {_shown(given[name])}, {said:.300}"
+
+
+# pydantic's types of errors whose messages speak of Python, as JSON has the values.
+_KINDS = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "an object"),
+    **dict.fromkeys(("list_type", "tuple_type"), "an array"),
+    "none_required": "null",
+}
+
+
+def _wanted(error: Any) -> str:
+    kind = _KINDS.get(error["type"])
+    return error["msg"] if kind is None else f"allowed is {kind}"
 
 
 def _shown(value: Any) -> str:
     plain = value is None or isinstance(value, (str, bool, int, float))
-    return f"{value!r:.60}" if plain else f"a value of type {type(value).__name__}"
+    if plain:
+        return f"{value!r:.60}"
+    return "an object" if isinstance(value, Mapping) else "an array"
 
 
-def _place(path: Sequence[int | str], body: Any) -> str:
-    """A place in a body; names of union members in it are none."""
-    out, node = "", body
+_FIELD = re.compile(r"([a-z_]\w*(?:\.\w+|\[\d+\])*)(?:: | is missing)")
+
+
+def field_of(message: str) -> str | None:
+    """The field of a body that a message of :class:`InvalidRequest` names first."""
+    named = _FIELD.match(message)
+    return None if named is None else named[1]
+
+
+def _place(error: Any, body: Any) -> str:
+    """The place of an error in a body; names of union members in it are none."""
+    out, node, path = "", body, error["loc"]
+    lacks = len(path) - 1 if error["type"] == "missing" else None
     for at, part in enumerate(path):
         if isinstance(part, int) and isinstance(node, list) and part < len(node):
             out, node = f"{out}[{part}]", node[part]
-        elif isinstance(node, Mapping) and (part in node or at == len(path) - 1):
+        elif isinstance(node, Mapping) and (part in node or at == lacks):
             out, node = f"{out}.{part}" if out else str(part), node.get(part)
     return out
 
