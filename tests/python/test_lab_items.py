@@ -277,6 +277,19 @@ def test_a_word_problem_is_what_its_sentences_say(level):
         assert len(sentences) - 2 - steps == others
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_check_of_a_sorted_list_finds_what_is_missing_doubled_or_changed(level):
+    rng = Random(4)
+    for _ in range(20):
+        p = draw(rng, "sorting", level, evaluation=False)
+        told = p.answer.split(", ")
+        assert p.check(p.answer)[1]
+        wrong = [told[1:], [*told, told[-1]], [told[0], told[0], *told[2:]]]
+        for listed in wrong:
+            right = listed == told  # two equal numbers
+            assert p.check(", ".join(listed))[1] == right, (p.question, listed)
+
+
 def test_a_cut_thought_ends_with_the_closing_message_that_is_not_trained():
     rng, seen = Random(3), 0
     for _ in range(60):

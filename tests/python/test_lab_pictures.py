@@ -91,6 +91,22 @@ def test_counting_thoughts_go_through_all_shapes_and_number_those_they_count():
             assert len(re.findall(r"\(\d+,\d+\)", problem.second)) == int(problem.answer)
 
 
+def test_thoughts_of_labels_go_down_to_the_line_that_is_asked_for():
+    rng = Random(8)
+    for level in LEVELS:
+        for _ in range(40):
+            problem = draw(rng, "labels", level, evaluation=False)
+            begun, at, _ = problem.steps(None)[0].split(": ", 2)
+            lines = [part.split() for part in begun.split(", ")]
+            names = problem.key.split()[1::2]
+            assert [a + b for _, a, b in lines] == [name[:2] for name in names[: len(lines)]]
+            tops = [int(top) for top, _, _ in lines]
+            assert tops == sorted(tops)
+            name, box = at.split(" at ")
+            assert name == names[len(lines) - 1] and name.lower() in problem.question
+            assert int(box.split(",")[1]) == tops[-1]
+
+
 def test_comparisons_in_correct_thoughts_about_relations_hold():
     rng, seen = Random(8), 0
     for level in LEVELS:

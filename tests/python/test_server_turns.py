@@ -94,7 +94,8 @@ def test_a_turn_given_to_who_was_just_cancelled_goes_on_to_the_next() -> None:
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
         second.release()
-        await third.wait()
+        await asyncio.wait_for(third.wait(), 10)
+        assert (turns.free, turns.waiting) == (0, 0)
 
     run(scenario)
 

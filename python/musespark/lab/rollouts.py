@@ -50,8 +50,8 @@ def kept(
     """Up to ``most`` different ``replies`` to ``problem``, a wrong and a right one in turn, each as
     the first try of an item told at one of ``efforts``; none where all replies are right.
 
-    With wrong ones first, four in five were wrong, and a model so trained said "wrong" of four
-    right tries in nine (lab/README.md)."""
+    With wrong ones first, four in five were wrong, and a model so trained doubted right tries as
+    well (lab/README.md)."""
     item = compose(problem, TRIED, rng)
     if all(right(item, r) for r in replies):
         return []

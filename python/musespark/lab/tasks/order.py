@@ -211,7 +211,7 @@ def sorting(r: Random, level: str) -> Problem:
         told = f"{sign.join(map(str, listed_out))}, {len(listed_out)} numbers"
         if len(listed_out) != n:
             return f"{told}, not {n}.", False
-        there = list(takewhile(listed_out.__contains__, values))
+        there = list(takewhile(lambda v: listed_out.count(v) >= values.count(v), values))
         found = [f"{v} yes" for v in there] + [f"{v} no" for v in values[len(there) :][:1]]
         return f"{told}. {', '.join(found)}.", len(there) == n
 
