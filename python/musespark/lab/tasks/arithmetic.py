@@ -81,17 +81,6 @@ _CHAIN = (
     "Calculate {}.",
     "{} = ?",
     "Compute {}.",
-    "What's {}?",
-    "Find {}.",
-    "{}=",
-    "what is {}",
-    "How much is {}?",
-    "Please calculate {}.",
-    "Solve {}.",
-    "Give the value of {}.",
-    "Tell me what {} is.",
-    "{}=?",
-    "Evaluate {}.",
     "Work out {}.",
 )
 

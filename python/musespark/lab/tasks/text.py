@@ -117,16 +117,6 @@ _LETTER_ASKS = (
     "How many letters {c} are in the word {w}?",
     "How many times does {c} occur in {w}?",
     "how many {c}s in {w}?",
-    "How often does {c} appear in {w}?",
-    'How often is {c} in "{w}"?',
-    "In {w}, how many {c} are there?",
-    "In the word {w}, count the letter {c}.",
-    'Count how often {c} occurs in "{w}".',
-    "How often do you see the letter {c} in {w}?",
-    '"{w}": how many times is there a {c}?',
-    "Tell me how many {c} there are in {w}.",
-    "In {w}, how often does {c} occur?",
-    "Number of {c} in {w}?",
     'In "{w}", how often is there the letter {c}?',
 )
 

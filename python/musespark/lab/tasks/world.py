@@ -19,14 +19,6 @@ _MORE = (
     "gets {b} more from {o}.",
     "finds {b} {t}.",
     "is given {b} more {t}.",
-    "picks up {b} {t}.",
-    "wins {b} more.",
-    "brings {b} {t}.",
-    "adds {b} more {t}.",
-    "receives {b} {t} from {o}.",
-    "gets {b} {t}.",
-    "buys {b} {t}.",
-    "carries {b} {t} home.",
     "takes {b} more {t} home.",
 )
 _LESS = (
@@ -34,36 +26,13 @@ _LESS = (
     "loses {b}.",
     "sells {b} {t}.",
     "gives away {b} {t}.",
-    "uses {b} {t}.",
-    "gives {o} {b} {t}.",
-    "hands {b} to {o}.",
-    "sells {b}.",
-    "drops {b} {t}.",
-    "throws {b} away.",
-    "puts {b} {t} away.",
-    "is robbed of {b} {t}.",
     "parts with {b} {t}.",
 )
-_HOLDS = (
-    "How many {t} does {n} have{end}?",
-    "How many {t} has {n} got{end}?",
-    "How many {t} are left with {n}{end}?",
-    "What number of {t} does {n} have{end}?",
-    "Tell me how many {t} {n} has{end}.",
-    "So how many {t} does {n} have{end}?",
-    "How many {t} does {n} own{end}?",
-    "How many {t} does {n} end up with{end}?",
-    "With how many {t} does {n} end{end}?",
-)
+_HOLDS = ("How many {t} does {n} have{end}?", "With how many {t} does {n} end{end}?")
 _PACKS = (
     "{n} packs {b} boxes with {a} {t} each. How many {t} is that?",
     "There are {b} bags with {a} {t} in each. How many {t} are there?",
     "{n} buys {b} packs of {a} {t}. How many {t} does {n} have?",
-    "There are {a} {t} in each of {b} boxes. How many {t} are there in all?",
-    "{n} fills {b} bags with {a} {t} each. How many {t} is that?",
-    "{b} rows with {a} {t} each: how many {t} are there?",
-    "{n} has {b} boxes with {a} {t} each. How many {t} does {n} have?",
-    "In each of {b} drawers are {a} {t}. How many {t} is that together?",
     "{b} shelves hold {a} {t} each. How many {t} are on them?",
 )
 
@@ -189,35 +158,15 @@ def facts(r: Random, level: str) -> Problem:
 _AHEAD = (
     "Today is {day}. What day is it in {n} days?",
     "What day is {n} days after {day}?",
-    "It is {day}. Which day is it in {n} days?",
-    "Which day comes {n} days after {day}?",
-    "{n} days after {day}: which day?",
-    "If it is {day}, what day is it {n} days later?",
-    "Name the day {n} days after {day}.",
-    "Count {n} days on from {day}. Which day is it?",
     "Which weekday follows {day} by {n} days?",
 )
 _NEXT = (
     "{month} {d} is a {day}. What day is {month} {e}?",
     "If {month} {d} is a {day}, which day is {month} {e}?",
-    "{month} {d} is a {day}. Which weekday is {month} {e}?",
-    "{month} {d} was a {day}. What day was {month} {e}?",
-    "What day is {month} {e} if {month} {d} is a {day}?",
-    "On which day falls {month} {e}, if {month} {d} is a {day}?",
-    "Say which day {month} {e} is. {month} {d} is a {day}.",
-    "With {month} {d} a {day}, what is {month} {e}?",
-    "Name the day of {month} {e}; {month} {d} is a {day}.",
     "Which day is {month} {e}, when {month} {d} is a {day}?",
 )
 _LATER = (
     "What date is {n} days after {month} {d}?",
-    "What is the date {n} days after {month} {d}?",
-    "{n} days after {month} {d}: what date is it?",
-    "It is {month} {d}. What date is it in {n} days?",
-    "Count {n} days from {month} {d}. Which date is it?",
-    "Add {n} days to {month} {d}.",
-    "Today is {month} {d}. Which date is {n} days later?",
-    "Which date is {n} days from {month} {d}?",
     "Which date comes {n} days after {month} {d}?",
 )
 
@@ -307,29 +256,15 @@ _SMALLER = (
     "How many {small} are in {n} {big}?",
     "Convert {n} {big} to {small}.",
     "How many {small} are {n} {big}?",
-    "What are {n} {big} in {small}?",
-    "How many {small} do {n} {big} make?",
-    "Turn {n} {big} into {small}.",
-    "Write {n} {big} as {small}.",
     "Give {n} {big} in {small}.",
 )
 _LARGER = (
     "How many {big} are {n} {small}?",
     "Convert {n} {small} to {big}.",
-    "What are {n} {small} in {big}?",
-    "How many {big} do {n} {small} make?",
-    "Turn {n} {small} into {big}.",
-    "Write {n} {small} as {big}.",
     "Give {n} {small} in {big}.",
 )
 _MIXED = (
     "How many {small} are {n} {big} and {extra} {small}?",
-    "Convert {n} {big} and {extra} {small} to {small}.",
-    "How many {small} do {n} {big} and {extra} {small} make?",
-    "What are {n} {big} and {extra} {small} in {small}?",
-    "Turn {n} {big} and {extra} {small} into {small}.",
-    "{n} {big} and {extra} {small}: how many {small} is that?",
-    "Write {n} {big} and {extra} {small} as {small}.",
     "Give {n} {big} and {extra} {small} in {small}.",
 )
 #: Before this, instances were split by how they were asked, so all up to here may have been
