@@ -27,7 +27,7 @@ from report import spread
 from shapes import SHAPES
 
 import musespark
-from musespark.calls import turn_grammar
+from musespark.calls import offer_of, turn_grammar
 from musespark.events import Request
 from musespark.grammar import Grammar, Grammars, chosen_grammar
 from musespark.text.protocols import PROTOCOLS
@@ -77,7 +77,7 @@ TOOLS = [
 
 def _calls(model: musespark.Model) -> Grammar:
     name = TOOLS[0]["function"]["name"]
-    return turn_grammar(PROTOCOLS["llama-3"], model.tokenizer, [1], TOOLS, name)
+    return turn_grammar(PROTOCOLS["llama-3"], model.tokenizer, [1], offer_of(TOOLS, name))
 
 
 class Timed:

@@ -37,7 +37,8 @@ from musespark.lab import protocol
 from musespark.lab import tokenizer as tok
 from musespark.lab.backends import parse_reply
 from musespark.lab.evaluate import items_for
-from musespark.lab.item import Item, grade
+from musespark.lab.grading import grade
+from musespark.lab.item import Item
 from musespark.lab.tasks import GATED, pictures
 
 NANO = Path(musespark.__file__).parent / "nano"

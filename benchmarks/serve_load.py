@@ -2,6 +2,7 @@
 
     python benchmarks/serve_load.py [--model M] [--clients 64] [--requests 256] [--seconds 20]
                                     [--gone 0.1] [--slow 0.1] [--threads N] [--save]
+                                    [--peer URL] [--peer-model NAME]
 
 Two parts, with ``--clients`` clients of ``musespark serve`` in a process of its own:
 
@@ -10,10 +11,18 @@ ones, from a fixed seed; every prompt is another, so that nothing is cached), st
 same requests with as many coroutines of ``model.agenerate(stream=True)`` in this process. Tokens of
 answers over the seconds that all took.
 
+With ``--peer`` the same requests then go to another server of /v1/completions, that was started by
+hand with the same weights and as many threads (``python -m llama_cpp.server --model FILE.gguf
+--n_threads N --interrupt_requests false``); prompts are text then, for that one takes no ids, and
+ours is stopped meanwhile. Weights that end their answers early make its work less: use ones that do
+not (``benchmarks/gguf_files.py``).
+
 load: for ``--seconds`` each client asks again and again; a share ``--gone`` of the requests is left
 at a random moment, a share ``--slow`` is read a line every 50 ms. Reported: statuses (anything but
 200 and 429 is an error), p50, p95 and p99 of the time to the first piece and between pieces (of
-those that are read at once), and the server's resident memory at the beginning and the end.
+those that are read at once), and of the beginning and the end the server's resident memory and what
+it has of it for keys and values (``cache``: what prompts begin with; ``allocated``: that, what
+requests use and memory kept for reuse), so that a cache that fills is told from a leak.
 
 Clients and server share the machine: where a model takes microseconds for a token, the clients'
 own Python is a part of what is measured.
@@ -34,7 +43,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,9 +58,9 @@ _WARM = 8  # requests before memory is looked at
 
 @dataclass(frozen=True)
 class Wanted:
-    """One completion: token ids and how many more."""
+    """One completion: token ids or a text, and how many more."""
 
-    prompt: list[int]
+    prompt: list[int] | str
     new: int
 
     def body(self, name: str) -> dict[str, Any]:
@@ -67,6 +76,10 @@ class Seen:
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
     left: int = 0
+
+
+def as_text(model: musespark.Model, work: Sequence[Wanted]) -> list[Wanted]:
+    return [replace(item, prompt=model.tokenizer.decode(item.prompt)) for item in work]
 
 
 def wanted(count: int, vocab: int, seed: int) -> list[Wanted]:
@@ -187,6 +200,16 @@ def resident(pid: int) -> int:
     return pages * resource.getpagesize()
 
 
+def memory_of(pid: int, url: str) -> dict[str, int]:
+    """Bytes of a server in memory, and of its keys and values."""
+    with urllib.request.urlopen(f"{url}/metrics") as answer:
+        lines = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines())
+    found = {"resident": resident(pid)}
+    for name, metric in (("cache", "prefix_bytes"), ("allocated", "kv_bytes_allocated")):
+        found[name] = int(float(lines[f"musespark_engine_{metric}"]))
+    return found | {"rest": found["resident"] - found["allocated"]}
+
+
 @contextlib.contextmanager
 def server(args: argparse.Namespace) -> Iterator[tuple[int, str]]:
     """The process and the URL of ``musespark serve``."""
@@ -216,6 +239,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with musespark.load(args.model, threads=args.threads) as model:
         vocab = model.info.vocab
         work = wanted(args.requests, vocab, SEED)
+        if args.peer:
+            work = as_text(model, work)
         alone = asyncio.run(in_process(model, work, args.clients))
     tokens = sum(item.new for item in work)
     with server(args) as (pid, url):
@@ -223,22 +248,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             name = json.load(answer)["data"][0]["id"]
         asyncio.run(over_loopback(url, name, wanted(_WARM, vocab, 1), _WARM))
         served = asyncio.run(over_loopback(url, name, work, args.clients))
-        before = resident(pid)
+        before = memory_of(pid, url)
         seen = asyncio.run(under_load(url, name, vocab, args))
-        after = resident(pid)
+        after = memory_of(pid, url)
+    peer = {}
+    if args.peer:
+        seconds = asyncio.run(over_loopback(args.peer, args.peer_model, work, args.clients))
+        peer = {"model": args.peer_model, "tokens_per_s": round(tokens / seconds)}
     return {
         "clients": args.clients,
         "requests": args.requests,
         "tokens_per_s_in_process": round(tokens / alone),
         "tokens_per_s_served": round(tokens / served),
         "ratio": round(alone / served, 3),
+        "peer": peer,
         "load_seconds": args.seconds,
         "statuses": {str(status): count for status, count in sorted(seen.statuses.items())},
         "left": seen.left,
         "first_piece": percentiles(seen.first),
         "between_pieces": percentiles(seen.between),
-        "resident_before": before,
-        "resident_after": after,
+        "bytes_before": before,
+        "bytes_after": after,
         "machine": machine(),
     }
 
@@ -252,6 +282,8 @@ def main() -> None:
     parser.add_argument("--gone", type=float, default=0.1)
     parser.add_argument("--slow", type=float, default=0.1)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--peer", metavar="URL", help="of another server, without /v1")
+    parser.add_argument("--peer-model", default="peer", help="its name for the model")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     report = run(args)

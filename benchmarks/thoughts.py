@@ -30,7 +30,8 @@ from common import machine, save
 import musespark
 from musespark.events import Request
 from musespark.lab.evaluate import items_for, wilson
-from musespark.lab.item import Item, grade
+from musespark.lab.grading import grade
+from musespark.lab.item import Item
 
 BUDGETS = (32, 48, 64, 96)
 CHOICES: dict[str, dict[str, Any]] = {

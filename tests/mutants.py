@@ -148,10 +148,10 @@ MUTANTS = (
         "test_thinking.py",
     ),
     Mutant(
-        "a thought may end where one close is right",
+        "an exit that loses nothing is premature",
         "python/musespark/lab/calibrate.py",
-        "np.logical_and.accumulate(later[::-1])[::-1] & trace.whole.right",
-        "later & trace.whole.right",
+        "return ~self.may_end & self.right",
+        "return ~self.may_end",
         "test_lab_calibrate.py",
     ),
     Mutant(
@@ -171,8 +171,8 @@ MUTANTS = (
     Mutant(
         "thresholds of another model",
         "python/musespark/thinking/thresholds.py",
-        "return shipped if shipped.model == model else None",
-        "return shipped",
+        '.get("model") != model',
+        '.get("model") is None',
         "test_thresholds.py",
     ),
     Mutant(

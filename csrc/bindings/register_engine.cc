@@ -146,7 +146,7 @@ class PyEngine {
  public:
   PyEngine(const py::object& spec, const py::dict& tensors, int threads, std::int64_t context,
            const std::string& kv, std::int64_t memory_budget, std::int64_t prefill_chunk,
-           std::int64_t max_batch, bool prefix_cache,
+           std::int64_t max_batch, bool prefix_cache, std::optional<std::int64_t> prefix_bytes,
            const std::optional<std::pair<py::object, py::dict>>& drafter)
       : pool_(threads) {
     ModelSpec model_spec = spec_from_python(spec);
@@ -162,9 +162,9 @@ class PyEngine {
     model_ = std::make_unique<TextModel>(std::move(model_spec), views, pool_, formats);
     pages_ = std::make_unique<PagePool>(model_->kv_layout(), memory_budget);
     if (drafts) make_drafter(std::move(drafts->first), drafts->second, views, context);
-    engine_ = std::make_unique<Engine>(
-        *model_, *pages_, pool_, EngineOptions{context, prefill_chunk, max_batch, prefix_cache},
-        source_.get());
+    EngineOptions options{context, prefill_chunk, max_batch, prefix_cache};
+    if (prefix_bytes) options.prefix_bytes = *prefix_bytes;
+    engine_ = std::make_unique<Engine>(*model_, *pages_, pool_, options, source_.get());
     context_ = context;
   }
 
@@ -262,6 +262,7 @@ class PyEngine {
         py::arg("retained") = s.retained, py::arg("steps") = s.steps, py::arg("rows") = s.rows,
         py::arg("preemptions") = s.preemptions, py::arg("redone_steps") = s.redone_steps,
         py::arg("kv_bytes_used") = s.kv_bytes_used, py::arg("kv_bytes_limit") = s.kv_bytes_limit,
+        py::arg("kv_bytes_allocated") = s.kv_bytes_allocated,
         py::arg("prefix_bytes") = s.prefix_bytes, py::arg("pages") = s.pages,
         py::arg("open_pages") = s.open_pages, py::arg("adapters") = s.adapters,
         py::arg("adapter_bytes") = s.adapter_bytes, py::arg("drafter_tokens") = s.drafter_tokens,
@@ -442,12 +443,13 @@ void register_engine(py::module_& m) {
       "UnsupportedModel, CorruptFile.");
   engine
       .def(py::init<const py::object&, const py::dict&, int, std::int64_t, const std::string&,
-                    std::int64_t, std::int64_t, std::int64_t, bool,
+                    std::int64_t, std::int64_t, std::int64_t, bool, std::optional<std::int64_t>,
                     const std::optional<std::pair<py::object, py::dict>>&>(),
            py::arg("spec"), py::arg("tensors"), py::kw_only(), py::arg("threads"),
            py::arg("context"), py::arg("kv"), py::arg("memory_budget"),
            py::arg("prefill_chunk") = 512, py::arg("max_batch") = 64,
-           py::arg("prefix_cache") = true, py::arg("drafter") = py::none())
+           py::arg("prefix_cache") = true, py::arg("prefix_cache_bytes") = py::none(),
+           py::arg("drafter") = py::none())
       .def("submit", &PyEngine::submit, py::arg("tokens"), py::kw_only(), py::arg("params"),
            py::arg("base") = py::none(),
            "Queues a request, returns its id. `tokens`: int32 array [n]. `base`: a retained id\n"

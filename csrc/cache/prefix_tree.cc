@@ -182,6 +182,11 @@ void PrefixTree::let_go(Node* node, int page_class) noexcept {
   pool_.release(std::exchange(own, kNone), !pool_.seals());
 }
 
+void PrefixTree::shrink(std::int64_t bytes) noexcept {
+  while (pool_.usage().kept > bytes && evict()) {
+  }
+}
+
 bool PrefixTree::evict() noexcept {
   Node* first = nullptr;
   for (const auto& [used, node] : leaves_) {

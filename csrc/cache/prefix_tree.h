@@ -84,6 +84,10 @@ class PrefixTree {
   // Forgets every path made with the adapter. Pinned ones must be gone.
   void drop_adapter(std::int64_t adapter);
 
+  // Gives pages back, the least recently used first, until those that it alone holds have at most
+  // so many bytes.
+  void shrink(std::int64_t bytes) noexcept;
+
   // Bytes of the pages that cannot be evicted: of pinned nodes, in the class without a window.
   std::int64_t pinned_bytes() const { return pinned_bytes_; }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -78,6 +79,9 @@ struct EngineOptions {
   std::int64_t prefill_chunk = 512;  // prompt rows of one step, all sequences together
   std::int64_t max_batch = 64;       // sequences that run at once
   bool prefix_cache = true;          // keep what prompts begin with
+  // Of pages that nobody but the prefixes kept holds; they are within the pool's budget in any
+  // case.
+  std::int64_t prefix_bytes = std::numeric_limits<std::int64_t>::max();
 };
 
 using RequestId = std::int64_t;
@@ -142,6 +146,7 @@ struct EngineStats {
   std::int64_t waiting = 0, running = 0, retained = 0;
   std::int64_t steps = 0, rows = 0, preemptions = 0, redone_steps = 0;
   std::int64_t kv_bytes_used = 0, kv_bytes_limit = 0;  // used: by sequences
+  std::int64_t kv_bytes_allocated = 0;  // of sequences and prefixes, and memory kept for reuse
   std::int64_t prefix_bytes =
       0;  // of keys and values that no sequence uses, kept for prompts to come
   std::int64_t pages = 0, open_pages = 0;        // of keys and values, prefixes kept included

@@ -139,7 +139,9 @@ void Engine::Impl::book(std::size_t first, std::size_t count) {
 }
 
 void Engine::Impl::count_pages() {
+  if (prefixes) prefixes->shrink(options.prefix_bytes);
   const PagePool::Usage usage = pool.usage();
+  counters.kv_bytes_allocated = usage.allocated;
   counters.kv_bytes_used = usage.in_use - usage.kept;
   counters.prefix_bytes = usage.kept;
   counters.pages = usage.pages;

@@ -45,11 +45,12 @@ void ThoughtTracker::see(const ThoughtParams& params, std::span<const std::int32
 
 void ThoughtTracker::open_where_marked(const ThoughtParams& params,
                                        std::span<const std::int32_t> so_far) {
+  if (params.content >= 0 && so_far.back() != params.content) return;  // as all of them end
   const auto opens = [&](const auto& marks) { return ends_with(so_far, marks); };
   const auto marks = std::ranges::find_if(params.opens, opens);
   if (marks == params.opens.end()) return;
   spans_.push_back({seen_ + 1, -1});
-  if (so_far.back() != params.content) said_ -= static_cast<std::int64_t>(marks->size());
+  if (params.content < 0) said_ -= static_cast<std::int64_t>(marks->size());
 }
 
 std::int64_t ThoughtTracker::count(std::int64_t first, std::int64_t size) const {
@@ -73,6 +74,11 @@ void check_thoughts(const ThoughtParams& params, std::int64_t vocab) {
       throw InvalidRequest("thoughts.opens: got no marker, allowed is at least one token id");
     }
     check_ids("thoughts.opens", marks, vocab);
+    if (params.content >= 0 && marks.back() != params.content) {
+      throw InvalidRequest("thoughts.opens: got one that ends with " + std::to_string(marks.back()) +
+                           ", allowed is the end of thoughts.header, " +
+                           std::to_string(params.content));
+    }
   }
   check_ids("thoughts.closes", params.closes, vocab);
   if (params.header >= 0 || params.content >= 0) {

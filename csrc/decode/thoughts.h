@@ -22,10 +22,11 @@ struct ThoughtParams {
   // that it begins in; when there are so many a quarter of them goes. 0: no limit. Of thoughts
   // after the prompt.
   std::int64_t most_tokens = 0;
-  // A thought begins after any of these sequences of markers and ends before any of those tokens.
+  // A thought begins after any of these sequences and ends before any of those tokens.
   std::vector<std::vector<std::int32_t>> opens;
   std::vector<std::int32_t> closes;
-  // Where channels have headers: the markers that one begins with and ends with. Negative: none.
+  // Where channels have headers: the markers that one begins with and ends with, `opens` too.
+  // Negative: none.
   std::int32_t header = -1, content = -1;
 };
 

@@ -141,6 +141,7 @@ class Engine:
         prefill_chunk: int = 512,
         max_batch: int = 64,
         prefix_cache: bool = True,
+        prefix_cache_bytes: int | None = None,
         drafter: tuple[Mapping[str, Any], dict[str, tuple[str, int, int, Buffer]]] | None = None,
     ) -> None: ...
     def submit(

@@ -9,6 +9,11 @@ NO_CALLS_LEFT = "no tool calls are left; answer now with what you know"
 NO_VALID_CALL = "That was no valid tool call. Call a tool again, or answer."
 
 
+def choice_after(choice: str | None, *, called: bool) -> str | None:
+    """The ``tool_choice`` of the next turn: one that requires a call is met once there is one."""
+    return choice if not called or choice in ("auto", "none", None) else "auto"
+
+
 class Calling:
     """Takes a model's turns in and answers its calls, ``calls`` of them; after those it is told to
     answer, once. Who uses it says in :meth:`answer` what a call is answered with.

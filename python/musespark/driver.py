@@ -43,7 +43,7 @@ class EventStream:
         self.given_up = False  # its caller has cancelled it
         self.given: Sequence[GivenRows] = ()  # made when the core asks for them
         self.then: Callable[[], None] | None = None  # called at the end, in the driver's thread
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
     def put(self, event: Event | Exception, waiters: Waiters | None = None) -> None:
         """Adds an event. Who waits for it on an event loop is noted in ``waiters``, to be woken
@@ -73,24 +73,24 @@ class EventStream:
             return self.events.get_nowait()
         import asyncio  # here: it takes longer than mapping the weights
 
-        ready = asyncio.Event()
-        self._waiter = (asyncio.get_running_loop(), ready)
+        loop = asyncio.get_running_loop()
         try:
             while True:
-                # Cleared before looking: what is put after the look sets it again.
-                ready.clear()
+                # Noted before looking: what is put after the look wakes it.
+                ready = loop.create_future()
+                self._waiter = (loop, ready)
                 try:
                     return self.events.get_nowait()
                 except queue.Empty:
                     if error := self.exhausted():
                         return error
-                    await ready.wait()
+                    await ready
         finally:
             self._waiter = None
 
 
 # Who waits for events, by the event loop.
-Waiters = dict["asyncio.AbstractEventLoop", list["asyncio.Event"]]
+Waiters = dict["asyncio.AbstractEventLoop", list["asyncio.Future[None]"]]
 
 
 def wake(waiters: Waiters) -> None:
@@ -101,9 +101,10 @@ def wake(waiters: Waiters) -> None:
             loop.call_soon_threadsafe(_set_all, all_ready)
 
 
-def _set_all(all_ready: Iterable[asyncio.Event]) -> None:
+def _set_all(all_ready: Iterable[asyncio.Future[None]]) -> None:
     for ready in all_ready:
-        ready.set()
+        if not ready.done():  # who waited may be cancelled, or several events came at once
+            ready.set_result(None)
 
 
 def note_id(ids: list[int], call: Callable[[Any], int], argument: Any) -> None:

@@ -174,7 +174,8 @@ class Engine:
     ``spec``: a ``families.spec.ModelSpec`` or its dict. ``tensors``: name -> (format, rows, cols,
     buffer). ``context``: tokens a sequence may have. ``kv``: ``f32``, ``kv8``, ``kv8v4`` or
     ``kv4``. ``memory_budget``: bytes of keys and values. ``prefix_cache``: keep what prompts begin
-    with. ``drafter``: spec and tensors of a block drafter made for the model, or of a model with
+    with; ``prefix_cache_bytes``: of it at most, beside what requests use (None: what is free of the
+    budget). ``drafter``: spec and tensors of a block drafter made for the model, or of a model with
     the same tokens; its keys and values come beside the budget.
     """
 
@@ -190,6 +191,7 @@ class Engine:
         prefill_chunk: int = PREFILL_CHUNK,
         max_batch: int = MAX_BATCH,
         prefix_cache: bool = True,
+        prefix_cache_bytes: int | None = None,
         drafter: tuple[Any, Mapping[str, tuple]] | None = None,
     ) -> None:
         core = _core.Engine(
@@ -202,6 +204,7 @@ class Engine:
             prefill_chunk=prefill_chunk,
             max_batch=max_batch,
             prefix_cache=prefix_cache,
+            prefix_cache_bytes=prefix_cache_bytes,
             drafter=None if drafter is None else (spec_dict(drafter[0]), dict(drafter[1])),
         )
         self.context = context

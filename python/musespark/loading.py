@@ -44,7 +44,7 @@ LOAD_OPTIONS = (
     *("quantize", "kv", "context", "threads", "prefix_cache", "adapter", "progress", "verify"),
     *("mmproj", "drafter"),
     *("lock_memory", "huge_pages", "prefix_folder", "prefix_folder_bytes"),
-    *("image_cache_bytes", "image_folder", "image_folder_bytes"),
+    *("prefix_cache_bytes", "image_cache_bytes", "image_folder", "image_folder_bytes"),
 )
 PREFIX_FOLDER_BYTES = 8 << 30
 
@@ -57,6 +57,7 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     prefix_cache: bool = True,
+    prefix_cache_bytes: int | None = None,
     adapter: str | os.PathLike[str] | None = None,
     mmproj: str | os.PathLike[str] | bool | None = None,
     drafter: str | os.PathLike[str] | None = None,
@@ -88,7 +89,9 @@ def load(
     core this process may use.
     ``prefix_cache``: keep the keys and values of past prompts and answers in memory that is free
     for keys and values, so that a request which begins as an earlier one did computes only what is
-    new (``usage.cached_tokens``); results are the same. ``verify``: check every checksum of the
+    new (``usage.cached_tokens``); results are the same. ``prefix_cache_bytes``: at most so many
+    bytes, the least recently used go first; None: all that is free, half of the machine's free
+    memory with what requests use. ``verify``: check every checksum of the
     packed file first; it reads all of it.
     ``adapter``: the folder of a LoRA adapter (PEFT's adapter_config.json and
     adapter_model.safetensors) that every request gets: merged into weights that are floats
@@ -129,7 +132,7 @@ def load(
     given |= {"lock_memory": lock_memory, "huge_pages": huge_pages, "prefix_cache": prefix_cache}
     given |= {"mmproj": mmproj, "drafter": drafter}
     given |= {"prefix_folder": prefix_folder, "prefix_folder_bytes": prefix_folder_bytes}
-    given |= {"image_cache_bytes": image_cache_bytes}
+    given |= {"prefix_cache_bytes": prefix_cache_bytes, "image_cache_bytes": image_cache_bytes}
     given |= {"image_folder": image_folder, "image_folder_bytes": image_folder_bytes}
     return load_for(None, source, adapter=adapter, progress=progress, verify=verify, **given)
 
@@ -139,6 +142,7 @@ class _Remember:
     """What a model remembers of prompts and images, and where: options of :func:`load`."""
 
     prefix_cache: bool = True
+    prefix_cache_bytes: int | None = None
     prefix_folder: str | os.PathLike[str] | None = None
     prefix_folder_bytes: int = PREFIX_FOLDER_BYTES
     image_cache_bytes: int = IMAGE_CACHE_BYTES
@@ -147,6 +151,8 @@ class _Remember:
 
     def prefixes(self) -> tuple[Path, int] | None:
         _check_switches(prefix_cache=self.prefix_cache)
+        if self.prefix_cache_bytes is not None:
+            _check_bytes("prefix_cache_bytes", self.prefix_cache_bytes, 0)
         found = _folder("prefix_folder", self.prefix_folder, self.prefix_folder_bytes)
         if found and not self.prefix_cache:
             raise InvalidRequest(
@@ -208,6 +214,7 @@ def load_for(
             context=context,
             threads=threads,
             prefix_cache=remember.prefix_cache,
+            prefix_cache_bytes=remember.prefix_cache_bytes,
             prefix_folder=prefixes,
             adapter=adapted,
             eyes=eyes,

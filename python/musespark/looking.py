@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from musespark.errors import InvalidRequest, UnsupportedModel
+from musespark.errors import InvalidRequest, MissingLibrary, UnsupportedModel
 from musespark.images import image_of
 from musespark.vision.embedding import ImageEmbedding
+from musespark.vision.pixels import open_named
 
 if TYPE_CHECKING:
     from musespark.model import Model
@@ -39,6 +40,8 @@ def look(
     if "stream" in options:
         raise InvalidRequest("stream: look gives its result whole; chat streams")
     processor = requests.eyes.processor
+    if calls:
+        options.setdefault("tool_choice", "auto")  # its calls parse and have the right arguments
     own = processor.convention if processor.convention != "none" else _TOLD
     loop = VisualLoop(
         model.chat,
@@ -51,9 +54,9 @@ def look(
     )
     try:
         return loop.run(question, _each(images), **options)
-    except InvalidRequest as error:
-        if calls and str(error).startswith("tools:"):
-            raise InvalidRequest(f"{error} With calls=0 (--calls 0) it looks without.") from None
+    except (InvalidRequest, MissingLibrary) as error:
+        if calls and (isinstance(error, MissingLibrary) or str(error).startswith("tools:")):
+            raise type(error)(f"{error}. With calls=0 (--calls 0) it looks without.") from None
         raise
 
 
@@ -70,4 +73,5 @@ def _each(images: Any) -> list[Any]:
     for i, image in enumerate(every):
         if isinstance(image, ImageEmbedding):
             raise InvalidRequest(f"images[{i}]: an embedding has no pixels to look at")
-    return [image_of({"image": image}, f"images[{i}]") for i, image in enumerate(every)]
+    found = [image_of({"image": image}, f"images[{i}]") for i, image in enumerate(every)]
+    return [open_named(image, f"images[{i}]") for i, image in enumerate(found)]

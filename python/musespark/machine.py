@@ -72,7 +72,7 @@ def available_memory() -> int:
     """
     asked = os.environ.get("MUSESPARK_MEMORY")
     if asked:
-        return _bytes(asked)
+        return bytes_of(asked, "MUSESPARK_MEMORY")
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -83,10 +83,11 @@ def available_memory() -> int:
     return available if group is None else max(0, min(available, group[0] - group[1]))
 
 
-def _bytes(text: str) -> int:
+def bytes_of(text: str, name: str) -> int:
+    """A number of bytes, or one with K, M, G, T or KiB … TiB; ``name``: what errors say."""
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*(?:([KMGT])(?:iB|B)?)?\s*", text)
     if match is None:
-        raise InvalidRequest(f"MUSESPARK_MEMORY is {text!r:.60}; such as 6000000000, 6G or 6.5GiB")
+        raise InvalidRequest(f"{name} is {text!r:.60}; such as 6000000000, 6G or 6.5GiB")
     return int(float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1 if match[2] else 0))
 
 

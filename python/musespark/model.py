@@ -30,7 +30,7 @@ from musespark.info import chosen_notes, info_of
 from musespark.looking import look
 from musespark.memory import choose_context, kv_formats
 from musespark.options import CONTEMPLATING, check_stream, model_defaults
-from musespark.prefix_store import NoPrefixes, PrefixFolderStats, PrefixStore
+from musespark.prefix_store import PrefixFolderStats, prefixes_in
 from musespark.requests import PreparedChat, Requests
 from musespark.results import ChatResult, Completion, ModelInfo
 from musespark.scoring import Scoring
@@ -66,6 +66,7 @@ class Model(Scoring):
         context: int | None,
         threads: int | None,
         prefix_cache: bool = True,
+        prefix_cache_bytes: int | None = None,
         prefix_folder: tuple[Path, int] | None = None,
         adapter: LoraWeights | None = None,
         place: Callable[[LoadedWeights], None] = lambda weights: None,
@@ -86,10 +87,12 @@ class Model(Scoring):
         encodes = spec.bidirectional
         self._encoder = Encoder(spec, weights.tensors, threads=count) if encodes else None
         run = {"threads": count, "context": limit, "kv": keys, "memory_budget": fit.budget}
-        start = functools.partial(Engine, prefix_cache=prefix_cache, drafter=weights.drafts, **run)
+        run |= {"prefix_cache": prefix_cache, "prefix_cache_bytes": prefix_cache_bytes}
+        start = functools.partial(Engine, drafter=weights.drafts, **run)
         self._engine = self._encoder or start(spec, weights.tensors)
         self._adapters = Adapters(self._engine, adapter, merged=merged)
-        self._prefixes = self._prefixes_in(self._engine, weights, prefix_folder, keys)
+        opened = (self._engine, weights, prefix_folder, keys)
+        self._prefixes = prefixes_in(*opened, self._adapters.checksum_of)
         self._updating = threading.Lock()
         self._again = Again(place, eyes, start, prefix_folder, keys, count)
         notes += prompts.foreign_ends(self.tokenizer, spec.vocab)
@@ -113,14 +116,6 @@ class Model(Scoring):
             lookup(functools.partial(key_of, weights, keys)),
         )
         self.template = template_of(assets, str(info["source"]))
-
-    def _prefixes_in(
-        self, engine: Engine, weights: LoadedWeights, folder: tuple[Path, int] | None, kv: str
-    ) -> PrefixStore | NoPrefixes:
-        if folder is None:
-            return NoPrefixes()
-        identity = {"model": weights.identity(), "kv": kv}
-        return PrefixStore(engine, weights.spec, *folder, identity, self._adapters.checksum_of)
 
     @property
     def info(self) -> ModelInfo:
@@ -206,7 +201,8 @@ class Model(Scoring):
 
         ``tools``: OpenAI-shaped function descriptions the model may call. ``tool_choice``: auto,
         required, none or a tool's name: calls then always parse and fit their schemas (needs
-        llguidance); None: they are free. ``reasoning_effort``: none, minimal, low, medium, high or
+        llguidance); None: they are free, unless ``parallel_tool_calls=False`` (one at most) or
+        ``allowed_tools`` (names) are given. ``reasoning_effort``: none, minimal, low, medium, high,
         xhigh, by the template or, where it knows none, by a budget. ``thinking_token_budget``:
         thought tokens at most; before it ends the model is led to an end, then
         ``thinking_closing_message`` is written; ``max_new_tokens`` counts the answer apart: no
@@ -255,12 +251,17 @@ class Model(Scoring):
         return self._batch(self._chat_stream, conversations, options, drain)
 
     def act(self, messages: Any, tools: Tools, **options: Any) -> ActResult:
-        """:meth:`chat` with tools that are run until the model answers: Python functions or
-        :class:`musespark.Tool`. Approval, events, limits, dry run: :func:`musespark.agents.act`."""
+        """:meth:`chat` with ``tools`` that are run until the model answers: Python functions or
+        :class:`musespark.Tool`. ``approve``: a function of a call, asked before each of a tool with
+        effects, and needed where there is one; ``dry_run=True``: none of those is run.
+        ``on_event``: a function of each event. ``max_steps`` (turns, 10), ``max_seconds``,
+        ``max_output_tokens``: limits. All of them: :func:`musespark.agents.act`. Other options are
+        each turn's, as of :meth:`chat`; ``tool_choice`` is ``auto``."""
         return act(self.chat, messages, tools, **self._acting(), **options)
 
     async def aact(self, messages: Any, tools: Tools, **options: Any) -> ActResult:
-        """:meth:`act` for an event loop: tools and ``approve`` may be coroutine functions."""
+        """:meth:`act`, with its options, for an event loop: tools and ``approve`` may be coroutine
+        functions."""
         return await aact(self.achat, messages, tools, **self._acting(), **options)
 
     def _acting(self) -> dict[str, Any]:
@@ -366,7 +367,8 @@ class Model(Scoring):
         conversation and its :class:`musespark.VisualTrace`.
 
         ``convention``: how the model writes places, see musespark.vision.conventions; its family's
-        own where None, else from 0 to 1000. ``options``: of each turn, as in :meth:`chat`.
+        own where None, else from 0 to 1000. ``options``: of each turn, as in :meth:`chat`;
+        ``tool_choice`` is ``auto``, so that calls parse (needs ``musespark[grammar]``).
         """
         return look(self, question, images, calls=calls, convention=convention, **options)
 

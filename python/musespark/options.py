@@ -37,7 +37,7 @@ _NOT_APPLIED: dict[str, Any] = {
     "max_time": None,
 }
 CHAT_OPTIONS = ("tools", "reasoning_effort", "mode", "continue_final_message")
-TOOL_CHOICE = "tool_choice"  # that calls are to parse: musespark.calls
+CALL_OPTIONS = ("tool_choice", "allowed_tools", "parallel_tool_calls")  # musespark.calls
 EFFORTS = ("low", "medium", "high", "xhigh")
 MODES = ("auto", "instant", "thinking")  # of one turn
 CONTEMPLATING = "contemplating"  # of several: musespark.contemplating, which has these options

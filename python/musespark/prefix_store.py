@@ -30,6 +30,7 @@ from musespark.prefix_folder import PAGE_TOKENS, VERSION, PrefixFolder, page_key
 from musespark.results import human_bytes
 from musespark.sizes import LAST_MESSAGE
 from musespark.transfers import GivenUp, known, restore
+from musespark.weights import LoadedWeights
 
 # A shorter beginning is computed as fast as it is read, and not worth its files.
 LEAST_PAGES = 4
@@ -346,3 +347,17 @@ def _flush_all() -> None:
     """Before the engines end: they register earlier, so they go later."""
     for store in list(_stores):
         store.flush()
+
+
+def prefixes_in(
+    engine: Engine,
+    weights: LoadedWeights,
+    folder: tuple[Path, int] | None,
+    kv: str,
+    checksum_of: Callable[[int | None], str | None],
+) -> NoPrefixes:
+    """What a model keeps in a folder of so many bytes; ``kv``: its formats of keys and values."""
+    if folder is None:
+        return NoPrefixes()
+    identity = {"model": weights.identity(), "kv": kv}
+    return PrefixStore(engine, weights.spec, *folder, identity, checksum_of)

@@ -11,7 +11,7 @@ import numpy as np
 
 from musespark import prompts
 from musespark.adapters import ADDITIONS, Adapters
-from musespark.calls import turn_grammar
+from musespark.calls import Offer, offer_of, turn_grammar
 from musespark.errors import InvalidRequest
 from musespark.events import GivenRows, Request
 from musespark.explaining import Asked
@@ -20,10 +20,10 @@ from musespark.grammar import GRAMMAR_OPTIONS, Grammar, Grammars, chosen_grammar
 from musespark.images import PromptImages, without_images
 from musespark.options import (
     AGENT_OPTIONS,
+    CALL_OPTIONS,
     CHAT_OPTIONS,
     CONTEMPLATING,
     OPTION_NAMES,
-    TOOL_CHOICE,
     GenerationOptions,
     resolve,
     within,
@@ -32,6 +32,7 @@ from musespark.text import ChatTemplate, Tokenizer, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
 from musespark.text.protocols import Protocol
+from musespark.text.toolcalls import schemas_of
 from musespark.thinking.effort import by_effort
 from musespark.thinking.policy import (
     NO_POLICY,
@@ -170,8 +171,8 @@ class Requests:
         with several seeds."""
         _refuse_agents(given)
         chat, thinking = self._chat_options(given)
-        named = (*CHAT_OPTIONS, TOOL_CHOICE, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS)
-        named = (*named, *ADDITIONS)
+        named = (*CHAT_OPTIONS, *CALL_OPTIONS, *THOUGHT_OPTIONS, *THINKING_OPTIONS)
+        named = (*named, *GRAMMAR_OPTIONS, *ADDITIONS)
         rest = {name: value for name, value in given.items() if name not in named}
         known = (*named, *AGENT_OPTIONS, "stream")
         options = resolve(rest, self.defaults, self._spec.vocab, also_known=known)
@@ -264,7 +265,9 @@ class Requests:
         if self.thoughts.marks is not None:
             adapted = self._adapters.chosen(given) is not None
             usable = not adapted and given.get("thought_cache_tokens") is None
-            thinking = calibrated(thinking, self.calibrated, usable=usable)
+            instant = chat.get("mode") == "instant"
+            effort = "none" if instant else given.get("reasoning_effort")
+            thinking = calibrated(thinking, self.calibrated, usable=usable, effort=effort)
         self.thoughts.refuse_unwritten(thinking)
         free = chat.get("mode") in (None, "auto") and not chat.get("continue_final_message")
         if thinking.budget == 0 and self.protocol.headers and free:
@@ -273,8 +276,9 @@ class Requests:
 
     def _thought_fields(self, given: Mapping[str, Any], thinking: Thinking) -> dict[str, Any]:
         formats, tools = self._info.kv_formats, bool(given.get("tools"))
+        marks = self.thoughts.marks
         return {
-            "thoughts": request_thoughts(given, self.protocol, self.tokenizer, self._spec, formats),
+            "thoughts": request_thoughts(given, self.protocol, marks, self._spec, formats),
             "thinking": self.thoughts.asked(thinking, tools=tools),
             "trials": self.thoughts.trials(thinking, tools=tools),
         }
@@ -336,13 +340,14 @@ class Requests:
 
     def _turn_grammar(self, given: Mapping[str, Any], prompt: Sequence[int]) -> Grammar | None:
         """Of the whole turn, where its calls are to parse."""
-        choice = given.get(TOOL_CHOICE)
-        if choice is None:
+        chosen = {name: given.get(name) for name in CALL_OPTIONS}
+        offer = offer_of(given.get("tools"), **chosen)
+        if offer is None:
             return None
         if given.get("continue_final_message"):
-            raise InvalidRequest(f"{TOOL_CHOICE} contradicts continue_final_message")
-        tools = given.get("tools") or ()
-        return turn_grammar(self.protocol, self.tokenizer, prompt, tools, choice)
+            name = next(name for name, value in chosen.items() if value is not None)
+            raise InvalidRequest(f"{name} contradicts continue_final_message")
+        return turn_grammar(self.protocol, self.tokenizer, prompt, offer)
 
     def turn_constraint(
         self, grammar: Grammar, tools: Sequence[Mapping[str, Any]], prompt: Sequence[int]
@@ -358,12 +363,13 @@ class Requests:
 
     def _check_alone(self, tool: Mapping[str, Any], prompt: Sequence[int]) -> None:
         try:
-            alone = turn_grammar(self.protocol, self.tokenizer, prompt, [tool], "auto")
+            offer = Offer(schemas_of([tool]))
+            alone = turn_grammar(self.protocol, self.tokenizer, prompt, offer)
             Constraint(self._turns, alone)
         except InvalidRequest as error:
             name, why = tool["function"]["name"], str(error).removeprefix("tools: ")
             raise InvalidRequest(
-                f"tools: {name}: {why}; {TOOL_CHOICE}=None leaves calls free"
+                f"tools: {name}: {why}; tool_choice=None leaves calls free"
             ) from None
 
     def request(self, ids: np.ndarray, options: GenerationOptions, **more: Any) -> Request:

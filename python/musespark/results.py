@@ -253,7 +253,7 @@ class ChatResult(Completion):
     request's), ``length``, ``cancelled`` (cut inside it) or ``none`` (it did not think).
     ``thinking_policy``, which acted: ``calibrated 0.05`` (what was calibrated for the model, for
     this rate of premature exits), ``loop`` (nothing was: only budgets and loops end thoughts; it
-    says so where only another version of this package could use what was),
+    says so where what was is for other efforts, of another version or cannot be read),
     ``given`` (the caller's), ``off``, or ``none`` (no token marks the model's thoughts).
     ``thought_cache``: what became of the thoughts' keys and values; None where the model's are not
     marked.

@@ -7,13 +7,16 @@ regular expression run for ever.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from musespark.errors import InvalidRequest
 
 _MOST_REFERENCES = 64  # one inside another, without a value between them
 _MOST_CHECKS = 200_000  # of a value and all in it: unions of references can be endless work
+_MOST_SHAPES = 64  # that the arguments of one tool may have
+_UNIONS = ("anyOf", "oneOf")
+_JOINED = ("$ref", "allOf", *_UNIONS)  # keywords that say elsewhere what an object is
 
 
 def check_value(value: Any, schema: Any, where: str) -> None:
@@ -46,7 +49,7 @@ def _check(value: Any, schema: Any, where: str, root: _Root, depth: int) -> None
     if "$ref" in schema:
         if depth > _MOST_REFERENCES:
             raise InvalidRequest(f"{where}: its schema refers to itself without end")
-        _check(value, referred(root.schema, schema["$ref"]), where, root, depth + 1)
+        _check(value, referred(root.schema, schema["$ref"], where), where, root, depth + 1)
     _check_type(value, schema, where)
     if isinstance(value, Mapping):
         _check_object(value, schema, where, root)
@@ -59,7 +62,7 @@ def _check(value: Any, schema: Any, where: str, root: _Root, depth: int) -> None
         _check_more(value, schema, where)
     for part in schema.get("allOf", ()):
         _check(value, part, where, root, depth)
-    for union in ("anyOf", "oneOf"):
+    for union in _UNIONS:
         if union in schema:
             _check_union(value, schema[union], union, where, root, depth)
 
@@ -146,15 +149,109 @@ def _check_union(value: Any, parts: Any, union: str, where: str, root: _Root, de
         raise InvalidRequest(f"{where}: {fitting} of what is allowed fit, must be one")
 
 
-def referred(root: Any, reference: Any) -> Any:
-    """The place that ``#/$defs/name`` names. InvalidRequest for none."""
+# ---- the arguments of a tool --------------------------------------------------------------------
+
+
+def argument_schema(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The schema of a tool's arguments with their ``properties`` at its root.
+
+    A root that is a reference, a union or made of parts (``$ref``, ``anyOf``, ``oneOf``,
+    ``allOf``), as unions and models of pydantic give, is followed: one object where it can be
+    one, else all properties and the union of whole objects (:func:`shapes_of`). Others are copied.
+    InvalidRequest naming the place for a root that no object fits or that has too many shapes.
+    """
+    if not any(name in schema for name in _JOINED):
+        return dict(schema)
+    shapes = _shapes(schema, schema, where, 0)
+    if not shapes:
+        raise InvalidRequest(f"{where}: none of what its schema allows is an object; arguments are")
+    apart = (*_JOINED, "type", "properties", "required", "additionalProperties")
+    rest = {key: value for key, value in schema.items() if key not in apart}
+    if len(shapes) == 1:
+        return {"type": "object", **shapes[0], **rest}
+    names = dict.fromkeys(name for shape in shapes for name in shape["properties"])
+    properties = {
+        name: _one_of([s["properties"][name] for s in shapes if name in s["properties"]], "anyOf")
+        for name in names
+    }
+    needed = [name for name in names if all(name in shape["required"] for shape in shapes)]
+    whole = {"type": "object", "properties": properties, "required": needed}
+    union = next((name for name in _UNIONS if name in schema), "anyOf")
+    return {**whole, union: [{"type": "object", **shape} for shape in shapes], **rest}
+
+
+def shapes_of(schema: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The objects that a schema of :func:`argument_schema` allows."""
+    return next((schema[union] for union in _UNIONS if union in schema), [schema])
+
+
+def _shapes(schema: Any, root: Any, where: str, depth: int) -> list[dict[str, Any]]:
+    """What a schema allows of objects: of each its properties and which of them are required."""
+    if depth > _MOST_REFERENCES:
+        raise InvalidRequest(f"{where}: its schema refers to itself without end")
+    if not isinstance(schema, Mapping):
+        return [] if schema is False else [{"properties": {}, "required": []}]
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        return []
+    for name in ("not", "enum", "const"):
+        if name in schema:
+            raise InvalidRequest(
+                f"{where}: got {name} among what its arguments may be, allowed "
+                "are objects with properties"
+            )
+    own = {"properties": _field(schema, "properties", where)}
+    own["required"] = [name for name in _field(schema, "required", where) if isinstance(name, str)]
+    if "additionalProperties" in schema:
+        own["additionalProperties"] = schema["additionalProperties"]
+    parts = [[referred(root, schema["$ref"], where)]] if "$ref" in schema else []
+    parts += [[part] for part in _field(schema, "allOf", where)]
+    parts += [_field(schema, union, where) for union in _UNIONS if union in schema]
+    found = [own]
+    for part in parts:
+        inside = [shape for one in part for shape in _shapes(one, root, where, depth + 1)]
+        if len(found) * len(inside) > _MOST_SHAPES:
+            raise InvalidRequest(
+                f"{where}: its arguments have more than {_MOST_SHAPES} shapes, which are allowed"
+            )
+        found = [_merged(one, other) for one in found for other in inside]
+    return found
+
+
+def _field(schema: Mapping[str, Any], name: str, where: str) -> Any:
+    """The properties of an object, or a list of what a schema has; empty where there are none."""
+    kind = Mapping if name == "properties" else (list, tuple)
+    value = schema.get(name)
+    if value is not None and not isinstance(value, kind):
+        allowed = "an object" if name == "properties" else "an array"
+        raise InvalidRequest(f"{where}: {name}: got {_shown(value)}, allowed is {allowed}")
+    return value or ({} if name == "properties" else [])
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What is both."""
+    properties = dict(one["properties"])
+    for name, rule in other["properties"].items():
+        properties[name] = _one_of([properties.get(name, rule), rule], "allOf")
+    required = [*dict.fromkeys([*one["required"], *other["required"]])]
+    return {**one, **other, "properties": properties, "required": required}
+
+
+def _one_of(rules: Sequence[Any], union: str) -> Any:
+    """One rule where they are the same, else all of them."""
+    different = [rule for i, rule in enumerate(rules) if rule not in rules[:i]]
+    return different[0] if len(different) == 1 else {union: different}
+
+
+def referred(root: Any, reference: Any, where: str) -> Any:
+    """The place that ``#/$defs/name`` names. InvalidRequest for none; ``where``: who refers."""
     node = root
     if not isinstance(reference, str) or not reference.startswith("#"):
-        raise InvalidRequest(f"$ref: {reference!r:.80}, must begin with #")
+        raise InvalidRequest(f"{where}: $ref: {reference!r:.80}, must begin with #")
     for part in reference[1:].strip("/").split("/") if reference != "#" else ():
         part = part.replace("~1", "/").replace("~0", "~")
         if not isinstance(node, Mapping) or part not in node:
-            raise InvalidRequest(f"$ref: {reference!r:.80} is no place in the schema")
+            raise InvalidRequest(f"{where}: $ref: {reference!r:.80} is no place in the schema")
         node = node[part]
     return node
 

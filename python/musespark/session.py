@@ -21,7 +21,13 @@ from musespark.events import GivenRows, Kept, Request
 from musespark.generation import Stream
 from musespark.grammar import GRAMMAR_OPTIONS
 from musespark.images import pinned, restored, savable
-from musespark.options import CHAT_OPTIONS, OPTION_NAMES, check_stream, unknown_argument
+from musespark.options import (
+    CALL_OPTIONS,
+    CHAT_OPTIONS,
+    OPTION_NAMES,
+    check_stream,
+    unknown_argument,
+)
 from musespark.prompts import common
 from musespark.results import ChatResult, Delta
 from musespark.session_file import Conversation, Identity, SessionFile, write_session
@@ -398,7 +404,7 @@ class Session:
 
 def refuse_turn_options(given: Iterable[str]) -> None:
     """InvalidRequest for the first keyword of :meth:`Model.session` that it does not have."""
-    turn = (*OPTION_NAMES, *CHAT_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS)
+    turn = (*OPTION_NAMES, *CHAT_OPTIONS, *CALL_OPTIONS, *THINKING_OPTIONS, *GRAMMAR_OPTIONS)
     for name in given:
         if name in turn:
             raise InvalidRequest(f"{name}: an option of each turn; give it to session.chat")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, product
 from typing import Any
 
 from musespark.errors import InvalidRequest
@@ -12,6 +13,7 @@ from musespark.families.spec import ModelSpec
 from musespark.text import Tokenizer
 from musespark.text.channels import THOUGHT
 from musespark.text.protocols import Protocol
+from musespark.text.spelling import spellings
 
 KEEP, DEMOTE, DROP = "keep", "demote", "drop"
 THOUGHT_CACHES = (KEEP, DEMOTE, DROP)
@@ -55,15 +57,14 @@ def checked_choice(cache: Any = None, tokens: Any = None) -> ThoughtChoice:
 def request_thoughts(
     given: Mapping[str, Any],
     protocol: Protocol,
-    tokenizer: Tokenizer,
+    marks: Mapping[str, Any] | None,
     spec: ModelSpec,
     formats: str,
 ) -> dict[str, Any] | None:
     """``Request.thoughts`` of a request's options; None where nothing is to be done and thoughts
-    are not marked by tokens. ``formats``: of keys and values (:attr:`ModelInfo.kv_formats`).
-    InvalidRequest where the choice could do nothing."""
+    are not marked by tokens. ``marks``: of :func:`thought_marks`. ``formats``: of keys and values
+    (:attr:`ModelInfo.kv_formats`). InvalidRequest where the choice could do nothing."""
     choice = checked_choice(*(given.get(name) for name in THOUGHT_OPTIONS))
-    marks = thought_marks(protocol, tokenizer)
     if marks is None and choice != ThoughtChoice():
         name, value = _asked(choice)
         raise InvalidRequest(
@@ -101,9 +102,11 @@ def _asked(choice: ThoughtChoice) -> tuple[str, Any]:
 
 
 def thought_marks(protocol: Protocol, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """``opens``: the ids after which a thought begins, any of several lists; ``closes``: the ids
-    before which it ends; ``header``, where channels have one: the ids it begins and ends with.
-    None where a marker is no token."""
+    """``opens``: the ids after which a thought begins, any of several lists, the first one as the
+    encoder writes it. (The header's text in other tokens opens a thought to who reads the turn, so
+    it does to budgets and caches; with white space of its own, to the reader alone.) ``closes``:
+    the ids before which it ends; ``header``, where channels have one: the ids it begins and ends
+    with. None where a marker is no token."""
     known = tokenizer.markers
     if protocol.headers:
         names = protocol.headers
@@ -112,7 +115,11 @@ def thought_marks(protocol: Protocol, tokenizer: Tokenizer) -> dict[str, Any] | 
         needed |= {text for text, marker in names.open_thought if marker}
         if not needed <= known.keys():
             return None
-        opens = [tokenizer.encode_pieces(names.open_thought)]
+        parts = [
+            [[known[text]]] if marker else spellings(tokenizer, text)
+            for text, marker in names.open_thought
+        ]
+        opens = [list(chain.from_iterable(one)) for one in product(*parts)]
         header = [known[names.start], known[names.message]]
         return {
             "opens": opens,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from musespark.driver import CLOSED_MEANWHILE
 from musespark.engine import Engine
 from musespark.errors import Cancelled, InvalidRequest, UnsupportedModel
+from musespark.prefix_store import prefixes_in
 from musespark.thinking.thresholds import key_of, lookup
 from musespark.vision.eyes import Eyes
 from musespark.weights import LoadedWeights, updated
@@ -61,7 +62,8 @@ def _update(model: Model, tensors: Mapping[str, Any]) -> None:
             eyes.close()
         raise
     try:
-        prefixes = model._prefixes_in(engine, weights, again.prefix_folder, again.kv)
+        given = (engine, weights, again.prefix_folder, again.kv)
+        prefixes = prefixes_in(*given, model._adapters.checksum_of)
         if model._engine.closed:  # meanwhile
             raise Cancelled(CLOSED_MEANWHILE)
     except BaseException:

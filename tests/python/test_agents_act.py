@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import inspect
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import musespark
@@ -84,6 +87,16 @@ def test_calls_are_run_and_told(run: Act) -> None:
 
 
 @pytest.mark.parametrize(
+    ("choice", "later"),
+    [("required", "auto"), ("weather", "auto"), ("none", "none"), (None, None)],
+)
+def test_a_call_is_required_until_there_is_one(run: Act, choice: str | None, later: Any) -> None:
+    script = Script([call("weather", {"city": "a"})], "It will rain.")
+    assert run(script, "?", [weather], tool_choice=choice).content == "It will rain."
+    assert [options["tool_choice"] for _, options in script.seen] == [choice, later]
+
+
+@pytest.mark.parametrize(
     ("name", "arguments", "answer"),
     [
         ("weather", {}, "error: weather: city is missing"),
@@ -114,6 +127,12 @@ def test_several_calls_of_a_turn_are_answered_in_order(run: Act) -> None:
     assert told == [("call_1", "a"), ("call_2", "b"), ("call_3", "c")]
 
 
+def test_the_help_of_act_names_its_options() -> None:
+    for name, parameter in inspect.signature(act).parameters.items():
+        own = parameter.kind is parameter.KEYWORD_ONLY and name not in ("markers", "sees")
+        assert not own or f"``{name}" in (musespark.Model.act.__doc__ or "")
+
+
 def test_pictures_long_texts_and_what_is_no_json(run: Act) -> None:
     def look() -> Content:
         return Content([{"type": "image", "image": 5}, {"type": "text", "text": "a crop"}])
@@ -132,6 +151,39 @@ def test_pictures_long_texts_and_what_is_no_json(run: Act) -> None:
     assert first[0] == {"type": "image", "image": 5} and found.uses[0].answer == "a crop"
     assert second.endswith("\n[7 more characters were left out]") and found.uses[1].left_out == 7
     assert third.startswith("error: ValueError: Circular")
+
+
+def test_lists_that_are_cut_say_how_many_items_are_shown(run: Act) -> None:
+    def numbers() -> Any:
+        return np.arange(100_000)
+
+    def rows() -> Any:
+        return [{"name": f"a, ]{i}"} for i in range(2000)]
+
+    def short() -> Any:
+        return np.array([[1.5, 2], [3, 4]])
+
+    def one() -> Any:
+        return ["a" * MAX_RESULT]
+
+    def text() -> str:
+        return "[1, 2" * MAX_RESULT
+
+    tools = [numbers, rows, short, one, text]
+    calls = [call(tool.__name__, {}, n) for n, tool in enumerate(tools)]
+    uses = run(Script(calls, "Ok."), "?", tools).uses
+    for use, whole in zip(uses[:2], ([*range(100_000)], rows()), strict=True):
+        assert use.items is not None
+        shown, total = use.items
+        told, note = use.answer.rsplit("\n", 1)
+        assert total == len(whole) and json.loads(f"{told}]") == whole[:shown]
+        assert len(told) <= MAX_RESULT < len(json.dumps(whole[: shown + 1]))
+        left = f"{use.left_out} more characters were left out"
+        assert note == f"[{shown} of {total} items are shown; {left}]"
+        assert len(told) + use.left_out == len(json.dumps(whole))
+    assert (uses[2].answer, uses[2].items) == ("[[1.5, 2.0], [3.0, 4.0]]", None)
+    for use in uses[3:]:  # not one item is whole; no list
+        assert use.items is None and use.left_out > 0 and "items" not in use.answer
 
 
 def test_long_texts_beside_a_picture_are_cut_too(run: Act) -> None:

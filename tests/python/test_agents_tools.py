@@ -300,6 +300,20 @@ def test_a_schema_without_end() -> None:
         check_value(1, {"$ref": "#/a"}, "x")
 
 
+def test_arguments_of_a_union_at_the_root() -> None:
+    one = {"properties": {"a": {"type": "string"}}, "required": ["a"]}
+    other = {"properties": {"b": {"type": "integer"}}, "required": ["b"]}
+    schema = {"oneOf": [{"$ref": "#/$defs/one"}, other], "$defs": {"one": one}}
+    given = Tool("f", "", schema, lambda **arguments: arguments)
+    for arguments in ({"a": "x"}, {"b": 1}):
+        assert given(arguments) == arguments
+    for arguments in ({}, {"a": 1}, {"b": "x"}, {"a": "x", "b": 1}, {"a": "x", "c": 1}):
+        with pytest.raises(InvalidRequest, match=r"^f\b"):
+            given(arguments)
+    with pytest.raises(InvalidRequest, match="tools: f: none of what its schema allows"):
+        Tool("f", "", {"anyOf": [{"type": "null"}]}, print)({})
+
+
 def test_a_schema_that_is_endless_work() -> None:
     twice = {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}
     with pytest.raises(InvalidRequest, match="x: none of what is allowed fits"):

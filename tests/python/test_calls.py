@@ -3,18 +3,22 @@ way of writing calls, and with Spark Nano."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import pydantic
 import pytest
 
 import musespark
-from musespark.calls import turn_grammar
+from musespark.calls import offer_of, turn_grammar
 from musespark.errors import InvalidRequest, MissingLibrary
 from musespark.grammar import Grammars
 from musespark.text import PROTOCOLS
 from musespark.turn_start import Constraint
 from support.sampled_calls import STYLES, Sampler, sampler, wrong_calls
 from support.turns import TOOLS, writer
+
+NANO = Path(musespark.__file__).parent / "nano"
 
 
 def tool(name: str, required: list[str], /, **properties: Any) -> dict[str, Any]:
@@ -42,13 +46,57 @@ CALLABLE = [
 ]
 CALLABLE[5]["function"]["parameters"]["$defs"] = {"c": {"enum": ["red", "blue"]}, "d": DEEP}
 
+Word = Annotated[str, pydantic.Field(max_length=8)]
+
+
+class Cat(pydantic.BaseModel):
+    kind: Literal["cat"]
+    name: Word
+    lives: Annotated[int, pydantic.Field(ge=1, le=9)] = 9
+
+
+class Dog(pydantic.BaseModel):
+    kind: Literal["dog"]
+    name: Annotated[int, pydantic.Field(ge=0, le=99)]
+
+
+class Pet(pydantic.RootModel[Annotated[Cat | Dog, pydantic.Field(discriminator="kind")]]): ...
+
+
+class Either(pydantic.RootModel[Cat | Dog | None]): ...
+
+
+class Pair(pydantic.BaseModel):
+    word: Word
+    of: Annotated[list[Pair], pydantic.Field(max_length=1)]
+
+
+#: Tools whose arguments are said elsewhere than at the root of their schema.
+JOINED = [
+    {"type": "function", "function": {"name": name, "parameters": parameters}}
+    for name, parameters in (
+        ("union", Pet.model_json_schema()),
+        ("either", Either.model_json_schema()),
+        ("itself", Pair.model_json_schema()),
+        (
+            "one_of_two",
+            {
+                "properties": {"a": SHORT, "b": {"type": "boolean"}},
+                "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
+            },
+        ),
+        ("all", {"allOf": [{"properties": {"a": SHORT}}, {"required": ["a"]}]}),
+    )
+]
+
 
 @pytest.mark.parametrize("style", STYLES)
-def test_every_call_of_a_random_model_parses_and_fits(style: str, tmp_path) -> None:
+@pytest.mark.parametrize("tools", [CALLABLE, JOINED], ids=["plain", "joined"])
+def test_every_call_of_a_random_model_parses_and_fits(style: str, tools: Any, tmp_path) -> None:
     with sampler(style, tmp_path / "m") as samples:
         begun = []
-        for seed in range(2 * len(CALLABLE)):
-            given = [CALLABLE[seed]] if seed < len(CALLABLE) else CALLABLE
+        for seed in range(2 * len(tools)):
+            given = [tools[seed]] if seed < len(tools) else tools
             begun.append((given, samples.begin(given, seed)))
         whole = 0
         for given, handle in begun:
@@ -58,7 +106,7 @@ def test_every_call_of_a_random_model_parses_and_fits(style: str, tmp_path) -> N
             whole += 1
             wrong = wrong_calls(samples.read(given, result.tokens), given)
             assert not wrong, (wrong, samples.text(result.tokens))
-        assert whole >= len(CALLABLE)
+        assert whole >= len(tools)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -71,7 +119,9 @@ def test_an_answer_where_no_call_may_be(style: str, tmp_path) -> None:
             assert not turn.tool_calls and not turn.malformed_tool_calls, samples.text(tokens)
 
 
-def fits(samples_of: str, text: str, tools: Any = TOOLS, choice: str = "auto") -> bool:
+def fits(
+    samples_of: str, text: str, choice: str | None = "auto", tools: Any = TOOLS, **more: Any
+) -> bool:
     """Whether a turn may be this text, to its end."""
     protocol = PROTOCOLS[samples_of]
     tokenizer = writer(protocol)
@@ -79,7 +129,9 @@ def fits(samples_of: str, text: str, tools: Any = TOOLS, choice: str = "auto") -
     grammars = Grammars(tokenizer, tokenizer.vocab_size, ends, protocol.markers)
     begun = "<|start|>assistant" if protocol.headers else "Hi"
     prompt = tokenizer.encode(begun, parse_special=True)
-    constraint = Constraint(grammars, turn_grammar(protocol, tokenizer, prompt, tools, choice))
+    offer = offer_of(tools, choice, **more)
+    assert offer is not None
+    constraint = Constraint(grammars, turn_grammar(protocol, tokenizer, prompt, offer))
     new: list[int] = []
     for token in [*tokenizer.encode(text, parse_special=True), *ends]:
         mask = constraint(new)
@@ -176,6 +228,23 @@ def test_references_that_double_are_followed_once(tmp_path) -> None:
             samples.compiles([one])
 
 
+def _coded(open_: str, calls: int, close: str) -> str:
+    return open_ + "[" + ", ".join(calls * ['weather(city="a")']) + "]" + close
+
+
+def test_a_call_has_the_properties_of_one_member_of_a_union() -> None:
+    form = '<tool_call>\n{{"name": "union", "arguments": {}}}\n</tool_call>'
+    for arguments, allowed in (
+        ('{"kind": "cat", "name": "a"}', True),
+        ('{"kind": "cat", "name": "a", "lives": 3}', True),
+        ('{"kind": "dog", "name": 3}', True),
+        ('{"kind": "dog", "name": "a"}', False),
+        ('{"kind": "dog", "name": 3, "lives": 3}', False),
+        ("{}", False),
+    ):
+        assert fits("hermes", form.format(arguments), tools=JOINED) is allowed, arguments
+
+
 def test_choices() -> None:
     geo = OSLO.replace("weather", "geo.find")
     assert fits("muse", geo, choice="geo.find") and not fits("muse", OSLO, choice="geo.find")
@@ -183,6 +252,71 @@ def test_choices() -> None:
     assert not fits("muse", " to=user<|message|>Hi", choice="required")
     assert not fits("muse", OSLO, choice="none")
     assert fits("muse", " to=user<|message|>Hi", choice="none")
+    for choice in ("none", "auto"):  # what is no call is not written as one
+        body = OSLO.partition("<|message|>")[2]
+        assert not fits("muse", f" to=user<|message|>{body}", choice=choice)
+        assert not fits("muse", " to=user<|message|>Hi <atem:x>", choice=choice)
+        assert fits("muse", " to=user<|message|>Hi <atem", choice=choice)
+
+
+SHORT_CALL = '{"name": "weather", "arguments": {"city": "a"}}'
+XML_CALL = "<function=weather>\n<parameter=city>\na\n</parameter>\n</function>\n"
+DSML_CALL = (
+    '<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="city" string="true">a'
+    "</｜DSML｜parameter>\n</｜DSML｜invoke>\n"
+)
+DEEPSEEK = '<｜tool▁call▁begin｜>weather<｜tool▁sep｜>{"city": "a"}<｜tool▁call▁end｜>'
+#: A style, a turn of one call, and the same turn with another one.
+ONE_AND_TWO = [
+    ("muse", OSLO, f"{OSLO}{NEXT}{OSLO}"),
+    ("hermes", *(n * f"<tool_call>\n{SHORT_CALL}\n</tool_call>" for n in (1, 2))),
+    ("xml", *(f"<tool_call>\n{n * XML_CALL}</tool_call>" for n in (1, 2))),
+    ("xml", *(n * f"<tool_call>\n{XML_CALL}</tool_call>" for n in (1, 2))),
+    (
+        "dsml",
+        *(f"<｜DSML｜function_calls>\n{n * DSML_CALL}</｜DSML｜function_calls>" for n in (1, 2)),
+    ),
+    ("deepseek", *(f"<｜tool▁calls▁begin｜>{n * DEEPSEEK}<｜tool▁calls▁end｜>" for n in (1, 2))),
+    ("phi4", *(f"<|tool_call|>[{', '.join(n * [SHORT_CALL])}]<|/tool_call|>" for n in (1, 2))),
+    ("lfm2", *(_coded("<|tool_call_start|>", n, "<|tool_call_end|>") for n in (1, 2))),
+    ("llama-4", *(_coded("", n, "") for n in (1, 2))),
+    ("llama-3", *("; ".join(n * [SHORT_CALL.replace("arguments", "parameters")]) for n in (1, 2))),
+]
+
+
+@pytest.mark.parametrize(("style", "one", "two"), ONE_AND_TWO)
+def test_one_call_at_most(style: str, one: str, two: str) -> None:
+    assert fits(style, one) and fits(style, two)
+    for choice in (None, "auto", "required", "weather"):
+        assert fits(style, one, choice, parallel_tool_calls=False)
+        assert not fits(style, two, choice, parallel_tool_calls=False)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_random_model_calls_once_and_only_what_it_may(style: str, tmp_path) -> None:
+    offer = {"parallel_tool_calls": False, "allowed_tools": ["nothing", "set"]}
+    with sampler(style, tmp_path / "m") as samples:
+        begun = [samples.begin(CALLABLE, seed, **offer) for seed in range(6)]
+        found = [handle.result() for handle in begun]
+        turns = [samples.read(CALLABLE, one.tokens).turn for one in found if one.reason != "length"]
+    assert turns
+    for turn in turns:
+        (call,) = turn.tool_calls
+        assert call.name in offer["allowed_tools"]
+
+
+def test_tools_that_are_allowed() -> None:
+    geo = OSLO.replace("weather", "geo.find")
+    for choice in (None, "auto", "required", "geo.find"):
+        assert fits("muse", geo, choice, allowed_tools=["geo.find"])
+        assert choice == "geo.find" or not fits("muse", OSLO, choice, allowed_tools=["geo.find"])
+    answer = " to=user<|message|>Hi"
+    assert fits("muse", answer, None, allowed_tools=["geo.find"])
+    assert not fits("muse", answer, "required", allowed_tools=["geo.find"])
+
+
+def test_several_calls_are_no_option_by_themselves() -> None:
+    assert offer_of(TOOLS) is None and offer_of(TOOLS, parallel_tool_calls=True) is None
 
 
 # ---- Spark Nano --------------------------------------------------------------------------------
@@ -226,6 +360,12 @@ def test_nano_at_temperature_two(nano, seed: int) -> None:
         ({"tool_choice": 3}, "tool_choice: got 3, allowed is one of"),
         ({"tool_choice": "auto", "tools": None}, "tool_choice: got 'auto' without tools"),
         ({"tool_choice": "required", "mode": "instant"}, "the prompt has begun the answer"),
+        ({"parallel_tool_calls": 0}, "parallel_tool_calls: got 0, allowed is True or False"),
+        ({"parallel_tool_calls": False, "tools": None}, "parallel_tool_calls: got False without"),
+        ({"allowed_tools": ["f"], "tools": None}, r"allowed_tools: got \['f'\] without tools"),
+        ({"allowed_tools": ["f"]}, r"allowed_tools: got 'f', allowed is some of \['calculate'\]"),
+        ({"allowed_tools": []}, "allowed_tools: got .*, allowed is a list of names"),
+        ({"allowed_tools": "calculate"}, "allowed_tools: got 'calculate', allowed is a list"),
         ({"tool_choice": "auto", "json_schema": {}}, "json_schema contradicts tools"),
         ({"tool_choice": "auto", "min_new_tokens": 3}, "min_new_tokens contradicts tools"),
     ],
@@ -238,6 +378,7 @@ def test_refusals(nano, options: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
+        ({"$ref": "#/x"}, r"tools: f.a: \$ref: '#/x' is no place in the schema"),
         ({"type": "frob"}, "tools: f.a: got the type 'frob', allowed are string"),
         ({"type": "array", "items": {"enum": []}}, "tools: f.a: got an empty enum"),
         ({"type": "integer", "minimum": 2, "maximum": 1}, "tools: .*minimum"),
@@ -247,6 +388,32 @@ def test_refusals(nano, options: dict[str, Any], says: str) -> None:
 def test_schemas_that_cannot_be_followed(nano, rule: Any, says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         nano.chat(SUM, tools=[tool("f", ["a"], a=rule)], tool_choice="auto")
+
+
+DEEP_ROOT: dict[str, Any] = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
+MANY = {"oneOf": [{"properties": {f"p{i}": {}}} for i in range(65)]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "tools: f: none of what its schema"),
+        ({"oneOf": [{"enum": [1]}]}, "tools: f: got enum among what its arguments may be"),
+        (DEEP_ROOT, "tools: f: its schema refers to itself without end"),
+        ({"$ref": "#/$defs/b"}, r"tools: f: \$ref: '#/\$defs/b' is no place"),
+        (MANY, "tools: f: its arguments have more than 64 shapes"),
+        ({"anyOf": 3}, "tools: f: anyOf: got 3, allowed is an array"),
+        (
+            {"anyOf": [{"properties": [1]}]},
+            r"tools: f: properties: got \[1\], allowed is an object",
+        ),
+    ],
+)
+def test_roots_that_cannot_be_followed(nano, parameters: Any, says: str) -> None:
+    given = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    for choice in (None, "auto"):
+        with pytest.raises(InvalidRequest, match=says):
+            nano.chat(SUM, tools=given, tool_choice=choice)
 
 
 def test_a_protocol_without_calls() -> None:
@@ -269,3 +436,29 @@ def test_sampler_finds_what_is_wrong() -> None:
     samples = Sampler(style, None)  # type: ignore[arg-type]
     tokens = writer(PROTOCOLS[style]).encode("<tool_call>{}</tool_call>", parse_special=True)
     assert wrong_calls(samples.read(CALLABLE, tokens), CALLABLE)
+
+
+def test_a_thought_spelled_with_other_tokens_is_none() -> None:
+    """A budget counts what the header's own tokens open: Nano, who wanted another tool than the one
+    it had to call, went on thinking behind a header in letters."""
+    protocol, tokens = PROTOCOLS["muse"], musespark.Tokenizer.load(NANO)
+    grammars = Grammars(tokens, tokens.vocab_size, {*tokens.eos_ids}, protocol.markers)
+    prompt = tokens.encode("<|start|>assistant", parse_special=True)
+    offer = offer_of(TOOLS, "required")
+    assert offer is not None
+
+    def opens(ids: list[int]) -> bool:
+        constraint = Constraint(grammars, turn_grammar(protocol, tokens, prompt, offer))
+        new: list[int] = []
+        for token in ids:
+            mask = constraint(new)
+            if not mask[token >> 3] >> (token & 7) & 1:
+                return False
+            new = [token]
+        return True
+
+    message = tokens.markers["<|message|>"]
+    header = tokens.encode(" to=self")
+    spelled = [i for part in (" to=", *"self") for i in tokens.encode(part)]
+    assert len(header) == 1 and tokens.decode(spelled) == " to=self"
+    assert opens([*header, message]) and not opens([*spelled, message])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -132,10 +133,19 @@ def test_without_pillow_pages_alone_are_written(tmp_path, capsys, monkeypatch):
     assert "to_png needs Pillow" in told and "The picture of the package is left out" in told
 
 
-def test_a_file_is_no_folder(tmp_path, capsys):
+@pytest.mark.parametrize("below", ["", "a", "a/b"])
+def test_where_no_folder_can_be_is_said_before_anything_is_asked(tmp_path, capsys, below):
     (tmp_path / "x").write_text("")
-    assert demo("--out", tmp_path / "x") == 1
-    assert "--out: " in capsys.readouterr().err
+    assert demo("--out", tmp_path / "x" / below) == 1
+    told = capsys.readouterr()
+    assert f"--out: {tmp_path / 'x'} is no folder" in told.err and told.out == ""
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    assert demo("--out", tmp_path / "a" / "b") == 1
+    told = capsys.readouterr()
+    assert f"--out: {tmp_path} cannot be written to" in told.err and told.out == ""
 
 
 def test_the_picture_of_the_package_is_an_exercise_of_the_evaluation_side():

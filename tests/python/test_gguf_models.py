@@ -62,9 +62,9 @@ def test_logits_are_those_of_the_folder_to_the_bit(name: str, tmp_path: Path) ->
     np.testing.assert_array_equal(logits_of(file), expected)
 
 
-def test_every_type_stands_in_the_readme() -> None:
-    readme = Path(__file__).resolve().parents[2] / "README.md"
-    (row,) = re.findall(r"^\| GGUF types \| (.*?);", readme.read_text(encoding="utf-8"), re.M)
+def test_every_type_stands_in_the_guide(repository: Path) -> None:
+    guide = (repository / "python/musespark/docs/models.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| GGUF types \| (.*?);", guide, re.M)
     assert set(row.lower().split()) == set(stored.TYPES)
 
 

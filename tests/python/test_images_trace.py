@@ -183,7 +183,10 @@ def test_a_trace_has_heat_maps(model) -> None:  # noqa: F811
 
 def test_a_model_looks(model) -> None:  # noqa: F811
     model.template = "{% for t in tools %}{{ t.function.name }}{% endfor %}" + e.TEMPLATE
-    looked = model.look("what is it?", [np.zeros((8, 8, 3), np.uint8)], max_new_tokens=4)
+    black = [np.zeros((8, 8, 3), np.uint8)]
+    with pytest.raises(InvalidRequest, match="no calls that are known; tool_choice=None"):
+        model.look("what is it?", black)
+    looked = model.look("what is it?", black, max_new_tokens=4, tool_choice=None)
     assert looked.trace.question == "what is it?"
     assert looked.trace.answer == looked.content
     assert looked.trace.convention == "qwen2.5-vl"
@@ -197,6 +200,7 @@ def test_a_model_looks(model) -> None:  # noqa: F811
         (None, "images: got None"),
         ([], r"images: got \[\]"),
         ("https://a.b/c.png", "nothing remote is fetched"),
+        (["/no/a.png"], r"images\[0\]: '/no/a\.png': No such file"),
         (embedding, "an embedding has no pixels"),
     ):
         with pytest.raises(InvalidRequest, match=told):

@@ -466,6 +466,16 @@ def test_the_command_measures_writes_and_draws(tmp_path, capsys, monkeypatch) ->
     )
 
 
+@pytest.mark.parametrize("level", ["middle", "hard"])
+def test_several_agents_are_asked_own_items_of_any_level(tmp_path, level: str) -> None:
+    items, out = tmp_path / "items.jsonl", tmp_path / "out.json"
+    line = {"messages": "What is 47 + 38?", "answer": "85", "kind": "number", "level": level}
+    items.write_text(json.dumps(line) + "\n")
+    argv = ["--items", str(items), "--threads", "1", "--json", str(out), "--contemplate", "1"]
+    assert cli(["lab", "bench-thinking", *argv]) == 0
+    assert {row["n"] for row in json.loads(out.read_text())["agents"]} == {1}
+
+
 def test_own_items_are_asked(tmp_path, monkeypatch) -> None:
     items = tmp_path / "items.jsonl"
     line = {"messages": "What is 47 + 38?", "answer": "85", "kind": "number", "level": "hard"}

@@ -23,6 +23,7 @@ from musespark.lab.calibrate import (
     fitted_hopeless,
     fitted_stopper,
     main,
+    saved,
     score,
     threshold,
     watch,
@@ -129,22 +130,27 @@ def reply_of(n: int, places: list[int]) -> Reply:
     return Reply("", thinking_tokens=n, signals=signals_of(n, places))
 
 
-def test_a_thought_may_end_where_all_later_closes_are_right() -> None:
+def test_a_thought_may_end_where_its_close_is_right() -> None:
     told = [True, False, True, True]
     places = [10, 20, 30, 40]
     trials = tuple(trial(at, right) for at, right in zip(places, told, strict=True))
     trace = Trace(End(True, 50), 30, trials, {})
     found = borders_of(reply_of(50, places), trace, 8, 1)
     assert found.at.tolist() == places
-    assert found.may_end.tolist() == [False, False, True, True]
-    assert found.premature.tolist() == [True, True, False, False]
-    # by trials further apart the same places are judged, all closes counted
+    assert found.may_end.tolist() == told
+    assert found.premature.tolist() == [False, True, False, False]
     far = borders_of(reply_of(50, places), trace, 8, 15)
     assert far.at.tolist() == [20, 40] and far.may_end.tolist() == [False, True]
     wrong = borders_of(reply_of(50, places), replace(trace, whole=End(False, 50)), 8, 1)
-    assert not wrong.may_end.any() and not wrong.premature.any()
+    assert wrong.may_end.tolist() == told and not wrong.premature.any()
     streak = found.features[:, FEATURES.index("trial_streak")]
     np.testing.assert_allclose(streak, np.log1p([1, 2, 3, 4]))
+
+
+def test_a_turn_that_ends_inside_its_thought_has_no_border_there() -> None:
+    """Spark Nano ended a turn so: there is no token behind the border whose signals could tell."""
+    trace = Trace(End(False, 31), 31, (trial(10, False), trial(30, False)), {})
+    assert borders_of(reply_of(30, [10, 30]), trace, 8, 1).at.tolist() == [10]
 
 
 def test_a_problem_scores_its_worst_premature_border() -> None:
@@ -173,6 +179,19 @@ def test_a_hopeless_thought_is_told_by_its_features() -> None:
     assert found.probabilities(problems[0].features).max() < 0.2
     assert found.probabilities(problems[1].features).min() > 0.8
     assert fitted_hopeless(problems[::2]) is None and fitted_hopeless(problems[1::2]) is None
+
+
+def test_what_stoppers_save_at_their_own_threshold() -> None:
+    """The first border of each is premature. One is sure of the second alone; together with one
+    that is as sure of the first, nothing may be ended."""
+    features = np.zeros((2, len(FEATURES)))
+    features[:, FEATURES.index("tokens")] = [-3.0, 3.0]
+    may_end = np.array([False, True])
+    problems = [Borders(np.array([5, 9]), features, may_end, True, 20) for _ in range(30)]
+    good, bad = Stopper({"tokens": 1.0}), Stopper({"tokens": -1.0})
+    assert saved([good], problems, 0.1) == 30 * (20 - 9)
+    assert saved([good, bad], problems, 0.1) == 0
+    assert saved([good], problems[:5], 0.1) == 0  # too few for the rate
 
 
 def test_nothing_to_fit_on_is_said() -> None:
@@ -217,11 +236,13 @@ def test_the_engine_ends_thoughts_at_the_borders_that_are_read_off(tracer, every
 
 
 def test_the_command_writes_what_auto_then_uses(own_cache, capsys) -> None:
-    main(["--n", "42", "--tasks", "addition,word_problem", "--every", "8", "--threads", "1"])
+    given = ["--n", "42", "--tasks", "addition,word_problem", "--every", "8", "--threads", "1"]
+    main([*given, "--rate", "0.05"])
     told = capsys.readouterr().out
     (path,) = own_cache.glob("thinking/*.json")
     found = read_thresholds(path)
     assert f"wrote {path}" in told and "21 problems fitted, 21 calibrated" in told
+    assert found.efforts == ["high", "xhigh"]
     assert found.rate == 0.05 and 0.05 in found.thresholds and 0.01 not in found.thresholds
     assert (found.trials, found.every, found.problems) == (8, 8, 42)
     with musespark.load(threads=1) as model:
@@ -249,15 +270,27 @@ def test_what_was_found_is_kept_where_the_rate_asked_for_gets_no_threshold(
     found = read_thresholds(path)
     assert found.rate is None and sorted(found.thresholds) == [0.3, 0.5]
     with musespark.load(threads=1) as model:
-        assert model.chat("3+4?").thinking_policy == "loop"
-        assert model.chat("3+4?", premature_exits=0.3).thinking_policy == "calibrated 0.3"
+        high = {"reasoning_effort": "high"}
+        assert model.chat("3+4?", **high).thinking_policy == "loop"
+        exits = model.chat("3+4?", **high, premature_exits=0.3)
+        assert exits.thinking_policy == "calibrated 0.3"
+    given[1] = "10"
+    with pytest.raises(InvalidRequest, match=r"--n: got 10 items, but .* on 12; --replace takes"):
+        main([*given, "--rate", "0.3"])
+    given[1] = "14"
+    with pytest.raises(InvalidRequest, match=r"--efforts: got medium, but .* high, xhigh now"):
+        main([*given, "--rate", "0.3", "--efforts", "medium"])
+    assert read_thresholds(path) == found
+    given[1] = "10"
+    main([*given, "--rate", "0.3", "--replace"])
+    assert read_thresholds(path).problems == 10
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--rate", "1.5"], "--rate: got 1.5, allowed is a number"),
-        (["--n", "30"], "--rate: got 0.05 with 30 items, allowed are 37 items or more"),
+        (["--n", "30"], "--rate: got 0.01 with 30 items, allowed are 197 items or more"),
         (["--every", "0"], "--every: got 0, allowed is 1 or more"),
         (["--efforts", "huge"], "--efforts: got 'huge'"),
         (["--items", "none.jsonl"], "--tasks: has no effect with --items"),

@@ -16,8 +16,10 @@ from musespark.lab import tokenizer as tok
 from musespark.lab import zoom
 from musespark.lab.backends import EMPTY
 from musespark.lab.engine import MusesparkBackend
-from musespark.lab.item import Item, compose, grade
-from musespark.lab.oracle import Cut, Markers, cuts
+from musespark.lab.formats import CLOSING
+from musespark.lab.grading import grade
+from musespark.lab.item import Item, compose
+from musespark.lab.oracle import Cut, Markers, cuts, first_attempt
 from musespark.lab.tasks import zooming
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -64,7 +66,8 @@ def test_several_replies_to_each_item_are_those_of_rounds(nano):
     tokens = [[reply.tokens for reply in group] for group in found]
     assert tokens == [[one.tokens for one in group] for group in zip(*rounds, strict=True)]
     assert len(set(tokens[0])) == 3
-    assert 2 * (steps[2] - steps[1]) < steps[1] - steps[0], "one after the other"
+    # Of six sequences, two a round, one after the other would take twice the steps of the rounds.
+    assert steps[2] - steps[1] < steps[1] - steps[0], "one after the other"
     made = nano.replies(items, 2, 8, lambda item, k: told[k], lambda item, r: (item.key, r.raw))
     assert [[key for key, _ in group] for group in made] == [[i.key] * 2 for i in items]
 
@@ -168,6 +171,41 @@ def test_the_stable_oracle_is_the_end_from_which_all_closes_are_right(
     assert "Time is up" in backend.asked[1]
 
 
+@pytest.mark.parametrize("review", ["\nCheck: 2+2", "\nAnother way: 2+2"])
+def test_a_first_attempt_ends_before_the_first_review(tokenizer, markers, review):
+    first, rest = "One. So 3.", f"{review} is 4. Wrong. Again: so 4.\nCheck: 4. Right."
+    head = written(tokenizer, " to=self", tok.MESSAGE)
+    attempt = [*head, *written(tokenizer, first)]
+    whole = [*attempt, *written(tokenizer, rest), tok.EOM]
+
+    def text_of(token):
+        return tokenizer.decode([token])
+
+    found = first_attempt(whole, markers, text_of)
+    assert found == Cut(len(attempt), len(attempt) - len(head))
+    assert first_attempt(attempt, markers, text_of) is None
+
+
+@pytest.mark.parametrize("first", ["3", "4"])
+def test_a_first_attempt_is_right_if_its_close_is(tokenizer, markers, first):
+    class Checking(Scripted):
+        def _ask(self, item, begun, limit, *, retain=False, base=None):
+            self.asked.append(self._tokenizer.decode(list(begun)))
+            thought = f"So {first}.\nCheck: So 4. Right"
+            if begun:
+                return _Told([], first, "")
+            parts = [" to=self", tok.MESSAGE, thought, tok.EOM, tok.START, "assistant"]
+            return _Told(written(self._tokenizer, *parts), "5", thought)
+
+    backend = Checking(tokenizer, markers, "")
+    item = Item("t", "easy", "high", "k", [], None, "4", "number")
+    (reply,) = backend.reply([item], 9, oracle=True)
+    assert reply.first is (first == "4")
+    (asked,) = backend.asked[1:]
+    assert f"So {first}." in asked and asked.endswith(f"{CLOSING}assistant")
+    assert "Check" not in asked
+
+
 def test_what_ends_wrong_counts_in_full(tokenizer, markers):
     item = Item("t", "easy", "high", "k", [], None, "5", "number")
     backend = Scripted(tokenizer, markers, "555")
@@ -183,6 +221,7 @@ def test_forced_closes_and_empty_thoughts_on_nano(nano):
     assert grade(item, free.answer)
     assert "\nCheck: " in free.thought
     assert 0 < free.stable <= free.thinking_tokens
+    assert free.first is True
     (empty,) = nano.reply([item], 200, thinking=EMPTY)
     assert (empty.thinking_tokens, empty.thought, empty.calls) == (0, "", [])
     assert empty.finished

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -17,25 +18,29 @@ import pytest
 from musespark.cli import main as cli
 from musespark.errors import InvalidRequest
 from musespark.lab import command, mix, protocol
+from musespark.lab import evaluate as evaluation
 from musespark.lab import tokenizer as tok
 from musespark.lab.backends import EMPTY, FREE, Reply, parse_reply
-from musespark.lab.card import _minutes, gates, table
+from musespark.lab.card import _minutes, attempts_table, baselines_by_task, gates, table
 from musespark.lab.evaluate import (
     baselines,
     blinded,
     clustered,
     evaluate,
+    fewer,
     items_for,
     overlap,
     score,
+    tells_pictures_apart,
     wilson,
     with_majority,
 )
-from musespark.lab.item import grade, is_evaluation
+from musespark.lab.grading import grade
+from musespark.lab.item import Evaluation, is_evaluation
 from musespark.lab.items_file import read_items
 from musespark.lab.progress import Bar, Status
 from musespark.lab.steps import STEPS
-from musespark.lab.tasks import EFFORTS
+from musespark.lab.tasks import EFFORTS, draw
 from musespark.vision.render.png import encode
 from support.blind import blind_nano
 
@@ -103,10 +108,21 @@ def test_efforts_see_the_same_held_out_instances():
 
 def test_overlap_counts_what_is_shared():
     items = items_for(["addition", "lookup"], ["easy"], ["medium"], 30, seed=3)
-    assert overlap(items, 3000, seed=5) == 0
+    assert overlap(items, 3000, seed=5) == {"instances": 0, "prompts": 0, "calls": 0}
     # A training instance smuggled into the evaluation set must be found.
     stolen = mix.draw_training_item(Random(5), "main")
-    assert overlap([*items, stolen], 50, seed=5) >= 1
+    found = overlap([*items, stolen], 50, seed=5)
+    assert found["instances"] >= 1 and found["prompts"] >= 1
+    # Neither does another key hide it.
+    assert overlap([replace(stolen, key="new")], 50, seed=5)["prompts"] >= 1
+
+
+def test_overlap_counts_equal_calls(monkeypatch):
+    (item,) = items_for(["tool_call"], ["easy"], ["medium"], 1, seed=3)
+    asked = replace(item, key="new", messages=[{"role": "user", "content": "In other words."}])
+    monkeypatch.setattr(mix, "draw_training_item", lambda rng, phase: asked)
+    monkeypatch.setattr(mix, "draw_picture_items", lambda rng: [])
+    assert overlap([item], 3, seed=5) == {"instances": 0, "prompts": 0, "calls": 3}
 
 
 def test_raw_replies_are_split_into_channels():
@@ -150,6 +166,26 @@ def test_counts_per_task_and_level():
     assert [sum(i.level == level for i in items) for level in ("easy", "hard")] == [9, 3]
 
 
+def test_a_cell_with_fewer_instances_than_wanted_is_named():
+    more = {"sorting/easy": 3}
+    asked = (["multiplication", "sorting"], ["easy"])
+    items = items_for(*asked, ["low", "high"], 60, seed=1, more=more)
+    (cell,) = fewer(items, *asked, 60, more)
+    assert cell == {"task": "multiplication", "level": "easy", "n": cell["n"], "wanted": 60}
+    assert cell["n"] == len({i.key for i in items if i.task == "multiplication"}) < 60
+    assert fewer(items, *asked, cell["n"], more) == []
+
+
+def test_rows_of_questions_without_their_pictures_are_of_vision(tmp_path):
+    items = items_for(["counting", "addition"], ["easy"], ["low"], 2, seed=1)
+    rows = evaluate(Oracle(), items, dump=tmp_path / "dump.jsonl", pictures="none")
+    assert [r["modality"] for r in rows] == ["vision", "text"]
+    told = [json.loads(line) for line in (tmp_path / "dump.jsonl").read_text().splitlines()]
+    assert [t["modality"] for t in told] == ["vision"] * 2 + ["text"] * 2
+    assert not any(t["prompt"]["pictures"] for t in told)
+    assert all(isinstance(t["prompt"]["messages"][0]["content"], str) for t in told)
+
+
 def test_rows_have_the_means_and_their_part_of_the_time():
     items = items_for(["addition"], ["easy"], ["low", "high"], 2, seed=1)
     replies = [
@@ -162,6 +198,21 @@ def test_rows_have_the_means_and_their_part_of_the_time():
     assert high["seconds"] == 8.0
     replies[3].stable = None
     assert score(items, replies)[1]["stable_oracle_tokens"] is None
+
+
+def test_first_attempts_are_held_against_the_end():
+    items = items_for(["addition"], ["easy"], ["high"], 6, seed=1)
+    ends = [(True, True), (True, False), (False, True), (False, True), (False, False), (None, True)]
+    replies = [
+        Reply(i.answer if good else "x", first=first)
+        for i, (first, good) in zip(items, ends, strict=True)
+    ]
+    rows = score(items, replies)
+    names = ("checked", "first_wrong", "repaired", "spoiled")
+    assert [rows[0][name] for name in names] == [5, 3, 2, 1]
+    told = attempts_table(rows)
+    assert "| text | high | 5 | 60.0% (3/5) | 66.7% (2/3) | 50.0% (1/2) |" in told
+    assert attempts_table(score(items, [Reply("x")] * 6)) == ""
 
 
 def test_intervals_of_clusters_are_wider():
@@ -196,13 +247,38 @@ def test_baselines_ask_the_same_items_and_count_what_they_should():
         named.setdefault(row["baseline"], []).append(row)
     looking = sum(bool(i.tools) for i in items)
     assert oracle.asked == [
-        (12, FREE), (12, EMPTY), (8, FREE), (8, FREE), (looking, FREE), (looking, FREE)
+        (12, FREE), (12, EMPTY), (8, FREE), (4 + looking, FREE), (looking, FREE)
     ]  # fmt: skip
     assert 0 < looking < 5
     assert {r["modality"] for r in named["no image"] + named["no zoom"]} == {"vision"}
     assert sum(r["n"] for r in named["zoom"]) == sum(r["n"] for r in named["no zoom"]) == looking
     assert all(r["correct"] == r["n"] for r in named["asked"])
     assert sum(r["correct"] for r in named["majority"]) < 12
+    by_task = baselines_by_task(rows)
+    assert "| counting | easy | 4 | 100% |" in by_task
+    assert f"| zooming | easy | 4 | 100% | {named['majority'][2]['accuracy']:.0%} |" in by_task
+
+
+def test_nothing_to_see_is_swapped_with_something():
+    """Its answer is always the same: only a picture that shows something can change it."""
+    items = items_for(["counting", "blank", "zooming"], ["easy"], ["medium"], 5, seed=1)
+    shown = {id(i.pictures): i for i in items}
+    for before, after in zip(items, blinded(items, "swapped"), strict=True):
+        donor = shown[id(after.pictures)]
+        if before.task != "zooming":
+            assert donor.task == "counting" and donor.answer != before.answer
+    assert [tells_pictures_apart(i) for i in items] == [
+        i.task != "zooming" or bool(i.tools) for i in items
+    ]
+
+
+def test_majority_has_the_sizes_of_the_evaluation(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        evaluation, "draw", lambda rng, *a, **k: drawn.append(rng) or draw(rng, *a, **k)
+    )
+    with_majority(items_for(["bars"], ["easy"], ["low"], 1, seed=1))
+    assert all(isinstance(r, Evaluation) for r in drawn)
 
 
 def test_majority_is_an_answer_of_the_training_side():
@@ -258,12 +334,14 @@ def test_items_of_a_file_are_graded_by_their_kind(tmp_path):
         {"messages": "JSON?", "answer": {"a": 1}, "kind": "json"},
         {"messages": "Set it.", "answer": call, "kind": "call", "tools": []},
         {"messages": "Where?", "answer": [0, 0, 10, 20], "kind": "box", "images": ["a.png"]},
+        {"messages": "1/100000?", "answer": 1e-05, "kind": "number"},
     )
     items = read_items(path, ["low", "medium"])
     assert [i.effort for i in items] == [
-        "low", "medium", "high", "low", "medium", "low", "medium", "low", "medium"
+        "low", "medium", "high", *("low", "medium") * 4
     ]  # fmt: skip
     sums, colors, values, timer, where = items[0], items[2], items[3], items[5], items[7]
+    assert grade(items[9], "0.00001") and not grade(items[9], "0.0001")
     assert grade(sums, "42.0") and not grade(sums, "43")
     assert grade(colors, "blue, red") and not grade(colors, "blue")
     assert grade(values, '{"a":1}') and not grade(values, '{"a": 2}')
@@ -336,27 +414,38 @@ def test_the_command_writes_rows_a_dump_and_a_card(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(command, "FORMATS", (("none", "f32"), ("auto", "kv4")))
     monkeypatch.setattr(command, "OVERLAP_DRAWS", 400)
     out = {name: tmp_path / name for name in ("json", "dump", "card")}
-    argv = ["eval", "--tasks", "addition,tool_call", "--levels", "easy", "--efforts", "medium"]
-    argv += ["--n", "2", "--more", "addition/easy=5", "--threads", "1", "--max-new-tokens", "60"]
+    argv = ["eval", "--tasks", "addition,tool_call,multiplication", "--levels", "easy"]
+    argv += ["--efforts", "medium"]
+    argv += ["--n", "2", "--more", "addition/easy=5", "--more", "multiplication/easy=50"]
+    argv += ["--threads", "1", "--max-new-tokens", "60"]
     argv += [f"--{name}={path}" for name, path in out.items()]
     log = tmp_path / "log.jsonl"
     log.write_text('{"minutes": 30}\n{"minutes": 60.0}\n{"minutes": 30.0}\n')
     assert cli(["lab", *argv, "--baselines", "1", "--formats", "1", "--log", str(log)]) == 0
-    printed = capsys.readouterr().out
-    assert "overlap with 400 training draws = 0" in printed
+    printed, said = capsys.readouterr()
+    assert "fewer than wanted: multiplication/easy: " in said
+    assert "overlap with 400 training draws: 0 instances, " in printed
     assert "| majority |" in printed and "| auto | kv4 |" in printed
     report = json.loads(out["json"].read_text())
     rows = {(r["task"], r["wording"]): r for r in report["rows"]}
     assert {k: r["n"] for k, r in rows.items()} == {
         ("addition", "seen"): 5, ("tool_call", "seen"): 2,
         ("addition", "held"): 1, ("tool_call", "held"): 1,
+        ("multiplication", "seen"): 35, ("multiplication", "held"): 10,
     }  # fmt: skip
     assert rows["addition", "seen"]["correct"] >= 3
     assert all(r["stable_oracle_tokens"] <= r["thinking_tokens"] for r in rows.values())
-    assert len(out["dump"].read_text().splitlines()) == 9
+    assert len(out["dump"].read_text().splitlines()) == 9 + 45
     assert len(report["formats"]) == 4
+    assert [(c["n"], c["wanted"], c["wording"]) for c in report["fewer"]] == [(35, 50, "seen")]
     card = out["card"].read_text()
-    for said in ("| addition | easy | 5 |", "| majority |", "| auto | kv4 |", "cannot do"):
+    for said in (
+        "| addition | easy | 5 |",
+        "| majority |",
+        "| auto | kv4 |",
+        "cannot do",
+        "35 of 50",
+    ):
         assert said in card
 
 
@@ -417,6 +506,29 @@ def test_odd_arguments_are_refused(argv, said, capsys, tmp_path, monkeypatch):
     assert said in capsys.readouterr().err
 
 
+def test_items_that_cannot_be_asked_are_told(tmp_path, capsys):
+    """One longer than the context counts as wrong, one that the template refuses is named."""
+    long = {"messages": "word " * 3000, "answer": "4", "kind": "number"}
+    path = tmp_path / "items.jsonl"
+    path.write_text(json.dumps(long) + "\n")
+    argv = ["lab", "eval", "--items", str(path), "--efforts", "low", "--threads", "1"]
+    out = tmp_path / "rows.json"
+    assert cli([*argv, "--json", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "\ntext: 0/1 = 0.0%\n1 longer than the context, not answered" in printed
+    assert json.loads(out.read_text())["rows"][0]["too_long"] == 1
+    odd = {"messages": [{"role": "wizard", "content": "2+2?"}], "answer": "4", "kind": "number"}
+    path.write_text(json.dumps(long) + "\n" + json.dumps(odd) + "\n")
+    assert cli(argv) == 1
+    assert f"{path}:2: the chat template refused" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_said_before_anything_is_counted(capsys):
+    assert cli(["lab", "eval", "/no/model", "--tasks", "addition", "--n", "1"]) == 1
+    printed, said = capsys.readouterr()
+    assert "overlap" not in printed and "/no/model" in said
+
+
 def test_every_step_is_a_command():
     for step in STEPS.keys() - {"eval"}:
         module = importlib.util.find_spec(f"musespark.lab.{step.replace('-', '_')}")
@@ -462,7 +574,7 @@ def test_a_status_is_rewritten_in_a_terminal_and_else_a_line_each():
 def test_gated_families_against_their_goals():
     def row(task, level, accuracy, wording="seen", modality="text", effort="medium"):
         told = {"task": task, "level": level, "accuracy": accuracy, "wording": wording}
-        return told | {"modality": modality, "effort": effort}
+        return told | {"modality": modality, "effort": effort, "n": 10}
 
     rows = [
         row("addition", "easy", 0.96),
@@ -472,10 +584,12 @@ def test_gated_families_against_their_goals():
         row("sorting", "easy", 0.10, effort="low"),
         row("copying", "easy", 0.10),
         row("codes", "middle", 0.80, modality="vision"),
+        row("blank", "middle", 1.00, modality="vision"),
     ]
     text = gates(rows)
-    assert "| text and tools | easy | 93.0% | 95% | sorting 90% | 88% of that" in text
-    assert "| vision | middle | 80.0% | 75% | none | not asked |" in text
+    # (72 + 90) of (96 + 90): not the mean of 75% and 100%.
+    assert "| text and tools | easy | 93.0% | 95% | sorting 90% | 87% of that (n = 20, " in text
+    assert "| vision | middle | 90.0% (80.0% without blank) | 75% | none | not asked |" in text
     assert text.count("\n") == 3
     assert gates([row("copying", "easy", 0.5)]) == ""
 
@@ -484,3 +598,13 @@ def test_the_minutes_of_sessions_add_up(tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_text("".join(f'{{"minutes": {m}}}\n' for m in (1, 30, 60, 2, 15, 1)))
     assert _minutes(log) == 60 + 15 + 1
+
+
+@pytest.mark.parametrize("option", ["--json", "--dump", "--card"])
+def test_items_are_not_written_over(tmp_path, option):
+    """A user's own items were gone."""
+    path = tmp_path / "mine.jsonl"
+    path.write_text("mine")
+    with pytest.raises(InvalidRequest, match=f"{option}: .* is the file of --items too"):
+        command.main(["eval", "--items", str(path), option, str(path)])
+    assert path.read_text() == "mine"

@@ -11,7 +11,8 @@ from musespark.cli import main
 from musespark.errors import InvalidRequest
 from musespark.lab.evaluate import items_for
 from musespark.lab.generate import write_items
-from musespark.lab.item import LEVELS, grade, is_evaluation
+from musespark.lab.grading import grade
+from musespark.lab.item import LEVELS, is_evaluation
 from musespark.lab.items_file import read_items
 from musespark.lab.tasks import EVALUATED, split_of
 
@@ -57,3 +58,12 @@ def test_what_is_there_is_not_written_over(tmp_path, capsys):
     assert main(["lab", "generate", str(tmp_path / "new"), "--n", "0"]) == 1
     assert "--n: got 0" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_fewer_than_wanted_is_said(tmp_path, capsys):
+    given = ["--tasks", "multiplication", "--levels", "easy", "--n", "60"]
+    assert main(["lab", "generate", str(tmp_path), *given]) == 0
+    told, warned = capsys.readouterr()
+    count = int(told.split(" items")[0])
+    assert count < 60
+    assert f"fewer than wanted: multiplication/easy: {count} of 60" in warned

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-import itertools
-import json
 import re
 import time
-from collections import Counter
 from fractions import Fraction
 from random import Random
 
@@ -16,18 +12,20 @@ import pytest
 
 from musespark.lab import mix
 from musespark.lab.evaluate import items_for
-from musespark.lab.formats import CLOSING, after, cut, drafts
+from musespark.lab.formats import CLOSING, after, beside, cut, direct, drafts
+from musespark.lab.grading import grade, normalize
 from musespark.lab.item import (
+    AGAIN,
+    THIRD,
     WRONG_CLOSE,
     WRONG_OPEN,
     Evaluation,
     HeldOutWording,
     Item,
     compose,
-    grade,
     is_evaluation,
-    normalize,
-    value_of,
+    settled,
+    side_by_side,
 )
 from musespark.lab.tasks import (
     EFFORTS,
@@ -38,10 +36,10 @@ from musespark.lab.tasks import (
     TRAINED_WHOLE,
     draw,
     draw_item,
+    pictures,
     split_of,
 )
 from musespark.lab.tasks.scenes import CANNOT_TELL
-from musespark.lab.tasks.words import DAYS, MONTHS
 
 CASES = [(task, level) for task in EVALUATED for level in LEVELS]
 
@@ -85,58 +83,43 @@ def test_split_is_one_in_sixteen_and_fixed():
     ]
 
 
-def test_order_of_terms_does_not_change_the_side():
-    rng = Random(3)
-    for _ in range(300):
-        p = draw(rng, "addition", "easy", evaluation=False)
-        a, b = sorted(int(v) for v in re.findall(r"\d+", p.question))
-        assert p.key == f"{a}+{b}"
-
-
-@pytest.mark.parametrize("task", ["addition", "subtraction", "multiplication"])
-@pytest.mark.parametrize("level", LEVELS)
-def test_arithmetic_answers_are_what_python_computes(task, level):
-    rng = Random(5)
-    for _ in range(400):
-        p = draw(rng, task, level, evaluation=False)
-        assert int(p.answer) == eval(p.key)
-
-
 @pytest.mark.parametrize(
-    "task", ["addition", "subtraction", "multiplication", "word_problem", "units", "dates"]
+    "task", ["addition", "subtraction", "multiplication", "word_problem", "units", "dates", "table"]
 )
-def test_every_equation_in_a_correct_thought_holds(task):
+def test_every_equation_that_is_trained_holds(task):
+    """Of thoughts with mistakes too: those are no loss."""
     rng = Random(9)
     seen = 0
     for level in LEVELS:
         for effort in EFFORTS:
             for _ in range(60):
-                item = draw_item(rng, task, level, effort, evaluation=False)
-                for left, right in re.findall(
-                    r"(?<![\d.])((?:\d+[+\-*/])+\d+)=(\d+)(?!\d)", item.thought
-                ):
+                item = draw_item(rng, task, level, effort, evaluation=False, error_rate=0.5)
+                told = re.sub("\x01[^\x02]*\x02", "\n", item.thought)
+                for left, right in re.findall(r"(?<![\d.])((?:\d+[+\-*/])+\d+)=(\d+)(?!\d)", told):
                     assert eval(left) == int(right), item.thought
                     seen += 1
+                for a, b, total in re.findall(r"(\d+)\+(\d+): \d[^;:]*So (\d+)", told):
+                    assert int(a) + int(b) == int(total), item.thought
     assert seen > 200
-
-
-def test_columns_spell_the_result():
-    rng = Random(2)
-    for _ in range(200):
-        p = draw(rng, "addition", "middle", evaluation=False)
-        text, result = p.steps(None)
-        assert result == p.answer
-        assert text.endswith(f"So {p.answer}.")
 
 
 @pytest.mark.parametrize(
     "task",
-    ["addition", "subtraction", "multiplication", "sorting", "letters", "extreme", "comparison"],
+    [
+        "addition",
+        "subtraction",
+        "multiplication",
+        "sorting",
+        "letters",
+        "extreme",
+        "comparison",
+        "tool_call",
+    ],
 )
 def test_injected_errors_are_marked_and_repaired(task):
     rng = Random(1)
     marked = 0
-    for _ in range(200):
+    for _ in range(240):
         item = draw_item(rng, task, "middle", "high", evaluation=False, error_rate=1.0)
         if WRONG_OPEN in item.thought:
             marked += 1
@@ -169,7 +152,7 @@ def test_effort_costs_thoughts_and_an_early_end_saves_them(task):
         problem = draw(Evaluation(i), task, LEVELS[i % 3], evaluation=False)
         if problem.answer in (CANNOT_TELL, "I have no tool for that.") or problem.messages:
             continue
-        check, agrees = problem.check(problem.answer)
+        check, agrees = problem.check(problem.result)
         assert agrees
         assert problem.second
         apart.append(check != problem.second)
@@ -181,31 +164,77 @@ def test_effort_costs_thoughts_and_an_early_end_saves_them(task):
 
 
 @pytest.mark.parametrize("task", ["word_problem", "letters", "addition", "extreme"])
-def test_two_routes_that_differ_are_settled_by_the_check(task):
-    rng, settled = Random(3), 0
-    for _ in range(60):
-        item = draw_item(rng, task, "middle", "xhigh", evaluation=False, error_rate=1.0)
-        if WRONG_OPEN in item.thought:
-            settled += 1
+def test_two_routes_that_differ_are_settled_by_the_steps_told_again(task):
+    rng, found = Random(3), 0
+    for i in range(60):
+        problem = draw(rng, task, "middle", evaluation=False)
+        item = compose(problem, "xhigh", Random(i), error_rate=1.0)
+        if item.thought.startswith(WRONG_OPEN):
+            found += 1
             after_first = item.thought.split(WRONG_CLOSE)[1]
             assert after_first.startswith("\nAnother way: ")
-            assert re.search(r" Not [^\n]+\.\nThird: ", after_first)
-            assert after_first.endswith(f"So {item.answer}.")
-        else:
+            assert re.search(r"/\S+\. They differ\.\nThird: ", after_first)
+            assert after_first.endswith(f"{THIRD} {settled(problem)}")
+        elif WRONG_OPEN not in item.thought:
             assert "\nCheck: " in item.thought.split("\nAnother way: ")[1]
-    assert settled > 20
+    assert found > 20
 
 
-def test_a_word_problem_is_undone_to_its_first_number():
-    rng = Random(8)
-    for _ in range(60):
-        p = draw(rng, "word_problem", "hard", evaluation=False)
-        first = re.search(r"has (\d+)", p.question)[1]
-        told = p.check(p.answer)[0]
-        assert told.endswith(f"So {first}, want {first}.")
-        came, gone = (re.findall(r"=(\d+)", t) for t in (p.second.split(", out")[0], p.second))
-        assert gone[-1] == p.answer
-        assert came or "in " in p.second
+@pytest.mark.parametrize("task", ["addition", "subtraction", "multiplication", "letters"])
+@pytest.mark.parametrize(("effort", "sign"), [("high", AGAIN), ("xhigh", THIRD)])
+def test_a_check_may_be_wrong_where_the_first_try_was_right(task, effort, sign):
+    """The mistaken check is no loss, and what follows comes to the first result again."""
+    for i in range(40):
+        problem = draw(Random(i), task, "middle", evaluation=False)
+        first = problem.steps(None)
+        item = compose(problem, effort, Random(i), error_rate=1.0, first=first)
+        said, mistaken, rest = re.split("[\x01\x02]", item.thought)
+        assert said == first[0]
+        assert re.search(rf"(\d)/(?!\1)\d\.{re.escape(sign)}$", mistaken)
+        assert rest == f" {settled(problem)}"
+        assert problem.answer in rest
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ("1742", "1342", "1=1 7/3"),
+        ("47", "47", "4=4 7=7"),
+        ("12", "123", "1=1 2=2 nothing/3"),
+        ("A7-K", "A7-B", "A=A 7=7 -=- K/B"),
+        ("9, 26, 25", "9, 25, 26", "9=9 26/25"),
+        ("May 5", "May 6", "May=May 5/6"),
+    ],
+)
+def test_two_results_side_by_side_up_to_where_they_differ(one, other, told):
+    assert side_by_side(one, other) == told
+
+
+@pytest.mark.parametrize("task", GATED)
+def test_a_planted_mistake_is_never_told_as_right(task):
+    """A mistake that comes to nothing would be trained as a right step."""
+    for i in range(90):
+        problem = draw(Random(i), task, LEVELS[i % 3], evaluation=False)
+        if problem.steps is None:
+            continue
+        told, result = problem.steps(Random(i))
+        assert result != problem.answer or told == problem.steps(None)[0]
+
+
+SIGNED = ("sorting", "extreme")  # their checks end where a sign says what is wrong
+
+
+@pytest.mark.parametrize("task", [t for t in GATED if t not in ("blank", "tool_call", *SIGNED)])
+def test_a_check_of_a_wrong_result_shows_where_it_is_wrong(task):
+    """The verdict is the last of many small steps, not one over all that stands before."""
+    for i in range(60):
+        problem = draw(Random(i), task, LEVELS[i % 3], evaluation=False)
+        if problem.check is None:
+            continue
+        number = problem.answer.isdigit()
+        told, agrees = problem.check(str(int(problem.answer) + 1) if number else "Nobody")
+        assert not agrees
+        assert re.search(r"\S/\S+\.$", told), told
 
 
 @pytest.mark.parametrize(
@@ -222,6 +251,25 @@ def test_a_word_problem_is_undone_to_its_first_number():
         ("set", "a, b", "a", False),
         ("json", '{"a": 1}', '{ "a":1 }', True),
         ("json", '{"a": 1}', "{", False),
+        ("json", '{"a": 1, "b": true}', '{"b": true, "a": 1.0}', True),
+        ("json", '{"a": 1, "b": true}', '{"a": true, "b": 1}', False),
+        ("json", '{"a": 1}', '{"a": 2, "a": 1}', False),
+        ("json", '["x  y."]', '["x y."]', False),
+        ("json", "[1e400]", "[1e999]", False),
+        ("json", "[1]", "[" * 100_000, False),
+        ("number", "12", "1,2", False),
+        ("number", "85", "8,5", False),
+        ("number", "10", "1_0", False),
+        ("number", "85", "8.5e1", False),
+        ("number", "0.5", ".5", True),
+        ("number", "1234567", "1,234,567", True),
+        ("number", "9007199254740993", "9007199254740992", False),
+        ("number", "1", "", False),
+        ("number", "1", "-", False),
+        ("string", "#.#/##.", "#.#/##", False),
+        ("string", "#.#/##.", "#.#/##.", True),
+        ("string", "Rome [3]", "Rome [3].", True),
+        ("box", "[0,0,10,10]", f"[0,0,10,{'9' * 5001}]", False),
     ],
 )
 def test_grader(checker, want, got, right):
@@ -246,6 +294,19 @@ def test_grader_compares_call_arguments_as_text():
     assert not grade(item, "", [{"name": "clock", "arguments": {"minutes": "5"}}])
 
 
+def test_grader_compares_nested_arguments_in_any_order_of_names():
+    want = [{"name": "f", "arguments": {"at": {"x": 1, "y": [True]}, "text": "[1]"}}]
+    item = Item("t", "easy", "low", "k", [], "", "", "call", calls=want)
+
+    def given(at, text="[1]"):
+        return grade(item, "", [{"name": "f", "arguments": {"at": at, "text": text}}])
+
+    assert given({"y": [True], "x": 1}) and given('{"y":[true],"x":1}')
+    assert not given({"y": [1], "x": 1})
+    assert not given('{"y":[true],"x":1}', "[ 1]")
+    assert not given("[" * 100_000)
+
+
 def test_normalize_keeps_a_lone_full_stop():
     assert normalize(".") == "."
 
@@ -256,54 +317,76 @@ def test_talk_is_trained_whole():
         assert draw(Random(1), task, "easy", evaluation=False).answer
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_a_word_problem_is_what_its_sentences_say(level):
-    """Recomputed from the text: the holder's own sentences only, distractors left out."""
-    rng, steps = Random(6), {"easy": 1, "middle": 3, "hard": 5}[level]
-    for _ in range(80):
-        p = draw(rng, "word_problem", level, evaluation=False)
-        if "each" in p.question or "packs" in p.question:
+def test_a_doubted_product_is_told_again_in_columns():
+    in_one_step, multiplied = re.compile(r"\d\d+\+\d+="), 0
+    for i in range(30):
+        problem = draw(Random(i), "multiplication", "hard", evaluation=False)
+        first, again = problem.steps(None)[0], settled(problem)
+        if problem.key.count("0"):
             continue
-        sentences = p.question.split(". ")
-        name, value = sentences[0].split()[0], int(re.search(r"\d+", sentences[0])[0])
-        own = [s for s in sentences[1:] if s.startswith(name + " ")]
-        assert len(own) == steps
-        for s in own:
-            sign = -1 if re.search(r" (gives|loses|sells) ", s) else 1
-            value += sign * int(re.search(r"\d+", s)[0])
-        assert value == int(p.answer)
-        others = {"easy": 0, "middle": 1, "hard": 2}[level]
-        assert len(sentences) - 2 - steps == others
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_the_check_of_a_sorted_list_finds_what_is_missing_doubled_or_changed(level):
-    rng = Random(4)
-    for _ in range(20):
-        p = draw(rng, "sorting", level, evaluation=False)
-        told = p.answer.split(", ")
-        assert p.check(p.answer)[1]
-        wrong = [told[1:], [*told, told[-1]], [told[0], told[0], *told[2:]]]
-        for listed in wrong:
-            right = listed == told  # two equal numbers
-            assert p.check(", ".join(listed))[1] == right, (p.question, listed)
+        multiplied += 1
+        assert in_one_step.search(first) and not in_one_step.search(again)
+        assert again.endswith(f"So {problem.answer}.")
+        for a, b, total in re.findall(r"(\d+)\+(\d+): [^;]*So (\d+)", again):
+            assert int(a) + int(b) == int(total)
+    assert multiplied > 15
 
 
 def test_a_cut_thought_ends_with_the_closing_message_that_is_not_trained():
-    rng, seen = Random(3), 0
-    for _ in range(60):
+    rng, told, bare, at_once = Random(3), 0, 0, 0
+    for _ in range(100):
         item = draw_item(rng, "addition", "middle", "medium", evaluation=False)
         short = cut(item, rng)
         assert short.answer == item.answer
-        if short.thought != item.thought:
-            seen += 1
-            kept, _, rest = short.thought.partition(WRONG_OPEN)
-            assert rest == CLOSING + WRONG_CLOSE
-            assert item.thought.startswith(kept)
-            assert len(kept) < len(item.thought)
-    assert seen > 40
+        kept, _, rest = short.thought.partition(WRONG_OPEN)
+        assert item.thought.startswith(kept)
+        assert len(kept) < len(item.thought)
+        assert short.forced == (not rest)
+        assert rest in ("", CLOSING + WRONG_CLOSE)
+        told, bare, at_once = told + bool(kept and rest), bare + short.forced, at_once + (not kept)
+    assert told > 40
+    assert bare > 10
+    assert at_once > 4
     empty = draw_item(rng, "addition", "easy", "low", evaluation=False)
     assert cut(empty, rng) is empty
+
+
+def test_what_is_answered_without_a_thought_has_no_call():
+    rng = Random(5)
+    item = draw_item(rng, "addition", "middle", "high", evaluation=False)
+    short = direct(item)
+    assert (short.thought, short.forced, short.answer) == (None, True, item.answer)
+    call = draw_item(rng, "tool_call", "easy", "high", evaluation=False)
+    assert direct(call) is call
+
+
+def test_tools_that_nobody_needs_stand_beside_items_that_have_none():
+    rng, offered = Random(6), 0
+    for _ in range(200):
+        item = draw_item(rng, "word_problem", "easy", "high", evaluation=False)
+        there = mix.offered(item, rng)
+        assert (there.thought, there.answer, there.calls) == (item.thought, item.answer, None)
+        if there.tools:
+            offered += 1
+            assert 1 <= len(there.tools) <= 4
+            names = [t["function"]["name"] for t in there.tools]
+            assert not {"calculate", "calculator", "evaluate"} & set(names)
+            for tool in there.tools:
+                jsonschema.Draft202012Validator.check_schema(tool["function"]["parameters"])
+    assert 0.5 < offered / (200 * mix.BESIDE) < 1.6
+    call = draw_item(rng, "tool_call", "easy", "high", evaluation=False)
+    assert beside(call, []) is call
+
+
+def test_questions_about_one_picture_have_the_same_tools_or_none():
+    rng, offered = Random(7), 0
+    for _ in range(120):
+        items = mix.draw_picture_items(rng)
+        if items[0].task in ("zooming", "nlvr"):
+            continue
+        assert all(i.tools == items[0].tools for i in items)
+        offered += items[0].tools is not None
+    assert 3 < offered < 40
 
 
 def test_drafts_are_refined_and_a_majority_may_be_wrong():
@@ -336,26 +419,6 @@ def test_an_item_after_other_turns_keeps_its_own_question_last():
     assert after(tool, [one]) is tool
 
 
-def test_notes_are_quoted_with_their_number():
-    rng, missing = Random(5), 0
-    for level in LEVELS:
-        for _ in range(60):
-            p = draw(rng, "notes", level, evaluation=False)
-            if p.answer.startswith("The notes"):
-                missing += 1
-                continue
-            value, number = re.fullmatch(r"(\w+) \[(\d+)\]", p.answer).groups()
-            (note,) = re.findall(rf"^\[{number}\] (.*)$", p.question, re.M)
-            assert note.endswith(f"{value}.")
-            assert f'"{note}"' in p.steps(None)[0]
-            name = note.split()[0].removesuffix("'s")
-            assert name in p.question.replace(note, "")
-    assert missing > 8
-
-
-# ---- sizes, wordings --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("task", EVALUATED)
 def test_held_out_wordings_are_held_out(task):
     """What is asked in held-out words, with names and numbers taken out, training never asks."""
@@ -369,6 +432,31 @@ def test_held_out_wordings_are_held_out(task):
     assert not seen & unseen, seen & unseen
 
 
+def test_no_picture_is_asked_in_words_that_are_held_out_for_another():
+    """A question about a picture does not say which task it is of."""
+    seen, unseen = set(), set()
+    for task in pictures.TASKS:
+        rng, held = Random(3), HeldOutWording(3)
+        for level in LEVELS:
+            asker, other = (pictures.SCENES[task](r, level) for r in (rng, held))
+            seen |= {skeleton(p) for _ in range(60) if (p := asker(rng))}
+            unseen |= {skeleton(p) for _ in range(6) if (p := other(held))}
+    assert not seen & unseen, seen & unseen
+
+
+def test_keys_say_what_is_asked_and_not_how():
+    """Nor where it stands, in which color, between which signs, or in which order of terms."""
+    for i in range(60):
+        assert "?" not in draw(Random(i), "notes", "easy", evaluation=False).key
+        for level in ("middle", "hard"):
+            a, op, b = draw(Random(i), "fractions", level, evaluation=False).key.split()
+            assert op in "-:" or Fraction(a) <= Fraction(b)
+    areas = [draw(Random(i), "areas", "easy", evaluation=False) for i in range(200)]
+    assert len({p.key for p in areas}) < 65 < len({p.pictures[0].pixels.tobytes() for p in areas})
+    tables = [draw(Random(i), "table", "easy", evaluation=False) for i in range(60)]
+    assert any(" | " in p.question for p in tables) and not any(" | " in p.key for p in tables)
+
+
 def skeleton(problem):
     """A question without what is particular to the instance: short words in small letters stay."""
     messages = problem.messages or [{"content": problem.question}]
@@ -378,32 +466,6 @@ def skeleton(problem):
         text = max(text.split("\n"), key=lambda line: ("?" in line or "JSON" in line, len(line)))
     text = re.sub(r"^\[.*", "", text, flags=re.M)  # notes
     return re.sub(r"[A-Z0-9#][\w#|.,:+*×-]*|\W", " ", text).split().__str__()
-
-
-@pytest.mark.parametrize(
-    ("task", "level", "least"),
-    [
-        ("addition", "easy", r"\b\d\d\D+\d\d\b"),
-        ("addition", "middle", r"\b\d{4}\D+\d{4}\b"),
-        ("addition", "hard", r"\b\d\d( ?[+-] ?\d\d){3}\b"),
-        ("subtraction", "easy", r"\b\d\d\D+\d\d\b"),
-        ("subtraction", "middle", r"\b\d{4}\D+\d{4}\b"),
-        ("multiplication", "easy", r"\b(\d\d\D+\d|\d\D+\d\d)\b"),
-        ("multiplication", "middle", r"\b(\d{3}\D+\d|\d\D+\d{3})\b"),
-        ("multiplication", "hard", r"\b\d\d\D+\d\d\b"),
-        ("sorting", "easy", r"(\d+\D+){4}\d+"),
-        ("sorting", "middle", r"(\d+\D+){7}\d+"),
-        ("sorting", "hard", r"(\d+\D+){11}\d+"),
-        ("extreme", "hard", r"(\d+\D+){11}\d+"),
-        ("table", "easy", r"(\n[^\n]*){5}"),
-        ("table", "middle", r"(\n[^\n]*){9}"),
-        ("table", "hard", r"(\n[^\n]*){16}"),
-    ],
-)
-def test_evaluation_asks_at_the_full_size_of_a_level(task, level, least):
-    rng = Evaluation(3)
-    for _ in range(40):
-        assert re.search(least, "\n" + draw(rng, task, level, evaluation=True).question)
 
 
 def test_levels_have_enough_instances_to_hold_out():
@@ -417,192 +479,6 @@ def test_levels_have_enough_instances_to_hold_out():
 
 
 # ---- what the answers say, computed again ------------------------------------------------------
-
-
-def rows_of(question):
-    lines = [re.split(r",| \| ", line) for line in question.split("\n")[:-1]]
-    return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
-
-
-def test_tables_are_answered_from_their_cells():
-    rng, kinds = Evaluation(4), {"total": 0, "group": 0, "team": 0}
-    for level in ("middle", "hard"):
-        for _ in range(60):
-            p = draw(rng, "table", level, evaluation=True)
-            kind, *rest = p.key.split("[")[0].split()
-            rows = rows_of(p.question)
-            kinds[kind] += 1
-            if kind == "total":
-                added, by, limit = rest
-                wanted = str(sum(int(w[added]) for w in rows if int(w[by]) > int(limit)))
-                assert 2 <= sum(int(w[by]) > int(limit) for w in rows) <= 4
-            elif kind == "group":
-                wanted = str(max(int(w[rest[0]]) for w in rows if w["team"] == rest[1]))
-            else:
-                totals = {}
-                for w in rows:
-                    totals[w["team"]] = totals.get(w["team"], 0) + int(w[rest[0]])
-                wanted = max(totals, key=totals.get)
-                assert list(totals.values()).count(totals[wanted]) == 1
-            assert p.answer == wanted
-            assert p.steps(None)[0].rstrip(".").endswith(wanted)
-    assert min(kinds.values()) > 9
-
-
-def test_dates_are_what_the_calendar_says():
-    rng = Evaluation(4)
-    for level in LEVELS:
-        for _ in range(60):
-            p = draw(rng, "dates", level, evaluation=True)
-            numbers = [int(n) for n in p.key.split()[1:]]
-            day = datetime.date(2023, numbers[0] + 1, numbers[1])
-            if level == "hard":
-                later = day + datetime.timedelta(numbers[2])
-                assert p.answer == f"{MONTHS[later.month - 1]} {later.day}"
-            else:
-                later = day + datetime.timedelta(numbers[3])
-                shift = numbers[2] - day.weekday()
-                assert p.answer == DAYS[(later.weekday() + shift) % 7]
-                assert f"{MONTHS[later.month - 1]} {later.day}" in p.question
-
-
-def test_two_requests_are_two_calls_in_their_order():
-    rng, seen = Random(4), 0
-    for _ in range(300):
-        p = draw(rng, "tool_call", "hard", evaluation=False)
-        if len(p.calls or []) < 2:
-            continue
-        seen += 1
-        item = compose(p, "medium", rng)
-        assert grade(item, "", p.calls)
-        assert not grade(item, "", p.calls[::-1])
-        assert not grade(item, "", p.calls[:1])
-        assert not grade(item, "Done.", [])
-        at = [p.question.find(str(next(iter(c["arguments"].values())))) for c in p.calls]
-        assert min(at) >= 0
-    assert seen > 30
-
-
-def test_results_follow_calls_with_the_thought_before_them_and_without():
-    """As in a conversation that goes on: its template keeps the thoughts since the user spoke."""
-    rng, thoughts, values = Random(4), set(), 0
-    for _ in range(300):
-        p = draw(rng, "tool_call", "hard", evaluation=False)
-        if not p.messages:
-            continue
-        _, called, told = p.messages
-        call = called["tool_calls"][0]["function"]
-        thoughts.add("reasoning_content" in called)
-        pairs = ", ".join(f"{k}={v}" for k, v in call["arguments"].items())
-        assert called.get("reasoning_content", f"{call['name']}: {pairs}.") == (
-            f"{call['name']}: {pairs}."
-        )
-        if call["name"] in ("calculate", "calculator", "evaluate") and not p.calls:
-            values += 1
-            assert told["content"] == str(eval(next(iter(call["arguments"].values()))))
-            assert told["content"] in p.answer
-    assert thoughts == {True, False}
-    assert values > 3
-
-
-@pytest.mark.parametrize("text", ["", "2**9", "1+", "a", "1" * 90, "(" * 70, "4/2", "-3"])
-def test_what_is_no_expression_has_no_value(text):
-    with pytest.raises(ValueError, match="expression: got"):
-        value_of(text)
-
-
-def test_values_of_expressions():
-    assert [value_of(e) for e in ("7", "12 - 5*2", "(2+3)*4", "100-250")] == [7, 2, 20, -150]
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_countdown_takes_any_way_and_no_other(level):
-    rng = Random(4)
-    for _ in range(60):
-        p = draw(rng, "countdown", level, evaluation=False)
-        item = compose(p, "medium", rng)
-        numbers, target = p.key.split(" = ")
-        assert eval(p.answer) == int(target)
-        used = [int(n) for n in re.findall(r"\d+", p.answer)]
-        assert not Counter(used) - Counter(map(int, numbers.split()))
-        assert grade(item, f"({p.answer})")
-        assert not grade(item, target)
-        assert not grade(item, f"{p.answer}+0")
-        assert not grade(item, f"{p.answer}-{used[0]}+{used[0]}")
-        for text, value in re.findall(r"(\S+)=(-?\d+), (?:no|yes)", p.steps(None)[0]):
-            assert eval(text) == int(value)
-    item = Item("countdown", "easy", "low", "2 3 4 = 10", [], "", "2*3+4", "expression")
-    assert grade(item, "4 + 3*2.") and grade(item, "2*(4+1)") is False
-    for odd in ("2**3+2", "__import__", "(" * 90, "10", "2*3+4;", "2*3+", "-4+2*3", ""):
-        assert not grade(item, odd), odd
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_one_answer_fits_what_knights_and_knaves_say(level):
-    """Read from the sentences themselves, all cases tried."""
-    rng = Random(4)
-    for _ in range(40):
-        p = draw(rng, "knights", level, evaluation=False)
-        said = re.findall(r"(\w+) says: (\w+) (?:is a (\w+)|and I are (\w+))\.", p.key)
-        people = list(dict.fromkeys(s[0] for s in said))
-        fits = []
-        for case in itertools.product((True, False), repeat=len(people)):
-            kind = dict(zip(people, case, strict=True))
-            truths = [
-                (kind[b] == (k == "knight")) if k else ((kind[a] == kind[b]) == (how == "alike"))
-                for a, b, k, how in said
-            ]
-            if all(kind[s[0]] == t for s, t in zip(said, truths, strict=True)):
-                fits.append({f"{n} {'knight' if k else 'knave'}" for n, k in kind.items()})
-        assert fits == [set(p.answer.split(", "))]
-        item = compose(p, "low", rng)
-        first, _, rest = p.answer.partition(", ")
-        other = first.replace("knave", "knight") if "knave" in first else f"{first[:-6]}knave"
-        assert grade(item, f"{rest}, {first}")
-        assert not grade(item, f"{other}, {rest}")
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_fractions_are_what_python_computes(level):
-    rng = Random(4)
-    for _ in range(80):
-        p = draw(rng, "fractions", level, evaluation=False)
-        parts = p.key.split()
-        if level == "easy":
-            assert Fraction(p.answer) == Fraction(p.key)
-            continue
-        a, b = Fraction(parts[0]), Fraction(parts[2])
-        wanted = {"+": a + b, "-": a - b, "*": a * b, ":": a / b if b else 0}[parts[1]]
-        assert p.answer == str(wanted)
-        for left, right in re.findall(r"(?<![\d/])(\d+[*+-]\d+)=(\d+)", p.steps(None)[0]):
-            assert eval(left) == int(right)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_json_answers_fit_their_schema(level):
-    rng = Random(4)
-    for _ in range(40):
-        p = draw(rng, "json_answers", level, evaluation=False)
-        schema = json.loads(re.search(r"\{.*\}", p.question)[0])
-        jsonschema.validate(json.loads(p.answer), schema)
-        item = compose(p, "low", rng)
-        assert grade(item, json.dumps(json.loads(p.answer), indent=1))
-        values = json.loads(p.answer)
-        one = values[0] if isinstance(values, list) else values
-        one["name"] += "a"
-        assert not grade(item, json.dumps(values))
-
-
-def test_facts_of_a_story_are_of_the_one_asked_about():
-    rng = Random(4)
-    for level in LEVELS:
-        for _ in range(60):
-            p = draw(rng, "story_facts", level, evaluation=False)
-            text, ask = p.question.rsplit("\n", 1)
-            (line,) = re.findall(r'"(.*)"', p.steps(None)[0])
-            name = next(w for w in re.findall(r"[A-Z]\w+", ask)[1:] if w in text)
-            assert line in text
-            assert name in line and p.answer in line
 
 
 def test_every_generator_is_cheap():

@@ -14,19 +14,10 @@ import pytest
 from musespark.errors import InvalidRequest
 from musespark.lab import drills, glyphs, mix, raster, zoom
 from musespark.lab.evaluate import blinded, items_for, overlap
-from musespark.lab.item import (
-    EFFORTS,
-    LEVELS,
-    HeldOutWording,
-    Item,
-    boxes_in,
-    compose,
-    grade,
-    is_evaluation,
-    overlap_of,
-    phrase,
-)
-from musespark.lab.tasks import draw, figures, nlvr, pictures, scenes, zooming
+from musespark.lab.grading import boxes_in, grade, overlap_of
+from musespark.lab.item import EFFORTS, LEVELS, HeldOutWording, Item, compose, is_evaluation, phrase
+from musespark.lab.tasks import draw, figures, nlvr, pictures, pointing, scenes, zooming
+from musespark.vision.loop import VisualLoop
 from musespark.vision.pixels import open_picture
 from musespark.vision.processors.muse import Muse
 
@@ -339,12 +330,12 @@ def test_held_wordings_are_never_trained():
 
 def test_evaluated_pictures_are_never_trained():
     items = items_for(["counting", "codes", "zooming"], ["easy"], ["low"], 20, seed=3)
-    assert overlap(items, 120, seed=5) == 0
+    assert overlap(items, 120, seed=5)["instances"] == 0
     rng = Random(5)
     mix.draw_training_item(rng, "main")
     stolen = mix.draw_picture_items(rng)[0]
     # The same scene under another task's name is the same instance.
-    assert overlap([replace(stolen, task="relations")], 1, seed=5) >= 1
+    assert overlap([replace(stolen, task="relations")], 1, seed=5)["instances"] >= 1
 
 
 def test_baselines_grey_and_swapped():
@@ -447,7 +438,7 @@ def test_nlvr_is_split_by_sentence_and_drawn_from_its_structure(scenes_file):
     assert "nothing" in thought
     items = nlvr.items(list(LEVELS), ["low", "high"], 3, seed=1)
     assert [i.effort for i in items] == ["low"] * 3 + ["high"] * 3
-    assert overlap(items, 50, seed=1) == 0
+    assert overlap(items, 50, seed=1)["instances"] == 0
     assert not nlvr.items(["middle", "hard"], ["low"], 3, seed=1)
 
 
@@ -470,3 +461,17 @@ def test_an_odd_nlvr_file_is_refused(tmp_path, line, monkeypatch):
         nlvr.use(path)
     with pytest.raises(InvalidRequest, match="nothing"):
         nlvr.use(tmp_path / "nothing")
+
+
+def test_what_is_pointed_at_differs_from_the_background():
+    """A color like the background's is none of those drawn, and another is always left."""
+    for grey in range(0, 256, 5):
+        for name, color in raster.COLORS.items():
+            left = pointing._shown(([], [], list(raster.COLORS)), (grey, grey, grey))[2]
+            assert len(left) >= len(raster.COLORS) - 1
+            near = sum(abs(v - grey) for v in color) < 60
+            assert not (near and name in left)
+
+
+def test_the_tools_that_training_shows_are_those_of_look():
+    assert list(zoom.SHIPPED) == VisualLoop(lambda *_, **__: None, "muse").schemas

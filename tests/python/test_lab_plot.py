@@ -73,6 +73,11 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(run, tmp_path, ca
     assert (tmp_path / "x.svg").read_text() == (run / "plot.svg").read_text() == drawn(run)
 
 
+def test_a_run_that_is_not_there_is_named(tmp_path, capsys):
+    assert main(["lab", "plot", str(tmp_path / "none")]) == 1
+    assert f"RUN: there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

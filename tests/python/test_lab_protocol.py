@@ -296,3 +296,23 @@ def test_bpe_dropout_only_changes_the_pieces(tokenizer):
 def test_undefined_names_do_not_pass_silently(template):
     with pytest.raises((ValueError, jinja2.UndefinedError)):
         template(messages=[{"role": "user", "content": [{"type": "sound"}]}])
+
+
+def trained_text(tokenizer, item):
+    """The ids that are loss, as text with the markers' names."""
+    ids, mask = protocol.encode(protocol.reply_pieces(item), tokenizer)
+    kept = [i for i, loss in zip(ids, mask, strict=True) if loss]
+    return "".join(tok.SPECIAL[i] if i < len(tok.SPECIAL) else tokenizer.decode([i]) for i in kept)
+
+
+def test_what_ends_a_thought_from_outside_is_no_loss(tokenizer):
+    item = Item("addition", "easy", "high", "1", [], "1+1=2", "2", "number", forced=True)
+    told = "assistant to=user<|message|>2<|eot|>"
+    assert trained_text(tokenizer, item) == f" to=self<|message|><|start|>{told}"
+    item.thought = None
+    assert trained_text(tokenizer, item) == "2<|eot|>"
+    item.forced = False
+    assert trained_text(tokenizer, item) == " to=user<|message|>2<|eot|>"
+    whole = text_of(protocol.reply_pieces(item))
+    item.forced = True
+    assert text_of(protocol.reply_pieces(item)) == whole

@@ -23,8 +23,10 @@ transformers = pytest.importorskip(
 from musespark.lab import network, probe, raster, train  # noqa: E402
 from musespark.lab import tokenizer as tok  # noqa: E402
 from musespark.lab.backends import TransformersBackend  # noqa: E402
+from musespark.lab.engine import MusesparkBackend  # noqa: E402
 from musespark.lab.evaluate import items_for  # noqa: E402
 from musespark.lab.export import export  # noqa: E402
+from musespark.lab.export import main as export_main  # noqa: E402
 from musespark.lab.optim import Optimizer, orthogonalize  # noqa: E402
 from musespark.lab.pack import Packer  # noqa: E402
 
@@ -139,7 +141,7 @@ def test_packed_loss_equals_the_model_run_on_each_document_alone(pictures):
     """Packing, masks, positions, pictures, targets: the oracle is transformers' own forward on each
     document, and on each question about a picture, by itself."""
     model = network.create("tiny", 0).eval()
-    batch, tensors = batch_of(rows=2, length=512, seed=4, pictures=pictures, vision=0.5)
+    batch, tensors = batch_of(rows=2, length=512, seed=6, pictures=pictures, vision=0.5)
     assert (batch.place < batch.ids.size).sum() == pictures * 64
     assert (batch.branch.max() > 1) == (pictures > 0)
     with torch.no_grad():
@@ -231,6 +233,21 @@ def test_a_run_that_would_train_nothing_is_refused(given, capsys, tmp_path):
     with pytest.raises(SystemExit):
         train.parse([str(tmp_path), *given])
     assert f"--rows: got {given[1]} beside --pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--books", "--nlvr", "--rollouts"])
+def test_what_is_not_there_to_train_on_is_named(option, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        train.parse([str(tmp_path), option, str(tmp_path / "nothing")])
+    assert f"{option}: there is no " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--nlvr", "--rollouts"])
+def test_an_empty_file_to_train_on_is_named(option, capsys, tmp_path):
+    (tmp_path / "empty").touch()
+    with pytest.raises(SystemExit):
+        train.parse([str(tmp_path), option, str(tmp_path / "empty")])
+    assert f"{option}: {tmp_path / 'empty'} is empty" in capsys.readouterr().err
 
 
 def test_words_of_labels_are_those_that_thoughts_use():
@@ -401,3 +418,31 @@ def test_two_processes_agree_on_the_step_to_stop_at(tmp_path, who):
     assert all("tokens/s" in state for state in states)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids), "workers are left"
     assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] >= 20
+
+
+def test_the_whole_way_from_a_run_to_a_folder_that_answers(tmp_path):
+    """What an hour of a large machine does, small: sessions, decay, export, the folder sent in
+    pieces, put together, loaded by this package."""
+    out, model, sent = tmp_path / "run", tmp_path / "model", tmp_path / "sent"
+    assert run(out, "--max-steps", "25")["step"] == 25
+    assert run(out, "--max-steps", "20")["step"] == 45
+    (out / "decay").touch()
+    assert run(out, "--decay-steps", "5")["step"] == 50
+    losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+    export_main([str(out / "last.pt"), str(model)])
+    sent.mkdir()
+    pieces = f"tar -C {tmp_path} -c model | split -b 200K - {sent}/tiny.tar."
+    subprocess.run(["bash", "-ec", f"set -o pipefail; {pieces}"], check=True)
+    assert len(list(sent.iterdir())) > 2
+    joined = f"cat {sent}/tiny.tar.* | tar -C {sent} -x"
+    subprocess.run(["bash", "-ec", f"set -o pipefail; {joined}"], check=True)
+    for path in model.iterdir():
+        assert (sent / "model" / path.name).read_bytes() == path.read_bytes()
+    items = items_for(["addition", "counting"], ["easy"], ["low"], 2, seed=1)
+    backend = MusesparkBackend(sent / "model", quantize="none", kv="f32")
+    try:
+        ours = backend.reply(items, 12)
+    finally:
+        backend.close()
+    assert all(len(r.tokens) for r in ours)

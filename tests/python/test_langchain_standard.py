@@ -22,7 +22,8 @@ PICTURE = Path(musespark.__file__).parent / "nano" / "examples" / "window.png"
 JOKE = '{"setup": "Why did the cat sit on the screen?", "punchline": "To watch the mouse."}'
 # Tests that look at what the model chooses, where Nano chooses something else: it was trained on
 # its own tools, calls magic_function with 100, asks for no weather, knows no character beyond ASCII
-# and no keys that a question names. The turns are written here, all else is as in the other tests.
+# and no keys that a question names, and may write a string that has no end. The turns are written
+# here, all else is as in the other tests.
 SCRIPTS = {
     "test_tool_calling": [calls("magic_function", input=3)],
     "test_tool_calling_async": [calls("magic_function", input=3)],
@@ -32,6 +33,7 @@ SCRIPTS = {
         calls("unicode_customer", customer_name="こんにちは株式会社", description="A company"),
     ],
     "test_json_mode": [says(JOKE)],
+    "test_structured_output_optional_param": [says(JOKE)],
 }
 
 
@@ -70,8 +72,9 @@ class TestIntegration(_Params, ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        # Effort low: Nano's thought about tools that it does not know ends nowhere.
-        return {"model": self.nano, "reasoning_effort": "low", "max_tokens": 300}
+        # A budget: Nano's thought about tools that it does not know may end nowhere.
+        brief = {"reasoning_effort": "low", "thinking_token_budget": 20}
+        return {"model": self.nano, **brief, "max_tokens": 300}
 
     supports_image_inputs = True
     supports_image_tool_message = True
@@ -87,7 +90,7 @@ class TestIntegration(_Params, ChatModelIntegrationTests):
         if "structured_output" in request.function.__name__:  # Nano ends no text of an object
             tokens = self.nano.tokenizer
             ends = [i for i in range(tokens.vocab_size) if b'"' in (tokens.token_bytes(i) or b"")]
-            extra["logit_bias"] = dict.fromkeys(ends, 4.0)
+            extra["logit_bias"] = dict.fromkeys(ends, 8.0)
         if turns is None:
             yield ChatMuseSpark(**extra)
             return

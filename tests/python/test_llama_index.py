@@ -13,11 +13,9 @@ from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import (
     AudioBlock,
     ChatMessage,
-    ChatResponse,
     ImageBlock,
     TextBlock,
     ThinkingBlock,
-    ToolCallBlock,
 )
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
@@ -119,10 +117,10 @@ def test_calls_are_required_and_single_where_that_is_asked(nano) -> None:
     free = llm.chat_with_tools([PAINT], SUM[0].content, tool_choice="none")
     with pytest.raises(ValueError, match="called no tool, it said"):
         llm.get_tool_calls_from_response(free)
-    one = ToolCallBlock(tool_call_id="a", tool_name="calculate", tool_kwargs={})
-    response = ChatResponse(message=ChatMessage(blocks=[TextBlock(text="x"), one, one]))
-    checked = llm._validate_chat_with_tools_response(response, [CALCULATE])
-    assert checked.message.blocks == [TextBlock(text="x"), one]
+    for several in (False, True):
+        asked = llm._prepare_chat_with_tools([PAINT], "Hi", allow_parallel_tool_calls=several)
+        assert asked["parallel_tool_calls"] is several
+    assert llm._prepare_chat_with_tools([PAINT], "Hi")["parallel_tool_calls"] is False
 
 
 def test_a_picture_is_seen_as_by_chat(nano) -> None:

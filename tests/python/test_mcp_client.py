@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import signal
 import sys
 import threading
@@ -22,7 +23,7 @@ import musespark
 from musespark.agents import aact, act, events
 from musespark.agents.mcp import connect
 from musespark.agents.mcp.connection import Connection
-from musespark.agents.mcp.places import Place
+from musespark.agents.mcp.places import Place, places_of
 from musespark.agents.mcp.results import followed_schema, value_of
 from musespark.agents.mcp.session import Patience
 from musespark.agents.tools import Content, Tool
@@ -106,6 +107,16 @@ def test_tools_in_aact_and_a_task_that_is_cancelled(web: str) -> None:
 
     asyncio.run(main())
     within(20, lambda: mcp_server.NOTES == ["cancelled"], "the server was not told")
+
+
+def test_the_value_of_a_configuration_file(web: str) -> None:
+    file = json.dumps({"mcpServers": {"web": {"type": "http", "url": web}}})
+    with connect(json.loads(file)) as tools:
+        assert named(tools)["add"]({"a": 1, "b": 2}) == "3"
+    (place,) = places_of({"mcpServers": {"a": {"type": "stdio", "command": "x", "args": ["y"]}}})
+    assert (place.name, place.command) == ("a", ("x", "y"))
+    (place,) = places_of({"mcpServers": ["x"]})  # a server of that name
+    assert (place.name, place.command) == ("mcpServers", ("x",))
 
 
 def test_a_call_takes_no_longer_than_timeout(web: str) -> None:
@@ -282,6 +293,14 @@ def test_one_server_that_fails_ends_the_others(web: str) -> None:
         ({"a": {"command": "x", "env": {"A": 3}}}, r"servers\['a'\].env: allowed is a dict"),
         ({"a": {"url": "http://x", "env": {}}}, "'env' has no meaning beside 'url'"),
         ({"a": {"command": "x", "headers": {}}}, "'headers' has no meaning beside 'command'"),
+        ({"mcpServers": {}}, r"servers\['mcpServers'\]: got none"),
+        ({"mcpServers": {"a": {"command": "x"}}, "b": 1}, "got 'b' beside 'mcpServers'"),
+        ({"mcpServers": {"a": {"comand": "x"}}}, r"servers\['a'\]: got 'comand'"),
+        (
+            {"a": {"type": "sse", "url": "http://x"}},
+            "a'.*.type: got 'sse', allowed beside 'url' is",
+        ),
+        ({"a": {"type": "http", "command": "x"}}, "allowed beside 'command' is stdio"),
         ({"a": {"command": "x", "tools": "read"}}, r"servers\['a'\].tools: got 'read'"),
     ],
 )

@@ -160,6 +160,24 @@ def test_logits_for_every_token_share_nothing() -> None:
             assert result.stats["cached_tokens"] == (256 if mode == "last" else 0)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_no_more_is_kept_than_asked_for(model: str) -> None:
+    prompts = [tokens(500, seed=s) for s in range(8)]
+    with cases.make_engine(model) as engine:
+        ask(engine, prompts[0])
+        one = engine.stats()["prefix_bytes"]
+    with cases.make_engine(model, prefix_cache_bytes=2 * one) as engine:
+        for prompt in prompts:
+            ask(engine, prompt)
+            stats = engine.stats()
+            assert 0 < stats["prefix_bytes"] <= 2 * one
+            assert stats["prefix_bytes"] <= stats["kv_bytes_allocated"] < stats["kv_bytes_limit"]
+        assert cached(engine, prompts[-1]) == 448 and cached(engine, prompts[0]) == 0
+    with cases.make_engine(model, prefix_cache_bytes=0) as engine:
+        assert [cached(engine, prompts[0]) for _ in range(2)] == [0, 0]
+        assert engine.stats()["prefix_bytes"] == 0
+
+
 def test_without_it_nothing_is_kept() -> None:
     with cases.make_engine(prefix_cache=False) as engine:
         assert [cached(engine, tokens(300)) for _ in range(2)] == [0, 0]

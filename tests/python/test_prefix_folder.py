@@ -339,6 +339,8 @@ def test_a_write_that_fails_otherwise_is_not_the_last(tmp_path, monkeypatch):
         ({"prefix_folder_bytes": True}, "prefix_folder_bytes: got True"),
         ({"prefix_folder": 5}, "prefix_folder: got 5, allowed is a path"),
         ({"prefix_folder": ""}, "prefix_folder: got ''"),
+        ({"prefix_cache_bytes": -1}, "prefix_cache_bytes: got -1, allowed is an int >= 0"),
+        ({"prefix_cache_bytes": True}, "prefix_cache_bytes: got True"),
         ({"prefix_cache": False, "prefix_folder": "x"}, "goes through prefix_cache, which is off"),
         ({"prefix_folder": "/dev/null/x"}, "prefix_folder: /dev/null/x: Not a directory"),
     ],

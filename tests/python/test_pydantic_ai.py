@@ -85,7 +85,6 @@ def test_settings_are_options_of_chat(nano) -> None:
         ({"temprature": 3}, "unknown argument 'temprature'; did you mean 'temperature'"),
         ({"nope": 1}, "unknown argument 'nope'"),
         ({"musespark_options": {"nope": 1}}, "unknown argument 'nope'"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls: got False, allowed is True"),
         ({"citations": True}, "citations: got True, allowed is False"),
         ({"extra_body": {"a": 1}}, "extra_body: got {'a': 1}, allowed is {}"),
         ({"stream": True}, "stream: got it as a setting"),
@@ -127,6 +126,13 @@ async def test_a_call_and_its_result_are_the_prompt_that_chat_writes() -> None:
         tool = {"name": "calculate", "description": "Calculates.", "parameters": schema}
         model.chat(plain, tools=[{"type": "function", "function": tool}])
         assert "I add." in model.asked[1] == model.asked[2]
+
+
+def test_whether_a_turn_has_several_calls_is_passed_on() -> None:
+    parameters = ModelRequestParameters(function_tools=[ToolDefinition(name="calculate")])
+    for said in (None, True, False):
+        settings = {} if said is None else {"parallel_tool_calls": said}
+        assert tool_options(settings, parameters)["parallel_tool_calls"] is said
 
 
 async def test_an_agent_of_pydantic_ai_streams_its_call_and_its_answer() -> None:

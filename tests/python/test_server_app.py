@@ -202,7 +202,9 @@ def test_the_trace_of_an_answer_about_images(model) -> None:
             assert (trace.images, trace.steps) == (here.trace.images, here.trace.steps)
             assert any(step.regions for step in trace.steps)
         text_alone = {**HI, "visual_trace": True}
-        assert "visual_trace" not in (await client.post(CHAT, json=text_alone)).json()["choices"][0]
+        assert (await client.post(CHAT, json=text_alone)).json()["choices"][0][
+            "visual_trace"
+        ] is None
 
     run(create_app(model), scenario)
 
@@ -302,9 +304,20 @@ TOOLS = [
 ]
 # A question that the model answers without a call, and two protocols' ways to force one.
 NAMED = {"type": "function", "function": {"name": "wash"}}
+ALLOWED_IN_CHAT = {
+    "type": "allowed_tools",
+    "allowed_tools": {"mode": "required", "tools": [NAMED]},
+}
+ALLOWED_IN_RESPONSES = {
+    "type": "allowed_tools",
+    "mode": "required",
+    "tools": [{"type": "function", "name": "wash"}],
+}
 FORCED = [
     (CHAT, {"tool_choice": "required"}, {"paint", "wash"}),
     (CHAT, {"tool_choice": NAMED}, {"wash"}),
+    (CHAT, {"tool_choice": ALLOWED_IN_CHAT}, {"wash"}),
+    ("/v1/responses", {"tool_choice": ALLOWED_IN_RESPONSES}, {"wash"}),
     ("/v1/responses", {"tool_choice": "required"}, {"paint", "wash"}),
     ("/v1/responses", {"tool_choice": {"type": "function", "name": "wash"}}, {"wash"}),
     (MESSAGES, {"tool_choice": {"type": "any"}}, {"paint", "wash"}),
@@ -313,14 +326,18 @@ FORCED = [
 
 
 def tools_for(path: str, **more: Any) -> dict[str, Any]:
-    """A body with the tools, as the protocol of a path has them."""
+    """A body with the tools, as the protocol of a path has them; with a short thought, for Nano may
+    think about tools that it does not know until it is cut."""
+    brief = {"thinking_token_budget": 8}
     if path == CHAT:
-        return {**HI, "tools": [{"type": "function", "function": {**t, **more}} for t in TOOLS]}
+        tools = [{"type": "function", "function": {**t, **more}} for t in TOOLS]
+        return {**HI, "tools": tools, **brief}
     if path == MESSAGES:
         given = [{"name": t["name"], "input_schema": t["parameters"], **more} for t in TOOLS]
-        return {**HI, "tools": given, "max_tokens": 300}
+        thinking = {"type": "enabled", "budget_tokens": 8}
+        return {**HI, "tools": given, "max_tokens": 300, "thinking": thinking}
     tools = [{"type": "function", **t, **more} for t in TOOLS]
-    return {"model": "spark-nano", "input": "What is 47 + 38?", "tools": tools}
+    return {"model": "spark-nano", "input": "What is 47 + 38?", "tools": tools, **brief}
 
 
 def calls_in(path: str, answer: Any) -> list[tuple[str, Any]]:
@@ -344,6 +361,21 @@ def test_calls_that_have_to_come_come(model, path: str, choice: dict, names: set
         assert all(arguments["word"] in ("red", "blue") for _, arguments in calls)
         streamed = await client.post(path, json={**tools_for(path), **choice, "stream": True})
         assert calls[0][0] in streamed.text
+
+    run(create_app(model), scenario)
+
+
+def test_one_call_where_one_is_asked_for(model) -> None:
+    """Where a turn may have several, one that had rather not end goes on with another call. What
+    the other protocols make of theirs: test_server_protocols."""
+    end = {str(model.tokenizer.markers["<|eot|>"]): -100}
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        for several in (False, True):
+            more = {"parallel_tool_calls": several, "tool_choice": "required", "logit_bias": end}
+            body = {**tools_for(CHAT), **more, "max_tokens": 150}
+            calls = calls_in(CHAT, (await client.post(CHAT, json=body)).json())
+            assert (len(calls) > 1) == several, calls
 
     run(create_app(model), scenario)
 
@@ -587,6 +619,84 @@ def test_long_bodies_are_refused_before_they_are_read(model) -> None:
         assert (await client.post(CHAT, content=b"{}", headers=told)).status_code == 400
 
     run(create_app(model, limits=Limits(body_bytes=4000)), scenario)
+
+
+def test_bodies_are_bounded_together_until_they_are_answered(model) -> None:
+    kind = {"content-type": "application/json"}
+    lengths = {"max_tokens": 300, "min_tokens": 300}  # an answer that takes its time
+    padded = {"model": "spark-nano", "prompt": "a", "user": "a" * 2500, **lengths}
+    body = json.dumps(padded).encode()
+    app: Any = create_app(model, limits=Limits(body_bytes=3000, bodies_bytes=4000))
+    rest = asyncio.Event()
+
+    async def halves():
+        yield body[:2000]
+        await rest.wait()
+        yield body[2000:]
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        def post(content: Any) -> Any:
+            return client.post(COMPLETIONS, content=content, headers=kind)
+
+        async def refused() -> None:
+            answer = await post(body)
+            assert answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
+            assert "have sent" in answer.text and "at most 4000 together" in answer.text
+
+        async def held(size: int) -> None:
+            while app._bodies.held != size:
+                await asyncio.sleep(0.001)
+
+        first = asyncio.ensure_future(post(halves()))
+        await held(2000)  # while it is read
+        await refused()
+        rest.set()
+        await held(len(body))  # while it is answered
+        await refused()
+        assert (await first).status_code == 200 and app._bodies.held == 0
+        assert (await post(body)).status_code == 200
+
+    run(app, scenario)
+
+
+def test_bodies_together_are_at_least_one() -> None:
+    with pytest.raises(musespark.InvalidRequest, match="bodies_bytes: got 9, allowed is at least"):
+        Limits(body_bytes=10, bodies_bytes=9)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_request_that_is_cancelled_is_told_so_and_stays_cancelled(model, streams: bool) -> None:
+    """Else who cancels it, such as a timeout around the application, hears that it ended well."""
+    lengths = {"max_tokens": 1500, "min_tokens": 1500, "stream": streams}
+    body = json.dumps({"model": "spark-nano", "prompt": "a", **lengths}).encode()
+    received = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if not received:
+            await asyncio.Event().wait()
+        return received.pop()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "headers": headers}
+        scope |= {"raw_path": COMPLETIONS.encode(), "query_string": b"", "client": ("::1", 1)}
+        task = asyncio.ensure_future(create_app(model)(scope, receive, send))
+        while model._engine.stats()["running"] == 0 or (streams and len(sent) < 3):
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait({task}, timeout=20)
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert sent[0]["status"] == (200 if streams else 503)
+    data = b"".join(message.get("body", b"") for message in sent).decode()
+    last = data.strip().splitlines()[-1].removeprefix("data: ")
+    assert json.loads(last)["error"]["message"] == "the server is shutting down"
+    assert not sent[-1].get("more_body")
 
 
 def test_bodies_that_do_not_come_are_not_waited_for(model) -> None:
@@ -835,6 +945,13 @@ def test_models_health_metrics_and_the_description(model) -> None:
         used = next(line for line in text.splitlines() if 'total{kind="completion"}' in line)
         assert float(used.split()[-1]) > 0
         assert "musespark_engine_running 0.0" in text
+        for name in ("queue", "first_piece", "between_pieces"):
+            ends = [line for line in text.splitlines() if f"{name}_seconds_bucket" in line]
+            count = next(line for line in text.splitlines() if f"{name}_seconds_count" in line)
+            counts = [float(line.split()[-1]) for line in ends]
+            assert counts == sorted(counts) and 'le="+Inf"' in ends[-1]
+            assert counts[-1] == float(count.split()[-1]) > 0
+        assert 'musespark_queue_seconds_bucket{le="60.0"} 1.0' in text
         description = (await client.get("/openapi.json")).json()
         assert set(POSTS) <= set(description["paths"])
         assert description["components"]["schemas"]["ChatBody"]["properties"]["model"]["enum"]

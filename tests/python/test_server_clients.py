@@ -474,6 +474,7 @@ def test_what_the_end_of_the_drain_cuts_is_told_so(drain: str, signals: int) -> 
         (["--port", "70000"], "--port: got 70000"),
         (["--running", "0"], "running: got 0"),
         (["--drain", "-1"], "--drain: got -1"),
+        (["--prefix-cache-bytes", "many"], "--prefix-cache-bytes is 'many'; such as"),
     ],
 )
 def test_the_command_refuses(capsys, arguments: list[str], said: str) -> None:
@@ -481,6 +482,24 @@ def test_the_command_refuses(capsys, arguments: list[str], said: str) -> None:
 
     assert main(["serve", *arguments]) == 1
     assert said in capsys.readouterr().err
+
+
+def gauge(url: str, name: str) -> float:
+    """One of the engine's figures, as the metrics tell it."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    (found,) = [line for line in lines if line.startswith(f"musespark_engine_{name} ")]
+    return float(found.rpartition(" ")[2])
+
+
+@pytest.mark.parametrize("kept", [200 << 10, 0])
+def test_what_prompts_begin_with_is_kept_within_what_is_asked(kept: int) -> None:
+    with serve_process("--threads", "1", "--prefix-cache-bytes", f"{kept >> 10}K") as (_, url):
+        for seed in range(4):
+            body = {"model": "spark-nano", "prompt": [seed + 20] * 300, "max_tokens": 1}
+            assert httpx.post(f"{url}/v1/completions", json=body).status_code == 200
+            assert gauge(url, "prefix_bytes") <= kept
+        assert (gauge(url, "prefix_bytes") > 0) is (kept > 0)
+        assert gauge(url, "kv_bytes_allocated") > 200 << 10  # a request holds more while it runs
 
 
 # ---- what nobody thought of ---------------------------------------------------------------------

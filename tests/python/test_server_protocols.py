@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from musespark.server.anthropic import CountTokens, Messages
 from musespark.server.openai_chat import ChatCompletions
 from musespark.server.openai_completions import Completions
 from musespark.server.openai_responses import Responses
-from musespark.server.wire import Ended, Served, UnknownModel
+from musespark.server.wire import Ended, Event, Served, TextEvents, UnknownModel
 
 NANO = Path(musespark.__file__).parent / "nano"
 PIXEL = base64.b64encode(b"GIF89a picture").decode()
@@ -45,6 +46,10 @@ def messages(served: Served, **body: Any) -> Messages:
 
 def responses(served: Served, **body: Any) -> Responses:
     return Responses({"model": "m", "input": "Hi", **body}, served)
+
+
+def completions(served: Served, **body: Any) -> Completions:
+    return Completions({"model": "m", "prompt": "Hi", **body}, served)
 
 
 # ---- bodies to jobs -----------------------------------------------------------------------------
@@ -245,6 +250,52 @@ def test_calls_are_held_to_their_schemas_where_that_is_asked(
     assert asked[1].begin(0)[0].data["response"]["tool_choice"] == (of_responses or "auto")
 
 
+@pytest.mark.parametrize("kind", [chat, responses, completions])
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"stream_options": {}}, "^stream_options: got them without a stream"),
+        ({"stream_options": {}, "stream": False}, "^stream_options: got them without a stream"),
+        (
+            {"stream_options": {"include_obfuscation": True}, "stream": True},
+            "^stream_options.include_obfuscation: got True",
+        ),
+    ],
+)
+def test_options_of_a_stream_are_for_streams(served, kind: Any, body: dict, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        kind(served, **body)
+    kind(served, stream=True, stream_options={"include_obfuscation": False})
+
+
+def test_the_tools_that_may_be_called(served: Served) -> None:
+    name = {"type": "function", "function": {"name": "calculate"}}
+    of_chat = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [name]}}
+    bare = {"type": "function", "name": "calculate"}
+    of_responses = {"type": "allowed_tools", "mode": "required", "tools": [bare]}
+    one = chat(served, tools=[{"type": "function", "function": TOOL}], tool_choice=of_chat)
+    other = responses(served, tools=[{"type": "function", **TOOL}], tool_choice=of_responses)
+    assert [one.job.options["tool_choice"], other.job.options["tool_choice"]] == [None, "required"]
+    assert one.job.options["allowed_tools"] == other.job.options["allowed_tools"] == ["calculate"]
+    assert other.begin(0)[0].data["response"]["tool_choice"] == of_responses
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "required"])
+def test_one_call_at_most(served: Served, choice: str | None) -> None:
+    said = {"auto": "auto", None: "auto", "required": "any"}[choice]
+    more = {"parallel_tool_calls": False, "tool_choice": choice}
+    spoken = [{"name": "calculate", "input_schema": CALCULATE}]
+    chosen = {"type": said, "disable_parallel_tool_use": True}
+    for one in (
+        chat(served, tools=[{"type": "function", "function": TOOL}], **more),
+        responses(served, tools=[{"type": "function", **TOOL}], **more),
+        messages(served, tools=spoken, tool_choice=chosen),
+    ):
+        assert one.job.options["parallel_tool_calls"] is False
+    free = messages(served, tools=spoken, tool_choice={"type": said})
+    assert free.job.options["parallel_tool_calls"] is None
+
+
 def test_additions_are_named(served: Served) -> None:
     given = {"adapter": "mine", "steering": "calm"}
     for exchange in (chat(served, **given), messages(served, **given), responses(served, **given)):
@@ -307,8 +358,8 @@ def image(url: str) -> list[dict]:
         ({"tool_choice": "always"}, "tool_choice: got 'always'"),
         ({"tool_choice": {"type": "function", "function": {"name": "none"}}}, "the tool 'none'"),
         (
-            {"parallel_tool_calls": False, "tools": [{"type": "function", "function": TOOL}]},
-            "parallel_tool_calls: got False, allowed is True beside tools: how many calls a turn",
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "none"}}},
+            r"^tool_choice.allowed_tools",
         ),
         ({"store": True}, "store: got True"),
         ({"messages": {}}, "^messages: got an object, allowed is an array$"),
@@ -483,7 +534,26 @@ def streamed(exchange: Any, result: Any = RESULT) -> list[Any]:
     for piece in PIECES:
         events += exchange.piece(0, piece)
     ended = [Ended(0, result)]
-    return [*events, *exchange.ended(ended[0]), *exchange.close(ended)]
+    return [*map(read, events), *exchange.ended(ended[0]), *exchange.close(ended)]
+
+
+def read(event: Event) -> Event:
+    """An event with its data as values, where it is JSON already."""
+    return event._replace(data=json.loads(event.data)) if isinstance(event.data, str) else event
+
+
+def test_events_of_texts_are_those_of_their_values() -> None:
+    made = list[str]()
+
+    def make(text: str, index: int) -> Event:
+        made.append(text)
+        return Event({"index": index, "a": text, "b": {"c": text}, "\u0000": 1.5}, "name")
+
+    events = TextEvents(make)
+    for text in ("a", "", 'é "quoted" \\ \n \u0000', "text_", "a"):
+        for index in (0, 1):
+            assert read(events.of(text, index)) == make(text, index)
+    assert len([text for text in made if text.startswith("text_") and len(text) > 5]) == 2
 
 
 def test_chat_completions_stream_what_they_answer(served: Served) -> None:

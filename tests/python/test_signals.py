@@ -36,7 +36,7 @@ def prompt(model, **options) -> list[int]:
 def thought(model, tokens) -> tuple[int, list[int]]:
     """Where it begins in the completion, and its tokens."""
     marks = model._requests.thoughts.marks
-    ids, (opens,) = list(tokens), marks["opens"]
+    ids, opens = list(tokens), marks["opens"][0]
     begin = next(i for i in range(len(ids)) if ids[i : i + len(opens)] == opens) + len(opens)
     end = next(i for i in range(begin, len(ids)) if ids[i] in marks["closes"])
     return begin, ids[begin:end]

@@ -11,6 +11,7 @@ from musespark.errors import InvalidRequest
 from musespark.thinking.stopper import FEATURES, border_features
 
 SUM = "Tom has 12 apples. He buys 7 more and gives 5 to Ann. How many apples does he have?"
+QUESTIONS = [SUM, *(f"What is {a}*{a - 9}?" for a in range(71, 99))]
 XHIGH = {"reasoning_effort": "xhigh", "signals": True}
 CLOSING = "\nTime is up. I answer with the best I have."
 TRIED = {"trials": 8, "every": 1}
@@ -24,11 +25,25 @@ def nano():
 
 
 @pytest.fixture(scope="module")
-def natural(nano):
-    """The thought as the model writes it, with its trials."""
-    found = nano.chat(SUM, **XHIGH, thinking_policy=WATCH)
-    assert found.thinking_stop_reason == "natural" and len(found.trials) > 4
-    return found
+def asked(nano):
+    """A question, and the thought that the model writes to it, with its trials; one that every
+    feature says something of, cue words too."""
+    for question in QUESTIONS:
+        found = nano.chat(question, **XHIGH, thinking_policy=WATCH)
+        ended = found.thinking_stop_reason == "natural" and len(found.trials) > 4
+        if ended and border_features(found.signals)[1].std(axis=0)[:7].min() > 0:
+            return question, found
+    pytest.fail("no thought has all of it")
+
+
+@pytest.fixture(scope="module")
+def question(asked):
+    return asked[0]
+
+
+@pytest.fixture(scope="module")
+def natural(asked):
+    return asked[1]
 
 
 def random_stopper(features: np.ndarray, seed: int) -> tuple[Stopper, int]:
@@ -49,7 +64,9 @@ def random_stopper(features: np.ndarray, seed: int) -> tuple[Stopper, int]:
 
 @pytest.mark.parametrize("tried", [False, True], ids=["borders", "trials"])
 @pytest.mark.parametrize("rule", ["stopper", "hopeless"])
-def test_a_stopper_stops_where_the_twin_says(nano, natural, rule: str, tried: bool) -> None:
+def test_a_stopper_stops_where_the_twin_says(
+    nano, question, natural, rule: str, tried: bool
+) -> None:
     at, features = border_features(natural.signals, natural.trials if tried else None)
     assert features.std(axis=0)[: 9 if tried else 7].min() > 0, "a feature that says nothing"
     ends = set()
@@ -59,7 +76,7 @@ def test_a_stopper_stops_where_the_twin_says(nano, natural, rule: str, tried: bo
         if tried and rule == "hopeless":
             more = {**more, "confident": 1.0}
         policy = ThinkingPolicy(**{rule: stopper}, **more)
-        found = nano.chat(SUM, **XHIGH, thinking_policy=policy)
+        found = nano.chat(question, **XHIGH, thinking_policy=policy)
         assert found.thinking_stop_reason == {"stopper": "confident"}.get(rule, rule)
         length = int(at[first])
         ends.add(length)
@@ -76,16 +93,16 @@ def test_a_stopper_stops_where_the_twin_says(nano, natural, rule: str, tried: bo
     assert len(ends) > 2
 
 
-def test_a_stopper_decides_in_place_of_the_trials_own_rules(nano, natural) -> None:
+def test_a_stopper_decides_in_place_of_the_trials_own_rules(nano, question, natural) -> None:
     never = Stopper({}, threshold=1.0)
     policy = ThinkingPolicy(stopper=never, **TRIED)
-    assert nano.chat(SUM, **XHIGH, thinking_policy=policy).tokens == natural.tokens
+    assert nano.chat(question, **XHIGH, thinking_policy=policy).tokens == natural.tokens
     at_once = ThinkingPolicy(stopper=Stopper({}, threshold=0.0), **TRIED)
-    found = nano.chat(SUM, **XHIGH, thinking_policy=at_once)
+    found = nano.chat(question, **XHIGH, thinking_policy=at_once)
     assert found.usage.reasoning_tokens == natural.trials[0].thought_tokens
     # one for hopeless thoughts leaves them in force
     both = ThinkingPolicy(hopeless=Stopper({}, threshold=0.0), confident=0.0, **TRIED)
-    assert nano.chat(SUM, **XHIGH, thinking_policy=both).thinking_stop_reason == "confident"
+    assert nano.chat(question, **XHIGH, thinking_policy=both).thinking_stop_reason == "confident"
 
 
 def test_confident_is_asked_before_hopeless(nano) -> None:
@@ -104,28 +121,33 @@ def test_hopeless_thoughts_keep_to_their_budget(nano, trials: int, budget: int) 
 
 
 @pytest.mark.parametrize("tried", [False, True])
-def test_the_same_in_a_batch_on_other_threads_and_streamed(nano, natural, tried: bool) -> None:
+def test_the_same_in_a_batch_on_other_threads_and_streamed(
+    nano, question, natural, tried: bool
+) -> None:
     _, features = border_features(natural.signals, natural.trials if tried else None)
     stopper, _ = random_stopper(features, 1)
     policy = ThinkingPolicy(stopper=stopper, hopeless=stopper, **(TRIED if tried else {}))
     given = {**XHIGH, "temperature": 0.8, "seed": 4, "thinking_policy": policy}
-    wanted = nano.chat(SUM, **given, speculation="off")
-    found = [nano.chat_batch(["What is 3 + 4?", SUM, "Hi!"], **given)[1], nano.chat(SUM, **given)]
-    stream = nano.chat(SUM, **given, stream=True)
+    wanted = nano.chat(question, **given, speculation="off")
+    found = [
+        nano.chat_batch(["What is 3 + 4?", question, "Hi!"], **given)[1],
+        nano.chat(question, **given),
+    ]
+    stream = nano.chat(question, **given, stream=True)
     seen = "".join(delta.text for delta in stream if delta.channel == "reasoning")
     assert seen == wanted.reasoning
     with musespark.load(threads=2, prefix_cache=False) as other:
-        found += [other.chat(SUM, **given), stream.result]
+        found += [other.chat(question, **given), stream.result]
     for one in found:
         assert (one.tokens, one.trials) == (wanted.tokens, wanted.trials)
         assert one.thinking_stop_reason == wanted.thinking_stop_reason
         assert one.signals.entropy.tobytes() == wanted.signals.entropy.tobytes()
 
 
-def test_a_deadline_closes_a_thought(nano, natural) -> None:
-    over = nano.chat(SUM, **XHIGH, thinking_policy=ThinkingPolicy(deadline=0.0))
+def test_a_deadline_closes_a_thought(nano, question, natural) -> None:
+    over = nano.chat(question, **XHIGH, thinking_policy=ThinkingPolicy(deadline=0.0))
     assert over.reasoning == "" and over.thinking_stop_reason == "none" and over.content
-    later = nano.chat(SUM, **XHIGH, thinking_policy=ThinkingPolicy(deadline=1e6, **TRIED))
+    later = nano.chat(question, **XHIGH, thinking_policy=ThinkingPolicy(deadline=1e6, **TRIED))
     assert later.thinking_stop_reason != "deadline"
 
 

@@ -9,6 +9,9 @@ import pytest
 import musespark
 from musespark import ThinkingPolicy
 from musespark.errors import InvalidRequest
+from musespark.text.channels import ChannelParser
+from musespark.text.spelling import spellings
+from musespark.thinking.sentences import thought_spans
 from support.chat_folder import chat_folder
 
 SUM = "Tom has 12 apples. He buys 7 more and gives 5 to Ann. How many apples does he have?"
@@ -145,7 +148,9 @@ def test_closing_words_are_written_whole_or_not_at_all(nano, message: str) -> No
 def test_the_answer_has_its_own_length(nano, budget: int) -> None:
     """Another engine counts thoughts against max_tokens and returns an empty answer."""
     found = nano.chat(SUM, **HIGH, thinking_token_budget=budget, max_new_tokens=12)
-    assert found.content and found.finish_reason == "stop"
+    used = found.usage
+    whole = found.finish_reason == "stop" or used.completion_tokens - used.reasoning_tokens >= 12
+    assert found.content and whole
 
 
 @pytest.mark.parametrize("room", [12, 20, 44])
@@ -187,3 +192,41 @@ def test_a_budget_counts_all_thoughts_of_a_turn(nano) -> None:
     )
     total = sum(end - begin for begin, end in spans(nano, found.tokens))
     assert total <= 40 and found.usage.reasoning_tokens <= 40
+
+
+def test_a_thought_is_one_in_whatever_tokens_its_header_is_spelled(nano) -> None:
+    """Who reads the turn goes by the header's text; a budget that knew the encoder's tokens alone
+    was evaded by a header in letters."""
+    tokens, protocol = nano.tokenizer, nano._requests.protocol
+    thoughts, message = nano._requests.thoughts, tokens.id("<|message|>")
+    spelled = spellings(tokens, " to=self")
+    assert spelled[0] == tokens.encode(" to=self") and len(spelled) > 20
+    assert len({*map(tuple, spelled)}) == len(spelled)
+    assert {tokens.decode(ids) for ids in spelled} == {" to=self"}
+    letters = [tokens.id(part) for part in ("\u0120", *"to=self")]
+    assert letters in spelled
+    said = tokens.encode("Hm.")
+    prompt = tokens.encode("<|start|>assistant", parse_special=True)
+    ends = dict.fromkeys(map(tokens.id, ("<|eom|>", "<|eot|>", "<|start|>")), -1e9)
+    more = {"max_new_tokens": 2, "signals": True, "logit_bias": ends}
+    for ids in spelled:
+        watched = nano.generate([*prompt, *ids, message], **more)
+        assert len(watched.signals.margin) == 2, "the core counts it as thought"
+        parser = ChannelParser(protocol, tokens)
+        for token in (*ids, message, *said):
+            parser.push(token)
+        parser.finish()
+        turn = [*ids, message, *said]
+        begin = len(ids) + 1
+        assert parser.turn.reasoning == "Hm."
+        assert [tuple(span) for span in thought_spans(turn, thoughts.marks, 0)] == [
+            (begin, len(turn), False)
+        ]
+    answered = nano.generate([*prompt, *tokens.encode(" to=you"), message], **more)
+    assert not len(answered.signals.margin)
+
+
+def test_all_spellings_of_short_ascii_texts_alone(nano) -> None:
+    assert len(spellings(nano.tokenizer, "self")) > 2
+    for text in ("self-reflection", "für"):
+        assert spellings(nano.tokenizer, text) == [nano.tokenizer.encode(text)]

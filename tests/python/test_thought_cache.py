@@ -17,7 +17,7 @@ from support.chat_folder import chat_folder
 
 LONG = "sort 19, 42, 94, 58, 92, 92, 15, 46, 74"  # a thought of more than two pages
 TURNS = ("What is 23 + 45?", LONG, "And what is 7 + 8?")
-NEW = {"max_new_tokens": 300, "seed": 3}
+NEW = {"max_new_tokens": 400, "seed": 3}
 
 
 @pytest.fixture(scope="module", params=["kv8", "f32"])
@@ -304,6 +304,9 @@ class _Tokenizer:
     def encode_pieces(self, pieces):
         return [self.markers.get(text, 100 + len(text)) for text, _ in pieces]
 
+    def find(self, token):
+        return None  # no other token that spells a part of a header
+
 
 def test_marks_of_protocols():
     known = ("<|start|>", "<|message|>", "<|eom|>", "<|eot|>")
@@ -360,3 +363,8 @@ def test_the_engine_counts_what_lies_between_markers(cache):
             name = next(iter(wrong))
             with pytest.raises(musespark.InvalidRequest, match=f"thoughts.*{name}"):
                 engine.submit(Request(tokens=[1], thoughts=thoughts | wrong))
+        headed = thoughts | {"header": [3, 5], "opens": [[7, 5], [7, 8]]}
+        with pytest.raises(
+            musespark.InvalidRequest, match=r"opens: got one that ends with 8,.* 5$"
+        ):
+            engine.submit(Request(tokens=[1], thoughts=headed))

@@ -25,6 +25,7 @@ from musespark.thinking.thresholds import (
 )
 from support.chat_folder import THINK, THINK_MARKERS, chat_folder
 
+SHIPPED_AT = "nano/thinking.json"
 SUM = "Tom has 12 apples. He buys 7 more and gives 5 to Ann. How many apples does he have?"
 HIGH = {"reasoning_effort": "high"}
 # Stops at the third border at a rate of 5%, at the fifth at 1%.
@@ -38,6 +39,7 @@ SOME = Thresholds(
     every=16,
     problems=200,
     seed=7,
+    efforts=["high", "default"],
 )
 
 
@@ -87,7 +89,7 @@ def test_nothing_is_calibrated_by_default(nano) -> None:
         nano.chat(SUM, premature_exits=0.05)
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"features": ["margin"]}])
+@pytest.mark.parametrize("change", [{"version": 1}, {"features": ["margin"]}])
 def test_a_file_of_another_version_is_left_alone_and_told(nano, change: dict) -> None:
     path = user_path(calibrate(nano).model)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -98,6 +100,34 @@ def test_a_file_of_another_version_is_left_alone_and_told(nano, change: dict) ->
     assert nano.chat(SUM, thinking_policy="off").thinking_policy == "off"
     with pytest.raises(InvalidRequest, match=r"premature_exits: got 0\.05, but .*calibrate again"):
         nano.chat(SUM, premature_exits=0.05)
+
+
+def test_what_is_shipped_is_for_spark_nano_as_it_is(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("MUSESPARK_CACHE", str(tmp_path))
+    monkeypatch.setattr(thresholds, "SHIPPED", Path(musespark.__file__).parent / SHIPPED_AT)
+    with musespark.load(threads=1) as model:
+        found = find_thresholds(key_of(model._weights, model._again.kv))
+        assert found is not None and {"high", "xhigh"} <= {*found.efforts}
+        assert model.chat(SUM, **HIGH).thinking_policy == f"calibrated {found.rate:g}"
+    assert find_thresholds("another model") is None
+    assert hash(found) == hash(replace(found))
+
+
+def test_a_damaged_file_ends_no_chat_and_is_told(nano) -> None:
+    path = user_path(calibrate(nano).model)
+    path.write_text(path.read_text()[:-9])
+    assert nano.chat(SUM, **HIGH).thinking_policy == "loop (its thresholds cannot be read)"
+    with pytest.raises(InvalidRequest, match=rf"premature_exits: got 0\.05, but .*{path.name}"):
+        nano.chat(SUM, premature_exits=0.05)
+
+
+def test_it_is_for_the_efforts_it_was_calibrated_at(nano) -> None:
+    calibrate(nano)
+    assert nano.chat(SUM).thinking_policy == "calibrated 0.05"
+    other = {"reasoning_effort": "xhigh"}
+    assert nano.chat(SUM, **other).thinking_policy == "loop (calibrated for other efforts)"
+    with pytest.raises(InvalidRequest, match=r"at effort 'xhigh', calibrated .* are high, default"):
+        nano.chat(SUM, **other, premature_exits=0.05)
 
 
 def test_other_formats_of_keys_and_values_are_another_model(nano) -> None:
@@ -199,7 +229,7 @@ def test_a_file_says_what_was_written(tmp_path) -> None:
     assert read_thresholds(path) == SOME
     assert [p.name for p in tmp_path.iterdir()] == ["thinking.json"]
     told = json.loads(path.read_text())
-    assert told["version"] == 1 and told["features"] == list(FEATURES)
+    assert told["version"] == 2 and told["features"] == list(FEATURES)
     assert "hopeless_weights" not in told
     both = replace(SOME, hopeless_weights={"margin": 2.0}, hopeless_bias=-1.0)
     write_thresholds(path, both)
@@ -209,9 +239,13 @@ def test_a_file_says_what_was_written(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "says"),
     [
-        ({"version": 2}, InvalidRequest, "version: another than .*calibrate again"),
+        ({"version": 1}, InvalidRequest, "version: another than .*calibrate again"),
         ({"features": ["margin"]}, InvalidRequest, "features: another than .*calibrate again"),
         ({"model": ""}, CorruptFile, "model: got ''"),
+        ({"efforts": []}, CorruptFile, r"efforts: got \[\]"),
+        ({"efforts": ["huge"]}, CorruptFile, r"efforts: got \['huge'\]"),
+        ({"efforts": "high"}, CorruptFile, "efforts: got 'high'"),
+        ({"efforts": [["high"]]}, CorruptFile, r"efforts: got \[\['high'\]\]"),
         ({"model": 5}, CorruptFile, "model: got 5"),
         ({"weights": {"luck": 1}}, CorruptFile, "weights: got 'luck'"),
         ({"weights": [1]}, CorruptFile, r"weights: got \[1\]"),

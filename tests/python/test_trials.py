@@ -42,7 +42,7 @@ def closing(model) -> list[int]:
 def thought(model, result) -> tuple[int, list[int]]:
     """Where it begins in the completion, and its tokens."""
     marks = model._requests.thoughts.marks
-    ids, (opens,) = list(result.tokens), marks["opens"]
+    ids, opens = list(result.tokens), marks["opens"][0]
     begin = next(i for i in range(len(ids)) if ids[i : i + len(opens)] == opens) + len(opens)
     end = next(i for i in range(begin, len(ids)) if ids[i] in marks["closes"])
     return begin, ids[begin:end]

@@ -181,11 +181,12 @@ class Scripted:
     """A model that says its lines, whatever it is asked, and keeps what it was shown."""
 
     def __init__(self, *lines: Any):
-        self.lines, self.seen = list(lines), []
+        self.lines, self.seen, self.given = list(lines), [], []
 
     def __call__(self, messages: list[dict], *, tools: list[dict], **options: Any) -> Any:
         self.seen.append([dict(m) for m in messages])
         self.tools, self.options = tools, options
+        self.given.append(options)
         return self.lines.pop(0) if len(self.lines) > 1 else self.lines[0]
 
 
@@ -251,6 +252,13 @@ def test_calls_are_capped_and_the_model_is_told() -> None:
     assert "answer now" in model.seen[3][-1]["content"]
     assert looked.trace.warnings == ("stopped: the model went on calling tools",)
     assert len(looked.trace.images) == 3
+
+
+def test_a_call_is_required_until_there_is_one() -> None:
+    model = Scripted(said(calls=(zoom(0, 0, 500, 500),)), said("", "A cat."))
+    looked = VisualLoop(model, "muse").run("?", [scene()], tool_choice="required")
+    assert looked.content == "A cat."
+    assert [one["tool_choice"] for one in model.given] == ["required", "auto"]
 
 
 def test_calls_that_are_none_are_answered_as_often_as_calls() -> None:

@@ -18,7 +18,15 @@ def local_cluster(cpus: int) -> Iterator[None]:
     """A cluster of its own, which talks to nobody; at the end none of its processes is left."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets have short names
     (folder / "token").write_text(secrets.token_hex(32))
-    told = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+    told = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        # A replica that does not say within a tenth of a second how many wait there is passed
+        # over, and it is asked again after ten: on busy cores that is chance, and a router's tests
+        # are about its choice.
+        "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "120",
+        "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "600",
+    }
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 import musespark
-from musespark.calls import turn_grammar
+from musespark.calls import offer_of, turn_grammar
 from musespark.errors import InvalidRequest
 from musespark.events import Request
 from musespark.grammar import Grammars
@@ -44,9 +44,12 @@ class Sampler:
         begun = "<|start|>assistant" if self._protocol.headers else "Hi"
         self._prompt = self._tokenizer.encode(begun, parse_special=True)
 
-    def begin(self, tools: Sequence[Mapping[str, Any]], seed: int, choice: str = "required") -> Any:
-        """A turn at temperature 2 under way."""
-        given = (self._protocol, self._tokenizer, self._prompt, tools, choice)
+    def begin(
+        self, tools: Sequence[Mapping[str, Any]], seed: int, choice: str = "required", **more: Any
+    ) -> Any:
+        """A turn at temperature 2 under way; ``more``: of :func:`musespark.calls.offer_of`."""
+        offer = offer_of(tools, choice, **more)
+        given = (self._protocol, self._tokenizer, self._prompt, offer)
         request = Request(
             tokens=self._prompt,
             max_new_tokens=_LONGEST,
@@ -59,7 +62,7 @@ class Sampler:
 
     def compiles(self, tools: Sequence[Mapping[str, Any]]) -> None:
         """InvalidRequest where the grammar of a turn is none."""
-        given = (self._protocol, self._tokenizer, self._prompt, tools, "auto")
+        given = (self._protocol, self._tokenizer, self._prompt, offer_of(tools, "auto"))
         Constraint(self._grammars, turn_grammar(*given))([])
 
     def read(self, tools: Sequence[Mapping[str, Any]], tokens: Sequence[int]) -> ChannelParser:

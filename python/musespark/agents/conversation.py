@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from musespark.agents.tools import Content, Tool, text_of
 from musespark.calling import NO_CALLS_LEFT, Calling, no_such_tool
 from musespark.errors import Error, InvalidRequest
 from musespark.parts import is_media
+from musespark.text.toolcalls import skip_space
 
 MAX_RESULT = 16_384  # characters of a tool's answer that a model is told
 _SHOWN = 300  # of an error
@@ -34,10 +36,15 @@ def told_use(
 ) -> ToolUse:
     """A use (``seen``: its turn, id, name and arguments) with what is told of a text, cut where it
     is too long, and with its flags."""
-    left_out = max(0, len(text) - MAX_RESULT)
-    return ToolUse(
-        *seen, _cut(text, MAX_RESULT), status, seconds, flags_of(text, tools, markers), left_out
-    )
+    flags = flags_of(text, tools, markers)
+    if len(text) <= MAX_RESULT:
+        return ToolUse(*seen, text, status, seconds, flags)
+    end, items = _shown_items(text, MAX_RESULT)
+    left_out = len(text) - end
+    note = f"{left_out} more characters were left out"
+    if items is not None:
+        note = f"{items[0]} of {items[1]} items are shown; {note}"
+    return ToolUse(*seen, f"{text[:end]}\n[{note}]", status, seconds, flags, left_out, items)
 
 
 def content_of(value: Any, use: ToolUse, sees: bool = True) -> Any:
@@ -53,9 +60,26 @@ def content_of(value: Any, use: ToolUse, sees: bool = True) -> Any:
     return list(value.parts)
 
 
-def _cut(text: str, most: int) -> str:
-    left_out = len(text) - most
-    return f"{text[:most]}\n[{left_out} more characters were left out]" if left_out > 0 else text
+def _shown_items(text: str, most: int) -> tuple[int, tuple[int, int] | None]:
+    """Where to cut a text of more than ``most`` characters. One that is a list in JSON: after its
+    last whole item; and how many of how many items that are."""
+    if not text.startswith("["):
+        return most, None
+    decoder, at, end, shown, total = json.JSONDecoder(), skip_space(text, 1), 0, 0, 0
+    try:
+        while True:
+            _, at = decoder.raw_decode(text, at)
+            total += 1
+            if at <= most:
+                end, shown = at, total
+            at = skip_space(text, at)
+            if text[at] != ",":
+                break
+            at = skip_space(text, at + 1)
+    except (ValueError, IndexError, RecursionError):  # a text that only begins so
+        return most, None
+    whole = text[at] == "]" and skip_space(text, at + 1) == len(text)
+    return (end, (shown, total)) if whole and shown else (most, None)
 
 
 def first_messages(messages: str | Sequence[Mapping[str, Any]]) -> list[Any]:

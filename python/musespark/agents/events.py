@@ -13,7 +13,8 @@ class ToolUse:
     """One call. ``turn``: which of the model's turns made it, from 0; ``answer``: what the model
     was told. ``status``: ``done``, ``error`` (of the arguments or the function), ``refused`` or
     ``dry_run`` (it was not run). ``seconds``: in the function. ``flags``: what looks like an
-    instruction in the answer. ``left_out``: characters of it that the model was not told."""
+    instruction in the answer. ``left_out``: characters of it that the model was not told;
+    ``items``: where it was a list that was cut, how many of how many items were told."""
 
     turn: int
     id: str
@@ -24,6 +25,7 @@ class ToolUse:
     seconds: float = 0.0
     flags: tuple[Flag, ...] = ()
     left_out: int = 0
+    items: tuple[int, int] | None = None
 
     @property
     def error(self) -> bool:

@@ -30,7 +30,7 @@ from musespark.agents.conversation import (
 from musespark.agents.events import ActEvent, ProposedCall, ToolUse
 from musespark.agents.result import ActResult, Step
 from musespark.agents.tools import Tool, Tools, text_of, tools_by_name
-from musespark.calling import NO_VALID_CALL, no_such_tool
+from musespark.calling import NO_VALID_CALL, choice_after, no_such_tool
 from musespark.errors import ContextOverflow, InvalidRequest
 from musespark.options import integer, real
 from musespark.results import ChatResult, Delta, Usage
@@ -63,7 +63,8 @@ def act(
     their own schema; they run in the caller's thread, in the order of the calls. What they give (a
     str, what JSON knows, :class:`Content`) is told to the model up to 16,384 characters; an error
     is told too. ``options``: of each turn; ``tool_choice`` is ``auto``, so that every call parses
-    and has arguments that its tool allows (which needs llguidance; None leaves calls free).
+    and has arguments that its tool allows (which needs llguidance; None leaves calls free). A
+    choice that requires a call is for the turns up to the first; after that it is ``auto``.
 
     ``approve``: asked before each call of a tool with effects; True, False, or a text that says to
     the model why not. It must be given where there is such a tool, unless ``dry_run``, in which no
@@ -289,6 +290,8 @@ class _Loop:
     def _turn_options(self) -> dict[str, Any]:
         """The options of the next turn, within what is left of time and tokens."""
         options = dict(self._options)
+        called = any(step.result.tool_calls for step in self._steps)
+        options["tool_choice"] = choice_after(options["tool_choice"], called=called)
         if self._asked.max_seconds is not None:
             left = max(0.001, self._asked.max_seconds - (time.monotonic() - self._began))
             own = options.get("deadline")

@@ -25,7 +25,7 @@ from typing import Any
 
 from musespark.agents.signature import signature_of
 from musespark.errors import InvalidRequest
-from musespark.schema import check_value
+from musespark.schema import argument_schema, check_value
 
 _NAME = re.compile(r"[^\W\d][\w.-]{0,63}")
 _MARK = "__musespark_tool__"
@@ -97,7 +97,8 @@ class Tool:
         it names are not allowed unless it says so."""
         if not isinstance(arguments, Mapping):
             raise InvalidRequest(f"{self.name}: arguments must be an object")
-        schema = {"additionalProperties": False, **self.parameters, "type": "object"}
+        known = argument_schema(self.parameters, f"tools: {self.name}")
+        schema = {"additionalProperties": False, **known, "type": "object"}
         check_value(arguments, schema, self.name)
 
     def __call__(self, arguments: Any) -> Any:
@@ -163,8 +164,8 @@ def tools_by_name(tools: Tools) -> dict[str, Tool]:
 
 def text_of(value: Any) -> str:
     """What a model is told of a function's value: a text as it is, else JSON, where an Enum is its
-    value, and a set (in order, where it has one) or a generator is a list. What no text has (a lone
-    surrogate) is replaced."""
+    value, and a set (in order, where it has one), a generator or an array is a list. What no text
+    has (a lone surrogate) is replaced."""
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, Content):
@@ -182,6 +183,8 @@ def _plain(value: Any) -> Any:
         return _in_order(value)
     if isinstance(value, Generator):
         return list(value)
+    if callable(getattr(value, "tolist", None)):  # an array, whose str() leaves out its middle
+        return value.tolist()
     if callable(getattr(value, "model_dump", None)):
         return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

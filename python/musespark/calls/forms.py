@@ -6,24 +6,26 @@ The texts are those of the families' chat templates, as text/syntaxes.py reads t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from musespark.calls.lark import Lark
+from musespark.calls.offer import Offer
 from musespark.calls.values import Values, resolved, split_texts, tagged
+from musespark.schema import shapes_of
 
-Tools = Mapping[str, Mapping[str, Any]]  # name -> JSON schema of its parameters
 _ID = "[A-Za-z0-9]{9}"
+ATEM = "<atem:"  # how each of Muse's tags for calls begins
 _ATEM_END = "</atem:invoke>\n</atem:function_calls>"
 
 
-def _either(lark: Lark, tools: Tools, write: Callable[[str, Any], str]) -> str:
+def _either(lark: Lark, offer: Offer, write: Callable[[str, Any], str]) -> str:
     """A call of one of the tools."""
-    return lark.rule(" | ".join(write(name, schema) for name, schema in tools.items()))
+    return lark.rule(" | ".join(write(name, schema) for name, schema in offer.schemas.items()))
 
 
 def _arguments(lark: Lark, name: str, schema: Any, quote: str | None = None) -> str:
-    return Values(lark, schema, f"tools: {name}", quote).object(schema)
+    return Values(lark, schema, f"tools: {name}", quote).arguments()
 
 
 def _parameters(
@@ -31,13 +33,24 @@ def _parameters(
 ) -> str:
     """Each parameter in its own tags, and a line break. ``form``: what stands before a value, with
     ``{}`` for the key."""
-    out, needed = [], schema.get("required") or ()
-    for key, rule in (schema.get("properties") or {}).items():
-        rule = resolved(rule, schema)
-        value = tagged(lark, rule, schema, f"tools: {name}.{key}", close, wrap=wrap)
-        one = rf'{lark.text(form.format(key))} {value} "\n"'
-        out.append(one if key in needed else f"({one})?")
-    return " ".join(out)
+
+    def write(key: str, rule: Any) -> str:
+        where = f"tools: {name}.{key}"
+        value = tagged(lark, resolved(rule, schema, where), schema, where, close, wrap=wrap)
+        return rf'{lark.text(form.format(key))} {value} "\n"'
+
+    return _in_order(lark, schema, write)
+
+
+def _in_order(lark: Lark, schema: Any, write: Callable[[str, Any], str]) -> str:
+    """The properties of each shape of arguments, one after the other."""
+    shapes = []
+    for shape in shapes_of(schema):
+        needed, out = shape.get("required") or (), []
+        for key, rule in (shape.get("properties") or {}).items():
+            out.append(write(key, rule) if key in needed else f"({write(key, rule)})?")
+        shapes.append(" ".join(out))
+    return shapes[0] if len(shapes) == 1 else lark.rule(" | ".join(one or '""' for one in shapes))
 
 
 # ---- arguments in tags --------------------------------------------------------------------------
@@ -51,54 +64,53 @@ def atem(lark: Lark, name: str, schema: Any) -> str:
     return f"{head} {body} {lark.text(_ATEM_END)}"
 
 
-def _xml(lark: Lark, tools: Tools) -> str:
+def _xml(lark: Lark, offer: Offer) -> str:
     def write(name: str, schema: Any) -> str:
         form, close = "<parameter={}>\n", "</parameter>"
         body = _parameters(lark, name, schema, form, close, wrap="\n")
         head, tail = lark.text(f"<function={name}>\n"), lark.text("</function>\n")
         return f"{head} {body} {tail}"
 
-    one = _either(lark, tools, write)
-    return f"{_line(lark)} {one}+"
+    one = _either(lark, offer, write)
+    return f"{_line(lark)} {offer.repeated(one)}"
 
 
-def _glm(lark: Lark, tools: Tools) -> str:
+def _glm(lark: Lark, offer: Offer) -> str:
     def write(name: str, schema: Any) -> str:
         form, close = "<arg_key>{}</arg_key>\n<arg_value>", "</arg_value>"
         body = _parameters(lark, name, schema, form, close)
         head = lark.text(f"{name}\n")
         return f"{head} {body}"
 
-    return _either(lark, tools, write)
+    return _either(lark, offer, write)
 
 
-def _dsml(lark: Lark, tools: Tools) -> str:
+def _dsml(lark: Lark, offer: Offer) -> str:
     mark = "｜DSML｜"
     form = f'<{mark}parameter name="{{}}" string="{{}}">'
     close = f"</{mark}parameter>"
 
-    def parameter(name: str, key: str, rule: Any, root: Any) -> str:
-        where, ways = f"tools: {name}.{key}", []
-        for said, part in zip(("true", "false"), split_texts(resolved(rule, root)), strict=True):
-            if part is not None:
-                value = tagged(lark, part, root, where, close)
-                ways.append(rf'{lark.text(form.format(key, said))} {value} "\n"')
-        return lark.rule(" | ".join(ways))
-
     def write(name: str, schema: Any) -> str:
-        out, needed = [lark.text(f'<{mark}invoke name="{name}">\n')], schema.get("required") or ()
-        for key, rule in (schema.get("properties") or {}).items():
-            one = parameter(name, key, rule, schema)
-            out.append(one if key in needed else f"({one})?")
-        return " ".join([*out, lark.text(f"</{mark}invoke>\n")])
+        def parameter(key: str, rule: Any) -> str:
+            where, ways = f"tools: {name}.{key}", []
+            parts = split_texts(resolved(rule, schema, where))
+            for said, part in zip(("true", "false"), parts, strict=True):
+                if part is not None:
+                    value = tagged(lark, part, schema, where, close)
+                    ways.append(rf'{lark.text(form.format(key, said))} {value} "\n"')
+            return lark.rule(" | ".join(ways))
 
-    return rf'"\n" {_either(lark, tools, write)}+'
+        head = lark.text(f'<{mark}invoke name="{name}">\n')
+        tail = lark.text(f"</{mark}invoke>\n")
+        return f"{head} {_in_order(lark, schema, parameter)} {tail}"
+
+    return rf'"\n" {offer.repeated(_either(lark, offer, write))}'
 
 
 # ---- arguments as JSON --------------------------------------------------------------------------
 
 
-def _object(lark: Lark, tools: Tools, form: str) -> str:
+def _object(lark: Lark, offer: Offer, form: str) -> str:
     """``form``: a call with ``NAME`` and ``ARGUMENTS`` in it."""
     head, tail = form.split("ARGUMENTS")
 
@@ -107,47 +119,49 @@ def _object(lark: Lark, tools: Tools, form: str) -> str:
         parts = [lark.text(quoted), _arguments(lark, name, schema)]
         return " ".join([*parts, lark.text(tail)] if tail else parts)
 
-    return _either(lark, tools, write)
+    return _either(lark, offer, write)
 
 
 _CALL = '{"name": "NAME", "arguments": ARGUMENTS}'
 _LLAMA = '{"name": "NAME", "parameters": ARGUMENTS}'
 
 
-def _listed(lark: Lark, one: str) -> str:
-    return f'"[" {one} (", " {one})* "]"'
+def _listed(offer: Offer, one: str) -> str:
+    between = '", "'
+    return f'"[" {offer.repeated(one, between)} "]"'
 
 
 def _line(lark: Lark) -> str:
     return lark.rule('"\\n"?')
 
 
-def _hermes(lark: Lark, tools: Tools) -> str:
-    return f"{_line(lark)} {_object(lark, tools, _CALL)} {_line(lark)}"
+def _hermes(lark: Lark, offer: Offer) -> str:
+    return f"{_line(lark)} {_object(lark, offer, _CALL)} {_line(lark)}"
 
 
-def _phi(lark: Lark, tools: Tools) -> str:
-    return _listed(lark, _object(lark, tools, _CALL))
+def _phi(lark: Lark, offer: Offer) -> str:
+    return _listed(offer, _object(lark, offer, _CALL))
 
 
-def _keyed(lark: Lark, tools: Tools) -> str:
-    return _listed(lark, _object(lark, tools, '{"NAME": ARGUMENTS}'))
+def _keyed(lark: Lark, offer: Offer) -> str:
+    return _listed(offer, _object(lark, offer, '{"NAME": ARGUMENTS}'))
 
 
-def _command(lark: Lark, tools: Tools) -> str:
-    call = _object(lark, tools, '", "tool_name": "NAME", "parameters": ARGUMENTS}')
+def _command(lark: Lark, offer: Offer) -> str:
+    call = _object(lark, offer, '", "tool_name": "NAME", "parameters": ARGUMENTS}')
     number = lark.terminal("[0-9]{1,3}")
     head = lark.text('    {"tool_call_id": "')
     one = lark.rule(f"{head} {number} {call}")
-    return f'"[\\n" {one} (",\\n" {one})* "\\n]"'
+    between = '",\\n"'
+    return f'"[\\n" {offer.repeated(one, between)} "\\n]"'
 
 
-def _mistral(lark: Lark, tools: Tools) -> str:
+def _mistral(lark: Lark, offer: Offer) -> str:
     """``[TOOL_CALLS]`` stands before each call where ``[ARGS]`` is a token, else before a list."""
     if not lark.is_token("[ARGS]"):
         number = lark.terminal(_ID)
-        one = _object(lark, tools, _CALL[:-1] + ', "id": "')
-        return _listed(lark, lark.rule(f'{one} {number} "\\"}}"'))
+        one = _object(lark, offer, _CALL[:-1] + ', "id": "')
+        return _listed(offer, lark.rule(f'{one} {number} "\\"}}"'))
     number = (
         f"({lark.text('[CALL_ID]')} {lark.terminal(_ID)})?" if lark.is_token("[CALL_ID]") else ""
     )
@@ -156,17 +170,17 @@ def _mistral(lark: Lark, tools: Tools) -> str:
         arguments = _arguments(lark, name, schema)
         return f"{lark.text(name)} {number} {lark.text('[ARGS]')} {arguments}"
 
-    return _either(lark, tools, write)
+    return _either(lark, offer, write)
 
 
-def _deepseek(lark: Lark, tools: Tools) -> str:
+def _deepseek(lark: Lark, offer: Offer) -> str:
     """``NAME<｜tool▁sep｜>{…}`` (V3.1), or the arguments in a fence (V3, R1)."""
-    new = _object(lark, tools, "NAME<｜tool▁sep｜>ARGUMENTS")
-    old = _object(lark, tools, "function<｜tool▁sep｜>NAME\n```json\nARGUMENTS\n```")
+    new = _object(lark, offer, "NAME<｜tool▁sep｜>ARGUMENTS")
+    old = _object(lark, offer, "function<｜tool▁sep｜>NAME\n```json\nARGUMENTS\n```")
     return lark.rule(f"{new} | {old}")
 
 
-def _kimi(lark: Lark, tools: Tools) -> str:
+def _kimi(lark: Lark, offer: Offer) -> str:
     number = lark.terminal("[0-9]{1,3}")
     argument = lark.text("<|tool_call_argument_begin|>")
 
@@ -174,46 +188,50 @@ def _kimi(lark: Lark, tools: Tools) -> str:
         arguments = _arguments(lark, name, schema)
         return f"{lark.text(f'functions.{name}:')} {number} {argument} {arguments}"
 
-    return _either(lark, tools, write)
+    return _either(lark, offer, write)
 
 
 # ---- calls like code ----------------------------------------------------------------------------
 
 
-def _code(lark: Lark, tools: Tools) -> str:
+def _code(lark: Lark, offer: Offer) -> str:
     """``name(key=value, …)``."""
 
     def write(name: str, schema: Any) -> str:
         values = Values(lark, schema, f"tools: {name}")
-        entries = [
-            (f"{lark.text(key + '=')} {values.value(rule)}", key in (schema.get("required") or ()))
-            for key, rule in (schema.get("properties") or {}).items()
-        ]
-        return f'{lark.text(name + "(")} {values.listed(entries)} ")"'
+        shapes = []
+        for shape in shapes_of(schema):
+            needed = shape.get("required") or ()
+            entries = [
+                (f"{lark.text(key + '=')} {values.value(rule)}", key in needed)
+                for key, rule in (shape.get("properties") or {}).items()
+            ]
+            shapes.append(values.listed(entries))
+        return f'{lark.text(name + "(")} {lark.rule(" | ".join(shapes))} ")"'
 
-    return _either(lark, tools, write)
+    return _either(lark, offer, write)
 
 
-def _code_list(lark: Lark, tools: Tools) -> str:
-    return _listed(lark, _code(lark, tools))
+def _code_list(lark: Lark, offer: Offer) -> str:
+    return _listed(offer, _code(lark, offer))
 
 
-def _quoted(quote: str) -> Callable[[Lark, Tools], str]:
-    def write_all(lark: Lark, tools: Tools) -> str:
+def _quoted(quote: str) -> Callable[[Lark, Offer], str]:
+    def write_all(lark: Lark, offer: Offer) -> str:
         def write(name: str, schema: Any) -> str:
             return f"{lark.text(f'call:{name}')} {_arguments(lark, name, schema, quote)}"
 
-        return _either(lark, tools, write)
+        return _either(lark, offer, write)
 
     return write_all
 
 
-def _llama(lark: Lark, tools: Tools) -> str:
-    return _object(lark, tools, _LLAMA)
+def _llama(lark: Lark, offer: Offer) -> str:
+    return _object(lark, offer, _LLAMA)
 
 
 # What stands between a protocol's tags of calls, by the protocol's name for calls.
-BLOCKS: dict[str, Callable[[Lark, Tools], str]] = {
+BLOCKS: dict[str, Callable[[Lark, Offer], str]] = {
     "hermes": _hermes,
     "xml": _xml,
     "seed": _xml,
@@ -235,14 +253,13 @@ BLOCKS: dict[str, Callable[[Lark, Tools], str]] = {
 }
 
 
-def bare_calls(lark: Lark, tools: Tools, kinds: tuple[str, ...]) -> str:
+def bare_calls(lark: Lark, offer: Offer, kinds: tuple[str, ...]) -> str:
     """A whole answer that is calls, without tags (:attr:`Protocol.bare`)."""
     ways = []
     if "json" in kinds:
-        one = _llama(lark, tools)
-        ways.append(f'{one} ("; " {one})*')
+        ways.append(offer.repeated(_llama(lark, offer), '"; "'))
     if "list" in kinds:
-        ways.append(_code_list(lark, tools))
+        ways.append(_code_list(lark, offer))
     if "fence" in kinds:
-        ways.append(f'"```tool_code\\n" {_code(lark, tools)} "\\n```"')
+        ways.append(f'"```tool_code\\n" {_code(lark, offer)} "\\n```"')
     return lark.rule(" | ".join(ways))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from musespark.grammar import slashed
 
@@ -18,14 +18,29 @@ class Lark:
         longest = sorted(filter(None, markers), key=len, reverse=True)
         self._split = re.compile("|".join(map(re.escape, longest))) if longest else None
         self._rules: dict[str, str] = {}
+        self._defined: dict[str, str] = {}
 
     def rule(self, body: str, attribute: str = "") -> str:
         """The name of a rule with this body; the same for the same body."""
         return self._named(f"r{{}}{attribute}", body)
 
+    def declared(self) -> str:
+        """The name of a rule whose body :meth:`define` says later, and which may be in it."""
+        name = f"d{len(self._defined)}"
+        self._defined[name] = ""
+        return name
+
+    def define(self, name: str, body: str) -> None:
+        self._defined[name] = body
+
     def terminal(self, regex: str) -> str:
         """The name of a terminal, which takes all that it can."""
         return self._named("T{}", slashed(regex))
+
+    def without(self, text: str) -> str:
+        """The name of a terminal, any text but one in which ``text`` (of no token) is spelled."""
+        spelled = slashed(f"(?s:.*){re.escape(text)}(?s:.*)")
+        return self._named("T{}", f"{slashed('(?s:.+)')} & ~{spelled}")
 
     def _named(self, form: str, body: str) -> str:
         head = self._rules.setdefault(f"{form}: {body}", form.format(len(self._rules)))
@@ -39,6 +54,11 @@ class Lark:
             at = match.end()
         out.append(_quoted(text[at:]))
         return " ".join(filter(None, out)) or '""'
+
+    @staticmethod
+    def tokens(ids: Iterable[int]) -> str:
+        """These tokens, and no others that are read alike."""
+        return " ".join(f"<[{i}]>" for i in ids)
 
     def is_token(self, marker: str) -> bool:
         return marker in self._ids
@@ -59,6 +79,7 @@ class Lark:
         """All of it, beginning with the expression ``start``."""
         lines = [f"start: {start}"]
         lines += [f"{head}: {key.partition(': ')[2]}" for key, head in self._rules.items()]
+        lines += [f"{name}: {body}" for name, body in self._defined.items()]
         return "\n".join(lines)
 
 

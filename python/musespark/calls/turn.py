@@ -6,113 +6,105 @@ special tokens in grammars).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from musespark.calls.forms import BLOCKS, Tools, atem, bare_calls
+from musespark.calls.forms import ATEM, BLOCKS, atem, bare_calls
 from musespark.calls.lark import Lark
+from musespark.calls.offer import Offer
 from musespark.calls.values import Values
 from musespark.errors import InvalidRequest
-from musespark.grammar import Grammar, grammar_of_lark, slashed
+from musespark.grammar import Grammar, grammar_of_lark
 from musespark.text import Tokenizer
 from musespark.text.channels import ANSWER, THOUGHT, TOOL, opened_by
 from musespark.text.protocols import Headers, Protocol, Tag
-from musespark.text.toolcalls import schemas_of
 
-TOOL_CHOICES = ("auto", "required", "none")
 _TEXT = "(?s:.+)"
 _BLANK = r"[ \n]{1,2}"
 _BEGINS = {"json": "{", "list": r"\[", "fence": "`"}  # an answer that may be calls
-
-
-def check_choice(choice: Any, tools: Iterable[Mapping[str, Any]] | None) -> None:
-    """InvalidRequest where ``tool_choice`` is none of the choices and no tool's name."""
-    known = schemas_of(tools)
-    if not isinstance(choice, str) or choice not in (*TOOL_CHOICES, *known):
-        raise InvalidRequest(
-            f"tool_choice: got {choice!r:.60}, allowed is one of {[*TOOL_CHOICES, *known]}"
-        )
-    if not known:
-        raise InvalidRequest(f"tool_choice: got {choice!r:.60} without tools, allowed is None")
 
 
 def turn_grammar(
     protocol: Protocol,
     tokenizer: Tokenizer,
     prompt: Sequence[int],
-    tools: Iterable[Mapping[str, Any]],
-    choice: str,
+    offer: Offer,
 ) -> Grammar:
-    """The turns after ``prompt`` whose calls are all calls of ``tools`` (OpenAI-shaped) that parse
-    and have the arguments of their schemas.
+    """The turns after ``prompt`` whose calls are all of the ``offer``, parse and have the arguments
+    of their schemas.
 
-    ``choice``: ``auto`` (calls or an answer), ``required`` (calls), ``none`` (an answer), or the
-    name of the tool to call. A value that may be a text or something else is free where the
-    protocol writes texts without quotes. InvalidRequest for a choice that is none, and where the
-    model's protocol has no calls that are known.
+    A value that may be a text or something else is free where the protocol writes texts without
+    quotes. InvalidRequest where the offer requires a call and the prompt has begun the answer, and
+    where the model's protocol has no calls that are known.
     """
-    check_choice(choice, tools)
-    known: Tools = schemas_of(tools)
-    if choice not in TOOL_CHOICES:
-        known, choice = {choice: known[choice]}, "required"
     names = {*protocol.markers}
     lark = Lark({name: tokenizer.markers[name] for name in names if name in tokenizer.markers})
     opened = opened_by(protocol, tokenizer, prompt)[0]
-    if opened == ANSWER and choice == "required":
+    if opened == ANSWER and offer.mode == "required":
         raise InvalidRequest(
             "tool_choice: got a choice that requires a call, but the prompt has begun the answer "
             "(mode 'instant' does); allowed is mode 'auto' or 'thinking'"
         )
     if protocol.headers:
-        start = _HeaderTurn(lark, protocol.headers, known, choice).start(opened)
+        thought = _thought_header(lark, protocol.headers, tokenizer)
+        start = _HeaderTurn(lark, protocol.headers, offer, thought).start(opened)
     else:
-        start = _tag_turn(lark, protocol, known, choice, opened == THOUGHT)
+        start = _tag_turn(lark, protocol, offer, opened == THOUGHT)
     return grammar_of_lark("tools", lark.grammar(start))
+
+
+def _thought_header(lark: Lark, headers: Headers, tokenizer: Tokenizer) -> str:
+    """What opens a thought: as its tokens where each of its pieces is one, for spelled with others
+    it would be a thought that no budget knows; else as text, whose tokens may begin a call too."""
+    ids = tokenizer.encode_pieces(headers.open_thought)
+    if len(ids) == len(headers.open_thought):
+        return lark.tokens(ids)
+    return lark.text("".join(text for text, _ in headers.open_thought))
 
 
 class _HeaderTurn:
     """Muse's and harmony's channels."""
 
-    def __init__(self, lark: Lark, headers: Headers, tools: Tools, choice: str):
-        self._lark, self._headers, self._choice = lark, headers, choice
+    def __init__(self, lark: Lark, headers: Headers, offer: Offer, thought: str):
+        """``thought``: what opens one."""
+        self._lark, self._headers, self._offer = lark, headers, offer
         self._text = f"{lark.terminal(_TEXT)}?"
+        self._thought = f"{thought} {self._text}"
+        # A call in the answer's channel would be nobody's: it is not to be spelled there.
+        self._said = self._text if headers.channels else f"{lark.without(ATEM)}?"
         self._next = lark.text(headers.end_channel + headers.start + headers.role)
-        self._tools = tools
 
     def start(self, opened: str | None) -> str:
         turn = self._turn()
         if opened == THOUGHT:
             return f"{self._text} {self._next} {turn}"
         if opened == ANSWER:
-            more = "" if self._choice == "none" else f"({self._next} {turn})?"
-            return f"{self._text} {more}"
+            more = "" if self._offer.mode == "none" else f"({self._next} {turn})?"
+            return f"{self._said} {more}"
         return turn
 
     def _turn(self) -> str:
         pieces = self._headers
-        thought = self._channel(pieces.open_thought)
-        answer = self._channel(pieces.open_answer)
-        free, last = [thought], [answer]
-        if self._choice != "none":
+        header = self._lark.text("".join(text for text, _ in pieces.open_answer))
+        answer = f"{header} {self._said}"
+        free, last = [self._thought], [answer]
+        if self._offer.mode != "none":
             last = [self._calls()]
-        if self._choice == "auto":
+        if self._offer.mode == "auto":
             free.append(self._preamble() if pieces.channels else answer)
             last.append(answer)
         before = self._lark.rule(" | ".join(f"{one} {self._next}" for one in free))
         return f"{before}* {self._lark.rule(' | '.join(last))}"
-
-    def _channel(self, pieces: Iterable[tuple[str, bool]]) -> str:
-        return f"{self._lark.text(''.join(text for text, _ in pieces))} {self._text}"
 
     def _preamble(self) -> str:
         marker, message = self._headers.fields[0], self._headers.message
         return f"{self._lark.text(f'{marker}commentary{message}')} {self._text}"
 
     def _calls(self) -> str:
-        one = self._lark.rule(" | ".join(self._call(*tool) for tool in self._tools.items()))
+        one = self._lark.rule(" | ".join(self._call(*tool) for tool in self._offer.schemas.items()))
         if self._headers.channels:  # harmony: a call ends the turn
             return one
-        return f"{one} ({self._next} {one})*"
+        return self._offer.repeated(one, self._next)
 
     def _call(self, name: str, schema: Any) -> str:
         lark, message = self._lark, self._headers.message
@@ -121,11 +113,11 @@ class _HeaderTurn:
         channel, constrain = self._headers.fields
         written = lark.text(f"{channel}commentary to=functions.{name} {constrain}json{message}")
         as_template = lark.text(f" to=functions.{name}{channel}commentary json{message}")
-        arguments = Values(lark, schema, f"tools: {name}").object(schema)
+        arguments = Values(lark, schema, f"tools: {name}").arguments()
         return f"({written} | {as_template}) {arguments}"
 
 
-def _tag_turn(lark: Lark, protocol: Protocol, tools: Tools, choice: str, opened: bool) -> str:
+def _tag_turn(lark: Lark, protocol: Protocol, offer: Offer, opened: bool) -> str:
     family = protocol.name.rpartition("+")[2]
     tag = next((tag for tag in protocol.tags if tag.kind == TOOL), None)
     if tag is None and not protocol.bare:
@@ -133,9 +125,9 @@ def _tag_turn(lark: Lark, protocol: Protocol, tools: Tools, choice: str, opened:
             f"tools: the model's chat protocol {protocol.name!r} has no calls that are known; "
             "tool_choice=None leaves them free"
         )
-    block = BLOCKS[family](lark, tools) if tag is not None else ""
-    bare = bare_calls(lark, tools, protocol.bare) if protocol.bare else ""
-    rest = _Rest(lark, protocol, tag, block, bare).of(choice)
+    block = BLOCKS[family](lark, offer) if tag is not None else ""
+    bare = bare_calls(lark, offer, protocol.bare) if protocol.bare else ""
+    rest = _Rest(lark, protocol, tag, block, bare).of(offer)
     thought = _thought(lark, protocol, opened)
     return f"{thought} {rest}" if thought else rest
 
@@ -159,15 +151,16 @@ class _Rest:
         self._silent = f"({lark.rule(' | '.join(silent))})*" if silent else ""
         self._blank = f"{lark.terminal(_BLANK)}?"
 
-    def of(self, choice: str) -> str:
+    def of(self, offer: Offer) -> str:
         ways = []
-        if choice != "none":
-            ways += self._calls(choice == "required")
-        if choice != "required":
+        if offer.mode != "none":
+            ways += self._calls(offer)
+        if offer.mode != "required":
             ways.append(self._answer())
         return self._lark.rule(" | ".join(ways))
 
-    def _calls(self, alone: bool) -> list[str]:
+    def _calls(self, offer: Offer) -> list[str]:
+        alone = offer.mode == "required"
         ways = [f"{self._blank} {self._bare}"] if self._bare else []
         if self._tag is None:
             return ways
@@ -178,9 +171,11 @@ class _Rest:
             lead = self._lark.until("(?s:.*)", opening)
             one = self._lark.rule(f"{self._lark.text(opening)} {body}")
             first = one if alone else self._lark.rule(f"{lead} {body}")
-            return [*ways, f"{self._blank} {first} ({self._blank} {one})* {self._blank}"]
+            more = f"({self._blank} {one})*" if offer.several else ""
+            return [*ways, f"{self._blank} {first} {more} {self._blank}"]
         one = self._lark.rule(f"{self._lark.text(opening)} {body}")
-        many = f"{one} ({self._blank} {self._silent} {one})* {self._blank} {self._silent}"
+        calls = offer.repeated(one, f"{self._blank} {self._silent}")
+        many = f"{calls} {self._blank} {self._silent}"
         before = self._blank if alone else f"({self._answer()})?"
         return [*ways, f"{before} {self._silent} {many}"]
 
@@ -194,13 +189,12 @@ class _Rest:
             begins = "".join(_BEGINS[kind] for kind in self._protocol.bare)
             text = self._lark.terminal(rf"\s*[^\s{begins}](?s:.*)")
         elif self._tag is not None and self._spelled(self._tag.open):
-            text = self._without(self._tag.open)
+            text = self._lark.terminal(_TEXT)  # a token in it is none of the text's
+            if not self._in_tokens(self._tag.open):
+                text = self._lark.without(self._tag.open)
         silent = self._silent
         return f"{silent} {text}? {silent}" if silent else f"{text}?"
 
-    def _without(self, opening: str) -> str:
-        """Text in which a tag that is no token is not spelled."""
-        if self._lark.text(opening).startswith('"') and "<[" in self._lark.text(opening):
-            return self._lark.terminal(_TEXT)  # a token in it is none of the text's
-        tag = slashed(f"(?s:.*){opening}(?s:.*)")
-        return self._lark.rule(f"{slashed(_TEXT)} & ~{tag}", "")
+    def _in_tokens(self, opening: str) -> bool:
+        written = self._lark.text(opening)
+        return written.startswith('"') and "<[" in written

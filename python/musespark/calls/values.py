@@ -14,7 +14,7 @@ from typing import Any
 from musespark.calls.lark import Lark
 from musespark.errors import InvalidRequest
 from musespark.grammar import json_rule
-from musespark.schema import referred
+from musespark.schema import referred, shapes_of
 
 # A bound of digits, for a number is to be one that every reader of JSON can read; a weak model
 # writes digits for ever.
@@ -37,7 +37,6 @@ class Values:
 
     def __init__(self, lark: Lark, root: Schema, where: str, quote: str | None = None):
         self._lark, self._root, self._where, self._quote = lark, root, where, quote
-        self._inside: list[str] = []  # references that are being followed
         self._followed: dict[str, str] = {}  # to rules; each once, for they may double at each step
         self._comma, self._colon = (", ", ": ") if quote is None else (",", ":")
 
@@ -76,12 +75,19 @@ class Values:
             raise InvalidRequest(f"{self._where}: got the type {kind!r:.60}, allowed are {allowed}")
         return makers[kind](schema)
 
+    def arguments(self) -> str:
+        """The arguments of a call, an object of the root, which :func:`argument_schema` gave."""
+        return self._lark.rule(" | ".join(map(self._named, shapes_of(self._root))))
+
     def object(self, schema: Schema) -> str:
         """An object with the properties of its schema; of any, where it names none."""
-        properties = schema.get("properties") or {}
         others = schema.get("additionalProperties")
-        if not properties and others is not False and schema is not self._root:
+        if not schema.get("properties") and others is not False and schema is not self._root:
             return self._dict(others)
+        return self._named(schema)
+
+    def _named(self, schema: Schema) -> str:
+        properties = schema.get("properties") or {}
         entries = [
             (f"{self._key(name)} {self.value(rule)}", name in schema.get("required", ()))
             for name, rule in properties.items()
@@ -104,17 +110,11 @@ class Values:
         return lark.rule(" | ".join([*first, '""']))
 
     def _reference(self, schema: Schema) -> str:
-        """What a reference names; one that is inside itself is the library's to follow."""
+        """What a reference names, which may refer to itself."""
         name = schema["$ref"]
-        if name in self._inside:
-            return self._library(schema)
         if name not in self._followed:
-            self._inside.append(name)
-            try:
-                value = self.value(referred(self._root, name))
-            finally:
-                self._inside.pop()
-            self._followed[name] = self._lark.rule(value)
+            rule = self._followed[name] = self._lark.declared()
+            self._lark.define(rule, self.value(referred(self._root, name, self._where)))
         return self._followed[name]
 
     # ---- kinds --------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ class Values:
         if high is not None and high < max(low, 1):
             return '"[" "]"'
         count = f"{{{max(low - 1, 0)},{'' if high is None else high - 1}}}"
-        some = f"{item} ({comma} {item}){count}"
+        some = item if high == 1 else f"{item} ({comma} {item}){count}"
         return f'"[" {some} "]"' if low else f'"[" ({some})? "]"'
 
     def _dict(self, others: Any) -> str:
@@ -205,11 +205,13 @@ def may_be_text(schema: Any) -> bool:
     return kind is None or "string" in ([kind] if isinstance(kind, str) else kind)
 
 
-def resolved(schema: Any, root: Schema) -> Any:
+def resolved(schema: Any, root: Schema, where: str) -> Any:
     """A schema without a reference at its top."""
     seen = 0
-    while isinstance(schema, Mapping) and "$ref" in schema and seen < _MOST_REFERENCES:
-        schema, seen = referred(root, schema["$ref"]), seen + 1
+    while isinstance(schema, Mapping) and "$ref" in schema:
+        if seen == _MOST_REFERENCES:
+            raise InvalidRequest(f"{where}: its schema refers to itself without end")
+        schema, seen = referred(root, schema["$ref"], where), seen + 1
     return schema
 
 

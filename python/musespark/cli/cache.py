@@ -1,4 +1,5 @@
-"""``musespark cache``: the models that were packed when they were first loaded."""
+"""``musespark cache``: the models that were packed when they were first loaded, and the thresholds
+that were calibrated for some."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from musespark.thinking.thresholds import user_files
     from musespark.weights import cache
 
     if args.stale:
@@ -41,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     entries = cache.entries()
     if args.json:
         rows = [dataclasses.asdict(entry) | {"path": str(entry.path)} for entry in entries]
-        common.show_json({"folder": str(cache.packed_folder()), "entries": rows})
+        thresholds = [str(path) for path in user_files()]
+        told = {"folder": str(cache.packed_folder()), "entries": rows, "thresholds": thresholds}
+        common.show_json(told)
         return 0
     models = [entry for entry in entries if entry.whole]
     left = [entry for entry in entries if not entry.whole]
@@ -53,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
             common.show(f"    of {entry.source}{' (gone)' if entry.stale else ''}")
     if left:
         common.show(f"unfinished, being packed or left by a killed process: {_count(left, 'file')}")
+    for path in user_files():
+        common.show(f"thresholds of thinking_policy auto: {path}")
     return 0
 
 

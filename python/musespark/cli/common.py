@@ -129,9 +129,9 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(*flags, type=kind, default=None, help=text)
 
 
-def load_model(args: argparse.Namespace, use: str | None, *, prefix_cache: bool = True) -> Any:
+def load_model(args: argparse.Namespace, use: str | None, **remembered: Any) -> Any:
     """The model for a use (chat, generate, embed; None: any); what one should know of it on
-    standard error."""
+    standard error. ``remembered``: options of :func:`musespark.load` on what it keeps."""
     from musespark.loading import load_for
 
     model = load_for(
@@ -148,8 +148,8 @@ def load_model(args: argparse.Namespace, use: str | None, *, prefix_cache: bool 
         verify=args.verify,
         lock_memory=args.lock_memory,
         huge_pages=args.huge_pages,
-        prefix_cache=prefix_cache,
         prefix_folder=args.prefix_folder,
+        **remembered,
     )
     for text in model.info.notes:
         if text.startswith(_TOLD):

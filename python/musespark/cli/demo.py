@@ -8,6 +8,7 @@ whatever that was.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import re
 import tempfile
@@ -43,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import musespark
 
-    if args.out is not None and Path(args.out).exists() and not Path(args.out).is_dir():
-        raise InvalidRequest(f"--out: {args.out} is no folder")
+    if args.out is not None:
+        _check_folder(Path(args.out))
     seed = random.randrange(1_000_000) if args.seed is None else args.seed
     start = time.perf_counter()
     with musespark.load(args.model, threads=args.threads) as model:
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def calculate(expression: str) -> str:
     """Evaluate an expression."""
-    from musespark.lab.item import value_of
+    from musespark.lab.grading import value_of
 
     return str(value_of(expression))
 
@@ -91,7 +92,7 @@ class _Demo:
     def call(self) -> None:
         """A sum for which there is a tool, which is a Python function."""
         from musespark.agents import act
-        from musespark.lab.item import value_of
+        from musespark.lab.grading import value_of
 
         self._title("A tool: calculate(expression)")
         question, expression = self._sum()
@@ -124,7 +125,8 @@ class _Demo:
 
     def _sum(self) -> tuple[str, str]:
         """A question for the calculator, of the evaluation side, and the expression in it."""
-        from musespark.lab.item import is_evaluation, value_of
+        from musespark.lab.grading import value_of
+        from musespark.lab.item import is_evaluation
 
         while True:
             first, second = self._random.randint(100, 9999), self._random.randint(10, 999)
@@ -188,19 +190,31 @@ def _text(content: str | Sequence[Mapping[str, Any]]) -> str:
 
 
 def _right(item: Item, result: ChatResult) -> bool:
-    from musespark.lab.item import grade
+    from musespark.lab.grading import grade
 
     return result.finish_reason == "stop" and grade(item, result.content)
 
 
 def _overlap(item: Item, result: ChatResult) -> str:
     """How far a box lies on the true one; right from a half on."""
-    from musespark.lab.item import boxes_in, overlap_of
+    from musespark.lab.grading import boxes_in, overlap_of
 
     told, (_, true) = boxes_in(result.content), boxes_in(item.answer)[0]
     if len(told) != 1:
         return ""
     return f", overlap {overlap_of(told[0][1], true):.2f} (intersection over union)"
+
+
+def _check_folder(folder: Path) -> None:
+    """InvalidRequest where files could not be written, before anything is asked for them. The
+    folder is made when there is something to put in it."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise InvalidRequest(f"--out: {place} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InvalidRequest(f"--out: {place} cannot be written to")
 
 
 def _folder(out: str | None) -> Path:

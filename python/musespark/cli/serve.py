@@ -4,15 +4,20 @@ a page for people."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 from typing import Any
 
 from musespark.cli import common
 from musespark.errors import InvalidRequest, MissingLibrary
+from musespark.machine import bytes_of
 
 TOKEN = "MUSESPARK_TOKEN"  # the environment variable, which other users do not see
 _CONNECTIONS = 1024  # at once; more are answered 503
+# Of prompts' beginnings, in memory: a server stays for days beside other programs, and fills what
+# it may have. This much is 60,000 tokens of a 1B model, a million of Spark Nano.
+PREFIX_CACHE_BYTES = 1 << 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         help="a name that this machine is reached by (repeatable)",
+    )
+    parser.add_argument(
+        "--prefix-cache-bytes",
+        default=str(PREFIX_CACHE_BYTES),
+        metavar="BYTES",
+        help="memory for what prompts begin with, beside what requests use (default: 1G)",
     )
     parser.add_argument("--running", type=int, help="requests in the engine at once (default: 32)")
     parser.add_argument(
@@ -69,6 +80,19 @@ def _limits(args: argparse.Namespace) -> Any:
     return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
+def _ended_quietly(app: Any) -> Any:
+    """The application as uvicorn has to have it: the task of a request that the end of the drain
+    cancels has nothing after the application, which has told the client and whose cancellation
+    uvicorn would show as an error of it."""
+    import asyncio  # here: it takes longer than mapping the weights
+
+    async def outermost(scope: Any, receive: Any, send: Any) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await app(scope, receive, send)
+
+    return outermost
+
+
 def run(args: argparse.Namespace) -> int:
     try:
         import uvicorn
@@ -83,10 +107,13 @@ def run(args: argparse.Namespace) -> int:
     token = args.token if args.token is not None else os.environ.get(TOKEN) or None
     names = frozenset(name.lower() for name in args.allow_host)
     access, limits = Access(args.host, token, names), _limits(args)
-    with _listening(args.host, args.port) as listening, common.load_model(args, None) as model:
+    remembered = bytes_of(args.prefix_cache_bytes, "--prefix-cache-bytes")
+    with contextlib.ExitStack() as opened:
+        listening = opened.enter_context(_listening(args.host, args.port))
+        model = opened.enter_context(common.load_model(args, None, prefix_cache_bytes=remembered))
         app = create_app(model, names=args.name, access=access, limits=limits)
         config = uvicorn.Config(
-            app,
+            _ended_quietly(app),
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -1,7 +1,7 @@
-"""The table of supported models in README.md, made from what is registered.
+"""The table of supported models in docs/models.md, made from what is registered.
 
-``python -m musespark.families.support README.md`` writes it between the README's two markers;
-a test keeps them equal.
+``python -m musespark.families.support python/musespark/docs/models.md`` writes it between the two
+markers there; a test keeps them equal.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def _gguf_names(family: Family) -> list[str]:
     return found
 
 
-def with_table(readme: str) -> str:
-    """The README's text with the table of this version."""
-    before, _, rest = readme.partition(BEGIN)
+def with_table(page: str) -> str:
+    """A page's text with the table of this version."""
+    before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     if not after:
         raise ValueError(f"the text has no {BEGIN} … {END}")

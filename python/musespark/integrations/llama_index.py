@@ -135,16 +135,8 @@ class MuseSparkLLM(FunctionCallingLLM):
             return {"messages": messages, **kwargs}
         described = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
         choice = tool_choice or ("required" if tool_required else "auto")
-        return {"messages": messages, "tools": described, "tool_choice": choice, **kwargs}
-
-    def _validate_chat_with_tools_response(
-        self, response: Any, tools: Any, allow_parallel_tool_calls: bool = False, **kwargs: Any
-    ) -> li.ChatResponse:
-        message = response.message
-        calls = [i for i, b in enumerate(message.blocks) if isinstance(b, li.ToolCallBlock)]
-        if len(calls) > 1 and not allow_parallel_tool_calls:  # they are the last blocks
-            message.blocks = message.blocks[: calls[1]]
-        return response
+        said = {"tool_choice": choice, "parallel_tool_calls": allow_parallel_tool_calls}
+        return {"messages": messages, "tools": described, **said, **kwargs}
 
     def get_tool_calls_from_response(
         self, response: li.ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any

@@ -42,7 +42,7 @@ _PROFILE = ModelProfile(
 _SAME = ("temperature", "top_p", "top_k", "seed", "presence_penalty", "frequency_penalty")
 _SAME += ("max_tokens",)
 # Settings of pydantic-ai's that have no part here, with what turns them off.
-_UNFOLLOWED: dict[str, Any] = {"parallel_tool_calls": True, "citations": False, "extra_body": {}}
+_UNFOLLOWED: dict[str, Any] = {"citations": False, "extra_body": {}}
 
 
 class MuseSparkModelSettings(ModelSettings, total=False):
@@ -61,9 +61,9 @@ class MuseSparkModel(Model):
     ``BinaryContent`` or data URLs: nothing is fetched. Errors are musespark's.
 
     Of pydantic-ai's own settings ``timeout``, ``max_retries``, ``extra_headers``, ``service_tier``
-    and ``cache`` do nothing, for nothing is sent; ``parallel_tool_calls=False``, ``citations=True``
-    and ``extra_body``, without which an answer would be another, are refused. What is none of its
-    own is an option of :meth:`musespark.Model.chat`, which refuses those it does not know.
+    and ``cache`` do nothing, for nothing is sent; ``citations=True`` and ``extra_body``, without
+    which an answer would be another, are refused. What is none of its own is an option of
+    :meth:`musespark.Model.chat`, which refuses those it does not know.
     """
 
     unsupported_settings = frozenset({"timeout", "max_retries", "extra_headers", "service_tier"})

@@ -104,8 +104,8 @@ def _of_response(message: pa.ModelResponse, where: str) -> dict[str, Any]:
 
 
 def tool_options(settings: Mapping[str, Any], parameters: ModelRequestParameters) -> dict[str, Any]:
-    """``tools`` and ``tool_choice`` of a request. Tools that its ``tool_choice`` does not allow are
-    left out."""
+    """``tools`` of a request, and what it says of calls. Tools that its ``tool_choice`` does not
+    allow are left out."""
     tools, choice = parameters.declared_tool_defs, settings.get("tool_choice")
     output = {tool.name for tool in parameters.output_tools}
     allowed, mode = {*tools}, "auto" if parameters.allow_text_output else "required"
@@ -126,4 +126,5 @@ def tool_options(settings: Mapping[str, Any], parameters: ModelRequestParameters
     ]
     if not described:
         return {}
-    return {"tools": [{"type": "function", "function": f} for f in described], "tool_choice": mode}
+    said = {"tool_choice": mode, "parallel_tool_calls": settings.get("parallel_tool_calls")}
+    return {"tools": [{"type": "function", "function": f} for f in described], **said}

@@ -42,10 +42,10 @@ def filled(args: Namespace, generated: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"--{name}: has no effect with --items")
 
 
-def check_targets(files: dict[str, str | None]) -> None:
+def check_targets(files: dict[str, str | None], read: dict[str, str | None] | None = None) -> None:
     """Of each option and the file it names: InvalidRequest where none can be written, or where two
-    options name one."""
-    taken: dict[Path, str] = {}
+    options name one. ``read``: options of files that are read, and kept."""
+    taken = {Path(name).resolve(): option for option, name in (read or {}).items() if name}
     for option, name in files.items():
         if not name:
             continue

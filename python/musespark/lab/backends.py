@@ -13,7 +13,8 @@ from ..errors import MissingLibrary
 from ..results import ThoughtSignals
 from . import protocol, zoom
 from . import tokenizer as tok
-from .item import Item, grade
+from .grading import grade
+from .item import Item
 from .raster import PATCH, Picture
 
 _CALL = re.compile(r'<atem:invoke name="([^"]*)">\n(.*?)</atem:invoke>', re.S)
@@ -31,7 +32,10 @@ class Reply:
     ``thinking_tokens`` of all.
 
     ``raw``: all it wrote, markers too. ``stable``: thinking tokens after which it would have stayed
-    right (lab.oracle); None where nobody asked. ``computed``: tokens that went through the model.
+    right (lab.oracle); None where nobody asked. ``first``: whether it is right where its thought is
+    closed before its first check or other way; None where it has neither, or nobody asked.
+    ``too_long``: there was none, the item is longer than the context.
+    ``computed``: tokens that went through the model.
     ``probe_tokens`` of trial answers, and why the thought ``stopped``, as
     :class:`musespark.ChatResult` has them. ``logprobs`` of the tokens and ``signals`` of the
     thought's, where they were asked for.
@@ -45,6 +49,8 @@ class Reply:
     raw: str = ""
     tokens: tuple[int, ...] = ()
     stable: int | None = None
+    first: bool | None = None
+    too_long: bool = False
     computed: int = 0
     probe_tokens: int = 0
     stopped: str = "none"

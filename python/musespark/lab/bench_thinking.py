@@ -37,7 +37,7 @@ from .crowd import (
     sampled,
     timed,
 )
-from .evaluate import items_for, told
+from .evaluate import dump_record, items_for
 from .item import EFFORTS, LEVELS, Item
 from .items_file import read_problems
 from .paired import Outcomes, Resampled, difference, rows
@@ -99,7 +99,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--tasks", help=f"all (the default), or some of {', '.join(TASKS)}")
     add("--levels", help="all (the default), or some of easy,middle,hard")
     add("--items", metavar="FILE", help="your own items (JSON lines), at all efforts")
-    add("--max-new-tokens", type=int, default=400)
+    add("--max-new-tokens", type=int, default=700)
     add("--quantize", default="auto", choices=("auto", "none", "q8", "q4"))
     add("--kv", default="auto", choices=("auto", "f32", "kv8", "kv8v4", "kv4"))
     add("--threads", type=int)
@@ -107,7 +107,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--dump", metavar="FILE", help="write each item with its replies and their closes")
     add("--report", metavar="FILE.md", help="write what was asked and measured, with plots")
     args = parser.parse_args(argv)
-    check_targets({f"--{name}": getattr(args, name) for name in ("json", "dump", "report")})
+    written = {f"--{name}": getattr(args, name) for name in ("json", "dump", "report")}
+    check_targets(written, {"--items": args.items})
     filled(args, {"n": _ITEMS, "tasks": "all", "levels": "all"})
     for name, least in (("n", 1), ("contemplate", 0), ("max_new_tokens", 1)):
         at_least(least, getattr(args, name), f"--{name.replace('_', '-')}")
@@ -255,7 +256,7 @@ class Bench:
             ends = {one.policy: one for one in self.outcomes if one.effort == effort}
             traces = self.traces.get(effort)
             for k, (item, reply) in enumerate(zip(self._asked(effort), replies, strict=True)):
-                line = told(item, reply)
+                line = dump_record(item, reply)
                 if effort in COMPARED and traces:
                     line["stable_oracle_tokens"] = traces[k].stable
                     line["trials"] = [self._trial(one) for one in traces[k].trials]
@@ -306,7 +307,8 @@ def best(family: Sequence[Outcomes], full: Outcomes) -> Outcomes:
 
 def _agents(sampler: Sampler, items: Sequence[Item], args: argparse.Namespace) -> list[dict]:
     """Rows of several agents on the hard items, at high effort."""
-    hard = [replace(i, effort="high") for i in items if i.level == LEVELS[-1]] or list(items)
+    hard = [i for i in items if i.level == LEVELS[-1]] or items
+    hard = [replace(i, effort="high") for i in hard]
     if not args.items and len(hard) < args.contemplate:
         tasks = chosen_of(args.tasks, TASKS, "--tasks")
         hard = spread(tasks, [LEVELS[-1]], args.contemplate, args.seed)

@@ -2,12 +2,12 @@
 exits that a user may accept.
 
 Items are answered with nothing to end a thought, and their thoughts are closed on trial at every
-sentence (lab.closes). At a border the thought *may end* where the closes there and at all later
-borders answer right; ending it before, of a reply that is right in the end, is *premature*. Half of
-the problems fit two logistic stoppers over the features that the core has at its trials
+sentence (lab.closes). At a border the thought *may end* where the close there answers right; ending
+it elsewhere, of a reply that is right in the end, is *premature*: an answer is lost. Half of the
+problems fit two logistic stoppers over the features that the core has at its trials
 (musespark.thinking.stopper): one for borders where the thought may end, of replies that are right;
-one for *hopeless* thoughts, whose reply will be wrong. The other half calibrate one threshold, that
-either stops at.
+one for *hopeless* thoughts, whose reply will be wrong, left out where more is saved without it. The
+other half calibrate one threshold, that either stops at. A file is for the efforts of its items.
 
 What the threshold promises (split conformal prediction: Papadopoulos et al. 2002; Vovk, Gammerman
 and Shafer 2005, chapter 4; as a bound of a loss of 0 or 1: arXiv:2208.02814): let the n problems it
@@ -30,10 +30,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InvalidRequest
+from ..errors import CorruptFile, InvalidRequest
 from ..results import TrialAnswer
 from ..thinking.stopper import FEATURES, Stopper, border_features
-from ..thinking.thresholds import Thresholds, key_of, user_path, write_thresholds
+from ..thinking.thresholds import (
+    Thresholds,
+    find_thresholds,
+    key_of,
+    user_path,
+    write_thresholds,
+)
 from .arguments import at_least, check_targets, chosen_of, filled
 from .backends import Reply
 from .bench_thinking import TASKS, spread
@@ -65,14 +71,19 @@ def main(argv: Sequence[str]) -> None:
     load = {"quantize": args.quantize, "kv": args.kv, "threads": args.threads}
     tracer = Tracer(args.model, **load)
     try:
-        borders = watch(tracer, items, args.trials, args.every, args.max_new_tokens)
         model = key_of(tracer.model._weights, tracer.model._again.kv)
+        if not (args.out or args.replace):
+            _refuse_less(model, items, "--items" if args.items else "--n")
+        borders = watch(tracer, items, args.trials, args.every, args.max_new_tokens)
     finally:
         tracer.close()
     order = np.random.default_rng(args.seed).permutation(len(borders))
     first, second = ([borders[i] for i in half] for half in (order[:fitted], order[fitted:]))
     stopper, hopeless = fitted_stopper(first), fitted_hopeless(first)
     stoppers = [stopper] if hopeless is None else [stopper, hopeless]
+    alone = saved([stopper], first, args.rate)
+    if hopeless is not None and saved(stoppers, first, args.rate) < alone:
+        stoppers, hopeless = [stopper], None
     scores = np.array([score(stoppers, one) for one in second])
     asked = {rate: threshold(scores, rate) for rate in sorted({*RATES, args.rate})}
     found = {rate: at for rate, at in asked.items() if at is not None}
@@ -91,6 +102,7 @@ def main(argv: Sequence[str]) -> None:
         every=args.every,
         problems=len(items),
         seed=args.seed,
+        efforts=sorted({item.effort for item in items}),
         hopeless_weights=None if hopeless is None else dict(hopeless.weights),
         hopeless_bias=0.0 if hopeless is None else hopeless.bias,
     )
@@ -101,6 +113,29 @@ def main(argv: Sequence[str]) -> None:
     print(f"wrote {path}")
 
 
+def _refuse_less(model: str, items: Sequence[Item], option: str) -> None:
+    """InvalidRequest where ``auto`` has thresholds of more problems for the model already, or of
+    other efforts that would have none."""
+    try:
+        there = find_thresholds(model)
+    except (CorruptFile, InvalidRequest):
+        return  # nothing that could be used
+    if there is None:
+        return
+    instead = "--replace takes these for it, --out FILE writes elsewhere"
+    if there.problems > len(items):
+        raise InvalidRequest(
+            f"{option}: got {len(items)} items, but what auto uses for this model now was "
+            f"calibrated on {there.problems}; {instead}"
+        )
+    efforts = {item.effort for item in items}
+    if not efforts >= {*there.efforts}:
+        raise InvalidRequest(
+            f"--efforts: got {', '.join(sorted(efforts))}, but auto has thresholds for "
+            f"{', '.join(there.efforts)} now; {instead}"
+        )
+
+
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="musespark lab calibrate",
@@ -108,7 +143,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("model", nargs="?", help="model folder, file or hub id (default: Spark Nano)")
-    add("--rate", type=float, default=0.05, help="of premature exits that auto accepts")
+    add("--rate", type=float, default=0.01, help="of premature exits that auto accepts")
     add("--n", type=int, help="problems, of all tasks and levels alike (default: 1000)")
     add("--items", metavar="FILE", help="your own items (JSON lines) instead of tasks")
     add("--tasks", help=f"all (the default), or some of {', '.join(TASKS)}")
@@ -121,11 +156,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--trials", type=int, default=8, help="tokens of a trial answer")
     add("--every", type=int, default=16, help="thought tokens between two trials at least")
     add("--seed", type=int, default=2026)
-    add("--max-new-tokens", type=int, default=400)
+    add("--max-new-tokens", type=int, default=700)
     add("--quantize", default="auto", choices=("auto", "none", "q8", "q4"))
     add("--kv", default="auto", choices=("auto", "f32", "kv8", "kv8v4", "kv4"))
     add("--threads", type=int)
     add("--out", metavar="FILE", help="write the thresholds here, not to the cache folder")
+    add("--replace", action="store_true", help="thresholds of more problems too")
     args = parser.parse_args(argv)
     check_targets({"--out": args.out})
     filled(args, {"n": 1000, "tasks": "all", "levels": "all"})
@@ -159,8 +195,8 @@ def _items(args: argparse.Namespace) -> list[Item]:
 @dataclass(frozen=True)
 class Borders:
     """Of one problem: where trials begin, in thought tokens before them (``at`` int64 [b]), their
-    ``features`` float64 [b, features], whether the thought ``may_end`` there (bool [b]; False in a
-    reply that is wrong), whether the reply is ``right``, its ``thinking`` tokens."""
+    ``features`` float64 [b, features], whether the thought ``may_end`` there (bool [b]: the close
+    is right), whether the reply is ``right``, its ``thinking`` tokens."""
 
     at: np.ndarray
     features: np.ndarray
@@ -190,10 +226,9 @@ def watch(
 
 def borders_of(reply: Reply, trace: Trace, tokens: int, every: int) -> Borders:
     """What the closes of one reply say."""
-    later = np.array([trial.right for trial in trace.trials], bool)
-    stays = np.logical_and.accumulate(later[::-1])[::-1] & trace.whole.right
-    by_place = dict(zip((trial.thinking for trial in trace.trials), stays.tolist(), strict=True))
-    made = list(tried(trace, every))
+    # Where the turn ends inside the thought its last border has nothing behind it to be watched.
+    watched = 0 if reply.signals is None else len(reply.signals)
+    made = [trial for trial in tried(trace, every) if trial.thinking < watched]
     answers = [
         TrialAnswer(t.thinking, repr(t.answer[:tokens]), float(t.confidence(tokens))) for t in made
     ]
@@ -201,7 +236,7 @@ def borders_of(reply: Reply, trace: Trace, tokens: int, every: int) -> Borders:
         at, features = np.zeros(0, np.int64), np.zeros((0, len(FEATURES)))
     else:
         at, features = border_features(reply.signals, answers)
-    may_end = np.array([by_place[trial.thinking] for trial in made], bool)
+    may_end = np.array([trial.right for trial in made], bool)
     return Borders(at, features, may_end, trace.whole.right, trace.whole.thinking)
 
 
@@ -298,6 +333,17 @@ def exits(stoppers: Sequence[Stopper], problem: Borders) -> int | None:
     return int(fired[0]) if len(fired) else None
 
 
+def saved(stoppers: Sequence[Stopper], problems: Sequence[Borders], rate: float) -> int:
+    """Thought tokens that stoppers leave out at the threshold which the same problems give."""
+    at = threshold(np.array([score(stoppers, one) for one in problems]), rate)
+    if at is None:
+        return 0
+    set_to = [replace(one, threshold=at) for one in stoppers]
+    ends = [exits(set_to, one) for one in problems]
+    pairs = zip(problems, ends, strict=True)
+    return sum(one.thinking - int(one.at[end]) for one, end in pairs if end is not None)
+
+
 def _told(
     found: Thresholds, missing: list[float], first: Sequence[Borders], second: Sequence[Borders]
 ) -> str:
@@ -308,17 +354,19 @@ def _told(
     ]
     thinking = max(1, sum(one.thinking for one in second))
     best = sum(one.thinking - _earliest(one) for one in second)
-    lines.append(f"least thinking that stays right saves {best / thinking:.1%} of the tokens")
+    lines.append(f"the first borders where they may end save {best / thinking:.1%} of the tokens")
     for rate, at in sorted(found.thresholds.items()):
         policy = found.policy(rate)
         stoppers = [one for one in (policy.stopper, policy.hopeless) if one is not None]
         ends = [exits(stoppers, one) for one in second]
         pairs = [(one, end) for one, end in zip(second, ends, strict=True) if end is not None]
         early = sum(bool(one.premature[end]) for one, end in pairs)
-        saved = sum(one.thinking - int(one.at[end]) for one, end in pairs)
+        gained = sum(not one.right and bool(one.may_end[end]) for one, end in pairs)
+        less = sum(one.thinking - int(one.at[end]) for one, end in pairs)
         lines.append(
             f"rate {rate:g}: threshold {at:.4f}, premature {early / len(second):.2%}, "
-            f"saves {saved / thinking:.1%} (trials not counted)"
+            f"right by ending {gained / len(second):.2%}, "
+            f"saves {less / thinking:.1%} (trials not counted)"
         )
     lines += [f"rate {rate:g}: too few problems, or scores of 1" for rate in missing]
     if found.rate is None:
@@ -327,5 +375,5 @@ def _told(
 
 
 def _earliest(problem: Borders) -> int:
-    """Thought tokens after which it may end; all of them where it never may."""
-    return int(problem.at[problem.may_end].min(initial=problem.thinking))
+    """Thought tokens after which it may end; all of them where it never may, or is wrong."""
+    return int(problem.at[problem.may_end & problem.right].min(initial=problem.thinking))

@@ -26,7 +26,7 @@ _LIMITS = """\
   does not know, and often says something wrong instead. Medical questions are referred, dangerous
   ones refused, where it understands them.
 - Photographs: it was trained on drawn pictures of 128×128 pixels alone.
-- Long texts: rows of up to 512 tokens were trained; the context is 2,048."""
+- Long texts: rows of up to 768 tokens were trained; the context is 2,048."""
 #: By (vision, level): the least accuracy of gated families.
 _GOALS = {
     (False, "easy"): 0.95,
@@ -92,17 +92,42 @@ def summary(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def fewer_told(cell: dict) -> str:
+    """A task and level that has fewer instances than were wanted (``evaluate.fewer``)."""
+    name = f"{cell['task']}/{cell['level']}"
+    name += ", held-out wordings" if cell.get("wording") == "held" else ""
+    return f"{name}: {cell['n']} of {cell['wanted']}"
+
+
 def _mean(rows: list[dict], key: str) -> str:
     if any(r.get(key) is None for r in rows):
         return ""
     return f"{sum(r[key] * r['n'] for r in rows) / sum(r['n'] for r in rows):.1f}"
 
 
+def attempts_table(rows: list[dict]) -> str:
+    """Markdown: by modality and effort, how many first attempts were wrong, how many of those ended
+    right, and how many right ones ended wrong; empty where no thought was checked."""
+    lines = ["| modality | effort | checked | first attempt wrong | repaired | spoiled |"]
+    lines.append("|---|---|---|---|---|---|")
+    for modality, effort in dict.fromkeys((r["modality"], r["effort"]) for r in rows):
+        mine = [r for r in rows if (r["modality"], r["effort"]) == (modality, effort)]
+        checked, wrong, repaired, spoiled = (
+            sum(r[key] for r in mine) for key in ("checked", "first_wrong", "repaired", "spoiled")
+        )
+        if checked:
+            pairs = ((wrong, checked), (repaired, wrong), (spoiled, checked - wrong))
+            cells = [f"{k / n:.1%} ({k}/{n})" if n else "none" for k, n in pairs]
+            lines.append(f"| {modality} | {effort} | {checked} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
 def gates(rows: list[dict]) -> str:
     """Markdown: the gated families at medium effort against their goals; empty where none ran.
 
-    Easy is a goal for each task, middle for the mean over tasks; held-out wordings are compared
-    with the others of the same tasks and levels.
+    Easy is a goal for each task, middle for the mean over tasks (of pictures without ``blank`` too,
+    whose answer is always the same); held-out wordings are compared with the others of the same
+    tasks and levels: their sum against the sum.
     """
     mine = [r for r in rows if r["task"] in GATED and r["effort"] in ("medium", "default")]
     lines = ["| | level | mean of tasks | goal | tasks below it | held-out wordings |"]
@@ -112,22 +137,36 @@ def gates(rows: list[dict]) -> str:
         seen = {r["task"]: r["accuracy"] for r in here if r["wording"] == "seen"}
         if not seen:
             continue
-        held = [r["accuracy"] / seen[r["task"]] for r in _held(here) if seen.get(r["task"])]
         below = [f"{t} {a:.0%}" for t, a in seen.items() if goal and a < goal]
         cells = [
             "vision" if side else "text and tools",
             level,
-            f"{sum(seen.values()) / len(seen):.1%}",
+            _means(seen),
             f"{goal:.0%}" if goal else "none",
             ", ".join(below) or ("none" if goal else ""),
-            f"{sum(held) / len(held):.0%} of that (goal 85%)" if held else "not asked",
+            _held_share(seen, [r for r in here if r["wording"] == "held"]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
-def _held(rows: list[dict]) -> list[dict]:
-    return [r for r in rows if r["wording"] == "held"]
+def _means(seen: dict[str, float]) -> str:
+    """The mean of tasks, and that without the one whose answer is always the same."""
+    mean = f"{sum(seen.values()) / len(seen):.1%}"
+    others = [a for task, a in seen.items() if task != "blank"]
+    if not others or len(others) == len(seen):
+        return mean
+    return f"{mean} ({sum(others) / len(others):.1%} without blank)"
+
+
+def _held_share(seen: dict[str, float], held: list[dict]) -> str:
+    """What held-out wordings have of the accuracy in seen ones, and of how many items."""
+    held = [r for r in held if r["task"] in seen]
+    known = sum(seen[r["task"]] for r in held)
+    if not known:
+        return "not asked" if not held else "none right in seen ones"
+    share, n = sum(r["accuracy"] for r in held) / known, sum(r["n"] for r in held)
+    return f"{share:.0%} of that (n = {n}, goal 85%)"
 
 
 def _kinds(rows: list[dict]) -> str:
@@ -148,6 +187,24 @@ def baselines_table(rows: list[dict]) -> str:
         mine = [r for r in rows if r["baseline"] == name]
         cells = [_share([r for r in mine if r["modality"] == m]) for m in modalities]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def baselines_by_task(rows: list[dict]) -> str:
+    """Markdown: each baseline by task and level."""
+    names = list(dict.fromkeys(r["baseline"] for r in rows))
+    lines = [
+        "| task | level | n | " + " | ".join(names) + " |",
+        "|---|---|---|" + "---|" * len(names),
+    ]
+    for task, level in dict.fromkeys((r["task"], r["level"]) for r in rows):
+        mine = [r for r in rows if (r["task"], r["level"]) == (task, level)]
+        counts = [
+            [sum(r[key] for r in mine if r["baseline"] == name) for key in ("correct", "n")]
+            for name in names
+        ]
+        cells = [f"{correct / n:.0%}" if n else "" for correct, n in counts]
+        lines.append(f"| {task} | {level} | {counts[0][1]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -223,6 +280,13 @@ def _shape(folder: Path) -> str:
 """  # noqa: E501
 
 
+def _overlap(found: dict[str, int]) -> str:
+    return (
+        f"{found['instances']} are such instances, {found['prompts']} are asked in the same words, "
+        f"{found['calls']} hold the same call"
+    )
+
+
 def card(report: dict[str, Any], folder: Path, log: Path | None = None) -> str:
     """The whole card. ``folder``: the model's, for its shape and training.json; ``log``: of the
     training run."""
@@ -234,22 +298,37 @@ def card(report: dict[str, Any], folder: Path, log: Path | None = None) -> str:
     parts.append(f"## What it was trained on\n\n{_training(folder, log)}")
     how = (
         f"Exact answers on instances that training never draws (split by a hash of the instance; "
-        f"overlap with training draws: {report['overlap']}), greedy, weights {report['weights']}, "
-        f"cache {report['kv']}, {report['backend']}, seed {report['seed']}. In brackets the 95% "
-        "interval (Wilson). *tokens*: mean length of the thought, and after the stroke that of the "
-        "stable oracle: up to the earliest sentence end from which on every forced close answers "
-        "right (what ends wrong counts in full)."
+        f"of a sample of training draws {_overlap(report['overlap'])}), greedy, "
+        f"weights {report['weights']}, cache {report['kv']}, {report['backend']}, seed "
+        f"{report['seed']}. In brackets the 95% interval (Wilson). *tokens*: mean length of the "
+        "thought, and after the stroke that of the stable oracle: up to the earliest sentence end "
+        "from which on every forced close answers right (what ends wrong counts in full)."
     )
     parts.append(f"## What it can do, measured\n\n{how}\n\n{summary(rows)}\n\n{_kinds(rows)}")
     if gated := gates(rows):
         parts.append(f"### Gated families\n\nAt medium effort.\n\n{gated}")
+    if attempts := attempts_table(rows):
+        parts.append(
+            "### What checks are worth\n\nThoughts that check themselves or go another way. The "
+            "*first attempt* is what is answered where the thought is closed before that; "
+            "*repaired*: of the wrong ones, those whose reply is right in the end (asked for: 10% "
+            "wrong, 40% of them repaired); *spoiled*: of the right ones, those whose reply is "
+            f"wrong.\n\n{attempts}"
+        )
     parts.append(f"### By task\n\n{table(rows)}")
+    if report.get("fewer"):
+        cells = "; ".join(map(fewer_told, report["fewer"]))
+        parts.append(f"Fewer instances than wanted, as there are no more: {cells}.")
     if report.get("baselines"):
         parts.append(
             "### Baselines\n\nThe same items at medium effort. *majority*: the most frequent "
-            "answer of the task's training side; *no thought*: its thought is empty and closed; "
-            "*zoom*: the items that come with the zoom tool, with and without it.\n\n"
+            "answer of the task's training side, at the same sizes; *no thought*: its thought is "
+            "empty and closed; *swapped image*: the picture of a question with another answer, "
+            "without what no picture can change; *zoom*: the items that come with the zoom tool, "
+            "with and without it.\n\n"
             + baselines_table(report["baselines"])
+            + "\n\n"
+            + baselines_by_task(report["baselines"])
         )
     if report.get("formats"):
         parts.append(

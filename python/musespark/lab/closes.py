@@ -27,9 +27,9 @@ from ..thinking.policy import OFF, Thinking
 from ..thinking.request import token_class
 from ..thinking.sentences import whole_characters
 from .backends import Reply, right
-from .engine import MusesparkBackend, plain, run
-from .engine import Turn as Conversation
-from .item import Item, grade, normalize
+from .engine import Conversation, MusesparkBackend, plain, run
+from .grading import grade, normalize
+from .item import Item
 from .oracle import thinking_tokens, thoughts
 
 #: Of a token's class (csrc/decode/thinking.h): whether a sentence may end with it.

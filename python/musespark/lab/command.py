@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,14 +16,14 @@ from ..errors import InvalidRequest, MissingLibrary, UnsupportedModel
 from ..weights.files import write_whole
 from .arguments import at_least, check_targets, chosen_of, filled
 from .backends import Backend, TransformersBackend
-from .card import baselines_table, card, formats_table, table
+from .card import attempts_table, baselines_table, card, fewer_told, formats_table, table
 from .engine import ANY_EFFORT, MusesparkBackend
 from .evaluate import (
     HELD_SHARE,
     OVERLAP_DRAWS,
     baselines,
-    blinded,
     evaluate,
+    fewer,
     items_for,
     overlap,
     score,
@@ -97,7 +98,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     measured = "of N items per task and level, at medium effort"
     p.add_argument("--baselines", type=int, metavar="N", help=measured)
     p.add_argument("--formats", type=int, metavar="N", help=f"all formats {measured}")
-    p.add_argument("--max-new-tokens", type=int, default=640)
+    p.add_argument("--max-new-tokens", type=int, default=1000)
     p.add_argument("--quantize", choices=("auto", "none", "q8", "q4"), help="default: auto")
     p.add_argument("--kv", choices=("auto", "f32", "kv8", "kv8v4", "kv4"), help="default: auto")
     p.add_argument("--threads", type=int)
@@ -130,25 +131,24 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print the table, write what was asked for."""
     _check(args)
     every = args.tasks in (None, "all")
-    items = _items(args)
+    items, short = _items(args)
+    for cell in short:
+        print("fewer than wanted:", fewer_told(cell), file=sys.stderr)
     report: dict[str, Any] = {"items": args.items}
-    if not args.items:  # another's have no training side
-        shared = overlap(items, OVERLAP_DRAWS, args.seed)
-        print(f"{len(items)} items, overlap with {OVERLAP_DRAWS} training draws = {shared}")
-        if shared:
-            raise InvalidRequest(f"{shared} training draws are instances of the evaluation")
-        report = {"seed": args.seed, "overlap": shared}
-    begin = time.monotonic()
     with contextlib.closing(_backend(args)) as backend:
+        if not args.items:  # another's have no training side
+            report = {"seed": args.seed, "overlap": _apart(args, items), "fewer": short}
+        begin = time.monotonic()
         if backend.blind and every and not args.items and args.pictures != "none":
             items = _seen_by_the_blind(args, items, backend.blind)
         report |= _described(backend)
         dump = Path(args.dump) if args.dump else None
         report["rows"] = evaluate(
             backend,
-            blinded(items, args.pictures),
+            items,
             args.max_new_tokens,
             dump,
+            pictures=args.pictures,
             oracle=args.backend == "musespark" and not args.no_oracle,
             progress=Bar("evaluating"),
         )
@@ -162,9 +162,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _apart(args: argparse.Namespace, items: list[Item]) -> dict[str, int]:
+    """What the items share with training; InvalidRequest where those are instances."""
+    shared = overlap(items, OVERLAP_DRAWS, args.seed)
+    told = ", ".join(f"{n} {what}" for what, n in shared.items())
+    print(f"{len(items)} items, overlap with {OVERLAP_DRAWS} training draws: {told}")
+    if same := shared["instances"]:
+        raise InvalidRequest(f"{same} training draws are instances of the evaluation")
+    return shared
+
+
 def _check(args: argparse.Namespace) -> None:
     """Refuses what cannot be done before anything is computed for it; fills in the defaults."""
-    check_targets({f"--{name}": getattr(args, name) for name in ("json", "dump", "card")})
+    written, read = ("json", "dump", "card"), ("items", "log", "nlvr")
+    check_targets(*({f"--{name}": getattr(args, name) for name in one} for one in (written, read)))
     for option, beside in _idle(args):
         raise InvalidRequest(f"{option}: has no effect {beside}")
     if args.log and not Path(args.log).is_file():
@@ -197,27 +208,29 @@ def _idle(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield "--pictures", "on --baselines and --formats"
 
 
-def _items(args: argparse.Namespace) -> list[Item]:
-    """What is asked; ``args.tasks``, ``levels`` and ``efforts`` become lists."""
+def _items(args: argparse.Namespace) -> tuple[list[Item], list[dict]]:
+    """What is asked, and where that is less than was wanted; ``args.tasks``, ``levels`` and
+    ``efforts`` become lists."""
     efforts = chosen_of(args.efforts or "all", (*EFFORTS, ANY_EFFORT), "--efforts", EFFORTS)
     if args.items:
-        return _with_pictures(args, read_items(Path(args.items), efforts if args.efforts else None))
+        items = read_items(Path(args.items), efforts if args.efforts else None)
+        return _with_pictures(args, items), []
     args.efforts = efforts
     args.tasks = chosen_of(args.tasks, EVALUATED, "--tasks")
     args.levels = chosen_of(args.levels, LEVELS, "--levels")
-    more = _counts(args)
-    items = []
-    if args.wording != "held":
-        items += items_for(args.tasks, args.levels, efforts, args.n, args.seed, more)
-    if args.wording != "seen":
-        share = 1 if args.wording == "held" else HELD_SHARE
-        more = {where: -(-n // share) for where, n in more.items()}
-        n = -(-args.n // share)
-        items += items_for(args.tasks, args.levels, efforts, n, args.seed, more, held_wording=True)
+    items, short = [], []
+    for wording in ("seen", "held") if args.wording == "both" else (args.wording,):
+        share = HELD_SHARE if (args.wording, wording) == ("both", "held") else 1
+        more = {where: -(-n // share) for where, n in _counts(args).items()}
+        n, held = -(-args.n // share), wording == "held"
+        some = items_for(args.tasks, args.levels, efforts, n, args.seed, more, held_wording=held)
+        items += some
+        cells = fewer(some, args.tasks, args.levels, n, more)
+        short += [cell | {"wording": wording} for cell in cells]
     if args.nlvr:
         nlvr.use(args.nlvr)
         items += nlvr.items(args.levels, efforts, args.n, args.seed)
-    return _with_pictures(args, items)
+    return _with_pictures(args, items), short
 
 
 def _with_pictures(args: argparse.Namespace, items: list[Item]) -> list[Item]:
@@ -282,11 +295,16 @@ def _tell(args: argparse.Namespace, report: dict[str, Any]) -> None:
     for name, told in (("baselines", baselines_table), ("formats", formats_table)):
         if report.get(name):
             print(f"\n{name}, at medium effort\n\n{told(report[name])}")
+    if attempts := attempts_table(rows):
+        print(f"\nfirst attempts\n\n{attempts}")
     print()
     for wording, modality in dict.fromkeys((r["wording"], r["modality"]) for r in rows):
         mine = [r for r in rows if (r["wording"], r["modality"]) == (wording, modality)]
         correct, n = sum(r["correct"] for r in mine), sum(r["n"] for r in mine)
-        print(f"{modality}, {wording} wordings: {correct}/{n} = {correct / n:.1%}")
+        of = modality if args.items else f"{modality}, {wording} wordings"
+        print(f"{of}: {correct}/{n} = {correct / n:.1%}")
+    if too_long := sum(r["too_long"] for r in rows):
+        print(f"{too_long} longer than the context, not answered and counted as wrong")
     asked = f"items {args.items}" if args.items else f"seed {args.seed}"
     print(f"{report['backend']}, {asked}, {report['seconds']:.0f} s")
     if args.json:

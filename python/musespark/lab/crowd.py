@@ -25,7 +25,8 @@ from ..contemplating.votes import Tally, Vote, majority_probability, tally
 from ..thinking import ThinkingPolicy
 from .backends import Reply, right
 from .engine import MusesparkBackend, messages_of, plain
-from .item import Item, grade, normalize
+from .grading import grade, normalize
+from .item import Item
 from .paired import Resampled, interval
 
 AGENTS = (1, 2, 4, 8, 16)

@@ -17,20 +17,20 @@ import numpy as np
 
 import musespark
 
-from ..errors import ContextOverflow, UnsupportedModel
+from ..errors import ContextOverflow, InvalidRequest, UnsupportedModel
 from ..events import Request
 from ..generation import Collector, Stream
 from ..thinking import ThinkingPolicy
 from . import zoom
 from .backends import EMPTY, FREE, ZOOMS, Reply, right
 from .item import Item
-from .oracle import Markers, cuts, thinking_tokens
+from .oracle import Cut, Markers, cuts, first_attempt, thinking_tokens
 
 #: Conversations under way: more than a batch of the engine, so that none of its rows waits.
 _UNDER_WAY = 96
 #: The effort of items that ask for none: models whose template knows no effort.
 ANY_EFFORT = "default"
-Turn = Generator[Any, Any, Any]
+Conversation = Generator[Any, Any, Any]
 
 
 class MusesparkBackend:
@@ -97,7 +97,7 @@ class MusesparkBackend:
         """What is ``made`` of ``count`` replies to each item, in order, all under way beside each
         other. ``options``: those of :meth:`reply`, of the k-th reply to an item."""
 
-        def one(item: Item, k: int) -> Turn:
+        def one(item: Item, k: int) -> Conversation:
             told = options(item, k)
             reply = yield from self._conversation(item, max_new_tokens, FREE, False, told)
             return made(item, reply)
@@ -116,14 +116,16 @@ class MusesparkBackend:
 
     def _conversation(
         self, item: Item, limit: int, thinking: str, oracle: bool, options: Mapping[str, Any]
-    ) -> Turn:
+    ) -> Conversation:
         begun = self._markers.empty_thought if thinking == EMPTY else []
         before = probed = computed = 0
         for zooms in range(ZOOMS + 1):
             try:
                 stream = self._ask(item, begun, limit, retain=oracle, **options)
             except ContextOverflow as error:
-                return Reply("", finished=False, raw=f"error: {error}")
+                return Reply("", finished=False, raw=f"error: {error}", too_long=True)
+            except InvalidRequest as error:  # what a chat template refuses
+                raise InvalidRequest(f"{item.where}: {error}") if item.where else error from None
             result = yield stream
             reply = self._reply(result)
             computed += reply.computed
@@ -143,25 +145,35 @@ class MusesparkBackend:
             reply.stable = reply.thinking_tokens
             if right(item, reply):
                 reply.stable = yield from self._stable(item, reply, before, limit, stream)
+            if attempt := first_attempt(reply.tokens, self._markers, self._text):
+                reply.first = yield from self._close(item, reply, attempt, limit, stream)
             _release(stream)
         return reply
 
-    def _stable(self, item: Item, reply: Reply, before: int, limit: int, stream: Stream) -> Turn:
-        """Backwards over the sentence ends for as long as a forced close answers right; all share
-        the keys and values of the reply. A close that the context has no room for is not right.
-        Thinking before a zoom counts in full."""
+    def _stable(
+        self, item: Item, reply: Reply, before: int, limit: int, stream: Stream
+    ) -> Conversation:
+        """Backwards over the sentence ends for as long as a forced close answers right. Thinking
+        before a zoom counts in full."""
         stable = reply.thinking_tokens
         for cut in reversed(cuts(reply.tokens, self._markers, self._text)):
-            forced = self._markers.forced(reply.tokens[: cut.written])
-            try:
-                asked = self._ask(item, forced, limit, base=stream.handle.retained)
-            except ContextOverflow:
-                break
-            result = yield asked
-            if not right(item, self._reply(result)):
+            if not (yield from self._close(item, reply, cut, limit, stream)):
                 break
             stable = before + cut.thinking
         return stable
+
+    def _close(
+        self, item: Item, reply: Reply, cut: Cut, limit: int, stream: Stream
+    ) -> Conversation:
+        """Whether the reply is right where its thought is closed at ``cut``. All closes share the
+        keys and values of the reply; one that the context has no room for is not right."""
+        forced = self._markers.forced(reply.tokens[: cut.written])
+        try:
+            asked = self._ask(item, forced, limit, base=stream.handle.retained)
+        except ContextOverflow:
+            return False
+        result = yield asked
+        return right(item, self._reply(result))
 
     def _request(
         self, item: Item, limit: int, *, retain: bool = False, **options: Any
@@ -216,13 +228,15 @@ class MusesparkBackend:
         )
 
 
-def run(turns: Iterator[Turn], total: int, progress: Callable[[int, int], None]) -> list[Any]:
+def run(
+    turns: Iterator[Conversation], total: int, progress: Callable[[int, int], None]
+) -> list[Any]:
     """Drives the conversations, ``_UNDER_WAY`` at a time; the oldest is waited for. What they hand
     out has ``drain()`` and ``close()`` as a Stream has."""
     replies: dict[int, Any] = {}
-    flying: deque[tuple[int, Turn, Any]] = deque()
+    flying: deque[tuple[int, Conversation, Any]] = deque()
 
-    def advance(index: int, turn: Turn, result: Any) -> None:
+    def advance(index: int, turn: Conversation, result: Any) -> None:
         try:
             flying.append((index, turn, turn.send(result)))
         except StopIteration as end:

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -31,6 +31,8 @@ from .zoom import NAME, opened
 Progress = Callable[[int, int], None]
 #: Of so many items in the words that training uses one is asked in held-out words too.
 HELD_SHARE = 5
+#: Draws for each instance that is wanted, at most.
+_TRIES = 50
 #: Training draws that the evaluation's instances are looked for in.
 OVERLAP_DRAWS = 20_000
 
@@ -64,7 +66,8 @@ def items_for(
     training never uses; not ``evaluation``: of the other side of the split, as training draws.
     ``calibration``: only those that thresholds are calibrated on, or only the others.
 
-    Instances are distinct, so there are fewer where a side of the split is smaller.
+    Instances are distinct, so there are fewer where a side of the split is smaller: see
+    :func:`fewer`.
     """
     generator = HeldOutWording if held_wording else Evaluation if evaluation else Random
     wording = "held" if held_wording else "seen"
@@ -74,7 +77,7 @@ def items_for(
             wanted = (more or {}).get(f"{task}/{level}", n)
             problems, tries = {}, 0
             rng = generator(f"{seed} {task} {level}")
-            while len(problems) < wanted and tries < 50 * wanted:
+            while len(problems) < wanted and tries < _TRIES * wanted:
                 tries += 1
                 problem = draw(rng, task, level, evaluation=evaluation)
                 if calibration in (None, is_calibration(split_of(task), problem.key)):
@@ -87,16 +90,52 @@ def items_for(
     return items
 
 
-def overlap(items: list[Item], draws: int, seed: int) -> int:
-    """How many of ``draws`` fresh training items are instances of ``items``: must be 0."""
-    held = {(split_of(i.task), i.key) for i in items}
-    rng, count = Random(seed), 0
+def fewer(
+    items: Iterable[Item],
+    tasks: Sequence[str],
+    levels: Sequence[str],
+    n: int,
+    more: dict[str, int] | None = None,
+) -> list[dict]:
+    """Of what :func:`items_for` gave for the same arguments, the tasks and levels that have fewer
+    instances than were wanted: {task, level, n, wanted}."""
+    found = Counter(
+        (i.task, i.level) for i in {(i.task, i.level, i.key): i for i in items}.values()
+    )
+    cells = [(task, level) for task in tasks for level in levels]
+    wanted = {(t, k): (more or {}).get(f"{t}/{k}", n) for t, k in cells}
+    return [
+        {"task": task, "level": level, "n": found[task, level], "wanted": count}
+        for (task, level), count in wanted.items()
+        if found[task, level] < count
+    ]
+
+
+def overlap(items: list[Item], draws: int, seed: int) -> dict[str, int]:
+    """Of ``draws`` fresh training items, how many are ``instances`` of ``items``, which must be 0;
+    and whatever their keys, how many without pictures are asked in the same words (``prompts``) and
+    how many hold one of the same calls, name and arguments (``calls``)."""
+    instances = {(split_of(i.task), i.key) for i in items}
+    prompts = {_prompt(i) for i in items if not i.pictures}
+    calls = {call for i in items for call in _calls(i)}
+    rng, found = Random(seed), {"instances": 0, "prompts": 0, "calls": 0}
     for k in range(draws):
         drawn = [mix.draw_training_item(rng, "main")]
         if k % 4 == 0:
             drawn += mix.draw_picture_items(rng)
-        count += sum((split_of(i.task), i.key) in held for i in drawn)
-    return count
+        for item in drawn:
+            found["instances"] += (split_of(item.task), item.key) in instances
+            found["prompts"] += not item.pictures and _prompt(item) in prompts
+            found["calls"] += not calls.isdisjoint(_calls(item))
+    return found
+
+
+def _prompt(item: Item) -> str:
+    return json.dumps(item.messages, sort_keys=True)
+
+
+def _calls(item: Item) -> list[str]:
+    return [json.dumps([c["name"], c["arguments"]], sort_keys=True) for c in item.calls or []]
 
 
 # ---- baselines ----------------------------------------------------------------------------------
@@ -105,8 +144,8 @@ def overlap(items: list[Item], draws: int, seed: int) -> int:
 def blinded(items: list[Item], how: str) -> list[Item]:
     """``items`` as a baseline sees them: without their pictures (``none``), ``grey`` pictures that
     show nothing, or ``swapped``: each question with the pictures of the next one of its task, level
-    and effort whose answer is another, or of the next one; where it is alone, of another level or
-    task; grey where there is no other of as many pictures."""
+    and effort whose answer is another; where none is, of its task, of any task; where all have one
+    answer, of the next one; grey where there is no other of as many pictures."""
     if how == "shown":
         return items
     if how == "swapped":
@@ -121,24 +160,31 @@ def _swapped(items: list[Item]) -> list[Item]:
             groups.setdefault(group, []).append(here)
 
     def other(here: int) -> Item:
-        item = items[here]
+        item, found = items[here], []
         for group in _groups_of(item):
             members = groups[group]
             at = members.index(here)
-            further = [
-                items[i]
-                for i in (*members[at + 1 :], *members[:at])
-                if items[i].key != item.key and len(items[i].pictures) == len(item.pictures)
-            ]
-            if further:
-                return next((o for o in further if o.answer != item.answer), further[0])
-        return _blinded(item, "grey")
+            further = [items[i] for i in (*members[at + 1 :], *members[:at])]
+            found += [o for o in further if _may_show(o, item)]
+            if others := [o for o in found if o.answer != item.answer]:
+                return others[0]
+        return found[0] if found else _blinded(item, "grey")
 
     swapped = {here: other(here).pictures for here in groups.get((), ())}
     return [
         replace(item, pictures=swapped[here]) if here in swapped else item
         for here, item in enumerate(items)
     ]
+
+
+def _may_show(other: Item, item: Item) -> bool:
+    """Whether the pictures of ``other`` may stand for those of ``item``: as many, of another scene,
+    and to be told with the same means (a picture to zoom into shows nothing without the tool)."""
+    return (
+        other.key != item.key
+        and len(other.pictures) == len(item.pictures)
+        and bool(other.tools) == bool(item.tools)
+    )
 
 
 def _groups_of(item: Item) -> list[tuple[str, ...]]:
@@ -161,6 +207,12 @@ def _unseen(message: dict) -> dict:
     return message | {"content": "".join(p["text"] for p in message["content"] if "text" in p)}
 
 
+def tells_pictures_apart(item: Item) -> bool:
+    """Whether another picture may change the answer: what is too small to read without the zoom
+    tool is "cannot tell" of every picture."""
+    return bool(item.tools) or item.task != "zooming"
+
+
 def without_zoom(items: list[Item]) -> list[Item]:
     """Those items that come with the zoom tool, without it."""
 
@@ -171,11 +223,12 @@ def without_zoom(items: list[Item]) -> list[Item]:
 
 
 def with_majority(items: list[Item], draws: int = 200) -> list[Reply]:
-    """For each item the most frequent answer of its task and level on the training side."""
+    """For each item the most frequent answer of its task and level on the training side, at the
+    sizes that evaluation asks."""
     known: dict[tuple[str, str], Reply] = {}
     for item in items:
         if (item.task, item.level) not in known:
-            rng = Random(f"{item.task} {item.level}")
+            rng = Evaluation(f"{item.task} {item.level}")
             drawn = [draw(rng, item.task, item.level, evaluation=False) for _ in range(draws)]
             told = Counter((p.answer, json.dumps(p.calls)) for p in drawn)
             answer, calls = told.most_common(1)[0][0]
@@ -185,22 +238,24 @@ def with_majority(items: list[Item], draws: int = 200) -> list[Reply]:
 
 def baselines(backend: Backend, items: list[Item], limit: int, progress: Progress) -> list[dict]:
     """Rows as :func:`score` has them, with ``baseline``: the same items as ``asked``, answered by
-    the ``majority`` of training, with ``no thought``, ``no image``, a ``swapped image``; and those
-    that come with the zoom tool with it and without."""
+    the ``majority`` of training, with ``no thought``, ``no image``, a ``swapped image`` (those
+    whose answer a picture may change); and those with the zoom tool with it and without."""
     seen = [i for i in items if i.pictures]
+    apart = [i for i in seen if tells_pictures_apart(i)]
     blind = without_zoom(items)
-    looking = [i for i in items if i.tools and i.pictures]
 
     def asked(some: list[Item], **how: Any) -> list[Reply]:
         return backend.reply(some, limit, progress=progress, **how)
 
+    replies = asked(items)
+    looking = [(i, r) for i, r in zip(items, replies, strict=True) if i.tools and i.pictures]
     told = {
-        "asked": (items, asked(items)),
+        "asked": (items, replies),
         "majority": (items, with_majority(items)),
         "no thought": (items, asked(items, thinking=EMPTY)),
         "no image": (seen, asked(blinded(seen, "none"))),
-        "swapped image": (seen, asked(blinded(seen, "swapped"))),
-        "zoom": (looking, asked(looking)),
+        "swapped image": (apart, asked(blinded(apart, "swapped"))),
+        "zoom": ([i for i, _ in looking], [r for _, r in looking]),
         "no zoom": (blind, asked(blind)),
     }
     return [
@@ -215,7 +270,12 @@ def baselines(backend: Backend, items: list[Item], limit: int, progress: Progres
 
 def score(items: list[Item], replies: list[Reply], seconds: float = 0.0) -> list[dict]:
     """One row per task, level, effort and wording. Thinking tokens are means; ``seconds`` is the
-    row's part of the whole run's, by the tokens computed: its items ran beside all others."""
+    row's part of the whole run's, by the tokens computed: its items ran beside all others.
+
+    Counts of replies that were ``checked``: their first attempt (:class:`lab.backends.Reply`) was
+    known, ``first_wrong``: it was wrong, ``repaired``: and the end right, ``spoiled``: it was right
+    and the end wrong.
+    """
     groups: dict[tuple, list[tuple[Item, Reply]]] = {}
     for item, reply in zip(items, replies, strict=True):
         groups.setdefault((item.task, item.level, item.effort, item.wording), []).append(
@@ -247,6 +307,7 @@ def _row(group: list[tuple[Item, Reply]], each: float) -> dict:
         marks.setdefault(i.key, []).append(right(i, r))
     correct = sum(map(sum, marks.values()))
     stable = [r.stable for r in replies]
+    ends = [(r.first, right(i, r)) for i, r in group if r.first is not None]
     return {
         "task": item.task,
         "level": item.level,
@@ -259,7 +320,12 @@ def _row(group: list[tuple[Item, Reply]], each: float) -> dict:
         "thinking_tokens": round(sum(r.thinking_tokens for r in replies) / n, 1),
         "stable_oracle_tokens": None if None in stable else round(sum(stable) / n, 1),
         "seconds": round(sum(r.computed for r in replies) * each, 2),
+        "checked": len(ends),
+        "first_wrong": sum(not first for first, _ in ends),
+        "repaired": ends.count((False, True)),
+        "spoiled": ends.count((True, False)),
         "unfinished": sum(not r.finished for r in replies),
+        "too_long": sum(r.too_long for r in replies),
         "accuracy": round(correct / n, 4),
         "interval": [round(v, 4) for v in clustered(marks)],
     }
@@ -271,21 +337,28 @@ def evaluate(
     max_new_tokens: int = 400,
     dump: Path | None = None,
     *,
+    pictures: str = "shown",
     oracle: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> list[dict]:
-    """Reply, grade, and write the raw outputs to ``dump`` (JSON lines) for others to grade."""
+    """Reply, grade, and write the raw outputs to ``dump`` (JSON lines) for others to grade.
+
+    ``pictures``: what is shown of them (:func:`blinded`). Rows are of the items as they are, the
+    dump has what was asked.
+    """
     begin = time.monotonic()
-    replies = backend.reply(items, max_new_tokens, oracle=oracle, progress=progress)
+    asked = blinded(items, pictures)
+    replies = backend.reply(asked, max_new_tokens, oracle=oracle, progress=progress)
     seconds = time.monotonic() - begin
     if dump:
-        pairs = zip(items, replies, strict=True)
-        lines = [json.dumps(told(*pair), ensure_ascii=False) + "\n" for pair in pairs]
+        records = [dump_record(*pair) for pair in zip(asked, replies, strict=True)]
+        told = [r | {"modality": i.modality} for i, r in zip(items, records, strict=True)]
+        lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in told]
         write_whole(dump, "".join(lines).encode())
     return score(items, replies, seconds)
 
 
-def told(item: Item, reply: Reply) -> dict:
+def dump_record(item: Item, reply: Reply) -> dict:
     """An item and its reply for the dump: prompt, gold and raw output; pictures' SHA-256."""
     pictures = [
         {"shape": p.pixels.shape, "sha256": hashlib.sha256(p.pixels.tobytes()).hexdigest()}
@@ -307,6 +380,7 @@ def told(item: Item, reply: Reply) -> dict:
         "raw": reply.raw,
         "thinking_tokens": reply.thinking_tokens,
         "stable_oracle_tokens": reply.stable,
+        "first_right": reply.first,
         "finished": reply.finished,
         "correct": bool(right(item, reply)),
     }

@@ -1,7 +1,9 @@
-"""Forms that items may take: cut by a budget, drafts to refine, after other turns.
+"""Forms that items may take: cut by a budget, without a thought, drafts to refine, after other
+turns, beside tools.
 
-They are what decoding does to thoughts later: a budget closes a thought with ``CLOSING``, several
-drafts come back in a workspace, a conversation goes on after earlier questions.
+They are what decoding and callers do to turns later: a budget closes a thought with ``CLOSING``, or
+bare where that does not fit, or lets none begin; several drafts come back in a workspace; a
+conversation goes on after earlier questions; tools are there that nobody needs.
 """
 
 from __future__ import annotations
@@ -20,14 +22,31 @@ _REFINE = "Check the drafts and answer."
 def cut(item: Item, r: Random) -> Item:
     """``item`` with its thought ended by the closing message: after some step, or in half of them
     after a sentence, which is where budgets and probes end thoughts. In the middle of a check too,
-    where the answer is still that of the first route."""
+    where the answer is still that of the first route. One in eight is ended at once, one in four
+    anywhere without the message."""
     thought = (item.thought or "").replace(WRONG_OPEN, "").replace(WRONG_CLOSE, "")
     ends = [i + 1 for i, c in enumerate(thought) if c in ",.;" and i + 1 < len(thought)]
     if not ends or WRONG_OPEN in (item.thought or ""):
         return item
+    how = r.random()
+    if how < 0.125:
+        return replace(item, thought=f"{WRONG_OPEN}{CLOSING}{WRONG_CLOSE}")
+    if how < 0.375:
+        return replace(item, thought=thought[: r.randint(1, len(thought) - 1)], forced=True)
     sentences = [i for i in ends if thought[i - 1] == "." and thought[i].isspace()]
     kept = thought[: r.choice(sentences if sentences and r.random() < 0.5 else ends)]
     return replace(item, thought=f"{kept}{WRONG_OPEN}{CLOSING}{WRONG_CLOSE}")
+
+
+def direct(item: Item) -> Item:
+    """``item`` answered without a thought, which whoever runs the model did not let begin; as it is
+    where its reply is a call."""
+    return item if item.calls else replace(item, thought=None, forced=True)
+
+
+def beside(item: Item, tools: list[dict]) -> Item:
+    """``item``, which has no tools, beside some that it has no use for."""
+    return item if item.tools else replace(item, tools=tools)
 
 
 def drafts(problem: Problem, effort: str, r: Random, count: int) -> Item:

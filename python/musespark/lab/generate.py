@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from ..errors import InvalidRequest
 from ..vision.render.png import encode
 from ..weights.files import write_whole
 from .arguments import at_least, chosen_of
-from .evaluate import items_for
+from .card import fewer_told
+from .evaluate import fewer, items_for
 from .item import LEVELS, Item
 from .tasks import EVALUATED
 
@@ -42,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     levels = chosen_of(args.levels, LEVELS, "--levels")
     evaluation = args.split == "evaluation"
     items = items_for(tasks, levels, ["medium"], args.n, args.seed, evaluation=evaluation)
+    for cell in fewer(items, tasks, levels, args.n):
+        print("fewer than wanted:", fewer_told(cell), file=sys.stderr)
     path = write_items(items, Path(args.folder))
     print(f"{len(items)} items of the {args.split} side, seed {args.seed}: {path}")
 

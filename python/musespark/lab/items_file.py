@@ -15,13 +15,15 @@ import hashlib
 import json
 import re
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
 from ..text import checked_tools
 from ..vision.pixels import open_named
-from .item import EFFORTS, Item, boxes_in, grade
+from .grading import boxes_in, grade
+from .item import EFFORTS, Item
 from .raster import Picture
 
 KINDS = ("number", "string", "set", "json", "call", "box", "boxes", "expression")
@@ -115,7 +117,7 @@ def _item(given: Any, where: str, folder: Path) -> Item:
     effort = given.get("effort", "")
     if "effort" in given and effort not in EFFORTS:
         raise InvalidRequest(f"{where}: effort: {effort!r:.60}, allowed are {', '.join(EFFORTS)}")
-    more = {"tools": tools, "calls": calls, "pictures": pictures or None}
+    more = {"tools": tools, "calls": calls, "pictures": pictures or None, "where": where}
     item = Item(task, level, effort, key, messages, None, told, kind, **more)
     if calls is None and not grade(item, told):
         raise InvalidRequest(f"{where}: answer: {told!r:.60} is no {kind}")
@@ -145,7 +147,7 @@ def _answer(answer: Any, kind: str, where: str) -> str:
         answer = "[" + ",".join(map(str, answer)) + "]"
     if not isinstance(answer, (str, int, float)) or isinstance(answer, bool):
         raise InvalidRequest(f"{where}: answer: {answer!r:.60} is no {kind}")
-    told = str(answer)
+    told = f"{Decimal(repr(answer)):f}" if isinstance(answer, float) else str(answer)
     boxes = len(boxes_in(told))
     if (kind == "box" and boxes != 1) or (kind == "boxes" and not boxes):
         raise InvalidRequest(f"{where}: answer: {told!r:.60}, a box is [x0,y0,x1,y1]")

@@ -11,11 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from .formats import CLOSING
 
 #: A full stop, question or exclamation mark before a space or the end, or a line's end after none.
 _SENTENCE = re.compile(r"[.!?](?=\s|$)|(?<![.!?])\n")
+#: What a first attempt is followed by (``item.compose``).
+_REVIEW = re.compile(r"\n(?:Check|Another way):")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,22 @@ def cuts(ids: Sequence[int], markers: Markers, text_of: Callable[[int], str]) ->
                 found.append(Cut(first + k, thinking + k))
         thinking += len(texts)
     return [cut for cut in found if cut.thinking < thinking]
+
+
+def first_attempt(
+    ids: Sequence[int], markers: Markers, text_of: Callable[[int], str]
+) -> Cut | None:
+    """Where the first attempt of a reply's thoughts ends: before the first line that begins a check
+    or another way; None where there is none. Of a line that begins inside a token: behind it."""
+    thinking = 0
+    for first, last in thoughts(ids, markers):
+        texts = [text_of(i) for i in ids[first:last]]
+        if review := _REVIEW.search("".join(texts)):
+            lengths = accumulate(map(len, texts))
+            k = next(k for k, length in enumerate(lengths, 1) if length >= review.start())
+            return Cut(first + k, thinking + k)
+        thinking += len(texts)
+    return None
 
 
 def thinking_tokens(ids: Sequence[int], markers: Markers) -> int:

@@ -10,6 +10,7 @@ twice as long. Prose is cut to fit.
 from __future__ import annotations
 
 import multiprocessing
+import queue
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -25,6 +26,7 @@ from .raster import CELL, LABEL_WIDTH, PATCH, SIZE, Picture
 from .tasks import TASKS, nlvr, text
 
 IGNORE = -100
+_LOOK_S = 2  # how often a wait for a batch looks whether anybody makes one
 #: Patch labels that no head is trained on.
 UNLABELLED = 255
 _DROPOUT_RATE, _DROPOUT_SHARE = 0.1, 0.1
@@ -148,6 +150,7 @@ class Packer:
         item = (
             self.rng.choice(self.rollouts) if own else mix.draw_training_item(self.rng, self.phase)
         )
+        item = mix.offered(item, self.rng)
         return plain_sample(*self._encoded(item), item.task, item.pictures)
 
     def _encoded(self, item: Item, dropped: bool | None = None) -> tuple[list[int], list[bool]]:
@@ -340,12 +343,22 @@ class Source:
             process.start()
 
     def get(self, phase: str) -> Batch:
-        """The next batch of ``phase``."""
+        """The next batch of ``phase``. RuntimeError where a process that makes them has died: what
+        it died of stands on standard error."""
         if phase != self.phase:
             self.close()
             self._seed += 1
             self._start(phase)
-        return self._queue.get()
+        while True:
+            try:
+                return self._queue.get(timeout=_LOOK_S)
+            except queue.Empty:
+                dead = [p.exitcode for p in self._processes if not p.is_alive()]
+                if dead:
+                    raise RuntimeError(
+                        f"{len(dead)} of {self._workers} processes that make batches ended, with "
+                        f"{dead[0]}"
+                    ) from None
 
     def close(self) -> None:
         """End the workers."""

@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--out", metavar="FILE", help="default: RUN/plot.svg")
     args = p.parse_args(argv)
     run = Path(args.run)
+    if not run.is_dir():
+        raise InvalidRequest(f"RUN: there is no folder {run}")
     out = Path(args.out or run / "plot.svg")
     check_targets({"--out": str(out)})
     write_whole(out, drawn(run).encode())

@@ -100,14 +100,20 @@ def _turn(header: str, content: str | list[Piece]) -> list[Piece]:
 
 def reply_pieces(item: Item) -> list[Piece]:
     """What the model is to write: an optional thought, then calls or an answer."""
-    return written_pieces(item.thought, item.answer, item.calls or [])
+    return written_pieces(item.thought, item.answer, item.calls or [], forced=item.forced)
 
 
-def written_pieces(thought: str | None, answer: str, calls: list[dict]) -> list[Piece]:
-    """An assistant turn after its ``<|start|>assistant``, trained but for wrong steps."""
+def written_pieces(
+    thought: str | None, answer: str, calls: list[dict], *, forced: bool = False
+) -> list[Piece]:
+    """An assistant turn after its ``<|start|>assistant``, trained but for wrong steps; where it is
+    ``forced`` but for the thought and what ends it, or for the header of an answer without one."""
     pieces: list[Piece] = []
+    if thought is None and forced:
+        return [(" to=user", False), (tok.MESSAGE, False), (answer, True), (tok.EOT, True)]
     if thought is not None:
-        pieces += [(" to=self", True), (tok.MESSAGE, True), *_masked(thought), (tok.EOM, True)]
+        told = [(thought, False)] if forced else _masked(thought)
+        pieces += [(" to=self", True), (tok.MESSAGE, True), *told, (tok.EOM, not forced)]
         pieces += [(tok.START, True), ("assistant", True)]
     for i, call in enumerate(calls):
         pieces += [(tok.EOM, True), (tok.START, True), ("assistant", True)] if i else []

@@ -33,10 +33,9 @@ from ..steering import ControlVector
 from ..thinking.sentences import thought_spans
 from ..weights.files import write_whole
 from .arguments import at_least, check_targets, chosen_of
-from .backends import Reply
+from .backends import Reply, right
 from .bench_thinking import TASKS, spread
 from .engine import MusesparkBackend
-from .evaluate import right
 from .item import EFFORTS, LEVELS, Item
 from .paired import Outcomes, Resampled, rows
 from .progress import Bar

@@ -46,10 +46,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--rows",
         type=int,
-        default=20,
+        default=14,
         help="rows per step and process (0: pictures alone, for the tower and its heads)",
     )
-    p.add_argument("--length", type=int, default=256, help="tokens per row")
+    p.add_argument("--length", type=int, default=384, help="tokens of a row; twice that for longer")
     p.add_argument("--lr", type=float, default=3e-3)
     p.add_argument("--warmup", type=int, default=100, help="steps")
     p.add_argument(
@@ -79,7 +79,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default=10**9,
         help="stop (with a checkpoint) after this many steps in this run",
     )
-    args = p.parse_args(argv)
+    return _checked(p, p.parse_args(argv))
+
+
+def _checked(p: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
     if args.pictures is None:
         args.pictures = max(1, args.rows // 2)
     if args.rows < 1 and not (args.rows == 0 and args.pictures > 0 and args.heads > 0):
@@ -87,6 +90,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             f"--rows: got {args.rows} beside --pictures {args.pictures} and "
             f"--heads {args.heads:g}; allowed is 1 or more, or 0 where both of those are above 0"
         )
+    if args.books and not Path(args.books).is_dir():
+        p.error(f"--books: there is no folder {args.books}")
+    for name in ("nlvr", "rollouts"):
+        path = getattr(args, name)
+        if path and not Path(path).is_file():
+            p.error(f"--{name}: there is no file {path}")
+        if path and not Path(path).stat().st_size:
+            p.error(f"--{name}: {path} is empty")
     return args
 
 

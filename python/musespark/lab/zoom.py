@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .item import Item, boxes_in
+from .grading import boxes_in
+from .item import Item
 from .raster import CELL, Picture
 
 NAME = "image_zoom_in_tool"
@@ -31,6 +32,70 @@ TOOL = {
         },
     },
 }
+
+
+def _tool(name: str, description: str, required: tuple[str, ...], **properties: dict) -> dict:
+    schema = {"type": "object", "properties": properties, "required": list(required)}
+    told = f"{description} {_COUNTED}"
+    return {
+        "type": "function",
+        "function": {"name": name, "description": told, "parameters": schema},
+    }
+
+
+_COUNTED = "Coordinates are from 0 to 1000 across the image, whatever its size, x before y."
+_BOX = {
+    "type": "array",
+    "items": {"type": "number"},
+    "minItems": 4,
+    "maxItems": 4,
+    "description": "[x1, y1, x2, y2]: left, top, right, bottom",
+}
+_POINTS = {
+    "type": "array",
+    "items": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+    "minItems": 2,
+    "maxItems": 64,
+    "description": "points [x, y]",
+}
+_INDEX = {"type": "integer", "description": "which image, counted from 0"}
+#: The tools of ``Model.look`` as it names them to Nano, word for word (a test compares): written
+#: out because training runs without the rest of the package.
+SHIPPED = (
+    _tool(
+        NAME,
+        "Cuts a part out of an image and shows it to you as a new image, from the original at full "
+        "resolution. Use it for what is too small to be seen.",
+        ("bbox_2d", "label", "img_idx"),
+        bbox_2d=_BOX,
+        label={"type": "string", "description": "what the part shows"},
+        img_idx=_INDEX,
+    ),
+    _tool(
+        "rotate",
+        "Turns an image clockwise and shows it to you as a new image.",
+        ("degrees", "img_idx"),
+        degrees={"type": "integer", "enum": [90, 180, 270]},
+        img_idx=_INDEX,
+    ),
+    _tool(
+        "measure",
+        "Measures exactly, in pixels of the original: the distance of two points, the angle at the "
+        "second of three, or the area of the polygon of three and more.",
+        ("what", "points", "img_idx"),
+        what={"type": "string", "enum": ["distance", "angle", "area"]},
+        points=_POINTS,
+        img_idx=_INDEX,
+    ),
+    _tool(
+        "read_colors",
+        "Reads the colours of a part of an image: the most frequent, the mean, the extremes.",
+        ("bbox_2d", "img_idx"),
+        bbox_2d=_BOX,
+        img_idx=_INDEX,
+        most={"type": "integer", "enum": [1, 3, 5, 8], "default": 5},
+    ),
+)
 
 
 def crop(picture: Picture, box: tuple[int, int, int, int]) -> Picture:

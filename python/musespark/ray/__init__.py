@@ -41,8 +41,8 @@ from musespark.grammar import GRAMMAR_OPTIONS
 from musespark.loading import LOAD_OPTIONS, MAX_THREADS
 from musespark.options import (
     AGENT_OPTIONS,
+    CALL_OPTIONS,
     CHAT_OPTIONS,
-    TOOL_CHOICE,
     GenerationOptions,
     integer,
     refuse_unknown,
@@ -69,7 +69,7 @@ __all__ = ["chat", "generate"]
 BATCH_ROWS = 256  # some times what an engine runs at once, so that it idles at few ends
 # What a row may have done wrong; all else is the worker's or the engine's, and ends the job.
 _OF_A_ROW = (InvalidRequest, UnsupportedModel, CorruptFile, MemoryBudgetExceeded)
-_CHAT_ONLY = (*CHAT_OPTIONS, TOOL_CHOICE, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *AGENT_OPTIONS)
+_CHAT_ONLY = (*CHAT_OPTIONS, *CALL_OPTIONS, *THOUGHT_OPTIONS, *THINKING_OPTIONS, *AGENT_OPTIONS)
 _NO_COLUMN = ("logprobs", SIGNALS)  # options whose results no column holds
 _ANY_VOCAB = 2**31  # the driver has no model; a worker checks token ids
 

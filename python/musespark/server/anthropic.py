@@ -28,6 +28,7 @@ from musespark.server.wire import (
     Schema,
     Served,
     Text,
+    TextEvents,
     Tokens,
     held_calls,
     named_choice,
@@ -114,7 +115,7 @@ Turn = Annotated[UserTurn | AssistantTurn, Field(discriminator="role")]
 
 class InputSchema(Body):
     model_config = Body.model_config | {"extra": "allow"}
-    type: Literal["object"]
+    type: Literal["object"] | None = None  # a root may be a union or a reference
 
 
 class Tool(Block):
@@ -127,13 +128,13 @@ class Tool(Block):
 
 class Choice(Body):
     type: Literal["auto", "none", "any"]
-    disable_parallel_tool_use: Literal[False] | None = None
+    disable_parallel_tool_use: bool | None = None
 
 
 class NamedChoice(Body):
     type: Literal["tool"]
     name: Text
-    disable_parallel_tool_use: Literal[False] | None = None
+    disable_parallel_tool_use: bool | None = None
 
 
 class Enabled(Body):
@@ -286,11 +287,12 @@ def _calls(body: CountBody) -> dict[str, Any]:
     else:
         choice = None if chosen is None else chosen.type.replace("any", "required")
     strict = any(tool.strict for tool in tools)
-    return held_calls([_tool(tool) for tool in tools], choice, strict=strict)
+    parallel = None if chosen is None else not chosen.disable_parallel_tool_use
+    return held_calls([_tool(tool) for tool in tools], choice, strict=strict, parallel=parallel)
 
 
 def _tool(tool: Tool) -> dict[str, Any]:
-    function = {"name": tool.name, "parameters": tool.input_schema.model_dump()}
+    function = {"name": tool.name, "parameters": tool.input_schema.model_dump(exclude_unset=True)}
     if tool.description is not None:
         function["description"] = tool.description
     return {"type": "function", "function": function}
@@ -350,6 +352,7 @@ class Messages:
         self._head = {"id": new_id("msg_"), "type": "message", "role": "assistant"}
         self._head["model"] = body.model
         self._blocks, self._open = 0, ""
+        self._texts = TextEvents(_text_delta)
 
     def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
         (one,) = ended
@@ -375,9 +378,9 @@ class Messages:
         if delta.channel == "tool":
             return []  # the call comes when it is whole
         thinks = delta.channel == "reasoning"
-        kind, field = ("thinking", "thinking") if thinks else ("text", "text")
+        kind = "thinking" if thinks else "text"
         events = self._begin_block(kind, _thinking("") if thinks else {"type": "text", "text": ""})
-        return [*events, self._delta({"type": f"{kind}_delta", field: delta.text})]
+        return [*events, self._texts.of(delta.text, kind, self._blocks)]
 
     def ended(self, one: Ended) -> list[Event]:
         usage = _usage(one.result.usage)
@@ -420,6 +423,11 @@ class Messages:
 
 def _event(kind: str, **fields: Any) -> Event:
     return Event({"type": kind, **fields}, kind)
+
+
+def _text_delta(text: str, kind: str, block: int) -> Event:
+    delta = {"type": f"{kind}_delta", kind: text}
+    return _event("content_block_delta", index=block, delta=delta)
 
 
 def _thinking(text: str) -> dict[str, Any]:

@@ -42,7 +42,15 @@ from musespark.server.openai_shared import openai_error
 from musespark.server.openapi import Operation, document
 from musespark.server.page_files import page_routes
 from musespark.server.security import Access, Denied, client_of
-from musespark.server.transport import ENDS, EventStream, Refused, as_json, body_of, until_gone
+from musespark.server.transport import (
+    ENDS,
+    Bodies,
+    EventStream,
+    Refused,
+    as_json,
+    body_of,
+    until_gone,
+)
 from musespark.server.turns import QueueFull
 from musespark.server.wire import Failure, Served, UnknownModel, field_of
 from musespark.server.work import Work
@@ -126,27 +134,19 @@ class Server:
         handlers = {HTTPException: self._not_found}
         inner = Starlette(routes=routes, exception_handlers=handlers)
         inner.router.redirect_slashes = False  # a redirect would repeat the Host of the request
-        self.app = _Guard(inner, access, self.meter)
+        bodies = Bodies(limits.bodies_bytes, self.work.retry_after)
+        self.app = _Guard(inner, access, self.meter, bodies, self.failure_of)
 
     # ---- protocols ----------------------------------------------------------------------------
 
     def _post(self, path: str, act: Callable[[Request], Any]) -> Callable[[Request], Any]:
-        error_body = anthropic.CountTokens.error_body if _is_anthropic(path) else openai_error
-
-        def told(error: Exception) -> Response:
-            failure = self.failure_of(error)
-            more = {"Retry-After": str(failure.retry_after)} if failure.retry_after else {}
-            return as_json(error_body(failure), failure.status, **more)
-
         async def answer(request: Request) -> Response:
             try:
                 return await act(request)
             except ClientDisconnect:
                 return Response(status_code=_GONE)
-            except asyncio.CancelledError:  # only a server that ends cancels a request's task
-                return told(ENDS)
             except Exception as error:
-                return told(error)
+                return _told(self.failure_of(error), path)
 
         return answer
 
@@ -272,7 +272,9 @@ class Server:
         told = self._without_paths(str(error))
         if isinstance(error, QueueFull):
             return Failure(429, told, "queue_full", error.retry_after)
-        if isinstance(error, (Refused, Denied)):
+        if isinstance(error, Refused):
+            return Failure(error.status, told, retry_after=error.retry_after)
+        if isinstance(error, Denied):
             return Failure(error.status, told)
         if isinstance(error, UnknownModel):
             return Failure(404, told, "model_not_found")
@@ -301,8 +303,12 @@ def _code(error: Exception) -> str:
     return "unsupported" if isinstance(error, UnsupportedModel) else "invalid_request"
 
 
-def _is_anthropic(path: str) -> bool:
-    return path.startswith(anthropic.PATH)
+def _told(failure: Failure, path: str) -> Response:
+    """An error as the protocol of a path writes it."""
+    messages = path.startswith(anthropic.PATH)
+    error_body = anthropic.CountTokens.error_body if messages else openai_error
+    more = {"Retry-After": str(failure.retry_after)} if failure.retry_after else {}
+    return as_json(error_body(failure), failure.status, **more)
 
 
 def _client(request: Request) -> str:
@@ -311,10 +317,20 @@ def _client(request: Request) -> str:
 
 
 class _Guard:
-    """Before every route: whether one may ask. Behind every answer: headers, and that it counts."""
+    """Before every route: whether one may ask, and how much. Behind every answer: headers, and that
+    it counts. A request whose task is cancelled is told that the server ends, for nobody else
+    cancels one that runs; the cancellation then goes on to who asked for it."""
 
-    def __init__(self, inner: ASGIApp, access: Access, meter: Meter):
-        self._inner, self._access, self._meter = inner, access, meter
+    def __init__(
+        self,
+        inner: ASGIApp,
+        access: Access,
+        meter: Meter,
+        bodies: Bodies,
+        failure_of: Callable[[Exception], Failure],
+    ):
+        self._inner, self._access, self._meter, self._bodies = inner, access, meter, bodies
+        self._failure_of = failure_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -323,10 +339,12 @@ class _Guard:
         if scope["type"] != "http":
             raise RuntimeError(f"no {scope['type']} is served here")
         path = scope["path"]
-        label = path if path in _PATHS else "other"
+        label, started = path if path in _PATHS else "other", False
 
         async def counted(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 self._meter.answered(label, message["status"])
                 headers = [*message.get("headers", ()), _NOSNIFF]
                 if all(name != _NO_STORE[0] for name, _ in headers):
@@ -337,12 +355,15 @@ class _Guard:
         try:
             self._check(Request(scope), path)
         except Denied as denied:
-            failure = Failure(denied.status, str(denied))
-            messages = _is_anthropic(path)
-            body = anthropic.CountTokens.error_body if messages else openai_error
-            await as_json(body(failure), denied.status)(scope, receive, counted)
+            await _told(self._failure_of(denied), path)(scope, receive, counted)
             return
-        await self._inner(scope, receive, counted)
+        with self._bodies.counted(receive) as bounded:
+            try:
+                await self._inner(scope, bounded, counted)
+            except asyncio.CancelledError:
+                if not started:  # a stream tells it itself
+                    await _told(self._failure_of(ENDS), path)(scope, receive, counted)
+                raise
 
     def _check(self, request: Request, path: str) -> None:
         self._access.check(request.headers, request.headers.getlist("host"))

@@ -16,10 +16,11 @@ from musespark.server.wire import Job
 
 @dataclass(frozen=True)
 class Limits:
-    """``body_bytes``: of a request. ``messages``: of a conversation. ``images``: of a request, of
-    ``image_pixels`` each and ``pixels`` together. ``tools``: of a request. ``schema_bytes``: of one
-    schema or grammar, as JSON. ``prompts``: texts to embed. ``choices``: answers to a request, of
-    all its prompts.
+    """``body_bytes``: of a request; ``bodies_bytes``: of all that are read or not answered yet,
+    beyond which 429 is answered; in memory they are some times as large. ``messages``: of a
+    conversation. ``images``: of a request, of ``image_pixels`` each and ``pixels`` together.
+    ``tools``: of a request. ``schema_bytes``: of one schema or grammar, as JSON. ``prompts``: texts
+    to embed. ``choices``: answers to a request, of all its prompts.
 
     ``running``: answers in the engine at once, where each of several agents is one; ``waiting``:
     more that wait, behind which 429 is answered. ``read_seconds``: for a body to come;
@@ -27,6 +28,7 @@ class Limits:
     """
 
     body_bytes: int = 32 << 20
+    bodies_bytes: int = 128 << 20
     messages: int = 4096
     images: int = 16
     image_pixels: int = 1 << 25
@@ -46,6 +48,11 @@ class Limits:
                 real(name, value, 1e-3, 1e6, "seconds: 0.001 to a million")
             else:
                 integer(name, value, 0 if name == "waiting" else 1)
+        if self.bodies_bytes < self.body_bytes:
+            raise InvalidRequest(
+                f"bodies_bytes: got {self.bodies_bytes}, allowed is at least body_bytes, "
+                f"{self.body_bytes}"
+            )
 
     def check(self, job: Job) -> None:
         """InvalidRequest for what is too much of a job, naming it, how much and how much may be."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
     from musespark.model import Model
@@ -19,7 +22,8 @@ _FIRST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BETWEEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _KINDS = ("prompt", "cached", "completion", "reasoning", "probe", "image")
 # Of the engine's counters, those that are of interest beside each other.
-_ENGINE = ("waiting", "running", "kv_bytes_used", "kv_bytes_limit", "prefix_bytes", "preemptions")
+_ENGINE = ("waiting", "running", "preemptions", "prefix_bytes")
+_ENGINE += ("kv_bytes_used", "kv_bytes_allocated", "kv_bytes_limit")
 
 
 class Meter:
@@ -38,22 +42,19 @@ class Meter:
         self._tokens = Counter("musespark_tokens", "Tokens.", ["kind"], registry=registry)
         for kind in _KINDS:
             self._tokens.labels(kind)
-        self._queue = Histogram(
-            "musespark_queue_seconds", "Waiting for a turn.", buckets=_FIRST_S, registry=registry
-        )
-        self._first = Histogram(
-            "musespark_first_piece_seconds",
+        self._queue = _Times("queue_seconds", "Waiting for a turn.", _FIRST_S)
+        self._first = _Times(
+            "first_piece_seconds",
             "From a turn's beginning to the first piece of its answer.",
-            buckets=_FIRST_S,
-            registry=registry,
+            _FIRST_S,
         )
-        self._between = Histogram(
-            "musespark_between_pieces_seconds",
+        self._between = _Times(
+            "between_pieces_seconds",
             "Between two pieces of an answer; a piece may be several tokens.",
-            buckets=_BETWEEN_S,
-            registry=registry,
+            _BETWEEN_S,
         )
-        registry.register(_EngineStats(model))
+        for collector in (self._queue, self._first, self._between, _EngineStats(model)):
+            registry.register(collector)
 
     def answered(self, path: str, status: int) -> None:
         """A request has been answered; ``path``: one of the server's own."""
@@ -84,7 +85,7 @@ class Meter:
 class Clock:
     """Times the pieces of one answer."""
 
-    def __init__(self, first: Histogram, between: Histogram):
+    def __init__(self, first: _Times, between: _Times):
         self._histogram, self._between, self._last = first, between, time.monotonic()
 
     def tick(self) -> None:
@@ -92,6 +93,24 @@ class Clock:
         now = time.monotonic()
         self._histogram.observe(now - self._last)
         self._histogram, self._last = self._between, now
+
+
+class _Times:
+    """A histogram of seconds that one thread observes: prometheus_client's own locks, and looks
+    through its buckets, for each value, and there is one for each piece of each answer."""
+
+    def __init__(self, name: str, about: str, bounds: Sequence[float]):
+        self._name, self._about, self._bounds = f"musespark_{name}", about, bounds
+        self._counts, self._sum = [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterator[Any]:
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        buckets = [*zip(names, accumulate(self._counts), strict=True)]
+        yield HistogramMetricFamily(self._name, self._about, buckets, self._sum)
 
 
 class _EngineStats:

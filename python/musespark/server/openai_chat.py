@@ -5,7 +5,7 @@ Beyond the protocol a body may have the options of :class:`musespark.server.wire
 :class:`musespark.ContemplatingOptions`. Messages and deltas have the thought as ``reasoning`` and
 as ``reasoning_content``; of several agents there are deltas ``agent``. The end of a choice has its
 ``timings`` in seconds, with ``visual_trace: true`` the :class:`musespark.VisualTrace` of an answer
-about images, and what became of each of several agents.
+about images (null where there were none), and what became of each of several agents.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,7 @@ from musespark.server.openai_shared import (
     AnyObject,
     AnyText,
     Budget,
+    Chosen,
     CompletionExchange,
     CompletionOptions,
     Effort,
@@ -45,9 +46,13 @@ from musespark.server.wire import (
     Job,
     Served,
     Text,
+    TextEvents,
     Tokens,
     named_choice,
 )
+
+if TYPE_CHECKING:
+    from musespark.vision.trace import VisualTrace
 
 PATH = "/v1/chat/completions"
 
@@ -134,6 +139,19 @@ class NamedChoice(Body):
     function: FunctionName
 
 
+class AllowedTools(Body):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedChoice], Field(min_length=1)]
+
+
+class AllowedChoice(Body):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+ToolChoice = Annotated[NamedChoice | AllowedChoice, Field(discriminator="type")]
+
+
 class OfSchema(Body):
     type: Literal["json_schema"]
     json_schema: NamedSchema
@@ -151,7 +169,7 @@ class ChatBody(CompletionOptions):
     logprobs: bool | None = None
     top_logprobs: Alternatives | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: Format | None = None
     reasoning_effort: Effort | None = None
@@ -242,18 +260,25 @@ def job_of(body: ChatBody) -> Job:
     names = ("reasoning_effort", "thinking_token_budget", "mode", "n_agents", "rounds")
     names += ("aggregate", "continue_final_message")
     options = {name: getattr(body, name) for name in names}
-    format, choice = body.response_format, body.tool_choice
+    format = body.response_format
     options |= {
         "max_new_tokens": most_tokens(body),
         "logprobs": max(1, body.top_logprobs or 0) if body.logprobs else None,
         "json_schema": schema_of(format.json_schema if isinstance(format, OfSchema) else format),
     }
-    if isinstance(choice, NamedChoice):
-        choice = named_choice(choice.function.name)
     functions = [tool.function for tool in body.tools or ()]
-    options |= calls_of(functions, choice, body.parallel_tool_calls)
+    options |= calls_of(functions, _chosen(body.tool_choice), body.parallel_tool_calls)
     messages = plain_messages(body.messages)
     return Job(True, (messages,), options | body.sampling(), choices)
+
+
+def _chosen(choice: str | NamedChoice | AllowedChoice | None) -> Chosen:
+    if isinstance(choice, NamedChoice):
+        return Chosen(named_choice(choice.function.name))
+    if isinstance(choice, AllowedChoice):
+        allowed = choice.allowed_tools
+        return Chosen(allowed.mode, [tool.function.name for tool in allowed.tools])
+    return Chosen(choice)
 
 
 # ---- what is answered ---------------------------------------------------------------------------
@@ -280,6 +305,7 @@ class ChatCompletions(CompletionExchange):
         self.job = job_of(self._body)
         self._calls = dict[int, int]()
         self._agents = self._body.mode == CONTEMPLATING
+        self._texts = TextEvents(self._text)
 
     def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
         return self._whole([self._choice(one) for one in ended], ended)
@@ -312,14 +338,18 @@ class ChatCompletions(CompletionExchange):
         end["timings"] = {name: getattr(result.timings, name) for name in _TIMINGS}
         if result.malformed_tool_calls:
             end["malformed_tool_calls"] = list(result.malformed_tool_calls)
-        if self._body.visual_trace and result.trace is not None:
-            # By the name it goes by here: where the model's files lie is nobody's concern.
-            trace = replace(result.trace, model=self._body.model)
-            end["visual_trace"] = json.loads(trace.to_json())
+        if self._body.visual_trace:
+            end["visual_trace"] = self._trace(result.trace)
         if self._agents:
             end |= {"votes": result.votes, "stop_reason": result.stop_reason}
             end |= {"answer": result.answer, "agents": [_agent(one) for one in result.agents]}
         return end
+
+    def _trace(self, trace: VisualTrace | None) -> dict[str, Any] | None:
+        """Under the model's name here: where its files lie is nobody's concern."""
+        if trace is None:
+            return None
+        return json.loads(replace(trace, model=self._body.model).to_json())
 
     # ---- streams ------------------------------------------------------------------------------
 
@@ -336,13 +366,17 @@ class ChatCompletions(CompletionExchange):
             self._calls[index] = at + 1
             call = {"index": at, **call_text(delta.tool_call)}
             return [self._chunk(index, {"tool_calls": [call]})]
-        if delta.channel == "reasoning":
-            told = {"reasoning": delta.text, "reasoning_content": delta.text}
-            return [self._chunk(index, told)]
         if delta.channel == "tool":
             return []  # the call comes when it is whole
-        logprobs = self._logprobs(delta.logprobs) if self._body.logprobs else None
-        return [self._chunk(index, {"content": delta.text}, logprobs)]
+        if delta.channel == "content" and self._body.logprobs:
+            logprobs = self._logprobs(delta.logprobs)
+            return [self._chunk(index, {"content": delta.text}, logprobs)]
+        return [self._texts.of(delta.text, index, delta.channel)]
+
+    def _text(self, text: str, index: int, channel: str) -> Event:
+        if channel == "reasoning":
+            return self._chunk(index, {"reasoning": text, "reasoning_content": text})
+        return self._chunk(index, {"content": text})
 
     def ended(self, one: Ended) -> list[Event]:
         events = []

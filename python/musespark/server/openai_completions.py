@@ -15,7 +15,7 @@ from musespark.server.openai_shared import (
     openai_reason,
     token_text,
 )
-from musespark.server.wire import Ended, Event, Job, Served, Text, TokenId
+from musespark.server.wire import Ended, Event, Job, Served, Text, TextEvents, TokenId
 
 PATH = "/v1/completions"
 _DEFAULT_TOKENS = 16  # the protocol's own
@@ -56,6 +56,7 @@ class Completions(CompletionExchange):
     def __init__(self, value: Any, served: Served):
         super().__init__(value, served)
         self.job, self._offsets = job_of(self._body), dict[int, int]()
+        self._texts = TextEvents(lambda text, index: self._piece(index, None, {}, text=text))
 
     def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
         choices = [
@@ -97,6 +98,8 @@ class Completions(CompletionExchange):
         return []
 
     def piece(self, index: int, delta: Delta) -> list[Event]:
+        if self._body.logprobs is None:
+            return [self._texts.of(delta.text, index)]
         logprobs = self._logprobs(index, delta.logprobs)
         return [self._piece(index, logprobs, {}, text=delta.text)]
 

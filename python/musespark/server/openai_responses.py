@@ -18,10 +18,13 @@ from musespark.server.openai_shared import (
     AnyObject,
     AnyText,
     Budget,
+    Chosen,
     Effort,
     Function,
     NamedSchema,
+    ResponseStreamOptions,
     calls_of,
+    check_streams,
     openai_error,
     schema_of,
 )
@@ -140,6 +143,15 @@ class NamedChoice(Body):
     name: Text
 
 
+class AllowedChoice(Body):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedChoice], Field(min_length=1)]
+
+
+ToolChoice = Annotated[NamedChoice | AllowedChoice, Field(discriminator="type")]
+
+
 class OfSchema(NamedSchema):
     type: Literal["json_schema"]
 
@@ -153,10 +165,6 @@ class Reasoning(Body):
     summary: None = None
 
 
-class StreamOptions(Body):
-    include_obfuscation: bool | None = None
-
-
 class ResponseBody(Sampling):
     """A request. What changes nothing here is taken and has no effect: ``user``, ``metadata``,
     ``safety_identifier``, ``prompt_cache_key``, ``service_tier``, encrypted reasoning."""
@@ -165,7 +173,7 @@ class ResponseBody(Sampling):
     input: Text | Annotated[list[Item], Field(min_length=1)]
     instructions: str | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
     max_output_tokens: Tokens | None = None
     temperature: Temperature | None = None
     top_p: Probability | None = None
@@ -174,7 +182,7 @@ class ResponseBody(Sampling):
         None
     )
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
@@ -271,11 +279,16 @@ def job_of(body: ResponseBody) -> Job:
         "logprobs": max(1, body.top_logprobs or 0) if body.wants_logprobs else None,
         "json_schema": schema_of(None if body.text is None else body.text.format),
     }
-    choice = body.tool_choice
-    if isinstance(choice, NamedChoice):
-        choice = named_choice(choice.name)
-    options |= calls_of(body.tools or (), choice, body.parallel_tool_calls)
+    options |= calls_of(body.tools or (), _chosen(body.tool_choice), body.parallel_tool_calls)
     return Job(True, (messages,), options | body.sampling())
+
+
+def _chosen(choice: str | NamedChoice | AllowedChoice | None) -> Chosen:
+    if isinstance(choice, NamedChoice):
+        return Chosen(named_choice(choice.name))
+    if isinstance(choice, AllowedChoice):
+        return Chosen(choice.mode, [tool.name for tool in choice.tools])
+    return Chosen(choice)
 
 
 # ---- what is answered ---------------------------------------------------------------------------
@@ -290,6 +303,7 @@ class Responses:
     def __init__(self, value: Any, served: Served):
         self._body: ResponseBody = served.read(ResponseBody, value)
         self.job, self.streams = job_of(self._body), bool(self._body.stream)
+        check_streams(self._body.stream_options, self.streams)
         alternatives = self._body.top_logprobs or 0
         wants = self._body.wants_logprobs
         self._items = Items(served.tokenizer, alternatives if wants else None)

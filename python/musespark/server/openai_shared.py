@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -69,26 +69,43 @@ class Function(Body):
     strict: bool | None = None
 
 
+class Chosen(NamedTuple):
+    """A ``tool_choice``: auto, none, required or a tool's name; and the tools that may be called,
+    all where None."""
+
+    choice: str | None
+    allowed: list[str] | None = None
+
+
 def calls_of(
-    functions: Sequence[Function], choice: str | None, parallel: bool | None
+    functions: Sequence[Function], chosen: Chosen, parallel: bool | None
 ) -> dict[str, Any]:
-    """``tools`` and ``tool_choice`` of :meth:`musespark.Model.chat`. ``parallel``: whether a turn
-    may have several calls; InvalidRequest for False where it may have one, as nothing holds a
-    model to one."""
-    if parallel is False and functions and choice != "none":
-        raise InvalidRequest(
-            "parallel_tool_calls: got False, allowed is True beside tools: how many calls a turn "
-            "has is the model's choice and cannot be limited here"
-        )
+    """``tools`` and what goes with them of :meth:`musespark.Model.chat`. ``parallel``: whether a
+    turn may have several calls."""
     names = {"name", "description", "parameters"}
     described = [function.model_dump(include=names, exclude_none=True) for function in functions]
     tools = [{"type": "function", "function": one} for one in described]
-    return held_calls(tools, choice, strict=any(function.strict for function in functions))
+    strict = any(function.strict for function in functions)
+    choice, allowed = chosen
+    return held_calls(tools, choice, strict=strict, allowed=allowed, parallel=parallel)
 
 
-class StreamOptions(Body):
+class ResponseStreamOptions(Body):
+    """Of responses. What obfuscates is never written, so it cannot be asked for."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
+class StreamOptions(ResponseStreamOptions):
     include_usage: bool = False
-    include_obfuscation: bool | None = None
+
+
+def check_streams(options: ResponseStreamOptions | None, streams: bool) -> None:
+    """InvalidRequest for options of a stream where there is none."""
+    if options is not None and not streams:
+        raise InvalidRequest(
+            "stream_options: got them without a stream, allowed beside stream: true"
+        )
 
 
 class CompletionOptions(Sampling):
@@ -140,6 +157,7 @@ class CompletionExchange:
         self._served, self.streams = served, bool(self._body.stream)
         self._head = {"id": new_id(self.id_prefix), "created": now(), "model": self._body.model}
         options = self._body.stream_options
+        check_streams(options, self.streams)
         self._tells_usage = options is not None and options.include_usage
 
     @staticmethod

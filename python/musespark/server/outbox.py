@@ -40,18 +40,20 @@ class Outbox:
 
     def __init__(self) -> None:
         self._items: list[Item] = []
-        self._ready = asyncio.Event()
+        self._taker: asyncio.Future[None] | None = None
 
     def put(self, item: Item) -> None:
         """Adds an item."""
         self._items.append(item)
-        self._ready.set()
+        if self._taker is not None and not self._taker.done():
+            self._taker.set_result(None)
 
     async def take(self) -> list[Item]:
         """What has come, at least one item; neighbouring pieces of text of one channel of one
         answer are one."""
-        await self._ready.wait()
-        self._ready.clear()
+        while not self._items:
+            self._taker = asyncio.get_running_loop().create_future()
+            await self._taker
         some, self._items = self._items, []
         return joined(some)
 

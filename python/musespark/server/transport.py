@@ -4,35 +4,67 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from musespark.errors import Cancelled
 from musespark.server.limits import Limits
 from musespark.server.outbox import Failed, Item, Piece
-from musespark.server.wire import Ended, Event, Exchange, Failure
+from musespark.server.wire import Ended, Event, Exchange, Failure, to_json
 from musespark.server.work import Run
 
 T = TypeVar("T")
 ENDS = Cancelled("the server is shutting down")  # what a request hears whose task is cancelled
-# Made once: json.dumps makes an encoder for each call.
-_encode = json.JSONEncoder(
-    ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
-).encode
 
 
 class Refused(Exception):  # noqa: N818 - says what it is
-    """A request that is answered with a status and a message."""
+    """A request that is answered with a status and a message. ``retry_after``: seconds."""
 
-    def __init__(self, status: int, message: str):
+    def __init__(self, status: int, message: str, retry_after: int | None = None):
         super().__init__(message)
-        self.status = status
+        self.status, self.retry_after = status, retry_after
+
+
+class Bodies:
+    """What requests have sent that are not answered yet: at most ``most`` bytes together.
+
+    Counted is what came, not what was announced: who announces much and sends nothing holds up
+    nobody. ``retry_after``: says in how many seconds some of it will be gone.
+    """
+
+    def __init__(self, most: int, retry_after: Callable[[], int]):
+        self.held, self._most, self._retry_after = 0, most, retry_after
+
+    @contextlib.contextmanager
+    def counted(self, receive: Receive) -> Iterator[Receive]:
+        """What a request receives until its end. It raises :class:`Refused` where it is too much
+        beside the others."""
+        own = 0
+
+        async def count() -> Message:
+            nonlocal own
+            message = await receive()
+            size = len(message.get("body", b""))
+            if self.held + size > self._most:
+                after = self._retry_after()
+                raise Refused(
+                    429,
+                    f"the body: requests under way have sent {self.held} bytes, allowed are at "
+                    f"most {self._most} together; try again in {after} s",
+                    after,
+                )
+            own, self.held = own + size, self.held + size
+            return message
+
+        try:
+            yield count
+        finally:
+            self.held -= own
 
 
 async def body_of(request: Request, limits: Limits) -> bytes:
@@ -88,7 +120,7 @@ async def _until(end: Coroutine[Any, Any, None], work: Coroutine[Any, Any, T]) -
 
 def as_json(value: Mapping[str, Any], status: int = 200, **headers: str) -> Response:
     """A JSON answer."""
-    data = _encode(value).encode("utf-8", "replace")
+    data = to_json(value).encode("utf-8", "replace")
     return Response(data, status, headers, "application/json")
 
 
@@ -96,7 +128,7 @@ def _written(events: Sequence[Event]) -> bytes:
     lines = []
     for data, name in events:
         if not isinstance(data, str):
-            data = _encode(data)
+            data = to_json(data)
         lines.append(f"event: {name}\ndata: {data}\n\n" if name else f"data: {data}\n\n")
     return "".join(lines).encode("utf-8", "replace")
 
@@ -132,9 +164,8 @@ class EventStream(Response):
             finally:
                 await self._run.close()
         except asyncio.CancelledError:
-            # Of the server alone, which ends; once more while a stuck client takes this.
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._cut(send)
+            await self._cut(send)  # until the next cancellation, where the client is stuck
+            raise
 
     async def _gone_or_stuck(self, receive: Receive) -> None:
         """Until the client has gone away, or taken nothing for too long. One timer for a stream,

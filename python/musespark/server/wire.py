@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -115,6 +116,31 @@ class Event(NamedTuple):
 
     data: Mapping[str, Any] | str
     name: str | None = None
+
+
+# Made once: json.dumps makes an encoder for each call.
+to_json = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
+).encode
+
+
+class TextEvents:
+    """Events that differ in one text alone, as nearly all of a stream do: the rest of their JSON is
+    written once. ``make``: the event of a text and of what else it depends on."""
+
+    def __init__(self, make: Callable[..., Event]):
+        self._make = make
+        self._around: dict[tuple[Any, ...], tuple[list[str], str | None]] = {}
+
+    def of(self, text: str, *key: Any) -> Event:
+        """``make(text, *key)``, as JSON."""
+        found = self._around.get(key)
+        if found is None:
+            hole = new_id("text_")
+            event = self._make(hole, *key)
+            found = self._around[key] = (to_json(event.data).split(to_json(hole)), event.name)
+        around, name = found
+        return Event(to_json(text).join(around), name)
 
 
 @dataclass(frozen=True)
@@ -261,19 +287,27 @@ def _place(error: Any, body: Any) -> str:
 
 
 def held_calls(
-    tools: list[dict[str, Any]], choice: str | None, *, strict: bool = False
+    tools: list[dict[str, Any]],
+    choice: str | None,
+    *,
+    strict: bool = False,
+    allowed: list[str] | None = None,
+    parallel: bool | None = None,
 ) -> dict[str, Any]:
-    """``tools`` and ``tool_choice`` of :meth:`musespark.Model.chat`.
+    """``tools`` and what goes with them of :meth:`musespark.Model.chat`.
 
-    ``choice``: auto, none, required or a tool's name. Calls that have to come, and those of a tool
-    that is ``strict``, are held to the schemas; others are the model's own, so that a model whose
-    way of writing calls is not known can have tools.
+    ``choice``: auto, none, required or a tool's name. ``allowed``: the tools that may be called.
+    ``parallel``: whether a turn may have several calls. Calls that have to come, that are not of
+    all tools or one at most, and those of a tool that is ``strict`` are held to the schemas; others
+    are the model's own, so that a model whose way of writing calls is not known can have tools.
     """
     if choice == "none":
-        return {"tools": None, "tool_choice": None}
+        return {"tools": None}
     if choice in (None, "auto"):
         choice = "auto" if strict else None
-    return {"tools": tools or None, "tool_choice": choice}
+    one = False if tools and parallel is False else None
+    given = {"tool_choice": choice, "allowed_tools": allowed, "parallel_tool_calls": one}
+    return {"tools": tools or None, **given}
 
 
 def named_choice(name: str) -> str:

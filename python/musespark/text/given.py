@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from musespark.errors import InvalidRequest, UnsupportedModel
 from musespark.parts import IMAGE_PARTS, VIDEO_PART
+from musespark.schema import argument_schema
 
 _MEDIA = (*IMAGE_PARTS, VIDEO_PART, "audio", "input_audio")
 _BESIDE = ("images", *IMAGE_PARTS, "videos", "video", "audio", "input_audio")
@@ -199,25 +200,27 @@ def _tool(given: Any, where: str) -> dict[str, Any]:
         function["description"] = ""
     if not isinstance(function["description"], str):
         raise _wrong(f"{where}.description", function["description"], "a str")
-    parameters = _parameters(function.get("parameters"), f"{where}.parameters")
+    parameters = _parameters(function.get("parameters"), f"{where}.parameters", name)
     return {**tool, "function": {**function, "parameters": parameters}}
 
 
-def _parameters(parameters: Any, where: str) -> dict[str, Any]:
-    """The schema of a tool's arguments, which are an object."""
+def _parameters(parameters: Any, where: str, tool: str) -> dict[str, Any]:
+    """The schema of a tool's arguments, which are an object: see :func:`argument_schema`."""
     if parameters is None:
         parameters = {}
     if not isinstance(parameters, dict):
         raise _wrong(where, parameters, "a JSON schema, a dict")
-    for name, value in (("type", "object"), ("properties", {})):
-        if parameters.get(name) is None:
-            parameters[name] = value
-    if parameters["type"] != "object":
-        raise _wrong(f"{where}.type", parameters["type"], "'object', as arguments are one")
+    kind = parameters.get("type") or "object"
+    if kind != "object":
+        raise _wrong(f"{where}.type", kind, "'object', as arguments are one")
     for name in _NO_OBJECT:
         if name in parameters:
             allowed = "none here: arguments are an object with properties"
             raise _wrong(f"{where}.{name}", parameters[name], allowed)
+    parameters = argument_schema(parameters, f"tools: {tool}")
+    for name, value in (("type", "object"), ("properties", {})):
+        if parameters.get(name) is None:
+            parameters[name] = value
     if not isinstance(parameters["properties"], dict):
         raise _wrong(f"{where}.properties", parameters["properties"], "a dict")
     return parameters

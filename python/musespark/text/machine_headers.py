@@ -94,7 +94,8 @@ def read_header(headers: Headers, header: str) -> tuple[str, str | None, bool]:
     words = header.split()
     if words and words[0] != headers.role and not words[0].startswith(("to=", *headers.fields)):
         return FOREIGN, None, False
-    recipient = next((w[len("to=") :] for w in words if w.startswith("to=")), None)
+    to = [w[len("to=") :] for w in words if w.startswith("to=")]
+    recipient = to[-1] if to else None  # as the core reads it, by the header's end
     if headers.channels:
         return _of_channel(headers, words, recipient), recipient, False
     extra = len(words) > (words[:1] == [headers.role]) + (recipient is not None)

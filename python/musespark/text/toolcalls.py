@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from musespark.schema import argument_schema
+
 _MAX_DIGITS = 400
 _SPACE = re.compile(r"\s*")
 
@@ -79,12 +81,13 @@ def mark_at(text: str, marker: str, at: int) -> bool:
 
 
 def schemas_of(tools: Iterable[Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
-    """Tool name -> JSON schema of its parameters, from OpenAI-shaped or bare function objects."""
+    """Tool name -> :func:`argument_schema` of it, from OpenAI-shaped or bare function objects."""
     found = {}
     for tool in tools or ():
         function = tool.get("function", tool)
         if isinstance(function, Mapping) and isinstance(function.get("name"), str):
-            found[function["name"]] = dict(function.get("parameters") or {})
+            name = function["name"]
+            found[name] = argument_schema(function.get("parameters") or {}, f"tools: {name}")
     return found
 
 

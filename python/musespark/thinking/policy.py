@@ -18,7 +18,9 @@ POLICY, SIGNALS, EXITS = "thinking_policy", "signals", "premature_exits"
 THINKING_OPTIONS = (BUDGET, *ALIASES, POLICY, EXITS, "thinking_closing_message", SIGNALS)
 # Who chose a policy: the caller's words, a policy of the caller's, what stands in for ``auto``.
 AUTO_NAME, OFF_NAME, GIVEN, LOOP, NO_POLICY = "auto", "off", "given", "loop", "none"
+OTHER_EFFORT = "loop (calibrated for other efforts)"
 OUTDATED = "loop (calibrated for another version)"
+UNREADABLE = "loop (its thresholds cannot be read)"
 # Thought tokens for an effort that a model's template does not know; None: as it likes.
 EFFORT_BUDGETS = {
     "minimal": 512,

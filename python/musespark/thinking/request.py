@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -72,17 +74,15 @@ class Thoughts:
     @cached_property
     def _fixed(self) -> dict[str, Any]:
         """What no request changes."""
-        known = self.tokenizer.markers
+        known, opens = self.tokenizer.markers, self.marks["opens"] if self.marks else []
         headers = self.protocol.headers
         more: dict[str, Any] = {}
         if headers:
-            pieces = headers.open_thought
             close = known[headers.end_channel]
             # What says that a channel is a thought is the last text before its content: the
             # header's end is that of any other channel too.
-            while pieces[-1][1]:
-                pieces = pieces[:-1]
-            openings = [self.tokenizer.encode_pieces(pieces)]
+            behind = len([*takewhile(itemgetter(1), reversed(headers.open_thought))])
+            openings = [ids[: len(ids) - behind] for ids in opens]
             more["header"] = self.tokenizer.encode_pieces(
                 [(headers.start, True), (headers.role, False)]
             )
@@ -90,17 +90,18 @@ class Thoughts:
         else:
             tag = next(tag for tag in self.protocol.tags if tag.kind == THOUGHT)
             close = known[tag.close]
-            openings = [[known[tag.open]] for tag in self.protocol.tags if tag.kind == THOUGHT]
+            openings = opens
         classes = TokenClasses(self._classes.tobytes())
         return {"close": close, "openings": openings, "classes": classes, **more}
 
     @cached_property
     def frame_tokens(self) -> int:
-        """Most tokens around a thought: what opens and closes it, and the answer's header."""
+        """Tokens around a thought: what opens it, as the encoder writes that, what closes it, and
+        the answer's header."""
         if self.marks is None:
             return 0
         fixed = self._fixed
-        opening = max(len(opens) for opens in self.marks["opens"])
+        opening = len(self.marks["opens"][0])
         headers = len(fixed.get("header", [])) + len(fixed.get("answer", []))
         return opening + 1 + headers
 

@@ -5,9 +5,10 @@ A JSON object: ``version``; ``model``, :func:`key_of` it; ``features``, all name
 ``weights`` by feature and ``bias``; ``hopeless_weights`` and ``hopeless_bias`` of the stopper for
 hopeless thoughts, missing where there is none; ``thresholds`` by accepted rate, of both; ``rate``,
 that of ``auto``, null where none is (``premature_exits`` then says it); ``trials`` and ``every`` of
-the policy it was fitted for; ``problems`` and ``seed``: how it was measured. ``musespark lab
-calibrate`` writes one (lab/calibrate.py says what it promises). A model's own lies in the cache
-folder, Spark Nano's beside its weights.
+the policy it was fitted for; ``problems`` and ``seed``: how it was measured; ``efforts``: of what
+requests, ``default`` for those that name none. ``musespark lab calibrate`` writes one
+(lab/calibrate.py says what it promises). A model's own lies in the cache folder, Spark Nano's
+beside its weights.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from musespark.errors import CorruptFile, InvalidRequest
+from musespark.errors import CorruptFile, Error, InvalidRequest
+from musespark.thinking.effort import ALL_EFFORTS
 from musespark.thinking.policy import (
     AUTO_NAME,
     EXITS,
     LOOP,
+    OTHER_EFFORT,
     OUTDATED,
+    UNREADABLE,
     Thinking,
     ThinkingPolicy,
 )
@@ -35,7 +39,8 @@ from musespark.weights import LoadedWeights
 from musespark.weights.cache import cache_folder
 from musespark.weights.files import write_whole
 
-VERSION = 1
+VERSION = 2
+DEFAULT_EFFORT = "default"
 SHIPPED = Path(__file__).resolve().parent.parent / "nano" / "thinking.json"
 _MOST_BYTES = 1 << 16
 _HOPELESS = ("hopeless_weights", "hopeless_bias")
@@ -58,6 +63,7 @@ class Thresholds:
     every: int
     problems: int
     seed: int
+    efforts: Sequence[str] = field(hash=False)
     hopeless_weights: Mapping[str, float] | None = field(default=None, hash=False)
     hopeless_bias: float = 0.0
 
@@ -70,6 +76,10 @@ class Thresholds:
                 raise InvalidRequest(
                     f"{name}: got {value!r:.60}, allowed is an integer of at least {least}"
                 )
+        known = (*ALL_EFFORTS, DEFAULT_EFFORT)
+        names = self.efforts if isinstance(self.efforts, list) else []
+        if not names or not all(isinstance(one, str) and one in known for one in names):
+            raise InvalidRequest(f"efforts: got {self.efforts!r:.60}, allowed are some of {known}")
         if not self.thresholds:
             raise InvalidRequest("thresholds: got none, allowed is one or more")
         for rate in self.thresholds:
@@ -107,6 +117,11 @@ def user_path(model: str) -> Path:
     return cache_folder() / "thinking" / f"{name}.json"
 
 
+def user_files() -> list[Path]:
+    """All of them, by name."""
+    return sorted((cache_folder() / "thinking").glob("*.json"))
+
+
 def find_thresholds(model: str) -> Thresholds | None:
     """What was calibrated for the model of this key: by its user, else what is shipped for it, else
     nothing. Raises as :func:`read_thresholds`."""
@@ -116,32 +131,40 @@ def find_thresholds(model: str) -> Thresholds | None:
         if found.model != model:
             raise InvalidRequest(f"{own}: model: got {found.model:.80}, allowed is {model}")
         return found
-    if not SHIPPED.exists():
+    if not SHIPPED.exists() or _object_in(SHIPPED).get("model") != model:
         return None
-    shipped = read_thresholds(SHIPPED)
-    return shipped if shipped.model == model else None
+    return read_thresholds(SHIPPED)
 
 
-#: What was calibrated for a model, or the error of a file that cannot be used any more.
-Found = Callable[[], Thresholds | OutdatedThresholds | None]
+#: What was calibrated for a model, or the error of a file that cannot be used.
+Found = Callable[[], Thresholds | Error | None]
 
 
-def calibrated(thinking: Thinking, found: Found, *, usable: bool) -> Thinking:
+def calibrated(thinking: Thinking, found: Found, *, usable: bool, effort: str | None) -> Thinking:
     """``thinking`` with what ``auto`` stands for. ``found``: what was calibrated for the model;
-    ``usable``: whether the request is one that it holds for. InvalidRequest for a rate that was
-    not calibrated."""
+    ``usable``: whether the request is one that it holds for, but for its ``effort``. InvalidRequest
+    for a rate that was not calibrated."""
     if thinking.chosen != AUTO_NAME:
         return thinking
     there = found() if usable else None
-    if isinstance(there, OutdatedThresholds):
+    if isinstance(there, Error):
         if thinking.exits is not None:
             raise InvalidRequest(f"{EXITS}: got {thinking.exits}, but {there}")
-        return replace(thinking, chosen=OUTDATED)
+        old = isinstance(there, OutdatedThresholds)
+        return replace(thinking, chosen=OUTDATED if old else UNREADABLE)
     if thinking.exits is not None and there is None:
         raise InvalidRequest(
             f"{EXITS}: got {thinking.exits}, but nothing is calibrated for this model with this "
             "request's adapter and thought_cache_tokens (musespark lab calibrate)"
         )
+    effort = effort or DEFAULT_EFFORT
+    if there is not None and effort != "none" and effort not in there.efforts:
+        if thinking.exits is not None:
+            raise InvalidRequest(
+                f"{EXITS}: got {thinking.exits} at effort {effort!r}, calibrated for this model "
+                f"are {', '.join(there.efforts)}"
+            )
+        return replace(thinking, chosen=OTHER_EFFORT)
     rate = there and (there.rate if thinking.exits is None else thinking.exits)
     if there is None or rate is None:
         return replace(thinking, chosen=LOOP)
@@ -153,11 +176,11 @@ def lookup(model: Callable[[], str]) -> Found:
     key."""
 
     @functools.cache
-    def found() -> Thresholds | OutdatedThresholds | None:
+    def found() -> Thresholds | Error | None:
         try:
             return find_thresholds(model())
-        except OutdatedThresholds as error:
-            return error
+        except (CorruptFile, InvalidRequest) as error:
+            return error  # of a file: a chat goes on without, and says so
 
     return found
 
@@ -175,7 +198,7 @@ def write_thresholds(path: Path, thresholds: Thresholds) -> None:
 def read_thresholds(path: Path) -> Thresholds:
     """A file that nobody vouches for. CorruptFile naming the field; OutdatedThresholds;
     FileNotFoundError."""
-    told = read_json_object(path, _MOST_BYTES)
+    told = _object_in(path)
     for name, allowed in (("version", VERSION), ("features", list(FEATURES))):
         if told.pop(name, None) != allowed:
             raise OutdatedThresholds(
@@ -189,6 +212,10 @@ def read_thresholds(path: Path) -> Thresholds:
         return Thresholds(**told | {"thresholds": _by_rate(told["thresholds"])})
     except InvalidRequest as error:
         raise CorruptFile(f"{path}: {error}") from None
+
+
+def _object_in(path: Path) -> dict[str, Any]:
+    return read_json_object(path, _MOST_BYTES)
 
 
 def _by_rate(told: Any) -> dict[float, Any]:

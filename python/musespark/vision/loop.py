@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from musespark.calling import NO_CALLS_LEFT, Calling, no_such_tool
+from musespark.calling import NO_CALLS_LEFT, Calling, choice_after, no_such_tool
 from musespark.errors import InvalidRequest
 from musespark.parts import with_media
 from musespark.vision.conventions import Convention, convention_named
@@ -88,6 +88,9 @@ class VisualLoop:
         run.ask(question)
         while True:
             result = self._chat(run.messages, tools=self.schemas, **options)
+            if "tool_choice" in options:
+                called = bool(result.tool_calls)
+                options["tool_choice"] = choice_after(options["tool_choice"], called=called)
             if not run.take(result):
                 return Looked(result, run.messages, builder.finish(run.outline()))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from musespark.agents.mcp.connection import Connection
-from musespark.agents.mcp.places import Server, place_of
+from musespark.agents.mcp.places import Server, places_of
 from musespark.agents.mcp.session import Patience
 from musespark.errors import InvalidRequest, MissingLibrary
 from musespark.options import real
@@ -36,7 +36,8 @@ def connect(
     ``servers``: by name a command (a list of str, spoken to over its standard input and output), a
     URL (streamable HTTP), or a dict as configuration files have it: ``command``, ``args``, ``env``
     (beside PATH, HOME and the like, all that it gets) and ``cwd``, or ``url`` and ``headers``; and
-    ``tools``, the names to take (all, where not given). A server's tools are those it has when it
+    ``tools``, the names to take (all, where not given). A whole file's value,
+    ``{"mcpServers": {name: server, …}}``, is taken too. A server's tools are those it has when it
     is connected to. At the end of the block a command's input is closed; after 2 s it is
     terminated, after 2 more killed, with all that it started in its session.
 
@@ -58,8 +59,7 @@ def connect(
     leaves none running.
     """
     _check_library()
-    if not isinstance(servers, Mapping) or not servers:
-        raise InvalidRequest(f"servers: got {servers!r:.60}, allowed is a dict name: server")
+    places = places_of(servers)
     for name, given in (("prefix", prefix), ("trust_hints", trust_hints)):
         if not isinstance(given, bool):
             raise InvalidRequest(f"{name}: got {given!r:.60}, allowed is True or False")
@@ -67,7 +67,6 @@ def connect(
         real("timeout", timeout, 1e-3, 1e6, "seconds: 0.001 to a million"),
         real("start_timeout", start_timeout, 1e-3, 1e6, "seconds: 0.001 to a million"),
     )
-    places = [place_of(name, given) for name, given in servers.items()]
     return Connection(places, patience, prefix=prefix, trust_hints=trust_hints)
 
 

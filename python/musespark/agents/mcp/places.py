@@ -11,7 +11,9 @@ from musespark.errors import InvalidRequest
 
 Server = str | Sequence[str] | Mapping[str, Any]
 
-_KEYS = ("command", "args", "env", "cwd", "url", "headers", "tools")
+_KEYS = ("command", "args", "env", "cwd", "url", "headers", "tools", "type")
+_CONFIGURED = "mcpServers"  # the key in configuration files
+_TYPES = {"command": ("stdio",), "url": ("http", "streamable-http", "streamableHttp")}
 _NAME = re.compile(r"[A-Za-z][\w-]{0,31}", re.ASCII)
 
 
@@ -27,6 +29,26 @@ class Place:
     url: str = ""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     tools: frozenset[str] | None = None
+
+
+def places_of(servers: Any) -> list[Place]:
+    """Checked servers, by name or as a configuration file has them; InvalidRequest naming what is
+    wrong."""
+    if not isinstance(servers, Mapping) or not servers:
+        raise InvalidRequest(f"servers: got {servers!r:.60}, allowed is a dict name: server")
+    inside = servers.get(_CONFIGURED)
+    # Else it is a server that is called so.
+    if isinstance(inside, Mapping) and all(isinstance(one, Mapping) for one in inside.values()):
+        if len(servers) > 1:
+            other = next(key for key in servers if key != _CONFIGURED)
+            raise InvalidRequest(
+                f"servers: got {other!r:.60} beside {_CONFIGURED!r}, allowed is that alone, or "
+                "what is in it"
+            )
+        servers = inside
+        if not servers:
+            raise InvalidRequest(f"servers[{_CONFIGURED!r}]: got none, allowed is at least one")
+    return [place_of(name, given) for name, given in servers.items()]
 
 
 def place_of(name: Any, given: Any) -> Place:
@@ -45,6 +67,7 @@ def place_of(name: Any, given: Any) -> Place:
         raise InvalidRequest(f"{where}: got {unknown[0]!r:.60}, allowed are {', '.join(_KEYS)}")
     if ("command" in given) == ("url" in given):
         raise InvalidRequest(f"{where}: allowed is one of command and url")
+    _check_type(given, "url" if "url" in given else "command", where)
     tools = given.get("tools")
     if tools is not None:
         tools = frozenset(_texts(tools, f"{where}.tools", "a list of names"))
@@ -56,6 +79,14 @@ def place_of(name: Any, given: Any) -> Place:
     env, cwd = _pairs(given, "env", where), given.get("cwd")
     cwd = None if cwd is None else str(cwd)
     return Place(name, _command(given, where), env, cwd, tools=tools)
+
+
+def _check_type(given: Mapping[str, Any], key: str, where: str) -> None:
+    """What configuration files say beside ``command`` or ``url``, which says the same."""
+    kind = given.get("type", _TYPES[key][0])
+    if kind not in _TYPES[key]:
+        allowed = " or ".join(_TYPES[key])
+        raise InvalidRequest(f"{where}.type: got {kind!r:.60}, allowed beside {key!r} is {allowed}")
 
 
 def _command(given: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from . import (
     arithmetic,
     notes,
     order,
+    pairs,
     pictures,
     puzzles,
     structured,
@@ -22,6 +23,7 @@ from . import (
 TASKS = {
     **arithmetic.TASKS,
     **order.TASKS,
+    **pairs.TASKS,
     **text.TASKS,
     **world.TASKS,
     **tables.TASKS,

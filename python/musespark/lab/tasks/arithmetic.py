@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from random import Random
 
-from ..item import Evaluation, Problem, phrase, sized
+from ..item import Evaluation, Problem, against, phrase, sized, wanted
 
 _ADD = (
     "What is {a} + {b}?",
@@ -81,6 +81,17 @@ _CHAIN = (
     "Calculate {}.",
     "{} = ?",
     "Compute {}.",
+    "What's {}?",
+    "Find {}.",
+    "{}=",
+    "what is {}",
+    "How much is {}?",
+    "Please calculate {}.",
+    "Solve {}.",
+    "Give the value of {}.",
+    "Tell me what {} is.",
+    "{}=?",
+    "Evaluate {}.",
     "Work out {}.",
 )
 
@@ -134,8 +145,11 @@ def _column(p: int, q: int, borrow: int, value: int) -> str:
     return f"{lent}{top}{sign}{q} {taken}"
 
 
-def mul_steps(a: int, b: int, error: Random | None = None) -> tuple[str, str]:
-    """Split a into places and b into places, multiply each, add up one by one."""
+def mul_steps(
+    a: int, b: int, error: Random | None = None, *, columns: bool = False
+) -> tuple[str, str]:
+    """Split a into places and b into places, multiply each, add up one by one, or with ``columns``
+    digit by digit."""
     products = []
     for q, y in enumerate(str(b)[::-1]):
         for p, x in enumerate(str(a)[::-1]):
@@ -150,9 +164,26 @@ def mul_steps(a: int, b: int, error: Random | None = None) -> tuple[str, str]:
         if i == bad:
             value += error.choice((-1, 1)) * 10 ** (len(str(value)) - len(str(value).rstrip("0")))
         parts.append(f"{x}*{y}={value}")
-        parts += [f"{total}+{value}={total + value}"] if i else []
+        parts += [_sum(total, value, columns=columns)] if i else []
         total += value
+    if columns and len(products) > 1:  # the last sum says it
+        return f"{'; '.join(parts)}.", str(total)
     return f"{', '.join(parts)}. So {total}.", str(total)
+
+
+def _sum(a: int, b: int, *, columns: bool = True) -> str:
+    """A sum within a route: in one step, or in columns."""
+    return f"{a}+{b}: {add_steps(a, b)[0][:-1]}" if columns else f"{a}+{b}={a + b}"
+
+
+def summed(values: list[int]) -> str:
+    """``values`` added up one by one, in columns: what checks add in one step came out wrong as
+    often as what they checked."""
+    total, parts = values[0], []
+    for v in values[1:]:
+        parts.append(_sum(total, v))
+        total += v
+    return "; ".join(parts) or str(total)
 
 
 def places(n: int) -> list[int]:
@@ -161,23 +192,55 @@ def places(n: int) -> list[int]:
     return [int(d) * 10 ** (len(text) - i) for i, d in enumerate(text, 1) if d != "0"]
 
 
-def place_by_place(a: int, b: int, sign: int) -> str:
-    """``a`` plus or minus ``b``, one place of ``b`` at a time, the greatest first."""
+def _by_nines(a: int, b: int) -> str:
+    """``a - b`` (a >= b) as ``a`` plus what ``b`` lacks to nines, and 1; its first 1 is dropped."""
+    n = len(str(a))
+    lacks = 10**n - 1 - b
+    text, total = add_steps(a, lacks)
+    rest = int(total) + 1
+    each = ", ".join(f"9-{d}={9 - int(d)}" for d in f"{b:0{n}}")
+    return f"{each}: {lacks}; {a}+{lacks}: {text[:-1]}; {total}+1={rest}, less {10**n} is {a - b}."
+
+
+def place_by_place(a: int, b: int) -> str:
+    """``a`` plus ``b``, one place of ``b`` at a time, the greatest first."""
     parts, value = [], a
     for part in places(b) or [0]:
-        parts.append(f"{value}{'+' if sign > 0 else '-'}{part}={value + sign * part}")
-        value += sign * part
+        parts.append(f"{value}+{part}={value + part}")
+        value += part
     return ", ".join(parts) + "."
 
 
-def _from_the_left(a: int, b: int) -> str:
-    """``a`` times ``b`` by the places of ``a``, the greatest first."""
+def _from_the_left(a: int, b: int, *, columns: bool = False) -> str:
+    """``a`` times ``b`` by the places of both, the greatest first."""
     parts, total = [], 0
-    for part in places(a) or [0]:
-        parts.append(f"{part}*{b}={part * b}")
-        parts += [f"{total}+{part * b}={total + part * b}"] if total else []
-        total += part * b
-    return ", ".join(parts) + "."
+    for x in places(a) or [0]:
+        for y in places(b) or [0]:
+            parts.append(f"{x}*{y}={x * y}")
+            parts += [_sum(total, x * y, columns=columns)] if total else []
+            total += x * y
+    return ("; " if columns else ", ").join(parts) + "."
+
+
+def _by_column(a: int, b: int) -> str:
+    """``a`` times each digit of ``b``, digit by digit of ``a`` from the ones up; then added up."""
+    rows, total = [], 0
+    for place, y in enumerate(reversed(str(b))):
+        row = a * int(y) * 10**place
+        rows.append(f"{_row(a, int(y))}: {row}")
+        rows += [_sum(total, row)] if place else []
+        total += row
+    return f"{'; '.join(rows)}."
+
+
+def _row(a: int, digit: int) -> str:
+    carry, parts = 0, []
+    for x in reversed(str(a)):
+        total = int(x) * digit + carry
+        shown = f"{x}*{digit}+{carry}={total}" if carry else f"{x}*{digit}={total}"
+        carry = total // 10
+        parts.append(f"{shown} carry {carry}" if carry else shown)
+    return ", ".join(parts)
 
 
 def rounded_up(a: int, b: int) -> str:
@@ -212,7 +275,7 @@ def addition(r: Random, level: str) -> Problem:
         if c < b:
             return f"{c}<{b}.", False
         text, back = sub_steps(c, b)
-        return f"{c}-{b}: {text[:-1]}, want {a}.", back == str(a)
+        return f"{c}-{b}: {text[:-1]}, {wanted(back, str(a))}.", back == str(a)
 
     return Problem(
         "addition",
@@ -223,7 +286,7 @@ def addition(r: Random, level: str) -> Problem:
         "number",
         steps=lambda e: add_steps(a, b, e),
         check=check,
-        second=place_by_place(a, b, 1),
+        second=f"{b}+{a}: {add_steps(b, a)[0]}",
     )
 
 
@@ -249,11 +312,10 @@ def _chain(r: Random) -> Problem:
 
     plus = [t for t, s in zip(terms, signs, strict=True) if s > 0]
     minus = [t for t, s in zip(terms, signs, strict=True) if s < 0]
-    route = f"plus {'+'.join(map(str, plus))}={sum(plus)}"
+    route = f"plus {summed(plus)}"
     if minus:
-        route += (
-            f", minus {'+'.join(map(str, minus))}={sum(minus)}, {sum(plus)}-{sum(minus)}={total}"
-        )
+        left = f"{sum(plus)}-{sum(minus)}: {sub_steps(sum(plus), sum(minus))[0][:-1]}"
+        route += f", minus {summed(minus)}; {left}"
     text = str(terms[0]) + "".join(
         f" {'+' if s > 0 else '-'} {t}" for t, s in zip(terms[1:], signs[1:], strict=True)
     )
@@ -275,12 +337,16 @@ def _chain(r: Random) -> Problem:
 
 
 def _back(value: int, terms: list[int], signs: list[int]) -> str:
-    """From a result back to the first term."""
+    """From a result back to the first term, as far as whole numbers go."""
     parts = []
     for term, sign in zip(terms[:0:-1], signs[:0:-1], strict=True):
-        parts.append(f"{value}{'-' if sign > 0 else '+'}{term}={value - sign * term}")
-        value -= sign * term
-    return f"{', '.join(parts)}, want {terms[0]}."
+        if sign > 0 and value < term:
+            return f"{'; '.join([*parts, f'{value}<{term}'])}."
+        op, by_column = ("-", sub_steps) if sign > 0 else ("+", add_steps)
+        text, back = by_column(value, term)
+        parts.append(f"{value}{op}{term}: {text[:-1]}")
+        value = int(back)
+    return f"{'; '.join(parts)}, {wanted(str(value), str(terms[0]))}."
 
 
 def _running(terms: list[int], signs: list[int]) -> str:
@@ -299,7 +365,7 @@ def subtraction(r: Random, level: str) -> Problem:
 
     def check(result: str) -> tuple[str, bool]:
         text, back = add_steps(int(result), b)
-        return f"{result}+{b}: {text[:-1]}, want {a}.", back == str(a)
+        return f"{result}+{b}: {text[:-1]}, {wanted(back, str(a))}.", back == str(a)
 
     return Problem(
         "subtraction",
@@ -310,7 +376,7 @@ def subtraction(r: Random, level: str) -> Problem:
         "number",
         steps=lambda e: sub_steps(a, b, e),
         check=check,
-        second=place_by_place(a, b, -1),
+        second=_by_nines(a, b),
     )
 
 
@@ -327,7 +393,7 @@ def multiplication(r: Random, level: str) -> Problem:
     else:
         a, b = _number(r, 2), _number(r, 2)
     shown = (b, a) if r.random() < 0.3 else (a, b)
-    route = rounded_up(a, b)
+    route = _from_the_left(a, b, columns=True)
     return Problem(
         "multiplication",
         level,
@@ -336,8 +402,9 @@ def multiplication(r: Random, level: str) -> Problem:
         str(a * b),
         "number",
         steps=lambda e: mul_steps(a, b, e),
-        check=lambda got: (route, got == str(a * b)),
-        second=_from_the_left(a, b) if level != "hard" else _from_the_left(b, a),
+        check=lambda got: against(route, got, str(a * b)),
+        second=_by_column(a, b),
+        careful=lambda: mul_steps(a, b, columns=True)[0],
     )
 
 

@@ -46,7 +46,8 @@ _TIME = (
 
 
 def clocks(r: Random, level: str) -> Asker:
-    """Full hours / quarters / five minutes; the answer is h:mm."""
+    """Full hours / quarters / five minutes; the answer is h:mm. There are too few times to hold any
+    out: pictures are, by the size of the clock."""
     hour = r.randint(1, 12)
     minute = {"easy": 0, "middle": r.choice((0, 15, 30, 45)), "hard": 5 * r.randrange(12)}[level]
     canvas, ink = _paper(r), r.choice(_INKS)
@@ -233,7 +234,7 @@ def areas(r: Random, level: str) -> Asker:
             canvas.rectangle((box[2] - cut[0] * 11, top, box[2], top + cut[1] * 11), paper)
             away = cut[0] * cut[1]
             thought += f" Missing {cut[0]}*{cut[1]}={away}. {w * h}-{away}={area}."
-    key = f"area {level} {w} {h} {cut} {i} {j} {color}"
+    key = f"area {level} {w} {h} {cut}"
     told = (str(area), f"{thought} So {area}.", canvas.picture())
     return _asker("areas", level, key, _AREA, told)
 
@@ -263,10 +264,10 @@ def sketches(r: Random, level: str) -> Asker:
 
 
 _WAY = (
-    "How do you get from S to E?",
-    "Find the way from S to E.",
-    "Give the moves from S to E.",
-    "Which moves lead from S to E?",
+    "How do you get from S to E the shortest way?",
+    "Find the shortest way from S to E.",
+    "Give the fewest moves from S to E.",
+    "Which is the shortest way from S to E?",
 )
 _MOVES = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from random import Random
 
-from ..item import Problem, phrase, sized
+from ..item import Problem, against, phrase, sign_of, sized
 from .words import NAMES
 
 _LARGER = (
@@ -21,6 +21,9 @@ _LARGER = (
     "{a} or {b}: which is larger?",
     "Tell me the bigger number: {a}, {b}",
     "Which is higher, {a} or {b}?",
+    "Which is the greater, {a} or {b}?",
+    "Of {a} and {b}, which is larger?",
+    "Which number of {a} and {b} is greater?",
     "Of {a} and {b}, which is the greater number?",
 )
 _SMALLER = (
@@ -33,6 +36,10 @@ _SMALLER = (
     "Compare {a} and {b}. Which is smaller?",
     "{a} or {b}: which is smaller?",
     "Which is lower, {a} or {b}?",
+    "Which is the lesser, {a} or {b}?",
+    "Tell me the smaller number: {a}, {b}",
+    "which is less, {a} or {b}?",
+    "Of {a} and {b}, which is smaller?",
     "Of {a} and {b}, which is the lesser number?",
 )
 _MAXIMUM = (
@@ -40,6 +47,17 @@ _MAXIMUM = (
     "Find the maximum: {}",
     "Which is the biggest: {}?",
     "max({})",
+    "Which of {} is the largest?",
+    "What is the highest number among {}?",
+    "Give the largest of {}.",
+    "Tell me the maximum of {}.",
+    "the biggest of {}?",
+    "Pick the greatest number: {}",
+    "Largest: {}",
+    "Which number is greatest, {}?",
+    "Look at {}. Which is the highest?",
+    "Say which of these is biggest: {}",
+    "Name the largest of {}.",
     "Name the greatest of {}.",
 )
 _MINIMUM = (
@@ -47,11 +65,31 @@ _MINIMUM = (
     "Find the minimum: {}",
     "Which is the smallest: {}?",
     "min({})",
+    "Which of {} is the smallest?",
+    "What is the lowest number among {}?",
+    "Give the smallest of {}.",
+    "Tell me the minimum of {}.",
+    "the smallest of {}?",
+    "Pick the least number: {}",
+    "Smallest: {}",
+    "Which number is least, {}?",
+    "Look at {}. Which is the lowest?",
+    "Say which of these is smallest: {}",
+    "Name the smallest of {}.",
     "Name the least of {}.",
 )
 _DOWN = (
     "Sort in descending order: {}",
     "Sort from largest to smallest: {}",
+    "Order these from high to low: {}",
+    "Put in order, largest first: {}",
+    "Write {} from the largest down.",
+    "Sort downwards: {}",
+    "sort {}, biggest first",
+    "List in falling order: {}",
+    "Arrange from greatest to least: {}",
+    "Give {} in descending order.",
+    "Which order has the largest first: {}?",
     "Arrange so that the numbers fall: {}",
 )
 _UP = (
@@ -61,6 +99,15 @@ _UP = (
     "Put in order, smallest first: {}",
     "Sort from smallest to largest: {}",
     "sort {}",
+    "Order these from low to high: {}",
+    "Write {} from the smallest up.",
+    "Sort upwards: {}",
+    "List in rising order: {}",
+    "Arrange from least to greatest: {}",
+    "Give {} in ascending order.",
+    "Put these numbers in order: {}",
+    "Arrange the numbers: {}",
+    "order: {}",
     "Arrange so that the numbers rise: {}",
 )
 
@@ -70,7 +117,8 @@ _COUNTS = {"easy": (3, 5), "middle": (6, 8), "hard": (9, 12)}
 
 
 def compare_steps(a: int, b: int, *, large: bool, flip: bool = False) -> str:
-    """Lengths first, then the first differing digit; then which is larger and which smaller.
+    """Lengths first, always told, then the first differing digit; then which is larger and which
+    smaller.
 
     The thought opens with what is asked and closes with it, so that each step is one decision; a
     model that had to join the sign with the question's word in one step guessed. ``flip`` turns
@@ -78,10 +126,8 @@ def compare_steps(a: int, b: int, *, large: bool, flip: bool = False) -> str:
     """
     x, y = str(a), str(b)
     sign = "=" if a == b else "<" if (a < b) != flip else ">"
-    parts = []
-    if len(x) != len(y):
-        parts.append(f"{a} has {len(x)} digits, {b} has {len(y)}")
-    else:
+    parts = [f"{len(x)} and {len(y)} digits"]
+    if len(x) == len(y):
         for p, q in zip(x, y, strict=True):
             if p != q:
                 parts.append(f"{p}{sign}{q}")
@@ -92,6 +138,31 @@ def compare_steps(a: int, b: int, *, large: bool, flip: bool = False) -> str:
     end = "Equal." if a == b else f"larger {big}, smaller {small}, {asked}."
     word = "larger" if large else "smaller"
     return f"{word}? {', '.join(parts)}, so {a}{sign}{b}: {end}"
+
+
+def _of_one_length(a: int, b: int, *, large: bool) -> str:
+    """Both with as many digits, the shorter after zeros, compared from the left."""
+    n = len(str(max(a, b)))
+    x, y = f"{a:0{n}}", f"{b:0{n}}"
+    signs = []
+    for p, q in zip(x, y, strict=True):
+        signs.append(f"{p}{sign_of(int(p), int(q))}{q}")
+        if p != q:
+            break
+    told = f"as {x} and {y}: {', '.join(signs)}"
+    if a == b:
+        return f"{told}. They are equal."
+    asked = f"larger {max(a, b)}" if large else f"smaller {min(a, b)}"
+    return f"{told}. {asked}."
+
+
+def _in_order(a: int, b: int, *, large: bool) -> str:
+    """Both by what they are made of, and the one asked for."""
+    if a == b:
+        return f"{a} and {b} are one number."
+    low, high = min(a, b), max(a, b)
+    asked = f"the last is {high}" if large else f"the first is {low}"
+    return f"in order {low}, {high}: {asked}."
 
 
 def comparison(r: Random, level: str) -> Problem:
@@ -109,12 +180,7 @@ def comparison(r: Random, level: str) -> Problem:
             b = int(r.choice((str(a)[:-1], str(a) + str(r.randint(0, 9)))))
     large = r.random() < 0.6
     answer = str(max(a, b) if large else min(a, b)) if a != b else "They are equal."
-    gap = (
-        f"{max(a, b)}-{min(a, b)}={abs(a - b)}, so {max(a, b)} is larger."
-        if a != b
-        else f"{a}-{b}=0, equal."
-    )
-    rising = f"in order {min(a, b)}, {max(a, b)}: the {'last' if large else 'first'} is {answer}."
+    padded, rising = _of_one_length(a, b, large=large), _in_order(a, b, large=large)
 
     def steps(e: Random | None) -> tuple[str, str]:
         if e and a != b:
@@ -131,8 +197,8 @@ def comparison(r: Random, level: str) -> Problem:
         answer,
         "string",
         steps=steps,
-        check=lambda got: (gap, got == answer),
-        second=rising if a != b else gap,
+        check=lambda got: against(padded, got, answer),
+        second=rising,
     )
 
 
@@ -148,29 +214,36 @@ def sorting(r: Random, level: str) -> Problem:
     ask = phrase(r, _DOWN if down else _UP)
 
     def steps(e: Random | None) -> tuple[str, str]:
-        told = list(out)
-        if e:
+        tens, told = _by_tens(values, down=down, slip=e)
+        if told == out and e:
             k = e.randrange(n - 1)
             told[k], told[k + 1] = told[k + 1], told[k]
         listed = " ".join(map(str, told))
-        return f"{_by_tens(values, down=down)}. In order {listed}.", ", ".join(map(str, told))
+        return f"{tens}. In order {listed}.", ", ".join(map(str, told))
 
     def check(got: str) -> tuple[str, bool]:
-        listed_out = [int(v) for v in got.split(", ")]
-        sign = ">=" if down else "<="
-        for p, q in pairwise(listed_out):
+        """In order, each with its place; then the place of each number that was given, which ends
+        with the first that has none. "yes" for each was said of those that were not there too."""
+        told = [int(v) for v in got.split(", ")]
+        signs = [f"{told[0]} 1"]
+        for i, (p, q) in enumerate(pairwise(told), 2):
+            signs.append(f"{p}{sign_of(p, q)}{q} {i}")
             if (p < q) if down else (p > q):
-                return f"{p} before {q}.", False
-        told = f"{sign.join(map(str, listed_out))}, {len(listed_out)} numbers"
-        if len(listed_out) != n:
-            return f"{told}, not {n}.", False
-        there = list(takewhile(lambda v: listed_out.count(v) >= values.count(v), values))
-        found = [f"{v} yes" for v in there] + [f"{v} no" for v in values[len(there) :][:1]]
-        return f"{told}. {', '.join(found)}.", len(there) == n
+                return f"{', '.join(signs)}.", False
+        free, found = list(enumerate(told, 1)), []
+        for v in values:
+            place = next((place for place in free if place[1] == v), None)
+            found.append(f"{v} at {place[0]}" if place else f"{v} none")
+            if place is None:
+                break
+            free.remove(place)
+        text = f"{', '.join(signs)}; {', '.join(found)}"
+        if place is not None and free:
+            return f"{text}, left {free[0][1]}.", False
+        return f"{text}.", place is not None
 
-    other = (
-        f"from the other end {_by_tens(values, down=not down)}. Turned {' '.join(map(str, out))}."
-    )
+    tens, _ = _by_tens(values, down=not down)
+    other = f"from the other end {tens}. Turned {' '.join(map(str, out))}."
 
     return Problem(
         "sorting",
@@ -185,16 +258,19 @@ def sorting(r: Random, level: str) -> Problem:
     )
 
 
-def _by_tens(values: list[int], *, down: bool) -> str:
-    """``values`` (0 to 99) with two digits each, then which of them each ten has, as they come and
-    in order. Without the zeros those below ten were forgotten: they begin like any other."""
-    parts = []
+def _by_tens(values: list[int], *, down: bool, slip: Random | None = None) -> tuple[str, list[int]]:
+    """``values`` (0 to 99) with two digits each, then which of them each ten has, several both as
+    they come and in order; and all in order. Without the zeros those below ten were forgotten: they
+    begin like any other. ``slip``: those of a ten may be left as they come, the mistake that
+    weights of 144 M tokens made most, where the order was told only if it was another one."""
+    parts, told = [], []
     for ten in range(9, -1, -1) if down else range(10):
         found = [v for v in values if v // 10 == ten]
-        ranked = sorted(found, reverse=down)
-        also = f" so {_padded(ranked)}" if found != ranked else ""
+        ranked = found if slip and slip.random() < 0.5 else sorted(found, reverse=down)
+        also = f" so {_padded(ranked)}" if len(found) > 1 else ""
         parts.append(f"{ten}: {_padded(found) or 'none'}{also}")
-    return f"{_padded(values)}. {', '.join(parts)}"
+        told += ranked
+    return f"{_padded(values)}. {', '.join(parts)}", told
 
 
 def _padded(values: list[int]) -> str:
@@ -217,15 +293,17 @@ def extreme(r: Random, level: str) -> Problem:
                 new = v
             parts.append(f"{v}{'>' if v > value else '<'}{value} best {new}")
             value = new
+        if e and value == best:
+            return steps(None)  # a mistake that came to nothing
         return ", ".join(parts) + ".", str(value)
 
     def check(got: str) -> tuple[str, bool]:
-        worse = [v for v in values if (v > int(got) if large else v < int(got))]
-        word = "above" if large else "below"
-        if worse:
-            return f"{worse[0]} is {word} {got}.", False
-        each = ", ".join(f"{v}{'<' if large else '>'}{got}" for v in values if v != best)
-        return f"{each}. None {word} {got}.", True
+        signs, word = [], "above" if large else "below"
+        for v in values:
+            signs.append(f"{v}{sign_of(v, int(got))}{got}")
+            if v > int(got) if large else v < int(got):
+                return f"{', '.join(signs)}. {v} is {word} {got}.", False
+        return f"{', '.join(signs)}. None {word} {got}.", int(got) in values
 
     kept, back = values[-1], [str(values[-1])]
     for v in values[-2::-1]:
@@ -256,7 +334,19 @@ _RELATIONS = (
 )
 
 
-_WHO = ("{told} Who is the {end}?", "Who is the {end}? {told}")
+_WHO = (
+    "{told} Who is the {end}?",
+    "{told} Who is {end}?",
+    "{told} Name the {end}.",
+    "{told} Tell me who is the {end}.",
+    "{told} Which of them is the {end}?",
+    "Read this: {told} Who is the {end}?",
+    "{told} So who is the {end}?",
+    "Name the {end}. {told}",
+    "Which one is the {end}? {told}",
+    "Tell me who is the {end}. {told}",
+    "Who is the {end}? {told}",
+)
 
 
 def ordering(r: Random, level: str) -> Problem:
@@ -285,9 +375,8 @@ def ordering(r: Random, level: str) -> Problem:
         "string",
         results=short,
         steps=steps,
-        check=lambda got: (
-            f"{', '.join(chain)}; {answer} has none {'above' if top else 'below'}.",
-            got == answer,
+        check=lambda got: against(
+            f"{', '.join(chain)}; {answer} has none {'above' if top else 'below'}.", got, answer
         ),
         second=_sides(shuffled, relation, answer, top=top),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from random import Random
 
 from ..glyphs import FONTS
-from ..item import Problem, phrase
+from ..item import Problem, against, exact, phrase
 from ..raster import (
     COLORS,
     SIZE,
@@ -133,13 +133,13 @@ def _reading(
         phrase(r, asks),
         written.text,
         steps=steps,
-        check=lambda got: (back, got == written.text),
+        check=lambda got: against(back, got, written.text),
         second=f"{numbered}. {len(written.text)} characters: {written.text}.",
         pictures=[picture],
     )
 
 
-def _plain(
+def _seen(
     task: str,
     level: str,
     key: str,
@@ -150,19 +150,7 @@ def _plain(
     checker: str = "string",
     routes: tuple[str, str] | None = None,
 ) -> Problem:
-    """A problem whose routes (a check, another way) hold no mistakes."""
-    return Problem(
-        task,
-        level,
-        key,
-        ask,
-        answer,
-        checker,
-        steps=lambda e: (thought, answer),
-        check=None if routes is None else lambda got: (routes[0], got == answer),
-        second="" if routes is None else routes[1],
-        pictures=[picture],
-    )
+    return exact(task, level, key, ask, answer, thought, checker, routes, [picture])
 
 
 def codes(r: Random, level: str) -> Asker:
@@ -185,7 +173,7 @@ def _unreadable(
 ) -> Asker:
     why = f"Text at {shown(written.box)}: not readable."
     key = f"{task} {written.text}"
-    return lambda r: _plain(task, level, key, phrase(r, asks), CANNOT_TELL, why, picture)
+    return lambda r: _seen(task, level, key, phrase(r, asks), CANNOT_TELL, why, picture)
 
 
 _METER = (
@@ -268,7 +256,7 @@ def labels(r: Random, level: str) -> Asker:
             f"{values[i]}.",
         )
         told = (ask, values[i], thought, picture)
-        return _plain("labels", level, key, *told, checker="number", routes=routes)
+        return _seen("labels", level, key, *told, checker="number", routes=routes)
 
     return asker
 
@@ -325,7 +313,7 @@ def buttons(r: Random, level: str) -> Asker:
             f"{column + 1}.",
         )
         asked = (ask, shown(boxes[i]), thought, picture)
-        return _plain("buttons", level, key, *asked, checker="box", routes=routes)
+        return _seen("buttons", level, key, *asked, checker="box", routes=routes)
 
     return asker
 
@@ -397,7 +385,7 @@ def bars(r: Random, level: str) -> Asker:
                 f"in order {' '.join(names[k] for k in ranked)}. First {answer}.",
             )
         told = (ask, answer, thought, picture)
-        return _plain("bars", level, f"bars {listed}", *told, routes=routes)
+        return _seen("bars", level, f"bars {listed}", *told, routes=routes)
 
     return asker
 
@@ -432,6 +420,7 @@ _BLANK = (
     "Read the code.",
     "Which shape is on the left?",
     "Describe the picture.",
+    "Is there anything in it? Say what.",
 )
 
 
@@ -447,7 +436,7 @@ def blank(r: Random, level: str) -> Asker:
     if level == "hard":
         picture.pixels = noised(r, picture.pixels, 60)
     key = f"blank {level} {ink}"
-    return lambda r: _plain(
+    return lambda r: _seen(
         "blank", level, key, phrase(r, _BLANK), CANNOT_TELL, "Nothing to see.", picture
     )
 

@@ -167,7 +167,8 @@ def fractions(r: Random, level: str) -> Problem:
         thought = f"{a}*{second}: {a.numerator}*{x}={n}, {a.denominator}*{y}={d}. {n}/{d}"
     thought += f"={result}. So {result}."
     text = f"{a} {op} {b}"
-    return _fraction(level, text, phrase(r, _WORK).format(text), str(result), thought)
+    key = f"{min(a, b)} {op} {max(a, b)}" if op in "+*" else text
+    return _fraction(level, key, phrase(r, _WORK).format(text), str(result), thought)
 
 
 def _fraction(level: str, key: str, question: str, answer: str, thought: str) -> Problem:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-from ..item import Problem, phrase
+from ..item import Problem, against, exact, phrase
 from ..raster import (
     COLORS,
     SHAPES,
@@ -205,7 +205,7 @@ def counting_problem(
         str(len(found)),
         "number",
         steps=steps,
-        check=lambda got: (across, got == str(len(found))),
+        check=lambda got: against(across, got, str(len(found))),
         second=f"from below {_numbered(sorted(found, key=lambda t: -t.y))}. So {len(found)}.",
         pictures=[scene.picture],
     )
@@ -244,7 +244,7 @@ def _color(r: Random, scene: Scene, level: str) -> Problem | None:
     shape that is not there nobody can tell."""
     if r.random() < 0.12:
         absent = [s for s in SHAPES if all(t.shape != s for t in scene.things)]
-        return _plain(
+        return _seen(
             scene,
             "colors",
             level,
@@ -256,7 +256,7 @@ def _color(r: Random, scene: Scene, level: str) -> Problem | None:
     alone = [t for t in scene.things if sum(u.color == t.color for u in scene.things) == 1]
     if single and (not alone or r.random() < 0.6):
         t = r.choice(single)
-        return _plain(
+        return _seen(
             scene,
             "colors",
             level,
@@ -268,7 +268,7 @@ def _color(r: Random, scene: Scene, level: str) -> Problem | None:
     if not alone:
         return None
     t = r.choice(alone)
-    return _plain(
+    return _seen(
         scene,
         "colors",
         level,
@@ -289,7 +289,7 @@ def _listed(things: list[Thing]) -> str:
     return "Look: " + ", ".join(t.name for t in in_reading_order(things))
 
 
-def _plain(
+def _seen(
     scene: Scene,
     task: str,
     level: str,
@@ -299,19 +299,7 @@ def _plain(
     checker: str = "string",
     routes: tuple[str, str] | None = None,
 ) -> Problem:
-    """A problem whose routes (a check, another way) hold no mistakes."""
-    return Problem(
-        task,
-        level,
-        scene.key,
-        ask,
-        answer,
-        checker,
-        steps=lambda e: (thought, answer),
-        check=None if routes is None else lambda got: (routes[0], got == answer),
-        second="" if routes is None else routes[1],
-        pictures=[scene.picture],
-    )
+    return exact(task, level, scene.key, ask, answer, thought, checker, routes, [scene.picture])
 
 
 _SIDES = {
@@ -378,7 +366,7 @@ def _relation(r: Random, scene: Scene, level: str) -> Problem | None:
         answer,
         "string",
         steps=steps,
-        check=lambda got: (gap, got == answer),
+        check=lambda got: against(gap, got, answer),
         second=_in_order(a, b, axis, answer),
         pictures=[scene.picture],
     )
@@ -399,7 +387,7 @@ def _outermost(r: Random, scene: Scene, level: str) -> Problem | None:
         f"in order {', '.join(t.name for t in order)}. First {order[0].name}.",
     )
     ask = phrase(r, _WHICH).format(word)
-    return _plain(scene, "relations", level, ask, order[0].name, thought, routes=routes)
+    return _seen(scene, "relations", level, ask, order[0].name, thought, routes=routes)
 
 
 def _in_order(a: Thing, b: Thing, axis: int, answer: str) -> str:
@@ -433,7 +421,7 @@ def _where(r: Random, scene: Scene, level: str) -> Problem | None:
         return None
     t = r.choice(things)
     ask = phrase(r, _WHERE).format(t.name)
-    return _plain(
+    return _seen(
         scene,
         "locating",
         level,
@@ -450,7 +438,7 @@ def _describe(r: Random, scene: Scene, level: str) -> Problem | None:
         return None
     answer = "; ".join(f"{t.name} {shown(t.box)}" for t in in_reading_order(scene.things))
     thought = f"{_listed(scene.things)}."
-    return _plain(scene, "describing", level, phrase(r, _DESCRIBE), answer, thought, "boxes")
+    return _seen(scene, "describing", level, phrase(r, _DESCRIBE), answer, thought, "boxes")
 
 
 _ASKERS = {
@@ -462,7 +450,10 @@ _ASKERS = {
 }
 
 
-_MIX = ("counting", "counting", "colors", "relations", "relations", "locating", "describing")
+_MIX = (
+    *("counting", "counting", "colors", "colors"),
+    *("relations", "relations", "locating", "locating", "describing"),
+)
 
 
 def shapes(r: Random, level: str, task: str | None = None) -> Asker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from random import Random
 
-from ..item import Problem, phrase
+from ..item import Evaluation, Problem, phrase
 from .words import ADJECTIVES, ANIMALS, CITIES, COLORS, FOODS, NAMES, PLACES
 
 _FOUND = ("ball", "key", "box", "hat", "stone", "map", "bell", "boat", "kite", "coin")
@@ -66,6 +66,14 @@ _GIVE = (
     "Schema: {s}\nWrite as JSON: {t}",
     "Put this into JSON that fits {s}\n{t}",
 )
+#: Of the same, for training: a caller may hold the answer to a schema without telling it.
+_TELL = (
+    "{t} Give this as JSON with {k}.",
+    "{t}\nAnswer as JSON: {k}.",
+    "Write as JSON with {k}: {t}",
+    "{t} As JSON ({k})?",
+    "Which {k}? Answer as JSON. {t}",
+)
 
 
 def json_answers(r: Random, level: str) -> Problem:
@@ -88,11 +96,14 @@ def json_answers(r: Random, level: str) -> Problem:
     answer = json.dumps(people if level == "hard" else people[0])
     text = " ".join(told)
     listed = "; ".join(", ".join(f"{k}={v}" for k, v in p.items()) for p in people)
+    question = phrase(r, _GIVE).format(t=text, s=json.dumps(schema))
+    if not isinstance(r, Evaluation) and r.random() < 0.5:
+        question = r.choice(_TELL).format(t=text, k=", ".join(types))
     return Problem(
         "json_answers",
         level,
         f"{text} {' '.join(chosen)}",
-        phrase(r, _GIVE).format(t=text, s=json.dumps(schema)),
+        question,
         answer,
         "json",
         steps=lambda e: (f"{listed}.", answer),

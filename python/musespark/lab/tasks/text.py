@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from ..item import Problem, phrase, sized
+from ..item import Problem, against, phrase, sized
 from .words import ADJECTIVES, ANIMALS, COLORS, FOODS, NAMES, PLACES, THINGS, WORDS
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -117,6 +117,16 @@ _LETTER_ASKS = (
     "How many letters {c} are in the word {w}?",
     "How many times does {c} occur in {w}?",
     "how many {c}s in {w}?",
+    "How often does {c} appear in {w}?",
+    'How often is {c} in "{w}"?',
+    "In {w}, how many {c} are there?",
+    "In the word {w}, count the letter {c}.",
+    'Count how often {c} occurs in "{w}".',
+    "How often do you see the letter {c} in {w}?",
+    '"{w}": how many times is there a {c}?',
+    "Tell me how many {c} there are in {w}.",
+    "In {w}, how often does {c} occur?",
+    "Number of {c} in {w}?",
     'In "{w}", how often is there the letter {c}?',
 )
 
@@ -173,7 +183,7 @@ def letters(r: Random, level: str) -> Problem:
         str(total),
         "number",
         steps=steps,
-        check=lambda got: (route, got == str(total)),
+        check=lambda got: against(route, got, str(total)),
         second=f"from the end {', '.join(back)}.",
     )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from ..item import Evaluation, Problem, phrase, sized
-from .arithmetic import add_steps, mul_steps, place_by_place, rounded_up, sub_steps
-from .words import DAYS, MONTH_DAYS, MONTHS, NAMES, THINGS
+from ..item import Evaluation, Problem, compared, exact, phrase, sized, wanted
+from .arithmetic import add_steps, mul_steps, place_by_place, rounded_up, sub_steps, summed
+from .words import DAYS, MONTH_DAYS, MONTHS, NAMES, THINGS, split_words
 
 
 def _op(op: str, a: int, b: int, e: Random | None = None) -> tuple[str, str]:
@@ -19,6 +19,12 @@ _MORE = (
     "gets {b} more from {o}.",
     "finds {b} {t}.",
     "is given {b} more {t}.",
+    "picks up {b} {t}.",
+    "wins {b} more.",
+    "adds {b} more {t}.",
+    "receives {b} {t} from {o}.",
+    "gets {b} {t}.",
+    "buys {b} {t}.",
     "takes {b} more {t} home.",
 )
 _LESS = (
@@ -26,34 +32,74 @@ _LESS = (
     "loses {b}.",
     "sells {b} {t}.",
     "gives away {b} {t}.",
+    "uses {b} {t}.",
+    "gives {o} {b} {t}.",
+    "hands {b} to {o}.",
+    "sells {b}.",
+    "throws {b} away.",
+    "is robbed of {b} {t}.",
     "parts with {b} {t}.",
 )
-_HOLDS = ("How many {t} does {n} have{end}?", "With how many {t} does {n} end{end}?")
+_HOLDS = (
+    "How many {t} does {n} have{end}?",
+    "How many {t} has {n} got{end}?",
+    "How many {t} are left with {n}{end}?",
+    "What number of {t} does {n} have{end}?",
+    "Tell me how many {t} {n} has{end}.",
+    "So how many {t} does {n} have{end}?",
+    "How many {t} does {n} own{end}?",
+    "How many {t} does {n} end up with{end}?",
+    "With how many {t} does {n} end{end}?",
+)
 _PACKS = (
     "{n} packs {b} boxes with {a} {t} each. How many {t} is that?",
     "There are {b} bags with {a} {t} in each. How many {t} are there?",
     "{n} buys {b} packs of {a} {t}. How many {t} does {n} have?",
+    "There are {a} {t} in each of {b} boxes. How many {t} are there in all?",
+    "{n} fills {b} bags with {a} {t} each. How many {t} is that?",
+    "{b} rows with {a} {t} each: how many {t} are there?",
+    "{n} has {b} boxes with {a} {t} each. How many {t} does {n} have?",
+    "In each of {b} drawers are {a} {t}. How many {t} is that together?",
     "{b} shelves hold {a} {t} each. How many {t} are on them?",
 )
 
 
+#: Names that are told as "he" and as "she".
+_PRONOUNS = dict.fromkeys(
+    split_words("Ben Dan Finn Gus Jon Leo Ned Rex Tom Bob Carl Fred Hugo Jack Max Omar Paul Will"),
+    "He",
+) | dict.fromkeys(
+    split_words("Ann Cleo Eva Hana Ida Mia Ola Pia Sue Amy Dora Emma Gina Iris Kate Lucy Nina"),
+    "She",
+)
+
+
 def word_problem(r: Random, level: str) -> Problem:
-    """One step; three steps and a sentence that does not matter; five steps and two such."""
+    """One step; three steps and a sentence that does not matter; five steps and two such. In
+    training also fewer, two steps in a sentence, and "he" and "she" where nobody else is told of.
+    """
     if level == "easy" and r.random() < 0.3:
         return _packs(r, level)
     name, other = r.sample(NAMES, 2)
     thing = r.choice(THINGS)
     value = r.randint(10, 99)
-    sentences, ops = [], []
-    first = f"{name} has {value} {thing}."
-    for _ in range({"easy": 1, "middle": 3, "hard": 5}[level]):
+    steps = {"easy": 1, "middle": sized(r, 2, 3), "hard": sized(r, 4, 5)}[level]
+    others = {"easy": 0, "middle": sized(r, 0, 1), "hard": sized(r, 0, 2)}[level]
+    free = not isinstance(r, Evaluation)
+    sentences, ops = [f"{name} has {value} {thing}."], []
+    for _ in range(steps):
         b = r.randint(2, 60)
         sign = "+" if r.random() < 0.5 or b > value else "-"
-        told = phrase(r, _MORE if sign == "+" else _LESS)
-        sentences.append(f"{name} {told.format(b=b, o=other, t=thing)}")
+        told = phrase(r, _MORE if sign == "+" else _LESS).format(b=b, o=other, t=thing)
+        if free and r.random() < 0.25 and " and " not in sentences[-1]:
+            sentences[-1] = f"{sentences[-1][:-1]} and {told}"
+        elif free and not others and other not in " ".join(sentences) and r.random() < 0.5:
+            sentences.append(f"{_PRONOUNS.get(name, name)} {told}")
+        else:
+            sentences.append(f"{name} {told}")
         ops.append((sign, value, b))
         value += b if sign == "+" else -b
-    for _ in range({"easy": 0, "middle": 1, "hard": 2}[level]):
+    for _ in range(others):
         distractor = r.choice(
             (
                 f"{other} is {r.randint(5, 60)} years old.",
@@ -61,10 +107,10 @@ def word_problem(r: Random, level: str) -> Problem:
                 f"{other} has {r.randint(2, 60)} {r.choice(THINGS)}.",
             )
         )
-        sentences.insert(r.randint(0, len(sentences)), distractor)
+        sentences.insert(r.randint(1, len(sentences)), distractor)
     end = r.choice(("", "", " now", " in all", " altogether"))
     ask = phrase(r, _HOLDS).format(t=thing, n=name, end=end)
-    return _word(level, " ".join([first, *sentences, ask]), ops, value)
+    return _word(level, " ".join([*sentences, ask]), ops, value)
 
 
 def _packs(r: Random, level: str) -> Problem:
@@ -104,14 +150,14 @@ def _back(ops: list[tuple[str, int, int]], value: int) -> str:
     parts = []
     for op, a, b in reversed(ops):
         if op == "*":
-            sums = ", ".join(f"{a * i}+{a}={a * (i + 1)}" for i in range(1, b))
-            return f"{sums}."
+            route = f"{b}*{a}: {mul_steps(b, a, columns=True)[0][:-1]}"
+            return f"{'. '.join([*parts, route])}; {compared(str(value), str(a * b))}."
         if op == "+" and value < b:
             return f"{'. '.join([*parts, f'{value}<{b}'])}."
         text, back = _op("-" if op == "+" else "+", value, b)
         parts.append(text[:-1])
         value = int(back)
-    return f"{'. '.join(parts)}, want {ops[0][1]}."
+    return f"{'. '.join(parts)}, {wanted(str(value), str(ops[0][1]))}."
 
 
 def _together(ops: list[tuple[str, int, int]], value: int) -> str:
@@ -121,18 +167,10 @@ def _together(ops: list[tuple[str, int, int]], value: int) -> str:
         return rounded_up(first, factor)
     come = [first, *(b for op, _, b in ops if op == "+")]
     go = [b for op, _, b in ops if op == "-"]
-    text = f"in {_added(come)}, out {_added(go)}" if go else f"in {_added(come)}"
-    return f"{text}, {sum(come)}-{sum(go)}={value}."
-
-
-def _added(values: list[int]) -> str:
-    if len(values) == 1:
-        return str(values[0])
-    total, parts = values[0], []
-    for v in values[1:]:
-        parts.append(f"{total}+{v}={total + v}")
-        total += v
-    return ", ".join(parts)
+    text = f"in {summed(come)}"
+    if not go:
+        return f"{text}."
+    return f"{text}, out {summed(go)}; {_op('-', sum(come), sum(go))[0]}"
 
 
 def facts(r: Random, level: str) -> Problem:
@@ -140,7 +178,7 @@ def facts(r: Random, level: str) -> Problem:
     i, pick = r.randrange(7), r.randrange(5)
     if pick < 2:
         answer = DAYS[(i + (1, -1)[pick]) % 7]
-        return _plain(
+        return exact(
             "facts", level, "", f"What day comes {('after', 'before')[pick]} {DAYS[i]}?", answer, ""
         )
     i = r.randrange(12)
@@ -152,21 +190,41 @@ def facts(r: Random, level: str) -> Problem:
             str(MONTH_DAYS[i]) if i != 1 else "28, or 29 in a leap year",
         ),
     )[pick - 2]
-    return _plain("facts", level, "", question, answer, "")
+    return exact("facts", level, "", question, answer, "")
 
 
 _AHEAD = (
     "Today is {day}. What day is it in {n} days?",
     "What day is {n} days after {day}?",
+    "It is {day}. Which day is it in {n} days?",
+    "Which day comes {n} days after {day}?",
+    "{n} days after {day}: which day?",
+    "If it is {day}, what day is it {n} days later?",
+    "Name the day {n} days after {day}.",
+    "Count {n} days on from {day}. Which day is it?",
     "Which weekday follows {day} by {n} days?",
 )
 _NEXT = (
     "{month} {d} is a {day}. What day is {month} {e}?",
     "If {month} {d} is a {day}, which day is {month} {e}?",
+    "{month} {d} is a {day}. Which weekday is {month} {e}?",
+    "{month} {d} was a {day}. What day was {month} {e}?",
+    "What day is {month} {e} if {month} {d} is a {day}?",
+    "On which day falls {month} {e}, if {month} {d} is a {day}?",
+    "Say which day {month} {e} is. {month} {d} is a {day}.",
+    "With {month} {d} a {day}, what is {month} {e}?",
+    "Name the day of {month} {e}; {month} {d} is a {day}.",
     "Which day is {month} {e}, when {month} {d} is a {day}?",
 )
 _LATER = (
     "What date is {n} days after {month} {d}?",
+    "What is the date {n} days after {month} {d}?",
+    "{n} days after {month} {d}: what date is it?",
+    "It is {month} {d}. What date is it in {n} days?",
+    "Count {n} days from {month} {d}. Which date is it?",
+    "Add {n} days to {month} {d}.",
+    "Today is {month} {d}. Which date is {n} days later?",
+    "Which date is {n} days from {month} {d}?",
     "Which date comes {n} days after {month} {d}?",
 )
 
@@ -181,12 +239,12 @@ def dates(r: Random, level: str) -> Problem:
     if sized(r, 0, 1) == 0:
         ask = phrase(r, _AHEAD).format(day=DAYS[i], n=n)
         thought, *routes = _weekday_ways(i, 0, n)
-        return _plain("dates", level, f"ahead {i} {n}", ask, answer, thought, routes=routes)
+        return exact("dates", level, f"ahead {i} {n}", ask, answer, thought, routes=routes)
     m = r.randrange(12)
     d = r.randint(1, MONTH_DAYS[m] - n)
     ask = phrase(r, _NEXT).format(month=MONTHS[m], d=d, e=d + n, day=DAYS[i])
     thought, *routes = _weekday_ways(i, d, n)
-    return _plain("dates", level, f"next {m} {d} {i} {n}", ask, answer, thought, routes=routes)
+    return exact("dates", level, f"next {m} {d} {i} {n}", ask, answer, thought, routes=routes)
 
 
 def _weekday_ways(i: int, d: int, n: int) -> tuple[str, str, str]:
@@ -212,8 +270,9 @@ def _weekday_ways(i: int, d: int, n: int) -> tuple[str, str, str]:
 
 
 def _later(r: Random) -> Problem:
-    m, n = r.randrange(12), r.randint(2, 30)
-    d = r.randint(1, MONTH_DAYS[m])
+    m = r.randrange(12)
+    d, after = r.randint(1, MONTH_DAYS[m]), MONTH_DAYS[(m + 1) % 12]
+    n = r.randint(2, min(30, MONTH_DAYS[m] - d + after))
     total, length = d + n, MONTH_DAYS[m]
     thought = f"{MONTHS[m]} has {length} days. {_op('+', d, n)[0]} "
     if total > length:
@@ -233,7 +292,7 @@ def _later(r: Random) -> Problem:
     rest += f", {n}-{length - d}={day}" if total > length else f", {n} fit, {d}+{n}={day}"
     routes = f"{back}, want {d}.", f"{rest}. {month} {day}."
     key, answer = f"date {m} {d} {n}", f"{month} {day}"
-    return _plain("dates", "hard", key, question, answer, thought, routes=routes)
+    return exact("dates", "hard", key, question, answer, thought, routes=routes)
 
 
 _UNITS = (
@@ -256,15 +315,29 @@ _SMALLER = (
     "How many {small} are in {n} {big}?",
     "Convert {n} {big} to {small}.",
     "How many {small} are {n} {big}?",
+    "What are {n} {big} in {small}?",
+    "How many {small} do {n} {big} make?",
+    "Turn {n} {big} into {small}.",
+    "Write {n} {big} as {small}.",
     "Give {n} {big} in {small}.",
 )
 _LARGER = (
     "How many {big} are {n} {small}?",
     "Convert {n} {small} to {big}.",
+    "What are {n} {small} in {big}?",
+    "How many {big} do {n} {small} make?",
+    "Turn {n} {small} into {big}.",
+    "Write {n} {small} as {big}.",
     "Give {n} {small} in {big}.",
 )
 _MIXED = (
     "How many {small} are {n} {big} and {extra} {small}?",
+    "Convert {n} {big} and {extra} {small} to {small}.",
+    "How many {small} do {n} {big} and {extra} {small} make?",
+    "What are {n} {big} and {extra} {small} in {small}?",
+    "Turn {n} {big} and {extra} {small} into {small}.",
+    "{n} {big} and {extra} {small}: how many {small} is that?",
+    "Write {n} {big} and {extra} {small} as {small}.",
     "Give {n} {big} and {extra} {small} in {small}.",
 )
 #: Before this, instances were split by how they were asked, so all up to here may have been
@@ -282,7 +355,7 @@ def units(r: Random, level: str) -> Problem:
     n = r.randint(_OLD_UNITS + 1 if beyond else 2, most)
     if not beyond and r.random() < 0.5:
         n = r.randint(2, 9 if level == "easy" else _OLD_UNITS)
-    one = f"1 {big[:-1]} is {factor} {small}."
+    one = f"1 {'foot' if big == 'feet' else big[:-1]} is {factor} {small}."
     told = {"big": big, "small": small}
     if level == "hard":
         extra = r.randint(1, factor - 1)
@@ -291,7 +364,7 @@ def units(r: Random, level: str) -> Problem:
         thought = f"{one} {text} {result}+{extra}={answer}."
         routes = (
             f"{rounded_up(n, factor)[:-1]}, {n * factor}+{extra}={answer}.",
-            f"{_by_tens(n, factor)[:-1]}, {place_by_place(n * factor, extra, 1)}",
+            f"{_by_tens(n, factor)[:-1]}, {place_by_place(n * factor, extra)}",
         )
         key, asks = f"{n} {big} {extra} {small}", _MIXED
         told |= {"n": n, "extra": extra}
@@ -307,7 +380,7 @@ def units(r: Random, level: str) -> Problem:
         key, asks = f"{n} {big} to {small}", _SMALLER
         told["n"] = n
     question = phrase(r, asks).format(**told)
-    return _plain("units", level, key, question, answer, thought, "number", routes)
+    return exact("units", level, key, question, answer, thought, "number", routes)
 
 
 def _divided(n: int, factor: int) -> str:
@@ -331,32 +404,6 @@ def _by_tens(n: int, factor: int) -> str:
         return f"{n}*{factor}={n * factor}."
     parts = f"{tens}*{factor}={tens * factor}, {ones}*{factor}={ones * factor}"
     return f"{parts}, {tens * factor}+{ones * factor}={n * factor}."
-
-
-def _plain(
-    task: str,
-    level: str,
-    key: str,
-    question: str,
-    answer: str,
-    thought: str,
-    checker: str = "string",
-    routes: tuple[str, str] | None = None,
-) -> Problem:
-    """A problem whose routes (a check, another way) hold no mistakes."""
-    check = None if routes is None else lambda got: (routes[0], got == answer)
-    second = "" if routes is None else routes[1]
-    return Problem(
-        task,
-        level,
-        key,
-        question,
-        answer,
-        checker,
-        steps=lambda e: (thought, answer),
-        check=check,
-        second=second,
-    )
 
 
 TASKS = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from random import Random
 
 from ..glyphs import FONTS
-from ..item import Problem, phrase
+from ..item import Evaluation, Problem, phrase
 from ..raster import (
     COLORS,
     SHAPES,
@@ -21,7 +21,7 @@ from ..raster import (
     shown,
     tinted,
 )
-from ..zoom import NAME, TOOL, crop, turn
+from ..zoom import NAME, SHIPPED, TOOL, crop, turn
 from .scenes import CANNOT_TELL, Asker
 
 LARGE = 512
@@ -145,10 +145,16 @@ def _problem(
         answer,
         steps=lambda e: (thought, answer),
         messages=[asked, *zoomed],
-        tools=[TOOL],
+        tools=_tools(r),
         pictures=[picture, seen],
         results=answer,
     )
+
+
+def _tools(r: Random) -> list[dict]:
+    """The zoom tool alone, in training also as ``Model.look`` offers it and beside the others."""
+    form = 0.0 if isinstance(r, Evaluation) else r.random()
+    return [TOOL] if form < 0.5 else [SHIPPED[0]] if form < 0.75 else list(SHIPPED)
 
 
 def _around(box: Box) -> Box:
