@@ -43,7 +43,7 @@ def texts(tokens: int) -> dict[str, tuple[list[int], list[int]]]:
     """Name -> prompt and what is written, `tokens` long."""
     with musespark.load(threads=1) as nano:
         encode = nano.tokenizer.encode
-    source = (PACKAGE / "tools.py").read_text()[1000:6000]
+    source = (PACKAGE / "agents" / "tools.py").read_text()[1000:6000]
     records = [
         {"id": i, "name": f"item {i}", "price": 3 * i + 1, "tags": ["new", "sale"][: i % 3]}
         for i in range(60)

@@ -126,7 +126,7 @@ py::tuple event_tuple(const FinishedEvent& event) {
       py::arg("decode_s") = s.decode_s, py::arg("first_token_s") = s.first_token_s);
   py::list trials;
   for (const TrialResult& trial : s.trials) {
-    trials.append(py::make_tuple(trial.at, trial.answer, trial.confidence));
+    trials.append(py::make_tuple(trial.at, trial.answer, trial.confidence, trial.rows));
   }
   stats["trials"] = trials;
   stats["trial_tokens"] = s.trial_tokens;

@@ -94,7 +94,7 @@ struct RequestStats {
   std::int64_t thought_bytes = 0;                // of whole pages inside its thoughts, at its end
   std::int64_t drafted_tokens = 0, accepted_tokens = 0;          // of drafts
   std::int64_t drafter_passes = 0, drafter_accepted_tokens = 0;  // of these, the drafter's
-  std::int64_t trial_tokens = 0;  // rows computed for trials, and tokens that were taken back
+  std::int64_t trial_tokens = 0;  // rows computed for trials, and not its own
   std::vector<TrialResult> trials;
   // What became of thoughts, in layers without a window; the prompt's are demoted too.
   std::int64_t demoted_pages = 0, evictions = 0, evicted_tokens = 0, freed_bytes = 0;

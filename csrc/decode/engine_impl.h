@@ -53,6 +53,7 @@ struct Engine::Impl {
     bool ends = false;                         // by the constraint, without a token
     bool trial = false;                        // of the entry's trial
     SampledToken token{};
+    SampledToken own{};  // of a trial: what its entry would sample; -1: not known
     ErrorKind kind = ErrorKind::none;
     std::string error{};  // empty: none
   };
@@ -176,6 +177,10 @@ struct Engine::Impl {
   void drop_trial(Entry& entry);
   void give_up_late_trials(Clock::time_point now);
   ThoughtStop trial_stop(Entry& entry) const;
+  static bool keeps_trials(const Entry& entry);
+  void try_row(Job& job, SamplerScratch& memory) const;
+  std::optional<SampledToken> next_of_trial(Entry& entry, const Trial& trial) const;
+  void go_on_with(Entry& entry, const Trial& trial, Clock::time_point now);
   void end_by_trial(Entry& entry, ThoughtStop why, Clock::time_point now);
   void choose_trial_rows();
 

@@ -99,6 +99,8 @@ class Sampler {
   Sampler(SamplingParams params, std::int64_t vocab);
 
   const SamplingParams& params() const { return params_; }
+  // Whether what sample() gives depends on the tokens so far.
+  bool has_penalties() const;
 
   // Tokens as they become part of the sequence, each once, in order. Ids in [0, vocab).
   void add_prompt(std::span<const std::int32_t> tokens);
@@ -119,7 +121,6 @@ class Sampler {
   SampledToken forced(const float* row, std::int32_t token, SamplerScratch& scratch) const;
 
  private:
-  bool has_penalties() const;
   void mark_seen(std::int32_t token);
   // Steps 2 to 5 into `out`.
   void process(const float* row, const Choice& choice, std::vector<float>& out) const;

@@ -325,7 +325,7 @@ void Engine::Impl::run_jobs() {
     if (job.ends || !job.error.empty()) return;
     try {
       if (job.trial) {
-        job.token = job.entry->sampler.likeliest(job.row, scratch[worker]);
+        try_row(job, scratch[worker]);
       } else if (job.known >= 0) {
         job.token.logprob = token_logprob(job.row, vocab, job.known, scratch[worker]);
       } else {

@@ -75,9 +75,9 @@ void check_thoughts(const ThoughtParams& params, std::int64_t vocab) {
     }
     check_ids("thoughts.opens", marks, vocab);
     if (params.content >= 0 && marks.back() != params.content) {
-      throw InvalidRequest("thoughts.opens: got one that ends with " + std::to_string(marks.back()) +
-                           ", allowed is the end of thoughts.header, " +
-                           std::to_string(params.content));
+      throw InvalidRequest(
+          "thoughts.opens: got one that ends with " + std::to_string(marks.back()) +
+          ", allowed is the end of thoughts.header, " + std::to_string(params.content));
     }
   }
   check_ids("thoughts.closes", params.closes, vocab);

@@ -1,7 +1,12 @@
 // Trial answers: at the ends of a thought's sentences a fork of the sequence closes the thought and
 // answers, a few tokens, greedily, as rows beside the others of a step, while the sequence goes on
 // thinking. Where the answer is sure enough, the thought ends there: what was written meanwhile is
-// taken back (nobody has seen it), and the closing tokens are written, one in a step as any other.
+// taken back (nobody has seen it), and the fork becomes the sequence: its closing tokens, and of
+// its answer what the sequence itself would have sampled there, with the first token that differs.
+// So the trial that ends a thought costs no rows. Not so (the closing tokens are written one in a
+// step as any other) where what is sampled depends on more than the row and its place: penalties, a
+// constraint; where it is reported with logprobs; where closed thoughts are demoted; and where
+// closing words come first.
 //
 // The sequence waits for a trial only where what it does would depend on who is faster: before a
 // thought or the sequence ends, before the next trial begins, and kTrialLead tokens ahead. Where
@@ -47,6 +52,7 @@ struct TrialResult {
   std::int64_t at = 0;  // thought tokens before it
   std::vector<std::int32_t> answer;
   float confidence = 0.0f;
+  std::int64_t rows = 0;  // computed for it, and not the sequence's
 };
 
 // What the row says that a trial begins at, should the thought end there: the marker, the first
@@ -65,7 +71,9 @@ struct Trial {
   TrialRow row;             // its Entry::trial_row, then
   std::int64_t tried_before;
   std::vector<float> logprobs{};  // of the answer's tokens
-  std::int64_t rows = 0;          // computed
+  // What the sequence would sample in their places; as long, or empty.
+  std::vector<SampledToken> sampled{};
+  std::int64_t rows = 0;  // computed
 
   std::int64_t pending() const { return static_cast<std::int64_t>(tokens.size()) - kv.length(); }
 };

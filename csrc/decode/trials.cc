@@ -123,6 +123,7 @@ void Engine::Impl::book_trial(Entry& entry, std::span<Job> done, Clock::time_poi
   const bool ends =
       entry.stop.ends(token.token, 0, &reason) || token.token == entry.params.thinking.close;
   trial.logprobs.push_back(token.logprob);
+  if (job.own.token >= 0) trial.sampled.push_back(std::move(job.own));
   if (!ends) {
     trial.tokens.push_back(token.token);
     if (static_cast<std::int64_t>(trial.logprobs.size()) < entry.params.trials.tokens) return;
@@ -142,6 +143,7 @@ void Engine::Impl::settle_trial(Entry& entry, Clock::time_point now) {
   for (const float logprob : trial.logprobs) sum += logprob;
   const double mean = sum / static_cast<double>(trial.logprobs.size());
   found.confidence = static_cast<float>(math64::exp(mean));
+  found.rows = trial.rows;
   auto& results = entry.stats.trials;
   const bool same = !results.empty() && results.back().answer == found.answer;
   entry.agreed = same ? entry.agreed + 1 : 1;
@@ -205,10 +207,8 @@ void Engine::Impl::give_up_late_trials(Clock::time_point now) {
 
 void Engine::Impl::end_by_trial(Entry& entry, ThoughtStop why, Clock::time_point now) {
   rewind_to_trial(entry);
-  entry.kv = std::move(entry.trial->kv);
-  entry.kv->truncate(entry.size());  // whole: the fork has accepted no more
-  TrialRow row = std::move(entry.trial->row);
-  entry.trial.reset();
+  Trial trial = *std::exchange(entry.trial, std::nullopt);
+  entry.kv = std::move(trial.kv);
   const ThinkingParams& thinking = entry.params.thinking;
   const std::int64_t used = entry.thoughts.count(entry.stats.prompt_tokens, entry.size());
   const bool words = why == ThoughtStop::hopeless && thinking.fits_message(used);
@@ -216,7 +216,72 @@ void Engine::Impl::end_by_trial(Entry& entry, ThoughtStop why, Clock::time_point
   if (words) tokens = thinking.message;
   tokens.insert(tokens.end(), entry.params.trials.close.begin(), entry.params.trials.close.end());
   entry.thinking.end_with({tokens.begin() + 1, tokens.end()}, why);
-  book_sampled(entry, std::move(words ? row.word : row.marker), now);
+  if (!words && !trial.sampled.empty()) return go_on_with(entry, trial, now);
+  entry.kv->truncate(entry.size());  // whole: the fork has accepted no more
+  book_sampled(entry, std::move(words ? trial.row.word : trial.row.marker), now);
+}
+
+// Whether what a sequence samples is a function of the row and its place alone, and nothing but the
+// token is wanted of it.
+bool Engine::Impl::keeps_trials(const Entry& entry) {
+  return !entry.params.constraint && !entry.demotes() && !entry.sampler.has_penalties() &&
+         entry.sampler.params().logprobs == 0;
+}
+
+// A row of a trial: what it answers, and what its sequence would.
+void Engine::Impl::try_row(Job& job, SamplerScratch& memory) const {
+  const Entry& entry = *job.entry;
+  job.token = entry.sampler.likeliest(job.row, memory);
+  if (!keeps_trials(entry)) return;
+  const auto place = static_cast<std::int64_t>(entry.trial->tokens.size());
+  const Choice choice{.blocked = entry.stop.blocked(place - entry.stats.prompt_tokens)};
+  job.own = entry.sampler.sample(job.row, static_cast<std::uint64_t>(place), choice, memory);
+}
+
+// What follows the sequence's end, of a trial whose rows it has: a closing token, or what it
+// samples there. None where that would have to be asked of a row: its thoughts' rules have a say.
+std::optional<SampledToken> Engine::Impl::next_of_trial(Entry& entry, const Trial& trial) const {
+  const auto closed = trial.at + static_cast<std::int64_t>(entry.params.trials.close.size());
+  const std::int64_t answered = entry.size() - closed;
+  if (entry.thoughts.open() || answered >= static_cast<std::int64_t>(trial.sampled.size())) {
+    return std::nullopt;
+  }
+  const ThinkingControl before = entry.thinking;
+  const ThinkingControl::Rule rule =
+      entry.thinking.next(entry.params.thinking, entry.thoughts, entry.tokens,
+                          entry.stats.prompt_tokens, nullptr, is_late(entry));
+  if (answered < 0) {
+    SampledToken closing;
+    closing.token = rule.forced;
+    return closing;
+  }
+  if (rule.forced < 0 && rule.barred.empty()) {
+    return trial.sampled[static_cast<std::size_t>(answered)];
+  }
+  entry.thinking = before;
+  return std::nullopt;
+}
+
+// The sequence, taken back to where the trial began and with the trial's rows, goes on as it would
+// have without it.
+void Engine::Impl::go_on_with(Entry& entry, const Trial& trial, Clock::time_point now) {
+  std::optional<SampledToken> token = trial.row.marker;
+  std::optional<FinishReason> end;
+  while (token && !end) {
+    const std::int64_t place = entry.size();
+    const bool right = place < static_cast<std::int64_t>(trial.tokens.size()) &&
+                       trial.tokens[static_cast<std::size_t>(place)] == token->token;
+    end = append_sampled(entry, std::move(*token), now);
+    token = right && !end ? next_of_trial(entry, trial) : std::nullopt;
+  }
+  entry.kv->truncate(entry.size() - 1);
+  const std::int64_t kept = entry.length() - trial.at;
+  entry.stats.trial_tokens -= kept;
+  entry.stats.trials.back().rows -= kept;
+  remember(entry);
+  entry.kv->accept(entry.length());
+  settle_thoughts(entry);
+  if (end) end_sampled(entry, *end);
 }
 
 // The trial's rows of the next step, where there is room for them.

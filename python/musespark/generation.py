@@ -267,7 +267,7 @@ class ChatCollector:
             protocol_errors=tuple(turn.protocol_errors),
             trials=tuple(
                 TrialAnswer(at, self._decode(answer), confidence)
-                for at, answer, confidence in event.stats["trials"]
+                for at, answer, confidence, _ in event.stats["trials"]
             ),
             thinking_stop_reason=self._thinking(reason, event.stats["thought_stop"], thought),
             thinking_policy=self._policy,

@@ -23,9 +23,9 @@ class Usage:
 
     ``cached_tokens`` of the prompt were not computed again; ``reasoning_tokens`` are the part of
     ``completion_tokens`` inside thoughts (with the markers where they are no tokens of their own);
-    ``probe_tokens`` are rows computed for trial answers, not counting what a thought wrote
-    meanwhile and was taken back. ``image_tokens`` are the part of ``prompt_tokens`` that are rows
-    of images.
+    ``probe_tokens`` are rows computed for trial answers and not made the reply's, as those of the
+    trial that ends a thought are; what a thought wrote meanwhile and was taken back is not counted.
+    ``image_tokens`` are the part of ``prompt_tokens`` that are rows of images.
     """
 
     prompt_tokens: int = 0

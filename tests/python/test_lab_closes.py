@@ -28,7 +28,7 @@ from musespark.lab.stops import (
 from musespark.thinking import ThinkingPolicy
 from support.chat_folder import chat_folder
 
-LIMIT = 400
+LIMIT = 440  # no answer is cut by it
 OFF = {"thinking_policy": "off"}
 BUDGETS = (1, 3, 12, 14, 15, 20, 33, 60)
 
@@ -209,17 +209,18 @@ TRACE = Trace(End(True, 60), 26, TRIALS, {})
 @pytest.mark.parametrize(
     ("policy", "wanted"),
     [
-        ({"confident": 0.9}, End(False, 20, 12)),
-        ({"confident": 0.95}, End(True, 40, 24)),
+        # the rows of the trial that ends it are the reply's
+        ({"confident": 0.9}, End(False, 20, 6)),
+        ({"confident": 0.95}, End(True, 40, 18)),
         ({"confident": 0.99}, End(True, 60, 24)),
-        ({"confident": 0.0, "stable": 2}, End(True, 40, 24)),
+        ({"confident": 0.0, "stable": 2}, End(True, 40, 18)),
         ({"confident": 0.0, "stable": 3}, End(True, 60, 24)),
         # 10 is too early, 26 too close to 20; 9 at 40 comes once
         ({"confident": 0.0, "stable": 2, "every": 16}, End(True, 60, 12)),
-        ({"confident": 0.9, "every": 16}, End(False, 20, 6)),
-        ({"confident": 0.0, "every": 12}, End(False, 20, 6)),  # from the thought's beginning on
+        ({"confident": 0.9, "every": 16}, End(False, 20, 0)),
+        ({"confident": 0.0, "every": 12}, End(False, 20, 0)),  # from the thought's beginning on
         # a trial of one token has no end of the answer in it
-        ({"confident": 0.9, "trials": 1}, End(False, 20, 10)),
+        ({"confident": 0.9, "trials": 1}, End(False, 20, 5)),
     ],
 )
 def test_trials_stop_a_thought(policy: dict, wanted: End) -> None:
@@ -231,7 +232,7 @@ def test_long_answers_are_compared_as_far_as_trials_go() -> None:
     pair = (trial(10, 7, size=4), replace(trial(20, 7, size=4), answer=(7, 7, 8, 8)))
     short = ThinkingPolicy(trials=2, confident=0.0, stable=2, every=1)
     trace = Trace(End(False, 60), 60, pair, {})
-    assert stopped(trace, short) == End(False, 20, 12)
+    assert stopped(trace, short) == End(False, 20, 6)
     assert stopped(trace, replace(short, trials=4)) == End(False, 60, 16)
     uneven = replace(pair[0], logprobs=(math.log(0.9), math.log(0.4), math.log(0.1)))
     assert uneven.confidence(2) == pytest.approx(0.6)
@@ -240,7 +241,7 @@ def test_long_answers_are_compared_as_far_as_trials_go() -> None:
 
 
 def test_the_first_stated_answer_and_the_oracle_of_trials() -> None:
-    assert first_stated(TRACE) == End(False, 20, 12)
+    assert first_stated(TRACE) == End(False, 20, 6)
     assert first_stated(replace(TRACE, trials=TRIALS[:1])) == End(True, 60, 6)
     assert trial_oracle(TRACE) == End(True, 26)
     assert trial_oracle(replace(TRACE, trials=(*TRIALS, trial(50, 8)))) == End(True, 60)

@@ -107,6 +107,59 @@ def test_trials_keep_their_distance(nano) -> None:
     assert at and at[0] >= 30 and all(b - a >= 30 for a, b in pairwise(at))
 
 
+def test_the_trial_that_ends_a_thought_begins_the_answer(nano) -> None:
+    found = nano.chat(SUM, **HIGH, thinking_policy=STABLE)
+    assert found.thinking_stop_reason == "stable"
+    request, _ = nano._requests.chat(SUM, {**HIGH, "thinking_policy": STABLE})
+    rows = [r for *_, r in nano._engine.submit(request).result().stats["trials"]]
+    assert rows[-1] == 0 and all(r >= len(closing(nano)) for r in rows[:-1])
+    assert found.usage.probe_tokens == sum(rows)
+    with_logprobs = nano.chat(SUM, **HIGH, thinking_policy=STABLE, logprobs=1)  # written anew
+    assert with_logprobs.usage.probe_tokens > found.usage.probe_tokens
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.8},
+        {"temperature": 1.5},
+        {"temperature": 2.0, "top_p": 0.9},
+        {"temperature": 2.5, "thinking_token_budget": 40},
+        {"logit_bias": {120: 4.0}},
+    ],
+)
+def test_the_answer_is_what_it_would_be_without_the_trials_rows(nano, options) -> None:
+    policy = ThinkingPolicy(trials=8, confident=0.3, every=1)
+    given = {**HIGH, "thinking_policy": policy, "max_new_tokens": 200, **options}
+    ended = 0
+    for seed in range(6):
+        found = nano.chat(SUM, **given, seed=seed)
+        assert nano.chat(SUM, **given, seed=seed, logprobs=1).tokens == found.tokens
+        if found.thinking_stop_reason != "confident":
+            continue
+        begin, written = thought(nano, found)
+        start = begin + len(written) + len(closing(nano))
+        asked = prompt(nano, thinking_policy=policy) + list(found.tokens[:start])
+        sampled = {k: v for k, v in options.items() if k != "thinking_token_budget"}
+        rest = list(found.tokens[start:])
+        alone = nano.generate(asked, max_new_tokens=len(rest), seed=seed, **sampled)
+        assert list(alone.tokens) == rest
+        ended += 1
+    assert ended
+
+
+@pytest.mark.parametrize("options", [{"min_new_tokens": 90}, {"thought_cache": "demote"}])
+def test_rules_of_length_and_memory_hold_where_a_trial_ends_a_thought(options) -> None:
+    policy = ThinkingPolicy(trials=8, confident=0.3, every=1)
+    with musespark.load(threads=1, kv="kv8") as model:
+        given = {**HIGH, "thinking_policy": policy, **options}
+        found = model.chat(SUM, **given)
+        assert found.thinking_stop_reason == "confident"
+        assert model.chat(SUM, **given, logprobs=1).tokens == found.tokens
+        assert found.usage.completion_tokens >= options.get("min_new_tokens", 1)
+
+
 # ---- one result ----------------------------------------------------------------------------------
 
 SAMPLED = [

@@ -156,7 +156,7 @@ def fingerprint(result: Result) -> str:
         "reason": result.reason,
         "stop": result.stats["thought_stop"],
         "trial_tokens": result.stats["trial_tokens"],
-        "trials": [[at, answer, x.hex()] for at, answer, x in result.stats["trials"]],
+        "trials": [[at, answer, x.hex(), rows] for at, answer, x, rows in result.stats["trials"]],
         "signals": None if result.signals is None else result.signals.tobytes().hex(),
     }
     return json.dumps(parts, sort_keys=True)

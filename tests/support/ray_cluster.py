@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ def local_cluster(cpus: int) -> Iterator[None]:
         "RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "600",
     }
     before = {name: os.environ.get(name) for name in told}
+    others = descendants()  # what earlier tests left running: a resource tracker, say
     os.environ.update(told)
     try:
         import ray
@@ -44,13 +46,28 @@ def local_cluster(cpus: int) -> Iterator[None]:
         try:
             yield
         finally:
-            processes = descendants()
+            processes = descendants().keys() - others.keys()
             ray.shutdown()
-            within(60, lambda: not processes.keys() & descendants().keys(), "Ray did not end")
+            end(processes, 60)
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def end(processes: set[int], seconds: float) -> None:
+    """Waits until these have ended; kills what has not by then: on busy cores Ray's own parts take
+    long to see that the others are gone."""
+
+    def left() -> dict[int, bytes]:
+        return {pid: name for pid, name in descendants().items() if pid in processes}
+
+    with contextlib.suppress(AssertionError):
+        within(seconds, lambda: not left(), "some are left")
+    for pid in left():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    within(30, lambda: not left(), f"cannot be killed: {left()}")
 
 
 def actors(name: str) -> list[int]:

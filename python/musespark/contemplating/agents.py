@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -89,14 +89,8 @@ class Turn:
         """What is different had the engine ended it after the last token that was taken. Trials
         that began before it have ended, since they hold back what follows them."""
         trials = [trial for trial in trials if trial[0] < self._thought]
-        rows = sum(trial_rows(self._request.trials or {}, answer) for _, answer, _ in trials)
+        rows = sum(rows for *_, rows in trials)
         return {"thought_tokens": self._thought, "trials": trials, "trial_tokens": rows}
-
-
-def trial_rows(params: Mapping[str, Any], answer: Sequence[int]) -> int:
-    """Rows that the engine computed for a trial: of the last token of one that was cut there is
-    none (csrc/decode/trials.cc)."""
-    return len(params["close"]) + len(answer) - (len(answer) == params["tokens"])
 
 
 def _each(event: Tokens) -> Iterator[Tokens]:

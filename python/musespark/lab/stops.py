@@ -78,8 +78,13 @@ def stopped(trace: Trace, policy: ThinkingPolicy) -> End:
         before = answer
         sure = trial.confidence(policy.trials) >= np.float32(policy.confident)
         if sure and agreed >= policy.stable:
-            return End(trial.right, trial.thinking, probe)
+            return _ended_by(trial, probe, policy.trials)
     return End(trace.whole.right, trace.whole.thinking, probe)
+
+
+def _ended_by(trial: Trial, probe: int, tokens: int) -> End:
+    """The end by the last of trials of ``probe`` rows: its own become the reply's."""
+    return End(trial.right, trial.thinking, probe - trial.rows(tokens))
 
 
 def first_stated(trace: Trace) -> End:
@@ -88,7 +93,7 @@ def first_stated(trace: Trace) -> End:
     for trial in trace.trials:
         probe += trial.rows(_TRIAL_TOKENS)
         if trial.stated:
-            return End(trial.right, trial.thinking, probe)
+            return _ended_by(trial, probe, _TRIAL_TOKENS)
     return End(trace.whole.right, trace.whole.thinking, probe)
 
 
