@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "ops/softmax.h"
+
 namespace musespark {
 namespace {
 
@@ -14,7 +16,11 @@ constexpr std::int64_t kHeapLimit = 256;
 std::span<const std::int32_t> Candidates::largest(std::int64_t count) {
   count = std::min(count, n_);
   if (count > sorted_) {
-    if (count <= kHeapLimit && count < n_) {
+    if (count == 1) {
+      const float max = row_max({values_, static_cast<std::size_t>(n_)});
+      order_.assign(1, static_cast<std::int32_t>(std::find(values_, values_ + n_, max) - values_));
+      sorted_ = 1;
+    } else if (count <= kHeapLimit && count < n_) {
       select_by_heap(count);
     } else {
       extend(count);

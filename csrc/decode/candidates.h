@@ -16,7 +16,8 @@ class Candidates {
     order_.clear();
   }
 
-  // At least the `count` largest (all, where there are fewer), sorted. May return more.
+  // At least the `count` largest (all, where there are fewer), sorted. May return more. Few cost
+  // little more than a look at each value.
   std::span<const std::int32_t> largest(std::int64_t count);
 
  private:

@@ -16,8 +16,10 @@ namespace {
 
 constexpr float kZeroWeight = -80.0f;  // z at and below which a weight counts as zero
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-// A prefix that holds nearly all of the mass of most rows; the rest is sorted only when asked for.
-constexpr std::int64_t kFirstCandidates = 128;
+// Of most rows the first or one of the next few holds the draw; more is sorted only when asked for.
+// (128 at once were 30% of Nano's time for a sampled token.)
+constexpr std::int64_t kFirstCandidates = 1;
+constexpr std::int64_t kMoreCandidates = 8;  // times as many
 
 [[noreturn]] void fail(const std::string& field, const std::string& got,
                        const std::string& allowed) {
@@ -236,7 +238,8 @@ std::int32_t Sampler::draw(const float* logits, float max, std::uint64_t positio
   const auto weight = [&](std::int64_t rank) { return limited ? e[rank] : e[order[rank]]; };
   const auto reach = [&](std::int64_t rank) {  // makes rank known; false past the last survivor
     if (rank >= survivors) return false;
-    if (rank >= static_cast<std::int64_t>(order.size())) order = candidates.largest(rank * 8);
+    if (rank >= static_cast<std::int64_t>(order.size()))
+      order = candidates.largest(rank * kMoreCandidates);
     return true;
   };
 

@@ -126,6 +126,7 @@ def test_the_trial_that_ends_a_thought_begins_the_answer(nano) -> None:
         {"temperature": 1.5},
         {"temperature": 2.0, "top_p": 0.9},
         {"temperature": 2.5, "thinking_token_budget": 40},
+        {"temperature": 0.9, "repetition_penalty": 1.3},
         {"logit_bias": {120: 4.0}},
     ],
 )

@@ -85,7 +85,7 @@ class Claim:
 def markdown(report: Row, plots: Sequence[str]) -> str:
     """The page; ``plots``: file names beside it."""
     rows = report["rows"]
-    n = rows[0]["n"]
+    n = rows[0]["n"] if rows else 0
     head = (
         f"# Thinking, measured\n\n{report['source']}: {report['parameters']:,} parameters, weights "
         f"{report['weights']}, cache {report['kv']}, {report['threads']} threads; {n:,} held-out "
@@ -96,7 +96,8 @@ def markdown(report: Row, plots: Sequence[str]) -> str:
         parts.append("\n".join(f"![{name}]({name})" for name in plots))
     for effort in dict.fromkeys(r["effort"] for r in rows if r["family"] != FULL):
         parts.append(f"## Policies at {effort}\n\n{_policies(rows, effort)}")
-    parts.append(f"## Fixed efforts\n\n{_efforts(rows)}")
+    if rows:
+        parts.append(f"## Fixed efforts\n\n{_efforts(rows)}")
     if report["agents"]:
         parts.append(f"## Several agents, hard items\n\n{_agents(report['agents'])}")
     parts.append(f"## How\n\n{_METHOD}")
@@ -186,10 +187,11 @@ def _claims(report: Row) -> str:
 def claims(report: Row) -> Iterator[Claim]:
     """What the command can say of each line that was asked for."""
     rows = {(r["policy"], r["effort"]): r for r in report["rows"]}
-    for effort, least in _SAVED.items():
-        yield from _of_auto(rows[AUTO, effort], effort, least)
-    yield from _of_budgets(rows, report["comparisons"])
-    yield from _of_efforts([r for r in report["rows"] if r["policy"] == FULL])
+    if rows:
+        for effort, least in _SAVED.items():
+            yield from _of_auto(rows[AUTO, effort], effort, least)
+        yield from _of_budgets(rows, report["comparisons"])
+        yield from _of_efforts([r for r in report["rows"] if r["policy"] == FULL])
     yield from _of_agents(report["agents"])
 
 
@@ -298,7 +300,7 @@ def charts(report: Row) -> dict[str, Chart]:
             "right, %",
             [fixed, *_families([r for r in rows if r["effort"] == effort and r["policy"] != FULL])],
         )
-        for effort in _SAVED
+        for effort in (_SAVED if rows else ())
     }
     timed = [r for r in report["agents"] if r["seconds"] is not None]
     if timed:

@@ -66,7 +66,9 @@ def main(argv: Sequence[str]) -> None:
     tracer = Tracer(args.model, prefix_cache=False, **load)
     try:
         bench = Bench(tracer, items, args.max_new_tokens)
-        report = {**_described(tracer, args), **bench.report(args.seed), "agents": []}
+        report = {**_described(tracer, args), "seed": args.seed, "rows": [], "agents": []}
+        if items:
+            report |= bench.report(args.seed)
         if args.dump:
             lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in bench.dump())
             write_whole(Path(args.dump), "".join(lines).encode())
@@ -93,7 +95,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("model", nargs="?", help="model folder, file or hub id (default: Spark Nano)")
-    add("--n", type=int, help=f"items, of all tasks and levels alike (default: {_ITEMS})")
+    add("--n", type=int, help=f"items, of all tasks and levels alike (default: {_ITEMS}; 0: agents alone)")
     add("--contemplate", type=int, default=1000, metavar="N", help="hard items for several agents")
     add("--seed", type=int, default=2026)
     add("--tasks", help=f"all (the default), or some of {', '.join(TASKS)}")
@@ -110,7 +112,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     written = {f"--{name}": getattr(args, name) for name in ("json", "dump", "report")}
     check_targets(written, {"--items": args.items})
     filled(args, {"n": _ITEMS, "tasks": "all", "levels": "all"})
-    for name, least in (("n", 1), ("contemplate", 0), ("max_new_tokens", 1)):
+    for name, least in (("n", 0), ("contemplate", 0), ("max_new_tokens", 1)):
         at_least(least, getattr(args, name), f"--{name.replace('_', '-')}")
     return args
 
