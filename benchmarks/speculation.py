@@ -1,7 +1,7 @@
 """Decode speed with drafts from the text so far, beside none; and with a block drafter.
 
     python benchmarks/speculation.py [llama-3.2-1b | nano] [--tokens 256] [--rounds 5] [--save]
-    python benchmarks/speculation.py [llama-3.2-1b | nano] --drafter FOLDER [--items 100] [--save]
+    python benchmarks/speculation.py [llama-3.2-1b | nano] --drafter own [--items 100] [--save]
 
 The weights of the larger shapes are random, so what the model writes is given: a text is replayed,
 token by token, as if the model had chosen it, and drafts are right where the text agrees with them.
@@ -10,11 +10,11 @@ name for a word), JSON records after a few of them, prose, and random tokens, wh
 Tokens of Spark Nano's tokenizer. Each round runs every text with and without drafts, in turn;
 ratios are paired by round.
 
-``--drafter``: of Spark Nano. Nano answers ``--items`` held-out problems, with a pass before every
-step: tokens of a pass. Then in turn without drafts and as the engine chooses: the ratio. On another
-shape nothing is right or wrong: a random drafter of as many layers is timed there, a pass and the
-step that checks it, and Nano's tokens of a pass are replayed, which is arithmetic:
-ratio = tokens of a pass * time of a plain step / time of a step with its pass.
+``--drafter``: of Spark Nano (own: the one in the package). Nano answers ``--items`` held-out
+problems, with a pass before every step: tokens of a pass. Then in turn without drafts and as the
+engine chooses: the ratio. On another shape nothing is right or wrong: a random drafter of as many
+layers is timed there, a pass and the step that checks it, and Nano's tokens of a pass are replayed,
+which is arithmetic: ratio = tokens of a pass * time of a plain step / time of a step with its pass.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def own_texts(folder: str, items: int, rounds: int) -> dict[str, Any]:
         for effort in ("low", "medium", "high", "xhigh"):
             asked = [
                 model._chat_request(
-                    item.messages, {"reasoning_effort": effort, "max_new_tokens": 300}
+                    item.messages,
+                    {"reasoning_effort": effort, "max_new_tokens": 300, "thinking_policy": "off"},
                 )[0]
                 for item in items_for(TASKS, ["middle"], [effort], items, 2026)
             ]
@@ -183,11 +184,11 @@ def random_drafter(target: Any, block: int, layers: int) -> tuple[Any, dict[str,
 
 def replayed_passes(shape: str, folder: str, per_pass: float, rounds: int) -> dict[str, Any]:
     """What Nano's tokens of a pass would give at another shape."""
-    from musespark.drafters import open_drafter
+    from musespark.drafters import drafter_of, open_drafter
     from musespark.engine import Engine, default_threads
     from musespark.weights import open_model
 
-    nano = open_drafter(folder, progress=False)
+    nano = open_drafter(drafter_of(folder, None), progress=False)
     block, layers = nano.spec.block, len(nano.spec.layers)
     nano.close()
     weights = open_model(models.build(SHAPES[shape], "q4.safetensors"), progress=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
+from typing import Any
 
 from musespark.assets import tokenizer_of
 from musespark.errors import InvalidRequest
@@ -12,6 +14,22 @@ from musespark.sizes import kv_bytes
 from musespark.text import Tokenizer
 from musespark.weights import LoadedWeights, open_model
 from musespark.weights.progress import ProgressFn
+
+OWN = "own"
+#: Spark Nano's, made by `musespark lab drafter` and `musespark convert`.
+SHIPPED = Path(__file__).resolve().parent / "nano" / "packed" / "drafter-q8.safetensors"
+
+
+def drafter_of(drafter: Any, source: Any) -> Any:
+    """``drafter`` as :func:`open_drafter` takes it: for ``own`` the one that comes with the model,
+    which Spark Nano's (``source`` None) does, and that of a folder which has a folder ``drafter``.
+    InvalidRequest where none does."""
+    if drafter != OWN:
+        return drafter
+    found = SHIPPED if source is None else Path(source) / "drafter"
+    if not found.exists():
+        raise InvalidRequest(f"drafter: got {OWN!r}, but none comes with {source}: no {found}")
+    return found
 
 
 def open_drafter(

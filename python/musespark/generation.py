@@ -78,7 +78,7 @@ class _Tokens:
                 self._logprobs.append(TokenLogprob(token, float(event.logprobs[count]), top))
             yield token
             count += 1
-        if event.signals is not None:
+        if event.signals is not None and self._signals_of is not None:
             thought = np.flatnonzero(~np.isnan(event.signals[:count, 0]))
             self._thought += [event.ids[index] for index in thought]
             self._signals.append(event.signals[thought])

@@ -14,7 +14,7 @@ import numpy as np
 
 from musespark.assets import check_usable, check_use
 from musespark.calibration import read_calibration, sample_text
-from musespark.drafters import bytes_of_drafter, give_drafter, open_drafter
+from musespark.drafters import bytes_of_drafter, drafter_of, give_drafter, open_drafter
 from musespark.errors import InvalidRequest, UnsupportedModel
 from musespark.families.spec import ModelSpec
 from musespark.memory import KV_FORMATS, choose_context
@@ -102,8 +102,9 @@ def load(
     lies beside the model, here or on the hub, where it is made for this model; what was not taken,
     and why, stands in ``model.info.notes``. False takes none.
     ``drafter``: a block drafter made for this model (``muse_glimmer_assistant``) or a smaller model
-    with the same tokens, named as a model is: several tokens for one step of the model, the same to
-    the bit; where it does not pay it rests (``timings``, ``speculation="off"``).
+    with the same tokens, named as a model is; ``"own"`` is the one that comes with the model (Spark
+    Nano's, or the folder ``drafter`` in the model's): several tokens for one step of the model, the
+    same to the bit; where it does not pay it rests (``timings``, ``speculation="off"``).
     ``lock_memory``: read all weights in and keep them in memory, whatever else asks for it; what
     the system does not allow raises MemoryBudgetExceeded with the limit. ``huge_pages``: copy the
     weights into memory of this process, in huge pages where the system has them; some processors
@@ -196,7 +197,7 @@ def load_for(
 
     more = {"quantize": quantize, "progress": progress, "text": sample_text, "look": sample_views}
     with contextlib.ExitStack() as opened:
-        drafts = _opened_drafter(opened, drafter, progress)
+        drafts = _opened_drafter(opened, drafter_of(drafter, source), progress)
         admit = _admission(source, kv, context, lora, drafts)
         weights = open_model(source, admit=admit, ready=ready, mmproj=mmproj, **more)
         opened.callback(weights.close)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import musespark
 from musespark.cli import main
-from musespark.drafters import give_drafter, open_drafter
+from musespark.drafters import SHIPPED, give_drafter, open_drafter
 from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
 from musespark.sizes import kv_bytes
 from musespark.weights import open_model
@@ -22,6 +23,7 @@ from support.drafters import drafter_folder
 
 NANO = Path(musespark.__file__).parent / "nano"
 TEXTS = ["What is 17 + 25?", "Sort 3, 1, 2.", "Say hello."]
+QUESTIONS = [f"What is {a} + {b}?" for a, b in ((4731, 2868), (519, 7460), (36, 88), (905, 1207))]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,30 @@ def test_a_session_drafts_in_each_turn(model: musespark.Model) -> None:
             assert session.chat(text, max_new_tokens=40).tokens == (
                 other.chat(text, max_new_tokens=40).tokens
             )
+
+
+def test_nano_comes_with_one_that_writes_several_tokens_a_pass() -> None:
+    assert SHIPPED.stat().st_size <= 1_000_000
+    more = {"reasoning_effort": "medium", "max_new_tokens": 200, "thinking_policy": "off"}
+    with musespark.load(threads=1, drafter="own", prefix_cache=False) as model:
+        asked = [model._chat_request(text, more)[0] for text in QUESTIONS]
+        plain, eager = (
+            [model._engine.submit(replace(one, **how)).result() for one in asked]
+            for how in ({"draft_tokens": 0}, {"draft_tokens": 16, "draft_eagerly": True})
+        )
+    assert [one.tokens for one in eager] == [one.tokens for one in plain]
+    passes = sum(one.stats["drafter_passes"] for one in eager)
+    right = sum(one.stats["drafter_accepted_tokens"] for one in eager)
+    assert passes > 0 and 1 + right / passes >= 2.5
+
+
+def test_own_is_the_folder_in_the_models(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(NANO, tmp_path / "model", ignore=shutil.ignore_patterns("packed", "examples"))
+    with pytest.raises(InvalidRequest, match=r"drafter: got 'own', but none comes with .*model"):
+        musespark.load(tmp_path / "model", drafter="own")
+    shutil.copytree(folder, tmp_path / "model" / "drafter")
+    with musespark.load(tmp_path / "model", drafter="own", quantize="q8", threads=1) as model:
+        assert any(note.startswith("drafter: ") for note in model.info.notes)
 
 
 def test_the_model_says_so(model: musespark.Model, folder: Path) -> None:

@@ -102,7 +102,8 @@ def add_drafter_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drafter",
         metavar="SOURCE",
-        help="block drafter made for the model, or a smaller model: the same tokens, sooner",
+        help="block drafter made for the model, or a smaller model: the same tokens, sooner; own: "
+        "the one that comes with the model",
     )
 
 

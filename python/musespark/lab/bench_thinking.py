@@ -95,7 +95,11 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("model", nargs="?", help="model folder, file or hub id (default: Spark Nano)")
-    add("--n", type=int, help=f"items, of all tasks and levels alike (default: {_ITEMS}; 0: agents alone)")
+    add(
+        "--n",
+        type=int,
+        help=f"items, of all tasks and levels alike (default: {_ITEMS}; 0: agents alone)",
+    )
     add("--contemplate", type=int, default=1000, metavar="N", help="hard items for several agents")
     add("--seed", type=int, default=2026)
     add("--tasks", help=f"all (the default), or some of {', '.join(TASKS)}")
