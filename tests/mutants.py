@@ -204,6 +204,13 @@ MUTANTS = (
         "test_trials.py",
     ),
     Mutant(
+        "a draft runs past the place of a trial",
+        "csrc/decode/speculation.cc",
+        "if (!right || wants_trial(entry)) break;",
+        "if (!right) break;",
+        "test_trials.py",
+    ),
+    Mutant(
         "a trial's rows are kept and counted as its own",
         "csrc/decode/trials.cc",
         "  entry.stats.trial_tokens -= kept;\n",

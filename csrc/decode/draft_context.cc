@@ -64,6 +64,7 @@ StateLog* DraftContext::log(const Text& text, std::int64_t from, std::int64_t to
   const std::int64_t seen = drafter_.reach() == 0 ? 0 : text.prompt - drafter_.reach();
   log_.skip = std::max<std::int64_t>(0, seen - from);
   if (log_.skip >= to - from) return nullptr;
+  if (from < end() && cut(from)) tokens_.resize(static_cast<std::size_t>(from));  // taken back
   if (log_.skip > 0 || from != end()) begin_at(from + log_.skip);
   logged_from_ = from + log_.skip;
   return &log_;

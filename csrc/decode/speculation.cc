@@ -88,8 +88,8 @@ void DraftLength::tried(std::int64_t drafted, std::int64_t right) {
 // Whether drafts may be made of what follows, some time.
 bool Engine::Impl::may_draft(const Entry& entry) const {
   const RequestParams& params = entry.params;
-  return params.draft_tokens > 0 && entry.samples() && !params.constraint && !params.trials.on() &&
-         !entry.evicts() && !entry.demotes();
+  return params.draft_tokens > 0 && entry.samples() && !params.constraint && !entry.evicts() &&
+         !entry.demotes();
 }
 
 DraftSource::Text Engine::Impl::text_of(const Entry& entry) {
@@ -112,6 +112,7 @@ std::int64_t Engine::Impl::draft_room(const Entry& entry) const {
   const bool alone =
       running.size() == 1 && waiting.empty() && entry.size() > entry.stats.prompt_tokens;
   if (!alone || !may_draft(entry)) return 0;
+  if (entry.trial || wants_trial(entry)) return 0;
   if (row_cost.wants_single() && !entry.params.draft_eagerly) return 0;
   const std::int64_t size = entry.size();
   const std::int64_t room =
@@ -216,7 +217,7 @@ void Engine::Impl::book_draft(Entry& entry, const float* rows, Clock::time_point
       ++kept;
       const bool right = kept < count && token.token == draft[static_cast<std::size_t>(kept)];
       end = append_sampled(entry, std::move(token), now);
-      if (!right) break;
+      if (!right || wants_trial(entry)) break;  // a trial begins with the row after, alone
     } catch (const BadLogits& bad) {
       error = bad.what();
     }

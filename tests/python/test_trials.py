@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -196,6 +197,25 @@ def test_the_same_alone_in_a_batch_in_other_memory_and_threads(nano, options, po
     if policy is WATCH:
         bare = nano.chat(SUM, **{**given, "thinking_policy": "auto"})
         assert bare.tokens == alone.tokens
+
+
+@pytest.mark.parametrize("drafter", [None, "own"])
+@pytest.mark.parametrize("policy", [WATCH, STABLE])
+def test_the_same_with_drafts_beside_trials(drafter, policy) -> None:
+    right = 0
+    with musespark.load(threads=1, drafter=drafter) as model:
+        for seed, text in enumerate([SUM, *OTHERS]):
+            given = {**HIGH, "thinking_policy": policy, "temperature": 0.6 * (seed % 2)}
+            plain = model.chat(text, **given, seed=seed, speculation="off")
+            request, _ = model._requests.chat(text, {**given, "seed": seed})
+            eager = replace(request, draft_tokens=16, draft_eagerly=True)
+            found = model._engine.submit(eager).result()
+            assert tuple(found.tokens) == tuple(plain.tokens)
+            tried = [trial[0] for trial in found.stats["trials"]]
+            assert tried == [trial.thought_tokens for trial in plain.trials]
+            assert found.stats["trial_tokens"] == plain.usage.probe_tokens
+            right += found.stats["accepted_tokens"]
+    assert right > 20
 
 
 def test_a_stream_never_takes_back(nano) -> None:
