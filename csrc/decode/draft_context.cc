@@ -57,6 +57,17 @@ void DraftContext::follow(const Text& text, std::int64_t computed) {
   key_ = text.key;
 }
 
+// Where tokens of the text were taken back: what is known of them and of those after.
+void DraftContext::forget_taken_back(const Text& text, std::int64_t computed) {
+  const auto known = std::min<std::int64_t>(computed, static_cast<std::int64_t>(tokens_.size()));
+  const auto first =
+      std::mismatch(tokens_.begin(), tokens_.begin() + known, text.tokens.begin()).first;
+  const std::int64_t same = first - tokens_.begin();
+  if (same == static_cast<std::int64_t>(tokens_.size())) return;
+  tokens_.resize(static_cast<std::size_t>(same));
+  if (same < end() && !cut(same)) begin_at(computed);
+}
+
 StateLog* DraftContext::log(const Text& text, std::int64_t from, std::int64_t to) {
   forget_log();
   follow(text, from);
@@ -64,7 +75,7 @@ StateLog* DraftContext::log(const Text& text, std::int64_t from, std::int64_t to
   const std::int64_t seen = drafter_.reach() == 0 ? 0 : text.prompt - drafter_.reach();
   log_.skip = std::max<std::int64_t>(0, seen - from);
   if (log_.skip >= to - from) return nullptr;
-  if (from < end() && cut(from)) tokens_.resize(static_cast<std::size_t>(from));  // taken back
+  forget_taken_back(text, from);
   if (log_.skip > 0 || from != end()) begin_at(from + log_.skip);
   logged_from_ = from + log_.skip;
   return &log_;

@@ -48,6 +48,7 @@ class DraftContext : public DraftSource {
   void make_keys();
   std::int64_t end() const { return first_ + length(); }
   void follow(const Text& text, std::int64_t computed);
+  void forget_taken_back(const Text& text, std::int64_t computed);
   bool cut(std::int64_t to);
   void begin_at(std::int64_t position);
   void forget_all_but(std::int64_t count);

@@ -3,10 +3,10 @@
 // thinking. Where the answer is sure enough, the thought ends there: what was written meanwhile is
 // taken back (nobody has seen it), and the fork becomes the sequence: its closing tokens, and of
 // its answer what the sequence itself would have sampled there, with the first token that differs.
-// So the trial that ends a thought costs no rows. Not so (the closing tokens are written one in a
-// step as any other) where what is sampled depends on more than the row and its place: penalties, a
-// constraint; where it is reported with logprobs; where closed thoughts are demoted; and where
-// closing words come first.
+// So greedily the trial that ends a thought costs no rows. Not so (the closing tokens are written
+// one in a step as any other) where what is sampled depends on more than the row and its place:
+// penalties, a constraint; where it is reported with logprobs; where closed thoughts are demoted;
+// and where closing words come first.
 //
 // The sequence waits for a trial only where what it does would depend on who is faster: before a
 // thought or the sequence ends, before the next trial begins, and kTrialLead tokens ahead. Where
@@ -71,7 +71,7 @@ struct Trial {
   TrialRow row;             // its Entry::trial_row, then
   std::int64_t tried_before;
   std::vector<float> logprobs{};  // of the answer's tokens
-  // What the sequence would sample in their places; as long, or empty.
+  // What the sequence would sample in their places, up to the first that is another.
   std::vector<SampledToken> sampled{};
   std::int64_t rows = 0;  // computed
 

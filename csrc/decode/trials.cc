@@ -1,4 +1,5 @@
-// Trials of the engine's sequences: decode/trial.h. Everything here is called with the mutex held.
+// Trials of the engine's sequences: decode/trial.h. Called with the mutex held, but for what
+// choose() and try_row() look at: that is written by the step's thread alone.
 #include <algorithm>
 #include <limits>
 #include <utility>
@@ -233,7 +234,9 @@ void Engine::Impl::try_row(Job& job, SamplerScratch& memory) const {
   const Entry& entry = *job.entry;
   job.token = entry.sampler.likeliest(job.row, memory);
   if (!keeps_trials(entry)) return;
-  const auto place = static_cast<std::int64_t>(entry.trial->tokens.size());
+  const Trial& trial = *entry.trial;
+  if (!trial.sampled.empty() && trial.sampled.back().token != trial.tokens.back()) return;
+  const auto place = static_cast<std::int64_t>(trial.tokens.size());
   const Choice choice{.blocked = entry.stop.blocked(place - entry.stats.prompt_tokens)};
   job.own = entry.sampler.sample(job.row, static_cast<std::uint64_t>(place), choice, memory);
 }
@@ -246,20 +249,14 @@ std::optional<SampledToken> Engine::Impl::next_of_trial(Entry& entry, const Tria
   if (entry.thoughts.open() || answered >= static_cast<std::int64_t>(trial.sampled.size())) {
     return std::nullopt;
   }
-  const ThinkingControl before = entry.thinking;
+  if (answered >= 0 && is_late(entry)) return std::nullopt;
   const ThinkingControl::Rule rule =
       entry.thinking.next(entry.params.thinking, entry.thoughts, entry.tokens,
-                          entry.stats.prompt_tokens, nullptr, is_late(entry));
-  if (answered < 0) {
-    SampledToken closing;
-    closing.token = rule.forced;
-    return closing;
-  }
-  if (rule.forced < 0 && rule.barred.empty()) {
-    return trial.sampled[static_cast<std::size_t>(answered)];
-  }
-  entry.thinking = before;
-  return std::nullopt;
+                          entry.stats.prompt_tokens, nullptr, false);
+  if (answered >= 0) return trial.sampled[static_cast<std::size_t>(answered)];
+  SampledToken closing;
+  closing.token = rule.forced;
+  return closing;
 }
 
 // The sequence, taken back to where the trial began and with the trial's rows, goes on as it would

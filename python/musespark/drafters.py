@@ -28,7 +28,10 @@ def drafter_of(drafter: Any, source: Any) -> Any:
         return drafter
     found = SHIPPED if source is None else Path(source) / "drafter"
     if not found.exists():
-        raise InvalidRequest(f"drafter: got {OWN!r}, but none comes with {source}: no {found}")
+        raise InvalidRequest(
+            f"drafter: got {OWN!r}, but none comes with {source}: Spark Nano has one, and a folder "
+            "with a folder drafter in it"
+        )
     return found
 
 

@@ -476,6 +476,15 @@ def test_several_agents_are_asked_own_items_of_any_level(tmp_path, level: str) -
     assert {row["n"] for row in json.loads(out.read_text())["agents"]} == {1}
 
 
+def test_agents_alone(tmp_path) -> None:
+    out, page = tmp_path / "out.json", tmp_path / "page.md"
+    more = ["--tasks", "addition", "--threads", "1", "--json", str(out), "--report", str(page)]
+    assert cli(["lab", "bench-thinking", "--n", "0", "--contemplate", "1", *more]) == 0
+    told = json.loads(out.read_text())
+    assert told["rows"] == [] and {row["n"] for row in told["agents"]} == {1}
+    assert "Several agents" in page.read_text() and "Fixed efforts" not in page.read_text()
+
+
 def test_own_items_are_asked(tmp_path, monkeypatch) -> None:
     items = tmp_path / "items.jsonl"
     line = {"messages": "What is 47 + 38?", "answer": "85", "kind": "number", "level": "hard"}
@@ -493,7 +502,8 @@ def test_own_items_are_asked(tmp_path, monkeypatch) -> None:
     [
         (["--tasks", "counting"], "--tasks: got 'counting', allowed are"),
         (["--levels", "insane"], "--levels: got 'insane'"),
-        (["--n", "0"], "--n: got 0, allowed is 1 or more"),
+        (["--n", "-1"], "--n: got -1, allowed is 0 or more"),
+        (["--n", "0", "--contemplate", "0"], "--n: got 0 with --contemplate 0"),
         (["--contemplate", "-1"], "--contemplate: got -1, allowed is 0 or more"),
         (["--max-new-tokens", "0"], "--max-new-tokens: got 0"),
         (["--report", "/nowhere/x.md"], "--report: there is no folder /nowhere"),

@@ -28,7 +28,7 @@ from musespark.lab.stops import (
 from musespark.thinking import ThinkingPolicy
 from support.chat_folder import chat_folder
 
-LIMIT = 440  # no answer is cut by it
+LIMIT = 400
 OFF = {"thinking_policy": "off"}
 BUDGETS = (1, 3, 12, 14, 15, 20, 33, 60)
 

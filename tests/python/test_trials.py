@@ -158,8 +158,22 @@ def test_rules_of_length_and_memory_hold_where_a_trial_ends_a_thought(options) -
         given = {**HIGH, "thinking_policy": policy, **options}
         found = model.chat(SUM, **given)
         assert found.thinking_stop_reason == "confident"
-        assert model.chat(SUM, **given, logprobs=1).tokens == found.tokens
+        anew = model.chat(SUM, **given, logprobs=1)
+        assert anew.tokens == found.tokens
         assert found.usage.completion_tokens >= options.get("min_new_tokens", 1)
+        # a demoted thought is not the one that the trial saw
+        kept = found.usage.probe_tokens < anew.usage.probe_tokens
+        assert kept == ("thought_cache" not in options)
+
+
+@pytest.mark.parametrize("penalty", [-0.5, -1.0, -2.0, 2.0])
+def test_penalties_count_what_the_sequence_has_not_what_was_taken_back(nano, penalty) -> None:
+    policy = ThinkingPolicy(trials=8, confident=0.0, every=1)
+    for text in (SUM, *OTHERS[:3]):
+        given = {**HIGH, "thinking_policy": policy, "frequency_penalty": penalty}
+        found = nano.chat(text, **given)
+        assert found.thinking_stop_reason == "confident"
+        assert nano.chat(text, **given, logprobs=1).tokens == found.tokens
 
 
 # ---- one result ----------------------------------------------------------------------------------

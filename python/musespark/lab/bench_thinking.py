@@ -113,6 +113,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--dump", metavar="FILE", help="write each item with its replies and their closes")
     add("--report", metavar="FILE.md", help="write what was asked and measured, with plots")
     args = parser.parse_args(argv)
+    if args.n == 0 and args.contemplate == 0:
+        raise InvalidRequest("--n: got 0 with --contemplate 0, which asks nothing")
     written = {f"--{name}": getattr(args, name) for name in ("json", "dump", "report")}
     check_targets(written, {"--items": args.items})
     filled(args, {"n": _ITEMS, "tasks": "all", "levels": "all"})

@@ -65,9 +65,9 @@ class Trial:
     (csrc/decode/trial.h), written to its end: ``thinking`` tokens of thoughts before it,
     ``written`` ids of the reply, of which the thought's begin after ``begin``.
 
-    ``close``: how many ids close the thought and open the answer. ``answer``: its ids, up to what
-    ends it; ``logprobs`` of them and of what ends it, in nats. ``stated``: whether the sentence
-    before it says just this answer.
+    ``close``: how many ids close the thought and open the answer. ``left``: how many ids the reply
+    may have after its place. ``answer``: its ids, up to what ends it; ``logprobs`` of them and of
+    what ends it, in nats. ``stated``: whether the sentence before it says just this answer.
     """
 
     thinking: int
@@ -78,6 +78,7 @@ class Trial:
     logprobs: tuple[float, ...]
     right: bool
     stated: bool
+    left: int = 1 << 31
 
     def confidence(self, most: int) -> np.float32:
         """Of a trial of ``most`` tokens: the geometric mean of their probabilities."""
@@ -283,6 +284,7 @@ class _Written:
             logprobs=tuple(result.logprobs or ())[: length + 1],
             right=self._right(turn, result),
             stated=states(sentence, turn.content),
+            left=min(self.limit, self._room) - place.written,
         )
 
     def ended(self, asked: _Bare, result: Result) -> End:

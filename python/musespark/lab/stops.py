@@ -83,8 +83,10 @@ def stopped(trace: Trace, policy: ThinkingPolicy) -> End:
 
 
 def _ended_by(trial: Trial, probe: int, tokens: int) -> End:
-    """The end by the last of trials of ``probe`` rows: its own become the reply's."""
-    return End(trial.right, trial.thinking, probe - trial.rows(tokens))
+    """The end by the last of trials of ``probe`` rows: its own become the reply's, but for those of
+    tokens that the reply has no room for."""
+    kept = min(trial.rows(tokens), trial.left - 1)
+    return End(trial.right, trial.thinking, probe - kept)
 
 
 def first_stated(trace: Trace) -> End:
