@@ -28,7 +28,7 @@ def expected(model: str) -> tuple[str, ...]:
 
 
 def assert_same(answers: list[str], model: str, how: str) -> None:
-    assert len(answers) == 15
+    assert len(answers) == 16
     for i, (answer, wanted) in enumerate(zip(answers, expected(model), strict=True)):
         assert answer == wanted, f"request {i} differs {how}"
 
@@ -46,14 +46,16 @@ def test_the_cases_evict_and_demote() -> None:
 def test_the_cases_say_something() -> None:
     for model in MODELS:
         answers = [json.loads(a) for a in expected(model)]
-        assert len({json.dumps(a["tokens"]) for a in answers}) == 15
+        assert len({json.dumps(a["tokens"]) for a in answers}) == 16
         assert all(len(set(a["tokens"])) > 3 for a in answers[3:10]), "sampling that does not vary"
         assert answers[10]["logits"][0][0] == 600
-        watched, ended, stopped, given_up = answers[11:]
+        watched, ended, stopped, given_up, kept = answers[11:]
         assert watched["stop"] == "budget" and len(watched["trials"]) > 2
         assert ended["stop"] == "confident" and len(ended["trials"]) > 1
         assert stopped["stop"] == "confident" and len(stopped["signals"]) > 20 * 32
         assert given_up["stop"] == "hopeless" and len(given_up["trials"]) > 1
+        *_, rows = kept["trials"][-1]
+        assert kept["stop"] == "confident" and rows < 3 + 5 - 1, "no row of it was kept"
 
 
 @pytest.mark.isa

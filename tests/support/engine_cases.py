@@ -68,9 +68,10 @@ def tokens(count: int, seed: int = 1, vocab: int = 101) -> list[int]:
 
 
 def requests(vocab: int = 101) -> list[Request]:
-    """Fifteen: greedy and sampled, every filter, prompts within and far beyond page and window; a
+    """Sixteen: greedy and sampled, every filter, prompts within and far beyond page and window; a
     thought that loses rows while it is written, one that is demoted when it ends, one with trial
-    answers and a budget, one that they end, and two that stoppers end, without trials and with."""
+    answers and a budget, one that they end, two that stoppers end, without trials and with, and one
+    that is ended by a trial whose rows begin its answer."""
     sampled = Request(tokens=[], max_new_tokens=40, temperature=0.9, draft_tokens=16)
     sure = 0.6 if vocab > 101 else 0.155  # so that the second trial ends the thought
 
@@ -93,6 +94,7 @@ def requests(vocab: int = 101) -> list[Request]:
         thinking(61, vocab, repetition_penalty=1.2, frequency_penalty=0.1, confident=sure),
         thinking(77, vocab, stopper=_LATE),
         thinking(140, vocab, confident=1.0, hopeless=_LATE),
+        thinking(62, vocab, confident=sure, temperature=0.3),
     ]
 
 
@@ -105,6 +107,7 @@ def thinking(
     stopper: dict | None = None,
     hopeless: dict | None = None,
     max_new_tokens: int | None = 90,
+    temperature: float = 0.9,
     **more: Any,
 ) -> Request:
     """A thought that the prompt opens and only others end; every seventh id ends a sentence. With
@@ -114,7 +117,7 @@ def thinking(
     return Request(
         tokens=[*tokens(count, seed=count), 5],
         max_new_tokens=max_new_tokens,
-        temperature=0.9,
+        temperature=temperature,
         seed=count,
         logit_bias={6: -50.0},
         thoughts={"cache": "keep", "opens": [[5]], "closes": [6]},

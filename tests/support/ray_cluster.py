@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def local_cluster(cpus: int) -> Iterator[None]:
         try:
             yield
         finally:
-            processes = descendants().keys() - others.keys()
+            processes = {pid: begun(pid) for pid in descendants().keys() - others.keys()}
             ray.shutdown()
             end(processes, 60)
     finally:
@@ -55,19 +56,30 @@ def local_cluster(cpus: int) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def end(processes: set[int], seconds: float) -> None:
-    """Waits until these have ended; kills what has not by then: on busy cores Ray's own parts take
-    long to see that the others are gone."""
+def end(processes: dict[int, str | None], seconds: float) -> None:
+    """Waits until these, by id and when they began, have ended; kills what has not by then, and
+    warns: on busy cores Ray's own parts take long to see that the others are gone."""
 
-    def left() -> dict[int, bytes]:
-        return {pid: name for pid, name in descendants().items() if pid in processes}
+    def left() -> list[int]:
+        return [pid for pid, began in processes.items() if began and begun(pid) == began]
 
     with contextlib.suppress(AssertionError):
         within(seconds, lambda: not left(), "some are left")
     for pid in left():
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             os.kill(pid, signal.SIGKILL)
+            warnings.warn(f"Ray left a process, which was killed: {name:.200}", stacklevel=1)
     within(30, lambda: not left(), f"cannot be killed: {left()}")
+
+
+def begun(pid: int) -> str | None:
+    """When a process began, in the kernel's ticks; None where it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]
 
 
 def actors(name: str) -> list[int]:
