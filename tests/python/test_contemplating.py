@@ -507,6 +507,21 @@ def test_a_trial_that_began_with_the_last_token_taken_is_not_counted(nano) -> No
     assert discarded == len(ids) - len(result.tokens)
 
 
+def test_the_trial_that_ended_a_thought_is_counted(nano) -> None:
+    request, collector = nano._requests.chat(SUM, {"thinking_policy": TRIALS})
+    turn = Turn(request, ScriptedHandle(Script("", ""), [], 0, int, 0), collector)
+    ids = Script("One two three. Four.", "5").ids(nano)
+    turn.receive(Tokens(ids, [-0.1] * len(ids), [[(i, 0.0)] for i in ids]))
+    while turn._taken < len(ids) - 1:
+        turn.take()
+    assert not collector.thinking and turn._thought > 3
+    stats = defaultdict(int, completion_tokens=len(ids), thought_stop="confident")
+    stats["trials"] = [(at, [7, 8], 0.5, 6) for at in (3, turn._thought)]
+    turn.receive(Finished("cancelled", stats))
+    _, result, _ = turn.finish("cancelled")
+    assert len(result.trials) == 2 and result.usage.probe_tokens == 12
+
+
 def test_a_prompt_is_computed_once(nano) -> None:
     question = "Add these numbers: " + ", ".join(map(str, range(100, 160))) + "."
     with musespark.load(threads=1) as fresh:

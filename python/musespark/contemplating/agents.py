@@ -87,8 +87,10 @@ class Turn:
 
     def _stats_here(self, trials: Sequence[tuple]) -> dict[str, Any]:
         """What is different had the engine ended it after the last token that was taken. Trials
-        that began before it have ended, since they hold back what follows them."""
-        trials = [trial for trial in trials if trial[0] < self._thought]
+        that began before it have ended, since they hold back what follows them; behind a thought
+        the one that ended it has too."""
+        most = self._thought if self._collector.thinking else self._thought + 1
+        trials = [trial for trial in trials if trial[0] < most]
         rows = sum(rows for *_, rows in trials)
         return {"thought_tokens": self._thought, "trials": trials, "trial_tokens": rows}
 
