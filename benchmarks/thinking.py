@@ -26,7 +26,8 @@ import musespark
 from musespark.engine import STOPPER_FEATURES, TokenClasses
 from musespark.events import Request
 
-OPEN, CLOSE, STEP = 5, 6, 24
+OPEN, CLOSE = 50, 51  # of Nano's reserved markers, which it never finds likely: no margin is reached
+STEP = 24
 WAYS = ("plain", "watched", "signals", "stoppers", "trials")
 NEVER = {"weights": dict.fromkeys(STOPPER_FEATURES, 1e-6), "bias": -20.0, "threshold": 0.5}
 
