@@ -26,7 +26,7 @@ import musespark
 from musespark.engine import STOPPER_FEATURES, TokenClasses
 from musespark.events import Request
 
-OPEN, CLOSE = 50, 51  # of Nano's reserved markers, which it never finds likely: no margin is reached
+OPEN, CLOSE = 50, 51  # reserved markers, which Nano never finds likely: no margin is reached
 STEP = 24
 WAYS = ("plain", "watched", "signals", "stoppers", "trials")
 NEVER = {"weights": dict.fromkeys(STOPPER_FEATURES, 1e-6), "bias": -20.0, "threshold": 0.5}
