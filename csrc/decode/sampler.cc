@@ -17,7 +17,6 @@ namespace {
 constexpr float kZeroWeight = -80.0f;  // z at and below which a weight counts as zero
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // Of most rows the first or one of the next few holds the draw; more is sorted only when asked for.
-// (128 at once were 30% of Nano's time for a sampled token.)
 constexpr std::int64_t kFirstCandidates = 1;
 constexpr std::int64_t kMoreCandidates = 8;  // times as many
 
