@@ -12,10 +12,10 @@ import numpy as np
 from musespark import prompts
 from musespark.adapters import ADDITIONS, Adapters
 from musespark.calls import Offer, offer_of, turn_grammar
+from musespark.collectors import ChatCollector, CompletionCollector
 from musespark.errors import InvalidRequest
 from musespark.events import GivenRows, Request
 from musespark.explaining import Asked
-from musespark.generation import ChatCollector, CompletionCollector
 from musespark.grammar import GRAMMAR_OPTIONS, Grammar, Grammars, chosen_grammar
 from musespark.images import PromptImages, without_images
 from musespark.options import (

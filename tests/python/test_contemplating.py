@@ -174,6 +174,7 @@ WAYS = [
     {"consensus": 0.8},
     {"consensus": None, "weak_window": 5},
     {"weak_window": 12, "aggregate": "confidence", "consensus": 0.9},
+    {"consensus": 0.8, "stop": ["so so so so", "4"]},
 ]
 
 
@@ -189,6 +190,11 @@ def test_when_tokens_come_decides_nothing(nano, way: dict) -> None:
         stream = stage.contemplate(**way)
         assert list(stream) == deltas
         assert same(stream.result) == same(wanted.result)
+        # Where nobody reads on the way tokens are taken in lumps, from the beginning or from later.
+        for read in (0, 5, 50):
+            stream = Stage(nano, scripts, seed=seed, most=1 + 9 * seed).contemplate(**way)
+            assert [next(stream) for _ in range(read)] == deltas[:read]
+            assert same(stream.drain()) == same(wanted.result)
 
 
 def test_an_agents_error_is_the_callers(nano) -> None:
@@ -496,8 +502,9 @@ def test_a_trial_that_began_with_the_last_token_taken_is_not_counted(nano) -> No
     turn = Turn(request, ScriptedHandle(Script("", ""), [], 0, int, 0), collector)
     ids = Script("One two three. Four.", "5").ids(nano)
     turn.receive(Tokens(ids, [-0.1] * len(ids), [[(i, 0.0)] for i in ids]))
-    while turn._thought < 3:
-        turn.take()
+    while collector.thought_tokens < 3:
+        turn.take(1)
+        turn.read()
     stats = defaultdict(int, completion_tokens=len(ids), thought_stop="none")
     stats["trials"] = [(at, [7, 8], 0.5, 6) for at in (2, 3, 4)]
     turn.receive(Finished("cancelled", stats))
@@ -512,11 +519,11 @@ def test_the_trial_that_ended_a_thought_is_counted(nano) -> None:
     turn = Turn(request, ScriptedHandle(Script("", ""), [], 0, int, 0), collector)
     ids = Script("One two three. Four.", "5").ids(nano)
     turn.receive(Tokens(ids, [-0.1] * len(ids), [[(i, 0.0)] for i in ids]))
-    while turn._taken < len(ids) - 1:
-        turn.take()
-    assert not collector.thinking and turn._thought > 3
+    turn.take(len(ids) - 1)
+    turn.read()
+    assert not collector.thinking and collector.thought_tokens > 3
     stats = defaultdict(int, completion_tokens=len(ids), thought_stop="confident")
-    stats["trials"] = [(at, [7, 8], 0.5, 6) for at in (3, turn._thought)]
+    stats["trials"] = [(at, [7, 8], 0.5, 6) for at in (3, collector.thought_tokens)]
     turn.receive(Finished("cancelled", stats))
     _, result, _ = turn.finish("cancelled")
     assert len(result.trials) == 2 and result.usage.probe_tokens == 12

@@ -28,6 +28,7 @@ from musespark.text import (
     detect_protocol,
     encode_chat,
 )
+from support.channels import held, pushed_in_runs
 from support.tokenizers_zoo import byte_level, unigram
 
 NANO = Path(__file__).parents[2] / "python" / "musespark" / "nano"
@@ -84,8 +85,12 @@ def run(parser: ChannelParser, ids: list[int]) -> list[Event]:
 
 
 def muse(text: str, tools: Any = None, **more: Any) -> tuple[ChannelParser, list[Event]]:
-    parser = ChannelParser(MUSE, nano(), tools=tools, **more)
-    return parser, run(parser, nano().encode(text, parse_special=True))
+    parser, in_runs = (ChannelParser(MUSE, nano(), tools=tools, **more) for _ in range(2))
+    ids = nano().encode(text, parse_special=True)
+    events = run(parser, ids)
+    assert merged(pushed_in_runs(in_runs, ids)) == events
+    assert held(in_runs.turn) == held(parser.turn)
+    return parser, events
 
 
 CALL = (

@@ -33,6 +33,7 @@ from musespark.text import (
 )
 from musespark.text.protocols import CALLS, THOUGHTS
 from musespark.text.syntaxes import SYNTAXES, CallReader, may_be_calls
+from support.channels import held, pushed_in_runs
 from support.tokenizers_zoo import byte_level
 from support.turns import CASES, END, TOOLS, Case, protocol_of, writer
 
@@ -59,9 +60,15 @@ def as_text(case: Case, pieces: list[str], tools: Any = TOOLS) -> tuple[ChannelP
 
 def as_ids(case: Case, ids: list[int], tools: Any = TOOLS) -> tuple[ChannelParser, list[Event]]:
     tokenizer = writer(protocol_of(case))
-    parser = ChannelParser(protocol_of(case), tokenizer, tools=tools, opened=case.opened)
+    parser, in_runs = (
+        ChannelParser(protocol_of(case), tokenizer, tools=tools, opened=case.opened)
+        for _ in range(2)
+    )
     events = [event for token_id in ids for event in parser.push(token_id)]
-    return parser, merged(events + parser.finish())
+    events = merged(events + parser.finish())
+    assert merged(pushed_in_runs(in_runs, ids)) == events
+    assert held(in_runs.turn) == held(parser.turn)
+    return parser, events
 
 
 def byte_ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -133,6 +133,10 @@ def test_stream_equals_decode(kind: str, data: st.DataObject, skip: bool, contin
     whole = "".join(parts) + stream.flush()
     assert whole == ours.decode(ids, skip_special=skip, continuing=continuing)
     assert stream.flush() == ""
+    in_runs = ours.stream(skip_special=skip, continuing=continuing)
+    cut = data.draw(st.integers(0, 30))
+    parts = [in_runs.push_run(ids[:cut]), in_runs.push_run(ids[cut:]), in_runs.flush()]
+    assert "".join(parts) == whole
 
 
 @pytest.mark.parametrize("kind", KINDS)

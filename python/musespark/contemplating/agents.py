@@ -1,4 +1,4 @@
-"""One agent of a round: a conversation of its own, whose tokens are taken one by one."""
+"""One agent of a round: a conversation of its own, whose tokens are taken in order."""
 
 from __future__ import annotations
 
@@ -8,25 +8,34 @@ from dataclasses import fields
 from typing import Any
 
 from musespark.agents.conversation import ToolConversation
+from musespark.collectors import ChatCollector
 from musespark.contemplating.confidence import Confidence, token_confidence
 from musespark.contemplating.result import AgentDelta, AgentResult
 from musespark.contemplating.votes import Vote
 from musespark.engine import Handle
 from musespark.errors import InvalidRequest
 from musespark.events import Event, Finished, Request, Tokens
-from musespark.generation import ChatCollector
 from musespark.results import ChatResult, Delta, Timings, Usage
 
 
 class Turn:
-    """A request under way. What the engine has written waits here until it is taken."""
+    """A request under way. What the engine has written waits here until it is taken; what was taken
+    is read at once, or, where nobody is told of it meanwhile, at the end."""
 
     def __init__(self, request: Request, handle: Handle, collector: ChatCollector):
         self._request, self.handle, self._collector = request, handle, collector
-        self._waiting: deque[Tokens] = deque()  # of one token each
+        self._waiting: deque[Tokens] = deque()
+        self._first = 0  # of the first of them, the token to take next
+        self._unread: list[Tokens] = []  # taken
         self._end: Finished | None = None
-        self._taken = self._thought = 0
+        self._taken = 0
+        self.waiting = 0  # tokens
         self.cut = False  # nothing more is taken, and what it fails with is nobody's
+
+    @property
+    def stops_anywhere(self) -> bool:
+        """Whether any token may be its last, for what the text is by then."""
+        return self._collector.stops_anywhere
 
     @property
     def ended(self) -> bool:
@@ -59,48 +68,62 @@ class Turn:
         if isinstance(event, Finished):
             self._end = event
         elif isinstance(event, Tokens) and not self._collector.stopped:
-            self._waiting.extend(_each(event))
+            self._waiting.append(event)
+            self.waiting += len(event.ids)
 
-    def take(self) -> tuple[Tokens, list[Delta]] | None:
-        """The next token, and what it adds to the text; None where there is no more."""
+    def take(self, most: int) -> Tokens | None:
+        """The next tokens, ``most`` or fewer; None where there is no more."""
         if not self._waiting:
             return None
-        token, before = self._waiting.popleft(), self._collector.thinking
-        deltas = self._collector.push(token)
-        self._taken += 1
-        self._thought += before and self._collector.thinking
+        whole, start = self._waiting[0], self._first
+        event = _part(whole, start, start + most)
+        self._first += len(event.ids)
+        if self._first == len(whole.ids):
+            self._waiting.popleft()
+            self._first = 0
+        self.waiting -= len(event.ids)
+        self._taken += len(event.ids)
+        self._unread.append(event)
+        return event
+
+    def read(self) -> list[Delta]:
+        """What the tokens taken since the last call add to the text."""
+        deltas = []
+        for event in self._unread:
+            deltas += self._collector.push(event)
+        self._unread.clear()
         if self._collector.stopped:
             self._waiting.clear()
+            self.waiting = 0
             self.handle.cancel()
-        return token, deltas
+        return deltas
 
     def finish(self, cut: str | None = None) -> tuple[list[Delta], ChatResult, int]:
         """The last of the text, the result up to what was taken, and how many tokens were written
         beyond that. ``cut``: the finish reason where it did not end by itself."""
         assert self._end is not None
+        read = self.read()
         end, stats = self._end, self._end.stats
         discarded = max(0, stats["completion_tokens"] - self._taken)
         if cut is not None:
             end = Finished(cut, stats | self._stats_here(stats["trials"]))
         deltas, result = self._collector.finish(end)
-        return deltas, result, discarded
+        return read + deltas, result, discarded
 
     def _stats_here(self, trials: Sequence[tuple]) -> dict[str, Any]:
         """What is different had the engine ended it after the last token that was taken. Trials
         that began before it have ended, since they hold back what follows them; behind a thought
         the one that ended it has too."""
-        most = self._thought if self._collector.thinking else self._thought + 1
+        thought = self._collector.thought_tokens
+        most = thought if self._collector.thinking else thought + 1
         trials = [trial for trial in trials if trial[0] < most]
         rows = sum(rows for *_, rows in trials)
-        return {"thought_tokens": self._thought, "trials": trials, "trial_tokens": rows}
+        return {"thought_tokens": thought, "trials": trials, "trial_tokens": rows}
 
 
-def _each(event: Tokens) -> Iterator[Tokens]:
-    for i, token in enumerate(event.ids):
-        logprobs = None if event.logprobs is None else event.logprobs[i : i + 1]
-        top = None if event.top is None else event.top[i : i + 1]
-        signals = None if event.signals is None else event.signals[i : i + 1]
-        yield Tokens([token], logprobs, top, signals)
+def _part(event: Tokens, start: int, stop: int) -> Tokens:
+    """An event's tokens from ``start`` on, before ``stop``."""
+    return Tokens(*(None if field is None else field[start:stop] for field in event))
 
 
 class Agent:
@@ -133,13 +156,16 @@ class Agent:
     def running(self) -> bool:
         return not self.stop_reason
 
-    def take(self) -> Iterator[AgentDelta]:
-        """Takes the next token of its turn, or the turn's end, which is there."""
-        taken = self.turn.take()
+    def take(self, most: int, *, tell: bool) -> Iterator[AgentDelta]:
+        """Takes the next tokens of its turn, ``most`` or fewer, or the turn's end, which is there.
+        ``tell``: with what they add to the text, else that is told at the end."""
+        taken = self.turn.take(most)
         if taken is None:
             yield from self._finish()
             return
-        yield from self._took(*taken)
+        self._took(taken)
+        if tell:
+            yield from self._tagged(self.turn.read())
 
     def go_on(self) -> None:
         """After a turn: runs the tools that it called and submits the next one, or ends."""
@@ -166,8 +192,10 @@ class Agent:
     def halt(self, reason: str) -> Iterator[AgentDelta]:
         """Ends it with all that it has written until now, after the end of its turn in the engine.
         A turn that is whole counts; no tool is run any more."""
-        while not self.spoke and (taken := self.turn.take()) is not None:
-            yield from self._took(*taken)
+        most = 1 if self.turn.stops_anywhere else self.turn.waiting
+        while not self.spoke and (taken := self.turn.take(most)) is not None:
+            self._took(taken)
+            yield from self._tagged(self.turn.read())
         whole = self.turn.whole
         if not self.spoke:
             yield from self._finish(None if whole else reason)
@@ -214,9 +242,9 @@ class Agent:
             turns=len(self.timings),
         )
 
-    def _took(self, token: Tokens, deltas: list[Delta]) -> Iterator[AgentDelta]:
-        self.confidence.add(token_confidence(token, 0))
-        yield from self._tagged(deltas)
+    def _took(self, event: Tokens) -> None:
+        for index in range(len(event.ids)):
+            self.confidence.add(token_confidence(event, index))
 
     def _finish(self, cut: str | None = None) -> Iterator[AgentDelta]:
         deltas, self.result, discarded = self.turn.finish(cut)

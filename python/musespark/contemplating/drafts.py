@@ -27,12 +27,16 @@ Steps = Generator[Handle | AgentDelta | Callable[[], None], Any, None]
 
 class Round:
     """The agents of one round, under way. ``halted``: why it is to end at once; empty while it is
-    not."""
+    not. ``told``: whether anybody wants deltas before an agent's end."""
 
     def __init__(
-        self, agents: Sequence[Agent], options: ContemplatingOptions, halted: Callable[[], str]
+        self,
+        agents: Sequence[Agent],
+        options: ContemplatingOptions,
+        halted: Callable[[], str],
+        told: Callable[[], bool],
     ):
-        self.agents, self._options, self._halted = agents, options, halted
+        self.agents, self._options, self._halted, self._told = agents, options, halted, told
         self.stop_reason = ""
         self.tallies: list[Tally] = []
         self._threshold: float | None = None  # of weak agents, in nats
@@ -41,9 +45,10 @@ class Round:
     def run(self) -> Steps:
         """To its end."""
         while not self.stop_reason and (running := self._running()):
+            each, told = self._at_once(running)
             for agent in running:
                 if agent.running and not self.stop_reason:
-                    yield from self._step(agent)
+                    yield from self._step(agent, each, told)
         self.stop_reason = self.stop_reason or "all"
         yield from self._settle()
         self._seconds = time.perf_counter() - self._began
@@ -65,14 +70,23 @@ class Round:
     def _running(self) -> list[Agent]:
         return [agent for agent in self.agents if agent.running]
 
-    def _step(self, agent: Agent) -> Steps:
-        """One token of an agent, or the end of its turn."""
+    def _at_once(self, running: Sequence[Agent]) -> tuple[int, bool]:
+        """How many tokens each of these may take together, and whether their text is told. One by
+        one where a token decides something before the end of a turn; else as many as all have."""
+        stops = any(agent.turn.stops_anywhere for agent in running)
+        told = stops or self._told()
+        if told or self._threshold is not None:
+            return 1, told
+        return max(1, min(agent.turn.waiting for agent in running)), told
+
+    def _step(self, agent: Agent, most: int, told: bool) -> Steps:
+        """The next ``most`` tokens of an agent, or fewer, or the end of its turn."""
         while not agent.turn.ready:
             agent.turn.receive((yield agent.turn.handle))
             self.stop_reason = "deadline" if agent.turn.timed_out else self._halted()
             if self.stop_reason:
                 return
-        yield from agent.take()
+        yield from agent.take(most, tell=told)
         if agent.spoke and agent.conversation is None:
             agent.go_on()
         elif agent.spoke:

@@ -58,7 +58,6 @@ class Contemplation:
                 "continue_final_message contradicts tools that are functions: they take turns"
             )
         self._given = _agents_options(given, schemas, model._requests.defaults.temperature)
-        self._asked_logprobs = bool(given.get("logprobs"))
         self._prepared = self._prepare(messages)
         options = self._prepared.options
         if options.temperature == 0 and self._options.n_agents > 1:
@@ -69,6 +68,7 @@ class Contemplation:
         self._seed = options.seed
         self._ends = None if options.deadline is None else clock() + options.deadline
         self._rounds: list[Round] = []
+        self.told = True  # whether anybody wants deltas as they come
         self._cancelled, self._ended_by = False, ""
         self._steps = self._run()
         self.wanted: Handle | AgentDelta | Callable[[], None] | None = None
@@ -133,7 +133,7 @@ class Contemplation:
             for agent in agents:
                 agent.turn.handle.discard()
             raise
-        self._rounds.append(Round(agents, self._options, self._halted))
+        self._rounds.append(Round(agents, self._options, self._halted, lambda: self.told))
 
     def _agents_fields(self, messages: Messages) -> dict[str, Any]:
         fields: dict[str, Any] = {"window": self._options.weak_window}
@@ -151,6 +151,7 @@ class Contemplation:
             raise Cancelled(_CANCELLED)
         model = self._model
         request, collector = prepared.ask(seed)
+        request = replace(request, logprobs=request.logprobs or 1)  # which confidence is made of
         if self._ends is not None:  # what is left now
             left = max(0.0, self._ends - self._clock())
             thinking = model._requests.thoughts.within_deadline(request.thinking)
@@ -221,7 +222,6 @@ class Contemplation:
             "seed": self._seed,
             "usage": added(*(one.usage for one in told)),
             "timings": _timings(agents, seconds),
-            "logprobs": turn.logprobs if self._asked_logprobs else None,
         }
         if stop_reason == "cancelled":
             own["finish_reason"] = stop_reason
@@ -287,7 +287,7 @@ def _agents_options(
     """Options of an agent's request, as :meth:`Model.chat` has them."""
     apart = (*AGENT_OPTIONS, "mode")
     out = {name: value for name, value in given.items() if name not in apart}
-    out |= {"tools": tools, "logprobs": given.get("logprobs") or 1}
+    out["tools"] = tools
     if given.get("temperature") is None and default_temperature == 0:
         out["temperature"] = AGENT_TEMPERATURE
     return out

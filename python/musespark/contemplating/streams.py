@@ -43,6 +43,15 @@ class ContemplationStream(Stream):
         run.advance(wanted.next_event() if isinstance(wanted, Handle) else wanted())
         return None
 
+    def quiet(self) -> None:
+        """No deltas are wanted from here on, but what an agent's end brings: text is then read once
+        an agent has ended, which is cheaper."""
+        self._contemplation.told = False
+
+    def drain(self) -> ContemplationResult:
+        self.quiet()
+        return super().drain()
+
     def _run(self) -> Iterator[AgentDelta]:
         try:
             while not self.ended:
@@ -96,6 +105,10 @@ class AsyncContemplationStream(AsyncStream):
             raise
         self._result = run.result
 
+    async def drain(self) -> ContemplationResult:
+        self._contemplation.told = False
+        return await super().drain()
+
     async def _rest(self) -> None:
         run = self._contemplation
         while (wanted := run.wanted) is not None:
@@ -127,6 +140,8 @@ def drain_together(streams: Sequence[ContemplationStream]) -> list[Any]:
     """The results of several that run at once, each going on as soon as it can: what one of them
     decides early leaves room for the others."""
     running = list(streams)
+    for stream in running:
+        stream.quiet()
     while running:
         if all(stream.blocked for stream in running):
             running[0].go_on()

@@ -99,7 +99,9 @@ class ChannelParser:
         ends = {*ends, *(known[n] for n in protocol.ends if n in known)}
         ends |= {*tokenizer.eos_ids} if tokenizer else set()
         self._ends = frozenset(ends - self._names.keys())
-        self._special = tokenizer.special_ids if tokenizer else frozenset()
+        special = tokenizer.special_ids if tokenizer else frozenset()
+        self._marks = self._ends | special | self._names.keys()  # ids that are no text
+        self._spells = bool(spelled)
         self._pending_tokens = 0
 
     @classmethod
@@ -129,19 +131,26 @@ class ChannelParser:
 
     def is_text(self, token_id: int) -> bool:
         """Whether an id is text, and no marker."""
-        ends = self._ends
-        return not (token_id in self._names or token_id in ends or token_id in self._special)
+        return token_id not in self._marks
+
+    def run_length(self, ids: Sequence[int], start: int) -> int:
+        """How many of these ids, from ``start`` on, may be given to :meth:`push_run`: text of the
+        channel that is open and stays so, since every marker is an id. Else 1, for
+        :meth:`push`."""
+        if self._spells or self.kind is None:
+            return 1
+        end = start
+        while end < len(ids) and ids[end] not in self._marks:
+            end += 1
+        return max(1, end - start)
 
     def push(self, token_id: int) -> list[Event]:
         """The events of one generated id. Raises InvalidRequest for an id out of range."""
         if self._tokenizer is None or self._decoder is None:
             raise InvalidRequest("this parser was made without a tokenizer; use push_text()")
-        name = self._names.get(token_id)
         if self.is_text(token_id):
-            text = self._decoder.push(token_id)
-            if text:
-                self._machine.take(text)
-            return self._drain(1)
+            return self.push_run([token_id])
+        name = self._names.get(token_id)
         rest = self._decoder.flush()
         if rest:
             self._machine.take(rest)
@@ -156,6 +165,15 @@ class ChannelParser:
                 self._tokenizer.token(token_id), "a special token without a meaning here"
             )
         return self._drain(1)
+
+    def push_run(self, ids: Sequence[int]) -> list[Event]:
+        """The events of ids that are text and change no channel; see :meth:`run_length`."""
+        if self._decoder is None:
+            raise InvalidRequest("this parser was made without a tokenizer; use push_text()")
+        text = self._decoder.push_run(ids)
+        if text:
+            self._machine.take(text)
+        return self._drain(len(ids))
 
     def push_text(self, text: str) -> list[Event]:
         """The events of text that came without ids. With a tokenizer it contains no markers but

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -209,6 +209,14 @@ class StreamDecoder:
                 return ""
         return self._utf8.decode(self._piece(token_id, last=False))
 
+    def push_run(self, ids: Sequence[int]) -> str:
+        """The text of :meth:`push` of each."""
+        cache = self._cache
+        known = self._rule is not None and not (self._first or self._strip or self._rule.holds_last)
+        if known and self._skip.isdisjoint(ids) and all(i in cache for i in ids):
+            return self._utf8.decode(b"".join([cache[i] for i in ids]))
+        return "".join([self.push(i) for i in ids])
+
     def flush(self) -> str:
         """The rest of the text; the decoder then starts anew, as continuing the same text."""
         if self._rule is None:
@@ -245,4 +253,4 @@ class StreamDecoder:
 
 def push_all(decoder: StreamDecoder, ids: Iterable[int]) -> str:
     """The text of all ids through a fresh stream."""
-    return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()
+    return decoder.push_run([*ids]) + decoder.flush()

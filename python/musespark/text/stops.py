@@ -21,6 +21,9 @@ class StopStrings:
         self._held = ""
         self.stopped: str | None = None  # the stop string that was met
 
+    def __bool__(self) -> bool:
+        return bool(self._strings)
+
     def feed(self, text: str) -> str:
         if self.stopped is not None:
             return ""
