@@ -37,10 +37,52 @@ MUTANTS = (
     Mutant(
         "an agent's tokens are all taken as they come",
         "python/musespark/contemplating/drafts.py",
-        "        yield from agent.take()\n",
+        "        yield from agent.take(most, tell=told)\n",
         "        while agent.turn.ready and not agent.spoke:\n"
-        "            yield from agent.take()\n",
+        "            yield from agent.take(most, tell=told)\n",
         "test_contemplating.py",
+    ),
+    Mutant(
+        "agents take their tokens in lumps where one may be stopped in the middle",
+        "python/musespark/contemplating/drafts.py",
+        "if told or self._threshold is not None:",
+        "if told:",
+        "test_contemplating.py",
+    ),
+    Mutant(
+        "agents take their tokens in lumps past a stop string",
+        "python/musespark/contemplating/drafts.py",
+        "told = stops or self._told()",
+        "told = self._told()",
+        "test_contemplating.py",
+    ),
+    Mutant(
+        "an agent takes more in a lump than another has",
+        "python/musespark/contemplating/drafts.py",
+        "return max(1, min(agent.turn.waiting for agent in running)), told",
+        "return max(1, max(agent.turn.waiting for agent in running)), told",
+        "test_contemplating.py",
+    ),
+    Mutant(
+        "a run of tokens goes on behind a stop string",
+        "python/musespark/collectors.py",
+        "1 if stops else run_length(ids, at)",
+        "run_length(ids, at)",
+        "test_collectors.py",
+    ),
+    Mutant(
+        "a run of tokens goes on through what opens a call",
+        "python/musespark/text/channels.py",
+        "if self._spells or self.kind is None:",
+        "if self.kind is None:",
+        "test_text_syntaxes.py test_text_channels.py",
+    ),
+    Mutant(
+        "a run's log-probabilities are its last token's",
+        "python/musespark/collectors.py",
+        "self._held += self._logprobs[-count:]",
+        "self._held += self._logprobs[-1:]",
+        "test_collectors.py",
     ),
     Mutant(
         "a round ends before the lead is certain",
@@ -52,7 +94,7 @@ MUTANTS = (
     Mutant(
         "agents that are stopped keep what they wrote in vain",
         "python/musespark/contemplating/agents.py",
-        '"thought_tokens": self._thought',
+        '"thought_tokens": thought',
         '"thought_tokens": stats["thought_tokens"]',
         "test_contemplating.py",
     ),

@@ -19,13 +19,12 @@ from musespark.agents.result import ActResult
 from musespark.agents.tools import Tools
 from musespark.assets import json_asset, template_of, tokenizer_of
 from musespark.batches import drain_in_order, embedded, run_batch
-from musespark.collectors import Collector
 from musespark.contemplating import acontemplate, contemplate, drain_together
 from musespark.encoder import Encoder
 from musespark.engine import Engine, Handle, Retained, default_threads
 from musespark.errors import InvalidRequest
 from musespark.events import Request
-from musespark.generation import AsyncStream, Stream
+from musespark.generation import AsyncStream, Collector, Stream
 from musespark.images import Clip, encoded
 from musespark.info import chosen_notes, info_of
 from musespark.looking import look

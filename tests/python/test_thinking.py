@@ -58,9 +58,7 @@ def test_a_budget_is_kept_and_the_answer_follows(nano, natural, budget: int) -> 
     assert found.thinking_stop_reason == "budget" and found.finish_reason == "stop"
     assert found.usage.reasoning_tokens <= budget
     assert natural.reasoning.startswith(found.reasoning)  # no room for closing words
-    if not found.reasoning.endswith(
-        "."
-    ):  # no sentence ended in the landing: all is used
+    if not found.reasoning.endswith("."):  # no sentence ended in the landing: all is used
         assert found.usage.reasoning_tokens == budget
     assert found.content and not found.protocol_errors
     assert not any(marker in found.content for marker in nano.tokenizer.markers)
