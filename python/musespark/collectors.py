@@ -2,8 +2,8 @@
 
 A *collector* takes the events of one request in order and gives deltas; at the end it gives the
 result. The streams of :mod:`musespark.generation` drive one from a handle. How an event's tokens
-are spread over deltas depends on how many came at once; the text, the result and which tokens a
-stop string leaves do not.
+are spread over deltas depends on how many came at once; what the deltas of a channel add up to,
+log-probabilities too, the result and which tokens a stop string leaves do not.
 """
 
 from __future__ import annotations
@@ -71,11 +71,10 @@ class _Tokens:
         self, event: Tokens, stops: StopStrings, run_length: Callable[[Sequence[int], int], int]
     ) -> Iterator[Sequence[int]]:
         """An event's tokens, each run taken in as it is given out; none behind a stop string.
-        ``run_length``: of ids, how many from one on are text that can be read at once. Where there
-        are stop strings each token is a run, for it may be the last."""
+        ``run_length``: of ids, how many from one on can be read at once."""
         ids, at = event.ids, 0
         while at < len(ids) and stops.stopped is None:
-            end = at + (1 if stops else run_length(ids, at))
+            end = at + (1 if at + 1 == len(ids) else run_length(ids, at))
             run = ids[at:end]
             self.ids += run
             if self.options.logprobs and event.logprobs is not None and event.top is not None:
@@ -179,6 +178,8 @@ class CompletionCollector:
         return self._deltas("".join(pieces))
 
     def _run_length(self, ids: Sequence[int], start: int) -> int:
+        if self._stops:  # any token may be the last
+            return 1
         end = start
         while end < len(ids) and ids[end] not in self._stop_ids:
             end += 1
@@ -238,8 +239,7 @@ class ChatCollector:
         return self._stops.stopped is not None
 
     @property
-    def stops_anywhere(self) -> bool:
-        """Whether any token may be the last: there are stop strings."""
+    def has_stop_strings(self) -> bool:
         return bool(self._stops)
 
     @property
@@ -249,7 +249,7 @@ class ChatCollector:
 
     def push(self, event: Tokens) -> list[Delta]:
         deltas, parser = [], self._parser
-        for run in self._tokens.take(event, self._stops, parser.run_length):
+        for run in self._tokens.take(event, self._stops, self._run_length):
             before = self.thinking
             taken = self._take(parser.push_run(run) if len(run) > 1 else parser.push(run[0]))
             is_text = parser.is_text(run[0])
@@ -260,6 +260,12 @@ class ChatCollector:
                 self._tokens.drop()
             self.thought_tokens += len(run) if before and self.thinking else 0
         return deltas
+
+    def _run_length(self, ids: Sequence[int], start: int) -> int:
+        # A stop string may end an answer at any token. Log-probabilities are told with the text
+        # that is certain with their token: what a thought is trimmed of is told with none.
+        one = self._tokens.options.logprobs or (self._stops and not self.thinking)
+        return 1 if one else self._parser.run_length(ids, start)
 
     def finish(self, event: Finished) -> tuple[list[Delta], ChatResult]:
         deltas = []

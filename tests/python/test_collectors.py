@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 
 import musespark
+from musespark.collectors import ChatCollector
 from musespark.events import Finished, Tokens
+from musespark.options import GenerationOptions
+from musespark.text import ChannelParser
+from support.turns import CASES, protocol_of, writer
 
 TURN = (
     " to=self<|message|>Two and two, naïve 🙂.\n So four.<|eom|><|start|>assistant to=lookup"
@@ -77,6 +81,30 @@ def test_a_chat_is_the_same_in_any_pieces(model, stop, signals) -> None:
         assert collector.thought_tokens == one.thought_tokens
         assert how == told and listed(found.signals) == listed(result.signals)
         assert replace(found, signals=None) == replace(result, signals=None)
+
+
+TRIMMED = [
+    "<think>\n Two and two.\n\n So four.\n\n</think>\n\nFour é.\n",
+    "<think>\n\n\n</think>\n\nFour",
+    "<think>\ncut\n\n",
+]
+
+
+@pytest.mark.parametrize("text", TRIMMED)
+def test_what_a_thought_is_trimmed_of_is_told_the_same(text) -> None:
+    """Log-probabilities of separators between thoughts and answers, in pieces of any sizes."""
+    case = CASES["hermes"]
+    tokenizer = writer(protocol_of(case))
+    ids = tokenizer.encode(text, parse_special=True)
+    options = replace(GenerationOptions(), logprobs=1, seed=1)
+
+    def told(size: int) -> Any:
+        parser = ChannelParser(protocol_of(case), tokenizer)
+        return collected(ChatCollector(parser, options, "f32"), events_of(ids, lambda: size))[:2]
+
+    wanted = told(1)
+    assert wanted[0].logprobs and any(wanted[1]["told"].values())
+    assert all(told(size) == wanted for size in range(2, len(ids) + 1))
 
 
 @pytest.mark.parametrize("stop", [None, ["words"]])

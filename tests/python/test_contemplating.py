@@ -197,6 +197,30 @@ def test_when_tokens_come_decides_nothing(nano, way: dict) -> None:
             assert same(stream.drain()) == same(wanted.result)
 
 
+def test_where_nobody_listens_tokens_are_taken_in_lumps(nano, monkeypatch) -> None:
+    sizes, take = [], Turn.take
+
+    def counted(turn: Turn, most: int) -> Any:
+        found = take(turn, most)
+        sizes.append(0 if found is None else len(found.ids))
+        return found
+
+    monkeypatch.setattr(Turn, "take", counted)
+    scripts = [Script(long(100), "5") for _ in range(3)]
+    Stage(nano, scripts, most=60).contemplate(consensus=None).drain()
+    assert max(sizes) > 10 and sum(1 for size in sizes if size == 1) < sum(sizes) / 4
+    sizes.clear()
+    [*Stage(nano, scripts, most=60).contemplate(consensus=None)]
+    assert {*sizes} == {0, 1}
+
+
+@pytest.mark.parametrize("most", [1, 5, 400])
+def test_an_error_behind_a_stop_string_is_nobodys(nano, most: int) -> None:
+    broken = Script("so", "The answer is 5, or so it seems", error=musespark.Error("too late"))
+    stage = Stage(nano, [broken, Script("so", "5")], most=most)
+    assert stage.contemplate(stop=[" is 5"], consensus=None).drain().agents[0].content
+
+
 def test_an_agents_error_is_the_callers(nano) -> None:
     broken = Script(long(5), "5", error=musespark.MemoryBudgetExceeded("full"))
     stage = Stage(nano, [Script(long(9), "4"), broken, Script(long(40), "5")])

@@ -9,7 +9,7 @@ from typing import Any
 
 from musespark.agents.conversation import ToolConversation
 from musespark.collectors import ChatCollector
-from musespark.contemplating.confidence import Confidence, token_confidence
+from musespark.contemplating.confidence import Confidence, token_confidences
 from musespark.contemplating.result import AgentDelta, AgentResult
 from musespark.contemplating.votes import Vote
 from musespark.engine import Handle
@@ -29,13 +29,13 @@ class Turn:
         self._unread: list[Tokens] = []  # taken
         self._end: Finished | None = None
         self._taken = 0
-        self.waiting = 0  # tokens
+        self.tokens_waiting = 0  # tokens
         self.cut = False  # nothing more is taken, and what it fails with is nobody's
 
     @property
-    def stops_anywhere(self) -> bool:
-        """Whether any token may be its last, for what the text is by then."""
-        return self._collector.stops_anywhere
+    def has_stop_strings(self) -> bool:
+        """Whether it may end at any token, for what the text is by then."""
+        return self._collector.has_stop_strings
 
     @property
     def ended(self) -> bool:
@@ -61,15 +61,15 @@ class Turn:
     def receive(self, event: Event | Exception) -> None:
         """Takes an event in; raises the error that the request ended with."""
         if isinstance(event, Exception):
-            if not self.cut:
+            if not (self.cut or self._collector.stopped):
                 raise event
             known = {"prompt_tokens": len(self._request.tokens), "thought_stop": "none"}
             event = Finished("cancelled", defaultdict(int, known, trials=[]))
         if isinstance(event, Finished):
             self._end = event
-        elif isinstance(event, Tokens) and not self._collector.stopped:
+        elif isinstance(event, Tokens) and event.ids and not self._collector.stopped:
             self._waiting.append(event)
-            self.waiting += len(event.ids)
+            self.tokens_waiting += len(event.ids)
 
     def take(self, most: int) -> Tokens | None:
         """The next tokens, ``most`` or fewer; None where there is no more."""
@@ -81,7 +81,7 @@ class Turn:
         if self._first == len(whole.ids):
             self._waiting.popleft()
             self._first = 0
-        self.waiting -= len(event.ids)
+        self.tokens_waiting -= len(event.ids)
         self._taken += len(event.ids)
         self._unread.append(event)
         return event
@@ -94,7 +94,7 @@ class Turn:
         self._unread.clear()
         if self._collector.stopped:
             self._waiting.clear()
-            self.waiting = 0
+            self._first = self.tokens_waiting = 0
             self.handle.cancel()
         return deltas
 
@@ -192,7 +192,7 @@ class Agent:
     def halt(self, reason: str) -> Iterator[AgentDelta]:
         """Ends it with all that it has written until now, after the end of its turn in the engine.
         A turn that is whole counts; no tool is run any more."""
-        most = 1 if self.turn.stops_anywhere else self.turn.waiting
+        most = 1 if self.turn.has_stop_strings else self.turn.tokens_waiting
         while not self.spoke and (taken := self.turn.take(most)) is not None:
             self._took(taken)
             yield from self._tagged(self.turn.read())
@@ -243,8 +243,8 @@ class Agent:
         )
 
     def _took(self, event: Tokens) -> None:
-        for index in range(len(event.ids)):
-            self.confidence.add(token_confidence(event, index))
+        for value in token_confidences(event):
+            self.confidence.add(value)
 
     def _finish(self, cut: str | None = None) -> Iterator[AgentDelta]:
         deltas, self.result, discarded = self.turn.finish(cut)

@@ -8,11 +8,11 @@ from collections import deque
 from musespark.events import Tokens
 
 
-def token_confidence(event: Tokens, index: int) -> float:
-    """Of one token, in nats, at most 0: its log-probability under the model's own distribution.
+def token_confidences(event: Tokens) -> list[float]:
+    """Of each token, in nats, at most 0: its log-probability under the model's own distribution.
     The one place that knows what confidence is made of."""
     assert event.logprobs is not None  # agents ask for them
-    return event.logprobs[index]
+    return event.logprobs
 
 
 class Confidence:
@@ -27,7 +27,7 @@ class Confidence:
         self._lowest = 0.0
 
     def add(self, value: float) -> None:
-        """Takes the next token's :func:`token_confidence`."""
+        """Takes the next token's :func:`token_confidences`."""
         self.tokens += 1
         self._total += value
         if self._window is None:

@@ -27,16 +27,17 @@ Steps = Generator[Handle | AgentDelta | Callable[[], None], Any, None]
 
 class Round:
     """The agents of one round, under way. ``halted``: why it is to end at once; empty while it is
-    not. ``told``: whether anybody wants deltas before an agent's end."""
+    not. ``heard``: whether anybody wants deltas before an agent's end."""
 
     def __init__(
         self,
         agents: Sequence[Agent],
         options: ContemplatingOptions,
         halted: Callable[[], str],
-        told: Callable[[], bool],
+        heard: Callable[[], bool],
     ):
-        self.agents, self._options, self._halted, self._told = agents, options, halted, told
+        self.agents, self._options, self._halted, self._heard = agents, options, halted, heard
+        self._has_stop_strings = any(agent.turn.has_stop_strings for agent in agents)
         self.stop_reason = ""
         self.tallies: list[Tally] = []
         self._threshold: float | None = None  # of weak agents, in nats
@@ -45,10 +46,11 @@ class Round:
     def run(self) -> Steps:
         """To its end."""
         while not self.stop_reason and (running := self._running()):
-            each, told = self._at_once(running)
+            heard = self._has_stop_strings or self._heard()
+            most = 1 if heard else self._at_once(running)
             for agent in running:
                 if agent.running and not self.stop_reason:
-                    yield from self._step(agent, each, told)
+                    yield from self._step(agent, most, heard)
         self.stop_reason = self.stop_reason or "all"
         yield from self._settle()
         self._seconds = time.perf_counter() - self._began
@@ -70,23 +72,21 @@ class Round:
     def _running(self) -> list[Agent]:
         return [agent for agent in self.agents if agent.running]
 
-    def _at_once(self, running: Sequence[Agent]) -> tuple[int, bool]:
-        """How many tokens each of these may take together, and whether their text is told. One by
-        one where a token decides something before the end of a turn; else as many as all have."""
-        stops = any(agent.turn.stops_anywhere for agent in running)
-        told = stops or self._told()
-        if told or self._threshold is not None:
-            return 1, told
-        return max(1, min(agent.turn.waiting for agent in running)), told
+    def _at_once(self, running: Sequence[Agent]) -> int:
+        """How many tokens each of these may take together: one where a token may show that its
+        agent is weak, else as many as all have, for only the end of a turn decides anything."""
+        if self._threshold is not None:
+            return 1
+        return max(1, min(agent.turn.tokens_waiting for agent in running))
 
-    def _step(self, agent: Agent, most: int, told: bool) -> Steps:
+    def _step(self, agent: Agent, most: int, heard: bool) -> Steps:
         """The next ``most`` tokens of an agent, or fewer, or the end of its turn."""
         while not agent.turn.ready:
             agent.turn.receive((yield agent.turn.handle))
             self.stop_reason = "deadline" if agent.turn.timed_out else self._halted()
             if self.stop_reason:
                 return
-        yield from agent.take(most, tell=told)
+        yield from agent.take(most, tell=heard)
         if agent.spoke and agent.conversation is None:
             agent.go_on()
         elif agent.spoke:
@@ -114,7 +114,8 @@ class Round:
             for agent in running:
                 agent.stop("consensus")
         finished = [agent for agent in self.agents if agent.stop_reason == "answer"]
-        if self._threshold is None and len(finished) >= self._options.finished_before_weak:
+        watched = self._options.weak_window is not None and self._threshold is None
+        if watched and len(finished) >= self._options.finished_before_weak:
             self._threshold = min(agent.confidence.lowest for agent in finished)
 
     def _cast(self, *ended: Agent) -> None:

@@ -68,7 +68,7 @@ class Contemplation:
         self._seed = options.seed
         self._ends = None if options.deadline is None else clock() + options.deadline
         self._rounds: list[Round] = []
-        self.told = True  # whether anybody wants deltas as they come
+        self.heard = True  # whether anybody wants deltas as they come
         self._cancelled, self._ended_by = False, ""
         self._steps = self._run()
         self.wanted: Handle | AgentDelta | Callable[[], None] | None = None
@@ -133,7 +133,7 @@ class Contemplation:
             for agent in agents:
                 agent.turn.handle.discard()
             raise
-        self._rounds.append(Round(agents, self._options, self._halted, lambda: self.told))
+        self._rounds.append(Round(agents, self._options, self._halted, lambda: self.heard))
 
     def _agents_fields(self, messages: Messages) -> dict[str, Any]:
         fields: dict[str, Any] = {"window": self._options.weak_window}

@@ -46,7 +46,7 @@ class ContemplationStream(Stream):
     def quiet(self) -> None:
         """No deltas are wanted from here on, but what an agent's end brings: text is then read once
         an agent has ended, which is cheaper."""
-        self._contemplation.told = False
+        self._contemplation.heard = False
 
     def drain(self) -> ContemplationResult:
         self.quiet()
@@ -105,8 +105,12 @@ class AsyncContemplationStream(AsyncStream):
             raise
         self._result = run.result
 
+    def quiet(self) -> None:
+        """See :meth:`ContemplationStream.quiet`."""
+        self._contemplation.heard = False
+
     async def drain(self) -> ContemplationResult:
-        self._contemplation.told = False
+        self.quiet()
         return await super().drain()
 
     async def _rest(self) -> None:

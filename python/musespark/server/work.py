@@ -78,11 +78,15 @@ class Work:
         messages = self._with_pictures(ask.prompt)
         return len(self.model._prepared_chat(messages, ask.options).ids)
 
-    async def stream(self, ask: Ask) -> tuple[AsyncStream, int]:
-        """A request under way, and how long its prompt is."""
+    async def stream(self, ask: Ask, *, heard: bool) -> tuple[AsyncStream, int]:
+        """A request under way, and how long its prompt is. ``heard``: whether its pieces are sent
+        as they come."""
         if _contemplates(ask):
             messages = await asyncio.to_thread(self._with_pictures, ask.prompt)
-            return await acontemplate(self.model, messages, ask.options), 0
+            agents = await acontemplate(self.model, messages, ask.options)
+            if not heard:
+                agents.quiet()
+            return agents, 0
         request, *rest = await asyncio.to_thread(self._prepared, ask)
         return AsyncStream(*self.model._submit(request, *rest)), len(request.tokens)
 
@@ -155,7 +159,7 @@ class Run:
     async def _write(self, index: int, ask: Ask) -> None:
         told: list[TokenLogprob] = []
         clock = self._work.meter.clock()
-        stream, prompt = await self._work.stream(ask)
+        stream, prompt = await self._work.stream(ask, heard=self._streams)
         async with stream:
             self._outbox.put(Begun(index, prompt))
             async for delta in stream:

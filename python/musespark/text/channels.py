@@ -149,7 +149,10 @@ class ChannelParser:
         if self._tokenizer is None or self._decoder is None:
             raise InvalidRequest("this parser was made without a tokenizer; use push_text()")
         if self.is_text(token_id):
-            return self.push_run([token_id])
+            text = self._decoder.push(token_id)
+            if text:
+                self._machine.take(text)
+            return self._drain(1)
         name = self._names.get(token_id)
         rest = self._decoder.flush()
         if rest:
@@ -168,8 +171,7 @@ class ChannelParser:
 
     def push_run(self, ids: Sequence[int]) -> list[Event]:
         """The events of ids that are text and change no channel; see :meth:`run_length`."""
-        if self._decoder is None:
-            raise InvalidRequest("this parser was made without a tokenizer; use push_text()")
+        assert self._decoder is not None  # run_length has been asked of ids
         text = self._decoder.push_run(ids)
         if text:
             self._machine.take(text)

@@ -211,10 +211,13 @@ class StreamDecoder:
 
     def push_run(self, ids: Sequence[int]) -> str:
         """The text of :meth:`push` of each."""
-        cache = self._cache
-        known = self._rule is not None and not (self._first or self._strip or self._rule.holds_last)
-        if known and self._skip.isdisjoint(ids) and all(i in cache for i in ids):
-            return self._utf8.decode(b"".join([cache[i] for i in ids]))
+        rule, cache = self._rule, self._cache
+        plain = rule is not None and not (self._first or self._strip or rule.holds_last)
+        if plain and self._skip.isdisjoint(ids):
+            try:
+                return self._utf8.decode(b"".join([cache[i] for i in ids]))
+            except KeyError:  # one that no stream has met: below
+                pass
         return "".join([self.push(i) for i in ids])
 
     def flush(self) -> str:
