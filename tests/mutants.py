@@ -37,23 +37,23 @@ MUTANTS = (
     Mutant(
         "an agent's tokens are all taken as they come",
         "python/musespark/contemplating/drafts.py",
-        "        yield from agent.take(most, tell=heard)\n",
+        "        yield from agent.take(most)\n",
         "        while agent.turn.ready and not agent.spoke:\n"
-        "            yield from agent.take(most, tell=heard)\n",
+        "            yield from agent.take(most)\n",
         "test_contemplating.py",
     ),
     Mutant(
         "agents take their tokens in lumps where one may be stopped in the middle",
         "python/musespark/contemplating/drafts.py",
-        "        if self._threshold is not None:\n            return 1\n",
-        "",
+        " or self._threshold is not None or",
+        " or",
         "test_contemplating.py",
     ),
     Mutant(
         "agents take their tokens in lumps past a stop string",
         "python/musespark/contemplating/drafts.py",
-        "heard = self._has_stop_strings or self._heard()",
-        "heard = self._heard()",
+        "if self._has_stop_strings or",
+        "if",
         "test_contemplating.py",
     ),
     Mutant(

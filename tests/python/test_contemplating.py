@@ -202,7 +202,7 @@ def test_where_nobody_listens_tokens_are_taken_in_lumps(nano, monkeypatch) -> No
 
     def counted(turn: Turn, most: int) -> Any:
         found = take(turn, most)
-        sizes.append(0 if found is None else len(found.ids))
+        sizes.append(0 if found is None else len(found[0].ids))
         return found
 
     monkeypatch.setattr(Turn, "take", counted)
@@ -528,7 +528,6 @@ def test_a_trial_that_began_with_the_last_token_taken_is_not_counted(nano) -> No
     turn.receive(Tokens(ids, [-0.1] * len(ids), [[(i, 0.0)] for i in ids]))
     while collector.thought_tokens < 3:
         turn.take(1)
-        turn.read()
     stats = defaultdict(int, completion_tokens=len(ids), thought_stop="none")
     stats["trials"] = [(at, [7, 8], 0.5, 6) for at in (2, 3, 4)]
     turn.receive(Finished("cancelled", stats))
@@ -544,7 +543,6 @@ def test_the_trial_that_ended_a_thought_is_counted(nano) -> None:
     ids = Script("One two three. Four.", "5").ids(nano)
     turn.receive(Tokens(ids, [-0.1] * len(ids), [[(i, 0.0)] for i in ids]))
     turn.take(len(ids) - 1)
-    turn.read()
     assert not collector.thinking and collector.thought_tokens > 3
     stats = defaultdict(int, completion_tokens=len(ids), thought_stop="confident")
     stats["trials"] = [(at, [7, 8], 0.5, 6) for at in (3, collector.thought_tokens)]

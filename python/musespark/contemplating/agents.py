@@ -19,17 +19,15 @@ from musespark.results import ChatResult, Delta, Timings, Usage
 
 
 class Turn:
-    """A request under way. What the engine has written waits here until it is taken; what was taken
-    is read at once, or, where nobody is told of it meanwhile, at the end."""
+    """A request under way. What the engine has written waits here until it is taken."""
 
     def __init__(self, request: Request, handle: Handle, collector: ChatCollector):
         self._request, self.handle, self._collector = request, handle, collector
         self._waiting: deque[Tokens] = deque()
         self._first = 0  # of the first of them, the token to take next
-        self._unread: list[Tokens] = []  # taken
         self._end: Finished | None = None
         self._taken = 0
-        self.tokens_waiting = 0  # tokens
+        self.tokens_waiting = 0
         self.cut = False  # nothing more is taken, and what it fails with is nobody's
 
     @property
@@ -71,8 +69,9 @@ class Turn:
             self._waiting.append(event)
             self.tokens_waiting += len(event.ids)
 
-    def take(self, most: int) -> Tokens | None:
-        """The next tokens, ``most`` or fewer; None where there is no more."""
+    def take(self, most: int) -> tuple[Tokens, list[Delta]] | None:
+        """The next tokens, ``most`` or fewer, and what they add to the text; None where there is no
+        more. With stop strings, one at a time: any may be the last."""
         if not self._waiting:
             return None
         whole, start = self._waiting[0], self._first
@@ -83,32 +82,23 @@ class Turn:
             self._first = 0
         self.tokens_waiting -= len(event.ids)
         self._taken += len(event.ids)
-        self._unread.append(event)
-        return event
-
-    def read(self) -> list[Delta]:
-        """What the tokens taken since the last call add to the text."""
-        deltas = []
-        for event in self._unread:
-            deltas += self._collector.push(event)
-        self._unread.clear()
+        deltas = self._collector.push(event)
         if self._collector.stopped:
             self._waiting.clear()
             self._first = self.tokens_waiting = 0
             self.handle.cancel()
-        return deltas
+        return event, deltas
 
     def finish(self, cut: str | None = None) -> tuple[list[Delta], ChatResult, int]:
         """The last of the text, the result up to what was taken, and how many tokens were written
         beyond that. ``cut``: the finish reason where it did not end by itself."""
         assert self._end is not None
-        read = self.read()
         end, stats = self._end, self._end.stats
         discarded = max(0, stats["completion_tokens"] - self._taken)
         if cut is not None:
             end = Finished(cut, stats | self._stats_here(stats["trials"]))
         deltas, result = self._collector.finish(end)
-        return read + deltas, result, discarded
+        return deltas, result, discarded
 
     def _stats_here(self, trials: Sequence[tuple]) -> dict[str, Any]:
         """What is different had the engine ended it after the last token that was taken. Trials
@@ -156,16 +146,13 @@ class Agent:
     def running(self) -> bool:
         return not self.stop_reason
 
-    def take(self, most: int, *, tell: bool) -> Iterator[AgentDelta]:
-        """Takes the next tokens of its turn, ``most`` or fewer, or the turn's end, which is there.
-        ``tell``: with what they add to the text, else that is told at the end."""
+    def take(self, most: int) -> Iterator[AgentDelta]:
+        """Takes the next tokens of its turn, ``most`` or fewer, or its end, which is there."""
         taken = self.turn.take(most)
         if taken is None:
             yield from self._finish()
             return
-        self._took(taken)
-        if tell:
-            yield from self._tagged(self.turn.read())
+        yield from self._took(*taken)
 
     def go_on(self) -> None:
         """After a turn: runs the tools that it called and submits the next one, or ends."""
@@ -194,8 +181,7 @@ class Agent:
         A turn that is whole counts; no tool is run any more."""
         most = 1 if self.turn.has_stop_strings else self.turn.tokens_waiting
         while not self.spoke and (taken := self.turn.take(most)) is not None:
-            self._took(taken)
-            yield from self._tagged(self.turn.read())
+            yield from self._took(*taken)
         whole = self.turn.whole
         if not self.spoke:
             yield from self._finish(None if whole else reason)
@@ -242,9 +228,10 @@ class Agent:
             turns=len(self.timings),
         )
 
-    def _took(self, event: Tokens) -> None:
+    def _took(self, event: Tokens, deltas: list[Delta]) -> Iterator[AgentDelta]:
         for value in token_confidences(event):
             self.confidence.add(value)
+        yield from self._tagged(deltas)
 
     def _finish(self, cut: str | None = None) -> Iterator[AgentDelta]:
         deltas, self.result, discarded = self.turn.finish(cut)

@@ -27,7 +27,7 @@ Steps = Generator[Handle | AgentDelta | Callable[[], None], Any, None]
 
 class Round:
     """The agents of one round, under way. ``halted``: why it is to end at once; empty while it is
-    not. ``heard``: whether anybody wants deltas before an agent's end."""
+    not. ``heard``: whether somebody reads the deltas."""
 
     def __init__(
         self,
@@ -46,11 +46,10 @@ class Round:
     def run(self) -> Steps:
         """To its end."""
         while not self.stop_reason and (running := self._running()):
-            heard = self._has_stop_strings or self._heard()
-            most = 1 if heard else self._at_once(running)
+            most = self._at_once(running)
             for agent in running:
                 if agent.running and not self.stop_reason:
-                    yield from self._step(agent, most, heard)
+                    yield from self._step(agent, most)
         self.stop_reason = self.stop_reason or "all"
         yield from self._settle()
         self._seconds = time.perf_counter() - self._began
@@ -73,20 +72,21 @@ class Round:
         return [agent for agent in self.agents if agent.running]
 
     def _at_once(self, running: Sequence[Agent]) -> int:
-        """How many tokens each of these may take together: one where a token may show that its
-        agent is weak, else as many as all have, for only the end of a turn decides anything."""
-        if self._threshold is not None:
+        """How many tokens each of these may take together: one where a token may end an agent, or
+        somebody hears them in turn; else as many as all have, for only the end of a turn decides
+        anything."""
+        if self._has_stop_strings or self._threshold is not None or self._heard():
             return 1
         return max(1, min(agent.turn.tokens_waiting for agent in running))
 
-    def _step(self, agent: Agent, most: int, heard: bool) -> Steps:
+    def _step(self, agent: Agent, most: int) -> Steps:
         """The next ``most`` tokens of an agent, or fewer, or the end of its turn."""
         while not agent.turn.ready:
             agent.turn.receive((yield agent.turn.handle))
             self.stop_reason = "deadline" if agent.turn.timed_out else self._halted()
             if self.stop_reason:
                 return
-        yield from agent.take(most, tell=heard)
+        yield from agent.take(most)
         if agent.spoke and agent.conversation is None:
             agent.go_on()
         elif agent.spoke:

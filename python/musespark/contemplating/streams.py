@@ -44,8 +44,8 @@ class ContemplationStream(Stream):
         return None
 
     def quiet(self) -> None:
-        """No deltas are wanted from here on, but what an agent's end brings: text is then read once
-        an agent has ended, which is cheaper."""
+        """Nobody reads the deltas from here on: tokens are then taken in lumps, not in turn, which
+        is cheaper."""
         self._contemplation.heard = False
 
     def drain(self) -> ContemplationResult:
