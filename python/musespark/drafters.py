@@ -40,7 +40,10 @@ def open_drafter(
 ) -> LoadedWeights:
     """A block drafter, or a model that drafts: folder, packed file or hub id, packed as ``auto``
     says (what is drafted decides no result). InvalidRequest for a model that writes no text."""
-    drafter = open_model(source, progress=progress)
+    try:
+        drafter = open_model(source, progress=progress)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"drafter: {error}") from None
     if drafter.spec.bidirectional:
         family = drafter.info["family"]
         drafter.close()

@@ -34,7 +34,8 @@ class _Driven:
     def result(self) -> Any:
         """The final object; there once the iteration has ended or the stream was closed.
 
-        Closed early it holds what was read until then, with finish_reason ``cancelled``. What ended
+        Closed early it holds what had been written when it was last read (a model of thousands of
+        tokens a second writes some in between), with finish_reason ``cancelled``. What ended
         the iteration with an error raises that error here too.
         """
         if self._result is not None:

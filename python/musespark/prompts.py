@@ -107,7 +107,7 @@ def chat_ids(
             "into its folder, or use generate(), which needs none"
         )
     mode = "auto" if mode is None else mode
-    _check_mode(mode, reasoning_effort)
+    check_mode(mode, reasoning_effort)
     seen = images is not None and len(images) > 0
     messages = checked_messages(messages, "".join(template.sources), images=seen)
     _check_end(messages, continue_final_message, mode)
@@ -136,7 +136,8 @@ def chooses_thinking(template: ChatTemplate) -> bool:
     return _THINK_VARIABLE in template.variables
 
 
-def _check_mode(mode: Any, effort: Any) -> None:
+def check_mode(mode: Any, effort: Any = None) -> None:
+    """InvalidRequest for a mode that a turn does not have, or that contradicts its effort."""
     if mode == CONTEMPLATING:
         raise InvalidRequest(
             f"mode: got {mode!r}, which chat, achat and chat_batch have; allowed of a session's "

@@ -416,7 +416,9 @@ class PreparedChat:
 
 
 def _refuse_agents(given: Mapping[str, Any]) -> None:
-    """InvalidRequest for an option that one turn does not have."""
+    """InvalidRequest for an option, or the mode, that one turn does not have."""
+    if given.get("mode") == CONTEMPLATING:
+        prompts.check_mode(CONTEMPLATING)
     for name in AGENT_OPTIONS:
         if given.get(name) is not None:
             raise InvalidRequest(

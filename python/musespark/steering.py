@@ -167,7 +167,7 @@ class ControlVector:
         if pool not in POOLS:
             raise InvalidRequest(f"pool: got {pool!r:.40}, allowed is one of {list(POOLS)}")
         count = len(model._weights.spec.layers)
-        chosen = _chosen_layers(layers, range(count - 1))
+        chosen = _chosen_layers(layers, range(count - 1), count)
         pairs = _pairs(model, positive, negative)
         texts = _neutral(model, neutral, pairs)
         difference = _mean_difference(model, pairs, pool)
@@ -201,6 +201,9 @@ def steer(
 ) -> Steering:
     """See :meth:`musespark.Model.steer`."""
     _check_writes(model)
+    for option, value in (("everywhere", everywhere), ("check", check)):
+        if not isinstance(value, bool):
+            raise InvalidRequest(f"{option}: got {value!r:.60}, allowed is True or False")
     if isinstance(vector, (str, os.PathLike)):
         vector = ControlVector.load(vector)
     if not isinstance(vector, ControlVector):
@@ -219,7 +222,7 @@ def steer(
             f"vector: it was calibrated for weights {vector.model}, the model has {own}; "
             "check=False uses it, its bound not known"
         )
-    chosen = _chosen_layers(layers, vector.layers)
+    chosen = _chosen_layers(layers, vector.layers, len(spec.layers))
     added = vector.scaled(by).directions
     tensors = core_tensors({layer: added[layer] for layer in chosen})
     return model._adapters.steer(tensors, chosen, by, everywhere, name)
@@ -235,9 +238,10 @@ def _strength(given: float) -> float:
 
 
 def _chosen_layers(
-    given: tuple[int, int] | Sequence[int] | None, known: Sequence[int]
+    given: tuple[int, int] | Sequence[int] | None, known: Sequence[int], count: int
 ) -> tuple[int, ...]:
-    """Of the ``known`` layers those of a tuple (first, last), both included, or of a list."""
+    """Of the ``known`` layers, of a model of ``count``, those of a tuple (first, last), both
+    included, or of a list."""
     if given is None:
         return tuple(known)
     allowed = f"None, (first, last) or a list, of the layers {list(known)}"
@@ -245,7 +249,7 @@ def _chosen_layers(
         raise InvalidRequest(f"layers: got {given!r:.60}, allowed is {allowed}")
     numbers = [integer("layers", layer, 0) for layer in given]
     if isinstance(given, tuple):
-        if len(numbers) != 2:
+        if len(numbers) != 2 or numbers[1] >= count:
             raise InvalidRequest(f"layers: got {given!r:.60}, allowed is {allowed}")
         found = tuple(layer for layer in known if numbers[0] <= layer <= numbers[1])
     else:

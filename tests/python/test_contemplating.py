@@ -197,6 +197,19 @@ def test_when_tokens_come_decides_nothing(nano, way: dict) -> None:
             assert same(stream.drain()) == same(wanted.result)
 
 
+def test_streams_tell_log_probabilities_of_every_agent(nano) -> None:
+    scripts = [Script("so", "It is 5."), Script("so so", "4")]
+    stream = Stage(nano, scripts).contemplate(logprobs=1, consensus=None)
+    told: dict[int, list[int]] = defaultdict(list)
+    for delta in stream:
+        told[delta.agent] += [one.token for one in delta.logprobs]
+    for agent, script in enumerate(scripts):
+        texts = nano.tokenizer.decode(told[agent])
+        assert texts == script.thought + script.answer
+    plain = Stage(nano, scripts).contemplate(consensus=None)
+    assert not any(delta.logprobs for delta in plain) and plain.result.logprobs is None
+
+
 def test_where_nobody_listens_tokens_are_taken_in_lumps(nano, monkeypatch) -> None:
     sizes, take = [], Turn.take
 
@@ -690,7 +703,9 @@ def test_options_of_agents_need_the_mode_and_the_mode_is_spelled_so(nano) -> Non
     with pytest.raises(InvalidRequest, match="did you mean 'n_agents'"):
         nano.chat(SUM, **THINK, n_agent=3)
     with pytest.raises(InvalidRequest, match="which chat, achat and chat_batch have"):
-        nano.session().chat(SUM, mode="contemplating")
+        nano.session().chat(SUM, mode="contemplating", n_agents=2)
+    with pytest.raises(InvalidRequest, match="workspace_tokens: got 50 with aggregate 'vote'"):
+        nano.chat(SUM, **THINK, workspace_tokens=50)
     with pytest.raises(InvalidRequest, match="temperature: got 0 with n_agents = 2"):
         nano.chat(SUM, **THINK, n_agents=2, temperature=0)
     with pytest.raises(InvalidRequest, match="temperature: got 0 with n_agents = 8"):

@@ -207,6 +207,19 @@ def test_layers_and_strength_are_what_is_added(model) -> None:
             np.testing.assert_array_equal(model.score(ids, steering=steering), model.score(ids))
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"everywhere": "no"}, "everywhere: got 'no', allowed is True or False"),
+        ({"check": 3}, "check: got 3, allowed is True or False"),
+        ({"layers": (0, 10**12)}, r"layers: got \(0, 1000000000000\), allowed is None"),
+    ],
+)
+def test_what_steer_does_not_know_is_refused(model, given, says) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        model.steer(random_vector(), **given)
+
+
 def test_over_an_adapter(model, tmp_path) -> None:
     """Both at once; a closed adapter takes what was laid over it along."""
     lora = model.load_adapter(nano_adapter(tmp_path / "a", model, 1))

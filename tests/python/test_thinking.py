@@ -13,7 +13,7 @@ import pytest
 import musespark
 from musespark import ThinkingPolicy
 from musespark.engine import TokenClasses
-from musespark.errors import InvalidRequest
+from musespark.errors import ContextOverflow, InvalidRequest
 from musespark.events import Request
 from musespark.thinking.policy import EFFORT_BUDGETS, checked_thinking
 from musespark.thinking.request import token_class
@@ -80,6 +80,35 @@ def test_a_budget_that_is_not_reached_changes_nothing(nano, natural) -> None:
     found = nano.chat(SUM, **HIGH, thinking_token_budget=enough, logprobs=2)
     assert found.tokens == natural.tokens and found.thinking_stop_reason == "natural"
     assert nano.chat(SUM, **HIGH, thinking_policy="off").tokens == natural.tokens
+
+
+@pytest.mark.parametrize("budget", [0, 50])
+@pytest.mark.parametrize("more", [{}, {"max_new_tokens": 20}])
+def test_a_prompt_that_leaves_no_room_is_refused_as_that(nano, budget, more) -> None:
+    with pytest.raises(ContextOverflow, match="2048"):
+        nano.chat("fox " * 2100, thinking_token_budget=budget, **more)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"mode": "instant", "thinking_token_budget": 50},
+            "budget: got 50, which contradicts mode",
+        ),
+        ({"mode": "instant", "premature_exits": 0.02}, "premature_exits: got 0.02, which contrad"),
+        ({"mode": "instant", "reasoning_effort": "minimal"}, "contradicts reasoning_effort 'minim"),
+        ({"reasoning_effort": "none", "premature_exits": 0.02}, "contradicts reasoning_effort 'n"),
+    ],
+)
+def test_what_is_said_of_a_thought_that_is_none_is_refused(nano, given, says) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        nano.chat(SUM, **given)
+
+
+def test_no_thought_said_twice_is_said_once(nano) -> None:
+    found = nano.chat(SUM, mode="instant", reasoning_effort="none")
+    assert found.tokens == nano.chat(SUM, mode="instant").tokens
 
 
 def test_no_budget_is_no_thought(nano) -> None:
@@ -232,7 +261,8 @@ def test_a_template_without_effort_gets_a_budget(tmp_path) -> None:
         for effort in ("low", "medium"):
             request, _ = model._requests.chat("a", {"reasoning_effort": effort})
             room = 512 - len(request.tokens)
-            wanted = min(EFFORT_BUDGETS[effort], room - room // 4)
+            frame = model._requests.thoughts.frame_tokens
+            wanted = min(EFFORT_BUDGETS[effort], room - frame - room // 4)
             assert request.thinking["budget"] == wanted
         # the prompt has opened a thought: without a budget the marker comes at once
         bare = model.chat("a", thinking_token_budget=0, max_new_tokens=5)

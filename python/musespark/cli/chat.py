@@ -284,6 +284,8 @@ def _answer(args: argparse.Namespace) -> int:
     with common.load_model(args, "chat") as model, Repl(model, args, secret) as repl:
         if args.agents is not None:
             result = repl.contemplate(question, args.agents, args.aggregate)
+            if args.session is not None:
+                common.note(f"{args.session}: unchanged, a session keeps no turn of several agents")
             if not args.json:
                 repl.show(result)
                 return 0

@@ -244,7 +244,7 @@ class Agent:
     def _tagged(self, deltas: list[Delta]) -> Iterator[AgentDelta]:
         where = {"agent": self.number, "round": self._round}
         for one in deltas:
-            yield AgentDelta(one.text, one.channel, one.tool_call, **where)
+            yield AgentDelta(one.text, one.channel, one.tool_call, one.logprobs, **where)
 
 
 def added(*usages: Usage) -> Usage:

@@ -23,6 +23,7 @@ from musespark.results import ChatResult
 
 MOST_AGENTS = 64  # sequences that the engine runs at once
 MOST_ROUNDS = 16
+_WORKSPACE_TOKENS = 512
 # Of agents, where neither the caller nor the model says one: at 0 all of them would write the same.
 AGENT_TEMPERATURE = 0.7
 
@@ -67,7 +68,7 @@ class ContemplatingOptions:
     consensus: float | None = 1.0
     weak_window: int | None = None
     answer_key: Callable[[ChatResult], str | None] = answer_key
-    workspace_tokens: int = 512
+    workspace_tokens: int = _WORKSPACE_TOKENS
     workspace: Callable[[Sequence[str]], str] = listed
     calls: int = 8
 
@@ -82,6 +83,11 @@ class ContemplatingOptions:
             raise InvalidRequest(
                 f"rounds: got {self.rounds} with aggregate {self.aggregate!r}, which has one; "
                 "'refine' has more"
+            )
+        if self.workspace_tokens != _WORKSPACE_TOKENS and self.aggregate != "refine":
+            raise InvalidRequest(
+                f"workspace_tokens: got {self.workspace_tokens} with aggregate "
+                f"{self.aggregate!r}, which has no workspace; 'refine' has one"
             )
         if self.consensus is not None:
             allowed = "None or a number above 0.5, at most 1"

@@ -8,7 +8,7 @@ from typing import Any
 
 from musespark.errors import InvalidRequest
 from musespark.options import EFFORTS
-from musespark.thinking.policy import BUDGET, EFFORT_BUDGETS, Thinking
+from musespark.thinking.policy import BUDGET, EFFORT_BUDGETS, EXITS, Thinking
 
 ALL_EFFORTS = ("none", "minimal", *EFFORTS)
 
@@ -23,7 +23,9 @@ def by_effort(
     thought; ``minimal`` the lowest with a budget.
     The others are the template's, or where it knows none a budget, unless the caller gives one.
     """
-    effort, chat = chat.get("reasoning_effort"), dict(chat)
+    effort, mode, chat = chat.get("reasoning_effort"), chat.get("mode"), dict(chat)
+    if mode == "instant":
+        _refuse_limits(thinking, "mode 'instant'")
     if effort is None:
         return chat, thinking
     if not isinstance(effort, str) or effort not in ALL_EFFORTS:
@@ -31,16 +33,17 @@ def by_effort(
             f"reasoning_effort: got {effort!r:.60}, allowed is one of {list(ALL_EFFORTS)}"
         )
     if effort == "none":
-        if chat.get("mode") == "thinking":
+        if mode == "thinking":
             raise InvalidRequest("mode 'thinking' contradicts reasoning_effort 'none'")
-        if thinking.budget:
-            raise InvalidRequest(
-                f"{BUDGET}: got {thinking.budget}, which contradicts reasoning_effort 'none'"
-            )
+        _refuse_limits(thinking, "reasoning_effort 'none'")
+        if mode == "instant":  # the same said twice
+            return {**chat, "reasoning_effort": None}, thinking
         if marked and not chosen:
             lowest = "low" if written else None
             return {**chat, "reasoning_effort": lowest}, replace(thinking, budget=0)
         return {**chat, "reasoning_effort": None, "mode": "instant"}, thinking
+    if mode == "instant":
+        raise InvalidRequest(f"mode 'instant' (no thought) contradicts reasoning_effort {effort!r}")
     if written:
         chat["reasoning_effort"] = "low" if effort == "minimal" else effort
     elif marked:
@@ -48,3 +51,10 @@ def by_effort(
     if (not written or effort == "minimal") and marked and thinking.budget is None:
         thinking = replace(thinking, budget=EFFORT_BUDGETS[effort])
     return chat, thinking
+
+
+def _refuse_limits(thinking: Thinking, without: str) -> None:
+    """InvalidRequest for what is said of a thought where none is written."""
+    for name, value in ((BUDGET, thinking.budget or None), (EXITS, thinking.exits)):
+        if value is not None:
+            raise InvalidRequest(f"{name}: got {value}, which contradicts {without}")

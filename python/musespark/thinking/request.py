@@ -229,11 +229,11 @@ def with_budget(
     :attr:`Thoughts.frame_tokens`. Thoughts do not starve the answer, nor does an answer's limit,
     which few reach, the thoughts: where both do not fit, the budget is what is left, half of the
     room at least; without a ``max_new_tokens`` three quarters."""
-    if budget is None:
-        return options, None, None
+    if budget is None or room <= 0:  # the core refuses a prompt that leaves no room
+        return options, budget, None
     answer = options.max_new_tokens
     if answer is None:
-        return options, max(0, min(budget, room - min(_ANSWER, room // 4))), None
+        return options, max(0, min(budget, room - frame - min(_ANSWER, room // 4))), None
     budget = max(0, min(budget, room - frame - min(answer, room // 2)))
     most = min(room, answer + budget + MOST_FRAMES * frame)
     return replace(options, max_new_tokens=most), budget, max(answer, 1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
+from musespark.untrusted import checked_path
 from musespark.weights.files import write_whole
 
 FORMAT = "musespark.thought-xray"
@@ -112,7 +112,7 @@ class ThoughtXray:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes :meth:`to_json` to a file, whole or not at all."""
-        write_whole(Path(path), self.to_json().encode())
+        write_whole(checked_path(path, "path"), self.to_json().encode())
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """One page that holds everything it shows; written to ``path`` where one is given."""
@@ -120,7 +120,7 @@ class ThoughtXray:
 
         text = page(self)
         if path is not None:
-            write_whole(Path(path), text.encode())
+            write_whole(checked_path(path, "path"), text.encode())
         return text
 
     def _repr_html_(self) -> str:
