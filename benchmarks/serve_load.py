@@ -256,6 +256,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seconds = asyncio.run(over_loopback(args.peer, args.peer_model, work, args.clients))
         peer = {"model": args.peer_model, "tokens_per_s": round(tokens / seconds)}
     return {
+        "model": "nano" if args.model is None else Path(args.model).resolve().parent.name,
         "clients": args.clients,
         "requests": args.requests,
         "tokens_per_s_in_process": round(tokens / alone),
@@ -289,7 +290,7 @@ def main() -> None:
     report = run(args)
     print(json.dumps(report, indent=1))
     if args.save:
-        save("serve_load", report)
+        save(f"serve_load_{report['model']}", report)
 
 
 if __name__ == "__main__":

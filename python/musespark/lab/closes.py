@@ -236,7 +236,9 @@ class _Written:
     def budgeted(self, budget: Budget, base: _Bare) -> _Bare | None:
         """The reply from where the budget begins to tell, the engine's own rules from there on;
         None where the thought has ended before."""
-        thinking = Thinking(budget=budget.tokens, policy=OFF)
+        # Other engines write their message whatever the budget.
+        words = self._model._requests.protocol.closing if budget.how == MESSAGE else None
+        thinking = Thinking(budget=budget.tokens, policy=OFF, message=words)
         rules: dict[str, Any] = self._marked.asked(thinking, tools=bool(self.item.tools)) or {}
         most = budget.tokens
         if budget.how != LANDING:
