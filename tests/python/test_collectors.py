@@ -65,11 +65,11 @@ def listed(signals: Any) -> list | None:
     return signals and [row.tolist() for row in vars(signals).values()]
 
 
-@pytest.mark.parametrize("signals", [False, True])
+@pytest.mark.parametrize(("signals", "logprobs"), [(False, 0), (False, 1), (True, 0), (True, 1)])
 @pytest.mark.parametrize("stop", [None, ["four**"], ["🙂"], ["never", "is"]])
-def test_a_chat_is_the_same_in_any_pieces(model, stop, signals) -> None:
+def test_a_chat_is_the_same_in_any_pieces(model, stop, signals, logprobs) -> None:
     ids = model.tokenizer.encode(TURN, parse_special=True)
-    given = {"logprobs": 1, "stop": stop, "seed": 1, "signals": signals}
+    given = {"logprobs": logprobs, "stop": stop, "seed": 1, "signals": signals}
     one = model._requests.chat("Which?", given)[1]
     result, told, _ = collected(one, events_of(ids, lambda: 1))
     assert "naïve 🙂.\n So four." in result.reasoning and result.stop_string == (stop and stop[-1])

@@ -290,8 +290,10 @@ def test_think_text_at_every_cut(
     for i in range(len(text)):
         for j in range(i, len(text)):
             assert parse([text[:i], text[i:j], text[j:]]) == whole, (i, j)
-    parser = ChannelParser(THINK, tokenizer, opened=opened)
+    parser, in_runs = (ChannelParser(THINK, tokenizer, opened=opened) for _ in range(2))
     assert run(parser, tokenizer.encode(text)) == whole[0]
+    assert merged(pushed_in_runs(in_runs, tokenizer.encode(text))) == whole[0]
+    assert held(in_runs.turn) == held(parser.turn)
 
 
 def test_think_tokens_ignore_spelled_tags() -> None:
