@@ -10,7 +10,7 @@ import pytest
 
 import musespark
 from musespark.contemplating import ContemplatingOptions, agent_seed, answer_key
-from musespark.contemplating.confidence import Confidence, token_confidence
+from musespark.contemplating.confidence import Confidence, token_confidences
 from musespark.contemplating.keys import last_boxed
 from musespark.contemplating.options import checked_contemplating
 from musespark.contemplating.votes import Vote, decided, majority_probability, tally
@@ -178,7 +178,7 @@ def test_confidence_is_the_geometric_mean_and_the_least_window() -> None:
     lowest = []
     for i, value in enumerate(given):
         assert found.whole_group == (i >= 2)
-        found.add(token_confidence(Tokens([9, 8], [0.0, value], None), 1))
+        found.add(token_confidences(Tokens([9, 8], [0.0, value], None))[1])
         lowest.append(found.lowest)
     assert found.mean == math.exp(sum(given) / 5) and found.group == pytest.approx(-1.125 / 2)
     assert lowest == [-0.5, -0.375, -1.125, -1.5, -1.5]

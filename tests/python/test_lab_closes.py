@@ -91,7 +91,8 @@ def test_hard_cuts_read_off_are_a_budget_without_landing(
     for item, reply, trace in zip(*asked, traces, strict=True):
         given = {**OFF, "thinking_token_budget": budget}
         request, *_ = tracer._request(item, LIMIT, **given)
-        message = request.thinking["message"] if how == MESSAGE else []
+        words = tracer.model._requests.protocol.closing
+        message = tracer.model.tokenizer.encode(words) if how == MESSAGE else []
         most = budget + len(message)
         rules = request.thinking | {"landing": 0, "message": message, "budget": most}
         asked_for = replace(request, thinking=rules, max_new_tokens=LIMIT + most)

@@ -114,7 +114,7 @@ def test_the_same_in_a_batch_streamed_speculated_and_on_other_threads(nano, poli
     assert len(wanted.signals) > 20
     others = [nano.chat_batch(["What is 3 + 4?", SUM, "sort 9, 3, 7"], **given)[1]]
     stream = nano.chat(SUM, **given, stream=True)
-    assert len(list(stream)) > 3
+    assert len(list(stream)) >= 2
     others += [stream.result, nano.session().chat(SUM, **given), nano.chat(SUM, **given)]
     with musespark.load(threads=2, prefix_cache=False) as other:
         others.append(other.chat(SUM, **given))
