@@ -6,7 +6,7 @@
 Each round samples as many tokens freely and under each schema, in turn, at temperature 1 from the
 50 likeliest after the same prompt (random weights make all of a vocabulary likely, and drawing from
 all of it takes longer than a mask does); the engine's own decode time counts, from the first token
-to the last, and the shares are of the rounds' medians. Texts under a schema are long lists, so that
+to the last, and a share is the median of the rounds'. Texts under a schema are long lists, so that
 none ends early. Masks are timed around the callable that the engine asks: Python, the interpreter's
 lock taken before it not included, which the rates have. ``calls`` is the grammar of a whole turn
 that has to call a tool, as Llama 3 writes them, beside two tools that it may not. A shape's model
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from statistics import median
 from typing import Any
 
 import models
@@ -140,7 +141,7 @@ def measured(model: musespark.Model, tokens: int, rounds: int) -> dict[str, Any]
         rate = spread(rates)
         out["schemas"][name] = {
             "tokens_s": rate,
-            "slower": 1 - rate["median"] / plain["median"],
+            "slower": 1 - median(one / without for one, without in zip(rates, free, strict=True)),
             "compile_s": compile_s[name],
             "mask_s": percentiles(masks[name]),
         }
