@@ -20,9 +20,10 @@ not (``benchmarks/gguf_files.py``).
 load: for ``--seconds`` each client asks again and again; a share ``--gone`` of the requests is left
 at a random moment, a share ``--slow`` is read a line every 50 ms. Reported: statuses (anything but
 200 and 429 is an error), p50, p95 and p99 of the time to the first piece and between pieces (of
-those that are read at once), and of the beginning and the end the server's resident memory and what
-it has of it for keys and values (``cache``: what prompts begin with; ``allocated``: that, what
-requests use and memory kept for reuse), so that a cache that fills is told from a leak.
+those that are read at once), and of before, ten times on the way and after the server's resident
+memory and what it has of it for keys and values (``cache``: what prompts begin with;
+``allocated``: that, what requests use and memory kept for reuse), so that a cache that fills is
+told from a leak.
 
 Clients and server share the machine: where a model takes microseconds for a token, the clients'
 own Python is a part of what is measured.
@@ -179,7 +180,17 @@ async def over_loopback(url: str, name: str, work: Sequence[Wanted], clients: in
     return await shared_out(work, clients, one)
 
 
-async def under_load(url: str, name: str, vocab: int, args: argparse.Namespace) -> Seen:
+async def under_load(
+    pid: int, url: str, name: str, vocab: int, args: argparse.Namespace
+) -> tuple[Seen, list[dict[str, int]]]:
+    """What the clients saw, and the server's memory ten times on the way."""
+    memory: list[dict[str, int]] = []
+
+    async def look() -> None:
+        for _ in range(10):
+            await asyncio.sleep(args.seconds / 10)
+            memory.append(await asyncio.to_thread(memory_of, pid, url))
+
     seen, end = Seen(), time.perf_counter() + args.seconds
 
     async def client(index: int) -> None:
@@ -190,8 +201,8 @@ async def under_load(url: str, name: str, vocab: int, args: argparse.Namespace) 
             patience = chance.uniform(0, 0.5) if goes else end - now + 60
             await behave(url, item.body(name), seen, patience, chance.random() < args.slow)
 
-    await asyncio.gather(*(client(index) for index in range(args.clients)))
-    return seen
+    await asyncio.gather(look(), *(client(index) for index in range(args.clients)))
+    return seen, memory
 
 
 def resident(pid: int) -> int:
@@ -249,7 +260,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         asyncio.run(over_loopback(url, name, wanted(_WARM, vocab, 1), _WARM))
         served = asyncio.run(over_loopback(url, name, work, args.clients))
         before = memory_of(pid, url)
-        seen = asyncio.run(under_load(url, name, vocab, args))
+        seen, memory = asyncio.run(under_load(pid, url, name, vocab, args))
         after = memory_of(pid, url)
     peer = {}
     if args.peer:
@@ -269,6 +280,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "first_piece": percentiles(seen.first),
         "between_pieces": percentiles(seen.between),
         "bytes_before": before,
+        "bytes_under_load": memory,
         "bytes_after": after,
         "machine": machine(),
     }
