@@ -833,7 +833,7 @@ def test_errors_of_our_own_are_not_told(model, monkeypatch, caplog) -> None:
     def broken(*args: Any, **more: Any) -> None:
         raise RuntimeError("the secret of line 7")
 
-    monkeypatch.setattr(model, "_chat_request", broken)
+    monkeypatch.setattr(model, "_prepared_chat", broken)
 
     async def scenario(client: httpx.AsyncClient) -> None:
         for path, more in ((CHAT, {}), (MESSAGES, {"max_tokens": 4})):

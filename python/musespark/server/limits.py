@@ -18,7 +18,8 @@ from musespark.server.wire import Job
 class Limits:
     """``body_bytes``: of a request; ``bodies_bytes``: of all that are read or not answered yet,
     beyond which 429 is answered; in memory they are some times as large. ``messages``: of a
-    conversation. ``images``: of a request, of ``image_pixels`` each and ``pixels`` together.
+    conversation. ``images``: of a request, of ``image_pixels`` each and ``pixels`` together;
+    ``decoded_pixels``: of all requests under way, 3 bytes each, beyond which a request waits.
     ``tools``: of a request. ``schema_bytes``: of one schema or grammar, as JSON. ``prompts``: texts
     to embed. ``choices``: answers to a request, of all its prompts.
 
@@ -33,6 +34,7 @@ class Limits:
     images: int = 16
     image_pixels: int = 1 << 25
     pixels: int = 1 << 26
+    decoded_pixels: int = 1 << 27
     tools: int = 128
     schema_bytes: int = 64 << 10
     prompts: int = 2048
@@ -48,11 +50,12 @@ class Limits:
                 real(name, value, 1e-3, 1e6, "seconds: 0.001 to a million")
             else:
                 integer(name, value, 0 if name == "waiting" else 1)
-        if self.bodies_bytes < self.body_bytes:
-            raise InvalidRequest(
-                f"bodies_bytes: got {self.bodies_bytes}, allowed is at least body_bytes, "
-                f"{self.body_bytes}"
-            )
+        for whole, part in (("bodies_bytes", "body_bytes"), ("decoded_pixels", "pixels")):
+            if getattr(self, whole) < getattr(self, part):
+                raise InvalidRequest(
+                    f"{whole}: got {getattr(self, whole)}, allowed is at least {part}, "
+                    f"{getattr(self, part)}"
+                )
 
     def check(self, job: Job) -> None:
         """InvalidRequest for what is too much of a job, naming it, how much and how much may be."""

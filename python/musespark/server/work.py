@@ -11,25 +11,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from musespark.contemplating import acontemplate
 from musespark.contemplating.options import checked_contemplating
-from musespark.errors import InvalidRequest, UnsupportedModel
 from musespark.generation import AsyncStream
-from musespark.options import CONTEMPLATING
-from musespark.parts import with_media
 from musespark.results import TokenLogprob
 from musespark.server.limits import Limits
 from musespark.server.metrics import Meter
 from musespark.server.outbox import Begun, Failed, Item, Outbox, Piece
+from musespark.server.reading import Conversation, Reader, contemplates, in_thread
 from musespark.server.turns import Ticket, Turns
 from musespark.server.wire import Ask, Ended, Job
-from musespark.vision.pixels import Limits as PictureLimits
-from musespark.vision.pixels import open_named
 
 if TYPE_CHECKING:
     from musespark.model import Model
@@ -43,9 +39,7 @@ class Work:
     def __init__(self, model: Model, limits: Limits, meter: Meter):
         self.model, self.limits, self.meter = model, limits, meter
         self.turns = Turns(limits.running, limits.waiting)
-        self._pictures = PictureLimits(
-            file_bytes=limits.body_bytes, pixels=limits.image_pixels, count=limits.images
-        )
+        self.reader = Reader(model, limits)
         self._seconds = 1.0  # of a turn, the mean of the last ones
 
     def begin(self, client: str, job: Job, streams: bool) -> Run:
@@ -72,59 +66,38 @@ class Work:
     async def count(self, job: Job) -> int:
         """Tokens of the prompt of the only request of a job that is within the limits."""
         (ask,) = job.asks()
-        return await asyncio.to_thread(self._count, ask)
+        return await self.reader.count(ask)
 
-    def _count(self, ask: Ask) -> int:
-        messages = self._with_pictures(ask.prompt)
-        return len(self.model._prepared_chat(messages, ask.options).ids)
-
-    async def stream(self, ask: Ask, *, heard: bool) -> tuple[AsyncStream, int]:
-        """A request under way, and how long its prompt is. ``heard``: whether its pieces are sent
-        as they come."""
-        if _contemplates(ask):
-            messages = await asyncio.to_thread(self._with_pictures, ask.prompt)
-            agents = await acontemplate(self.model, messages, ask.options)
+    async def stream(
+        self, ask: Ask, read: Conversation | None, nth: int, *, heard: bool
+    ) -> tuple[AsyncStream, int]:
+        """The ``nth`` answer to a conversation, or to a text where there is none, under way, and
+        how long its prompt is. ``heard``: whether its pieces are sent as they come."""
+        if read is not None and read.chat is None:
+            agents = await acontemplate(self.model, read.messages, ask.options)
             if not heard:
                 agents.quiet()
             return agents, 0
-        request, *rest = await asyncio.to_thread(self._prepared, ask)
+        request, *rest = await in_thread(self._request, ask, read, nth)
         return AsyncStream(*self.model._submit(request, *rest)), len(request.tokens)
 
-    def _prepared(self, ask: Ask) -> tuple[Any, ...]:
-        if not ask.is_chat:
+    def _request(self, ask: Ask, read: Conversation | None, nth: int) -> tuple[Any, ...]:
+        if read is None or read.chat is None:
             return self.model._text_request(ask.prompt, ask.options)
-        return self.model._chat_request(self._with_pictures(ask.prompt), ask.options)
-
-    def _with_pictures(self, messages: Any) -> Any:
-        """The messages with images decoded, within the limits of a request."""
-        left = self.limits.pixels
-
-        def decode(part: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-            nonlocal left
-            if self.model._requests.eyes is None:
-                raise UnsupportedModel("images: this model reads text alone")
-            most = min(self._pictures.pixels, max(1, left))
-            limits = replace(self._pictures, pixels=most)
-            picture = open_named(part["image"], where, limits=limits)
-            left -= picture.pixels.size // 3
-            if left < 0:
-                raise InvalidRequest(f"{where}: more than {self.limits.pixels} pixels together")
-            return {**part, "image": picture}
-
-        return with_media(messages, decode)
+        chat, seed = read.chat, ask.options.get("seed")
+        if nth > 0 and seed is None and chat.options.temperature > 0:
+            seed = secrets.randbits(32)  # as each request without one draws its own
+        request, collector = chat.ask(seed)
+        return request, collector, self.model._prefixes.base_for(request)
 
     def took(self, seconds: float) -> None:
         """A turn took so long."""
         self._seconds += 0.1 * (seconds - self._seconds)
 
 
-def _contemplates(ask: Ask) -> bool:
-    return ask.is_chat and ask.options.get("mode") == CONTEMPLATING
-
-
 def _rows(ask: Ask) -> int:
     """How many rows of the engine answer it at once."""
-    return checked_contemplating(ask.options).n_agents if _contemplates(ask) else 1
+    return checked_contemplating(ask.options).n_agents if contemplates(ask) else 1
 
 
 class Run:
@@ -135,6 +108,8 @@ class Run:
         self._outbox = Outbox()
         self._early: list[Item] = []  # what begun() took
         self._left = len(asks)
+        self._held = contextlib.AsyncExitStack()
+        self._read: asyncio.Future[Conversation] | None = None  # by who comes first
         self._tasks = [
             asyncio.ensure_future(self._answer(index, ask, ticket))
             for index, (ask, ticket) in enumerate(asks)
@@ -159,7 +134,8 @@ class Run:
     async def _write(self, index: int, ask: Ask) -> None:
         told: list[TokenLogprob] = []
         clock = self._work.meter.clock()
-        stream, prompt = await self._work.stream(ask, heard=self._streams)
+        read = await self._conversation(ask) if ask.is_chat else None
+        stream, prompt = await self._work.stream(ask, read, index, heard=self._streams)
         async with stream:
             self._outbox.put(Begun(index, prompt))
             async for delta in stream:
@@ -171,6 +147,13 @@ class Run:
             result = stream.result
         self._work.meter.used(result.usage)
         self._outbox.put(Ended(index, result, tuple(told)))
+
+    async def _conversation(self, ask: Ask) -> Conversation:
+        """The conversation that all answers are to; it stays read until the run is closed."""
+        if self._read is None:
+            reading = self._held.enter_async_context(self._work.reader.read(ask))
+            self._read = asyncio.ensure_future(reading)
+        return await self._read
 
     async def begun(self) -> int:
         """Waits for the first answer to begin, and gives its prompt's tokens; raises where it
@@ -205,3 +188,4 @@ class Run:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._held.aclose()
