@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import time
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 import musespark
@@ -311,6 +314,38 @@ def test_pictures_are_pasted_and_dropped_and_taken_away(page: Page, kind: str) -
     ended(page)
     (part,) = bodies[0]["messages"][0]["content"]
     assert part["image_url"]["url"] == f"data:image/png;base64,{DATA}"
+
+
+def test_large_pictures_are_made_smaller(page: Page) -> None:
+    """They are sent again with each question, so a photograph must not fill the server's limit."""
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 3000, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    bodies = sent(page)
+    page.evaluate(DROPPED, ["drop", base64.b64encode(file.getvalue()).decode(), "image/png"])
+    expect(page.locator("#tray img")).to_have_count(1)
+    page.click("#send")
+    ended(page)
+    (part,) = bodies[0]["messages"][0]["content"]
+    kind, data = part["image_url"]["url"].split(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as seen:
+        width, height = seen.size
+    assert width * height <= 1.01 * 2**21
+    assert abs(width / height - 1.5) < 0.01
+
+
+def test_a_chat_sends_its_last_pictures(page: Page) -> None:
+    bodies = sent(page)
+    for count in (3, 14):  # 17, and 16 may be sent
+        for _ in range(count):
+            page.evaluate(DROPPED, ["drop", DATA, "image/png"])
+        expect(page.locator("#tray img")).to_have_count(count)
+        page.click("#send")
+        ended(page, len(bodies))
+    first, _, last = bodies[1]["messages"]
+    assert (len(first["content"]), len(last["content"])) == (2, 14)
+    expect(page.locator("#notice")).to_contain_text("only the last 16 pictures")
 
 
 # ---- agents -------------------------------------------------------------------------------------

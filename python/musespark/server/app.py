@@ -224,7 +224,9 @@ class Server:
         began = datetime.fromtimestamp(self.served.created, timezone.utc).isoformat()
         # As Anthropic's clients read a model.
         about |= {"type": "model", "display_name": name, "created_at": began}
-        return about | {"images": self._sees(), "reasoning_efforts": self._efforts()}
+        sees = self._sees()
+        about |= {"images": sees, "most_images": self.limits.images if sees else 0}
+        return about | {"reasoning_efforts": self._efforts()}
 
     def _sees(self) -> bool:
         return self.model._requests.eyes is not None

@@ -1,6 +1,6 @@
 /** The page: what is asked, with what options, and who answers. The conversation is kept here alone. */
 
-import { picturesOf, Tray } from "./pictures.js";
+import { lastPictures, picturesOf, Tray } from "./pictures.js";
 import { Turn } from "./turn.js";
 import * as wire from "./wire.js";
 
@@ -82,12 +82,12 @@ function showOptions() {
 by("effort").addEventListener("input", showOptions);
 by("agents").addEventListener("change", showOptions);
 
-/** The request for a question after what was said before. */
-function bodyFor(question, before) {
-  const messages = before.flatMap((turn) => [asked(turn.question), answered(turn)]);
+/** The request for the last of `questions`, the others being those of `before`. */
+function bodyFor(questions, before) {
+  const messages = before.flatMap((turn, i) => [asked(questions[i]), answered(turn)]);
   const body = {
     model: served.id,
-    messages: [...messages, asked(question)],
+    messages: [...messages, asked(questions.at(-1))],
     stream: true,
     stream_options: { include_usage: true },
     visual_trace: true,
@@ -101,7 +101,7 @@ function bodyFor(question, before) {
 }
 
 function asked({ text, pictures }) {
-  if (!pictures.length) return { role: "user", content: text };
+  if (!pictures.length) return { role: "user", content: text || "(a picture)" };
   const parts = pictures.map((one) => ({ type: "image_url", image_url: { url: one.url } }));
   return { role: "user", content: text ? [...parts, { type: "text", text }] : parts };
 }
@@ -124,16 +124,19 @@ function send() {
 
 async function ask(question) {
   const before = turns.filter((turn) => turn.counts);
-  const urls = [...before.map((turn) => turn.question), question]
-    .flatMap((one) => one.pictures.map((picture) => picture.url));
-  const turn = new Turn(question, urls);
+  const all = [...before.map((turn) => turn.question), question];
+  const questions = lastPictures(all, served.most_images);
+  const [had, sent] = [all, questions].map((some) => some.flatMap((one) => one.pictures).length);
+  const most = `only the last ${served.most_images} pictures of a chat are sent`;
+  complain(had > sent ? `The model no longer sees all pictures: ${most}.` : "");
+  const turn = new Turn(question, questions.flatMap((one) => one.pictures.map(({ url }) => url)));
   const controller = new AbortController();
   turns.push(turn);
   by("talk").append(turn.element);
   goOn({ turn, controller });
   toTheEnd();
   try {
-    for await (const chunk of wire.chat(bodyFor(question, before), controller.signal)) turn.take(chunk);
+    for await (const chunk of wire.chat(bodyFor(questions, before), controller.signal)) turn.take(chunk);
     turn.end("done");
     say(turn.answer || "There is no answer.");
   } catch (error) {

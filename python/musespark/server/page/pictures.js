@@ -2,6 +2,10 @@
 
 import { button, make } from "./dom.js";
 
+// Larger ones are made smaller before they are sent, again with each question: no model reads more.
+const MOST_PIXELS = 1 << 21;
+const MOST_BYTES = 1 << 20;
+
 export class Tray {
   /** `list`: the element they are shown in. `changed`: called when there are more or fewer. */
   constructor(list, changed) {
@@ -14,7 +18,7 @@ export class Tray {
   async add(files) {
     const [good, bad] = [[], []];
     for (const file of files) (file.type.startsWith("image/") ? good : bad).push(file);
-    const urls = await Promise.all(good.map(dataUrl));
+    const urls = await Promise.all(good.map(pictureUrl));
     this.put([...this.pictures, ...good.map((file, i) => ({ url: urls[i], name: file.name }))]);
     return bad.map((file) => file.name);
   }
@@ -45,6 +49,37 @@ export class Tray {
 /** The pictures among what is pasted or dropped. */
 export function picturesOf(transfer) {
   return [...(transfer?.files ?? [])];
+}
+
+/** Questions with the last `most` of all their pictures. */
+export function lastPictures(questions, most) {
+  let left = most;
+  return questions.toReversed().map((one) => {
+    const pictures = one.pictures.slice(Math.max(0, one.pictures.length - left));
+    left -= pictures.length;
+    return { ...one, pictures };
+  }).toReversed();
+}
+
+/** A picture as a data URL, at most MOST_PIXELS large where it takes more than MOST_BYTES. */
+async function pictureUrl(file) {
+  if (file.size <= MOST_BYTES) return dataUrl(file);
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch { // of a kind that the browser does not read: the server may, or says why not
+    return dataUrl(file);
+  }
+  const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (bitmap.width * bitmap.height)));
+  const side = (length) => Math.max(1, Math.round(length * scale));
+  const canvas = make("canvas", { width: side(bitmap.width), height: side(bitmap.height) });
+  const drawn = canvas.getContext("2d");
+  drawn.imageSmoothingQuality = "high";
+  drawn.fillStyle = "white"; // behind what is transparent: JPEG has no such thing
+  drawn.fillRect(0, 0, canvas.width, canvas.height);
+  drawn.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  bitmap.close();
+  return canvas.toDataURL("image/jpeg", 0.92);
 }
 
 function dataUrl(file) {
