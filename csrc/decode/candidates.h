@@ -8,11 +8,17 @@
 
 namespace musespark {
 
+// Memory to reuse.
+struct CandidatesMemory {
+  std::vector<std::int32_t> order;         // ids, best first as far as sorted
+  std::vector<std::uint64_t> keys, other;  // of those that are sorted
+};
+
 class Candidates {
  public:
-  // `values` is [n], without NaN. `order` is memory to reuse; the object owns its content.
-  Candidates(const float* values, std::int64_t n, std::vector<std::int32_t>& order)
-      : values_(values), n_(n), order_(order) {
+  // `values` is [n], without NaN. The object owns the content of `memory`.
+  Candidates(const float* values, std::int64_t n, CandidatesMemory& memory)
+      : values_(values), n_(n), memory_(memory), order_(memory.order) {
     order_.clear();
   }
 
@@ -25,10 +31,12 @@ class Candidates {
     return values_[a] != values_[b] ? values_[a] > values_[b] : a < b;
   }
   void select_by_heap(std::int64_t count);
-  void extend(std::int64_t count);
+  void select_by_radix(std::int64_t count);
+  void sort_keys();
 
   const float* values_;
   std::int64_t n_;
+  CandidatesMemory& memory_;
   std::vector<std::int32_t>& order_;
   std::int64_t sorted_ = 0;
 };

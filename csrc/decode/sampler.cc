@@ -8,7 +8,6 @@
 
 #include "base/math64.h"
 #include "base/random.h"
-#include "decode/candidates.h"
 #include "ops/softmax.h"
 
 namespace musespark {
@@ -227,7 +226,7 @@ void Sampler::process(const float* row, const Choice& choice, std::vector<float>
 
 std::int32_t Sampler::draw(const float* logits, float max, std::uint64_t position,
                            SamplerScratch& scratch) const {
-  Candidates candidates(logits, vocab_, scratch.order);
+  Candidates candidates(logits, vocab_, scratch.candidates);
   const bool limited = params_.top_k > 0 && params_.top_k < vocab_;
   const std::int64_t survivors = limited ? params_.top_k : vocab_;
   // With top-k the weights lie in candidate order, without it by id.
@@ -275,7 +274,7 @@ void Sampler::report(const float* row, SampledToken& token, SamplerScratch& scra
   const double normalizer = log_normalizer(row, vocab_, row_max(span_of(row, vocab_)), scratch);
   const auto logprob = [&](std::int32_t id) { return static_cast<float>(row[id] - normalizer); };
   token.logprob = logprob(token.token);
-  Candidates best(row, vocab_, scratch.order);
+  Candidates best(row, vocab_, scratch.candidates);
   const auto ids = best.largest(params_.logprobs);
   for (std::int64_t i = 0; i < params_.logprobs; ++i) {
     token.top.push_back({ids[i], logprob(ids[i])});

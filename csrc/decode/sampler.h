@@ -32,6 +32,7 @@
 #include <vector>
 
 #include "base/errors.h"
+#include "decode/candidates.h"
 #include "decode/signals.h"
 
 namespace musespark {
@@ -86,10 +87,10 @@ struct Choice {
 
 // Memory a worker reuses between rows.
 struct SamplerScratch {
-  std::vector<float> logits;        // [vocab] the row after steps 2 to 5
-  std::vector<float> scaled;        // z
-  std::vector<float> weights;       // e
-  std::vector<std::int32_t> order;  // ids, best first as far as sorted
+  std::vector<float> logits;   // [vocab] the row after steps 2 to 5
+  std::vector<float> scaled;   // z
+  std::vector<float> weights;  // e
+  CandidatesMemory candidates;
 };
 
 // The sampler of one sequence: parameters, and what the penalties need to know of its tokens.
