@@ -26,6 +26,7 @@ from musespark.options import (
     OPTION_NAMES,
     GenerationOptions,
     resolve,
+    under_total,
     within,
 )
 from musespark.text import ChatTemplate, Tokenizer, refuse_early
@@ -176,6 +177,7 @@ class Requests:
         rest = {name: value for name, value in given.items() if name not in named}
         known = (*named, *AGENT_OPTIONS, "stream")
         options = resolve(rest, self.defaults, self._spec.vocab, also_known=known)
+        options, total = under_total(options, given)
         grammar = _chat_grammar(given)
         adapter, limit = self._adapters.chosen(given), self._info.context
         messages, sources = without_images(messages)
@@ -187,7 +189,7 @@ class Requests:
         turn = self._turn_grammar(given, prompt)
         options = _without_least(options, rest, grammar or turn)
         options, budget, answer = with_budget(
-            options, thinking.budget, room, self.thoughts.frame_tokens
+            options, thinking.budget, room, self.thoughts.frame_tokens, total
         )
         more = self._thought_fields(given, replace(thinking, budget=budget))
         more |= {"retain": retain, "adapter": adapter, "given": rows, "max_answer_tokens": answer}

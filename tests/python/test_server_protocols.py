@@ -175,8 +175,9 @@ def test_an_error_of_a_tool_is_told_as_one(served: Served) -> None:
 @pytest.mark.parametrize(
     ("body", "options"),
     [
-        ({"max_completion_tokens": 5}, {"max_new_tokens": 5}),
-        ({"max_tokens": 5, "max_completion_tokens": 5}, {"max_new_tokens": 5}),
+        ({"max_completion_tokens": 5}, {"max_total_tokens": 5, "max_new_tokens": None}),
+        ({"max_tokens": 5}, {"max_total_tokens": None, "max_new_tokens": 5}),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, {"max_total_tokens": 5}),
         ({"logprobs": True}, {"logprobs": 1}),
         ({"logprobs": True, "top_logprobs": 4}, {"logprobs": 4}),
         ({"logit_bias": {"7": -100}}, {"logit_bias": {7: -100}}),
@@ -200,7 +201,7 @@ def test_options_of_chat_completions(served: Served, body: dict, options: dict) 
     [
         (
             {"thinking": {"type": "enabled", "budget_tokens": 7}, "max_tokens": 20},
-            {"thinking_token_budget": 7, "max_new_tokens": 13},
+            {"thinking_token_budget": 7, "max_total_tokens": 20},
         ),
         ({"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),
         ({"thinking": {"type": "adaptive"}}, {"reasoning_effort": None}),

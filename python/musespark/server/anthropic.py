@@ -2,8 +2,8 @@
 
 Thoughts are ``thinking`` blocks, with an empty signature; those that come back are put where they
 were. A body may also have the options of :class:`musespark.server.wire.Sampling`. Without
-``thinking`` the model decides whether it thinks; the budget of ``thinking`` is exact, and a part of
-``max_tokens``: the answer has what is left.
+``thinking`` the model decides whether it thinks. ``max_tokens`` bounds thought and answer together,
+the budget of ``thinking`` the thought alone: what a thought leaves of it is the answer's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import Field
 
 from musespark.errors import InvalidRequest
 from musespark.messages import image_part, name_results, tool_call
+from musespark.options import TOTAL
 from musespark.results import Delta, Usage
 from musespark.server.wire import (
     Body,
@@ -346,7 +347,7 @@ class Messages:
                 f"thinking.budget_tokens: got {budget}, allowed is less than max_tokens, "
                 f"{body.max_tokens}"
             )
-        options |= {"max_new_tokens": body.max_tokens - budget, "stop": body.stop_sequences}
+        options |= {TOTAL: body.max_tokens, "stop": body.stop_sequences}
         self.job = Job(True, (plain_messages(body),), options)
         self.streams = bool(body.stream)
         self._head = {"id": new_id("msg_"), "type": "message", "role": "assistant"}

@@ -20,7 +20,7 @@ from pydantic import Field
 from musespark.contemplating import AgentResult
 from musespark.errors import InvalidRequest
 from musespark.messages import arguments_of, call_text, image_part, name_results, tool_call
-from musespark.options import AGGREGATES, CONTEMPLATING, MODES
+from musespark.options import AGGREGATES, CONTEMPLATING, MODES, TOTAL
 from musespark.results import Delta
 from musespark.server.openai_shared import (
     AnyObject,
@@ -240,14 +240,15 @@ def _of_assistant(message: AssistantMessage, where: str) -> dict[str, Any]:
     return {"reasoning_content": thought, "tool_calls": calls or None}
 
 
-def most_tokens(body: ChatBody) -> int | None:
-    """``max_completion_tokens``, of which ``max_tokens`` is the old name."""
+def lengths(body: ChatBody) -> dict[str, int | None]:
+    """Of thought and answer together, ``max_completion_tokens``; of an answer beside a budget of
+    thought, the older ``max_tokens``."""
     old, new = body.max_tokens, body.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise InvalidRequest(
             f"max_tokens: got {old} beside max_completion_tokens {new}; they are one option"
         )
-    return old if new is None else new
+    return {"max_new_tokens": old, TOTAL: new}
 
 
 def job_of(body: ChatBody) -> Job:
@@ -262,7 +263,7 @@ def job_of(body: ChatBody) -> Job:
     options = {name: getattr(body, name) for name in names}
     format = body.response_format
     options |= {
-        "max_new_tokens": most_tokens(body),
+        **lengths(body),
         "logprobs": max(1, body.top_logprobs or 0) if body.logprobs else None,
         "json_schema": schema_of(format.json_schema if isinstance(format, OfSchema) else format),
     }

@@ -2,6 +2,7 @@
 
 Thoughts are ``reasoning`` items whose ``content`` is the whole thought. Beyond the protocol a body
 may have the options of :class:`musespark.server.wire.Sampling` and ``thinking_token_budget``.
+``max_output_tokens`` bounds thoughts and answer together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pydantic import Discriminator, Field, Tag
 
 from musespark.errors import InvalidRequest
 from musespark.messages import arguments_of, image_part, name_results, tool_call
+from musespark.options import TOTAL
 from musespark.results import Delta
 from musespark.server.openai_shared import (
     AnyObject,
@@ -273,7 +275,7 @@ def job_of(body: ResponseBody) -> Job:
     options: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
-        "max_new_tokens": body.max_output_tokens,
+        TOTAL: body.max_output_tokens,
         "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
         "thinking_token_budget": body.thinking_token_budget,
         "logprobs": max(1, body.top_logprobs or 0) if body.wants_logprobs else None,
