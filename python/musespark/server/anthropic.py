@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from musespark.errors import InvalidRequest
-from musespark.messages import image_part, name_results, tool_call
+from musespark.messages import conversation, image_part, tool_call
 from musespark.options import TOTAL
 from musespark.results import Delta, Usage
 from musespark.server.wire import (
@@ -206,7 +206,7 @@ def plain_messages(body: CountBody) -> list[dict[str, Any]]:
             out += _of_user(turn.content, where)
         else:
             out.append(_of_assistant(turn.content))
-    return name_results(out)
+    return conversation(out)
 
 
 def _of_user(blocks: Sequence[Any], where: str) -> list[dict[str, Any]]:

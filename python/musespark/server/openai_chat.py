@@ -19,7 +19,7 @@ from pydantic import Field
 
 from musespark.contemplating import AgentResult
 from musespark.errors import InvalidRequest
-from musespark.messages import arguments_of, call_text, image_part, name_results, tool_call
+from musespark.messages import arguments_of, call_text, conversation, image_part, tool_call
 from musespark.options import AGGREGATES, CONTEMPLATING, MODES, TOTAL
 from musespark.results import Delta
 from musespark.server.openai_shared import (
@@ -222,7 +222,7 @@ def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
         elif isinstance(message, ToolMessage):
             plain["tool_call_id"] = message.tool_call_id
         out.append({key: value for key, value in plain.items() if value is not None})
-    return name_results(out)
+    return conversation(out)
 
 
 def _of_assistant(message: AssistantMessage, where: str) -> dict[str, Any]:

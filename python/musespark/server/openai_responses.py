@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from musespark.errors import InvalidRequest
-from musespark.messages import arguments_of, image_part, name_results, tool_call
+from musespark.messages import arguments_of, conversation, image_part, tool_call
 from musespark.options import TOTAL
 from musespark.results import Delta
 from musespark.server.openai_shared import (
@@ -266,7 +266,7 @@ def job_of(body: ResponseBody) -> Job:
     else:
         for index, item in enumerate(body.input):
             talk.add(item, f"input[{index}]")
-    messages = name_results(talk.messages)
+    messages = conversation(talk.messages)
     if not messages:
         raise InvalidRequest("input: got reasoning alone, allowed is at least one message")
     if body.top_logprobs and not body.wants_logprobs:
