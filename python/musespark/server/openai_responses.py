@@ -314,7 +314,7 @@ class Responses:
 
     def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
         (one,) = ended
-        return self._response(one, self._items.of_result(one))
+        return self._response(one, self._items.of_result(one, _status(one.result)))
 
     def begin(self, prompt_tokens: int) -> list[Event]:
         begun = self._response(None, [])
