@@ -119,9 +119,17 @@ class Event(NamedTuple):
 
 
 # Made once: json.dumps makes an encoder for each call.
-to_json = json.JSONEncoder(
+_encoded = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
 ).encode
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
+
+
+def to_json(value: Any) -> str:
+    """A value as JSON on one line, for those too who end lines at every line end of Unicode, as
+    decoders of server-sent events in Python do: nothing but a text can have one."""
+    text = _encoded(value)
+    return text if text.isascii() else text.translate(_LINE_ENDS)
 
 
 class TextEvents:
