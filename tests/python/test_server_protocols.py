@@ -350,7 +350,7 @@ def image(url: str) -> list[dict]:
         ({"max_tokens": 1.5}, "max_tokens: got 1.5"),
         ({"max_tokens": True}, "max_tokens: got True"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "they are one option"),
-        ({"seed": -1}, "seed: got -1"),
+        ({"seed": -(2**63) - 1}, "seed: got -9223372036854775809"),
         ({"seed": 2**64}, "seed: got 18446744073709551616"),
         ({"n": 1000}, "n: got 1000"),
         ({"top_logprobs": 3}, "without logprobs: true"),

@@ -24,16 +24,19 @@ from musespark.server.wire import (
     Event,
     Failure,
     Job,
-    Probability,
+    Named,
     Sampling,
     Schema,
     Served,
+    Several,
     Text,
     TextEvents,
     Tokens,
+    TopP,
     held_calls,
     named_choice,
     new_id,
+    nucleus,
 )
 
 PATH = "/v1/messages"
@@ -45,6 +48,7 @@ class CacheControl(Body):
 
     type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
+    scope: Text | None = None
 
 
 class Block(Body):
@@ -93,7 +97,7 @@ Shown = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
 class ResultBlock(Block):
     type: Literal["tool_result"]
     tool_use_id: Text
-    content: str | list[Shown] | None = None
+    content: str | Several[Shown] | None = None
     is_error: bool | None = None
 
 
@@ -103,12 +107,12 @@ OfAssistant = Annotated[TextBlock | ThinkingBlock | UseBlock, Field(discriminato
 
 class UserTurn(Body):
     role: Literal["user"]
-    content: str | Annotated[list[OfUser], Field(min_length=1)]
+    content: str | Annotated[Several[OfUser], Field(min_length=1)]
 
 
 class AssistantTurn(Body):
     role: Literal["assistant"]
-    content: str | Annotated[list[OfAssistant], Field(min_length=1)]
+    content: str | Annotated[Several[OfAssistant], Field(min_length=1)]
 
 
 Turn = Annotated[UserTurn | AssistantTurn, Field(discriminator="role")]
@@ -125,6 +129,7 @@ class Tool(Block):
     description: str | None = None
     input_schema: InputSchema
     strict: bool | None = None
+    eager_input_streaming: bool | None = None
 
 
 class Choice(Body):
@@ -139,14 +144,16 @@ class NamedChoice(Body):
 
 
 class Enabled(Body):
+    """``display`` has no effect: a thought comes whole, for it has to come back as it was."""
+
     type: Literal["enabled"]
     budget_tokens: Annotated[int, Field(ge=1, lt=2**31)]
-    display: Literal["summarized"] | None = None
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class Adaptive(Body):
     type: Literal["adaptive"]
-    display: Literal["summarized"] | None = None
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class Disabled(Body):
@@ -164,28 +171,33 @@ class OutputConfig(Body):
 
 
 class CountBody(Body):
-    """What is counted: all that stands in the prompt."""
+    """What is counted: all that stands in the prompt. ``context_management`` has no effect: what
+    the client sends is what the model reads."""
 
     model: str
-    messages: Annotated[list[Turn], Field(min_length=1)]
-    system: str | list[TextBlock] | None = None
-    tools: list[Tool] | None = None
+    messages: Annotated[Several[Turn], Field(min_length=1)]
+    system: str | Several[TextBlock] | None = None
+    tools: Several[Tool] | None = None
     tool_choice: Annotated[Choice | NamedChoice, Field(discriminator="type")] | None = None
     thinking: Annotated[Enabled | Adaptive | Disabled, Field(discriminator="type")] | None = None
     output_config: OutputConfig | None = None
     cache_control: CacheControl | None = None
+    context_management: dict[str, Any] | None = None
 
 
 class MessagesBody(CountBody, Sampling):
-    """A request. ``metadata``, ``service_tier`` and ``cache_control`` have no effect."""
+    """A request. ``metadata``, ``service_tier``, ``speed``, ``cache_control`` and a tool's
+    ``eager_input_streaming`` have no effect."""
 
     max_tokens: Tokens
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_p: Probability | None = None
-    stop_sequences: Annotated[list[Text], Field(max_length=64)] | None = None
-    metadata: dict[str, str | None] | None = None
+    top_p: TopP | None = None
+    stop_sequences: Annotated[Several[Text], Field(max_length=64)] | None = None
+    metadata: Named[str | None] | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+    speed: Literal["standard"] | None = None
+    container: None = None
 
 
 # ---- what is asked ------------------------------------------------------------------------------
@@ -193,7 +205,7 @@ class MessagesBody(CountBody, Sampling):
 
 def plain_messages(body: CountBody) -> list[dict[str, Any]]:
     """System and turns as messages of the model; results of tools are messages of their own."""
-    out: list[dict[str, Any]] = []
+    out: Several[dict[str, Any]] = []
     if body.system:
         given = body.system
         text = given if isinstance(given, str) else "\n".join(block.text for block in given)
@@ -210,7 +222,7 @@ def plain_messages(body: CountBody) -> list[dict[str, Any]]:
 
 
 def _of_user(blocks: Sequence[Any], where: str) -> list[dict[str, Any]]:
-    out: list[dict[str, Any]] = []
+    out: Several[dict[str, Any]] = []
     for index, block in enumerate(blocks):
         if isinstance(block, ResultBlock):
             content = _shown(block.content or "", f"{where}[{index}].content")
@@ -340,7 +352,7 @@ class Messages:
     def __init__(self, value: Any, served: Served):
         body: MessagesBody = served.read(MessagesBody, value)
         options = prompt_options(body) | body.sampling()
-        options |= {"temperature": body.temperature, "top_p": body.top_p}
+        options |= nucleus(body.temperature, body.top_p)
         budget = options.get("thinking_token_budget", 0)
         if budget >= body.max_tokens:
             raise InvalidRequest(
