@@ -50,11 +50,13 @@ _PLACE = re.compile(r"^at \d+\(\d+\): ")
 @dataclass(frozen=True)
 class Grammar:
     """A checked grammar. ``option``: the name it was given by; ``text``: as llguidance reads it;
-    ``validate``: what makes an object of a text, where the schema was a class's that does so."""
+    ``validate``: what makes an object of a text, where the schema was a class's that does so.
+    ``rule``: a schema's as the body of a rule, for grammars that have more."""
 
     option: str
     text: str
     validate: Callable[[str], Any] | None = field(default=None, compare=False)
+    rule: str = ""
 
     @property
     def parse(self) -> Callable[[str], tuple[Any, str]] | None:
@@ -86,7 +88,9 @@ def chosen_grammar(given: Mapping[str, Any]) -> Grammar | None:
         raise InvalidRequest(f"{' and '.join(options)}: allowed is one of them")
     ((option, value),) = options.items()
     if option == "json_schema":
-        return Grammar(option, _lark_of_schema(_schema(value)), _validator(value))
+        rule = json_rule(_schema(value))
+        _check_length(option, rule)
+        return Grammar(option, f"{_EXACT}start: {rule}", _validator(value), rule)
     if not isinstance(value, str) or not value:
         what = "a regular expression" if option == "regex" else "a grammar in Lark's syntax"
         raise InvalidRequest(f"{option}: got {value!r:.60}, allowed is {what}, a str")
@@ -122,7 +126,7 @@ def _check_length(option: str, text: str) -> None:
         ) from None
 
 
-def _schema(value: Any) -> dict[str, Any] | bool:
+def _schema(value: Any) -> dict[str, Any]:
     """A schema as plain data: from a dict, JSON text, or a class of pydantic."""
     if callable(getattr(value, "model_json_schema", None)):
         value = value.model_json_schema()
@@ -156,12 +160,6 @@ def _schema(value: Any) -> dict[str, Any] | bool:
 def json_rule(schema: Mapping[str, Any]) -> str:
     """A checked schema as the body of a rule."""
     return f"%json {json.dumps({**schema, _OWN_KEY: {**_SPACING, 'lenient': False}})}"
-
-
-def _lark_of_schema(schema: Any) -> str:
-    text = json_rule(schema)
-    _check_length("json_schema", text)
-    return f"{_EXACT}start: {text}"
 
 
 def grammar_of_lark(option: str, text: str) -> Grammar:

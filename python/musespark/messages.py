@@ -1,5 +1,6 @@
 """Messages of :meth:`musespark.Model.chat` from what other protocols and frameworks write: images,
-calls with their arguments as JSON text, results that name only the call they answer."""
+calls with their arguments as JSON text, results that name only the call they answer, several
+messages of the system."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import Any
 from musespark.errors import InvalidRequest
 from musespark.text.toolcalls import strict_json
 from musespark.vision.pixels import file_of
+
+_OF_SYSTEM = ("system", "developer")
 
 
 def image_part(url: str, where: str) -> dict[str, Any]:
@@ -71,3 +74,30 @@ def name_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 )
             message["name"] = names[call]
     return messages
+
+
+def conversation(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with results named by their calls (:func:`name_results`), and with the messages
+    of the system and the developer that they begin with as one, their texts apart by a blank line:
+    frameworks and clients give several, templates write one."""
+    messages = name_results(messages)
+    roles, texts = [], []
+    for message in messages:
+        text = _text_of(message.get("content"))
+        if message["role"] not in _OF_SYSTEM or text is None:
+            break
+        roles.append(message["role"])
+        texts.append(text)
+    if len(texts) < 2:
+        return messages
+    role = roles[0] if len({*roles}) == 1 else "system"
+    return [{"role": role, "content": "\n\n".join(texts)}, *messages[len(texts) :]]
+
+
+def _text_of(content: Any) -> str | None:
+    """A content that is a text, or parts that all are; None for any other."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or any(part.get("type") != "text" for part in content):
+        return None
+    return "\n".join(part["text"] for part in content)

@@ -205,8 +205,8 @@ class Model(Scoring):
         ``allowed_tools`` (names) are given. ``reasoning_effort``: none, minimal, low, medium, high,
         xhigh, by the template or, where it knows none, by a budget. ``thinking_token_budget``:
         thought tokens at most; before it ends the model is led to an end, then
-        ``thinking_closing_message`` is written; ``max_new_tokens`` counts the answer apart: no
-        thought, no marker of one and no header. ``thinking_policy``: a
+        ``thinking_closing_message`` is written; ``max_new_tokens`` counts the answer apart (no
+        thought, marker of one or header), ``max_total_tokens`` all together. ``thinking_policy``: a
         :class:`musespark.ThinkingPolicy`, ``auto`` (what was calibrated for the model, at a rate of
         ``premature_exits``; else loops alone are ended) or ``off``. ``mode``: auto (the model
         decides), instant (no thought), thinking (one first) or contemplating (of ``n_agents``, see

@@ -37,6 +37,7 @@ _NOT_APPLIED: dict[str, Any] = {
     "max_time": None,
 }
 CHAT_OPTIONS = ("tools", "reasoning_effort", "mode", "continue_final_message")
+TOTAL = "max_total_tokens"  # of thought, its frame and the answer together
 CALL_OPTIONS = ("tool_choice", "allowed_tools", "parallel_tool_calls")  # musespark.calls
 EFFORTS = ("low", "medium", "high", "xhigh")
 MODES = ("auto", "instant", "thinking")  # of one turn
@@ -268,6 +269,23 @@ def within(options: GenerationOptions, given: Mapping[str, Any], room: int) -> G
         left = options.deadline - (time.monotonic() - options.began)
         options = replace(options, deadline=max(0.0, left))
     return options
+
+
+def under_total(
+    options: GenerationOptions, given: Mapping[str, Any]
+) -> tuple[GenerationOptions, int | None]:
+    """The options beside ``max_total_tokens``, and that: the model's own lengths yield to it, a
+    ``min_new_tokens`` of the caller's that is more is refused."""
+    total = given.get(TOTAL)
+    if total is None:
+        return options, None
+    total = integer(TOTAL, total, 1, MAX_TOKENS)
+    asked = {_ALIASES.get(name, name) for name, value in given.items() if value is not None}
+    least = options.min_new_tokens
+    if least > total and "min_new_tokens" in asked:
+        raise InvalidRequest(f"min_new_tokens: got {least}, more than {TOTAL} = {total}")
+    most = options.max_new_tokens if "max_new_tokens" in asked else None
+    return replace(options, max_new_tokens=most, min_new_tokens=min(least, total)), total
 
 
 def split_seeds(seed: Any, rows: int) -> list[Any]:

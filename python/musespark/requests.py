@@ -26,6 +26,7 @@ from musespark.options import (
     OPTION_NAMES,
     GenerationOptions,
     resolve,
+    under_total,
     within,
 )
 from musespark.text import ChatTemplate, Tokenizer, refuse_early
@@ -176,6 +177,7 @@ class Requests:
         rest = {name: value for name, value in given.items() if name not in named}
         known = (*named, *AGENT_OPTIONS, "stream")
         options = resolve(rest, self.defaults, self._spec.vocab, also_known=known)
+        options, total = under_total(options, given)
         grammar = _chat_grammar(given)
         adapter, limit = self._adapters.chosen(given), self._info.context
         messages, sources = without_images(messages)
@@ -184,10 +186,10 @@ class Requests:
         ids, rows = images.placed(prompt, self.tokenizer, self._spec.hidden)
         room = limit - len(ids)
         options = within(options, rest, room)
-        turn = self._turn_grammar(given, prompt)
+        turn = self._turn_grammar(given, prompt, grammar)
         options = _without_least(options, rest, grammar or turn)
         options, budget, answer = with_budget(
-            options, thinking.budget, room, self.thoughts.frame_tokens
+            options, thinking.budget, room, self.thoughts.frame_tokens, total
         )
         more = self._thought_fields(given, replace(thinking, budget=budget))
         more |= {"retain": retain, "adapter": adapter, "given": rows, "max_answer_tokens": answer}
@@ -338,25 +340,37 @@ class Requests:
         )
         return Constraint(self._grammars, grammar, start)
 
-    def _turn_grammar(self, given: Mapping[str, Any], prompt: Sequence[int]) -> Grammar | None:
-        """Of the whole turn, where its calls are to parse."""
+    def _turn_grammar(
+        self, given: Mapping[str, Any], prompt: Sequence[int], answer: Grammar | None
+    ) -> Grammar | None:
+        """Of the whole turn, where its calls are to parse: beside a grammar of the ``answer`` they
+        are, for a call that is free is no different from a text."""
         chosen = {name: given.get(name) for name in CALL_OPTIONS}
+        if answer is not None and given.get("tools") and chosen["tool_choice"] is None:
+            chosen["tool_choice"] = "auto"
         offer = offer_of(given.get("tools"), **chosen)
         if offer is None:
             return None
         if given.get("continue_final_message"):
             name = next(name for name, value in chosen.items() if value is not None)
             raise InvalidRequest(f"{name} contradicts continue_final_message")
-        return turn_grammar(self.protocol, self.tokenizer, prompt, offer)
+        form = "" if answer is None else answer.rule
+        return turn_grammar(self.protocol, self.tokenizer, prompt, offer, form)
 
     def turn_constraint(
-        self, grammar: Grammar, tools: Sequence[Mapping[str, Any]], prompt: Sequence[int]
+        self,
+        grammar: Grammar,
+        tools: Sequence[Mapping[str, Any]],
+        prompt: Sequence[int],
+        answer: Grammar | None,
     ) -> Constraint:
         """What a turn of :func:`turn_grammar` may be, of one request; InvalidRequest naming the
-        tool whose schema no grammar follows."""
+        tool, or the schema of the ``answer``, that no grammar follows."""
         try:
             return Constraint(self._turns, grammar)
         except InvalidRequest:
+            if answer is not None:
+                Constraint(self._turns, answer)
             for tool in tools:
                 self._check_alone(tool, prompt)
             raise
@@ -384,7 +398,8 @@ class PreparedChat:
     """A conversation that has been read: the work that requests with different seeds share.
 
     ``prompt``: its ids, each run of image rows still one of them; ``ids``: int32 [n] as the engine
-    takes them. ``asked``: for results. ``grammar``: of the answer; ``turn``: of the whole turn.
+    takes them. ``asked``: for results. ``grammar``: of the answer; ``turn``: of the whole turn,
+    with the answer's in it.
     ``fields``: those of the request that are no options.
     """
 
@@ -405,12 +420,13 @@ class PreparedChat:
         """A request, and what collects its answer; ``seed`` in place of the options' own."""
         options = self.options if seed is None else replace(self.options, seed=seed)
         constraint = None
-        if self.grammar is not None:
+        if self.turn is not None:
+            tools = self.prompt_options.get("tools") or ()
+            held = (self.turn, tools, self.prompt, self.grammar)
+            constraint = self.requests.turn_constraint(*held)
+        elif self.grammar is not None:
             mode = self.prompt_options.get("mode")
             constraint = self.requests.constraint(self.grammar, self.prompt, mode)
-        elif self.turn is not None:
-            tools = self.prompt_options.get("tools") or ()
-            constraint = self.requests.turn_constraint(self.turn, tools, self.prompt)
         request = self.requests.request(self.ids, options, constraint=constraint, **self.fields)
         return request, self.requests.collector(self, options)
 
@@ -431,7 +447,8 @@ def _chat_grammar(given: Mapping[str, Any]) -> Grammar | None:
     grammar = chosen_grammar(given)
     if grammar is None:
         return None
-    for name in ("tools", "continue_final_message"):
+    names = ("continue_final_message",) if grammar.rule else ("tools", "continue_final_message")
+    for name in names:
         if given.get(name):
             raise InvalidRequest(
                 f"{grammar.option} contradicts {name}: it is the whole answer that has its form"

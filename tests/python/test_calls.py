@@ -15,7 +15,7 @@ from musespark.errors import InvalidRequest, MissingLibrary
 from musespark.grammar import Grammars
 from musespark.text import PROTOCOLS
 from musespark.turn_start import Constraint
-from support.sampled_calls import STYLES, Sampler, sampler, wrong_calls
+from support.sampled_calls import STYLES, Sampler, fits, sampler, wrong_calls
 from support.turns import TOOLS, writer
 
 NANO = Path(musespark.__file__).parent / "nano"
@@ -117,28 +117,6 @@ def test_an_answer_where_no_call_may_be(style: str, tmp_path) -> None:
             tokens = handle.result().tokens
             turn = samples.read(TOOLS, tokens).turn
             assert not turn.tool_calls and not turn.malformed_tool_calls, samples.text(tokens)
-
-
-def fits(
-    samples_of: str, text: str, choice: str | None = "auto", tools: Any = TOOLS, **more: Any
-) -> bool:
-    """Whether a turn may be this text, to its end."""
-    protocol = PROTOCOLS[samples_of]
-    tokenizer = writer(protocol)
-    ends = {*tokenizer.eos_ids}
-    grammars = Grammars(tokenizer, tokenizer.vocab_size, ends, protocol.markers)
-    begun = "<|start|>assistant" if protocol.headers else "Hi"
-    prompt = tokenizer.encode(begun, parse_special=True)
-    offer = offer_of(tools, choice, **more)
-    assert offer is not None
-    constraint = Constraint(grammars, turn_grammar(protocol, tokenizer, prompt, offer))
-    new: list[int] = []
-    for token in [*tokenizer.encode(text, parse_special=True), *ends]:
-        mask = constraint(new)
-        if not mask[token >> 3] >> (token & 7) & 1:
-            return False
-        new = [token]
-    return True
 
 
 ATEM = (
@@ -366,7 +344,7 @@ def test_nano_at_temperature_two(nano, seed: int) -> None:
         ({"allowed_tools": ["f"]}, r"allowed_tools: got 'f', allowed is some of \['calculate'\]"),
         ({"allowed_tools": []}, "allowed_tools: got .*, allowed is a list of names"),
         ({"allowed_tools": "calculate"}, "allowed_tools: got 'calculate', allowed is a list"),
-        ({"tool_choice": "auto", "json_schema": {}}, "json_schema contradicts tools"),
+        ({"tool_choice": "auto", "regex": "a"}, "regex contradicts tools"),
         ({"tool_choice": "auto", "min_new_tokens": 3}, "min_new_tokens contradicts tools"),
     ],
 )

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from musespark import InvalidRequest
-from musespark.integrations.shared import chat_options, closed, conversation, streamed
+from musespark.integrations.shared import chat_options, closed, streamed
+from musespark.messages import conversation
 
 TOOL = {"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}
 
@@ -128,6 +129,10 @@ def test_the_system_messages_at_the_beginning_are_one() -> None:
     one = {"role": "system", "content": "a\n\nb"}
     assert conversation([first, second, user, second]) == [one, user, second]
     assert conversation([first, user]) == [first, user]
+    told = {"role": "developer", "content": [{"type": "text", "text": t} for t in "bd"]}
+    one["content"] = "a\n\nb\nd"
+    assert conversation([first, told, user]) == [one, user]
+    assert conversation([told, told])[0] == {"role": "developer", "content": "b\nd\n\nb\nd"}
 
 
 def test_several_agents_do_not_stream() -> None:

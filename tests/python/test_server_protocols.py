@@ -175,8 +175,9 @@ def test_an_error_of_a_tool_is_told_as_one(served: Served) -> None:
 @pytest.mark.parametrize(
     ("body", "options"),
     [
-        ({"max_completion_tokens": 5}, {"max_new_tokens": 5}),
-        ({"max_tokens": 5, "max_completion_tokens": 5}, {"max_new_tokens": 5}),
+        ({"max_completion_tokens": 5}, {"max_total_tokens": 5, "max_new_tokens": None}),
+        ({"max_tokens": 5}, {"max_total_tokens": None, "max_new_tokens": 5}),
+        ({"max_tokens": 5, "max_completion_tokens": 5}, {"max_total_tokens": 5}),
         ({"logprobs": True}, {"logprobs": 1}),
         ({"logprobs": True, "top_logprobs": 4}, {"logprobs": 4}),
         ({"logit_bias": {"7": -100}}, {"logit_bias": {7: -100}}),
@@ -200,7 +201,7 @@ def test_options_of_chat_completions(served: Served, body: dict, options: dict) 
     [
         (
             {"thinking": {"type": "enabled", "budget_tokens": 7}, "max_tokens": 20},
-            {"thinking_token_budget": 7, "max_new_tokens": 13},
+            {"thinking_token_budget": 7, "max_total_tokens": 20},
         ),
         ({"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),
         ({"thinking": {"type": "adaptive"}}, {"reasoning_effort": None}),
@@ -349,7 +350,7 @@ def image(url: str) -> list[dict]:
         ({"max_tokens": 1.5}, "max_tokens: got 1.5"),
         ({"max_tokens": True}, "max_tokens: got True"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "they are one option"),
-        ({"seed": -1}, "seed: got -1"),
+        ({"seed": -(2**63) - 1}, "seed: got -9223372036854775809"),
         ({"seed": 2**64}, "seed: got 18446744073709551616"),
         ({"n": 1000}, "n: got 1000"),
         ({"top_logprobs": 3}, "without logprobs: true"),

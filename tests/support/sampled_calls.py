@@ -19,7 +19,7 @@ from musespark.text import PROTOCOLS
 from musespark.text.channels import ChannelParser
 from musespark.turn_start import Constraint
 from support.chat_folder import random_folder
-from support.turns import END, writer, writer_json
+from support.turns import END, TOOLS, writer, writer_json
 
 # Each way to write calls, by the protocol's name, some after thoughts.
 STYLES = (
@@ -99,3 +99,32 @@ def wrong_calls(found: ChannelParser, tools: Sequence[Mapping[str, Any]]) -> lis
         except (InvalidRequest, KeyError) as error:
             wrong.append(repr(error))
     return wrong or ([] if turn.tool_calls else ["no call"])
+
+
+def fits(
+    style: str,
+    text: str,
+    choice: str | None = "auto",
+    tools: Any = TOOLS,
+    form: str = "",
+    begun: str = "",
+    **more: Any,
+) -> bool:
+    """Whether a turn may be this text, to its end. ``form``: of answers, a rule's body; ``begun``:
+    what the prompt ends with; ``more``: of :func:`musespark.calls.offer_of`."""
+    protocol = PROTOCOLS[style]
+    tokenizer = writer(protocol)
+    ends = {*tokenizer.eos_ids}
+    grammars = Grammars(tokenizer, tokenizer.vocab_size, ends, protocol.markers)
+    begun = begun or ("<|start|>assistant" if protocol.headers else "Hi")
+    prompt = tokenizer.encode(begun, parse_special=True)
+    offer = offer_of(tools, choice, **more)
+    assert offer is not None
+    constraint = Constraint(grammars, turn_grammar(protocol, tokenizer, prompt, offer, form))
+    new: list[int] = []
+    for token in [*tokenizer.encode(text, parse_special=True), *ends]:
+        mask = constraint(new)
+        if not mask[token >> 3] >> (token & 7) & 1:
+            return False
+        new = [token]
+    return True

@@ -6,6 +6,7 @@ The texts are those of the families' chat templates, as text/syntaxes.py reads t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -124,6 +125,7 @@ def _object(lark: Lark, offer: Offer, form: str) -> str:
 
 _CALL = '{"name": "NAME", "arguments": ARGUMENTS}'
 _LLAMA = '{"name": "NAME", "parameters": ARGUMENTS}'
+_JSON_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]|[:,] ')
 
 
 def _listed(offer: Offer, one: str) -> str:
@@ -227,7 +229,16 @@ def _quoted(quote: str) -> Callable[[Lark, Offer], str]:
 
 
 def _llama(lark: Lark, offer: Offer) -> str:
-    return _object(lark, offer, _LLAMA)
+    """Written piece by piece, as JSON is read: an answer that is JSON too may stand in the place of
+    a call, and a lexer that has begun a longer text does not go back to a shorter one."""
+    head, tail = _LLAMA.split("ARGUMENTS")
+
+    def write(name: str, schema: Any) -> str:
+        quoted = head.replace("NAME", json.dumps(name, ensure_ascii=False)[1:-1])
+        pieces = map(lark.text, _JSON_PIECE.findall(quoted))
+        return " ".join([*pieces, _arguments(lark, name, schema), lark.text(tail)])
+
+    return _either(lark, offer, write)
 
 
 # What stands between a protocol's tags of calls, by the protocol's name for calls.

@@ -20,6 +20,7 @@ from musespark.text.channels import ANSWER, THOUGHT, TOOL, opened_by
 from musespark.text.protocols import Headers, Protocol, Tag
 
 _TEXT = "(?s:.+)"
+_FREE = "tool_choice=None leaves them free"
 _BLANK = r"[ \n]{1,2}"
 _BEGINS = {"json": "{", "list": r"\[", "fence": "`"}  # an answer that may be calls
 
@@ -29,9 +30,11 @@ def turn_grammar(
     tokenizer: Tokenizer,
     prompt: Sequence[int],
     offer: Offer,
+    answer: str = "",
 ) -> Grammar:
     """The turns after ``prompt`` whose calls are all of the ``offer``, parse and have the arguments
-    of their schemas.
+    of their schemas. ``answer``: the body of a rule, of which an answer is in place of any text; a
+    turn is then calls or an answer, not one before the other.
 
     A value that may be a text or something else is free where the protocol writes texts without
     quotes. InvalidRequest where the offer requires a call and the prompt has begun the answer, and
@@ -39,6 +42,7 @@ def turn_grammar(
     """
     names = {*protocol.markers}
     lark = Lark({name: tokenizer.markers[name] for name in names if name in tokenizer.markers})
+    form = lark.rule(answer) if answer else ""
     opened = opened_by(protocol, tokenizer, prompt)[0]
     if opened == ANSWER and offer.mode == "required":
         raise InvalidRequest(
@@ -47,9 +51,9 @@ def turn_grammar(
         )
     if protocol.headers:
         thought = _thought_header(lark, protocol.headers, tokenizer)
-        start = _HeaderTurn(lark, protocol.headers, offer, thought).start(opened)
+        start = _HeaderTurn(lark, protocol.headers, offer, thought, form).start(opened)
     else:
-        start = _tag_turn(lark, protocol, offer, opened == THOUGHT)
+        start = _tag_turn(lark, protocol, offer, opened == THOUGHT, form)
     return grammar_of_lark("tools", lark.grammar(start))
 
 
@@ -65,13 +69,14 @@ def _thought_header(lark: Lark, headers: Headers, tokenizer: Tokenizer) -> str:
 class _HeaderTurn:
     """Muse's and harmony's channels."""
 
-    def __init__(self, lark: Lark, headers: Headers, offer: Offer, thought: str):
-        """``thought``: what opens one."""
+    def __init__(self, lark: Lark, headers: Headers, offer: Offer, thought: str, form: str):
+        """``thought``: what opens one; ``form``: the rule of an answer, where it has one."""
         self._lark, self._headers, self._offer = lark, headers, offer
         self._text = f"{lark.terminal(_TEXT)}?"
         self._thought = f"{thought} {self._text}"
         # A call in the answer's channel would be nobody's: it is not to be spelled there.
-        self._said = self._text if headers.channels else f"{lark.without(ATEM)}?"
+        free = self._text if headers.channels else f"{lark.without(ATEM)}?"
+        self._form, self._said = form, form or free
         self._next = lark.text(headers.end_channel + headers.start + headers.role)
 
     def start(self, opened: str | None) -> str:
@@ -80,6 +85,8 @@ class _HeaderTurn:
             return f"{self._text} {self._next} {turn}"
         if opened == ANSWER:
             more = "" if self._offer.mode == "none" else f"({self._next} {turn})?"
+            if self._form and more:  # nothing is said before calls
+                return f"{self._said} | {self._next} {turn}"
             return f"{self._said} {more}"
         return turn
 
@@ -91,8 +98,9 @@ class _HeaderTurn:
         if self._offer.mode != "none":
             last = [self._calls()]
         if self._offer.mode == "auto":
-            free.append(self._preamble() if pieces.channels else answer)
             last.append(answer)
+            if not self._form:
+                free.append(self._preamble() if pieces.channels else answer)
         before = self._lark.rule(" | ".join(f"{one} {self._next}" for one in free))
         return f"{before}* {self._lark.rule(' | '.join(last))}"
 
@@ -117,17 +125,17 @@ class _HeaderTurn:
         return f"({written} | {as_template}) {arguments}"
 
 
-def _tag_turn(lark: Lark, protocol: Protocol, offer: Offer, opened: bool) -> str:
+def _tag_turn(lark: Lark, protocol: Protocol, offer: Offer, opened: bool, form: str) -> str:
     family = protocol.name.rpartition("+")[2]
     tag = next((tag for tag in protocol.tags if tag.kind == TOOL), None)
     if tag is None and not protocol.bare:
         raise InvalidRequest(
             f"tools: the model's chat protocol {protocol.name!r} has no calls that are known; "
-            "tool_choice=None leaves them free"
+            + ("json_schema beside tools needs them" if form else _FREE)
         )
     block = BLOCKS[family](lark, offer) if tag is not None else ""
     bare = bare_calls(lark, offer, protocol.bare) if protocol.bare else ""
-    rest = _Rest(lark, protocol, tag, block, bare).of(offer)
+    rest = _Rest(lark, protocol, tag, block, bare, form).of(offer)
     thought = _thought(lark, protocol, opened)
     return f"{thought} {rest}" if thought else rest
 
@@ -144,9 +152,11 @@ def _thought(lark: Lark, protocol: Protocol, opened: bool) -> str:
 class _Rest:
     """What follows the thought, of protocols with tags."""
 
-    def __init__(self, lark: Lark, protocol: Protocol, tag: Tag | None, block: str, bare: str):
+    def __init__(
+        self, lark: Lark, protocol: Protocol, tag: Tag | None, block: str, bare: str, form: str
+    ):
         self._lark, self._protocol, self._tag, self._bare = lark, protocol, tag, bare
-        self._block = block
+        self._block, self._form = block, form
         silent = [lark.text(m) for m in protocol.silent if lark.is_token(m)]
         self._silent = f"({lark.rule(' | '.join(silent))})*" if silent else ""
         self._blank = f"{lark.terminal(_BLANK)}?"
@@ -160,7 +170,7 @@ class _Rest:
         return self._lark.rule(" | ".join(ways))
 
     def _calls(self, offer: Offer) -> list[str]:
-        alone = offer.mode == "required"
+        alone = offer.mode == "required" or bool(self._form)
         ways = [f"{self._blank} {self._bare}"] if self._bare else []
         if self._tag is None:
             return ways
@@ -183,7 +193,9 @@ class _Rest:
         return not self._lark.is_token(opening)
 
     def _answer(self) -> str:
-        """Text that is no call."""
+        """Text that is no call, or what has the form of answers."""
+        if self._form:
+            return f"{self._silent} {self._blank} {self._form} {self._silent}"
         text = self._lark.terminal(_TEXT)
         if self._bare:
             begins = "".join(_BEGINS[kind] for kind in self._protocol.bare)

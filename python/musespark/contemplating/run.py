@@ -21,7 +21,7 @@ from musespark.contemplating.workspace import Draft, with_workspace, workspace_t
 from musespark.driver import CLOSED_MEANWHILE
 from musespark.engine import Handle
 from musespark.errors import Cancelled, Error, InvalidRequest
-from musespark.options import AGENT_OPTIONS
+from musespark.options import AGENT_OPTIONS, TOTAL
 from musespark.results import ChatResult, Timings
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Contemplation:
 
     def _answer_tokens(self, room: int) -> int:
         """Tokens of ``room`` that a workspace leaves to the answer and its thought."""
-        asked = any(self._given.get(name) for name in ("max_new_tokens", "max_tokens"))
+        asked = any(self._given.get(name) for name in ("max_new_tokens", "max_tokens", TOTAL))
         most = self._prepared.options.max_new_tokens
         return most if asked and most is not None else room // 2
 

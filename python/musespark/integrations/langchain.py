@@ -15,10 +15,10 @@ from musespark.errors import InvalidRequest
 from musespark.integrations.shared import (
     chat_options,
     checked_model,
-    conversation,
     missing,
     streamed,
 )
+from musespark.messages import conversation
 
 try:
     from langchain_core.language_models import BaseChatModel

@@ -14,10 +14,10 @@ from typing import Any
 from musespark.integrations.shared import (
     chat_options,
     checked_model,
-    conversation,
     missing,
     streamed,
 )
+from musespark.messages import conversation
 
 try:
     from llama_index.core.base.llms import generic_utils as completions

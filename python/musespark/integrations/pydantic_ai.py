@@ -57,7 +57,7 @@ class MuseSparkModel(Model):
 
     ``model``: of :func:`musespark.load`. ``settings``: :class:`MuseSparkModelSettings`, for every
     request. Thoughts are a ``ThinkingPart``. Tool calls fit their schemas, which needs the extra
-    ``grammar``; ``NativeOutput`` is decoded by its schema, and goes without tools. Images are
+    ``grammar``; ``NativeOutput`` is decoded by its schema, beside tools too. Images are
     ``BinaryContent`` or data URLs: nothing is fetched. Errors are musespark's.
 
     Of pydantic-ai's own settings ``timeout``, ``max_retries``, ``extra_headers``, ``service_tier``

@@ -10,8 +10,7 @@ from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.settings import ToolOrOutput
 
 from musespark.errors import InvalidRequest
-from musespark.integrations.shared import conversation
-from musespark.messages import image_part, tool_call
+from musespark.messages import conversation, image_part, tool_call
 
 
 def plain_messages(

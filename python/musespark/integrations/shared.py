@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from musespark.errors import InvalidRequest, MissingLibrary
-from musespark.messages import name_results
 from musespark.options import CONTEMPLATING, MODES
 
 # Keywords of JSON schemas that hold schemas by names, and those that hold values.
@@ -126,17 +125,3 @@ def _rewritten(schema: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) 
         else:
             copy[key] = value if key in _VALUES else _rewritten(value, change)
     return change(copy)
-
-
-def conversation(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with results named by their calls, and with the system messages that they begin
-    with as one, their texts apart by a blank line: frameworks give several, templates write one."""
-    messages = name_results(messages)
-    texts = []
-    for message in messages:
-        if message["role"] != "system" or not isinstance(message["content"], str):
-            break
-        texts.append(message["content"])
-    if len(texts) < 2:
-        return messages
-    return [{"role": "system", "content": "\n\n".join(texts)}, *messages[len(texts) :]]

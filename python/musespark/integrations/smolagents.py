@@ -13,11 +13,10 @@ from typing import Any
 from musespark.integrations.shared import (
     chat_options,
     checked_model,
-    conversation,
     missing,
     streamed,
 )
-from musespark.messages import call_text, image_part
+from musespark.messages import call_text, conversation, image_part
 from musespark.results import ChatResult, Delta
 
 try:

@@ -2,8 +2,8 @@
 
 Thoughts are ``thinking`` blocks, with an empty signature; those that come back are put where they
 were. A body may also have the options of :class:`musespark.server.wire.Sampling`. Without
-``thinking`` the model decides whether it thinks; the budget of ``thinking`` is exact, and a part of
-``max_tokens``: the answer has what is left.
+``thinking`` the model decides whether it thinks. ``max_tokens`` bounds thought and answer together,
+the budget of ``thinking`` the thought alone: what a thought leaves of it is the answer's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from musespark.errors import InvalidRequest
-from musespark.messages import image_part, name_results, tool_call
+from musespark.messages import conversation, image_part, tool_call
+from musespark.options import TOTAL
 from musespark.results import Delta, Usage
 from musespark.server.wire import (
     Body,
@@ -23,16 +24,19 @@ from musespark.server.wire import (
     Event,
     Failure,
     Job,
-    Probability,
+    Named,
     Sampling,
     Schema,
     Served,
+    Several,
     Text,
     TextEvents,
     Tokens,
+    TopP,
     held_calls,
     named_choice,
     new_id,
+    nucleus,
 )
 
 PATH = "/v1/messages"
@@ -44,6 +48,7 @@ class CacheControl(Body):
 
     type: Literal["ephemeral"]
     ttl: Literal["5m", "1h"] | None = None
+    scope: Text | None = None
 
 
 class Block(Body):
@@ -92,7 +97,7 @@ Shown = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
 class ResultBlock(Block):
     type: Literal["tool_result"]
     tool_use_id: Text
-    content: str | list[Shown] | None = None
+    content: str | Several[Shown] | None = None
     is_error: bool | None = None
 
 
@@ -102,12 +107,12 @@ OfAssistant = Annotated[TextBlock | ThinkingBlock | UseBlock, Field(discriminato
 
 class UserTurn(Body):
     role: Literal["user"]
-    content: str | Annotated[list[OfUser], Field(min_length=1)]
+    content: str | Annotated[Several[OfUser], Field(min_length=1)]
 
 
 class AssistantTurn(Body):
     role: Literal["assistant"]
-    content: str | Annotated[list[OfAssistant], Field(min_length=1)]
+    content: str | Annotated[Several[OfAssistant], Field(min_length=1)]
 
 
 Turn = Annotated[UserTurn | AssistantTurn, Field(discriminator="role")]
@@ -124,6 +129,7 @@ class Tool(Block):
     description: str | None = None
     input_schema: InputSchema
     strict: bool | None = None
+    eager_input_streaming: bool | None = None
 
 
 class Choice(Body):
@@ -138,14 +144,16 @@ class NamedChoice(Body):
 
 
 class Enabled(Body):
+    """``display`` has no effect: a thought comes whole, for it has to come back as it was."""
+
     type: Literal["enabled"]
     budget_tokens: Annotated[int, Field(ge=1, lt=2**31)]
-    display: Literal["summarized"] | None = None
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class Adaptive(Body):
     type: Literal["adaptive"]
-    display: Literal["summarized"] | None = None
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class Disabled(Body):
@@ -163,28 +171,33 @@ class OutputConfig(Body):
 
 
 class CountBody(Body):
-    """What is counted: all that stands in the prompt."""
+    """What is counted: all that stands in the prompt. ``context_management`` has no effect: what
+    the client sends is what the model reads."""
 
     model: str
-    messages: Annotated[list[Turn], Field(min_length=1)]
-    system: str | list[TextBlock] | None = None
-    tools: list[Tool] | None = None
+    messages: Annotated[Several[Turn], Field(min_length=1)]
+    system: str | Several[TextBlock] | None = None
+    tools: Several[Tool] | None = None
     tool_choice: Annotated[Choice | NamedChoice, Field(discriminator="type")] | None = None
     thinking: Annotated[Enabled | Adaptive | Disabled, Field(discriminator="type")] | None = None
     output_config: OutputConfig | None = None
     cache_control: CacheControl | None = None
+    context_management: dict[str, Any] | None = None
 
 
 class MessagesBody(CountBody, Sampling):
-    """A request. ``metadata``, ``service_tier`` and ``cache_control`` have no effect."""
+    """A request. ``metadata``, ``service_tier``, ``speed``, ``cache_control`` and a tool's
+    ``eager_input_streaming`` have no effect."""
 
     max_tokens: Tokens
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_p: Probability | None = None
-    stop_sequences: Annotated[list[Text], Field(max_length=64)] | None = None
-    metadata: dict[str, str | None] | None = None
+    top_p: TopP | None = None
+    stop_sequences: Annotated[Several[Text], Field(max_length=64)] | None = None
+    metadata: Named[str | None] | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+    speed: Literal["standard"] | None = None
+    container: None = None
 
 
 # ---- what is asked ------------------------------------------------------------------------------
@@ -192,7 +205,7 @@ class MessagesBody(CountBody, Sampling):
 
 def plain_messages(body: CountBody) -> list[dict[str, Any]]:
     """System and turns as messages of the model; results of tools are messages of their own."""
-    out: list[dict[str, Any]] = []
+    out: Several[dict[str, Any]] = []
     if body.system:
         given = body.system
         text = given if isinstance(given, str) else "\n".join(block.text for block in given)
@@ -205,11 +218,11 @@ def plain_messages(body: CountBody) -> list[dict[str, Any]]:
             out += _of_user(turn.content, where)
         else:
             out.append(_of_assistant(turn.content))
-    return name_results(out)
+    return conversation(out)
 
 
 def _of_user(blocks: Sequence[Any], where: str) -> list[dict[str, Any]]:
-    out: list[dict[str, Any]] = []
+    out: Several[dict[str, Any]] = []
     for index, block in enumerate(blocks):
         if isinstance(block, ResultBlock):
             content = _shown(block.content or "", f"{where}[{index}].content")
@@ -339,14 +352,14 @@ class Messages:
     def __init__(self, value: Any, served: Served):
         body: MessagesBody = served.read(MessagesBody, value)
         options = prompt_options(body) | body.sampling()
-        options |= {"temperature": body.temperature, "top_p": body.top_p}
+        options |= nucleus(body.temperature, body.top_p)
         budget = options.get("thinking_token_budget", 0)
         if budget >= body.max_tokens:
             raise InvalidRequest(
                 f"thinking.budget_tokens: got {budget}, allowed is less than max_tokens, "
                 f"{body.max_tokens}"
             )
-        options |= {"max_new_tokens": body.max_tokens - budget, "stop": body.stop_sequences}
+        options |= {TOTAL: body.max_tokens, "stop": body.stop_sequences}
         self.job = Job(True, (plain_messages(body),), options)
         self.streams = bool(body.stream)
         self._head = {"id": new_id("msg_"), "type": "message", "role": "assistant"}

@@ -19,19 +19,22 @@ from pydantic import Field
 
 from musespark.contemplating import AgentResult
 from musespark.errors import InvalidRequest
-from musespark.messages import arguments_of, call_text, image_part, name_results, tool_call
-from musespark.options import AGGREGATES, CONTEMPLATING, MODES
+from musespark.messages import arguments_of, call_text, conversation, image_part, tool_call
+from musespark.options import AGGREGATES, CONTEMPLATING, MODES, TOTAL
 from musespark.results import Delta
 from musespark.server.openai_shared import (
     AnyObject,
     AnyText,
     Budget,
+    CacheRetention,
     Chosen,
     CompletionExchange,
     CompletionOptions,
     Effort,
     Function,
     NamedSchema,
+    ServiceTier,
+    Verbosity,
     calls_of,
     openai_calls,
     openai_reason,
@@ -44,7 +47,9 @@ from musespark.server.wire import (
     Ended,
     Event,
     Job,
+    Named,
     Served,
+    Several,
     Text,
     TextEvents,
     Tokens,
@@ -79,13 +84,13 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 class SystemMessage(Body):
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: str | Several[TextPart]
     name: str | None = None
 
 
 class UserMessage(Body):
     role: Literal["user"]
-    content: str | list[Part]
+    content: str | Several[Part]
     name: str | None = None
 
 
@@ -95,18 +100,21 @@ class CalledFunction(Body):
 
 
 class Call(Body):
+    """``index``: of a stream's deltas, which clients send back as they put them together."""
+
     id: Text
+    index: Annotated[int, Field(ge=0)] | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
 
 
 class AssistantMessage(Body):
     role: Literal["assistant"]
-    content: str | list[TextPart] | None = None
+    content: str | Several[TextPart] | None = None
     name: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[Call] | None = None
+    tool_calls: Several[Call] | None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -115,7 +123,7 @@ class AssistantMessage(Body):
 
 class ToolMessage(Body):
     role: Literal["tool"]
-    content: str | list[Part]
+    content: str | Several[Part]
     tool_call_id: Text
     name: str | None = None
 
@@ -141,7 +149,7 @@ class NamedChoice(Body):
 
 class AllowedTools(Body):
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedChoice], Field(min_length=1)]
+    tools: Annotated[Several[NamedChoice], Field(min_length=1)]
 
 
 class AllowedChoice(Body):
@@ -162,13 +170,14 @@ Format = Annotated[AnyText | AnyObject | OfSchema, Field(discriminator="type")]
 
 class ChatBody(CompletionOptions):
     """A request. What changes nothing here is taken and has no effect: ``user``, ``metadata``,
-    ``safety_identifier``, ``prompt_cache_key``, ``service_tier``."""
+    ``safety_identifier``, ``prompt_cache_key``, ``prompt_cache_retention``, ``service_tier``,
+    ``verbosity``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Several[Message], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Alternatives | None = None
-    tools: list[Tool] | None = None
+    tools: Several[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: Format | None = None
@@ -180,12 +189,14 @@ class ChatBody(CompletionOptions):
     aggregate: Literal["vote", "confidence", "refine"] | None = None
     continue_final_message: bool | None = None
     visual_trace: bool | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Several[Literal["text"]] | None = None
     store: Literal[False] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Named[str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    prompt_cache_retention: CacheRetention | None = None
+    service_tier: ServiceTier | None = None
+    verbosity: Verbosity | None = None
 
 
 assert {*MODES, CONTEMPLATING} == {"auto", "instant", "thinking", "contemplating"}
@@ -199,7 +210,7 @@ def plain_content(content: str | list[Any] | None, where: str) -> Any:
     """A content of the wire as the model takes it."""
     if content is None or isinstance(content, str):
         return content
-    parts: list[dict[str, Any]] = []
+    parts: Several[dict[str, Any]] = []
     for index, part in enumerate(content):
         if isinstance(part, ImagePart):
             parts.append(image_part(part.image_url.url, f"{where}[{index}].image_url.url"))
@@ -222,7 +233,7 @@ def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
         elif isinstance(message, ToolMessage):
             plain["tool_call_id"] = message.tool_call_id
         out.append({key: value for key, value in plain.items() if value is not None})
-    return name_results(out)
+    return conversation(out)
 
 
 def _of_assistant(message: AssistantMessage, where: str) -> dict[str, Any]:
@@ -240,14 +251,15 @@ def _of_assistant(message: AssistantMessage, where: str) -> dict[str, Any]:
     return {"reasoning_content": thought, "tool_calls": calls or None}
 
 
-def most_tokens(body: ChatBody) -> int | None:
-    """``max_completion_tokens``, of which ``max_tokens`` is the old name."""
+def lengths(body: ChatBody) -> dict[str, int | None]:
+    """Of thought and answer together, ``max_completion_tokens``; of an answer beside a budget of
+    thought, the older ``max_tokens``."""
     old, new = body.max_tokens, body.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise InvalidRequest(
             f"max_tokens: got {old} beside max_completion_tokens {new}; they are one option"
         )
-    return old if new is None else new
+    return {"max_new_tokens": old, TOTAL: new}
 
 
 def job_of(body: ChatBody) -> Job:
@@ -262,7 +274,7 @@ def job_of(body: ChatBody) -> Job:
     options = {name: getattr(body, name) for name in names}
     format = body.response_format
     options |= {
-        "max_new_tokens": most_tokens(body),
+        **lengths(body),
         "logprobs": max(1, body.top_logprobs or 0) if body.logprobs else None,
         "json_schema": schema_of(format.json_schema if isinstance(format, OfSchema) else format),
     }

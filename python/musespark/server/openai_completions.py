@@ -15,19 +15,19 @@ from musespark.server.openai_shared import (
     openai_reason,
     token_text,
 )
-from musespark.server.wire import Ended, Event, Job, Served, Text, TextEvents, TokenId
+from musespark.server.wire import Ended, Event, Job, Served, Several, Text, TextEvents, TokenId
 
 PATH = "/v1/completions"
 _DEFAULT_TOKENS = 16  # the protocol's own
 
-Prompt = Text | Annotated[list[TokenId], Field(min_length=1)]
-Prompts = Annotated[list[Prompt], Field(min_length=1)]
+Prompt = Text | Annotated[Several[TokenId], Field(min_length=1)]
+Prompts = Annotated[Several[Prompt], Field(min_length=1)]
 
 
 class CompletionBody(CompletionOptions):
     """A request. ``user`` has no effect."""
 
-    prompt: Text | Annotated[list[TokenId], Field(min_length=1)] | Prompts
+    prompt: Text | Annotated[Several[TokenId], Field(min_length=1)] | Prompts
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
     suffix: None = None

@@ -10,18 +10,18 @@ from pydantic import Field
 
 from musespark.server.limits import Limits, at_most
 from musespark.server.openai_shared import openai_error
-from musespark.server.wire import Body, Served, Text, TokenId
+from musespark.server.wire import Body, Served, Several, Text, TokenId
 
 PATH = "/v1/embeddings"
 
-Ids = Annotated[list[TokenId], Field(min_length=1)]
+Ids = Annotated[Several[TokenId], Field(min_length=1)]
 
 
 class EmbeddingBody(Body):
     """A request. ``user`` has no effect."""
 
     model: str
-    input: Text | Ids | Annotated[list[Text | Ids], Field(min_length=1)]
+    input: Text | Ids | Annotated[Several[Text | Ids], Field(min_length=1)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: None = None
     user: str | None = None

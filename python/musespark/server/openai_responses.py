@@ -2,6 +2,7 @@
 
 Thoughts are ``reasoning`` items whose ``content`` is the whole thought. Beyond the protocol a body
 may have the options of :class:`musespark.server.wire.Sampling` and ``thinking_token_budget``.
+``max_output_tokens`` bounds thoughts and answer together.
 """
 
 from __future__ import annotations
@@ -12,17 +13,21 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from musespark.errors import InvalidRequest
-from musespark.messages import arguments_of, image_part, name_results, tool_call
+from musespark.messages import arguments_of, conversation, image_part, tool_call
+from musespark.options import TOTAL
 from musespark.results import Delta
 from musespark.server.openai_shared import (
     AnyObject,
     AnyText,
     Budget,
+    CacheRetention,
     Chosen,
     Effort,
     Function,
     NamedSchema,
     ResponseStreamOptions,
+    ServiceTier,
+    Verbosity,
     calls_of,
     check_streams,
     openai_error,
@@ -36,15 +41,18 @@ from musespark.server.wire import (
     Event,
     Failure,
     Job,
-    Probability,
+    Named,
     Sampling,
     Served,
+    Several,
     Temperature,
     Text,
     Tokens,
+    TopP,
     named_choice,
     new_id,
     now,
+    nucleus,
 )
 
 PATH = "/v1/responses"
@@ -79,7 +87,7 @@ Part = Annotated[InputText | InputImage | OutputText, Field(discriminator="type"
 class Message(Body):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Part]
+    content: str | Several[Part]
     id: str | None = None
     status: Status | None = None
     phase: str | None = None
@@ -100,7 +108,7 @@ class FunctionCall(Body):
 class FunctionOutput(Body):
     type: Literal["function_call_output"]
     call_id: Text
-    output: str | list[Part]
+    output: str | Several[Part]
     id: str | None = None
     status: Status | None = None
     name: str | None = None
@@ -114,8 +122,8 @@ class ThoughtText(Body):
 class Thought(Body):
     type: Literal["reasoning"]
     id: str | None = None
-    summary: list[ThoughtText] = Field(default_factory=list)
-    content: list[ThoughtText] | None = None
+    summary: Several[ThoughtText] = Field(default_factory=list)
+    content: Several[ThoughtText] | None = None
     encrypted_content: None = None
     status: Status | None = None
 
@@ -146,7 +154,7 @@ class NamedChoice(Body):
 class AllowedChoice(Body):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedChoice], Field(min_length=1)]
+    tools: Annotated[Several[NamedChoice], Field(min_length=1)]
 
 
 ToolChoice = Annotated[NamedChoice | AllowedChoice, Field(discriminator="type")]
@@ -157,31 +165,34 @@ class OfSchema(NamedSchema):
 
 
 class TextConfig(Body):
+    verbosity: Verbosity | None = None
     format: Annotated[AnyText | AnyObject | OfSchema, Field(discriminator="type")] | None = None
 
 
 class Reasoning(Body):
     effort: Effort | None = None
-    summary: None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class ResponseBody(Sampling):
     """A request. What changes nothing here is taken and has no effect: ``user``, ``metadata``,
-    ``safety_identifier``, ``prompt_cache_key``, ``service_tier``, encrypted reasoning."""
+    ``safety_identifier``, ``prompt_cache_key``, ``prompt_cache_retention``, ``service_tier``,
+    ``verbosity``, ``max_tool_calls`` (of tools that a server runs, which there are none of), a
+    reasoning's ``summary`` (thoughts come whole), encrypted reasoning."""
 
     model: str
-    input: Text | Annotated[list[Item], Field(min_length=1)]
+    input: Text | Annotated[Several[Item], Field(min_length=1)]
     instructions: str | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     max_output_tokens: Tokens | None = None
     temperature: Temperature | None = None
-    top_p: Probability | None = None
+    top_p: TopP | None = None
     top_logprobs: Alternatives | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = (
-        None
-    )
-    tools: list[Tool] | None = None
+    include: (
+        Several[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None
+    ) = None
+    tools: Several[Tool] | None = None
     tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
@@ -191,10 +202,12 @@ class ResponseBody(Sampling):
     store: Literal[False] | None = None
     background: Literal[False] | None = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Named[str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    prompt_cache_retention: CacheRetention | None = None
+    service_tier: ServiceTier | None = None
+    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
 
     @property
     def wants_logprobs(self) -> bool:
@@ -264,16 +277,15 @@ def job_of(body: ResponseBody) -> Job:
     else:
         for index, item in enumerate(body.input):
             talk.add(item, f"input[{index}]")
-    messages = name_results(talk.messages)
+    messages = conversation(talk.messages)
     if not messages:
         raise InvalidRequest("input: got reasoning alone, allowed is at least one message")
     if body.top_logprobs and not body.wants_logprobs:
         wanted = "include: message.output_text.logprobs"
         raise InvalidRequest(f"top_logprobs: got {body.top_logprobs} without {wanted}")
     options: dict[str, Any] = {
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "max_new_tokens": body.max_output_tokens,
+        **nucleus(body.temperature, body.top_p),
+        TOTAL: body.max_output_tokens,
         "reasoning_effort": None if body.reasoning is None else body.reasoning.effort,
         "thinking_token_budget": body.thinking_token_budget,
         "logprobs": max(1, body.top_logprobs or 0) if body.wants_logprobs else None,
@@ -312,7 +324,7 @@ class Responses:
 
     def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
         (one,) = ended
-        return self._response(one, self._items.of_result(one))
+        return self._response(one, self._items.of_result(one, _status(one.result)))
 
     def begin(self, prompt_tokens: int) -> list[Event]:
         begun = self._response(None, [])

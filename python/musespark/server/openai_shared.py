@@ -16,21 +16,27 @@ from musespark.server.wire import (
     Event,
     Failure,
     Job,
+    Named,
     Penalty,
-    Probability,
     Sampling,
     Schema,
     Served,
+    Several,
     Temperature,
     Text,
     Tokens,
+    TopP,
     held_calls,
     new_id,
     now,
+    nucleus,
 )
 from musespark.text import Tokenizer
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority"]
+CacheRetention = Literal["in_memory", "in-memory", "24h"]
+Verbosity = Literal["low", "medium", "high"]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Budget = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -117,16 +123,17 @@ class CompletionOptions(Sampling):
     n: Annotated[int, Field(ge=1, le=32)] | None = None
     max_tokens: Tokens | None = None
     temperature: Temperature | None = None
-    top_p: Probability | None = None
+    top_p: TopP | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=64)] | None = None
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = None
+    stop: Text | Annotated[Several[Text], Field(max_length=64)] | None = None
+    logit_bias: Named[Bias] | None = None
     user: str | None = None
 
     def sampling(self) -> dict[str, Any]:
-        names = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "stop")
+        names = ("presence_penalty", "frequency_penalty", "stop")
         own = {name: getattr(self, name) for name in names}
+        own |= nucleus(self.temperature, self.top_p)
         return super().sampling() | own | {"logit_bias": _bias(self.logit_bias)}
 
 

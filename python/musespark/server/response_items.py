@@ -25,16 +25,19 @@ class Items:
         self._id, self._text = "", list[str]()
         self._logprobs: list[dict[str, Any]] = []
 
-    def of_result(self, one: Ended) -> list[dict[str, Any]]:
-        """All items of an answer that is whole."""
+    def of_result(self, one: Ended, status: str) -> list[dict[str, Any]]:
+        """All items of an answer that is whole, as a stream of it would end with them."""
         result = one.result
-        items = []
-        if result.reasoning:
-            items.append(_thought(new_id("rs_"), "completed", result.reasoning))
-        if result.content or not result.tool_calls:
-            told = self._told(one.logprobs)
-            items.append(_message(new_id("msg_"), "completed", result.content, told))
-        return [*items, *(_call(new_id("fc_"), call) for call in result.tool_calls)]
+        pieces = [
+            Delta(result.reasoning, "reasoning"),
+            Delta(result.content, logprobs=tuple(one.logprobs)),
+            *(Delta("", "tool", call) for call in result.tool_calls),
+        ]
+        for piece in pieces:
+            if piece.text or piece.tool_call is not None:
+                self.piece(piece)
+        self.finish(status)
+        return self.done
 
     def piece(self, delta: Delta) -> list[_Event]:
         """The events of a piece, without their numbers."""

@@ -8,9 +8,18 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from musespark.calls import TOOL_CHOICES
 from musespark.errors import InvalidRequest
@@ -20,13 +29,42 @@ from musespark.text import Tokenizer
 
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Seed = Annotated[int, Field(ge=0, le=2**64 - 1)]
+# OpenAI's are of 64 bits with a sign: one below 0 is the number that has its bits without one.
+_SignedSeed = Annotated[
+    int, Field(ge=-(2**63), le=2**64 - 1), AfterValidator(lambda seed: seed % 2**64)
+]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Probability = Annotated[float, Field(gt=0, le=1)]
+TopP = Annotated[float, Field(ge=0, le=1)]  # 0: greedy, :func:`nucleus`
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Alternatives = Annotated[int, Field(ge=0, le=20)]
 Text = Annotated[str, Field(min_length=1)]
 Schema = dict[str, Any]
+
+_MOST_FIELDS = 100  # of an object, far more than any has
+_MOST_ENTRIES = 1024  # of an object whose keys are the client's
+
+
+def _at_most(most: int) -> Callable[[Any], Any]:
+    """Refuses an object of more entries before any of them is looked at: pydantic collects an error
+    for each that is wrong, which of a large body are a thousand times its size."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, Mapping) and len(value) > most:
+            told = {"count": len(value), "most": most}
+            raise PydanticCustomError(
+                "too_many_entries", "of {count} entries, allowed are at most {most}", told
+            )
+        return value
+
+    return check
+
+
+_Item = TypeVar("_Item")
+#: An array, of which the first item that is wrong is told, for the same reason.
+Several = Annotated[list[_Item], Field(fail_fast=True)]
+#: An object whose keys are the client's.
+Named = Annotated[dict[str, _Item], BeforeValidator(_at_most(_MOST_ENTRIES))]
 
 # Why a field that other servers know is refused here; any other that is unknown is just that.
 _REFUSED = {
@@ -39,17 +77,25 @@ _REFUSED = {
 }
 
 
+_few = _at_most(_MOST_FIELDS)
+
+
 class Body(BaseModel):
     """Part of a request: no unknown fields, no conversions, finite numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        return _few(value) if cls.model_config["extra"] == "forbid" else value
 
 
 class Sampling(Body):
     """What every protocol takes beyond its own: options of :meth:`musespark.Model.generate`;
     ``adapter`` and ``steering`` by the names that they have in the model."""
 
-    seed: Seed | None = None
+    seed: _SignedSeed | None = None
     top_k: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
@@ -119,9 +165,17 @@ class Event(NamedTuple):
 
 
 # Made once: json.dumps makes an encoder for each call.
-to_json = json.JSONEncoder(
+_encoded = json.JSONEncoder(
     ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
 ).encode
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\u0085\u2028\u2029"}
+
+
+def to_json(value: Any) -> str:
+    """A value as JSON on one line, for those too who end lines at every line end of Unicode, as
+    decoders of server-sent events in Python do: nothing but a text can have one."""
+    text = _encoded(value)
+    return text if text.isascii() else text.translate(_LINE_ENDS)
 
 
 class TextEvents:
@@ -202,6 +256,13 @@ class Exchange(Protocol):
 
 
 # ---- reading ------------------------------------------------------------------------------------
+
+
+def nucleus(temperature: float | None, top_p: float | None) -> dict[str, Any]:
+    """``temperature`` and ``top_p`` of :meth:`musespark.Model.generate`: a ``top_p`` of 0 leaves
+    the likeliest token alone, as the temperature 0 does."""
+    greedy = top_p == 0
+    return {"temperature": 0.0 if greedy else temperature, "top_p": None if greedy else top_p}
 
 
 def read_body(kind: type[Body], value: Any) -> Any:

@@ -20,7 +20,7 @@ _MEDIA = (*IMAGE_PARTS, VIDEO_PART, "audio", "input_audio")
 _BESIDE = ("images", *IMAGE_PARTS, "videos", "video", "audio", "input_audio")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 MAX_DEPTH = 64  # of values, in what callers give and in what models write
-_TOOL_NAME = re.compile(r"[\w.-]{1,64}")  # what every protocol's calls can be read with
+_TOOL_NAME = re.compile(r"[\w.-]{1,128}")  # what every protocol's calls can be read with
 _NO_OBJECT = ("not", "enum", "const")  # at a schema's root: what they leave no grammar follows
 _TOOL_SHAPE = (
     '{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}'
@@ -195,7 +195,7 @@ def _tool(given: Any, where: str) -> dict[str, Any]:
     function = _fields(tool["function"], where, "a dict with name, description and parameters")
     name = function.get("name")
     if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
-        raise _wrong(f"{where}.name", name, "1 to 64 letters, digits, '_', '.' and '-'")
+        raise _wrong(f"{where}.name", name, "1 to 128 letters, digits, '_', '.' and '-'")
     if function.get("description") is None:
         function["description"] = ""
     if not isinstance(function["description"], str):

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from musespark.errors import InvalidRequest
-from musespark.options import refuse_unknown
+from musespark.options import TOTAL, refuse_unknown
 from musespark.thinking.stopper import Stopper
 
 BUDGET = "thinking_token_budget"
 ALIASES = ("thinking_budget", "reasoning_budget", "thinking_budget_tokens")
 POLICY, SIGNALS, EXITS = "thinking_policy", "signals", "premature_exits"
-THINKING_OPTIONS = (BUDGET, *ALIASES, POLICY, EXITS, "thinking_closing_message", SIGNALS)
+THINKING_OPTIONS = (BUDGET, *ALIASES, TOTAL, POLICY, EXITS, "thinking_closing_message", SIGNALS)
 # Who chose a policy: the caller's words, a policy of the caller's, what stands in for ``auto``.
 AUTO_NAME, OFF_NAME, GIVEN, LOOP, NO_POLICY = "auto", "off", "given", "loop", "none"
 OTHER_EFFORT = "loop (calibrated for other efforts)"

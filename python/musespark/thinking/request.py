@@ -222,18 +222,22 @@ def _asked_for(thinking: Thinking) -> str:
 
 
 def with_budget(
-    options: GenerationOptions, budget: int | None, room: int, frame: int
+    options: GenerationOptions, budget: int | None, room: int, frame: int, total: int | None = None
 ) -> tuple[GenerationOptions, int | None, int | None]:
     """Options whose ``max_new_tokens`` has thoughts, their frames and the answer in it, the budget,
     and the answer's own most tokens. ``room``: tokens that the context leaves; ``frame``: of
-    :attr:`Thoughts.frame_tokens`. Thoughts do not starve the answer, nor does an answer's limit,
-    which few reach, the thoughts: where both do not fit, the budget is what is left, half of the
-    room at least; without a ``max_new_tokens`` three quarters."""
-    if budget is None or room <= 0:  # the core refuses a prompt that leaves no room
-        return options, budget, None
+    :attr:`Thoughts.frame_tokens`; ``total``: the most of all together, beside a budget a smaller
+    room. Thoughts do not starve the answer, nor does an answer's limit, which few reach, the
+    thoughts: where both do not fit, the budget is what is left, half of the room at least; without
+    a ``max_new_tokens`` three quarters."""
     answer = options.max_new_tokens
+    if budget is None or room <= 0:  # the core refuses a prompt that leaves no room
+        most = answer if total is None else min(total, answer or total)
+        return replace(options, max_new_tokens=most), budget, None
+    room = room if total is None else min(room, total)
     if answer is None:
-        return options, max(0, min(budget, room - frame - min(_ANSWER, room // 4))), None
+        budget = max(0, min(budget, room - frame - min(_ANSWER, room // 4)))
+        return options if total is None else replace(options, max_new_tokens=room), budget, None
     budget = max(0, min(budget, room - frame - min(answer, room // 2)))
     most = min(room, answer + budget + MOST_FRAMES * frame)
     return replace(options, max_new_tokens=most), budget, max(answer, 1)
