@@ -1,4 +1,4 @@
-"""Schemas that strangers give: how much work they may be, and what is said of those that are none."""
+"""Schemas that strangers give: how much work they may be, and what is said of them."""
 
 from __future__ import annotations
 
