@@ -19,7 +19,7 @@ MAX_RESULT = 16_384  # characters of a tool's answer that a model is told
 _SHOWN = 300  # of an error
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """What a model is told of an error: of ours the message, of a function's its name too."""
     ours = isinstance(error, Error)
     what = str(error) if ours else f"{type(error).__name__}: {error}"
