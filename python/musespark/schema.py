@@ -7,7 +7,9 @@ regular expression run for ever.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from musespark.errors import InvalidRequest
@@ -15,6 +17,7 @@ from musespark.errors import InvalidRequest
 _MOST_REFERENCES = 64  # one inside another, without a value between them
 _MOST_CHECKS = 200_000  # of a value and all in it: unions of references can be endless work
 _MOST_SHAPES = 64  # that the arguments of one tool may have
+_MOST_MULTIPLES = 100_000  # half a second of a grammar, which has a state for each remainder
 _UNIONS = ("anyOf", "oneOf")
 _LISTED = ("properties", "required")  # what a shape of arguments has of each name
 _JOINED = ("$ref", "allOf", *_UNIONS)  # keywords that say elsewhere what an object is
@@ -245,6 +248,42 @@ def _both(
             f"{where}: its arguments have more than {_MOST_SHAPES} shapes, which are allowed"
         )
     return [_merged(one, other, root, where) for one in some for other in others]
+
+
+def check_multiples(schema: Any, where: str) -> None:
+    """InvalidRequest where ``multipleOf`` would make a grammar of a schema, or of several, endless
+    work: numbers that may come together in one rule count as their least common multiple, others as
+    their sum; zeros at their end do not count."""
+    steps, joined, pending = set[int](), False, [schema]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Mapping):
+            joined = joined or "$ref" in node or "allOf" in node
+            step = node.get("multipleOf")
+            if isinstance(step, (int, float)) and not isinstance(step, bool):
+                steps.add(_without_zeros(step))
+            pending += node.values()
+        elif isinstance(node, (list, tuple)):
+            pending += node
+    work = 1
+    for step in sorted(steps):
+        work = math.lcm(work, max(step, 1)) if joined else work + step
+        if work > _MOST_MULTIPLES:
+            told = f"a {'least common multiple' if joined else 'sum'} of more than"
+            raise InvalidRequest(
+                f"{where}: multipleOf: got {told} {_MOST_MULTIPLES} without zeros at its end, "
+                "allowed are as many"
+            )
+
+
+def _without_zeros(number: float) -> int:
+    """The digits of a number as an integer, without the zeros at its end."""
+    if isinstance(number, float):
+        number = int("".join(map(str, Decimal(repr(number)).as_tuple().digits)))
+    number = abs(number)
+    while number and number % 10 == 0:
+        number //= 10
+    return number
 
 
 def _field(schema: Mapping[str, Any], name: str, where: str) -> Any:

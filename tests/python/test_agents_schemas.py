@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+import musespark
 from musespark.errors import InvalidRequest
-from musespark.schema import argument_schema
+from musespark.grammar import chosen_grammar
+from musespark.schema import argument_schema, check_multiples
 
 LEVELS = 30
 
@@ -47,3 +49,44 @@ def test_schemas_that_are_much_work_are_refused_in_time() -> None:
         with pytest.raises(InvalidRequest, match="x: its schema is too involved: got more than"):
             argument_schema(schema, "x")
         assert time.monotonic() - began < 10
+
+
+MULTIPLES: list[tuple[Any, bool]] = [
+    ({"multipleOf": 10_000_019}, False),  # more than a minute, and the memory of it
+    ({"multipleOf": 0.1234567}, False),
+    ({"multipleOf": 10**300}, True),
+    ({"multipleOf": 0.001}, True),
+    ({"multipleOf": 0}, True),
+    ({"multipleOf": True}, True),
+    ({"multipleOf": float("inf")}, True),
+    ({"properties": {"multipleOf": {"type": "string"}}}, True),
+    ({"items": [{"multipleOf": 997}, {"multipleOf": 1009}, {"multipleOf": 997}]}, True),
+    ({"allOf": [{"multipleOf": 997}, {"multipleOf": 1009}]}, False),
+    ({"multipleOf": 997, "$ref": "#/$defs/a", "$defs": {"a": {"multipleOf": 1009}}}, False),
+    ({"allOf": [{"multipleOf": 99}, {"multipleOf": 1000}, {"multipleOf": 12}]}, True),
+    ({"items": [{"multipleOf": 50_001}, {"multipleOf": 50_003}]}, False),
+]
+
+
+@pytest.mark.parametrize(("schema", "allowed"), MULTIPLES)
+def test_multiples_that_no_grammar_could_follow(schema: Any, allowed: bool) -> None:
+    if allowed:
+        check_multiples(schema, "x")
+        return
+    with pytest.raises(InvalidRequest, match=r"x: multipleOf: got a .* of more than 100000"):
+        check_multiples(schema, "x")
+    with pytest.raises(InvalidRequest, match="json_schema: multipleOf: got a"):
+        chosen_grammar({"json_schema": schema})
+
+
+def test_multiples_of_all_tools_count_together() -> None:
+    rules = [{"type": "integer", "multipleOf": step} for step in (50_001, 50_003)]
+    functions = [
+        {"name": f"f{i}", "parameters": {"type": "object", "properties": {"x": one}}}
+        for i, one in enumerate(rules)
+    ]
+    tools = [{"type": "function", "function": one} for one in functions]
+    with musespark.load(context=512) as nano:
+        with pytest.raises(InvalidRequest, match="tools: multipleOf: got a sum of more than"):
+            nano.chat("?", tools=tools, tool_choice="auto")
+        assert nano.chat("?", tools=tools[:1], tool_choice="auto", max_new_tokens=1)

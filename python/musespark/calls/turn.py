@@ -15,6 +15,7 @@ from musespark.calls.offer import Offer
 from musespark.calls.values import Values
 from musespark.errors import InvalidRequest
 from musespark.grammar import Grammar, grammar_of_lark
+from musespark.schema import check_multiples
 from musespark.text import Tokenizer
 from musespark.text.channels import ANSWER, THOUGHT, TOOL, opened_by
 from musespark.text.protocols import Headers, Protocol, Tag
@@ -37,6 +38,7 @@ def turn_grammar(
     quotes. InvalidRequest where the offer requires a call and the prompt has begun the answer, and
     where the model's protocol has no calls that are known.
     """
+    check_multiples([*offer.schemas.values()], "tools")
     names = {*protocol.markers}
     lark = Lark({name: tokenizer.markers[name] for name in names if name in tokenizer.markers})
     opened = opened_by(protocol, tokenizer, prompt)[0]
