@@ -28,9 +28,19 @@ def check_value(value: Any, schema: Any, where: str) -> None:
 
     ``type``, ``enum``, ``const``, ``properties``, ``required``, ``additionalProperties``,
     ``items``, ``prefixItems``, sizes and bounds, ``multipleOf``, ``anyOf``, ``oneOf``, ``allOf``,
-    and ``$ref`` to a place in the same schema.
+    and ``$ref`` to a place in the same schema. InvalidRequest too where a keyword's value is none
+    that it may have, or both are nested too deeply.
     """
-    _check(value, schema, where, _Root(schema), 0)
+    try:
+        _check(value, schema, where, _Root(schema), 0)
+    except InvalidRequest:
+        raise
+    except RecursionError:
+        raise InvalidRequest(f"{where}: nested too deeply to be checked") from None
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise InvalidRequest(
+            f"{where}: its schema is none ({error!s:.80}), allowed is JSON Schema's draft 2020-12"
+        ) from error
 
 
 class _Root:

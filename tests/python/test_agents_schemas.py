@@ -10,7 +10,7 @@ import pytest
 import musespark
 from musespark.errors import InvalidRequest
 from musespark.grammar import chosen_grammar
-from musespark.schema import argument_schema, check_multiples
+from musespark.schema import argument_schema, check_multiples, check_value
 
 LEVELS = 30
 
@@ -90,3 +90,32 @@ def test_multiples_of_all_tools_count_together() -> None:
         with pytest.raises(InvalidRequest, match="tools: multipleOf: got a sum of more than"):
             nano.chat("?", tools=tools, tool_choice="auto")
         assert nano.chat("?", tools=tools[:1], tool_choice="auto", max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"minimum": "a"}, 1),
+        ({"type": 5}, 1),
+        ({"type": [["a"]]}, 1),
+        ({"enum": 5}, 1),
+        ({"allOf": 5}, 1),
+        ({"required": [["a"]]}, {}),
+        ({"multipleOf": 0}, 1),
+        ({"prefixItems": 3}, [1]),
+        ({"minLength": "x"}, "a"),
+    ],
+)
+def test_schemas_that_are_none_are_a_typed_error(schema: Any, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"^x: its schema is none \(.*\), allowed is"):
+        check_value(value, schema, "x")
+
+
+def test_values_and_schemas_that_are_nested_too_deeply() -> None:
+    deep: Any = 1
+    rules: Any = {}
+    for _ in range(5_000):
+        deep, rules = [deep], {"anyOf": [rules]}
+    for value, schema in ((deep, {"items": {"$ref": "#"}}), (1, rules)):
+        with pytest.raises(InvalidRequest, match="nested too deeply to be checked"):
+            check_value(value, schema, "x")
