@@ -8,11 +8,12 @@ regular expression run for ever.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
-from musespark.errors import InvalidRequest
+from musespark.errors import Error, InvalidRequest
 
 _MOST_REFERENCES = 64  # one inside another, without a value between them
 _MOST_CHECKS = 200_000  # of a value and all in it: unions of references can be endless work
@@ -31,9 +32,17 @@ def check_value(value: Any, schema: Any, where: str) -> None:
     and ``$ref`` to a place in the same schema. InvalidRequest too where a keyword's value is none
     that it may have, or both are nested too deeply.
     """
-    try:
+    with schema_errors(where):
         _check(value, schema, where, _Root(schema), 0)
-    except InvalidRequest:
+
+
+@contextmanager
+def schema_errors(where: str) -> Iterator[None]:
+    """What is raised inside over a keyword's value that it may not have, or over what is nested too
+    deeply, as InvalidRequest: nobody has checked the schema."""
+    try:
+        yield
+    except Error:
         raise
     except RecursionError:
         raise InvalidRequest(f"{where}: nested too deeply to be checked") from None

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 import musespark
+from musespark.calls.lark import Lark
+from musespark.calls.values import Values
 from musespark.errors import InvalidRequest
 from musespark.grammar import chosen_grammar
 from musespark.schema import argument_schema, check_multiples, check_value
@@ -79,17 +81,22 @@ def test_multiples_that_no_grammar_could_follow(schema: Any, allowed: bool) -> N
         chosen_grammar({"json_schema": schema})
 
 
-def test_multiples_of_all_tools_count_together() -> None:
+@pytest.fixture(scope="module")
+def nano() -> Any:
+    with musespark.load(context=512) as model:
+        yield model
+
+
+def test_multiples_of_all_tools_count_together(nano: Any) -> None:
     rules = [{"type": "integer", "multipleOf": step} for step in (50_001, 50_003)]
     functions = [
         {"name": f"f{i}", "parameters": {"type": "object", "properties": {"x": one}}}
         for i, one in enumerate(rules)
     ]
     tools = [{"type": "function", "function": one} for one in functions]
-    with musespark.load(context=512) as nano:
-        with pytest.raises(InvalidRequest, match="tools: multipleOf: got a sum of more than"):
-            nano.chat("?", tools=tools, tool_choice="auto")
-        assert nano.chat("?", tools=tools[:1], tool_choice="auto", max_new_tokens=1)
+    with pytest.raises(InvalidRequest, match="tools: multipleOf: got a sum of more than"):
+        nano.chat("?", tools=tools, tool_choice="auto")
+    assert nano.chat("?", tools=tools[:1], tool_choice="auto", max_new_tokens=1)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +126,35 @@ def test_values_and_schemas_that_are_nested_too_deeply() -> None:
     for value, schema in ((deep, {"items": {"$ref": "#"}}), (1, rules)):
         with pytest.raises(InvalidRequest, match="nested too deeply to be checked"):
             check_value(value, schema, "x")
+
+
+def test_definitions_that_each_rule_would_repeat_are_refused_in_time() -> None:
+    """A gigabyte, of a schema that has less than one of its thousandths."""
+    names = [f"a{i}" for i in range(1_500)]
+    schema = {
+        "properties": {n: {"$ref": f"#/$defs/{n}", "pattern": f"{n}$"} for n in names},
+        "$defs": {name: {"type": "string", "description": "a" * 400} for name in names},
+    }
+    began = time.monotonic()
+    with pytest.raises(InvalidRequest, match="tools: got more than 1048576 characters as a gramm"):
+        Values(Lark({}), argument_schema(schema, "x"), "x").arguments()
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"anyOf": 5},
+        {"enum": 5},
+        {"type": {"x": 1}},
+        {"type": "array", "minItems": "x"},
+        {"type": "string", "pattern": 5},
+        {"type": "object", "properties": 5},
+        {"type": "object", "properties": {"a": {}}, "required": 5},
+    ],
+)
+def test_schemas_of_tools_that_are_none_are_a_typed_error(nano: Any, rule: Any) -> None:
+    function = {"name": "f", "parameters": {"type": "object", "properties": {"x": rule}}}
+    tools = [{"type": "function", "function": function}]
+    with pytest.raises(InvalidRequest, match=r"^tools: its schema is none|^tools: f"):
+        nano.chat("?", tools=tools, tool_choice="auto")

@@ -15,7 +15,7 @@ from musespark.calls.offer import Offer
 from musespark.calls.values import Values
 from musespark.errors import InvalidRequest
 from musespark.grammar import Grammar, grammar_of_lark
-from musespark.schema import check_multiples
+from musespark.schema import check_multiples, schema_errors
 from musespark.text import Tokenizer
 from musespark.text.channels import ANSWER, THOUGHT, TOOL, opened_by
 from musespark.text.protocols import Headers, Protocol, Tag
@@ -47,11 +47,12 @@ def turn_grammar(
             "tool_choice: got a choice that requires a call, but the prompt has begun the answer "
             "(mode 'instant' does); allowed is mode 'auto' or 'thinking'"
         )
-    if protocol.headers:
-        thought = _thought_header(lark, protocol.headers, tokenizer)
-        start = _HeaderTurn(lark, protocol.headers, offer, thought).start(opened)
-    else:
-        start = _tag_turn(lark, protocol, offer, opened == THOUGHT)
+    with schema_errors("tools"):
+        if protocol.headers:
+            thought = _thought_header(lark, protocol.headers, tokenizer)
+            start = _HeaderTurn(lark, protocol.headers, offer, thought).start(opened)
+        else:
+            start = _tag_turn(lark, protocol, offer, opened == THOUGHT)
     return grammar_of_lark("tools", lark.grammar(start))
 
 
