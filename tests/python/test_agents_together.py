@@ -1,4 +1,4 @@
-"""Calls that are made together, and calls that a limit ends or leaves over."""
+"""Calls that are made together, calls that a limit ends or leaves over, odd errors."""
 
 from __future__ import annotations
 
@@ -206,3 +206,15 @@ def test_what_is_approved_too_late_is_not_run(run: Any) -> None:
     found = run(Script([call("write", {})], "Ok."), "?", [write], **more)
     assert not made and found.ended == "max_seconds" and found.uses[0].status == "limit"
     assert answers(found) == [("call_1", "error: not run, ended by max_seconds")]
+
+
+@pytest.mark.parametrize("run", [at_once, on_a_loop])
+def test_an_error_that_cannot_say_what_it_is(run: Any) -> None:
+    class OddError(Exception):
+        def __str__(self) -> str:
+            raise LookupError("nothing to say")
+
+    def odd() -> None:
+        raise OddError
+
+    assert run(Script([call("odd", {})], "Ok."), "?", [odd]).uses[0].answer == "error: OddError"
