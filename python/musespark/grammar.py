@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from musespark.errors import InvalidRequest, MissingLibrary
+from musespark.schema import check_multiples
 from musespark.text import Tokenizer
 from musespark.text.given import checked_json
 
@@ -154,6 +155,7 @@ def _schema(value: Any) -> dict[str, Any]:
             pending += [(f"{where}.{key}", item) for key, item in node.items()]
         elif isinstance(node, list):
             pending += [(f"{where}[{index}]", item) for index, item in enumerate(node)]
+    check_multiples(schema, "json_schema")
     return schema
 
 

@@ -7,15 +7,20 @@ regular expression run for ever.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any
 
-from musespark.errors import InvalidRequest
+from musespark.errors import Error, InvalidRequest
 
 _MOST_REFERENCES = 64  # one inside another, without a value between them
 _MOST_CHECKS = 200_000  # of a value and all in it: unions of references can be endless work
 _MOST_SHAPES = 64  # that the arguments of one tool may have
+_MOST_MULTIPLES = 100_000  # half a second of a grammar, which has a state for each remainder
 _UNIONS = ("anyOf", "oneOf")
+_LISTED = ("properties", "required")  # what a shape of arguments has of each name
 _JOINED = ("$ref", "allOf", *_UNIONS)  # keywords that say elsewhere what an object is
 
 
@@ -24,24 +29,48 @@ def check_value(value: Any, schema: Any, where: str) -> None:
 
     ``type``, ``enum``, ``const``, ``properties``, ``required``, ``additionalProperties``,
     ``items``, ``prefixItems``, sizes and bounds, ``multipleOf``, ``anyOf``, ``oneOf``, ``allOf``,
-    and ``$ref`` to a place in the same schema.
+    and ``$ref`` to a place in the same schema. InvalidRequest too where a keyword's value is none
+    that it may have, or both are nested too deeply.
     """
-    _check(value, schema, where, _Root(schema), 0)
+    with schema_errors(where):
+        _check(value, schema, where, _Root(schema), 0)
+
+
+@contextmanager
+def schema_errors(where: str) -> Iterator[None]:
+    """What is raised inside over a keyword's value that it may not have, or over what is nested too
+    deeply, as InvalidRequest: nobody has checked the schema."""
+    try:
+        yield
+    except Error:
+        raise
+    except RecursionError:
+        raise InvalidRequest(f"{where}: nested too deeply to be checked") from None
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        raise InvalidRequest(
+            f"{where}: its schema is none ({error!s:.80}), allowed is JSON Schema's draft 2020-12"
+        ) from error
 
 
 class _Root:
-    """The whole schema, and how much more may be looked at."""
+    """The whole schema, how much more may be looked at, and the shapes of its references."""
 
     def __init__(self, schema: Any):
         self.schema, self.left = schema, _MOST_CHECKS
+        self.shapes: dict[str, list[dict[str, Any]]] = {}
+
+    def spend(self, checks: int, where: str) -> None:
+        """InvalidRequest where it is more than is left."""
+        self.left -= checks
+        if self.left < 0:
+            raise InvalidRequest(
+                f"{where}: its schema is too involved: got more than {_MOST_CHECKS} checks, "
+                "allowed are as many"
+            )
 
 
 def _check(value: Any, schema: Any, where: str, root: _Root, depth: int) -> None:
-    root.left -= 1
-    if root.left < 0:
-        raise InvalidRequest(
-            f"{where}: more than {_MOST_CHECKS} checks; its schema is too involved"
-        )
+    root.spend(1, where)
     if schema is False:
         raise InvalidRequest(f"{where}: nothing is allowed here")
     if not isinstance(schema, Mapping):
@@ -162,7 +191,8 @@ def argument_schema(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     if not any(name in schema for name in _JOINED):
         return dict(schema)
-    shapes = _shapes(schema, schema, where, 0)
+    root = _Root(schema)
+    shapes = [_written(shape) for shape in _shapes(schema, root, where, 0)]
     if not shapes:
         raise InvalidRequest(f"{where}: none of what its schema allows is an object; arguments are")
     apart = (*_JOINED, "type", "properties", "required", "additionalProperties")
@@ -170,10 +200,10 @@ def argument_schema(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
     if len(shapes) == 1:
         return {"type": "object", **shapes[0], **rest}
     names = dict.fromkeys(name for shape in shapes for name in shape["properties"])
-    properties = {
-        name: _one_of([s["properties"][name] for s in shapes if name in s["properties"]], "anyOf")
-        for name in names
-    }
+    properties = {}
+    for name in names:
+        rules = [s["properties"][name] for s in shapes if name in s["properties"]]
+        properties[name] = _one_of(_different((), rules, root, where), "anyOf")
     needed = [name for name in names if all(name in shape["required"] for shape in shapes)]
     whole = {"type": "object", "properties": properties, "required": needed}
     union = next((name for name in _UNIONS if name in schema), "anyOf")
@@ -185,12 +215,14 @@ def shapes_of(schema: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return next((schema[union] for union in _UNIONS if union in schema), [schema])
 
 
-def _shapes(schema: Any, root: Any, where: str, depth: int) -> list[dict[str, Any]]:
-    """What a schema allows of objects: of each its properties and which of them are required."""
+def _shapes(schema: Any, root: _Root, where: str, depth: int) -> list[dict[str, Any]]:
+    """What a schema allows of objects: of each its properties, all rules of each of them, and which
+    of them are required."""
+    root.spend(1, where)
     if depth > _MOST_REFERENCES:
         raise InvalidRequest(f"{where}: its schema refers to itself without end")
     if not isinstance(schema, Mapping):
-        return [] if schema is False else [{"properties": {}, "required": []}]
+        return [] if schema is False else [{"properties": {}, "required": {}}]
     kind = schema.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         return []
@@ -200,22 +232,77 @@ def _shapes(schema: Any, root: Any, where: str, depth: int) -> list[dict[str, An
                 f"{where}: got {name} among what its arguments may be, allowed "
                 "are objects with properties"
             )
-    own = {"properties": _field(schema, "properties", where)}
-    own["required"] = [name for name in _field(schema, "required", where) if isinstance(name, str)]
+    properties = _field(schema, "properties", where)
+    own: dict[str, Any] = {"properties": {name: (rule,) for name, rule in properties.items()}}
+    needed = _field(schema, "required", where)
+    own["required"] = dict.fromkeys(name for name in needed if isinstance(name, str))
     if "additionalProperties" in schema:
         own["additionalProperties"] = schema["additionalProperties"]
-    parts = [[referred(root, schema["$ref"], where)]] if "$ref" in schema else []
-    parts += [[part] for part in _field(schema, "allOf", where)]
-    parts += [_field(schema, union, where) for union in _UNIONS if union in schema]
     found = [own]
+    if "$ref" in schema:
+        found = _both(found, _shapes_referred(schema["$ref"], root, where, depth), root, where)
+    parts = [[part] for part in _field(schema, "allOf", where)]
+    parts += [_field(schema, union, where) for union in _UNIONS if union in schema]
     for part in parts:
         inside = [shape for one in part for shape in _shapes(one, root, where, depth + 1)]
-        if len(found) * len(inside) > _MOST_SHAPES:
-            raise InvalidRequest(
-                f"{where}: its arguments have more than {_MOST_SHAPES} shapes, which are allowed"
-            )
-        found = [_merged(one, other) for one in found for other in inside]
+        found = _both(found, inside, root, where)
     return found
+
+
+def _shapes_referred(reference: Any, root: _Root, where: str, depth: int) -> list[dict[str, Any]]:
+    """Those of what a reference names: once each, for references that are two of others double at
+    each step."""
+    schema = referred(root.schema, reference, where)
+    if reference not in root.shapes:
+        root.shapes[reference] = _shapes(schema, root, where, depth + 1)
+    return root.shapes[reference]
+
+
+def _both(
+    some: list[dict[str, Any]], others: list[dict[str, Any]], root: _Root, where: str
+) -> list[dict[str, Any]]:
+    """What is one of some and one of others, in each way."""
+    if len(some) * len(others) > _MOST_SHAPES:
+        raise InvalidRequest(
+            f"{where}: its arguments have more than {_MOST_SHAPES} shapes, which are allowed"
+        )
+    return [_merged(one, other, root, where) for one in some for other in others]
+
+
+def check_multiples(schema: Any, where: str) -> None:
+    """InvalidRequest where ``multipleOf`` would make a grammar of a schema, or of several, endless
+    work: numbers that may come together in one rule count as their least common multiple, others as
+    their sum; zeros at their end do not count."""
+    steps, joined, pending = set[int](), False, [schema]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Mapping):
+            joined = joined or "$ref" in node or "allOf" in node
+            step = node.get("multipleOf")
+            if isinstance(step, (int, float)) and not isinstance(step, bool):
+                steps.add(_without_zeros(step))
+            pending += node.values()
+        elif isinstance(node, (list, tuple)):
+            pending += node
+    work = 1
+    for step in sorted(steps):
+        work = math.lcm(work, max(step, 1)) if joined else work + step
+        if work > _MOST_MULTIPLES:
+            told = f"a {'least common multiple' if joined else 'sum'} of more than"
+            raise InvalidRequest(
+                f"{where}: multipleOf: got {told} {_MOST_MULTIPLES} without zeros at its end, "
+                "allowed are as many"
+            )
+
+
+def _without_zeros(number: float) -> int:
+    """The digits of a number as an integer, without the zeros at its end."""
+    if isinstance(number, float):
+        number = int("".join(map(str, Decimal(repr(number)).as_tuple().digits)))
+    number = abs(number)
+    while number and number % 10 == 0:
+        number //= 10
+    return number
 
 
 def _field(schema: Mapping[str, Any], name: str, where: str) -> Any:
@@ -228,19 +315,39 @@ def _field(schema: Mapping[str, Any], name: str, where: str) -> Any:
     return value or ({} if name == "properties" else [])
 
 
-def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(
+    one: Mapping[str, Any], other: Mapping[str, Any], root: _Root, where: str
+) -> dict[str, Any]:
     """What is both."""
+    root.spend(sum(len(each[name]) for each in (one, other) for name in _LISTED), where)
     properties = dict(one["properties"])
-    for name, rule in other["properties"].items():
-        properties[name] = _one_of([properties.get(name, rule), rule], "allOf")
-    required = [*dict.fromkeys([*one["required"], *other["required"]])]
+    for name, rules in other["properties"].items():
+        properties[name] = _different(properties.get(name, ()), rules, root, where)
+    required = {**one["required"], **other["required"]}
     return {**one, **other, "properties": properties, "required": required}
 
 
+def _different(
+    some: Sequence[Any], others: Sequence[Any], root: _Root, where: str
+) -> Sequence[Any]:
+    """Rules that are different from each other, of some that are, and of others."""
+    found = list(some)
+    for rule in others:
+        root.spend(len(found), where)
+        if rule not in found:
+            found.append(rule)
+    return found
+
+
+def _written(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """A shape as a schema has it: one rule for each property."""
+    properties = {name: _one_of(rules, "allOf") for name, rules in shape["properties"].items()}
+    return {**shape, "properties": properties, "required": [*shape["required"]]}
+
+
 def _one_of(rules: Sequence[Any], union: str) -> Any:
-    """One rule where they are the same, else all of them."""
-    different = [rule for i, rule in enumerate(rules) if rule not in rules[:i]]
-    return different[0] if len(different) == 1 else {union: different}
+    """One rule where there is one, else all of them."""
+    return rules[0] if len(rules) == 1 else {union: list(rules)}
 
 
 def referred(root: Any, reference: Any, where: str) -> Any:

@@ -555,11 +555,11 @@ def test_nano_finds_the_month_recovers_and_the_instruction_is_flagged(
     assert any(isinstance(e, events.ThoughtText) for e in seen)
 
 
-def test_what_a_file_makes_nano_call_waits_for_approval_and_says_why(
-    nano: Any, tmp_path: Path
+def test_what_a_file_makes_a_model_call_waits_for_approval_and_says_why(
+    run: Act, tmp_path: Path
 ) -> None:
-    """With a tool for mail beside it, Nano may do as the file says; who approves sees the file's
-    words, and nothing is sent unasked."""
+    """A model that does as the file says: who approves sees the file's words, and nothing is sent
+    unasked."""
     find = searcher(spend_csv(tmp_path))
 
     def search(query: str) -> str:
@@ -567,18 +567,16 @@ def test_what_a_file_makes_nano_call_waits_for_approval_and_says_why(
         return find(query)
 
     asked: list[events.ProposedCall] = []
-    found = nano.act(
+    found = run(
+        Script([call("search", {"query": "spend"})], [MAIL], "I may not."),
         "Find pages about spend.",
         [search, send_mail],
-        temperature=0,
-        max_new_tokens=200,
         approve=lambda one: bool(asked.append(one)),
     )
-    assert found.uses[0].status == "error" and SENT == []
-    for one in asked:
-        assert {flag.reason for flag in one.flags} == {"overrides instructions", "asks for a call"}
-    refused = [use for use in found.uses if use.name == "send_mail"]
-    assert len(refused) == len(asked) and all(use.status == "refused" for use in refused)
+    assert [use.status for use in found.uses] == ["error", "refused"] and SENT == []
+    (one,) = asked
+    assert {flag.reason for flag in one.flags} == {"overrides instructions", "asks for a call"}
+    assert one.flags == found.uses[0].flags
 
 
 def test_nanos_mail_waits_for_approval(nano: Any) -> None:

@@ -314,6 +314,8 @@ def test_programs_print(run_python: Tool) -> None:
     assert run_python({"code": code}) == str(statistics.mean([1, 2]))
     listed = run_python({"code": "import os\nprint(os.getcwd(), os.listdir('.'))"})
     assert listed == "/work []"  # nothing is kept
+    pair = "import socket\na, b = socket.socketpair()\na.send(b'x')\nprint(b.recv(9))"
+    assert run_python({"code": f"{pair}\nsocket.socket(socket.AF_INET6).close()"}) == "b'x'"
     failed = run_python({"code": "print(1)\n1/0"})
     assert failed.startswith("1\n") and failed.endswith("[ended with status 1]")
     assert run_python({"code": "import sys; sys.exit(124)"}) == "[ended with status 124]"
@@ -323,6 +325,10 @@ def test_programs_print(run_python: Tool) -> None:
     ("code", "says"),
     [
         ("import socket\nsocket.create_connection(('127.0.0.1', 80), 1)", "unreachable"),
+        ("import socket\nsocket.socket(socket.AF_VSOCK)", "Operation not permitted"),
+        ("import socket\nsocket.socket(socket.AF_NETLINK, 3)", "Operation not permitted"),
+        ("import socket\nsocket.socket(socket.AF_PACKET, 3)", "Operation not permitted"),
+        ("import socket\nsocket.socketpair(socket.AF_VSOCK)", "Operation not permitted"),
         ("print(open('/etc/passwd').read())", "No such file"),
         (f"print(open({str(Path(__file__))!r}).read())", "No such file"),
         ("open('/usr/x', 'w')", "Read-only file system"),

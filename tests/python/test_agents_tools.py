@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import enum
 import random
 from dataclasses import dataclass, field
@@ -371,10 +372,52 @@ def test_notes_of_annotated_that_bound_values() -> None:
         with pytest.raises(InvalidRequest, match=says):
             tool(wrong)
 
-    def odd(a: Annotated[int | None, pydantic.Field(ge=1)]) -> None: ...
+    def odd(a: Annotated[str | None, pydantic.Field(ge=1)]) -> None: ...
 
     with pytest.raises(InvalidRequest, match=r"odd\(a\): ge=1, allowed of \['integer', 'number'"):
         Tool.of(odd)
+
+
+def test_bounds_of_a_union_are_those_of_its_members() -> None:
+    def book(
+        seats: Annotated[int | None, pydantic.Field(ge=1)],
+        name: Annotated[Optional[str | list[int]], annotated_types.MaxLen(2)] = None,  # noqa: UP045
+    ) -> Any:
+        return seats, name
+
+    tool = Tool.of(book)
+    rules = tool.parameters["properties"]
+    assert rules["seats"] == {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}
+    assert tool({"seats": None, "name": [1, 2]}) == (None, [1, 2])
+    for wrong in ({"seats": 0}, {"seats": 1, "name": "abc"}, {"seats": 1, "name": [1, 2, 3]}):
+        with pytest.raises(InvalidRequest, match="none of what is allowed fits"):
+            tool(wrong)
+
+
+class Strict(pydantic.BaseModel, strict=True):
+    day: datetime.date
+    color: Color
+    pair: tuple[int, str]
+
+
+def test_strict_classes_of_pydantic_are_read_as_json() -> None:
+    def book(one: Strict, more: list[Strict] | None = None) -> Any:
+        return one, more
+
+    given = {"day": "2026-05-31", "color": "red", "pair": [1, "ä"]}
+    wanted = Strict(day=datetime.date(2026, 5, 31), color=Color.RED, pair=(1, "ä"))
+    assert Tool.of(book)({"one": given, "more": [given]}) == (wanted, [wanted])
+    with pytest.raises(pydantic.ValidationError, match="valid date"):
+        Tool.of(book)({"one": {**given, "day": "31 May"}})
+
+
+def test_integers_are_integers_however_json_writes_them() -> None:
+    def count(n: int, more: list[int | None], ratio: float = 0.0) -> Any:
+        return n, more, ratio
+
+    found = Tool.of(count)({"n": 5.0, "more": [2.0, None], "ratio": 5.0})
+    assert [*map(type, (found[0], *found[1], found[2]))] == [int, int, type(None), float]
+    assert found == (5, [2, None], 5.0)
 
 
 def test_objects_inside_of_values_are_json_too() -> None:

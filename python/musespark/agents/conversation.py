@@ -19,10 +19,12 @@ MAX_RESULT = 16_384  # characters of a tool's answer that a model is told
 _SHOWN = 300  # of an error
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """What a model is told of an error: of ours the message, of a function's its name too."""
-    ours = isinstance(error, Error)
-    what = str(error) if ours else f"{type(error).__name__}: {error}"
+    try:
+        what = str(error) if isinstance(error, Error) else f"{type(error).__name__}: {error}"
+    except Exception:  # it cannot say what it is
+        what = type(error).__name__
     return text_of(f"error: {what:.{_SHOWN}}")
 
 

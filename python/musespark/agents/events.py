@@ -12,7 +12,8 @@ from musespark.agents.flags import Flag
 class ToolUse:
     """One call. ``turn``: which of the model's turns made it, from 0; ``answer``: what the model
     was told. ``status``: ``done``, ``error`` (of the arguments or the function), ``refused`` or
-    ``dry_run`` (it was not run). ``seconds``: in the function. ``flags``: what looks like an
+    ``dry_run`` (it was not run), ``limit`` (``max_seconds`` were over before it had run, or ended
+    it: what it had done is not known). ``seconds``: in the function. ``flags``: what looks like an
     instruction in the answer. ``left_out``: characters of it that the model was not told;
     ``items``: where it was a list that was cut, how many of how many items were told."""
 
@@ -30,7 +31,7 @@ class ToolUse:
     @property
     def error(self) -> bool:
         """Whether the model was told of an error."""
-        return self.status in ("error", "refused")
+        return self.status in ("error", "refused", "limit")
 
 
 @dataclass(frozen=True)

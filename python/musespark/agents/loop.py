@@ -29,6 +29,7 @@ from musespark.agents.conversation import (
 )
 from musespark.agents.events import ActEvent, ProposedCall, ToolUse
 from musespark.agents.result import ActResult, Step
+from musespark.agents.running import Ran, Run, arun_all, run_all
 from musespark.agents.tools import Tool, Tools, text_of, tools_by_name
 from musespark.calling import NO_VALID_CALL, choice_after, no_such_tool
 from musespark.errors import ContextOverflow, InvalidRequest
@@ -39,6 +40,7 @@ MAX_STEPS = 10
 Approve = Callable[[ProposedCall], "bool | str | Awaitable[bool | str]"]
 OnEvent = Callable[[ActEvent], Any]
 _CUT = ("length", "cancelled", "deadline")
+_Answer = tuple[ToolUse, Any]  # what became of a call, and the content of the message about it
 
 
 def act(
@@ -60,7 +62,7 @@ def act(
 
     ``chat``: :meth:`Model.chat`, or what answers like it. ``messages``: as for it. ``tools``:
     functions, whose signature and docstring the model is told (:meth:`Tool.of`), or tools with
-    their own schema; they run in the caller's thread, in the order of the calls. What they give (a
+    their own schema; they run in the caller's thread, one after the other. What they give (a
     str, what JSON knows, :class:`Content`) is told to the model up to 16,384 characters; an error
     is told too. ``options``: of each turn; ``tool_choice`` is ``auto``, so that every call parses
     and has arguments that its tool allows (which needs llguidance; None leaves calls free). A
@@ -71,9 +73,10 @@ def act(
     tool with effects is run and the model is told so. ``on_event``: gets each
     :class:`~musespark.agents.events.ActEvent` as it happens.
 
-    ``max_steps``: turns of the model; ``max_seconds``: wall clock, looked at between turns and kept
-    inside them (a function that runs is not ended); ``max_output_tokens``: of all turns, thoughts
-    included; inside a turn it bounds the answer alone where thoughts have a budget of their own.
+    ``max_steps``: turns of the model; ``max_seconds``: wall clock, looked at between turns and
+    calls and kept inside turns (a function that runs is not ended); ``max_output_tokens``: of all
+    turns, thoughts included; inside a turn it bounds the answer alone where thoughts have a budget
+    of their own. Calls that a limit leaves over are answered in the messages, as not run.
     ``markers``: the model's, of which what tools give should have none. ``sees``: whether it takes
     images; else it is told how many a tool gave.
 
@@ -82,7 +85,7 @@ def act(
     """
     limits = (max_steps, max_seconds, max_output_tokens)
     asked = _Asked(approve, on_event, *limits, dry_run, markers, sees)
-    loop = _Loop(messages, tools, asked, options)
+    loop = _Loop(messages, tools, asked, options, together=False)
     for one in loop.tools.values():
         if one.is_async:
             raise InvalidRequest(f"tools: {one.name} is a coroutine function; use aact()")
@@ -104,10 +107,14 @@ async def aact(
     **options: Any,
 ) -> ActResult:
     """:func:`act` for an event loop, with :meth:`Model.achat` and the same options. Tools and
-    ``approve`` may be coroutine functions; functions that are not run in a thread."""
+    ``approve`` may be coroutine functions; functions that are not run in a thread.
+
+    Calls that follow each other in a turn and have no effects are made together: coroutines run
+    beside each other, other functions still one after the other. Results and events are in the
+    order of the calls. A coroutine that runs when ``max_seconds`` are over is cancelled."""
     known = {one.name for one in fields(_Asked)} & options.keys()
     asked = _Asked(approve, **{name: options.pop(name) for name in known})
-    loop = _Loop(messages, tools, asked, options)
+    loop = _Loop(messages, tools, asked, options, together=True)
     flow, reply = loop.flow(), None
     while True:
         try:
@@ -173,27 +180,14 @@ class _Approve:
     call: ProposedCall
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A tool's call; answered with its value, or the exception that it raised."""
-
-    tool: Tool
-    arguments: Mapping[str, Any]
-
-
-_Want = _Ask | _Approve | _Run
+_Want = _Ask | _Approve | Run
 
 
 def _done(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) -> Any:
     if isinstance(want, _Approve):
         return approve(want.call)
-    if isinstance(want, _Run):
-        try:
-            value = want.tool(want.arguments)
-        except Exception as error:  # the function's: the model is told
-            return error
-        _refuse_awaitable(value, want.tool)
-        return value
+    if isinstance(want, Run):
+        return run_all(want)
     try:
         if not streams:
             return chat(want.messages, **want.options)
@@ -205,31 +199,12 @@ def _done(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) ->
         return error
 
 
-def _refuse_awaitable(value: Any, tool: Tool) -> None:
-    """InvalidRequest for a value that only an event loop could wait for."""
-    if inspect.isawaitable(value):
-        if inspect.iscoroutine(value):
-            value.close()  # else Python warns that nobody awaited it
-        raise InvalidRequest(
-            f"tools: {tool.name} gave a {type(value).__name__}, allowed of act() is a value; use "
-            "aact(), which awaits it, or a plain function"
-        )
-
-
 async def _adone(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) -> Any:
-    import asyncio  # here: it takes longer than mapping the weights
-
     if isinstance(want, _Approve):
         said = approve(want.call)
         return await said if inspect.isawaitable(said) else said
-    if isinstance(want, _Run):
-        try:
-            if want.tool.is_async:
-                return await want.tool(want.arguments)
-            value = await asyncio.to_thread(want.tool, want.arguments)
-            return await value if inspect.isawaitable(value) else value
-        except Exception as error:  # the function's: the model is told
-            return error
+    if isinstance(want, Run):
+        return await arun_all(want)
     try:
         if not streams:
             return await chat(want.messages, **want.options)
@@ -253,7 +228,10 @@ class _Loop:
         tools: Tools,
         asked: _Asked,
         options: Mapping[str, Any],
+        *,
+        together: bool,
     ):
+        """``together``: whether calls without effects are made together."""
         for name in ("stream", "tools"):
             if name in options:
                 raise InvalidRequest(f"{name}: no option of act; on_event shows what happens")
@@ -261,11 +239,14 @@ class _Loop:
         asked.check_approval(self.tools)
         self._flags = flags_of_results(self.messages, self.tools, asked.markers)
         self._asked, self.streams = asked, asked.on_event is not None
+        self._together = together
         self._emit: OnEvent = asked.on_event or (lambda event: None)
         self._options = {"tool_choice": "auto", **options}
         self._options["tools"] = [one.to_openai() for one in self.tools.values()]
         self._steps: list[Step] = []
         self._usage, self._began = Usage(), time.monotonic()
+        seconds = asked.max_seconds
+        self._until = None if seconds is None else self._began + seconds
         self._malformed: list[str] = []
 
     def flow(self) -> Generator[_Want, Any, ActResult]:
@@ -280,6 +261,8 @@ class _Loop:
             if ended is not None:
                 return self._ended(ended)
             yield from self._answer_calls(result)
+            if self._time_over():
+                return self._ended("max_seconds")
 
     @property
     def _turn(self) -> int:
@@ -292,8 +275,8 @@ class _Loop:
         options = dict(self._options)
         called = any(step.result.tool_calls for step in self._steps)
         options["tool_choice"] = choice_after(options["tool_choice"], called=called)
-        if self._asked.max_seconds is not None:
-            left = max(0.001, self._asked.max_seconds - (time.monotonic() - self._began))
+        if self._until is not None:
+            left = max(0.001, self._until - time.monotonic())
             own = options.get("deadline")
             options["deadline"] = left if own is None else min(own, left)
         if self._asked.max_output_tokens is not None:
@@ -318,8 +301,7 @@ class _Loop:
         """Why the conversation ends after this turn; None where it goes on."""
         tokens = self._asked.max_output_tokens
         tokens_over = tokens is not None and self._usage.completion_tokens >= tokens
-        seconds = self._asked.max_seconds
-        time_over = seconds is not None and time.monotonic() - self._began >= seconds
+        time_over = self._time_over()
         if result.finish_reason in _CUT:
             if time_over:
                 return "max_seconds"
@@ -333,26 +315,63 @@ class _Loop:
             return "max_seconds"
         return "max_output_tokens" if tokens_over else None
 
+    def _time_over(self) -> bool:
+        return self._until is not None and time.monotonic() >= self._until
+
     def _ended(self, why: str) -> ActResult:
-        last, seconds = self._steps[-1].result, time.monotonic() - self._began
+        last, seconds = self._steps[-1], time.monotonic() - self._began
+        for call in last.result.tool_calls[len(last.uses) :]:  # each is to have an answer
+            self._tell(call["function"]["name"], call.get("id", ""), _late("not run", why))
         steps, malformed = tuple(self._steps), tuple(self._malformed)
-        return ActResult(last, self.messages, steps, self._usage, why, seconds, malformed)
+        return ActResult(last.result, self.messages, steps, self._usage, why, seconds, malformed)
 
     # ---- its calls ------------------------------------------------------------------------------
 
     def _answer_calls(self, result: ChatResult) -> Generator[_Want, Any, None]:
         if not result.tool_calls:  # there is no call that a tool could answer
             self.messages.append({"role": "user", "content": NO_VALID_CALL})
-        for call in result.tool_calls:
-            use, content = yield from self._use(call)
+        for calls in self._groups(result.tool_calls):
+            if self._time_over():
+                return
+            yield from self._answer(calls)
+
+    def _groups(self, calls: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+        """The calls, in order, those beside each other that may be made together. One with effects
+        is made alone: what is before it may be seen by who approves, and what it does after it."""
+        groups: list[list[Mapping[str, Any]]] = []
+        joins = False
+        for call in calls:
+            tool = self.tools.get(call["function"]["name"])
+            alone = not self._together or (tool is not None and tool.effects)
+            if joins and not alone:
+                groups[-1].append(call)
+            else:
+                groups.append([call])
+            joins = not alone
+        return groups
+
+    def _answer(self, calls: Sequence[Mapping[str, Any]]) -> Generator[_Want, Any, None]:
+        """Makes calls that may be made together, and tells what became of them."""
+        ready: list[ProposedCall | _Answer] = []
+        for call in calls:
+            ready.append((yield from self._checked(call)))
+        made = [one for one in ready if isinstance(one, ProposedCall)]
+        wanted = tuple((self.tools[one.name], one.arguments) for one in made)
+        found = iter((yield Run(wanted, self._until)) if wanted else ())
+        for one in ready:
+            use, content = self._made(one, next(found)) if isinstance(one, ProposedCall) else one
             step = self._steps[-1]
             self._steps[-1] = Step(step.result, (*step.uses, use))
-            told_as = {"name": use.name, "tool_call_id": use.id}
-            self.messages.append({"role": "tool", **told_as, "content": content})
+            self._tell(use.name, use.id, content)
             if use.flags:
                 self._emit(events.InstructionFlagged(self._turn - 1, use))
 
-    def _use(self, call: Mapping[str, Any]) -> Generator[_Want, Any, tuple[ToolUse, Any]]:
+    def _tell(self, name: str, number: str, content: Any) -> None:
+        told_as = {"name": name, "tool_call_id": number}
+        self.messages.append({"role": "tool", **told_as, "content": content})
+
+    def _checked(self, call: Mapping[str, Any]) -> Generator[_Want, Any, ProposedCall | _Answer]:
+        """A call that is to be made, or why it is not."""
         name, arguments = call["function"]["name"], call["function"]["arguments"]
         turn, number = self._turn - 1, call.get("id", "")
         tool = self.tools.get(name)
@@ -370,9 +389,11 @@ class _Loop:
             refused = yield from self._refusal(proposed)
             if refused is not None:
                 return refused
-        return (yield from self._made(tool, proposed))
+            if self._time_over():  # while somebody thought about it
+                return self._made(proposed, Ran(late="not run"))
+        return proposed
 
-    def _refusal(self, call: ProposedCall) -> Generator[_Want, Any, tuple[ToolUse, Any] | None]:
+    def _refusal(self, call: ProposedCall) -> Generator[_Want, Any, _Answer | None]:
         """What becomes of a call that is not made; None where it may be."""
         status, why = "dry_run", f"dry run: {call.name} was not called"
         if not self._asked.dry_run:
@@ -390,24 +411,32 @@ class _Loop:
         use = ToolUse(call.turn, call.id, call.name, call.arguments, text_of(why), status)
         return use, use.answer
 
-    def _made(self, tool: Tool, call: ProposedCall) -> Generator[_Want, Any, tuple[ToolUse, Any]]:
-        began = time.perf_counter()
-        value = yield _Run(tool, call.arguments)
-        seconds = time.perf_counter() - began
+    def _made(self, call: ProposedCall, ran: Ran) -> _Answer:
+        """What the model is told of a call that was made."""
         seen = (call.turn, call.id, call.name, call.arguments)
-        if isinstance(value, Exception):
-            return self._failed(self._flagged(seen, told(value), "error", seconds))
+        if ran.late:
+            text = _late(ran.late, "max_seconds")
+            return self._failed(ToolUse(*seen, text, "limit", ran.seconds))
+        error, whole = ran.error, ""
         try:
-            whole = text_of(value)
-        except Exception as error:  # a value that is no JSON, or cannot say what it is
-            return self._failed(self._flagged(seen, told(error), "error", seconds))
-        use = self._flagged(seen, whole, "done", seconds)
+            if error is None:
+                whole = text_of(ran.value)
+        except Exception as odd:  # a value that is no JSON, or cannot say what it is
+            error = odd
+        if error is not None:
+            return self._failed(self._flagged(seen, told(error), "error", ran.seconds))
+        use = self._flagged(seen, whole, "done", ran.seconds)
         self._emit(events.CallResult(call.turn, use))
-        return use, content_of(value, use, self._asked.sees)
+        return use, content_of(ran.value, use, self._asked.sees)
 
     def _flagged(self, seen: tuple, text: str, status: str, seconds: float) -> ToolUse:
         return told_use(seen, text, status, seconds, self.tools, self._asked.markers)
 
-    def _failed(self, use: ToolUse) -> tuple[ToolUse, str]:
+    def _failed(self, use: ToolUse) -> _Answer:
         self._emit(events.CallError(use.turn, use))
         return use, use.answer
+
+
+def _late(how: str, why: str) -> str:
+    """What the model is told of a call that a limit ended, or kept from being made."""
+    return f"error: {how}, ended by {why}"

@@ -26,7 +26,8 @@ class ActResult:
 
     ``ended``: ``answer``, or the limit that was reached: ``max_steps``, ``max_seconds``,
     ``max_output_tokens``, ``length`` and ``deadline`` (of a turn), ``context``, ``cancelled``.
-    Calls of a turn in which a limit was reached are not run. ``malformed``: raw texts of calls
+    Calls of a turn in which a limit was reached are not run, and ``messages`` say so of each.
+    ``malformed``: raw texts of calls
     that could not be read (``tool_choice=None`` alone has such), of which the model was told.
     """
 

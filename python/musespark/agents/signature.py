@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import inspect
+import json
 import re
 import types
 import typing
@@ -54,7 +55,8 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
     Types: str, int, float, bool, None, Optional and unions, Literal, Enum, list, tuple, dict,
     TypedDict, dataclasses, classes of pydantic; Annotated with a description and with bounds
     (``ge``, ``gt``, ``le``, ``lt``, ``multiple_of``, ``pattern``, ``min_length`` and ``max_length``
-    of pydantic's Field and of annotated_types); a parameter without a type may be anything.
+    of pydantic's Field and of annotated_types; of a union: those of its members that have such
+    bounds); a parameter without a type may be anything.
     InvalidRequest for others, naming the parameter.
     """
     description, said = _docstring(inspect.getdoc(function) or "")
@@ -122,6 +124,8 @@ class _Kinds:
             return Kind({})
         if origin is typing.Annotated:  # whose notes may be none that can be hashed
             return self._annotated(inside, where)
+        if hint is int:  # 5.0 is an integer in JSON
+            return Kind({"type": _PLAIN[hint]}, int)
         if hint in _PLAIN:
             return Kind({"type": _PLAIN[hint]})
         if origin is Literal:
@@ -170,7 +174,7 @@ class _Kinds:
             if isinstance(said, str):
                 schema.setdefault("description", said)
             for one in (note, *getattr(note, "metadata", ())):  # of pydantic's Field
-                schema |= _bounds(one, schema.get("type"), where)
+                schema = _bounded(schema, one, where)
         return Kind(schema, kind.read)
 
     def _union(self, parts: Sequence[Kind], where: str) -> Kind:
@@ -234,7 +238,11 @@ class _Kinds:
         for name, rule in schema.pop("$defs", {}).items():
             if self.defs.setdefault(name, rule) != rule:
                 raise InvalidRequest(f"{where}: two classes are called {name}; give a Tool")
-        return Kind(schema, hint.model_validate)
+        from_json = getattr(hint, "model_validate_json", None)
+        if from_json is None:
+            return Kind(schema, hint.model_validate)
+        # Strict ones read dates, enums and tuples from JSON alone.
+        return Kind(schema, lambda value: from_json(json.dumps(value)))
 
     def _typed_dict(self, hint: Any, where: str) -> Kind:
         fields = {
@@ -264,20 +272,36 @@ def _bare(hint: Any) -> Any:
     return typing.get_args(hint)[0] if name in ("Required", "NotRequired") else hint
 
 
-def _bounds(note: Any, kind: Any, where: str) -> dict[str, Any]:
-    """What a note of Annotated says of values of a type, as keywords. InvalidRequest for what it
-    cannot say of them."""
-    out = {}
+def _bounded(schema: dict[str, Any], note: Any, where: str) -> dict[str, Any]:
+    """A schema with what a note of Annotated says of its values. InvalidRequest for what it cannot
+    say of them."""
     for name, keyword in _BOUNDS.items():
         value = None if isinstance(note, str) else getattr(note, name, None)
         if value is None:
             continue
         if isinstance(keyword, str):
             keyword = {"integer": keyword, "number": keyword}
-        if kind not in keyword:
+        found = _with_bound(schema, keyword, value)
+        if found is None:
             raise InvalidRequest(f"{where}: {name}={value!r:.40}, allowed of {[*keyword]}")
-        out[keyword[kind]] = value
-    return out
+        schema = found
+    return schema
+
+
+def _with_bound(
+    schema: dict[str, Any], keywords: Mapping[str, str], value: Any
+) -> dict[str, Any] | None:
+    """A schema with a bound, by the ``keywords`` of types; of a union, in each member of which it
+    can be said. None where it can be said of none."""
+    if "anyOf" in schema:
+        parts = [(part, _with_bound(part, keywords, value)) for part in schema["anyOf"]]
+        if all(bounded is None for _, bounded in parts):
+            return None
+        return {**schema, "anyOf": [bounded or part for part, bounded in parts]}
+    kind = schema.get("type")
+    if not isinstance(kind, str) or kind not in keywords:
+        return None
+    return {**schema, keywords[kind]: value}
 
 
 def _no_json(hint: Any, where: str) -> InvalidRequest:

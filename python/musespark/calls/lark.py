@@ -6,12 +6,14 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
-from musespark.grammar import slashed
+from musespark.errors import InvalidRequest
+from musespark.grammar import MAX_CHARACTERS, slashed
 
 
 class Lark:
     """Rules under construction. ``markers``: marker -> id, of those that are tokens: in a text they
-    stand for their ids, for a marker that is spelled in letters is none."""
+    stand for their ids, for a marker that is spelled in letters is none. InvalidRequest for rules
+    that are too long together: each may have all definitions of a schema in it."""
 
     def __init__(self, markers: Mapping[str, int]):
         self._ids = dict(markers)
@@ -19,6 +21,7 @@ class Lark:
         self._split = re.compile("|".join(map(re.escape, longest))) if longest else None
         self._rules: dict[str, str] = {}
         self._defined: dict[str, str] = {}
+        self._length = 0
 
     def rule(self, body: str, attribute: str = "") -> str:
         """The name of a rule with this body; the same for the same body."""
@@ -31,6 +34,7 @@ class Lark:
         return name
 
     def define(self, name: str, body: str) -> None:
+        self._count(body)
         self._defined[name] = body
 
     def terminal(self, regex: str) -> str:
@@ -43,8 +47,19 @@ class Lark:
         return self._named("T{}", f"{slashed('(?s:.+)')} & ~{spelled}")
 
     def _named(self, form: str, body: str) -> str:
-        head = self._rules.setdefault(f"{form}: {body}", form.format(len(self._rules)))
-        return head.partition("[")[0]
+        key = f"{form}: {body}"
+        if key not in self._rules:
+            self._count(body)
+            self._rules[key] = form.format(len(self._rules))
+        return self._rules[key].partition("[")[0]
+
+    def _count(self, body: str) -> None:
+        self._length += len(body)
+        if self._length > MAX_CHARACTERS:
+            raise InvalidRequest(
+                f"tools: got more than {MAX_CHARACTERS} characters as a grammar, allowed are as "
+                "many; tool_choice=None leaves calls free"
+            )
 
     def text(self, text: str) -> str:
         """A text to be written as it is."""

@@ -15,6 +15,7 @@ from musespark.calls.offer import Offer
 from musespark.calls.values import Values
 from musespark.errors import InvalidRequest
 from musespark.grammar import Grammar, grammar_of_lark
+from musespark.schema import check_multiples, schema_errors
 from musespark.text import Tokenizer
 from musespark.text.channels import ANSWER, THOUGHT, TOOL, opened_by
 from musespark.text.protocols import Headers, Protocol, Tag
@@ -40,6 +41,7 @@ def turn_grammar(
     quotes. InvalidRequest where the offer requires a call and the prompt has begun the answer, and
     where the model's protocol has no calls that are known.
     """
+    check_multiples([*offer.schemas.values()], "tools")
     names = {*protocol.markers}
     lark = Lark({name: tokenizer.markers[name] for name in names if name in tokenizer.markers})
     form = lark.rule(answer) if answer else ""
@@ -49,11 +51,12 @@ def turn_grammar(
             "tool_choice: got a choice that requires a call, but the prompt has begun the answer "
             "(mode 'instant' does); allowed is mode 'auto' or 'thinking'"
         )
-    if protocol.headers:
-        thought = _thought_header(lark, protocol.headers, tokenizer)
-        start = _HeaderTurn(lark, protocol.headers, offer, thought, form).start(opened)
-    else:
-        start = _tag_turn(lark, protocol, offer, opened == THOUGHT, form)
+    with schema_errors("tools"):
+        if protocol.headers:
+            thought = _thought_header(lark, protocol.headers, tokenizer)
+            start = _HeaderTurn(lark, protocol.headers, offer, thought, form).start(opened)
+        else:
+            start = _tag_turn(lark, protocol, offer, opened == THOUGHT, form)
     return grammar_of_lark("tools", lark.grammar(start))
 
 

@@ -40,6 +40,11 @@ _KERNEL = {  # add_key, request_key, keyctl, perf_event_open, bpf, userfaultfd, 
     "aarch64": (217, 218, 219, 241, 280, 282, 425),
 }
 _FORK = {"x86_64": (56, 57, 58, 435), "aarch64": (220, 435)}  # clone, fork, vfork, clone3
+_SOCKETS = {"x86_64": (41, 53), "aarch64": (198, 199)}  # socket, socketpair
+# Families of sockets that lead nowhere inside: AF_UNIX, AF_INET, AF_INET6. Others are not bound to
+# the network's namespace (AF_VSOCK reaches the host of a virtual machine) or speak to the kernel.
+_FAMILIES = (1, 2, 10)
+_NUMBER, _ARCH, _FIRST = 0, 4, 16  # in what a filter sees: the call, the first argument's low half
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/libx32")
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -146,24 +151,35 @@ class _Program(ctypes.Structure):
 
 def _refuse_calls(*, alone: bool) -> None:
     """No system calls for memory that the limits do not count, for parts of the kernel that a
-    program has no need of, and, ``alone``, for further processes and threads (the limit of which
-    does not hold for root)."""
+    program has no need of, for sockets of other families, and, ``alone``, for further processes
+    and threads (the limit of which does not hold for root)."""
     machine = os.uname().machine
     refused = (*_MEMORY[machine], *_KERNEL[machine], *(_FORK[machine] if alone else ()))
     code = [
-        (_LOAD, 0, 0, 4),
+        (_LOAD, 0, 0, _ARCH),
         (_IS, 1, 0, _ARCHITECTURE[machine]),
         (_RETURN, 0, 0, _KILL),
-        (_LOAD, 0, 0, 0),
+        (_LOAD, 0, 0, _NUMBER),
         (_AT_LEAST, 0, 1, _X32),
         (_RETURN, 0, 0, _KILL),
     ]
     for number in refused:
         code += [(_IS, 0, 1, number), (_RETURN, 0, 0, _REFUSE)]
+    code += _refuse_families(_SOCKETS[machine])
     code.append((_RETURN, 0, 0, _PASS))
     instructions = (_Instruction * len(code))(*(_Instruction(*one) for one in code))
     program = _Program(len(code), instructions)
     _checked(libc.prctl(_SECCOMP, _FILTER, ctypes.byref(program), 0, 0), "seccomp")
+
+
+def _refuse_families(calls: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """Instructions that let the next one have other calls, and sockets of the families."""
+    allowed = [
+        (_IS, len(_FAMILIES) - i, 0, family)  # over the others and the refusal
+        for i, family in enumerate(_FAMILIES)
+    ]
+    check = [(_LOAD, 0, 0, _FIRST), *allowed, (_RETURN, 0, 0, _REFUSE)]
+    return [(_IS, 1, 0, calls[0]), (_IS, 0, len(check), calls[1]), *check]
 
 
 def first_process(asked: dict[str, Any]) -> int:

@@ -7,11 +7,11 @@ import { copyButton, make } from "./dom.js";
 
 const DEEPEST = 6; // of lists and quotes in each other; what lies deeper is plain text
 const FENCE = /^ {0,3}(`{3,}(?=[^`]*$)|~{3,})\s*([\w+#.-]{0,30})/;
-const HEADING = /^(#{1,6})\s+(.+)$/;
+const HEADING = /^(#{1,6})\s+(\S.*)$/;
 const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^(\s{0,12})([-*+]|\d{1,9}[.)])\s+(?=\S)/;
-const DIVIDER = /^\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$/;
+const DIVIDER = /^:?-+:?$/; // a cell of it
 
 // One alternative for each kind; lengths are bounded, so that no text takes long. Emphasis does not
 // begin or end inside a word: 2*3*4 and 2**3 are sums.
@@ -73,8 +73,9 @@ function beginsBlock(lines, at) {
 
 function isTable(lines, at) {
   const [head, divider] = [lines[at], lines[at + 1] ?? ""];
-  return head.includes("|") && divider.includes("-") && DIVIDER.test(divider)
-    && cells(head).length === cells(divider).length;
+  if (!head.includes("|") || !divider.includes("-")) return false;
+  const dashes = cells(divider);
+  return dashes.every((cell) => DIVIDER.test(cell)) && cells(head).length === dashes.length;
 }
 
 function endWhere(lines, at, ends) {

@@ -1,0 +1,114 @@
+"""Calls of tools, made: at once, or on an event loop, where several coroutines run together."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from musespark.agents.tools import Tool
+from musespark.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import asyncio
+
+_GRACE = 1.0  # seconds that a coroutine has to end itself once it is cancelled
+
+
+@dataclass(frozen=True)
+class Run:
+    """Calls that may run together. ``until``: when coroutines are ended, on the monotonic clock."""
+
+    calls: tuple[tuple[Tool, Mapping[str, Any]], ...]
+    until: float | None = None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of a call: the tool's value, or the error that it raised, or how far it had come
+    when the time was over, and the seconds that it took."""
+
+    value: Any = None
+    error: BaseException | None = None
+    late: str = ""
+    seconds: float = 0.0
+
+
+def run_all(run: Run) -> list[Ran]:
+    """One after the other. InvalidRequest for a value that only an event loop could wait for."""
+    return [_ran(tool, arguments) for tool, arguments in run.calls]
+
+
+def _ran(tool: Tool, arguments: Mapping[str, Any]) -> Ran:
+    began = time.perf_counter()
+    try:
+        value = tool(arguments)
+    except Exception as error:  # the function's: the model is told
+        return Ran(error=error, seconds=time.perf_counter() - began)
+    _refuse_awaitable(value, tool)
+    return Ran(value, seconds=time.perf_counter() - began)
+
+
+def _refuse_awaitable(value: Any, tool: Tool) -> None:
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()  # else Python warns that nobody awaited it
+        raise InvalidRequest(
+            f"tools: {tool.name} gave a {type(value).__name__}, allowed of act() is a value; use "
+            "aact(), which awaits it, or a plain function"
+        )
+
+
+async def arun_all(run: Run) -> list[Ran]:
+    """Coroutines together, in the order of the calls; functions that are none one after the other,
+    in a thread, for they need not be made to run beside each other."""
+    import asyncio  # here: it takes longer than mapping the weights
+
+    turn = asyncio.Lock()
+    return await asyncio.gather(*(_aran(*call, run.until, turn) for call in run.calls))
+
+
+async def _aran(
+    tool: Tool, arguments: Mapping[str, Any], until: float | None, turn: asyncio.Lock
+) -> Ran:
+    import asyncio
+
+    began = time.perf_counter()
+    try:
+        if tool.is_async:
+            value, late = await _within(tool(arguments), until)
+        else:
+            async with turn:
+                began = time.perf_counter()
+                if until is not None and time.monotonic() >= until:
+                    return Ran(late="not run")
+                value, late = await asyncio.to_thread(tool, arguments), ""
+            if inspect.isawaitable(value):
+                value, late = await _within(value, until)
+    except Exception as error:  # the function's: the model is told
+        return Ran(error=error, seconds=time.perf_counter() - began)
+    if isinstance(value, asyncio.CancelledError):  # of something in it, not of who waits for it
+        return Ran(error=value, seconds=time.perf_counter() - began)
+    return Ran(value, late=late, seconds=time.perf_counter() - began)
+
+
+async def _within(given: Awaitable[Any], until: float | None) -> tuple[Any, str]:
+    """What an awaitable gives, a CancelledError where it was cancelled within, and "not finished"
+    where it was ended because the time was over. It does not outlive who waits for it, unless it
+    will not be cancelled."""
+    import asyncio
+
+    task = asyncio.ensure_future(given)
+    try:
+        left = None if until is None else max(0.0, until - time.monotonic())
+        await asyncio.wait([task], timeout=left)
+        late = not task.done()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_GRACE)
+    if late:
+        return None, "not finished"
+    return (asyncio.CancelledError() if task.cancelled() else task.result()), ""
