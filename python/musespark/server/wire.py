@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -111,6 +111,9 @@ class Ended(NamedTuple):
     logprobs: Sequence[TokenLogprob] = ()
 
 
+QUIET = b": wait\n\n"  # a comment of server-sent events
+
+
 class Event(NamedTuple):
     """One of server-sent events; ``data``: JSON, or a text as it is."""
 
@@ -184,6 +187,7 @@ class Exchange(Protocol):
 
     job: Job
     streams: bool
+    quiet: ClassVar[bytes]  # what a stream sends while it has nothing to say
 
     def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
         """The body that answers a request that does not stream."""
