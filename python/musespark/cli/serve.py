@@ -44,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name that this machine is reached by (repeatable)",
     )
     parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="whose pages may ask from browsers, such as https://app.example (repeatable)",
+    )
+    parser.add_argument(
         "--prefix-cache-bytes",
         default=str(PREFIX_CACHE_BYTES),
         metavar="BYTES",
@@ -107,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequest(f"--drain: got {args.drain}, allowed is 0 or more")
     token = args.token if args.token is not None else os.environ.get(TOKEN) or None
     names = frozenset(name.lower() for name in args.allow_host)
-    access, limits = Access(args.host, token, names), _limits(args)
+    origins = frozenset(origin.lower() for origin in args.allow_origin)
+    access, limits = Access(args.host, token, names, origins), _limits(args)
     remembered = bytes_of(args.prefix_cache_bytes, "--prefix-cache-bytes")
     with contextlib.ExitStack() as opened:
         listening = opened.enter_context(_listening(args.host, args.port))

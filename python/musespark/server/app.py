@@ -333,7 +333,7 @@ class _Guard:
         if scope["type"] != "http":
             raise RuntimeError(f"no {scope['type']} is served here")
         path = scope["path"]
-        label, started = path if path in _PATHS else "other", False
+        request, label, started = Request(scope), path if path in _PATHS else "other", False
 
         async def counted(message: Message) -> None:
             nonlocal started
@@ -341,15 +341,18 @@ class _Guard:
                 started = True
                 self._meter.answered(label, message["status"])
                 headers = [*message.get("headers", ()), _NOSNIFF]
+                headers += self._access.shared(request.headers)
                 if all(name != _NO_STORE[0] for name, _ in headers):
                     headers.append(_NO_STORE)
                 message["headers"] = headers
             await send(message)
 
         try:
-            self._check(Request(scope), path)
+            early = self._early(request, path)
         except Denied as denied:
-            await told(self._failure_of(denied), path)(scope, receive, counted)
+            early = told(self._failure_of(denied), path)
+        if early is not None:
+            await early(scope, receive, counted)
             return
         with self._bodies.counted(receive) as bounded:
             try:
@@ -359,7 +362,12 @@ class _Guard:
                     await told(self._failure_of(ENDS), path)(scope, receive, counted)
                 raise
 
-    def _check(self, request: Request, path: str) -> None:
+    def _early(self, request: Request, path: str) -> Response | None:
+        """What answers a browser that asks before a page does; :class:`Denied` for who may not."""
         self._access.check(request.headers, request.headers.getlist("host"))
+        may = self._access.preflight(request.method, request.headers)
+        if may is not None:
+            return Response(status_code=204, headers=may)
         if path not in _OPEN:
             self._access.check_token(request.headers)
+        return None
