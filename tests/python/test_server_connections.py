@@ -18,7 +18,7 @@ import pytest
 
 import musespark
 from musespark.server import Limits, create_app
-from musespark.server.connections import Door
+from musespark.server.connections import Connection, Door
 from support.serving import served, within
 
 MODEL = "spark-nano"
@@ -165,8 +165,26 @@ def test_too_many_requests_are_told_so(model, monkeypatch) -> None:
             assert full.json()["error"]["type"] == "overloaded_error"
 
 
+def test_a_slow_reader_holds_up_nobody(model, monkeypatch) -> None:
+    """Neither the engine nor others: rows end, whoever does not read what they wrote."""
+    stuck: list[Connection] = []
+    pause = Connection.pause_writing
+    monkeypatch.setattr(Connection, "pause_writing", lambda one: (stuck.append(one), pause(one)))
+    app = create_app(model, limits=Limits(running=4, waiting=8))
+    with served(app, unread=4096) as url, contextlib.ExitStack() as opened:
+        for _ in range(4):  # as many as may run
+            one = opened.enter_context(contextlib.closing(connected(url, 4096)))
+            one.sendall(post("/v1/completions", {**LONG, "stream": True, "logprobs": 5}))
+        within(20, lambda: len({*stuck}) == 4, "nobody is slow, so the test cannot tell")
+        asked = {"model": MODEL, "messages": [{"role": "user", "content": "What is 47 + 38?"}]}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=asked)
+        assert answer.json()["choices"][0]["message"]["content"] == "85"
+        within(20, lambda: model._engine.stats()["running"] == 0, "rows wait for who reads them")
+        assert all(one.flow.write_paused for one in stuck), "they were read"
+
+
 @pytest.mark.parametrize("path", ["/v1/completions", "/page/main.js"])
-def test_a_client_that_takes_nothing_loses_its_connection(model, path: str, caplog) -> None:
+def test_a_client_that_takes_nothing_loses_its_connection(model, path: str, capfd) -> None:
     limits = Limits(write_seconds=0.5)
     many = {**LONG, "n": 4, "logprobs": 5, "stream": True}
     get = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
@@ -182,7 +200,7 @@ def test_a_client_that_takes_nothing_loses_its_connection(model, path: str, capl
             one.sendall(get * 40)
         within(30, lambda: not held(url, one), "the socket is still there")
         within(20, lambda: model._engine.stats()["running"] == 0, "its rows are still there")
-    assert "without completing" not in caplog.text
+    assert "without completing" not in capfd.readouterr().err
 
 
 def held(url: str, one: socket.socket) -> bool:

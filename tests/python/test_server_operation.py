@@ -13,6 +13,7 @@ import pytest
 import musespark
 from musespark.server import Access, Limits, create_app
 from musespark.server.app import Server
+from musespark.server.transport import ABORT
 from support.bert_models import CASES, SEEDS, folder_of
 
 CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
@@ -291,5 +292,35 @@ def test_who_makes_room_at_once_hears_429(model) -> None:
         third.release()
         statuses = sorted([(await one)[:3] for one in asked])
         assert statuses == ["200", "429"]
+
+    asyncio.run(main())
+
+
+def test_the_connection_of_a_client_that_takes_nothing_is_ended(model) -> None:
+    """By what serves the application, which says in the scope how."""
+    server = server_of(model, write_seconds=0.1)
+    body = json.dumps({**LONG, "stream": True}).encode()
+    given = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if given:
+                return given.pop()
+            await ended.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.Event().wait()
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "headers": headers}
+        scope |= {"raw_path": COMPLETIONS.encode(), "query_string": b"", "client": ("::1", 1)}
+        scope["extensions"] = {ABORT: ended.set}
+        await asyncio.wait_for(server.app(scope, receive, send), 30)
+        assert ended.is_set()
+        assert model._engine.stats()["running"] == 0
 
     asyncio.run(main())
