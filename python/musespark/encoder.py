@@ -74,6 +74,11 @@ class Encoder:
         """UnsupportedModel: there is nothing to continue."""
         raise UnsupportedModel("this is an embedding model, which writes no text: use model.embed")
 
+    def check(self) -> None:
+        """Error where it is closed. Waits for nothing."""
+        if self._core is None:
+            raise Error("the model is closed")
+
     def stats(self) -> dict[str, Any]:
         """Threads and the instruction set in use."""
         return {"threads": self._threads, "isa": _core.isa_levels()[0]}

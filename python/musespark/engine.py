@@ -252,6 +252,10 @@ class Engine:
         """No later request may name it; those under way keep it. Nothing on a closed engine."""
         self._driver.quietly("remove_adapter", adapter)
 
+    def check(self) -> None:
+        """Error, saying why, where it can no longer be used. Waits for nothing."""
+        self._driver.check()
+
     def stats(self) -> dict[str, Any]:
         """Counters, bytes of keys and values, threads and the instruction set in use."""
         return self._driver.check().stats()

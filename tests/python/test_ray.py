@@ -370,6 +370,65 @@ def test_without_a_token_this_machine_alone_is_answered() -> None:
     assert status(known, "192.0.2.7", authorization=f"Bearer {token}") == 0
 
 
+def test_bodies_are_bounded_together_in_the_front_until_they_are_answered() -> None:
+    from starlette.requests import Request
+
+    from musespark.ray.serving import Front
+    from musespark.server import Access, Limits
+
+    page = "https://app.example"
+    access = Access(origins=frozenset([page]))
+    limits = Limits(body_bytes=1000, bodies_bytes=1000)
+    body = b'{"prompt": "%s"}' % (b"a" * 500)
+
+    async def answers() -> AsyncIterator[Any]:
+        yield START
+        yield LAST
+
+    respond = SimpleNamespace(remote=lambda asked: answers())
+    front = Front(SimpleNamespace(options=lambda **given: respond), access, limits)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    given = {"host": "localhost", "content-type": "application/json", "origin": page}
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b""}
+    scope |= {"client": ("127.0.0.1", 1), "scheme": "http", "server": ("localhost", 80)}
+    scope["headers"] = [(name.encode(), text.encode()) for name, text in given.items()]
+
+    async def main() -> None:
+        first = await front(Request(scope, receive))
+        refused = await front(Request(scope, receive))
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert refused.headers["access-control-allow-origin"] == page
+        await first(scope, receive, send)
+        assert sent == [START, LAST] and front._bodies.held == 0
+        assert (await front(Request(scope, receive))).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_of_a_long_request_the_beginning_alone_is_written(monkeypatch) -> None:
+    from musespark.ray import serving
+
+    written: list[str] = []
+    encoder = serving._ENCODER
+
+    def counted(part: Any) -> Any:
+        for piece in encoder.iterencode(part):
+            written.append(piece)
+            yield piece
+
+    short = body(*[DOCUMENT] * 200)
+    monkeypatch.setattr(serving, "_ENCODER", SimpleNamespace(iterencode=counted))
+    assert serving.blocks_of(body(*[DOCUMENT] * 5000)) == serving.blocks_of(short)
+    assert sum(map(len, written)) < 2 * (serving._MOST_BLOCKS * serving.BLOCK + 2 * len(DOCUMENT))
+
+
 @pytest.mark.parametrize(("given", "then"), [({}, "0"), ({"RAY_USAGE_STATS_ENABLED": "1"}, "1")])
 def test_rays_reports_of_its_use_are_off_unless_asked_for(given: dict[str, str], then: str) -> None:
     script = """

@@ -20,6 +20,7 @@ from PIL import Image
 import musespark
 from musespark.server import Access, Limits, create_app
 from musespark.server.app import name_of
+from musespark.server.security import client_of
 from support.bert_models import CASES, SEEDS, folder_of
 
 CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
@@ -867,13 +868,17 @@ def test_a_full_queue_is_429_and_what_was_taken_is_answered(model) -> None:
 def test_one_client_with_many_requests_does_not_hold_up_another(model) -> None:
     body = {"model": "spark-nano", "prompt": "The fox", "max_tokens": 40, "min_tokens": 40}
     order: list[str] = []
+    app = create_app(model, limits=Limits(running=1))
 
     async def scenario(client: httpx.AsyncClient) -> None:
-        async def ask(key: str) -> None:
-            headers = {"authorization": f"Bearer {key}"}
-            answer = await client.post(COMPLETIONS, json=body, headers=headers)
+        async def ask(who: str) -> None:
+            address = {"greedy": "192.0.2.7", "modest": "192.0.2.8"}[who], 1
+            transport = httpx.ASGITransport(app=app, client=address)
+            key = {"authorization": f"Bearer {len(order)}"}  # which nobody checks
+            async with httpx.AsyncClient(transport=transport, headers=key) as one:
+                answer = await one.post(f"http://localhost{COMPLETIONS}", json=body)
             assert answer.status_code == 200
-            order.append(key)
+            order.append(who)
 
         many = [asyncio.ensure_future(ask("greedy")) for _ in range(20)]
         while "musespark_waiting 19.0" not in (await client.get("/metrics")).text and not order:
@@ -882,7 +887,15 @@ def test_one_client_with_many_requests_does_not_hold_up_another(model) -> None:
         assert order.index("modest") < 10
         await asyncio.gather(*many)
 
-    run(create_app(model, limits=Limits(running=1)), scenario)
+    run(app, scenario)
+
+
+def test_a_client_is_an_address_whatever_key_it_makes_up() -> None:
+    assert client_of("192.0.2.7") != client_of("192.0.2.8")
+    assert client_of("2001:db8::1") == client_of("2001:db8::ffff:1") != client_of("2001:db8:0:1::1")
+    assert client_of("::ffff:192.0.2.7") == client_of("192.0.2.7")
+    assert client_of("::1") != client_of("::2")
+    assert client_of("testclient") == "testclient"
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers(model) -> None:

@@ -335,20 +335,6 @@ def test_a_client_that_goes_away_inside_prefill_frees_its_row(url, model, monkey
         go_on.set()
 
 
-def test_a_slow_reader_holds_up_nobody(url: str, gpt, model) -> None:
-    connections = []
-    for _ in range(4):  # as many as may run
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
-        body = json.dumps({**LONG, "stream": True})
-        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-        connections.append(connection)  # and never read
-    answer = gpt.chat.completions.create(model=MODEL, messages=SUM, timeout=60)
-    assert answer.choices[0].message.content == "85"
-    for connection in connections:
-        connection.close()
-    within(20, lambda: running(model) == 0, "rows are still there")
-
-
 def test_many_clients_and_a_full_queue(url: str) -> None:
     async def main() -> list[int]:
         async with httpx.AsyncClient(base_url=url, timeout=120) as client:

@@ -180,3 +180,58 @@ def test_what_comes_while_nobody_takes_it_is_one_piece() -> None:
         waiting.cancel()
 
     run(scenario)
+
+
+def test_who_has_many_places_makes_room_for_who_has_few() -> None:
+    async def scenario() -> None:
+        turns = Turns(1, 4)
+        (held,) = turns.take("greedy", [1], 1)
+        many = turns.take("greedy", [1], 1) + turns.take("greedy", [1], 1)
+        many += turns.take("greedy", [1], 1) + turns.take("greedy", [1], 1)
+        (modest,) = turns.take("modest", [1], 9)
+        assert turns.waiting == 4
+        with pytest.raises(QueueFull, match="4 requests wait") as full:
+            await many[-1].wait()
+        assert full.value.retry_after == 9
+        assert not any(has_turn(one) for one in many[:-1]), "the newest alone"
+        turns.take("modest", [1], 1)
+        for who in ("modest", "greedy", "greedy"):  # half each: nobody displaces back
+            with pytest.raises(QueueFull):
+                turns.take(who, [1], 1)
+        for one in many:
+            one.release()
+        held.release()
+        assert has_turn(modest) and (turns.free, turns.waiting) == (0, 1)
+
+    run(scenario)
+
+
+def test_what_was_asked_together_goes_together_or_stays() -> None:
+    async def scenario() -> None:
+        turns = Turns(1, 8)
+        begun = turns.take("greedy", [1] * 3, 1)
+        whole = turns.take("greedy", [1] * 6, 1)
+        with pytest.raises(QueueFull):
+            turns.take("modest", [1] * 3, 1)  # of eight, two would be left to the other
+        assert turns.waiting == 8 and not any(has_turn(one) for one in whole)
+        for one in whole:
+            one.release()
+        some = [turns.take("greedy", [1] * 2, 1) for _ in range(3)]
+        turns.take("modest", [1] * 2, 1)
+        assert [has_turn(one) for job in some for one in job] == [False] * 4 + [True] * 2
+        turns.take("modest", [1], 1)
+        assert [has_turn(one) for job in some for one in job] == [False] * 2 + [True] * 4
+        assert [has_turn(one) for one in begun] == [True, False, False]
+
+    run(scenario)
+
+
+def test_an_answer_that_has_begun_is_not_displaced() -> None:
+    async def scenario() -> None:
+        turns = Turns(1, 4)
+        begun = turns.take("greedy", [1] * 5, 1)
+        with pytest.raises(QueueFull):
+            turns.take("modest", [1], 1)
+        assert [has_turn(one) for one in begun] == [True] + [False] * 4
+
+    run(scenario)

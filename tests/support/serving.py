@@ -13,12 +13,18 @@ from typing import Any
 
 import uvicorn
 
+from musespark.server import Limits
+from musespark.server.connections import config_of
+
 
 @contextlib.contextmanager
-def served(app: Any) -> Iterator[str]:
-    """The URL of an ASGI application that runs in a thread."""
+def served(app: Any, limits: Limits | None = None, unread: int | None = None) -> Iterator[str]:
+    """The URL of an ASGI application that runs in a thread. ``unread``: bytes that the system keeps
+    of what a client does not read, about."""
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listening:
-        config = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=5)
+        if unread is not None:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, unread)
+        config = config_of(app, limits or Limits(), timeout_graceful_shutdown=5)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()

@@ -14,7 +14,7 @@ from musespark.errors import InvalidRequest, MissingLibrary
 from musespark.machine import bytes_of
 
 TOKEN = "MUSESPARK_TOKEN"  # the environment variable, which other users do not see
-_CONNECTIONS = 1024  # at once; more are answered 503
+_BACKLOG = 1024  # connections that the system holds until they are taken
 # Of prompts' beginnings, in memory: a server stays for days beside other programs, and fills what
 # it may have. This much is 60,000 tokens of a 1B model, a million of Spark Nano.
 PREFIX_CACHE_BYTES = 1 << 30
@@ -44,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name that this machine is reached by (repeatable)",
     )
     parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="whose pages may ask from browsers, such as https://app.example (repeatable)",
+    )
+    parser.add_argument(
         "--prefix-cache-bytes",
         default=str(PREFIX_CACHE_BYTES),
         metavar="BYTES",
@@ -68,7 +75,7 @@ def _listening(host: str, port: int) -> socket.socket:
         raise InvalidRequest(f"--port: got {port}, allowed is 0 to 65535")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address, family=family, backlog=_CONNECTIONS)
+        return socket.create_server(address, family=family, backlog=_BACKLOG)
     except OSError as error:
         raise InvalidRequest(f"--host {host} --port {port}: {error.strerror}") from None
 
@@ -101,28 +108,20 @@ def run(args: argparse.Namespace) -> int:
             "musespark serve needs uvicorn: pip install 'musespark[server]'"
         ) from error
     from musespark.server import Access, create_app
+    from musespark.server.connections import config_of
 
     if args.drain < 0:
         raise InvalidRequest(f"--drain: got {args.drain}, allowed is 0 or more")
     token = args.token if args.token is not None else os.environ.get(TOKEN) or None
     names = frozenset(name.lower() for name in args.allow_host)
-    access, limits = Access(args.host, token, names), _limits(args)
+    origins = frozenset(origin.lower() for origin in args.allow_origin)
+    access, limits = Access(args.host, token, names, origins), _limits(args)
     remembered = bytes_of(args.prefix_cache_bytes, "--prefix-cache-bytes")
     with contextlib.ExitStack() as opened:
         listening = opened.enter_context(_listening(args.host, args.port))
         model = opened.enter_context(common.load_model(args, None, prefix_cache_bytes=remembered))
         app = create_app(model, names=args.name, access=access, limits=limits)
-        config = uvicorn.Config(
-            _ended_quietly(app),
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # anybody could say in them who he is
-            ws="none",
-            lifespan="off",  # there is none; a second Ctrl-C would be told as its failure
-            limit_concurrency=_CONNECTIONS,
-            timeout_graceful_shutdown=args.drain,
-        )
+        config = config_of(_ended_quietly(app), limits, timeout_graceful_shutdown=args.drain)
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         common.show(f"{model.info.source}: http://{shown}:{port}/v1")

@@ -16,7 +16,9 @@ answering fails with 503, which OpenAI's and Anthropic's clients repeat by thems
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import itertools
 import json
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -46,10 +48,8 @@ except ImportError as error:
         f"musespark.ray.serving needs {error.name}: pip install 'musespark[ray]'"
     ) from error
 
-from musespark.server import anthropic
-from musespark.server.openai_shared import openai_error
 from musespark.server.security import Denied, is_loopback
-from musespark.server.transport import Refused, as_json, body_of
+from musespark.server.transport import Bodies, Refused, body_of, told
 from musespark.server.wire import Failure
 
 __all__ = ["PrefixRouter", "application"]
@@ -63,6 +63,7 @@ _SCOPE = (
     *("query_string", "headers", "client", "server"),
 )
 _RETRY_S = 1
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 def application(
@@ -79,8 +80,9 @@ def application(
 
     ``source``, ``load``: of :func:`musespark.load`, in each of the ``replicas``; ``threads`` of its
     engine, for which Ray reserves as many CPUs. ``names``, ``access``, ``limits``: as of
-    :func:`musespark.server.create_app`; limits are each replica's. Without a token in ``access``
-    clients on the machine of the HTTP proxy alone are answered, whatever it is bound to.
+    :func:`musespark.server.create_app`; limits are each replica's, and those of bodies the front's
+    too. Without a token in ``access`` clients on the machine of the HTTP proxy alone are answered,
+    whatever it is bound to.
 
     Raises InvalidRequest.
     """
@@ -156,15 +158,23 @@ class Front:
     def __init__(self, engines: DeploymentHandle, access: Access, limits: Limits):
         self._respond = engines.options(method_name="respond", stream=True)
         self._access, self._limits = access, limits
+        self._bodies = Bodies(limits.bodies_bytes, lambda: _RETRY_S)
 
     async def __call__(self, request: Request) -> Response:
         """For Ray Serve."""
-        try:
-            return _Passed(self._respond.remote(await self._asked(request)))
-        except (Denied, Refused) as refused:
-            return _refusal(request.url.path, Failure(refused.status, str(refused)))
-        except ClientDisconnect:
-            return Response(status_code=499)
+        shared = self._access.shared(request.headers)
+        with contextlib.ExitStack() as held:
+            receive = held.enter_context(self._bodies.counted(request.receive))
+            try:
+                asked = await self._asked(Request(request.scope, receive))
+                messages = self._respond.remote(asked)
+            except (Denied, Refused) as refused:
+                after = getattr(refused, "retry_after", None)
+                failure = Failure(refused.status, str(refused), retry_after=after)
+                return _shared(told(failure, request.url.path), shared)
+            except ClientDisconnect:
+                return Response(status_code=499)
+            return _Passed(messages, shared, held.pop_all())  # until it is answered
 
     async def _asked(self, request: Request) -> Asked:
         client = "" if request.client is None else request.client.host
@@ -186,13 +196,24 @@ class Front:
 
 
 class _Passed(Response):
-    """An answer as it comes from a replica."""
+    """An answer as it comes from a replica. ``shared``: headers of one that is ours. ``held``: what
+    is let go of at its end."""
 
-    def __init__(self, messages: DeploymentResponseGenerator[Message]):
+    def __init__(
+        self,
+        messages: DeploymentResponseGenerator[Message],
+        shared: Sequence[tuple[bytes, bytes]] = (),
+        held: contextlib.AbstractContextManager[Any] | None = None,
+    ):
         super().__init__()
-        self._messages = messages
+        self._messages, self._shared = messages, shared
+        self._held = held or contextlib.nullcontext()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await self._pass(scope, receive, send)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         held: list[Message] = []  # the start, until something stands behind it
         begun = whole = False
         try:
@@ -205,20 +226,21 @@ class _Passed(Response):
                     held.clear()
         except BackPressureError:
             full = Failure(429, "too many requests wait", "queue_full", _RETRY_S)
-            await _refusal(scope["path"], full)(scope, receive, send)
+            await self._told(full, scope["path"])(scope, receive, send)
         except RayActorError:
             if begun and not whole:
                 raise  # the connection ends, which no client takes for a whole answer
             if not begun:
                 gone = Failure(503, "the replica ended; ask again", "unavailable", _RETRY_S)
-                await _refusal(scope["path"], gone)(scope, receive, send)
+                await self._told(gone, scope["path"])(scope, receive, send)
+
+    def _told(self, failure: Failure, path: str) -> Response:
+        return _shared(told(failure, path), self._shared)
 
 
-def _refusal(path: str, failure: Failure) -> Response:
-    messages = path.startswith(anthropic.PATH)
-    body = (anthropic.CountTokens.error_body if messages else openai_error)(failure)
-    more = {"Retry-After": str(failure.retry_after)} if failure.retry_after else {}
-    return as_json(body, failure.status, **more)
+def _shared(answer: Response, headers: Sequence[tuple[bytes, bytes]]) -> Response:
+    answer.raw_headers += headers
+    return answer
 
 
 def blocks_of(value: Any) -> tuple[bytes, ...]:
@@ -227,12 +249,23 @@ def blocks_of(value: Any) -> tuple[bytes, ...]:
     if not isinstance(value, Mapping):
         return ()
     parts = [value[name] for name in _BEGINNING if value.get(name)]
-    text = "".join(json.dumps(part, ensure_ascii=False) for part in parts)
+    text = _beginning(parts, _MOST_BLOCKS * BLOCK)
     digest, found = hashlib.blake2b(digest_size=8), []
-    for begin in range(0, min(len(text), _MOST_BLOCKS * BLOCK) - BLOCK + 1, BLOCK):
+    for begin in range(0, len(text) - BLOCK + 1, BLOCK):
         digest.update(text[begin : begin + BLOCK].encode("utf-8", "surrogatepass"))
         found.append(digest.digest())
     return tuple(found)
+
+
+def _beginning(parts: Iterable[Any], most: int) -> str:
+    """The first characters of values as JSON; no more of it is written."""
+    pieces, length = [], 0
+    for piece in itertools.chain.from_iterable(map(_ENCODER.iterencode, parts)):
+        pieces.append(piece)
+        length += len(piece)
+        if length >= most:
+            break
+    return "".join(pieces)[:most]
 
 
 class PrefixRouter(RequestRouter):

@@ -348,6 +348,7 @@ class Messages:
 
     error_body = CountTokens.error_body
     body_type = MessagesBody
+    quiet = b'event: ping\ndata: {"type":"ping"}\n\n'
 
     def __init__(self, value: Any, served: Served):
         body: MessagesBody = served.read(MessagesBody, value)

@@ -38,7 +38,6 @@ from musespark.server import (
 )
 from musespark.server.limits import Limits
 from musespark.server.metrics import Meter
-from musespark.server.openai_shared import openai_error
 from musespark.server.openapi import Operation, document
 from musespark.server.page_files import page_routes
 from musespark.server.security import Access, Denied, client_of
@@ -49,6 +48,7 @@ from musespark.server.transport import (
     Refused,
     as_json,
     body_of,
+    told,
     until_gone,
 )
 from musespark.server.turns import QueueFull
@@ -128,9 +128,10 @@ class Server:
             **_PAGE,
         }
         routes = [
-            Route(path, self._post(path, act), methods=["POST"]) for path, act in posts.items()
+            Route(path, self._answering(path, act), methods=[method])
+            for method, acts in (("POST", posts), ("GET", gets))
+            for path, act in acts.items()
         ]
-        routes += [Route(path, act, methods=["GET"]) for path, act in gets.items()]
         handlers = {HTTPException: self._not_found}
         inner = Starlette(routes=routes, exception_handlers=handlers)
         inner.router.redirect_slashes = False  # a redirect would repeat the Host of the request
@@ -139,14 +140,14 @@ class Server:
 
     # ---- protocols ----------------------------------------------------------------------------
 
-    def _post(self, path: str, act: Callable[[Request], Any]) -> Callable[[Request], Any]:
+    def _answering(self, path: str, act: Callable[[Request], Any]) -> Callable[[Request], Any]:
         async def answer(request: Request) -> Response:
             try:
                 return await act(request)
             except ClientDisconnect:
                 return Response(status_code=_GONE)
             except Exception as error:
-                return _told(self.failure_of(error), path)
+                return told(self.failure_of(error), path)
 
         return answer
 
@@ -155,12 +156,12 @@ class Server:
         run = self.work.begin(_client(request), exchange.job, exchange.streams)
         streams = False
         try:
-            prompt_tokens = await until_gone(request.receive, run.begun())
             if not exchange.streams:
                 ended = await until_gone(request.receive, run.answers())
                 return as_json(exchange.answer(ended))
-            seconds = self.limits.write_seconds
-            response = EventStream(exchange, run, prompt_tokens, seconds, self.failure_of)
+            # What is known until then has a status of its own; what comes later is an event.
+            await until_gone(request.receive, run.begun(self.limits.quiet_seconds))
+            response = EventStream(exchange, run, self.limits, self.failure_of)
             streams = True
             return response
         finally:
@@ -180,12 +181,14 @@ class Server:
         given = await self._read(request, read)
         with self.work.turn(_client(request)) as ticket:
             await until_gone(request.receive, ticket.wait())
-            rows = await until_gone(request.receive, self.model.aembed(given.texts))
-        tokens = await asyncio.to_thread(self._tokens, given.texts)
-        return as_json(await asyncio.to_thread(given.answer, rows, tokens))
+            ids = await asyncio.to_thread(self._ids, given.texts)
+            rows = await until_gone(request.receive, self.model.aembed(ids))
+        return as_json(await asyncio.to_thread(given.answer, rows, sum(map(len, ids))))
 
-    def _tokens(self, texts: Sequence[Any]) -> int:
-        return sum(len(self.model._requests.ids(text, "input")) for text in texts)
+    def _ids(self, texts: Sequence[Any]) -> list[Any]:
+        """Texts as token ids: made once, to be counted and embedded."""
+        ids = self.model._requests.ids
+        return [ids(text, f"input[{index}]") for index, text in enumerate(texts)]
 
     async def _read_job(self, request: Request, kind: Any) -> Any:
         def read(value: Any) -> Any:
@@ -210,11 +213,7 @@ class Server:
 
     async def _one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        try:
-            self.served.check_name(name)
-        except UnknownModel as error:
-            failure = self.failure_of(error)
-            return as_json(openai_error(failure), failure.status)
+        self.served.check_name(name)
         return as_json(self._described(name))
 
     def _described(self, name: str) -> dict[str, Any]:
@@ -240,6 +239,11 @@ class Server:
         return list(ALL_EFFORTS) if marked or writes_effort(template) else []
 
     async def _health(self, request: Request) -> Response:
+        try:
+            self.model._engine.check()
+        except Error as error:
+            why = str(error).partition(":")[0]  # what failed in it is told in Python alone
+            return as_json({"status": why}, 503)
         return as_json({"status": "ok"})
 
     async def _metrics(self, request: Request) -> Response:
@@ -258,8 +262,7 @@ class Server:
         assert isinstance(error, HTTPException)
         body = {404: "there is nothing here", 405: "another method is needed here"}
         failure = Failure(error.status_code, body.get(error.status_code, "refused"))
-        headers = dict(error.headers or {})
-        return as_json(openai_error(failure), error.status_code, **headers)
+        return told(failure, request.scope["path"], **dict(error.headers or {}))
 
     # ---- errors -------------------------------------------------------------------------------
 
@@ -271,21 +274,21 @@ class Server:
         return replace(failure, param=field_of(failure.message))
 
     def _failure_of(self, error: Exception) -> Failure:
-        told = self._without_paths(str(error))
+        said = self._without_paths(str(error))
         if isinstance(error, QueueFull):
-            return Failure(429, told, "queue_full", error.retry_after)
+            return Failure(429, said, "queue_full", error.retry_after)
         if isinstance(error, Refused):
-            return Failure(error.status, told, retry_after=error.retry_after)
+            return Failure(error.status, said, retry_after=error.retry_after)
         if isinstance(error, Denied):
-            return Failure(error.status, told)
+            return Failure(error.status, said)
         if isinstance(error, UnknownModel):
-            return Failure(404, told, "model_not_found")
+            return Failure(404, said, "model_not_found")
         if isinstance(error, (Cancelled, MemoryBudgetExceeded)):
-            return Failure(503, told, "unavailable", self.work.retry_after())
+            return Failure(503, said, "unavailable", self.work.retry_after())
         if isinstance(error, MissingLibrary):
-            return Failure(501, told, "not_installed")
+            return Failure(501, said, "not_installed")
         if isinstance(error, (InvalidRequest, UnsupportedModel, CorruptFile)):
-            return Failure(400, told, _code(error))
+            return Failure(400, said, _code(error))
         _LOG.error("a request failed", exc_info=error)
         message = "the engine failed" if isinstance(error, Error) else "an internal error"
         return Failure(500, message)
@@ -305,17 +308,8 @@ def _code(error: Exception) -> str:
     return "unsupported" if isinstance(error, UnsupportedModel) else "invalid_request"
 
 
-def _told(failure: Failure, path: str) -> Response:
-    """An error as the protocol of a path writes it."""
-    messages = path.startswith(anthropic.PATH)
-    error_body = anthropic.CountTokens.error_body if messages else openai_error
-    more = {"Retry-After": str(failure.retry_after)} if failure.retry_after else {}
-    return as_json(error_body(failure), failure.status, **more)
-
-
 def _client(request: Request) -> str:
-    address = "" if request.client is None else request.client.host
-    return client_of(request.headers, address)
+    return client_of("" if request.client is None else request.client.host)
 
 
 class _Guard:
@@ -341,7 +335,7 @@ class _Guard:
         if scope["type"] != "http":
             raise RuntimeError(f"no {scope['type']} is served here")
         path = scope["path"]
-        label, started = path if path in _PATHS else "other", False
+        request, label, started = Request(scope), path if path in _PATHS else "other", False
 
         async def counted(message: Message) -> None:
             nonlocal started
@@ -349,25 +343,33 @@ class _Guard:
                 started = True
                 self._meter.answered(label, message["status"])
                 headers = [*message.get("headers", ()), _NOSNIFF]
+                headers += self._access.shared(request.headers)
                 if all(name != _NO_STORE[0] for name, _ in headers):
                     headers.append(_NO_STORE)
                 message["headers"] = headers
             await send(message)
 
         try:
-            self._check(Request(scope), path)
+            early = self._early(request, path)
         except Denied as denied:
-            await _told(self._failure_of(denied), path)(scope, receive, counted)
+            early = told(self._failure_of(denied), path)
+        if early is not None:
+            await early(scope, receive, counted)
             return
         with self._bodies.counted(receive) as bounded:
             try:
                 await self._inner(scope, bounded, counted)
             except asyncio.CancelledError:
                 if not started:  # a stream tells it itself
-                    await _told(self._failure_of(ENDS), path)(scope, receive, counted)
+                    await told(self._failure_of(ENDS), path)(scope, receive, counted)
                 raise
 
-    def _check(self, request: Request, path: str) -> None:
+    def _early(self, request: Request, path: str) -> Response | None:
+        """What answers a browser that asks before a page does; :class:`Denied` for who may not."""
         self._access.check(request.headers, request.headers.getlist("host"))
+        may = self._access.preflight(request.method, request.headers)
+        if may is not None:
+            return Response(status_code=204, headers=may)
         if path not in _OPEN:
             self._access.check_token(request.headers)
+        return None

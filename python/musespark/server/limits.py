@@ -26,6 +26,7 @@ class Limits:
     ``running``: answers in the engine at once, where each of several agents is one; ``waiting``:
     more that wait, behind which 429 is answered. ``read_seconds``: for a body to come;
     ``write_seconds``: for a client to take what it is sent, before it is cut off.
+    ``quiet_seconds``: after which a stream that has nothing to say says so.
     """
 
     body_bytes: int = 32 << 20
@@ -43,6 +44,7 @@ class Limits:
     waiting: int = 128
     read_seconds: float = 30.0
     write_seconds: float = 60.0
+    quiet_seconds: float = 10.0  # proxies end what is silent for 60 s, some for 30
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -14,6 +14,8 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.utils import floatToGoString
 
+from musespark.errors import Error
+
 if TYPE_CHECKING:
     from musespark.model import Model
     from musespark.results import Usage
@@ -120,7 +122,10 @@ class _EngineStats:
         self._model = model
 
     def collect(self) -> Iterator[Any]:
-        stats = self._model._engine.stats()
+        try:
+            stats = self._model._engine.stats()
+        except Error:  # it is gone, which /health tells; the server's own counters are not
+            return
         for name in _ENGINE:
             if name in stats:  # an encoder has few
                 about = f"The engine's {name.replace('_', ' ')}."

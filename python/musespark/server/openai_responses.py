@@ -35,6 +35,7 @@ from musespark.server.openai_shared import (
 )
 from musespark.server.response_items import Items
 from musespark.server.wire import (
+    QUIET,
     Alternatives,
     Body,
     Ended,
@@ -311,6 +312,7 @@ class Responses:
 
     error_body = staticmethod(openai_error)
     body_type = ResponseBody
+    quiet = QUIET
 
     def __init__(self, value: Any, served: Served):
         self._body: ResponseBody = served.read(ResponseBody, value)

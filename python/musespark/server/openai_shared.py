@@ -11,6 +11,7 @@ from musespark.errors import InvalidRequest
 from musespark.messages import call_text
 from musespark.results import ChatResult, TokenLogprob, Usage
 from musespark.server.wire import (
+    QUIET,
     Body,
     Ended,
     Event,
@@ -154,6 +155,7 @@ class CompletionExchange:
     """A request of chat completions or completions, and what both say around an answer."""
 
     body_type: ClassVar[type[CompletionOptions]]
+    quiet: ClassVar[bytes] = QUIET
     id_prefix: ClassVar[str]
     object: ClassVar[str]  # of a whole answer
     chunk: ClassVar[str]  # of a piece of it

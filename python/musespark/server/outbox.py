@@ -45,13 +45,17 @@ class Outbox:
     def put(self, item: Item) -> None:
         """Adds an item."""
         self._items.append(item)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Who waits in :meth:`take` waits no longer."""
         if self._taker is not None and not self._taker.done():
             self._taker.set_result(None)
 
     async def take(self) -> list[Item]:
-        """What has come, at least one item; neighbouring pieces of text of one channel of one
-        answer are one."""
-        while not self._items:
+        """What has come, nothing after a :meth:`nudge` alone; neighbouring pieces of text of one
+        channel of one answer are one."""
+        if not self._items:
             self._taker = asyncio.get_running_loop().create_future()
             await self._taker
         some, self._items = self._items, []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -13,6 +13,8 @@ from musespark.errors import InvalidRequest
 
 _LOOPBACK_NAMES = frozenset(["localhost", "127.0.0.1", "::1"])
 _MOST_HEADER = 1024
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9_.:\[\]-]+")
+_HEADERS = re.compile(r"[A-Za-z0-9_, -]{1,2048}")
 
 
 class Denied(InvalidRequest):
@@ -26,19 +28,28 @@ class Denied(InvalidRequest):
 @dataclass(frozen=True)
 class Access:
     """``host``: what the server is bound to. ``token``: what clients have to know; None: nothing,
-    which is allowed on loopback alone. ``names``: hosts that it is reached by beside its own.
+    which is allowed on loopback alone. ``names``: hosts that it is reached by beside its own, of
+    whatever is in front of it too. ``origins``: of pages elsewhere that may ask, exactly.
 
     Host is checked against DNS rebinding: a page of a name that its owner lets point at this
-    machine says that name. An Origin has to be the server's own, so that no other page asks.
+    machine says that name. An Origin has to be the server's own or one of ``origins``, so that no
+    other page asks; to those browsers are told to give the answers (CORS).
     """
 
     host: str = "127.0.0.1"
     token: str | None = None
     names: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.token is not None and (len(self.token) < 16 or not self.token.isascii()):
             raise InvalidRequest("token: allowed are 16 ASCII characters or more")
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise InvalidRequest(
+                    f"origins: got {origin!r:.80}, allowed is a scheme and a host in small letters "
+                    "as browsers send them, such as https://app.example or http://localhost:3000"
+                )
         if self.token is None and not is_loopback(self.host):
             raise InvalidRequest(
                 f"host: got {self.host!r:.80} without a token, allowed is loopback (127.0.0.1, "
@@ -51,7 +62,7 @@ class Access:
         if len(given) != 1 or not self.allows_host(given[0]):
             raise Denied(403, "Host: not a name of this server")
         origin = headers.get("origin")
-        if origin is not None and not _same_origin(origin, given[0]):
+        if origin is not None and not self._allows_origin(origin, given[0]):
             raise Denied(403, "Origin: pages of other origins may not ask this server")
 
     def check_token(self, headers: Mapping[str, str]) -> None:
@@ -59,6 +70,35 @@ class Access:
         given = presented(headers).encode()
         if self.token is not None and not hmac.compare_digest(given, self.token.encode()):
             raise Denied(401, "the token is missing or wrong: Authorization: Bearer TOKEN")
+
+    def _allows_origin(self, origin: str, host: str) -> bool:
+        if origin in self.origins:
+            return True
+        scheme, _, rest = origin.lower().partition("://")
+        return scheme in ("http", "https") and (rest == host.lower() or rest in self.names)
+
+    def shared(self, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+        """Headers of an answer: that the page which asks may read it, where it is elsewhere."""
+        if not self.origins:
+            return []
+        vary, origin = (b"vary", b"Origin"), headers.get("origin")
+        if origin not in self.origins:
+            return [vary]
+        expose = (b"access-control-expose-headers", b"Retry-After")
+        return [vary, (b"access-control-allow-origin", origin.encode()), expose]
+
+    def preflight(self, method: str, headers: Mapping[str, str]) -> dict[str, str] | None:
+        """Headers that answer a browser which asks whether a page of ``origins`` may send what it
+        wants to; None for any other request. It comes without the token."""
+        asks = method == "OPTIONS" and "access-control-request-method" in headers
+        if not asks or headers.get("origin") not in self.origins:
+            return None
+        wanted = headers.get("access-control-request-headers", "")
+        return {
+            "access-control-allow-methods": "GET, POST",
+            "access-control-allow-headers": wanted if _HEADERS.fullmatch(wanted) else "",
+            "access-control-max-age": "600",
+        }
 
     def allows_host(self, given: str) -> bool:
         """Whether a Host header names this server."""
@@ -91,10 +131,18 @@ def presented(headers: Mapping[str, str]) -> str:
     return headers.get("x-api-key", "")
 
 
-def client_of(headers: Mapping[str, str], address: str) -> str:
-    """Who asks, for turns: the address and the key, which is kept as a hash."""
-    key = hashlib.sha256(presented(headers).encode()).hexdigest()[:16]
-    return f"{address} {key}"
+def client_of(address: str) -> str:
+    """Who asks, for turns and connections: an address, of IPv6 the network of 64 bits, in which one
+    machine may have any. No key counts: one that nobody checks is whatever a client makes up, and
+    one that is checked is the same for all."""
+    try:
+        given = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if given.version == 4 or given.is_loopback:
+        return address
+    mapped = given.ipv4_mapped
+    return str(mapped) if mapped else str(ipaddress.ip_network((given.packed, 64), strict=False))
 
 
 def _host_name(given: str) -> str | None:
@@ -115,8 +163,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _same_origin(origin: str, host: str) -> bool:
-    scheme, _, rest = origin.partition("://")
-    return scheme in ("http", "https") and rest.lower() == host.lower()

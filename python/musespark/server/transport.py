@@ -13,13 +13,18 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from musespark.errors import Cancelled
+from musespark.server import anthropic
 from musespark.server.limits import Limits
-from musespark.server.outbox import Failed, Item, Piece
+from musespark.server.openai_shared import openai_error
+from musespark.server.outbox import Begun, Failed, Item, Piece
 from musespark.server.wire import Ended, Event, Exchange, Failure, to_json
 from musespark.server.work import Run
 
 T = TypeVar("T")
 ENDS = Cancelled("the server is shutting down")  # what a request hears whose task is cancelled
+# In a scope's extensions, where what serves the application has it: ends the connection at once,
+# whatever its client has not taken yet.
+ABORT = "musespark.abort"
 
 
 class Refused(Exception):  # noqa: N818 - says what it is
@@ -124,6 +129,15 @@ def as_json(value: Mapping[str, Any], status: int = 200, **headers: str) -> Resp
     return Response(data, status, headers, "application/json")
 
 
+def told(failure: Failure, path: str, **headers: str) -> Response:
+    """An error as the protocol of a path writes it."""
+    messages = path.startswith(anthropic.PATH)
+    error_body = anthropic.CountTokens.error_body if messages else openai_error
+    if failure.retry_after:
+        headers["Retry-After"] = str(failure.retry_after)
+    return as_json(error_body(failure), failure.status, **headers)
+
+
 def _written(events: Sequence[Event]) -> bytes:
     lines = []
     for data, name in events:
@@ -136,7 +150,8 @@ def _written(events: Sequence[Event]) -> bytes:
 class EventStream(Response):
     """A run as server-sent events. Closes the run, whatever happens: where the client goes away or
     takes nothing for ``write_seconds``, what runs is cancelled. Where the server ends, the client
-    is told so."""
+    is told so. After each ``quiet_seconds`` of silence, in the queue, a long prompt or a call that
+    comes whole, something without a meaning is sent, or proxies would take it for dead."""
 
     media_type = "text/event-stream"
 
@@ -144,38 +159,45 @@ class EventStream(Response):
         self,
         exchange: Exchange,
         run: Run,
-        prompt_tokens: int,
-        write_seconds: float,
+        limits: Limits,
         failure_of: Callable[[Exception], Failure],
     ):
         super().__init__(headers={"X-Accel-Buffering": "no"})  # of proxies that would collect it
         del self.headers["content-length"]
-        self._exchange, self._run, self._prompt = exchange, run, prompt_tokens
-        self._write_seconds, self._failure_of = write_seconds, failure_of
+        self._exchange, self._run, self._limits = exchange, run, limits
+        self._failure_of = failure_of
         self._sending: float | None = None  # since when a client has not taken what it is sent
+        self._sent = time.monotonic()  # when it was last sent something
         self._ended: list[Ended] = []
-        self._started = self._complete = False
+        self._started = self._begun = self._complete = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             try:
                 with contextlib.suppress(ClientDisconnect):
-                    await _until(self._gone_or_stuck(receive), self._write(send))
+                    abort = (scope.get("extensions") or {}).get(ABORT)
+                    await _until(self._gone_or_stuck(receive, abort), self._write(send))
             finally:
                 await self._run.close()
         except asyncio.CancelledError:
             await self._cut(send)  # until the next cancellation, where the client is stuck
             raise
 
-    async def _gone_or_stuck(self, receive: Receive) -> None:
-        """Until the client has gone away, or taken nothing for too long. One timer for a stream,
-        not one for each of its events."""
+    async def _gone_or_stuck(self, receive: Receive, abort: Callable[[], None] | None) -> None:
+        """Until the client has gone away, or taken nothing for too long, when its connection is
+        ended by ``abort``. One timer for a stream, not one for each of its events."""
+        most, quiet = self._limits.write_seconds, self._limits.quiet_seconds
         gone = asyncio.ensure_future(_gone(receive))
         try:
             while not gone.done():
-                await asyncio.wait({gone}, timeout=self._write_seconds / 4)
-                since = self._sending
-                if since is not None and time.monotonic() - since > self._write_seconds:
+                await asyncio.wait({gone}, timeout=min(most, quiet) / 4)
+                now, since = time.monotonic(), self._sending
+                if since is None and now - self._sent > quiet:
+                    self._run.nudge()
+                if since is not None and now - since > most:
+                    if abort is not None:
+                        abort()
+                        await gone  # so that nobody takes it for an answer that was forgotten
                     return
         finally:
             gone.cancel()
@@ -183,7 +205,7 @@ class EventStream(Response):
     async def _cut(self, send: Send) -> None:
         if not self._complete:
             await self._start(send)
-            await self._send(send, self._exchange.failed(self._failure_of(ENDS)))
+            await self._send(send, self._failed(ENDS))
             await self._finish(send)
 
     async def _start(self, send: Send) -> None:
@@ -198,11 +220,12 @@ class EventStream(Response):
 
     async def _write(self, send: Send) -> None:
         await self._start(send)
-        await self._send(send, self._exchange.begin(self._prompt))
         whole = True
         async for items in self._run.items():
             events = [event for item in items for event in self._events(item)]
             await self._send(send, events)
+            if time.monotonic() - self._sent > self._limits.quiet_seconds:
+                await self._send_bytes(send, self._exchange.quiet)
             if any(isinstance(item, Failed) for item in items):
                 whole = False
                 break
@@ -211,18 +234,32 @@ class EventStream(Response):
         await self._finish(send)
 
     def _events(self, item: Item) -> list[Event]:
+        if isinstance(item, Begun):
+            return self._begin(item.prompt_tokens)
         if isinstance(item, Piece):
             return self._exchange.piece(item.index, item.delta)
         if isinstance(item, Ended):
             self._ended.append(item)
             return self._exchange.ended(item)
         if isinstance(item, Failed):
-            return self._exchange.failed(self._failure_of(item.error))
+            return self._failed(item.error)
         return []
+
+    def _begin(self, prompt_tokens: int) -> list[Event]:
+        if self._begun:
+            return []
+        self._begun = True
+        return self._exchange.begin(prompt_tokens)
+
+    def _failed(self, error: Exception) -> list[Event]:
+        # Clients of some protocols take no end of what has not begun.
+        return [*self._begin(0), *self._exchange.failed(self._failure_of(error))]
 
     async def _send(self, send: Send, events: Sequence[Event]) -> None:
         if events:
-            message = {"type": "http.response.body", "body": _written(events), "more_body": True}
-            self._sending = time.monotonic()
-            await send(message)
-            self._sending = None
+            await self._send_bytes(send, _written(events))
+
+    async def _send_bytes(self, send: Send, data: bytes) -> None:
+        self._sending = time.monotonic()
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sent, self._sending = self._sending, None

@@ -14,7 +14,7 @@ class QueueFull(Error):  # noqa: N818 - says what it is
 
     def __init__(self, waiting: int, retry_after: int):
         super().__init__(f"{waiting} requests wait already; try again in {retry_after} s")
-        self.retry_after = retry_after
+        self.waiting, self.retry_after = waiting, retry_after
 
 
 class Turns:
@@ -22,7 +22,9 @@ class Turns:
 
     Clients are served one after the other, each its oldest ticket, so that one with many requests
     does not hold up one with few; a ticket for several rows waits until so many are free, and what
-    is behind it with it. For one event loop; nothing here waits or locks.
+    is behind it with it. Nor does it fill the places: where there are none left, the newest tickets
+    of the client with the most waiting make room for one that has fewer, and :meth:`Ticket.wait`
+    raises :class:`QueueFull`. For one event loop; nothing here waits or locks.
     """
 
     def __init__(self, running: int, waiting: int):
@@ -39,19 +41,43 @@ class Turns:
             raise InvalidRequest(
                 f"choices: got {wanted}, allowed are at most {self._running + self._most}"
             )
-        if self.waiting + max(0, wanted - self.free) > self._most:
-            raise QueueFull(self.waiting, retry_after)
+        full = QueueFull(self.waiting, retry_after)
+        must_wait = max(0, wanted - self.free)
+        for displaced in self._room_for(client, must_wait, full):
+            self._forget(displaced)
+            displaced.refuse(QueueFull(full.waiting, retry_after))
+        for ticket in tickets:
+            ticket.together = tickets
         self._queues.setdefault(client, deque()).extend(tickets)
         self.waiting += wanted
         self._give()
         return tickets
 
+    def _room_for(self, client: str, rows: int, full: QueueFull) -> list[Ticket]:
+        """Who makes room for so many rows more; raises ``full`` where nobody has to. A request's
+        tickets go together, and none of them where one has its turn."""
+        has = {name: sum(one.rows for one in queue) for name, queue in self._queues.items()}
+        left = {name: list(queue) for name, queue in self._queues.items() if name != client}
+        own, over, gone = has.get(client, 0) + rows, self.waiting + rows - self._most, []
+        while over > 0:
+            most = max(left, key=lambda name: has[name], default=None)
+            newest = left[most][-1].waiting() if most is not None and left[most] else []
+            freed = sum(one.rows for one in newest)
+            # Who loses one still has as much as who gains: so nobody displaces back.
+            if most is None or not newest or has[most] - freed < own:
+                raise full
+            del left[most][-len(newest) :]
+            has[most] -= freed
+            over -= freed
+            gone += newest
+        return gone
+
     def give_back(self, ticket: Ticket) -> None:
         """Ends a turn, or gives up waiting for it."""
-        if ticket.turn.done() and not ticket.turn.cancelled():
-            self.free += ticket.rows
-        else:
+        if not ticket.turn.done():
             self._forget(ticket)
+        elif ticket.turn.exception() is None:
+            self.free += ticket.rows
         self._give()
 
     def _forget(self, ticket: Ticket) -> None:
@@ -77,15 +103,27 @@ class Turns:
 
 class Ticket:
     """A turn of ``rows`` in the engine, to be waited for by :meth:`wait` and ended by
-    :meth:`release`, whether it came or not."""
+    :meth:`release`, whether it came or not. ``together``: with which it was taken."""
 
     def __init__(self, turns: Turns, client: str, rows: int):
         self.client, self.rows = client, rows
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.together = [self]
         self._turns, self._released = turns, False
 
+    def waiting(self) -> list[Ticket]:
+        """Those that were taken together and wait still; none where one of them had its turn."""
+        some = [one for one in self.together if not one._released or one.turn.done()]
+        return [] if any(one.turn.done() for one in some) else some
+
+    def refuse(self, error: QueueFull) -> None:
+        """There will be no turn."""
+        self.turn.set_exception(error)
+        self.turn.exception()  # else it is told as forgotten where nobody waits for it
+
     async def wait(self) -> None:
-        """Until it is its turn. Who is cancelled meanwhile still has to release it."""
+        """Until it is its turn; QueueFull where it has to make room. Who is cancelled meanwhile
+        still has to release it."""
         await asyncio.shield(self.turn)
 
     def release(self) -> None:

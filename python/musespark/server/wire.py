@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -157,6 +157,9 @@ class Ended(NamedTuple):
     logprobs: Sequence[TokenLogprob] = ()
 
 
+QUIET = b": wait\n\n"  # a comment of server-sent events
+
+
 class Event(NamedTuple):
     """One of server-sent events; ``data``: JSON, or a text as it is."""
 
@@ -238,6 +241,7 @@ class Exchange(Protocol):
 
     job: Job
     streams: bool
+    quiet: ClassVar[bytes]  # what a stream sends while it has nothing to say
 
     def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
         """The body that answers a request that does not stream."""

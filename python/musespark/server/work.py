@@ -155,15 +155,16 @@ class Run:
             self._read = asyncio.ensure_future(reading)
         return await self._read
 
-    async def begun(self) -> int:
-        """Waits for the first answer to begin, and gives its prompt's tokens; raises where it
-        cannot."""
-        self._early = await self._outbox.take()
-        first = self._early[0]
-        if isinstance(first, Failed):
-            raise first.error
-        assert isinstance(first, Begun)
-        return first.prompt_tokens
+    async def begun(self, seconds: float | None = None) -> None:
+        """Waits for the first answer to begin, at most so long; raises where it cannot."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            self._early = await asyncio.wait_for(self._outbox.take(), seconds)
+            if isinstance(self._early[0], Failed):
+                raise self._early[0].error
+
+    def nudge(self) -> None:
+        """Who reads :meth:`items` is given nothing, where nothing comes."""
+        self._outbox.nudge()
 
     async def items(self) -> AsyncIterator[list[Item]]:
         """What has come meanwhile, again and again."""

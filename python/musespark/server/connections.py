@@ -1,0 +1,149 @@
+"""The sockets of a server: how much their headers may be, how long they may take, and who has to go
+where there are too many.
+
+What the application bounds begins when a request's headers are whole. Until then nobody has shown a
+token, so what is bounded here costs others nothing: a header of 64 KiB, seconds in which it has to
+come, and idle connections that make room for new ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import resource
+from collections import defaultdict
+from typing import Any
+
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from musespark.server.limits import Limits
+from musespark.server.security import client_of
+from musespark.server.transport import ABORT, told
+from musespark.server.wire import Failure
+
+CONNECTIONS = 1024  # at most; fewer where this process may not open so many files
+_HEADER_BYTES = 64 << 10  # browsers send cookies of whatever else is on this machine's ports
+_FULL = Failure(503, "too many requests are under way; try again", "unavailable", 1)
+
+
+def config_of(app: Any, limits: Limits, **more: Any) -> uvicorn.Config:
+    """How uvicorn is to serve an application. ``more``: of ``uvicorn.Config``."""
+    return uvicorn.Config(
+        app,
+        # h11 always, which bounds headers where httptools does not; it is no slower here.
+        http=functools.partial(Connection, Door(limits)),  # type: ignore[arg-type]
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+        ws="none",
+        lifespan="off",  # there is none; a second Ctrl-C would be told as its failure
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # anybody could say in them who he is
+        **more,
+    )
+
+
+class Door:
+    """What the connections of a server share. ``most``: connections; of requests under way three
+    quarters of it, so that who is refused can be told so.
+
+    A quarter of the files that this process may open stays for what else it opens.
+    """
+
+    def __init__(self, limits: Limits, most: int = CONNECTIONS):
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if files != resource.RLIM_INFINITY:
+            most = min(most, files * 3 // 4)
+        self.most, self.requests = most, max(1, most * 3 // 4)
+        self._read, self._write = limits.read_seconds, limits.write_seconds
+        self._connections: dict[Connection, None] = {}  # in the order in which they came
+        self._timer: asyncio.TimerHandle | None = None
+
+    def enter(self, one: Connection) -> None:
+        """Takes a connection in; of too many the client with the most idle ones loses that which
+        has been idle the longest."""
+        if len(self._connections) >= self.most:
+            self._make_room(one)
+        self._connections[one] = None
+        if self._timer is None:
+            self._sweep(one.loop)
+
+    def leave(self, one: Connection) -> None:
+        self._connections.pop(one, None)
+
+    def _make_room(self, new: Connection) -> None:
+        idle: defaultdict[str, list[Connection]] = defaultdict(list)
+        for one in self._connections:
+            if one.idle:
+                idle[one.who].append(one)
+        if idle:
+            gone = min(max(idle.values(), key=len), key=lambda one: one.idle_since)
+        else:
+            gone = new
+        gone.transport.abort()
+        self.leave(gone)  # here, for it hears of it later
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ends what takes too long; one timer for all, as long as there are any."""
+        now = loop.time()
+        for one in list(self._connections):
+            if one.closing_since > now and one.transport.is_closing():
+                one.closing_since = now
+            if now - min(one.closing_since, one.stuck_since) > self._write:
+                one.transport.abort()  # close() would wait for the client to take the rest
+            elif one.idle and now - one.idle_since > self._read:
+                one.transport.close()
+        pause = min(1.0, self._read / 4, self._write / 4)
+        self._timer = loop.call_later(pause, self._sweep, loop) if self._connections else None
+
+
+class Connection(H11Protocol):
+    """A connection of a client: uvicorn's, that can be ended while its client takes nothing.
+
+    ``idle``: no request is under way; ``idle_since``, ``closing_since`` (its last answer has been
+    written), ``stuck_since`` (more is written than the client takes): seconds of the loop's clock.
+    """
+
+    def __init__(self, door: Door, **given: Any):
+        super().__init__(**given)
+        self._door, self._inner = door, self.app
+        self.app = self._request  # type: ignore[assignment]
+        self.who = ""
+        self.idle_since = 0.0
+        self.closing_since = self.stuck_since = math.inf
+
+    @property
+    def idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.who = client_of(self.client[0] if self.client else "")
+        self.idle_since = self.loop.time()
+        self._door.enter(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.leave(self)
+        super().connection_lost(exc)
+
+    def on_response_complete(self) -> None:
+        self.idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        self.stuck_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self.stuck_since = math.inf
+        super().resume_writing()
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if len(self.tasks) > self._door.requests:
+            await told(_FULL, scope["path"])(scope, receive, send)
+            return
+        scope["extensions"] = {ABORT: self.transport.abort}
+        await self._inner(scope, receive, send)  # type: ignore[arg-type]

@@ -1,0 +1,214 @@
+"""The sockets of the server: headers that do not end, clients that say or take nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+import musespark
+from musespark.server import Limits, create_app
+from musespark.server.connections import Connection, Door
+from support.serving import served, within
+
+MODEL = "spark-nano"
+LONG = {"model": MODEL, "prompt": "The fox", "max_tokens": 1900, "min_tokens": 1900}
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[musespark.Model]:
+    with musespark.load(threads=1) as loaded:
+        yield loaded
+
+
+def connected(url: str, buffer: int | None = None) -> socket.socket:
+    """A connection; ``buffer``: bytes that the system takes for its client, about."""
+    one = socket.socket()
+    one.settimeout(20)
+    if buffer is not None:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    host, _, port = urlsplit(url).netloc.partition(":")
+    one.connect((host, int(port)))
+    return one
+
+
+def ended(one: socket.socket) -> bool:
+    """Whether the server has closed a connection, within a moment."""
+    one.settimeout(0.05)
+    try:
+        return one.recv(1 << 16) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def post(path: str, body: dict[str, Any]) -> bytes:
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+def test_headers_are_bounded(model) -> None:
+    lines = b"".join(b"h%05d: x\r\n" % index for index in range(1000))
+    with served(create_app(model)) as url, contextlib.closing(connected(url)) as one:
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+            while sent < 16 << 20:
+                one.sendall(lines)
+                sent += len(lines)
+        assert sent < 16 << 20, "it takes them all"
+        assert httpx.get(f"{url}/health", headers={"x": "a" * 30_000}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"GET /health HTTP/1.1\r\nHost: loc",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /he",
+    ],
+)
+def test_headers_that_do_not_come_are_not_waited_for(model, said: bytes) -> None:
+    limits = Limits(read_seconds=0.3)
+    app = create_app(model, limits=limits)
+    with served(app, limits) as url, contextlib.closing(connected(url)) as one:
+        one.sendall(said)
+        for _ in range(40):  # a byte now and then is not enough
+            if ended(one):
+                break
+            with contextlib.suppress(ConnectionError):
+                one.sendall(b"a")
+        else:
+            pytest.fail("it stays open")
+
+
+def test_a_request_may_take_longer_than_its_headers(model) -> None:
+    limits = Limits(read_seconds=0.1)
+    with served(create_app(model, limits=limits), limits) as url:
+        body = {**LONG, "n": 16}
+        begun = time.monotonic()
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == 200
+        assert time.monotonic() - begun > 0.2, "it was too short for the test to tell"
+
+
+def test_idle_connections_make_room_for_others(model, monkeypatch) -> None:
+    monkeypatch.setattr(Door.__init__, "__defaults__", (8,))
+    with served(create_app(model)) as url, contextlib.ExitStack() as opened:
+        body = {**LONG, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            idle = [opened.enter_context(contextlib.closing(connected(url))) for _ in range(30)]
+            for _ in range(3):
+                assert httpx.get(f"{url}/health").status_code == 200
+            assert ended(idle[0]) and not ended(idle[-1]), "the longest idle one goes"
+            assert sum(not ended(one) for one in idle) <= 8
+            assert [line for line in lines if line][-1] == "data: [DONE]", "what runs goes on"
+
+
+class Idle:
+    """A connection that nobody asks anything on, since a moment. ``gone``: told when it goes."""
+
+    closing_since = stuck_since = float("inf")
+
+    def __init__(self, who: str, since: float, gone: list[float], idle: bool = True):
+        self.who, self.idle_since, self.idle = who, since, idle
+        self.loop = SimpleNamespace(time=lambda: since, call_later=lambda *given: None)
+        self.transport = SimpleNamespace(abort=lambda: gone.append(since))
+        self.transport.is_closing = lambda: False
+
+
+def test_who_has_the_most_idle_connections_loses_one() -> None:
+    gone: list[float] = []
+    door = Door(Limits(), most=4)
+    for since, who in enumerate(["modest", "greedy", "greedy", "greedy", "greedy", "other"]):
+        door.enter(Idle(who, float(since), gone))
+    assert gone == [1.0, 2.0]
+
+
+def test_what_has_a_request_under_way_stays_and_the_newcomer_goes() -> None:
+    gone: list[float] = []
+    door = Door(Limits(), most=2)
+    for since in range(3):
+        door.enter(Idle("a", float(since), gone, idle=False))
+    assert gone == [2.0]
+
+
+def test_connections_leave_files_for_what_else_is_opened(monkeypatch) -> None:
+    for files, most in ((400, 300), (1 << 20, 1024), (resource.RLIM_INFINITY, 1024)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        assert Door(Limits()).most == most
+
+
+def test_too_many_requests_are_told_so(model, monkeypatch) -> None:
+    monkeypatch.setattr(Door.__init__, "__defaults__", (2,))  # so that one request may run
+    with served(create_app(model), unread=4096) as url:
+        body = {**LONG, "stream": True, "n": 4, "logprobs": 5}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as stream:
+            lines = stream.iter_lines()  # held, or the stream is closed
+            next(lines)
+            full = httpx.post(f"{url}/v1/messages", json=body)
+            assert (full.status_code, full.headers["retry-after"]) == (503, "1")
+            assert full.json()["error"]["type"] == "overloaded_error"
+
+
+def test_a_slow_reader_holds_up_nobody(model, monkeypatch) -> None:
+    """Neither the engine nor others: rows end, whoever does not read what they wrote."""
+    stuck: list[Connection] = []
+    pause = Connection.pause_writing
+    monkeypatch.setattr(Connection, "pause_writing", lambda one: (stuck.append(one), pause(one)))
+    app = create_app(model, limits=Limits(running=4, waiting=8))
+    with served(app, unread=4096) as url, contextlib.ExitStack() as opened:
+        for _ in range(4):  # as many as may run
+            one = opened.enter_context(contextlib.closing(connected(url, 4096)))
+            one.sendall(post("/v1/completions", {**LONG, "stream": True, "logprobs": 5}))
+        within(20, lambda: len({*stuck}) == 4, "nobody is slow, so the test cannot tell")
+        asked = {"model": MODEL, "messages": [{"role": "user", "content": "What is 47 + 38?"}]}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=asked)
+        assert answer.json()["choices"][0]["message"]["content"] == "85"
+        within(20, lambda: model._engine.stats()["running"] == 0, "rows wait for who reads them")
+        assert all(one.flow.write_paused for one in stuck), "they were read"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/page/main.js"])
+def test_a_client_that_takes_nothing_loses_its_connection(model, path: str, capfd) -> None:
+    limits = Limits(write_seconds=0.5)
+    many = {**LONG, "n": 4, "logprobs": 5, "stream": True}
+    get = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    app = create_app(model, limits=limits)
+    with (
+        served(app, limits, unread=4096) as url,
+        contextlib.closing(connected(url, 4096)) as one,
+    ):
+        if path.startswith("/v1"):
+            one.sendall(post(path, many))
+            within(20, lambda: model._engine.stats()["running"] == 4, "it did not begin")
+        else:
+            one.sendall(get * 40)
+        within(30, lambda: not held(url, one), "the socket is still there")
+        within(20, lambda: model._engine.stats()["running"] == 0, "its rows are still there")
+    assert "without completing" not in capfd.readouterr().err
+
+
+def held(url: str, one: socket.socket) -> bool:
+    """Whether the server's end of a connection is open, by the table of the system."""
+    ours, port = urlsplit(url).port, one.getsockname()[1]
+    ends = f":{ours:04X}", f":{port:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, state, *_ = line.split()
+        if local.endswith(ends[0]) and remote.endswith(ends[1]):
+            return state == "01"  # established
+    return False
