@@ -25,6 +25,7 @@ def served(app: Any, limits: Limits | None = None, unread: int | None = None) ->
         if unread is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, unread)
         config = config_of(app, limits or Limits(), timeout_graceful_shutdown=5)
+        config.lifespan = "auto"  # of applications that are not ours
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
