@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import pytest
 import musespark
 from musespark.server import Limits, create_app
 from musespark.server.connections import Connection, Door
-from support.serving import served, within
+from support.serving import serve_process, served, within
 
 MODEL = "spark-nano"
 LONG = {"model": MODEL, "prompt": "The fox", "max_tokens": 1900, "min_tokens": 1900}
@@ -163,6 +164,22 @@ def test_too_many_requests_are_told_so(model, monkeypatch) -> None:
             full = httpx.post(f"{url}/v1/messages", json=body)
             assert (full.status_code, full.headers["retry-after"]) == (503, "1")
             assert full.json()["error"]["type"] == "overloaded_error"
+
+
+def test_the_end_does_not_wait_for_a_client_that_takes_nothing() -> None:
+    many = {**LONG, "n": 16, "logprobs": 5, "stream": True}  # more than the system keeps
+    with serve_process("--threads", "1", "--drain", "1") as (process, url):
+        with contextlib.closing(connected(url, 4096)) as one:
+            one.sendall(post("/v1/completions", many))
+            within(30, lambda: 'completion"} 30400' in written(url), "it did not end")
+            begun = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 143
+        assert time.monotonic() - begun < 20, "it waits for write_seconds"
+
+
+def written(url: str) -> str:
+    return httpx.get(f"{url}/metrics").text
 
 
 def test_a_slow_reader_holds_up_nobody(model, monkeypatch) -> None:

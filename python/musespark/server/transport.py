@@ -22,6 +22,7 @@ from musespark.server.work import Run
 
 T = TypeVar("T")
 ENDS = Cancelled("the server is shutting down")  # what a request hears whose task is cancelled
+_CUT_S = 1.0  # in which a client has to take what it is told at the end
 # In a scope's extensions, where what serves the application has it: ends the connection at once,
 # whatever its client has not taken yet.
 ABORT = "musespark.abort"
@@ -172,15 +173,19 @@ class EventStream(Response):
         self._started = self._begun = self._complete = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        abort = (scope.get("extensions") or {}).get(ABORT)
         try:
             try:
                 with contextlib.suppress(ClientDisconnect):
-                    abort = (scope.get("extensions") or {}).get(ABORT)
                     await _until(self._gone_or_stuck(receive, abort), self._write(send))
             finally:
                 await self._run.close()
         except asyncio.CancelledError:
-            await self._cut(send)  # until the next cancellation, where the client is stuck
+            try:
+                await asyncio.wait_for(self._cut(send), _CUT_S)
+            except asyncio.TimeoutError:  # the client takes nothing, and the end waits for it
+                if abort is not None:
+                    abort()
             raise
 
     async def _gone_or_stuck(self, receive: Receive, abort: Callable[[], None] | None) -> None:
