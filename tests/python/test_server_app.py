@@ -896,6 +896,13 @@ def test_a_client_is_an_address_whatever_key_it_makes_up() -> None:
     assert client_of("::ffff:192.0.2.7") == client_of("192.0.2.7")
     assert client_of("::1") != client_of("::2")
     assert client_of("testclient") == "testclient"
+    assert client_of("192.0.2.7", "a") == client_of("192.0.2.7", "b")
+
+
+def test_keys_tell_the_programs_of_this_machine_apart() -> None:
+    assert client_of("127.0.0.1", "a") != client_of("127.0.0.1", "b") != client_of("127.0.0.1")
+    assert client_of("::1", "a") == client_of("::1", "a")
+    assert "secret" not in client_of("::1", "secret")
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers(model) -> None:

@@ -40,7 +40,7 @@ from musespark.server.limits import Limits
 from musespark.server.metrics import Meter
 from musespark.server.openapi import Operation, document
 from musespark.server.page_files import page_routes
-from musespark.server.security import Access, Denied, client_of
+from musespark.server.security import Access, Denied, client_of, presented
 from musespark.server.transport import (
     ENDS,
     Bodies,
@@ -309,7 +309,8 @@ def _code(error: Exception) -> str:
 
 
 def _client(request: Request) -> str:
-    return client_of("" if request.client is None else request.client.host)
+    address = "" if request.client is None else request.client.host
+    return client_of(address, presented(request.headers))
 
 
 class _Guard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 import re
@@ -131,15 +132,17 @@ def presented(headers: Mapping[str, str]) -> str:
     return headers.get("x-api-key", "")
 
 
-def client_of(address: str) -> str:
+def client_of(address: str, key: str = "") -> str:
     """Who asks, for turns and connections: an address, of IPv6 the network of 64 bits, in which one
-    machine may have any. No key counts: one that nobody checks is whatever a client makes up, and
-    one that is checked is the same for all."""
+    machine may have any. A ``key`` tells the programs of this machine apart, which trust each
+    other; of others none counts: one that is checked is the same for all."""
     try:
         given = ipaddress.ip_address(address)
     except ValueError:
         return address
-    if given.version == 4 or given.is_loopback:
+    if given.is_loopback:
+        return f"{address} {hashlib.sha256(key.encode()).hexdigest()[:16]}" if key else address
+    if given.version == 4:
         return address
     mapped = given.ipv4_mapped
     return str(mapped) if mapped else str(ipaddress.ip_network((given.packed, 64), strict=False))
