@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import asyncio
+import signal
+import threading
+from collections.abc import Coroutine, Iterator
+from typing import Any
 
 from musespark.cli import common
 from musespark.errors import MissingLibrary
@@ -33,13 +37,26 @@ def run(args: argparse.Namespace) -> int:
         raise MissingLibrary("musespark mcp needs mcp 2: pip install 'musespark[mcp]'") from error
     with common.load_model(args, "chat") as model:
         tools = ModelTools(model, args.allow)
+        terminated = False
         try:
-            anyio.run(serve, tools)
+            terminated = anyio.run(_until_terminated, serve(tools))
         except Exception as error:
             # The client went away, and what was being written to it has nowhere to go.
             if not all(isinstance(one, BrokenPipeError) for one in _inside(error)):
                 raise
-    return 0
+    return 143 if terminated else 0
+
+
+async def _until_terminated(serving: Coroutine[Any, Any, None]) -> bool:
+    """Whether a SIGTERM ended it. That cancels what is served: an exit raised where the signal
+    comes, inside some task, would be told as that task's error."""
+    import anyio
+
+    with anyio.CancelScope() as scope:
+        if threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, scope.cancel)
+        await serving
+    return scope.cancel_called
 
 
 def _inside(error: BaseException) -> Iterator[BaseException]:
