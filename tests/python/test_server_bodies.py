@@ -13,32 +13,18 @@ import pytest
 import musespark
 from musespark.errors import InvalidRequest
 from musespark.results import ChatResult, Delta, Usage
-from musespark.server.anthropic import CountTokens, Messages
-from musespark.server.openai_chat import ChatCompletions
+from musespark.server.anthropic import CountTokens
 from musespark.server.openai_completions import Completions
-from musespark.server.openai_responses import Responses
 from musespark.server.transport import _written
 from musespark.server.wire import Ended, Event, Served, TextEvents, to_json
+from support.exchanges import HI, chat, messages, responses
 
 NANO = Path(musespark.__file__).parent / "nano"
-HI = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(scope="module")
 def served() -> Served:
     return Served(("m",), musespark.Tokenizer.load(NANO))
-
-
-def chat(served: Served, **body: Any) -> ChatCompletions:
-    return ChatCompletions({"model": "m", "messages": HI, **body}, served)
-
-
-def messages(served: Served, **body: Any) -> Messages:
-    return Messages({"model": "m", "max_tokens": 9, "messages": HI, **body}, served)
-
-
-def responses(served: Served, **body: Any) -> Responses:
-    return Responses({"model": "m", "input": "Hi", **body}, served)
 
 
 # ---- several messages of the system -------------------------------------------------------------

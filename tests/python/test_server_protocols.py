@@ -15,10 +15,9 @@ from musespark.errors import InvalidRequest
 from musespark.results import ChatResult, Completion, Delta, TokenLogprob, Usage
 from musespark.server import Limits
 from musespark.server.anthropic import CountTokens, Messages
-from musespark.server.openai_chat import ChatCompletions
 from musespark.server.openai_completions import Completions
-from musespark.server.openai_responses import Responses
 from musespark.server.wire import Ended, Event, Served, TextEvents, UnknownModel
+from support.exchanges import HI, chat, messages, responses
 
 NANO = Path(musespark.__file__).parent / "nano"
 PIXEL = base64.b64encode(b"GIF89a picture").decode()
@@ -28,24 +27,11 @@ CALCULATE = {
     "required": ["expression"],
 }
 TOOL = {"name": "calculate", "description": "A sum.", "parameters": CALCULATE}
-HI = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(scope="module")
 def served() -> Served:
     return Served(("m",), musespark.Tokenizer.load(NANO))
-
-
-def chat(served: Served, **body: Any) -> ChatCompletions:
-    return ChatCompletions({"model": "m", "messages": HI, **body}, served)
-
-
-def messages(served: Served, **body: Any) -> Messages:
-    return Messages({"model": "m", "max_tokens": 9, "messages": HI, **body}, served)
-
-
-def responses(served: Served, **body: Any) -> Responses:
-    return Responses({"model": "m", "input": "Hi", **body}, served)
 
 
 def completions(served: Served, **body: Any) -> Completions:

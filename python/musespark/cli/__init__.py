@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     def leave(*_: object) -> None:
-        raise SystemExit(143)
+        raise SystemExit(128 + signal.SIGTERM)
 
     if threading.current_thread() is not threading.main_thread():
         yield

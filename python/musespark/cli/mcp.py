@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             # The client went away, and what was being written to it has nowhere to go.
             if not all(isinstance(one, BrokenPipeError) for one in _inside(error)):
                 raise
-    return 143 if terminated else 0
+    return 128 + signal.SIGTERM if terminated else 0
 
 
 async def _until_terminated(serving: Coroutine[Any, Any, None]) -> bool:
