@@ -436,6 +436,14 @@ def test_one_question_is_answered_and_left(capsys, monkeypatch):
     assert "a question is needed" in capsys.readouterr().err
 
 
+def test_thought_and_answer_together_have_a_limit(capsys):
+    question = ("chat", "What is 2 + 3?", "--json", "--mode", "thinking")
+    assert run(*question, "--max-total-tokens", 9, *FAST) == 0
+    assert json.loads(capsys.readouterr().out)["usage"]["completion_tokens"] <= 9
+    assert run(*question, "--max-total-tokens", 0, *FAST) == 1
+    assert "max_total_tokens: got 0" in capsys.readouterr().err
+
+
 def test_every_sampling_option_reaches_the_model(capsys):
     options = ["--repetition-penalty", "1.1", "--presence-penalty", "0.5", "--deadline", "60"]
     options += ["--frequency-penalty", "0.5", "--logprobs", "2", "-n", "3", "--json"]

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import musespark
+from musespark.contemplating import Contemplation
 from musespark.errors import InvalidRequest
 from musespark.server import Limits, reading
 from musespark.server.metrics import Meter
@@ -162,6 +163,35 @@ def test_who_goes_away_holds_the_turn_as_long_as_the_thread() -> None:
         assert ended.is_set()
 
     run(scenario)
+
+
+def test_who_asks_agents_and_goes_away_does_too(model, monkeypatch) -> None:
+    go_on, entered = threading.Event(), threading.Event()
+    prepare = Contemplation._prepare
+
+    def slow(*args: Any) -> Any:
+        entered.set()
+        go_on.wait()
+        return prepare(*args)
+
+    monkeypatch.setattr(Contemplation, "_prepare", slow)
+
+    async def scenario() -> None:
+        work = Work(model, Limits(), Meter(model))
+        options = {"mode": "contemplating", "n_agents": 3, "temperature": 1.0}
+        run = work.begin("client", Job(True, (asking(),), options), False)
+        await asyncio.to_thread(entered.wait)
+        closing = asyncio.ensure_future(run.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done() and work.turns.free == Limits().running - 3
+        go_on.set()
+        await closing
+        assert work.turns.free == Limits().running
+
+    try:
+        run(scenario)
+    finally:
+        go_on.set()
 
 
 def test_a_limit_of_all_pixels_is_at_least_that_of_a_request() -> None:

@@ -55,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--thinking-budget", type=int, metavar="N", help="thought tokens of an answer at most"
     )
     parser.add_argument(
+        "--max-total-tokens",
+        type=int,
+        metavar="N",
+        help="thought and answer together at most (-n beside it: the answer alone)",
+    )
+    parser.add_argument(
         "--begin", metavar="TEXT", help="with a question: how the answer begins; the model goes on"
     )
     parser.add_argument(
@@ -151,6 +157,8 @@ class Repl:
         self.options |= common.grammar_options(args)
         if args.thinking_budget is not None:
             self.options["thinking_token_budget"] = args.thinking_budget
+        if args.max_total_tokens is not None:
+            self.options["max_total_tokens"] = args.max_total_tokens
         self.thoughts = not args.no_thoughts
         self.file = None if args.session is None else Path(args.session)
         self.passphrase = passphrase

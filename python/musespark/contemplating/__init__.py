@@ -21,12 +21,20 @@ from musespark.contemplating.result import (
     ContemplationResult,
     RoundResult,
 )
-from musespark.contemplating.streams import acontemplate, contemplate, drain_together
+from musespark.contemplating.run import Contemplation
+from musespark.contemplating.streams import (
+    AsyncContemplationStream,
+    acontemplate,
+    contemplate,
+    drain_together,
+)
 
 __all__ = [
     "AgentDelta",
     "AgentResult",
+    "AsyncContemplationStream",
     "ContemplatingOptions",
+    "Contemplation",
     "ContemplationResult",
     "RoundResult",
     "acontemplate",

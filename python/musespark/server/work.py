@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from musespark.contemplating import acontemplate
+from musespark.contemplating import AsyncContemplationStream, Contemplation
 from musespark.contemplating.options import checked_contemplating
 from musespark.generation import AsyncStream
 from musespark.results import TokenLogprob
@@ -74,7 +74,8 @@ class Work:
         """The ``nth`` answer to a conversation, or to a text where there is none, under way, and
         how long its prompt is. ``heard``: whether its pieces are sent as they come."""
         if read is not None and read.chat is None:
-            agents = await acontemplate(self.model, read.messages, ask.options)
+            given = (self.model, read.messages, ask.options)
+            agents = AsyncContemplationStream(await in_thread(Contemplation, *given))
             if not heard:
                 agents.quiet()
             return agents, 0
