@@ -1,21 +1,22 @@
 """The server under load: many clients on loopback, some slow, some that go away.
 
-    python benchmarks/serve_load.py [--model M] [--clients 64] [--requests 256] [--seconds 20]
-                                    [--gone 0.1] [--slow 0.1] [--threads N] [--save]
+    python benchmarks/serve_load.py [--model M] [--clients 64] [--requests 256] [--rounds 5]
+                                    [--seconds 20] [--gone 0.1] [--slow 0.1] [--threads N] [--save]
                                     [--peer URL] [--peer-model NAME]
 
 Two parts, with ``--clients`` clients of ``musespark serve`` in a process of its own:
 
 throughput: ``--requests`` completions of mixed lengths (prompts of 8 to 600 tokens, 16 to 200 new
 ones, from a fixed seed; every prompt is another, so that nothing is cached), streamed; against the
-same requests with as many coroutines of ``model.agenerate(stream=True)`` in this process. Tokens of
-answers over the seconds that all took.
+same requests with as many coroutines of ``model.agenerate(stream=True)`` in this process, which
+keeps as much of past prompts as the server does. Tokens of answers over the seconds that all took;
+both in turn ``--rounds`` times, each time with other requests: medians, and each round's ratio.
 
-With ``--peer`` the same requests then go to another server of /v1/completions, that was started by
-hand with the same weights and as many threads (``python -m llama_cpp.server --model FILE.gguf
---n_threads N --interrupt_requests false``); prompts are text then, for that one takes no ids, and
-ours is stopped meanwhile. Weights that end their answers early make its work less: use ones that do
-not (``benchmarks/gguf_files.py``).
+With ``--peer`` the last round's requests then go to another server of /v1/completions, that was
+started by hand with the same weights and as many threads (``python -m llama_cpp.server --model
+FILE.gguf --n_threads N --interrupt_requests false``); prompts are text then, for that one takes no
+ids, and ours is stopped meanwhile. Weights that end their answers early make its work less: use
+ones that do not (``benchmarks/gguf_files.py``).
 
 load: for ``--seconds`` each client asks again and again; a share ``--gone`` of the requests is left
 at a random moment, a share ``--slow`` is read a line every 50 ms. Reported: statuses (anything but
@@ -52,9 +53,10 @@ from urllib.parse import urlsplit
 from common import machine, save
 
 import musespark
+from musespark.cli.serve import PREFIX_CACHE_BYTES
 
 SEED = 64
-_WARM = 8  # requests before memory is looked at
+_WARM = 8  # requests before anything is looked at
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,14 @@ class Wanted:
     def body(self, name: str) -> dict[str, Any]:
         lengths = {"max_tokens": self.new, "min_tokens": self.new}
         return {"model": name, "prompt": self.prompt, "stream": True, **lengths}
+
+
+@dataclass(frozen=True)
+class Round:
+    """Tokens a second of the same requests."""
+
+    in_process: float
+    served: float
 
 
 @dataclass
@@ -247,18 +257,28 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    with musespark.load(args.model, threads=args.threads) as model:
-        vocab = model.info.vocab
-        work = wanted(args.requests, vocab, SEED)
-        if args.peer:
-            work = as_text(model, work)
-        alone = asyncio.run(in_process(model, work, args.clients))
-    tokens = sum(item.new for item in work)
-    with server(args) as (pid, url):
+    with contextlib.ExitStack() as held:
+        alone = held.enter_context(
+            musespark.load(args.model, threads=args.threads, prefix_cache_bytes=PREFIX_CACHE_BYTES)
+        )
+        vocab = alone.info.vocab
+        pid, url = held.enter_context(server(args))
         with urllib.request.urlopen(f"{url}/v1/models") as answer:
             name = json.load(answer)["data"][0]["id"]
+        asyncio.run(in_process(alone, wanted(_WARM, vocab, 1), _WARM))
         asyncio.run(over_loopback(url, name, wanted(_WARM, vocab, 1), _WARM))
-        served = asyncio.run(over_loopback(url, name, work, args.clients))
+        rounds = []
+        for number in range(args.rounds):
+            work = wanted(args.requests, vocab, SEED + number)
+            if args.peer:
+                work = as_text(alone, work)
+            tokens = sum(item.new for item in work)
+            rounds.append(
+                Round(
+                    tokens / asyncio.run(in_process(alone, work, args.clients)),
+                    tokens / asyncio.run(over_loopback(url, name, work, args.clients)),
+                )
+            )
         before = memory_of(pid, url)
         seen, memory = asyncio.run(under_load(pid, url, name, vocab, args))
         after = memory_of(pid, url)
@@ -266,13 +286,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.peer:
         seconds = asyncio.run(over_loopback(args.peer, args.peer_model, work, args.clients))
         peer = {"model": args.peer_model, "tokens_per_s": round(tokens / seconds)}
+    ratios = [one.served / one.in_process for one in rounds]
     return {
         "model": "nano" if args.model is None else Path(args.model).resolve().parent.name,
         "clients": args.clients,
         "requests": args.requests,
-        "tokens_per_s_in_process": round(tokens / alone),
-        "tokens_per_s_served": round(tokens / served),
-        "ratio": round(alone / served, 3),
+        "tokens_per_s_in_process": round(statistics.median(one.in_process for one in rounds)),
+        "tokens_per_s_served": round(statistics.median(one.served for one in rounds)),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(one, 3) for one in ratios],
         "peer": peer,
         "load_seconds": args.seconds,
         "statuses": {str(status): count for status, count in sorted(seen.statuses.items())},
@@ -291,6 +313,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--gone", type=float, default=0.1)
     parser.add_argument("--slow", type=float, default=0.1)

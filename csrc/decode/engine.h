@@ -30,9 +30,11 @@ namespace musespark {
 // What the caller wants of the logits themselves. Anything but `none` means: nothing is sampled.
 enum class LogitsMode : std::uint32_t {
   none,
-  last,       // one row, after the last prompt token
-  all,        // a row for each prompt token, in pieces of at most kLogitsRows rows, in order
-  score,      // the log-probability of each prompt token but the first, given those before it
+  last,  // one row, after the last prompt token
+  all,   // a row for each prompt token, in pieces of at most kLogitsRows rows, in order
+  // The log-probability of each prompt token but the first, given those before it; where
+  // sampling.logprobs asks for the likeliest too, these tokens with them, as TokensEvents.
+  score,
   attention,  // none: where the last tokens look, model/attention_weights.h
   // none: the residual stream after each layer but the last, which not every row goes through, of
   // each prompt token, in pieces as those of `all`

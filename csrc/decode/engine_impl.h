@@ -200,6 +200,7 @@ struct Engine::Impl {
                       SamplerScratch& memory) const;
   SampledToken with_signals(const Entry& entry, const float* row, SampledToken token,
                             SamplerScratch& memory) const;
+  void score(Job& job, SamplerScratch& memory) const;
   void run_jobs();
   bool keeps_prefixes(const Entry& entry) const;
   void remember(Entry& entry);
@@ -212,7 +213,7 @@ struct Engine::Impl {
   void book_logits(Entry& entry, const float* rows, std::int64_t count);
   void book_attention(Entry& entry);
   void book_states(Entry& entry);
-  void book_scores(Entry& entry, std::int64_t rows, std::span<const Job> scored);
+  void book_scores(Entry& entry, std::int64_t rows, std::span<Job> scored);
 
   TextModel& model;
   PagePool& pool;

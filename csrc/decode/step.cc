@@ -319,6 +319,15 @@ SampledToken Engine::Impl::with_signals(const Entry& entry, const float* row, Sa
   return token;
 }
 
+// With the likeliest tokens beside it where they are asked for.
+void Engine::Impl::score(Job& job, SamplerScratch& memory) const {
+  if (job.entry->params.sampling.logprobs > 0) {
+    job.token = job.entry->sampler.forced(job.row, job.known, memory);
+  } else {
+    job.token.logprob = token_logprob(job.row, vocab, job.known, memory);
+  }
+}
+
 void Engine::Impl::run_jobs() {
   const auto run_job = [this](std::int64_t item, int worker) {
     Job& job = jobs[item];
@@ -327,7 +336,7 @@ void Engine::Impl::run_jobs() {
       if (job.trial) {
         try_row(job, scratch[worker]);
       } else if (job.known >= 0) {
-        job.token.logprob = token_logprob(job.row, vocab, job.known, scratch[worker]);
+        score(job, scratch[worker]);
       } else {
         job.token = choose(*job.entry, job, scratch[worker]);
       }
@@ -422,11 +431,15 @@ void Engine::Impl::book_states(Entry& entry) {
 }
 
 // Scores from `rows` rows; what follows the last prompt token is not known, so that row has none.
-void Engine::Impl::book_scores(Entry& entry, std::int64_t rows, std::span<const Job> scored) {
-  LogitsEvent event{entry.id, entry.length() - rows, 0, 1, {}};
-  for (const Job& job : scored) event.values.push_back(job.token.logprob);
-  event.rows = static_cast<std::int64_t>(event.values.size());
-  if (event.rows > 0) {
+void Engine::Impl::book_scores(Entry& entry, std::int64_t rows, std::span<Job> scored) {
+  if (!scored.empty() && entry.params.sampling.logprobs > 0) {
+    TokensEvent event{entry.id, {}};
+    for (Job& job : scored) event.tokens.push_back(std::move(job.token));
+    events->emplace_back(std::move(event));
+    return_early = true;
+  } else if (!scored.empty()) {
+    LogitsEvent event{entry.id, entry.length() - rows, std::ssize(scored), 1, {}};
+    for (const Job& job : scored) event.values.push_back(job.token.logprob);
     events->emplace_back(std::move(event));
     return_early = true;
   }

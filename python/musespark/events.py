@@ -37,13 +37,13 @@ class Request:
     """Token ids and how to continue them; the meaning of each field is in csrc/decode/sampler.h.
 
     ``logits``: ``none``, ``last``, ``all``, ``score`` (the log-probability of each token but the
-    first) or ``attention``: in place of logits float32 [layers without a window * rows, tokens of
+    first; with ``logprobs`` these tokens in place of logits, the likeliest beside each) or
+    ``attention``: in place of logits float32 [layers without a window * rows, tokens of
     ``look_at``], the weights with which the last 8 tokens (or all) look at those of the spans
     (first, count), the mean over heads; or ``states``: in place of each token's logits float32
     [(layers - 1) * hidden], the residual stream after each layer but the last. Anything but
     ``none`` samples nothing. ``logits_from``: of ``all``, ``score`` and ``states``, tokens before
-    it have none, and may be known already. ``deadline``:
-    seconds from submission.
+    it have none, and may be known already. ``deadline``: seconds from submission.
     ``adapter``: an id from :meth:`musespark.engine.Engine.add_adapter`.
     ``thoughts``: how they are marked and what becomes of them, see
     :func:`musespark.thought_cache.request_thoughts`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from musespark.errors import InvalidRequest, MemoryBudgetExceeded, UnsupportedModel
-from musespark.events import Request
+from musespark.events import Request, Result
 from musespark.machine import available_memory
-from musespark.results import ImageAttention
+from musespark.options import MAX_LOGPROBS, integer
+from musespark.results import ImageAttention, TokenLogprob
 from musespark.sizes import LOGGED_QUERIES
 
 if TYPE_CHECKING:
@@ -62,6 +64,22 @@ class Scoring:
         ids = self._requests.ids(text, "text", most=self._info.context)
         return token_scores(self._engine, ids, chosen)
 
+    def prompt_logprobs(
+        self,
+        text: str | Sequence[int],
+        *,
+        logprobs: int = 1,
+        adapter: Adapter | str | None = None,
+        steering: Steering | str | None = None,
+    ) -> tuple[TokenLogprob, ...]:
+        """What :meth:`score` gives, each token with the ``logprobs`` (1 to 64) that were likeliest
+        in its place. The first token has no log-probability (NaN) and none beside it."""
+        chosen = self._adapters.chosen({"adapter": adapter, "steering": steering})
+        count = integer("logprobs", logprobs, 1, min(MAX_LOGPROBS, self._info.vocab))
+        ids = self._requests.ids(text, "text", most=self._info.context)
+        request = Request(tokens=ids, logits="score", logprobs=count, adapter=chosen)
+        return scored_tokens(ids, self._engine.submit(request).result())
+
     def answer_logprob(
         self, messages: Sequence[Mapping[str, Any]], answer: str, **options: Any
     ) -> float:
@@ -99,6 +117,13 @@ def token_scores(engine: Engine, ids: np.ndarray, adapter: int | None) -> np.nda
         request = Request(tokens=ids, logits="score", adapter=adapter)
         out[1:] = engine.submit(request).result().logits.ravel()
     return out
+
+
+def scored_tokens(ids: Sequence[int], result: Result) -> tuple[TokenLogprob, ...]:
+    """Of a request with ``logits="score"`` and ``logprobs``."""
+    of_each = zip(result.tokens, result.logprobs or (), result.top or (), strict=True)
+    later = (TokenLogprob(token, logprob, tuple(top)) for token, logprob, top in of_each)
+    return (TokenLogprob(int(ids[0]), math.nan), *later)
 
 
 def image_attention(

@@ -145,6 +145,26 @@ def test_finish_reasons(model):
     assert stream.result.usage.completion_tokens < 1500
 
 
+def test_prompts_have_their_logprobs_and_the_likeliest_beside_them(model):
+    ids = [5, 9, 7, 300, 12] * 40  # in more than one piece
+    found = model.prompt_logprobs(ids, logprobs=3)
+    assert [one.token for one in found] == ids
+    np.testing.assert_array_equal(
+        np.array([one.logprob for one in found], np.float32), model.score(ids)
+    )
+    assert found[0].top == ()
+    rows = model.logits(ids).astype(np.float64)
+    rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    for one, row in zip(found[1:], rows, strict=False):
+        likeliest = np.argsort(-row, kind="stable")[:3]
+        assert [token for token, _ in one.top] == likeliest.tolist()
+        np.testing.assert_allclose([p for _, p in one.top], row[likeliest], atol=1e-4)
+    (alone,) = model.prompt_logprobs([5])
+    assert alone.token == 5 and np.isnan(alone.logprob)
+    with pytest.raises(musespark.InvalidRequest, match="logprobs: got 0, allowed is an integer"):
+        model.prompt_logprobs(ids, logprobs=0)
+
+
 def test_logprobs_agree_with_logits_and_score(model):
     ids = model.tokenizer.encode("Once upon a time", add_special=True)
     result = model.generate(ids, max_new_tokens=4, logprobs=3)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from musespark.options import MAX_TOKENS
 from musespark.results import Delta, TokenLogprob
 from musespark.server.openai_shared import (
     CompletionExchange,
@@ -25,11 +27,13 @@ Prompts = Annotated[Several[Prompt], Field(min_length=1)]
 
 
 class CompletionBody(CompletionOptions):
-    """A request. ``user`` has no effect."""
+    """A request. ``user`` has no effect. ``max_tokens`` 0: the prompt is read, and told with
+    ``echo``."""
 
     prompt: Text | Annotated[Several[TokenId], Field(min_length=1)] | Prompts
     best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
+    echo: bool | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     suffix: None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -40,10 +44,15 @@ def job_of(body: CompletionBody) -> Job:
     several = isinstance(given, list) and not isinstance(given[0], int)
     prompts = tuple(given) if several else (given,)
     options = {
-        "max_new_tokens": body.max_tokens or _DEFAULT_TOKENS,
+        "max_new_tokens": _DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens,
         "logprobs": None if body.logprobs is None else max(1, body.logprobs),
     }
-    return Job(False, prompts, options | body.sampling(), body.n or 1)
+    return Job(False, prompts, options | body.sampling(), body.n or 1, bool(body.echo))
+
+
+def _given(one: TokenLogprob, value: Any) -> Any:
+    """None of a prompt's first token, for it follows nothing."""
+    return None if math.isnan(one.logprob) else value
 
 
 class Completions(CompletionExchange):
@@ -62,7 +71,7 @@ class Completions(CompletionExchange):
         choices = [
             {
                 "index": one.index,
-                "text": one.result.text,
+                "text": one.echo + one.result.text,
                 "logprobs": self._logprobs(one.index, one.logprobs),
                 **self._end(one.result),
             }
@@ -86,9 +95,11 @@ class Completions(CompletionExchange):
             self._offsets[index] = at + len(text)
         return {
             "tokens": texts,
-            "token_logprobs": [finite(one.logprob) for one in some],
+            "token_logprobs": [_given(one, finite(one.logprob)) for one in some],
             "top_logprobs": [
-                {token_text(tokenizer, t): finite(p) for t, p in one.top[:alternatives]}
+                _given(
+                    one, {token_text(tokenizer, t): finite(p) for t, p in one.top[:alternatives]}
+                )
                 for one in some
             ],
             "text_offset": offsets,

@@ -116,11 +116,13 @@ class Sampling(Body):
 
 
 class Ask(NamedTuple):
-    """One request to the model: a conversation or a prompt, and its options."""
+    """One request to the model: a conversation or a prompt, and its options. ``echo``: the answer
+    begins with the prompt."""
 
     is_chat: bool
     prompt: Any
     options: Mapping[str, Any]
+    echo: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,14 @@ class Job:
     """What a body asks of the model, in the terms of :class:`musespark.Model`.
 
     ``prompts``: one conversation (``is_chat``), or texts and lists of token ids. ``choices``:
-    answers to each; the i-th has the seed of the options plus i.
+    answers to each; the i-th has the seed of the options plus i. ``echo``: as of :class:`Ask`.
     """
 
     is_chat: bool
     prompts: tuple[Any, ...]
     options: Mapping[str, Any]
     choices: int = 1
+    echo: bool = False
 
     def asks(self) -> list[Ask]:
         """One for each answer: those to the first prompt, then those to the second."""
@@ -145,16 +148,18 @@ class Job:
                 options = dict(given)
                 if i and "seed" in given:
                     options["seed"] = (given["seed"] + i) % 2**64
-                out.append(Ask(self.is_chat, prompt, options))
+                out.append(Ask(self.is_chat, prompt, options, self.echo))
         return out
 
 
 class Ended(NamedTuple):
-    """An answer that is whole. ``logprobs``: of its text, without thoughts and markers."""
+    """An answer that is whole. ``logprobs``: of its text, without thoughts and markers; with
+    ``echo``, the prompt that it begins with, of that and of what ended it too."""
 
     index: int
     result: Any
     logprobs: Sequence[TokenLogprob] = ()
+    echo: str = ""
 
 
 QUIET = b": wait\n\n"  # a comment of server-sent events

@@ -14,12 +14,15 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from musespark.contemplating import AsyncContemplationStream, Contemplation
 from musespark.contemplating.options import checked_contemplating
+from musespark.events import Request
 from musespark.generation import AsyncStream
-from musespark.results import TokenLogprob
+from musespark.results import Delta, TokenLogprob
+from musespark.scoring import scored_tokens
 from musespark.server.limits import Limits
 from musespark.server.metrics import Meter
 from musespark.server.outbox import Begun, Failed, Item, Outbox, Piece
@@ -82,9 +85,30 @@ class Work:
         request, *rest = await in_thread(self._request, ask, read, nth)
         return AsyncStream(*self.model._submit(request, *rest)), len(request.tokens)
 
+    async def echo(self, ask: Ask) -> Delta:
+        """The prompt as a piece of what answers it, with the log-probabilities of its tokens where
+        they are asked for."""
+        request, *_ = await in_thread(self._text_request, ask)
+        given, count = ask.prompt, ask.options.get("logprobs")
+        text = given if isinstance(given, str) else self.model.tokenizer.decode(given)
+        if not count:
+            return Delta(text)
+        scored = Request(
+            tokens=request.tokens, logits="score", logprobs=count, adapter=request.adapter
+        )
+        result = await self.model._engine.submit(scored).aresult()
+        return Delta(text, logprobs=scored_tokens(request.tokens, result))
+
+    def _text_request(self, ask: Ask) -> tuple[Any, ...]:
+        if ask.options.get("max_new_tokens") != 0:
+            return self.model._text_request(ask.prompt, ask.options)
+        some = {**ask.options, "max_new_tokens": 1}  # of a text that is written
+        request, *rest = self.model._text_request(ask.prompt, some)
+        return replace(request, max_new_tokens=0), *rest
+
     def _request(self, ask: Ask, read: Conversation | None, nth: int) -> tuple[Any, ...]:
         if read is None or read.chat is None:
-            return self.model._text_request(ask.prompt, ask.options)
+            return self._text_request(ask)
         chat, seed = read.chat, ask.options.get("seed")
         if nth > 0 and seed is None and chat.options.temperature > 0:
             seed = secrets.randbits(32)  # as each request without one draws its own
@@ -136,18 +160,29 @@ class Run:
         told: list[TokenLogprob] = []
         clock = self._work.meter.clock()
         read = await self._conversation(ask) if ask.is_chat else None
+        echo = await self._work.echo(ask) if ask.echo else None
         stream, prompt = await self._work.stream(ask, read, index, heard=self._streams)
+
+        def tell(delta: Delta) -> None:
+            if delta.channel == "content":
+                told.extend(delta.logprobs)
+            if self._streams:
+                self._outbox.put(Piece(index, delta))
+
         async with stream:
             self._outbox.put(Begun(index, prompt))
+            if echo is not None:
+                tell(echo)
             async for delta in stream:
                 clock.tick()
-                if delta.channel == "content":
-                    told += delta.logprobs
-                if self._streams:
-                    self._outbox.put(Piece(index, delta))
+                tell(delta)
             result = stream.result
+        if echo is not None:  # whose reader counts tokens: what ended it has no text, but is one
+            untold = (result.logprobs or ())[len(told) - len(echo.logprobs) :]
+            tell(Delta("", logprobs=untold))
         self._work.meter.used(result.usage)
-        self._outbox.put(Ended(index, result, tuple(told)))
+        text = "" if echo is None else echo.text
+        self._outbox.put(Ended(index, result, tuple(told), text))
 
     async def _conversation(self, ask: Ask) -> Conversation:
         """The conversation that all answers are to; it stays read until the run is closed."""
