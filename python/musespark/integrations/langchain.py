@@ -12,12 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from musespark.errors import InvalidRequest
-from musespark.integrations.shared import (
-    chat_options,
-    checked_model,
-    missing,
-    streamed,
-)
+from musespark.integrations.shared import chat_options, checked_model, missing, streamed
 from musespark.messages import conversation
 
 try:

@@ -11,12 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from musespark.integrations.shared import (
-    chat_options,
-    checked_model,
-    missing,
-    streamed,
-)
+from musespark.integrations.shared import chat_options, checked_model, missing, streamed
 from musespark.messages import conversation
 
 try:

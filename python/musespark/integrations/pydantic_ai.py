@@ -28,7 +28,7 @@ try:
 except ModuleNotFoundError as error:
     raise missing("pydantic-ai", error) from error
 
-from musespark.integrations.pydantic_ai_messages import plain_messages, tool_options
+from musespark.integrations.pydantic_ai_messages import effort_of, plain_messages, tool_options
 from musespark.integrations.pydantic_ai_results import PROVIDER, Streamed, response_of
 
 _PROFILE = ModelProfile(
@@ -99,7 +99,7 @@ class MuseSparkModel(Model):
         options["stop"] = settings.get("stop_sequences")
         if bias := settings.get("logit_bias"):
             options["logit_bias"] = {int(token): value for token, value in bias.items()}
-        options |= _effort(parameters.thinking) | tool_options(settings, parameters)
+        options |= effort_of(parameters.thinking) | tool_options(settings, parameters)
         if parameters.output_mode == "native" and parameters.output_object is not None:
             options["json_schema"] = closed(parameters.output_object.json_schema)
         own = MuseSparkModelSettings.__annotations__
@@ -146,10 +146,3 @@ def _refuse_given(options: Mapping[str, Any]) -> None:
     for name in ("messages", "stream"):
         if name in options:
             raise InvalidRequest(f"{name}: got it as a setting, allowed is none: a request has it")
-
-
-def _effort(thinking: Any) -> dict[str, Any]:
-    """pydantic-ai's ``thinking`` as an option."""
-    if thinking is None or thinking is True:
-        return {"mode": None if thinking is None else "thinking"}
-    return {"reasoning_effort": {False: "none", "max": "xhigh"}.get(thinking, thinking)}

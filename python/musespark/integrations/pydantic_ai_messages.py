@@ -127,3 +127,10 @@ def tool_options(settings: Mapping[str, Any], parameters: ModelRequestParameters
         return {}
     said = {"tool_choice": mode, "parallel_tool_calls": settings.get("parallel_tool_calls")}
     return {"tools": [{"type": "function", "function": f} for f in described], **said}
+
+
+def effort_of(thinking: Any) -> dict[str, Any]:
+    """pydantic-ai's ``thinking`` as an option."""
+    if thinking is None or thinking is True:
+        return {"mode": None if thinking is None else "thinking"}
+    return {"reasoning_effort": {False: "none", "max": "xhigh"}.get(thinking, thinking)}
