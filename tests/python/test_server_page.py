@@ -142,7 +142,7 @@ def test_an_answer_its_folded_thought_and_how_fast_it_was(page: Page, model) -> 
     bodies = sent(page)
     say(page, SUM)
     ended(page)
-    assert page.locator(".question").inner_text() == SUM
+    assert page.locator(".question p").inner_text() == SUM
     assert page.locator(".reply > .prose").inner_text() == here.content
     thought = page.locator("details.thought")
     assert thought.get_attribute("open") is None
@@ -234,6 +234,57 @@ def test_a_stop_before_anything_was_said_leaves_no_trace_in_what_follows(page: P
     say(page, SUM)
     expect(page.locator(".facts")).to_have_count(1)
     assert len(bodies[0]["messages"]) == 1
+
+
+def test_a_question_is_written_anew_and_what_followed_leaves(page: Page) -> None:
+    bodies = sent(page)
+    page.set_input_files("#picture-files", PICTURE)
+    say(page, WHERE)
+    ended(page)
+    say(page, SUM)
+    ended(page, 2)
+    page.fill("#message", "a draft")
+    page.locator(".question .edit").first.click()
+    assert page.input_value("#message") == WHERE
+    expect(page.locator("#tray img")).to_have_count(1)
+    expect(page.locator(".turn.leaves")).to_have_count(2)
+    shoot(page, "editing")
+    page.keyboard.press("Escape")  # it stays as it was
+    assert page.input_value("#message") == "a draft"
+    expect(page.locator(".turn.leaves")).to_have_count(0)
+    expect(page.locator("#tray img")).to_have_count(0)
+    page.locator(".question .edit").nth(1).click()
+    expect(page.locator(".turn.leaves")).to_have_count(1)
+    say(page, "What is 7 + 8?")
+    expect(page.locator(".question p").last).to_have_text("What is 7 + 8?")
+    ended(page, 2)
+    expect(page.locator("#editing")).to_be_hidden()
+    assert page.input_value("#message") == ""
+    assert [one["role"] for one in bodies[2]["messages"]] == ["user", "assistant", "user"]
+    assert bodies[2]["messages"][0] == bodies[0]["messages"][0]
+    assert bodies[2]["messages"][2]["content"] == "What is 7 + 8?"
+    page.locator(".question .edit").first.click()
+    page.click("#new-chat")
+    expect(page.locator("#editing")).to_be_hidden()
+    assert page.input_value("#message") == ""
+
+
+def test_the_last_question_is_asked_again(page: Page) -> None:
+    bodies = sent(page)
+    for number, question in enumerate([SUM, "What is 7 + 8?"], 1):
+        say(page, question)
+        ended(page, number)
+    expect(page.locator(".again").first).to_be_hidden()
+    page.locator(".again").last.click()
+    expect(page.locator(".reply > .prose").last).to_have_text("15")
+    ended(page, 2)
+    assert bodies[2] == bodies[1]
+    page.route(CHAT, lambda route: None)  # never answered
+    page.locator(".again").last.click()
+    expect(page.locator("#stop")).to_be_visible()
+    for one in (".edit", ".again"):  # not while an answer is written
+        expect(page.locator(one).first).to_be_hidden()
+    page.keyboard.press("Escape")
 
 
 def test_effort_is_a_slider_with_names(page: Page) -> None:

@@ -10,6 +10,7 @@ const tray = new Tray(by("tray"), ready);
 const turns = [];
 let served = null; // what the server says of its model
 let running = null; // {turn, controller}
+let editing = null; // {turn, text, pictures}: whose question is written anew, and what stood there
 
 // ---- the model ----------------------------------------------------------------------------------
 
@@ -117,9 +118,47 @@ function send() {
   const text = message.value.trim();
   if (running || !served || (!text && !tray.pictures.length)) return;
   const question = { text, pictures: tray.take() };
-  message.value = "";
-  fitMessage();
+  if (editing) forgetFrom(editing.turn);
+  editing = null;
+  write("");
   ask(question);
+}
+
+/** Takes a turn and those after it out of the conversation. */
+function forgetFrom(turn) {
+  for (const gone of turns.splice(turns.indexOf(turn))) gone.element.remove();
+}
+
+function askAgain(turn) {
+  if (running) return;
+  stopEditing();
+  forgetFrom(turn);
+  ask(turn.question);
+}
+
+/** Its question is to be written anew; it and what follows leave when that is sent. */
+function edit(turn) {
+  if (running) return;
+  stopEditing();
+  editing = { turn, text: message.value, pictures: tray.take() };
+  write(turn.question.text, turn.question.pictures);
+  message.focus();
+}
+
+function stopEditing() {
+  if (!editing) return;
+  const { text, pictures } = editing;
+  editing = null;
+  write(text, pictures);
+}
+
+function write(text, pictures = []) {
+  message.value = text;
+  tray.put(pictures);
+  fitMessage();
+  const first = editing ? turns.indexOf(editing.turn) : turns.length;
+  turns.forEach((turn, i) => turn.element.classList.toggle("leaves", i >= first));
+  by("editing").hidden = !editing;
 }
 
 async function ask(question) {
@@ -129,7 +168,8 @@ async function ask(question) {
   const [had, sent] = [all, questions].map((some) => some.flatMap((one) => one.pictures).length);
   const most = `only the last ${served.most_images} pictures of a chat are sent`;
   complain(had > sent ? `The model no longer sees all pictures: ${most}.` : "");
-  const turn = new Turn(question, questions.flatMap((one) => one.pictures.map(({ url }) => url)));
+  const urls = questions.flatMap((one) => one.pictures.map(({ url }) => url));
+  const turn = new Turn(question, urls, { edit: () => edit(turn), again: () => askAgain(turn) });
   const controller = new AbortController();
   turns.push(turn);
   by("talk").append(turn.element);
@@ -167,6 +207,7 @@ function goOn(now) {
   by("welcome").hidden = turns.length > 0;
   by("send").hidden = running !== null;
   by("stop").hidden = running === null;
+  document.body.classList.toggle("busy", running !== null);
   if (running) say("Thinking");
   ready();
 }
@@ -177,6 +218,7 @@ function stop() {
 
 function startAnew() {
   stop();
+  stopEditing();
   turns.length = 0;
   by("talk").replaceChildren(by("welcome"));
   goOn(null);
@@ -268,7 +310,9 @@ message.addEventListener("keydown", (event) => {
   send();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && running) stop();
+  if (event.key !== "Escape") return;
+  if (running) stop();
+  else stopEditing();
 });
 by("composer").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -276,6 +320,10 @@ by("composer").addEventListener("submit", (event) => {
 });
 by("stop").addEventListener("click", () => {
   stop();
+  message.focus();
+});
+by("stop-editing").addEventListener("click", () => {
+  stopEditing();
   message.focus();
 });
 by("new-chat").addEventListener("click", startAnew);

@@ -20,8 +20,12 @@ const TITLES = {
 };
 
 export class Turn {
-  /** `question`: {text, pictures}. `urls`: all pictures of the conversation, with these. */
-  constructor(question, urls) {
+  /**
+   * `question`: {text, pictures}. `urls`: all pictures of the conversation, with these. `acts`:
+   * {edit, again}, what its buttons do.
+   */
+  constructor(question, urls, acts) {
+    this.acts = acts;
     this.question = question;
     this.urls = urls;
     this.answer = "";
@@ -36,7 +40,7 @@ export class Turn {
     this.waiting = make("p", { class: "waiting", "aria-hidden": "true" }, make("i"), make("i"), make("i"));
     this.reply = make("article", { class: "reply", "aria-label": "Answer", "aria-busy": "true" },
       this.waiting, this.thought.element, this.body, this.notes);
-    this.element = make("section", { class: "turn" }, questionView(question), this.reply);
+    this.element = make("section", { class: "turn" }, questionView(question, acts.edit), this.reply);
     this.shows = onceAFrame(() => renderMarkdown(this.body, this.answer));
   }
 
@@ -125,9 +129,11 @@ export class Turn {
       parts.push(`first after ${seconds(first)}`);
     }
     const copies = this.answer ? copyButton(() => this.answer) : null;
-    if (!parts.length && !copies) return null;
+    const again = this.state === "failed" ? null
+      : button("Ask again", this.acts.again, { class: "quiet small again" });
+    if (!parts.length && !copies && !again) return null;
     const told = parts.map((part) => make("span", {}, part));
-    return make("footer", { class: "facts" }, ...told, copies);
+    return make("footer", { class: "facts" }, ...told, copies, again);
   }
 
   #note(element) {
@@ -135,11 +141,12 @@ export class Turn {
   }
 }
 
-function questionView({ text, pictures }) {
+function questionView({ text, pictures }, edit) {
   const images = pictures.map((one) => make("img", { src: one.url, alt: one.name }));
   return make("article", { class: "question", "aria-label": "Question" },
     images.length ? make("div", { class: "shown" }, ...images) : null,
-    text ? make("p", { dir: "auto" }, text) : null);
+    text ? make("p", { dir: "auto" }, text) : null,
+    button("Edit", edit, { class: "quiet small edit", "aria-label": "Edit this question" }));
 }
 
 /** A call that a model wrote; this page offers no tools and runs none. */
