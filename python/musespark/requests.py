@@ -188,8 +188,11 @@ class Requests:
         options = within(options, rest, room)
         turn = self._turn_grammar(given, prompt, grammar)
         options = _without_least(options, rest, grammar or turn)
+        budget = thinking.budget
+        if budget is None and options.max_new_tokens is None and self.thoughts.marks is not None:
+            budget = total  # what a limit of all together leaves a thought
         options, budget, answer = with_budget(
-            options, thinking.budget, room, self.thoughts.frame_tokens, total
+            options, budget, room, self.thoughts.frame_tokens, total
         )
         more = self._thought_fields(given, replace(thinking, budget=budget))
         more |= {"retain": retain, "adapter": adapter, "given": rows, "max_answer_tokens": answer}

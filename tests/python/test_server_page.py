@@ -465,6 +465,15 @@ def test_a_full_queue_is_said_and_asked_again(page: Page, server: Server) -> Non
     expect(page.locator(".reply > .prose")).to_have_text("85")
 
 
+def test_where_the_context_is_full_a_new_chat_is_offered(page: Page, model) -> None:
+    say(page, "fox " * model.info.context)
+    expect(page.locator(".said")).to_contain_text("tokens")
+    button = page.locator(".error button")
+    expect(button).to_have_text("New chat")
+    button.click()
+    expect(page.locator("#welcome")).to_be_visible()
+
+
 def test_what_breaks_off_says_so(page: Page) -> None:
     whole = 'data: {"choices": [{"delta": {"content": "half"}, "finish_reason": null}]}\n\n'
     page.route(CHAT, lambda r: r.fulfill(content_type="text/event-stream", body=whole))

@@ -126,5 +126,19 @@ def run(args: argparse.Namespace) -> int:
         shown = f"[{host}]" if ":" in host else host
         common.show(f"{model.info.source}: http://{shown}:{port}/v1")
         common.show(f"the page: http://{shown}:{port}/")
-        uvicorn.Server(config).run(sockets=[listening])
+        _told(uvicorn.Server(config), args.drain).run(sockets=[listening])
     return 0
+
+
+def _told(server: Any, drain: int) -> Any:
+    """The server; who ends it is told what it waits for."""
+    end = server.shutdown
+
+    async def shutdown(sockets: Any = None) -> None:
+        if under_way := len(server.server_state.tasks):
+            what = f"{under_way} request{'s are' if under_way > 1 else ' is'} under way"
+            common.note(f"ending: {what}, for at most {drain} s; Ctrl-C again ends it at once")
+        await end(sockets)
+
+    server.shutdown = shutdown
+    return server

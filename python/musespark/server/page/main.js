@@ -169,7 +169,8 @@ async function ask(question) {
   const most = `only the last ${served.most_images} pictures of a chat are sent`;
   complain(had > sent ? `The model no longer sees all pictures: ${most}.` : "");
   const urls = questions.flatMap((one) => one.pictures.map(({ url }) => url));
-  const turn = new Turn(question, urls, { edit: () => edit(turn), again: () => askAgain(turn) });
+  const acts = { edit: () => edit(turn), again: () => askAgain(turn), anew: startAnew };
+  const turn = new Turn(question, urls, acts);
   const controller = new AbortController();
   turns.push(turn);
   by("talk").append(turn.element);

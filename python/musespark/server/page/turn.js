@@ -14,6 +14,7 @@ const THOUGHT_ENDS = {
   loop: "The thought ended early: it went in circles.",
   deadline: "The thought ran out of time.",
 };
+const FULL = "context_length_exceeded"; // the server's code for it
 const TITLES = {
   0: "No connection", 401: "The token is missing or wrong", 413: "Too much at once",
   429: "Busy", 503: "Not now",
@@ -22,7 +23,7 @@ const TITLES = {
 export class Turn {
   /**
    * `question`: {text, pictures}. `urls`: all pictures of the conversation, with these. `acts`:
-   * {edit, again}, what its buttons do.
+   * {edit, again, anew}, what its buttons do.
    */
   constructor(question, urls, acts) {
     this.acts = acts;
@@ -101,7 +102,7 @@ export class Turn {
       if (trace) this.notes.before(trace);
     }
     for (const remark of this.#remarks()) this.#note(make("p", { class: "remark" }, remark));
-    if (error) this.#note(errorView(error, again));
+    if (error) this.#note(errorView(error, again, this.acts.anew));
     this.#note(this.#facts());
   }
 
@@ -159,13 +160,14 @@ function titleOf(status) {
   return TITLES[status] ?? (status < 500 ? "Refused" : "The server failed");
 }
 
-function errorView(error, again) {
+function errorView(error, again, anew) {
   const title = titleOf(error.status);
   const status = error.status ? ` · ${error.status}` : "";
   return make("div", { class: "error", role: "alert" },
     make("p", {}, make("b", {}, title), make("span", { class: "status" }, status)),
     make("p", { class: "said" }, error.message),
-    again ? button("Try again", again, { class: "quiet" }) : null);
+    error.code === FULL ? button("New chat", anew, { class: "quiet" })
+      : button("Try again", again, { class: "quiet" }));
 }
 
 function number(value) {
