@@ -12,7 +12,7 @@ import pytest
 
 from musespark import InvalidRequest
 from musespark.integrations.shared import chat_options, closed, streamed
-from musespark.messages import conversation
+from musespark.messages import conversation, tool_call
 
 TOOL = {"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}
 
@@ -133,6 +133,19 @@ def test_the_system_messages_at_the_beginning_are_one() -> None:
     one["content"] = "a\n\nb\nd"
     assert conversation([first, told, user]) == [one, user]
     assert conversation([told, told])[0] == {"role": "developer", "content": "b\nd\n\nb\nd"}
+
+
+def test_a_result_is_of_the_last_call_before_it_that_has_the_id() -> None:
+    def called(name: str) -> dict[str, Any]:
+        return {"role": "assistant", "content": "", "tool_calls": [tool_call("call_2", name, {})]}
+
+    result = {"role": "tool", "tool_call_id": "call_2", "content": "ok"}
+    turns = [called("weather"), {**result}, called("time"), {**result}]
+    assert [turn.get("name") for turn in conversation(turns)] == [None, "weather", None, "time"]
+    with pytest.raises(
+        InvalidRequest, match=r"messages\[0\]: no call before it has the id 'call_2'"
+    ):
+        conversation([{**result}, called("time")])
 
 
 def test_several_agents_do_not_stream() -> None:
