@@ -73,6 +73,12 @@ def test_a_choice_of_tools_in_each_way_to_write_it(given: Any, found: str) -> No
     assert chat_options({"tools": [TOOL], "tool_choice": given})["tool_choice"] == found
 
 
+@pytest.mark.parametrize("given", [["f"], 1, 1.0, {"type": "any"}, {"function": {"name": 1}}])
+def test_a_choice_of_tools_that_is_none(given: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"tool_choice: got .*, allowed is auto, .* True,"):
+        chat_options({"tools": [TOOL], "tool_choice": given})
+
+
 def test_what_is_not_given_is_left_out() -> None:
     assert chat_options({"tools": [], "seed": None, "tool_choice": None, "top_k": 3}) == {
         "top_k": 3
