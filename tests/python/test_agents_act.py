@@ -150,6 +150,19 @@ def test_pictures_long_texts_and_what_is_no_json(run: Act) -> None:
     assert third.startswith("error: ValueError: Circular")
 
 
+def test_a_number_that_no_json_has_is_told_as_an_error(run: Act) -> None:
+    def mean(of: str) -> dict[str, float]:
+        """An average."""
+        return {"mean": float(of)}
+
+    found = run(Script([call("mean", {"of": "nan"}), call("mean", {"of": "2"})], "ok"), "Q", [mean])
+    wrong, right = found.uses
+    assert wrong.status == "error" and wrong.answer.startswith(
+        "error: the tool gave the number NaN"
+    )
+    assert right.answer == '{"mean": 2.0}'
+
+
 def test_lists_that_are_cut_say_how_many_items_are_shown(run: Act) -> None:
     def numbers() -> Any:
         return np.arange(100_000)
