@@ -5,7 +5,7 @@ messages of the system."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from musespark.errors import InvalidRequest
@@ -53,19 +53,16 @@ def call_text(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "function": {"name": function["name"], "arguments": arguments}}
 
 
-def tool_names(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The function that each call of a conversation calls."""
-    calls = (call for message in messages for call in message.get("tool_calls") or ())
-    return {call["id"]: call["function"]["name"] for call in calls}
-
-
 def name_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages, those of tools with their function's name, which templates write.
+    """The messages, those of tools with their function's name, which templates write: of the last
+    call before it that has the id, for ids may come again.
 
-    InvalidRequest for a result whose call is not in the conversation.
+    InvalidRequest for a result whose call is not before it in the conversation.
     """
-    names = tool_names(messages)
+    names: dict[str, str] = {}
     for index, message in enumerate(messages):
+        for one in message.get("tool_calls") or ():
+            names[one["id"]] = one["function"]["name"]
         if message["role"] == "tool":
             call = message["tool_call_id"]
             if call not in names:

@@ -72,13 +72,6 @@ def spelled(tokenizer: Tokenizer, ids: Collection[int]) -> tuple[str, ...]:
     return tuple(tokenizer.token(i) if i < known else f"id {i}" for i in sorted(ids))
 
 
-def calls_so_far(messages: Any) -> int:
-    """Tool calls already in a conversation, so that new ids stay unique in it."""
-    if isinstance(messages, str):
-        return 0
-    return sum(len(m.get("tool_calls") or ()) for m in messages if isinstance(m, Mapping))
-
-
 def chat_ids(
     tokenizer: Tokenizer,
     template: ChatTemplate | None,

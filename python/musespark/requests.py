@@ -32,6 +32,7 @@ from musespark.options import (
 from musespark.text import ChatTemplate, Tokenizer, refuse_early
 from musespark.text.channels import ChannelParser
 from musespark.text.detection import detect_protocol
+from musespark.text.given import known_calls
 from musespark.text.protocols import Protocol
 from musespark.text.toolcalls import schemas_of
 from musespark.thinking.effort import by_effort
@@ -219,7 +220,7 @@ class Requests:
             self.tokenizer,
             chat.prompt,
             tools=chat.prompt_options.get("tools"),
-            first_call=prompts.calls_so_far(chat.messages) + 1,
+            known_calls=known_calls(chat.messages),
             ends=self.stop_ids,
             continuing=continued,
         )

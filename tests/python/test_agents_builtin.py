@@ -138,11 +138,59 @@ def test_queries_that_would_fill_the_memory(tmp_path: Path) -> None:
     _, query = tables(tmp_path)
     double = "WITH RECURSIVE d(x) AS (SELECT 'ab' UNION ALL SELECT x || x FROM d) SELECT 1 FROM d"
     for sql in ("SELECT hex(zeroblob(100000000))", f"{double} LIMIT 40 OFFSET 39"):
-        with pytest.raises(InvalidRequest, match="sql: string or blob too big"):
+        with pytest.raises(InvalidRequest, match="sql: a cell, or what is made of cells, has more"):
             query({"sql": sql})
-    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n LIMIT 9) "
-    told = query({"sql": many + "SELECT hex(zeroblob(300000)) FROM n"})
-    assert told.endswith("[more rows, after 2 of 1048576 characters]") and len(told) < 2_000_000
+    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n LIMIT 29) "
+    told = query({"sql": many + "SELECT hex(zeroblob(60000)) FROM n"})
+    assert told.endswith("[more rows, after 9 of 1048576 characters]") and len(told) < 2_000_000
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="SQLite's limits cannot be set")
+def test_what_takes_time_within_one_function_is_short(tmp_path: Path) -> None:
+    """SQLite does not look at the clock in there: this took 20 s and more."""
+    _, query = tables(tmp_path)
+    for sql, says in (
+        ("SELECT instr(hex(zeroblob(4000000)), hex(zeroblob(2000000)) || '1')", "131072 bytes"),
+        ("SELECT replace(hex(zeroblob(65537)), '00', '1')", "has more than the 131072 bytes"),
+        (
+            "SELECT hex(zeroblob(60000)) LIKE '%' || hex(zeroblob(250)) || '1'",
+            "pattern too complex",
+        ),
+        (
+            "SELECT hex(zeroblob(60000)) GLOB '*' || hex(zeroblob(250)) || '1'",
+            "pattern too complex",
+        ),
+    ):
+        with pytest.raises(InvalidRequest, match=f"sql: .*{says}"):
+            query({"sql": sql})
+    found = query({"sql": "SELECT instr(hex(zeroblob(65535)), '1'), 'May' LIKE '%a_' AS b"})
+    assert found.splitlines()[1] == "0,1"
+
+
+def test_rows_that_take_long_are_ended_at_the_next_one(tmp_path: Path) -> None:
+    """There are too few for a look at the clock by SQLite's steps."""
+    _, query = tables(tmp_path, max_seconds=0.05)
+    rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n LIMIT 99) "
+    slow = "SELECT sum(instr(hex(zeroblob(65000)), hex(zeroblob(30000 + i)) || '1')) FROM n"
+    with pytest.raises(InvalidRequest, match=r"sql: it took more than 0\.05 s"):
+        query({"sql": rows + slow})
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="SQLite's limits cannot be set")
+def test_cells_that_are_longer_than_a_query_reads(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "a.db") as database:
+        database.execute("CREATE TABLE t (name, photo)")
+        sizes = {"b": 131_000, "a": 3_000_000}
+        for name, size in sizes.items():
+            database.execute("INSERT INTO t VALUES (?, zeroblob(?))", (name, size))
+    (tmp_path / "a.csv").write_text(f"name,said\na,{'é' * 131_000}\nb,{'e' * 131_000}\n")
+    for path, column in (("a.db", "photo"), ("a.csv", "said")):
+        describe, query = table_tools({"t": tmp_path / path})
+        assert describe({}) == f"t (name, {column}): 2 rows"
+        assert query({"sql": f"SELECT name, typeof({column}) IS NULL FROM t ORDER BY name"})
+        assert query({"sql": f"SELECT length({column}) FROM t WHERE name = 'b'"}).endswith("131000")
+        with pytest.raises(InvalidRequest, match=r"sql: a cell, or .* more than the 131072 bytes"):
+            query({"sql": f"SELECT {column} FROM t"})
 
 
 def test_views_that_do_not_end(tmp_path: Path) -> None:

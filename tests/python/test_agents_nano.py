@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import pydantic
 import pytest
 
 import musespark
@@ -157,3 +158,42 @@ def test_nanos_mail_waits_for_approval(nano: Any) -> None:
     assert dry.uses[0].status == "dry_run" and SENT == []
     same = asyncio.run(nano.aact(question, [send_mail], dry_run=True, **more))
     assert same.content == dry.content and same.uses[0].arguments == dry.uses[0].arguments
+
+
+class Said(pydantic.BaseModel):
+    """A message as a client's library has it, that is no dict."""
+
+    role: str
+    tool_call_id: str
+    content: str
+
+
+def test_ids_go_on_where_the_beginning_of_a_conversation_was_cut_off(nano: Any) -> None:
+    """A client that keeps the last rounds: its calls are call_3 and, of a result whose call it has
+    cut off, call_2. A new one that is called so too would be answered by their results."""
+
+    def spend(month: Literal["May", "June"]) -> str:
+        """What was spent in a month."""
+        return "7"
+
+    kept = [
+        {"role": "tool", "name": "spend", "tool_call_id": "call_2", "content": "5"},
+        {"role": "assistant", "tool_calls": [call("spend", {"month": "June"}, 3)]},
+        {"role": "tool", "name": "spend", "tool_call_id": "call_3", "content": "6"},
+        {"role": "user", "content": "What was spent in May?"},
+    ]
+    more = {"tool_choice": "spend", "temperature": 0, "max_new_tokens": 60}
+    offered = {**more, "tools": [musespark.Tool.of(spend).to_openai()]}
+    for shown in (kept, kept[1:]):
+        assert [c["id"] for c in nano.chat(shown, **offered).tool_calls] == ["call_4"]
+    objects = [Said(**{name: kept[0][name] for name in Said.model_fields}), kept[3]]
+    assert [c["id"] for c in nano.chat(objects, **offered).tool_calls] == ["call_3"]
+    with nano.chat(kept, stream=True, **offered) as stream:
+        assert [d.tool_call["id"] for d in stream if d.tool_call] == ["call_4"]
+    with nano.session() as session:
+        assert session.chat(kept, **offered).tool_calls[0]["id"] == "call_4"
+        answers = [{**kept[2], "tool_call_id": "call_4"}, kept[3]]
+        assert session.chat(answers, **offered).tool_calls[0]["id"] == "call_5"
+    assert nano.act(kept, [spend], max_steps=1, **more).uses == ()
+    found = nano.act(kept, [spend], max_steps=2, **more)
+    assert found.uses[0].id == "call_4" and found.messages[5]["tool_call_id"] == "call_4"

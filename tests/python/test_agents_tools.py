@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 import enum
+import json
+import math
 import random
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Optional, TypedDict
 
 import annotated_types
 import jsonschema
+import numpy as np
 import pydantic
 import pytest
 
@@ -212,6 +215,60 @@ def test_types_that_no_json_has() -> None:
             Tool.of(odd)
 
 
+class Unknown(TypedDict):
+    x: Nowhere  # noqa: F821 - that it is not there is what is tested
+
+
+def test_types_that_cannot_be_read() -> None:
+    """An annotation that is a text is code that somebody else wrote."""
+
+    @dataclass
+    class Lost:
+        x: Any
+
+    class Undone(pydantic.BaseModel):
+        x: Missing  # noqa: F821
+
+    for annotation, says in (
+        ("Nowhere", "name 'Nowhere' is not defined"),
+        ("enum.Nowhere", "no attribute 'Nowhere'"),
+        ("list[", "was never closed|Forward reference must be"),
+        ("1 / 0", "division by zero"),
+    ):
+
+        def odd(a: Any) -> None: ...
+
+        Lost.__annotations__["x"] = odd.__annotations__["a"] = annotation
+        with pytest.raises(InvalidRequest, match=rf"the signature of odd cannot be read .*{says}"):
+            Tool.of(odd)
+        odd.__annotations__["a"] = Lost
+        with pytest.raises(InvalidRequest, match=rf"odd\(a\): Lost cannot be read .*{says}"):
+            Tool.of(odd)
+    for hint in (Unknown, Undone):
+        odd.__annotations__["a"] = list[hint]
+        with pytest.raises(InvalidRequest, match=rf"odd\(a\): {hint.__name__} cannot be read"):
+            Tool.of(odd)
+
+
+@dataclass
+class Range:
+    top: float = math.inf
+
+
+def test_numbers_that_no_json_has_stand_in_no_schema() -> None:
+    def within(a: Range, b: float = math.inf, c: float = math.nan, d: float = 1.5) -> None: ...
+
+    schema = Tool.of(within).parameters
+    assert json.loads(json.dumps(schema, allow_nan=False))["required"] == ["a"]
+    defaults = {name: rule.get("default") for name, rule in schema["properties"].items()}
+    assert defaults == {"a": None, "b": None, "c": None, "d": 1.5}
+
+    def bounded(a: Annotated[float, annotated_types.Le(math.inf)]) -> None: ...
+
+    with pytest.raises(InvalidRequest, match=r"bounded\(a\): le=inf, allowed is a finite number"):
+        Tool.of(bounded)
+
+
 def test_what_the_decorator_says() -> None:
     @musespark.tool(effects=True, name="mail.send", description="Send it.")
     def send(to: str) -> str:
@@ -242,6 +299,12 @@ def test_values_as_texts() -> None:
     assert text_of(frozenset({1j})) == '["1j"]'
     assert text_of(n * n for n in range(3)) == "[0, 1, 4]"
     assert text_of("\ud800") == "?"
+    assert text_of(["NaN", {"-Infinity": 1}]) == '["NaN", {"-Infinity": 1}]'
+    assert text_of("NaN") == "NaN"
+    for number, name in ((math.nan, "NaN"), (math.inf, "Infinity"), (-math.inf, "-Infinity")):
+        for value in (number, {"v": number}, (n for n in [1.0, number]), np.array([0, number])):
+            with pytest.raises(InvalidRequest, match=rf"gave the number {name}, allowed"):
+                text_of(value)
 
 
 # ---- values against schemas --------------------------------------------------------------------

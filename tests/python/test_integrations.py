@@ -12,7 +12,7 @@ import pytest
 
 from musespark import InvalidRequest
 from musespark.integrations.shared import chat_options, closed, streamed
-from musespark.messages import conversation
+from musespark.messages import conversation, tool_call
 
 TOOL = {"type": "function", "function": {"name": "add", "description": "", "parameters": {}}}
 
@@ -71,6 +71,12 @@ def test_a_folder_is_no_model(module: str, name: str) -> None:
 )
 def test_a_choice_of_tools_in_each_way_to_write_it(given: Any, found: str) -> None:
     assert chat_options({"tools": [TOOL], "tool_choice": given})["tool_choice"] == found
+
+
+@pytest.mark.parametrize("given", [["f"], 1, 1.0, {"type": "any"}, {"function": {"name": 1}}])
+def test_a_choice_of_tools_that_is_none(given: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"tool_choice: got .*, allowed is auto, .* True,"):
+        chat_options({"tools": [TOOL], "tool_choice": given})
 
 
 def test_what_is_not_given_is_left_out() -> None:
@@ -133,6 +139,19 @@ def test_the_system_messages_at_the_beginning_are_one() -> None:
     one["content"] = "a\n\nb\nd"
     assert conversation([first, told, user]) == [one, user]
     assert conversation([told, told])[0] == {"role": "developer", "content": "b\nd\n\nb\nd"}
+
+
+def test_a_result_is_of_the_last_call_before_it_that_has_the_id() -> None:
+    def called(name: str) -> dict[str, Any]:
+        return {"role": "assistant", "content": "", "tool_calls": [tool_call("call_2", name, {})]}
+
+    result = {"role": "tool", "tool_call_id": "call_2", "content": "ok"}
+    turns = [called("weather"), {**result}, called("time"), {**result}]
+    assert [turn.get("name") for turn in conversation(turns)] == [None, "weather", None, "time"]
+    with pytest.raises(
+        InvalidRequest, match=r"messages\[0\]: no call before it has the id 'call_2'"
+    ):
+        conversation([{**result}, called("time")])
 
 
 def test_several_agents_do_not_stream() -> None:

@@ -391,6 +391,18 @@ def test_schemas_without_what_no_grammar_follows() -> None:
             followed_schema(bad, "s: t")
 
 
+@pytest.mark.parametrize("checks", [True, False])
+def test_a_schema_that_is_nested_too_deeply(checks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For who checks it, and for who follows it where that one would have been content."""
+    if not checks:
+        monkeypatch.setattr("jsonschema.Draft202012Validator.check_schema", lambda schema: None)
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(2000):
+        schema = {"items": schema}
+    with pytest.raises(ToolServerFailed, match=r"s: t: its inputSchema is nested too deeply"):
+        followed_schema({"type": "object", "properties": {"a": schema}}, "s: t")
+
+
 def picture(data: bytes) -> types.ImageContent:
     return types.ImageContent(data=base64.b64encode(data).decode(), mime_type="image/png")
 
@@ -415,6 +427,8 @@ def test_results() -> None:
     assert isinstance(both, Content) and both.text == "one" and len(both.parts) == 2
     assert value() == "" and value(structured_content={"a": "é"}) == '{"a": "é"}'
     assert value(text, structured_content={"a": 1}) == "one"
+    with pytest.raises(ToolServerFailed, match=r"s: t: the tool gave the number -Infinity"):
+        value(structured_content={"a": float("-inf")})
     for content, says in (
         ([text], "s: t: one"),
         ([], "s: t: it failed, and does not say why"),

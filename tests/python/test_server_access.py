@@ -87,3 +87,15 @@ def test_only_loopback_goes_without_a_token() -> None:
     wide = Access("0.0.0.0", TOKEN, frozenset(["box.lan"]))
     known = ["192.168.0.7:8000", "box.lan", "localhost"]
     assert [wide.allows_host(h) for h in [*known, "evil.example"]] == [True, True, True, False]
+
+
+def test_names_are_those_that_a_host_header_can_say() -> None:
+    access = Access(names=frozenset(["Box.LAN", "FD00::7"]))
+    assert access.names == {"box.lan", "fd00::7"}
+    assert all(map(access.allows_host, ["box.lan:8000", "BOX.lan", "[fd00::7]:80", "[FD00::7]"]))
+    for name in ("box.lan:8000", "http://box.lan", "box.lan/", "bücher.lan", "", "[::1]", "a b", 7):
+        with pytest.raises(musespark.InvalidRequest, match=r"names: got .*, allowed are hosts"):
+            Access(names=frozenset([name]))
+    for names in ("box.lan", 7, None):
+        with pytest.raises(musespark.InvalidRequest, match=f"names: got {names!r}, allowed"):
+            Access(names=names)  # type: ignore[arg-type]

@@ -399,7 +399,7 @@ def test_interleaved_thoughts_and_calls() -> None:
         '{"name": "f", "arguments": {"x": 1}}\n</tool_call>\n'
         '<tool_call>{"bad</tool_call>\n<think>c</think>d'
     )
-    parser = ChannelParser(THINK, tokenizer, first_call=4)
+    parser = ChannelParser(THINK, tokenizer, known_calls=["call_3"])
     events = run(parser, [*tokenizer.encode(text, parse_special=True), tokenizer.id("</s>")])
     assert parser.turn.reasoning == "a\n\nc"
     assert parser.turn.content == "b\n\n\nd"
@@ -492,10 +492,10 @@ def test_unknown_id_raises() -> None:
 
 
 def test_calls_of_earlier_turns_do_not_change_how_an_answer_is_cut():
-    """`first_call` only numbers calls; it once also trimmed the first text of the answer."""
+    """They only number calls; they once also trimmed the first text of the answer."""
     contents = []
-    for first_call in (1, 5):
-        parser = ChannelParser(THINK, with_think_tokens(), first_call=first_call)
+    for known in ([], ["call_4"]):
+        parser = ChannelParser(THINK, with_think_tokens(), known_calls=known)
         parser.push_text("\n\nhello")
         parser.finish()
         contents.append(parser.turn.content)

@@ -371,7 +371,7 @@ def test_calls_that_were_read_can_be_sent_again() -> None:
 def test_many_values_are_read_in_one_walk() -> None:
     """Not each one looked for to the end of the text, or the rest of it copied: 17 s."""
     begin = time.process_time()
-    reader = CallReader(TOOLS, "call_{}", 1)
+    reader = CallReader(TOOLS, "call_{}")
     assert len(reader.read("json", '{"name": "f"} ' * 40_000)) == 40_000
     numbers = "1," * 200_000
     assert len(reader.read("gemma", f"call:f{{a:[{numbers}]}}")[0].arguments["a"]) == 200_000
@@ -382,6 +382,35 @@ def test_ids_that_come_twice_are_replaced() -> None:
     call = '{"name": "weather", "arguments": {}, "id": "abc"}'
     turn = as_text(Case("mistral", ""), [f"[TOOL_CALLS][{call}, {call}]"])[0].turn
     assert [c.id for c in turn.tool_calls] == ["abc", "call00001"]
+
+
+@pytest.mark.parametrize(
+    ("form", "known", "new"),
+    [
+        ("call_{}", [], ["call_1", "call_2"]),
+        ("call_{}", ["call_2"], ["call_3", "call_4"]),  # the first rounds were cut off
+        ("call_{}", ["call_7", "call_2", "toolu_9"], ["call_8", "call_9"]),
+        ("call_{}", ["call_02", "call_x", "call_٣", "call_-3", ""], ["call_1", "call_2"]),
+        ("call_{}", ["call_99999", "call_" + "9" * 5000, "call_1"], ["call_2", "call_3"]),
+        ("call_{}", ["call_99998", "call_100000"], ["call_99999", "call_100001"]),
+        ("call{:05d}", ["call00012", "call_50"], ["call00013", "call00014"]),
+    ],
+)
+def test_ids_are_none_that_the_conversation_has(
+    form: str, known: list[str], new: list[str]
+) -> None:
+    reader = CallReader(TOOLS, form, known)
+    calls = reader.read("json", '{"name": "f"} {"name": "f"}')
+    assert [call.id for call in calls] == new
+
+
+def test_an_id_of_the_models_that_the_conversation_has_is_replaced() -> None:
+    text = "functions.weather:0<|tool_call_argument_begin|>{}"
+    ids = [
+        CallReader(TOOLS, "call_{}", known).read("kimi", text)[0].id
+        for known in ([], ["functions.weather:0", "call_4"])
+    ]
+    assert ids == ["functions.weather:0", "call_5"]
 
 
 def test_nested_markers() -> None:

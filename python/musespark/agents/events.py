@@ -14,8 +14,9 @@ class ToolUse:
     was told. ``status``: ``done``, ``error`` (of the arguments or the function), ``refused`` or
     ``dry_run`` (it was not run), ``limit`` (``max_seconds`` were over before it had run, or ended
     it: what it had done is not known). ``seconds``: in the function. ``flags``: what looks like an
-    instruction in the answer. ``left_out``: characters of it that the model was not told;
-    ``items``: where it was a list that was cut, how many of how many items were told."""
+    instruction in the first 131,072 characters that the function gave. ``left_out``: characters
+    that the model was not told; ``items``: where it was a list that was cut, how many of how many
+    items were told (of a list of 2,097,152 characters or fewer)."""
 
     turn: int
     id: str

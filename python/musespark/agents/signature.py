@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import inspect
 import json
+import math
 import re
 import types
 import typing
@@ -62,11 +63,9 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
     description, said = _docstring(inspect.getdoc(function) or "")
     try:
         signature = inspect.signature(function)
-        hints = typing.get_type_hints(function, include_extras=True)
-    except (TypeError, ValueError, NameError) as error:
-        raise InvalidRequest(
-            f"tools: the signature of {name} cannot be read ({error}); give a Tool with its schema"
-        ) from error
+    except (TypeError, ValueError) as error:
+        raise _not_read(f"tools: the signature of {name}", error) from error
+    hints = _hints(function, f"tools: the signature of {name}")
     kinds, required, defaults = _Kinds(), [], {}
     fields: dict[str, Kind] = {}
     for parameter in signature.parameters.values():
@@ -83,6 +82,18 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
     return Signature(description, whole.schema, whole.read)
 
 
+def _hints(given: Any, what: str) -> dict[str, Any]:
+    """The types in a signature or a class, InvalidRequest where they cannot be had."""
+    try:
+        return typing.get_type_hints(given, include_extras=True)
+    except Exception as error:  # an annotation that is a text is code: it may raise anything
+        raise _not_read(what, error) from error
+
+
+def _not_read(what: str, error: Exception) -> InvalidRequest:
+    return InvalidRequest(f"{what} cannot be read ({error!s:.200}); give a Tool with its schema")
+
+
 def _check_named(parameter: inspect.Parameter, where: str) -> None:
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
         raise InvalidRequest(f"{where}: arguments are given by name; give a Tool with a schema")
@@ -92,6 +103,8 @@ def _check_named(parameter: inspect.Parameter, where: str) -> None:
 
 def _is_json(value: Any) -> bool:
     """Whether a default can stand in a schema; None says no more than that it may be left out."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     return isinstance(value, (str, bool, int, float)) and not isinstance(value, enum.Enum)
 
 
@@ -234,7 +247,10 @@ class _Kinds:
         raise _no_json(hint, where)
 
     def _pydantic(self, hint: Any, where: str) -> Kind:
-        schema = hint.model_json_schema()
+        try:
+            schema = hint.model_json_schema()
+        except Exception as error:  # pydantic's own, of a name that it cannot resolve too
+            raise _not_read(f"{where}: {hint.__name__}", error) from error
         for name, rule in schema.pop("$defs", {}).items():
             if self.defs.setdefault(name, rule) != rule:
                 raise InvalidRequest(f"{where}: two classes are called {name}; give a Tool")
@@ -247,13 +263,13 @@ class _Kinds:
     def _typed_dict(self, hint: Any, where: str) -> Kind:
         fields = {
             name: self.of(_bare(of), f"{where}.{name}")
-            for name, of in typing.get_type_hints(hint, include_extras=True).items()
+            for name, of in _hints(hint, f"{where}: {hint.__name__}").items()
         }
         required = [name for name in fields if name in hint.__required_keys__]
         return self.record(fields, required, _docstring(inspect.getdoc(hint) or "")[1], {})
 
     def _dataclass(self, hint: Any, where: str) -> Kind:
-        hints = typing.get_type_hints(hint, include_extras=True)
+        hints = _hints(hint, f"{where}: {hint.__name__}")
         known = [field for field in dataclasses.fields(hint) if field.init]
         fields = {
             field.name: self.of(hints[field.name], f"{where}.{field.name}") for field in known
@@ -279,6 +295,8 @@ def _bounded(schema: dict[str, Any], note: Any, where: str) -> dict[str, Any]:
         value = None if isinstance(note, str) else getattr(note, name, None)
         if value is None:
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidRequest(f"{where}: {name}={value!r}, allowed is a finite number")
         if isinstance(keyword, str):
             keyword = {"integer": keyword, "number": keyword}
         found = _with_bound(schema, keyword, value)

@@ -165,14 +165,22 @@ def tools_by_name(tools: Tools) -> dict[str, Tool]:
 def text_of(value: Any) -> str:
     """What a model is told of a function's value: a text as it is, else JSON, where an Enum is its
     value, and a set (in order, where it has one), a generator or an array is a list. What no text
-    has (a lone surrogate) is replaced."""
+    has (a lone surrogate) is replaced. InvalidRequest for a number that no JSON has."""
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, Content):
         value = value.text
     if not isinstance(value, str):
         value = json.dumps(value, ensure_ascii=False, default=_plain)
+        if "NaN" in value or "Infinity" in value:  # perhaps in a text, where they may be
+            json.loads(value, parse_constant=_refuse_number)
     return value.encode(errors="replace").decode()
+
+
+def _refuse_number(name: str) -> None:
+    raise InvalidRequest(
+        f"the tool gave the number {name}, allowed are those that JSON has: finite"
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -113,9 +113,8 @@ def run(args: argparse.Namespace) -> int:
     if args.drain < 0:
         raise InvalidRequest(f"--drain: got {args.drain}, allowed is 0 or more")
     token = args.token if args.token is not None else os.environ.get(TOKEN) or None
-    names = frozenset(name.lower() for name in args.allow_host)
     origins = frozenset(origin.lower() for origin in args.allow_origin)
-    access, limits = Access(args.host, token, names, origins), _limits(args)
+    access, limits = Access(args.host, token, frozenset(args.allow_host), origins), _limits(args)
     remembered = bytes_of(args.prefix_cache_bytes, "--prefix-cache-bytes")
     with contextlib.ExitStack() as opened:
         listening = opened.enter_context(_listening(args.host, args.port))

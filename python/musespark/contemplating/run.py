@@ -134,6 +134,8 @@ class Contemplation:
                 agent.turn.handle.discard()
             raise
         self._rounds.append(Round(agents, self._options, self._halted, lambda: self.heard))
+        if self._cancelled:  # meanwhile: who cancelled did not know of this round
+            self.cancel()
 
     def _agents_fields(self, messages: Messages) -> dict[str, Any]:
         fields: dict[str, Any] = {"window": self._options.weak_window}

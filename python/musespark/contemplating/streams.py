@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import contextvars
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from musespark.contemplating.result import AgentDelta, ContemplationResult
@@ -12,6 +13,8 @@ from musespark.errors import Error
 from musespark.generation import AsyncStream, Stream
 
 if TYPE_CHECKING:
+    import asyncio
+
     from musespark.model import Model
 
 
@@ -83,11 +86,10 @@ class AsyncContemplationStream(AsyncStream):
 
     def __init__(self, contemplation: Contemplation):
         self._contemplation = contemplation.start()
+        self._working: asyncio.Future[None] | None = None  # what runs in a thread
         super().__init__(contemplation, None)
 
     async def _run(self) -> AsyncIterator[AgentDelta]:
-        import asyncio  # here: it takes longer than mapping the weights
-
         run = self._contemplation
         try:
             while (wanted := run.wanted) is not None:
@@ -97,7 +99,8 @@ class AsyncContemplationStream(AsyncStream):
                 elif isinstance(wanted, Handle):
                     run.advance(await wanted.anext_event())
                 else:
-                    run.advance(await asyncio.to_thread(wanted))
+                    await self._in_thread(wanted)
+                    run.advance()
         except BaseException as error:
             self.handle.cancel()
             if isinstance(error, Exception):
@@ -113,11 +116,31 @@ class AsyncContemplationStream(AsyncStream):
         self.quiet()
         return await super().drain()
 
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        """Runs it; who is cancelled here leaves it running, for no thread can be ended."""
+        import asyncio  # here: it takes longer than mapping the weights
+
+        run, loop = contextvars.copy_context().run, asyncio.get_running_loop()
+        self._working = working = loop.run_in_executor(None, run, work)
+        working.add_done_callback(_seen)
+        await asyncio.wait([working])
+        working.result()
+
     async def _rest(self) -> None:
+        import asyncio
+
         run = self._contemplation
+        if self._working is not None:  # else it would go on beside what its reader left running
+            await asyncio.wait([self._working])
         while (wanted := run.wanted) is not None:
             run.advance(await wanted.anext_event() if isinstance(wanted, Handle) else None)
         self._result = run.result
+
+
+def _seen(done: asyncio.Future[None]) -> None:
+    """Its error is told to who waits for it, if anybody does: asyncio need not log it."""
+    if not done.cancelled():
+        done.exception()
 
 
 def contemplate(model: Model, messages: Messages, given: Mapping[str, Any]) -> ContemplationStream:

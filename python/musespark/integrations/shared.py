@@ -58,14 +58,14 @@ def streamed(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def chosen_tool(choice: Any) -> Any:
     """``tool_choice`` of ``Model.chat`` from the ways that frameworks write one."""
-    if not isinstance(choice, Mapping):
+    if isinstance(choice, (str, bool)):
         return _TOOL_CHOICES.get(choice, choice)
-    function = choice.get("function")
+    function = choice.get("function") if isinstance(choice, Mapping) else None
     named = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(named, str):
         raise InvalidRequest(
-            f"tool_choice: got {choice!r:.80}, allowed is auto, required, none, a tool's name, or "
-            '{"type": "function", "function": {"name": a tool\'s}}'
+            f"tool_choice: got {choice!r:.80}, allowed is auto, required, any, none, True, False, "
+            'a tool\'s name, or {"type": "function", "function": {"name": a tool\'s}}'
         )
     return named
 

@@ -15,6 +15,7 @@ from musespark.errors import InvalidRequest
 _LOOPBACK_NAMES = frozenset(["localhost", "127.0.0.1", "::1"])
 _MOST_HEADER = 1024
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9_.:\[\]-]+")
+_NAME = re.compile(r"[a-z0-9_.-]{1,253}")
 _HEADERS = re.compile(r"[A-Za-z0-9_, -]{1,2048}")
 
 
@@ -30,7 +31,8 @@ class Denied(InvalidRequest):
 class Access:
     """``host``: what the server is bound to. ``token``: what clients have to know; None: nothing,
     which is allowed on loopback alone. ``names``: hosts that it is reached by beside its own, of
-    whatever is in front of it too. ``origins``: of pages elsewhere that may ask, exactly.
+    whatever is in front of it too, without a port. ``origins``: of pages elsewhere that may ask,
+    exactly.
 
     Host is checked against DNS rebinding: a page of a name that its owner lets point at this
     machine says that name. An Origin has to be the server's own or one of ``origins``, so that no
@@ -45,6 +47,7 @@ class Access:
     def __post_init__(self) -> None:
         if self.token is not None and (len(self.token) < 16 or not self.token.isascii()):
             raise InvalidRequest("token: allowed are 16 ASCII characters or more")
+        object.__setattr__(self, "names", _names_of(self.names))
         for origin in self.origins:
             if not _ORIGIN.fullmatch(origin):
                 raise InvalidRequest(
@@ -112,6 +115,21 @@ class Access:
             return name in _LOOPBACK_NAMES
         # Bound to all addresses: no DNS stands behind an address that is named itself.
         return self.host in ("0.0.0.0", "::") and (_is_address(name) or name == "localhost")
+
+
+def _names_of(given: Iterable[str]) -> frozenset[str]:
+    """Names as :func:`_host_name` reads them in a Host header. InvalidRequest for one that no
+    header could say, which would let nobody in and tell nobody why."""
+    one_text = isinstance(given, (str, bytes)) or not isinstance(given, Iterable)
+    names = [given] if one_text else [*given]
+    for name in names:
+        known = isinstance(name, str) and (_NAME.fullmatch(name.lower()) or _is_address(name))
+        if one_text or not known:
+            raise InvalidRequest(
+                f"names: got {name!r:.80}, allowed are hosts without scheme and port, such as "
+                "box.lan or 192.168.0.7; an international name as browsers send it (xn--…)"
+            )
+    return frozenset(name.lower() for name in names)
 
 
 def is_loopback(host: str) -> bool:

@@ -20,7 +20,7 @@ answer reads as calls to tools on offer; else it stays the answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from musespark.errors import InvalidRequest
@@ -66,9 +66,9 @@ class ChannelParser:
     ``tokenizer``: None where the output comes as text without ids (:meth:`push_text`); then every
     marker is looked for in the text. ``opened``: the kind of the channel that the prompt left open,
     if any; ``header``: the header text after the prompt's last start marker (protocols with
-    headers). ``first_call``: the number of the first tool call's id (``call_<n>``, where the model
-    gives none itself), so that ids stay unique in a conversation. ``ends``: ids that end the turn
-    beside those of protocol and configuration.
+    headers). ``known_calls``: ids of the calls so far, so that those of new ones (``call_<n>``,
+    where the model gives none itself) stay unique in a conversation. ``ends``: ids that end the
+    turn beside those of protocol and configuration.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ChannelParser:
         tools: Iterable[Mapping[str, Any]] | None = None,
         opened: str | None = None,
         header: str | None = None,
-        first_call: int = 1,
+        known_calls: Collection[str] = (),
         ends: Iterable[int] = (),
     ):
         self.protocol, self.turn = protocol, Turn()
@@ -87,7 +87,7 @@ class ChannelParser:
         self._decoder = tokenizer.stream(continuing=True) if tokenizer else None
         known = tokenizer.markers if tokenizer else {}
         spelled = spelled_markers(protocol, known.keys())
-        calls = CallReader(tools, protocol.call_ids, first_call)
+        calls = CallReader(tools, protocol.call_ids, known_calls)
         if protocol.headers:
             header = protocol.headers.role if header is None else header
             self._machine: Machine = HeaderMachine(
@@ -112,7 +112,7 @@ class ChannelParser:
         prompt: Sequence[int],
         *,
         tools: Iterable[Mapping[str, Any]] | None = None,
-        first_call: int = 1,
+        known_calls: Collection[str] = (),
         ends: Iterable[int] = (),
         continuing: bool = False,
     ) -> ChannelParser:
@@ -121,7 +121,7 @@ class ChannelParser:
         opened, header = opened_by(protocol, tokenizer, prompt)
         if continuing and not protocol.headers:
             opened = ANSWER
-        given = {"tools": tools, "first_call": first_call, "ends": ends}
+        given = {"tools": tools, "known_calls": known_calls, "ends": ends}
         return cls(protocol, tokenizer, opened=opened, header=header, **given)
 
     @property

@@ -73,6 +73,20 @@ def checked_messages(messages: Any, parts: str, images: bool = False) -> list[di
     return [_message(message, f"messages[{i}]", kinds) for i, message in enumerate(messages)]
 
 
+def known_calls(messages: Any) -> frozenset[str]:
+    """The ids of calls in checked messages, and those that results name: the beginning of a
+    conversation may have been cut off, with calls that results in the rest of it answer."""
+    if isinstance(messages, str):
+        return frozenset()
+    found: list[Any] = []
+    for given in messages:
+        message = _fields(given, "messages", "a dict")
+        found.append(message.get("tool_call_id"))
+        calls = message.get("tool_calls") or ()
+        found += (_fields(call, "tool_calls", "a dict").get("id") for call in calls)
+    return frozenset(one for one in found if isinstance(one, str))
+
+
 class _Kinds(NamedTuple):
     """The parts that a content may have."""
 

@@ -43,6 +43,7 @@ SYNTAXES: dict[str, Syntax] = {
 # Only the closing tag says that a call in this syntax is whole.
 _UNBOUNDED = frozenset(["glm"])
 _LONGEST_ID = 128
+_MOST_CALLS = 99_999  # whose numbers stay within the 9 letters of Mistral's ids
 _JSON_START = re.compile(r'\{\s*(?:"(?P<key>[^"\\]*)"?\s*(?P<rest>.*))?', re.DOTALL)
 _LIST_START = re.compile(r"\[\s*(?:\{.*|[^\W\d][\w.-]*(?:\(.*)?)?", re.DOTALL)
 _KEYS = ("name", "type", "function", "parameters", "arguments")
@@ -75,17 +76,29 @@ def _that_can_be_sent(call: ToolCall | ToolCallError) -> ToolCall | ToolCallErro
     return call
 
 
+def _number_of(id: str, form: str) -> int:
+    """The number in an id of a form; 0 where it is of another, or of no number that we count to."""
+    digits = id.removeprefix(form.partition("{")[0])
+    number = int(digits) if len(digits) < 6 and digits.isascii() and digits.isdigit() else 0
+    return number if id == form.format(number) and number < _MOST_CALLS else 0
+
+
 class CallReader:
     """Reads the calls of one turn and gives them ids.
 
     ``form``: how an id is written, with ``{}`` for its number, where the model gives none that is
-    new; ``first``: the first number.
+    new; ``known``: ids of the conversation, after whose numbers those of new calls begin.
     """
 
-    def __init__(self, tools: Iterable[Mapping[str, Any]] | None, form: str, first: int):
+    def __init__(
+        self,
+        tools: Iterable[Mapping[str, Any]] | None,
+        form: str,
+        known: Collection[str] = (),
+    ):
         self.schemas = schemas_of(tools)
-        self._form, self._next = form, first
-        self._used: set[str] = set()
+        self._form, self._used = form, set(known)
+        self._next = 1 + max((_number_of(one, form) for one in self._used), default=0)
 
     @property
     def offered(self) -> bool:
@@ -111,7 +124,8 @@ class CallReader:
 
     def _with_id(self, call: ToolCall) -> ToolCall:
         if not 0 < len(call.id) <= _LONGEST_ID or call.id in self._used:
-            call = replace(call, id=self._form.format(self._next))
-            self._next += 1
+            while (new := self._form.format(self._next)) in self._used:
+                self._next += 1
+            call = replace(call, id=new)
         self._used.add(call.id)
         return call

@@ -9,6 +9,7 @@ import os
 import re
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -23,7 +24,12 @@ from musespark.untrusted import checked_path, read_small_file
 MAX_CSV_BYTES = 64 << 20
 MAX_ROWS = 100  # of an answer
 MAX_SECONDS = 10.0  # of a query
-_CELL_BYTES = 16 << 20  # of a value on the way; Python 3.10 leaves it at SQLite's own, 1 GB
+# Of a value in a query, as much as a CSV cell may have; and of what LIKE and GLOB look for. Within
+# one function SQLite neither looks at the clock nor can be interrupted, and some take time with the
+# product of two lengths: instr and LIKE then 0.1 s, trim of 5,000 characters 3 s. Python 3.10 sets
+# no limits; SQLite's own are 1 GB and 50,000 bytes.
+_CELL_BYTES = 1 << 17
+_PATTERN_BYTES = 500
 _ANSWER = 1 << 20  # characters of the cells of an answer, after which no more rows are read
 _DELIMITERS = (",", ";", "\t", "|")  # the one that the first line has most of
 _STEPS = 10_000  # of SQLite's machine between looks at the clock
@@ -54,6 +60,10 @@ def table_tools(
     They are read at each query, so that a query sees what the file is then. Nothing but SELECT is
     allowed. InvalidRequest for files that are no such tables, and to the model for a query that is
     refused, wrong, too large or too slow.
+
+    ``max_seconds``: of a query, looked at between its rows. From Python 3.11 on a query reads and
+    makes no value of more than 131,072 bytes, so that what is done to one takes little of that; a
+    column with longer ones may be counted and left out, not read.
     """
     if not isinstance(files, Mapping) or not files:
         raise InvalidRequest(f"files: got {files!r:.60}, allowed is a dict name: path")
@@ -201,9 +211,15 @@ def _answer(database: sqlite3.Connection, sql: str, most: int, seconds: float) -
 def _limited(database: sqlite3.Connection, seconds: float, where: str) -> Iterator[None]:
     """Bounds what is asked in here; InvalidRequest for what SQLite says of it."""
     end = time.monotonic() + seconds
+    # The timer ends a statement at its next row, however long its rows take; it does nothing
+    # between two statements, after which the handler does.
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), database.interrupt)
     database.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
     if sys.version_info >= (3, 11):
         database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _CELL_BYTES)
+        database.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, _PATTERN_BYTES)
+    timer.daemon = True
+    timer.start()
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -211,8 +227,18 @@ def _limited(database: sqlite3.Connection, seconds: float, where: str) -> Iterat
             raise InvalidRequest(f"{where}: it took more than {seconds:g} s") from None
         raise InvalidRequest(f"{where}: {error!s:.200}") from None
     except (sqlite3.Error, sqlite3.Warning, OverflowError) as error:
-        what = "allowed is one SELECT" if "not authorized" in str(error) else str(error)
-        raise InvalidRequest(f"{where}: {what:.200}") from None
+        raise InvalidRequest(f"{where}: {_said(error):.200}") from None
+    finally:
+        timer.cancel()
+        timer.join()  # it may be about to interrupt what is next closed
+
+
+def _said(error: Exception) -> str:
+    if "not authorized" in str(error):
+        return "allowed is one SELECT"
+    if "too big" in str(error):
+        return f"a cell, or what is made of cells, has more than the {_CELL_BYTES} bytes allowed"
+    return str(error)
 
 
 def _authorize(action: int, first: str | None, second: str | None, *rest: Any) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from musespark.agents.tools import Content, text_of
-from musespark.errors import ToolServerFailed
+from musespark.errors import InvalidRequest, ToolServerFailed
 from musespark.vision.pixels import Limits, Picture, open_named
 
 if TYPE_CHECKING:
@@ -44,11 +43,20 @@ def followed_schema(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where}: its inputSchema is no JSON schema (draft 2020-12): {place}: "
             f"{error.message:.200}"
         ) from None
+    except RecursionError:
+        raise _too_deep(where) from None
     if schema.get("type", "object") != "object":
         raise ToolServerFailed(
             f"{where}: its inputSchema is of type {schema['type']!r:.60}, allowed is 'object'"
         )
-    return _followed(schema)
+    try:
+        return _followed(schema)
+    except RecursionError:
+        raise _too_deep(where) from None
+
+
+def _too_deep(where: str) -> ToolServerFailed:
+    return ToolServerFailed(f"{where}: its inputSchema is nested too deeply to be read")
 
 
 def _followed(schema: Any) -> Any:
@@ -81,8 +89,10 @@ def value_of(result: types.CallToolResult, where: str) -> str | Content:
         else:
             parts.append({"type": "image", "image": picture})
     if not parts and result.structured_content is not None:
-        text = json.dumps(result.structured_content, ensure_ascii=False)
-        parts.append({"type": "text", "text": text_of(text)})
+        try:
+            parts.append({"type": "text", "text": text_of(result.structured_content)})
+        except InvalidRequest as error:
+            raise ToolServerFailed(f"{where}: {error}") from None
     content = Content(parts)
     if result.is_error:
         raise ToolServerFailed(f"{where}: {content.text or 'it failed, and does not say why'}")
