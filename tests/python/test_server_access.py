@@ -24,7 +24,10 @@ def model():
 def test_other_hosts_are_refused(model, host: str) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
         for path in ("/health", "/v1/models"):
-            assert (await client.get(path, headers={"host": host})).status_code == 403
+            answer = await client.get(path, headers={"host": host})
+            assert answer.status_code == 403
+            said = answer.json()["error"]["message"]
+            assert f"Host: got {host!r}, allowed is" in said and "--allow-host" in said
         assert (await client.post(CHAT, json=HI, headers={"host": host})).status_code == 403
 
     run(create_app(model), scenario)
@@ -43,6 +46,8 @@ def test_pages_of_other_origins_are_refused(model) -> None:
         for origin in ("http://evil.example", "null", "http://localhost:9", "file://localhost"):
             answer = await client.post(CHAT, json=HI, headers={"origin": origin})
             assert answer.status_code == 403, origin
+            said = answer.json()["error"]["message"]
+            assert f"Origin: got {origin!r}, allowed are" in said and "--allow-origin" in said
         own = await client.get("/v1/models", headers={"origin": "http://localhost"})
         assert own.status_code == 200
         assert "access-control-allow-origin" not in own.headers

@@ -64,16 +64,28 @@ class Access:
         """:class:`Denied` for another host or origin, several hosts, or a wrong token."""
         given = list(hosts)
         if len(given) != 1 or not self.allows_host(given[0]):
-            raise Denied(403, "Host: not a name of this server")
+            raise Denied(
+                403,
+                f"Host: got {', '.join(given)!r:.80}, allowed is one name of this server; more of "
+                "them are --allow-host of musespark serve, or names of Access",
+            )
         origin = headers.get("origin")
         if origin is not None and not self._allows_origin(origin, given[0]):
-            raise Denied(403, "Origin: pages of other origins may not ask this server")
+            raise Denied(
+                403,
+                f"Origin: got {origin!r:.80}, allowed are this server's pages; those of others are "
+                "--allow-origin of musespark serve, or origins of Access",
+            )
 
     def check_token(self, headers: Mapping[str, str]) -> None:
         """:class:`Denied` without the token, as ``Authorization: Bearer`` or ``x-api-key``."""
         given = presented(headers).encode()
         if self.token is not None and not hmac.compare_digest(given, self.token.encode()):
-            raise Denied(401, "the token is missing or wrong: Authorization: Bearer TOKEN")
+            raise Denied(
+                401,
+                "the token is missing or wrong; it is sent as Authorization: Bearer TOKEN or "
+                "x-api-key: TOKEN",
+            )
 
     def _allows_origin(self, origin: str, host: str) -> bool:
         if origin in self.origins:
