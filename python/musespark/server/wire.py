@@ -25,6 +25,7 @@ from musespark.calls import TOOL_CHOICES
 from musespark.errors import InvalidRequest
 from musespark.options import MAX_TOKENS
 from musespark.results import Delta, TokenLogprob
+from musespark.server import refusing
 from musespark.text import Tokenizer
 
 Tokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
@@ -65,17 +66,6 @@ _Item = TypeVar("_Item")
 Several = Annotated[list[_Item], Field(fail_fast=True)]
 #: An object whose keys are the client's.
 Named = Annotated[dict[str, _Item], BeforeValidator(_at_most(_MOST_ENTRIES))]
-
-# Why a field that other servers know is refused here; any other that is unknown is just that.
-_REFUSED = {
-    "chat_template": "a template of a request is never run",
-    "chat_template_kwargs": "a template of a request is never run",
-    "previous_response_id": "nothing is stored; send the conversation",
-    "conversation": "nothing is stored; send the conversation",
-    "functions": "give tools",
-    "function_call": "give tools",
-}
-
 
 _few = _at_most(_MOST_FIELDS)
 
@@ -279,60 +269,9 @@ def read_body(kind: type[Body], value: Any) -> Any:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise InvalidRequest(_told(error, value)) from None
+        raise InvalidRequest(refusing.told(error, value)) from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply") from None
-
-
-def _told(error: ValidationError, body: Any) -> str:
-    # Of a union every member complains: the one that came furthest into the value meant it.
-    first = max(error.errors(include_url=False), key=lambda one: len(_place(one, body)))
-    where = _place(first, body) or "the body"
-    if first["type"] == "extra_forbidden":
-        name = str(first["loc"][-1])
-        return f"{where:.200}: {_REFUSED.get(name, 'unknown field')}"
-    if first["type"] == "missing":
-        return f"{where:.200} is missing"
-    if first["type"].startswith("union_tag"):
-        return _told_of_tag(first, where)
-    return f"{where:.200}: got {_shown(first['input'])}, {_wanted(first):.300}"
-
-
-def _told_of_tag(error: Any, where: str) -> str:
-    """Of a value whose ``type`` or ``role`` says which of several it is."""
-    context = error["ctx"]
-    name = context["discriminator"].strip("'")
-    if not name.isidentifier() or name.startswith("_"):  # a function: the items of responses
-        name = "type"
-    where = f"{where}.{name}"
-    given = error["input"]
-    if not isinstance(given, Mapping):
-        return f"{where.removesuffix('.' + name):.200}: got {_shown(given)}, allowed is an object"
-    if name not in given:
-        return f"{where:.200} is missing"
-    allowed = context.get("expected_tags")
-    said = f"allowed is one of {allowed}" if allowed else "it is not known"
-    return f"{where:.200}: got {_shown(given[name])}, {said:.300}"
-
-
-# pydantic's types of errors whose messages speak of Python, as JSON has the values.
-_KINDS = {
-    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "an object"),
-    **dict.fromkeys(("list_type", "tuple_type"), "an array"),
-    "none_required": "null",
-}
-
-
-def _wanted(error: Any) -> str:
-    kind = _KINDS.get(error["type"])
-    return error["msg"] if kind is None else f"allowed is {kind}"
-
-
-def _shown(value: Any) -> str:
-    plain = value is None or isinstance(value, (str, bool, int, float))
-    if plain:
-        return f"{value!r:.60}"
-    return "an object" if isinstance(value, Mapping) else "an array"
 
 
 _FIELD = re.compile(r"([a-z_]\w*(?:\.\w+|\[\d+\])*)(?:: | is missing)")
@@ -342,18 +281,6 @@ def field_of(message: str) -> str | None:
     """The field of a body that a message of :class:`InvalidRequest` names first."""
     named = _FIELD.match(message)
     return None if named is None else named[1]
-
-
-def _place(error: Any, body: Any) -> str:
-    """The place of an error in a body; names of union members in it are none."""
-    out, node, path = "", body, error["loc"]
-    lacks = len(path) - 1 if error["type"] == "missing" else None
-    for at, part in enumerate(path):
-        if isinstance(part, int) and isinstance(node, list) and part < len(node):
-            out, node = f"{out}[{part}]", node[part]
-        elif isinstance(node, Mapping) and (part in node or at == lacks):
-            out, node = f"{out}.{part}" if out else str(part), node.get(part)
-    return out
 
 
 def held_calls(

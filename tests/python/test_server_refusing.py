@@ -1,0 +1,82 @@
+"""Bodies that are refused: the place that was meant, what it got, and all that is allowed there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import musespark
+from musespark.errors import InvalidRequest
+from musespark.server.openai_completions import Completions
+from musespark.server.wire import Served
+from support.exchanges import chat, messages, responses
+
+NANO = Path(musespark.__file__).parent / "nano"
+
+
+@pytest.fixture(scope="module")
+def served() -> Served:
+    return Served(("m",), musespark.Tokenizer.load(NANO))
+
+
+def completions(served: Served, **body: Any) -> Completions:
+    return Completions({"model": "m", **body}, served)
+
+
+def turn(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+EFFORTS = "'none', 'minimal', 'low', 'medium', 'high' or 'xhigh'"
+
+
+@pytest.mark.parametrize(
+    ("ask", "body", "said"),
+    [
+        # Of values that may be of several kinds, the kind that it is of.
+        (responses, {"input": []}, "input: got an array, allowed are at least 1 item"),
+        (completions, {"prompt": []}, "prompt: got an array, allowed are at least 1 item"),
+        (completions, {"prompt": ["", ""]}, "prompt[0]: got '', allowed are at least 1 character"),
+        (completions, {"prompt": [1, "a"]}, "prompt[1]: got 'a', allowed is an integer"),
+        (completions, {"prompt": [[1], [2, -1]]}, "prompt[1][1]: got -1, allowed is 0 or more"),
+        (messages, {"messages": turn([])}, "messages[0].content: got an array, allowed are at lea"),
+        # All kinds, where it is of none.
+        (completions, {"prompt": 5}, "prompt: got 5, allowed is a string or an array"),
+        (chat, {"stop": True}, "stop: got true, allowed is a string or an array"),
+        (
+            chat,
+            {"tool_choice": None, "messages": turn(None)},
+            "messages[0].content: got null, allowed is a string or an array",
+        ),
+        (
+            chat,
+            {"tool_choice": 5},
+            "tool_choice: got 5, allowed is 'auto', 'none' or 'required' or an object",
+        ),
+        # A type that is none before what one of that type would need.
+        (chat, {"tools": [{"type": "custom"}]}, "tools[0].type: got 'custom', allowed is 'func"),
+        (responses, {"tools": [{"type": "web_search"}]}, "tools[0].type: got 'web_search', allow"),
+        (
+            messages,
+            {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+            "tools[0].type: got 'web_search_20250305', allowed is 'custom'",
+        ),
+        (
+            chat,
+            {"messages": turn([{"type": "text", "text": 5}])},
+            "messages[0].content[0].text: got 5, allowed is a string",
+        ),
+        # Numbers.
+        (chat, {"temperature": "hot"}, "temperature: got 'hot', allowed is a number"),
+        (chat, {"temperature": 3}, "temperature: got 3, allowed is at most 2"),
+        (chat, {"n": 0}, "n: got 0, allowed is 1 or more"),
+        (chat, {"n": 1.5}, "n: got 1.5, allowed is an integer"),
+        (chat, {"reasoning_effort": "max"}, f"reasoning_effort: got 'max', allowed is {EFFORTS}"),
+    ],
+)
+def test_refusals(served: Served, ask: Any, body: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        ask(served, **body)
+    assert str(error.value).startswith(said)
