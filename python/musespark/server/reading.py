@@ -77,10 +77,12 @@ async def in_thread(call: Callable[..., T], *args: Any) -> T:
     for much and goes away holds its turn as long as it holds the thread."""
     thread = asyncio.ensure_future(asyncio.to_thread(call, *args))
     try:
-        return await asyncio.shield(thread)
+        await asyncio.wait({thread})  # which does not cancel it, and tells nobody of its errors
     except asyncio.CancelledError:
         await asyncio.wait({thread})
+        thread.exception()  # else it is logged, with what the client sent
         raise
+    return thread.result()
 
 
 @dataclass(frozen=True)
