@@ -26,6 +26,7 @@ _CUT_S = 1.0  # in which a client has to take what it is told at the end
 # In a scope's extensions, where what serves the application has it: ends the connection at once,
 # whatever its client has not taken yet.
 ABORT = "musespark.abort"
+UNSENT = "musespark.unsent"  # says how many bytes that is
 
 
 class Refused(Exception):  # noqa: N818 - says what it is
@@ -173,11 +174,12 @@ class EventStream(Response):
         self._started = self._begun = self._complete = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        abort = (scope.get("extensions") or {}).get(ABORT)
+        extensions = scope.get("extensions") or {}
+        abort, unsent = extensions.get(ABORT), extensions.get(UNSENT, int)
         try:
             try:
                 with contextlib.suppress(ClientDisconnect):
-                    await _until(self._gone_or_stuck(receive, abort), self._write(send))
+                    await _until(self._gone_or_stuck(receive, abort, unsent), self._write(send))
             finally:
                 await self._run.close()
         except asyncio.CancelledError:
@@ -188,15 +190,21 @@ class EventStream(Response):
                     abort()
             raise
 
-    async def _gone_or_stuck(self, receive: Receive, abort: Callable[[], None] | None) -> None:
-        """Until the client has gone away, or taken nothing for too long, when its connection is
-        ended by ``abort``. One timer for a stream, not one for each of its events."""
+    async def _gone_or_stuck(
+        self, receive: Receive, abort: Callable[[], None] | None, unsent: Callable[[], int]
+    ) -> None:
+        """Until the client has gone away, or taken nothing for too long (of what is ``unsent`` not
+        a byte), when its connection is ended by ``abort``. One timer for a stream, not one for each
+        of its events."""
         most, quiet = self._limits.write_seconds, self._limits.quiet_seconds
-        gone = asyncio.ensure_future(_gone(receive))
+        gone, left = asyncio.ensure_future(_gone(receive)), unsent()
         try:
             while not gone.done():
                 await asyncio.wait({gone}, timeout=min(most, quiet) / 4)
-                now, since = time.monotonic(), self._sending
+                now, before, left = time.monotonic(), left, unsent()
+                if self._sending is not None and left < before:
+                    self._sending = now
+                since = self._sending
                 if since is None and now - self._sent > quiet:
                     self._run.nudge()
                 if since is not None and now - since > most:
