@@ -9,7 +9,7 @@ import numpy as np
 
 from musespark.adapters import split_additions
 from musespark.driver import CLOSED_MEANWHILE
-from musespark.encoder import fitting
+from musespark.encoder import Encoder, fitting
 from musespark.errors import Cancelled, Error, InvalidRequest, UnsupportedModel
 from musespark.generation import Stream
 from musespark.options import OPTION_NAMES, split_seeds, unknown_argument
@@ -56,9 +56,15 @@ def embedded(
     model: Model, texts: Any, truncate: bool, stopped: Callable[[], bool] = lambda: False
 ) -> np.ndarray:
     """See :meth:`musespark.Model.embed`; ``stopped``: asked after each batch of texts."""
-    if model._encoder is None:
-        raise UnsupportedModel(f"{model.info.family} models write text; they give no embeddings")
+    encoder = encoder_of(model)
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
         texts = [texts]
     rows = [model._requests.ids(text, f"texts[{i}]") for i, text in enumerate(texts)]
-    return model._encoder.embed(fitting(rows, model.info.context, truncate), stopped)
+    return encoder.embed(fitting(rows, model.info.context, truncate), stopped)
+
+
+def encoder_of(model: Model) -> Encoder:
+    """What embeds texts; UnsupportedModel where nothing does."""
+    if model._encoder is None:
+        raise UnsupportedModel(f"{model.info.family} models write text; they give no embeddings")
+    return model._encoder

@@ -147,15 +147,29 @@ def _check_depth(value: Any, where: str) -> None:
         level = inner
 
 
-def parse_json(data: bytes | str, where: str, limit: int = MAX_CONFIG_BYTES) -> Any:
+def _brackets(data: bytes | str) -> int:
+    if isinstance(data, str):
+        return data.count("[") + data.count("{")
+    return data.count(b"[") + data.count(b"{")
+
+
+def parse_json(
+    data: bytes | str, where: str, limit: int = MAX_CONFIG_BYTES, *, parts: int | None = None
+) -> Any:
     """Parses UTF-8 JSON of at most ``limit`` bytes: no duplicate keys, NaN, infinities, integers of
     more than 64 digits or nesting beyond 32.
 
+    ``parts``: objects and arrays at most, which take far more memory than bytes, and a parser that
+    waits for nobody; those that texts seem to have are not told apart.
     ``where`` begins every message. ``CorruptFile`` for anything that is not such JSON.
     """
     if len(data) > limit:
         raise CorruptFile(f"{where}: {len(data)} bytes, more than the limit of {limit}")
     refuse_stand_in(data, where)
+    if parts is not None and (found := _brackets(data)) > parts:
+        raise CorruptFile(
+            f"{where}: {found} of '[' and '{{', texts included, more than the limit of {parts}"
+        )
     try:
         value = json.loads(
             data if isinstance(data, str) else data.decode("utf-8-sig"),

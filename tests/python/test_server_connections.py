@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import resource
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +18,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from uvicorn.server import ServerState
 
 import musespark
 from musespark.server import Limits, create_app
-from musespark.server.connections import Connection, Door
+from musespark.server.connections import Connection, Door, config_of
 from support.serving import serve_process, served, within
 
 MODEL = "spark-nano"
@@ -123,13 +126,11 @@ def test_idle_connections_make_room_for_others(model, monkeypatch) -> None:
 class Idle:
     """A connection that nobody asks anything on, since a moment. ``gone``: told when it goes."""
 
-    closing_since = stuck_since = float("inf")
-
     def __init__(self, who: str, since: float, gone: list[float], idle: bool = True):
         self.who, self.idle_since, self.idle = who, since, idle
         self.loop = SimpleNamespace(time=lambda: since, call_later=lambda *given: None)
         self.transport = SimpleNamespace(abort=lambda: gone.append(since))
-        self.transport.is_closing = lambda: False
+        self.stuck_for = lambda now: 0.0
 
 
 def test_who_has_the_most_idle_connections_loses_one() -> None:
@@ -218,6 +219,135 @@ def test_a_client_that_takes_nothing_loses_its_connection(model, path: str, capf
         within(30, lambda: not held(url, one), "the socket is still there")
         within(20, lambda: model._engine.stats()["running"] == 0, "its rows are still there")
     assert "without completing" not in capfd.readouterr().err
+
+
+class Written:
+    """A connection with a transport and a clock of the test. ``unsent``: bytes that its client has
+    not taken; ``seconds``: what the clock says; ``sock``: what the system knows it by."""
+
+    def __init__(self, limits: Limits, sock: socket.socket | None = None):
+        self.sock = sock
+        self.unsent, self.seconds, self.aborted, self.closing = 0, 0.0, False, False
+        loop = SimpleNamespace(time=lambda: self.seconds, call_later=lambda *given: None)
+        config, self.door = config_of(None, limits), Door(limits)
+        given = {"config": config, "server_state": ServerState(), "app_state": {}, "_loop": loop}
+        self.connection, self._loop = Connection(self.door, **given), loop
+        self.connection.connection_made(self)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def get_extra_info(self, name: str) -> Any:
+        return self.sock if name == "socket" else None
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def later(self, seconds: float, unsent: int) -> bool:
+        """Whether the connection is cut off after a while in which its client took something."""
+        self.seconds, self.unsent = self.seconds + seconds, unsent
+        self.door._sweep(self._loop)
+        return self.aborted
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_who_takes_little_again_and_again_is_not_cut_off(closes: bool) -> None:
+    """Neither while an answer is written nor when the last one has been."""
+    one = Written(Limits(write_seconds=60, read_seconds=1e6))
+    one.unsent, one.closing = 1000, closes
+    if not closes:
+        one.connection.pause_writing()
+    assert not one.later(1, 1000)
+    for left in range(999, 900, -1):
+        assert not one.later(50, left)
+    assert not one.later(59, 901)
+    assert one.later(2, 901), "it took nothing for a minute"
+
+
+def test_who_takes_what_the_system_keeps_is_not_cut_off() -> None:
+    """Megabytes, before the server could write more."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()) as client,
+        listening.accept()[0] as sock,
+    ):
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock.send(bytes(1 << 16))
+        client.settimeout(1)
+        one = Written(Limits(write_seconds=60, read_seconds=1e6), sock)
+        one.unsent = 1000
+        one.connection.pause_writing()
+        for _ in range(3):
+            before = one.connection.unsent()
+            while one.connection.unsent() == before:
+                client.recv(1 << 16)
+            assert not one.later(50, 1000)
+        assert one.later(61, 1000)
+
+
+@pytest.mark.parametrize("more", [b"", b"\r\n", b"GET /health HTTP/1.1\r\n", b"x" * 5000])
+def test_a_client_that_says_more_and_goes_away_is_noticed(more: bytes) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            asked.set()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+
+    with served(app) as url, contextlib.closing(connected(url)) as one:
+        one.sendall(post("/", {}))
+        assert asked.wait(10)
+        one.sendall(more)
+        assert not gone.wait(0.1)
+        one.close()
+        assert gone.wait(10), "nobody noticed"
+
+
+def test_who_says_much_more_loses_its_connection() -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            asked.set()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+
+    with served(app) as url, contextlib.closing(connected(url)) as one:
+        one.sendall(post("/", {}))
+        assert asked.wait(10)
+        with contextlib.suppress(ConnectionError):
+            one.sendall(b"x" * (1 << 20))
+        assert gone.wait(10)
+
+
+def test_what_is_asked_early_is_answered_in_order() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            while (await receive()).get("more_body"):
+                pass
+            said = scope["path"].encode()
+            length = (b"content-length", b"%d" % len(said))
+            await send({"type": "http.response.start", "status": 200, "headers": [length]})
+            await asyncio.sleep(0.01)
+            await send({"type": "http.response.body", "body": said})
+
+    with served(app) as url, contextlib.closing(connected(url)) as one:
+        asked = b"".join(post(f"/{index}-th-of-them", {"a": "b" * 5000}) for index in range(10))
+        one.sendall(asked[:30_000])
+        one.sendall(asked[30_000:])
+        told = b""
+        while told.count(b"-th-of-them") < 10:
+            told += one.recv(1 << 16)
+        places = [told.index(b"/%d-th-of-them" % index) for index in range(10)]
+        assert places == sorted(places)
 
 
 def held(url: str, one: socket.socket) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import musespark
 from musespark.server import Access, Limits, create_app
 from musespark.server.app import Server
-from musespark.server.transport import ABORT
+from musespark.server.transport import ABORT, UNSENT
 from support.bert_models import CASES, SEEDS, folder_of
 
 CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
@@ -296,8 +296,9 @@ def test_who_makes_room_at_once_hears_429(model) -> None:
     asyncio.run(main())
 
 
-def test_the_connection_of_a_client_that_takes_nothing_is_ended(model) -> None:
-    """By what serves the application, which says in the scope how."""
+@pytest.mark.parametrize("takes", [0, 40])
+def test_the_connection_of_a_client_that_takes_nothing_is_ended(model, takes: int) -> None:
+    """By what serves the application, which says in the scope how; not while it takes some."""
     server = server_of(model, write_seconds=0.1)
     body = json.dumps({**LONG, "stream": True}).encode()
     given = [{"type": "http.request", "body": body, "more_body": False}]
@@ -318,9 +319,10 @@ def test_the_connection_of_a_client_that_takes_nothing_is_ended(model) -> None:
         headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
         scope = {"type": "http", "method": "POST", "path": COMPLETIONS, "headers": headers}
         scope |= {"raw_path": COMPLETIONS.encode(), "query_string": b"", "client": ("::1", 1)}
-        scope["extensions"] = {ABORT: ended.set}
+        unsent = list(range(takes))
+        scope["extensions"] = {ABORT: ended.set, UNSENT: lambda: unsent.pop() if unsent else 0}
         await asyncio.wait_for(server.app(scope, receive, send), 30)
-        assert ended.is_set()
+        assert ended.is_set() and not unsent, "it took some of it meanwhile"
         assert model._engine.stats()["running"] == 0
 
     asyncio.run(main())

@@ -321,7 +321,7 @@ def image(url: str) -> list[dict]:
         ({"chat_template": "{{ 1 }}"}, "chat_template: a template of a request is never run"),
         ({"chat_template_kwargs": {}}, "never run"),
         ({"temprature": 1}, "temprature: unknown field"),
-        ({"messages": []}, "messages: got an array, allowed are at least 1 item"),
+        ({"messages": []}, "messages: got an array of 0, allowed are at least 1 item"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, r"messages\[0\].role: got"),
         ({"messages": [{"role": "user"}]}, r"messages\[0\].content is missing"),
         ({"messages": [{"role": "user", "content": 3}]}, r"messages\[0\].content: got 3"),

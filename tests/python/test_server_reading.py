@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import threading
 from typing import Any
@@ -161,6 +162,32 @@ def test_who_goes_away_holds_the_turn_as_long_as_the_thread() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert ended.is_set()
+
+    run(scenario)
+
+
+def test_nobody_is_told_how_a_thread_ended_that_nobody_waited_for() -> None:
+    """Its error would be logged, with a traceback that quotes what the client sent."""
+
+    async def scenario() -> None:
+        told: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+        go_on = threading.Event()
+
+        def work() -> None:
+            go_on.wait()
+            raise ValueError("the client's secret")
+
+        task = asyncio.ensure_future(in_thread(work))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        go_on.set()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        del task
+        gc.collect()
+        assert not told
 
     run(scenario)
 

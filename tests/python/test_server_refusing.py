@@ -36,12 +36,16 @@ EFFORTS = "'none', 'minimal', 'low', 'medium', 'high' or 'xhigh'"
     ("ask", "body", "said"),
     [
         # Of values that may be of several kinds, the kind that it is of.
-        (responses, {"input": []}, "input: got an array, allowed are at least 1 item"),
-        (completions, {"prompt": []}, "prompt: got an array, allowed are at least 1 item"),
+        (responses, {"input": []}, "input: got an array of 0, allowed are at least 1 item"),
+        (completions, {"prompt": []}, "prompt: got an array of 0, allowed are at least 1 item"),
         (completions, {"prompt": ["", ""]}, "prompt[0]: got '', allowed are at least 1 character"),
         (completions, {"prompt": [1, "a"]}, "prompt[1]: got 'a', allowed is an integer"),
         (completions, {"prompt": [[1], [2, -1]]}, "prompt[1][1]: got -1, allowed is 0 or more"),
-        (messages, {"messages": turn([])}, "messages[0].content: got an array, allowed are at lea"),
+        (
+            messages,
+            {"messages": turn([])},
+            "messages[0].content: got an array of 0, allowed are at l",
+        ),
         # All kinds, where it is of none.
         (completions, {"prompt": 5}, "prompt: got 5, allowed is a string or an array"),
         (chat, {"stop": True}, "stop: got true, allowed is a string or an array"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 
 import pytest
 
 from musespark.contemplating import AgentDelta
 from musespark.errors import InvalidRequest
 from musespark.results import Delta, TokenLogprob
+from musespark.server import outbox as outboxes
 from musespark.server.outbox import Begun, Failed, Outbox, Piece, joined
 from musespark.server.turns import QueueFull, Ticket, Turns
 
@@ -133,6 +136,51 @@ def test_who_gives_up_a_large_place_lets_others_go_on() -> None:
     run(scenario)
 
 
+def test_a_large_place_that_waits_leaves_the_others_theirs() -> None:
+    """Of its four rows three are free: one of the two places is taken, not all."""
+
+    async def scenario() -> None:
+        turns = Turns(4, 2)
+        (held,) = turns.take("a", [1], 1)
+        (large,) = turns.take("b", [4], 1)
+        (small,) = turns.take("c", [1], 1)
+        assert not has_turn(large) and not has_turn(small)
+        with pytest.raises(QueueFull):
+            turns.take("d", [1], 1)
+        held.release()
+        assert has_turn(large) and not has_turn(small)
+        turns.take("d", [1], 1)
+        with pytest.raises(QueueFull):
+            turns.take("e", [1], 1)
+
+    run(scenario)
+
+
+def test_what_runs_and_waits_is_never_more_than_both_together() -> None:
+    async def scenario() -> None:
+        for seed in range(200):
+            drawn = random.Random(seed)
+            running, waiting = drawn.randint(1, 6), drawn.randint(0, 8)
+            turns, tickets = Turns(running, waiting), list[Ticket]()
+            for _ in range(60):
+                if drawn.random() < 0.6:
+                    rows = [drawn.randint(1, 8) for _ in range(drawn.choice([1, 1, 2]))]
+                    with contextlib.suppress(QueueFull, InvalidRequest):
+                        tickets += turns.take(drawn.choice("abc"), rows, 1)
+                elif tickets:
+                    tickets.pop(drawn.randrange(len(tickets))).release()
+                held = sum(one.rows for one in tickets if one.turn.done() and not refused(one))
+                waits = sum(one.rows for one in tickets if not one.turn.done())
+                assert (turns.free, turns.waiting) == (running - held, waits)
+                assert held + waits <= running + waiting
+
+    run(scenario)
+
+
+def refused(ticket: Ticket) -> bool:
+    return ticket.turn.exception() is not None
+
+
 def test_what_could_never_wait_is_refused_for_good() -> None:
     async def scenario() -> None:
         turns = Turns(2, 3)
@@ -160,6 +208,18 @@ def test_only_neighbouring_text_of_one_channel_of_one_answer_is_joined() -> None
     found = [(one.index, one.delta.text) for one in joined(items)]
     assert found == [(0, "ab"), (1, "c"), (0, "d"), (0, "e"), (0, "f"), (0, "g"), (0, ""), (0, "")]
     assert joined(items)[0].delta.logprobs == log
+
+
+def test_a_thousand_pieces_are_joined_at_once(monkeypatch) -> None:
+    """Not pair by pair, which takes the square of what a slow reader left."""
+    made, replace = [], outboxes.replace
+    monkeypatch.setattr(
+        outboxes, "replace", lambda one, **more: made.append(one) or replace(one, **more)
+    )
+    log = (TokenLogprob(1, -1.0),)
+    (one,) = joined([Piece(2, Delta("ab", logprobs=log))] * 1000)
+    assert one == Piece(2, Delta("ab" * 1000, logprobs=log * 1000))
+    assert len(made) == 1
 
 
 def test_what_comes_while_nobody_takes_it_is_one_piece() -> None:

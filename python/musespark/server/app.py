@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -19,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import musespark
+from musespark.batches import encoder_of
 from musespark.errors import (
     Cancelled,
     CorruptFile,
@@ -40,6 +42,7 @@ from musespark.server.limits import Limits
 from musespark.server.metrics import Meter
 from musespark.server.openapi import Operation, document
 from musespark.server.page_files import page_routes
+from musespark.server.reading import in_thread
 from musespark.server.security import Access, Denied, client_of, presented
 from musespark.server.transport import (
     ENDS,
@@ -48,8 +51,10 @@ from musespark.server.transport import (
     Refused,
     as_json,
     body_of,
+    large_json,
     told,
     until_gone,
+    values_of,
 )
 from musespark.server.turns import QueueFull
 from musespark.server.wire import Failure, Served, UnknownModel, field_of
@@ -75,6 +80,7 @@ _PATHS = (
     *_PAGE,
 )
 _OPEN = frozenset(["/health", *_PAGE])  # answered without the token
+_BODY_PARTS = 500_000  # objects and arrays: of 32 MiB of text none has so many
 _GONE = 499  # nobody reads it; what servers log of a client that went away
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _NO_STORE = (b"cache-control", b"no-store")  # where an answer says nothing else
@@ -158,7 +164,7 @@ class Server:
         try:
             if not exchange.streams:
                 ended = await until_gone(request.receive, run.answers())
-                return as_json(exchange.answer(ended))
+                return await large_json(lambda: exchange.answer(ended), values_of(ended))
             # What is known until then has a status of its own; what comes later is an event.
             await until_gone(request.receive, run.begun(self.limits.quiet_seconds))
             response = EventStream(exchange, run, self.limits, self.failure_of)
@@ -176,19 +182,16 @@ class Server:
 
     async def _embed(self, request: Request) -> Response:
         def read(value: Any) -> openai_embeddings.Embeddings:
-            return openai_embeddings.Embeddings(value, self.served, self.limits)
+            exchange = openai_embeddings.Embeddings(value, self.served, self.limits)
+            encoder_of(self.model)  # before anybody waits
+            return exchange
 
-        given = await self._read(request, read)
+        given, stop = await self._read(request, read), threading.Event()
         with self.work.turn(_client(request)) as ticket:
             await until_gone(request.receive, ticket.wait())
-            ids = await asyncio.to_thread(self._ids, given.texts)
-            rows = await until_gone(request.receive, self.model.aembed(ids))
-        return as_json(await asyncio.to_thread(given.answer, rows, sum(map(len, ids))))
-
-    def _ids(self, texts: Sequence[Any]) -> list[Any]:
-        """Texts as token ids: made once, to be counted and embedded."""
-        ids = self.model._requests.ids
-        return [ids(text, f"input[{index}]") for index, text in enumerate(texts)]
+            embedding = in_thread(given.rows, self.model, stop.is_set, stop=stop.set)
+            rows, tokens = await until_gone(request.receive, embedding)
+        return await large_json(lambda: given.answer(rows, tokens), rows.size)
 
     async def _read_job(self, request: Request, kind: Any) -> Any:
         def read(value: Any) -> Any:
@@ -202,7 +205,9 @@ class Server:
         """A body, read and checked in a thread: it may be large."""
         data = await body_of(request, self.limits)
         most = self.limits.body_bytes
-        return await asyncio.to_thread(lambda: read(parse_json(data, "the body", most)))
+        return await asyncio.to_thread(
+            lambda: read(parse_json(data, "the body", most, parts=_BODY_PARTS))
+        )
 
     # ---- the rest -----------------------------------------------------------------------------
 

@@ -9,9 +9,12 @@ come, and idle connections that make room for new ones.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import functools
 import math
 import resource
+import struct
+import termios
 from collections import defaultdict
 from typing import Any
 
@@ -21,11 +24,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from musespark.server.limits import Limits
 from musespark.server.security import client_of
-from musespark.server.transport import ABORT, told
+from musespark.server.transport import ABORT, UNSENT, told
 from musespark.server.wire import Failure
 
 CONNECTIONS = 1024  # at most; fewer where this process may not open so many files
 _HEADER_BYTES = 64 << 10  # browsers send cookies of whatever else is on this machine's ports
+_EARLY_BYTES = 64 << 10  # of what clients ask before they have the answer to what they asked
 _FULL = Failure(503, "too many requests are under way; try again", "unavailable", 1)
 
 
@@ -90,9 +94,7 @@ class Door:
         """Ends what takes too long; one timer for all, as long as there are any."""
         now = loop.time()
         for one in list(self._connections):
-            if one.closing_since > now and one.transport.is_closing():
-                one.closing_since = now
-            if now - min(one.closing_since, one.stuck_since) > self._write:
+            if one.stuck_for(now) > self._write:
                 one.transport.abort()  # close() would wait for the client to take the rest
             elif one.idle and now - one.idle_since > self._read:
                 one.transport.close()
@@ -103,8 +105,8 @@ class Door:
 class Connection(H11Protocol):
     """A connection of a client: uvicorn's, that can be ended while its client takes nothing.
 
-    ``idle``: no request is under way; ``idle_since``, ``closing_since`` (its last answer has been
-    written), ``stuck_since`` (more is written than the client takes): seconds of the loop's clock.
+    ``idle``: no request is under way; ``idle_since``, ``stuck_since`` (the client has taken nothing
+    of what it has to take before anything goes on): seconds of the loop's clock.
     """
 
     def __init__(self, door: Door, **given: Any):
@@ -112,8 +114,8 @@ class Connection(H11Protocol):
         self._door, self._inner = door, self.app
         self.app = self._request  # type: ignore[assignment]
         self.who = ""
-        self.idle_since = 0.0
-        self.closing_since = self.stuck_since = math.inf
+        self.idle_since, self.stuck_since = 0.0, math.inf
+        self._unsent = 0  # bytes, when the clock of stuck_since was last looked at
 
     @property
     def idle(self) -> bool:
@@ -134,16 +136,51 @@ class Connection(H11Protocol):
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        self.stuck_since = self.loop.time()
+        self.stuck_since, self._unsent = self.loop.time(), self.unsent()
         super().pause_writing()
 
     def resume_writing(self) -> None:
         self.stuck_since = math.inf
         super().resume_writing()
 
+    def unsent(self) -> int:
+        """Bytes that are written and that the client has not taken."""
+        sock = self.transport.get_extra_info("socket")
+        queued = 0 if sock is None else _queued(sock)
+        return self.transport.get_write_buffer_size() + queued
+
+    def stuck_for(self, now: float) -> float:
+        """Seconds for which nobody takes what has to be taken; who is slow, but takes some of it
+        again and again, is waited for. To be asked now and then."""
+        waits = self.flow.write_paused or self.transport.is_closing()
+        before, self._unsent = self._unsent, self.unsent()
+        if waits and (self.stuck_since == math.inf or self._unsent < before):
+            self.stuck_since = now
+        return now - self.stuck_since if waits else 0.0
+
+    def handle_events(self) -> None:
+        """Reads on behind a request that is not answered yet, or nobody would notice that its
+        client goes away; what came is kept for its turn, and more than a little is not taken."""
+        super().handle_events()
+        if not self.idle and not self.cycle.more_body:
+            if len(self.conn.trailing_data[0]) > _EARLY_BYTES:
+                self.transport.abort()
+            else:
+                self.flow.resume_reading()
+
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         if len(self.tasks) > self._door.requests:
             await told(_FULL, scope["path"])(scope, receive, send)
             return
-        scope["extensions"] = {ABORT: self.transport.abort}
+        scope["extensions"] = {ABORT: self.transport.abort, UNSENT: self.unsent}
         await self._inner(scope, receive, send)  # type: ignore[arg-type]
+
+
+def _queued(sock: Any) -> int:
+    """Bytes of a socket that the other end has not taken, 0 where the system does not say. They may
+    be megabytes, of which it takes new ones when a third has gone: by what it leaves to us alone,
+    who is slow would look as if he took nothing."""
+    try:
+        return struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    except (OSError, ValueError):  # it cannot say, or is closed
+        return 0

@@ -17,20 +17,19 @@ from musespark.server.openai_shared import (
     openai_reason,
     token_text,
 )
-from musespark.server.wire import Ended, Event, Job, Served, Several, Text, TextEvents, TokenId
+from musespark.server.wire import Ended, Event, Job, Served, Several, Text, TextEvents, TokenIds
 
 PATH = "/v1/completions"
 _DEFAULT_TOKENS = 16  # the protocol's own
 
-Prompt = Text | Annotated[Several[TokenId], Field(min_length=1)]
-Prompts = Annotated[Several[Prompt], Field(min_length=1)]
+Prompts = Annotated[Several[Text | TokenIds], Field(min_length=1)]
 
 
 class CompletionBody(CompletionOptions):
     """A request. ``user`` has no effect. ``max_tokens`` 0: the prompt is read, and told with
     ``echo``."""
 
-    prompt: Text | Annotated[Several[TokenId], Field(min_length=1)] | Prompts
+    prompt: Text | TokenIds | Prompts
     best_of: Literal[1] | None = None
     echo: bool | None = None
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -65,24 +66,23 @@ class Outbox:
 def joined(items: list[Item]) -> list[Item]:
     """Items in order, neighbouring pieces of text of one channel of one answer as one."""
     out: list[Item] = []
-    for item in items:
-        last = out[-1] if out else None
-        if isinstance(item, Piece) and isinstance(last, Piece) and _joins(last, item):
-            delta = replace(
-                last.delta,
-                text=last.delta.text + item.delta.text,
-                logprobs=last.delta.logprobs + item.delta.logprobs,
-            )
-            out[-1] = Piece(item.index, delta)
-        else:
-            out.append(item)
+    for key, group in itertools.groupby(items, _joins):
+        some = list(group)
+        out += some if key is None or len(some) == 1 else [_one(some)]
     return out
 
 
-def _joins(one: Piece, other: Piece) -> bool:
-    def key(piece: Piece) -> tuple[Any, ...]:
-        delta = piece.delta
-        return piece.index, delta.channel, getattr(delta, "agent", 0), getattr(delta, "round", 0)
+def _joins(item: Item) -> tuple[Any, ...] | None:
+    """What neighbours have in common that are joined; None of what stays by itself."""
+    if not isinstance(item, Piece) or item.delta.tool_call is not None:
+        return None
+    delta = item.delta
+    return item.index, delta.channel, getattr(delta, "agent", 0), getattr(delta, "round", 0)
 
-    calls = one.delta.tool_call is not None or other.delta.tool_call is not None
-    return not calls and key(one) == key(other)
+
+def _one(pieces: list[Any]) -> Piece:
+    """All at once: a slow reader leaves thousands, and each may be joined but once."""
+    deltas = [piece.delta for piece in pieces]
+    text = "".join(delta.text for delta in deltas)
+    logprobs = tuple(itertools.chain.from_iterable(delta.logprobs for delta in deltas))
+    return Piece(pieces[0].index, replace(deltas[0], text=text, logprobs=logprobs))

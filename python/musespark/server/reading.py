@@ -72,15 +72,21 @@ class Pixels:
                 turn.set_result(None)
 
 
-async def in_thread(call: Callable[..., T], *args: Any) -> T:
-    """What a call gives that runs in a thread. Cancelled, it waits for the thread first: who asks
-    for much and goes away holds its turn as long as it holds the thread."""
+async def in_thread(
+    call: Callable[..., T], *args: Any, stop: Callable[[], object] = lambda: None
+) -> T:
+    """What a call gives that runs in a thread. Cancelled, it waits for the thread first, which
+    ``stop`` may end early: who asks for much and goes away holds its turn as long as it holds the
+    thread."""
     thread = asyncio.ensure_future(asyncio.to_thread(call, *args))
     try:
-        return await asyncio.shield(thread)
+        await asyncio.wait({thread})  # which does not cancel it, and tells nobody of its errors
     except asyncio.CancelledError:
+        stop()
         await asyncio.wait({thread})
+        thread.exception()  # else it is logged, with what the client sent
         raise
+    return thread.result()
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,10 @@ def told(error: ValidationError, body: Any) -> str:
         return f"{where:.200} is missing"
     if first["type"].startswith("union_tag"):
         return _told_of_tag(first, where)
-    return f"{where:.200}: got {shown(first['input'])}, {_wanted(meant):.300}"
+    got = shown(first["input"])
+    if first["type"] in ("too_short", "too_long"):
+        got += f" of {len(first['input'])}"
+    return f"{where:.200}: got {got}, {_wanted(meant):.300}"
 
 
 def _meant(errors: Sequence[Any], body: Any) -> list[Any]:

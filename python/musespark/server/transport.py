@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -17,15 +18,18 @@ from musespark.server import anthropic
 from musespark.server.limits import Limits
 from musespark.server.openai_shared import openai_error
 from musespark.server.outbox import Begun, Failed, Item, Piece
-from musespark.server.wire import Ended, Event, Exchange, Failure, to_json
+from musespark.server.reading import in_thread
+from musespark.server.wire import Ended, Event, Exchange, Failure, json_in_steps, to_json
 from musespark.server.work import Run
 
 T = TypeVar("T")
+_LARGE = 1000  # values of an answer, which take some milliseconds
 ENDS = Cancelled("the server is shutting down")  # what a request hears whose task is cancelled
 _CUT_S = 1.0  # in which a client has to take what it is told at the end
 # In a scope's extensions, where what serves the application has it: ends the connection at once,
 # whatever its client has not taken yet.
 ABORT = "musespark.abort"
+UNSENT = "musespark.unsent"  # says how many bytes that is
 
 
 class Refused(Exception):  # noqa: N818 - says what it is
@@ -130,6 +134,25 @@ def as_json(value: Mapping[str, Any], status: int = 200, **headers: str) -> Resp
     return Response(data, status, headers, "application/json")
 
 
+def values_of(items: Iterable[Item]) -> int:
+    """About how many values there are to write of what answers wrote: tokens with what stood beside
+    them. A text is one of them, however long."""
+    found = 0
+    for item in items:
+        told = item.delta.logprobs if isinstance(item, Piece) else getattr(item, "logprobs", ())
+        found += 1 + len(told) * (1 + len(told[-1].top)) if told else 1
+    return found
+
+
+async def large_json(make: Callable[[], Mapping[str, Any]], values: int) -> Response:
+    """A JSON answer of so many ``values``: many are put together in a thread, or nobody else would
+    be served for seconds."""
+    if values < _LARGE:
+        return as_json(make())
+    data = await in_thread(lambda: json_in_steps(make()).encode("utf-8", "replace"))
+    return Response(data, media_type="application/json")
+
+
 def told(failure: Failure, path: str, **headers: str) -> Response:
     """An error as the protocol of a path writes it."""
     messages = path.startswith(anthropic.PATH)
@@ -139,11 +162,11 @@ def told(failure: Failure, path: str, **headers: str) -> Response:
     return as_json(error_body(failure), failure.status, **headers)
 
 
-def _written(events: Sequence[Event]) -> bytes:
+def _written(events: Sequence[Event], write: Callable[[Any], str] = to_json) -> bytes:
     lines = []
     for data, name in events:
         if not isinstance(data, str):
-            data = to_json(data)
+            data = write(data)
         lines.append(f"event: {name}\ndata: {data}\n\n" if name else f"data: {data}\n\n")
     return "".join(lines).encode("utf-8", "replace")
 
@@ -173,11 +196,12 @@ class EventStream(Response):
         self._started = self._begun = self._complete = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        abort = (scope.get("extensions") or {}).get(ABORT)
+        extensions = scope.get("extensions") or {}
+        abort, unsent = extensions.get(ABORT), extensions.get(UNSENT, int)
         try:
             try:
                 with contextlib.suppress(ClientDisconnect):
-                    await _until(self._gone_or_stuck(receive, abort), self._write(send))
+                    await _until(self._gone_or_stuck(receive, abort, unsent), self._write(send))
             finally:
                 await self._run.close()
         except asyncio.CancelledError:
@@ -188,15 +212,21 @@ class EventStream(Response):
                     abort()
             raise
 
-    async def _gone_or_stuck(self, receive: Receive, abort: Callable[[], None] | None) -> None:
-        """Until the client has gone away, or taken nothing for too long, when its connection is
-        ended by ``abort``. One timer for a stream, not one for each of its events."""
+    async def _gone_or_stuck(
+        self, receive: Receive, abort: Callable[[], None] | None, unsent: Callable[[], int]
+    ) -> None:
+        """Until the client has gone away, or taken nothing for too long (of what is ``unsent`` not
+        a byte), when its connection is ended by ``abort``. One timer for a stream, not one for each
+        of its events."""
         most, quiet = self._limits.write_seconds, self._limits.quiet_seconds
-        gone = asyncio.ensure_future(_gone(receive))
+        gone, left = asyncio.ensure_future(_gone(receive)), unsent()
         try:
             while not gone.done():
                 await asyncio.wait({gone}, timeout=min(most, quiet) / 4)
-                now, since = time.monotonic(), self._sending
+                now, before, left = time.monotonic(), left, unsent()
+                if self._sending is not None and left < before:
+                    self._sending = now
+                since = self._sending
                 if since is None and now - self._sent > quiet:
                     self._run.nudge()
                 if since is not None and now - since > most:
@@ -210,7 +240,7 @@ class EventStream(Response):
     async def _cut(self, send: Send) -> None:
         if not self._complete:
             await self._start(send)
-            await self._send(send, self._failed(ENDS))
+            await self._send(send, lambda: self._failed(ENDS))
             await self._finish(send)
 
     async def _start(self, send: Send) -> None:
@@ -227,18 +257,21 @@ class EventStream(Response):
         await self._start(send)
         whole = True
         async for items in self._run.items():
-            events = [event for item in items for event in self._events(item)]
-            await self._send(send, events)
+            await self._send(send, lambda some=items: self._events(some), values_of(items))
             if time.monotonic() - self._sent > self._limits.quiet_seconds:
                 await self._send_bytes(send, self._exchange.quiet)
             if any(isinstance(item, Failed) for item in items):
                 whole = False
                 break
         if whole:
-            await self._send(send, self._exchange.close(self._ended))
+            end = functools.partial(self._exchange.close, self._ended)
+            await self._send(send, end, values_of(self._ended))
         await self._finish(send)
 
-    def _events(self, item: Item) -> list[Event]:
+    def _events(self, items: Sequence[Item]) -> list[Event]:
+        return [event for item in items for event in self._events_of(item)]
+
+    def _events_of(self, item: Item) -> list[Event]:
         if isinstance(item, Begun):
             return self._begin(item.prompt_tokens)
         if isinstance(item, Piece):
@@ -260,9 +293,14 @@ class EventStream(Response):
         # Clients of some protocols take no end of what has not begun.
         return [*self._begin(0), *self._exchange.failed(self._failure_of(error))]
 
-    async def _send(self, send: Send, events: Sequence[Event]) -> None:
-        if events:
-            await self._send_bytes(send, _written(events))
+    async def _send(self, send: Send, make: Callable[[], Sequence[Event]], values: int = 0) -> None:
+        """Events of so many ``values``; see :func:`large_json`."""
+        if values < _LARGE:
+            data = _written(make())
+        else:
+            data = await in_thread(lambda: _written(make(), json_in_steps))
+        if data:
+            await self._send_bytes(send, data)
 
     async def _send_bytes(self, send: Send, data: bytes) -> None:
         self._sending = time.monotonic()

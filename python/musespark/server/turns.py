@@ -18,7 +18,9 @@ class QueueFull(Error):  # noqa: N818 - says what it is
 
 
 class Turns:
-    """Gives ``running`` rows out at once and keeps tickets for ``waiting`` later ones.
+    """Gives ``running`` rows out at once and keeps tickets for ``waiting`` more. Of what waits only
+    the rows beyond those that are free count: a ticket for many waits with all of its own while
+    some are free already, and all that run and wait are never more than both together.
 
     Clients are served one after the other, each its oldest ticket, so that one with many requests
     does not hold up one with few; a ticket for several rows waits until so many are free, and what
@@ -42,8 +44,7 @@ class Turns:
                 f"choices: got {wanted}, allowed are at most {self._running + self._most}"
             )
         full = QueueFull(self.waiting, retry_after)
-        must_wait = max(0, wanted - self.free)
-        for displaced in self._room_for(client, must_wait, full):
+        for displaced in self._room_for(client, wanted, full):
             self._forget(displaced)
             displaced.refuse(QueueFull(full.waiting, retry_after))
         for ticket in tickets:
@@ -58,7 +59,8 @@ class Turns:
         tickets go together, and none of them where one has its turn."""
         has = {name: sum(one.rows for one in queue) for name, queue in self._queues.items()}
         left = {name: list(queue) for name, queue in self._queues.items() if name != client}
-        own, over, gone = has.get(client, 0) + rows, self.waiting + rows - self._most, []
+        own, gone = has.get(client, 0) + rows, []
+        over = self.waiting + rows - self.free - self._most
         while over > 0:
             most = max(left, key=lambda name: has[name], default=None)
             newest = left[most][-1].waiting() if most is not None and left[most] else []

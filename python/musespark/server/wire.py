@@ -6,7 +6,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -43,6 +43,7 @@ Text = Annotated[str, Field(min_length=1)]
 Schema = dict[str, Any]
 
 _MOST_FIELDS = 100  # of an object, far more than any has
+_MOST_ITEMS = 10_000  # of an array, far more than there may be of anything but token ids
 _MOST_ENTRIES = 1024  # of an object whose keys are the client's
 
 
@@ -62,8 +63,11 @@ def _at_most(most: int) -> Callable[[Any], Any]:
 
 
 _Item = TypeVar("_Item")
-#: An array, of which the first item that is wrong is told, for the same reason.
-Several = Annotated[list[_Item], Field(fail_fast=True)]
+#: An array, of which the first item that is wrong is told, for the same reason; and no more are
+#: looked at than there may be, for while they are, nobody else is served.
+Several = Annotated[list[_Item], Field(fail_fast=True, max_length=_MOST_ITEMS)]
+#: As long as they may be for any model.
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 #: An object whose keys are the client's.
 Named = Annotated[dict[str, _Item], BeforeValidator(_at_most(_MOST_ENTRIES))]
 
@@ -174,6 +178,34 @@ def to_json(value: Any) -> str:
     decoders of server-sent events in Python do: nothing but a text can have one."""
     text = _encoded(value)
     return text if text.isascii() else text.translate(_LINE_ENDS)
+
+
+def json_in_steps(value: Any) -> str:
+    """:func:`to_json` of what is large, whose keys are texts: in small steps, for one call of the
+    encoder lets no other thread run until its end."""
+    return "".join(_steps(value))
+
+
+_FEW, _STEP = 64, 16  # items of an array that are looked into; else so many are written at once
+
+
+def _steps(value: Any) -> Iterator[str]:
+    if isinstance(value, dict) and value:
+        for at, (key, one) in enumerate(value.items()):
+            yield f"{',' if at else '{'}{to_json(key)}:"
+            yield from _steps(one)
+        yield "}"
+    elif isinstance(value, (list, tuple)) and value:
+        step = 1 if len(value) <= _FEW else _STEP
+        for at in range(0, len(value), step):
+            yield "," if at else "["
+            if step == 1:
+                yield from _steps(value[at])
+            else:
+                yield to_json(value[at : at + step])[1:-1]
+        yield "]"
+    else:
+        yield to_json(value)
 
 
 class TextEvents:
