@@ -44,7 +44,7 @@ EFFORTS = "'none', 'minimal', 'low', 'medium', 'high' or 'xhigh'"
         (
             messages,
             {"messages": turn([])},
-            "messages[0].content: got an array of 0, allowed are at l",
+            "messages[0].content: got an array of 0, allowed are",
         ),
         # All kinds, where it is of none.
         (completions, {"prompt": 5}, "prompt: got 5, allowed is a string or an array"),

@@ -299,6 +299,11 @@ def _calls(body: CountBody) -> dict[str, Any]:
         choice: str | None = named_choice(chosen.name)
     else:
         choice = None if chosen is None else chosen.type.replace("any", "required")
+    if choice is not None and chosen is not None and choice not in ("auto", "none") and not tools:
+        raise InvalidRequest(f"tool_choice.type: got {chosen.type!r} without tools")
+    names = [tool.name for tool in tools]
+    if isinstance(chosen, NamedChoice) and chosen.name not in names:
+        raise InvalidRequest(f"tool_choice.name: got {chosen.name!r}, allowed is one of {names}")
     strict = any(tool.strict for tool in tools)
     parallel = None if chosen is None else not chosen.disable_parallel_tool_use
     return held_calls([_tool(tool) for tool in tools], choice, strict=strict, parallel=parallel)
@@ -311,10 +316,23 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
+#: Fields by options of a model, where they have other names.
+FIELDS = {
+    "messages": "messages[]",
+    "json_schema": "output_config.format.schema",
+    "reasoning_effort": "output_config.effort",
+    "thinking_token_budget": "thinking.budget_tokens",
+    "stop": "stop_sequences",
+    "min_new_tokens": "min_tokens",
+    TOTAL: "max_tokens",
+}
+
+
 class CountTokens:
     """One request for the length of a prompt. ``messages`` and ``options``: of it."""
 
     body_type = CountBody
+    fields = FIELDS
 
     def __init__(self, value: Any, served: Served):
         body: CountBody = served.read(CountBody, value)
@@ -349,6 +367,7 @@ class Messages:
     error_body = CountTokens.error_body
     body_type = MessagesBody
     quiet = b'event: ping\ndata: {"type":"ping"}\n\n'
+    fields = FIELDS
 
     def __init__(self, value: Any, served: Served):
         body: MessagesBody = served.read(MessagesBody, value)

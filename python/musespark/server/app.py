@@ -43,6 +43,7 @@ from musespark.server.metrics import Meter
 from musespark.server.openapi import Operation, document
 from musespark.server.page_files import page_routes
 from musespark.server.reading import in_thread
+from musespark.server.refusing import renaming
 from musespark.server.security import Access, Denied, client_of, presented
 from musespark.server.transport import (
     ENDS,
@@ -159,6 +160,10 @@ class Server:
 
     async def _exchange(self, kind: Any, request: Request) -> Response:
         exchange = await self._read_job(request, kind)
+        with renaming(kind.fields):
+            return await self._exchanged(exchange, request)
+
+    async def _exchanged(self, exchange: Any, request: Request) -> Response:
         run = self.work.begin(_client(request), exchange.job, exchange.streams)
         streams = False
         try:
@@ -196,7 +201,8 @@ class Server:
     async def _read_job(self, request: Request, kind: Any) -> Any:
         def read(value: Any) -> Any:
             exchange = kind(value, self.served)
-            self.limits.check(exchange.job)
+            with renaming(kind.fields):
+                self.limits.check(exchange.job)
             return exchange
 
         return await self._read(request, read)

@@ -23,6 +23,7 @@ from musespark.messages import arguments_of, call_text, conversation, image_part
 from musespark.options import AGGREGATES, CONTEMPLATING, MODES, TOTAL
 from musespark.results import Delta
 from musespark.server.openai_shared import (
+    FIELDS,
     AnyObject,
     AnyText,
     Budget,
@@ -252,13 +253,15 @@ def _of_assistant(message: AssistantMessage, where: str) -> dict[str, Any]:
 
 
 def lengths(body: ChatBody) -> dict[str, int | None]:
-    """Of thought and answer together, ``max_completion_tokens``; of an answer beside a budget of
-    thought, the older ``max_tokens``."""
+    """Of thought and answer together, ``max_completion_tokens`` or the older ``max_tokens``, which
+    beside a budget of thought is the answer's alone."""
     old, new = body.max_tokens, body.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise InvalidRequest(
             f"max_tokens: got {old} beside max_completion_tokens {new}; they are one option"
         )
+    if body.thinking_token_budget is None:
+        return {TOTAL: new if old is None else old}
     return {"max_new_tokens": old, TOTAL: new}
 
 
@@ -311,6 +314,7 @@ class ChatCompletions(CompletionExchange):
     body_type = ChatBody
     id_prefix = "chatcmpl-"
     object, chunk = "chat.completion", "chat.completion.chunk"
+    fields = FIELDS | {"json_schema": "response_format.json_schema.schema"}
 
     def __init__(self, value: Any, served: Served):
         super().__init__(value, served)

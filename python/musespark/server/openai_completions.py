@@ -11,6 +11,7 @@ from pydantic import Field
 from musespark.options import MAX_TOKENS
 from musespark.results import Delta, TokenLogprob
 from musespark.server.openai_shared import (
+    FIELDS,
     CompletionExchange,
     CompletionOptions,
     finite,
@@ -60,6 +61,7 @@ class Completions(CompletionExchange):
     body_type = CompletionBody
     id_prefix = "cmpl-"
     object = chunk = "text_completion"
+    fields = FIELDS | {"prompt": "prompt[]", "text": "prompt[]", "tokens": "prompt[]"}
 
     def __init__(self, value: Any, served: Served):
         super().__init__(value, served)

@@ -17,6 +17,7 @@ from musespark.messages import arguments_of, conversation, image_part, tool_call
 from musespark.options import TOTAL
 from musespark.results import Delta
 from musespark.server.openai_shared import (
+    FIELDS,
     AnyObject,
     AnyText,
     Budget,
@@ -313,6 +314,12 @@ class Responses:
     error_body = staticmethod(openai_error)
     body_type = ResponseBody
     quiet = QUIET
+    fields = FIELDS | {
+        "messages": "input[]",
+        "json_schema": "text.format.schema",
+        "reasoning_effort": "reasoning.effort",
+        TOTAL: "max_output_tokens",
+    }
 
     def __init__(self, value: Any, served: Served):
         self._body: ResponseBody = served.read(ResponseBody, value)

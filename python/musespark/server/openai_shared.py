@@ -9,6 +9,7 @@ from pydantic import Field
 
 from musespark.errors import InvalidRequest
 from musespark.messages import call_text
+from musespark.options import TOTAL
 from musespark.results import ChatResult, TokenLogprob, Usage
 from musespark.server.wire import (
     QUIET,
@@ -40,6 +41,11 @@ CacheRetention = Literal["in_memory", "in-memory", "24h"]
 Verbosity = Literal["low", "medium", "high"]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Budget = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+#: Fields by options of a model, where they have other names.
+FIELDS = {"min_new_tokens": "min_tokens", "max_new_tokens": "max_tokens", "choices": "n"}
+FIELDS |= {TOTAL: "max_completion_tokens"}
 
 
 # ---- parts of bodies ----------------------------------------------------------------------------
@@ -156,6 +162,7 @@ class CompletionExchange:
 
     body_type: ClassVar[type[CompletionOptions]]
     quiet: ClassVar[bytes] = QUIET
+    fields: ClassVar[Mapping[str, str]]
     id_prefix: ClassVar[str]
     object: ClassVar[str]  # of a whole answer
     chunk: ClassVar[str]  # of a piece of it

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+
+from musespark.errors import InvalidRequest
 
 # Why a field that other servers know is refused here; any other that is unknown is just that.
 _REFUSED = {
@@ -55,6 +59,30 @@ def told(error: ValidationError, body: Any) -> str:
     if first["type"] in ("too_short", "too_long"):
         got += f" of {len(first['input'])}"
     return f"{where:.200}: got {got}, {_wanted(meant):.300}"
+
+
+_OPTION = re.compile(r"([a-z_]+)((?:\.\w+|\[\d+\])*)(?=: | is missing)")
+
+
+def renamed(error: Exception, fields: Mapping[str, str]) -> Exception:
+    """An error about an option of a model, about the field of a body that it came from. ``fields``:
+    these by the options; of one that ends with ``[]`` the places inside are others."""
+    found = _OPTION.match(str(error)) if isinstance(error, InvalidRequest) else None
+    if found is not None and found[1] in fields:
+        name = fields[found[1]]
+        where = name.removesuffix("[]") if name.endswith("[]") else name + found[2]
+        error.args = (where + str(error)[found.end() :],)
+    return error
+
+
+@contextlib.contextmanager
+def renaming(fields: Mapping[str, str]) -> Iterator[None]:
+    """Errors are :func:`renamed`."""
+    try:
+        yield
+    except InvalidRequest as error:
+        renamed(error, fields)
+        raise
 
 
 def _meant(errors: Sequence[Any], body: Any) -> list[Any]:

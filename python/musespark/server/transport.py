@@ -19,6 +19,7 @@ from musespark.server.limits import Limits
 from musespark.server.openai_shared import openai_error
 from musespark.server.outbox import Begun, Failed, Item, Piece
 from musespark.server.reading import in_thread
+from musespark.server.refusing import renamed
 from musespark.server.wire import Ended, Event, Exchange, Failure, json_in_steps, to_json
 from musespark.server.work import Run
 
@@ -291,7 +292,8 @@ class EventStream(Response):
 
     def _failed(self, error: Exception) -> list[Event]:
         # Clients of some protocols take no end of what has not begun.
-        return [*self._begin(0), *self._exchange.failed(self._failure_of(error))]
+        failure = self._failure_of(renamed(error, self._exchange.fields))
+        return [*self._begin(0), *self._exchange.failed(failure)]
 
     async def _send(self, send: Send, make: Callable[[], Sequence[Event]], values: int = 0) -> None:
         """Events of so many ``values``; see :func:`large_json`."""

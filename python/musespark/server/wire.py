@@ -269,6 +269,7 @@ class Exchange(Protocol):
     job: Job
     streams: bool
     quiet: ClassVar[bytes]  # what a stream sends while it has nothing to say
+    fields: ClassVar[Mapping[str, str]]  # by options of a model, for refusing.renamed
 
     def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
         """The body that answers a request that does not stream."""
