@@ -8,9 +8,15 @@ from typing import Any
 
 import httpx
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import musespark
 from musespark.server import Limits, create_app
+from musespark.server.metrics import Meter
+from musespark.server.wire import Job
+from musespark.server.work import Work
+from support.chat_folder import random_folder
+from support.tokenizers_zoo import byte_level
 
 PROMPT = "What is 47 + 38? It is"
 
@@ -23,7 +29,7 @@ def model():
 
 def posted(model: musespark.Model, **body: Any) -> httpx.Response:
     async def main() -> httpx.Response:
-        transport = httpx.ASGITransport(app=create_app(model, limits=Limits()))
+        transport = httpx.ASGITransport(app=create_app(model, names=["spark-nano"]))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.post("/v1/completions", json={"model": "spark-nano", **body})
 
@@ -96,6 +102,102 @@ def test_pieces_are_the_whole(model) -> None:
                 parts = [piece["logprobs"][name] for piece in own if piece["logprobs"]]
                 joined = [one for part in parts for one in part]
                 assert joined == (choice["logprobs"] or {name: []})[name]
+
+
+def begins(tokenizer: Any, start: str) -> Any:
+    """A tokenizer that puts a marker before each text."""
+    tokenizer.add_special_tokens([start, "</s>"])
+    pair = (start, tokenizer.token_to_id(start))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A", special_tokens=[pair]
+    )
+    return tokenizer
+
+
+def prefixed() -> Any:
+    """Of SentencePiece, with a space before each text."""
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1, "▁": 2, "▁a": 3}, [("▁", "a")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("make", "prompt"), [(byte_level, "<s>The fox"), (prefixed, "ab aab")])
+def test_what_is_put_before_a_text_is_not_in_it(tmp_path, make, prompt: str, stream: bool) -> None:
+    folder = random_folder(tmp_path / "model", begins(make(), "<s>"), "</s>")
+    body = {"prompt": prompt, "logprobs": 1, "max_tokens": 0, "echo": True}
+    with musespark.load(folder, quantize="none", threads=1) as model:
+        response = posted(model, **body, stream=stream)
+        ids = model.tokenizer.encode(prompt, add_special=True)
+        given = posted(model, **{**body, "prompt": ids}).json()["choices"][0]["logprobs"]
+    data = response.text.partition("\n")[0].removeprefix("data: ") if stream else response.text
+    found = json.loads(data)["choices"][0]["logprobs"]
+    assert "".join(found["tokens"]) == prompt and found["tokens"][0] == ""
+    assert found["text_offset"][:2] == [0, 0]
+    for at, text in zip(found["text_offset"], found["tokens"], strict=True):
+        assert prompt[at:].startswith(text)
+    assert found["token_logprobs"] == given["token_logprobs"]
+    assert given["tokens"][0] == "<s>", "who gives token ids hears of all of them"
+
+
+def scores(model: musespark.Model, monkeypatch) -> list[Any]:
+    """What its engine is given to score from now on."""
+    found, submit = [], model._engine.submit
+
+    def noted(request: Any, **more: Any) -> Any:
+        found.extend([request] if request.logits == "score" else [])
+        return submit(request, **more)
+
+    monkeypatch.setattr(model._engine, "submit", noted)
+    return found
+
+
+def test_a_prompt_is_scored_once_for_all_its_answers(model, monkeypatch) -> None:
+    found = scores(model, monkeypatch)
+    more = {"n": 4, "logprobs": 1, "max_tokens": 2, "echo": True}
+    choices = answered(model, prompt=[PROMPT, "A red square."], **more)["choices"]
+    assert len(found) == 2 and len(choices) == 8
+    for choice in choices:
+        prompt = PROMPT if choice["index"] < 4 else "A red square."
+        ids = model.tokenizer.encode(prompt, add_special=True)
+        assert choice["text"].startswith(prompt)
+        scored = choice["logprobs"]["token_logprobs"][1 : len(ids)]
+        assert scored == model.score(ids)[1:].tolist()
+
+
+def test_who_goes_away_while_a_prompt_is_scored_holds_the_turn_until_its_end(
+    model, monkeypatch
+) -> None:
+    async def scenario() -> None:
+        scoring, go_on, told = asyncio.Event(), asyncio.Event(), list[str]()
+
+        class Slow:
+            async def aresult(self) -> Any:
+                scoring.set()
+                await asyncio.Event().wait()
+
+            def cancel(self) -> None:
+                told.append("cancelled")
+
+            async def __aiter__(self) -> Any:
+                await go_on.wait()
+                told.append("ended")
+                yield None
+
+        monkeypatch.setattr(model._engine, "submit", lambda request: Slow())
+        work = Work(model, Limits(running=8), Meter(model))
+        job = Job(False, (PROMPT,), {"logprobs": 1, "max_new_tokens": 2}, choices=3, echo=True)
+        run = work.begin("client", job, False)
+        await scoring.wait()
+        closing = asyncio.ensure_future(run.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done() and work.turns.free == 5 and told == ["cancelled"]
+        go_on.set()
+        await closing
+        assert work.turns.free == 8 and told == ["cancelled", "ended"]
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 def test_prompts_that_are_too_long_are_refused(model) -> None:

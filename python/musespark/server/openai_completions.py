@@ -89,6 +89,8 @@ class Completions(CompletionExchange):
             return None
         tokenizer, alternatives = self._served.tokenizer, self._body.logprobs
         texts = [token_text(tokenizer, one.token) for one in some]
+        if some and index not in self._offsets:
+            texts = self._as_given(index, some, texts)
         offsets = []
         for text in texts:
             at = self._offsets.get(index, 0)
@@ -105,6 +107,20 @@ class Completions(CompletionExchange):
             ],
             "text_offset": offsets,
         }
+
+    def _as_given(self, index: int, some: Sequence[TokenLogprob], texts: list[str]) -> list[str]:
+        """The texts of the tokens that an answer begins with. Those of a text that is echoed are
+        without what the tokenizer puts before one, special tokens (for the markers that it spells
+        itself are text) and a space: their places are those in the text."""
+        prompt = self.job.prompts[index // self.job.choices]
+        if not self.job.echo or not isinstance(prompt, str):
+            return texts
+        special = self._served.tokenizer.special_ids
+        added = next((at for at, one in enumerate(some) if one.token not in special), len(some))
+        rest = texts[added:]
+        if rest and not prompt.startswith(" "):
+            rest[0] = rest[0].removeprefix(" ")
+        return [""] * added + rest
 
     def begin(self, prompt_tokens: int) -> list[Event]:
         return []

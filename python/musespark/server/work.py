@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from musespark.contemplating import AsyncContemplationStream, Contemplation
 from musespark.contemplating.options import checked_contemplating
-from musespark.events import Request
+from musespark.errors import Error
+from musespark.events import Request, Result
 from musespark.generation import AsyncStream
 from musespark.results import Delta, TokenLogprob
 from musespark.scoring import scored_tokens
@@ -31,6 +32,7 @@ from musespark.server.turns import Ticket, Turns
 from musespark.server.wire import Ask, Ended, Job
 
 if TYPE_CHECKING:
+    from musespark.engine import Handle
     from musespark.model import Model
 
 _MOST_RETRY_S = 60
@@ -50,7 +52,7 @@ class Work:
         the whole alone. InvalidRequest or :class:`musespark.server.turns.QueueFull`."""
         asks = job.asks()
         tickets = self.turns.take(client, [_rows(ask) for ask in asks], self.retry_after())
-        return Run(self, list(zip(asks, tickets, strict=True)), streams)
+        return Run(self, list(zip(asks, tickets, strict=True)), streams, job.choices)
 
     @contextlib.contextmanager
     def turn(self, client: str) -> Iterator[Ticket]:
@@ -96,7 +98,7 @@ class Work:
         scored = Request(
             tokens=request.tokens, logits="score", logprobs=count, adapter=request.adapter
         )
-        result = await self.model._engine.submit(scored).aresult()
+        result = await _ended(self.model._engine.submit(scored))
         return Delta(text, logprobs=scored_tokens(request.tokens, result))
 
     def _text_request(self, ask: Ask) -> tuple[Any, ...]:
@@ -120,21 +122,35 @@ class Work:
         self._seconds += 0.1 * (seconds - self._seconds)
 
 
+async def _ended(handle: Handle) -> Result:
+    """What a request gives. Cancelled, it waits until that has let go of its row."""
+    try:
+        return await handle.aresult()
+    except asyncio.CancelledError:
+        handle.cancel()
+        with contextlib.suppress(Error):  # it had ended, or the model is closed
+            async for _ in handle:
+                pass
+        raise
+
+
 def _rows(ask: Ask) -> int:
     """How many rows of the engine answer it at once."""
     return checked_contemplating(ask.options).n_agents if contemplates(ask) else 1
 
 
 class Run:
-    """A job's answers as they come. To be closed; closing early cancels what is left of it."""
+    """A job's answers as they come, ``choices`` to each prompt. To be closed; closing early cancels
+    what is left of it."""
 
-    def __init__(self, work: Work, asks: list[tuple[Ask, Ticket]], streams: bool):
-        self._work, self._streams = work, streams
+    def __init__(self, work: Work, asks: list[tuple[Ask, Ticket]], streams: bool, choices: int):
+        self._work, self._streams, self._choices = work, streams, choices
         self._outbox = Outbox()
         self._early: list[Item] = []  # what begun() took
         self._left = len(asks)
         self._held = contextlib.AsyncExitStack()
         self._read: asyncio.Future[Conversation] | None = None  # by who comes first
+        self._echoes = dict[int, asyncio.Future[Delta]]()  # of each prompt, by who comes first
         self._tasks = [
             asyncio.ensure_future(self._answer(index, ask, ticket))
             for index, (ask, ticket) in enumerate(asks)
@@ -160,7 +176,7 @@ class Run:
         told: list[TokenLogprob] = []
         clock = self._work.meter.clock()
         read = await self._conversation(ask) if ask.is_chat else None
-        echo = await self._work.echo(ask) if ask.echo else None
+        echo = await self._echo(index // self._choices, ask) if ask.echo else None
         stream, prompt = await self._work.stream(ask, read, index, heard=self._streams)
 
         def tell(delta: Delta) -> None:
@@ -190,6 +206,12 @@ class Run:
             reading = self._held.enter_async_context(self._work.reader.read(ask))
             self._read = asyncio.ensure_future(reading)
         return await self._read
+
+    async def _echo(self, prompt: int, ask: Ask) -> Delta:
+        """The prompt of so many as a piece of its answers, scored once for all of them."""
+        if prompt not in self._echoes:
+            self._echoes[prompt] = asyncio.ensure_future(self._work.echo(ask))
+        return await self._echoes[prompt]
 
     async def begun(self, seconds: float | None = None) -> None:
         """Waits for the first answer to begin, at most so long; raises where it cannot."""
