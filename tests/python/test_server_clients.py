@@ -146,8 +146,8 @@ def test_openai_sees_a_picture(gpt, model) -> None:
     asked = [{"role": "user", "content": [image, question]}]
     answer = gpt.chat.completions.create(model=MODEL, messages=asked, max_tokens=60)
     part = {"type": "image", "image": PICTURE}
-    here = model.chat([{"role": "user", "content": [part, question]}], max_new_tokens=60)
-    assert answer.choices[0].message.content == here.content
+    here = model.chat([{"role": "user", "content": [part, question]}], max_total_tokens=60)
+    assert answer.choices[0].message.content == here.content != ""
     assert answer.usage.prompt_tokens_details.image_tokens == here.usage.image_tokens > 0
 
 

@@ -161,8 +161,12 @@ def test_an_error_of_a_tool_is_told_as_one(served: Served) -> None:
 @pytest.mark.parametrize(
     ("body", "options"),
     [
-        ({"max_completion_tokens": 5}, {"max_total_tokens": 5, "max_new_tokens": None}),
-        ({"max_tokens": 5}, {"max_total_tokens": None, "max_new_tokens": 5}),
+        ({"max_completion_tokens": 5}, {"max_total_tokens": 5}),
+        ({"max_tokens": 5}, {"max_total_tokens": 5}),
+        (
+            {"max_tokens": 5, "thinking_token_budget": 9},
+            {"max_total_tokens": None, "max_new_tokens": 5},
+        ),
         ({"max_tokens": 5, "max_completion_tokens": 5}, {"max_total_tokens": 5}),
         ({"logprobs": True}, {"logprobs": 1}),
         ({"logprobs": True, "top_logprobs": 4}, {"logprobs": 4}),

@@ -11,7 +11,7 @@ import pytest
 import musespark
 from musespark.server import Limits, create_app
 from musespark.server.security import client_of
-from support.asgi import CHAT, COMPLETIONS, HI, run
+from support.asgi import COMPLETIONS, run
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_keys_tell_the_programs_of_this_machine_apart() -> None:
 
 def test_what_does_not_fit_is_refused_with_the_numbers(model) -> None:
     async def scenario(client: httpx.AsyncClient) -> None:
-        body = {**HI, "max_tokens": 100_000}
-        answer = await client.post(CHAT, json=body)
+        body = {"model": "spark-nano", "prompt": "The fox", "max_tokens": 100_000}
+        answer = await client.post(COMPLETIONS, json=body)
         assert answer.status_code == 400
         assert answer.json()["error"]["code"] == "context_length_exceeded"
         assert "2048" in answer.text

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import musespark
 from musespark.errors import InvalidRequest
+from musespark.server import create_app
 from musespark.server.openai_completions import Completions
 from musespark.server.wire import Served
+from support.asgi import events, run
 from support.exchanges import chat, messages, responses
 
 NANO = Path(musespark.__file__).parent / "nano"
@@ -19,6 +23,12 @@ NANO = Path(musespark.__file__).parent / "nano"
 @pytest.fixture(scope="module")
 def served() -> Served:
     return Served(("m",), musespark.Tokenizer.load(NANO))
+
+
+@pytest.fixture(scope="module")
+def model():
+    with musespark.load(threads=1) as loaded:
+        yield loaded
 
 
 def completions(served: Served, **body: Any) -> Completions:
@@ -84,3 +94,84 @@ def test_refusals(served: Served, ask: Any, body: dict[str, Any], said: str) -> 
     with pytest.raises(InvalidRequest) as error:
         ask(served, **body)
     assert str(error.value).startswith(said)
+
+
+MULTIPLES = {"type": "number", "multipleOf": 0}
+RESULT = {"type": "function_call_output", "call_id": "x", "output": "5"}
+AGENT = {"messages": turn("Hi"), "max_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (
+            "chat/completions",
+            {"messages": turn("Hi"), "min_tokens": 9, "max_tokens": 3},
+            "min_tokens",
+        ),
+        (
+            "chat/completions",
+            {
+                "messages": turn("Hi"),
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "schema": MULTIPLES},
+                },
+            },
+            "response_format.json_schema.schema",
+        ),
+        ("completions", {"prompt": [10**9]}, "prompt"),
+        ("completions", {"prompt": ["a"] * 200}, "n"),
+        ("responses", {"input": [RESULT]}, "input"),
+        (
+            "responses",
+            {
+                "input": "Hi",
+                "text": {"format": {"type": "json_schema", "name": "a", "schema": MULTIPLES}},
+            },
+            "text.format.schema",
+        ),
+        ("messages", {**AGENT, "tool_choice": {"type": "any"}}, "tool_choice.type"),
+        (
+            "messages",
+            {
+                **AGENT,
+                "tools": [{"name": "g", "input_schema": {"type": "object"}}],
+                "tool_choice": {"type": "tool", "name": "f"},
+            },
+            "tool_choice.name",
+        ),
+        ("messages", {**AGENT, "min_tokens": 10}, "min_tokens"),
+    ],
+)
+def test_errors_name_what_the_client_sent(model: Any, path: str, body: Any, field: str) -> None:
+    """And not the option that it became, nor its place there."""
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        given = {"model": "spark-nano", **body}
+        answer = await client.post(f"/v1/{path}", json=given)
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert error["message"].startswith((f"{field}: ", f"{field} "))
+        if path != "messages":
+            assert error["param"] == field
+
+    run(create_app(model), scenario)
+
+
+def test_a_stream_says_so_too(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known after it has begun is an event of it."""
+
+    def refused(*_: Any) -> None:
+        raise InvalidRequest("messages[3].content: got none")
+
+    monkeypatch.setattr(model, "_prepared_chat", refused)
+    monkeypatch.setattr("musespark.server.work.Run.begun", lambda *_: asyncio.sleep(0))
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        body = {"model": "spark-nano", "input": "Hi", "stream": True}
+        answer = await client.post("/v1/responses", json=body)
+        assert answer.status_code == 200
+        assert "input: got none" in str(events(answer)[-1])
+
+    run(create_app(model), scenario)

@@ -34,6 +34,7 @@ from musespark.server.openai_shared import (
     openai_error,
     schema_of,
 )
+from musespark.server.refusing import renaming
 from musespark.server.response_items import Items
 from musespark.server.wire import (
     QUIET,
@@ -323,7 +324,9 @@ class Responses:
 
     def __init__(self, value: Any, served: Served):
         self._body: ResponseBody = served.read(ResponseBody, value)
-        self.job, self.streams = job_of(self._body), bool(self._body.stream)
+        with renaming(self.fields):
+            self.job = job_of(self._body)
+        self.streams = bool(self._body.stream)
         check_streams(self._body.stream_options, self.streams)
         alternatives = self._body.top_logprobs or 0
         wants = self._body.wants_logprobs
