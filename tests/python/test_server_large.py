@@ -140,6 +140,10 @@ def test_a_body_of_nothing_but_arrays_is_not_read(model) -> None:
     run(create_app(model), scenario)
 
 
+def completions(served: Served, **body: Any) -> Completions:
+    return Completions({"model": "m", **body}, served)
+
+
 TURN = {"role": "user", "content": "a"}
 
 
@@ -150,6 +154,7 @@ TURN = {"role": "user", "content": "a"}
         (messages, {"messages": [TURN] * 20_000}, "^messages: got an array, .*10000 items"),
         (responses, {"input": [TURN] * 20_000}, "^input: got an array, .*10000 items"),
         (chat, {"stop": ["a"] * 65}, "^stop: got an array, .*64 items"),
+        (completions, {"prompt": [1] * ((1 << 22) + 1)}, "^prompt: got an array, .*4194304 items"),
     ],
 )
 def test_no_more_of_a_body_is_read_than_there_may_be(kind: Any, body: dict, said: str) -> None:

@@ -43,6 +43,7 @@ Schema = dict[str, Any]
 
 _MOST_FIELDS = 100  # of an object, far more than any has
 _MOST_ITEMS = 10_000  # of an array, far more than there may be of anything but token ids
+_MOST_IDS = 1 << 22  # of a prompt, far more than are computed in any time
 _MOST_ENTRIES = 1024  # of an object whose keys are the client's
 
 
@@ -65,8 +66,7 @@ _Item = TypeVar("_Item")
 #: An array, of which the first item that is wrong is told, for the same reason; and no more are
 #: looked at than there may be, for while they are, nobody else is served.
 Several = Annotated[list[_Item], Field(fail_fast=True, max_length=_MOST_ITEMS)]
-#: As long as they may be for any model.
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=_MOST_IDS)]
 #: An object whose keys are the client's.
 Named = Annotated[dict[str, _Item], BeforeValidator(_at_most(_MOST_ENTRIES))]
 
@@ -317,9 +317,10 @@ def read_body(kind: type[Body], value: Any) -> Any:
 
 
 def _told(error: ValidationError, body: Any) -> str:
-    # Of a union every member complains: the one that came furthest into the value meant it.
-    def order(one: Any) -> tuple[int, bool]:
-        return len(_place(one, body)), one["type"] == "too_long"
+    # Of a union every member complains: the one that came furthest into the value meant it, and one
+    # that found nothing wrong in it but its length came to its end.
+    def order(one: Any) -> tuple[bool, int]:
+        return one["type"] == "too_long", len(_place(one, body))
 
     first = max(error.errors(include_url=False), key=order)
     where = _place(first, body) or "the body"
