@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -427,6 +428,18 @@ def test_of_a_long_request_the_beginning_alone_is_written(monkeypatch) -> None:
     monkeypatch.setattr(serving, "_ENCODER", SimpleNamespace(iterencode=counted))
     assert serving.blocks_of(body(*[DOCUMENT] * 5000)) == serving.blocks_of(short)
     assert sum(map(len, written)) < 2 * (serving._MOST_BLOCKS * serving.BLOCK + 2 * len(DOCUMENT))
+
+
+def test_a_body_that_is_nothing_but_arrays_is_left_to_the_replica() -> None:
+    """Which says what is wrong with it, unread."""
+    from musespark.ray.serving import Front
+    from musespark.server import Limits
+
+    front: Any = SimpleNamespace(_limits=Limits())
+    asked = body(DOCUMENT * 9)
+    assert Front._blocks(front, json.dumps(asked).encode())
+    asked["metadata"] = [[]] * 500_000
+    assert Front._blocks(front, json.dumps(asked).encode()) == ()
 
 
 @pytest.mark.parametrize(("given", "then"), [({}, "0"), ({"RAY_USAGE_STATS_ENABLED": "1"}, "1")])

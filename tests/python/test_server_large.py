@@ -140,6 +140,10 @@ def test_a_body_of_nothing_but_arrays_is_not_read(model) -> None:
     run(create_app(model), scenario)
 
 
+def completions(served: Served, **body: Any) -> Completions:
+    return Completions({"model": "m", **body}, served)
+
+
 TURN = {"role": "user", "content": "a"}
 
 
@@ -154,6 +158,11 @@ TURN = {"role": "user", "content": "a"}
         ),
         (responses, {"input": [TURN] * 20_000}, "^input: got an array of 20000, .*10000"),
         (chat, {"stop": ["a"] * 65}, "^stop: got an array of 65, .*64 items"),
+        (
+            completions,
+            {"prompt": [1] * ((1 << 22) + 1)},
+            "^prompt: got an array of 4194305, .*4194304",
+        ),
     ],
 )
 def test_no_more_of_a_body_is_read_than_there_may_be(kind: Any, body: dict, said: str) -> None:

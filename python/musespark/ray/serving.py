@@ -31,7 +31,6 @@ from musespark.loading import MAX_THREADS
 from musespark.options import integer
 from musespark.ray import load_options
 from musespark.server import Access, Limits, create_app
-from musespark.untrusted import parse_json
 
 try:
     from ray import serve
@@ -49,7 +48,7 @@ except ImportError as error:
     ) from error
 
 from musespark.server.security import Denied, is_loopback
-from musespark.server.transport import Bodies, Refused, body_of, told
+from musespark.server.transport import Bodies, Refused, body_of, told, value_of
 from musespark.server.wire import Failure
 
 __all__ = ["PrefixRouter", "application"]
@@ -190,7 +189,7 @@ class Front:
 
     def _blocks(self, body: bytes) -> tuple[bytes, ...]:
         try:
-            return blocks_of(parse_json(body, "the body", self._limits.body_bytes))
+            return blocks_of(value_of(body, self._limits))
         except Error:
             return ()  # the replica says what is wrong with it
 

@@ -55,13 +55,13 @@ from musespark.server.transport import (
     large_json,
     told,
     until_gone,
+    value_of,
     values_of,
 )
 from musespark.server.turns import QueueFull
 from musespark.server.wire import Failure, Served, UnknownModel, field_of
 from musespark.server.work import Work
 from musespark.thinking.effort import ALL_EFFORTS
-from musespark.untrusted import parse_json
 
 if TYPE_CHECKING:
     from musespark.model import Model
@@ -81,7 +81,6 @@ _PATHS = (
     *_PAGE,
 )
 _OPEN = frozenset(["/health", *_PAGE])  # answered without the token
-_BODY_PARTS = 500_000  # objects and arrays: of 32 MiB of text none has so many
 _GONE = 499  # nobody reads it; what servers log of a client that went away
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _NO_STORE = (b"cache-control", b"no-store")  # where an answer says nothing else
@@ -210,10 +209,7 @@ class Server:
     async def _read(self, request: Request, read: Callable[[Any], Any]) -> Any:
         """A body, read and checked in a thread: it may be large."""
         data = await body_of(request, self.limits)
-        most = self.limits.body_bytes
-        return await asyncio.to_thread(
-            lambda: read(parse_json(data, "the body", most, parts=_BODY_PARTS))
-        )
+        return await asyncio.to_thread(lambda: read(value_of(data, self.limits)))
 
     # ---- the rest -----------------------------------------------------------------------------
 

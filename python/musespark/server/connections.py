@@ -152,11 +152,12 @@ class Connection(H11Protocol):
     def stuck_for(self, now: float) -> float:
         """Seconds for which nobody takes what has to be taken; who is slow, but takes some of it
         again and again, is waited for. To be asked now and then."""
-        waits = self.flow.write_paused or self.transport.is_closing()
+        if not (self.flow.write_paused or self.transport.is_closing()):
+            return 0.0
         before, self._unsent = self._unsent, self.unsent()
-        if waits and (self.stuck_since == math.inf or self._unsent < before):
+        if self.stuck_since == math.inf or self._unsent < before:
             self.stuck_since = now
-        return now - self.stuck_since if waits else 0.0
+        return now - self.stuck_since
 
     def handle_events(self) -> None:
         """Reads on behind a request that is not answered yet, or nobody would notice that its

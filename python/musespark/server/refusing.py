@@ -87,8 +87,12 @@ def renaming(fields: Mapping[str, str]) -> Iterator[None]:
 
 def _meant(errors: Sequence[Any], body: Any) -> list[Any]:
     """Of a union every member complains: those that were meant came furthest into the value, and
-    not one that the value's ``type`` is not of, where it is of any. Of what they say of one place,
-    what is more than its kind goes first; else all."""
+    not one that the value's ``type`` is not of, where it is of any; before all, one that has too
+    many items, which were not looked at. Of what they say of one place, what is more than its kind
+    goes first; else all."""
+    for one in errors:
+        if one["type"] == "too_long":
+            return [one]
     depth = max(len(_path(one, body)) for one in errors)
     furthest = [one for one in errors if len(_path(one, body)) == depth]
     others = [one for one in furthest if _of_type(one)]

@@ -22,8 +22,10 @@ from musespark.server.reading import in_thread
 from musespark.server.refusing import renamed
 from musespark.server.wire import Ended, Event, Exchange, Failure, json_in_steps, to_json
 from musespark.server.work import Run
+from musespark.untrusted import parse_json
 
 T = TypeVar("T")
+_PARTS = 500_000  # objects and arrays of a body: one that asks something has fewer
 _LARGE = 1000  # values of an answer, which take some milliseconds
 ENDS = Cancelled("the server is shutting down")  # what a request hears whose task is cancelled
 _CUT_S = 1.0  # in which a client has to take what it is told at the end
@@ -94,6 +96,11 @@ async def body_of(request: Request, limits: Limits) -> bytes:
         return await asyncio.wait_for(_read(request, most), limits.read_seconds)
     except asyncio.TimeoutError:
         raise Refused(408, f"the body did not come within {limits.read_seconds:g} s") from None
+
+
+def value_of(data: bytes, limits: Limits) -> Any:
+    """A body that is JSON; CorruptFile for what is none, or has too many parts."""
+    return parse_json(data, "the body", limits.body_bytes, parts=_PARTS)
 
 
 async def _read(request: Request, most: int) -> bytes:

@@ -44,6 +44,7 @@ Schema = dict[str, Any]
 
 _MOST_FIELDS = 100  # of an object, far more than any has
 _MOST_ITEMS = 10_000  # of an array, far more than there may be of anything but token ids
+_MOST_IDS = 1 << 22  # of a prompt, far more than are computed in any time
 _MOST_ENTRIES = 1024  # of an object whose keys are the client's
 
 
@@ -66,8 +67,7 @@ _Item = TypeVar("_Item")
 #: An array, of which the first item that is wrong is told, for the same reason; and no more are
 #: looked at than there may be, for while they are, nobody else is served.
 Several = Annotated[list[_Item], Field(fail_fast=True, max_length=_MOST_ITEMS)]
-#: As long as they may be for any model.
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=_MOST_IDS)]
 #: An object whose keys are the client's.
 Named = Annotated[dict[str, _Item], BeforeValidator(_at_most(_MOST_ENTRIES))]
 
