@@ -24,6 +24,7 @@ from musespark.options import (
     CHAT_OPTIONS,
     CONTEMPLATING,
     OPTION_NAMES,
+    TOTAL,
     GenerationOptions,
     resolve,
     under_total,
@@ -177,7 +178,10 @@ class Requests:
         named = (*named, *GRAMMAR_OPTIONS, *ADDITIONS)
         rest = {name: value for name, value in given.items() if name not in named}
         known = (*named, *AGENT_OPTIONS, "stream")
-        options = resolve(rest, self.defaults, self._spec.vocab, also_known=known)
+        own = self.defaults
+        if given.get(TOTAL) is not None:  # to which the model's own length yields
+            own = replace(own, max_new_tokens=None)
+        options = resolve(rest, own, self._spec.vocab, also_known=known)
         options, total = under_total(options, given)
         grammar = _chat_grammar(given)
         adapter, limit = self._adapters.chosen(given), self._info.context

@@ -96,6 +96,13 @@ def test_refusals(model, options: dict[str, Any], says: str) -> None:
         model.chat(SUM, **options)
 
 
+def test_the_models_own_length_yields_to_it(model) -> None:
+    own = model._requests.defaults.max_new_tokens
+    assert own is not None
+    asked = {"reasoning_effort": "none", "min_new_tokens": own + 9, "max_total_tokens": own + 9}
+    assert model.chat("Tell a story.", **asked).usage.completion_tokens == own + 9
+
+
 def test_a_session_has_it(model) -> None:
     with model.session() as session:
         assert session.chat(SUM, max_total_tokens=4).usage.completion_tokens <= 4
