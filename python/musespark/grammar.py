@@ -43,6 +43,8 @@ _NO_TEXT = (
 )
 # Parser items of one mask: a tenth of a second of the worst grammars, for which a whole step waits.
 _MOST_WORK = 5_000
+# Of the lexer of one grammar, which keeps what it has seen: about 16 MB.
+_MOST_STATES = 50_000
 # In the library's messages: lines of the grammar, and places in it.
 _QUOTED = re.compile(r"\d+ \||\^")
 _PLACE = re.compile(r"^at \d+\(\d+\): ")
@@ -205,7 +207,8 @@ class Grammars:
         self._markers = tokenizer.markers.keys() if markers is None else markers
         self._lock = threading.Lock()
         self._trie: llguidance.LLTokenizer | None = None
-        self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        # What is copied for each request; None where each has its own.
+        self._compiled: OrderedDict[str, llguidance.LLMatcher | None] = OrderedDict()
         self._pieces: list[bytes] | None = None
         self._blank: dict[bytes, frozenset[int]] = {}
 
@@ -236,8 +239,9 @@ class Grammars:
             self._blank[characters] = found
         return found
 
-    def matcher(self, grammar: Grammar) -> llguidance.LLMatcher:
-        """A new matcher at the beginning of the grammar.
+    def matcher(self, grammar: Grammar) -> tuple[llguidance.LLMatcher, bool]:
+        """A new matcher at the beginning of the grammar, and whether it shares with others what
+        its lexer has seen, which makes masks cheap, and the limit of that.
 
         InvalidRequest where the library refuses it, with what it says; MissingLibrary.
         """
@@ -245,13 +249,26 @@ class Grammars:
         with self._lock:
             if self._trie is None:
                 self._trie = self._built(library)
-            fresh = self._compiled.pop(grammar.text, None)
-            if fresh is None:
-                fresh = _compiled(library, self._trie, grammar)
-            self._compiled[grammar.text] = fresh
-            while len(self._compiled) > _KEPT:
-                self._compiled.popitem(last=False)
-            return fresh.deep_copy()
+            if grammar.text in self._compiled:
+                shared = self._compiled.pop(grammar.text)
+            else:
+                shared = _compiled(library, self._trie, grammar)
+            self._keep(grammar, shared)
+            if shared is not None:
+                return shared.deep_copy(), True
+        return _compiled(library, self._trie, grammar), False
+
+    def alone(self, grammar: Grammar) -> llguidance.LLMatcher:
+        """The same for one that has met the limit, sharing nothing: whether a request fails is up
+        to it alone. Nor do later ones share, of a grammar whose lexer sees so much."""
+        with self._lock:
+            self._keep(grammar, None)
+        return _compiled(_library(), self._trie, grammar)
+
+    def _keep(self, grammar: Grammar, shared: llguidance.LLMatcher | None) -> None:
+        self._compiled[grammar.text] = shared
+        while len(self._compiled) > _KEPT:
+            self._compiled.popitem(last=False)
 
     def _built(self, library: Any) -> llguidance.LLTokenizer:
         # Without ends of its own the model gets one that it cannot write.
@@ -289,7 +306,9 @@ def _library() -> Any:
 
 
 def _compiled(library: Any, trie: Any, grammar: Grammar) -> llguidance.LLMatcher:
-    limits = library.LLParserLimits(verbose_errors=False, step_max_items=_MOST_WORK)
+    limits = library.LLParserLimits(
+        verbose_errors=False, step_max_items=_MOST_WORK, max_lexer_states=_MOST_STATES
+    )
     matcher = library.LLMatcher(trie, grammar.text, log_level=0, limits=limits)
     if matcher.is_error():
         refuse(grammar, matcher.get_error())

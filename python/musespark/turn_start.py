@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from musespark.errors import InvalidRequest
 from musespark.grammar import Grammar, Grammars, refuse
 from musespark.text.channels import ANSWER, THOUGHT, opened_by
 from musespark.text.protocols import Protocol, Tag
-
-if TYPE_CHECKING:
-    import llguidance
 
 Path = tuple[int, ...]
 _SEPARATORS = 2  # tokens of separators between a thought and the content
@@ -110,7 +106,8 @@ class Constraint:
     def __init__(self, grammars: Grammars, grammar: Grammar, start: TurnStart | None = None):
         self._grammars, self._grammar = grammars, grammar
         self._start = start or TurnStart()
-        self._matcher: llguidance.LLMatcher = grammars.matcher(grammar)
+        self._matcher, shared = grammars.matcher(grammar)
+        self._taken: list[int] | None = [] if shared else None  # by the matcher
         self._state, self._begun = self._start.begin, False
         self._paths, self._direct = self._start.paths, self._start.direct
         self._written: Path = ()
@@ -138,7 +135,9 @@ class Constraint:
         if self._state == "paths" and self._follows(token):
             return
         self._state = ANSWER
-        if not self._matcher.consume_token(token):
+        if self._taken is not None:
+            self._taken.append(token)
+        if not self._matcher.consume_token(token) and not self._goes_on_alone():
             self._fail()
 
     def _after_thought(self) -> None:
@@ -177,10 +176,24 @@ class Constraint:
 
     def _content(self) -> bytes:
         mask = self._matcher.compute_bitmask()
+        if self._matcher.is_error() and self._goes_on_alone():
+            mask = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             self._fail()
         ends_here = self._matcher.is_stopped() and not self._grammars.ends
         return b"" if ends_here else mask
+
+    def _goes_on_alone(self) -> bool:
+        """Whether a matcher can that shares nothing with those of other requests."""
+        if self._taken is None:
+            return False
+        taken, self._taken = self._taken, None
+        self._matcher = self._grammars.alone(self._grammar)
+        for token in taken:
+            self._matcher.compute_bitmask()  # its lexer sees all that it would have seen alone
+            if not self._matcher.consume_token(token):
+                return False
+        return True
 
     def _fail(self) -> None:
         said = self._matcher.get_error().splitlines()
