@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,16 @@ import pytest
 
 import musespark
 from musespark.agents import Tool, aact, act, events
+from musespark.agents.builtin import (
+    add_to_date,
+    calculate,
+    convert_units,
+    days_between,
+    file_tools,
+    python_tool,
+    table_tools,
+    weekday,
+)
 from musespark.agents.tools import text_of
 from musespark.errors import InvalidRequest
 from musespark.options import unknown_argument
@@ -225,3 +236,79 @@ def test_a_value_without_a_text_is_told_as_an_error() -> None:
 
 def test_objects_that_say_what_they_are() -> None:
     assert text_of([Named(), Path("a"), 1j]) == '["", "a", "1j"]'
+
+
+# ---- the built-in tools ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda: calculate(5), "expression: got 5, allowed is a str"),
+        (lambda: weekday(5), "date: got 5, allowed is a str"),
+        (lambda: days_between("2026-05-31", None), "end: got None, allowed is a str"),
+        (lambda: add_to_date("2026-05-31", days="x"), "days: got 'x', allowed is an integer"),
+        (lambda: add_to_date("2026-05-31", months=0.5), r"months: got 0\.5, allowed is an"),
+        (lambda: convert_units("x", "mi", "km"), "value: got 'x', allowed is a finite number"),
+        (lambda: convert_units(float("nan"), "mi", "km"), "value: got nan, allowed is a finite"),
+        (lambda: convert_units(1e308, "km", "m"), r"value: got 1e\+308 km, which is too large for"),
+        (lambda: convert_units(1, ["mi"], "km"), r"unit: got \['mi'\], allowed is a str"),
+        (lambda: python_tool(5), "limits: got 5, allowed is a SandboxLimits"),
+        (lambda: python_tool(0), "limits: got 0, allowed is a SandboxLimits"),
+        (lambda: file_tools({5: "."}), "folders: got the name 5, allowed is a str without"),
+        (lambda: file_tools({"a": __file__}), r"folders\['a'\]: no folder, '.*' is a file"),
+        (lambda: table_tools({5: __file__}), "files: got the name 5, allowed is a table's, a str"),
+        (lambda: table_tools({"a": "."}), r"files\['a'\]: no file, '\.' is a folder"),
+    ],
+)
+def test_built_in_tools_name_what_they_cannot_take(ask: Callable[[], Any], says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        ask()
+
+
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [
+        ("", "got '', allowed is such as 2 * (3 + 4)"),
+        ("1 +", "got '1 +', allowed is such as 2 * (3 + 4) (invalid syntax)"),
+        ("1,000+1", "got '1,000+1', allowed are numbers without commas: 1000, not 1,000"),
+        ("max(1,000)", "got 'max(1,000)', allowed are numbers without commas: 1000, not 1,000"),
+        ("x + 1", "'x' is no arithmetic"),
+    ],
+)
+def test_what_a_calculator_says_once(expression: str, says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        calculate(expression)
+    assert str(caught.value) == f"expression: {says}"
+
+
+def test_what_a_calculator_says_of_powers() -> None:
+    assert calculate("2^3") == calculate("2**3") == "8" and calculate("max(1,10,0.5)") == "10"
+    rules = Tool.of(calculate).parameters["properties"]
+    assert "(or ^: 2^3 is 8)" in rules["expression"]["description"]
+
+
+def test_first_lines_that_are_none(tmp_path: Path) -> None:
+    for text, says in [
+        ("a,a\n1,2\n", "got the column 'a' twice in the first line"),
+        ("", "got an empty file, allowed is a first line with the columns"),
+        ("\na,b\n", "got an empty first line, allowed is a first line with the columns"),
+    ]:
+        (tmp_path / "a.csv").write_text(text)
+        with pytest.raises(InvalidRequest, match=rf"files\['a'\]: {says}"):
+            table_tools({"a": tmp_path / "a.csv"})
+
+
+def test_paths_that_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "link").symlink_to("a.txt")
+    (tmp_path / "way").symlink_to(".")
+    _, read = file_tools({"f": tmp_path})
+    for path, says in [
+        ("f/link", "'f/link': it is a link; links are not followed"),
+        ("f/way/a.txt", "a part of it is no folder, or a link; links are not followed"),
+        ("f/a.txt\0", "allowed is a path without null characters"),
+        ("f//a.txt", "allowed is a path without '.', '..' and empty parts"),
+    ]:
+        with pytest.raises(InvalidRequest, match=f"path: .*{says}"):
+            read({"path": path})
