@@ -10,6 +10,7 @@ import numpy as np
 
 from musespark.errors import InvalidRequest, MissingLibrary, UnsupportedModel
 from musespark.images import image_of
+from musespark.options import UnknownArgument
 from musespark.vision.embedding import ImageEmbedding
 from musespark.vision.pixels import open_named
 
@@ -18,12 +19,19 @@ if TYPE_CHECKING:
     from musespark.vision.loop import Looked
 
 _TOLD = "qwen3-vl"  # the tools tell a model of no convention to count from 0 to 1000
+_NOT_HERE = {  # options of others, and what look has for them
+    "stream": "look gives its result whole; chat streams",
+    "tools": "look has its own; act takes others, also visual_tools beside them",
+    "messages": "look makes them of the question and the images; act and chat take them",
+    "max_steps": "no option of look; calls says how many calls of its tools are answered",
+}
 
 
 def look(
     model: Model,
     question: str,
     images: Sequence[Any],
+    /,
     *,
     calls: int,
     convention: str | None,
@@ -37,8 +45,9 @@ def look(
         raise UnsupportedModel(f"images: {requests.blind}")
     if not isinstance(calls, int) or isinstance(calls, bool) or calls < 0:
         raise InvalidRequest(f"calls: {calls!r:.60}, must be 0 or more")
-    if "stream" in options:
-        raise InvalidRequest("stream: look gives its result whole; chat streams")
+    for name, why in _NOT_HERE.items():
+        if name in options:
+            raise InvalidRequest(f"{name}: {why}")
     processor = requests.eyes.processor
     if calls:
         options.setdefault("tool_choice", "auto")  # its calls parse and have the right arguments
@@ -54,6 +63,8 @@ def look(
     )
     try:
         return loop.run(question, _each(images), **options)
+    except UnknownArgument as error:
+        raise error.beside(("calls", "convention")) from None
     except (InvalidRequest, MissingLibrary) as error:
         if calls and (isinstance(error, MissingLibrary) or str(error).startswith("tools:")):
             raise type(error)(f"{error}. With calls=0 (--calls 0) it looks without.") from None

@@ -14,7 +14,7 @@ import numpy as np
 
 from musespark import prompts
 from musespark.adapters import Adapter, Adapters, Steering
-from musespark.agents.loop import aact, act
+from musespark.agents.loop import aact, act, acting
 from musespark.agents.result import ActResult
 from musespark.agents.tools import Tools
 from musespark.assets import json_asset, template_of, tokenizer_of
@@ -252,20 +252,20 @@ class Model(Scoring):
 
     def act(self, messages: Any, tools: Tools, **options: Any) -> ActResult:
         """:meth:`chat` with ``tools`` that are run until the model answers: Python functions or
-        :class:`musespark.Tool`. ``approve``: a function of a call, asked before each of a tool with
-        effects, and needed where there is one; ``dry_run=True``: none of those is run.
-        ``on_event``: a function of each event. ``max_steps`` (turns, 10), ``max_seconds``,
+        :class:`musespark.Tool`. ``approve``: a function of a call (True, False or a text: why not),
+        asked before each of a tool with effects, needed where one is; ``dry_run=True``: none is
+        run. ``on_event``: a function of each event. ``max_steps`` (turns, 10), ``max_seconds``,
         ``max_output_tokens``: limits. All of them: :func:`musespark.agents.act`. Other options are
         each turn's, as of :meth:`chat`; ``tool_choice`` is ``auto``."""
-        return act(self.chat, messages, tools, **self._acting(), **options)
+        return act(self.chat, messages, tools, **self._acting(options))
 
     async def aact(self, messages: Any, tools: Tools, **options: Any) -> ActResult:
         """:meth:`act`, with its options, for an event loop: tools and ``approve`` may be coroutine
         functions."""
-        return await aact(self.achat, messages, tools, **self._acting(), **options)
+        return await aact(self.achat, messages, tools, **self._acting(options))
 
-    def _acting(self) -> dict[str, Any]:
-        return {"markers": self.tokenizer.markers, "sees": self._requests.eyes is not None}
+    def _acting(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return acting(given, self.tokenizer.markers, self._requests.eyes is not None)
 
     def session(
         self,

@@ -176,11 +176,30 @@ def _check(name: str, value: Any, vocab: int) -> Any:
     return _logit_bias(value, vocab)
 
 
-def unknown_argument(name: str, known: Sequence[str]) -> InvalidRequest:
+def text(name: str, value: Any) -> str:
+    """A str; InvalidRequest for anything else."""
+    if not isinstance(value, str):
+        raise refused(name, value, "a str")
+    return value
+
+
+class UnknownArgument(InvalidRequest):
+    """A keyword nobody knows. ``name``: that; ``known``: those that could have been meant."""
+
+    def __init__(self, message: str, *, name: str = "", known: Sequence[str] = ()):
+        super().__init__(message)
+        self.name, self.known = name, tuple(known)
+
+    def beside(self, own: Sequence[str]) -> UnknownArgument:
+        """The same error of a call that has options of its ``own`` too, and passes others on."""
+        return unknown_argument(self.name, [*own, *self.known])
+
+
+def unknown_argument(name: str, known: Sequence[str]) -> UnknownArgument:
     """The error for a keyword nobody knows, with the nearest name."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InvalidRequest(f"unknown argument {name!r}{hint}")
+    return UnknownArgument(f"unknown argument {name!r}{hint}", name=name, known=known)
 
 
 def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:

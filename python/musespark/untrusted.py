@@ -50,8 +50,12 @@ def open_regular(path: Path) -> int:
 
 def check_parts(path: str, parts: Sequence[str]) -> None:
     """InvalidRequest for a path whose parts may lead elsewhere than they say."""
-    if any(part in ("", ".", "..") for part in parts) or "\0" in path:
-        raise InvalidRequest(f"path: got {path!r:.80}, allowed is a path without '.' and '..'")
+    if "\0" in path:
+        raise InvalidRequest(f"path: got {path!r:.80}, allowed is a path without null characters")
+    if any(part in ("", ".", "..") for part in parts):
+        raise InvalidRequest(
+            f"path: got {path!r:.80}, allowed is a path without '.', '..' and empty parts"
+        )
 
 
 def open_below(folder: Path, parts: Sequence[str]) -> int:

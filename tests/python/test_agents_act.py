@@ -151,6 +151,16 @@ def test_pictures_long_texts_and_what_is_no_json(run: Act) -> None:
     assert third.startswith("error: ValueError: Circular")
 
 
+def test_an_answer_by_a_schema_has_its_value(run: Act) -> None:
+    blank: dict[str, Any] = {"text": "", "tokens": (), "seed": 0, "parsed": {"rain": True}}
+    whole = ChatResult(**blank, finish_reason="stop", content='{"rain": true}')
+    cut = ChatResult(**blank, finish_reason="length")
+    asked = Script([call("weather", {"city": "a"})], whole)
+    assert run(asked, "?", [weather], json_schema={}).parsed == {"rain": True}
+    assert run(Script(cut), "?", [weather], json_schema={}).parsed is None
+    assert run(Script("Ok."), "?", [weather]).parsed is None
+
+
 def test_a_number_that_no_json_has_is_told_as_an_error(run: Act) -> None:
     def mean(of: str) -> dict[str, float]:
         """An average."""

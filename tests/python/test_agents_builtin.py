@@ -65,8 +65,8 @@ def test_values_of_expressions(expression: str, value: str) -> None:
         ("(-8) ** 0.5", "no real number"),
         ("1 / 0", "division by zero"),
         ("sqrt()", "sqrt"),
-        ("(" * 300, "is none"),
-        ("1 +", "is none"),
+        ("(" * 300, "allowed is such as"),
+        ("1 +", "allowed is such as"),
         ("1" * 501, "got 501 characters, allowed are at most 500"),
     ],
 )
@@ -246,7 +246,7 @@ def test_tables_that_are_none_and_queries_that_do_not_end(tmp_path: Path) -> Non
         ({"a": tmp_path / "none.csv"}, r"files\['a'\]: no file"),
         ({"a": tmp_path / "wide.csv"}, r"files\['a'\]: line 3 has 3 cells, the first line 2"),
         ({"a": tmp_path / "latin.csv"}, r"files\['a'\]: byte 7 is no UTF-8"),
-        ({"a": tmp_path / "bad.csv"}, r"files\['a'\]: its first line \['a', 'A'\] names no"),
+        ({"a": tmp_path / "bad.csv"}, r"files\['a'\]: got the column 'A' twice in .*\['a', 'A'\]"),
     ]:
         with pytest.raises(InvalidRequest, match=says):
             table_tools(files)

@@ -185,7 +185,10 @@ def test_classes_as_rules_and_arguments_as_their_objects() -> None:
     for wrong, says in [
         ({"one": {"item": "tea"}}, "order.one: color is missing"),
         ({"one": {"item": "tea", "color": "green"}}, "order.one.color: 'green', must be one of"),
-        ({"one": {"item": "tea", "color": "red", "odd": 1}}, "no argument 'odd', there are"),
+        (
+            {"one": {"item": "tea", "color": "red", "odd": 1}},
+            "order.one: no argument 'odd', it has",
+        ),
         ({"model": {"part": {"n": "x"}}}, "order.model.part.n: 'x', must be integer"),
         ({"odd": 1}, "order: no argument 'odd'"),
     ]:

@@ -96,11 +96,12 @@ def test_piped_chat_answers_every_line(capsys, monkeypatch):
 
 
 def test_piped_chat_reports_errors_and_fails_at_the_end(capsys, monkeypatch):
-    given = "/effort huge\n/nothing\n/thoughts\n/help\n"
+    given = "/effort huge\n/nothing\n/image\n/thoughts\n/help\n"
     assert run("chat", *FAST, given=given, monkeypatch=monkeypatch) == 1
     out = capsys.readouterr()
     assert "effort: got 'huge'" in out.err
     assert "no command /nothing" in out.err
+    assert "/image: got no file, as in: /image FILE" in out.err
     assert "thoughts hidden" in out.out
     assert chat.HELP in out.out
 
@@ -118,6 +119,18 @@ def test_agents_answer_a_question(capsys):
     assert run(*asked, "--aggregate", "confidence", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["aggregate"] == "confidence" and len(result["agents"]) == 3
+
+
+def test_a_session_beside_agents_is_made_or_stays_as_it_is(capsys, tmp_path):
+    file = tmp_path / "new.session"
+    asked = ("chat", "What is 2 + 3?", "--agents", 2, "-n", 9, "--session", file, *FAST)
+    for how in ("new, without this turn", "unchanged"):
+        assert run(*asked) == 0
+        assert (
+            f"{file}: {how}; a session keeps no turn of several agents" in capsys.readouterr().err
+        )
+    with musespark.load(context=256, threads=1) as model:
+        assert model.resume(file).messages == []
 
 
 @pytest.mark.parametrize(
@@ -278,6 +291,13 @@ def test_help_lists_every_command(capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert all(name in text for name in COMMANDS)
+
+
+def test_help_leaves_names_as_they_are(capsys):
+    for name, says in (("mcp", "Answer an agent as an MCP server"), ("serve", "OpenAI's and Anth")):
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert says in capsys.readouterr().out
 
 
 # ---- as a process ------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import importlib
 import os
 import re
@@ -19,6 +20,8 @@ from pathlib import Path
 import pytest
 
 import musespark
+from musespark.agents import events
+from musespark.agents.result import ActResult
 from musespark.cli import COMMANDS, build_parser
 from musespark.lab.steps import STEPS
 from support import tree
@@ -165,6 +168,20 @@ def test_examples_of_the_readme_run(tried_in: None) -> None:
     assert names["found"].content == "It says sunny, 21 degrees in Paris."
     parsed = names["model"].chat(names["told"], json_schema=names["schema"]).parsed
     assert parsed == {"name": "Ann", "age": 34, "city": "Oslo"}
+
+
+def test_the_guide_to_agents_lists_what_results_and_events_are() -> None:
+    rows = re.findall(r"^\| (`.+?) \|", text_of(tree.PACKAGE / "docs" / "agents.md"), re.MULTILINE)
+    listed = {name for row in rows for name in SPAN.findall(row)}
+    made = {event.__name__ for event in events.ActEvent.__subclasses__()}
+    has = {name for name in dir(ActResult) if not name.startswith("_")}
+    assert made | {field.name for field in dataclasses.fields(ActResult)} | has <= listed
+    told = (events.ToolUse.__doc__ or "") + (ActResult.__doc__ or "")
+    assert {"done", "dry_run", "limit", "context", "cancelled"} <= listed & {*_quoted(told)}
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"``(\w+)``", text)
 
 
 # --- The command line --------------------------------------------------------------------------

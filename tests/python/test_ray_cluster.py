@@ -117,6 +117,11 @@ def test_conversations_in_a_dataset_and_a_warning_of_no_cpu_left(cluster, tmp_pa
     data = ray.data.read_json(str(file))
     with pytest.warns(UserWarning, match="2 CPUs of the cluster's 2; none is left for Ray Data"):
         musespark.ray.chat(data, workers=2, threads=1, **options)
+    for given, room in (({"workers": 1, "threads": 8}, 0), ({"workers": 3, "threads": 1}, 2)):
+        who = "the others" if room else "all of them"
+        says = f"of 2 CPUs at most, have room for {room}; {who} will wait until it grows"
+        with pytest.warns(UserWarning, match=says):
+            musespark.ray.generate(thousand(), **given)
     rows = musespark.ray.chat(data, workers=1, threads=1, **options).take_all()
     assert [row["messages"] for row in rows] == conversations
     assert [(row["text"], row["reasoning"]) for row in rows] == [

@@ -33,12 +33,13 @@ from musespark.agents.running import Ran, Run, arun_all, run_all
 from musespark.agents.tools import Tool, Tools, text_of, tools_by_name
 from musespark.calling import NO_VALID_CALL, choice_after, no_such_tool
 from musespark.errors import ContextOverflow, InvalidRequest
-from musespark.options import integer, real
+from musespark.options import UnknownArgument, integer, real, refuse_unknown
 from musespark.results import ChatResult, Delta, Usage
 
 MAX_STEPS = 10
 Approve = Callable[[ProposedCall], "bool | str | Awaitable[bool | str]"]
 OnEvent = Callable[[ActEvent], Any]
+_OF_A_MODEL = ("markers", "sees")  # options that it knows itself
 _CUT = ("length", "cancelled", "deadline")
 _Answer = tuple[ToolUse, Any]  # what became of a call, and the content of the message about it
 
@@ -89,6 +90,8 @@ def act(
     for one in loop.tools.values():
         if one.is_async:
             raise InvalidRequest(f"tools: {one.name} is a coroutine function; use aact()")
+    if inspect.iscoroutinefunction(approve):
+        raise _async_approve(approve)
     flow, reply = loop.flow(), None
     while True:
         try:
@@ -124,6 +127,13 @@ async def aact(
         reply = await _adone(want, chat, approve, loop.streams)
 
 
+def acting(given: Mapping[str, Any], markers: Collection[str], sees: bool) -> dict[str, Any]:
+    """The options of :meth:`Model.act`, with what the model knows itself. InvalidRequest for those
+    that it does not take."""
+    refuse_unknown([name for name in given if name in ("chat", *_OF_A_MODEL)], _OWN)
+    return {"markers": markers, "sees": sees, **given}
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What a caller of :func:`act` asks for beside the conversation. InvalidRequest for what it
@@ -148,6 +158,8 @@ class _Asked:
             given = getattr(self, name)
             if given is not None and not callable(given):
                 raise InvalidRequest(f"{name}: got {given!r:.60}, allowed is a function")
+        if inspect.iscoroutinefunction(self.on_event):
+            raise InvalidRequest("on_event: got a coroutine function, allowed is a plain one")
         if not isinstance(self.dry_run, bool):
             raise InvalidRequest(f"dry_run: got {self.dry_run!r:.60}, allowed is True or False")
 
@@ -159,6 +171,9 @@ class _Asked:
                 f"approve: got None, but {', '.join(effects)} has effects; give a function that is "
                 "asked before each call, or dry_run=True"
             )
+
+
+_OWN = tuple(one.name for one in fields(_Asked) if one.name not in _OF_A_MODEL)
 
 
 # ---- what is to be done -------------------------------------------------------------------------
@@ -185,7 +200,10 @@ _Want = _Ask | _Approve | Run
 
 def _done(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) -> Any:
     if isinstance(want, _Approve):
-        return approve(want.call)
+        said = approve(want.call)
+        if inspect.isawaitable(said):
+            raise _async_approve(said)
+        return said
     if isinstance(want, Run):
         return run_all(want)
     try:
@@ -197,6 +215,8 @@ def _done(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) ->
         return stream.result
     except ContextOverflow as error:
         return error
+    except UnknownArgument as error:
+        raise error.beside(_OWN) from None
 
 
 async def _adone(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) -> Any:
@@ -214,6 +234,18 @@ async def _adone(want: _Want, chat: Callable[..., Any], approve: Any, streams: b
         return stream.result
     except ContextOverflow as error:
         return error
+    except UnknownArgument as error:
+        raise error.beside(_OWN) from None
+
+
+def _async_approve(given: Any) -> InvalidRequest:
+    """The error for an ``approve`` that only an event loop could wait for, or for what it gave."""
+    if inspect.iscoroutine(given):
+        given.close()  # else Python warns that nobody awaited it
+    return InvalidRequest(
+        "approve: got a coroutine function, allowed of act() is a plain one; use aact(), which "
+        "awaits it"
+    )
 
 
 # ---- the loop -----------------------------------------------------------------------------------
@@ -400,7 +432,8 @@ class _Loop:
             said = yield _Approve(call)
             if not isinstance(said, (bool, str)):
                 raise InvalidRequest(
-                    f"approve: gave {said!r:.60} for {call.name}, allowed is True, False or a text"
+                    f"approve: gave {said!r:.60} for {call.name}, allowed is True, False or a text "
+                    "that says to the model why not"
                 )
             if said is True:
                 self._emit(events.CallApproved(call.turn, call))

@@ -27,8 +27,8 @@ class ActResult:
     ``ended``: ``answer``, or the limit that was reached: ``max_steps``, ``max_seconds``,
     ``max_output_tokens``, ``length`` and ``deadline`` (of a turn), ``context``, ``cancelled``.
     Calls of a turn in which a limit was reached are not run, and ``messages`` say so of each.
-    ``malformed``: raw texts of calls
-    that could not be read (``tool_choice=None`` alone has such), of which the model was told.
+    ``malformed``: raw texts of calls that could not be read (``tool_choice=None`` alone has such),
+    of which the model was told.
     """
 
     result: ChatResult
@@ -43,6 +43,11 @@ class ActResult:
     def content(self) -> str:
         """The answer; empty where it ended otherwise."""
         return self.result.content if self.complete else ""
+
+    @property
+    def parsed(self) -> Any:
+        """The value of an answer by ``json_schema``; None where there is none."""
+        return self.result.parsed if self.complete else None
 
     @property
     def complete(self) -> bool:

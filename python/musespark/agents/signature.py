@@ -71,12 +71,15 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
     for parameter in signature.parameters.values():
         where = f"tools: {name}({parameter.name})"
         _check_named(parameter, where)
+        if not fields and parameter.name == "self" and inspect.isfunction(function):
+            raise InvalidRequest(f"{where}: a method without its object; give object.{name}")
         fields[parameter.name] = kinds.of(hints.get(parameter.name, Any), where)
         if parameter.default is parameter.empty:
             required.append(parameter.name)
         elif _is_json(parameter.default):
             defaults[parameter.name] = parameter.default
-    whole = kinds.record(fields, required, said, defaults)
+            kinds.check_default(parameter.default, fields[parameter.name], where)
+    whole = kinds.record(fields, required, said, defaults, name)
     if kinds.defs:
         whole.schema["$defs"] = kinds.defs
     return Signature(description, whole.schema, whole.read)
@@ -159,8 +162,10 @@ class _Kinds:
         required: Sequence[str],
         said: Mapping[str, str],
         defaults: Mapping[str, Any],
+        where: str,
     ) -> Kind:
         """An object of these fields, each with what is said of it."""
+        path = where.removeprefix("tools: ").replace("(", ".").replace(")", "")  # as of its values
         properties = {}
         for name, kind in fields.items():
             rule = dict(kind.schema)
@@ -174,10 +179,14 @@ class _Kinds:
         def read(given: Mapping[str, Any]) -> dict[str, Any]:
             for name in given:
                 if name not in fields:
-                    raise InvalidRequest(f"no argument {name!r:.60}, there are {[*fields]}")
+                    raise InvalidRequest(f"{path}: no argument {name!r:.60}, it has {[*fields]}")
             return {name: fields[name].read(value) for name, value in given.items()}
 
         return Kind(schema, read)
+
+    def check_default(self, default: Any, kind: Kind, where: str) -> None:
+        """InvalidRequest for a default that its own type does not allow."""
+        check_value(default, {**kind.schema, "$defs": self.defs}, f"{where}: the default")
 
     def _annotated(self, inside: Sequence[Any], where: str) -> Kind:
         kind = self.of(inside[0], where)
@@ -266,7 +275,8 @@ class _Kinds:
             for name, of in _hints(hint, f"{where}: {hint.__name__}").items()
         }
         required = [name for name in fields if name in hint.__required_keys__]
-        return self.record(fields, required, _docstring(inspect.getdoc(hint) or "")[1], {})
+        said = _docstring(inspect.getdoc(hint) or "")[1]
+        return self.record(fields, required, said, {}, where)
 
     def _dataclass(self, hint: Any, where: str) -> Kind:
         hints = _hints(hint, f"{where}: {hint.__name__}")
@@ -277,8 +287,10 @@ class _Kinds:
         missing = dataclasses.MISSING
         required = [f.name for f in known if f.default is missing and f.default_factory is missing]
         defaults = {f.name: f.default for f in known if _is_json(f.default)}
+        for name, default in defaults.items():
+            self.check_default(default, fields[name], f"{where}.{name}")
         said = _docstring(inspect.getdoc(hint) or "")[1]
-        whole = self.record(fields, required, said, defaults)
+        whole = self.record(fields, required, said, defaults, where)
         return Kind(whole.schema, lambda values: hint(**whole.read(values)))
 
 

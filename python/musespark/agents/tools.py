@@ -29,6 +29,7 @@ from musespark.schema import argument_schema, check_value
 
 _NAME = re.compile(r"[^\W\d][\w.-]{0,63}")
 _MARK = "__musespark_tool__"
+_ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]+")  # of an object that does not say what it is
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,15 @@ def tool(
     None), and whether it has ``effects``, so that each call waits for approval."""
 
     def marked(given: Callable[..., Any]) -> Callable[..., Any]:
+        if not callable(given):
+            raise InvalidRequest(f"tool: got {given!r:.60}, allowed is a function")
         said = {"name": name, "description": description, "effects": effects}
-        setattr(given, _MARK, said)
+        try:
+            setattr(given, _MARK, said)
+        except (AttributeError, TypeError):  # a method, or one of Python's own
+            raise InvalidRequest(
+                f"tool: got {given!r:.60}, which cannot be marked; give a Tool"
+            ) from None
         return given
 
     return marked if function is None else marked(function)
@@ -164,8 +172,10 @@ def tools_by_name(tools: Tools) -> dict[str, Tool]:
 
 def text_of(value: Any) -> str:
     """What a model is told of a function's value: a text as it is, else JSON, where an Enum is its
-    value, and a set (in order, where it has one), a generator or an array is a list. What no text
-    has (a lone surrogate) is replaced. InvalidRequest for a number that no JSON has."""
+    value, a set (in order, where it has one), a generator or an array is a list, and an object of
+    another type is its str(). What no text has (a lone surrogate) is replaced. InvalidRequest for a
+    number that no JSON has, for bytes, and for an object whose str() has an address in memory,
+    which is another one in each process."""
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, Content):
@@ -197,7 +207,13 @@ def _plain(value: Any) -> Any:
         return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return str(value)
+    text = str(value)
+    if isinstance(value, (bytes, bytearray)) or _ADDRESS.search(text):
+        raise InvalidRequest(
+            f"the tool gave a value of type {type(value).__name__}, allowed are a str, what JSON "
+            "has, and objects whose str() says what they are"
+        )
+    return text
 
 
 def _in_order(values: Set[Any]) -> list[Any]:

@@ -207,6 +207,8 @@ class Repl:
         elif name == "reset":
             self.session = self.model.session(system=self.session.system, **self.cache)
         elif name == "image":
+            if not rest:
+                raise InvalidRequest("/image: got no file, as in: /image FILE")
             common.check_files([rest], "/image")
             self.images.append(rest)
         elif name == "stats":
@@ -292,8 +294,9 @@ def _answer(args: argparse.Namespace) -> int:
     with common.load_model(args, "chat") as model, Repl(model, args, secret) as repl:
         if args.agents is not None:
             result = repl.contemplate(question, args.agents, args.aggregate)
-            if args.session is not None:
-                common.note(f"{args.session}: unchanged, a session keeps no turn of several agents")
+            if repl.file is not None:
+                how = "unchanged" if repl.file.exists() else "new, without this turn"
+                common.note(f"{repl.file}: {how}; a session keeps no turn of several agents")
             if not args.json:
                 repl.show(result)
                 return 0

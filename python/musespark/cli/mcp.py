@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FOLDER",
-        help="where the tool `see` may open images by their path (repeatable; default: nowhere)",
+        help="where the tool `see` may open images by absolute path (repeatable; default: nowhere)",
     )
 
 

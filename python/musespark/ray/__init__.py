@@ -108,7 +108,9 @@ def generate(
 
     ``source``: as of :func:`musespark.load`, the same on every machine. ``workers``: engines, each
     in a process of its own. ``threads``: of each engine; Ray reserves as many CPUs (``num_cpus``)
-    for it, so that no two share a core. An engine reads its weights once for all rows that it runs
+    of one machine for it, so that no two share a core. Both have to be given: Ray does not start a
+    worker before a machine has so many CPUs free, and waits for one (a warning says so where none
+    has so many). An engine reads its weights once for all rows that it runs
     at once, so that one worker on each machine, with its cores as threads, reads them least often.
     Leave a CPU of the cluster free where ``data`` is read from files or transformed: Ray Data's
     tasks for it need one (a warning says so where none is). Workers of one machine share the
@@ -171,7 +173,7 @@ def _mapped(
     rows = integer("batch_size", batch_size, 1)
     given = {"load": {"source": source, **load_options(load), "threads": threads}, **where}
     given |= {"method": method, "options": dict(options), "columns": tuple(columns)}
-    _warn_of_waiting(data, workers * threads)
+    _warn_of_waiting(data, workers, threads)
     return data.map_batches(
         Worker,
         fn_constructor_kwargs=given,
@@ -182,18 +184,29 @@ def _mapped(
     )
 
 
-def _warn_of_waiting(data: ray.data.Dataset, cpus: int) -> None:
-    """Workers hold their CPUs until the end: tasks that they wait for would never have one."""
-    if isinstance(data, MaterializedDataset) or not ray.is_initialized():
+def _warn_of_waiting(data: ray.data.Dataset, workers: int, threads: int) -> None:
+    """Of workers that no machine has room for, and of tasks that workers wait for: those hold their
+    CPUs until the end. No errors, for a cluster may grow."""
+    if not ray.is_initialized():
         return
-    there = ray.cluster_resources().get("CPU", 0)
-    if cpus >= there:
-        warnings.warn(
+    machines = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    room = sum(int(cpus // threads) for cpus in machines)
+    cpus, there, why = workers * threads, sum(machines), ""
+    if room < workers:
+        who = "the others" if room else "all of them"
+        why = (
+            f"workers, threads: got {workers} workers of {threads} CPUs each, the cluster's "
+            f"machines, of {max(machines, default=0):g} CPUs at most, have room for {room}; {who} "
+            "will wait until it grows. Take fewer"
+        )
+    elif cpus >= there and not isinstance(data, MaterializedDataset):
+        why = (
             f"workers x threads: {cpus} CPUs of the cluster's {there:g}; none is left for Ray "
             "Data to compute the rows, which will wait until the cluster grows. Take fewer, or "
-            "data.materialize() first",
-            stacklevel=4,
+            "data.materialize() first"
         )
+    if why:
+        warnings.warn(why, stacklevel=4)
 
 
 def load_options(given: Mapping[str, Any] | None) -> dict[str, Any]:

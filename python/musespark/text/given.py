@@ -189,6 +189,10 @@ def checked_tools(tools: Any) -> list[dict[str, Any]] | None:
     if tools is None:
         return None
     tools = _list(tools, "tools", f"a list of {_TOOL_SHAPE}")
+    for index, tool in enumerate(tools):
+        if callable(tool):  # a function, or a Tool of one
+            allowed = f"{_TOOL_SHAPE}, as Tool.of(function).to_openai() gives it; act() takes it so"
+            raise _wrong(f"tools[{index}]", tool, allowed)
     checked = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
     names: set[str] = set()
     for index, tool in enumerate(checked):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
 from musespark.errors import InvalidRequest
+from musespark.options import text
 
 _LONGEST = 500  # characters of an expression
 _BITS = 4096  # of an integer on the way
@@ -27,6 +29,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 _FUNCTIONS |= {"abs": abs, "min": min, "max": max}
 _FUNCTIONS["round"] = lambda value, digits=0: round(float(value), max(-400, min(400, digits)))
+_GROUPED = re.compile(r"\d,\s*0\d")  # 1,000 as an argument would be two
 _CONSTANTS = {"pi": math.pi, "e": math.e}
 
 
@@ -34,21 +37,41 @@ def calculate(expression: str) -> str:
     """Evaluate an expression.
 
     Args:
-        expression: numbers, + - * / // % ** and brackets, sqrt, log, sin and the like
+        expression: numbers, + - * / // % ** (or ^: 2^3 is 8) and brackets, sqrt, log, sin and the
+            like
     """
-    if len(expression) > _LONGEST:
+    if len(text("expression", expression)) > _LONGEST:
         raise InvalidRequest(
             f"expression: got {len(expression)} characters, allowed are at most {_LONGEST}"
         )
+    tree = _parsed(expression)
     try:
-        tree = ast.parse(expression.strip().replace("^", "**"), mode="eval")
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise InvalidRequest(f"expression: {expression!r:.80} is none ({error!s:.80})") from None
-    try:
-        value = _value(tree.body)
+        value = _value(tree)
+    except InvalidRequest:
+        raise
     except (ArithmeticError, ValueError, TypeError) as error:
         raise InvalidRequest(f"expression: {expression!r:.80}: {error!s:.80}") from None
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def _parsed(expression: str) -> ast.AST:
+    """InvalidRequest for what is no expression, and for numbers with commas in them, which Python
+    reads as several."""
+    if not expression.strip():
+        raise InvalidRequest(f"expression: got {expression!r:.80}, allowed is such as 2 * (3 + 4)")
+    try:
+        tree = ast.parse(expression.strip().replace("^", "**"), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        why = error.msg if isinstance(error, SyntaxError) else str(error) or "too deep"
+        raise InvalidRequest(
+            f"expression: got {expression!r:.80}, allowed is such as 2 * (3 + 4) ({why:.80})"
+        ) from None
+    if isinstance(tree, ast.Tuple) or _GROUPED.search(expression):
+        raise InvalidRequest(
+            f"expression: got {expression!r:.80}, allowed are numbers without commas: 1000, not "
+            "1,000"
+        )
+    return tree
 
 
 def _value(node: ast.AST) -> Any:

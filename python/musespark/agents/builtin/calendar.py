@@ -6,6 +6,9 @@ import calendar
 import datetime
 
 from musespark.errors import InvalidRequest
+from musespark.options import integer, text
+
+_FURTHEST = 10**9  # days, months or years
 
 
 def today() -> str:
@@ -39,6 +42,8 @@ def add_to_date(date: str, days: int = 0, months: int = 0, years: int = 0) -> st
         date: as 2026-05-31; a day that the month has not becomes its last
     """
     begin = _date(date, "date")
+    days, months = _count("days", days), _count("months", months)
+    years = _count("years", years)
     at = begin.year * 12 + begin.month - 1 + months + 12 * years
     year, month = divmod(at, 12)
     if not datetime.MINYEAR <= year <= datetime.MAXYEAR:
@@ -51,8 +56,15 @@ def add_to_date(date: str, days: int = 0, months: int = 0, years: int = 0) -> st
     return found.isoformat()
 
 
-def _date(text: str, name: str) -> datetime.date:
+def _count(name: str, value: int) -> int:
+    return integer(name, value, -_FURTHEST, _FURTHEST)
+
+
+def _date(given: str, name: str) -> datetime.date:
+    given = text(name, given)
     try:
-        return datetime.date.fromisoformat(text.strip())
+        return datetime.date.fromisoformat(given.strip())
     except ValueError as error:
-        raise InvalidRequest(f"{name}: got {text!r:.40}, allowed is YYYY-MM-DD ({error})") from None
+        raise InvalidRequest(
+            f"{name}: got {given!r:.40}, allowed is YYYY-MM-DD ({error})"
+        ) from None

@@ -6,6 +6,7 @@ Every path is opened part by part from the folder's own descriptor, and no link 
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import itertools
 import os
@@ -24,6 +25,11 @@ MAX_FILES = 20_000  # that a search looks at
 MAX_SECONDS = 10.0  # of a search
 _LINE = 200  # characters of a line that is shown
 _LINES = 200  # of a file that is read at once
+# What is said of errors that opening no links has.
+_LINKS = {
+    errno.ELOOP: "it is a link; links are not followed",
+    errno.ENOTDIR: "a part of it is no folder, or a link; links are not followed",
+}
 
 
 def file_tools(folders: Mapping[str, str | os.PathLike[str]]) -> list[Tool]:
@@ -38,10 +44,15 @@ def file_tools(folders: Mapping[str, str | os.PathLike[str]]) -> list[Tool]:
     roots: dict[str, Path] = {}
     for name, given in folders.items():
         path = checked_path(given, f"folders[{name!r:.40}]")
-        if not name or "/" in name or name in (".", ".."):
-            raise InvalidRequest(f"folders: got the name {name!r:.40}, allowed is one without '/'")
+        if not isinstance(name, str) or not name or "/" in name or name in (".", ".."):
+            raise InvalidRequest(
+                f"folders: got the name {name!r:.40}, allowed is a str without '/', not '.' or '..'"
+            )
         if not path.is_dir():
-            raise InvalidRequest(f"folders[{name!r:.40}]: no folder {os.fspath(path)!r:.200}")
+            what = "a file" if path.exists() else "nothing"
+            raise InvalidRequest(
+                f"folders[{name!r:.40}]: no folder, {os.fspath(path)!r:.200} is {what}"
+            )
         roots[name] = path.resolve()
 
     def search_files(text: str, names: str = "*") -> str:
@@ -154,7 +165,8 @@ def _read(roots: Mapping[str, Path], path: str, line: int) -> str:
     try:
         text = _text(open_below(roots[name], parts))
     except OSError as error:
-        raise InvalidRequest(f"path: {path!r:.80}: {error.strerror}") from None
+        why = _LINKS.get(error.errno, error.strerror)
+        raise InvalidRequest(f"path: {path!r:.80}: {why}") from None
     if text is None:
         raise InvalidRequest(
             f"path: {path!r:.80} is no file of text of at most {MAX_FILE_BYTES} bytes"

@@ -54,7 +54,9 @@ def python_tool(limits: SandboxLimits | None = None) -> Tool:
     memory that is gone afterwards. Nothing is kept between runs. Raises
     :class:`SandboxUnavailable` at once where that cannot be had; nothing then runs without.
     """
-    chosen = limits or SandboxLimits()
+    chosen = SandboxLimits() if limits is None else limits
+    if not isinstance(chosen, SandboxLimits):
+        raise InvalidRequest(f"limits: got {limits!r:.60}, allowed is a SandboxLimits")
     run_in_sandbox("", chosen)
 
     def run_python(code: str) -> str:

@@ -97,8 +97,13 @@ def table_tools(
 def _opened(files: Mapping[str, str | os.PathLike[str]]) -> Connect:
     paths = {name: checked_path(path, f"files[{name!r:.40}]") for name, path in files.items()}
     for name, path in paths.items():
+        if not isinstance(name, str) or not name:
+            raise InvalidRequest(f"files: got the name {name!r:.40}, allowed is a table's, a str")
         if not path.is_file():
-            raise InvalidRequest(f"files[{name!r:.40}]: no file {os.fspath(path)!r:.200}")
+            what = "a folder" if path.is_dir() else "nothing"
+            raise InvalidRequest(
+                f"files[{name!r:.40}]: no file, {os.fspath(path)!r:.200} is {what}"
+            )
     if any(map(_is_sqlite, paths.values())):
         if len(paths) > 1:
             raise InvalidRequest(
@@ -135,11 +140,7 @@ def _fill(database: sqlite3.Connection, name: str, path: Path) -> None:
         raise InvalidRequest(f"files[{name!r:.40}]: byte {error.start} is no UTF-8") from None
     first = text.partition("\n")[0]
     rows = csv.reader(io.StringIO(text), delimiter=max(_DELIMITERS, key=first.count))
-    columns = next(rows, None)
-    if not columns or len(set(map(str.lower, columns))) < len(columns):
-        raise InvalidRequest(
-            f"files[{name!r:.40}]: its first line {columns!r:.80} names no columns"
-        )
+    columns = _columns(rows, f"files[{name!r:.40}]")
     try:
         database.execute(f"CREATE TABLE {_quoted(name)} ({', '.join(map(_quoted, columns))})")
         places = ", ".join("?" * len(columns))
@@ -149,6 +150,23 @@ def _fill(database: sqlite3.Connection, name: str, path: Path) -> None:
     except (sqlite3.Error, csv.Error) as error:
         raise InvalidRequest(f"files[{name!r:.40}]: {error!s:.200}") from None
     database.commit()
+
+
+def _columns(rows: Iterator[list[str]], where: str) -> list[str]:
+    """The first line's; InvalidRequest for none, and for two that SQLite has for one."""
+    columns = next(rows, None)
+    if not columns:
+        what = "an empty file" if columns is None else "an empty first line"
+        raise InvalidRequest(f"{where}: got {what}, allowed is a first line with the columns")
+    seen: set[str] = set()
+    for column in columns:
+        if column.lower() in seen:
+            raise InvalidRequest(
+                f"{where}: got the column {column!r:.60} twice in the first line {columns!r:.80}, "
+                "allowed is each name once, upper and lower case alike"
+            )
+        seen.add(column.lower())
+    return columns
 
 
 def _cells(rows: Any, width: int, name: str) -> Iterator[list[Any]]:

@@ -6,7 +6,13 @@ Factors are exact by definition (SI brochure, 9th edition; the international yar
 
 from __future__ import annotations
 
+import math
+import sys
+
 from musespark.errors import InvalidRequest
+from musespark.options import real, text
+
+_LARGEST = sys.float_info.max
 
 _KINDS: dict[str, dict[str, float]] = {
     "length": {
@@ -89,9 +95,21 @@ def convert_units(value: float, unit: str, to: str) -> float:
         unit: such as km, lb, h, l, m2, km/h, GiB, kWh, hPa, C
         to: a unit of the same kind
     """
+    unit, to = text("unit", unit), text("to", to)
+    value = real("value", value, -_LARGEST, _LARGEST, "a finite number")
+    found = _converted(value, unit, to)
+    if not math.isfinite(found):
+        raise InvalidRequest(
+            f"value: got {value:g} {unit}, which is too large for {to}; allowed are numbers up to "
+            "1.8e308"
+        )
+    return float(f"{found:.12g}")  # what the factors' own rounding adds says nothing
+
+
+def _converted(value: float, unit: str, to: str) -> float:
     if unit in _TEMPERATURES and to in _TEMPERATURES:
         (factor, zero), (other, other_zero) = _TEMPERATURES[unit], _TEMPERATURES[to]
-        return _rounded((value * factor + zero - other_zero) / other)
+        return (value * factor + zero - other_zero) / other
     for name, given in (("unit", unit), ("to", to)):
         if given not in _KIND_OF and given not in _TEMPERATURES:
             known = ", ".join([*_KIND_OF, *_TEMPERATURES])
@@ -100,9 +118,4 @@ def convert_units(value: float, unit: str, to: str) -> float:
     if kinds[0] != kinds[1]:
         raise InvalidRequest(f"to: got {to!r}, a {kinds[1]}, allowed is a unit of {kinds[0]}")
     factors = _KINDS[kinds[0]]
-    return _rounded(value * factors[unit] / factors[to])
-
-
-def _rounded(value: float) -> float:
-    """To 12 digits: what the factors' own rounding adds says nothing."""
-    return float(f"{value:.12g}")
+    return value * factors[unit] / factors[to]
