@@ -206,10 +206,10 @@ def test_only_files_of_allowed_folders_are_opened(nano: Any, tmp_path: Path) -> 
     os.mkfifo(inside / "pipe.png")
     tools = ModelTools(nano, [inside])
     for path, says in (
-        (outside / "a.png", f"allowed are files in {inside}"),
+        (outside / "a.png", f"allowed are absolute paths of files in {inside}"),
         (f"{inside}/../out/a.png", "allowed is a path without"),
-        ("in/text.png", "allowed are files in"),
-        (f"{inside}evil", "allowed are files in"),
+        ("in/text.png", "allowed are absolute paths of files in"),
+        (f"{inside}evil", "allowed are absolute paths of files in"),
         (inside / "link.png", "symbolic links"),
         (inside / "linked" / "a.png", "Not a directory"),
         (inside / "deep", "Is a directory"),
@@ -222,7 +222,7 @@ def test_only_files_of_allowed_folders_are_opened(nano: Any, tmp_path: Path) -> 
         said = refused(tools, "see", question="?", path=str(path))
         assert says in said, said
     said = refused(ModelTools(nano), "see", question="?", path=str(inside / "a.png"))
-    assert said.endswith("allowed are files in none")
+    assert said.endswith("allowed is none without --allow")
     with pytest.raises(InvalidRequest, match="--allow: there is no folder"):
         ModelTools(nano, [inside / "none"])
 

@@ -267,8 +267,9 @@ class ModelTools:
                     return _bytes_of(open_below(folder, parts))
                 except OSError as error:
                     raise InvalidRequest(f"path: {path!r:.200}: {error.strerror}") from None
-        known = ", ".join(str(folder) for folder in self._folders) or "none"
-        raise InvalidRequest(f"path: got {path!r:.200}, allowed are files in {known}")
+        known = ", ".join(map(str, self._folders))
+        allowed = f"are absolute paths of files in {known}" if known else "is none without --allow"
+        raise InvalidRequest(f"path: got {path!r:.200}, allowed {allowed}")
 
 
 def _bytes_of(handle: int) -> bytes:
