@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -413,6 +414,17 @@ class ModelInfo:
     stop_tokens: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     kv_formats: str = ""
+
+    @property
+    def name(self) -> str:
+        """A short name without a path of this machine, as a server and frameworks call the model:
+        that of its folder or file, its hub id, or ``spark-nano``."""
+        if self.source.startswith("Spark Nano"):
+            return "spark-nano"
+        if os.path.isabs(self.source) or os.path.exists(self.source):
+            name = os.path.basename(os.path.abspath(self.source))
+            return name.removesuffix(".safetensors").removesuffix(".gguf")
+        return self.source.partition("@")[0]
 
     def __str__(self) -> str:
         rows = self._rows()

@@ -244,7 +244,7 @@ def test_images_that_are_refused(nano: Any, arguments: dict[str, Any], says: str
 
 def test_a_model_that_reads_text_alone_does_not_see() -> None:
     blind: Any = SimpleNamespace(
-        _requests=SimpleNamespace(eyes=None), info=SimpleNamespace(source="blind")
+        _requests=SimpleNamespace(eyes=None), info=SimpleNamespace(name="blind")
     )
     tools = ask(ModelTools(blind), lambda client: client.list_tools()).tools
     assert [tool.name for tool in tools] == ["generate"]
@@ -304,7 +304,7 @@ def test_what_ends_a_call_ends_the_generation(how: str, monkeypatch: pytest.Monk
         model: Any = SimpleNamespace(
             achat=achat,
             _requests=SimpleNamespace(eyes=None),
-            info=SimpleNamespace(source="endless"),
+            info=SimpleNamespace(name="endless"),
         )
         async with Client(ModelTools(model).server(), mode="legacy") as client:
             await use(client, stream)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import pytest
 
 import musespark
 from musespark.server import Access, Limits, create_app
-from musespark.server.app import name_of
 from support.asgi import CHAT, COMPLETIONS, HI, MESSAGES, POSTS, TOKEN, events, run
 from support.bert_models import CASES, SEEDS, folder_of
 
@@ -288,19 +288,17 @@ def test_models_health_metrics_and_the_description(model) -> None:
     run(create_app(model, names=["nano", "alias"]), scenario)
 
 
-def test_a_model_goes_by_no_path(model, tmp_path) -> None:
-    class Info:
-        def __init__(self, source: str):
-            self.source = source
+def test_a_model_goes_by_no_path(model, tmp_path, monkeypatch) -> None:
+    def named(source: object) -> str:
+        return replace(model.info, source=str(source)).name
 
-    class Model:
-        def __init__(self, source: str):
-            self.info = Info(source)
-
-    assert name_of(model) == "spark-nano"
-    assert name_of(Model(str(tmp_path / "a.safetensors"))) == "a"
-    assert name_of(Model(str(tmp_path / "b-Q4.gguf"))) == "b-Q4"
-    assert name_of(Model("org/name@0123abc")) == "org/name"
+    assert model.info.name == "spark-nano"
+    assert named(tmp_path / "a.safetensors") == "a"
+    assert named(tmp_path / "b-Q4.gguf") == "b-Q4"
+    assert named(f"{tmp_path}/folder/") == "folder"
+    monkeypatch.chdir(tmp_path)
+    assert named(".") == named("../" + tmp_path.name) == tmp_path.name
+    assert named("org/name@0123abc") == "org/name"
 
 
 def test_without_its_libraries_the_server_says_which_extra_has_them(monkeypatch) -> None:

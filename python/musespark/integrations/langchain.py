@@ -62,7 +62,7 @@ class ChatMuseSpark(BaseChatModel):
     @property
     def model_name(self) -> str:
         """What was loaded."""
-        return self.model.info.source
+        return self.model.info.name
 
     @property
     def _llm_type(self) -> str:

@@ -56,7 +56,7 @@ class MuseSparkLLM(FunctionCallingLLM):
             num_output=own.get("max_tokens") or own.get("max_new_tokens") or DEFAULT_NUM_OUTPUTS,
             is_chat_model=True,
             is_function_calling_model=True,
-            model_name=info.source,
+            model_name=info.name,
         )
 
     def _asked(self, messages: Sequence[li.ChatMessage], given: dict[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Turn:
     """A turn of ``model`` as far as it came."""
 
     def __init__(self, model: Any):
-        self._model_name = model.info.source
+        self._model_name = model.info.name
         self._thought, self._text = "", ""
         self._calls: list[dict[str, Any]] = []
 

@@ -80,7 +80,7 @@ class MuseSparkModel(Model):
 
     @property
     def model_name(self) -> str:
-        return self.model.info.source
+        return self.model.info.name
 
     @property
     def system(self) -> str:

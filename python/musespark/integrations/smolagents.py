@@ -37,7 +37,7 @@ class MuseSparkModel(sm.Model):
     """
 
     def __init__(self, model: Any, **options: Any):
-        super().__init__(model_id=checked_model(model).info.source, **options)
+        super().__init__(model_id=checked_model(model).info.name, **options)
         self.model = model
 
     @property

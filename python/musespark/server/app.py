@@ -101,23 +101,12 @@ def create_app(
     return Server(model, names, access or Access(), limits or Limits()).app
 
 
-def name_of(model: Model) -> str:
-    """What clients call a model: the name of its folder or file, or its hub id, without a path of
-    this machine."""
-    source = model.info.source
-    if source.startswith("Spark Nano"):
-        return "spark-nano"
-    if Path(source).is_absolute() or Path(source).exists():
-        return Path(source).name.removesuffix(".safetensors").removesuffix(".gguf")
-    return source.partition("@")[0]
-
-
 class Server:
     """What the routes share. ``app``: the application."""
 
     def __init__(self, model: Model, names: Sequence[str], access: Access, limits: Limits):
         self.model, self.limits = model, limits
-        self.served = Served(tuple(names) or (name_of(model),), model.tokenizer)
+        self.served = Served(tuple(names) or (model.info.name,), model.tokenizer)
         self.meter = Meter(model)
         self.work = Work(model, limits, self.meter)
         posts: dict[str, Callable[[Request], Any]] = {

@@ -156,7 +156,7 @@ class ModelTools:
         return Server(
             "musespark",
             version=__version__,
-            instructions=f"The model {self._model.info.source}, on this machine.",
+            instructions=f"The model {self._model.info.name}, on this machine.",
             on_list_tools=self._list,
             on_call_tool=self._call,
         )
