@@ -11,6 +11,8 @@ ones, from a fixed seed; every prompt is another, so that nothing is cached), st
 same requests with as many coroutines of ``model.agenerate(stream=True)`` in this process, which
 keeps as much of past prompts as the server does. Tokens of answers over the seconds that all took;
 both in turn ``--rounds`` times, each time with other requests: medians, and each round's ratio.
+``clients_share`` is what the clients themselves took of all cores' time while they were served,
+which the same requests in one process do not need.
 
 With ``--peer`` the last round's requests then go to another server of /v1/completions, that was
 started by hand with the same weights and as many threads (``python -m llama_cpp.server --model
@@ -36,6 +38,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import resource
 import statistics
@@ -73,10 +76,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Round:
-    """Tokens a second of the same requests."""
+    """Tokens a second of the same requests, and what their clients took of the cores' time."""
 
     in_process: float
     served: float
+    clients: float
 
 
 @dataclass
@@ -190,6 +194,21 @@ async def over_loopback(url: str, name: str, work: Sequence[Wanted], clients: in
     return await shared_out(work, clients, one)
 
 
+def one_round(
+    model: musespark.Model, url: str, name: str, work: Sequence[Wanted], clients: int
+) -> Round:
+    tokens = sum(item.new for item in work)
+    alone = asyncio.run(in_process(model, work, clients))
+    before = time.process_time()
+    served = asyncio.run(over_loopback(url, name, work, clients))
+    took = time.process_time() - before
+    return Round(tokens / alone, tokens / served, took / served / usable_cores())
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 async def under_load(
     pid: int, url: str, name: str, vocab: int, args: argparse.Namespace
 ) -> tuple[Seen, list[dict[str, int]]]:
@@ -272,19 +291,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             work = wanted(args.requests, vocab, SEED + number)
             if args.peer:
                 work = as_text(alone, work)
-            tokens = sum(item.new for item in work)
-            rounds.append(
-                Round(
-                    tokens / asyncio.run(in_process(alone, work, args.clients)),
-                    tokens / asyncio.run(over_loopback(url, name, work, args.clients)),
-                )
-            )
+            rounds.append(one_round(alone, url, name, work, args.clients))
         before = memory_of(pid, url)
         seen, memory = asyncio.run(under_load(pid, url, name, vocab, args))
         after = memory_of(pid, url)
     peer = {}
     if args.peer:
         seconds = asyncio.run(over_loopback(args.peer, args.peer_model, work, args.clients))
+        tokens = sum(item.new for item in work)
         peer = {"model": args.peer_model, "tokens_per_s": round(tokens / seconds)}
     ratios = [one.served / one.in_process for one in rounds]
     return {
@@ -295,6 +309,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_s_served": round(statistics.median(one.served for one in rounds)),
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(one, 3) for one in ratios],
+        "clients_share": round(statistics.median(one.clients for one in rounds), 3),
         "peer": peer,
         "load_seconds": args.seconds,
         "statuses": {str(status): count for status, count in sorted(seen.statuses.items())},
