@@ -43,7 +43,7 @@ _NO_TEXT = (
 )
 # Parser items of one mask: a tenth of a second of the worst grammars, for which a whole step waits.
 _MOST_WORK = 5_000
-# Of the lexer of one grammar, which keeps what it has seen: about 16 MB.
+# Of the lexer of one grammar, which keeps what it has seen: about 16 MB, for all that share it.
 _MOST_STATES = 50_000
 # In the library's messages: lines of the grammar, and places in it.
 _QUOTED = re.compile(r"\d+ \||\^")
@@ -239,9 +239,9 @@ class Grammars:
             self._blank[characters] = found
         return found
 
-    def matcher(self, grammar: Grammar) -> tuple[llguidance.LLMatcher, bool]:
-        """A new matcher at the beginning of the grammar, and whether it shares with others what
-        its lexer has seen, which makes masks cheap, and the limit of that.
+    def matcher(self, grammar: Grammar) -> llguidance.LLMatcher:
+        """A new matcher at the beginning of the grammar. It may share with others what its lexer
+        has seen, which makes masks cheap, and the limit of that.
 
         InvalidRequest where the library refuses it, with what it says; MissingLibrary.
         """
@@ -249,18 +249,21 @@ class Grammars:
         with self._lock:
             if self._trie is None:
                 self._trie = self._built(library)
-            if grammar.text in self._compiled:
-                shared = self._compiled.pop(grammar.text)
-            else:
-                shared = _compiled(library, self._trie, grammar)
-            self._keep(grammar, shared)
-            if shared is not None:
-                return shared.deep_copy(), True
-        return _compiled(library, self._trie, grammar), False
+        fresh = None  # compiled without the lock: alone() takes it while a whole step waits
+        while True:
+            with self._lock:
+                if fresh is not None or grammar.text in self._compiled:
+                    shared = self._compiled.pop(grammar.text, fresh)
+                    self._keep(grammar, shared)
+                    if shared is not None:
+                        return shared.deep_copy()
+                    break
+            fresh = _compiled(library, self._trie, grammar)
+        return fresh or _compiled(library, self._trie, grammar)
 
     def alone(self, grammar: Grammar) -> llguidance.LLMatcher:
-        """The same for one that has met the limit, sharing nothing: whether a request fails is up
-        to it alone. Nor do later ones share, of a grammar whose lexer sees so much."""
+        """The same for a request that has met the limit, sharing nothing. Nor do later ones share,
+        of a grammar whose lexer sees so much."""
         with self._lock:
             self._keep(grammar, None)
         return _compiled(_library(), self._trie, grammar)

@@ -15,6 +15,7 @@ from musespark.text.protocols import Protocol, Tag
 
 Path = tuple[int, ...]
 _SEPARATORS = 2  # tokens of separators between a thought and the content
+_FULL = "too many states"  # in the library's words: its lexer has met _MOST_STATES
 _REASONS = {
     "NoExtensionBias": "no token of the model's vocabulary can continue the text",
     "ParserTooComplex": "it is too complex to be followed any further",
@@ -106,8 +107,8 @@ class Constraint:
     def __init__(self, grammars: Grammars, grammar: Grammar, start: TurnStart | None = None):
         self._grammars, self._grammar = grammars, grammar
         self._start = start or TurnStart()
-        self._matcher, shared = grammars.matcher(grammar)
-        self._taken: list[int] | None = [] if shared else None  # by the matcher
+        self._matcher = grammars.matcher(grammar)
+        self._taken: list[int] = []  # by the matcher
         self._state, self._begun = self._start.begin, False
         self._paths, self._direct = self._start.paths, self._start.direct
         self._written: Path = ()
@@ -135,9 +136,8 @@ class Constraint:
         if self._state == "paths" and self._follows(token):
             return
         self._state = ANSWER
-        if self._taken is not None:
-            self._taken.append(token)
-        if not self._matcher.consume_token(token) and not self._goes_on_alone():
+        self._taken.append(token)
+        if not self._matcher.consume_token(token) and not self._begins_anew():
             self._fail()
 
     def _after_thought(self) -> None:
@@ -176,24 +176,22 @@ class Constraint:
 
     def _content(self) -> bytes:
         mask = self._matcher.compute_bitmask()
-        if self._matcher.is_error() and self._goes_on_alone():
+        if self._matcher.is_error() and self._begins_anew():
             mask = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             self._fail()
         ends_here = self._matcher.is_stopped() and not self._grammars.ends
         return b"" if ends_here else mask
 
-    def _goes_on_alone(self) -> bool:
-        """Whether a matcher can that shares nothing with those of other requests."""
-        if self._taken is None:
+    def _begins_anew(self) -> bool:
+        """Whether a matcher with an empty lexer can go on, where that of this one is full: what
+        others that share it have seen, and masks of earlier places, are no part of a request's
+        fate. It ends where the lexer is full of its own text and one mask."""
+        if _FULL not in self._matcher.get_error():
             return False
-        taken, self._taken = self._taken, None
         self._matcher = self._grammars.alone(self._grammar)
-        for token in taken:
-            self._matcher.compute_bitmask()  # its lexer sees all that it would have seen alone
-            if not self._matcher.consume_token(token):
-                return False
-        return True
+        # Without the masks between, which take milliseconds each: a whole step waits.
+        return self._matcher.consume_tokens(self._taken)
 
     def _fail(self) -> None:
         said = self._matcher.get_error().splitlines()

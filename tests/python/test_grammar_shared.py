@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ NANO = Path(musespark.__file__).parent / "nano"
 # Its lexer has a state for each set of places where an "a" was.
 GIVEN = chosen_grammar({"regex": ".*a.{40}b"})
 TOKENS = 120
+STATES = 500  # some of them end by it, alone already
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,21 @@ class Counted(Grammars):
 
     def alone(self, given):
         self.tried += 1
-        return super().alone(given)
+        return Masks(super().alone(given))
+
+
+class Masks:
+    """A matcher; ``made``: how many masks it was asked for."""
+
+    def __init__(self, matcher: Any):
+        self.matcher, self.made = matcher, 0
+
+    def compute_bitmask(self) -> bytes:
+        self.made += 1
+        return self.matcher.compute_bitmask()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.matcher, name)
 
 
 def made(tokenizer: musespark.Tokenizer) -> Counted:
@@ -67,7 +83,7 @@ class Written:
 
 @pytest.mark.parametrize("at_once", [1, 8])
 def test_each_ends_as_it_would_alone(tokenizer, monkeypatch, at_once: int) -> None:
-    monkeypatch.setattr(grammar, "_MOST_STATES", 9000)
+    monkeypatch.setattr(grammar, "_MOST_STATES", STATES)
     seeds = range(12)
     alone = [Written(made(tokenizer), seed).drain() for seed in seeds]
     failed = sum(bool(error) for _, error in alone)
@@ -80,10 +96,35 @@ def test_each_ends_as_it_would_alone(tokenizer, monkeypatch, at_once: int) -> No
                 one.step()
     together += [Written(shared, seed) for seed in seeds[at_once:]]
     assert [one.drain() for one in together] == alone
-    if at_once > 1:
-        assert shared.tried == at_once
-    else:
-        assert shared.tried == 1, "later ones share again"
+    assert shared.tried >= at_once
+    assert shared._compiled[GIVEN.text] is None, "later ones share again"
+
+
+def test_who_goes_on_alone_makes_no_mask_anew(tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(grammar, "_MOST_STATES", 9000)
+    shared = made(tokenizer)
+    others = [Written(shared, seed) for seed in range(8)]
+    one = Written(shared, 8)
+    for _ in range(TOKENS // 2):
+        one.step()
+    assert not shared.tried, "the limit was met before the others wrote"
+    while not shared.tried:
+        for other in others:
+            other.step()
+    one.step()
+    assert shared.tried > 1
+    assert one.constraint._matcher.made == 1
+
+
+def test_an_error_that_is_no_fullness_is_the_requests_own(tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(grammar, "_MOST_WORK", 1)
+    shared = made(tokenizer)
+    constraint = Constraint(
+        shared, chosen_grammar({"grammar": 'start: "a"? "b"? "c"? (/d+/ "e")*'})
+    )
+    with pytest.raises(InvalidRequest, match="Too many items"):
+        constraint([])
+    assert not shared.tried
 
 
 def test_what_is_too_much_alone_is_refused(tokenizer, monkeypatch) -> None:
