@@ -254,17 +254,31 @@ class Written:
 
 
 @pytest.mark.parametrize("closes", [False, True])
-def test_who_takes_little_again_and_again_is_not_cut_off(closes: bool) -> None:
-    """Neither while an answer is written nor when the last one has been."""
+def test_who_is_slow_is_not_cut_off_and_who_takes_next_to_nothing_is(closes: bool) -> None:
+    """Neither while an answer is written nor when the last one has been: a KiB a second."""
     one = Written(Limits(write_seconds=60, read_seconds=1e6))
-    one.unsent, one.closing = 1000, closes
+    left = one.unsent = 4 << 20
+    one.closing = closes
     if not closes:
         one.connection.pause_writing()
-    assert not one.later(1, 1000)
-    for left in range(999, 900, -1):
-        assert not one.later(50, left)
-    assert not one.later(59, 901)
-    assert one.later(2, 901), "it took nothing for a minute"
+    assert not one.later(1, left)
+    for _ in range(50):
+        left -= 30 << 10
+        assert not one.later(30, left)
+    for _ in range(6):
+        left -= 1
+        assert not one.later(9, left)
+    assert one.later(7, left - 1), "it took some bytes in a minute"
+
+
+def test_who_takes_the_last_of_it_is_not_cut_off() -> None:
+    one = Written(Limits(write_seconds=60, read_seconds=1e6))
+    one.unsent = 100
+    one.connection.pause_writing()
+    assert not one.later(1, 100)
+    assert not one.later(58, 0)
+    assert not one.later(58, 0)
+    assert one.later(3, 0)
 
 
 def test_who_takes_what_the_system_keeps_is_not_cut_off() -> None:
@@ -310,22 +324,39 @@ def test_a_client_that_says_more_and_goes_away_is_noticed(more: bytes) -> None:
         assert gone.wait(10), "nobody noticed"
 
 
-def test_who_says_much_more_loses_its_connection() -> None:
-    asked, gone = threading.Event(), threading.Event()
+def test_of_who_says_much_more_no_more_is_read_before_its_answer(monkeypatch) -> None:
+    asked, go_on, read = threading.Event(), threading.Event(), list[int]()
+    take = Connection.data_received
+    noted = lambda one, data: (read.append(len(data)), take(one, data))  # noqa: E731
+    monkeypatch.setattr(Connection, "data_received", noted)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             asked.set()
-            while (await receive())["type"] != "http.disconnect":
+            await asyncio.to_thread(go_on.wait, 30)
+            while (await receive()).get("more_body"):
                 pass
-            gone.set()
+            said = scope["path"].encode()
+            length = (b"content-length", b"%d" % len(said))
+            await send({"type": "http.response.start", "status": 200, "headers": [length]})
+            await send({"type": "http.response.body", "body": said})
 
     with served(app) as url, contextlib.closing(connected(url)) as one:
-        one.sendall(post("/", {}))
+        one.sendall(post("/first", {}))
         assert asked.wait(10)
-        with contextlib.suppress(ConnectionError):
-            one.sendall(b"x" * (1 << 20))
-        assert gone.wait(10)
+        more = threading.Thread(target=one.sendall, args=[post("/second", {"a": "b" * (1 << 23)})])
+        more.start()
+        within(10, lambda: sum(read) > 1 << 16, "nothing came early")
+        time.sleep(0.1)
+        assert sum(read) < 1 << 20, "all of it was taken"
+        go_on.set()
+        told = b""
+        while b"/second" not in told:
+            piece = one.recv(1 << 16)
+            assert piece, f"the connection was ended after {told!r}"
+            told += piece
+        assert told.index(b"/first") < told.index(b"/second")
+        more.join(10)
 
 
 def test_what_is_asked_early_is_answered_in_order() -> None:

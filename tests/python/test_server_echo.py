@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import threading
 from typing import Any
 
 import httpx
@@ -11,7 +13,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import musespark
-from musespark.server import Limits, create_app
+from musespark.scoring import scored_tokens
+from musespark.server import Limits, create_app, work
 from musespark.server.metrics import Meter
 from musespark.server.wire import Job
 from musespark.server.work import Work
@@ -175,27 +178,23 @@ def test_who_goes_away_while_a_prompt_is_scored_holds_the_turn_until_its_end(
         class Slow:
             async def aresult(self) -> Any:
                 scoring.set()
-                await asyncio.Event().wait()
+                await go_on.wait()
+                told.append("ended")
 
             def cancel(self) -> None:
                 told.append("cancelled")
 
-            async def __aiter__(self) -> Any:
-                await go_on.wait()
-                told.append("ended")
-                yield None
-
         monkeypatch.setattr(model._engine, "submit", lambda request: Slow())
-        work = Work(model, Limits(running=8), Meter(model))
+        queue = Work(model, Limits(running=8), Meter(model))
         job = Job(False, (PROMPT,), {"logprobs": 1, "max_new_tokens": 2}, choices=3, echo=True)
-        run = work.begin("client", job, False)
+        run = queue.begin("client", job, False)
         await scoring.wait()
         closing = asyncio.ensure_future(run.close())
         await asyncio.sleep(0.05)
-        assert not closing.done() and work.turns.free == 5 and told == ["cancelled"]
+        assert not closing.done() and queue.turns.free == 5 and {*told} == {"cancelled"}
         go_on.set()
         await closing
-        assert work.turns.free == 8 and told == ["cancelled", "ended"]
+        assert queue.turns.free == 8 and told[-1] == "ended"
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
@@ -203,3 +202,30 @@ def test_who_goes_away_while_a_prompt_is_scored_holds_the_turn_until_its_end(
 def test_prompts_that_are_too_long_are_refused(model) -> None:
     response = posted(model, prompt=[7] * (model.info.context + 1), logprobs=1, echo=True)
     assert response.status_code == 400 and "tokens" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"prompt": ["a"] * 40}, "prompt: got 40 texts with 1 answers each, .* most 32"),
+        ({"prompt": ["a"] * 5, "n": 8}, "prompt: got 5 texts with 8 answers each, .* most 32"),
+        ({"prompt": "a", "max_tokens": 0, "min_tokens": 5}, "min_tokens: got 5, .*max_tokens = 0"),
+    ],
+)
+def test_what_is_refused_is_what_was_sent(model, body: dict[str, Any], said: str) -> None:
+    response = posted(model, **body)
+    error = response.json()["error"]
+    assert response.status_code == 400 and re.match(said, error["message"])
+    assert error["param"] == said.partition(":")[0]
+
+
+def test_a_prompt_is_scored_in_a_thread(model, monkeypatch) -> None:
+    here = list[bool]()
+
+    def scored(*given: Any) -> Any:
+        here.append(threading.current_thread() is threading.main_thread())
+        return scored_tokens(*given)
+
+    monkeypatch.setattr(work, "scored_tokens", scored)
+    answered(model, prompt=PROMPT, logprobs=1, echo=True, max_tokens=0)
+    assert here == [False]

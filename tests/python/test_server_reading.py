@@ -7,6 +7,7 @@ import base64
 import gc
 import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_requests_wait_for_room_for_their_pixels(model) -> None:
     limits = Limits(pixels=2000, image_pixels=2000, decoded_pixels=4000)
 
     async def scenario() -> None:
-        reader = Reader(model, limits)
+        reader = Reader(model, limits, ThreadPoolExecutor(4))
         ask = Ask(True, asking(40), {})
         one, other, third = (reader.read(ask) for _ in range(3))
         await one.__aenter__()
@@ -162,6 +163,24 @@ def test_who_goes_away_holds_the_turn_as_long_as_the_thread() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert ended.is_set()
+
+    run(scenario)
+
+
+def test_who_is_cancelled_again_and_again_holds_its_thread_too() -> None:
+    go_on, stops = threading.Event(), list[bool]()
+
+    async def scenario() -> None:
+        given = {"stop": lambda: stops.append(True), "pool": ThreadPoolExecutor(1)}
+        task = asyncio.ensure_future(in_thread(go_on.wait, 20, **given))
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            task.cancel()
+        await asyncio.sleep(0.01)
+        assert not task.done() and len(stops) == 3
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
     run(scenario)
 

@@ -42,7 +42,6 @@ from musespark.server.limits import Limits
 from musespark.server.metrics import Meter
 from musespark.server.openapi import Operation, document
 from musespark.server.page_files import page_routes
-from musespark.server.reading import in_thread
 from musespark.server.refusing import renaming
 from musespark.server.security import Access, Denied, client_of, presented
 from musespark.server.transport import (
@@ -182,7 +181,7 @@ class Server:
         given, stop = await self._read(request, read), threading.Event()
         with self.work.turn(_client(request)) as ticket:
             await until_gone(request.receive, ticket.wait())
-            embedding = in_thread(given.rows, self.model, stop.is_set, stop=stop.set)
+            embedding = self.work.threaded(given.rows, self.model, stop.is_set, stop=stop.set)
             rows, tokens = await until_gone(request.receive, embedding)
         return await large_json(lambda: given.answer(rows, tokens), rows.size)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import functools
-import math
 import resource
 import struct
 import termios
@@ -24,7 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from musespark.server.limits import Limits
 from musespark.server.security import client_of
-from musespark.server.transport import ABORT, UNSENT, told
+from musespark.server.transport import ABORT, UNSENT, Pace, told
 from musespark.server.wire import Failure
 
 CONNECTIONS = 1024  # at most; fewer where this process may not open so many files
@@ -62,7 +61,7 @@ class Door:
         if files != resource.RLIM_INFINITY:
             most = min(most, files * 3 // 4)
         self.most, self.requests = most, max(1, most * 3 // 4)
-        self._read, self._write = limits.read_seconds, limits.write_seconds
+        self._read, self.write_seconds = limits.read_seconds, limits.write_seconds
         self._connections: dict[Connection, None] = {}  # in the order in which they came
         self._timer: asyncio.TimerHandle | None = None
 
@@ -94,19 +93,18 @@ class Door:
         """Ends what takes too long; one timer for all, as long as there are any."""
         now = loop.time()
         for one in list(self._connections):
-            if one.stuck_for(now) > self._write:
+            if one.stuck_for(now) > self.write_seconds:
                 one.transport.abort()  # close() would wait for the client to take the rest
             elif one.idle and now - one.idle_since > self._read:
                 one.transport.close()
-        pause = min(1.0, self._read / 4, self._write / 4)
+        pause = min(1.0, self._read / 4, self.write_seconds / 4)
         self._timer = loop.call_later(pause, self._sweep, loop) if self._connections else None
 
 
 class Connection(H11Protocol):
     """A connection of a client: uvicorn's, that can be ended while its client takes nothing.
 
-    ``idle``: no request is under way; ``idle_since``, ``stuck_since`` (the client has taken nothing
-    of what it has to take before anything goes on): seconds of the loop's clock.
+    ``idle``: no request is under way; ``idle_since``: seconds of the loop's clock.
     """
 
     def __init__(self, door: Door, **given: Any):
@@ -114,8 +112,7 @@ class Connection(H11Protocol):
         self._door, self._inner = door, self.app
         self.app = self._request  # type: ignore[assignment]
         self.who = ""
-        self.idle_since, self.stuck_since = 0.0, math.inf
-        self._unsent = 0  # bytes, when the clock of stuck_since was last looked at
+        self.idle_since, self._pace = 0.0, Pace(door.write_seconds)
 
     @property
     def idle(self) -> bool:
@@ -136,11 +133,11 @@ class Connection(H11Protocol):
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        self.stuck_since, self._unsent = self.loop.time(), self.unsent()
+        self._pace.begin(self.loop.time(), self.unsent())
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        self.stuck_since = math.inf
+        self._pace.end()
         super().resume_writing()
 
     def unsent(self) -> int:
@@ -150,24 +147,20 @@ class Connection(H11Protocol):
         return self.transport.get_write_buffer_size() + queued
 
     def stuck_for(self, now: float) -> float:
-        """Seconds for which nobody takes what has to be taken; who is slow, but takes some of it
-        again and again, is waited for. To be asked now and then."""
+        """Seconds for which next to nothing was taken of what has to be taken before anything goes
+        on; who is slow, but no slower than :class:`Pace` says, is waited for."""
         if not (self.flow.write_paused or self.transport.is_closing()):
             return 0.0
-        before, self._unsent = self._unsent, self.unsent()
-        if self.stuck_since == math.inf or self._unsent < before:
-            self.stuck_since = now
-        return now - self.stuck_since
+        return self._pace.waited(now, self.unsent())
 
     def handle_events(self) -> None:
         """Reads on behind a request that is not answered yet, or nobody would notice that its
-        client goes away; what came is kept for its turn, and more than a little is not taken."""
+        client goes away. What came is kept for its turn; of who says more than a little, no more is
+        read before that."""
         super().handle_events()
-        if not self.idle and not self.cycle.more_body:
-            if len(self.conn.trailing_data[0]) > _EARLY_BYTES:
-                self.transport.abort()
-            else:
-                self.flow.resume_reading()
+        early = len(self.conn.trailing_data[0])
+        if not self.idle and not self.cycle.more_body and early <= _EARLY_BYTES:
+            self.flow.resume_reading()
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         if len(self.tasks) > self._door.requests:

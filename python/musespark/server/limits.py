@@ -25,7 +25,8 @@ class Limits:
 
     ``running``: answers in the engine at once, where each of several agents is one; ``waiting``:
     more that wait, behind which 429 is answered. ``read_seconds``: for a body to come;
-    ``write_seconds``: for a client to take what it is sent, before it is cut off.
+    ``write_seconds``: for a client to take what it is sent, a KiB for each of them or all of it,
+    before it is cut off.
     ``quiet_seconds``: after which a stream that has nothing to say says so.
     """
 
@@ -61,7 +62,13 @@ class Limits:
 
     def check(self, job: Job) -> None:
         """InvalidRequest for what is too much of a job, naming it, how much and how much may be."""
-        at_most("choices", len(job.prompts) * job.choices, self.choices)
+        if len(job.prompts) == 1:
+            at_most("choices", job.choices, self.choices)
+        elif len(job.prompts) * job.choices > self.choices:
+            raise InvalidRequest(
+                f"prompt: got {len(job.prompts)} texts with {job.choices} answers each, allowed "
+                f"are at most {self.choices} answers together"
+            )
         for prompt in job.prompts:
             if job.is_chat:
                 at_most("messages", len(prompt), self.messages)

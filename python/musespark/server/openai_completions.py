@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from musespark.errors import InvalidRequest
 from musespark.options import MAX_TOKENS
 from musespark.results import Delta, TokenLogprob
 from musespark.server.openai_shared import (
@@ -40,6 +41,10 @@ class CompletionBody(CompletionOptions):
 
 def job_of(body: CompletionBody) -> Job:
     """What a body asks for."""
+    if body.max_tokens == 0 and body.min_tokens:
+        raise InvalidRequest(
+            f"min_tokens: got {body.min_tokens}, allowed is 0 beside max_tokens = 0"
+        )
     given = body.prompt
     several = isinstance(given, list) and not isinstance(given[0], int)
     prompts = tuple(given) if several else (given,)

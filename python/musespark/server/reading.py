@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,20 +74,32 @@ class Pixels:
 
 
 async def in_thread(
-    call: Callable[..., T], *args: Any, stop: Callable[[], object] = lambda: None
+    call: Callable[..., T],
+    *args: Any,
+    stop: Callable[[], object] = lambda: None,
+    pool: Executor | None = None,
 ) -> T:
-    """What a call gives that runs in a thread. Cancelled, it waits for the thread first, which
-    ``stop`` may end early: who asks for much and goes away holds its turn as long as it holds the
-    thread."""
-    thread = asyncio.ensure_future(asyncio.to_thread(call, *args))
-    try:
-        await asyncio.wait({thread})  # which does not cancel it, and tells nobody of its errors
-    except asyncio.CancelledError:
-        stop()
-        await asyncio.wait({thread})
-        thread.exception()  # else it is logged, with what the client sent
-        raise
-    return thread.result()
+    """What a call gives that runs in a thread, of the loop's own ones where there is no ``pool``.
+    Cancelled, it waits for the thread first, which ``stop`` may end early: who asks for much and
+    goes away holds its turn as long as it holds the thread."""
+    thread = asyncio.get_running_loop().run_in_executor(pool, call, *args)
+    return await ended(thread, stop)
+
+
+async def ended(work: asyncio.Future[T], stop: Callable[[], object]) -> T:
+    """What ``work`` gives. Cancelled, however often, it calls ``stop`` and waits for the work."""
+    cancelled = None
+    while not work.done():
+        try:
+            await asyncio.wait({work})  # which does not cancel it, and tells nobody of its errors
+        except asyncio.CancelledError as error:
+            cancelled = error
+            stop()
+    if cancelled is None:
+        return work.result()
+    if not work.cancelled():
+        work.exception()  # else it is logged, with what the client sent
+    raise cancelled
 
 
 @dataclass(frozen=True)
@@ -101,8 +114,8 @@ class Conversation:
 class Reader:
     """Reads conversations for one model."""
 
-    def __init__(self, model: Model, limits: Limits):
-        self._model, self._limits = model, limits
+    def __init__(self, model: Model, limits: Limits, pool: Executor):
+        self._model, self._limits, self._pool = model, limits, pool
         self._pictures = PictureLimits(
             file_bytes=limits.body_bytes, pixels=limits.image_pixels, count=limits.images
         )
@@ -111,7 +124,7 @@ class Reader:
     async def count(self, ask: Ask) -> int:
         """Tokens of a chat's prompt."""
         async with self.read(ask) as conversation:
-            chat = conversation.chat or await in_thread(self._prepared, ask, conversation)
+            chat = conversation.chat or await self._prepared(ask, conversation)
             return len(chat.ids)
 
     @contextlib.asynccontextmanager
@@ -121,16 +134,18 @@ class Reader:
             messages = ask.prompt
             if next(media_parts(messages), None) is not None:
                 async with self._decoders:
-                    messages, pixels = await in_thread(self._with_pictures, messages)
+                    messages, pixels = await in_thread(
+                        self._with_pictures, messages, pool=self._pool
+                    )
                     await held.enter_async_context(self._pixels.held(pixels))
             found = Conversation(messages, None)
             if not contemplates(ask):
-                chat = await in_thread(self._prepared, ask, found)
-                found = Conversation(messages, chat)
+                found = Conversation(messages, await self._prepared(ask, found))
             yield found
 
-    def _prepared(self, ask: Ask, conversation: Conversation) -> PreparedChat:
-        return self._model._prepared_chat(conversation.messages, ask.options)
+    async def _prepared(self, ask: Ask, conversation: Conversation) -> PreparedChat:
+        given = (conversation.messages, ask.options)
+        return await in_thread(self._model._prepared_chat, *given, pool=self._pool)
 
     def _with_pictures(self, messages: Any) -> tuple[Any, int]:
         """The messages with images decoded, within the limits of a request, and their pixels."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ _CUT_S = 1.0  # in which a client has to take what it is told at the end
 # whatever its client has not taken yet.
 ABORT = "musespark.abort"
 UNSENT = "musespark.unsent"  # says how many bytes that is
+_LEAST_BYTES_PER_S = 1024  # of who takes an answer slowly: what it asked with is kept meanwhile
 
 
 class Refused(Exception):  # noqa: N818 - says what it is
@@ -41,6 +43,29 @@ class Refused(Exception):  # noqa: N818 - says what it is
     def __init__(self, status: int, message: str, retry_after: int | None = None):
         super().__init__(message)
         self.status, self.retry_after = status, retry_after
+
+
+class Pace:
+    """How fast a client takes what it is sent. ``least``: bytes that it has to take in the time in
+    which it has to take something."""
+
+    def __init__(self, seconds: float):
+        self.least = math.ceil(_LEAST_BYTES_PER_S * seconds)
+        self._since, self._mark = math.inf, 0
+
+    def begin(self, now: float, unsent: int) -> None:
+        """It has so many bytes to take from now on."""
+        self._since, self._mark = now, unsent
+
+    def end(self) -> None:
+        self._since = math.inf
+
+    def waited(self, now: float, unsent: int) -> float:
+        """Seconds since it had last taken so much, or all; to be asked now and then."""
+        enough = unsent < self._mark and unsent <= max(0, self._mark - self.least)
+        if self._since == math.inf or enough:
+            self.begin(now, unsent)
+        return now - self._since
 
 
 class Bodies:
@@ -181,9 +206,10 @@ def _written(events: Sequence[Event], write: Callable[[Any], str] = to_json) -> 
 
 class EventStream(Response):
     """A run as server-sent events. Closes the run, whatever happens: where the client goes away or
-    takes nothing for ``write_seconds``, what runs is cancelled. Where the server ends, the client
-    is told so. After each ``quiet_seconds`` of silence, in the queue, a long prompt or a call that
-    comes whole, something without a meaning is sent, or proxies would take it for dead."""
+    takes next to nothing for ``write_seconds``, what runs is cancelled. Where the server ends, the
+    client is told so. After each ``quiet_seconds`` of silence, in the queue, a long prompt or a
+    call that comes whole, something without a meaning is sent, or proxies would take it for dead.
+    """
 
     media_type = "text/event-stream"
 
@@ -223,21 +249,21 @@ class EventStream(Response):
     async def _gone_or_stuck(
         self, receive: Receive, abort: Callable[[], None] | None, unsent: Callable[[], int]
     ) -> None:
-        """Until the client has gone away, or taken nothing for too long (of what is ``unsent`` not
-        a byte), when its connection is ended by ``abort``. One timer for a stream, not one for each
-        of its events."""
+        """Until the client has gone away, or taken next to nothing of what is ``unsent`` for too
+        long, when its connection is ended by ``abort``. One timer for a stream, not one for each of
+        its events."""
         most, quiet = self._limits.write_seconds, self._limits.quiet_seconds
-        gone, left = asyncio.ensure_future(_gone(receive)), unsent()
+        gone, pace, begun = asyncio.ensure_future(_gone(receive)), Pace(most), None
         try:
             while not gone.done():
                 await asyncio.wait({gone}, timeout=min(most, quiet) / 4)
-                now, before, left = time.monotonic(), left, unsent()
-                if self._sending is not None and left < before:
-                    self._sending = now
-                since = self._sending
+                now, since = time.monotonic(), self._sending
                 if since is None and now - self._sent > quiet:
                     self._run.nudge()
-                if since is not None and now - since > most:
+                if since != begun:  # what is sent now is another piece than at the last look
+                    begun = since
+                    pace.begin(now, unsent())
+                elif since is not None and pace.waited(now, unsent()) > most:
                     if abort is not None:
                         abort()
                         await gone  # so that nobody takes it for an answer that was forgotten

@@ -13,27 +13,28 @@ import contextlib
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from musespark.contemplating import AsyncContemplationStream, Contemplation
 from musespark.contemplating.options import checked_contemplating
-from musespark.errors import Error
-from musespark.events import Request, Result
+from musespark.events import Request
 from musespark.generation import AsyncStream
 from musespark.results import Delta, TokenLogprob
 from musespark.scoring import scored_tokens
 from musespark.server.limits import Limits
 from musespark.server.metrics import Meter
 from musespark.server.outbox import Begun, Failed, Item, Outbox, Piece
-from musespark.server.reading import Conversation, Reader, contemplates, in_thread
+from musespark.server.reading import Conversation, Reader, contemplates, ended, in_thread
 from musespark.server.turns import Ticket, Turns
 from musespark.server.wire import Ask, Ended, Job
 
 if TYPE_CHECKING:
-    from musespark.engine import Handle
     from musespark.model import Model
+
+T = TypeVar("T")
 
 _MOST_RETRY_S = 60
 
@@ -44,7 +45,9 @@ class Work:
     def __init__(self, model: Model, limits: Limits, meter: Meter):
         self.model, self.limits, self.meter = model, limits, meter
         self.turns = Turns(limits.running, limits.waiting)
-        self.reader = Reader(model, limits)
+        # A thread for each turn, beside the loop's own: long ones keep nobody's body waiting.
+        self._pool = ThreadPoolExecutor(limits.running, "musespark-turn")
+        self.reader = Reader(model, limits, self._pool)
         self._seconds = 1.0  # of a turn, the mean of the last ones
 
     def begin(self, client: str, job: Job, streams: bool) -> Run:
@@ -80,26 +83,31 @@ class Work:
         how long its prompt is. ``heard``: whether its pieces are sent as they come."""
         if read is not None and read.chat is None:
             given = (self.model, read.messages, ask.options)
-            agents = AsyncContemplationStream(await in_thread(Contemplation, *given))
+            agents = AsyncContemplationStream(await self.threaded(Contemplation, *given))
             if not heard:
                 agents.quiet()
             return agents, 0
-        request, *rest = await in_thread(self._request, ask, read, nth)
+        request, *rest = await self.threaded(self._request, ask, read, nth)
         return AsyncStream(*self.model._submit(request, *rest)), len(request.tokens)
 
     async def echo(self, ask: Ask) -> Delta:
         """The prompt as a piece of what answers it, with the log-probabilities of its tokens where
         they are asked for."""
-        request, *_ = await in_thread(self._text_request, ask)
+        request, text = await self.threaded(self._echoed, ask)
+        if not request.logprobs:
+            return Delta(text)
+        handle = self.model._engine.submit(request)
+        result = await ended(asyncio.ensure_future(handle.aresult()), handle.cancel)
+        return Delta(text, logprobs=await self.threaded(scored_tokens, request.tokens, result))
+
+    def _echoed(self, ask: Ask) -> tuple[Request, str]:
+        """What scores a prompt, and the prompt as text."""
         given, count = ask.prompt, ask.options.get("logprobs")
         text = given if isinstance(given, str) else self.model.tokenizer.decode(given)
-        if not count:
-            return Delta(text)
-        scored = Request(
-            tokens=request.tokens, logits="score", logprobs=count, adapter=request.adapter
-        )
-        result = await _ended(self.model._engine.submit(scored))
-        return Delta(text, logprobs=scored_tokens(request.tokens, result))
+        some = {"max_new_tokens": 1, "adapter": ask.options.get("adapter")}  # without a grammar
+        read, *_ = self.model._text_request(given, some)
+        asked = {"logits": "score", "logprobs": count} if count else {}
+        return Request(tokens=read.tokens, adapter=read.adapter, **asked), text
 
     def _text_request(self, ask: Ask) -> tuple[Any, ...]:
         if ask.options.get("max_new_tokens") != 0:
@@ -117,21 +125,15 @@ class Work:
         request, collector = chat.ask(seed)
         return request, collector, self.model._prefixes.base_for(request)
 
+    async def threaded(
+        self, call: Callable[..., T], *args: Any, stop: Callable[[], object] = lambda: None
+    ) -> T:
+        """:func:`musespark.server.reading.in_thread`, in one of those of the turns."""
+        return await in_thread(call, *args, stop=stop, pool=self._pool)
+
     def took(self, seconds: float) -> None:
         """A turn took so long."""
         self._seconds += 0.1 * (seconds - self._seconds)
-
-
-async def _ended(handle: Handle) -> Result:
-    """What a request gives. Cancelled, it waits until that has let go of its row."""
-    try:
-        return await handle.aresult()
-    except asyncio.CancelledError:
-        handle.cancel()
-        with contextlib.suppress(Error):  # it had ended, or the model is closed
-            async for _ in handle:
-                pass
-        raise
 
 
 def _rows(ask: Ask) -> int:
