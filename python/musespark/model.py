@@ -255,8 +255,8 @@ class Model(Scoring):
         :class:`musespark.Tool`. ``approve``: a function of a call (True, False or a text: why not),
         asked before each of a tool with effects, needed where one is; ``dry_run=True``: none is
         run. ``on_event``: a function of each event. ``max_steps`` (turns, 10), ``max_seconds``,
-        ``max_output_tokens``: limits. All of them: :func:`musespark.agents.act`. Other options are
-        each turn's, as of :meth:`chat`; ``tool_choice`` is ``auto``."""
+        ``max_output_tokens``, ``max_result_characters``: limits; all: :func:`musespark.agents.act`.
+        Other options are each turn's, as of :meth:`chat`; ``tool_choice`` is ``auto``."""
         return act(self.chat, messages, tools, **self._acting(options))
 
     async def aact(self, messages: Any, tools: Tools, **options: Any) -> ActResult:
@@ -265,7 +265,7 @@ class Model(Scoring):
         return await aact(self.achat, messages, tools, **self._acting(options))
 
     def _acting(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return acting(given, self.tokenizer.markers, self._requests.eyes is not None)
+        return acting(given, self.tokenizer, self._requests.eyes is not None, self._info.context)
 
     def session(
         self,
