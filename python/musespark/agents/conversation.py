@@ -29,7 +29,7 @@ def first_messages(messages: str | Sequence[Mapping[str, Any]]) -> list[Any]:
     """A copy of a conversation; InvalidRequest for what is none."""
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
-    if not isinstance(messages, Sequence):
+    if not isinstance(messages, Sequence) or isinstance(messages, (bytes, bytearray)):
         raise InvalidRequest(f"messages: got {messages!r:.60}, allowed is a str or a list")
     return list(messages)
 

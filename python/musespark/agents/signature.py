@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import inspect
 import json
 import math
@@ -64,16 +65,19 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
     union: those of its members that have such bounds); a parameter without a type may be anything.
     InvalidRequest for others, naming the parameter.
     """
-    description, said = _docstring(inspect.getdoc(function) or "")
+    inner, text, bound = _inner(function)
+    description, said = _docstring(text)
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
         raise _not_read(f"tools: the signature of {name}", error) from error
-    hints = _hints(function, f"tools: the signature of {name}")
+    hints = _hints(inner, f"tools: the signature of {name}")
     kinds, required, defaults = _Kinds(), [], {}
     fields: dict[str, Kind] = {}
     for parameter in signature.parameters.values():
         where = f"tools: {name}({parameter.name})"
+        if parameter.name in bound:
+            continue
         _check_named(parameter, where)
         if not fields and parameter.name == "self" and inspect.isfunction(function):
             raise InvalidRequest(f"{where}: a method without its object; give object.{name}")
@@ -89,12 +93,34 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
     return Signature(description, whole.schema, whole.read)
 
 
+def kind_of(hint: Any, where: str) -> Kind:
+    """A type alone, as parameters may have it; InvalidRequest for others."""
+    kinds = _Kinds()
+    kind = kinds.of(hint, where)
+    return Kind({**kind.schema, "$defs": kinds.defs} if kinds.defs else kind.schema, kind.read)
+
+
 def _hints(given: Any, what: str) -> dict[str, Any]:
     """The types in a signature or a class, InvalidRequest where they cannot be had."""
     try:
         return typing.get_type_hints(given, include_extras=True)
     except Exception as error:  # an annotation that is a text is code: it may raise anything
         raise _not_read(what, error) from error
+
+
+def _inner(function: Any) -> tuple[Any, str, set[str]]:
+    """What has the types of a function, its docstring, and which of its arguments are given already
+    by name, so that a model is not asked for them: partials have the function that they are of,
+    objects their method."""
+    bound: set[str] = set()
+    while isinstance(function, functools.partial):
+        bound |= {*function.keywords}
+        function = function.func
+    said = inspect.getdoc(function) or ""
+    if inspect.isfunction(getattr(type(function), "__call__", None)):  # noqa: B004 - an object's
+        function = function.__call__
+        said = inspect.getdoc(function) or said
+    return function, said, bound
 
 
 def _not_read(what: str, error: Exception) -> InvalidRequest:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import inspect
 import json
 import re
@@ -73,12 +74,20 @@ class Tool:
         """From a function's signature and docstring: see
         :func:`musespark.agents.signature.signature_of` for what is understood of them. What
         :func:`tool` says of the function counts first."""
+        if isinstance(function, Mapping):
+            raise InvalidRequest(
+                f"tools: got {function!r:.60}, a description with no function to run, allowed are "
+                "functions and Tool; chat(tools=[...]) takes descriptions"
+            )
         if not callable(function):
             raise InvalidRequest(f"tools: got {function!r:.60}, allowed are functions and Tool")
-        said = getattr(function, _MARK, {})
+        said = _said_of(function)
         name = said.get("name") or getattr(function, "__name__", "") if name is None else name
         if not name or name == "<lambda>":
-            raise InvalidRequest(f"tools: {function!r:.60} has no name; give a dict name: function")
+            raise InvalidRequest(
+                f"tools: {function!r:.60} has no name; give a dict of names and functions, such as "
+                '{"get_weather": function}'
+            )
         found = signature_of(function, name)
         description = said.get("description") or found.description
         effects = said.get("effects", False)
@@ -133,6 +142,13 @@ def tool(
         return given
 
     return marked if function is None else marked(function)
+
+
+def _said_of(function: Any) -> dict[str, Any]:
+    """What :func:`tool` says of a function, or of the one that a partial is of."""
+    while isinstance(function, functools.partial) and not hasattr(function, _MARK):
+        function = function.func
+    return getattr(function, _MARK, {})
 
 
 @dataclass(frozen=True)
