@@ -44,8 +44,8 @@ class Room:
 
 
 class Share:
-    """Tokens that the answers of one step have together: each the same part of what those before it
-    have left."""
+    """Tokens that the texts of the answers of one step have together: each the same part of what
+    those before it have left. Images are not counted: the next turn's prompt has them."""
 
     def __init__(self, tokens: int, calls: int, count: Callable[[str], int]):
         self._left, self._calls, self.count = tokens, calls, count
