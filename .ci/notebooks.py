@@ -1,8 +1,13 @@
-"""Executes each notebook given, in its own kernel and from its own folder; prints which fails."""
+"""Executes each notebook given, in its own kernel and from its own folder; prints which fails.
+
+What they pack lies in a temporary cache, which they share.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,8 +19,14 @@ CELL_SECONDS = 300
 
 
 def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="musespark-notebooks-") as cache:
+        os.environ["MUSESPARK_CACHE"] = cache  # the kernels have it from here
+        return run([*map(Path, sys.argv[1:])])
+
+
+def run(paths: list[Path]) -> int:
     failures = 0
-    for path in map(Path, sys.argv[1:]):
+    for path in paths:
         notebook = nbformat.read(path, as_version=4)
         client = NotebookClient(
             notebook,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
+
+_CACHE = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One packing cache for the whole run, its processes and the programs that it starts, so that
+    nothing is written into the cache of who runs it, and nothing that lies there is read."""
+    if not hasattr(config, "workerinput"):  # a worker of xdist has it from the process it is of
+        config.stash[_CACHE] = tempfile.mkdtemp(prefix="musespark-tests-")
+        os.environ["MUSESPARK_CACHE"] = config.stash[_CACHE]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _CACHE in config.stash:
+        shutil.rmtree(config.stash[_CACHE], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

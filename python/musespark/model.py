@@ -154,7 +154,7 @@ class Model(Scoring):
         ``stream=True``: an iterator of :class:`Delta` whose ``.result`` is the completion.
 
         With one of these a text that is not cut is of its form (needs llguidance): ``json_schema``
-        (a dict, its JSON, or a class with ``model_json_schema()``; the value is the result's
+        (a dict, its JSON, or a type: of pydantic, a dataclass, ``list[int]``; the value is
         ``parsed``), ``regex``, ``grammar`` (Lark).
 
         Raises InvalidRequest (unknown or wrong option), ContextOverflow and MissingLibrary.
@@ -190,7 +190,7 @@ class Model(Scoring):
         self,
         messages: str | Sequence[Mapping[str, Any]],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | Sequence[Mapping[str, Any]] | None = None,
         reasoning_effort: str | None = None,
         mode: str = "auto",
         continue_final_message: bool = False,
@@ -199,7 +199,7 @@ class Model(Scoring):
     ) -> ChatResult | Stream:
         """Answers a conversation: OpenAI-shaped messages, or a str for one user turn.
 
-        ``tools``: OpenAI-shaped function descriptions the model may call. ``tool_choice``: auto,
+        ``tools``: functions (not run here: :meth:`act`) or OpenAI's shape. ``tool_choice``: auto,
         required, none or a tool's name: calls then always parse and fit their schemas (needs
         llguidance); None: they are free, unless ``parallel_tool_calls=False`` (one at most) or
         ``allowed_tools`` (names) are given. ``reasoning_effort``: none, minimal, low, medium, high,
@@ -255,8 +255,8 @@ class Model(Scoring):
         :class:`musespark.Tool`. ``approve``: a function of a call (True, False or a text: why not),
         asked before each of a tool with effects, needed where one is; ``dry_run=True``: none is
         run. ``on_event``: a function of each event. ``max_steps`` (turns, 10), ``max_seconds``,
-        ``max_output_tokens``: limits. All of them: :func:`musespark.agents.act`. Other options are
-        each turn's, as of :meth:`chat`; ``tool_choice`` is ``auto``."""
+        ``max_output_tokens``, ``max_result_characters``: limits; all: :func:`musespark.agents.act`.
+        Other options are each turn's, as of :meth:`chat`; ``tool_choice`` is ``auto``."""
         return act(self.chat, messages, tools, **self._acting(options))
 
     async def aact(self, messages: Any, tools: Tools, **options: Any) -> ActResult:
@@ -265,7 +265,7 @@ class Model(Scoring):
         return await aact(self.achat, messages, tools, **self._acting(options))
 
     def _acting(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return acting(given, self.tokenizer.markers, self._requests.eyes is not None)
+        return acting(given, self.tokenizer, self._requests.eyes is not None, self._info.context)
 
     def session(
         self,

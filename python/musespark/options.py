@@ -47,6 +47,11 @@ AGENT_OPTIONS = (
     *("n_agents", "rounds", "aggregate", "consensus", "weak_window", "answer_key"),
     *("workspace_tokens", "workspace", "calls"),
 )
+# Keywords that others have, and what says the same here.
+_ELSEWHERE = {
+    "system": '; a system message is the first one of messages: [{"role": "system", "content": '
+    '"..."}, ...]',
+}
 SPECULATIONS = ("auto", "off")
 MAX_LOGPROBS = 64
 MAX_TOKENS = 2**31 - 1
@@ -199,6 +204,7 @@ def unknown_argument(name: str, known: Sequence[str]) -> UnknownArgument:
     """The error for a keyword nobody knows, with the nearest name."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = _ELSEWHERE.get(name, hint)
     return UnknownArgument(f"unknown argument {name!r}{hint}", name=name, known=known)
 
 

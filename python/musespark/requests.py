@@ -11,6 +11,7 @@ import numpy as np
 
 from musespark import prompts
 from musespark.adapters import ADDITIONS, Adapters
+from musespark.agents.described import described
 from musespark.calls import Offer, offer_of, turn_grammar
 from musespark.collectors import ChatCollector, CompletionCollector
 from musespark.errors import InvalidRequest
@@ -132,7 +133,7 @@ class Requests:
         rest = {name: value for name, value in given.items() if name not in apart}
         vocab = self._spec.vocab
         options = resolve(rest, self.defaults, vocab, also_known=("stream", *apart))
-        grammar = chosen_grammar(given)
+        grammar = chosen_grammar(described(given))
         adapter = self._adapters.chosen(given)
         ids = self.ids(prompt, "prompt", most=self._info.context)
         options = within(options, rest, self._info.context - len(ids))
@@ -173,6 +174,7 @@ class Requests:
         """A conversation for :meth:`musespark.Model.chat`, read and checked: to be asked once, or
         with several seeds."""
         _refuse_agents(given)
+        given = described(given)
         chat, thinking = self._chat_options(given)
         named = (*CHAT_OPTIONS, *CALL_OPTIONS, *THOUGHT_OPTIONS, *THINKING_OPTIONS)
         named = (*named, *GRAMMAR_OPTIONS, *ADDITIONS)
@@ -305,7 +307,7 @@ class Requests:
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         messages, sources = without_images(messages)
-        images, tools = PromptImages(self.eyes, sources, self.blind), given.get("tools")
+        images, tools = PromptImages(self.eyes, sources, self.blind), described(given).get("tools")
 
         def placed(turns: Any, **more: Any) -> tuple[list[int], list[GivenRows]]:
             ids = self._chat_ids(turns, images, tools=tools, **more)

@@ -158,7 +158,7 @@ class Completion:
     ``seed`` is always filled: the same prompt, options and seed give the same tokens again.
     ``kv``: the formats of keys and values it was made with, as :attr:`ModelInfo.kv`. ``parsed``:
     where a ``json_schema`` was given and the text is whole (finish_reason ``stop``), its value (an
-    object of the class, where that was one of pydantic's); else None. ``parse_error``: why a whole
+    object of the type, where one was given); else None. ``parse_error``: why a whole
     text has none, such as validators of the class. ``signals``: where asked for, else None.
     ``stop_string``: the one of ``stop`` that was met, else None.
     """

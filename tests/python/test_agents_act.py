@@ -15,9 +15,10 @@ import pytest
 
 import musespark
 from musespark.agents import aact, act, events
-from musespark.agents import conversation as conversation_code
-from musespark.agents.conversation import MAX_RESULT, ToolConversation
+from musespark.agents import telling as telling_code
+from musespark.agents.conversation import ToolConversation
 from musespark.agents.flags import flags_of
+from musespark.agents.telling import MAX_RESULT
 from musespark.agents.tools import Content, Tool
 from musespark.errors import ContextOverflow, InvalidRequest
 from musespark.results import ChatResult, Usage
@@ -127,7 +128,7 @@ def test_several_calls_of_a_turn_are_answered_in_order(run: Act) -> None:
 
 def test_the_help_of_act_names_its_options() -> None:
     for name, parameter in inspect.signature(act).parameters.items():
-        own = parameter.kind is parameter.KEYWORD_ONLY and name not in ("markers", "sees")
+        own = parameter.kind is parameter.KEYWORD_ONLY and name not in ("markers", "sees", "room")
         assert not own or f"``{name}" in (musespark.Model.act.__doc__ or "")
 
 
@@ -223,7 +224,7 @@ def test_what_is_long_is_neither_searched_nor_counted_to_its_end(
         skipped.append(at)
         return at + (text[at : at + 1] == " ")
 
-    monkeypatch.setattr(conversation_code, "skip_space", skip_space)
+    monkeypatch.setattr(telling_code, "skip_space", skip_space)
     few, many = (call("late", {"after": count}, count) for count in (100_000, 200_000))
     short, long = (call("numbers", {"upto": count}, count) for count in (200_000, 400_000))
     uses = run(Script([few, many, short, long], "Ok."), "?", [late, numbers]).uses

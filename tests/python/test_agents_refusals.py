@@ -94,10 +94,26 @@ def test_an_unknown_argument_crosses_processes() -> None:
     assert str(again) == str(error) and again.known == ("temperature",)
 
 
-def test_functions_as_tools_of_chat_are_shown_the_way(nano: Any) -> None:
-    for given in (weather, Tool.of(weather)):
-        with pytest.raises(InvalidRequest, match=r"tools\[0\]: got .*\.to_openai\(\).*; act\(\)"):
-            nano.chat("?", tools=[given])
+def test_a_system_message_is_shown_its_place(nano: Any) -> None:
+    """It said: did you mean 'stream'? And act refuses that."""
+    says = r"unknown argument 'system'; a system message is the first one of messages: \[\{\"role"
+    for ask in (lambda: nano.act("?", [weather], system="a"), lambda: nano.chat("?", system="a")):
+        with pytest.raises(InvalidRequest, match=says):
+            ask()
+
+
+def test_bytes_are_no_conversation(nano: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"messages: got b'hi', allowed is a str or a list"):
+        nano.act(b"hi", [weather])
+
+
+def test_what_is_called_like_nothing_is_shown_how_to_be_named(nano: Any) -> None:
+    with pytest.raises(
+        InvalidRequest, match=r'dict of names .*, such as \{"get_weather": function\}'
+    ):
+        nano.act("?", [lambda city: city])
+    with pytest.raises(InvalidRequest, match="a description with no function to run, allowed are"):
+        nano.act("?", [Tool.of(weather).to_openai()])
 
 
 # ---- approval ----------------------------------------------------------------------------------

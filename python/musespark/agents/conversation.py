@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from musespark.agents.events import ToolUse
 from musespark.agents.flags import Flag, flags_of
-from musespark.agents.tools import Content, Tool, text_of
+from musespark.agents.telling import MAX_RESULT, Room, Share, content_of, told_use
+from musespark.agents.tools import Tool, Written, text_of, written
 from musespark.calling import NO_CALLS_LEFT, Calling, no_such_tool
 from musespark.errors import Error, InvalidRequest
-from musespark.parts import is_media
-from musespark.text.toolcalls import skip_space
 
-MAX_RESULT = 16_384  # characters of a tool's answer that a model is told
-_SHOWN = 300  # of an error
-# This is done on an event loop, where others wait: 30 ms and 60 ms at the most.
-_MOST_SEARCHED = 1 << 17  # characters in which flags are looked for
-_MOST_COUNTED = 1 << 21  # characters of a list whose items are counted
+_SHOWN = 300  # characters of an error
 
 
 def told(error: BaseException) -> str:
@@ -31,65 +25,11 @@ def told(error: BaseException) -> str:
     return text_of(f"error: {what:.{_SHOWN}}")
 
 
-def told_use(
-    seen: tuple[int, str, str, Any],
-    text: str,
-    status: str,
-    seconds: float,
-    tools: Mapping[str, Tool],
-    markers: Collection[str] = (),
-) -> ToolUse:
-    """A use (``seen``: its turn, id, name and arguments) with what is told of a text, cut where it
-    is too long, and with its flags: of what is told, and of what comes next."""
-    flags = flags_of(text[:_MOST_SEARCHED], tools, markers)
-    if len(text) <= MAX_RESULT:
-        return ToolUse(*seen, text, status, seconds, flags)
-    end, items = _shown_items(text, MAX_RESULT)
-    left_out = len(text) - end
-    note = f"{left_out} more characters were left out"
-    if items is not None:
-        note = f"{items[0]} of {items[1]} items are shown; {note}"
-    return ToolUse(*seen, f"{text[:end]}\n[{note}]", status, seconds, flags, left_out, items)
-
-
-def content_of(value: Any, use: ToolUse, sees: bool = True) -> Any:
-    """The content of the message that answers a call: what the model is told of texts and images.
-    ``sees``: whether it takes images."""
-    if not isinstance(value, Content):
-        return use.answer
-    images = [part for part in value.parts if is_media(part)]
-    if images and not sees:
-        return f"{use.answer}\n[images, which this model cannot see: {len(images)}]".strip()
-    if use.left_out:
-        return [*images, {"type": "text", "text": use.answer}]
-    return list(value.parts)
-
-
-def _shown_items(text: str, most: int) -> tuple[int, tuple[int, int] | None]:
-    """Where to cut a text of more than ``most`` characters. One that is a list in JSON: after its
-    last whole item; and how many of how many items that are. A list that would take long to count
-    is cut as a text."""
-    if not text.startswith("[") or len(text) > _MOST_COUNTED:
-        return most, None
-    try:
-        total = len(json.loads(text))
-    except (ValueError, RecursionError):  # a text that only begins so
-        return most, None
-    decoder, at, end, shown = json.JSONDecoder(), skip_space(text, 1), 0, 0
-    while shown < total:
-        _, at = decoder.raw_decode(text, at)
-        if at > most:
-            break
-        end, shown = at, shown + 1
-        at = skip_space(text, skip_space(text, at) + 1)  # behind the comma
-    return (end, (shown, total)) if shown else (most, None)
-
-
 def first_messages(messages: str | Sequence[Mapping[str, Any]]) -> list[Any]:
     """A copy of a conversation; InvalidRequest for what is none."""
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
-    if not isinstance(messages, Sequence):
+    if not isinstance(messages, Sequence) or isinstance(messages, (bytes, bytearray)):
         raise InvalidRequest(f"messages: got {messages!r:.60}, allowed is a str or a list")
     return list(messages)
 
@@ -131,17 +71,32 @@ def refuse_effects(tools: Mapping[str, Tool], where: str) -> None:
 class ToolConversation(Calling):
     """One conversation under way, its calls answered by functions. ``messages``: as for
     :meth:`Model.chat`; they are copied, and the copy grows. ``calls``: how many are answered; after
-    those the model is told to answer, once."""
+    those the model is told to answer, once. ``room``: in the model's context, and ``options``: of
+    each turn."""
 
     def __init__(
-        self, tools: Mapping[str, Tool], messages: str | Sequence[Mapping[str, Any]], calls: int
+        self,
+        tools: Mapping[str, Tool],
+        messages: str | Sequence[Mapping[str, Any]],
+        calls: int,
+        room: Room | None = None,
+        options: Mapping[str, Any] | None = None,
     ):
         super().__init__(first_messages(messages), calls)
         self._tools, self.uses = tools, list[ToolUse]()
+        self._room, self._options = room, options or {}
+        self._share: Share | None = None
+
+    def take(self, result: Any) -> bool:
+        if self._room is not None:
+            self._share = self._room.after(result, self._options, len(result.tool_calls))
+        return super().take(result)
 
     def answer(self, index: int, call: Mapping[str, Any], *, allowed: bool) -> Any:
         use, content = self._use(call, allowed)
         self.uses.append(use)
+        if self._share is not None:
+            self._share.take(use.answer)
         return content
 
     def _use(self, call: Mapping[str, Any], allowed: bool) -> tuple[ToolUse, Any]:
@@ -154,9 +109,9 @@ class ToolConversation(Calling):
         began, status, value = time.perf_counter(), "done", None
         try:
             value = tool(arguments)
-            answer = text_of(value)
+            answer = written(value, MAX_RESULT)
         except Exception as error:  # the function's too: the model may try something else
-            answer, status, value = told(error), "error", None
+            answer, status, value = Written(told(error)), "error", None
         seconds = time.perf_counter() - began
-        use = told_use(seen, answer, status, seconds, self._tools)
+        use = told_use(seen, answer, status, seconds, self._tools, share=self._share)
         return use, content_of(value, use)

@@ -16,7 +16,8 @@ class ToolUse:
     it: what it had done is not known). ``seconds``: in the function. ``flags``: what looks like an
     instruction in the first 131,072 characters that the function gave. ``left_out``: characters
     that the model was not told; ``items``: where it was a list that was cut, how many of how many
-    items were told (of a list of 2,097,152 characters or fewer)."""
+    items were told (of a list of 2,097,152 characters or fewer). Of a generator, which is read no
+    further than it is told, both are what was read: there may be more."""
 
     turn: int
     id: str

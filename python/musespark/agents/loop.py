@@ -20,26 +20,22 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from musespark.agents import events
-from musespark.agents.conversation import (
-    content_of,
-    first_messages,
-    flags_of_results,
-    told,
-    told_use,
-)
+from musespark.agents.conversation import first_messages, flags_of_results, told
 from musespark.agents.events import ActEvent, ProposedCall, ToolUse
 from musespark.agents.result import ActResult, Step
 from musespark.agents.running import Ran, Run, arun_all, run_all
-from musespark.agents.tools import Tool, Tools, text_of, tools_by_name
+from musespark.agents.telling import MAX_RESULT, Room, Share, content_of, told_use
+from musespark.agents.tools import Tool, Tools, Written, text_of, tools_by_name
 from musespark.calling import NO_VALID_CALL, choice_after, no_such_tool
 from musespark.errors import ContextOverflow, InvalidRequest
 from musespark.options import UnknownArgument, integer, real, refuse_unknown
 from musespark.results import ChatResult, Delta, Usage
+from musespark.text import Tokenizer
 
 MAX_STEPS = 10
 Approve = Callable[[ProposedCall], "bool | str | Awaitable[bool | str]"]
 OnEvent = Callable[[ActEvent], Any]
-_OF_A_MODEL = ("markers", "sees")  # options that it knows itself
+_OF_A_MODEL = ("markers", "sees", "room")  # options that it knows itself
 _CUT = ("length", "cancelled", "deadline")
 _Answer = tuple[ToolUse, Any]  # what became of a call, and the content of the message about it
 
@@ -54,20 +50,23 @@ def act(
     max_steps: int = MAX_STEPS,
     max_seconds: float | None = None,
     max_output_tokens: int | None = None,
+    max_result_characters: int = MAX_RESULT,
     dry_run: bool = False,
     markers: Collection[str] = (),
     sees: bool = True,
+    room: Room | None = None,
     **options: Any,
 ) -> ActResult:
     """A conversation to its answer, with tools that are run.
 
     ``chat``: :meth:`Model.chat`, or what answers like it. ``messages``: as for it. ``tools``:
     functions, whose signature and docstring the model is told (:meth:`Tool.of`), or tools with
-    their own schema; they run in the caller's thread, one after the other. What they give (a
-    str, what JSON knows, :class:`Content`) is told to the model up to 16,384 characters; an error
-    is told too. ``options``: of each turn; ``tool_choice`` is ``auto``, so that every call parses
-    and has arguments that its tool allows (which needs llguidance; None leaves calls free). A
-    choice that requires a call is for the turns up to the first; after that it is ``auto``.
+    their own schema; they run in the caller's thread, one after the other. What they give (a str,
+    what JSON knows, :class:`Content`) is told to the model up to ``max_result_characters``, and of
+    one step together up to half of what the context has left; an error is told too. ``options``: of
+    each turn; ``tool_choice`` is ``auto``, so that every call parses and has arguments that its
+    tool allows (which needs llguidance; None leaves calls free). A choice that requires a call is
+    for the turns up to the first; after that it is ``auto``.
 
     ``approve``: asked before each call of a tool with effects; True, False, or a text that says to
     the model why not. It must be given where there is such a tool, unless ``dry_run``, in which no
@@ -79,13 +78,13 @@ def act(
     turns, thoughts included; inside a turn it bounds the answer alone where thoughts have a budget
     of their own. Calls that a limit leaves over are answered in the messages, as not run.
     ``markers``: the model's, of which what tools give should have none. ``sees``: whether it takes
-    images; else it is told how many a tool gave.
+    images; else it is told how many a tool gave. ``room``: its context; None: not known.
 
     Raises InvalidRequest, as :meth:`Model.chat` does. What ``approve`` and ``on_event`` raise ends
     it.
     """
-    limits = (max_steps, max_seconds, max_output_tokens)
-    asked = _Asked(approve, on_event, *limits, dry_run, markers, sees)
+    limits = (max_steps, max_seconds, max_output_tokens, max_result_characters)
+    asked = _Asked(approve, on_event, *limits, dry_run, markers, sees, room)
     loop = _Loop(messages, tools, asked, options, together=False)
     for one in loop.tools.values():
         if one.is_async:
@@ -127,11 +126,14 @@ async def aact(
         reply = await _adone(want, chat, approve, loop.streams)
 
 
-def acting(given: Mapping[str, Any], markers: Collection[str], sees: bool) -> dict[str, Any]:
+def acting(
+    given: Mapping[str, Any], tokenizer: Tokenizer, sees: bool, context: int
+) -> dict[str, Any]:
     """The options of :meth:`Model.act`, with what the model knows itself. InvalidRequest for those
     that it does not take."""
     refuse_unknown([name for name in given if name in ("chat", *_OF_A_MODEL)], _OWN)
-    return {"markers": markers, "sees": sees, **given}
+    room = Room(context, lambda text: len(tokenizer.encode(text)))
+    return {"markers": tokenizer.markers, "sees": sees, "room": room, **given}
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,15 @@ class _Asked:
     max_steps: int = MAX_STEPS
     max_seconds: float | None = None
     max_output_tokens: int | None = None
+    max_result_characters: int = MAX_RESULT
     dry_run: bool = False
     markers: Collection[str] = ()
     sees: bool = True
+    room: Room | None = None
 
     def __post_init__(self) -> None:
-        integer("max_steps", self.max_steps, 1)
+        for name in ("max_steps", "max_result_characters"):
+            integer(name, getattr(self, name), 1)
         if self.max_output_tokens is not None:
             integer("max_output_tokens", self.max_output_tokens, 1)
         if self.max_seconds is not None:
@@ -280,6 +285,7 @@ class _Loop:
         seconds = asked.max_seconds
         self._until = None if seconds is None else self._began + seconds
         self._malformed: list[str] = []
+        self._share: Share | None = None  # that the answers to the calls of this step have
 
     def flow(self) -> Generator[_Want, Any, ActResult]:
         while True:
@@ -362,6 +368,9 @@ class _Loop:
     def _answer_calls(self, result: ChatResult) -> Generator[_Want, Any, None]:
         if not result.tool_calls:  # there is no call that a tool could answer
             self.messages.append({"role": "user", "content": NO_VALID_CALL})
+        if self._asked.room is not None:
+            count = len(result.tool_calls)
+            self._share = self._asked.room.after(result, self._turn_options(), count)
         for calls in self._groups(result.tool_calls):
             if self._time_over():
                 return
@@ -389,12 +398,15 @@ class _Loop:
             ready.append((yield from self._checked(call)))
         made = [one for one in ready if isinstance(one, ProposedCall)]
         wanted = tuple((self.tools[one.name], one.arguments) for one in made)
-        found = iter((yield Run(wanted, self._until)) if wanted else ())
+        run = Run(wanted, self._until, self._asked.max_result_characters)
+        found = iter((yield run) if wanted else ())
         for one in ready:
             use, content = self._made(one, next(found)) if isinstance(one, ProposedCall) else one
             step = self._steps[-1]
             self._steps[-1] = Step(step.result, (*step.uses, use))
             self._tell(use.name, use.id, content)
+            if self._share is not None:
+                self._share.take(use.answer)
             if use.flags:
                 self._emit(events.InstructionFlagged(self._turn - 1, use))
 
@@ -450,20 +462,17 @@ class _Loop:
         if ran.late:
             text = _late(ran.late, "max_seconds")
             return self._failed(ToolUse(*seen, text, "limit", ran.seconds))
-        error, whole = ran.error, ""
-        try:
-            if error is None:
-                whole = text_of(ran.value)
-        except Exception as odd:  # a value that is no JSON, or cannot say what it is
-            error = odd
-        if error is not None:
-            return self._failed(self._flagged(seen, told(error), "error", ran.seconds))
-        use = self._flagged(seen, whole, "done", ran.seconds)
+        if ran.error is not None:
+            text = Written(told(ran.error))
+            return self._failed(self._flagged(seen, text, "error", ran.seconds))
+        use = self._flagged(seen, ran.text, "done", ran.seconds)
         self._emit(events.CallResult(call.turn, use))
         return use, content_of(ran.value, use, self._asked.sees)
 
-    def _flagged(self, seen: tuple, text: str, status: str, seconds: float) -> ToolUse:
-        return told_use(seen, text, status, seconds, self.tools, self._asked.markers)
+    def _flagged(self, seen: tuple, text: Written, status: str, seconds: float) -> ToolUse:
+        asked = self._asked
+        given = (self.tools, asked.markers, asked.max_result_characters, self._share)
+        return told_use(seen, text, status, seconds, *given)
 
     def _failed(self, use: ToolUse) -> _Answer:
         self._emit(events.CallError(use.turn, use))

@@ -8,29 +8,33 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from musespark.agents.tools import Tool
+from musespark.agents.tools import Tool, UnfinishedError, Written, written
 from musespark.errors import InvalidRequest
 
 if TYPE_CHECKING:
     import asyncio
 
+_NO_TEXT = Written("")
 _GRACE = 1.0  # seconds that a coroutine has to end itself once it is cancelled
 
 
 @dataclass(frozen=True)
 class Run:
-    """Calls that may run together. ``until``: when coroutines are ended, on the monotonic clock."""
+    """Calls that may run together. ``until``: when coroutines and generators are ended, on the
+    monotonic clock; ``most``: characters after which no more of a generator is read."""
 
     calls: tuple[tuple[Tool, Mapping[str, Any]], ...]
     until: float | None = None
+    most: int | None = None
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What became of a call: the tool's value, or the error that it raised, or how far it had come
-    when the time was over, and the seconds that it took."""
+    """What became of a call: the tool's value and its text, or the error that it raised, or how far
+    it had come when the time was over, and the seconds that it took."""
 
     value: Any = None
+    text: Written = _NO_TEXT
     error: BaseException | None = None
     late: str = ""
     seconds: float = 0.0
@@ -38,17 +42,28 @@ class Ran:
 
 def run_all(run: Run) -> list[Ran]:
     """One after the other. InvalidRequest for a value that only an event loop could wait for."""
-    return [_ran(tool, arguments) for tool, arguments in run.calls]
+    return [_ran(run, *call) for call in run.calls]
 
 
-def _ran(tool: Tool, arguments: Mapping[str, Any]) -> Ran:
+def _ran(run: Run, tool: Tool, arguments: Mapping[str, Any]) -> Ran:
     began = time.perf_counter()
     try:
         value = tool(arguments)
     except Exception as error:  # the function's: the model is told
         return Ran(error=error, seconds=time.perf_counter() - began)
     _refuse_awaitable(value, tool)
-    return Ran(value, seconds=time.perf_counter() - began)
+    return _with_text(run, value, began)
+
+
+def _with_text(run: Run, value: Any, began: float) -> Ran:
+    """What became of a call that gave a value, of which a generator runs only now."""
+    try:
+        text = written(value, run.most, run.until)
+    except UnfinishedError:
+        return Ran(late="not finished", seconds=time.perf_counter() - began)
+    except Exception as error:  # a generator's, or of a value that is no JSON
+        return Ran(error=error, seconds=time.perf_counter() - began)
+    return Ran(value, text, seconds=time.perf_counter() - began)
 
 
 def _refuse_awaitable(value: Any, tool: Tool) -> None:
@@ -67,15 +82,13 @@ async def arun_all(run: Run) -> list[Ran]:
     import asyncio  # here: it takes longer than mapping the weights
 
     turn = asyncio.Lock()
-    return await asyncio.gather(*(_aran(*call, run.until, turn) for call in run.calls))
+    return await asyncio.gather(*(_aran(run, *call, turn) for call in run.calls))
 
 
-async def _aran(
-    tool: Tool, arguments: Mapping[str, Any], until: float | None, turn: asyncio.Lock
-) -> Ran:
+async def _aran(run: Run, tool: Tool, arguments: Mapping[str, Any], turn: asyncio.Lock) -> Ran:
     import asyncio
 
-    began = time.perf_counter()
+    began, until = time.perf_counter(), run.until
     try:
         if tool.is_async:
             value, late = await _within(tool(arguments), until)
@@ -84,14 +97,26 @@ async def _aran(
                 began = time.perf_counter()
                 if until is not None and time.monotonic() >= until:
                     return Ran(late="not run")
-                value, late = await asyncio.to_thread(tool, arguments), ""
+                value = await asyncio.to_thread(_value_or_ran, run, tool, arguments)
+                if isinstance(value, Ran):
+                    return value
+                late = ""
             if inspect.isawaitable(value):
                 value, late = await _within(value, until)
     except Exception as error:  # the function's: the model is told
         return Ran(error=error, seconds=time.perf_counter() - began)
     if isinstance(value, asyncio.CancelledError):  # of something in it, not of who waits for it
         return Ran(error=value, seconds=time.perf_counter() - began)
-    return Ran(value, late=late, seconds=time.perf_counter() - began)
+    if late:
+        return Ran(late=late, seconds=time.perf_counter() - began)
+    return _with_text(run, value, began)
+
+
+def _value_or_ran(run: Run, tool: Tool, arguments: Mapping[str, Any]) -> Any:
+    """What a function gives where that is to be awaited, else what became of its call: its text is
+    made in the thread too."""
+    began, value = time.perf_counter(), tool(arguments)
+    return value if inspect.isawaitable(value) else _with_text(run, value, began)
 
 
 async def _within(given: Awaitable[Any], until: float | None) -> tuple[Any, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import inspect
 import json
 import math
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from musespark.agents.formats import format_of
 from musespark.errors import InvalidRequest
 from musespark.schema import check_value
 
@@ -29,6 +31,8 @@ _BOUNDS: dict[str, str | dict[str, str]] = {
     "min_length": {"string": "minLength", "array": "minItems"},
     "max_length": {"string": "maxLength", "array": "maxItems"},
 }
+# A set's schema has no uniqueItems: no grammar follows it, and what is there twice is there once.
+_LISTS = (list, tuple, set, frozenset)
 _ARGUMENT = re.compile(r"^\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 
 
@@ -53,23 +57,27 @@ class Signature:
 def signature_of(function: Callable[..., Any], name: str) -> Signature:
     """What a function's signature and docstring say: its first paragraph, and a section ``Args:``.
 
-    Types: str, int, float, bool, None, Optional and unions, Literal, Enum, list, tuple, dict,
-    TypedDict, dataclasses, classes of pydantic; Annotated with a description and with bounds
-    (``ge``, ``gt``, ``le``, ``lt``, ``multiple_of``, ``pattern``, ``min_length`` and ``max_length``
-    of pydantic's Field and of annotated_types; of a union: those of its members that have such
-    bounds); a parameter without a type may be anything.
+    Types: str, int, float, bool, None, Optional and unions, Literal, Enum, list, tuple, set,
+    frozenset, dict, TypedDict, dataclasses, classes of pydantic; date, datetime and time (texts of
+    JSON Schema's formats; times with the offset that the format has), UUID, Path and Decimal;
+    Annotated with a description and with bounds (``ge``, ``gt``, ``le``, ``lt``, ``multiple_of``,
+    ``pattern``, ``min_length`` and ``max_length`` of pydantic's Field and of annotated_types; of a
+    union: those of its members that have such bounds); a parameter without a type may be anything.
     InvalidRequest for others, naming the parameter.
     """
-    description, said = _docstring(inspect.getdoc(function) or "")
+    inner, text, bound = _inner(function)
+    description, said = _docstring(text)
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError) as error:
         raise _not_read(f"tools: the signature of {name}", error) from error
-    hints = _hints(function, f"tools: the signature of {name}")
+    hints = _hints(inner, f"tools: the signature of {name}")
     kinds, required, defaults = _Kinds(), [], {}
     fields: dict[str, Kind] = {}
     for parameter in signature.parameters.values():
         where = f"tools: {name}({parameter.name})"
+        if parameter.name in bound:
+            continue
         _check_named(parameter, where)
         if not fields and parameter.name == "self" and inspect.isfunction(function):
             raise InvalidRequest(f"{where}: a method without its object; give object.{name}")
@@ -85,12 +93,34 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
     return Signature(description, whole.schema, whole.read)
 
 
+def kind_of(hint: Any, where: str) -> Kind:
+    """A type alone, as parameters may have it; InvalidRequest for others."""
+    kinds = _Kinds()
+    kind = kinds.of(hint, where)
+    return Kind({**kind.schema, "$defs": kinds.defs} if kinds.defs else kind.schema, kind.read)
+
+
 def _hints(given: Any, what: str) -> dict[str, Any]:
     """The types in a signature or a class, InvalidRequest where they cannot be had."""
     try:
         return typing.get_type_hints(given, include_extras=True)
     except Exception as error:  # an annotation that is a text is code: it may raise anything
         raise _not_read(what, error) from error
+
+
+def _inner(function: Any) -> tuple[Any, str, set[str]]:
+    """What has the types of a function, its docstring, and which of its arguments are given already
+    by name, so that a model is not asked for them: partials have the function that they are of,
+    objects their method."""
+    bound: set[str] = set()
+    while isinstance(function, functools.partial):
+        bound |= {*function.keywords}
+        function = function.func
+    said = inspect.getdoc(function) or ""
+    if inspect.isfunction(getattr(type(function), "__call__", None)):  # noqa: B004 - an object's
+        function = function.__call__
+        said = inspect.getdoc(function) or said
+    return function, said, bound
 
 
 def _not_read(what: str, error: Exception) -> InvalidRequest:
@@ -148,10 +178,12 @@ class _Kinds:
             return self._literal(inside, where)
         if origin in (typing.Union, types.UnionType):
             return self._union([self.of(one, where) for one in inside], where)
-        if hint in (list, tuple) or origin in (list, tuple, Sequence):
+        if hint in _LISTS or origin in (*_LISTS, Sequence):
             return self._array(hint if origin is None else origin, inside, where)
         if hint is dict or origin in (dict, Mapping):
             return self._mapping(inside, where)
+        if (found := format_of(hint, _path(where))) is not None:
+            return Kind(*found)
         if isinstance(hint, type):
             return self._class(hint, where)
         raise _no_json(hint, where)
@@ -165,7 +197,7 @@ class _Kinds:
         where: str,
     ) -> Kind:
         """An object of these fields, each with what is said of it."""
-        path = where.removeprefix("tools: ").replace("(", ".").replace(")", "")  # as of its values
+        path = _path(where)
         properties = {}
         for name, kind in fields.items():
             rule = dict(kind.schema)
@@ -201,13 +233,19 @@ class _Kinds:
 
     def _union(self, parts: Sequence[Kind], where: str) -> Kind:
         def read(value: Any) -> Any:
+            refused = InvalidRequest(
+                f"{_path(where)}: got {value!r:.60}, which is none of its types"
+            )
             for part in parts:
                 try:
                     check_value(value, {**part.schema, "$defs": self.defs}, where)
                 except InvalidRequest:
                     continue
-                return part.read(value)
-            return value
+                try:
+                    return part.read(value)
+                except InvalidRequest as error:  # a text that is no date may be the next one's
+                    refused = error
+            raise refused
 
         return Kind({"anyOf": [part.schema for part in parts]}, read)
 
@@ -218,14 +256,24 @@ class _Kinds:
         return Kind({"enum": list(values)})
 
     def _array(self, hint: Any, inside: Sequence[Any], where: str) -> Kind:
-        made = tuple if hint is tuple else list
+        made = hint if hint in _LISTS else list
         if made is tuple and inside and inside[-1] is not Ellipsis:
-            raise InvalidRequest(
-                f"{where}: a tuple of {len(inside)} types; allowed are list[T] and tuple[T, ...]"
-            )
+            return self._tuple(inside, where)
         item = self.of(inside[0], where) if inside else Kind({})
         schema = {"type": "array", **({"items": item.schema} if inside else {})}
         return Kind(schema, lambda values: made(map(item.read, values)))
+
+    def _tuple(self, inside: Sequence[Any], where: str) -> Kind:
+        """One of so many values, each of its own type."""
+        items, count = [self.of(one, f"{where}[{i}]") for i, one in enumerate(inside)], len(inside)
+        schema = {"type": "array", "prefixItems": [item.schema for item in items]}
+        schema |= {"minItems": count, "maxItems": count}
+        return Kind(
+            schema,
+            lambda values: tuple(
+                item.read(value) for item, value in zip(items, values, strict=True)
+            ),
+        )
 
     def _mapping(self, inside: Sequence[Any], where: str) -> Kind:
         if not inside:
@@ -292,6 +340,11 @@ class _Kinds:
         said = _docstring(inspect.getdoc(hint) or "")[1]
         whole = self.record(fields, required, said, defaults, where)
         return Kind(whole.schema, lambda values: hint(**whole.read(values)))
+
+
+def _path(where: str) -> str:
+    """A place as errors about its values name it."""
+    return where.removeprefix("tools: ").replace("(", ".").replace(")", "")
 
 
 def _bare(hint: Any) -> Any:

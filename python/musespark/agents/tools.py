@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import inspect
 import json
 import re
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,12 +74,20 @@ class Tool:
         """From a function's signature and docstring: see
         :func:`musespark.agents.signature.signature_of` for what is understood of them. What
         :func:`tool` says of the function counts first."""
+        if isinstance(function, Mapping):
+            raise InvalidRequest(
+                f"tools: got {function!r:.60}, a description with no function to run, allowed are "
+                "functions and Tool; chat(tools=[...]) takes descriptions"
+            )
         if not callable(function):
             raise InvalidRequest(f"tools: got {function!r:.60}, allowed are functions and Tool")
-        said = getattr(function, _MARK, {})
+        said = _said_of(function)
         name = said.get("name") or getattr(function, "__name__", "") if name is None else name
         if not name or name == "<lambda>":
-            raise InvalidRequest(f"tools: {function!r:.60} has no name; give a dict name: function")
+            raise InvalidRequest(
+                f"tools: {function!r:.60} has no name; give a dict of names and functions, such as "
+                '{"get_weather": function}'
+            )
         found = signature_of(function, name)
         description = said.get("description") or found.description
         effects = said.get("effects", False)
@@ -133,6 +144,13 @@ def tool(
     return marked if function is None else marked(function)
 
 
+def _said_of(function: Any) -> dict[str, Any]:
+    """What :func:`tool` says of a function, or of the one that a partial is of."""
+    while isinstance(function, functools.partial) and not hasattr(function, _MARK):
+        function = function.func
+    return getattr(function, _MARK, {})
+
+
 @dataclass(frozen=True)
 class Content:
     """What a tool gives that is more than text: ``parts`` as a message's content has them, such as
@@ -170,21 +188,41 @@ def tools_by_name(tools: Tools) -> dict[str, Tool]:
     return found
 
 
+@dataclass(frozen=True)
+class Written:
+    """The text of a function's value. ``more``: a generator in it was not read to its end."""
+
+    text: str
+    more: bool = False
+
+
+class UnfinishedError(Exception):
+    """A generator had not ended when the time was over."""
+
+
 def text_of(value: Any) -> str:
     """What a model is told of a function's value: a text as it is, else JSON, where an Enum is its
     value, a set (in order, where it has one), a generator or an array is a list, and an object of
     another type is its str(). What no text has (a lone surrogate) is replaced. InvalidRequest for a
     number that no JSON has, for bytes, and for an object whose str() has an address in memory,
     which is another one in each process."""
+    return written(value).text
+
+
+def written(value: Any, most: int | None = None, until: float | None = None) -> Written:
+    """:func:`text_of` a value. No more is read of a generator, which may have no end, once it has
+    more than ``most`` characters; :class:`UnfinishedError` for one that goes on after ``until``, on
+    the monotonic clock."""
     if isinstance(value, enum.Enum):
         value = value.value
     if isinstance(value, Content):
         value = value.text
+    plain = _Plain(most, until)
     if not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False, default=_plain)
+        value = plain.json(value)
         if "NaN" in value or "Infinity" in value:  # perhaps in a text, where they may be
             json.loads(value, parse_constant=_refuse_number)
-    return value.encode(errors="replace").decode()
+    return Written(value.encode(errors="replace").decode(), plain.more)
 
 
 def _refuse_number(name: str) -> None:
@@ -193,27 +231,51 @@ def _refuse_number(name: str) -> None:
     )
 
 
-def _plain(value: Any) -> Any:
-    """What stands in JSON for an object that JSON does not know."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, Set):
-        return _in_order(value)
-    if isinstance(value, Generator):
-        return list(value)
-    if callable(getattr(value, "tolist", None)):  # an array, whose str() leaves out its middle
-        return value.tolist()
-    if callable(getattr(value, "model_dump", None)):
-        return value.model_dump(mode="json")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    text = str(value)
-    if isinstance(value, (bytes, bytearray)) or _ADDRESS.search(text):
-        raise InvalidRequest(
-            f"the tool gave a value of type {type(value).__name__}, allowed are a str, what JSON "
-            "has, and objects whose str() says what they are"
-        )
-    return text
+class _Plain:
+    """What stands in JSON for objects that JSON does not know. ``more``: whether a generator was
+    not read to its end."""
+
+    def __init__(self, most: int | None, until: float | None):
+        self._most, self._until, self.more = most, until, False
+
+    def json(self, value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, default=self._value)
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, enum.Enum):
+            return value.value
+        if isinstance(value, Set):
+            return _in_order(value)
+        if isinstance(value, Generator):
+            return self._taken(value)
+        if callable(getattr(value, "tolist", None)):  # an array, whose str() leaves out its middle
+            return value.tolist()
+        if callable(getattr(value, "model_dump", None)):
+            return value.model_dump(mode="json")
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        text = str(value)
+        if isinstance(value, (bytes, bytearray)) or _ADDRESS.search(text):
+            raise InvalidRequest(
+                f"the tool gave a value of type {type(value).__name__}, allowed are a str, what "
+                "JSON has, and objects whose str() says what they are"
+            )
+        return text
+
+    def _taken(self, values: Generator[Any, Any, Any]) -> list[Any]:
+        """The items that a generator gives, each as JSON has it: it may be a generator too."""
+        items, characters = [], 0
+        with closing(values):
+            for item in values:
+                if self._until is not None and time.monotonic() >= self._until:
+                    raise UnfinishedError
+                text = self.json(item)
+                items.append(json.loads(text))
+                characters += len(text) + len(", ")
+                if self._most is not None and characters > self._most:
+                    self.more = True
+                    break
+        return items
 
 
 def _in_order(values: Set[Any]) -> list[Any]:

@@ -28,6 +28,19 @@ _KEYWORDS = {
     *("minLength", "maxLength", "pattern", "format", "items", "minItems", "maxItems"),
     *("properties", "required", "additionalProperties", *_BOUNDS),
 }
+_OF_TUPLES = {"type", "prefixItems", "items", "minItems", "maxItems"}
+_DATE = "[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
+_TIME = (
+    r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?"
+    "(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+)
+# Formats of texts that are no JSON, which llguidance does not follow there.
+_FORMATS = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "uuid": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+}
 Schema = Mapping[str, Any]
 
 
@@ -59,6 +72,8 @@ class Values:
             return self._lark.rule(" | ".join(self.value({**rest, "type": k}) for k in kind))
         if not set(schema) - _PLAIN - {"type"} and kind is None:
             return self._any()
+        if _is_tuple(schema):
+            return self._tuple(schema["prefixItems"])
         if set(schema) - _PLAIN - (_KEYWORDS if isinstance(kind, str) else set()):
             return self._library(schema)
         makers: dict[Any, Callable[[Schema], str]] = {
@@ -143,6 +158,11 @@ class Values:
         some = item if high == 1 else f"{item} ({comma} {item}){count}"
         return f'"[" {some} "]"' if low else f'"[" ({some})? "]"'
 
+    def _tuple(self, items: Sequence[Any]) -> str:
+        """A list of so many values, each by its own schema."""
+        comma = self._lark.text(self._comma)
+        return f'"[" {f" {comma} ".join(map(self.value, items))} "]"'
+
     def _dict(self, others: Any) -> str:
         """An object whose keys are not known."""
         key = self._string({"type": "string"}) if self._quote is None else self._bare_key()
@@ -183,6 +203,15 @@ class Values:
         if "$defs" in self._root and not plain and '"$ref"' in json.dumps(given):
             given["$defs"] = self._root["$defs"]
         return self._lark.rule(json_rule(given))
+
+
+def _is_tuple(schema: Schema) -> bool:
+    """Whether a schema is a list's that has just the items that it names."""
+    items = schema.get("prefixItems")
+    if schema.get("type") != "array" or not isinstance(items, (list, tuple)) or not items:
+        return False
+    exact = all(schema.get(name) == len(items) for name in ("minItems", "maxItems"))
+    return exact and not set(schema) - _PLAIN - _OF_TUPLES
 
 
 def _json(value: Any) -> str:
@@ -252,9 +281,11 @@ def tagged(
 
 
 def raw_text(schema: Schema, *, wrapped: bool = False) -> tuple[str, int]:
-    """A regular expression of a string, and its least length; a pattern counts before lengths.
-    ``wrapped``: it ends with no line break."""
+    """A regular expression of a string, and its least length; a pattern counts before a
+    format, both before lengths. ``wrapped``: it ends with no line break."""
     pattern = schema.get("pattern")
+    if not pattern and (known := _FORMATS.get(str(schema.get("format")))):
+        pattern = f"^{known}$"
     if pattern:
         begun, ended = pattern.startswith("^"), pattern.endswith("$")
         inner = f"(?:{pattern[begun : len(pattern) - ended]})"

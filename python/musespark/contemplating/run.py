@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from musespark.agents.conversation import ToolConversation, refuse_effects
+from musespark.agents.telling import Room
 from musespark.agents.tools import Tool, tools_by_name
 from musespark.contemplating.agents import Agent, Turn, added
 from musespark.contemplating.drafts import Round, Steps
@@ -140,8 +141,10 @@ class Contemplation:
     def _agents_fields(self, messages: Messages) -> dict[str, Any]:
         fields: dict[str, Any] = {"window": self._options.weak_window}
         if self._functions is not None:
-            calls = self._options.calls
-            fields["conversation"] = ToolConversation(self._functions, messages, calls)
+            tokenizer, calls = self._model.tokenizer, self._options.calls
+            room = Room(self._model.info.context, lambda text: len(tokenizer.encode(text)))
+            conversation = (self._functions, messages, calls, room, self._given)
+            fields["conversation"] = ToolConversation(*conversation)
             fields["ask"] = lambda turns, seed: self._submit(self._prepare(turns), seed)
         return fields
 

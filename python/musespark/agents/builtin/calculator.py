@@ -27,9 +27,16 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     name: getattr(math, name)
     for name in ("sqrt", "exp", "log", "log2", "log10", "sin", "cos", "tan", "floor", "ceil")
 }
-_FUNCTIONS |= {"abs": abs, "min": min, "max": max}
+_FUNCTIONS |= {"abs": abs, "min": min, "max": max, "factorial": lambda n: _factorial(n)}
 _FUNCTIONS["round"] = lambda value, digits=0: round(float(value), max(-400, min(400, digits)))
 _GROUPED = re.compile(r"\d,\s*0\d")  # 1,000 as an argument would be two
+# As people write it. A factorial and a root are found by their operands.
+_SIGNS = str.maketrans({"×": "*", "·": "*", "⋅": "*", "÷": "/", "−": "-", "π": "pi", "^": "**"})
+_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"
+_POWER = re.compile(f"[{_RAISED}]+")
+_AS_DIGITS = str.maketrans(_RAISED, "0123456789-")
+_WORD = re.compile(r"[\w.]+")
+_LARGEST_FACTORIAL = 600  # which has more than the bits allowed
 _CONSTANTS = {"pi": math.pi, "e": math.e}
 
 
@@ -37,8 +44,8 @@ def calculate(expression: str) -> str:
     """Evaluate an expression.
 
     Args:
-        expression: numbers, + - * / // % ** (or ^: 2^3 is 8) and brackets, sqrt, log, sin and the
-            like
+        expression: numbers, + - * / // % ** (or ^: 2^3 is 8) ! and brackets, sqrt, log, sin and
+            the like
     """
     if len(text("expression", expression)) > _LONGEST:
         raise InvalidRequest(
@@ -60,7 +67,7 @@ def _parsed(expression: str) -> ast.AST:
     if not expression.strip():
         raise InvalidRequest(f"expression: got {expression!r:.80}, allowed is such as 2 * (3 + 4)")
     try:
-        tree = ast.parse(expression.strip().replace("^", "**"), mode="eval").body
+        tree = ast.parse(_as_python(expression.strip()), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         why = error.msg if isinstance(error, SyntaxError) else str(error) or "too deep"
         raise InvalidRequest(
@@ -72,6 +79,69 @@ def _parsed(expression: str) -> ast.AST:
             "1,000"
         )
     return tree
+
+
+def _as_python(expression: str) -> str:
+    """An expression with the signs that people write as Python has them. InvalidRequest for two
+    factorials together: 3!! is (3!)! to some and 3 * 1 to others."""
+    if re.search(r"!\s*!", expression):
+        raise InvalidRequest(
+            f"expression: got {expression!r:.80}, allowed is (3!)! or a product, for !! is either"
+        )
+    text = _POWER.sub(lambda found: f"**({found[0].translate(_AS_DIGITS)})", expression)
+    text = text.translate(_SIGNS)
+    at = text.find("!")
+    while at >= 0:
+        begin = _operand_before(text, at) if text[at + 1 : at + 2] != "=" else at
+        if begin < at:
+            text = f"{text[:begin]}factorial({text[begin:at]}){text[at + 1 :]}"
+        at = text.find("!", at + 1 + len("factorial("))
+    at = text.rfind("√")
+    while at >= 0:
+        end = _operand_after(text, at + 1)
+        text = f"{text[:at]}sqrt({text[at + 1 : end]}){text[end:]}"
+        at = text.rfind("√")
+    return text
+
+
+def _operand_before(text: str, end: int) -> int:
+    """Where a number, a name, or brackets with the name before them begin, which end here."""
+    at = len(text[:end].rstrip())
+    if text[at - 1 : at] == ")":
+        at = _other_bracket(text, range(at - 1, -1, -1))
+    while at > 0 and _WORD.fullmatch(text[at - 1]):
+        at -= 1
+    return at
+
+
+def _operand_after(text: str, begin: int) -> int:
+    """Where a number, a name or brackets end, or a name with its brackets, which begin here."""
+    at = begin + len(text[begin:]) - len(text[begin:].lstrip())
+    if (word := _WORD.match(text, at)) is not None:
+        at = word.end()
+    if text[at : at + 1] != "(":
+        return at
+    return _other_bracket(text, range(at, len(text))) + 1
+
+
+def _other_bracket(text: str, places: range) -> int:
+    """Where what the bracket at the first of the places opens or closes ends; else the last."""
+    depth = 0
+    for place in places:
+        depth += (text[place] == "(") - (text[place] == ")")
+        if depth == 0:
+            return place
+    return places[-1]
+
+
+def _factorial(value: Any) -> int:
+    if value != int(value) or value < 0:
+        raise InvalidRequest(
+            f"expression: the factorial of {value}, allowed is of 0, 1, 2 and so on"
+        )
+    if value > _LARGEST_FACTORIAL:
+        raise InvalidRequest(f"expression: {value!s:.20}! is too large")
+    return math.factorial(int(value))
 
 
 def _value(node: ast.AST) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import platform
@@ -71,8 +72,9 @@ def python_tool(limits: SandboxLimits | None = None) -> Tool:
 
 
 def run_in_sandbox(code: str, limits: SandboxLimits) -> str:
-    """What a program prints. InvalidRequest for one that takes too long or prints too much; what
-    it ends with is told behind its output. SandboxUnavailable."""
+    """What a program prints, and behind it how it ended where that was not well: with a status, or
+    because it printed too much. One that prints nothing is told so, since a model may have expected
+    the value of the last line. InvalidRequest for one that takes too long. SandboxUnavailable."""
     try:
         size = len(code.encode())
     except UnicodeEncodeError as error:
@@ -86,8 +88,13 @@ def run_in_sandbox(code: str, limits: SandboxLimits) -> str:
     if platform.system() != "Linux":
         raise SandboxUnavailable(f"python_tool needs Linux, this is {platform.system()}")
     said, status = _run(code, limits)
+    if len(said) > limits.output:  # perhaps within a character
+        text = codecs.getincrementaldecoder("utf-8")("replace").decode(said[: limits.output])
+        return f"{text}\n[ended here: it printed more than {limits.output} bytes]"
     text = said.decode(errors="replace").rstrip("\n")
-    return text if status == 0 else f"{text}\n[ended with status {status}]".lstrip("\n")
+    if status != 0:
+        return f"{text}\n[ended with status {status}]".lstrip("\n")
+    return text or "[nothing was printed; print what you want to see]"
 
 
 def _run(code: str, limits: SandboxLimits) -> tuple[bytes, int]:
@@ -128,7 +135,7 @@ def _interpreter() -> str:
 
 
 def _output(child: subprocess.Popen[bytes], limits: SandboxLimits) -> bytes:
-    """All that a child prints, until it ends."""
+    """All that a child prints, until it ends or has printed more than it may."""
     assert child.stdout is not None
     end, said = time.monotonic() + limits.seconds + _GRACE, bytearray()
     with selectors.DefaultSelector() as ready:
@@ -140,5 +147,5 @@ def _output(child: subprocess.Popen[bytes], limits: SandboxLimits) -> bytes:
                 return bytes(said)
             said += piece
             if len(said) > limits.output:
-                raise InvalidRequest(f"code: it printed more than {limits.output} bytes")
+                return bytes(said)
     raise InvalidRequest(f"code: it took more than {limits.seconds:g} s")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import functools
 import io
 import math
 import os
@@ -18,7 +20,7 @@ from typing import Any
 
 from musespark.agents.tools import Tool
 from musespark.errors import InvalidRequest
-from musespark.options import integer, real
+from musespark.options import integer, real, text
 from musespark.untrusted import checked_path, read_small_file
 
 MAX_CSV_BYTES = 64 << 20
@@ -26,14 +28,22 @@ MAX_ROWS = 100  # of an answer
 MAX_SECONDS = 10.0  # of a query
 # Of a value in a query, as much as a CSV cell may have; and of what LIKE and GLOB look for. Within
 # one function SQLite neither looks at the clock nor can be interrupted, and some take time with the
-# product of two lengths: instr and LIKE then 0.1 s, trim of 5,000 characters 3 s. Python 3.10 sets
-# no limits; SQLite's own are 1 GB and 50,000 bytes.
+# product of two lengths: instr and LIKE then 0.1 s; SQLite's trim of given characters 3 s and more
+# (of 10,900 of them), so here is another one. Python 3.10 sets no limits; SQLite's own are 1 GB and
+# 50,000 bytes.
 _CELL_BYTES = 1 << 17
 _PATTERN_BYTES = 500
 _ANSWER = 1 << 20  # characters of the cells of an answer, after which no more rows are read
 _DELIMITERS = (",", ";", "\t", "|")  # the one that the first line has most of
 _STEPS = 10_000  # of SQLite's machine between looks at the clock
 _SQLITE = b"SQLite format 3\0"
+# By SQLite's codes, which Python 3.10 does not tell, and by its texts, in which a query may stand.
+_INTERRUPTED, _TOO_BIG, _REFUSED = 9, 18, 23
+_CODES = {
+    "interrupted": _INTERRUPTED,
+    "string or blob too big": _TOO_BIG,
+    "not authorized": _REFUSED,
+}
 _ALLOWED = {
     sqlite3.SQLITE_SELECT,
     sqlite3.SQLITE_READ,
@@ -44,6 +54,7 @@ _BARRED = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"}
 # What is a number to every reader: 007 is a name, and so is what a number would not hold exactly.
 _NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
 _INT64 = 1 << 63
+_UPPER = re.compile("[A-Z]+")
 Connect = Callable[[], sqlite3.Connection]
 
 
@@ -52,14 +63,16 @@ def table_tools(
     *,
     max_rows: int = MAX_ROWS,
     max_seconds: float = MAX_SECONDS,
+    encoding: str = "utf-8",
 ) -> list[Tool]:
     """Tools to ask tables: ``describe_tables()`` and ``query_table(sql)``.
 
-    ``files``: a CSV file of UTF-8 text by the name of its table (its first line has the columns;
-    cells that are numbers are numbers, but for such as 007), or one SQLite file alone, by any name.
-    They are read at each query, so that a query sees what the file is then. Nothing but SELECT is
-    allowed. InvalidRequest for files that are no such tables, and to the model for a query that is
-    refused, wrong, too large or too slow.
+    ``files``: a CSV file by the name of its table (its first line has the columns; cells that are
+    numbers are numbers, but for such as 007), or a SQLite file: one alone by any name, beside other
+    files by that of a schema, so that its tables are ``name.table``. They are read at each query,
+    so that a query sees what the file is then. ``encoding``: of the CSV files. Nothing but SELECT
+    is allowed. InvalidRequest for files that are no such tables, and to the model for a query that
+    is refused, wrong, too large or too slow.
 
     ``max_seconds``: of a query, looked at between its rows. From Python 3.11 on a query reads and
     makes no value of more than 131,072 bytes, so that what is done to one takes little of that; a
@@ -69,7 +82,7 @@ def table_tools(
         raise InvalidRequest(f"files: got {files!r:.60}, allowed is a dict name: path")
     integer("max_rows", max_rows, 1)
     real("max_seconds", max_seconds, 0.001, 1e6, "a number of seconds > 0")
-    connect = _opened(files)
+    connect = _opened(files, _checked_encoding(encoding))
 
     def describe_tables() -> str:
         """The tables that there are, their columns and how many rows they have."""
@@ -94,7 +107,17 @@ def table_tools(
 # ---- opening ------------------------------------------------------------------------------------
 
 
-def _opened(files: Mapping[str, str | os.PathLike[str]]) -> Connect:
+def _checked_encoding(encoding: str) -> str:
+    try:
+        io.TextIOWrapper(io.BytesIO(), encoding=text("encoding", encoding))
+    except (LookupError, ValueError):
+        raise InvalidRequest(
+            f"encoding: got {encoding!r:.60}, allowed is one that Python has, such as utf-8, cp1252"
+        ) from None
+    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
+def _opened(files: Mapping[str, str | os.PathLike[str]], encoding: str) -> Connect:
     paths = {name: checked_path(path, f"files[{name!r:.40}]") for name, path in files.items()}
     for name, path in paths.items():
         if not isinstance(name, str) or not name:
@@ -104,13 +127,11 @@ def _opened(files: Mapping[str, str | os.PathLike[str]]) -> Connect:
             raise InvalidRequest(
                 f"files[{name!r:.40}]: no file, {os.fspath(path)!r:.200} is {what}"
             )
-    if any(map(_is_sqlite, paths.values())):
-        if len(paths) > 1:
-            raise InvalidRequest(
-                f"files: got a SQLite file among {len(paths)} files, allowed is one alone"
-            )
-        return lambda: _sqlite(next(iter(paths.values())))
-    return lambda: _csv_tables(paths)
+    databases = {name: path for name, path in paths.items() if _is_sqlite(path)}
+    if len(paths) == len(databases) == 1:
+        return lambda: _with_trims(_sqlite(next(iter(paths.values()))))
+    texts = {name: path for name, path in paths.items() if name not in databases}
+    return lambda: _with_trims(_together(texts, databases, encoding))
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -118,37 +139,54 @@ def _is_sqlite(path: Path) -> bool:
         return file.read(len(_SQLITE)) == _SQLITE
 
 
+def _read_only(path: Path) -> str:
+    return f"{path.resolve().as_uri()}?mode=ro"
+
+
 def _sqlite(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+    return sqlite3.connect(_read_only(path), uri=True, isolation_level=None)
 
 
-def _csv_tables(paths: Mapping[str, Path]) -> sqlite3.Connection:
-    database = sqlite3.connect(":memory:")
+def _together(
+    texts: Mapping[str, Path], databases: Mapping[str, Path], encoding: str
+) -> sqlite3.Connection:
+    """A database in memory with the tables of CSV files, and SQLite files attached to it."""
+    database = sqlite3.connect("file::memory:", uri=True)
     try:
-        for name, path in paths.items():
-            _fill(database, name, path)
+        for name, path in texts.items():
+            _fill(database, name, path, encoding)
+        for name, path in databases.items():
+            try:
+                database.execute(f"ATTACH ? AS {_quoted(name)}", (_read_only(path),))
+            except sqlite3.Error as error:
+                raise InvalidRequest(f"files[{name!r:.40}]: {error!s:.200}") from None
     except BaseException:
         database.close()
         raise
     return database
 
 
-def _fill(database: sqlite3.Connection, name: str, path: Path) -> None:
+def _fill(database: sqlite3.Connection, name: str, path: Path, encoding: str) -> None:
+    where = f"files[{name!r:.40}]"
     try:
-        text = read_small_file(path, MAX_CSV_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"files[{name!r:.40}]: byte {error.start} is no UTF-8") from None
-    first = text.partition("\n")[0]
-    rows = csv.reader(io.StringIO(text), delimiter=max(_DELIMITERS, key=first.count))
-    columns = _columns(rows, f"files[{name!r:.40}]")
+        content = read_small_file(path, MAX_CSV_BYTES).decode(encoding)
+    except UnicodeError as error:
+        at, said = getattr(error, "start", 0), encoding.removesuffix("-sig")
+        raise InvalidRequest(
+            f"{where}: byte {at} is no {said.upper()}, allowed is text of the encoding= of "
+            "table_tools, such as cp1252 where Windows wrote the file"
+        ) from None
+    first = content.partition("\n")[0]
+    rows = csv.reader(io.StringIO(content), delimiter=max(_DELIMITERS, key=first.count))
     try:
+        columns = _columns(rows, where)
         database.execute(f"CREATE TABLE {_quoted(name)} ({', '.join(map(_quoted, columns))})")
         places = ", ".join("?" * len(columns))
         database.executemany(
             f"INSERT INTO {_quoted(name)} VALUES ({places})", _cells(rows, len(columns), name)
         )
     except (sqlite3.Error, csv.Error) as error:
-        raise InvalidRequest(f"files[{name!r:.40}]: {error!s:.200}") from None
+        raise InvalidRequest(f"{where}: {error!s:.200}") from None
     database.commit()
 
 
@@ -160,12 +198,13 @@ def _columns(rows: Iterator[list[str]], where: str) -> list[str]:
         raise InvalidRequest(f"{where}: got {what}, allowed is a first line with the columns")
     seen: set[str] = set()
     for column in columns:
-        if column.lower() in seen:
+        folded = _UPPER.sub(lambda found: found[0].lower(), column)  # as SQLite does: ASCII alone
+        if folded in seen:
             raise InvalidRequest(
                 f"{where}: got the column {column!r:.60} twice in the first line {columns!r:.80}, "
                 "allowed is each name once, upper and lower case alike"
             )
-        seen.add(column.lower())
+        seen.add(folded)
     return columns
 
 
@@ -207,18 +246,38 @@ def _described(database: sqlite3.Connection, seconds: float) -> Iterator[str]:
 
 
 def _tables(database: sqlite3.Connection) -> Iterator[str]:
-    names = database.execute(
-        "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY name"
-    ).fetchall()
-    for (name,) in names:
-        columns = [row[1] for row in database.execute(f"PRAGMA table_info({_quoted(name)})")]
-        (count,) = database.execute(f"SELECT count(*) FROM {_quoted(name)}").fetchone()
-        yield f"{name} ({', '.join(columns)}): {count} rows"
+    for schema, name in _names(database):
+        table = f"{_quoted(schema)}.{_quoted(name)}"
+        columns = [
+            row[1]
+            for row in database.execute(f"PRAGMA {_quoted(schema)}.table_info({_quoted(name)})")
+        ]
+        (count,) = database.execute(f"SELECT count(*) FROM {table}").fetchone()
+        yield f"{_told(schema, name)} ({', '.join(columns)}): {count} rows"
+
+
+def _names(database: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Schemas and names of the tables and views."""
+    schemas = [row[1] for row in database.execute("PRAGMA database_list")]
+    return [
+        (schema, name)
+        for schema in schemas
+        for (name,) in database.execute(
+            f"SELECT name FROM {_quoted(schema)}.sqlite_master WHERE type IN ('table', 'view') "
+            "ORDER BY name"
+        )
+    ]
+
+
+def _told(schema: str, name: str) -> str:
+    return name if schema == "main" else f"{schema}.{name}"
 
 
 def _answer(database: sqlite3.Connection, sql: str, most: int, seconds: float) -> str:
+    with _limited(database, seconds, "files"):
+        known = ", ".join(_told(*one) for one in _names(database))
     database.set_authorizer(_authorize)
-    with _limited(database, seconds, "sql"):
+    with _limited(database, seconds, "sql", known):
         cursor = database.execute(sql)
         if cursor.description is None:
             raise InvalidRequest(f"sql: got {sql!r:.80}, allowed is one SELECT")
@@ -226,8 +285,11 @@ def _answer(database: sqlite3.Connection, sql: str, most: int, seconds: float) -
 
 
 @contextmanager
-def _limited(database: sqlite3.Connection, seconds: float, where: str) -> Iterator[None]:
-    """Bounds what is asked in here; InvalidRequest for what SQLite says of it."""
+def _limited(
+    database: sqlite3.Connection, seconds: float, where: str, tables: str = ""
+) -> Iterator[None]:
+    """Bounds what is asked in here; InvalidRequest for what SQLite says of it. ``tables``: names of
+    those that there are."""
     end = time.monotonic() + seconds
     # The timer ends a statement at its next row, however long its rows take; it does nothing
     # between two statements, after which the handler does.
@@ -240,23 +302,25 @@ def _limited(database: sqlite3.Connection, seconds: float, where: str) -> Iterat
     timer.start()
     try:
         yield
-    except sqlite3.OperationalError as error:
-        if "interrupted" in str(error):
-            raise InvalidRequest(f"{where}: it took more than {seconds:g} s") from None
-        raise InvalidRequest(f"{where}: {error!s:.200}") from None
     except (sqlite3.Error, sqlite3.Warning, OverflowError) as error:
-        raise InvalidRequest(f"{where}: {_said(error):.200}") from None
+        raise InvalidRequest(f"{where}: {_said(error, seconds, tables)}") from None
     finally:
         timer.cancel()
         timer.join()  # it may be about to interrupt what is next closed
 
 
-def _said(error: Exception) -> str:
-    if "not authorized" in str(error):
+def _said(error: Exception, seconds: float, tables: str) -> str:
+    text = str(error)
+    code = getattr(error, "sqlite_errorcode", _CODES.get(text))
+    if code == _INTERRUPTED:
+        return f"it took more than {seconds:g} s"
+    if code == _REFUSED:
         return "allowed is one SELECT"
-    if "too big" in str(error):
+    if code == _TOO_BIG:
         return f"a cell, or what is made of cells, has more than the {_CELL_BYTES} bytes allowed"
-    return str(error)
+    if text.startswith("no such table: ") and tables:
+        return f"{text:.200}; there are {tables:.300}"
+    return f"{text:.200}"
 
 
 def _authorize(action: int, first: str | None, second: str | None, *rest: Any) -> int:
@@ -279,3 +343,36 @@ def _written(rows: sqlite3.Cursor, most: int) -> str:
             break
         writer.writerow(row)
     return out.getvalue().rstrip("\n")
+
+
+# ---- trim ---------------------------------------------------------------------------------------
+
+
+def _with_trims(database: sqlite3.Connection) -> sqlite3.Connection:
+    """A database whose trim, ltrim and rtrim of given characters take time with the text alone."""
+    for name, sides in (("trim", (True, True)), ("ltrim", (True, False)), ("rtrim", (False, True))):
+        trim = functools.partial(_trimmed, sides=sides)
+        database.create_function(name, 2, trim, deterministic=True)
+    return database
+
+
+def _trimmed(value: Any, characters: Any, *, sides: tuple[bool, bool]) -> str | None:
+    """SQLite's ``trim(value, characters)``."""
+    if value is None or characters is None:
+        return None
+    text = _as_text(value)
+    known = frozenset(_as_text(characters).partition("\0")[0])  # C's text ends there
+    begin, end = 0, len(text)
+    while sides[0] and begin < end and text[begin] in known:
+        begin += 1
+    while sides[1] and begin < end and text[end - 1] in known:
+        end -= 1
+    return text[begin:end]
+
+
+def _as_text(value: Any) -> str:
+    """A value as SQLite writes it; a blob's bytes are taken as text."""
+    if isinstance(value, float):
+        with closing(sqlite3.connect(":memory:")) as other:
+            return other.execute("SELECT CAST(? AS TEXT)", (value,)).fetchone()[0]
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 
+from musespark.agents.builtin.unit_names import NAMES
 from musespark.errors import InvalidRequest
 from musespark.options import real, text
 
@@ -81,11 +82,23 @@ _KINDS: dict[str, dict[str, float]] = {
         "TiB": 2.0**40,
     },
     "energy": {"J": 1.0, "kJ": 1e3, "cal": 4.184, "kcal": 4184.0, "Wh": 3600.0, "kWh": 3.6e6},
-    "pressure": {"Pa": 1.0, "hPa": 100.0, "kPa": 1e3, "bar": 1e5, "atm": 101325.0},
+    "pressure": {
+        "Pa": 1.0,
+        "hPa": 100.0,
+        "mbar": 100.0,
+        "kPa": 1e3,
+        "bar": 1e5,
+        "atm": 101325.0,
+    },
 }
 # In kelvin: (factor, the zero point).
 _TEMPERATURES = {"K": (1.0, 0.0), "C": (1.0, 273.15), "F": (5 / 9, 459.67 * 5 / 9)}
 _KIND_OF = {unit: kind for kind, units in _KINDS.items() for unit in units}
+# In other letters these may be others: Mm and ML are a million, NM is a nautical mile, Cal a kcal,
+# Mb are bits.
+_EXACT = {"mm", "mg", "ml", "ms", "nm", "mbar", "cal", *_KINDS["data"]}
+_FOLDED = {unit.lower(): unit for unit in (*_KIND_OF, *_TEMPERATURES) if unit not in _EXACT}
+_SIGNS = str.maketrans({"µ": "u", "μ": "u", "²": "2", "³": "3", "°": None, "º": None, "^": None})
 
 
 def convert_units(value: float, unit: str, to: str) -> float:
@@ -95,7 +108,7 @@ def convert_units(value: float, unit: str, to: str) -> float:
         unit: such as km, lb, h, l, m2, km/h, GiB, kWh, hPa, C
         to: a unit of the same kind
     """
-    unit, to = text("unit", unit), text("to", to)
+    unit, to = unit_named(text("unit", unit)), unit_named(text("to", to))
     value = real("value", value, -_LARGEST, _LARGEST, "a finite number")
     found = _converted(value, unit, to)
     if not math.isfinite(found):
@@ -104,6 +117,16 @@ def convert_units(value: float, unit: str, to: str) -> float:
             "1.8e308"
         )
     return float(f"{found:.12g}")  # what the factors' own rounding adds says nothing
+
+
+def unit_named(given: str) -> str:
+    """The unit that a text names: by its sign, by its name, by either in other letters where they
+    can be no other's; the text itself where there is none."""
+    bare = " ".join(given.translate(_SIGNS).rstrip(". ").split())
+    if bare in _KIND_OF or bare in _TEMPERATURES:
+        return bare
+    name = bare.lower().removeprefix("degrees ").removeprefix("degree ").removeprefix("deg ")
+    return NAMES.get(name) or NAMES.get(name.removesuffix("s")) or _FOLDED.get(name, given)
 
 
 def _converted(value: float, unit: str, to: str) -> float:

@@ -1,0 +1,145 @@
+"""What a model is told of what a tool gave: as much as it may be, and as the context has room for.
+
+The room is a matter of the conversation alone: what its last turn took of the context, by the
+tokens that the result counts, so that the same conversation is told the same everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from musespark.agents.events import ToolUse
+from musespark.agents.flags import flags_of
+from musespark.agents.tools import Content, Tool, Written
+from musespark.options import TOTAL
+from musespark.parts import is_media
+from musespark.text.toolcalls import skip_space
+
+MAX_RESULT = 16_384  # characters of a tool's answer that a model is told
+# This is done on an event loop, where others wait: 30 ms and 60 ms at the most.
+_MOST_SEARCHED = 1 << 17  # characters in which flags are looked for
+_MOST_COUNTED = 1 << 21  # characters of a list whose items are counted
+_LEAST = 80  # characters that are told however little room there is
+_FRAME = 32  # tokens of a message around its text
+_ASKED = ("max_new_tokens", "max_tokens", "thinking_token_budget")  # of a turn, beside each other
+
+
+class Room:
+    """The context of a model: of how many tokens, and how many a text has."""
+
+    def __init__(self, context: int, count: Callable[[str], int]):
+        self._context, self.count = context, count
+
+    def after(self, result: Any, options: Mapping[str, Any], calls: int) -> Share:
+        """What the answers to the calls of a turn may have: half of what the context has left, and
+        no more than leaves what the ``options`` of the next turn ask for."""
+        agents = getattr(result, "agents", ())  # several, whose usage is that of all together
+        asked = agents[0].usage.prompt_tokens if agents else result.usage.prompt_tokens
+        written = len(result.tokens) if agents else result.usage.completion_tokens
+        left = self._context - asked - written
+        keep = options.get(TOTAL) or sum(options.get(name) or 0 for name in _ASKED)
+        return Share(max(0, min(left // 2, left - keep)), calls, self.count)
+
+
+class Share:
+    """Tokens that the texts of the answers of one step have together: each the same part of what
+    those before it have left. Images are not counted: the next turn's prompt has them."""
+
+    def __init__(self, tokens: int, calls: int, count: Callable[[str], int]):
+        self._left, self._calls, self.count = tokens, calls, count
+
+    @property
+    def tokens(self) -> int:
+        """Of the next answer."""
+        return max(0, self._left // max(1, self._calls) - _FRAME)
+
+    def take(self, answer: str) -> None:
+        self._left, self._calls = self._left - self.count(answer) - _FRAME, self._calls - 1
+
+
+def told_use(
+    seen: tuple[int, str, str, Any],
+    written: Written,
+    status: str,
+    seconds: float,
+    tools: Mapping[str, Tool],
+    markers: Collection[str] = (),
+    most: int = MAX_RESULT,
+    share: Share | None = None,
+) -> ToolUse:
+    """A use (``seen``: its turn, id, name and arguments) with what is told of a text, cut where it
+    is too long, and with its flags: of what is told, and of what comes next. ``most``: characters;
+    ``share``: what the context has for it."""
+    text = written.text
+    flags = flags_of(text[:_MOST_SEARCHED], tools, markers)
+    whole, cut = ToolUse(*seen, text, status, seconds, flags), _Cut(written)
+    found = whole if len(text) <= most else cut.at(whole, most)
+    most = min(most, len(text))
+    while share is not None and most > _LEAST:
+        tokens, cost = share.tokens, share.count(found.answer)
+        if cost <= tokens:
+            break
+        most = max(_LEAST, most * tokens // cost)
+        found = cut.at(whole, most)
+    return found
+
+
+class _Cut:
+    """A text to be cut, perhaps several times."""
+
+    def __init__(self, written: Written):
+        self._text, self._least = written.text, "at least " if written.more else ""
+        self._items: int | None = None
+        self._looked = False
+
+    def at(self, use: ToolUse, most: int) -> ToolUse:
+        """The use with so many characters of the text, and a note of what was left out."""
+        end, items = self._end(most)
+        left_out = len(self._text) - end
+        note = f"{self._least}{left_out} more characters were left out"
+        if items is not None:
+            note = f"{items[0]} of {self._least}{items[1]} items are shown; {note}"
+        answer = f"{self._text[:end]}\n[{note}]"
+        seen = (use.turn, use.id, use.name, use.arguments, answer, use.status, use.seconds)
+        return ToolUse(*seen, use.flags, left_out, items)
+
+    def _end(self, most: int) -> tuple[int, tuple[int, int] | None]:
+        """Where to cut. A list in JSON: after its last whole item; and how many of how many items
+        that are. A list that would take long to count is cut as a text."""
+        total = self._total()
+        if total is None:
+            return most, None
+        decoder, at, end, shown = json.JSONDecoder(), skip_space(self._text, 1), 0, 0
+        while shown < total:
+            _, at = decoder.raw_decode(self._text, at)
+            if at > most:
+                break
+            end, shown = at, shown + 1
+            at = skip_space(self._text, skip_space(self._text, at) + 1)  # behind the comma
+        return (end, (shown, total)) if shown else (most, None)
+
+    def _total(self) -> int | None:
+        """The items of a list; None for what is none, or is too long."""
+        if not self._looked:
+            self._looked = True
+            if self._text.startswith("[") and len(self._text) <= _MOST_COUNTED:
+                try:
+                    self._items = len(json.loads(self._text))
+                except (ValueError, RecursionError):  # a text that only begins so
+                    self._items = None
+        return self._items
+
+
+def content_of(value: Any, use: ToolUse, sees: bool = True) -> Any:
+    """The content of the message that answers a call: what the model is told of texts and images.
+    ``sees``: whether it takes images."""
+    if not isinstance(value, Content):
+        return use.answer
+    images = [part for part in value.parts if is_media(part)]
+    if images and not sees:
+        return f"{use.answer}\n[images, which this model cannot see: {len(images)}]".strip()
+    if use.left_out:
+        return [*images, {"type": "text", "text": use.answer}]
+    return list(value.parts)
