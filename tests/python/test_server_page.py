@@ -178,12 +178,13 @@ def test_a_conversation_goes_on_and_a_new_chat_begins(page: Page) -> None:
 
 @pytest.fixture
 def slow_steps(model, monkeypatch) -> None:
-    """Holds every step of the engine up, so that a long answer takes seconds on any machine."""
+    """Holds the engine up each time that it tells of tokens, of which it writes a hundred between,
+    so that a long answer takes seconds on any machine."""
     driver = model._engine._driver
     deliver = driver._deliver
 
     def held(events: Any) -> None:
-        time.sleep(0.01)
+        time.sleep(0.2)
         deliver(events)
 
     monkeypatch.setattr(driver, "_deliver", held)
