@@ -285,6 +285,24 @@ def test_wrong_usage_exits_with_2(capsys, arguments):
     assert "usage: musespark" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "usage", "said"),
+    [
+        (["serve", "--nosuch"], "musespark serve", "unrecognized arguments: --nosuch\n"),
+        (["serve", "--prot", "80"], "musespark serve", "--prot 80; is --port meant?\n"),
+        (["chat", "--temprature=1"], "musespark chat", "=1; is --temperature meant?\n"),
+        (["cache", "--bogus"], "musespark cache", "arguments: --bogus\n"),
+        (["--nosuch", "doctor"], "musespark", "unrecognized arguments: --nosuch\n"),
+    ],
+)
+def test_what_a_command_does_not_know_is_said_with_its_own_usage(capsys, arguments, usage, said):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert error.startswith(f"usage: {usage} [-h]") and error.endswith(said)
+
+
 def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])

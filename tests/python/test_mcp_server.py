@@ -232,7 +232,10 @@ def test_only_files_of_allowed_folders_are_opened(nano: Any, tmp_path: Path) -> 
     [
         ({"question": "?"}, "image, path: allowed is one of them"),
         ({"question": "?", "image": IMAGE, "path": "/a"}, "allowed is one of them"),
-        ({"question": "?", "image": "%"}, "InvalidRequest: image: a data URL: not base64"),
+        ({"question": "?", "image": "%"}, "InvalidRequest: image: got '%', allowed is a file in"),
+        ({"question": "?", "image": "/home/a.png"}, "is given by its path as path"),
+        ({"question": "?", "image": "https://a.example/a.png"}, "image: got 'https://a.example"),
+        ({"question": "?", "image": "data:;base64,%"}, "image: a data URL: not base64"),
         ({"question": "?", "image": "AAAA"}, "CorruptFile: image"),
         ({"question": "?", "image": "data:text,a"}, "InvalidRequest: image: "),
         ({"image": IMAGE}, "question is missing"),

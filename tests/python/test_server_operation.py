@@ -14,6 +14,7 @@ import musespark
 from musespark.server import Access, Limits, create_app
 from musespark.server.app import Server
 from musespark.server.transport import ABORT, UNSENT
+from support.asgi import POSTS
 from support.bert_models import CASES, SEEDS, folder_of
 
 CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
@@ -142,7 +143,16 @@ def test_what_is_not_there_is_told_as_its_protocol_does(model) -> None:
             assert answer.json()["error"]["message"]
         answer = await client.get(CHAT)
         assert answer.status_code == 405 and answer.headers["allow"] == "POST"
-        assert answer.json()["error"]["code"] is None
+        error = answer.json()["error"]
+        assert error["code"] is None
+        assert error["message"] == f"{CHAT}: got GET, allowed is POST"
+        for path in ("/v1", "/chat/completions", "/page/none.js"):
+            answer = await client.get(path)
+            said = answer.json()["error"]["message"]
+            assert answer.status_code == 404 and said.startswith(f"there is nothing at {path!r}; ")
+            paths = {*POSTS, "/v1/models", "/health", "/metrics", "/openapi.json", "/"}
+            assert {word.strip(",;") for word in said.split(path, 1)[1].split()} >= paths
+            assert "/page/" not in said.split(";", 1)[1]
 
     run(create_app(model), scenario)
 

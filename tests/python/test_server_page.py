@@ -91,7 +91,8 @@ def opened(browser: Browser, url: str) -> Iterator[Open]:
         context.close()
     # What a browser says of an answer that is an error is no error of the page.
     assert [one for one in problems if "Failed to load resource" not in one] == []
-    assert [one for one in asked if not one.startswith(("http://127.0.0.1:", "data:"))] == []
+    near = ("http://127.0.0.1:", "blob:http://127.0.0.1:", "data:")
+    assert [one for one in asked if not one.startswith(near)] == []
 
 
 @pytest.fixture
@@ -124,11 +125,12 @@ def sent(page: Page, **more: Any) -> list[dict[str, Any]]:
     return bodies
 
 
-def canned(page: Page, *deltas: dict[str, Any]) -> None:
+def canned(page: Page, *deltas: dict[str, Any], end: dict[str, Any] | None = None) -> None:
     """An answer that no model gives."""
-    end = {"delta": {}, "finish_reason": "stop", "thinking_stop_reason": "natural"}
-    end["timings"] = {"prefill_s": 0.0, "first_token_s": 0.0, "decode_s": 0.0}
-    choices = [*({"delta": delta, "finish_reason": None} for delta in deltas), end]
+    last = {"delta": {}, "finish_reason": "stop", "thinking_stop_reason": "natural"}
+    last["timings"] = {"prefill_s": 0.0, "first_token_s": 0.0, "decode_s": 0.0}
+    last |= end or {}
+    choices = [*({"delta": delta, "finish_reason": None} for delta in deltas), last]
     lines = [f"data: {json.dumps({'choices': [choice]})}\n\n" for choice in choices]
     body = "".join([*lines, "data: [DONE]\n\n"])
     page.route(CHAT, lambda route: route.fulfill(content_type="text/event-stream", body=body))
@@ -176,12 +178,13 @@ def test_a_conversation_goes_on_and_a_new_chat_begins(page: Page) -> None:
 
 @pytest.fixture
 def slow_steps(model, monkeypatch) -> None:
-    """Holds every step of the engine up, so that a long answer takes seconds on any machine."""
+    """Holds the engine up each time that it tells of tokens, of which it writes a hundred between,
+    so that a long answer takes seconds on any machine."""
     driver = model._engine._driver
     deliver = driver._deliver
 
     def held(events: Any) -> None:
-        time.sleep(0.01)
+        time.sleep(0.2)
         deliver(events)
 
     monkeypatch.setattr(driver, "_deliver", held)
@@ -360,11 +363,24 @@ def test_pictures_are_pasted_and_dropped_and_taken_away(page: Page, kind: str) -
     page.locator(".remove").first.click()
     expect(page.locator("#tray img")).to_have_count(1)
     page.evaluate(DROPPED, [kind, DATA, "text/plain"])
-    expect(page.locator("#notice")).to_have_text("No picture: a <b>file</b>")
+    expect(page.locator("#notice")).to_have_text("No picture: a <b>file</b>.")
     page.click("#send")  # a picture alone is a question too
     ended(page)
     (part,) = bodies[0]["messages"][0]["content"]
     assert part["image_url"]["url"] == f"data:image/png;base64,{DATA}"
+
+
+def test_a_damaged_picture_is_said_where_it_is_dropped(page: Page) -> None:
+    """And is not sent, for the server reads none of these either."""
+    whole = PICTURE.read_bytes()
+    for data in (b"no picture", whole[:20], whole[: len(whole) // 2]):
+        page.evaluate(DROPPED, ["drop", base64.b64encode(data).decode(), "image/png"])
+        expect(page.locator("#notice")).to_contain_text("Damaged, or of a kind that is not read")
+        expect(page.locator("#notice")).to_contain_text("a <b>file</b>")
+        expect(page.locator("#tray img")).to_have_count(0)
+        page.evaluate(DROPPED, ["drop", DATA, "image/png"])
+        expect(page.locator("#notice")).to_be_hidden()
+        page.locator(".remove").click()
 
 
 def test_large_pictures_are_made_smaller(page: Page) -> None:
@@ -422,6 +438,26 @@ def test_agents_stand_side_by_side_and_vote(page: Page, model) -> None:
     shoot(page, "agents")
 
 
+def test_what_decided_is_said_of_all(page: Page) -> None:
+    """Of agents that were stopped it is said that they did not count, whatever they had written."""
+    agents = [
+        {"index": i, "round": 0, "key": "5" if i < 5 else None, "confidence": 0.9}
+        | {"stop_reason": "stop" if i < 5 else "consensus", "completion_tokens": 3}
+        for i in range(8)
+    ]
+    agents[0]["key"] = "4"
+    deltas = [
+        {"agent": {"index": i, "round": 0, "channel": "content", "text": "5"}} for i in range(8)
+    ]
+    end = {"agents": agents, "answer": "5", "stop_reason": "consensus"}
+    canned(page, *deltas, {"content": "5"}, end=end)
+    say(page, SUM)
+    ended(page)
+    expect(page.locator(".votes")).to_have_text("Decided after 5 of 8 answers: 4 agree.")
+    states = page.locator(".agent-state").all_inner_texts()
+    assert states == ["90% confident"] * 5 + ["not counted: decided before"] * 3
+
+
 def test_agents_that_refine_have_a_row_for_each_round(page: Page) -> None:
     sent(page, seed=5, temperature=1.9)  # no two agents agree, so there is another round
     page.select_option("#agents", "2")
@@ -432,21 +468,113 @@ def test_agents_that_refine_have_a_row_for_each_round(page: Page) -> None:
     expect(page.locator(".board h2")).to_have_text("Round 2")
 
 
+# ---- settings, the chat as a file ---------------------------------------------------------------
+
+
+def test_a_system_prompt_and_a_temperature_are_sent(page: Page) -> None:
+    bodies = sent(page)
+    say(page, SUM)
+    ended(page)
+    assert [one["role"] for one in bodies[0]["messages"]] == ["user"]
+    assert "temperature" not in bodies[0]
+    page.click("#settings")
+    page.fill("#system", " Be brief. ")
+    page.fill("#temperature", "0.5")
+    page.click("#settings-form [type=submit]")
+    expect(page.locator("#settings")).to_have_class("round set")
+    page.click("#new-chat")  # they stay
+    say(page, SUM)
+    ended(page)
+    first, question = bodies[1]["messages"]
+    assert first == {"role": "system", "content": "Be brief."}
+    assert (question["content"], bodies[1]["temperature"]) == (SUM, 0.5)
+    page.click("#settings")
+    page.fill("#system", "")
+    page.fill("#temperature", "3")
+    page.click("#settings-form [type=submit]")
+    expect(page.locator("#settings-dialog")).to_be_visible()  # it is more than is allowed
+    page.fill("#temperature", "")
+    page.keyboard.press("Enter")
+    expect(page.locator("#settings-dialog")).to_be_hidden()
+    expect(page.locator("#settings")).to_have_class("round")
+    say(page, SUM)
+    ended(page, 2)
+    assert bodies[2]["messages"][0]["role"] == "user" and "temperature" not in bodies[2]
+    assert page.evaluate("localStorage.length + sessionStorage.length") == 0
+
+
+def test_a_chat_is_saved_as_a_file(page: Page, url: str) -> None:
+    bodies = sent(page)
+    page.click("#settings")
+    expect(page.locator("#save-json")).to_be_disabled()  # there is nothing yet
+    page.fill("#system", "Be brief.")
+    page.keyboard.press("Escape")
+    page.set_input_files("#picture-files", PICTURE)
+    say(page, WHERE)
+    ended(page)
+    say(page, SUM)
+    ended(page, 2)
+    page.route(CHAT, lambda route: route.fulfill(status=500, body="?"))
+    say(page, "A question without an answer")
+    expect(page.locator(".said")).to_be_visible()
+    answers = page.locator(".reply > .prose").all_inner_texts()[:2]
+    page.click("#settings")
+    saved = {}
+    for kind, name in (("json", "chat.json"), ("markdown", "chat.md")):
+        with page.expect_download() as download:
+            page.click(f"#save-{kind}")
+        assert download.value.suggested_filename == name
+        saved[kind] = Path(download.value.path()).read_text(encoding="utf-8")
+    chat = json.loads(saved["json"])
+    assert chat["messages"][:4] == bodies[1]["messages"]
+    assert [one["role"] for one in chat["messages"]] == ["system", *("user", "assistant") * 2]
+    assert (
+        httpx.post(f"{url}/v1/chat/completions", json=chat).status_code == 400
+    )  # an answer ends it
+    more = {**chat, "messages": chat["messages"][:-1], "max_tokens": 50}
+    assert httpx.post(f"{url}/v1/chat/completions", json=more).status_code == 200
+    told = saved["markdown"]
+    titles = [line for line in told.splitlines() if line.startswith("#")]
+    assert titles == [
+        *("# spark-nano", "## System prompt"),
+        *("## Question", "## Answer") * 2,
+    ]
+    assert f"(a picture)\n\n{WHERE}\n" in told and "data:" not in told
+    assert all(f"\n\n{answer}\n" in told for answer in answers)
+    assert "\n> " in told, "no thought is there"
+
+
+def test_a_chat_is_not_lost_by_a_reload_without_a_word(page: Page) -> None:
+    asked = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    page.reload()  # there is nothing to lose
+    expect(page.locator("#about")).not_to_be_empty()
+    assert asked == []
+    say(page, SUM)
+    ended(page)
+    page.reload()
+    expect(page.locator("#about")).not_to_be_empty()
+    assert asked == ["beforeunload"]
+    expect(page.locator(".turn")).to_have_count(0)
+
+
 # ---- what goes wrong ----------------------------------------------------------------------------
 
 
 def test_errors_are_shown_as_the_server_says_them(page: Page) -> None:
-    page.evaluate(DROPPED, ["drop", base64.b64encode(b"no picture").decode(), "image/png"])
-    expect(page.locator("#tray img")).to_have_count(1)
+    sent(page, temperature=9)
     with page.expect_response(CHAT) as answered:
-        page.click("#send")
+        say(page, SUM)
     said = answered.value.json()["error"]["message"]
     assert answered.value.status == 400
-    assert "messages[0].content[0]" in said
+    assert "temperature" in said
     expect(page.locator(".error .said")).to_have_text(said)
     expect(page.locator(".error")).to_contain_text("400")
     expect(page.locator("#send")).to_be_visible()
     shoot(page, "error")
+    expect(page.locator(".error button")).to_have_text("Edit")  # the same is refused again
+    page.click(".error button")
+    assert page.input_value("#message") == SUM
 
 
 def test_a_full_queue_is_said_and_asked_again(page: Page, server: Server) -> None:
@@ -466,12 +594,46 @@ def test_a_full_queue_is_said_and_asked_again(page: Page, server: Server) -> Non
 
 
 def test_where_the_context_is_full_a_new_chat_is_offered(page: Page, model) -> None:
+    say(page, SUM)
+    ended(page)
     say(page, "fox " * model.info.context)
     expect(page.locator(".said")).to_contain_text("tokens")
     button = page.locator(".error button")
     expect(button).to_have_text("New chat")
     button.click()
     expect(page.locator("#welcome")).to_be_visible()
+
+
+def test_a_first_question_that_is_too_long_is_to_be_written_anew(page: Page, model) -> None:
+    say(page, "fox " * model.info.context)
+    expect(page.locator(".said")).to_contain_text("tokens")
+    button = page.locator(".error button")
+    expect(button).to_have_text("Edit")
+    button.click()
+    assert page.input_value("#message").startswith("fox fox")
+
+
+def test_an_answer_that_fills_the_context_offers_a_new_chat(opened: Open) -> None:
+    """One that is cut for another reason does not: what follows has room."""
+    with musespark.load(threads=1, context=64) as small, served(create_app(small)) as url:
+        page = opened(at=url)
+        expect(page.locator("#about")).not_to_be_empty()
+        sent(page, reasoning_effort="none", max_tokens=2)
+        say(page, SUM)
+        ended(page)
+        expect(page.locator(".remark").first).to_contain_text("Cut: there was no room")
+        expect(page.locator(".notes > button")).to_have_count(0)
+        page.unroute(CHAT)
+        end = {str(small.tokenizer.markers["<|eot|>"]): -100}
+        sent(page, reasoning_effort="none", logit_bias=end)
+        page.click(".again")
+        ended(page)
+        expect(page.locator(".remark")).to_contain_text("Cut: there was no room")
+        button = page.locator(".notes > button")
+        expect(button).to_have_text("New chat")
+        shoot(page, "full")
+        button.click()
+        expect(page.locator("#welcome")).to_be_visible()
 
 
 def test_what_breaks_off_says_so(page: Page) -> None:
@@ -494,7 +656,9 @@ def test_a_token_is_asked_for_and_kept_in_the_tab_alone(opened: Open, model) -> 
         expect(page.locator("#token-dialog")).to_be_visible()
         page.fill("#token", "wrong")
         page.keyboard.press("Enter")
-        expect(page.locator("#token-error")).to_contain_text("the token is missing or wrong")
+        error = page.locator("#token-error")
+        expect(error).to_contain_text("The token is missing or wrong.")
+        expect(error).not_to_contain_text("Bearer")
         shoot(page, "token")
         page.fill("#token", TOKEN)
         page.keyboard.press("Enter")
@@ -504,6 +668,7 @@ def test_a_token_is_asked_for_and_kept_in_the_tab_alone(opened: Open, model) -> 
         assert page.evaluate("Object.values(sessionStorage)") == [TOKEN]
         assert page.evaluate("localStorage.length") == 0
         assert page.context.cookies() == []
+        page.once("dialog", lambda dialog: dialog.accept())  # that the chat may go
         page.reload()
         expect(page.locator("#about")).not_to_be_empty()
         expect(page.locator("#token-dialog")).to_be_hidden()
@@ -662,6 +827,49 @@ def shoot(page: Page, name: str, *, whole: bool = False) -> None:
         page.screenshot(path=Path(SHOTS) / f"page-{name}.png", full_page=whole)
 
 
+CUT = """() => [...document.querySelectorAll("select")].filter((one) => {
+  const whole = one.cloneNode(true);
+  Object.assign(whole.style, { position: "absolute", maxWidth: "none", width: "auto" });
+  one.parentElement.append(whole);
+  const cut = whole.getBoundingClientRect().width > one.getBoundingClientRect().width;
+  whole.remove();
+  return cut;
+}).map((one) => one.id)"""
+
+
+@pytest.mark.parametrize("width", [320, 360, 390])
+def test_choices_are_whole_on_narrow_screens(opened: Open, width: int) -> None:
+    page = opened(width=width)
+    expect(page.locator("#about")).not_to_be_empty()
+    assert page.evaluate(CUT) == []
+    page.select_option("#agents", "8")
+    assert page.evaluate(CUT) == []
+    rows = [page.locator(one).bounding_box() for one in ("#add-picture", "#agents", "#send")]
+    middles = [row["y"] + row["height"] / 2 for row in rows]
+    assert max(middles) - min(middles) < 2, "they do not stand in one row"
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+FACTS = """() => [...document.querySelectorAll(".facts > *")].map((one) => {
+  const range = document.createRange();
+  range.selectNodeContents(one);
+  return range.getBoundingClientRect().bottom;
+})"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_facts_stand_on_one_line(opened: Open, width: int) -> None:
+    """The buttons' letters too."""
+    page = opened(width=width)
+    for number in (1, 2):
+        say(page, SUM)
+        ended(page, number)
+    page.locator(".again").last.evaluate("one => one.remove()")
+    bottoms = page.evaluate(FACTS)
+    lines = {round(one / 5) for one in bottoms}
+    assert len(bottoms) > 8 and len({round(one, 1) for one in bottoms}) == len(lines)
+
+
 WIDE = f"""## A title
 
 {"w" * 300}
@@ -704,3 +912,7 @@ def test_themes_and_widths(page: Page) -> None:
             shoot(page, f"{theme}-{width}", whole=True)
             scrolled = page.evaluate("document.documentElement.scrollWidth")
             assert scrolled <= width, "it scrolls sideways"
+        page.click("#settings")
+        assert [one for one in page.evaluate(CONTRASTS) if one[0] < 4.5] == []
+        shoot(page, f"settings-{theme}")
+        page.keyboard.press("Escape")

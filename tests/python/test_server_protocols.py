@@ -140,9 +140,10 @@ def test_several_calls_of_a_turn_are_one_message(served: Served) -> None:
         {"type": "function_call_output", "call_id": "a", "output": "1"},
         {"type": "function_call_output", "call_id": "b", "output": "2"},
         {**call, "call_id": "c"},
+        {"type": "function_call_output", "call_id": "c", "output": "3"},
     ]
     roles = [m["role"] for m in responses(served, input=items).job.prompts[0]]
-    assert roles == ["user", "assistant", "tool", "tool", "assistant"]
+    assert roles == ["user", "assistant", "tool", "tool", "assistant", "tool"]
 
 
 def test_an_error_of_a_tool_is_told_as_one(served: Served) -> None:
@@ -241,6 +242,32 @@ def test_calls_are_held_to_their_schemas_where_that_is_asked(
     assert asked[1].begin(0)[0].data["response"]["tool_choice"] == (of_responses or "auto")
 
 
+@pytest.mark.parametrize(
+    ("given", "effort", "mode"),
+    [
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "none", None),
+        ({"chat_template_kwargs": {"enable_thinking": False}, "mode": "auto"}, "none", "auto"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, None, "thinking"),
+        (
+            {"chat_template_kwargs": {"enable_thinking": True}, "reasoning_effort": "low"},
+            "low",
+            "thinking",
+        ),
+        (
+            {"chat_template_kwargs": {"enable_thinking": True}, "mode": "contemplating"},
+            None,
+            "contemplating",
+        ),
+        ({"chat_template_kwargs": {}}, None, None),
+    ],
+)
+def test_thinking_as_clients_of_other_servers_ask_for_it(
+    served: Served, given: dict, effort: str | None, mode: str | None
+) -> None:
+    options = chat(served, **given).job.options
+    assert (options["reasoning_effort"], options["mode"]) == (effort, mode)
+
+
 @pytest.mark.parametrize("kind", [chat, responses, completions])
 @pytest.mark.parametrize(
     ("body", "said"),
@@ -323,7 +350,18 @@ def image(url: str) -> list[dict]:
     ("body", "said"),
     [
         ({"chat_template": "{{ 1 }}"}, "chat_template: a template of a request is never run"),
-        ({"chat_template_kwargs": {}}, "never run"),
+        (
+            {"chat_template_kwargs": {"template": "{{ 1 }}"}},
+            "^chat_template_kwargs.template: allowed of chat_template_kwargs is enable_thinking",
+        ),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "high"},
+            "^chat_template_kwargs.enable_thinking: got false, which contradicts reasoning_effort",
+        ),
+        (
+            {"chat_template_kwargs": {"enable_thinking": True}, "mode": "instant"},
+            "^chat_template_kwargs.enable_thinking: got true, which contradicts mode 'instant'",
+        ),
         ({"temprature": 1}, "temprature: unknown field"),
         ({"messages": []}, "messages: got an array of 0, allowed are at least 1 item"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, r"messages\[0\].role: got"),
@@ -564,8 +602,8 @@ def test_chat_completions_stream_what_they_answer(served: Served) -> None:
     deltas = [e.data["choices"][0]["delta"] for e in events[:-2]]
     for name in ("content", "reasoning", "reasoning_content"):
         assert "".join(d.get(name, "") for d in deltas) == message[name]
-    calls = [call for d in deltas for call in d.get("tool_calls", ())]
-    assert calls == [{"index": 0, **message["tool_calls"][0]}]
+    (call,) = [call for d in deltas for call in d.get("tool_calls", ())]
+    assert {**call, "id": ""} == {"index": 0, **message["tool_calls"][0], "id": ""}
     reasons = [e.data["choices"][0]["finish_reason"] for e in events[:-2]]
     assert reasons == [None] * (len(reasons) - 1) + ["tool_calls"]
 
@@ -605,7 +643,7 @@ def test_messages_say_why_they_stop(served: Served, reason: str, met: str | None
 
 def test_responses_stream_what_they_answer(served: Served) -> None:
     def known(item: dict) -> dict:
-        return {key: value for key, value in item.items() if key != "id"}
+        return {key: value for key, value in item.items() if key not in ("id", "call_id")}
 
     answer = responses(served).answer([Ended(0, RESULT)])
     assert [item["type"] for item in answer["output"]] == ["reasoning", "message", "function_call"]

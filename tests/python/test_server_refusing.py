@@ -159,6 +159,30 @@ def test_errors_name_what_the_client_sent(model: Any, path: str, body: Any, fiel
     run(create_app(model), scenario)
 
 
+BEGUN = [*turn("Hi"), {"role": "assistant", "content": "Yes, it"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("chat/completions", {"messages": BEGUN}, "go on with it by continue_final_message: true"),
+        ("responses", {"input": BEGUN}, "input: the last item is the assistant's, allowed is"),
+    ],
+)
+def test_an_answer_that_has_begun_is_told_of_in_json(
+    model: Any, path: str, body: Any, said: str
+) -> None:
+    """And not of a field that the protocol does not have."""
+
+    async def scenario(client: httpx.AsyncClient) -> None:
+        answer = await client.post(f"/v1/{path}", json={"model": "spark-nano", **body})
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and said in error["message"]
+        assert ("continue_final_message" in error["message"]) == (path == "chat/completions")
+
+    run(create_app(model), scenario)
+
+
 def test_a_stream_says_so_too(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is known after it has begun is an event of it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import socket
 from typing import Any
@@ -87,6 +88,21 @@ def _limits(args: argparse.Namespace) -> Any:
     return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
+def _check_context(model: Any, given: int | None) -> None:
+    """InvalidRequest for a context that was asked for and has room for no chat."""
+    if given is None or model.template is None:
+        return
+    from musespark.prompts import encode_chat
+
+    shortest = [{"role": "user", "content": "?"}]
+    least = len(encode_chat(model.tokenizer, model.template, shortest)) + 1
+    if given < least:
+        raise InvalidRequest(
+            f"--context: got {given}, allowed is {least} or more: a question of one letter takes "
+            f"{least - 1} tokens with what the chat template puts around it, its answer at least 1"
+        )
+
+
 def _ended_quietly(app: Any) -> Any:
     """The application as uvicorn has to have it: the task of a request that the end of the drain
     cancels has nothing after the application, which has told the client and whose cancellation
@@ -119,14 +135,22 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as opened:
         listening = opened.enter_context(_listening(args.host, args.port))
         model = opened.enter_context(common.load_model(args, None, prefix_cache_bytes=remembered))
+        _check_context(model, args.context)
         app = create_app(model, names=args.name, access=access, limits=limits)
         config = config_of(_ended_quietly(app), limits, timeout_graceful_shutdown=args.drain)
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        logging.getLogger("uvicorn.error").addFilter(_is_no_end_of_drain)
         common.show(f"{model.info.source}: http://{shown}:{port}/v1")
         common.show(f"the page: http://{shown}:{port}/")
         _told(uvicorn.Server(config), args.drain).run(sockets=[listening])
     return 0
+
+
+def _is_no_end_of_drain(record: logging.LogRecord) -> bool:
+    """Not uvicorn's line that the end of the drain cancels tasks, as if it were an error: who ended
+    the server was told when that will be (:func:`_told`), and so are the clients."""
+    return "timeout graceful shutdown exceeded" not in record.getMessage()
 
 
 def _told(server: Any, drain: int) -> Any:

@@ -18,6 +18,7 @@ from musespark.errors import InvalidRequest
 from musespark.messages import conversation, image_part, tool_call
 from musespark.options import TOTAL
 from musespark.results import Delta, Usage
+from musespark.server.call_ids import told_id, with_own_ids
 from musespark.server.wire import (
     Body,
     Ended,
@@ -218,7 +219,7 @@ def plain_messages(body: CountBody) -> list[dict[str, Any]]:
             out += _of_user(turn.content, where)
         else:
             out.append(_of_assistant(turn.content))
-    return conversation(out)
+    return conversation(with_own_ids(out))
 
 
 def _of_user(blocks: Sequence[Any], where: str) -> list[dict[str, Any]]:
@@ -228,8 +229,7 @@ def _of_user(blocks: Sequence[Any], where: str) -> list[dict[str, Any]]:
             content = _shown(block.content or "", f"{where}[{index}].content")
             if block.is_error:  # as Model.act tells a model of one
                 content = _as_error(content)
-            answer = {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
-            out.append(answer)
+            out.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": content})
             continue
         if not out or out[-1]["role"] != "user":
             out.append({"role": "user", "content": []})
@@ -395,7 +395,7 @@ class Messages:
             content.append(_thinking(result.reasoning))
         if result.content:
             content.append({"type": "text", "text": result.content})
-        content += [_use(call) for call in result.tool_calls]
+        content += [_use(call, self._head["id"]) for call in result.tool_calls]
         usage = _usage(result.usage)
         return {**self._head, "content": content, "usage": usage, **_stop(result)}
 
@@ -427,7 +427,7 @@ class Messages:
         return [Event(self.error_body(failure), "error")]
 
     def _call(self, call: Mapping[str, Any]) -> list[Event]:
-        block = _use(call)
+        block = _use(call, self._head["id"])
         arguments = json.dumps(block["input"], ensure_ascii=False)
         return [
             *self._end_block(),
@@ -467,11 +467,11 @@ def _thinking(text: str) -> dict[str, Any]:
     return {"type": "thinking", "thinking": text, "signature": ""}
 
 
-def _use(call: Mapping[str, Any]) -> dict[str, Any]:
+def _use(call: Mapping[str, Any], answer: str) -> dict[str, Any]:
     function = call["function"]
     return {
         "type": "tool_use",
-        "id": call["id"],
+        "id": told_id(call["id"], answer),
         "name": function["name"],
         "input": function["arguments"],
     }

@@ -119,11 +119,12 @@ class Server:
             "/health": self._health,
             "/metrics": self._metrics,
             "/openapi.json": self._openapi,
-            **_PAGE,
         }
+        named = [f"{method} {', '.join(acts)}" for method, acts in (("POST", posts), ("GET", gets))]
+        self._there = f"{' and '.join(named)}; / is a page"
         routes = [
             Route(path, self._answering(path, act), methods=[method])
-            for method, acts in (("POST", posts), ("GET", gets))
+            for method, acts in (("POST", posts), ("GET", gets | _PAGE))
             for path, act in acts.items()
         ]
         handlers = {HTTPException: self._not_found}
@@ -255,9 +256,13 @@ class Server:
 
     async def _not_found(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        body = {404: "there is nothing here", 405: "another method is needed here"}
-        failure = Failure(error.status_code, body.get(error.status_code, "refused"))
-        return told(failure, request.scope["path"], **dict(error.headers or {}))
+        path, headers = request.scope["path"], dict(error.headers or {})
+        said = "refused"
+        if error.status_code == 404:
+            said = f"there is nothing at {path!r:.80}; there are {self._there}"
+        elif error.status_code == 405:
+            said = f"{path}: got {request.method:.20}, allowed is {headers['Allow']}"
+        return told(Failure(error.status_code, said), path, **headers)
 
     # ---- errors -------------------------------------------------------------------------------
 

@@ -250,11 +250,17 @@ class ModelTools:
         if body.path is not None:
             return open_named(self._file(body.path), "path", limits=_PICTURE)
         given = body.image or ""
-        url = given if given[:5].lower() == "data:" else f"data:;base64,{given}"
+        whole = given[:5].lower() == "data:"
         try:
-            return open_named(file_of(url), "image", limits=_PICTURE)
+            file = file_of(given if whole else f"data:;base64,{given}")
         except InvalidRequest as error:
-            raise InvalidRequest(f"image: {error}") from None
+            if whole or "not base64" not in str(error):
+                raise InvalidRequest(f"image: {error}") from None
+            raise InvalidRequest(
+                f"image: got {given!r:.60}, allowed is a file in base64; one that lies in a folder "
+                "is given by its path as path"
+            ) from None
+        return open_named(file, "image", limits=_PICTURE)
 
     def _file(self, path: str) -> bytes:
         """What is in a file of an allowed folder; InvalidRequest for any other."""

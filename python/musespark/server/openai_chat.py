@@ -1,17 +1,18 @@
 """``/v1/chat/completions``: OpenAI's chat completions.
 
 Beyond the protocol a body may have the options of :class:`musespark.server.wire.Sampling`,
-``thinking_token_budget``, ``mode``, ``continue_final_message`` and, for several agents, those of
-:class:`musespark.ContemplatingOptions`. Messages and deltas have the thought as ``reasoning`` and
-as ``reasoning_content``; of several agents there are deltas ``agent``. The end of a choice has its
-``timings`` in seconds, with ``visual_trace: true`` the :class:`musespark.VisualTrace` of an answer
-about images (null where there were none), and what became of each of several agents.
+``thinking_token_budget``, ``mode``, ``continue_final_message``, ``chat_template_kwargs`` with
+``enable_thinking`` alone and, for several agents, those of :class:`musespark.ContemplatingOptions`.
+Messages and deltas have the thought as ``reasoning`` and as ``reasoning_content``; of several
+agents there are deltas ``agent``. The end of a choice has its ``timings`` in seconds, with
+``visual_trace: true`` the :class:`musespark.VisualTrace` of an answer about images (null where
+there were none), and what became of each of several agents.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from musespark.errors import InvalidRequest
 from musespark.messages import arguments_of, call_text, conversation, image_part, tool_call
 from musespark.options import AGGREGATES, CONTEMPLATING, MODES, TOTAL
 from musespark.results import Delta
+from musespark.server.call_ids import told_id, with_own_ids
 from musespark.server.openai_shared import (
     FIELDS,
     AnyObject,
@@ -37,7 +39,6 @@ from musespark.server.openai_shared import (
     ServiceTier,
     Verbosity,
     calls_of,
-    openai_calls,
     openai_reason,
     schema_of,
     spelled,
@@ -169,6 +170,12 @@ class OfSchema(Body):
 Format = Annotated[AnyText | AnyObject | OfSchema, Field(discriminator="type")]
 
 
+class TemplateOptions(Body):
+    """What clients of other servers give chat templates: whether there is to be a thought."""
+
+    enable_thinking: bool | None = None
+
+
 class ChatBody(CompletionOptions):
     """A request. What changes nothing here is taken and has no effect: ``user``, ``metadata``,
     ``safety_identifier``, ``prompt_cache_key``, ``prompt_cache_retention``, ``service_tier``,
@@ -190,6 +197,7 @@ class ChatBody(CompletionOptions):
     aggregate: Literal["vote", "confidence", "refine"] | None = None
     continue_final_message: bool | None = None
     visual_trace: bool | None = None
+    chat_template_kwargs: TemplateOptions | None = None
     modalities: Several[Literal["text"]] | None = None
     store: Literal[False] | None = None
     metadata: Named[str] | None = None
@@ -234,7 +242,7 @@ def plain_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
         elif isinstance(message, ToolMessage):
             plain["tool_call_id"] = message.tool_call_id
         out.append({key: value for key, value in plain.items() if value is not None})
-    return conversation(out)
+    return conversation(with_own_ids(out))
 
 
 def _of_assistant(message: AssistantMessage, where: str) -> dict[str, Any]:
@@ -265,6 +273,25 @@ def lengths(body: ChatBody) -> dict[str, int | None]:
     return {"max_new_tokens": old, TOTAL: new}
 
 
+def thinking_of(body: ChatBody) -> dict[str, Any]:
+    """``reasoning_effort`` and ``mode``, which ``enable_thinking`` is another way to say."""
+    effort, mode, given = body.reasoning_effort, body.mode, body.chat_template_kwargs
+    thinks = None if given is None else given.enable_thinking
+    if thinks is not None:
+        for name, value in (("reasoning_effort", effort), ("mode", mode)):
+            if value not in (None, "auto") and (value in ("none", "instant")) == thinks:
+                said = "true" if thinks else "false"
+                raise InvalidRequest(
+                    f"chat_template_kwargs.enable_thinking: got {said}, which contradicts {name} "
+                    f"{value!r}"
+                )
+    if thinks is False and effort is None:
+        effort = "none"
+    if thinks and mode in (None, "auto"):
+        mode = "thinking"
+    return {"reasoning_effort": effort, "mode": mode}
+
+
 def job_of(body: ChatBody) -> Job:
     """What a body asks for."""
     if body.top_logprobs and not body.logprobs:
@@ -272,9 +299,8 @@ def job_of(body: ChatBody) -> Job:
     choices = body.n or 1
     if body.mode == CONTEMPLATING and choices > 1:
         raise InvalidRequest(f"n: got {choices}, allowed is 1 beside mode {CONTEMPLATING!r}")
-    names = ("reasoning_effort", "thinking_token_budget", "mode", "n_agents", "rounds")
-    names += ("aggregate", "continue_final_message")
-    options = {name: getattr(body, name) for name in names}
+    names = ("thinking_token_budget", "n_agents", "rounds", "aggregate", "continue_final_message")
+    options = thinking_of(body) | {name: getattr(body, name) for name in names}
     format = body.response_format
     options |= {
         **lengths(body),
@@ -336,10 +362,15 @@ class ChatCompletions(CompletionExchange):
         if result.reasoning:
             message |= {"reasoning": result.reasoning, "reasoning_content": result.reasoning}
         if result.tool_calls:
-            message["tool_calls"] = openai_calls(result)
+            calls = [self._told(call, one.index) for call in result.tool_calls]
+            message["tool_calls"] = calls
         logprobs = self._logprobs(one.logprobs) if self._body.logprobs else None
         choice = {"index": one.index, "message": message, "logprobs": logprobs}
         return choice | self._end(result)
+
+    def _told(self, call: Mapping[str, Any], index: int) -> dict[str, Any]:
+        id = told_id(call["id"], self._head["id"], index)
+        return call_text({**call, "id": id})
 
     def _logprobs(self, some: Sequence[Any]) -> dict[str, Any]:
         alternatives = self._body.top_logprobs or 0
@@ -380,7 +411,7 @@ class ChatCompletions(CompletionExchange):
         if delta.tool_call is not None:
             at = self._calls.get(index, 0)
             self._calls[index] = at + 1
-            call = {"index": at, **call_text(delta.tool_call)}
+            call = {"index": at, **self._told(delta.tool_call, index)}
             return [self._chunk(index, {"tool_calls": [call]})]
         if delta.channel == "tool":
             return []  # the call comes when it is whole

@@ -16,6 +16,7 @@ from musespark.errors import InvalidRequest
 from musespark.messages import arguments_of, conversation, image_part, tool_call
 from musespark.options import TOTAL
 from musespark.results import Delta
+from musespark.server.call_ids import with_own_ids
 from musespark.server.openai_shared import (
     FIELDS,
     AnyObject,
@@ -280,9 +281,14 @@ def job_of(body: ResponseBody) -> Job:
     else:
         for index, item in enumerate(body.input):
             talk.add(item, f"input[{index}]")
-    messages = conversation(talk.messages)
+    messages = conversation(with_own_ids(talk.messages))
     if not messages:
         raise InvalidRequest("input: got reasoning alone, allowed is at least one message")
+    if messages[-1]["role"] == "assistant":  # to go on with it is no option of this protocol
+        raise InvalidRequest(
+            "input: the last item is the assistant's, allowed is one of the user or the output of "
+            "a call"
+        )
     if body.top_logprobs and not body.wants_logprobs:
         wanted = "include: message.output_text.logprobs"
         raise InvalidRequest(f"top_logprobs: got {body.top_logprobs} without {wanted}")
@@ -330,9 +336,9 @@ class Responses:
         check_streams(self._body.stream_options, self.streams)
         alternatives = self._body.top_logprobs or 0
         wants = self._body.wants_logprobs
-        self._items = Items(served.tokenizer, alternatives if wants else None)
-        self._count = 0
         self._head = {"id": new_id("resp_"), "object": "response", "created_at": now()}
+        self._items = Items(self._head["id"], served.tokenizer, alternatives if wants else None)
+        self._count = 0
 
     def answer(self, ended: Sequence[Ended]) -> dict[str, Any]:
         (one,) = ended

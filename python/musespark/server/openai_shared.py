@@ -8,9 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 
 from musespark.errors import InvalidRequest
-from musespark.messages import call_text
 from musespark.options import TOTAL
-from musespark.results import ChatResult, TokenLogprob, Usage
+from musespark.results import TokenLogprob, Usage
 from musespark.server.wire import (
     QUIET,
     Body,
@@ -284,8 +283,3 @@ def _token(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
 def finite(logprob: float) -> float:
     """JSON has no infinity: -9999 for what is less, as OpenAI's protocols have it."""
     return max(logprob, -9999.0)
-
-
-def openai_calls(result: ChatResult) -> list[dict[str, Any]]:
-    """The calls of a result with their arguments as JSON text."""
-    return [call_text(call) for call in result.tool_calls]

@@ -14,7 +14,7 @@ from musespark.errors import InvalidRequest
 # Why a field that other servers know is refused here; any other that is unknown is just that.
 _REFUSED = {
     "chat_template": "a template of a request is never run",
-    "chat_template_kwargs": "a template of a request is never run",
+    "chat_template_kwargs": "allowed in /v1/chat/completions alone, with enable_thinking",
     "previous_response_id": "nothing is stored; send the conversation",
     "conversation": "nothing is stored; send the conversation",
     "functions": "give tools",
@@ -50,6 +50,8 @@ def told(error: ValidationError, body: Any) -> str:
     first = meant[0]
     where = place(first, body) or "the body"
     if first["type"] == "extra_forbidden":
+        if first["loc"][:-1] == ("chat_template_kwargs",):
+            return f"{where:.200}: allowed of {first['loc'][0]} is enable_thinking alone"
         return f"{where:.200}: {_REFUSED.get(str(first['loc'][-1]), 'unknown field')}"
     if first["type"] == "missing":
         return f"{where:.200} is missing"
@@ -61,12 +63,18 @@ def told(error: ValidationError, body: Any) -> str:
     return f"{where:.200}: got {got}, {_wanted(meant):.300}"
 
 
+_ARGUMENT = re.compile(r"\bby ([a-z_]+)=(True|False)$")  # what to give, as Python writes it
 _OPTION = re.compile(r"([a-z_]+)((?:\.\w+|\[\d+\])*)(?=: | is missing)")
 
 
 def renamed(error: Exception, fields: Mapping[str, str]) -> Exception:
-    """An error about an option of a model, about the field of a body that it came from. ``fields``:
-    these by the options; of one that ends with ``[]`` the places inside are others."""
+    """An error about an option of a model, about the field of a body that it came from, and in
+    JSON's words. ``fields``: these by the options; of one that ends with ``[]`` the places inside
+    are others."""
+    if isinstance(error, InvalidRequest):
+        in_json = _ARGUMENT.sub(lambda given: f"by {given[1]}: {given[2].lower()}", str(error))
+        if in_json != str(error):
+            error.args = (in_json,)
     found = _OPTION.match(str(error)) if isinstance(error, InvalidRequest) else None
     if found is not None and found[1] in fields:
         name = fields[found[1]]

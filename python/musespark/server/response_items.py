@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from musespark.results import Delta, TokenLogprob
+from musespark.server.call_ids import told_id
 from musespark.server.openai_shared import spelled
 from musespark.server.wire import Ended, new_id
 from musespark.text import Tokenizer
@@ -15,11 +16,11 @@ _Event = dict[str, Any]
 
 
 class Items:
-    """Of one response. ``alternatives`` to each token that are told with its log-probability; None:
-    none is. ``done``: the items that are whole."""
+    """Of the response ``id``. ``alternatives`` to each token that are told with its
+    log-probability; None: none is. ``done``: the items that are whole."""
 
-    def __init__(self, tokenizer: Tokenizer, alternatives: int | None):
-        self._tokenizer, self._alternatives = tokenizer, alternatives
+    def __init__(self, id: str, tokenizer: Tokenizer, alternatives: int | None):
+        self._response, self._tokenizer, self._alternatives = id, tokenizer, alternatives
         self.done: list[dict[str, Any]] = []
         self._open = ""  # the channel of the item that is written
         self._id, self._text = "", list[str]()
@@ -92,7 +93,7 @@ class Items:
         ]
 
     def _call(self, call: Mapping[str, Any]) -> list[_Event]:
-        item = _call(new_id("fc_"), call)
+        item = _call(new_id("fc_"), call, self._response)
         self._id, arguments = item["id"], item["arguments"]
         begun = {**item, "arguments": "", "status": "in_progress"}
         kind = "response.function_call_arguments"
@@ -130,13 +131,13 @@ def _thought(id: str, status: str, text: str) -> dict[str, Any]:
     return {"id": id, "type": "reasoning", "status": status, "summary": [], "content": content}
 
 
-def _call(id: str, call: Mapping[str, Any]) -> dict[str, Any]:
+def _call(id: str, call: Mapping[str, Any], response: str) -> dict[str, Any]:
     function = call["function"]
     return {
         "id": id,
         "type": "function_call",
         "status": "completed",
-        "call_id": call["id"],
+        "call_id": told_id(call["id"], response),
         "name": function["name"],
         "arguments": json.dumps(function["arguments"], ensure_ascii=False),
     }

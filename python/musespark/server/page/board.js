@@ -5,7 +5,7 @@ import { renderMarkdown } from "./markdown.js";
 import { Thought } from "./thought.js";
 
 const ENDS = {
-  consensus: "stopped: it was decided",
+  consensus: "not counted: decided before",
   weak: "stopped: not confident",
   deadline: "stopped: out of time",
   cancelled: "stopped",
@@ -71,10 +71,11 @@ export class Board {
       const told = one.key !== null ? `${percent(one.confidence)} confident` : ENDS[one.stop_reason];
       this.#card(one.round, one.index).close(told ?? "no answer", leads ? "leads" : "ended");
     }
-    const votes = choice.agents.filter((one) => one.round === last && one.key !== null);
+    const those = choice.agents.filter((one) => one.round === last);
+    const votes = those.filter((one) => one.key !== null);
     const agree = votes.filter((one) => one.key === choice.answer).length;
-    const early = choice.stop_reason === "consensus" ? "; that decided it" : "";
-    this.summary.textContent = votesText(agree, votes.length, early);
+    const early = choice.stop_reason === "consensus";
+    this.summary.textContent = votesText(agree, votes.length, early ? those.length : 0);
   }
 
   /** Stopped, or failed: what is there stays. */
@@ -104,10 +105,12 @@ export class Board {
   }
 }
 
-function votesText(agree, count, early) {
+/** `all`: how many would have answered, had it not been decided before; else 0. */
+function votesText(agree, count, all) {
   if (!count) return "No agent came to an answer; this is the most confident one, as far as it came.";
   if (count > 1 && agree === 1) return `No two of ${count} answers agree; this is the most confident.`;
-  return `${agree} of ${count} answers agree${early}.`;
+  if (all > count) return `Decided after ${count} of ${all} answers: ${agree} agree.`;
+  return `${agree} of ${count} answers agree.`;
 }
 
 function percent(share) {

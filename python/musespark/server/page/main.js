@@ -1,6 +1,7 @@
 /** The page: what is asked, with what options, and who answers. The conversation is kept here alone. */
 
 import { lastPictures, picturesOf, Tray } from "./pictures.js";
+import { firstMessages, sampling, settingsDialog } from "./settings.js";
 import { Turn } from "./turn.js";
 import * as wire from "./wire.js";
 
@@ -82,13 +83,19 @@ function showOptions() {
 
 by("effort").addEventListener("input", showOptions);
 by("agents").addEventListener("change", showOptions);
+settingsDialog(() => ({ model: served?.id, messages: messagesOf(turns.filter((turn) => turn.counts)) }));
+
+/** Turns as messages; `questions`: theirs, perhaps with fewer pictures. */
+function messagesOf(those, questions = those.map((turn) => turn.question)) {
+  return [...firstMessages(), ...those.flatMap((turn, i) => [asked(questions[i]), answered(turn)])];
+}
 
 /** The request for the last of `questions`, the others being those of `before`. */
 function bodyFor(questions, before) {
-  const messages = before.flatMap((turn, i) => [asked(questions[i]), answered(turn)]);
   const body = {
     model: served.id,
-    messages: [...messages, asked(questions.at(-1))],
+    messages: [...messagesOf(before, questions), asked(questions.at(-1))],
+    ...sampling(),
     stream: true,
     stream_options: { include_usage: true },
     visual_trace: true,
@@ -170,7 +177,7 @@ async function ask(question) {
   complain(had > sent ? `The model no longer sees all pictures: ${most}.` : "");
   const urls = questions.flatMap((one) => one.pictures.map(({ url }) => url));
   const acts = { edit: () => edit(turn), again: () => askAgain(turn), anew: startAnew };
-  const turn = new Turn(question, urls, acts);
+  const turn = new Turn(question, urls, acts, { first: !before.length, context: served.context });
   const controller = new AbortController();
   turns.push(turn);
   by("talk").append(turn.element);
@@ -267,8 +274,10 @@ async function addPictures(files) {
     complain("This model reads text alone.");
     return;
   }
-  const others = await tray.add(files);
-  complain(others.length ? `No picture: ${others.join(", ")}` : "");
+  const { others, broken } = await tray.add(files);
+  const said = others.length ? [`No picture: ${others.join(", ")}.`] : [];
+  if (broken.length) said.push(`Damaged, or of a kind that is not read here: ${broken.join(", ")}.`);
+  complain(said.join(" "));
   message.focus();
 }
 
@@ -311,7 +320,7 @@ message.addEventListener("keydown", (event) => {
   send();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape") return;
+  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
   if (running) stop();
   else stopEditing();
 });
@@ -328,5 +337,8 @@ by("stop-editing").addEventListener("click", () => {
   message.focus();
 });
 by("new-chat").addEventListener("click", startAnew);
+addEventListener("beforeunload", (event) => { // the browser asks whether it may go
+  if (turns.length || message.value.trim()) event.preventDefault();
+});
 
 connect();

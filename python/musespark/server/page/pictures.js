@@ -14,13 +14,15 @@ export class Tray {
     this.pictures = []; // {url, name}
   }
 
-  /** Adds files; gives the names of those that are no pictures. */
+  /** Adds files; gives the names of those that are no pictures, and of those that do not open. */
   async add(files) {
-    const [good, bad] = [[], []];
-    for (const file of files) (file.type.startsWith("image/") ? good : bad).push(file);
+    const [good, others] = [[], []];
+    for (const file of files) (file.type.startsWith("image/") ? good : others).push(file);
     const urls = await Promise.all(good.map(pictureUrl));
-    this.put([...this.pictures, ...good.map((file, i) => ({ url: urls[i], name: file.name }))]);
-    return bad.map((file) => file.name);
+    const all = good.map((file, i) => ({ url: urls[i], name: file.name }));
+    this.put([...this.pictures, ...all.filter((one) => one.url !== null)]);
+    const broken = all.filter((one) => one.url === null);
+    return { others: others.map((one) => one.name), broken: broken.map((one) => one.name) };
   }
 
   put(pictures) {
@@ -61,13 +63,19 @@ export function lastPictures(questions, most) {
   }).toReversed();
 }
 
-/** A picture as a data URL, at most MOST_PIXELS large where it takes more than MOST_BYTES. */
+/**
+ * A picture as a data URL, at most MOST_PIXELS large where it takes more than MOST_BYTES; null for
+ * one that does not open. The server reads no kind that browsers do not.
+ */
 async function pictureUrl(file) {
-  if (file.size <= MOST_BYTES) return dataUrl(file);
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
-  } catch { // of a kind that the browser does not read: the server may, or says why not
+  } catch {
+    return null;
+  }
+  if (file.size <= MOST_BYTES) {
+    bitmap.close();
     return dataUrl(file);
   }
   const scale = Math.min(1, Math.sqrt(MOST_PIXELS / (bitmap.width * bitmap.height)));

@@ -23,10 +23,12 @@ const TITLES = {
 export class Turn {
   /**
    * `question`: {text, pictures}. `urls`: all pictures of the conversation, with these. `acts`:
-   * {edit, again, anew}, what its buttons do.
+   * {edit, again, anew}, what its buttons do. `room`: {first, context}, whether nothing is before
+   * it, and the tokens of a whole chat.
    */
-  constructor(question, urls, acts) {
+  constructor(question, urls, acts, room) {
     this.acts = acts;
+    this.room = room;
     this.question = question;
     this.urls = urls;
     this.answer = "";
@@ -102,8 +104,27 @@ export class Turn {
       if (trace) this.notes.before(trace);
     }
     for (const remark of this.#remarks()) this.#note(make("p", { class: "remark" }, remark));
-    if (error) this.#note(errorView(error, again, this.acts.anew));
+    if (this.#full()) this.#note(button("New chat", this.acts.anew, { class: "quiet" }));
+    if (error) this.#note(errorView(error, this.#wayOut(error, again)));
     this.#note(this.#facts());
+  }
+
+  /** Whether the chat has no room for what would follow. */
+  #full() {
+    if (this.choice?.finish_reason !== "length" || !this.usage) return false;
+    if (!this.counts && this.room.first) return false; // nothing of it stays
+    const { prompt_tokens: prompt, completion_tokens: written } = this.usage;
+    const each = this.choice.agents?.map((one) => one.completion_tokens) ?? [written];
+    return prompt + Math.max(...each) >= this.room.context;
+  }
+
+  /** The button of an error: what may help. */
+  #wayOut(error, again) {
+    const { edit, anew } = this.acts;
+    if (error.code === FULL && !this.room.first) return button("New chat", anew, { class: "quiet" });
+    // The same again is refused again.
+    if (error.status === 400 || error.code === FULL) return button("Edit", edit, { class: "quiet" });
+    return button("Try again", again, { class: "quiet" });
   }
 
   #remarks() {
@@ -160,14 +181,12 @@ function titleOf(status) {
   return TITLES[status] ?? (status < 500 ? "Refused" : "The server failed");
 }
 
-function errorView(error, again, anew) {
+function errorView(error, wayOut) {
   const title = titleOf(error.status);
   const status = error.status ? ` · ${error.status}` : "";
   return make("div", { class: "error", role: "alert" },
     make("p", {}, make("b", {}, title), make("span", { class: "status" }, status)),
-    make("p", { class: "said" }, error.message),
-    error.code === FULL ? button("New chat", anew, { class: "quiet" })
-      : button("Try again", again, { class: "quiet" }));
+    make("p", { class: "said" }, error.message), wayOut);
 }
 
 function number(value) {

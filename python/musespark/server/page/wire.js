@@ -52,6 +52,9 @@ async function ask(path, options) {
 }
 
 async function refusal(response) {
+  if (response.status === 401) { // the server says it in the words of programs
+    return new ServerError(401, "The token is missing or wrong. Whoever started this server knows it.");
+  }
   const text = await response.text();
   try {
     const { message, code } = JSON.parse(text).error;
