@@ -197,7 +197,8 @@ class Requests:
         options = _without_least(options, rest, grammar or turn)
         budget = thinking.budget
         if budget is None and options.max_new_tokens is None and self.thoughts.marks is not None:
-            budget = total  # what a limit of all together leaves a thought
+            # What a limit of all together, or the context, leaves a thought beside its answer.
+            budget = total if total is not None or thinking.policy == OFF else max(0, room)
         options, budget, answer = with_budget(
             options, budget, room, self.thoughts.frame_tokens, total
         )

@@ -55,6 +55,20 @@ def test_what_a_thought_leaves_is_the_answers(model) -> None:
     assert found.content == "85"
 
 
+@pytest.mark.parametrize("policy", ["auto", "off"])
+def test_a_context_that_is_nearly_full_has_an_answer(model, policy: str) -> None:
+    ask = "Sort the numbers 91 32 53 14 75 86 27 68 from small to large. " * 57
+    asked = {"temperature": 0, "thinking_policy": policy}
+    found = model.chat(ask, **asked)
+    usage = found.usage
+    room = model.info.context - usage.prompt_tokens
+    assert room < 200 and usage.completion_tokens <= room
+    assert bool(found.content) == (policy == "auto"), "off: nothing ends a thought"
+    # A thought that is shorter than what the context leaves is as it was.
+    short = [model.chat(SUM, temperature=0, thinking_policy=p).tokens for p in (policy, "off")]
+    assert short[0] == short[1]
+
+
 def test_the_answer_and_all_together_have_limits_of_their_own(model) -> None:
     asked = {"thinking_token_budget": 10, "max_total_tokens": 100}
     found = model.chat(SUM, max_new_tokens=1, **asked)
