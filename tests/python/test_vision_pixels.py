@@ -411,3 +411,8 @@ def test_a_crop_takes_four_whole_numbers(box) -> None:
 def test_limits_are_limits() -> None:
     with pytest.raises(InvalidRequest, match="limits: got int"):
         open_picture(np.zeros((8, 8, 3), np.uint8), limits=5)
+
+
+def test_of_a_file_that_cannot_be_read_no_object_is_quoted() -> None:
+    with pytest.raises(CorruptFile, match=r"^[^<]*damaged GIF: nothing can be read of it$"):
+        open_picture(b"GIF89a\x08\0\x08\0" + bytes(10))

@@ -285,6 +285,8 @@ def _from_bytes(data: bytes, where: str, limits: Limits) -> Picture:
         image = library.open(io.BytesIO(data), formats=[format])
     except library.DecompressionBombError as error:
         raise InvalidRequest(f"{where}: {error}") from None
+    except library.UnidentifiedImageError:  # which quotes the object that it read
+        raise CorruptFile(f"{where}: damaged {format}: nothing can be read of it") from None
     except MemoryError:
         raise
     except Exception as error:
