@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -97,7 +98,8 @@ def test_a_sequence_that_is_preempted_goes_on_with_it() -> None:
         wanted = [fingerprint(engine.submit(request).result()) for request in growing]
     room = cases.bytes_needed("muse_kv8", 340, context=340) * 3 // 2
     with make_engine(silent=True, context=340, memory_budget=room, prefix_cache=False) as engine:
-        results = [h.result() for h in [engine.submit(request) for request in growing]]
+        submits = [functools.partial(engine.submit, request) for request in growing]
+        results = [handle.result() for handle in cases.at_once(engine, submits)]
     assert [fingerprint(result) for result in results] == wanted
     assert sum(result.stats["preemptions"] for result in results) > 0
     assert sum(result.stats["drafter_accepted_tokens"] for result in results) > 0

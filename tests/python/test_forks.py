@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import pytest
 
-from musespark.engine import Engine, Handle, Request
+from musespark.engine import Engine, Request
 from support import engine_cases as cases
-from support.engine_cases import fingerprint, tokens
+from support.engine_cases import at_once, fingerprint, tokens
 
 FORKS, PREFIX = 16, 500
 MODELS = sorted(cases.MODELS)  # muse_kv8 has windows of 70, llama_f32 has none
@@ -32,14 +31,6 @@ def go_on(engine: Engine, base, i: int, new: int = 5, *, retain: bool = True):
     prompt = tokens(PREFIX) + tokens(3, seed=50 + i)
     request = Request(tokens=prompt, max_new_tokens=new, retain=retain, logprobs=2)
     return engine.submit(request, base=base)
-
-
-def at_once(engine: Engine, submits: list[Callable[[], Handle]]) -> list[Handle]:
-    """Submitted between two steps, however slowly this thread gets along."""
-    handles: list[Handle] = []
-    last = Request(tokens=[1], max_new_tokens=0)
-    engine.submit(last, then=lambda: handles.extend(submit() for submit in submits)).result()
-    return handles
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -121,7 +121,7 @@ AGENT = {"messages": turn("Hi"), "max_tokens": 9}
             "response_format.json_schema.schema",
         ),
         ("completions", {"prompt": [10**9]}, "prompt"),
-        ("completions", {"prompt": ["a"] * 200}, "n"),
+        ("completions", {"prompt": ["a"] * 200}, "prompt"),
         ("responses", {"input": [RESULT]}, "input"),
         (
             "responses",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -100,8 +101,8 @@ def test_one_result_when_computed_again(model: str) -> None:
         wanted = [run(engine, r) for r in (grows, *evicting)]
     whole, part = (cases.bytes_needed(given["name"], n, kv=given["kv"]) for n in (context, 250))
     with make_engine(model, context=context, memory_budget=whole + part) as engine:
-        handles = [engine.submit(r) for r in (grows, *evicting)]
-        results = [h.result() for h in handles]
+        submits = [functools.partial(engine.submit, r) for r in (grows, *evicting)]
+        results = [h.result() for h in cases.at_once(engine, submits)]
     again = [r.stats["preemptions"] for r in results]
     assert again[0] == 0 < sum(again), "the budget was not tight"
     for result, other in zip(results, wanted, strict=True):

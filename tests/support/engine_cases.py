@@ -10,11 +10,12 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from musespark.engine import Engine, Request, Result, TokenClasses
+from musespark.engine import Engine, Handle, Request, Result, TokenClasses
 from musespark.errors import MemoryBudgetExceeded
 from support import run_engine, tiny_models
 
@@ -145,6 +146,14 @@ _WEIGHTS |= {"borders": 8.0, "cues": 1.0, "trial_confidence": 0.05, "trial_strea
 _LATE = {"weights": _WEIGHTS, "bias": -13.5, "threshold": 0.5}
 _EVICTED = {"cache": "keep", "most_tokens": 48, "opens": [[i] for i in range(101)], "closes": []}
 _DEMOTED = {"cache": "demote", "opens": [[i] for i in range(6)], "closes": [6]}
+
+
+def at_once(engine: Engine, submits: Sequence[Callable[[], Handle]]) -> list[Handle]:
+    """Submitted between two steps, however slowly this thread gets along."""
+    handles: list[Handle] = []
+    last = Request(tokens=[1], max_new_tokens=0)
+    engine.submit(last, then=lambda: handles.extend(submit() for submit in submits)).result()
+    return handles
 
 
 def fingerprint(result: Result) -> str:
