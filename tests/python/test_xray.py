@@ -451,7 +451,7 @@ def test_a_thought_that_was_cut(nano) -> None:
 
 def test_a_thought_that_fills_the_context_says_so() -> None:
     with musespark.load(threads=1, context=100) as small:
-        found = small.chat(SUM, **HIGH)
+        found = small.chat(SUM, **HIGH, thinking_policy="off")
         assert found.finish_reason == "length"
         with pytest.raises(ContextOverflow, match="the context has 100"):
             found.explain_thinking()
