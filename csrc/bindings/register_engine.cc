@@ -4,7 +4,6 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -17,7 +16,9 @@
 #include "decode/draft_model.h"
 #include "decode/engine.h"
 #include "decode/pace.h"
+#include "decode/runner.h"
 #include "dict_reader.h"
+#include "events_to_python.h"
 #include "formats/weights_codec.h"
 #include "given_from_python.h"
 #include "kernels/dispatch.h"
@@ -45,102 +46,6 @@ std::vector<std::int32_t> tokens_from_python(py::handle value) {
   return {array.data(), array.data() + array.size()};
 }
 
-py::list top_list(const std::vector<TokenLogprob>& top) {
-  py::list out;
-  for (const TokenLogprob& entry : top) out.append(py::make_tuple(entry.token, entry.logprob));
-  return out;
-}
-
-// float32 [tokens, 4]; NaN for tokens without any, None where no token has them.
-py::object signals_array(const std::vector<SampledToken>& tokens) {
-  const auto has = [](const SampledToken& token) { return token.signals.has_value(); };
-  if (std::ranges::none_of(tokens, has)) return py::none();
-  py::array_t<float> out({static_cast<py::ssize_t>(tokens.size()), py::ssize_t{4}});
-  float* to = out.mutable_data();
-  for (const SampledToken& token : tokens) {
-    constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
-    const TokenSignals s = token.signals.value_or(TokenSignals{kNone, kNone, kNone, kNone});
-    for (const float value : {s.margin, s.logprob, s.entropy, s.confidence}) *to++ = value;
-  }
-  return out;
-}
-
-py::tuple event_tuple(const TokensEvent& event) {
-  py::list ids;
-  for (const SampledToken& token : event.tokens) ids.append(token.token);
-  py::object logprobs = py::none(), tops = py::none();
-  if (!event.tokens.empty() && !event.tokens.front().top.empty()) {
-    py::list chosen, best;
-    for (const SampledToken& token : event.tokens) {
-      chosen.append(token.logprob);
-      best.append(top_list(token.top));
-    }
-    logprobs = chosen;
-    tops = best;
-  }
-  return py::make_tuple("tokens", event.id, ids, logprobs, tops, signals_array(event.tokens));
-}
-
-// The array owns the event's numbers: a copy might not fit where they just did.
-py::tuple event_tuple(LogitsEvent& event) {
-  auto owned = std::make_unique<std::vector<float>>(std::move(event.values));
-  float* values = owned->data();
-  const py::capsule owner(owned.get(), [](void* p) { delete static_cast<std::vector<float>*>(p); });
-  owned.release();
-  std::vector<py::ssize_t> shape{event.rows};
-  if (event.cols != 1) shape.push_back(event.cols);
-  return py::make_tuple("logits", event.id, event.first,
-                        py::array_t<float>(std::move(shape), values, owner));
-}
-
-const char* kind_name(ErrorKind kind) {
-  switch (kind) {
-    case ErrorKind::none:
-      return "none";
-    case ErrorKind::bad_logits:
-      return "bad_logits";
-    case ErrorKind::memory:
-      return "memory";
-    case ErrorKind::constraint:
-      return "constraint";
-    case ErrorKind::other:
-      return "other";
-  }
-  return "other";
-}
-
-py::tuple event_tuple(const RowsWantedEvent& event) {
-  return py::make_tuple("rows_wanted", event.id, event.index);
-}
-
-py::tuple event_tuple(const FinishedEvent& event) {
-  const RequestStats& s = event.stats;
-  py::dict stats(
-      py::arg("prompt_tokens") = s.prompt_tokens, py::arg("cached_tokens") = s.cached_tokens,
-      py::arg("completion_tokens") = s.completion_tokens, py::arg("preemptions") = s.preemptions,
-      py::arg("thought_tokens") = s.thought_tokens, py::arg("thought_bytes") = s.thought_bytes,
-      py::arg("thought_stop") = std::string(to_string(s.thought_stop)),
-      py::arg("demoted_pages") = s.demoted_pages, py::arg("evictions") = s.evictions,
-      py::arg("evicted_tokens") = s.evicted_tokens, py::arg("freed_bytes") = s.freed_bytes,
-      py::arg("queue_s") = s.queue_s, py::arg("prefill_s") = s.prefill_s,
-      py::arg("decode_s") = s.decode_s, py::arg("first_token_s") = s.first_token_s);
-  py::list trials;
-  for (const TrialResult& trial : s.trials) {
-    trials.append(py::make_tuple(trial.at, trial.answer, trial.confidence, trial.rows));
-  }
-  stats["trials"] = trials;
-  stats["trial_tokens"] = s.trial_tokens;
-  stats["drafted_tokens"] = s.drafted_tokens;
-  stats["accepted_tokens"] = s.accepted_tokens;
-  stats["drafter_passes"] = s.drafter_passes;
-  stats["drafter_accepted_tokens"] = s.drafter_accepted_tokens;
-  py::object error = py::none();
-  if (event.reason == FinishReason::error)
-    error = py::make_tuple(kind_name(event.kind), event.error);
-  return py::make_tuple("finished", event.id, py::str(std::string(to_string(event.reason))), error,
-                        stats);
-}
-
 // The engine with everything it stands on, in the order it is torn down.
 class PyEngine {
  public:
@@ -165,6 +70,7 @@ class PyEngine {
     EngineOptions options{context, prefill_chunk, max_batch, prefix_cache};
     if (prefix_bytes) options.prefix_bytes = *prefix_bytes;
     engine_ = std::make_unique<Engine>(*model_, *pages_, pool_, options, source_.get());
+    runner_ = std::make_unique<Runner>(*engine_);
     context_ = context;
   }
 
@@ -248,11 +154,18 @@ class PyEngine {
       const py::gil_scoped_release unlocked;
       engine_->run_until(max_seconds, events);
     }
-    py::list out;
-    for (Event& event : events) {
-      out.append(std::visit([](auto& e) { return event_tuple(e); }, event));
+    return events_to_python(events);
+  }
+
+  // None: there will be none any more.
+  std::optional<py::list> take_events() {
+    std::vector<Event> events;
+    {
+      const py::gil_scoped_release unlocked;
+      events = runner_->take();
     }
-    return out;
+    if (events.empty()) return std::nullopt;
+    return events_to_python(events);
   }
 
   py::dict stats() const {
@@ -277,6 +190,7 @@ class PyEngine {
   }
 
   Engine& engine() const { return *engine_; }
+  Runner& runner() const { return *runner_; }
 
  private:
   // A block drafter, or a model that drafts.
@@ -300,6 +214,7 @@ class PyEngine {
   std::unique_ptr<TextModel> drafting_model_;
   std::unique_ptr<DraftSource> source_;
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Runner> runner_;
   std::int64_t context_ = 0;
 };
 
@@ -384,6 +299,30 @@ void register_engine_testing(py::module_& m) {
 template <class Method>
 auto with_engine(Method method) {
   return [method](PyEngine& self, std::int64_t id) { return (self.engine().*method)(id); };
+}
+
+void register_running(py::class_<PyEngine>& engine) {
+  using unlocked = py::call_guard<py::gil_scoped_release>;
+  engine
+      .def("run_until", &PyEngine::run_until, py::arg("max_seconds") = 0.02,
+           "Steps until the time is over, a sequence ended, logits came or nothing is left;\n"
+           "where others ended, tokens of those that go on may come with the next call. Returns\n"
+           "events: ('tokens', id, ids, logprobs|None, tops|None, signals|None),\n"
+           "('logits', id, first, array), ('rows_wanted', id, index of params['given']),\n"
+           "('finished', id, reason, (kind, message)|None, stats).")
+      .def(
+          "run", [](PyEngine& self, double slice_s) { self.runner().run(slice_s); },
+          py::arg("slice_s"), unlocked(),
+          "run_until again and again, until nothing is left to do but to wait, or `stop`. Its\n"
+          "events are for `take_events` in another thread, which may lag 100 ms behind.")
+      .def("take_events", &PyEngine::take_events,
+           "Waits for events of `run`; None after `end_events`, once all have been taken.")
+      .def(
+          "stop", [](PyEngine& self) { self.runner().stop(); }, unlocked(),
+          "`run` returns after its slice and a step, now and from now on.")
+      .def(
+          "end_events", [](PyEngine& self) { self.runner().end(); }, unlocked(),
+          "There will be no events any more.");
 }
 
 void register_transfers(py::class_<PyEngine>& engine) {
@@ -473,12 +412,6 @@ void register_engine(py::module_& m) {
            "A retained sequence's twin; returns its id.")
       .def("release", with_engine(&Engine::release), py::arg("id"), unlocked(),
            "Gives a retained sequence up.")
-      .def("run_until", &PyEngine::run_until, py::arg("max_seconds") = 0.02,
-           "Steps until the time is over, a sequence ended, logits came or nothing is left. "
-           "Returns\n"
-           "events: ('tokens', id, ids, logprobs|None, tops|None, signals|None),\n"
-           "('logits', id, first, array), ('rows_wanted', id, index of params['given']),\n"
-           "('finished', id, reason, (kind, message)|None, stats).")
       .def(
           "has_work", [](PyEngine& self) { return self.engine().has_work(); }, unlocked(),
           "Whether run_until has anything to do.")
@@ -486,6 +419,7 @@ void register_engine(py::module_& m) {
           "waits_for_rows", [](PyEngine& self) { return self.engine().waits_for_rows(); },
           unlocked(), "Whether all of it waits for provide_rows.")
       .def("stats", &PyEngine::stats, "Counters, bytes, threads and the instruction set in use.");
+  register_running(engine);
   register_transfers(engine);
   register_engine_testing(m);
 }

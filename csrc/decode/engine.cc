@@ -411,15 +411,19 @@ void Engine::Impl::run_until(double max_seconds, std::vector<Event>& out) {
   const FloatEnv environment;
   const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                       std::chrono::duration<double>(max_seconds));
+  tell_by = tell_by == Clock::time_point{} ? end : std::min(tell_by, end);
   events = &out;
   return_early = false;
   try {
-    while (step() && !return_early && Clock::now() < end) {
-    }
-    {
+    bool going = false;
+    do {
+      going = step();
+    } while (going && !return_early && Clock::now() < tell_by);
+    if (!going || Clock::now() >= tell_by) {
       const std::lock_guard lock(mutex);
       for (Entry* entry : running) report_tokens(*entry);
       for (const auto& [id, entry] : waiting) report_tokens(*entry);  // preempted
+      tell_by = {};
     }
     ended_constraints.clear();
   } catch (...) {

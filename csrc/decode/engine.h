@@ -234,7 +234,9 @@ class Engine {
   std::vector<SavedPage> page_list(SavedLengths lengths) const;
 
   // Steps until `max_seconds` have passed, a sequence ended or logits came, or nothing is left to
-  // do. Appends what happened to `events` in order. Throws only for faults that end the engine;
+  // do. Appends what happened to `events` in order; where it returns early, tokens of those that
+  // go on follow within `max_seconds` of the last time: many that end would else cut those of all
+  // others into as many pieces. Throws only for faults that end the engine;
   // every later call throws the same.
   void run_until(double max_seconds, std::vector<Event>& events);
 

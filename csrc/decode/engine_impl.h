@@ -245,6 +245,7 @@ struct Engine::Impl {
   std::exception_ptr fault;
   std::vector<Event>* events = nullptr;  // of the run_until under way
   bool return_early = false;
+  Clock::time_point tell_by{};  // when tokens of those that go on are told; none: nothing waits
   std::vector<std::shared_ptr<TokenConstraint>> ended_constraints;  // to be given up unlocked
   // The last plan found sequences, and none whose rows are there; nothing was asked for since.
   bool stalled = false;

@@ -1,4 +1,9 @@
-"""The thread that runs the core of an engine, and what it hands out."""
+"""The threads of an engine: one runs its core, one hands out what it tells.
+
+Between two steps the core does not wait for Python's lock, which other threads may hold for 5 ms at
+a time (but for requests with a constraint, which is Python's): there is a step of a small model
+every few milliseconds.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +27,8 @@ if TYPE_CHECKING:
     from musespark import _core
     from musespark.engine import Handle
 
-# How long the core decodes before events are handed out: short enough to look immediate.
+# How long the core decodes before events are handed out: short enough to look immediate; longer
+# where many requests run (csrc/decode/runner.h). And how often it looks whether rows have come.
 _SLICE_S = 0.02
 CLOSED_MEANWHILE = "the model was closed while this request ran"
 # How often a waiting caller looks whether the driver is alive.
@@ -42,7 +48,7 @@ class EventStream:
         self.ended = False  # set by the driver after it has put the last event
         self.given_up = False  # its caller has cancelled it
         self.given: Sequence[GivenRows] = ()  # made when the core asks for them
-        self.then: Callable[[], None] | None = None  # called at the end, in the driver's thread
+        self.then: Callable[[], None] | None = None  # called at the end, where events are told
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
     def put(self, event: Event | Exception, waiters: Waiters | None = None) -> None:
@@ -95,7 +101,7 @@ Waiters = dict["asyncio.AbstractEventLoop", list["asyncio.Future[None]"]]
 
 def wake(waiters: Waiters) -> None:
     """Wakes all that wait on an event loop by one call: each is a system call, at which the loop's
-    thread takes the interpreter's lock, and the engine waits to get it back."""
+    thread takes the interpreter's lock, and others wait to be told."""
     for loop, all_ready in waiters.items():
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there any more
             loop.call_soon_threadsafe(_set_all, all_ready)
@@ -117,7 +123,7 @@ def note_id(ids: list[int], call: Callable[[Any], int], argument: Any) -> None:
 
 
 class Driver:
-    """Owns the core and the thread that runs it. Knows no Engine, so that one can be collected."""
+    """Owns the core and its threads. Knows no Engine, so that one can be collected."""
 
     def __init__(self, core: _core.Engine) -> None:
         self.core: _core.Engine | None = core
@@ -128,14 +134,21 @@ class Driver:
         self._streams: dict[int, EventStream] = {}
         # SimpleQueue.put may be called from a finalizer at any time, in any thread.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._drive, name="musespark-engine", daemon=True)
+        self._stepping = threading.Thread(target=self._step, name="musespark-engine", daemon=True)
+        self._telling = threading.Thread(target=self._tell, name="musespark-events", daemon=True)
         # Rows are made in a thread of their own: images take longer than other requests may wait.
         self._wanted: queue.SimpleQueue[tuple[EventStream, int, int] | None] = queue.SimpleQueue()
         self._rows_thread: threading.Thread | None = None
 
+    @property
+    def threads(self) -> tuple[threading.Thread, threading.Thread]:
+        """That which runs the core, and that which ends after it and tells every request so."""
+        return self._stepping, self._telling
+
     def start(self) -> None:
         _running.add(self)
-        self.thread.start()
+        self._telling.start()
+        self._stepping.start()
 
     def check(self) -> _core.Engine:
         """The core, or the reason why it cannot be used."""
@@ -165,7 +178,7 @@ class Driver:
         self._wake.put(None)
 
     def ask(self, method: str, request: int) -> _core.Engine:
-        """Calls what the thread then has to act on; the core."""
+        """Calls what the core's thread then has to act on; the core."""
         core = self.check()
         getattr(core, method)(request)
         self._wake.put(None)
@@ -180,16 +193,14 @@ class Driver:
             getattr(core, method)(request)
         self._wake.put(None)
 
-    def _drive(self) -> None:
+    def _step(self) -> None:
         core = self.core
         if core is None:  # closed before the thread ran
             return
         try:
             while not self.closed:
-                events = core.run_until(_SLICE_S)
-                if events:
-                    self._deliver(events)
-                elif not core.has_work():
+                core.run(_SLICE_S)
+                if not core.has_work():
                     self._park()
                 elif core.waits_for_rows():  # or for a deadline, of which nobody tells
                     with contextlib.suppress(queue.Empty):
@@ -197,8 +208,27 @@ class Driver:
         except BaseException as error:  # every waiting caller hears of it
             self.failure = error
         finally:
+            core.end_events()
+            del core  # the failure has this frame
+
+    def _tell(self) -> None:
+        core = self.core
+        if core is None:
+            return
+        try:
+            while (events := core.take_events()) is not None:
+                self._deliver(events)
+        except BaseException as error:
+            self.failure = error
+            core.cancel_all()
+            core.stop()
+        finally:
             del core
             self._end()
+            self._wake.put(None)
+            if self._stepping.ident is not None:
+                self._stepping.join()
+            _running.discard(self)
 
     def _park(self) -> None:
         self._wake.get()
@@ -216,13 +246,11 @@ class Driver:
     def _put(self, waiters: Waiters, kind: str, request: int, rest: list[Any]) -> None:
         with self._lock:  # a submit that is still registering its stream holds it
             stream = self._streams.get(request)
-            if kind == "finished":
-                # Closing cancels in the core. Who did not ask for it hears of it from _end,
-                # whichever comes first: a closed model has one outcome.
-                if self.closed and rest[0] == "cancelled" and stream and not stream.given_up:
-                    return
-                self._streams.pop(request, None)
         if stream is None:  # its submit was interrupted, which has cancelled it
+            return
+        # Closing cancels in the core. Who did not ask for it hears of it from _end, whichever comes
+        # first: a closed model has one outcome.
+        if kind == "finished" and rest[0] == "cancelled" and self.closed and not stream.given_up:
             return
         if kind == "tokens":
             stream.put(Tokens(*rest), waiters)
@@ -234,6 +262,8 @@ class Driver:
             reason, error, stats = rest
             ended = Finished(reason, stats) if error is None else _error_of(*error)
             stream.put(ended, waiters)
+            with self._lock:
+                self._streams.pop(request, None)
 
     def _want(self, stream: EventStream, request: int, index: int) -> None:
         self._wanted.put((stream, request, index))
@@ -265,7 +295,6 @@ class Driver:
         self.quietly("cancel", request)
 
     def _end(self) -> None:
-        _running.discard(self)
         with self._lock:
             self.closed = True
             self.core = None
@@ -279,7 +308,7 @@ class Driver:
                 stream.put(error)
 
     def stop(self) -> None:
-        """Ends the thread within a layer; every running request with it.
+        """Ends the threads within a layer; every running request with them.
 
         Idempotent; when it is interrupted, the next call waits on.
         """
@@ -289,12 +318,19 @@ class Driver:
         core = self.core
         if core is not None:
             core.cancel_all()
-        del core
+            core.stop()
         self._wake.put(None)
-        if self.thread.ident is None:  # interrupted before it was started
-            self._end()
-        elif threading.current_thread() is not self.thread:  # a finalizer may run there
-            self.thread.join()
+        if self._stepping.ident is None:  # interrupted before it was started
+            if core is not None:
+                core.end_events()
+            if self._telling.ident is None:
+                self._end()
+                _running.discard(self)
+        del core
+        if threading.current_thread() not in self.threads:  # a finalizer may run there
+            for thread in self.threads:
+                if thread.ident is not None:
+                    thread.join()
         self._wanted.put(None)
         rows = self._rows_thread
         if rows is not None and threading.current_thread() is not rows:

@@ -5,7 +5,7 @@
     for event in handle:            # Tokens, LogitsRows, and at last Finished
         ...
 
-One daemon thread per engine drives it. Any number of threads and event loops may submit, into one
+Two daemon threads per engine drive it. Any number of threads and event loops may submit, into one
 batch. Waiting can be interrupted (Ctrl-C); an iteration that is left early cancels its request.
 """
 
@@ -148,8 +148,9 @@ class Handle:
                 # The driver ends every stream when it stops; only a fork leaves one without it.
                 if os.getpid() != self._driver.pid:
                     self._driver.check()
-                if not self._driver.thread.is_alive() and self.stream.events.empty():
-                    return Error("the engine's thread is gone")
+                *_, telling = self._driver.threads
+                if not telling.is_alive() and self.stream.events.empty():
+                    return Error("the engine's threads are gone")
 
     async def anext_event(self) -> Event | Exception:
         """The same for an event loop."""
@@ -224,8 +225,8 @@ class Engine:
         base: Retained | None = None,
         then: Callable[[], None] | None = None,
     ) -> Handle:
-        """Queues a request. ``then`` is called at its end, in the engine's thread: it must not wait
-        nor raise.
+        """Queues a request. ``then`` is called at its end, in a thread of the engine: it must not
+        wait nor raise.
 
         Raises InvalidRequest, ContextOverflow or MemoryBudgetExceeded at once, naming the field.
         """
@@ -269,7 +270,7 @@ class Engine:
         return kept.driver is self._driver
 
     def close(self) -> None:
-        """Ends all requests and the thread, and lets go of the tensors.
+        """Ends all requests and the threads, and lets go of the tensors.
 
         Idempotent; when Ctrl-C interrupts it, the next call finishes.
         """

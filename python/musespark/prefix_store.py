@@ -132,8 +132,9 @@ class PrefixStore(NoPrefixes):
             before = len(keys) + 1
             while before > (count := self._usable(keys)) >= LEAST_PAGES:
                 before = count  # a page that cannot be read, nor removed, ends it
-                if self._recent is not None and self._recent[:2] == (keys[:count], adapter):
-                    return self._recent[2]
+                recent = self._recent  # once: a request that ends meanwhile sets it to None
+                if recent is not None and recent[:2] == (keys[:count], adapter):
+                    return recent[2]
                 try:
                     with known(self._engine, tokens, count * PAGE_TOKENS, adapter) as (kept, _):
                         if len(kept.tokens) > (count - LEAST_PAGES) * PAGE_TOKENS:
@@ -210,7 +211,7 @@ class PrefixStore(NoPrefixes):
     # ---- writing ------------------------------------------------------------------------------
 
     def after(self, request: Request) -> Callable[[], None]:
-        """What is to be called at the request's end, in the engine's thread."""
+        """What is to be called at the request's end, where the engine tells of it."""
         checksum = self._checksum_of(request.adapter)
         tokens = np.asarray(request.tokens, np.int32)
         return functools.partial(self._remember, tokens, request.adapter, checksum)

@@ -1,10 +1,12 @@
-"""engine.py: the driver thread, handles, many threads, event loops, and how things end."""
+"""engine.py: its threads, handles, many threads, event loops, and how things end."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -183,7 +185,15 @@ def test_close_ends_everything() -> None:
     handle.cancel()
 
 
-def test_close_lets_go_of_the_tensors() -> None:
+@pytest.mark.parametrize("fails", [None, "_park", "_deliver"])
+def test_close_lets_go_of_the_tensors(monkeypatch, fails: str | None) -> None:
+    """After a failure in either thread too."""
+
+    def planted(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    if fails is not None:
+        monkeypatch.setattr(engine_module.Driver, fails, planted)
     spec, tensors, kv = cases.packed("llama_f32")
     data = bytearray(bytes(tensors["head"][3]))
     import numpy as np
@@ -198,20 +208,22 @@ def test_close_lets_go_of_the_tensors() -> None:
     )
     with pytest.raises(BufferError):
         view.release()
-    handle = engine.submit(Request(tokens=[1], max_new_tokens=2))
-    handle.result()
+    with contextlib.nullcontext() if fails is None else pytest.raises(Error, match="planted"):
+        engine.submit(Request(tokens=[1])).result()
     engine.close()
+    assert not [one for one in engine._driver.threads if one.is_alive()]
     view.release()
 
 
-def test_a_collected_engine_ends_its_thread() -> None:
+def test_a_collected_engine_ends_its_threads() -> None:
     engine = cases.make_engine()
-    thread = engine._driver.thread
+    threads = engine._driver.threads
     engine.submit(Request(tokens=[1], max_new_tokens=2)).result()
     del engine
     gc.collect()
-    thread.join(20)
-    assert not thread.is_alive()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_a_handle_keeps_its_engine() -> None:
@@ -221,41 +233,62 @@ def test_a_handle_keeps_its_engine() -> None:
 
 
 class BrokenCore:
-    """A core whose run_until raises at its third call."""
+    """A core that raises after two slices: in the thread that runs it, or in that which takes what
+    it tells."""
 
-    def __init__(self, error: BaseException) -> None:
-        self.error, self.calls, self.ids = error, 0, 0
+    def __init__(self, error: BaseException, where: str) -> None:
+        self.error, self.where, self.ids = error, where, 0
+        self.events: queue.SimpleQueue[list | None] = queue.SimpleQueue()
+        self.cancelled, self.stopped = threading.Event(), threading.Event()
 
     def submit(self, tokens, *, params, base):
         self.ids += 1
         return self.ids - 1
 
-    def run_until(self, seconds: float) -> list:
-        time.sleep(0.02)
-        self.calls += 1
-        if self.calls == 3:
+    def run(self, seconds: float) -> None:
+        for _ in range(2):
+            time.sleep(0.02)
+            self.events.put([("tokens", 0, [1], None, None)])
+        if self.where == "run":
             raise self.error
-        return [("tokens", 0, [1], None, None)]
+        self.events.put([])
+        assert self.cancelled.wait(20) and self.stopped.wait(20)
+
+    def take_events(self) -> list | None:
+        events = self.events.get()
+        if events == []:
+            raise self.error
+        return events
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+    def end_events(self) -> None:
+        self.events.put(None)
 
     def has_work(self) -> bool:
         return True
+
+    def waits_for_rows(self) -> bool:
+        return False
 
     def cancel(self, request: int) -> None:
         pass
 
     def cancel_all(self) -> None:
-        pass
+        self.cancelled.set()
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("planted"), MemoryError("planted"), SystemExit("planted")]
 )
-def test_a_fault_reaches_every_waiting_caller(error: BaseException) -> None:
-    driver = engine_module.Driver(BrokenCore(error))
-    driver.start()
+@pytest.mark.parametrize("where", ["run", "take_events"])
+def test_a_fault_reaches_every_waiting_caller(error: BaseException, where: str) -> None:
+    driver = engine_module.Driver(BrokenCore(error, where))
     handles = [engine_module.Handle(driver, False, None) for _ in range(4)]
     for handle in handles:
         driver.submit(handle, None, {}, None)
+    driver.start()
     heard: list[BaseException] = []
 
     def wait(handle) -> None:
@@ -278,6 +311,9 @@ def test_a_fault_reaches_every_waiting_caller(error: BaseException) -> None:
     assert all("planted" in str(e) and e.__cause__ is error for e in heard)
     with pytest.raises(Error, match="planted"):
         driver.submit(engine_module.Handle(driver, False, None), None, {}, None)
+    for thread in driver.threads:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 # --- whole processes ---------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -149,11 +150,22 @@ _DEMOTED = {"cache": "demote", "opens": [[i] for i in range(6)], "closes": [6]}
 
 
 def at_once(engine: Engine, submits: Sequence[Callable[[], Handle]]) -> list[Handle]:
-    """Submitted between two steps, however slowly this thread gets along."""
-    handles: list[Handle] = []
-    last = Request(tokens=[1], max_new_tokens=0)
-    engine.submit(last, then=lambda: handles.extend(submit() for submit in submits)).result()
-    return handles
+    """Submitted between two steps, however slowly this thread gets along: before the first of them
+    another request ends, which waits inside its own until all are there."""
+    begun, there = threading.Event(), threading.Event()
+
+    def ends(tokens: list[int]) -> bytes:
+        begun.set()
+        assert there.wait(60)
+        return b""
+
+    before = engine.submit(Request(tokens=[1], max_new_tokens=1, constraint=ends))
+    assert begun.wait(60)
+    try:
+        return [submit() for submit in submits]
+    finally:
+        there.set()
+        before.result()
 
 
 def fingerprint(result: Result) -> str:
