@@ -305,8 +305,8 @@ void register_running(py::class_<PyEngine>& engine) {
   using unlocked = py::call_guard<py::gil_scoped_release>;
   engine
       .def("run_until", &PyEngine::run_until, py::arg("max_seconds") = 0.02,
-           "Steps until the time is over, a sequence ended, logits came or nothing is left;\n"
-           "where others ended, tokens of those that go on may come with the next call. Returns\n"
+           "Steps until the time is over, a sequence wrote its first token or ended, logits came\n"
+           "or nothing is left; tokens of those that go on may come with the next call. Returns\n"
            "events: ('tokens', id, ids, logprobs|None, tops|None, signals|None),\n"
            "('logits', id, first, array), ('rows_wanted', id, index of params['given']),\n"
            "('finished', id, reason, (kind, message)|None, stats).")

@@ -233,11 +233,11 @@ class Engine {
   // The pages of a sequence of these lengths. Throws InvalidRequest.
   std::vector<SavedPage> page_list(SavedLengths lengths) const;
 
-  // Steps until `max_seconds` have passed, a sequence ended or logits came, or nothing is left to
-  // do. Appends what happened to `events` in order; where it returns early, tokens of those that
-  // go on follow within `max_seconds` of the last time: many that end would else cut those of all
-  // others into as many pieces. Throws only for faults that end the engine;
-  // every later call throws the same.
+  // Steps until `max_seconds` have passed, a sequence wrote its first token, ended or gave logits,
+  // or nothing is left to do. Appends what happened to `events` in order; where it returns early,
+  // tokens of those that go on follow within `max_seconds` of the last time: many that begin or end
+  // would else cut those of all others into as many pieces. Throws only for faults that end the
+  // engine; every later call throws the same.
   void run_until(double max_seconds, std::vector<Event>& events);
 
   // Whether run_until has anything to do.

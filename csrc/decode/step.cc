@@ -377,6 +377,10 @@ std::optional<FinishReason> Engine::Impl::append_sampled(Entry& entry, SampledTo
     entry.stats.thought_stop = entry.thinking.stop();
   }
   entry.unreported.push_back(std::move(sampled));
+  if (entry.stats.completion_tokens == 0) {  // for which somebody waits
+    report_tokens(entry);
+    return_early = true;
+  }
   ++entry.stats.completion_tokens;
   FinishReason reason = FinishReason::length;
   const bool ends = entry.stop.ends(token, entry.stats.completion_tokens, &reason);

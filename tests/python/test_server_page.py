@@ -178,16 +178,17 @@ def test_a_conversation_goes_on_and_a_new_chat_begins(page: Page) -> None:
 
 @pytest.fixture
 def slow_steps(model, monkeypatch) -> None:
-    """Holds the engine up each time that it tells of tokens, of which it writes a hundred between,
-    so that a long answer takes seconds on any machine."""
+    """Holds the engine up at each token, so that a long answer takes seconds on any machine."""
     driver = model._engine._driver
-    deliver = driver._deliver
+    submit = driver.submit
 
-    def held(events: Any) -> None:
-        time.sleep(0.2)
-        deliver(events)
+    def waits(tokens: Any) -> None:
+        time.sleep(0.005)
 
-    monkeypatch.setattr(driver, "_deliver", held)
+    def held(handle: Any, tokens: Any, params: dict, base: Any) -> None:
+        submit(handle, tokens, {**params, "constraint": waits}, base)
+
+    monkeypatch.setattr(driver, "submit", held)
 
 
 @pytest.mark.usefixtures("slow_steps")
