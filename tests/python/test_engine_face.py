@@ -206,11 +206,12 @@ def test_close_lets_go_of_the_tensors(monkeypatch, fails: str | None) -> None:
     engine = Engine(
         spec, tensors | {"head": head}, threads=1, context=64, kv=kv, memory_budget=1 << 22
     )
-    with pytest.raises(BufferError):
-        view.release()
     if fails == "_park":  # as soon as there is nothing to do
         for thread in engine._driver.threads:
             thread.join(20)
+    else:
+        with pytest.raises(BufferError):
+            view.release()
     with contextlib.nullcontext() if fails is None else pytest.raises(Error, match="planted"):
         engine.submit(Request(tokens=[1])).result()
     engine.close()
