@@ -206,7 +206,7 @@ class Driver:
                     with contextlib.suppress(queue.Empty):
                         self._wake.get(timeout=_SLICE_S)
         except BaseException as error:  # every waiting caller hears of it
-            self.failure = error
+            self.failure = self.failure or error
         finally:
             core.end_events()
             del core  # the failure has this frame
@@ -227,7 +227,7 @@ class Driver:
             self._end()
             self._wake.put(None)
             if self._stepping.ident is not None:
-                self._stepping.join()
+                self._stepping.join()  # before nobody waits for it when the interpreter ends
             _running.discard(self)
 
     def _park(self) -> None:
