@@ -126,11 +126,26 @@ def test_a_stream_has_one_reader(model) -> None:
     assert outcome and stream.result.finish_reason == "cancelled"
 
 
-def test_an_async_stream_has_one_reader(model) -> None:
+def test_an_async_stream_has_one_reader(model, monkeypatch) -> None:
+    go = threading.Event()
+    submit = engine.Driver.submit
+
+    def waits(tokens: list[int]) -> None:
+        assert go.wait(20)
+
+    def held(driver, handle, tokens, params, base) -> None:
+        submit(driver, handle, tokens, {**params, "constraint": waits}, base)
+
+    monkeypatch.setattr(engine.Driver, "submit", held)
+
     async def main() -> None:
         stream = await model.agenerate("Once", stream=True, **LONG)
-        both = await asyncio.gather(anext(stream), anext(stream), return_exceptions=True)
-        assert {type(one) for one in both} == {musespark.Delta, musespark.InvalidRequest}
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)  # it is inside, for there is no token yet
+        with pytest.raises(musespark.InvalidRequest, match="one reader at a time"):
+            await anext(stream)
+        go.set()
+        assert type(await first) is musespark.Delta
         await stream.aclose()
 
     asyncio.run(main())

@@ -158,6 +158,19 @@ def test_an_answer_its_folded_thought_and_how_fast_it_was(page: Page, model) -> 
     assert bodies[0]["reasoning_effort"] == "medium"
 
 
+def test_a_question_waits_for_the_model(page: Page) -> None:
+    """The key did nothing before the server had said what it serves."""
+    held: list[Route] = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    within(20, lambda: page.evaluate("1") and held, "the page does not ask for it")
+    say(page, SUM)
+    assert page.locator(".turn").count() == 0
+    held[0].continue_()
+    ended(page)
+    assert page.locator(".question p").inner_text() == SUM
+
+
 def test_a_conversation_goes_on_and_a_new_chat_begins(page: Page) -> None:
     bodies = sent(page)
     say(page, SUM)
@@ -311,6 +324,49 @@ def test_effort_is_a_slider_with_names(page: Page) -> None:
 
 
 # ---- pictures -----------------------------------------------------------------------------------
+
+SLOW_PICTURES = """() => {
+  const read = createImageBitmap;
+  window.createImageBitmap = async (file) => {
+    await new Promise((done) => { window.goOn = done; });
+    return read(file);
+  };
+}"""
+
+
+def test_a_question_waits_for_its_picture(page: Page) -> None:
+    """It went without, and the picture with the next one."""
+    page.evaluate(SLOW_PICTURES)
+    bodies = sent(page)
+    page.set_input_files("#picture-files", PICTURE)
+    say(page, WHERE)
+    assert page.input_value("#message") == WHERE
+    page.evaluate("goOn()")
+    ended(page)
+    kinds = [part["type"] for part in bodies[0]["messages"][0]["content"]]
+    assert kinds == ["image_url", "text"]
+
+
+@pytest.mark.parametrize("why", ["more is written", "it does not open", "a new chat"])
+def test_a_question_that_waits_does_not_go_where(page: Page, why: str, tmp_path: Path) -> None:
+    page.evaluate(SLOW_PICTURES)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    page.set_input_files("#picture-files", broken if why == "it does not open" else PICTURE)
+    say(page, WHERE)
+    if why == "more is written":
+        page.keyboard.type(" And")
+    if why == "a new chat":
+        page.click("#new-chat")
+    page.evaluate("goOn()")
+    if why == "it does not open":
+        expect(page.locator("#notice")).to_contain_text("broken.png")
+    else:
+        expect(page.locator("#tray img")).to_have_count(1)
+    expect(page.locator(".turn")).to_have_count(0)
+    assert page.input_value("#message").startswith(WHERE)
+    page.keyboard.press("Enter")
+    ended(page)
 
 
 def test_places_are_drawn_over_a_picture(page: Page, model) -> None:

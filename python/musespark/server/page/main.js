@@ -12,6 +12,7 @@ const turns = [];
 let served = null; // what the server says of its model
 let running = null; // {turn, controller}
 let editing = null; // {turn, text, pictures}: whose question is written anew, and what stood there
+let awaited = false; // was sent before its pictures were read or the model was known: goes with them
 
 // ---- the model ----------------------------------------------------------------------------------
 
@@ -31,6 +32,7 @@ async function connect() {
   showEfforts();
   complain("");
   ready();
+  if (awaited) send();
 }
 
 function askForToken(said = "") {
@@ -123,7 +125,8 @@ function answered({ answer, reasoning }) {
 
 function send() {
   const text = message.value.trim();
-  if (running || !served || (!text && !tray.pictures.length)) return;
+  awaited = !served || tray.reading > 0;
+  if (awaited || running || (!text && !tray.pictures.length)) return;
   const question = { text, pictures: tray.take() };
   if (editing) forgetFrom(editing.turn);
   editing = null;
@@ -160,6 +163,7 @@ function stopEditing() {
 }
 
 function write(text, pictures = []) {
+  awaited = false;
   message.value = text;
   tray.put(pictures);
   fitMessage();
@@ -227,6 +231,7 @@ function stop() {
 function startAnew() {
   stop();
   stopEditing();
+  awaited = false;
   turns.length = 0;
   by("talk").replaceChildren(by("welcome"));
   goOn(null);
@@ -279,6 +284,9 @@ async function addPictures(files) {
   if (broken.length) said.push(`Damaged, or of a kind that is not read here: ${broken.join(", ")}.`);
   complain(said.join(" "));
   message.focus();
+  if (!awaited) return;
+  if (said.length) awaited = false; // without them it may be another question
+  else send();
 }
 
 by("add-picture").addEventListener("click", () => by("picture-files").click());
@@ -311,6 +319,7 @@ document.addEventListener("drop", (event) => {
 // ---- keys and buttons ---------------------------------------------------------------------------
 
 message.addEventListener("input", () => {
+  awaited = false; // there is more to come
   fitMessage();
   ready();
 });

@@ -12,15 +12,18 @@ export class Tray {
     this.list = list;
     this.changed = changed;
     this.pictures = []; // {url, name}
+    this.reading = 0; // calls of add() that are on their way
   }
 
   /** Adds files; gives the names of those that are no pictures, and of those that do not open. */
   async add(files) {
     const [good, others] = [[], []];
     for (const file of files) (file.type.startsWith("image/") ? good : others).push(file);
-    const urls = await Promise.all(good.map(pictureUrl));
+    this.reading += 1;
+    const urls = await Promise.all(good.map((file) => pictureUrl(file).catch(() => null)));
     const all = good.map((file, i) => ({ url: urls[i], name: file.name }));
     this.put([...this.pictures, ...all.filter((one) => one.url !== null)]);
+    this.reading -= 1;
     const broken = all.filter((one) => one.url === null);
     return { others: others.map((one) => one.name), broken: broken.map((one) => one.name) };
   }
@@ -64,16 +67,11 @@ export function lastPictures(questions, most) {
 }
 
 /**
- * A picture as a data URL, at most MOST_PIXELS large where it takes more than MOST_BYTES; null for
- * one that does not open. The server reads no kind that browsers do not.
+ * A picture as a data URL, at most MOST_PIXELS large where it takes more than MOST_BYTES; rejects one
+ * that does not open. The server reads no kind that browsers do not.
  */
 async function pictureUrl(file) {
-  let bitmap;
-  try {
-    bitmap = await createImageBitmap(file);
-  } catch {
-    return null;
-  }
+  const bitmap = await createImageBitmap(file);
   if (file.size <= MOST_BYTES) {
     bitmap.close();
     return dataUrl(file);
