@@ -400,8 +400,8 @@ def test_limits(run: Act) -> None:
     chat = Script(again, again, again)
     found = run(chat, "?", [weather], max_output_tokens=8, max_tokens=6)
     assert (found.ended, len(found.uses)) == ("max_output_tokens", 1)
-    assert [options["max_new_tokens"] for _, options in chat.seen] == [6, 3]
-    assert "max_tokens" not in chat.seen[0][1]
+    assert [options["max_total_tokens"] for _, options in chat.seen] == [8, 3]
+    assert all(options["max_tokens"] == 6 for _, options in chat.seen)
 
     def slow() -> str:
         time.sleep(0.06)

@@ -86,6 +86,12 @@ def test_a_loaded_model_knows_its_room(nano: Any) -> None:
     assert 700 < tokens <= (nano.info.context - 150) // 2
 
 
+def test_a_limit_of_all_turns_may_be_more_than_the_context(nano: Any) -> None:
+    """It was asked of the first turn, and overflowed."""
+    found = nano.act("What is 47 + 38?", tools=[words], max_output_tokens=100_000)
+    assert (found.ended, found.content) == ("answer", "85")
+
+
 def asked(run: Any, context: int, counts: list[int], **options: Any) -> tuple[Any, ...]:
     script = Script([call("words", {"count": n}, i) for i, n in enumerate(counts)], "Ok.")
     return run(script, "?", [words], room=Room(context, words_of), **options).uses
@@ -104,6 +110,8 @@ def test_calls_of_one_step_share_what_is_left(run: Any) -> None:
     assert 120 < words_of(kept.answer) <= 200 - 32
     (kept,) = asked(run, 1015, [5000], max_total_tokens=800, max_new_tokens=700)
     assert 120 < words_of(kept.answer) <= 200 - 32
+    (free,) = asked(run, 1015, [5000], max_output_tokens=900)  # of all turns: none has to be kept
+    assert free.answer == one.answer
     (none,) = asked(run, 20, [5000])
     assert none.answer.startswith(words(13)) and none.left_out == len(words(5000)) - 80
     (large,) = asked(run, 1 << 20, [5000])

@@ -432,6 +432,16 @@ def test_the_workspace_fits_whatever_the_context(nano, messages) -> None:
     assert "none" in seen and 4 in seen and seen & {1, 2, 3}
 
 
+def test_a_limit_of_all_leaves_the_workspace_half_of_the_room(nano) -> None:
+    """The answer was kept all of it, as if it would have so many tokens."""
+    drafts = [Script(long(30) + ".", str(i)) for i in range(4)]
+    stage = Stage(nano, [*drafts, *[Script("x", "7")] * 4])
+    stage.info = replace(nano.info, context=len(nano._requests.chat("Which?", {})[0].tokens) + 700)
+    given = {"n_agents": 4, "aggregate": "refine", "consensus": None, "max_total_tokens": 650}
+    assert len(stage.contemplate("Which?", **given).drain().rounds) == 2
+    assert asked(stage, 4).count("Draft ") == 4
+
+
 def test_the_callers_words_for_the_workspace(nano) -> None:
     stage = Stage(nano, [Script("x", a) for a in "1222"])
     given = {"n_agents": 2, "aggregate": "refine", "consensus": None}

@@ -88,6 +88,8 @@ def test_the_answer_and_all_together_have_limits_of_their_own(model) -> None:
         ((None, 99), 5000, 400, 99, None),  # no more than the room
         ((10, 20), 100, 62, 20, 10),
         ((90, 99), 100, 100, 46, 90),
+        ((None, None), 5000, 400, None, None),
+        ((500, None), 5000, 500, None, None),  # which the core refuses, as the caller's own
         ((None, None), None, None, None, None),
     ],
 )

@@ -28,7 +28,7 @@ from musespark.agents.telling import MAX_RESULT, Room, Share, content_of, told_u
 from musespark.agents.tools import Tool, Tools, Written, text_of, tools_by_name
 from musespark.calling import NO_VALID_CALL, choice_after, no_such_tool
 from musespark.errors import ContextOverflow, InvalidRequest
-from musespark.options import UnknownArgument, integer, real, refuse_unknown
+from musespark.options import TOTAL, UnknownArgument, integer, real, refuse_unknown
 from musespark.results import ChatResult, Delta, Usage
 from musespark.text import Tokenizer
 
@@ -75,10 +75,10 @@ def act(
 
     ``max_steps``: turns of the model; ``max_seconds``: wall clock, looked at between turns and
     calls and kept inside turns (a function that runs is not ended); ``max_output_tokens``: of all
-    turns, thoughts included; inside a turn it bounds the answer alone where thoughts have a budget
-    of their own. Calls that a limit leaves over are answered in the messages, as not run.
-    ``markers``: the model's, of which what tools give should have none. ``sees``: whether it takes
-    images; else it is told how many a tool gave. ``room``: its context; None: not known.
+    turns, thoughts included; it may be more than the context has. Calls that a limit leaves over
+    are answered in the messages, as not run. ``markers``: the model's, of which what tools give
+    should have none. ``sees``: whether it takes images; else it is told how many a tool gave.
+    ``room``: its context; None: not known.
 
     Raises InvalidRequest, as :meth:`Model.chat` does. What ``approve`` and ``on_event`` raise ends
     it.
@@ -319,8 +319,8 @@ class _Loop:
             options["deadline"] = left if own is None else min(own, left)
         if self._asked.max_output_tokens is not None:
             left_tokens = self._asked.max_output_tokens - self._usage.completion_tokens
-            own = options.pop("max_tokens", None) or options.get("max_new_tokens")
-            options["max_new_tokens"] = left_tokens if own is None else min(own, left_tokens)
+            own = options.get(TOTAL)
+            options[TOTAL] = left_tokens if own is None else min(own, left_tokens)
         return options
 
     def _heard(self, delta: Delta) -> None:
@@ -370,7 +370,7 @@ class _Loop:
             self.messages.append({"role": "user", "content": NO_VALID_CALL})
         if self._asked.room is not None:
             count = len(result.tool_calls)
-            self._share = self._asked.room.after(result, self._turn_options(), count)
+            self._share = self._asked.room.after(result, self._options, count)
         for calls in self._groups(result.tool_calls):
             if self._time_over():
                 return

@@ -207,9 +207,11 @@ class Contemplation:
 
     def _answer_tokens(self, room: int) -> int:
         """Tokens of ``room`` that a workspace leaves to the answer and its thought."""
-        asked = any(self._given.get(name) for name in ("max_new_tokens", "max_tokens", TOTAL))
+        asked = any(self._given.get(name) for name in ("max_new_tokens", "max_tokens"))
         most = self._prepared.options.max_new_tokens
-        return most if asked and most is not None else room // 2
+        if most is None or not (asked or self._given.get(TOTAL)):
+            return room // 2
+        return most if asked else min(most, room // 2)
 
     # ---- the result ---------------------------------------------------------------------------
 

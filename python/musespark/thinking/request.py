@@ -226,13 +226,13 @@ def with_budget(
 ) -> tuple[GenerationOptions, int | None, int | None]:
     """Options whose ``max_new_tokens`` has thoughts, their frames and the answer in it, the budget,
     and the answer's own most tokens. ``room``: tokens that the context leaves; ``frame``: of
-    :attr:`Thoughts.frame_tokens`; ``total``: the most of all together, beside a budget a smaller
-    room. Thoughts do not starve the answer, nor does an answer's limit, which few reach, the
-    thoughts: where both do not fit, the budget is what is left, half of the room at least; without
-    a ``max_new_tokens`` three quarters."""
+    :attr:`Thoughts.frame_tokens`; ``total``: the most of all together, a smaller room. Thoughts do
+    not starve the answer, nor does an answer's limit, which few reach, the thoughts: where both do
+    not fit, the budget is what is left, half of the room at least; without a ``max_new_tokens``
+    three quarters."""
     answer = options.max_new_tokens
     if budget is None or room <= 0:  # the core refuses a prompt that leaves no room
-        most = answer if total is None else min(total, answer or total)
+        most = answer if total is None else min(total, answer or max(1, room))
         return replace(options, max_new_tokens=most), budget, None
     room = room if total is None else min(room, total)
     if answer is None:
