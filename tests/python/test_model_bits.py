@@ -27,7 +27,7 @@ RUNS = [
     if EVERY or (i + j) % len(CACHES) == k
 ]
 # Inside a page, at and around page and merge chunk borders, and uneven ones in turn.
-CUTS = (7, 64, [65, 1, 3], 512, [100, 411, 2, 1, 510])
+CUTS = (7, 64, [65, 1, 3], 512, [100, 411, 2, 1, 510]) if EVERY else (64, [100, 411, 2, 1, 510])
 
 
 def runner_of(name: str, recipe: str, kv: str, threads: int = 1) -> Runner:

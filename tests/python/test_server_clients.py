@@ -298,12 +298,12 @@ def test_a_client_that_goes_away_frees_its_row(url: str, model, stream: bool) ->
     connection = http.client.HTTPConnection(host, timeout=30)
     body = json.dumps({**LONG, "stream": stream})
     connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-    within(20, lambda: running(model) == 1, "it did not begin")
+    within(lambda: running(model) == 1, "it did not begin")
     if stream:
         with connection.getresponse() as response:
             response.read(10)
     connection.close()
-    within(20, lambda: running(model) == 0, "its row is still there")
+    within(lambda: running(model) == 0, "its row is still there")
     assert written(url) == before, "it ran to its end"
 
 
@@ -330,7 +330,7 @@ def test_a_client_that_goes_away_inside_prefill_frees_its_row(url, model, monkey
     response.close()
     connection.close()
     try:
-        within(20, lambda: running(model) == 0, "its row is still there")
+        within(lambda: running(model) == 0, "its row is still there")
     finally:
         go_on.set()
 
@@ -353,7 +353,7 @@ def test_a_row_that_waits_for_its_turn_is_given_up_too(url: str, model) -> None:
             held = [
                 asyncio.ensure_future(client.post("/v1/completions", json=LONG)) for _ in range(12)
             ]
-            await asyncio.to_thread(within, 20, lambda: running(model) == 4, "they did not begin")
+            await asyncio.to_thread(within, lambda: running(model) == 4, "they did not begin")
             for task in held:
                 task.cancel()
             await asyncio.gather(*held, return_exceptions=True)
@@ -366,7 +366,7 @@ def test_a_row_that_waits_for_its_turn_is_given_up_too(url: str, model) -> None:
             return answer.status_code
 
     assert asyncio.run(main()) == 200
-    within(20, lambda: running(model) == 0, "rows are still there")
+    within(lambda: running(model) == 0, "rows are still there")
 
 
 # ---- the command --------------------------------------------------------------------------------

@@ -64,13 +64,13 @@ def end(processes: dict[int, str | None], seconds: float) -> None:
         return [pid for pid, began in processes.items() if began and begun(pid) == began]
 
     with contextlib.suppress(AssertionError):
-        within(seconds, lambda: not left(), "some are left")
+        within(lambda: not left(), "some are left", seconds)
     for pid in left():
         with contextlib.suppress(OSError):  # it has ended meanwhile
             name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
             os.kill(pid, signal.SIGKILL)
             warnings.warn(f"Ray left a process, which was killed: {name:.200}", stacklevel=1)
-    within(30, lambda: not left(), f"cannot be killed: {left()}")
+    within(lambda: not left(), f"cannot be killed: {left()}")
 
 
 def begun(pid: int) -> str | None:

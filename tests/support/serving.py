@@ -52,8 +52,8 @@ def serve_process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]
             process.kill()
 
 
-def within(seconds: float, condition: Callable[[], bool], what: str) -> None:
-    """Waits for a condition; AssertionError where it does not come."""
+def within(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+    """Waits for a condition; AssertionError where it does not come, however busy the machine is."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, what
