@@ -170,6 +170,13 @@ def encoded(eyes: Eyes | None, image: Any, blind: str) -> ImageEmbedding:
     return one.made()
 
 
+def image_tokens(eyes: Eyes, parts: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens in a prompt of the images and videos that these parts of a message hold. Raises what
+    a prompt with them would."""
+    sources = [_source(part, f"content[{i}]") for i, part in enumerate(parts)]
+    return sum(outline.tokens for outline in PromptImages(eyes, sources, "").outlines)
+
+
 # ---- prompts ------------------------------------------------------------------------------------
 
 

@@ -265,7 +265,7 @@ class Model(Scoring):
         return await aact(self.achat, messages, tools, **self._acting(options))
 
     def _acting(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return acting(given, self.tokenizer, self._requests.eyes is not None, self._info.context)
+        return acting(given, self.tokenizer, self._requests.image_tokens, self._info.context)
 
     def session(
         self,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from musespark.errors import InvalidRequest
 from musespark.events import GivenRows, Request
 from musespark.explaining import Asked
 from musespark.grammar import GRAMMAR_OPTIONS, Grammar, Grammars, chosen_grammar
-from musespark.images import PromptImages, without_images
+from musespark.images import PromptImages, image_tokens, without_images
 from musespark.options import (
     AGENT_OPTIONS,
     CALL_OPTIONS,
@@ -218,6 +219,11 @@ class Requests:
             thinking=thinking,
             fields=more,
         )
+
+    @property
+    def image_tokens(self) -> Callable[[Sequence[Mapping[str, Any]]], int] | None:
+        """:func:`musespark.images.image_tokens` of this model; None where it sees none."""
+        return None if self.eyes is None else partial(image_tokens, self.eyes)
 
     def collector(self, chat: PreparedChat, options: GenerationOptions) -> ChatCollector:
         """What collects the answer to one request of ``chat``."""

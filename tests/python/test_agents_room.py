@@ -7,13 +7,16 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import musespark
 from musespark.agents import aact, act
+from musespark.agents.conversation import ToolConversation
 from musespark.agents.telling import MAX_RESULT, Room
+from musespark.agents.tools import Content, Tool
 from musespark.errors import InvalidRequest
 from musespark.results import ChatResult, Usage
 from support.scripted_chat import Script, call
@@ -194,3 +197,80 @@ def test_what_a_generator_raises_is_told(run: Any) -> None:
     uses = run(Script(calls, "Ok."), "?", [broken, whole]).uses
     assert uses[0].answer == "error: LookupError: no second" and uses[0].error
     assert (uses[1].answer, uses[1].left_out) == ('[1, "a", null, 2.5]', 0)
+
+
+# ---- images -------------------------------------------------------------------------------------
+
+PICTURE = Path(musespark.__file__).parent / "nano" / "examples" / "window.png"
+
+
+def seen(nano: Any, run: Any, parts: list[Any], left: int, **options: Any) -> tuple[Any, Any]:
+    """A tool's use that gives these parts, and what the model is told, by a context that has
+    ``left`` tokens for the answers of a step."""
+
+    def look() -> Content:
+        return Content(parts)
+
+    room = Room(15 + 2 * left, words_of, nano._requests.image_tokens)
+    found = run(Script([call("look", {})], "Ok."), "?", [look], room=room, **options)
+    assert found.content == "Ok."
+    return found.uses[0], next(m["content"] for m in found.messages if m["role"] == "tool")
+
+
+def test_images_are_counted(nano: Any, run: Any) -> None:
+    """They were not, and a conversation ended with ``context``."""
+    image = {"type": "image", "image": PICTURE}
+    tokens = nano.encode_image(PICTURE).array.shape[0]
+    text = {"type": "text", "text": words(5000)}
+    use, told = seen(nano, run, [image, text], tokens + 500)
+    assert told[0] == image and 400 < words_of(use.answer) <= 500 - 32
+    assert seen(nano, run, [image], tokens + 32)[1] == [image]
+    for count in (1, 2):
+        _, told = seen(nano, run, [image] * count, tokens * count + 31)
+        assert told == f"[images, for which the context has no room: {count}]"
+    _, told = seen(nano, run, [image, text], tokens + 500, sees=False)
+    assert told.endswith("[images, which this model cannot see: 1]")
+
+
+def test_images_that_do_not_open_are_errors_of_their_tool(nano: Any, run: Any) -> None:
+    """The next turn's request raised, and what had been said until then was lost."""
+    for image, says in (
+        ({"type": "image", "image": b"no picture"}, "not a PNG"),
+        ({"type": "image"}, "content[0]: no image"),
+        ({"type": "image_url", "image_url": {"url": "https://a.example/b"}}, "content[0]"),
+    ):
+        use, told = seen(nano, run, [image], 500)
+        assert use.status == "error" and told == use.answer and says in told
+
+
+def test_agents_driven_from_outside_are_told_the_same(nano: Any) -> None:
+    blank: dict[str, Any] = {"text": "", "tokens": (), "seed": 0, "usage": Usage(10, 0, 5)}
+    turn = ChatResult(**blank, finish_reason="tool_calls", tool_calls=(call("look", {}),))
+    image = {"type": "image", "image": PICTURE}
+    for given, count, context, says in (
+        (image, nano._requests.image_tokens, 1015, None),
+        (image, nano._requests.image_tokens, 100, "[images, for which the context has no room: 1]"),
+        (image, None, 1015, "[images, which this model cannot see: 1]"),
+        ({"type": "image"}, nano._requests.image_tokens, 1015, "error: content[0]: no image"),
+    ):
+        tools = {"look": Tool.of(lambda given=given: Content([given]), "look")}
+        talk = ToolConversation(tools, "?", 3, Room(context, words_of, count))
+        assert talk.take(turn)
+        told = talk.messages[-1]["content"]
+        assert told == [image] if says is None else told.startswith(says)
+
+
+def test_a_loaded_model_tells_its_images(nano: Any) -> None:
+    def look() -> Content:
+        return Content([{"type": "image", "image": PICTURE}])
+
+    async def alook() -> Content:
+        return look()
+
+    for tool in (look, alook):
+        name = tool.__name__
+        given = nano._acting({})
+        found = asyncio.run(
+            aact(Script([call(name, {})], "Ok.").asynchronous, "?", [tool], **given)
+        )
+        assert found.messages[2]["content"] == [{"type": "image", "image": PICTURE}]

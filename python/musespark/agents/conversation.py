@@ -8,8 +8,8 @@ from typing import Any
 
 from musespark.agents.events import ToolUse
 from musespark.agents.flags import Flag, flags_of
-from musespark.agents.telling import MAX_RESULT, Room, Share, content_of, told_use
-from musespark.agents.tools import Tool, Written, text_of, written
+from musespark.agents.telling import MAX_RESULT, Room, Share, content_of, told_use, why_hidden
+from musespark.agents.tools import Content, Tool, Written, text_of, written
 from musespark.calling import NO_CALLS_LEFT, Calling, no_such_tool
 from musespark.errors import Error, InvalidRequest
 
@@ -106,12 +106,16 @@ class ToolConversation(Calling):
         if not allowed or tool is None:
             why = no_such_tool(name, [*self._tools]) if allowed else NO_CALLS_LEFT
             return ToolUse(*seen, answer=f"error: {why}", status="error"), f"error: {why}"
-        began, status, value = time.perf_counter(), "done", None
+        began, status, value, images = time.perf_counter(), "done", None, 0
+        count = None if self._room is None else self._room.images
         try:
             value = tool(arguments)
             answer = written(value, MAX_RESULT)
+            if count is not None and isinstance(value, Content):
+                images = count(value.media)
         except Exception as error:  # the function's too: the model may try something else
             answer, status, value = Written(told(error)), "error", None
         seconds = time.perf_counter() - began
+        hidden = why_hidden(images, self._share, sees=self._room is None or count is not None)
         use = told_use(seen, answer, status, seconds, self._tools, share=self._share)
-        return use, content_of(value, use)
+        return use, content_of(value, use, hidden)

@@ -24,7 +24,7 @@ from musespark.agents.conversation import first_messages, flags_of_results, told
 from musespark.agents.events import ActEvent, ProposedCall, ToolUse
 from musespark.agents.result import ActResult, Step
 from musespark.agents.running import Ran, Run, arun_all, run_all
-from musespark.agents.telling import MAX_RESULT, Room, Share, content_of, told_use
+from musespark.agents.telling import MAX_RESULT, Room, Share, content_of, told_use, why_hidden
 from musespark.agents.tools import Tool, Tools, Written, text_of, tools_by_name
 from musespark.calling import NO_VALID_CALL, choice_after, no_such_tool
 from musespark.errors import ContextOverflow, InvalidRequest
@@ -127,13 +127,16 @@ async def aact(
 
 
 def acting(
-    given: Mapping[str, Any], tokenizer: Tokenizer, sees: bool, context: int
+    given: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    images: Callable[[Sequence[Mapping[str, Any]]], int] | None,
+    context: int,
 ) -> dict[str, Any]:
-    """The options of :meth:`Model.act`, with what the model knows itself. InvalidRequest for those
-    that it does not take."""
+    """The options of :meth:`Model.act`, with what the model knows itself. ``images``: of a
+    :class:`Room`. InvalidRequest for options that it does not take."""
     refuse_unknown([name for name in given if name in ("chat", *_OF_A_MODEL)], _OWN)
-    room = Room(context, lambda text: len(tokenizer.encode(text)))
-    return {"markers": tokenizer.markers, "sees": sees, "room": room, **given}
+    room = Room(context, lambda text: len(tokenizer.encode(text)), images)
+    return {"markers": tokenizer.markers, "sees": images is not None, "room": room, **given}
 
 
 @dataclass(frozen=True)
@@ -398,7 +401,9 @@ class _Loop:
             ready.append((yield from self._checked(call)))
         made = [one for one in ready if isinstance(one, ProposedCall)]
         wanted = tuple((self.tools[one.name], one.arguments) for one in made)
-        run = Run(wanted, self._until, self._asked.max_result_characters)
+        room = self._asked.room
+        images = None if room is None else room.images
+        run = Run(wanted, self._until, self._asked.max_result_characters, images)
         found = iter((yield run) if wanted else ())
         for one in ready:
             use, content = self._made(one, next(found)) if isinstance(one, ProposedCall) else one
@@ -465,9 +470,10 @@ class _Loop:
         if ran.error is not None:
             text = Written(told(ran.error))
             return self._failed(self._flagged(seen, text, "error", ran.seconds))
+        hidden = why_hidden(ran.images, self._share, sees=self._asked.sees)
         use = self._flagged(seen, ran.text, "done", ran.seconds)
         self._emit(events.CallResult(call.turn, use))
-        return use, content_of(ran.value, use, self._asked.sees)
+        return use, content_of(ran.value, use, hidden)
 
     def _flagged(self, seen: tuple, text: Written, status: str, seconds: float) -> ToolUse:
         asked = self._asked

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from musespark.agents.tools import Tool, UnfinishedError, Written, written
-from musespark.errors import InvalidRequest
+from musespark.agents.tools import Content, Tool, UnfinishedError, Written, written
+from musespark.errors import CorruptFile, InvalidRequest
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,23 +21,26 @@ _GRACE = 1.0  # seconds that a coroutine has to end itself once it is cancelled
 @dataclass(frozen=True)
 class Run:
     """Calls that may run together. ``until``: when coroutines and generators are ended, on the
-    monotonic clock; ``most``: characters after which no more of a generator is read."""
+    monotonic clock; ``most``: characters after which no more of a generator is read; ``images``:
+    counts the tokens of parts that are images; None: they are not opened here."""
 
     calls: tuple[tuple[Tool, Mapping[str, Any]], ...]
     until: float | None = None
     most: int | None = None
+    images: Callable[[Sequence[Mapping[str, Any]]], int] | None = None
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What became of a call: the tool's value and its text, or the error that it raised, or how far
-    it had come when the time was over, and the seconds that it took."""
+    """What became of a call: the tool's value, its text and the tokens of its images, or the error
+    that it raised, or how far it had come when the time was over, and the seconds that it took."""
 
     value: Any = None
     text: Written = _NO_TEXT
     error: BaseException | None = None
     late: str = ""
     seconds: float = 0.0
+    images: int = 0
 
 
 def run_all(run: Run) -> list[Ran]:
@@ -56,14 +59,21 @@ def _ran(run: Run, tool: Tool, arguments: Mapping[str, Any]) -> Ran:
 
 
 def _with_text(run: Run, value: Any, began: float) -> Ran:
-    """What became of a call that gave a value, of which a generator runs only now."""
+    """What became of a call that gave a value, of which a generator runs only now, and images are
+    opened."""
     try:
         text = written(value, run.most, run.until)
     except UnfinishedError:
         return Ran(late="not finished", seconds=time.perf_counter() - began)
     except Exception as error:  # a generator's, or of a value that is no JSON
         return Ran(error=error, seconds=time.perf_counter() - began)
-    return Ran(value, text, seconds=time.perf_counter() - began)
+    images = 0
+    if run.images is not None and isinstance(value, Content):
+        try:
+            images = run.images(value.media)
+        except (InvalidRequest, CorruptFile) as error:
+            return Ran(error=error, seconds=time.perf_counter() - began)
+    return Ran(value, text, seconds=time.perf_counter() - began, images=images)
 
 
 def _refuse_awaitable(value: Any, tool: Tool) -> None:
@@ -109,6 +119,8 @@ async def _aran(run: Run, tool: Tool, arguments: Mapping[str, Any], turn: asynci
         return Ran(error=value, seconds=time.perf_counter() - began)
     if late:
         return Ran(late=late, seconds=time.perf_counter() - began)
+    if isinstance(value, Content):  # whose images take long to open
+        return await asyncio.to_thread(_with_text, run, value, began)
     return _with_text(run, value, began)
 
 

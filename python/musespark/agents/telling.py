@@ -7,14 +7,13 @@ tokens that the result counts, so that the same conversation is told the same ev
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from musespark.agents.events import ToolUse
 from musespark.agents.flags import flags_of
 from musespark.agents.tools import Content, Tool, Written
 from musespark.options import TOTAL
-from musespark.parts import is_media
 from musespark.text.toolcalls import skip_space
 
 MAX_RESULT = 16_384  # characters of a tool's answer that a model is told
@@ -27,10 +26,16 @@ _ASKED = ("max_new_tokens", "max_tokens", "thinking_token_budget")  # of a turn,
 
 
 class Room:
-    """The context of a model: of how many tokens, and how many a text has."""
+    """The context of a model: of how many tokens, and how many a text has, and how many images
+    that are parts of a message; None where it sees none."""
 
-    def __init__(self, context: int, count: Callable[[str], int]):
-        self._context, self.count = context, count
+    def __init__(
+        self,
+        context: int,
+        count: Callable[[str], int],
+        images: Callable[[Sequence[Mapping[str, Any]]], int] | None = None,
+    ):
+        self._context, self.count, self.images = context, count, images
 
     def after(self, result: Any, options: Mapping[str, Any], calls: int) -> Share:
         """What the answers to the calls of a turn may have: half of what the context has left, and
@@ -44,8 +49,8 @@ class Room:
 
 
 class Share:
-    """Tokens that the texts of the answers of one step have together: each the same part of what
-    those before it have left. Images are not counted: the next turn's prompt has them."""
+    """Tokens that the answers of one step have together: the text of each the same part of what
+    those before it have left, and images, which cannot be cut, as many as there are left."""
 
     def __init__(self, tokens: int, calls: int, count: Callable[[str], int]):
         self._left, self._calls, self.count = tokens, calls, count
@@ -57,6 +62,12 @@ class Share:
 
     def take(self, answer: str) -> None:
         self._left, self._calls = self._left - self.count(answer) - _FRAME, self._calls - 1
+
+    def take_images(self, tokens: int) -> bool:
+        """Whether images have room; they are taken then."""
+        fits = tokens == 0 or tokens <= self._left - _FRAME
+        self._left -= tokens if fits else 0
+        return fits
 
 
 def told_use(
@@ -132,14 +143,22 @@ class _Cut:
         return self._items
 
 
-def content_of(value: Any, use: ToolUse, sees: bool = True) -> Any:
+def why_hidden(tokens: int, share: Share | None, *, sees: bool) -> str:
+    """Why a model does not get the images that a tool gave, of so many ``tokens``; empty where it
+    does, and then they are taken from what its answers may have."""
+    if not sees:
+        return "which this model cannot see"
+    fits = share is None or share.take_images(tokens)
+    return "" if fits else "for which the context has no room"
+
+
+def content_of(value: Any, use: ToolUse, hidden: str = "") -> Any:
     """The content of the message that answers a call: what the model is told of texts and images.
-    ``sees``: whether it takes images."""
+    ``hidden``: why it does not get the images; empty: it does."""
     if not isinstance(value, Content):
         return use.answer
-    images = [part for part in value.parts if is_media(part)]
-    if images and not sees:
-        return f"{use.answer}\n[images, which this model cannot see: {len(images)}]".strip()
+    if value.media and hidden:
+        return f"{use.answer}\n[images, {hidden}: {len(value.media)}]".strip()
     if use.left_out:
-        return [*images, {"type": "text", "text": use.answer}]
+        return [*value.media, {"type": "text", "text": use.answer}]
     return list(value.parts)

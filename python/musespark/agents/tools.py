@@ -28,6 +28,7 @@ from typing import Any
 
 from musespark.agents.signature import signature_of
 from musespark.errors import InvalidRequest
+from musespark.parts import is_media
 from musespark.schema import argument_schema, check_value
 
 _NAME = re.compile(r"[^\W\d][\w.-]{0,63}")
@@ -162,6 +163,11 @@ class Content:
     def text(self) -> str:
         """Of its parts that are text."""
         return "\n".join(str(part["text"]) for part in self.parts if part.get("type") == "text")
+
+    @property
+    def media(self) -> list[Mapping[str, Any]]:
+        """Its parts that are images or videos."""
+        return [part for part in self.parts if is_media(part)]
 
 
 Tools = Mapping[str, "Callable[..., Any] | Tool"] | Iterable["Callable[..., Any] | Tool"]

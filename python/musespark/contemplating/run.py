@@ -141,9 +141,9 @@ class Contemplation:
     def _agents_fields(self, messages: Messages) -> dict[str, Any]:
         fields: dict[str, Any] = {"window": self._options.weak_window}
         if self._functions is not None:
-            tokenizer, calls = self._model.tokenizer, self._options.calls
-            room = Room(self._model.info.context, lambda text: len(tokenizer.encode(text)))
-            conversation = (self._functions, messages, calls, room, self._given)
+            tokenizer, images = self._model.tokenizer, self._model._requests.image_tokens
+            room = Room(self._model.info.context, lambda text: len(tokenizer.encode(text)), images)
+            conversation = (self._functions, messages, self._options.calls, room, self._given)
             fields["conversation"] = ToolConversation(*conversation)
             fields["ask"] = lambda turns, seed: self._submit(self._prepare(turns), seed)
         return fields
