@@ -171,9 +171,9 @@ def encoded(eyes: Eyes | None, image: Any, blind: str) -> ImageEmbedding:
 
 
 def image_tokens(eyes: Eyes, parts: Sequence[Mapping[str, Any]]) -> int:
-    """Tokens in a prompt of the images and videos that these parts of a message hold. Raises what
-    a prompt with them would."""
-    sources = [_source(part, f"content[{i}]") for i, part in enumerate(parts)]
+    """Tokens in a prompt of the images and videos that a message's parts hold. Raises what a prompt
+    with these alone would."""
+    sources = [_source(part, f"content[{i}]") for i, part in enumerate(parts) if is_media(part)]
     return sum(outline.tokens for outline in PromptImages(eyes, sources, "").outlines)
 
 

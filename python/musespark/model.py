@@ -14,7 +14,8 @@ import numpy as np
 
 from musespark import prompts
 from musespark.adapters import Adapter, Adapters, Steering
-from musespark.agents.loop import aact, act, acting
+from musespark.agents.asked import acting
+from musespark.agents.loop import aact, act
 from musespark.agents.result import ActResult
 from musespark.agents.tools import Tools
 from musespark.assets import json_asset, template_of, tokenizer_of
@@ -253,19 +254,16 @@ class Model(Scoring):
     def act(self, messages: Any, tools: Tools, **options: Any) -> ActResult:
         """:meth:`chat` with ``tools`` that are run until the model answers: Python functions or
         :class:`musespark.Tool`. ``approve``: a function of a call (True, False or a text: why not),
-        asked before each of a tool with effects, needed where one is; ``dry_run=True``: none is
-        run. ``on_event``: a function of each event. ``max_steps`` (turns, 10), ``max_seconds``,
-        ``max_output_tokens``, ``max_result_characters``: limits; all: :func:`musespark.agents.act`.
-        Other options are each turn's, as of :meth:`chat`; ``tool_choice`` is ``auto``."""
-        return act(self.chat, messages, tools, **self._acting(options))
+        asked before each of a tool with effects, which need it; ``dry_run=True``: none is run.
+        ``on_event``: a function of each event. Limits (:func:`musespark.agents.act`): ``max_steps``
+        (10 turns), ``max_seconds``, ``max_output_tokens``, ``max_result_characters``. Others are of
+        each turn, as of :meth:`chat`; ``tool_choice`` is ``auto``."""
+        return act(self.chat, messages, tools, **acting(options, self._requests))
 
     async def aact(self, messages: Any, tools: Tools, **options: Any) -> ActResult:
         """:meth:`act`, with its options, for an event loop: tools and ``approve`` may be coroutine
         functions."""
-        return await aact(self.achat, messages, tools, **self._acting(options))
-
-    def _acting(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        return acting(given, self.tokenizer, self._requests.image_tokens, self._info.context)
+        return await aact(self.achat, messages, tools, **acting(options, self._requests))
 
     def session(
         self,

@@ -221,6 +221,11 @@ class Requests:
         )
 
     @property
+    def context(self) -> int:
+        """In tokens."""
+        return self._info.context
+
+    @property
     def image_tokens(self) -> Callable[[Sequence[Mapping[str, Any]]], int] | None:
         """:func:`musespark.images.image_tokens` of this model; None where it sees none."""
         return None if self.eyes is None else partial(image_tokens, self.eyes)

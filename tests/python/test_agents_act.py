@@ -402,6 +402,10 @@ def test_limits(run: Act) -> None:
     assert (found.ended, len(found.uses)) == ("max_output_tokens", 1)
     assert [options["max_total_tokens"] for _, options in chat.seen] == [8, 3]
     assert all(options["max_tokens"] == 6 for _, options in chat.seen)
+    chat = Script(again, again)
+    run(chat, "?", [weather], max_output_tokens=8, min_new_tokens=6, max_total_tokens=7)
+    lengths = [(o["max_total_tokens"], o["min_new_tokens"]) for _, o in chat.seen]
+    assert lengths == [(7, 6), (3, 3)]
 
     def slow() -> str:
         time.sleep(0.06)
@@ -434,6 +438,12 @@ def test_a_turn_that_is_cut_or_no_call_at_all(run: Act) -> None:
     [
         ({"max_steps": 0}, "max_steps: got 0, allowed is an integer >= 1"),
         ({"max_output_tokens": True}, "max_output_tokens: got True"),
+        ({"max_output_tokens": 2**31}, "max_output_tokens: got 2147483648, allowed is an integer"),
+        ({"max_output_tokens": 9, "max_total_tokens": "9"}, "max_total_tokens: got '9'"),
+        (
+            {"max_output_tokens": 9, "min_new_tokens": 10},
+            "min_new_tokens: got 10, more than max_output_tokens = 9",
+        ),
         ({"max_seconds": 0}, "max_seconds: got 0, allowed is a number of seconds > 0"),
         ({"max_seconds": -1}, "max_seconds: got -1"),
         ({"stream": True}, "stream: no option of act"),

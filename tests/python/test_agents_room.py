@@ -14,6 +14,7 @@ import pytest
 
 import musespark
 from musespark.agents import aact, act
+from musespark.agents.asked import acting
 from musespark.agents.conversation import ToolConversation
 from musespark.agents.telling import MAX_RESULT, Room
 from musespark.agents.tools import Content, Tool
@@ -83,7 +84,7 @@ def test_a_loaded_model_knows_its_room(nano: Any) -> None:
     calls = [call("words", {"count": 3000})]
     blank: dict[str, Any] = {"text": "", "tokens": (), "seed": 0, "usage": Usage(100, 0, 50)}
     turn = ChatResult(**blank, finish_reason="tool_calls", tool_calls=tuple(calls))
-    given = nano._acting({})
+    given = acting({}, nano._requests)
     found = act(Script(turn, "Ok."), "?", [words], **given)
     tokens = len(nano.tokenizer.encode(found.uses[0].answer))
     assert 700 < tokens <= (nano.info.context - 150) // 2
@@ -112,7 +113,9 @@ def test_calls_of_one_step_share_what_is_left(run: Any) -> None:
     (kept,) = asked(run, 1015, [5000], max_new_tokens=800)
     assert 120 < words_of(kept.answer) <= 200 - 32
     (kept,) = asked(run, 1015, [5000], max_total_tokens=800, max_new_tokens=700)
-    assert 120 < words_of(kept.answer) <= 200 - 32
+    assert 200 < words_of(kept.answer) <= 300 - 32
+    for limit in ("max_total_tokens", "thinking_token_budget"):  # which yield to the room
+        assert asked(run, 1015, [5000], **{limit: 4000})[0].answer == one.answer
     (free,) = asked(run, 1015, [5000], max_output_tokens=900)  # of all turns: none has to be kept
     assert free.answer == one.answer
     (none,) = asked(run, 20, [5000])
@@ -206,12 +209,12 @@ PICTURE = Path(musespark.__file__).parent / "nano" / "examples" / "window.png"
 
 def seen(nano: Any, run: Any, parts: list[Any], left: int, **options: Any) -> tuple[Any, Any]:
     """A tool's use that gives these parts, and what the model is told, by a context that has
-    ``left`` tokens for the answers of a step."""
+    ``left`` tokens."""
 
     def look() -> Content:
         return Content(parts)
 
-    room = Room(15 + 2 * left, words_of, nano._requests.image_tokens)
+    room = Room(15 + left, words_of, nano._requests.image_tokens)
     found = run(Script([call("look", {})], "Ok."), "?", [look], room=room, **options)
     assert found.content == "Ok."
     return found.uses[0], next(m["content"] for m in found.messages if m["role"] == "tool")
@@ -222,24 +225,27 @@ def test_images_are_counted(nano: Any, run: Any) -> None:
     image = {"type": "image", "image": PICTURE}
     tokens = nano.encode_image(PICTURE).array.shape[0]
     text = {"type": "text", "text": words(5000)}
-    use, told = seen(nano, run, [image, text], tokens + 500)
-    assert told[0] == image and 400 < words_of(use.answer) <= 500 - 32
-    assert seen(nano, run, [image], tokens + 32)[1] == [image]
-    for count in (1, 2):
-        _, told = seen(nano, run, [image] * count, tokens * count + 31)
-        assert told == f"[images, for which the context has no room: {count}]"
-    _, told = seen(nano, run, [image, text], tokens + 500, sees=False)
-    assert told.endswith("[images, which this model cannot see: 1]")
+    use, told = seen(nano, run, [image, text], 1000)
+    assert told[0] == image and 400 - tokens < words_of(use.answer) <= 500 - 32 - tokens
+    for count, more, keep in ((1, {}, 32), (2, {}, 32), (1, {"max_new_tokens": 90}, 90)):
+        fits = tokens * count + 32 + keep
+        assert seen(nano, run, [image] * count, fits, **more)[1] == [image] * count
+        use, told = seen(nano, run, [image] * count, fits - 1, **more)
+        assert told == use.answer == f"[images, for which the context has no room: {count}]"
+    for limit in ("max_total_tokens", "thinking_token_budget", "max_output_tokens"):
+        assert seen(nano, run, [image], 200, **{limit: 4000})[1] == [image]
+    use, told = seen(nano, run, [image, text], 1000, sees=False)
+    assert told == use.answer and told.endswith("[images, which this model cannot see: 1]")
 
 
 def test_images_that_do_not_open_are_errors_of_their_tool(nano: Any, run: Any) -> None:
     """The next turn's request raised, and what had been said until then was lost."""
     for image, says in (
         ({"type": "image", "image": b"no picture"}, "not a PNG"),
-        ({"type": "image"}, "content[0]: no image"),
-        ({"type": "image_url", "image_url": {"url": "https://a.example/b"}}, "content[0]"),
+        ({"type": "image"}, "content[1]: no image"),
+        ({"type": "image_url", "image_url": {"url": "https://a.example/b"}}, "content[1]"),
     ):
-        use, told = seen(nano, run, [image], 500)
+        use, told = seen(nano, run, [{"type": "text", "text": "a"}, image], 500)
         assert use.status == "error" and told == use.answer and says in told
 
 
@@ -268,9 +274,9 @@ def test_a_loaded_model_tells_its_images(nano: Any) -> None:
         return look()
 
     for tool in (look, alook):
-        name = tool.__name__
-        given = nano._acting({})
-        found = asyncio.run(
-            aact(Script([call(name, {})], "Ok.").asynchronous, "?", [tool], **given)
-        )
-        assert found.messages[2]["content"] == [{"type": "image", "image": PICTURE}]
+        for most, fits in ((100, True), (nano.info.context - 80, False)):
+            script = Script([call(tool.__name__, {})], "Ok.")
+            given = {**acting({}, nano._requests), "max_new_tokens": most}
+            found = asyncio.run(aact(script.asynchronous, "?", [tool], **given))
+            told = found.messages[2]["content"]
+            assert told == [{"type": "image", "image": PICTURE}] if fits else "no room" in told

@@ -211,9 +211,9 @@ def test_a_picture_comes_as_pixels(web: str, sees: bool) -> None:
     with connect({"web": {"url": web, "tools": ["shot"]}}) as tools:
         found = act(Script([call("shot", {})], "Ok."), "?", tools, sees=sees)
     content = found.messages[2]["content"]
-    assert found.uses[0].answer == "a shot"
     if not sees:
-        assert content == "a shot\n[images, which this model cannot see: 1]"
+        told = "a shot\n[images, which this model cannot see: 1]"
+        assert content == found.uses[0].answer == told
         return
     text, image = content
     assert text == {"type": "text", "text": "a shot"} and image["type"] == "image"

@@ -327,6 +327,21 @@ def test_effort_is_a_slider_with_names(page: Page) -> None:
 
 # ---- pictures -----------------------------------------------------------------------------------
 
+DROPPED = """([kind, data, type]) => {
+  const bytes = Uint8Array.from(atob(data), one => one.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], "a <b>file</b>", { type }));
+  const [Kind, field] = kind === "paste"
+    ? [ClipboardEvent, "clipboardData"] : [DragEvent, "dataTransfer"];
+  const event = new Kind(kind, { [field]: transfer, bubbles: true, cancelable: true });
+  document.querySelector("#message").dispatchEvent(event);
+}"""
+
+
+def paste(page: Page, data: bytes) -> None:
+    page.evaluate(DROPPED, ["paste", base64.b64encode(data).decode(), "image/png"])
+
+
 SLOW_PICTURES = """() => {
   const read = createImageBitmap;
   window.createImageBitmap = async (file) => {
@@ -349,7 +364,37 @@ def test_a_question_waits_for_its_picture(page: Page) -> None:
     assert kinds == ["image_url", "text"]
 
 
-@pytest.mark.parametrize("why", ["more is written", "it does not open", "a new chat"])
+def test_a_picture_waits_for_the_model_too(page: Page) -> None:
+    """It was dropped, with a word that the model reads text alone."""
+    held: list[Route] = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    within(lambda: page.evaluate("1") and held, "the page does not ask for it")
+    paste(page, PICTURE.read_bytes())
+    say(page, WHERE)
+    expect(page.locator("#notice")).to_be_hidden()
+    bodies = sent(page)
+    held[0].continue_()
+    ended(page)
+    kinds = [part["type"] for part in bodies[0]["messages"][0]["content"]]
+    assert kinds == ["image_url", "text"]
+
+
+def test_a_word_about_a_broken_picture_stays_when_another_is_read(page: Page) -> None:
+    page.evaluate(SLOW_PICTURES)
+    page.set_input_files("#picture-files", PICTURE)
+    say(page, WHERE)
+    page.evaluate("() => { window.first = window.goOn; }")
+    paste(page, b"no picture")
+    page.evaluate("goOn()")
+    expect(page.locator("#notice")).to_contain_text("Damaged")
+    page.evaluate("first()")
+    expect(page.locator("#tray img")).to_have_count(1)
+    expect(page.locator("#notice")).to_contain_text("Damaged")
+    assert page.input_value("#message") == WHERE
+
+
+@pytest.mark.parametrize("why", ["more is written", "it does not open", "a new chat", "Escape"])
 def test_a_question_that_waits_does_not_go_where(page: Page, why: str, tmp_path: Path) -> None:
     page.evaluate(SLOW_PICTURES)
     broken = tmp_path / "broken.png"
@@ -360,6 +405,8 @@ def test_a_question_that_waits_does_not_go_where(page: Page, why: str, tmp_path:
         page.keyboard.type(" And")
     if why == "a new chat":
         page.click("#new-chat")
+    if why == "Escape":
+        page.keyboard.press("Escape")
     page.evaluate("goOn()")
     if why == "it does not open":
         expect(page.locator("#notice")).to_contain_text("broken.png")
@@ -399,17 +446,6 @@ def test_places_are_drawn_over_a_picture(page: Page, model) -> None:
     number = chip.inner_text()
     expect(page.locator(".shape.here")).to_have_attribute("data-place", number)
     shoot(page, "trace")
-
-
-DROPPED = """([kind, data, type]) => {
-  const bytes = Uint8Array.from(atob(data), one => one.charCodeAt(0));
-  const transfer = new DataTransfer();
-  transfer.items.add(new File([bytes], "a <b>file</b>", { type }));
-  const [Kind, field] = kind === "paste"
-    ? [ClipboardEvent, "clipboardData"] : [DragEvent, "dataTransfer"];
-  const event = new Kind(kind, { [field]: transfer, bubbles: true, cancelable: true });
-  document.querySelector("#message").dispatchEvent(event);
-}"""
 
 
 @pytest.mark.parametrize("kind", ["paste", "drop"])

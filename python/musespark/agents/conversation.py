@@ -8,7 +8,7 @@ from typing import Any
 
 from musespark.agents.events import ToolUse
 from musespark.agents.flags import Flag, flags_of
-from musespark.agents.telling import MAX_RESULT, Room, Share, content_of, told_use, why_hidden
+from musespark.agents.telling import MAX_RESULT, Room, Share, told_use, why_hidden, with_images
 from musespark.agents.tools import Content, Tool, Written, text_of, written
 from musespark.calling import NO_CALLS_LEFT, Calling, no_such_tool
 from musespark.errors import Error, InvalidRequest
@@ -112,10 +112,10 @@ class ToolConversation(Calling):
             value = tool(arguments)
             answer = written(value, MAX_RESULT)
             if count is not None and isinstance(value, Content):
-                images = count(value.media)
+                images = count(value.parts)
         except Exception as error:  # the function's too: the model may try something else
             answer, status, value = Written(told(error)), "error", None
         seconds = time.perf_counter() - began
         hidden = why_hidden(images, self._share, sees=self._room is None or count is not None)
         use = told_use(seen, answer, status, seconds, self._tools, share=self._share)
-        return use, content_of(value, use, hidden)
+        return with_images(value, use, hidden)

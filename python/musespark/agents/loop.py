@@ -13,29 +13,24 @@ the model, ask for approval, run a tool), and who drives it does that, at once o
 from __future__ import annotations
 
 import inspect
-import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from musespark.agents import events
+from musespark.agents.asked import MAX_STEPS, OWN, Approve, Asked, OnEvent
 from musespark.agents.conversation import first_messages, flags_of_results, told
-from musespark.agents.events import ActEvent, ProposedCall, ToolUse
+from musespark.agents.events import ProposedCall, ToolUse
 from musespark.agents.result import ActResult, Step
 from musespark.agents.running import Ran, Run, arun_all, run_all
-from musespark.agents.telling import MAX_RESULT, Room, Share, content_of, told_use, why_hidden
-from musespark.agents.tools import Tool, Tools, Written, text_of, tools_by_name
+from musespark.agents.telling import MAX_RESULT, Room, Share, told_use, why_hidden, with_images
+from musespark.agents.tools import Tools, Written, text_of, tools_by_name
 from musespark.calling import NO_VALID_CALL, choice_after, no_such_tool
 from musespark.errors import ContextOverflow, InvalidRequest
-from musespark.options import TOTAL, UnknownArgument, integer, real, refuse_unknown
+from musespark.options import TOTAL, UnknownArgument
 from musespark.results import ChatResult, Delta, Usage
-from musespark.text import Tokenizer
 
-MAX_STEPS = 10
-Approve = Callable[[ProposedCall], "bool | str | Awaitable[bool | str]"]
-OnEvent = Callable[[ActEvent], Any]
-_OF_A_MODEL = ("markers", "sees", "room")  # options that it knows itself
 _CUT = ("length", "cancelled", "deadline")
 _Answer = tuple[ToolUse, Any]  # what became of a call, and the content of the message about it
 
@@ -75,16 +70,17 @@ def act(
 
     ``max_steps``: turns of the model; ``max_seconds``: wall clock, looked at between turns and
     calls and kept inside turns (a function that runs is not ended); ``max_output_tokens``: of all
-    turns, thoughts included; it may be more than the context has. Calls that a limit leaves over
-    are answered in the messages, as not run. ``markers``: the model's, of which what tools give
-    should have none. ``sees``: whether it takes images; else it is told how many a tool gave.
-    ``room``: its context; None: not known.
+    turns, thoughts included; it may be more than the context has. A turn gets what is left of it as
+    ``max_total_tokens``, beside which a thought ends early enough for an answer. Calls that a limit
+    leaves over are answered in the messages, as not run. ``markers``: the model's, of which what
+    tools give should have none. ``sees``: whether it takes images; else it is told how many a tool
+    gave. ``room``: its context; None: not known.
 
     Raises InvalidRequest, as :meth:`Model.chat` does. What ``approve`` and ``on_event`` raise ends
     it.
     """
     limits = (max_steps, max_seconds, max_output_tokens, max_result_characters)
-    asked = _Asked(approve, on_event, *limits, dry_run, markers, sees, room)
+    asked = Asked(approve, on_event, *limits, dry_run, markers, sees, room)
     loop = _Loop(messages, tools, asked, options, together=False)
     for one in loop.tools.values():
         if one.is_async:
@@ -114,8 +110,8 @@ async def aact(
     Calls that follow each other in a turn and have no effects are made together: coroutines run
     beside each other, other functions still one after the other. Results and events are in the
     order of the calls. A coroutine that runs when ``max_seconds`` are over is cancelled."""
-    known = {one.name for one in fields(_Asked)} & options.keys()
-    asked = _Asked(approve, **{name: options.pop(name) for name in known})
+    known = {one.name for one in fields(Asked)} & options.keys()
+    asked = Asked(approve, **{name: options.pop(name) for name in known})
     loop = _Loop(messages, tools, asked, options, together=True)
     flow, reply = loop.flow(), None
     while True:
@@ -124,64 +120,6 @@ async def aact(
         except StopIteration as end:
             return end.value
         reply = await _adone(want, chat, approve, loop.streams)
-
-
-def acting(
-    given: Mapping[str, Any],
-    tokenizer: Tokenizer,
-    images: Callable[[Sequence[Mapping[str, Any]]], int] | None,
-    context: int,
-) -> dict[str, Any]:
-    """The options of :meth:`Model.act`, with what the model knows itself. ``images``: of a
-    :class:`Room`. InvalidRequest for options that it does not take."""
-    refuse_unknown([name for name in given if name in ("chat", *_OF_A_MODEL)], _OWN)
-    room = Room(context, lambda text: len(tokenizer.encode(text)), images)
-    return {"markers": tokenizer.markers, "sees": images is not None, "room": room, **given}
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What a caller of :func:`act` asks for beside the conversation. InvalidRequest for what it
-    cannot."""
-
-    approve: Approve | None = None
-    on_event: OnEvent | None = None
-    max_steps: int = MAX_STEPS
-    max_seconds: float | None = None
-    max_output_tokens: int | None = None
-    max_result_characters: int = MAX_RESULT
-    dry_run: bool = False
-    markers: Collection[str] = ()
-    sees: bool = True
-    room: Room | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_steps", "max_result_characters"):
-            integer(name, getattr(self, name), 1)
-        if self.max_output_tokens is not None:
-            integer("max_output_tokens", self.max_output_tokens, 1)
-        if self.max_seconds is not None:
-            real("max_seconds", self.max_seconds, math.ulp(0.0), 1e9, "a number of seconds > 0")
-        for name in ("approve", "on_event"):
-            given = getattr(self, name)
-            if given is not None and not callable(given):
-                raise InvalidRequest(f"{name}: got {given!r:.60}, allowed is a function")
-        if inspect.iscoroutinefunction(self.on_event):
-            raise InvalidRequest("on_event: got a coroutine function, allowed is a plain one")
-        if not isinstance(self.dry_run, bool):
-            raise InvalidRequest(f"dry_run: got {self.dry_run!r:.60}, allowed is True or False")
-
-    def check_approval(self, tools: Mapping[str, Tool]) -> None:
-        """InvalidRequest where nobody could approve of calls of these."""
-        effects = [name for name, one in tools.items() if one.effects]
-        if effects and self.approve is None and not self.dry_run:
-            raise InvalidRequest(
-                f"approve: got None, but {', '.join(effects)} has effects; give a function that is "
-                "asked before each call, or dry_run=True"
-            )
-
-
-_OWN = tuple(one.name for one in fields(_Asked) if one.name not in _OF_A_MODEL)
 
 
 # ---- what is to be done -------------------------------------------------------------------------
@@ -224,7 +162,7 @@ def _done(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) ->
     except ContextOverflow as error:
         return error
     except UnknownArgument as error:
-        raise error.beside(_OWN) from None
+        raise error.beside(OWN) from None
 
 
 async def _adone(want: _Want, chat: Callable[..., Any], approve: Any, streams: bool) -> Any:
@@ -243,7 +181,7 @@ async def _adone(want: _Want, chat: Callable[..., Any], approve: Any, streams: b
     except ContextOverflow as error:
         return error
     except UnknownArgument as error:
-        raise error.beside(_OWN) from None
+        raise error.beside(OWN) from None
 
 
 def _async_approve(given: Any) -> InvalidRequest:
@@ -266,7 +204,7 @@ class _Loop:
         self,
         messages: str | Sequence[Mapping[str, Any]],
         tools: Tools,
-        asked: _Asked,
+        asked: Asked,
         options: Mapping[str, Any],
         *,
         together: bool,
@@ -275,6 +213,7 @@ class _Loop:
         for name in ("stream", "tools"):
             if name in options:
                 raise InvalidRequest(f"{name}: no option of act; on_event shows what happens")
+        asked.check_lengths(options)
         self.messages, self.tools = first_messages(messages), tools_by_name(tools)
         asked.check_approval(self.tools)
         self._flags = flags_of_results(self.messages, self.tools, asked.markers)
@@ -322,8 +261,10 @@ class _Loop:
             options["deadline"] = left if own is None else min(own, left)
         if self._asked.max_output_tokens is not None:
             left_tokens = self._asked.max_output_tokens - self._usage.completion_tokens
-            own = options.get(TOTAL)
+            own, least = options.get(TOTAL), options.get("min_new_tokens")
             options[TOTAL] = left_tokens if own is None else min(own, left_tokens)
+            if least is not None and least > left_tokens:  # the last turn has what is left
+                options["min_new_tokens"] = left_tokens
         return options
 
     def _heard(self, delta: Delta) -> None:
@@ -472,8 +413,9 @@ class _Loop:
             return self._failed(self._flagged(seen, text, "error", ran.seconds))
         hidden = why_hidden(ran.images, self._share, sees=self._asked.sees)
         use = self._flagged(seen, ran.text, "done", ran.seconds)
+        use, content = with_images(ran.value, use, hidden)
         self._emit(events.CallResult(call.turn, use))
-        return use, content_of(ran.value, use, hidden)
+        return use, content
 
     def _flagged(self, seen: tuple, text: Written, status: str, seconds: float) -> ToolUse:
         asked = self._asked

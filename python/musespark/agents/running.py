@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from musespark.agents.tools import Content, Tool, UnfinishedError, Written, written
-from musespark.errors import CorruptFile, InvalidRequest
+from musespark.errors import InvalidRequest
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,7 +22,7 @@ _GRACE = 1.0  # seconds that a coroutine has to end itself once it is cancelled
 class Run:
     """Calls that may run together. ``until``: when coroutines and generators are ended, on the
     monotonic clock; ``most``: characters after which no more of a generator is read; ``images``:
-    counts the tokens of parts that are images; None: they are not opened here."""
+    of a :class:`~musespark.agents.telling.Room`; None: they are not opened here."""
 
     calls: tuple[tuple[Tool, Mapping[str, Any]], ...]
     until: float | None = None
@@ -63,16 +63,12 @@ def _with_text(run: Run, value: Any, began: float) -> Ran:
     opened."""
     try:
         text = written(value, run.most, run.until)
+        counts = run.images is not None and isinstance(value, Content)
+        images = run.images(value.parts) if counts else 0
     except UnfinishedError:
         return Ran(late="not finished", seconds=time.perf_counter() - began)
-    except Exception as error:  # a generator's, or of a value that is no JSON
+    except Exception as error:  # a generator's, of a value that is no JSON, of a broken image
         return Ran(error=error, seconds=time.perf_counter() - began)
-    images = 0
-    if run.images is not None and isinstance(value, Content):
-        try:
-            images = run.images(value.media)
-        except (InvalidRequest, CorruptFile) as error:
-            return Ran(error=error, seconds=time.perf_counter() - began)
     return Ran(value, text, seconds=time.perf_counter() - began, images=images)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from musespark.agents.events import ToolUse
@@ -22,12 +23,12 @@ _MOST_SEARCHED = 1 << 17  # characters in which flags are looked for
 _MOST_COUNTED = 1 << 21  # characters of a list whose items are counted
 _LEAST = 80  # characters that are told however little room there is
 _FRAME = 32  # tokens of a message around its text
-_ASKED = ("max_new_tokens", "max_tokens", "thinking_token_budget")  # of a turn, beside each other
+_SHORTEST = 32  # tokens of an answer that images leave room for
 
 
 class Room:
-    """The context of a model: of how many tokens, and how many a text has, and how many images
-    that are parts of a message; None where it sees none."""
+    """The context of a model: of how many tokens, how many a text has, and how many the images
+    among a message's parts; None where it sees none."""
 
     def __init__(
         self,
@@ -39,21 +40,27 @@ class Room:
 
     def after(self, result: Any, options: Mapping[str, Any], calls: int) -> Share:
         """What the answers to the calls of a turn may have: half of what the context has left, and
-        no more than leaves what the ``options`` of the next turn ask for."""
+        no more than leaves the tokens that the ``options`` give the next turn's answer. Its thought
+        and a limit of both together yield to the room there is: half stays for them."""
         agents = getattr(result, "agents", ())  # several, whose usage is that of all together
         asked = agents[0].usage.prompt_tokens if agents else result.usage.prompt_tokens
         written = len(result.tokens) if agents else result.usage.completion_tokens
         left = self._context - asked - written
-        keep = options.get(TOTAL) or sum(options.get(name) or 0 for name in _ASKED)
-        return Share(max(0, min(left // 2, left - keep)), calls, self.count)
+        answer = options.get("max_tokens") or options.get("max_new_tokens") or 0
+        total = options.get(TOTAL)
+        if total is not None:
+            answer = min(answer, total)
+        return Share(left, answer, calls, self.count)
 
 
 class Share:
-    """Tokens that the answers of one step have together: the text of each the same part of what
-    those before it have left, and images, which cannot be cut, as many as there are left."""
+    """Tokens that the answers of one step have together, of the ``left`` ones of the context: the
+    text of each the same part of what those before it have left of half; images, which cannot be
+    cut, all but what the next turn's answer has to have."""
 
-    def __init__(self, tokens: int, calls: int, count: Callable[[str], int]):
-        self._left, self._calls, self.count = tokens, calls, count
+    def __init__(self, left: int, answer: int, calls: int, count: Callable[[str], int]):
+        self._left, self._whole = min(left // 2, left - answer), left - max(answer, _SHORTEST)
+        self._calls, self.count = calls, count
 
     @property
     def tokens(self) -> int:
@@ -61,13 +68,17 @@ class Share:
         return max(0, self._left // max(1, self._calls) - _FRAME)
 
     def take(self, answer: str) -> None:
-        self._left, self._calls = self._left - self.count(answer) - _FRAME, self._calls - 1
+        self._take(self.count(answer) + _FRAME)
+        self._calls -= 1
 
     def take_images(self, tokens: int) -> bool:
         """Whether images have room; they are taken then."""
-        fits = tokens == 0 or tokens <= self._left - _FRAME
-        self._left -= tokens if fits else 0
+        fits = tokens == 0 or tokens <= self._whole - _FRAME
+        self._take(tokens if fits else 0)
         return fits
+
+    def _take(self, tokens: int) -> None:
+        self._left, self._whole = self._left - tokens, self._whole - tokens
 
 
 def told_use(
@@ -152,13 +163,15 @@ def why_hidden(tokens: int, share: Share | None, *, sees: bool) -> str:
     return "" if fits else "for which the context has no room"
 
 
-def content_of(value: Any, use: ToolUse, hidden: str = "") -> Any:
-    """The content of the message that answers a call: what the model is told of texts and images.
-    ``hidden``: why it does not get the images; empty: it does."""
+def with_images(value: Any, use: ToolUse, hidden: str = "") -> tuple[ToolUse, Any]:
+    """The use of a tool that gave ``value``, and the content of the message that answers its call:
+    what the model is told of texts and images. ``hidden``: why it does not get the images, which is
+    told too; empty: it does."""
     if not isinstance(value, Content):
-        return use.answer
+        return use, use.answer
     if value.media and hidden:
-        return f"{use.answer}\n[images, {hidden}: {len(value.media)}]".strip()
+        answer = f"{use.answer}\n[images, {hidden}: {len(value.media)}]".strip()
+        return replace(use, answer=answer), answer
     if use.left_out:
-        return [*value.media, {"type": "text", "text": use.answer}]
-    return list(value.parts)
+        return use, [*value.media, {"type": "text", "text": use.answer}]
+    return use, list(value.parts)

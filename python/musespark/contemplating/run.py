@@ -183,7 +183,8 @@ class Contemplation:
 
     def _begin_next(self) -> None:
         """Submits a round under the drafts of the last one, where the context has room for them and
-        for an answer: as long as the caller asked for, else half of what the question leaves."""
+        for an answer: as long as the caller asked for, else half of what the question leaves, or
+        what is less, the limit of thought and answer together."""
         last, requests = self._rounds[-1], self._model._requests
         drafts = {a.number: _draft(a) for a in last.agents if a.vote is not None}
         leading = [drafts[one.best] for one in last.tallies]

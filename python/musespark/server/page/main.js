@@ -13,6 +13,7 @@ let served = null; // what the server says of its model
 let running = null; // {turn, controller}
 let editing = null; // {turn, text, pictures}: whose question is written anew, and what stood there
 let awaited = false; // was sent before its pictures were read or the model was known: goes with them
+const early = []; // files that came before the model was known
 
 // ---- the model ----------------------------------------------------------------------------------
 
@@ -32,6 +33,7 @@ async function connect() {
   showEfforts();
   complain("");
   ready();
+  await addPictures(early.splice(0));
   if (awaited) send();
 }
 
@@ -125,7 +127,8 @@ function answered({ answer, reasoning }) {
 
 function send() {
   const text = message.value.trim();
-  awaited = !served || tray.reading > 0;
+  awaited = !running && (!served || tray.reading > 0);
+  if (awaited) say(served ? "Waiting for the picture" : "Waiting for the server");
   if (awaited || running || (!text && !tray.pictures.length)) return;
   const question = { text, pictures: tray.take() };
   if (editing) forgetFrom(editing.turn);
@@ -275,14 +278,20 @@ new ResizeObserver(() => { if (running && atEnd) toTheEnd(); }).observe(by("talk
 
 async function addPictures(files) {
   if (!files.length) return;
-  if (!served?.images) {
+  if (!served) {
+    early.push(...files);
+    return;
+  }
+  complain("");
+  if (!served.images) {
     complain("This model reads text alone.");
+    awaited = false;
     return;
   }
   const { others, broken } = await tray.add(files);
   const said = others.length ? [`No picture: ${others.join(", ")}.`] : [];
   if (broken.length) said.push(`Damaged, or of a kind that is not read here: ${broken.join(", ")}.`);
-  complain(said.join(" "));
+  if (said.length) complain(said.join(" "));
   message.focus();
   if (!awaited) return;
   if (said.length) awaited = false; // without them it may be another question
@@ -331,6 +340,7 @@ message.addEventListener("keydown", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
   if (running) stop();
+  else if (awaited) awaited = false;
   else stopEditing();
 });
 by("composer").addEventListener("submit", (event) => {
