@@ -33,7 +33,7 @@ class Runner {
   // There will be no events any more.
   void end();
 
-  // Eight times what the server takes to send a piece of an answer: 64 are told of every 38 ms.
+  // Several times what the server takes to send a piece of an answer: 64 are told of every 38 ms.
   static constexpr double kTellSeconds = 0.6e-3;
   // Far longer than a thread of Python keeps its lock while others want it (5 ms).
   static constexpr std::chrono::milliseconds kAhead{100};

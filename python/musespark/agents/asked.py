@@ -4,33 +4,20 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 from musespark.agents.events import ActEvent, ProposedCall
-from musespark.agents.telling import MAX_RESULT, Room
+from musespark.agents.telling import MAX_RESULT, Reader, Room
 from musespark.agents.tools import Tool
 from musespark.errors import InvalidRequest
 from musespark.options import MAX_TOKENS, TOTAL, integer, real, refuse_unknown
-from musespark.text import Tokenizer
 
 MAX_STEPS = 10
 Approve = Callable[[ProposedCall], "bool | str | Awaitable[bool | str]"]
 OnEvent = Callable[[ActEvent], Any]
 OF_A_MODEL = ("markers", "sees", "room")  # options that it knows itself
-
-
-class _Model(Protocol):
-    """Of :class:`musespark.requests.Requests`."""
-
-    tokenizer: Tokenizer
-
-    @property
-    def context(self) -> int: ...
-
-    @property
-    def image_tokens(self) -> Callable[[Sequence[Mapping[str, Any]]], int] | None: ...
 
 
 @dataclass(frozen=True)
@@ -91,10 +78,10 @@ class Asked:
 OWN = tuple(one.name for one in fields(Asked) if one.name not in OF_A_MODEL)
 
 
-def acting(given: Mapping[str, Any], model: _Model) -> dict[str, Any]:
+def acting(given: Mapping[str, Any], model: Reader) -> dict[str, Any]:
     """The options of :meth:`Model.act`, with what the model knows itself. InvalidRequest for those
     that it does not take."""
     refuse_unknown([name for name in given if name in ("chat", *OF_A_MODEL)], OWN)
-    tokenizer, images = model.tokenizer, model.image_tokens
-    room = Room(model.context, lambda text: len(tokenizer.encode(text)), images)
-    return {"markers": tokenizer.markers, "sees": images is not None, "room": room, **given}
+    room = Room.of(model)
+    sees = room.images is not None
+    return {"markers": model.tokenizer.markers, "sees": sees, "room": room, **given}

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from musespark.agents.events import ToolUse
 from musespark.agents.flags import Flag, flags_of
-from musespark.agents.telling import MAX_RESULT, Room, Share, told_use, why_hidden, with_images
-from musespark.agents.tools import Content, Tool, Written, text_of, written
+from musespark.agents.running import Ran, Run, run_all
+from musespark.agents.telling import MAX_RESULT, Room, Share, told_call
+from musespark.agents.tools import Tool
 from musespark.calling import NO_CALLS_LEFT, Calling, no_such_tool
-from musespark.errors import Error, InvalidRequest
-
-_SHOWN = 300  # characters of an error
-
-
-def told(error: BaseException) -> str:
-    """What a model is told of an error: of ours the message, of a function's its name too."""
-    try:
-        what = str(error) if isinstance(error, Error) else f"{type(error).__name__}: {error}"
-    except Exception:  # it cannot say what it is
-        what = type(error).__name__
-    return text_of(f"error: {what:.{_SHOWN}}")
+from musespark.errors import InvalidRequest
 
 
 def first_messages(messages: str | Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -106,16 +95,10 @@ class ToolConversation(Calling):
         if not allowed or tool is None:
             why = no_such_tool(name, [*self._tools]) if allowed else NO_CALLS_LEFT
             return ToolUse(*seen, answer=f"error: {why}", status="error"), f"error: {why}"
-        began, status, value, images = time.perf_counter(), "done", None, 0
-        count = None if self._room is None else self._room.images
+        images = None if self._room is None else self._room.images
         try:
-            value = tool(arguments)
-            answer = written(value, MAX_RESULT)
-            if count is not None and isinstance(value, Content):
-                images = count(value.parts)
-        except Exception as error:  # the function's too: the model may try something else
-            answer, status, value = Written(told(error)), "error", None
-        seconds = time.perf_counter() - began
-        hidden = why_hidden(images, self._share, sees=self._room is None or count is not None)
-        use = told_use(seen, answer, status, seconds, self._tools, share=self._share)
-        return with_images(value, use, hidden)
+            (ran,) = run_all(Run(((tool, arguments),), most=MAX_RESULT, images=images))
+        except InvalidRequest as error:  # it is to be awaited: the model may try something else
+            ran = Ran(error=error)
+        sees = self._room is None or images is not None
+        return told_call(seen, ran, self._tools, share=self._share, sees=sees)

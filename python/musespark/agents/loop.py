@@ -20,12 +20,12 @@ from typing import Any
 
 from musespark.agents import events
 from musespark.agents.asked import MAX_STEPS, OWN, Approve, Asked, OnEvent
-from musespark.agents.conversation import first_messages, flags_of_results, told
+from musespark.agents.conversation import first_messages, flags_of_results
 from musespark.agents.events import ProposedCall, ToolUse
 from musespark.agents.result import ActResult, Step
 from musespark.agents.running import Ran, Run, arun_all, run_all
-from musespark.agents.telling import MAX_RESULT, Room, Share, told_use, why_hidden, with_images
-from musespark.agents.tools import Tools, Written, text_of, tools_by_name
+from musespark.agents.telling import MAX_RESULT, Room, Share, told, told_call
+from musespark.agents.tools import Tools, text_of, tools_by_name
 from musespark.calling import NO_VALID_CALL, choice_after, no_such_tool
 from musespark.errors import ContextOverflow, InvalidRequest
 from musespark.options import TOTAL, UnknownArgument
@@ -408,19 +408,11 @@ class _Loop:
         if ran.late:
             text = _late(ran.late, "max_seconds")
             return self._failed(ToolUse(*seen, text, "limit", ran.seconds))
-        if ran.error is not None:
-            text = Written(told(ran.error))
-            return self._failed(self._flagged(seen, text, "error", ran.seconds))
-        hidden = why_hidden(ran.images, self._share, sees=self._asked.sees)
-        use = self._flagged(seen, ran.text, "done", ran.seconds)
-        use, content = with_images(ran.value, use, hidden)
-        self._emit(events.CallResult(call.turn, use))
-        return use, content
-
-    def _flagged(self, seen: tuple, text: Written, status: str, seconds: float) -> ToolUse:
         asked = self._asked
-        given = (self.tools, asked.markers, asked.max_result_characters, self._share)
-        return told_use(seen, text, status, seconds, *given)
+        limits = (self.tools, asked.markers, asked.max_result_characters, self._share)
+        use, content = told_call(seen, ran, *limits, sees=asked.sees)
+        self._emit((events.CallError if use.error else events.CallResult)(call.turn, use))
+        return use, content
 
     def _failed(self, use: ToolUse) -> _Answer:
         self._emit(events.CallError(use.turn, use))

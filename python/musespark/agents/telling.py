@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from musespark.agents.events import ToolUse
 from musespark.agents.flags import flags_of
-from musespark.agents.tools import Content, Tool, Written
+from musespark.agents.running import Ran
+from musespark.agents.tools import Content, Tool, Written, text_of
+from musespark.errors import Error
 from musespark.options import TOTAL
+from musespark.text import Tokenizer
 from musespark.text.toolcalls import skip_space
 
 MAX_RESULT = 16_384  # characters of a tool's answer that a model is told
@@ -22,8 +25,21 @@ MAX_RESULT = 16_384  # characters of a tool's answer that a model is told
 _MOST_SEARCHED = 1 << 17  # characters in which flags are looked for
 _MOST_COUNTED = 1 << 21  # characters of a list whose items are counted
 _LEAST = 80  # characters that are told however little room there is
+_SHOWN = 300  # characters of an error
 _FRAME = 32  # tokens of a message around its text
 _SHORTEST = 32  # tokens of an answer that images leave room for
+
+
+class Reader(Protocol):
+    """What is known of the model that is told: :class:`musespark.requests.Requests`."""
+
+    tokenizer: Tokenizer
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def image_tokens(self) -> Callable[[Sequence[Mapping[str, Any]]], int] | None: ...
 
 
 class Room:
@@ -37,6 +53,11 @@ class Room:
         images: Callable[[Sequence[Mapping[str, Any]]], int] | None = None,
     ):
         self._context, self.count, self.images = context, count, images
+
+    @classmethod
+    def of(cls, model: Reader) -> Room:
+        tokenizer = model.tokenizer
+        return cls(model.context, lambda text: len(tokenizer.encode(text)), model.image_tokens)
 
     def after(self, result: Any, options: Mapping[str, Any], calls: int) -> Share:
         """What the answers to the calls of a turn may have: half of what the context has left, and
@@ -81,7 +102,40 @@ class Share:
         self._left, self._whole = self._left - tokens, self._whole - tokens
 
 
-def told_use(
+def told(error: BaseException) -> str:
+    """What a model is told of an error: of ours the message, of a function's its name too."""
+    try:
+        what = str(error) if isinstance(error, Error) else f"{type(error).__name__}: {error}"
+    except Exception:  # it cannot say what it is
+        what = type(error).__name__
+    return text_of(f"error: {what:.{_SHOWN}}")
+
+
+def told_call(
+    seen: tuple[int, str, str, Any],
+    ran: Ran,
+    tools: Mapping[str, Tool],
+    markers: Collection[str] = (),
+    most: int = MAX_RESULT,
+    share: Share | None = None,
+    *,
+    sees: bool = True,
+) -> tuple[ToolUse, Any]:
+    """A call that was made, and the content of the message that answers it. ``sees``: whether the
+    model takes images; else it is told how many there are. Others: of :func:`_told_use`."""
+    limits = (tools, markers, most, share)
+    if ran.error is not None:
+        use = _told_use(seen, Written(told(ran.error)), "error", ran.seconds, *limits)
+        return use, use.answer
+    hidden = ""
+    if not sees:
+        hidden = "which this model cannot see"
+    elif share is not None and not share.take_images(ran.images):
+        hidden = "for which the context has no room"
+    return _with_images(ran.value, _told_use(seen, ran.text, "done", ran.seconds, *limits), hidden)
+
+
+def _told_use(
     seen: tuple[int, str, str, Any],
     written: Written,
     status: str,
@@ -154,19 +208,9 @@ class _Cut:
         return self._items
 
 
-def why_hidden(tokens: int, share: Share | None, *, sees: bool) -> str:
-    """Why a model does not get the images that a tool gave, of so many ``tokens``; empty where it
-    does, and then they are taken from what its answers may have."""
-    if not sees:
-        return "which this model cannot see"
-    fits = share is None or share.take_images(tokens)
-    return "" if fits else "for which the context has no room"
-
-
-def with_images(value: Any, use: ToolUse, hidden: str = "") -> tuple[ToolUse, Any]:
-    """The use of a tool that gave ``value``, and the content of the message that answers its call:
-    what the model is told of texts and images. ``hidden``: why it does not get the images, which is
-    told too; empty: it does."""
+def _with_images(value: Any, use: ToolUse, hidden: str) -> tuple[ToolUse, Any]:
+    """The use of a tool that gave ``value``, and what is told of its texts and images. ``hidden``:
+    why the model does not get the images, which is told too; empty: it does."""
     if not isinstance(value, Content):
         return use, use.answer
     if value.media and hidden:

@@ -141,8 +141,7 @@ class Contemplation:
     def _agents_fields(self, messages: Messages) -> dict[str, Any]:
         fields: dict[str, Any] = {"window": self._options.weak_window}
         if self._functions is not None:
-            tokenizer, images = self._model.tokenizer, self._model._requests.image_tokens
-            room = Room(self._model.info.context, lambda text: len(tokenizer.encode(text)), images)
+            room = Room.of(self._model._requests)
             conversation = (self._functions, messages, self._options.calls, room, self._given)
             fields["conversation"] = ToolConversation(*conversation)
             fields["ask"] = lambda turns, seed: self._submit(self._prepare(turns), seed)
