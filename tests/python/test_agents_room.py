@@ -266,6 +266,20 @@ def test_agents_driven_from_outside_are_told_the_same(nano: Any) -> None:
         assert told == [image] if says is None else told.startswith(says)
 
 
+def test_what_is_to_be_awaited_is_an_error_there() -> None:
+    """The agents go on: each is told, and tries something else."""
+
+    async def later() -> str:
+        return "rain"
+
+    blank: dict[str, Any] = {"text": "", "tokens": (), "seed": 0, "usage": Usage(10, 0, 5)}
+    turn = ChatResult(**blank, finish_reason="tool_calls", tool_calls=(call("look", {}),))
+    talk = ToolConversation({"look": Tool.of(lambda: later(), "look")}, "?", 3)
+    assert talk.take(turn)
+    (use,) = talk.uses
+    assert use.status == "error" and "look gave a coroutine" in talk.messages[-1]["content"]
+
+
 def test_a_loaded_model_tells_its_images(nano: Any) -> None:
     def look() -> Content:
         return Content([{"type": "image", "image": PICTURE}])

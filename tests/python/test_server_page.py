@@ -138,6 +138,15 @@ def canned(page: Page, *deltas: dict[str, Any], end: dict[str, Any] | None = Non
     page.route(CHAT, lambda route: route.fulfill(content_type="text/event-stream", body=body))
 
 
+def before_the_model(page: Page) -> Route:
+    """The page anew, which waits for what the server says of its model; its request for that."""
+    held: list[Route] = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    within(lambda: page.evaluate("1") and held, "the page does not ask for it")
+    return held[0]
+
+
 # ---- asking and answering -----------------------------------------------------------------------
 
 
@@ -162,13 +171,10 @@ def test_an_answer_its_folded_thought_and_how_fast_it_was(page: Page, model) -> 
 
 def test_a_question_waits_for_the_model(page: Page) -> None:
     """The key did nothing before the server had said what it serves."""
-    held: list[Route] = []
-    page.route("**/v1/models", lambda route: held.append(route))
-    page.reload()
-    within(lambda: page.evaluate("1") and held, "the page does not ask for it")
+    asks = before_the_model(page)
     say(page, SUM)
     assert page.locator(".turn").count() == 0
-    held[0].continue_()
+    asks.continue_()
     ended(page)
     assert page.locator(".question p").inner_text() == SUM
 
@@ -366,18 +372,41 @@ def test_a_question_waits_for_its_picture(page: Page) -> None:
 
 def test_a_picture_waits_for_the_model_too(page: Page) -> None:
     """It was dropped, with a word that the model reads text alone."""
-    held: list[Route] = []
-    page.route("**/v1/models", lambda route: held.append(route))
-    page.reload()
-    within(lambda: page.evaluate("1") and held, "the page does not ask for it")
+    asks = before_the_model(page)
     paste(page, PICTURE.read_bytes())
     say(page, WHERE)
     expect(page.locator("#notice")).to_be_hidden()
     bodies = sent(page)
-    held[0].continue_()
+    asks.continue_()
     ended(page)
     kinds = [part["type"] for part in bodies[0]["messages"][0]["content"]]
     assert kinds == ["image_url", "text"]
+
+
+def test_a_question_does_not_go_without_a_picture_that_nobody_sees(page: Page) -> None:
+    asks = before_the_model(page)
+    paste(page, PICTURE.read_bytes())
+    say(page, WHERE)
+    told = asks.fetch().json()
+    told["data"][0]["images"] = False
+    asks.fulfill(json=told)
+    expect(page.locator("#notice")).to_have_text("This model reads text alone.")
+    expect(page.locator("#send")).to_be_enabled()
+    assert page.locator(".turn").count() == 0 and page.input_value("#message") == WHERE
+
+
+def test_the_key_does_nothing_while_an_answer_is_written(page: Page) -> None:
+    """Nor later, when a picture was read meanwhile."""
+    page.evaluate(SLOW_PICTURES)
+    page.route(CHAT, lambda route: None)  # never answered
+    say(page, SUM)
+    expect(page.locator("#stop")).to_be_visible()
+    page.set_input_files("#picture-files", PICTURE)
+    say(page, WHERE)
+    page.click("#stop")
+    page.evaluate("goOn()")
+    expect(page.locator("#tray img")).to_have_count(1)
+    assert page.locator(".turn").count() == 1 and page.input_value("#message") == WHERE
 
 
 def test_a_word_about_a_broken_picture_stays_when_another_is_read(page: Page) -> None:
